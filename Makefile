@@ -1,0 +1,51 @@
+# Everything here needs Python >= 3.11 with pip and venv, and make; `make quickstart` is the place to start.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: help quickstart test test-slow lint bench-cpu clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
+
+quickstart: $(VENV)/installed  ## install, then train a network on handwritten digits (about two minutes)
+	$(BIN)/excite train digits-seresnet20
+
+test: $(VENV)/installed-dev  ## install what the tests need and run them
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/installed-dev  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-cpu: $(VENV)/installed-dev .peers/installed  ## training speed beside timm's; adds rows to benchmarks/results
+	PYTHONPATH=.peers $(BIN)/python benchmarks/train_speed.py
+
+$(VENV)/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "excite needs Python >= 3.11; choose one with make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch first and alone: a looser request would bring several GB of CUDA packages to a machine without a GPU.
+$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e '.[dev]'
+	touch $@
+
+# timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
+.peers/installed: $(VENV)/installed
+	$(PIP) huggingface_hub
+	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0
+	touch $@
+
+clean:  ## remove the environment and caches (not the runs)
+	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache build

@@ -1,0 +1,48 @@
+"""Image classifiers with Squeeze-and-Excitation and Gather-Excite gates: train, evaluate, explain, ship.
+
+Nothing heavy is imported until a name is used.
+"""
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from excite.errors import ExciteError as ExciteError
+    from excite.gates import list_gates as list_gates
+    from excite.inference import Classifier as Classifier
+    from excite.inference import load as load
+    from excite.inference import validate as validate
+    from excite.models import create_model as create_model
+    from excite.models import list_models as list_models
+    from excite.models import resize_gates as resize_gates
+    from excite.recipe import Recipe as Recipe
+    from excite.recipe import list_recipes as list_recipes
+    from excite.recipe import load_recipe as load_recipe
+    from excite.training import train as train
+
+_HOMES = {
+    "ExciteError": "excite.errors",
+    "Classifier": "excite.inference",
+    "load": "excite.inference",
+    "validate": "excite.inference",
+    "create_model": "excite.models",
+    "list_models": "excite.models.catalog",
+    "resize_gates": "excite.models",
+    "list_gates": "excite.gates",
+    "Recipe": "excite.recipe",
+    "list_recipes": "excite.recipe",
+    "load_recipe": "excite.recipe",
+    "train": "excite.training",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605 - a list of str
+__version__ = metadata.version("excite")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'excite' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,380 @@
+"""The command line: name -> function. Everything heavy is imported inside the functions, so that --help is instant."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excite.errors import ExciteError
+
+app = typer.Typer(
+    name="excite",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train, measure and ship image classifiers with Squeeze-and-Excitation and Gather-Excite gates.",
+    epilog="Start with: excite train digits-seresnet20",
+)
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from excite.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
+def _complete_override(incomplete: str) -> list[str]:
+    from excite.recipe import list_recipes, override_keys
+
+    keys = [f"{key}=" for key in override_keys()]
+    return [name for name in [*list_recipes(), *keys] if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from excite.models.catalog import list_models
+
+    return [name for name in list_models() if name.startswith(incomplete)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.")]
+
+
+@app.command()
+def train(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
+            autocompletion=_complete_override,
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the new run folder is made.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Train a network and leave a run folder: weights, metrics, curves, results.
+
+    Examples:
+
+      excite train digits-seresnet20
+
+      excite train cifar10-seresnet20 data.root=cifar-10-python.tar.gz
+
+      excite train folder-seresnet50 data.root=my-images train.init_from=runs/other
+
+      excite train --resume runs/cifar10-seresnet20-20260101-120000
+    """
+    words = list(args or [])
+    if resume is None:
+        if not words:
+            raise ExciteError("give a recipe (`excite recipes` lists them) or --resume RUN")
+        if "=" in words[0] and not Path(words[0]).exists():
+            raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
+        recipe = words.pop(0)
+    else:
+        if not (resume / "recipe.yaml").is_file():
+            raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
+        recipe = str(resume)
+    from excite.recipe import load_recipe
+
+    checked = load_recipe(recipe, words)  # before anything heavy is loaded
+    from excite.training import train as run_training
+
+    results = run_training(checked, resume=resume, out=out, quiet=as_json)
+    if not results:  # not the first process
+        return
+    if as_json:
+        _print_json(results)
+    else:
+        _show_results(results)
+
+
+RESULT_COLUMNS = [
+    ("model", "model", ""),
+    ("params_m", "params(M)", ".2f"),
+    ("devices", "devices", "d"),
+    ("batch_size", "batch size", "d"),
+    ("resolution", "resolution", ""),
+    ("compile_seconds", "compile s", ".1f"),
+    ("ms_per_step", "ms/step", ".2f"),
+    ("images_per_second", "img/s", ",.1f"),
+    ("top1", "acc@top1", ".2f"),
+    ("top5", "acc@top5", ".2f"),
+    ("recipe", "recipe", ""),
+]
+
+
+def _show_results(results: dict[str, Any]) -> None:
+    from excite.training.display import Display, make_table
+
+    display = Display()
+    display.table(make_table([results], RESULT_COLUMNS))
+    run = Path(results["run"])
+    kinds = [
+        ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
+        ("results.json", "the table above and more"),
+        ("curves.png", "loss, accuracy and learning rate"),
+        ("metrics.jsonl", "the same as numbers"),
+        ("recipe.yaml", "everything that decided this run: excite train FILE repeats it"),
+        ("environment.json", "versions, device, git state"),
+        ("log.txt", "what was printed"),
+        ("checkpoints", "to go on with: excite train --resume"),
+    ]
+    for name, what in kinds:
+        if (run / name).exists():
+            display.message(f"{str(run / name):<60} {what}")
+
+
+@app.command()
+def validate(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False
+        ),
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
+    device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what the network was trained with.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a trained network: loss, top-1, top-5, every image exactly once.
+
+    Examples:
+
+      excite validate runs/cifar10-seresnet20-20260101-120000 --per-class
+
+      excite validate model.safetensors data.root=/other/images
+    """
+    from excite.inference import validate as run_validation
+    from excite.training.display import Display, make_table
+
+    display = Display()
+    with _progress("evaluating") as advance:
+        classifier, result = run_validation(
+            source, overrides or [], device=device, precision=_check_precision(precision), batch_size=batch_size, progress=advance
+        )
+    if not classifier.accelerator.is_main_process:
+        return
+    row = {"model": classifier.meta["model"]["name"], **result.summary(), "precision": classifier.precision}
+    rows = result.per_class(classifier.classes)
+    if as_json:
+        _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        return
+    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
+    display.table(make_table([row], [*columns, ("top5", "acc@top5", ".2f"), ("precision", "precision", "")]))
+    if per_class:
+        table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
+        display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+
+
+def _check_precision(precision: str | None) -> str | None:
+    if precision not in (None, "auto", "fp32", "bf16", "fp16"):
+        raise ExciteError(f"--precision is {precision!r}; choose auto, fp32, bf16 or fp16")
+    return precision
+
+
+@app.command()
+def predict(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="What to classify.")],
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
+    grid: Annotated[Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.")] = None,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
+
+    Examples:
+
+      excite predict runs/my-run photo.jpg
+
+      excite predict runs/my-run "photos/*.jpg" --json
+
+      excite predict runs/my-run photos/ --grid out.png
+    """
+    from excite.data.decode import BadImageError
+    from excite.inference import draw_grid, find_images, load, to_json
+    from excite.training.display import Display, make_table
+
+    files = find_images(images)
+    classifier = load(source, device)
+    found, bad = [], []
+    with _progress("classifying") as advance:
+        for start in range(0, len(files), batch_size):
+            part = files[start : start + batch_size]
+            try:
+                found += classifier.predict(part, top_k, batch_size)
+            except BadImageError:
+                for file in part:  # one by one, so that a broken image costs only itself
+                    try:
+                        found += classifier.predict([file], top_k)
+                    except BadImageError as error:
+                        bad.append(str(error))
+            advance(start + len(part), len(files))
+    if as_json:
+        print(to_json(found))
+    else:
+        rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
+        Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
+    if grid is not None and found:
+        print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
+    if bad:
+        raise ExciteError("; ".join(bad))
+
+
+@app.command()
+def models(
+    pattern: Annotated[
+        str, typer.Argument(help='A pattern, such as "*seresnet50*".', autocompletion=_complete_model)
+    ] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the models: parameters, GMACs, input size, gate, published accuracy with its source.
+
+    Examples:
+
+      excite models "*seresnet*"
+
+      excite models "*50*" --json
+    """
+    from excite.errors import nearest
+    from excite.models.catalog import list_models
+
+    names = list_models(pattern)
+    if not names:
+        hint = nearest(pattern.strip("*"), list_models())
+        raise ExciteError(f"no model matches {pattern!r}{hint}")
+    from excite.models import describe
+    from excite.training.display import Display, make_table
+
+    rows = []
+    with _progress("counting") as advance:
+        for name in names:
+            rows.append(describe(name))
+            advance(len(rows), len(names))
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [
+        {
+            **row,
+            "params_m": row["params"] / 1e6,
+            "input": "x".join(map(str, row["input_size"])),
+            "published": "; ".join(_published(p) for p in row["published"]) or None,
+        }
+        for row in rows
+    ]
+    columns = [("name", "model", ""), ("params_m", "params(M)", ".2f"), ("gmacs", "GMACs", ".3f"), ("input", "input", "")]
+    Display().table(make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")]))
+
+
+def _published(entry: dict[str, Any]) -> str:
+    numbers = "/".join(f"{entry[key]:.2f}" for key in ("top1", "top5") if entry.get(key) is not None)
+    return f"{numbers} ({entry['source']}{'' if entry.get('confirmed', True) else ', unconfirmed'})"
+
+
+@app.command()
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe whole.", autocompletion=_complete_recipe, show_default=False)
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, or print one.
+
+    Examples:
+
+      excite recipes
+
+      excite recipes cifar10-seresnet20 > mine.yaml
+
+      excite recipes --schema > excite-recipe.schema.json
+    """
+    from excite.recipe import json_schema, list_recipes, load_recipe, recipe_text
+
+    if schema:
+        print(json_schema(), end="")
+        return
+    if name is not None:
+        if as_json:
+            _print_json(load_recipe(name).model_dump(mode="json"))
+        else:
+            print(recipe_text(name)[0], end="")
+        return
+    rows = []
+    for each in list_recipes():
+        recipe = load_recipe(each)
+        first = recipe_text(each)[0].split("\n", 1)[0].lstrip("# ").removeprefix(f"{each}: ")
+        rows.append({"recipe": each, "model": recipe.model.name, "epochs": recipe.train.epochs, "what": first})
+    if as_json:
+        _print_json(rows)
+        return
+    from excite.training.display import Display, make_table
+
+    columns = [("recipe", "recipe", ""), ("model", "model", ""), ("epochs", "epochs", "d"), ("what", "what", "")]
+    Display().table(make_table(rows, columns))
+
+
+class _progress:
+    """A progress bar on standard error, where that is a terminal; ``advance(done, total)`` moves it."""
+
+    def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> Any:
+        self._bar.start()
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"excite {metadata.version('excite')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
+    try:
+        app()
+    except ExciteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_status", 1))
+    except BrokenPipeError:  # `excite models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

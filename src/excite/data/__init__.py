@@ -1,0 +1,60 @@
+"""Images in: sources, decoding, batches and augmentation.
+
+Names are imported when first used, so that `excite.data.config` (needed to read a recipe) does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from excite.data.augment import BatchAugment
+    from excite.data.config import AugmentConfig, DataConfig, RandAugmentConfig
+    from excite.data.decode import BadImageError, eval_transform, eval_transform_tensor, load_image
+    from excite.data.images import ArrayImages, FileImages
+    from excite.data.loader import EvalLoader, TrainLoader
+    from excite.data.preprocessing import Preprocessing, normalize
+    from excite.data.sources import DataSets, open_data
+
+_HOME = {
+    "ArrayImages": "images",
+    "AugmentConfig": "config",
+    "BadImageError": "decode",
+    "BatchAugment": "augment",
+    "DataConfig": "config",
+    "DataSets": "sources",
+    "EvalLoader": "loader",
+    "FileImages": "images",
+    "Preprocessing": "preprocessing",
+    "RandAugmentConfig": "config",
+    "TrainLoader": "loader",
+    "eval_transform": "decode",
+    "eval_transform_tensor": "decode",
+    "load_image": "decode",
+    "normalize": "preprocessing",
+    "open_data": "sources",
+}
+
+__all__ = [
+    "ArrayImages",
+    "AugmentConfig",
+    "BadImageError",
+    "BatchAugment",
+    "DataConfig",
+    "DataSets",
+    "EvalLoader",
+    "FileImages",
+    "Preprocessing",
+    "RandAugmentConfig",
+    "TrainLoader",
+    "eval_transform",
+    "eval_transform_tensor",
+    "load_image",
+    "normalize",
+    "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,82 @@
+"""IDX files, plain or gzipped, under the names that MNIST and Fashion-MNIST use."""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from excite.data.images import ArrayImages
+from excite.errors import ExciteError
+
+UBYTE = 0x08  # the only element type of image and label files
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read one IDX file of unsigned bytes: uint8 of the shape in its header. Raises ExciteError for anything else."""
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, OSError, zlib.error) as error:
+        raise ExciteError(f"{path} cannot be read, download it again ({error})") from error
+    if len(data) < 4 or data[:3] != bytes((0, 0, UBYTE)) or data[3] not in (1, 3):
+        raise ExciteError(f"{path} is not an IDX file of bytes: it begins with {data[:4].hex(' ') or 'nothing'}")
+    dims = data[3]
+    start = 4 + 4 * dims
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    if len(data) < start or len(data) - start != math.prod(shape):
+        raise ExciteError(
+            f"{path} is truncated or damaged: its header says {' x '.join(map(str, shape))}, "
+            f"that is {math.prod(shape)} bytes, and {max(0, len(data) - start)} follow"
+        )
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _find(root: Path, part: str, what: str, dims: int) -> Path | None:
+    """`train-images-idx3-ubyte`, `train-images.idx3-ubyte`, each also with .gz; None where there is no such file."""
+    for separator in "-.":
+        for ending in ("", ".gz"):
+            path = root / f"{part}-{what}{separator}idx{dims}-ubyte{ending}"
+            if path.is_file():
+                return path
+    return None
+
+
+def _read_part(root: Path, part: str, classes: int) -> ArrayImages | None:
+    image_path, label_path = _find(root, part, "images", 3), _find(root, part, "labels", 1)
+    if image_path is None and label_path is None:
+        return None
+    if image_path is None or label_path is None:
+        lacking = "images-idx3" if image_path is None else "labels-idx1"
+        raise ExciteError(f"{root} lacks {part}-{lacking}-ubyte, the other half of {image_path or label_path}")
+    images, labels = read_idx(image_path), read_idx(label_path)
+    if images.ndim != 3 or labels.ndim != 1 or not images.size:
+        shapes = f"{image_path} has shape {images.shape}, {label_path} {labels.shape}"
+        raise ExciteError(f"{shapes}: expected (N, H, W) and (N,), N at least 1")
+    if len(images) != len(labels):
+        raise ExciteError(f"{image_path} has {len(images)} images, but {label_path} has {len(labels)} labels")
+    if labels.max() >= classes:
+        position = int((labels >= classes).argmax())
+        raise ExciteError(
+            f"{label_path}: label {labels[position]} of image {position} is outside 0..{classes - 1}; "
+            f"name every class in {root / 'classes.txt'}, one a line"
+        )
+    return ArrayImages(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
+
+
+def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str], ArrayImages, ArrayImages | None]:
+    """Class names, training images, test images or None: uint8 (N, 1, H, W).
+
+    Names come from `class_names`, else `classes.txt` in the folder, else "0".."9". Raises ExciteError where files are
+    missing, damaged, or do not fit each other.
+    """
+    names = class_names
+    if names is None and (root / "classes.txt").is_file():
+        names = [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+    if names is None:
+        names = [str(d) for d in range(10)]
+    train = _read_part(root, "train", len(names))
+    if train is None:
+        raise ExciteError(f"{root} holds no IDX data: expected train-images-idx3-ubyte (or .gz) in it")
+    return names, train, _read_part(root, "t10k", len(names))

@@ -1,0 +1,128 @@
+"""The two forms in which a set of labelled images lives: as one array, or as files.
+
+Shapes: N images, C channels (1 or 3), H x W pixels.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from excite.data.decode import Interpolation, eval_transform
+
+
+@dataclass
+class ArrayImages:
+    """Images in memory: `images` uint8 (N, C, H, W), C being 1 for gray sources, and `labels` int64 (N,)."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: np.ndarray) -> "ArrayImages":
+        """The images of these positions, in this order."""
+        chosen = torch.from_numpy(index)
+        return ArrayImages(self.images[chosen], self.labels[chosen])
+
+    def digests(self) -> list[bytes]:
+        """One 16-byte digest an image, over its pixels and label."""
+        pixels, labels = self.images.contiguous().numpy(), self.labels.numpy()
+        return [
+            hashlib.blake2b(image.tobytes() + int(label).to_bytes(8, "little"), digest_size=16).digest()
+            for image, label in zip(pixels, labels, strict=True)
+        ]
+
+    def canonical(self) -> "ArrayImages":
+        """The same images ordered by digest, so that a run depends on them and not on how they were stored."""
+        digests = self.digests()
+        return self.take(np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64))
+
+
+@dataclass
+class FileImages:
+    """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers."""
+
+    paths: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, index: np.ndarray) -> "FileImages":
+        """The images of these positions, in this order."""
+        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index])
+
+
+def luma(images: torch.Tensor) -> torch.Tensor:
+    """RGB to gray exactly as Pillow does it (ITU-R 601): uint8 (N, 3, H, W) -> uint8 (N, 1, H, W)."""
+    out = torch.empty_like(images[:, :1])
+    for chunk, target in zip(images.split(4096), out.split(4096), strict=True):
+        red, green, blue = chunk.to(torch.int32).unbind(1)
+        target[:, 0] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
+    return out
+
+
+def fit(images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpolation) -> torch.Tensor:
+    """Bring arrays to the wanted size as files are: uint8 (N, C, H, W) -> uint8 (N, C, S, S), `eval_transform`."""
+    if tuple(images.shape[-2:]) == (size, size):
+        return images
+    from PIL import Image
+
+    def one(image: torch.Tensor) -> torch.Tensor:
+        pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+        return torch.from_numpy(eval_transform(Image.fromarray(pixels), size, crop_pct, interpolation)).permute(2, 0, 1)
+
+    return torch.stack([one(image) for image in images])
+
+
+def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation in 0..1 per channel of uint8 (N, C, H, W); exact, whatever the order of images."""
+    value = np.arange(256)
+    mean, std = [], []
+    for channel in range(images.shape[1]):
+        counts = sum(np.bincount(part[:, channel].numpy().ravel(), minlength=256) for part in images.split(4096))
+        centre = (counts * value).sum() / np.sum(counts)
+        mean.append(float(centre / 255))
+        # A constant channel would divide by zero; one gray level is the least that 8 bits can tell.
+        std.append(float(max(1.0, np.sqrt((counts * (value - centre) ** 2).sum() / np.sum(counts))) / 255))
+    return mean, std
+
+
+def balanced_order(labels: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
+    """A seeded order of all positions whose every beginning is class-balanced, as far as the classes reach."""
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)  # position of an image within its class, in shuffled order
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        rank[members] = np.arange(len(members))
+    return shuffled[np.argsort(rank[shuffled], kind="stable")]
+
+
+def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions for training and for validation, ascending: a seeded, stratified split.
+
+    The validation part has round(N * fraction) images (at least 1, at most N - 1), shared out by largest remainder.
+    A class keeps one image for training as long as there is any other choice.
+    """
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(seed)
+    total = min(max(1, round(len(labels) * fraction)), len(labels) - 1)
+    classes, counts = np.unique(labels, return_counts=True)
+    quota = counts * (total / len(labels))
+    take = np.minimum(np.floor(quota).astype(np.int64), counts - 1)
+    remainder_order = np.lexsort((rng.permutation(len(classes)), take - quota))
+    spare = np.array([counts - 1, counts])  # first leave every class an image; only then take whole classes
+    for room in spare:
+        while take.sum() < total and (take < room).any():
+            open_classes = remainder_order[(take < room)[remainder_order]]
+            take[open_classes[: total - take.sum()]] += 1
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label, count in zip(classes, take, strict=True):
+        chosen[rng.permutation(np.flatnonzero(labels == label))[:count]] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

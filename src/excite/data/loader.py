@@ -1,0 +1,351 @@
+"""Batches for training and evaluation, from arrays on the device or from files decoded by worker processes.
+
+Shapes: N images, B images of a batch on one rank, C channels the network sees, S the image side.
+
+Nothing here has hidden state: which images make up a batch, and how each is cropped, are pure functions of
+(seed, epoch, step, rank). So a run that resumes in the middle of an epoch, or with another number of workers, gets
+the same batches bit for bit. torch's global generators are never touched.
+"""
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from excite.data.augment import crop_and_resize
+from excite.data.config import AugmentConfig, DataConfig
+from excite.data.decode import BadImageError, eval_transform, load_image, random_boxes, random_resized_crop
+from excite.data.images import ArrayImages, FileImages
+from excite.errors import ExciteError
+
+Batch = TypeVar("Batch")
+
+# The first number of every seed: SeedSequence pads with zeros, so (seed, epoch) alone would equal (seed, epoch, 0).
+ORDER, FILE_CROP, ARRAY_CROP = 0, 1, 2
+
+MAX_WORKERS = 16  # more decode faster than one device trains, and each costs some 200 MB
+TRIES = 100  # broken images in a row after which a training run stops even under "skip"
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of `count` images in an epoch: int64 (N,), a pure function of (seed, epoch)."""
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch for a worker to decode; the epoch seeds the crops."""
+
+    epoch: int
+    indices: list[int]
+
+
+@dataclass
+class Decoded:
+    """What a worker answers: uint8 (B, S, S, C), int64 (B,) twice, and which files were broken."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    bad: list[tuple[str, str]]
+    fatal: ExciteError | None = None  # stops the run
+
+    def pin_memory(self) -> "Decoded":
+        """Called by the DataLoader where the device is a GPU."""
+        return Decoded(
+            self.pixels.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.bad, self.fatal
+        )
+
+
+class FileDecoder(Dataset[Decoded]):
+    """Decodes whole batches, in a worker or in the main process: `decoder[request]`.
+
+    With `augment` None the evaluation transform is applied, and a broken image under "skip" is left out; otherwise
+    training crops are made, and a broken image under "skip" is replaced by the next good one in the order of files.
+    Errors come back as values: raised in a worker they would reach the user wrapped in two tracebacks.
+    """
+
+    def __init__(self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int) -> None:
+        self.files, self.data, self.augment, self.seed = files, data, augment, seed
+        self.stop = (data.on_bad_val if augment is None else data.on_bad_train) == "stop"
+
+    def __getitem__(self, request: Request) -> Decoded:
+        size, channels = self.data.image_size, self.data.in_chans
+        pixels = np.empty((len(request.indices), size, size, channels), dtype=np.uint8)
+        used: list[int] = []
+        bad: list[tuple[str, str]] = []
+        fatal: ExciteError | None = None
+        for index in request.indices:
+            tries = TRIES if self.augment is not None and not self.stop else 1
+            for candidate in range(index, index + tries):
+                candidate %= len(self.files)
+                try:
+                    pixels[len(used)] = self._decode(candidate, index, request.epoch)
+                    used.append(candidate)
+                    break
+                except BadImageError as error:
+                    bad.append((error.path, error.reason))
+                    fatal = error if self.stop else None
+            else:
+                if tries == TRIES:
+                    fatal = ExciteError(
+                        f"{TRIES} training images in a row cannot be read; the last: {': '.join(bad[-1])}"
+                    )
+            if fatal is not None:
+                break
+        labels = torch.tensor([self.files.labels[i] for i in used], dtype=torch.int64)
+        return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
+
+    def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
+        data, augment = self.data, self.augment
+        image = load_image(self.files.paths[index], "L" if data.in_chans == 1 else "RGB", data.max_pixels)
+        if augment is None or augment.crop != "random_resized":
+            return eval_transform(image, data.image_size, data.crop_pct, data.interpolation)
+        rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
+        return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
+
+
+class _Plan(Sampler[Request]):
+    """The requests of the coming iteration. Persistent workers keep their copy of the dataset, so what changes from
+    epoch to epoch must travel with the requests."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.requests)
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+
+def _ignore_interrupt(_: int) -> None:
+    """Ctrl-C reaches the whole process group; the main process saves first and then ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _unchanged(decoded: Any) -> Any:
+    """With batch_size=None the DataLoader would else convert what the decoder returns."""
+    return decoded
+
+
+def default_workers() -> int:
+    """One worker a core that this process may use, shared among the ranks of a machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+class _FileBatches:
+    """Streams requests through worker processes that live as long as this object (if `persistent`)."""
+
+    def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
+        self.decoder, self.plan = decoder, _Plan()
+        workers = default_workers() if decoder.data.workers is None else decoder.data.workers
+        context = None
+        if workers:
+            # fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver
+            # forks from a clean process that has imported torch once (0.1 s a worker); spawn, where there is no
+            # forkserver (Windows), imports it in every worker (2 s each).
+            method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+            context = multiprocessing.get_context(method)
+            if method == "forkserver":
+                context.set_forkserver_preload(["excite.data.loader"])
+        self.loader = DataLoader(
+            decoder,
+            batch_size=None,
+            sampler=self.plan,
+            num_workers=workers,
+            collate_fn=_unchanged,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            multiprocessing_context=context,
+            persistent_workers=persistent and workers > 0,
+            generator=torch.Generator(),  # else every epoch would draw a number from the global generator
+        )
+
+    def run(self, requests: list[Request]) -> Iterator[Decoded]:
+        self.plan.requests = requests
+        return iter(self.loader)
+
+
+class _Loader:
+    """What both loaders share: the images, the device, the waiting time and the list of broken files."""
+
+    def __init__(
+        self, images: ArrayImages | FileImages, batch_size: int, device: torch.device | str, data: DataConfig
+    ) -> None:
+        self.batch_size, self.device, self.data = batch_size, torch.device(device), data
+        self.wait_seconds = 0.0  # running total of what the consumer has waited for batches
+        self._bad: dict[str, str] = {}
+        if isinstance(images, ArrayImages):
+            images = ArrayImages(images.images.to(self.device), images.labels.to(self.device))
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(path, reason) of the broken files met so far, each path once."""
+        return list(self._bad.items())
+
+    def _pixels(self, arrays: ArrayImages, index: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, S, S); one stored gray channel is repeated without copying it."""
+        return arrays.images.index_select(0, index).expand(-1, self.data.in_chans, -1, -1)
+
+    def _checked(self, decoded: Decoded) -> Decoded:
+        for path, reason in decoded.bad:
+            self._bad.setdefault(path, reason)
+        if decoded.fatal is not None:
+            raise decoded.fatal
+        return decoded
+
+    def _streamed(self, batches: Iterator[Decoded]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Send batches to the device, on a GPU one ahead of the one in use."""
+        ahead: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        for decoded in map(self._checked, batches):
+            pixels, labels, indices = (
+                part.to(self.device, non_blocking=True) for part in (decoded.pixels, decoded.labels, decoded.indices)
+            )
+            moved = (pixels.permute(0, 3, 1, 2), labels, indices)  # a view: channels_last in memory
+            if self.device.type != "cuda":
+                yield moved
+                continue
+            if ahead is not None:
+                yield ahead
+            ahead = moved
+        if ahead is not None:
+            yield ahead
+
+    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.wait_seconds += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+class TrainLoader(_Loader):
+    """Training batches of one rank.
+
+    Batch k of an epoch is the k-th slice of B * world images of that epoch's order, dealt out to the ranks in turn.
+    With `drop_last` the incomplete slice at the end is left out; it is kept where it is all there is (fewer than
+    B * world images), and wherever one is kept, it is topped up from the beginning of the order so that every rank
+    has equally many. An image is cropped by a generator of its own, seeded by (seed, epoch, its number).
+
+    `images` uint8 (B, C, S, S) and `labels` int64 (B,) come on the device; crop=pad and everything else in `augment`
+    but the random-resized crop is BatchAugment's work. Iterate over one epoch at a time.
+    """
+
+    def __init__(
+        self,
+        images: ArrayImages | FileImages,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        augment: AugmentConfig,
+        data_config: DataConfig,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(images, batch_size, device, data_config)
+        self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
+        self.drop_last = drop_last and len(images) >= batch_size * world
+        self._files: _FileBatches | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the same on every rank."""
+        steps = len(self.images) / (self.batch_size * self.world)
+        return math.floor(steps) if self.drop_last else math.ceil(steps)
+
+    def batch_indices(self, epoch: int, step: int) -> np.ndarray:
+        """Which images (positions in `images`) batch `step` of `epoch` holds on this rank."""
+        return self._share(epoch_order(len(self.images), self.seed, epoch), step)
+
+    def _share(self, order: np.ndarray, step: int) -> np.ndarray:
+        total = self.batch_size * self.world
+        whole = order[step * total : (step + 1) * total]
+        lacking = -len(whole) % self.world
+        return np.concatenate([whole, np.resize(order, lacking)])[self.rank :: self.world]
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch from `start_step` on: what an uninterrupted run would have seen from there.
+
+        Raises BadImageError (data.on_bad_train = "stop"), ExciteError (100 broken images in a row).
+        """
+        order = epoch_order(len(self.images), self.seed, epoch)
+        if isinstance(self.images, ArrayImages):
+            return self._timed(self._from_arrays(self.images, order, epoch, start_step))
+        if self._files is None:
+            decoder = FileDecoder(self.images, self.data, self.augment, self.seed)
+            self._files = _FileBatches(decoder, self.device, persistent=True)
+        steps = range(start_step, self.steps_per_epoch)
+        requests = [Request(epoch, self._share(order, step).tolist()) for step in steps]
+        streamed = self._streamed(self._files.run(requests))
+        return self._timed((pixels, labels) for pixels, labels, _ in streamed)
+
+    def _from_arrays(
+        self, arrays: ArrayImages, order: np.ndarray, epoch: int, start_step: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        crops = self.augment.crop == "random_resized"
+        for step in range(start_step, self.steps_per_epoch):
+            share = torch.from_numpy(self._share(order, step))
+            index = share.to(self.device, non_blocking=True)
+            pixels = self._pixels(arrays, index)
+            if crops:
+                rng = np.random.default_rng((ARRAY_CROP, self.seed, epoch, step, self.rank))
+                height, width = pixels.shape[2:]
+                boxes = random_boxes(rng, len(share), height, width, self.augment.scale, self.augment.ratio)
+                pixels = crop_and_resize(pixels, boxes, self.data.image_size, self.data.interpolation)
+            yield pixels, arrays.labels.index_select(0, index)
+
+
+class EvalLoader(_Loader):
+    """Evaluation batches of one rank: every image exactly once over all ranks, whatever the batch size.
+
+    Iterating yields uint8 (B, C, S, S), int64 labels (B,) and int64 positions in `images` (B,), on the device. Rank r
+    has images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Raises BadImageError
+    (data.on_bad_val = "stop"); under "skip" broken images are left out and listed in `bad`.
+    """
+
+    def __init__(
+        self,
+        images: ArrayImages | FileImages,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        data_config: DataConfig,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        super().__init__(images, batch_size, device, data_config)
+        self._mine = np.arange(rank, len(images), world)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        shares = [self._mine[i : i + self.batch_size] for i in range(0, len(self._mine), self.batch_size)]
+        if isinstance(self.images, ArrayImages):
+            return self._timed(self._from_arrays(self.images, shares))
+        # Not persistent: between two evaluations the cores and the memory belong to the training workers.
+        files = _FileBatches(FileDecoder(self.images, self.data, None, 0), self.device, persistent=False)
+        streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))
+        return self._timed(batch for batch in streamed if len(batch[1]))
+
+    def _from_arrays(
+        self, arrays: ArrayImages, shares: list[np.ndarray]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for share in shares:
+            index = torch.from_numpy(share).to(self.device)
+            yield self._pixels(arrays, index), arrays.labels.index_select(0, index), index

@@ -1,0 +1,60 @@
+"""What must happen to an image before a trained network sees it; travels inside every checkpoint."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import torch
+
+from excite.data.config import PILLOW_LIMIT
+from excite.data.decode import Interpolation, eval_transform, load_image
+from excite.errors import ExciteError, nearest
+
+
+def normalize(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """(pixels / 255 - mean) / std per channel: uint8 (B, C, H, W) -> `dtype` of the same shape and layout."""
+    scale = images.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1)
+    shift = images.new_tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(-1, 1, 1)
+    return torch.addcmul(shift, images.float(), scale).to(dtype)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`)."""
+
+    image_size: int
+    crop_pct: float
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    in_chans: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, for JSON or a safetensors header."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises ExciteError for a missing or unknown key."""
+        names = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise ExciteError(f"preprocessing has an unknown key {key!r}{nearest(key, names)}")
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise ExciteError(f"preprocessing lacks {', '.join(missing)}: this is not a complete checkpoint")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    def load(self, path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
+        """Read one image file: uint8 (C, S, S). Raises BadImageError where it cannot be read."""
+        image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels)
+        pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """uint8 (B, C, S, S) -> normalised `dtype` of the same shape; one gray channel is repeated to `in_chans`."""
+        return normalize(images.expand(-1, self.in_chans, -1, -1), self.mean, self.std, dtype)

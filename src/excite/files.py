@@ -1,0 +1,78 @@
+"""Files that are whole or absent: written to the side, flushed to the disk, then renamed."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know fsync on folders; a file that cannot be flushed is an error.
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file or a folder to; it replaces ``path`` when the block ends well.
+
+    After a crash, a kill or a full disk at any moment, ``path`` is as it was before or as it should be, never between.
+
+    Raises:
+        ExciteError: the disk is full or the place cannot be written; what was at ``path`` before is untouched.
+    """
+    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(aside)
+        yield aside
+        for file in [p for p in aside.rglob("*") if p.is_file()] if aside.is_dir() else [aside]:
+            _sync(file)
+        if aside.is_dir():
+            _sync(aside)
+            _remove(path)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        _remove(aside)
+        raise ExciteError(_sentence(path, error)) from error
+    except BaseException:
+        _remove(aside)
+        raise
+
+
+def _sentence(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full: {path} could not be written; free some space and try again (what was there before is whole)"
+    return f"{path} could not be written: {error.strerror or error} (what was there before is whole)"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises ExciteError where it cannot be written."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,161 @@
+"""Gather-Excite.  Letters: N images, C channels, S squeezed channels, H x W positions, h x w gathered, e extent."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError, nearest
+from excite.gates.base import Gate, in_gate_precision
+from excite.gates.registry import register_gate
+from excite.gates.squeeze_excite import squeeze_width
+
+VARIANTS = ("theta_minus", "theta", "theta_plus")
+EXTENTS = (2, 4, 8)
+
+
+@register_gate("ge")
+class GatherExcite(Gate):
+    """Gather context over ``extent`` positions, excite by a sigmoid: (N, C, H, W) -> scale (N, C) or (N, C, H, W).
+
+    ``extent`` is 2, 4 or 8 (h x w is then ceil(H/e) x ceil(W/e), brought back to H x W by nearest neighbour), or
+    ``"global"`` (also 0; h x w is 1 x 1 and the scale (N, C)).
+
+    - ``theta_minus``: average pooling with kernel 2e-1, stride e, padding e-1 that is not counted. No parameters.
+    - ``theta``: log2(e) chained depth-wise 3x3 stride-2 convolutions, each with batch norm, ReLU between them:
+      log2(e) * 11*C parameters. Global: one depth-wise convolution of the map's own size, with batch norm:
+      C*H*W + 2*C parameters; such a gate fits maps of ``feature_size`` only.
+    - ``theta_plus``: theta, then SE's bottleneck (1x1 to S channels, ReLU, 1x1 back): 2*C*S + S + C more parameters.
+
+    ``reduction``, ``rd_divisor`` and ``bias`` (defaults 16, None, True) belong to theta_plus's bottleneck.
+
+    Source: Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in Convolutional Neural
+    Networks" (arXiv 1810.12348), sections 2-3. Two differences in the wild: the authors' own Caffe net
+    (RN50-GEPP.prototxt) has one more ReLU, between theta_plus's gathering batch norm and its bottleneck (the MindSpore
+    reference has none, nor have we); and the MindSpore reference starts its gather in the 56-pixel stage with a dense
+    instead of a depth-wise convolution.
+
+    In training a global theta needs at least two images per batch: its batch norm has one value per image and channel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        variant: str = "theta_minus",
+        extent: int | str = "global",
+        reduction: int | None = None,
+        rd_divisor: int | None = None,
+        bias: bool | None = None,
+        feature_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.extent = _check_options(variant, extent, reduction=reduction, rd_divisor=rd_divisor, bias=bias)
+        self.variant = variant
+        self.channelwise = variant == "theta_minus" and self.extent == 0
+        self.gather: nn.Sequential | None = None
+        if variant != "theta_minus":
+            if self.extent == 0 and feature_size is None:
+                raise ExciteError(
+                    f"the gate 'ge' {variant} with global extent needs the size of its map; give image_size="
+                )
+            self.feature_size = feature_size if self.extent == 0 else None
+            self.gather = _gather_layers(channels, self.extent, feature_size)
+        self.fc1: nn.Conv2d | None = None
+        self.fc2: nn.Conv2d | None = None
+        if variant == "theta_plus":
+            width = squeeze_width(channels, 16 if reduction is None else reduction, rd_divisor)
+            self.fc1 = nn.Conv2d(channels, width, 1, bias=bias is not False)
+            self.fc2 = nn.Conv2d(width, channels, 1, bias=bias is not False)
+
+    def excitation(self, squeezed: Tensor) -> Tensor:
+        if not self.channelwise:
+            return super().excitation(squeezed)
+        return in_gate_precision(torch.sigmoid, squeezed)
+
+    def scale(self, x: Tensor) -> Tensor:
+        if self.channelwise:
+            return super().scale(x)
+        scale = in_gate_precision(self._excite, self._gather(x)).to(x.dtype)
+        if self.extent == 0:
+            return scale.flatten(1)
+        # After the sigmoid, because that is a pointwise function and the gathered map is e*e times smaller.
+        return F.interpolate(scale, size=x.shape[-2:], mode="nearest")
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, h, w)."""
+        if self.gather is None:
+            e = self.extent
+            return F.avg_pool2d(x, 2 * e - 1, stride=e, padding=e - 1, count_include_pad=False)
+        if self.feature_size is not None and tuple(x.shape[-2:]) != self.feature_size:
+            (built_h, built_w), (h, w) = self.feature_size, x.shape[-2:]
+            raise ExciteError(
+                f"this Gather-Excite gate was built for maps of {built_h}x{built_w} and was given one of {h}x{w}; "
+                "excite.resize_gates(model, image_size) re-samples its kernel for another image size"
+            )
+        return self.gather(x)
+
+    def _excite(self, gathered: Tensor) -> Tensor:
+        if self.fc1 is not None and self.fc2 is not None:
+            gathered = self.fc2(F.relu(self.fc1(gathered), inplace=True))
+        return gathered.sigmoid()
+
+    def resize(self, feature_size: tuple[int, int]) -> None:
+        """Re-sample a global kernel, keeping each channel's sum and so its answer to a constant map.
+
+        The kernel becomes a new ``nn.Parameter``: make the optimiser afterwards.
+        """
+        if self.feature_size is None or self.feature_size == feature_size:
+            return
+        conv = cast(nn.Conv2d, cast(nn.Sequential, self.gather)[0])
+        old = conv.weight
+        kernel = resample_kernel(old.detach(), feature_size)
+        conv.weight = nn.Parameter(kernel, requires_grad=old.requires_grad)
+        conv.kernel_size = feature_size
+        self.feature_size = feature_size
+
+
+def resample_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, 1, H, W) -> (C, 1, *size), bicubic, with the sum over positions kept."""
+    wide = kernel.double()
+    area = wide.shape[-2] * wide.shape[-1] / (size[0] * size[1])
+    shrinks = size[0] < wide.shape[-2] or size[1] < wide.shape[-1]
+    new = F.interpolate(wide, size=size, mode="bicubic", antialias=shrinks) * area
+    # What interpolation lost of the sum is spread evenly; a quotient of sums would blow up where a sum is near zero.
+    missing = wide.sum((-2, -1), keepdim=True) - new.sum((-2, -1), keepdim=True)
+    return (new + missing / (size[0] * size[1])).to(kernel.dtype)
+
+
+def _gather_layers(channels: int, extent: int, feature_size: tuple[int, int] | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if extent == 0:
+        layers += [_depthwise(channels, feature_size), nn.BatchNorm2d(channels)]
+    for step in range(extent.bit_length() - 1):
+        layers += [nn.ReLU(inplace=True)] if step else []
+        layers += [_depthwise(channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+def _depthwise(
+    channels: int, kernel_size: int | tuple[int, int] | None, *, stride: int = 1, padding: int = 0
+) -> nn.Conv2d:
+    assert kernel_size is not None
+    conv = nn.Conv2d(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels, bias=False)
+    # fan_in, as the authors' "msra" filler: PyTorch's fan_out does not know of groups and would be C times too large.
+    nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
+    return conv
+
+
+def _check_options(variant: str, extent: int | str, **bottleneck: object) -> int:
+    """The extent as a number, 0 for global."""
+    if variant not in VARIANTS:
+        raise ExciteError(
+            f"the gate 'ge' has no variant {variant!r}{nearest(str(variant), VARIANTS)} (known: {', '.join(VARIANTS)})"
+        )
+    if extent not in (*EXTENTS, 0, "global"):
+        raise ExciteError(f"the extent of the gate 'ge' is one of 2, 4, 8, 0 or 'global', not {extent!r}")
+    given = [name for name, value in bottleneck.items() if value is not None]
+    if given and variant != "theta_plus":
+        raise ExciteError(f"the gate 'ge' {variant} has no bottleneck, so no {' or '.join(given)}; theta_plus has one")
+    return 0 if isinstance(extent, str) else extent

@@ -1,0 +1,205 @@
+"""Use what was trained: load a run or checkpoint, evaluate it again, classify images."""
+
+import glob
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excite.data import EvalLoader, Preprocessing, open_data
+from excite.data.folder import IMAGE_SUFFIXES
+from excite.errors import ExciteError
+from excite.models import create_model
+from excite.recipe import Recipe, apply_overrides
+from excite.training.checkpoint import Checkpoint, load_into, read_weights
+from excite.training.device import DTYPES, choose_precision, make_accelerator
+from excite.training.evaluate import Evaluation, evaluate
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image's most likely classes: ``top`` holds (class name, probability), best first."""
+
+    path: str
+    top: list[tuple[str, float]]
+
+
+class Classifier:
+    """A trained network with everything it needs to be used: preprocessing, class names, where it came from.
+
+    Args:
+        checkpoint: what ``read_weights`` returned.
+        device: "auto", "cpu", "cuda" ...
+        precision: "auto" (what it was trained with, where the device can), "fp32", "bf16", "fp16".
+
+    Attributes:
+        model: the network, in eval mode on the device.
+        classes: class names in the order of the logits.
+        preprocessing: how an image becomes the network's input.
+        meta: recipe, metrics, versions, step and epoch, as stored in the checkpoint.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "auto", precision: str = "fp32") -> None:
+        self.meta = checkpoint.meta
+        self.classes: list[str] = checkpoint.meta["classes"]
+        self.preprocessing = Preprocessing.from_dict(checkpoint.meta["preprocessing"])
+        self.model: nn.Module = create_model(checkpoint.meta["model"]["name"], **checkpoint.meta["model"]["args"])
+        load_into(self.model, checkpoint)
+        self.accelerator = make_accelerator(device)
+        self.device = self.accelerator.device
+        self.precision = choose_precision(precision, self.device)
+        self.model.eval().to(device=self.device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 images (B, C, S, S), already preprocessed, to float32 logits (B, K)."""
+        x = self.preprocessing.normalize(images.to(self.device)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self.model(x).float()
+
+    def predict(self, paths: Iterable[str | Path], top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+        """Classify image files.
+
+        Args:
+            paths: image files, of any size and format.
+            top_k: how many classes to give for each.
+            batch_size: images at a time.
+
+        Raises:
+            BadImageError: an image cannot be read.
+        """
+        pending: list[str] = []
+        for path in [*map(str, paths), None]:
+            if path is not None:
+                pending.append(path)
+            if pending and (path is None or len(pending) == batch_size):
+                images = torch.stack([self.preprocessing.load(p) for p in pending])
+                best = self.logits(images).softmax(1).topk(min(top_k, len(self.classes)))
+                for name, values, indices in zip(pending, best.values.tolist(), best.indices.tolist(), strict=True):
+                    yield Prediction(name, [(self.classes[k], p) for k, p in zip(indices, values, strict=True)])
+                pending = []
+
+
+def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> Classifier:
+    """Load a trained network.
+
+    Args:
+        source: a run folder (its best weights), a checkpoint folder, or a ``.safetensors`` file.
+        device: "auto", "cpu", "cuda" ...
+        precision: "fp32", "bf16", "fp16" or "auto".
+
+    Raises:
+        ExciteError: there is nothing there, it is damaged, or it was not written by this package.
+    """
+    return Classifier(read_weights(source), device, precision)
+
+
+def validate(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Classifier, Evaluation]:
+    """Evaluate a trained network on the validation images of its recipe, or on others.
+
+    Args:
+        source: a run folder, a checkpoint folder or a ``.safetensors`` file.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        device: "auto", "cpu", "cuda" ...
+        precision: None takes what it was trained with, so that the numbers are those of the training.
+        batch_size: images at a time; has no influence on the result.
+        progress: called with (images done, images in all) after each batch.
+
+    Raises:
+        ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
+    """
+    checkpoint = read_weights(source)
+    classifier = Classifier(checkpoint, device, precision or checkpoint.meta["precision"])
+    recipe = Recipe.from_dict(apply_overrides(checkpoint.meta["recipe"], list(overrides)), str(source))
+    data = open_data(recipe.data, recipe.augment)
+    if data.classes != classifier.classes:
+        unknown = [c for c in data.classes if c not in classifier.classes]
+        raise ExciteError(
+            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
+            if unknown
+            else f"the data has {len(data.classes)} classes in another order or number than the {len(classifier.classes)} of {source}"
+        )
+    process = classifier.accelerator
+    loader = EvalLoader(
+        data.val,
+        batch_size=batch_size or recipe.eval.batch_size,
+        device=classifier.device,
+        data_config=recipe.data,
+        rank=process.process_index,
+        world=process.num_processes,
+    )
+    batches = _counted(loader, progress, len(data.val)) if progress else loader
+    result = evaluate(
+        classifier.model, batches, classifier.preprocessing, len(data.classes), classifier.device, classifier.precision
+    )
+    return classifier, result
+
+
+def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total: int) -> Iterator[Any]:
+    done = 0
+    for batch in loader:
+        yield batch
+        done += len(batch[1])
+        progress(done, total)
+
+
+def find_images(sources: Sequence[str]) -> list[str]:
+    """Image files from files, folders (searched through) and glob patterns, in order, each once.
+
+    Raises:
+        ExciteError: a source is not there or holds no images.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        else:
+            files = [source] if path.is_file() else sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())
+        if not files:
+            what = "holds no images" if path.is_dir() else "is neither a file, a folder nor a pattern that matches any"
+            raise ExciteError(f"{source!r} {what}")
+        found.update(dict.fromkeys(files))
+    return list(found)
+
+
+def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50) -> Path:
+    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them."""
+    from matplotlib.figure import Figure
+
+    from excite.data.decode import load_image
+    from excite.files import written_aside
+
+    shown = predictions[:limit]
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, prediction in zip(axes.flat, shown, strict=False):
+        axis.imshow(load_image(prediction.path))
+        name, probability = prediction.top[0]
+        axis.set_title(f"{name if len(name) < 22 else name[:20] + '...'}\n{100 * probability:.1f} %", fontsize=9)
+    path = Path(path)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=100, format="png")
+    return path
+
+
+def to_json(predictions: Iterable[Prediction]) -> str:
+    """Predictions as JSON: a list of {path, top: [{class, probability}]}."""
+    rows = [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
+    return json.dumps(rows, indent=2, ensure_ascii=False)

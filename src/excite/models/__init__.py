@@ -1,0 +1,48 @@
+"""Models by name. Names and published numbers cost no torch import; the rest is loaded when first asked for."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from excite.models.catalog import VARIANTS, list_models
+from excite.models.published import PUBLISHED
+
+if TYPE_CHECKING:
+    from excite.models.base import Classifier
+    from excite.models.factory import create_model, model_options
+    from excite.models.resize import resize_gates
+    from excite.models.resnet import ResNet
+    from excite.models.summary import count_macs, describe
+    from excite.models.tf_seresnet import TFSEResNet
+
+_LAZY = {
+    "Classifier": "base",
+    "ResNet": "resnet",
+    "TFSEResNet": "tf_seresnet",
+    "count_macs": "summary",
+    "create_model": "factory",
+    "describe": "summary",
+    "model_options": "factory",
+    "resize_gates": "resize",
+}
+
+__all__ = [
+    "PUBLISHED",
+    "VARIANTS",
+    "Classifier",
+    "ResNet",
+    "TFSEResNet",
+    "count_macs",
+    "create_model",
+    "describe",
+    "list_models",
+    "model_options",
+    "resize_gates",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

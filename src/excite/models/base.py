@@ -1,0 +1,146 @@
+"""What every classifier offers, whatever its body.  Letters: N images, C channels, H x W positions, K classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError
+from excite.models.checkpointing import Runner, run_checkpointed, run_plain
+from excite.ops import spatial_mean
+
+
+class Classifier(nn.Module):
+    """Stem, stages ``layer1`` ..., optional last norm, then mean over positions, dropout and a dense layer ``fc``.
+
+    A body calls ``super().__init__()``, builds ``fc`` by ``_finish`` and implements ``stem_map``, ``stages`` and, where
+    it needs to, ``before_stages`` (pooling) and ``after_stages`` (a last norm).
+
+    ``model(x)`` gives logits (N, K), or, with ``features_only``, the maps named by ``feature_info``, finest first.
+    """
+
+    model_name: str
+    #: JSON-able arguments: ``create_model(model.model_name, **model.model_args)`` builds the same net.
+    model_args: dict[str, Any]
+    num_features: int
+    num_classes: int
+    in_chans: int
+    image_size: tuple[int, int]
+    feature_info: list[dict[str, Any]]
+    fc: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model_name = type(self).__name__
+        self.model_args = {}
+        self.out_indices: tuple[int, ...] | None = None
+        self.grad_checkpointing = False
+
+    def _finish(
+        self,
+        *,
+        maps: Sequence[tuple[int, int, str]],
+        num_classes: int,
+        in_chans: int,
+        image_size: tuple[int, int],
+        drop_rate: float,
+        fc_bias: bool = True,
+    ) -> None:
+        """``maps``: (channels, stride, module) of the stem's and each stage's output."""
+        self.feature_info = [{"num_chs": c, "reduction": stride, "module": module} for c, stride, module in maps]
+        self.num_features = maps[-1][0]
+        self.in_chans = in_chans
+        self.image_size = image_size
+        self.drop_rate = drop_rate
+        self.fc_bias = fc_bias
+        self.fc = nn.Identity()
+        self.reset_classifier(num_classes)
+
+    # The body.
+
+    def stem_map(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def before_stages(self, x: Tensor) -> Tensor:
+        return x
+
+    def stages(self) -> list[nn.Sequential]:
+        raise NotImplementedError
+
+    def after_stages(self, x: Tensor) -> Tensor:
+        return x
+
+    # The interface.
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) the model was built for."""
+        return (self.in_chans, *self.image_size)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> the last map, (N, num_features, H', W')."""
+        run = self._runner()
+        x = self.before_stages(self.stem_map(x))
+        for stage in self.stages():
+            for block in stage:
+                x = run(block, x)
+        return self.after_stages(x)
+
+    def forward_intermediates(self, x: Tensor) -> list[Tensor]:
+        """Every map of ``feature_info``: the stem's, then one per stage (the last as ``forward_features`` gives it)."""
+        run = self._runner()
+        x = self.stem_map(x)
+        maps = [x]
+        x = self.before_stages(x)
+        for stage in self.stages():
+            for block in stage:
+                x = run(block, x)
+            maps.append(x)
+        maps[-1] = self.after_stages(x)
+        return maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """A map -> logits (N, K), or with ``pre_logits`` what the dense layer sees, (N, num_features)."""
+        x = F.dropout(spatial_mean(x), self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.out_indices is not None:
+            maps = self.forward_intermediates(x)
+            return [maps[i] for i in self.out_indices]
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh dense layer for ``num_classes`` classes on the old one's device and type; 0 removes it."""
+        if num_classes < 0:
+            raise ExciteError(f"num_classes must be 0 (no classifier) or more, not {num_classes}")
+        like = next(self.parameters(), None)
+        place = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        self.num_classes = num_classes
+        self.fc = (
+            nn.Linear(self.num_features, num_classes, bias=self.fc_bias, **place) if num_classes else nn.Identity()
+        )
+        if self.model_args:
+            self.model_args["num_classes"] = num_classes
+
+    def select_features(self, out_indices: Sequence[int] | None) -> None:
+        """Turn into a feature pyramid: no classifier, and ``forward`` gives a list of maps."""
+        count = len(self.feature_info)
+        indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
+        if not indices or any(not isinstance(i, int) or not 0 <= i < count for i in indices):
+            raise ExciteError(f"out_indices are numbers from 0 to {count - 1}, not {list(indices)}")
+        self.reset_classifier(0)
+        self.feature_info = [self.feature_info[i] for i in indices]
+        self.out_indices = indices
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of storing its insides: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def _runner(self) -> Runner:
+        return run_checkpointed if self.grad_checkpointing and self.training and torch.is_grad_enabled() else run_plain

@@ -1,0 +1,264 @@
+"""Residual blocks.  Letters: N images, C channels, H x W positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError
+from excite.gates import Gate, GateSpec, create_gate
+from excite.ops import excite_residual
+
+POSITIONS = ("standard", "pre", "post", "identity")
+
+Size = tuple[int, int]
+
+
+def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A "same" convolution without bias, He-normal over fan-out as torchvision and timm have it."""
+    layer = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
+    if not layer.weight.is_meta:  # there it does nothing, and takes half of the time to build a net
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
+    """The map's size after a convolution or (floor-mode) pooling."""
+    h, w = ((n + 2 * padding - kernel) // stride + 1 for n in size)
+    return h, w
+
+
+def as_size(image_size: int | Sequence[int]) -> Size:
+    """A number or (height, width) -> (height, width)."""
+    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
+        raise ExciteError(f"image_size is a number of pixels or (height, width), not {image_size!r}")
+    return pair
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What all blocks of one net share."""
+
+    gate: GateSpec | None = None
+    #: Where the gate stands; see :class:`ResidualBlock`.
+    gate_position: str = "standard"
+    groups: int = 1
+    #: Channels per group of a bottleneck's 3x3 convolution, per 64 planes.
+    base_width: int = 64
+    #: Width of a bottleneck's first convolution over that of its second: 0.5 in SENet-154.
+    first_ratio: float = 1.0
+    #: The bottleneck's convolution that has the stride: "conv2" (the 3x3; torchvision) or "conv1" (Caffe, MindCV).
+    stride_on: str = "conv2"
+    #: Kernel of the strided projection shortcuts.
+    down_kernel: int = 1
+    #: "conv" (1x1 + BN) or "pad" (sub-sampling and zero channels: option A of He et al., section 3.3).
+    shortcut: str = "conv"
+
+
+class PadShortcut(nn.Module):
+    """Option A: every ``stride``-th position, new channels zero and last (as fb.resnet.torch). No parameters."""
+
+    def __init__(self, channels_added: int, stride: int) -> None:
+        super().__init__()
+        self.channels_added = channels_added
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.channels_added))
+
+
+class ResidualBlock(nn.Module):
+    """The end that all blocks share: last norm, gate, stochastic depth, addition, ReLU.
+
+    A gate stands at one of four positions (SE paper, arXiv 1709.01507, figure 5 and the section on integration
+    strategies; the paper draws them without projection shortcuts, so what those do is our reading):
+
+    - ``standard``: on the branch, after its last norm and before the addition.
+    - ``pre``: on the branch's input. The shortcut, projecting or not, sees the ungated input. In a pre-activation block
+      the branch's input is the activated one.
+    - ``post``: on the block's output, after the addition and its ReLU (a pre-activation block has no ReLU there).
+    - ``identity``: on the shortcut, after its projection where it has one.
+
+    Stochastic depth (Huang et al., arXiv 1603.09382) drops the branch per image and scales the survivors up; the factor
+    joins the gate's (N, C) scale and costs no pass of its own.
+    """
+
+    expansion: ClassVar[int] = 1
+    #: Post-activation blocks end in a ReLU, pre-activation blocks do not.
+    last_relu: ClassVar[bool] = True
+
+    def __init__(self, options: BlockOptions, drop_path: float) -> None:
+        super().__init__()
+        self.position = options.gate_position
+        self.drop_path = drop_path
+        self.gate: Gate | None = None
+        self.downsample: nn.Module | None = None
+
+    def _add_gate(self, options: BlockOptions, in_channels: int, in_size: Size, channels: int, size: Size) -> None:
+        if options.gate is None:
+            return
+        if self.position == "pre":
+            self.gate = create_gate(options.gate, in_channels, feature_size=in_size)
+        else:
+            self.gate = create_gate(options.gate, channels, feature_size=size)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return self.gate(x) if self.gate is not None and self.position == "pre" else x
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        return x if self.downsample is None else self.downsample(x)
+
+    def _leave(self, y: Tensor, norm: nn.Module | None, identity: Tensor) -> Tensor:
+        """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
+        z = y if norm is None else norm(y)
+        keep = self._keep(z)
+        if self.gate is None or self.position == "pre":
+            return excite_residual(z, keep, identity, relu=self.last_relu)
+        if self.position == "post":
+            return self.gate(excite_residual(z, keep, identity, relu=self.last_relu))
+        if self.position == "identity":
+            z = z if keep is None else excite_residual(z, keep)
+            return excite_residual(identity, self.gate.scale(identity), z, relu=self.last_relu)
+        scale = self.gate.scale(z)
+        if keep is not None:
+            scale = scale * (keep.flatten(1) if scale.ndim == 2 else keep)
+        return excite_residual(z, scale, identity, relu=self.last_relu)
+
+    def _keep(self, z: Tensor) -> Tensor | None:
+        """(N, 1, 1, 1): 0 for an image whose branch is dropped, 1 / (1 - drop_path) for the others."""
+        if not self.training or self.drop_path == 0.0:
+            return None
+        keep = 1.0 - self.drop_path
+        return z.new_empty(z.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+
+class BasicBlock(ResidualBlock):
+    """3x3, 3x3 (He et al., arXiv 1512.03385, figure 5 left)."""
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(options, drop_path)
+        self.conv1 = conv(in_channels, planes, 3, stride)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.out_size = out_size(in_size, 3, stride, 1)
+        self._add_gate(options, in_channels, in_size, planes, self.out_size)
+        self.downsample = _projection(in_channels, planes, stride, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(self._enter(x))), inplace=True)
+        return self._leave(self.conv2(y), self.bn2, self._shortcut(x))
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, (grouped) 3x3, 1x1 (He et al., figure 5 right; Xie et al., arXiv 1611.05431; SENet-154)."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(options, drop_path)
+        width = int(planes * options.base_width / 64) * options.groups
+        first = int(width * options.first_ratio)
+        stride1, stride2 = (stride, 1) if options.stride_on == "conv1" else (1, stride)
+        self.conv1 = conv(in_channels, first, 1, stride1)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = conv(first, width, 3, stride2, groups=options.groups)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, planes * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(planes * self.expansion)
+        self.out_size = out_size(in_size, 3, stride, 1)
+        self._add_gate(options, in_channels, in_size, planes * self.expansion, self.out_size)
+        self.downsample = _projection(in_channels, planes * self.expansion, stride, options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(self._enter(x))), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        return self._leave(self.conv3(y), self.bn3, self._shortcut(x))
+
+
+class PreactBasicBlock(ResidualBlock):
+    """BN-ReLU-3x3, BN-ReLU-3x3 (He et al., arXiv 1603.05027; Wide ResNets, arXiv 1605.07146).
+
+    Where the shape changes, the first BN-ReLU is shared with the projection (a bare 1x1 convolution), as in the
+    authors' Torch code; elsewhere the shortcut is the raw input.
+    """
+
+    last_relu = False
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(options, drop_path)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv(in_channels, planes, 3, stride)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3)
+        self.out_size = out_size(in_size, 3, stride, 1)
+        self._add_gate(options, in_channels, in_size, planes, self.out_size)
+        self.downsample = _bare_projection(in_channels, planes, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x), inplace=True)
+        y = self.conv1(self._enter(active))
+        y = self.conv2(F.relu(self.bn2(y), inplace=True))
+        return self._leave(y, None, x if self.downsample is None else self.downsample(active))
+
+
+class PreactBottleneck(ResidualBlock):
+    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 (He et al., arXiv 1603.05027). Stride on the 3x3; see PreactBasicBlock."""
+
+    expansion = 4
+    last_relu = False
+
+    def __init__(
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+    ) -> None:
+        super().__init__(options, drop_path)
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv(in_channels, planes, 1)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.conv2 = conv(planes, planes, 3, stride)
+        self.bn3 = nn.BatchNorm2d(planes)
+        self.conv3 = conv(planes, planes * self.expansion, 1)
+        self.out_size = out_size(in_size, 3, stride, 1)
+        self._add_gate(options, in_channels, in_size, planes * self.expansion, self.out_size)
+        self.downsample = _bare_projection(in_channels, planes * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x), inplace=True)
+        y = self.conv1(self._enter(active))
+        y = self.conv2(F.relu(self.bn2(y), inplace=True))
+        y = self.conv3(F.relu(self.bn3(y), inplace=True))
+        return self._leave(y, None, x if self.downsample is None else self.downsample(active))
+
+
+BLOCKS: dict[str, type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottleneck]] = {
+    "basic": BasicBlock,
+    "bottleneck": Bottleneck,
+    "pre_basic": PreactBasicBlock,
+    "pre_bottleneck": PreactBottleneck,
+}
+
+
+def _projection(in_channels: int, channels: int, stride: int, options: BlockOptions) -> nn.Module | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    if options.shortcut == "pad":
+        if channels < in_channels:
+            raise ExciteError(f"a 'pad' shortcut cannot lead from {in_channels} to {channels} channels")
+        return PadShortcut(channels - in_channels, stride)
+    kernel = options.down_kernel if stride > 1 else 1
+    return nn.Sequential(conv(in_channels, channels, kernel, stride), nn.BatchNorm2d(channels))
+
+
+def _bare_projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:
+    if stride == 1 and in_channels == channels:
+        return None
+    return nn.Sequential(conv(in_channels, channels, 1, stride))

@@ -1,0 +1,87 @@
+"""Every variant by name: small tables, made by small loops. Pure data and no torch, so that ``excite models`` and shell
+completion are instant.
+
+A variant is ``{"family", "arch", "gate", "defaults"}``: ``family`` picks the builder and the options it allows,
+``arch`` are the builder's arguments, ``gate`` is a gate's table or None, ``defaults`` differ from ``create_model``'s.
+"""
+
+import fnmatch
+from typing import Any
+
+from excite.errors import ExciteError, nearest
+
+Variant = dict[str, Any]
+
+_SE = {"name": "se"}
+_GE_VARIANTS = ("theta_minus", "theta", "theta_plus")
+
+
+def _imagenet(block: str, layers: tuple[int, ...], **arch: Any) -> Variant:
+    return {"family": "resnet", "arch": {"block": block, "layers": layers, **arch}, "gate": None, "defaults": {}}
+
+
+def _cifar(block: str, units: int, **arch: Any) -> Variant:
+    """Three stages of ``units`` blocks for 32x32 images and 10 classes."""
+    arch = {"block": block, "layers": (units,) * 3, "widths": (16, 32, 64), "stem": "cifar", "stem_width": 16, **arch}
+    family = "preresnet" if block.startswith("pre") else "cifar_resnet"
+    return {"family": family, "arch": arch, "gate": None, "defaults": {"num_classes": 10, "image_size": 32}}
+
+
+def _plain() -> dict[str, Variant]:
+    """The ungated nets, keyed by the part of their name in front of which "se" and "ge" go."""
+    nets = {
+        "resnet18": _imagenet("basic", (2, 2, 2, 2)),
+        "resnet34": _imagenet("basic", (3, 4, 6, 3)),
+        "resnet50": _imagenet("bottleneck", (3, 4, 6, 3)),
+        "resnet101": _imagenet("bottleneck", (3, 4, 23, 3)),
+        "resnet152": _imagenet("bottleneck", (3, 8, 36, 3)),
+        "resnext26_32x4d": _imagenet("bottleneck", (2, 2, 2, 2), groups=32, base_width=4),
+        "resnext50_32x4d": _imagenet("bottleneck", (3, 4, 6, 3), groups=32, base_width=4),
+        "resnext101_32x4d": _imagenet("bottleneck", (3, 4, 23, 3), groups=32, base_width=4),
+    }
+    for depth in (20, 32, 44, 56, 110):
+        nets[f"cifar_resnet{depth}"] = _cifar("basic", (depth - 2) // 6, shortcut="pad")
+    for depth in (110, 164):
+        nets[f"cifar_preresnet{depth}"] = _cifar("pre_bottleneck", (depth - 2) // 9)
+    nets["cifar_wrn16_8"] = _cifar("pre_basic", 2, widths=(128, 256, 512))
+    return nets
+
+
+def _gated(name: str, prefix: str) -> str:
+    """seresnet50 from resnet50, cifar_seresnet20 from cifar_resnet20."""
+    return f"cifar_{prefix}{name.removeprefix('cifar_')}" if name.startswith("cifar_") else prefix + name
+
+
+def _catalog() -> dict[str, Variant]:
+    variants: dict[str, Variant] = {}
+    for name, net in _plain().items():
+        variants[name] = net
+        variants[_gated(name, "se")] = {**net, "gate": _SE}
+        for kind in _GE_VARIANTS:
+            variants[f"{_gated(name, 'ge')}_{kind}"] = {**net, "gate": {"name": "ge", "variant": kind}}
+    # As in Caffe and Cadene's PyTorch port: half-width first convolution, 64 groups, ceil-mode pooling.
+    senet154 = _imagenet("bottleneck", (3, 8, 36, 3), groups=64, base_width=4, first_ratio=0.5)
+    senet154["arch"] |= {"stem": "conv3x3x3", "stem_width": 128, "max_pool": "ceil", "down_kernel": 3}
+    variants["senet154"] = {**senet154, "gate": _SE, "defaults": {"drop_rate": 0.2}}
+    variants["cifar_seresnet110_tf"] = {
+        "family": "tf_seresnet",
+        "arch": {"depth": 110},
+        "gate": {"name": "se", "bias": False},
+        "defaults": {"num_classes": 10, "image_size": 32},
+    }
+    return variants
+
+
+VARIANTS: dict[str, Variant] = _catalog()
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern (``*``, ``?``, ``[...]``), sorted."""
+    return sorted(fnmatch.filter(VARIANTS, pattern))
+
+
+def get_variant(name: str) -> Variant:
+    """One variant's table; an unknown name is an error with the nearest known one."""
+    if name not in VARIANTS:
+        raise ExciteError(f"unknown model {name!r}{nearest(name, VARIANTS)} ('excite models' lists all)")
+    return VARIANTS[name]

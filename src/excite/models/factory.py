@@ -1,0 +1,140 @@
+"""From a name and options to a model."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from excite.errors import ExciteError, nearest
+from excite.gates import GateSpec, gate_options
+from excite.models.base import Classifier
+from excite.models.catalog import Variant, get_variant
+from excite.models.resnet import ResNet
+from excite.models.tf_seresnet import TFSEResNet
+
+_BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
+    "resnet": ResNet,
+    "cifar_resnet": ResNet,
+    "preresnet": ResNet,
+    "tf_seresnet": TFSEResNet,
+}
+_NORMS = ("bn_eps", "bn_momentum")
+_BODY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "resnet": ("stem", "max_pool", "down_kernel", "gate_position", "zero_init_last_gamma", *_NORMS),
+    "cifar_resnet": ("gate_position", "zero_init_last_gamma", *_NORMS),
+    "preresnet": ("gate_position", *_NORMS),
+    "tf_seresnet": _NORMS,
+}
+# A gate's option -> its name among a model's options, where "bias" alone would not say whose.
+_RENAMED = {"bias": "gate_bias"}
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float = 0.0,
+    image_size: int | Sequence[int] | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    gate: GateSpec | None = None,
+    **options: Any,
+) -> Classifier:
+    """Build a model with fresh weights.
+
+    - ``num_classes``: default 1000, or 10 for the CIFAR family; 0 gives ``num_features`` features per image.
+    - ``drop_rate``: dropout before the classifier (default 0, senet154 0.2); ``drop_path_rate``: stochastic depth.
+    - ``image_size``: a number or (height, width); default 224, or 32 for the CIFAR family.
+    - ``features_only``: the model returns a list of maps instead of logits; ``out_indices`` picks them (0 is the stem).
+    - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``.
+    - ``options``: those of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
+      them) and of the gate: for SE ``reduction``, ``rd_divisor``, ``gate_bias``; for GE ``extent`` and ``variant``,
+      and for its theta_plus the three of SE.
+
+    The model remembers how to build it again: ``create_model(model.model_name, **model.model_args)``.
+    """
+    variant = get_variant(name)
+    given = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+        "image_size": image_size,
+    }
+    common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
+    if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
+        raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
+    spec, body = _split_options(name, variant, gate, options)
+    model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
+    model.model_name = name
+    model.model_args = _model_args(variant, common, features_only, out_indices, gate, options)
+    model.model_args["num_classes"] = model.num_classes
+    if features_only:
+        model.select_features(out_indices)
+    elif out_indices is not None:
+        raise ExciteError("out_indices picks maps, so it needs features_only=True")
+    return model
+
+
+def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
+    """The options of ``create_model`` beyond its named arguments, for one model (and, if given, another gate)."""
+    variant = get_variant(name)
+    body = list(_BODY_OPTIONS[variant["family"]])
+    if variant["arch"].get("block") == "bottleneck":
+        body.append("stride_on")
+    table = _gate_table(variant, gate)
+    if table is None:
+        body.remove("gate_position")
+        return sorted(body)
+    return sorted(body) + sorted(_RENAMED.get(option, option) for option in gate_options(table["name"]))
+
+
+def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | None:
+    """The gate as a table with a name, or None for an ungated net."""
+    spec = variant["gate"] if gate is None else gate
+    table = {"name": spec} if isinstance(spec, str) else spec if spec is None else dict(spec)
+    if table is not None:
+        gate_options(table.get("name", ""))  # raises where there is no such gate
+    return table
+
+
+def _split_options(
+    name: str, variant: Variant, gate: GateSpec | None, options: dict[str, Any]
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """``options`` -> (the gate's table, the body's arguments)."""
+    allowed = model_options(name, gate)
+    table = _gate_table(variant, gate)
+    of_gate = {_RENAMED.get(o, o): o for o in gate_options(table["name"])} if table is not None else {}
+    body = {}
+    for option, value in options.items():
+        if option == "pretrained":
+            raise ExciteError("there are no pretrained weights to fetch; load a checkpoint's state dict into the model")
+        if option not in allowed:
+            named = [p for p in inspect.signature(create_model).parameters if p not in ("name", "options")]
+            close = nearest(option, allowed + named)
+            raise ExciteError(f"{name} has no option {option!r}{close} (allowed: {', '.join(named + allowed)})")
+        if option in of_gate and table is not None:
+            table[of_gate[option]] = value
+        else:
+            body[option] = value
+    return table, body
+
+
+def _model_args(
+    variant: Variant,
+    common: dict[str, Any],
+    features_only: bool,
+    out_indices: Sequence[int] | None,
+    gate: GateSpec | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """JSON-able, and complete: a default that changes later does not change a stored model."""
+    args = {**common, **options}
+    size = args.setdefault("image_size", 224)
+    args["image_size"] = size if isinstance(size, int) else list(size)
+    if gate is not None:
+        args["gate"] = gate if isinstance(gate, str) else dict(gate)
+    if features_only:
+        args |= {"features_only": True, "out_indices": None if out_indices is None else list(out_indices)}
+    return args

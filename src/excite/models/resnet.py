@@ -1,0 +1,185 @@
+"""The residual backbone that all variants but one are settings of.  Letters: N images, C channels, H x W positions."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError, nearest
+from excite.gates import GateSpec
+from excite.models.base import Classifier
+from excite.models.blocks import (
+    BLOCKS,
+    POSITIONS,
+    BlockOptions,
+    Bottleneck,
+    ResidualBlock,
+    Size,
+    as_size,
+    conv,
+    out_size,
+)
+
+CHOICES = {
+    "stem": ("conv7", "conv3x3x3", "cifar"),
+    "max_pool": ("pad1", "ceil"),
+    "stride_on": ("conv2", "conv1"),
+    "gate_position": POSITIONS,
+    "shortcut": ("conv", "pad"),
+}
+
+
+class ResNet(Classifier):
+    """ResNet, ResNeXt, SENet-154, CIFAR ResNet, pre-activation and wide ResNets, with any gate or none.
+
+    Arguments that are options of ``create_model``, too:
+
+    - ``gate``: a gate's name or table (see ``excite.gates.create_gate``), one gate per block; ``gate_position``:
+      "standard", "pre", "post" or "identity" (see ``excite.models.blocks.ResidualBlock``).
+    - ``stem``: "conv7" (7x7/2), "conv3x3x3" (three 3x3, the first /2, widths w/2, w/2, w: SENet-154 and ResNet-C/D),
+      both followed by a max-pool; or "cifar" (one 3x3, no stride, no pool).
+    - ``max_pool``: "pad1" (3x3/2 with padding 1: torchvision) or "ceil" (no padding, ceil mode: Caffe, Cadene, MindCV,
+      whose "same" padding is on the right and bottom only).
+    - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
+      Caffe, MindCV's seresnet50/101/152).
+    - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
+    - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included.
+    - ``zero_init_last_gamma``: each block starts as its shortcut (Goyal et al., arXiv 1706.02677); not for
+      pre-activation blocks, which end in a convolution.
+    - ``drop_rate``: dropout before the classifier; ``drop_path_rate``: stochastic depth, rising linearly from 0 at the
+      first block to this rate at the last.
+    - ``image_size``: a number or (height, width). Only Gather-Excite theta with global extent depends on it.
+
+    Parameter names are torchvision's (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc), with ``layer1.0.gate.*``
+    for the gates. Convolutions start He-normal over fan-out, batch norms at 1 and 0, dense layers as PyTorch has them.
+
+    Differences from the papers and reference systems:
+
+    - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
+      1x1. The SE authors' Caffe nets and MindCV's are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts
+      ``max_pool="ceil"``), and MindCV rounds the squeeze: ``rd_divisor=8``. ModelZoo-PyTorch's SE-ResNet-50 is
+      ``gate_bias=False``; MindSpore's GENet_Res50 is ``bn_eps=1e-4, bn_momentum=0.05``.
+    - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
+    - ``cifar_wrn16_8`` has no dropout inside its blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        block: str,
+        layers: Sequence[int],
+        widths: Sequence[int] = (64, 128, 256, 512),
+        stem: str = "conv7",
+        stem_width: int = 64,
+        max_pool: str = "pad1",
+        groups: int = 1,
+        base_width: int = 64,
+        first_ratio: float = 1.0,
+        stride_on: str = "conv2",
+        down_kernel: int = 1,
+        shortcut: str = "conv",
+        gate: GateSpec | None = None,
+        gate_position: str = "standard",
+        bn_eps: float = 1e-5,
+        bn_momentum: float = 0.1,
+        zero_init_last_gamma: bool = False,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        image_size: int | Sequence[int] = 224,
+    ) -> None:
+        super().__init__()
+        check_choices(stem=stem, max_pool=max_pool, stride_on=stride_on, gate_position=gate_position, shortcut=shortcut)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        preact = block.startswith("pre")
+        size = image_shape = as_size(image_size)
+        self.conv1, size = _stem(stem, in_chans, stem_width, size)
+        self.bn1: nn.Module | None = None if preact else nn.BatchNorm2d(stem_width)
+        self.maxpool: nn.Module | None = None
+        if stem != "cifar":
+            self.maxpool = nn.MaxPool2d(3, 2, padding=1) if max_pool == "pad1" else nn.MaxPool2d(3, 2, ceil_mode=True)
+            size = _pooled(size, max_pool)
+        options = BlockOptions(gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut)
+        channels, stride = stem_width, 1 if stem == "cifar" else 2
+        maps = [(channels, stride, "bn1" if not preact else "conv1")]
+        stride = 1 if stem == "cifar" else 4
+        index, total = 0, sum(layers)
+        self.num_stages = len(layers)
+        for i, (planes, count) in enumerate(zip(widths, layers, strict=True)):
+            blocks: list[nn.Module] = []
+            for j in range(count):
+                step = 2 if i > 0 and j == 0 else 1
+                rate = drop_path_rate * index / max(total - 1, 1)
+                unit = BLOCKS[block](channels, planes, step, size, options, rate)
+                blocks.append(unit)
+                channels, size, stride, index = planes * unit.expansion, unit.out_size, stride * step, index + 1
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            maps.append((channels, stride, f"layer{i + 1}"))
+        self.norm: nn.Module | None = nn.BatchNorm2d(channels) if preact else None
+        self._finish(maps=maps, num_classes=num_classes, in_chans=in_chans, image_size=image_shape, drop_rate=drop_rate)
+        set_batch_norms(self, bn_eps, bn_momentum)
+        if zero_init_last_gamma:
+            _zero_last_gammas(self)
+
+    def stem_map(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        return x if self.bn1 is None else F.relu(self.bn1(x), inplace=True)
+
+    def before_stages(self, x: Tensor) -> Tensor:
+        return x if self.maxpool is None else self.maxpool(x)
+
+    def stages(self) -> list[nn.Sequential]:
+        return [self.get_submodule(f"layer{i + 1}") for i in range(self.num_stages)]  # type: ignore[misc]
+
+    def after_stages(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else F.relu(self.norm(x), inplace=True)
+
+
+def check_choices(**options: str) -> None:
+    for option, value in options.items():
+        allowed = CHOICES[option]
+        if value not in allowed:
+            raise ExciteError(f"{option} is one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}")
+
+
+def check_rates(**rates: float) -> None:
+    for name, rate in rates.items():
+        if not 0.0 <= rate < 1.0:
+            raise ExciteError(f"{name} must be at least 0 and below 1, not {rate!r}")
+
+
+def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps, module.momentum = eps, momentum
+
+
+def _stem(kind: str, in_chans: int, width: int, size: Size) -> tuple[nn.Module, Size]:
+    """Everything before the stem's last norm, and the map's size after it."""
+    if kind == "conv7":
+        return conv(in_chans, width, 7, 2), out_size(size, 7, 2, 3)
+    if kind == "cifar":
+        return conv(in_chans, width, 3), size
+    half = width // 2
+    layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
+    layers += [conv(half, half, 3), nn.BatchNorm2d(half), nn.ReLU(inplace=True), conv(half, width, 3)]
+    return nn.Sequential(*layers), out_size(size, 3, 2, 1)
+
+
+def _pooled(size: Size, max_pool: str) -> Size:
+    if max_pool == "pad1":
+        return out_size(size, 3, 2, 1)
+    # Ceil mode without padding: every position is in some window, so half of the size, rounded down, from 2 on.
+    h, w = (max(n // 2, 1) for n in size)
+    return h, w
+
+
+def _zero_last_gammas(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, ResidualBlock):
+            if not module.last_relu:
+                raise ExciteError("zero_init_last_gamma: a pre-activation block has no batch norm at its end")
+            last = module.get_submodule("bn3" if isinstance(module, Bottleneck) else "bn2")
+            nn.init.zeros_(cast(nn.BatchNorm2d, last).weight)

@@ -1,0 +1,142 @@
+"""The network of ModelZoo-TensorFlow's SE-ResNet-110, exactly.  Letters: N images, C channels, H x W positions."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError
+from excite.gates import GateSpec, create_gate
+from excite.models.base import Classifier
+from excite.models.blocks import Size, as_size, out_size
+from excite.models.resnet import check_rates, set_batch_norms
+from excite.ops import excite_residual
+
+
+class GatedConv(nn.Module):
+    """BN, ReLU, "same" convolution with bias, gate; the first two optional."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: int,
+        gate: GateSpec,
+        size: Size,
+        *,
+        stride: int = 1,
+        norm: bool = True,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(in_channels) if norm else None
+        self.relu = relu
+        self.conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2)
+        self.out_size = out_size(size, kernel, stride, kernel // 2)
+        self.gate = create_gate(gate, channels, feature_size=self.out_size)
+
+    def before_gate(self, x: Tensor) -> Tensor:
+        x = x if self.bn is None else self.bn(x)
+        # In place only on the batch norm's fresh output: a block's raw input is also its shortcut.
+        x = F.relu(x, inplace=self.bn is not None) if self.relu else x
+        return self.conv(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(self.before_gate(x))
+
+
+class TFBottleneck(nn.Module):
+    """Three gated convolutions, 1x1 (with the stride), 3x3, 1x1, plus the shortcut; nothing after the addition.
+
+    The last unit's scale goes into the addition. A projection is a gated convolution without BN and ReLU.
+    """
+
+    def __init__(
+        self, in_channels: int, planes: int, channels: int, stride: int, gate: GateSpec, size: Size, *, first: bool
+    ) -> None:
+        super().__init__()
+        # The very first unit of the net has no BN; its ReLU stays.
+        self.unit1 = GatedConv(in_channels, planes, 1, gate, size, stride=stride, norm=not first)
+        self.unit2 = GatedConv(planes, planes, 3, gate, self.unit1.out_size)
+        self.unit3 = GatedConv(planes, channels, 1, gate, self.unit2.out_size)
+        self.out_size = self.unit3.out_size
+        self.downsample: GatedConv | None = None
+        if stride > 1 or in_channels != channels:
+            self.downsample = GatedConv(in_channels, channels, 1, gate, size, stride=stride, norm=False, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        identity = x if self.downsample is None else self.downsample(x)
+        y = self.unit3.before_gate(self.unit2(self.unit1(x)))
+        return excite_residual(y, self.unit3.gate.scale(y), identity)
+
+
+class TFSEResNet(Classifier):
+    """Pre-activation bottleneck net for 32x32 images with a gate after EVERY convolution, depth 9n+2.
+
+    Widths 64, 128, 256 (inside the bottlenecks 16, 64, 128), BN epsilon 1e-3, convolutions with bias, gates and dense
+    layer without, the three input channels normalised by a batch norm. 3,504,422 trainable parameters at depth 110 and
+    10 classes. Checked against the reference's own checkpoints and logits (tests/models/test_fixtures.py).
+
+    Differences from the SE paper, kept on purpose: there the gate stands once per block. Initialisation is He-normal
+    over fan-in, biases 0, as the reference has it. Its moving averages decay by 0.9 per step (read off its checkpoint
+    after 3 steps: biased / unbiased mean = 1 - 0.9^3), which is ``bn_momentum`` 0.1; it also removes the moving means'
+    bias towards their initial 0, which PyTorch does not, a difference that is gone after some fifty steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 110,
+        gate: GateSpec | None = None,
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.1,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        drop_rate: float = 0.0,
+        image_size: int | Sequence[int] = 32,
+    ) -> None:
+        super().__init__()
+        check_rates(drop_rate=drop_rate)
+        if (depth - 2) % 9 or depth < 11:
+            raise ExciteError(f"the depth of this net is 9n + 2 (11, 20, ... 110), not {depth}")
+        gate = {"name": "se", "bias": False} if gate is None else gate
+        size = image_shape = as_size(image_size)
+        self.stem = GatedConv(in_chans, 16, 3, gate, size)
+        channels, strides, maps = 16, 1, [(16, 1, "stem")]
+        for i, (planes, width) in enumerate(((16, 64), (64, 128), (128, 256))):
+            blocks: list[nn.Module] = []
+            for j in range((depth - 2) // 9):
+                stride = 2 if i > 0 and j == 0 else 1
+                block = TFBottleneck(channels, planes, width, stride, gate, size, first=i == j == 0)
+                blocks.append(block)
+                channels, size, strides = width, block.out_size, strides * stride
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+            maps.append((channels, strides, f"layer{i + 1}"))
+        self.norm = nn.BatchNorm2d(channels)
+        self._finish(
+            maps=maps,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            image_size=image_shape,
+            drop_rate=drop_rate,
+            fc_bias=False,
+        )
+        set_batch_norms(self, bn_eps, bn_momentum)
+        _he_normal(self)
+
+    def stem_map(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def stages(self) -> list[nn.Sequential]:
+        return [self.get_submodule(f"layer{i}") for i in (1, 2, 3)]  # type: ignore[misc]
+
+    def after_stages(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(x), inplace=True)
+
+
+def _he_normal(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

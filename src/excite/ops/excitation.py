@@ -1,0 +1,123 @@
+"""Squeeze (mean over positions) and excite (scale, add, ReLU).
+
+Letters: N images, C channels, H x W positions, P = H * W.
+
+Why not ``x.mean((2, 3))`` and ``(x * s + identity).relu()``: on a CPU in channels-last layout PyTorch's reduction over
+positions costs about nine times the same sum written as a matrix product (ones (1, P) times (P, C)); and left to
+autograd, every multiply, add and sum of the block's end saves or makes a tensor of the block's size. Both are written
+out here once, with their backward passes, and `benchmarks/` measures them. Under ``torch.compile`` the textbook form is
+left for Inductor to fuse. The textbook form is the reference in ``excite.ops.reference``.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excite.ops import reference
+
+
+def _positions(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, P, C); a view where x is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _sum_positions(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C): the sum over positions, accumulated in float32, in x's dtype."""
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last) and x.dtype is not torch.float16:
+        # float16 has no fast product on most CPUs; its own reduction is used there.
+        with torch.autocast("cpu", enabled=False):
+            return (x.new_ones(1, 1, x.shape[2] * x.shape[3]).expand(x.shape[0], -1, -1) @ _positions(x)).squeeze(1)
+    return x.sum((2, 3))
+
+
+def _scale_to(s: Tensor, x: Tensor) -> Tensor:
+    """A scale of shape (N, C) as (N, C, 1, 1); any other as it is. In x's dtype."""
+    return (s[:, :, None, None] if s.ndim == 2 else s).to(x.dtype)
+
+
+class _SpatialMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return _sum_positions(x).div_(x.shape[2] * x.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        # Expanded, not materialised: autograd's accumulation reads it as a broadcast operand.
+        return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
+
+
+class _ExciteResidual(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, identity: Tensor | None, relu: bool) -> Tensor:
+        s = _scale_to(scale, x)
+        out = x * s if identity is None else torch.addcmul(identity, x, s)
+        if relu:
+            out.relu_()
+        ctx.save_for_backward(x, scale, out if relu else None)
+        ctx.has_identity = identity is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        x, scale, out = ctx.saved_tensors
+        if out is not None:
+            grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        need_x, need_scale, need_identity, _ = ctx.needs_input_grad
+        grad_x = grad * _scale_to(scale, grad) if need_x else None
+        grad_scale = _scale_gradient(grad * x, scale) if need_scale else None
+        return grad_x, grad_scale, grad if need_identity and ctx.has_identity else None, None
+
+
+def _scale_gradient(product: Tensor, scale: Tensor) -> Tensor:
+    """Sum ``grad * x`` (N, C, H, W) down to the shape of the scale."""
+    if scale.ndim == 2:
+        return _sum_positions(product).to(scale.dtype)
+    return product.sum_to_size(scale.shape).to(scale.dtype)
+
+
+def _tracked(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """The squeeze: mean over positions (SE paper, section 3.1).
+
+    Args:
+        x: (N, C, H, W), any floating dtype, any memory format.
+
+    Returns:
+        (N, C) in x's dtype, accumulated in float32.
+    """
+    if torch.compiler.is_compiling():
+        return reference.spatial_mean(x)
+    return _SpatialMean.apply(x) if _tracked(x) else _SpatialMean.forward(_NoContext(), x)
+
+
+def excite_residual(x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``relu(x * scale + identity)``, each part optional: the end of every residual block.
+
+    Args:
+        x: (N, C, H, W), the residual branch after its last batch norm.
+        scale: (N, C), one factor per image and channel, or a tensor that broadcasts against ``x``.
+        identity: (N, C, H, W), the shortcut.
+        relu: whether to end with a ReLU.
+
+    Returns:
+        (N, C, H, W) in x's dtype.
+    """
+    if scale is None or torch.compiler.is_compiling():
+        return reference.excite_residual(x, scale, identity, relu)
+    if identity is not None and identity.dtype != x.dtype:
+        identity = identity.to(x.dtype)
+    if _tracked(x, scale, identity):
+        return _ExciteResidual.apply(x, scale, identity, relu)
+    return _ExciteResidual.forward(_NoContext(), x, scale, identity, relu)
+
+
+class _NoContext:
+    """Takes what a forward pass saves, where nothing will be differentiated."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass

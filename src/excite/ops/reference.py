@@ -1,0 +1,17 @@
+"""The textbook form of each operator: what the fast forms in this package are tested against."""
+
+from torch import Tensor
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C): the mean over positions."""
+    return x.mean((2, 3))
+
+
+def excite_residual(x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``relu(x * scale + identity)``, each part optional; ``scale`` (N, C) or broadcastable against ``x`` (N, C, H, W)."""
+    if scale is not None:
+        x = x * (scale[:, :, None, None] if scale.ndim == 2 else scale).to(x.dtype)
+    if identity is not None:
+        x = x + identity.to(x.dtype)
+    return x.relu() if relu else x

@@ -1,0 +1,339 @@
+"""What a run is: one strict YAML file <-> one typed object.
+
+Nothing heavy is imported here, so that the command line can list, print, check and complete recipes at once.
+"""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from excite.data.config import AugmentConfig, DataConfig
+from excite.errors import ExciteError, nearest
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: an unknown key or a wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: str = Field(description="a name from `excite models`")
+    drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
+    drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
+    zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of create_model (gate options ...)")
+
+
+class OptimizerConfig(Section):
+    """The optimiser and its parameter groups."""
+
+    name: str = Field("sgd", description="sgd, adamw, or an optimiser of the pytorch_optimizer library (lamb, lion, adan ...)")
+    lr: Positive = Field(0.1, description="peak learning rate, for the batch_size of this recipe")
+    momentum: Share = Field(0.9, description="sgd only")
+    nesterov: bool = Field(False, description="sgd only")
+    betas: list[Share] = Field([0.9, 0.999], min_length=2, max_length=2, description="for optimisers of the Adam family")
+    weight_decay: NonNegative = Field(1e-4, description="L2 for sgd, decoupled for adamw")
+    decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one before it")
+    clip_grad_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimiser")
+
+
+class ScheduleConfig(Section):
+    """The learning rate over time: warm-up from warmup_lr to the peak, then the named curve to end_lr."""
+
+    name: Literal["cosine", "linear", "step", "multistep", "polynomial", "constant"] = Field("cosine", description="the curve")
+    unit: Literal["step", "epoch"] = Field("step", description="change the rate at every step, or once an epoch")
+    warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
+    warmup_lr: NonNegative = Field(0.0, description="where the warm-up starts from")
+    end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, polynomial)")
+    milestones: list[Count] = Field(default_factory=list, description="multistep: epochs at which the rate is multiplied by gamma")
+    step_epochs: Count = Field(30, description="step: every so many epochs the rate is multiplied by gamma")
+    gamma: Positive = Field(0.1, description="step and multistep: the factor")
+    power: Positive = Field(2.0, description="polynomial: the exponent")
+
+
+class TrainConfig(Section):
+    """The training itself."""
+
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(128, description="images in one optimiser step, over all devices and accumulation")
+    grad_accumulation: Count = Field(1, description="the batch is done in so many parts, one after the other")
+    label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
+    ema_decay: Share = Field(0.0, description="exponential moving average of the weights, evaluated and shipped; 0: none")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the device is fast at it")
+    loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed number")
+    loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: first loss scale")
+    loss_scale_growth_interval: Count = Field(2000, description="fp16, dynamic: steps without overflow before it doubles")
+    channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPU and GPU")
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field("off", description="torch.compile mode")
+    grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, more time")
+    freeze: list[str] = Field(default_factory=list, description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]")
+    init_from: str | None = Field(None, description="run folder or checkpoint to start from; another number of classes gets a new head")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="weights, order, augmentation, dropout")
+    deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
+    device: str = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
+
+
+class EvalConfig(Section):
+    """Evaluation while training."""
+
+    every_epochs: Count = Field(1, description="evaluate after so many epochs, and after the last")
+    batch_size: Count = Field(256, description="images at a time; has no influence on the result")
+
+
+class CheckpointConfig(Section):
+    """What is kept while training, for --resume."""
+
+    every_epochs: Count = Field(1, description="save after so many epochs, and after the last")
+    every_steps: Count | None = Field(None, description="also save every so many steps, mid-epoch")
+    every_minutes: Positive | None = Field(10.0, description="also save after so many minutes, mid-epoch; null: never")
+    keep_last: Count = Field(2, description="how many of the latest to keep (the best is always kept)")
+
+
+class LogConfig(Section):
+    """What is written while training."""
+
+    every_steps: Count = Field(50, description="steps between two lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="also write TensorBoard events into the run folder")
+
+
+class Recipe(Section):
+    """Everything that decides what a run does."""
+
+    name: str = Field(description="name of the recipe, and first part of the run folder's name")
+    model: ModelConfig
+    data: DataConfig
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    train: TrainConfig
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    log: LogConfig = Field(default_factory=LogConfig)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
+            raise ValueError(
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs ({self.train.epochs})"
+            )
+        if self.train.batch_size % self.train.grad_accumulation:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of train.grad_accumulation "
+                f"({self.train.grad_accumulation})"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
+        lines = [f"name: {_scalar(self.name)}"]
+        for name, field in type(self).model_fields.items():
+            section = getattr(self, name)
+            if not isinstance(section, BaseModel):
+                continue
+            doc = (type(section).__doc__ or field.description or "").strip().split("\n")[0]
+            lines += ["", f"{name}:  # {doc}"]
+            for key, sub in type(section).model_fields.items():
+                entry = f"  {key}: {_scalar(section.model_dump(mode='json')[key])}"
+                lines.append(f"{entry:<40}  # {sub.description}" if sub.description else entry)
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_yaml(cls, text: str, where: str = "recipe") -> "Recipe":
+        """Parse and check YAML text; ``where`` names its origin in error messages. Raises ExciteError."""
+        return cls.from_dict(parse_yaml(text, where), where)
+
+    @classmethod
+    def from_dict(cls, values: Any, where: str = "recipe") -> "Recipe":
+        """Check a mapping of sections. Raises ExciteError that names every wrong key and what is allowed."""
+        if not isinstance(values, dict):
+            raise ExciteError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ExciteError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def json_schema() -> str:
+    """The JSON schema of a recipe, for editors that complete keys."""
+    return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers (1e-4) and booleans (``off`` is a word), that refuses a key given twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """YAML text -> plain values. Raises ExciteError with the line of a syntax error."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ExciteError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+
+
+def _scalar(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
+    return text.removesuffix("...").strip()
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
+    """The fields of the section that ``location`` points into."""
+    model: Any = Recipe
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if inner is None:
+            break
+        model = inner
+    return dict(model.model_fields)
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One pydantic error as a clause: which key, what is wrong, what is allowed."""
+    location = error["loc"]
+    key = ".".join(str(p) for p in location if not (isinstance(p, str) and re.search(r"[\[\]()-]|^(str|int|float|none)$", p)))
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(location[:-1])
+        return f"unknown key {key!r}{nearest(str(location[-1]), allowed)} (allowed: {', '.join(allowed)})"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    if error["type"] == "literal_error":
+        expected = error["ctx"]["expected"]
+        names = re.findall(r"'([^']*)'", expected)
+        return f"{key} is {error['input']!r}{nearest(str(error['input']), names)} (allowed: {expected})"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{key} is {error['input']!r}, but {message.removeprefix('input ')}"
+
+
+# --- where recipes come from ----------------------------------------------------------------------------------------
+
+
+def list_recipes() -> list[str]:
+    """The names of the recipes that come with the package, sorted."""
+    folder = resources.files("excite") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def recipe_text(name_or_file: str) -> tuple[str, str]:
+    """The text of a recipe and where it came from: a shipped name, a YAML file, or a run folder."""
+    names = list_recipes()
+    if name_or_file in names:
+        return (resources.files("excite") / "recipes" / f"{name_or_file}.yaml").read_text(encoding="utf-8"), name_or_file
+    path = Path(name_or_file)
+    if path.is_dir():
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        hint = nearest(name_or_file, names)
+        raise ExciteError(
+            f"there is no recipe, file or run folder {name_or_file!r}{hint or '; `excite recipes` lists the recipes'}"
+        )
+    try:
+        return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExciteError(f"{path} cannot be read as a recipe: {error}") from None
+
+
+def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe:
+    """Load a recipe and apply ``key=value`` overrides.
+
+    Args:
+        name_or_file: name of a shipped recipe, path of a YAML file, or a run folder.
+        overrides: ``section.key=value`` strings (the section may be left out where the key is unique); values are YAML.
+
+    Raises:
+        ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
+    """
+    text, where = recipe_text(name_or_file)
+    values = parse_yaml(text, where)
+    if overrides and isinstance(values, dict):
+        values = apply_overrides(values, overrides)
+    return Recipe.from_dict(values, where)
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ExciteError(f"{override!r} is not of the form key=value (for example train.epochs=10)")
+        path = _full_key(key.strip()).split(".")
+        node = values
+        for part in path[:-1]:
+            node[part] = dict(node.get(part) or {})
+            node = node[part]
+        node[path[-1]] = parse_yaml(text, f"the value of {key}") if text else None
+    return values
+
+
+def override_keys() -> list[str]:
+    """Every ``section.key`` that a recipe has."""
+    return [
+        f"{section}.{key}"
+        for section in Recipe.model_fields
+        for key in _fields_at((section,))
+        if _fields_at((section,)) is not Recipe.model_fields and section != "name"
+    ]
+
+
+def _full_key(key: str) -> str:
+    """``epochs`` -> ``train.epochs``; a key with its section, or of an options mapping, stays. Raises ExciteError."""
+    keys = override_keys()
+    if key == "name" or key in keys or any(key.startswith(f"{k}.") for k in keys):
+        return key
+    matches = [k for k in keys if k.split(".")[1] == key]
+    if f"train.{key}" in matches:  # batch_size means the training's
+        return f"train.{key}"
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise ExciteError(f"the key {key!r} is in several sections: write {' or '.join(matches)}")
+    raise ExciteError(f"unknown key {key!r} in an override{nearest(key, [*keys, *(k.split('.')[1] for k in keys)])}")

@@ -1,0 +1,202 @@
+"""Checkpoints: weights as safetensors, the rest loadable with ``weights_only=True``; no pickled code, ever.
+
+A run folder holds ``checkpoints/step-00001234/`` with ``model.safetensors``, ``ema.safetensors`` (with EMA) and
+``state.pt`` (optimiser, loss scale, counters), and at its root ``model.safetensors``: the best weights to evaluate,
+predict with and ship. Every safetensors file is self-contained: its header holds the model's name and arguments, class
+names, preprocessing, recipe, metrics and versions.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from excite.errors import ExciteError
+from excite.files import written_aside
+
+FORMAT_VERSION = 1
+WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
+
+
+@dataclass
+class Checkpoint:
+    """A loaded weights file.
+
+    Attributes:
+        path: the file the tensors came from.
+        tensors: name -> tensor, on the CPU.
+        meta: ``model`` {name, args}, ``classes``, ``preprocessing``, ``recipe``, ``metrics``, ``versions``, ``step``, ``epoch``.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
+    """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})})
+
+
+def save_step(
+    run: Path, step: int, model: nn.Module, ema: nn.Module | None, state: dict[str, Any], meta: dict[str, Any]
+) -> Path:
+    """Write ``checkpoints/step-N`` whole or not at all, and return it. Raises ExciteError when the disk is full."""
+    folder = step_folder(run, step)
+    with written_aside(folder) as aside:
+        aside.mkdir()
+        try:
+            save_weights(aside / WEIGHTS, model, meta)
+            if ema is not None:
+                save_weights(aside / EMA, ema, meta)
+            torch.save(state, aside / STATE)
+        except (SafetensorError, RuntimeError) as error:  # both wrap the system's error when the disk is full
+            raise _as_os_error(error, aside) from error
+    return folder
+
+
+def _as_os_error(error: Exception, folder: Path) -> OSError:
+    code = re.search(r"os error (\d+)", str(error))
+    if code:
+        return OSError(int(code.group(1)), str(error))
+    free = shutil.disk_usage(folder).free
+    return OSError(28, str(error)) if free < 1 << 20 else OSError(5, str(error))
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps with a whole checkpoint, ascending."""
+    found = (re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def prune(run: Path, keep_last: int, best: int | None) -> None:
+    """Delete all but the last ``keep_last`` checkpoints and the best one, and what a kill left half-written."""
+    steps = saved_steps(run)
+    for step in set(steps[:-keep_last]) - {best}:
+        shutil.rmtree(step_folder(run, step), ignore_errors=True)
+    for leftover in [*run.glob("checkpoints/.*.tmp-*"), *run.glob(".*.tmp-*")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read ``state.pt`` of a checkpoint folder; executes nothing. Raises ExciteError where it is damaged."""
+    try:
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ExciteError(f"{folder / STATE} is damaged ({_first_line(error)}); resume from an older checkpoint") from None
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights file that ``source`` means: a run folder, a checkpoint folder, or the file itself.
+
+    A run folder means its best weights so far, or those of its latest checkpoint where none was evaluated yet; in a
+    checkpoint folder the moving average comes before the raw weights.
+
+    Raises:
+        ExciteError: there is nothing like it at ``source``.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}")
+    steps = saved_steps(path)
+    folders = [path, *([step_folder(path, steps[-1])] if steps else [])]
+    for folder in folders:
+        for name in (EMA, WEIGHTS):
+            if (folder / name).is_file():
+                return folder / name
+    raise ExciteError(f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet")
+
+
+def read_weights(source: str | Path) -> Checkpoint:
+    """Load a weights file written by this package.
+
+    Args:
+        source: a run folder, a checkpoint folder or a ``.safetensors`` file.
+
+    Raises:
+        ExciteError: nothing there, a damaged file, or one that this package did not write.
+    """
+    path = find_weights(source)
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("excite")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ExciteError(f"{path} is not a readable safetensors file: {_first_line(error)}") from None
+    if header is None:
+        raise ExciteError(f"{path} was not written by excite: its header does not say which model it belongs to")
+    meta = json.loads(header)
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise ExciteError(
+            f"{path} has checkpoint format {meta.get('format_version')}; this version of excite reads {FORMAT_VERSION}"
+        )
+    return Checkpoint(path, tensors, meta)
+
+
+def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's tensors into a model of the same shape. Raises ExciteError that lists what does not fit."""
+    misfits = mismatches(model, checkpoint.tensors)
+    if misfits:
+        raise ExciteError(f"{checkpoint.path} does not fit this model: {_listed(misfits)}")
+    model.load_state_dict(checkpoint.tensors)
+
+
+def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
+    """Start ``model`` from a checkpoint; a classifier of another size keeps its fresh weights.
+
+    Returns:
+        The names of the tensors that were not taken over (the classifier's, or none).
+
+    Raises:
+        ExciteError: the checkpoint does not fit otherwise.
+    """
+    checkpoint = read_weights(source)
+    own = model.state_dict()
+    resized = [k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape]
+    tensors = {k: v for k, v in checkpoint.tensors.items() if not (resized and k.startswith(f"{head}."))}
+    fresh = [k for k in own if resized and k.startswith(f"{head}.")]
+    misfits = mismatches(model, tensors, set(fresh))
+    if misfits:
+        raise ExciteError(f"train.init_from: {checkpoint.path} does not fit {type(model).__name__}: {_listed(misfits)}")
+    model.load_state_dict(tensors, strict=False)
+    return fresh
+
+
+def mismatches(model: nn.Module, tensors: dict[str, Tensor], may_lack: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
+    """What is missing, left over or of another shape, one clause each."""
+    own = model.state_dict()
+    missing = [f"{k} is missing" for k in own if k not in tensors and k not in may_lack]
+    extra = [f"{k} is left over" for k in tensors if k not in own]
+    shapes = [
+        f"{k} has shape {tuple(v.shape)} instead of {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    return missing + extra + shapes
+
+
+def _listed(clauses: list[str], most: int = 8) -> str:
+    more = f"; and {len(clauses) - most} more" if len(clauses) > most else ""
+    return "; ".join(clauses[:most]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,105 @@
+"""What the user sees while a run goes on: a live line on a terminal, plain lines elsewhere; all of it in log.txt."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from excite.errors import ExciteError
+
+
+def format_seconds(seconds: float) -> str:
+    """7384 -> "2:03:04"."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> str:
+    """One training record as a line of text."""
+    done = int(record["epoch"]) if record["epoch"] == epochs else int(record["epoch"]) + 1
+    parts = [f"epoch {done}/{epochs}", f"step {record['step']}/{steps}", f"loss {record['loss']:.4f}"]
+    if record["accuracy"] is not None:
+        parts.append(f"acc {record['accuracy']:.2f} %")
+    parts += [
+        f"lr {record['lr']:.4g}",
+        f"{record['images_per_second']:,.0f} img/s",
+        f"{record['ms_per_step']:.1f} ms/step",
+        f"data wait {100 * record['data_wait']:.0f} %",
+        f"{record['memory_gb']:.2f} GB",
+    ]
+    if record["loss_scale"] is not None:
+        parts.append(f"loss scale {record['loss_scale']:g}, {record['skipped_steps']} skipped")
+    return "  ".join([*parts, f"{format_seconds(record['seconds_left'])} left"])
+
+
+class Display:
+    """Messages, progress and tables of one run; silent on all processes but the first.
+
+    Args:
+        quiet: write to the log file only.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        # A pipe or a file has no width: tables and lines are not folded there.
+        self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        self._log: Path | None = None
+        self._progress: Progress | None = None
+
+    def open(self, log: Path, steps: int, done: int) -> None:
+        """Start the log file (appending) and, on a terminal, the progress line."""
+        self._log = log
+        if self.console.is_terminal and not self.quiet:
+            columns = (BarColumn(24), TextColumn("[progress.percentage]{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._task = self._progress.add_task("starting ...", total=steps, completed=done)
+            self._progress.start()
+
+    def step(self, line: str, step: int) -> None:
+        """A training record: moves the progress line, or prints a line where there is no terminal."""
+        self._to_log(line)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, description=line)
+        elif not self.quiet:
+            self.console.print(line, markup=False)
+
+    def message(self, line: str) -> None:
+        """A line that stays."""
+        self._to_log(line)
+        if not self.quiet:
+            self.console.print(line, markup=False)
+
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        if not self.quiet:
+            self.console.print(table)
+
+    def close(self) -> None:
+        """Take the progress line away."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _to_log(self, line: str) -> None:
+        if self._log is not None:
+            try:
+                with self._log.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise ExciteError(f"{self._log} cannot be written: {error.strerror or error}") from None
+
+
+def make_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], title: str | None = None) -> Table:
+    """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None."""
+    columns = list(columns)
+    table = Table(title=title, title_justify="left")
+    for key, heading, _ in columns:
+        numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if row.get(key) is None else format(row[key], spec) for key, _, spec in columns))
+    return table

@@ -1,0 +1,151 @@
+"""What a run leaves behind: environment, metrics, curves, results."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.files import written_aside, write_text
+
+PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
+
+
+def new_run_folder(parent: Path, name: str) -> Path:
+    """Make ``parent/name-YYYYMMDD-HHMMSS`` (with a number behind it where that exists). Raises ExciteError."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        folder = parent / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise ExciteError(f"--out {parent} is a file; give a folder for the runs") from None
+            continue
+        except OSError as error:
+            raise ExciteError(f"the run folder {folder} cannot be made: {error.strerror or error}") from None
+        return folder
+    raise ExciteError(f"no free name for a run folder in {parent}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run does."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
+    """Where and with what a run was made: command, versions, device, git state of the current folder."""
+    return {
+        "command": " ".join(sys.argv),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "processes": processes,
+        "precision": precision,
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, appended and flushed as they come; TensorBoard beside it on request."""
+
+    def __init__(self, folder: Path, tensorboard: bool = False) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._writer: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ExciteError("log.tensorboard needs TensorBoard: pip install 'excite[track]'") from None
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after ``step``, which a resumed run is going to write again, and a half-written last line."""
+        kept = [r for r in read_metrics(self.path) if r["step"] <= step]
+        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ExciteError(f"{self.path} cannot be written: {error.strerror or error}") from None
+        if self._writer is not None:
+            for key, value in record.items():
+                if isinstance(value, int | float) and key not in ("step", "epoch"):
+                    self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+            self._writer.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def draw_curves(run: Path, title: str) -> Path | None:
+    """Draw loss, accuracy and learning rate over the epochs into ``curves.png``; None where there is nothing to draw."""
+    from matplotlib.figure import Figure
+
+    records = read_metrics(run / "metrics.jsonl")
+    train = [r for r in records if r["kind"] == "train"]
+    evals = [r for r in records if r["kind"] == "eval"]
+    if not train:
+        return None
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], label="training", color="#0072B2", linewidth=1)
+    if evals:
+        loss.plot([r["epoch"] for r in evals], [r["loss"] for r in evals], label="validation", color="#D55E00", linewidth=2)
+        accuracy.plot([r["epoch"] for r in evals], [r["top1"] for r in evals], label="validation", color="#D55E00", linewidth=2)
+        best = max(evals, key=lambda r: r["top1"])
+        accuracy.plot(best["epoch"], best["top1"], "o", color="#D55E00")
+        accuracy.annotate(f"{best['top1']:.2f} %", (best["epoch"], best["top1"]), (0, -14), textcoords="offset points", ha="right")
+    known = [r for r in train if r["accuracy"] is not None]
+    if known:
+        accuracy.plot([r["epoch"] for r in known], [r["accuracy"] for r in known], label="training", color="#0072B2", linewidth=1)
+    rate.plot([r["epoch"] for r in train], [r["lr"] for r in train], color="#009E73")
+    for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
+        axis.set(xlabel="epoch", title=label)
+        axis.grid(alpha=0.3)
+    for axis in (loss, accuracy):
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False)
+    figure.suptitle(title)
+    path = run / "curves.png"
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")
+    return path

@@ -1,0 +1,39 @@
+"""SIGTERM and Ctrl-C: the run saves at the next step, then ends."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from excite.errors import ExciteError
+
+
+class Interrupted(ExciteError):
+    """The run was asked to stop, and saved first. ``exit_status`` is 128 + the signal, as shells expect."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+class StopSignals:
+    """While entered, remembers SIGTERM and SIGINT in ``received`` (0: none); a second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # Python takes signals in the main thread only
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number

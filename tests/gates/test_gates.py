@@ -1,0 +1,245 @@
+"""Every gate against an independent formulation, and on awkward shapes."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from excite.errors import ExciteError
+from excite.gates import Gate, create_gate, gate_options, list_gates, register_gate
+from excite.gates.gather_excite import resample_kernel
+from excite.gates.squeeze_excite import squeeze_width
+
+SHAPES = [(2, 24, 7, 7), (1, 5, 3, 5), (3, 1, 4, 4), (2, 16, 1, 1), (2, 17, 9, 6)]
+GE_SPECS = [
+    {"name": "ge", "variant": variant, "extent": extent}
+    for variant in ("theta_minus", "theta", "theta_plus")
+    for extent in (2, 4, 8, "global")
+]
+
+
+def build(spec, shape, dtype=torch.float64):
+    torch.manual_seed(0)
+    gate = create_gate(spec, shape[1], feature_size=shape[2:]).to(dtype).eval()
+    for name, buffer in gate.named_buffers():  # batch norms that do something in evaluation, too
+        if name.endswith("running_mean"):
+            buffer.normal_()
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    return gate, torch.randn(shape, dtype=dtype)
+
+
+def layouts(x):
+    return [x, x.contiguous(memory_format=torch.channels_last)]
+
+
+def test_the_names():
+    assert list_gates() == ["ge", "se"]
+    assert gate_options("se") == ["reduction", "rd_divisor", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "floor", "rounded"), [(64, 4, 8), (128, 8, 8), (256, 16, 16), (8, 1, 8), (200, 12, 16)]
+)
+def test_the_two_width_rules(channels, floor, rounded):
+    assert squeeze_width(channels) == squeeze_width(channels, rd_divisor=1) == floor
+    assert squeeze_width(channels, rd_divisor=8) == rounded
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_se_is_two_1x1_convolutions_on_the_pooled_map(shape, bias):
+    gate, x = build({"name": "se", "reduction": 4, "bias": bias}, shape)
+    for given in layouts(x):
+        squeezed = torch.einsum("nchw->nc", x)[..., None, None] / (shape[2] * shape[3])
+        hidden = F.conv2d(squeezed, gate.fc1.weight[..., None, None], gate.fc1.bias).clamp(min=0)
+        scale = 1 / (1 + torch.exp(-F.conv2d(hidden, gate.fc2.weight[..., None, None], gate.fc2.bias)))
+        torch.testing.assert_close(gate.scale(given), scale.flatten(1))
+        torch.testing.assert_close(gate(given), x * scale)
+        torch.testing.assert_close(gate.excitation(x.mean((2, 3))), scale.flatten(1))
+
+
+def gather_by_loops(x, e):
+    """Mean over the window of 2e-1 positions around each e-th position, as far as it lies in the map."""
+    n, c, height, width = x.shape
+    rows = []
+    for i in range(0, height, e):
+        row = []
+        for j in range(0, width, e):
+            window = x[:, :, max(i - e + 1, 0) : i + e, max(j - e + 1, 0) : j + e]
+            row.append(window.sum((2, 3)) / (window.shape[2] * window.shape[3]))
+        rows.append(torch.stack(row, -1))
+    return torch.stack(rows, -2)
+
+
+def stretch_by_loops(x, height, width):
+    out = x.new_empty(*x.shape[:2], height, width)
+    for i in range(height):
+        for j in range(width):
+            out[:, :, i, j] = x[:, :, i * x.shape[2] // height, j * x.shape[3] // width]
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("extent", [2, 4, 8])
+def test_ge_theta_minus_by_loops(shape, extent):
+    gate, x = build({"name": "ge", "extent": extent}, shape)
+    assert not list(gate.parameters())
+    assert not gate.channelwise
+    expected = stretch_by_loops(torch.sigmoid(gather_by_loops(x, extent)), *shape[2:])
+    for given in layouts(x):
+        torch.testing.assert_close(gate.scale(given), expected)
+        torch.testing.assert_close(gate(given), x * expected)
+
+
+@pytest.mark.parametrize("extent", ["global", 0])
+def test_ge_theta_minus_global_sees_the_mean_alone(extent):
+    gate, x = build({"name": "ge", "extent": extent}, (2, 24, 7, 5))
+    assert gate.channelwise
+    torch.testing.assert_close(gate.scale(x), torch.sigmoid(x.mean((2, 3))))
+
+
+def normalised(x, bn):
+    shape = (1, -1, 1, 1)
+    scaled = (x - bn.running_mean.view(shape)) / torch.sqrt(bn.running_var.view(shape) + bn.eps)
+    return scaled * bn.weight.view(shape) + bn.bias.view(shape)
+
+
+def bottleneck(gate, x):
+    if gate.fc1 is None:
+        return x
+    hidden = torch.einsum("nchw,sc->nshw", x, gate.fc1.weight[:, :, 0, 0]) + gate.fc1.bias.view(1, -1, 1, 1)
+    return torch.einsum("nshw,cs->nchw", hidden.relu(), gate.fc2.weight[:, :, 0, 0]) + gate.fc2.bias.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("variant", ["theta", "theta_plus"])
+def test_ge_theta_global_is_a_dot_product_with_the_map(shape, variant):
+    gate, x = build({"name": "ge", "variant": variant}, shape)
+    gathered = torch.einsum("nchw,chw->nc", x, gate.gather[0].weight[:, 0])[..., None, None]
+    expected = torch.sigmoid(bottleneck(gate, normalised(gathered, gate.gather[1]))).flatten(1)
+    for given in layouts(x):
+        torch.testing.assert_close(gate.scale(given), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("variant", ["theta", "theta_plus"])
+@pytest.mark.parametrize("extent", [2, 4, 8])
+def test_ge_theta_is_a_chain_of_strided_windows(shape, variant, extent):
+    gate, x = build({"name": "ge", "variant": variant, "extent": extent}, shape)
+    steps = {2: 1, 4: 2, 8: 3}[extent]
+    layers = list(gate.gather)
+    assert [type(layer).__name__ for layer in layers] == (["Conv2d", "BatchNorm2d", "ReLU"] * steps)[:-1]
+    y = x
+    for step in range(steps):
+        y = y.relu() if step else y
+        height, width = (y.shape[2] + 1) // 2, (y.shape[3] + 1) // 2
+        windows = F.unfold(y, 3, padding=1, stride=2).view(y.shape[0], y.shape[1], 9, height, width)
+        y = torch.einsum("nckhw,ck->nchw", windows, layers[3 * step].weight.flatten(1))
+        y = normalised(y, layers[3 * step + 1])
+    expected = stretch_by_loops(torch.sigmoid(bottleneck(gate, y)), *shape[2:])
+    for given in layouts(x):
+        torch.testing.assert_close(gate.scale(given), expected)
+
+
+@pytest.mark.parametrize("spec", ["se", *GE_SPECS], ids=str)
+def test_gradients(spec):
+    gate, x = build(spec, (2, 4, 5, 3))
+    parameters = list(gate.parameters())
+
+    def run(x, *_):
+        return gate(x)
+
+    assert torch.autograd.gradcheck(run, (x.requires_grad_(), *parameters))
+
+
+@pytest.mark.parametrize(
+    ("spec", "count"),
+    [
+        ("se", 2 * 64 * 4 + 4 + 64),
+        ({"name": "se", "bias": False, "rd_divisor": 8}, 2 * 64 * 8),
+        ({"name": "ge", "variant": "theta_minus"}, 0),
+        ({"name": "ge", "variant": "theta"}, 64 * 7 * 5 + 2 * 64),
+        ({"name": "ge", "variant": "theta", "extent": 8}, 3 * 11 * 64),
+        ({"name": "ge", "variant": "theta_plus", "extent": 4}, 2 * 11 * 64 + 2 * 64 * 4 + 4 + 64),
+        ({"name": "ge", "variant": "theta_plus", "bias": False, "reduction": 8}, 64 * 37 + 2 * 64 * 8),
+    ],
+    ids=str,
+)
+def test_parameter_counts(spec, count):
+    assert sum(p.numel() for p in create_gate(spec, 64, feature_size=(7, 5)).parameters()) == count
+
+
+@pytest.mark.parametrize("spec", ["se", *GE_SPECS], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_keeps_the_type_and_fp16_gates_stay_in_float32(spec, dtype):
+    gate, x = build(spec, (2, 32, 7, 7), torch.float32)
+    seen = []
+    for layer in (getattr(gate, "fc1", None), getattr(gate, "fc2", None)):
+        if layer is not None:
+            layer.register_forward_hook(lambda _, inputs, out: seen.append(out.dtype))
+    with torch.autocast("cpu", dtype=dtype):
+        scale = gate.scale(x.to(dtype))
+    assert scale.dtype == dtype
+    assert set(seen) <= {torch.float32 if dtype is torch.float16 else dtype}
+    torch.testing.assert_close(scale.float(), gate.scale(x), atol=0.02, rtol=0.02)
+
+
+def test_fp16_autocast_survives_a_squeeze_beyond_float16():
+    gate = create_gate("se", 32)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        gate.fc1.weight.fill_(100.0)
+        scale = gate.scale(torch.full((1, 32, 4, 4), 100.0, dtype=torch.float16))  # the hidden layer holds 320,000
+    assert torch.isfinite(scale).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("sse", "unknown gate 'sse'; did you mean 'se'"),
+        ({"name": "se", "reducton": 8}, "no option 'reducton'; did you mean 'reduction'"),
+        ({"reduction": 8}, "a gate is a name"),
+        ({"name": "se", "reduction": 0}, "reduction must be"),
+        ({"name": "se", "rd_divisor": -8}, "rd_divisor must be"),
+        ({"name": "ge", "variant": "theta_pus"}, "did you mean 'theta_plus'"),
+        ({"name": "ge", "extent": 3}, "extent of the gate 'ge' is one of"),
+        ({"name": "ge", "variant": "theta", "reduction": 8}, "has no bottleneck, so no reduction"),
+        ({"name": "ge", "variant": "theta"}, "give image_size="),
+    ],
+    ids=str,
+)
+def test_mistakes(spec, message):
+    with pytest.raises(ExciteError, match=message):
+        create_gate(spec, 32)
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ExciteError, match="already taken"):
+        register_gate("se")(Gate)
+
+
+def test_a_wrong_map_size_names_both_and_the_way_out():
+    gate = create_gate({"name": "ge", "variant": "theta"}, 8, feature_size=(7, 7))
+    with pytest.raises(ExciteError, match=r"7x7 .* 8x9.*excite\.resize_gates\(model, image_size\)"):
+        gate(torch.zeros(2, 8, 8, 9))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 10), (3, 5), (1, 1)])
+def test_resampled_kernels_keep_their_sum(size):
+    torch.manual_seed(0)
+    kernel = torch.randn(6, 1, 7, 7, dtype=torch.float64)
+    new = resample_kernel(kernel, size)
+    torch.testing.assert_close(new.sum((2, 3)), kernel.sum((2, 3)))
+    flat = resample_kernel(torch.full((1, 1, 7, 7), 0.5, dtype=torch.float64), size)
+    torch.testing.assert_close(flat, torch.full((1, 1, *size), 0.5 * 49 / (size[0] * size[1]), dtype=torch.float64))
+
+
+def test_a_resized_gate_answers_a_smooth_map_alike():
+    gate, _ = build({"name": "ge", "variant": "theta"}, (2, 8, 14, 14))
+    blob = F.interpolate(torch.rand(8, 1, 4, 4, dtype=torch.float64), size=(14, 14), mode="bicubic")
+    gate.gather[0].weight.data.copy_(blob)
+    x = F.interpolate(torch.rand(2, 8, 4, 4, dtype=torch.float64), size=(14, 14), mode="bicubic")
+    before = gate.scale(x)
+    gate.resize((20, 20))
+    assert gate.feature_size == (20, 20)
+    after = gate.scale(F.interpolate(x, size=(20, 20), mode="bicubic"))
+    torch.testing.assert_close(after, before, atol=0.02, rtol=0.02)
