@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from excite.errors import ExciteError as ExciteError
     from excite.gates import list_gates as list_gates
-    from excite.inference import Classifier as Classifier
+    from excite.inference import Predictor as Predictor
     from excite.inference import load as load
     from excite.inference import validate as validate
     from excite.models import create_model as create_model
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ExciteError": "excite.errors",
-    "Classifier": "excite.inference",
+    "Predictor": "excite.inference",
     "load": "excite.inference",
     "validate": "excite.inference",
     "create_model": "excite.models",
@@ -34,7 +34,7 @@ _HOMES = {
     "load_recipe": "excite.recipe",
     "train": "excite.training",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - a list of str
+__all__ = sorted(_HOMES)
 __version__ = metadata.version("excite")
 
 

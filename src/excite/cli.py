@@ -107,6 +107,7 @@ RESULT_COLUMNS = [
     ("images_per_second", "img/s", ",.1f"),
     ("top1", "acc@top1", ".2f"),
     ("top5", "acc@top5", ".2f"),
+    ("last_top1", "last epoch's top1", ".2f"),
     ("recipe", "recipe", ""),
 ]
 
@@ -129,7 +130,7 @@ def _show_results(results: dict[str, Any]) -> None:
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"{str(run / name):<60} {what}")
+            display.message(f"{run / name!s:<60} {what}")
 
 
 @app.command()
@@ -137,9 +138,7 @@ def validate(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False
-        ),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
@@ -162,13 +161,18 @@ def validate(
 
     display = Display()
     with _progress("evaluating") as advance:
-        classifier, result = run_validation(
-            source, overrides or [], device=device, precision=_check_precision(precision), batch_size=batch_size, progress=advance
+        predictor, result = run_validation(
+            source,
+            overrides or [],
+            device=device,
+            precision=_check_precision(precision),
+            batch_size=batch_size,
+            progress=advance,
         )
-    if not classifier.accelerator.is_main_process:
+    if not predictor.accelerator.is_main_process:
         return
-    row = {"model": classifier.meta["model"]["name"], **result.summary(), "precision": classifier.precision}
-    rows = result.per_class(classifier.classes)
+    row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
+    rows = result.per_class(predictor.classes)
     if as_json:
         _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
         return
@@ -206,21 +210,22 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import draw_grid, find_images, load, to_json
+    from excite.inference import Prediction, draw_grid, find_images, load, to_json
     from excite.training.display import Display, make_table
 
     files = find_images(images)
-    classifier = load(source, device)
-    found, bad = [], []
+    predictor = load(source, device)
+    found: list[Prediction] = []
+    bad: list[str] = []
     with _progress("classifying") as advance:
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
             try:
-                found += classifier.predict(part, top_k, batch_size)
+                found += predictor.predict(part, top_k, batch_size)
             except BadImageError:
                 for file in part:  # one by one, so that a broken image costs only itself
                     try:
-                        found += classifier.predict([file], top_k)
+                        found += predictor.predict([file], top_k)
                     except BadImageError as error:
                         bad.append(str(error))
             advance(start + len(part), len(files))
@@ -277,8 +282,15 @@ def models(
         }
         for row in rows
     ]
-    columns = [("name", "model", ""), ("params_m", "params(M)", ".2f"), ("gmacs", "GMACs", ".3f"), ("input", "input", "")]
-    Display().table(make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")]))
+    columns = [
+        ("name", "model", ""),
+        ("params_m", "params(M)", ".2f"),
+        ("gmacs", "GMACs", ".3f"),
+        ("input", "input", ""),
+    ]
+    Display().table(
+        make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")])
+    )
 
 
 def _published(entry: dict[str, Any]) -> str:

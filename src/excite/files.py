@@ -63,7 +63,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 def _sentence(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {path} could not be written; free some space and try again (what was there before is whole)"
+        return f"the disk is full: {path} could not be written; free some space (what was there before is whole)"
     return f"{path} could not be written: {error.strerror or error} (what was there before is whole)"
 
 

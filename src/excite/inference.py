@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.data import EvalLoader, Preprocessing, open_data
-from excite.data.folder import IMAGE_SUFFIXES
+from excite.data.folder import EXTENSIONS
 from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import Recipe, apply_overrides
@@ -28,7 +28,7 @@ class Prediction:
     top: list[tuple[str, float]]
 
 
-class Classifier:
+class Predictor:
     """A trained network with everything it needs to be used: preprocessing, class names, where it came from.
 
     Args:
@@ -52,7 +52,7 @@ class Classifier:
         self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device
         self.precision = choose_precision(precision, self.device)
-        self.model.eval().to(device=self.device, memory_format=torch.channels_last)
+        self.model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Classifier:
                 pending = []
 
 
-def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> Classifier:
+def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
     """Load a trained network.
 
     Args:
@@ -95,7 +95,7 @@ def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> C
     Raises:
         ExciteError: there is nothing there, it is damaged, or it was not written by this package.
     """
-    return Classifier(read_weights(source), device, precision)
+    return Predictor(read_weights(source), device, precision)
 
 
 def validate(
@@ -106,7 +106,7 @@ def validate(
     precision: str | None = None,
     batch_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Classifier, Evaluation]:
+) -> tuple[Predictor, Evaluation]:
     """Evaluate a trained network on the validation images of its recipe, or on others.
 
     Args:
@@ -121,30 +121,30 @@ def validate(
         ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
     """
     checkpoint = read_weights(source)
-    classifier = Classifier(checkpoint, device, precision or checkpoint.meta["precision"])
+    predictor = Predictor(checkpoint, device, precision or checkpoint.meta["precision"])
     recipe = Recipe.from_dict(apply_overrides(checkpoint.meta["recipe"], list(overrides)), str(source))
     data = open_data(recipe.data, recipe.augment)
-    if data.classes != classifier.classes:
-        unknown = [c for c in data.classes if c not in classifier.classes]
+    if data.classes != predictor.classes:
+        unknown = [c for c in data.classes if c not in predictor.classes]
         raise ExciteError(
             f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
             if unknown
-            else f"the data has {len(data.classes)} classes in another order or number than the {len(classifier.classes)} of {source}"
+            else f"the data's {len(data.classes)} classes are not the {len(predictor.classes)} of {source} in their order"
         )
-    process = classifier.accelerator
+    process = predictor.accelerator
     loader = EvalLoader(
         data.val,
         batch_size=batch_size or recipe.eval.batch_size,
-        device=classifier.device,
+        device=predictor.device,
         data_config=recipe.data,
         rank=process.process_index,
         world=process.num_processes,
     )
     batches = _counted(loader, progress, len(data.val)) if progress else loader
     result = evaluate(
-        classifier.model, batches, classifier.preprocessing, len(data.classes), classifier.device, classifier.precision
+        predictor.model, batches, predictor.preprocessing, len(data.classes), predictor.device, predictor.precision
     )
-    return classifier, result
+    return predictor, result
 
 
 def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total: int) -> Iterator[Any]:
@@ -165,9 +165,13 @@ def find_images(sources: Sequence[str]) -> list[str]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         else:
-            files = [source] if path.is_file() else sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())
+            files = (
+                [source]
+                if path.is_file()
+                else sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())
+            )
         if not files:
             what = "holds no images" if path.is_dir() else "is neither a file, a folder nor a pattern that matches any"
             raise ExciteError(f"{source!r} {what}")

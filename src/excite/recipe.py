@@ -35,17 +35,23 @@ class ModelConfig(Section):
     drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
     drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
     zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
-    options: dict[str, Any] = Field(default_factory=dict, description="further arguments of create_model (gate options ...)")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further arguments of create_model (gate options ...)"
+    )
 
 
 class OptimizerConfig(Section):
     """The optimiser and its parameter groups."""
 
-    name: str = Field("sgd", description="sgd, adamw, or an optimiser of the pytorch_optimizer library (lamb, lion, adan ...)")
+    name: str = Field(
+        "sgd", description="sgd, adamw, or an optimiser of the pytorch_optimizer library (lamb, lion, adan ...)"
+    )
     lr: Positive = Field(0.1, description="peak learning rate, for the batch_size of this recipe")
     momentum: Share = Field(0.9, description="sgd only")
     nesterov: bool = Field(False, description="sgd only")
-    betas: list[Share] = Field([0.9, 0.999], min_length=2, max_length=2, description="for optimisers of the Adam family")
+    betas: list[Share] = Field(
+        [0.9, 0.999], min_length=2, max_length=2, description="for optimisers of the Adam family"
+    )
     weight_decay: NonNegative = Field(1e-4, description="L2 for sgd, decoupled for adamw")
     decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one before it")
@@ -56,12 +62,16 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over time: warm-up from warmup_lr to the peak, then the named curve to end_lr."""
 
-    name: Literal["cosine", "linear", "step", "multistep", "polynomial", "constant"] = Field("cosine", description="the curve")
+    name: Literal["cosine", "linear", "step", "multistep", "polynomial", "constant"] = Field(
+        "cosine", description="the curve"
+    )
     unit: Literal["step", "epoch"] = Field("step", description="change the rate at every step, or once an epoch")
     warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
     warmup_lr: NonNegative = Field(0.0, description="where the warm-up starts from")
     end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, polynomial)")
-    milestones: list[Count] = Field(default_factory=list, description="multistep: epochs at which the rate is multiplied by gamma")
+    milestones: list[Count] = Field(
+        default_factory=list, description="multistep: epochs at which the rate is multiplied by gamma"
+    )
     step_epochs: Count = Field(30, description="step: every so many epochs the rate is multiplied by gamma")
     gamma: Positive = Field(0.1, description="step and multistep: the factor")
     power: Positive = Field(2.0, description="polynomial: the exponent")
@@ -74,16 +84,28 @@ class TrainConfig(Section):
     batch_size: Count = Field(128, description="images in one optimiser step, over all devices and accumulation")
     grad_accumulation: Count = Field(1, description="the batch is done in so many parts, one after the other")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
-    ema_decay: Share = Field(0.0, description="exponential moving average of the weights, evaluated and shipped; 0: none")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 where the device is fast at it")
+    ema_decay: Share = Field(
+        0.0, description="exponential moving average of the weights, evaluated and shipped; 0: none"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the device is fast at it"
+    )
     loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed number")
     loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: first loss scale")
-    loss_scale_growth_interval: Count = Field(2000, description="fp16, dynamic: steps without overflow before it doubles")
+    loss_scale_growth_interval: Count = Field(
+        2000, description="fp16, dynamic: steps without overflow before it doubles"
+    )
     channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPU and GPU")
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field("off", description="torch.compile mode")
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        "off", description="torch.compile mode"
+    )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, more time")
-    freeze: list[str] = Field(default_factory=list, description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]")
-    init_from: str | None = Field(None, description="run folder or checkpoint to start from; another number of classes gets a new head")
+    freeze: list[str] = Field(
+        default_factory=list, description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]"
+    )
+    init_from: str | None = Field(
+        None, description="run folder or checkpoint to start from; another number of classes gets a new head"
+    )
     seed: Annotated[int, Field(ge=0)] = Field(0, description="weights, order, augmentation, dropout")
     deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
     device: str = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
@@ -118,19 +140,20 @@ class Recipe(Section):
     name: str = Field(description="name of the recipe, and first part of the run folder's name")
     model: ModelConfig
     data: DataConfig
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
-    eval: EvalConfig = Field(default_factory=EvalConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    log: LogConfig = Field(default_factory=LogConfig)
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
             raise ValueError(
-                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs ({self.train.epochs})"
+                f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs "
+                f"({self.train.epochs})"
             )
         if self.train.batch_size % self.train.grad_accumulation:
             raise ValueError(
@@ -190,15 +213,21 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.nan$"),
+    re.compile(
+        r"^[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$|^[-+]?\d[\d_]*\.[\d_]*$|^[-+]?\.(?:inf|Inf|INF)$|^\.nan$"
+    ),
     list("-+0123456789."),
 )
 
@@ -206,7 +235,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """YAML text -> plain values. Raises ExciteError with the line of a syntax error."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -237,7 +266,9 @@ def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
 def _explain(error: ErrorDetails) -> str:
     """One pydantic error as a clause: which key, what is wrong, what is allowed."""
     location = error["loc"]
-    key = ".".join(str(p) for p in location if not (isinstance(p, str) and re.search(r"[\[\]()-]|^(str|int|float|none)$", p)))
+    key = ".".join(
+        str(p) for p in location if not (isinstance(p, str) and re.search(r"[\[\]()-]|^(str|int|float|none)$", p))
+    )
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(location[:-1])
         return f"unknown key {key!r}{nearest(str(location[-1]), allowed)} (allowed: {', '.join(allowed)})"
@@ -266,7 +297,9 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
     """The text of a recipe and where it came from: a shipped name, a YAML file, or a run folder."""
     names = list_recipes()
     if name_or_file in names:
-        return (resources.files("excite") / "recipes" / f"{name_or_file}.yaml").read_text(encoding="utf-8"), name_or_file
+        return (resources.files("excite") / "recipes" / f"{name_or_file}.yaml").read_text(
+            encoding="utf-8"
+        ), name_or_file
     path = Path(name_or_file)
     if path.is_dir():
         path = path / "recipe.yaml"

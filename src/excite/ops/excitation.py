@@ -43,7 +43,7 @@ class _SpatialMean(torch.autograd.Function):
         return _sum_positions(x).div_(x.shape[2] * x.shape[3])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         # Expanded, not materialised: autograd's accumulation reads it as a broadcast operand.
         return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
 
@@ -60,7 +60,7 @@ class _ExciteResidual(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, scale, out = ctx.saved_tensors
         if out is not None:
             grad = torch.ops.aten.threshold_backward(grad, out, 0)
@@ -95,7 +95,9 @@ def spatial_mean(x: Tensor) -> Tensor:
     return _SpatialMean.apply(x) if _tracked(x) else _SpatialMean.forward(_NoContext(), x)
 
 
-def excite_residual(x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False) -> Tensor:
+def excite_residual(
+    x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False
+) -> Tensor:
     """``relu(x * scale + identity)``, each part optional: the end of every residual block.
 
     Args:

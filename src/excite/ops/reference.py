@@ -8,8 +8,10 @@ def spatial_mean(x: Tensor) -> Tensor:
     return x.mean((2, 3))
 
 
-def excite_residual(x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False) -> Tensor:
-    """``relu(x * scale + identity)``, each part optional; ``scale`` (N, C) or broadcastable against ``x`` (N, C, H, W)."""
+def excite_residual(
+    x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False
+) -> Tensor:
+    """``relu(x * scale + identity)``, each part optional; ``x`` (N, C, H, W), ``scale`` (N, C) or broadcastable."""
     if scale is not None:
         x = x * (scale[:, :, None, None] if scale.ndim == 2 else scale).to(x.dtype)
     if identity is not None:

@@ -32,7 +32,8 @@ class Checkpoint:
     Attributes:
         path: the file the tensors came from.
         tensors: name -> tensor, on the CPU.
-        meta: ``model`` {name, args}, ``classes``, ``preprocessing``, ``recipe``, ``metrics``, ``versions``, ``step``, ``epoch``.
+        meta: ``model`` {name, args}, ``classes``, ``preprocessing``, ``recipe``, ``metrics``, ``versions``, ``step``,
+            ``epoch``, ``precision``.
     """
 
     path: Path
@@ -43,7 +44,9 @@ class Checkpoint:
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})})
+    save_file(
+        tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})}
+    )
 
 
 def save_step(
@@ -78,7 +81,9 @@ def step_folder(run: Path, step: int) -> Path:
 
 def saved_steps(run: Path) -> list[int]:
     """The steps with a whole checkpoint, ascending."""
-    found = (re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file())
+    found = (
+        re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()
+    )
     return sorted(int(match.group(1)) for match in found if match)
 
 
@@ -99,7 +104,9 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(folder / STATE, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ExciteError(f"{folder / STATE} is damaged ({_first_line(error)}); resume from an older checkpoint") from None
+        raise ExciteError(
+            f"{folder / STATE} is damaged ({_first_line(error)}); resume from an older checkpoint"
+        ) from None
 
 
 def find_weights(source: str | Path) -> Path:
@@ -122,7 +129,9 @@ def find_weights(source: str | Path) -> Path:
         for name in (EMA, WEIGHTS):
             if (folder / name).is_file():
                 return folder / name
-    raise ExciteError(f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet")
+    raise ExciteError(
+        f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet"
+    )
 
 
 def read_weights(source: str | Path) -> Checkpoint:
@@ -170,7 +179,9 @@ def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
     """
     checkpoint = read_weights(source)
     own = model.state_dict()
-    resized = [k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape]
+    resized = [
+        k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape
+    ]
     tensors = {k: v for k, v in checkpoint.tensors.items() if not (resized and k.startswith(f"{head}."))}
     fresh = [k for k in own if resized and k.startswith(f"{head}.")]
     misfits = mismatches(model, tensors, set(fresh))

@@ -22,8 +22,8 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 def make_accelerator(device: str) -> Accelerator:
     """The processes and the device of this run.
 
-    Mixed precision is not left to Accelerate: it would wrap the model's forward (which then shows in copies, exports and
-    compiled graphs), and its scaler cannot hold a fixed loss scale.
+    Mixed precision is not left to Accelerate: it would wrap the model's forward (which then shows in copies, exports
+    and compiled graphs), and its scaler cannot hold a fixed loss scale.
 
     Raises:
         ExciteError: ``device`` is not on this machine.
@@ -90,11 +90,10 @@ def keep_freed_memory() -> None:
 
 def peak_memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB (1e9 bytes): allocated on the accelerator, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    module = getattr(torch, device.type, None)
-    if device.type != "cpu" and hasattr(module, "max_memory_allocated"):
-        return module.max_memory_allocated(device) / 1e9
+    if device.type == "mps":  # counts no peak
+        return torch.mps.driver_allocated_memory() / 1e9
+    if device.type != "cpu":
+        return getattr(torch, device.type).max_memory_allocated(device) / 1e9
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 1e9
     import resource  # POSIX only
@@ -113,8 +112,7 @@ def device_name(device: torch.device) -> str:
     """A human name: the GPU's, or the processor's with its number of threads in use."""
     if device.type == "cpu":
         return f"{_processor()} ({torch.get_num_threads()} threads)"
-    module = getattr(torch, device.type, None)
-    return module.get_device_name(device) if hasattr(module, "get_device_name") else device.type
+    return "Apple GPU (MPS)" if device.type == "mps" else getattr(torch, device.type).get_device_name(device)
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """What the user sees while a run goes on: a live line on a terminal, plain lines elsewhere; all of it in log.txt."""
 
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -20,8 +21,11 @@ def format_seconds(seconds: float) -> str:
 
 def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> str:
     """One training record as a line of text."""
-    done = int(record["epoch"]) if record["epoch"] == epochs else int(record["epoch"]) + 1
-    parts = [f"epoch {done}/{epochs}", f"step {record['step']}/{steps}", f"loss {record['loss']:.4f}"]
+    parts = [
+        f"epoch {math.ceil(record['epoch'])}/{epochs}",
+        f"step {record['step']}/{steps}",
+        f"loss {record['loss']:.4f}",
+    ]
     if record["accuracy"] is not None:
         parts.append(f"acc {record['accuracy']:.2f} %")
     parts += [
@@ -54,7 +58,11 @@ class Display:
         """Start the log file (appending) and, on a terminal, the progress line."""
         self._log = log
         if self.console.is_terminal and not self.quiet:
-            columns = (BarColumn(24), TextColumn("[progress.percentage]{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            columns = (
+                BarColumn(24),
+                TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
+                TextColumn("{task.description}"),
+            )
             self._progress = Progress(*columns, console=self.console, transient=True)
             self._task = self._progress.add_task("starting ...", total=steps, completed=done)
             self._progress.start()
@@ -93,7 +101,9 @@ class Display:
                 raise ExciteError(f"{self._log} cannot be written: {error.strerror or error}") from None
 
 
-def make_table(rows: Sequence[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], title: str | None = None) -> Table:
+def make_table(
+    rows: Sequence[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], title: str | None = None
+) -> Table:
     """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None."""
     columns = list(columns)
     table = Table(title=title, title_justify="left")

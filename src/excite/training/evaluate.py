@@ -36,7 +36,7 @@ class Evaluation:
         return {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
 
     def per_class(self, classes: list[str]) -> list[dict[str, Any]]:
-        """One row a class: name, images, top-1 accuracy (recall) and precision in percent; None where there is no image."""
+        """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""
         rows = []
         for k, name in enumerate(classes):
             right, support = self.confusion[k][k], sum(self.confusion[k])

@@ -185,7 +185,11 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
             with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
                 logits = run.net(inputs)
             # Parts may differ in size where the data set is smaller than a batch: weigh each by its images.
-            loss = F.cross_entropy(logits.float(), wanted, label_smoothing=config.label_smoothing) * len(true) / len(labels)
+            loss = (
+                F.cross_entropy(logits.float(), wanted, label_smoothing=config.label_smoothing)
+                * len(true)
+                / len(labels)
+            )
             run.scaler.scale(loss).backward()
         total += loss.detach()
         correct += (logits.detach().argmax(1) == true).sum()
@@ -254,7 +258,9 @@ def _non_finite(run: Run, losses: list[float]) -> str:
 def _last_good(run: Run) -> str:
     steps = ckpt.saved_steps(run.folder)
     if not steps:
-        return "there is no checkpoint from before it; try a lower learning rate, a longer warm-up or train.precision=fp32"
+        return (
+            "there is no checkpoint from before it; try a lower learning rate, a longer warm-up or train.precision=fp32"
+        )
     good = ckpt.step_folder(run.folder, steps[-1])
     return f"the last good checkpoint is {good}; try a lower learning rate, clipping (optimizer.clip_grad_norm) or fp32"
 
@@ -274,8 +280,9 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
             ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
         clock.saved_at = time.monotonic()
     run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {evaluation.loss:.4f}  top-1 {evaluation.top1:.2f} %  "
-        f"top-5 {evaluation.top5:.2f} %  ({evaluation.images} images){'  best so far' if best else ''}"
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {evaluation.loss:.4f}  "
+        f"top-1 {evaluation.top1:.2f} %  top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
+        f"{'  best so far' if best else ''}"
     )
 
 
@@ -300,7 +307,7 @@ def _save_due(run: Run, clock: Clock) -> bool:
 
 
 def save(run: Run, clock: Clock) -> None:
-    """Write a checkpoint (first process only) and delete those that are no longer wanted; weights that are not finite stop the run."""
+    """Write a checkpoint (first process only) and delete those no longer wanted; non-finite weights stop the run."""
     if not run.accelerator.is_main_process:
         return
     if not all(bool(v.isfinite().all()) for v in run.model.state_dict().values() if v.is_floating_point()):
@@ -314,7 +321,7 @@ def save(run: Run, clock: Clock) -> None:
 
 
 def _asked_to_stop(run: Run, stop: StopSignals) -> bool:
-    """Whether a signal came to any process; with several, they agree when a line is due, so as not to wait at each step."""
+    """Whether a signal came to any process; several processes agree on it only when a line is due, not at each step."""
     if run.accelerator.num_processes == 1:
         return bool(stop.received)
     if run.step % run.recipe.log.every_steps and run.step % run.steps_per_epoch:
@@ -343,9 +350,7 @@ def _open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
         write_text(run.folder / "recipe.yaml", run.recipe.to_yaml())
         write_text(metrics.path, "")
     name = "environment.json" if not resuming else f"environment-resumed-at-{run.step}.json"
-    write_json(
-        run.folder / name, environment(device_name(run.device), run.precision, run.accelerator.num_processes)
-    )
+    write_json(run.folder / name, environment(device_name(run.device), run.precision, run.accelerator.num_processes))
     display = run.display
     display.open(run.folder / "log.txt", run.total_steps, run.step)
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -382,7 +387,7 @@ def _finish(run: Run) -> dict[str, Any]:
 
 
 def _speed(run: Run) -> tuple[float | None, float]:
-    """Median milliseconds a step over all records but warm-ups (None without any), and what the first step took beyond."""
+    """Median milliseconds a step over all records but warm-ups (None without any); what the first step took beyond."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
     usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
     if not usual:
@@ -394,6 +399,7 @@ def _speed(run: Run) -> tuple[float | None, float]:
 def _results(run: Run, bad: int) -> dict[str, Any]:
     """The columns of the reference systems' tables, and what else identifies the result."""
     assert run.best is not None
+    last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
     size = describe(run.model.model_name, **run.model.model_args)
     ms, first_step = _speed(run)
     batch = run.recipe.train.batch_size
@@ -414,6 +420,9 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         "top1": run.best["top1"],
         "top5": run.best["top5"],
         "loss": run.best["loss"],
+        # Choosing the best epoch by these very images flatters it; the last epoch was not chosen.
+        "last_top1": last["top1"],
+        "last_top5": last["top5"],
         "images": run.best["images"],
         "best_epoch": run.best["epoch"],
         "epochs": run.recipe.train.epochs,

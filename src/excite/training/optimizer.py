@@ -52,7 +52,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by (weight decay, learning-rate scale); norms, biases and other vectors may go undecayed."""
+    """Trainable parameters grouped by (weight decay, learning-rate scale); vectors (norms, biases) may go undecayed."""
     depths = layer_depths(model)
     last = max(depths.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

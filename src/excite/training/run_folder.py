@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import written_aside, write_text
+from excite.files import write_text, written_aside
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
 
@@ -72,7 +72,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 class Metrics:
-    """``metrics.jsonl``: one JSON object a line, appended and flushed as they come; TensorBoard beside it on request."""
+    """``metrics.jsonl``: one JSON object a line, flushed as they come; TensorBoard beside it on request."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
@@ -117,7 +117,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(run: Path, title: str) -> Path | None:
-    """Draw loss, accuracy and learning rate over the epochs into ``curves.png``; None where there is nothing to draw."""
+    """Draw loss, accuracy and learning rate over the epochs into ``curves.png``; None where there is nothing to draw.
+
+    Colours are those of Okabe & Ito, which colour-blind readers can tell apart.
+    """
     from matplotlib.figure import Figure
 
     records = read_metrics(run / "metrics.jsonl")
@@ -125,25 +128,28 @@ def draw_curves(run: Path, title: str) -> Path | None:
     evals = [r for r in records if r["kind"] == "eval"]
     if not train:
         return None
+
+    def plot(axis: Any, rows: list[dict[str, Any]], key: str, label: str, color: str, width: int) -> None:
+        known = [(r["epoch"], r[key]) for r in rows if r[key] is not None]
+        if known:
+            axis.plot(*zip(*known, strict=True), label=label, color=color, linewidth=width)
+            axis.legend(frameon=False)
+
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    loss.plot([r["epoch"] for r in train], [r["loss"] for r in train], label="training", color="#0072B2", linewidth=1)
+    plot(loss, train, "loss", "training", "#0072B2", 1)
+    plot(loss, evals, "loss", "validation", "#D55E00", 2)
+    plot(accuracy, train, "accuracy", "training", "#0072B2", 1)
+    plot(accuracy, evals, "top1", "validation", "#D55E00", 2)
+    plot(rate, train, "lr", "learning rate", "#009E73", 2)
     if evals:
-        loss.plot([r["epoch"] for r in evals], [r["loss"] for r in evals], label="validation", color="#D55E00", linewidth=2)
-        accuracy.plot([r["epoch"] for r in evals], [r["top1"] for r in evals], label="validation", color="#D55E00", linewidth=2)
         best = max(evals, key=lambda r: r["top1"])
-        accuracy.plot(best["epoch"], best["top1"], "o", color="#D55E00")
-        accuracy.annotate(f"{best['top1']:.2f} %", (best["epoch"], best["top1"]), (0, -14), textcoords="offset points", ha="right")
-    known = [r for r in train if r["accuracy"] is not None]
-    if known:
-        accuracy.plot([r["epoch"] for r in known], [r["accuracy"] for r in known], label="training", color="#0072B2", linewidth=1)
-    rate.plot([r["epoch"] for r in train], [r["lr"] for r in train], color="#009E73")
+        place = (best["epoch"], best["top1"])
+        accuracy.plot(*place, "o", color="#D55E00")
+        accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -14), textcoords="offset points", ha="right")
     for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
         axis.set(xlabel="epoch", title=label)
         axis.grid(alpha=0.3)
-    for axis in (loss, accuracy):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False)
     figure.suptitle(title)
     path = run / "curves.png"
     with written_aside(path) as aside:

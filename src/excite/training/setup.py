@@ -10,7 +10,7 @@ from torch import nn
 
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
 from excite.errors import ExciteError
-from excite.models import create_model
+from excite.models import Classifier, create_model
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
 from excite.training.device import Precision, choose_precision, keep_freed_memory, make_accelerator, seed_everything
@@ -33,7 +33,7 @@ class Run:
     train_loader: TrainLoader
     eval_loader: EvalLoader
     augment: BatchAugment
-    model: nn.Module
+    model: Classifier
     net: nn.Module
     ema: Ema | None
     frozen_norms: list[nn.Module]
@@ -109,7 +109,7 @@ def set_up(recipe: Recipe, folder: Path, display: Display, accelerator: Accelera
     model, notes = make_model(recipe, data)
     frozen_norms = freeze(model, config.freeze)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)
+    model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     net = accelerator.prepare_model(model)
     if config.compile != "off":
@@ -147,10 +147,12 @@ def set_up(recipe: Recipe, folder: Path, display: Display, accelerator: Accelera
     )
 
 
-def make_model(recipe: Recipe, data: DataSets) -> tuple[Any, list[str]]:
-    """The network of a recipe with weights from its seed or from ``train.init_from``, and what there is to tell about it."""
+def make_model(recipe: Recipe, data: DataSets) -> tuple[Classifier, list[str]]:
+    """The network of a recipe, with weights from its seed or ``train.init_from``, and what there is to tell of it."""
     seed_everything(recipe.train.seed)
-    zero = {"zero_init_last_gamma": True} if recipe.model.zero_init_last_gamma else {}  # not every family has the option
+    zero = (
+        {"zero_init_last_gamma": True} if recipe.model.zero_init_last_gamma else {}
+    )  # not every family has the option
     model = create_model(
         recipe.model.name,
         num_classes=len(data.classes),
@@ -174,12 +176,18 @@ def restore(run: Run) -> None:
     """Take up the latest checkpoint of the run's folder. Raises ExciteError where there is none or the data changed."""
     steps = ckpt.saved_steps(run.folder)
     if not steps:
-        raise ExciteError(f"{run.folder} holds no checkpoint to resume from; start it anew with `excite train {run.folder}`")
+        raise ExciteError(
+            f"{run.folder} holds no checkpoint to resume from; start it anew with `excite train {run.folder}`"
+        )
     folder = ckpt.step_folder(run.folder, steps[-1])
     state = ckpt.load_state(folder)
     for key, now, what in (
         ("fingerprint", run.data.fingerprint, "the training images are not those that this run was started with"),
-        ("steps_per_epoch", run.steps_per_epoch, "the batch size or the number of images is not what this run was started with"),
+        (
+            "steps_per_epoch",
+            run.steps_per_epoch,
+            "the batch size or the number of images is not what this run was started with",
+        ),
     ):
         if state[key] != now:
             raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {state[key]}, now {now})")
