@@ -34,7 +34,9 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to; it replaces ``path`` when the block ends well.
+    """Yield a path beside ``path`` to write to; it becomes ``path`` when the block ends well.
+
+    A file replaces the one that is there; a folder must be new.
 
     After a crash, a kill or a full disk at any moment, ``path`` is as it was before or as it should be, never between.
 
@@ -50,7 +52,6 @@ def written_aside(path: Path) -> Iterator[Path]:
             _sync(file)
         if aside.is_dir():
             _sync(aside)
-            _remove(path)
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:

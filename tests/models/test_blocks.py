@@ -1,17 +1,18 @@
 """Where the gate stands, stochastic depth, shortcuts and gradient checkpointing."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from excite.models import create_model
-from excite.models.blocks import BLOCKS, BlockOptions
+from excite.models import TFSEResNet, create_model
+from excite.models.blocks import BLOCKS, POSITIONS, BlockOptions
 
 SE = {"name": "se", "reduction": 4}
-GATES = [None, SE, {"name": "ge", "extent": 2}, {"name": "ge", "variant": "theta"}]
+GATES = [SE, {"name": "ge", "extent": 2}, {"name": "ge", "variant": "theta"}]
 
 
 def block_and_input(kind, position, gate=SE, *, stride=2, drop_path=0.0):
@@ -67,36 +68,23 @@ def test_gate_positions(kind, position, stride):
     torch.testing.assert_close(x, before, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("gate", GATES, ids=str)
-@pytest.mark.parametrize("position", ["standard", "pre", "post", "identity"])
+@pytest.mark.parametrize(("gate", "position"), [(None, "standard"), *itertools.product(GATES, POSITIONS)], ids=str)
 def test_dropped_branches_leave_the_shortcut(gate, position):
-    """Where a branch is kept it is doubled at rate 0.5; in evaluation nothing is dropped."""
+    """A branch that is kept counts double at rate 0.5; one that is dropped counts nothing."""
     block, x = block_and_input("basic", position, gate, stride=1, drop_path=0.5)
-    block.train()
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:  # per-image answers
-        norm.eval()
     x = x[:1].repeat(64, 1, 1, 1)
+    block.training = True  # the block alone: its batch norms stay in evaluation mode, so that images are independent
     torch.manual_seed(1)
     out = block(x)
-    keep = torch.zeros(64, dtype=torch.bool)
-    block.drop_path = 0.0
     side = gated(block.gate, x) if position == "identity" else x
-    dropped = side.relu()
-    whole = (
-        branch(block, gated(block.gate, x) if position == "pre" and gate else x)
-        if gate or position == "pre"
-        else branch(block, x)
-    )
-    if gate and position == "standard":
-        whole = gated(block.gate, whole)
-    doubled = (2 * whole + side).relu()
-    if gate and position == "post":
+    added = branch(block, gated(block.gate, x) if position == "pre" else x)
+    added = gated(block.gate, added) if gate and position == "standard" else added
+    dropped, doubled = side.relu(), (2 * added + side).relu()
+    if position == "post":
         dropped, doubled = gated(block.gate, dropped), gated(block.gate, doubled)
-    for i in range(64):
-        keep[i] = torch.allclose(out[i], doubled[i])
-        assert keep[i] or torch.allclose(out[i], dropped[i])
-    assert 16 < keep.sum() < 48
+    kept = [torch.allclose(*pair) for pair in zip(out, doubled, strict=True)]
+    assert all(keep or torch.allclose(*pair) for keep, *pair in zip(kept, out, dropped, strict=True))
+    assert 16 < sum(kept) < 48
 
 
 def test_drop_path_rises_linearly():
@@ -121,11 +109,11 @@ def step(model, x, y):
     return gradients, dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("name", ["cifar_seresnet20", "cifar_geresnet20_theta", "cifar_gepreresnet110_theta_minus"])
+@pytest.mark.parametrize("name", ["cifar_seresnet20", "cifar_geresnet20_theta", "tf"])
 def test_a_checkpointed_step_is_an_ordinary_step(name):
     """Same gradients, same running statistics: the recomputation does not count the batch twice."""
     torch.manual_seed(0)
-    ordinary = create_model(name, drop_path_rate=0.3, image_size=16)
+    ordinary = TFSEResNet(depth=11) if name == "tf" else create_model(name, drop_path_rate=0.3, image_size=16)
     saving = copy.deepcopy(ordinary)
     saving.set_grad_checkpointing(True)
     x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])

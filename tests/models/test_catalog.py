@@ -89,6 +89,8 @@ def test_describe():
     assert told["input_size"] == [3, 224, 224]
     assert told["gate"] == {"name": "se"}
     assert any(entry["top1"] == 78.32 for entry in told["published"])
+    assert describe("seresnet50", reduction=8)["gate"] == {"name": "se", "reduction": 8}
+    assert describe("resnet50")["gate"] is None
     json.dumps(told)
 
 

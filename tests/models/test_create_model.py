@@ -114,7 +114,7 @@ def test_state_dict_names_are_torchvisions():
 
 @pytest.mark.parametrize("name", TINY)
 def test_head_and_features(name):
-    model = create_model(name, num_classes=5, image_size=64 if not name.startswith("cifar") else 32, drop_rate=0.5)
+    model = create_model(name, num_classes=5, image_size=32, drop_rate=0.5)
     x = images(model)
     last = model.eval().forward_features(x)
     assert last.shape[1] == model.num_features
@@ -135,18 +135,19 @@ def test_head_and_features(name):
     [("seresnet18", [2, 4, 8, 16, 32]), ("cifar_sepreresnet110", [1, 1, 2, 4]), ("cifar_seresnet110_tf", [1, 1, 2, 4])],
 )
 def test_feature_pyramid(name, strides):
-    model = create_model(name, features_only=True, image_size=64)
+    size = 16 * strides[0]
+    model = create_model(name, features_only=True, image_size=size)
     x = images(model, 1)
     maps = model.eval()(x)
     assert [info["reduction"] for info in model.feature_info] == strides
     for info, map_ in zip(model.feature_info, maps, strict=True):
-        assert map_.shape == (1, info["num_chs"], 64 // info["reduction"], 64 // info["reduction"])
+        assert map_.shape == (1, info["num_chs"], size // info["reduction"], size // info["reduction"])
         model.get_submodule(info["module"])
-    two = create_model(name, features_only=True, image_size=64, out_indices=(3, 1))
+    two = create_model(name, features_only=True, image_size=size, out_indices=(3, 1))
     two.load_state_dict(model.state_dict())
     for picked, i in zip(two.eval()(x), (3, 1), strict=True):
         torch.testing.assert_close(picked, maps[i])
-    whole = create_model(name, image_size=64)
+    whole = create_model(name, image_size=size)
     whole.load_state_dict(model.state_dict(), strict=False)
     torch.testing.assert_close(whole.eval().forward_features(x), maps[-1])
 

@@ -16,5 +16,5 @@ def test_every_family_is_stored():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses(family):
     got = losses(family)
-    assert got == pytest.approx(STORED[family], rel=1e-4)
+    assert got == pytest.approx(STORED[family], rel=1e-6)
     assert got[-1] < got[0]

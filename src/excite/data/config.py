@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-#: Pillow refuses images above twice its own limit whatever we say, so a larger `max_pixels` would be a lie.
+#: Pillow refuses larger images (twice Image.MAX_IMAGE_PIXELS) whatever we say, so a larger `max_pixels` would be a lie.
 PILLOW_LIMIT = 178_956_970
 
 
@@ -63,7 +63,7 @@ class DataConfig(_Strict):
     )
     std: Numbers | None = Field(default=None, description="Per-channel standard deviation in 0..1; null: as for mean.")
     max_pixels: int = Field(
-        default=PILLOW_LIMIT, ge=1, le=2 * PILLOW_LIMIT, description="Larger images count as broken, before decoding."
+        default=PILLOW_LIMIT, ge=1, le=PILLOW_LIMIT, description="Larger images count as broken, before decoding."
     )
     on_bad_train: Literal["skip", "stop"] = Field(
         default="skip", description="A broken training image is skipped and listed, or stops the run."

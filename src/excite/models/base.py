@@ -24,6 +24,8 @@ class Classifier(nn.Module):
     model_name: str
     #: JSON-able arguments: ``create_model(model.model_name, **model.model_args)`` builds the same net.
     model_args: dict[str, Any]
+    #: The gate's table, with all options given; None for an ungated net.
+    gate_spec: dict[str, Any] | None
     num_features: int
     num_classes: int
     in_chans: int
@@ -35,6 +37,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.model_name = type(self).__name__
         self.model_args = {}
+        self.gate_spec = None
         self.out_indices: tuple[int, ...] | None = None
         self.grad_checkpointing = False
 

@@ -73,8 +73,8 @@ class PadShortcut(nn.Module):
 class ResidualBlock(nn.Module):
     """The end that all blocks share: last norm, gate, stochastic depth, addition, ReLU.
 
-    A gate stands at one of four positions (SE paper, arXiv 1709.01507, figure 5 and the section on integration
-    strategies; the paper draws them without projection shortcuts, so what those do is our reading):
+    A gate stands at one of four positions (SE paper, arXiv 1709.01507, ablation of integration strategies; what becomes
+    of projection shortcuts and of pre-activation blocks is our reading):
 
     - ``standard``: on the branch, after its last norm and before the addition.
     - ``pre``: on the branch's input. The shortcut, projecting or not, sees the ungated input. In a pre-activation block

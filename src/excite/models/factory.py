@@ -67,7 +67,7 @@ def create_model(
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
     spec, body = _split_options(name, variant, gate, options)
     model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
-    model.model_name = name
+    model.model_name, model.gate_spec = name, spec
     model.model_args = _model_args(variant, common, features_only, out_indices, gate, options)
     model.model_args["num_classes"] = model.num_classes
     if features_only:

@@ -8,12 +8,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.models.base import Classifier
-from excite.models.catalog import get_variant
-from excite.models.factory import _gate_table, create_model
+from excite.models.factory import create_model
 from excite.models.published import PUBLISHED
 
-# Convolutions and dense layers. Not bmm: a squeeze may be written as one, and is no multiply-accumulate of the model's.
-_COUNTED = ("convolution", "_convolution", "addmm", "mm")
+# Convolutions and dense layers; the batched product is Gather-Excite's global convolution.
+_COUNTED = ("convolution", "_convolution", "addmm", "mm", "bmm")
 
 
 def describe(name: str, **args: Any) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def describe(name: str, **args: Any) -> dict[str, Any]:
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmacs": round(_count_in_place(model) / 1e9, 6),
         "input_size": list(model.input_size),
-        "gate": _gate_table(get_variant(name), args.get("gate")),
+        "gate": model.gate_spec,
         "published": PUBLISHED.get(name, []),
     }
 

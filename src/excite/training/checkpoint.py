@@ -54,6 +54,8 @@ def save_step(
 ) -> Path:
     """Write ``checkpoints/step-N`` whole or not at all, and return it. Raises ExciteError when the disk is full."""
     folder = step_folder(run, step)
+    if (folder / STATE).is_file():  # a run is a function of its step: this is the same checkpoint
+        return folder
     with written_aside(folder) as aside:
         aside.mkdir()
         try:

@@ -1,0 +1,51 @@
+"""What the tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# pytest-xdist runs one worker a core: more threads than cores make every barrier wait.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real images (see CONTRIBUTING.md)."""
+    folder = os.environ.get("EXCITE_TEST_DATA")
+    if not folder:
+        pytest.skip("EXCITE_TEST_DATA is not set: it names the folder of real images")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cifar(test_data, tmp_path_factory):
+    """A small part of CIFAR-10 (JPEG copy) as the original pickles ("batches") and as class folders ("folder")."""
+    root = tmp_path_factory.mktemp("cifar")
+    for form in ("batches", "folder"):
+        command = [sys.executable, str(test_data / "unpack.py"), f"cifar-{form}", str(root / form)]
+        subprocess.run([*command, "--train", "600", "--test", "200"], check=True, capture_output=True)
+    return {"batches": root / "batches", "folder": root / "folder"}
+
+
+@pytest.fixture
+def excite(tmp_path):
+    """Run the real command in an empty folder: ``excite("train", ...)`` gives the finished process."""
+
+    def run(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "excite", *map(str, words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if check:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    run.cwd = tmp_path  # type: ignore[attr-defined]
+    return run

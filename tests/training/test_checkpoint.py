@@ -1,0 +1,133 @@
+"""Checkpoints: whole or absent, self-contained, and never anything that can execute."""
+
+import errno
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from excite import files
+from excite.errors import ExciteError
+from excite.models import create_model
+from excite.recipe import Recipe
+from excite.training import checkpoint as ckpt
+from excite.training import train
+from tests.training.small import small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished small run."""
+    return Path(train(small("checkpoint.keep_last=2"), out=tmp_path_factory.mktemp("runs"), quiet=True)["run"])
+
+
+def test_weights_file_is_self_contained(run):
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        meta = json.loads(file.metadata()["excite"])
+    assert meta["classes"] == [str(d) for d in range(10)]
+    assert Recipe.from_dict(meta["recipe"]) == small("checkpoint.keep_last=2")
+    assert meta["metrics"].keys() == {"images", "loss", "top1", "top5"}
+    assert meta["versions"]["torch"] == torch.__version__
+    assert meta["preprocessing"]["image_size"] == 8
+    model = create_model(meta["model"]["name"], **meta["model"]["args"])
+    ckpt.load_into(model, ckpt.read_weights(run))
+
+
+def test_state_loads_with_weights_only_and_old_checkpoints_go(run):
+    steps = ckpt.saved_steps(run)
+    best = json.loads((run / "results.json").read_text())["best_epoch"] * 6
+    assert set(steps) == {16, 18, best}
+    for step in steps:
+        torch.load(ckpt.step_folder(run, step) / "state.pt", weights_only=True)
+    names = {p.name for p in run.rglob("*") if p.is_file()}
+    assert names == {
+        *("curves.png", "environment.json", "ema.safetensors", "log.txt", "metrics.jsonl", "model.safetensors"),
+        *("recipe.yaml", "results.json", "state.pt"),
+    }
+
+
+def test_checkpoint_folder_means_the_moving_average_and_a_run_means_its_best(run):
+    assert ckpt.find_weights(run) == run / "model.safetensors"
+    folder = ckpt.step_folder(run, 18)
+    assert ckpt.find_weights(folder) == folder / "ema.safetensors"
+
+
+@pytest.mark.parametrize("when", ["model.safetensors", "state.pt"])
+def test_a_failed_write_leaves_the_previous_checkpoint_whole(run, monkeypatch, when):
+    """The disk fills up while this file is written: the error says so, and nothing half-written stays."""
+    folder = ckpt.step_folder(run, 18)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    real = files._sync
+
+    def full(path: Path) -> None:
+        if path.name == when:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    state = ckpt.load_state(folder)
+    model = create_model("cifar_seresnet20", in_chans=1)
+    with pytest.raises(ExciteError, match=r"the disk is full: .*step-00000099 could not be written"):
+        ckpt.save_step(run, 99, model, None, state, {})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert not list(run.rglob("*.tmp-*"))
+    assert 99 not in ckpt.saved_steps(run)
+
+
+def test_a_really_full_disk(tmp_path, excite):
+    """The same with a real file system of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a small file system: {mount.stderr.strip()}")
+    try:
+        path = tmp_path / "small.yaml"
+        path.write_text(small("checkpoint.keep_last=5", "ema_decay=0").to_yaml())
+        done = excite("train", path, "--out", disk, check=False)
+        assert done.returncode == 1
+        assert "the disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+        run = next(disk.iterdir())
+        steps = ckpt.saved_steps(run)
+        assert steps  # and the last of them is whole:
+        ckpt.load_state(ckpt.step_folder(run, steps[-1]))
+        ckpt.read_weights(ckpt.step_folder(run, steps[-1]))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path, run):
+    with pytest.raises(ExciteError, match="there is no run folder or checkpoint"):
+        ckpt.read_weights(tmp_path / "nothing")
+    with pytest.raises(ExciteError, match="it is no run folder"):
+        ckpt.read_weights(tmp_path)
+    foreign = tmp_path / "foreign.safetensors"
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.zeros(1)}, foreign)
+    with pytest.raises(ExciteError, match="was not written by excite"):
+        ckpt.read_weights(foreign)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes((run / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ExciteError, match="not a readable safetensors file"):
+        ckpt.read_weights(cut)
+    pickled = tmp_path / "model.pth"
+    torch.save({"w": torch.zeros(1)}, pickled)
+    with pytest.raises(ExciteError, match="not a readable safetensors file"):
+        ckpt.read_weights(pickled)
+
+
+def test_init_from_gives_another_number_of_classes_a_new_head(run):
+    model = create_model("cifar_seresnet20", in_chans=1, num_classes=3)
+    fresh = ckpt.init_from(model, str(run))
+    assert sorted(fresh) == ["fc.bias", "fc.weight"]
+    assert torch.equal(model.conv1.weight, ckpt.read_weights(run).tensors["conv1.weight"])
+    with pytest.raises(ExciteError, match=r"does not fit .*: layer1\.0"):
+        ckpt.init_from(create_model("cifar_resnet20", in_chans=1), str(run))

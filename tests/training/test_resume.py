@@ -1,0 +1,125 @@
+"""A run killed anywhere and resumed ends with the same weights, bit for bit, as one left alone."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from excite.errors import ExciteError
+from excite.training import train
+from tests.training.small import metrics, same, small, tensors
+
+
+def write_recipe(folder: Path, *overrides: str) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(small(*overrides).to_yaml())
+    return path
+
+
+def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+    """Start the real command."""
+    command = [sys.executable, "-m", "excite", "train", *map(str, words)]
+    # One thread, as in the reference run inside this process: bit-equality needs equal sums.
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def wait_for_step(process: subprocess.Popen[str], parent: Path, step: int) -> Path:
+    """Wait until the run in ``parent`` has written down step ``step`` (or has ended), and return its folder."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        runs = list(parent.glob("small-*"))
+        lines = (runs[0] / "metrics.jsonl").read_text() if runs and (runs[0] / "metrics.jsonl").exists() else ""
+        steps = [int(s) for s in re.findall(r'"kind": "train", "step": (\d+)', lines)]
+        if process.poll() is not None or (steps and max(steps) >= step):
+            return runs[0]
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached")
+
+
+@pytest.mark.parametrize("source", ["memory", "stream"])
+def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, source, request):
+    extra: list[str] = []
+    if source == "stream":
+        folder = request.getfixturevalue("cifar")["folder"]
+        extra = [
+            "data.source=folder",
+            f"data.root={folder}",
+            "data.mode=stream",
+            "data.workers=2",
+            "in_chans=3",
+            "crop=random_resized",
+            "epochs=2",
+            "data.image_size=16",
+            "log.every_steps=1",
+            "limit_train=256",
+        ]
+    path = write_recipe(tmp_path, *extra)
+    undisturbed = train(small(*extra), out=tmp_path / "undisturbed", quiet=True)["run"]
+    total = metrics(undisturbed)[-1]["step"]
+    draw = random.Random(7)
+    killed_at = sorted(draw.sample(range(4, total - 1), 2))
+    process = start(tmp_path, path, "--out", "killed")
+    for step in killed_at:
+        run = wait_for_step(process, tmp_path / "killed", step)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+        process = start(tmp_path, "--resume", run)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert same(tensors(undisturbed, name), tensors(run, name))
+    # The curves are whole too: every step once, with the same losses.
+    assert [(r["step"], r["loss"]) for r in metrics(run)] == [(r["step"], r["loss"]) for r in metrics(undisturbed)]
+    assert metrics(run, "eval")[-1] == metrics(undisturbed, "eval")[-1]
+
+
+def test_a_different_seed_gives_different_weights(tmp_path):
+    """The comparison above would be worthless if everything compared equal."""
+    runs = [train(small("epochs=1", f"seed={seed}"), out=tmp_path, quiet=True)["run"] for seed in (0, 1)]
+    assert not same(tensors(runs[0]), tensors(runs[1]))
+
+
+@pytest.mark.parametrize(("name", "number"), [("SIGTERM", signal.SIGTERM), ("Ctrl-C", signal.SIGINT)])
+def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
+    path = write_recipe(tmp_path, "checkpoint.every_steps=null", "epochs=4")
+    process = start(tmp_path, path, "--out", "runs")
+    run = wait_for_step(process, tmp_path / "runs", 3)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    saved = re.search(
+        rf"stopped by {name} after step (\d+), which is saved; go on with: (excite train --resume \S+)", output
+    )
+    assert saved, output
+    assert (run / "checkpoints" / f"step-{int(saved.group(1)):08d}" / "state.pt").is_file()
+    process = start(tmp_path, *saved.group(2).split()[2:])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    undisturbed = train(small("checkpoint.every_steps=null", "epochs=4"), out=tmp_path / "undisturbed", quiet=True)[
+        "run"
+    ]
+    assert same(tensors(undisturbed), tensors(run))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    first = train(small("epochs=1"), out=tmp_path, quiet=True)
+    again = train(small("epochs=1"), resume=first["run"], quiet=True)
+    assert again == json.loads((Path(first["run"]) / "results.json").read_text())
+
+
+def test_resume_refuses_other_data(tmp_path):
+    run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
+    with pytest.raises(ExciteError, match="the training images are not those that this run was started with"):
+        train(small("epochs=2", "limit_train=150", "train.batch_size=25"), resume=run, quiet=True)
+    with pytest.raises(ExciteError, match="no checkpoint to resume from"):
+        train(small(), resume=tmp_path / "empty", quiet=True)
