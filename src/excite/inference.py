@@ -126,10 +126,11 @@ def validate(
     data = open_data(recipe.data, recipe.augment)
     if data.classes != predictor.classes:
         unknown = [c for c in data.classes if c not in predictor.classes]
+        own = len(predictor.classes)
         raise ExciteError(
             f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
             if unknown
-            else f"the data's {len(data.classes)} classes are not the {len(predictor.classes)} of {source} in their order"
+            else f"the {len(data.classes)} classes of the data are not the {own} of {source} in their order"
         )
     process = predictor.accelerator
     loader = EvalLoader(

@@ -28,7 +28,12 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "excite", "train", *map(str, words)]
     # One thread, as in the reference run inside this process: bit-equality needs equal sums.
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

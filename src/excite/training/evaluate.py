@@ -87,7 +87,7 @@ def evaluate(
         metrics.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
     model.train(was_training)
-    values = metrics.compute()
+    values: dict[str, Tensor] = metrics.compute()
     confusion = values["confusion"].long()
     images = int(confusion.sum())
     return Evaluation(

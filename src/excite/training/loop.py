@@ -93,8 +93,9 @@ def train(
     accelerator = make_accelerator(recipe.train.device)
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
-    folder = Path(resume) if resume else _shared_folder(accelerator, Path(out), recipe.name)
-    run = set_up(recipe, folder, display, accelerator)
+    run = set_up(recipe, display, accelerator)
+    # Only now, so that a mistake in the recipe leaves no empty folder behind.
+    run.folder = Path(resume) if resume else _shared_folder(accelerator, Path(out), recipe.name)
     deterministic = torch.are_deterministic_algorithms_enabled()
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)

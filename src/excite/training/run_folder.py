@@ -24,7 +24,7 @@ def new_run_folder(parent: Path, name: str) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             if not parent.is_dir():
-                raise ExciteError(f"--out {parent} is a file; give a folder for the runs") from None
+                raise ExciteError(f"{parent} is a file; give a folder for the runs") from None
             continue
         except OSError as error:
             raise ExciteError(f"the run folder {folder} cannot be made: {error.strerror or error}") from None

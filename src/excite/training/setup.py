@@ -13,7 +13,7 @@ from excite.errors import ExciteError
 from excite.models import Classifier, create_model
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
-from excite.training.device import Precision, choose_precision, keep_freed_memory, make_accelerator, seed_everything
+from excite.training.device import Precision, choose_precision, keep_freed_memory, seed_everything
 from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
@@ -25,7 +25,6 @@ class Run:
     """All parts of one training run. ``step`` counts optimiser steps done; everything else follows from it."""
 
     recipe: Recipe
-    folder: Path
     accelerator: Accelerator
     precision: Precision
     data: DataSets
@@ -40,6 +39,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: LossScaler
     display: Display
+    folder: Path = Path()
     step: int = 0
     best: dict[str, float] | None = None
     seconds: float = 0.0
@@ -92,10 +92,13 @@ class Run:
         }
 
 
-def set_up(recipe: Recipe, folder: Path, display: Display, accelerator: Accelerator | None = None) -> Run:
-    """Build data, model, optimiser and the rest. Raises ExciteError where the recipe asks for what cannot be."""
+def set_up(recipe: Recipe, display: Display, accelerator: Accelerator) -> Run:
+    """Build data, model, optimiser and the rest; the run folder comes later.
+
+    Raises:
+        ExciteError: the recipe asks for what cannot be.
+    """
     config = recipe.train
-    accelerator = accelerator or make_accelerator(config.device)
     device, world = accelerator.device, accelerator.num_processes
     if config.batch_size % (world * config.grad_accumulation):
         raise ExciteError(
@@ -117,7 +120,6 @@ def set_up(recipe: Recipe, folder: Path, display: Display, accelerator: Accelera
     rank = accelerator.process_index
     return Run(
         recipe=recipe,
-        folder=folder,
         accelerator=accelerator,
         precision=precision,
         data=data,

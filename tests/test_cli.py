@@ -1,0 +1,159 @@
+"""The real command, end to end."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from excite.recipe import load_recipe
+from tests.training.small import metrics, small
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A small run made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "small.yaml").write_text(small("mixup=0.0").to_yaml())
+    command = [sys.executable, "-m", "excite", "train", "small.yaml", "train.epochs=4"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "train.out").write_text(done.stdout)
+    return next((folder / "runs").iterdir())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, run) -> Path:
+    """Twelve digits as PNG files, and one file that is no image."""
+    from PIL import Image
+
+    from excite.data import open_data
+
+    folder = tmp_path_factory.mktemp("images")
+    data = open_data(load_recipe(str(run)).data)
+    for i in range(12):
+        Image.fromarray(data.val.images[i, 0].numpy()).save(folder / f"{i:02d}.png")
+    (folder / "broken.png").write_text("not an image")
+    return folder
+
+
+def test_training_prints_its_progress_and_leaves_everything(run):
+    printed = (run.parent.parent / "train.out").read_text()
+    for words in (
+        "run folder",
+        "0.27 M parameters",
+        "200 training and 100 validation images of 10 classes",
+        "epoch 4/4",
+    ):
+        assert words in printed
+    for words in ("params(M)", "batch size", "ms/step", "img/s", "acc@top1", "acc@top5", "compile s", "resolution"):
+        assert words in printed
+    results = json.loads((run / "results.json").read_text())
+    assert results["params_m"] == pytest.approx(0.271886, abs=0.01)
+    assert results["top1"] == max(r["top1"] for r in metrics(run, "eval"))
+    assert results["last_top1"] == metrics(run, "eval")[-1]["top1"]
+    assert results["images"] == 100
+    assert results["images_per_second"] == pytest.approx(32_000 / results["ms_per_step"])
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"versions", "device", "git", "command", "precision"} <= environment.keys()
+    assert load_recipe(str(run)) == small("mixup=0.0", "train.epochs=4")  # and can be trained again from there
+    record = metrics(run)[0]
+    assert {"loss", "accuracy", "lr", "images_per_second", "ms_per_step", "data_wait", "memory_gb"} <= record.keys()
+
+
+def test_validate_finds_what_the_training_found(run, excite):
+    results = json.loads((run / "results.json").read_text())
+    for extra in ([], ["--batch-size", "7"]):
+        found = json.loads(excite("validate", run, "--json", *extra).stdout)
+        assert found["images"] == 100
+        assert (found["top1"], found["top5"]) == (results["top1"], results["top5"])
+        assert found["loss"] == pytest.approx(results["loss"], rel=1e-5)
+    table = excite("validate", run / "model.safetensors", "--per-class").stdout
+    assert "top-1 (recall)" in table
+    rows = json.loads(excite("validate", run, "--per-class", "--json").stdout)["per_class"]
+    assert sum(r["images"] for r in rows) == 100
+
+
+def test_predict_names_classes_and_the_broken_image(run, images, excite, tmp_path):
+    done = excite("predict", run, images, "--json", "--grid", tmp_path / "grid.png", check=False)
+    assert done.returncode == 1  # because of the broken one
+    assert "error: cannot read image" in done.stderr
+    assert "broken.png" in done.stderr
+    found = json.loads(done.stdout)
+    assert len(found) == 12
+    assert all(len(f["top"]) == 3 and f["top"][0]["class"] in "0123456789" for f in found)
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    one = json.loads(excite("predict", run, f"{images}/0[0-3].png", "-k", "1", "--json").stdout)
+    assert [o["top"][0] for o in one] == pytest.approx([f["top"][0] for f in found[:4]])
+
+
+def test_models_and_recipes_list_and_print(excite):
+    rows = json.loads(excite("models", "seresnet50", "--json").stdout)
+    assert rows[0]["params"] == 28_088_024
+    assert rows[0]["gmacs"] == pytest.approx(4.09, abs=0.01)
+    assert any(p["top1"] == 78.32 and "MindCV" in p["source"] for p in rows[0]["published"])
+    assert "28.09" in excite("models", "seresnet5*").stdout
+    assert "digits-seresnet20" in excite("recipes").stdout
+    assert excite("recipes", "digits-seresnet20").stdout.startswith("# digits-seresnet20:")
+    assert json.loads(excite("recipes", "--schema").stdout)["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "give a recipe"),
+        (["train", "digits-seresnet02"], "did you mean 'digits-seresnet20'"),
+        (["train", "train.epochs=3"], "the first word must be a recipe"),
+        (["train", "digits-seresnet20", "epochz=3"], "did you mean 'epochs'"),
+        (["train", "digits-seresnet20", "model.name=seresnet51"], "did you mean 'seresnet50'"),
+        (["train", "digits-seresnet20", "model.options={reductoin: 8}"], "did you mean 'reduction'"),
+        (["train", "digits-seresnet20", "optimizer.name=sgdd"], "did you mean 'sgd'"),
+        (["train", "digits-seresnet20", "device=cuda"], "this machine offers 'cpu'"),
+        (["train", "digits-seresnet20", "train.freeze=[lyer1]"], "did you mean 'layer1'"),
+        (["train", "digits-seresnet20", "init_from=nowhere"], "no run folder or checkpoint 'nowhere'"),
+        (["train", "cifar10-seresnet20"], "data.root is not set"),
+        (["train", "cifar10-seresnet20", "data.root=/no/where"], "data.root=/no/where does not exist"),
+        (["train", "folder-seresnet50", "data.root=."], "data.root"),
+        (["train", "--resume", "nowhere"], "this is no run folder"),
+        (["validate", "nowhere"], "no run folder or checkpoint 'nowhere'"),
+        (["predict", "nowhere", "*.jpg"], "'*.jpg' is neither"),
+        (["models", "*resnet999*"], "no model matches"),
+        (["recipes", "nothing"], "no recipe, file or run folder 'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_a_status(excite, words, message):
+    done = excite(*words, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+
+
+def test_a_mistake_leaves_no_empty_run_folder_behind(excite):
+    excite("train", "cifar10-seresnet20", "data.root=/no/where", check=False)
+    assert not list(excite.cwd.iterdir())
+
+
+def test_help_is_instant_because_nothing_heavy_is_imported(excite):
+    code = (
+        "import sys; sys.argv = ['excite', '--help']\n"
+        "from excite.cli import main\n"
+        "try: main()\n"
+        "finally: print([m for m in ('torch', 'numpy', 'PIL', 'pydantic') if m in sys.modules], file=sys.stderr)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "[]\n"
+    assert "train" in done.stdout
+    assert time.perf_counter() - started < 5  # 0.15 s on a quiet machine; the list above is the real test
+
+
+def test_completion_knows_recipes_models_and_keys(excite):
+    from excite.cli import _complete_model, _complete_override, _complete_recipe
+
+    assert _complete_recipe("digits") == ["digits-seresnet20"]
+    assert "train.epochs=" in _complete_override("train.ep")
+    assert "senet154" in _complete_model("senet")
