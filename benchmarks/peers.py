@@ -1,7 +1,7 @@
 """Makes timm importable beside a CPU build of torch, for comparisons only.
 
 timm imports torchvision, whose Python code registers fake kernels for two operators of its compiled library; that
-library does not load beside a CPU build of torch. Stand-ins with the same signature are enough: nothing here calls them.
+library does not load beside a CPU build of torch. Stand-ins of the same signature will do: nothing here calls them.
 """
 
 import importlib

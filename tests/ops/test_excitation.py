@@ -17,7 +17,7 @@ def make(shape, memory_format, dtype=torch.float64, seed=0):
     return x.to(memory_format=memory_format).requires_grad_()
 
 
-@pytest.mark.parametrize(("shape", "memory_format"), itertools.product(SHAPES, FORMATS))
+@pytest.mark.parametrize(("shape", "memory_format"), list(itertools.product(SHAPES, FORMATS)))
 def test_spatial_mean_and_its_gradients(shape, memory_format):
     x = make(shape, memory_format)
     torch.testing.assert_close(spatial_mean(x), reference.spatial_mean(x))
@@ -25,8 +25,8 @@ def test_spatial_mean_and_its_gradients(shape, memory_format):
     assert torch.autograd.gradgradcheck(spatial_mean, (x,))
 
 
-@pytest.mark.parametrize(("shape", "memory_format"), itertools.product(SHAPES, FORMATS))
-@pytest.mark.parametrize(("with_identity", "relu"), itertools.product([True, False], [True, False]))
+@pytest.mark.parametrize(("shape", "memory_format"), list(itertools.product(SHAPES, FORMATS)))
+@pytest.mark.parametrize(("with_identity", "relu"), list(itertools.product([True, False], [True, False])))
 @pytest.mark.parametrize("kind", ["none", "channel", "image", "map"])
 def test_excite_residual_and_its_gradients(shape, memory_format, with_identity, relu, kind):
     n, c, h, w = shape

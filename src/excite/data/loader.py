@@ -141,9 +141,14 @@ def _start_worker(_: int) -> None:
     that is the server, which in turn waits for the workers, and all would stay forever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_main, daemon=True).start()
+
+
+def _end_with_main() -> None:
     main = multiprocessing.parent_process()
     if main is not None:
-        threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
+        main.join()
+        os._exit(1)
 
 
 def _unchanged(decoded: Any) -> Any:

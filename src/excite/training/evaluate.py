@@ -87,14 +87,14 @@ def evaluate(
         metrics.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
     model.train(was_training)
-    values: dict[str, Tensor] = metrics.compute()
+    values = metrics.compute()
     confusion = values["confusion"].long()
-    images = int(confusion.sum())
+    count = int(confusion.sum())
     return Evaluation(
-        images=images,
+        images=count,
         loss=float(loss.compute()),
-        top1=100 * float(confusion.trace()) / max(1, images),
+        top1=100 * float(confusion.trace()) / max(1, count),
         # A float32 share times the count is a whole number but for rounding: give exact quotients.
-        top5=100 * round(float(values["top5"]) * images) / max(1, images),
+        top5=100 * round(float(values["top5"]) * count) / max(1, count),
         confusion=confusion.tolist(),
     )

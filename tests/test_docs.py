@@ -1,0 +1,79 @@
+"""The commands and Python lines in the README and in docs/ are real."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from excite.cli import app
+from excite.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(page, text) of every fenced block of one language."""
+    found = []
+    for page in PAGES:
+        found += [(page.name, text) for text in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)]
+    return found
+
+
+COMMANDS = [
+    (page, line.split(" > ")[0])
+    for page, text in blocks("sh")
+    for line in text.splitlines()
+    if line.startswith("excite ")
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 15
+
+
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_a_documented_command_parses_and_its_recipe_loads(page, line):
+    name, *words = shlex.split(line)[1:]
+    command = typer.main.get_command(app).commands[name]
+    context = command.make_context(name, words)  # raises on an unknown option or a missing argument
+    if name == "train" and context.params["resume"] is None:
+        recipe, *overrides = context.params["args"]
+        load_recipe(recipe, overrides)
+
+
+@pytest.mark.parametrize("name", ["train", "validate", "predict", "models", "recipes"])
+def test_examples_in_the_help_parse(name):
+    command = typer.main.get_command(app).commands[name]
+    examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("excite ")]
+    assert examples
+    for line in examples:
+        words = shlex.split(line.split(" > ")[0])[1:]
+        assert words[0] == name
+        command.make_context(name, words[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_documented_python_runs(page, text, tmp_path, monkeypatch):
+    """Run each block in an empty folder, with a run and a photo of the names that the pages use."""
+    from PIL import Image
+
+    from excite.training import train
+    from tests.training.small import small
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("L", (20, 20), 128).save("photo.jpg")
+    run = train(small("epochs=1"), out=tmp_path / "made", quiet=True)["run"]
+    (tmp_path / "runs").mkdir()
+    Path(run).rename(tmp_path / "runs" / "cifar10-seresnet20-20260101-120000")
+    exec(compile(text, page, "exec"), {})
+
+
+def test_make_targets_named_in_the_pages_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    pages = "".join(p.read_text() for p in [*PAGES, ROOT / "CONTRIBUTING.md"])
+    named = set(re.findall(r"(?:`|^    |^)make ([a-z-]+)", pages, re.MULTILINE))
+    assert {"quickstart", "test"} <= named <= targets
