@@ -24,7 +24,7 @@ lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/mypy
 
 bench-cpu: $(VENV)/installed-dev .peers/installed  ## training speed beside timm's; adds rows to benchmarks/results
-	PYTHONPATH=.peers $(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/train_speed.py
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "excite needs Python >= 3.11; choose one with make PYTHON=python3.11")'

@@ -7,9 +7,13 @@ library does not load beside a CPU build of torch. Stand-ins of the same signatu
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
+
+#: Where `make bench-cpu` installs timm and torchvision: out of the environment, in which this torchvision is broken.
+FOLDER = Path(__file__).resolve().parents[1] / ".peers"
 
 _library: torch.library.Library | None = None
 
@@ -21,6 +25,8 @@ def import_timm() -> ModuleType:
         SystemExit: timm or torchvision is not installed (`make bench-cpu` puts both into .peers).
     """
     global _library
+    if FOLDER.is_dir():
+        sys.path.append(str(FOLDER))
     for name in ("timm", "torchvision"):
         if importlib.util.find_spec(name) is None:
             sys.exit(f"{name} is not installed: run this through `make bench-cpu`")

@@ -1,7 +1,7 @@
 """Training speed of our default against timm's default and timm's best setting, side by side in one run.
 
     make bench-cpu                                     # on a CPU
-    PYTHONPATH=.peers python benchmarks/train_speed.py --device cuda --batch 256 --steps 30
+    python benchmarks/train_speed.py --device cuda --batch 256 --steps 30
 
 Each contender runs in a process of its own, as its own users would start it, in rounds that take turns, so that a noisy
 machine disturbs all alike. The table shows medians over all timed steps with their quartiles, and ratios of medians;
@@ -36,8 +36,6 @@ def settings(device: str) -> dict[str, dict[str, object]]:
 
 def run_one(spec: dict[str, object], args: argparse.Namespace) -> list[float]:
     """Time one contender in this process."""
-    from excite.bench import training_step_seconds
-
     name = args.model.replace("se", "", 1) if spec["plain"] else args.model
     if spec["library"] == "timm":
         from peers import import_timm
@@ -50,6 +48,8 @@ def run_one(spec: dict[str, object], args: argparse.Namespace) -> list[float]:
         if spec["keep_freed_memory"]:
             keep_freed_memory()
         model = create_model(name)
+    from excite.bench import training_step_seconds  # after timm: torchmetrics looks for torchvision too
+
     return training_step_seconds(
         model,
         batch_size=args.batch,
