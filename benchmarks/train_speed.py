@@ -14,9 +14,10 @@ import json
 import subprocess
 import sys
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from statistics import median, quantiles
+
+from peers import import_timm
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.csv"
 
@@ -38,8 +39,6 @@ def run_one(spec: dict[str, object], args: argparse.Namespace) -> list[float]:
     """Time one contender in this process."""
     name = args.model.replace("se", "", 1) if spec["plain"] else args.model
     if spec["library"] == "timm":
-        from peers import import_timm
-
         model = import_timm().create_model(name)
     else:
         from excite import create_model
@@ -94,7 +93,7 @@ def rows_of(seconds: dict[str, list[float]], args: argparse.Namespace) -> list[d
                 "date": date.today().isoformat(),
                 "device": device_name(torch.device(args.device)),
                 "torch": torch.__version__,
-                "timm": metadata.version("timm"),
+                "timm": import_timm().__version__,
                 "excite": git["commit"][:10] + ("+" if git["changed"] else ""),
                 "contender": name,
                 "batch": args.batch,

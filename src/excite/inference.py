@@ -17,7 +17,7 @@ from excite.models import create_model
 from excite.recipe import Recipe, apply_overrides
 from excite.training.checkpoint import Checkpoint, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
-from excite.training.evaluate import Evaluation, evaluate
+from excite.training.evaluation import Evaluation, evaluate
 
 
 @dataclass(frozen=True)

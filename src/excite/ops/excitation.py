@@ -3,10 +3,11 @@
 Letters: N images, C channels, H x W positions, P = H * W.
 
 Why not ``x.mean((2, 3))`` and ``(x * s + identity).relu()``: on a CPU in channels-last layout PyTorch's reduction over
-positions is slow (16x256x56x56 bf16 on 2 cores: 22.7 ms; as a matrix product with ones 2.1; as a pooling over the whole
-map 0.66, which is what is done here); and left to autograd, every multiply, add and sum of the block's end saves or makes a tensor of the block's size. Both are written
-out here once, with their backward passes, and `benchmarks/` measures them. Under ``torch.compile`` the textbook form is
-left for Inductor to fuse. The textbook form is the reference in ``excite.ops.reference``.
+positions is slow (16x256x56x56 bf16 on 2 cores: 22.7 ms; as a matrix product with ones 2.1; as a pooling over the
+whole map 0.66, which is what is done here); and left to autograd, every multiply, add and sum of the block's end saves
+or makes a tensor of the block's size. Both are written out here once, with their backward passes, and `benchmarks/`
+measures them. Under ``torch.compile`` the textbook form is left for Inductor to fuse. That form,
+``excite.ops.reference``, is what these are tested against.
 """
 
 from typing import Any

@@ -4,16 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from excite.training.evaluate import Evaluation, evaluate
+    from excite.training.evaluation import Evaluation, evaluate
     from excite.training.loop import train
 
-_HOME = {"Evaluation": "evaluate", "evaluate": "evaluate", "train": "loop"}
+_HOME = {"Evaluation": "evaluation", "evaluate": "evaluation", "train": "loop"}
 __all__ = ["Evaluation", "evaluate", "train"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Kept, since importing the submodule `evaluate` would otherwise stand under this name from then on.
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    return value
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -30,7 +30,7 @@ from excite.training.device import (
     synchronize,
 )
 from excite.training.display import Display, format_seconds, format_step
-from excite.training.evaluate import Evaluation, evaluate
+from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
 from excite.training.run_folder import Metrics, draw_curves, environment, new_run_folder, read_metrics
 from excite.training.schedule import learning_rate
