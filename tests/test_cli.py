@@ -118,7 +118,7 @@ def test_models_and_recipes_list_and_print(excite):
         (["train", "digits-seresnet20", "init_from=nowhere"], "no run folder or checkpoint 'nowhere'"),
         (["train", "cifar10-seresnet20"], "data.root is not set"),
         (["train", "cifar10-seresnet20", "data.root=/no/where"], "data.root=/no/where does not exist"),
-        (["train", "folder-seresnet50", "data.root=."], "data.root"),
+        (["train", "folder-seresnet50", "data.root=."], "has no class folders"),
         (["train", "--resume", "nowhere"], "this is no run folder"),
         (["validate", "nowhere"], "no run folder or checkpoint 'nowhere'"),
         (["predict", "nowhere", "*.jpg"], "'*.jpg' is neither"),
