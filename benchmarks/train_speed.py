@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -134,13 +135,14 @@ def main() -> None:
         ("over_timm_best", "/ timm best", ".2f"),
     ]
     Display().table(make_table(rows, columns, f"{rows[0]['device']}, batch {args.batch}, {args.size}x{args.size}"))
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    new = not args.results.exists()
+    with args.results.open("a", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         if new:
             writer.writeheader()
         writer.writerows(rows)
-    print(f"rows appended to {RESULTS}")
+    print(f"rows appended to {args.results}")
 
 
 if __name__ == "__main__":

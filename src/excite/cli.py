@@ -116,21 +116,28 @@ def _show_results(results: dict[str, Any]) -> None:
     from excite.training.display import Display, make_table
 
     display = Display()
-    display.table(make_table([results], RESULT_COLUMNS))
+    if display.console.width >= 150:
+        display.table(make_table([results], RESULT_COLUMNS))
+    else:  # the same, top to bottom
+        rows = [
+            {"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in RESULT_COLUMNS
+        ]
+        display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
     run = Path(results["run"])
+    display.message(f"{run}/")
     kinds = [
         ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
         ("results.json", "the table above and more"),
         ("curves.png", "loss, accuracy and learning rate"),
         ("metrics.jsonl", "the same as numbers"),
-        ("recipe.yaml", "everything that decided this run: excite train FILE repeats it"),
+        ("recipe.yaml", "everything that decided this run: excite train repeats it"),
         ("environment.json", "versions, device, git state"),
         ("log.txt", "what was printed"),
         ("checkpoints", "to go on with: excite train --resume"),
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"{run / name!s:<60} {what}")
+            display.message(f"  {name:<18}{what}")
 
 
 @app.command()
@@ -385,8 +392,10 @@ def main() -> None:
     try:
         app()
     except ExciteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_status", 1))
+        # A run that was asked to stop has an exit status of its own, and made no error.
+        status = getattr(error, "exit_status", None)
+        print(error if status else f"error: {error}", file=sys.stderr)
+        sys.exit(status or 1)
     except BrokenPipeError:  # `excite models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

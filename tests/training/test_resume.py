@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from excite.errors import ExciteError
+from excite.recipe import load_recipe
 from excite.training import train
 from tests.training.small import metrics, same, small, tensors
 
@@ -122,9 +123,21 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert again == json.loads((Path(first["run"]) / "results.json").read_text())
 
 
+def test_resuming_with_another_recipe_keeps_the_old_one(tmp_path):
+    first = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
+    longer = train(None, ["epochs=2"], resume=first, quiet=True)
+    assert (longer["run"], longer["epochs"]) == (first, 2)
+    assert load_recipe(first) == small("epochs=2")
+    assert load_recipe(f"{first}/recipe-until-step-6.yaml") == small("epochs=1")
+    assert "the recipe was changed on resuming" in (Path(first) / "log.txt").read_text()
+    assert [r["step"] for r in metrics(first)] == list(range(1, 13))
+
+
 def test_resume_refuses_other_data(tmp_path):
     run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
     with pytest.raises(ExciteError, match="the training images are not those that this run was started with"):
         train(small("epochs=2", "limit_train=150", "train.batch_size=25"), resume=run, quiet=True)
     with pytest.raises(ExciteError, match="no checkpoint to resume from"):
         train(small(), resume=tmp_path / "empty", quiet=True)
+    with pytest.raises(ExciteError, match="give a recipe to train"):
+        train()

@@ -7,9 +7,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from excite.errors import ExciteError
 
@@ -19,13 +21,10 @@ def format_seconds(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> str:
-    """One training record as a line of text."""
-    parts = [
-        f"epoch {math.ceil(record['epoch'])}/{epochs}",
-        f"step {record['step']}/{steps}",
-        f"loss {record['loss']:.4f}",
-    ]
+def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> tuple[str, str]:
+    """One training record as text: where the run stands, and its measurements."""
+    place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
+    parts = [f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
         parts.append(f"acc {record['accuracy']:.2f} %")
     parts += [
@@ -37,7 +36,7 @@ def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> str:
     ]
     if record["loss_scale"] is not None:
         parts.append(f"loss scale {record['loss_scale']:g}, {record['skipped_steps']} skipped")
-    return "  ".join([*parts, f"{format_seconds(record['seconds_left'])} left"])
+    return f"{place}  {format_seconds(record['seconds_left'])} left", "  ".join(parts)
 
 
 class Display:
@@ -53,9 +52,10 @@ class Display:
         self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
         self._log: Path | None = None
         self._progress: Progress | None = None
+        self._live: Live | None = None
 
     def open(self, log: Path, steps: int, done: int) -> None:
-        """Start the log file (appending) and, on a terminal, the progress line."""
+        """Start the log file (appending) and, on a terminal, the live lines: a bar and the place, then measurements."""
         self._log = log
         if self.console.is_terminal and not self.quiet:
             columns = (
@@ -63,17 +63,19 @@ class Display:
                 TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
                 TextColumn("{task.description}"),
             )
-            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress = Progress(*columns)
             self._task = self._progress.add_task("starting ...", total=steps, completed=done)
-            self._progress.start()
+            self._live = Live(self._progress, console=self.console, transient=True)
+            self._live.start()
 
-    def step(self, line: str, step: int) -> None:
-        """A training record: moves the progress line, or prints a line where there is no terminal."""
-        self._to_log(line)
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step, description=line)
+    def step(self, place: str, measured: str, step: int) -> None:
+        """A training record: updates the live lines, or prints a line where there is no terminal."""
+        self._to_log(f"{place}  {measured}")
+        if self._live is not None and self._progress is not None:
+            self._progress.update(self._task, completed=step, description=place)
+            self._live.update(Group(self._progress, Text(measured)))
         elif not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(f"{place}  {measured}", markup=False)
 
     def message(self, line: str) -> None:
         """A line that stays."""
@@ -87,10 +89,10 @@ class Display:
             self.console.print(table)
 
     def close(self) -> None:
-        """Take the progress line away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        """Take the live lines away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def _to_log(self, line: str) -> None:
         if self._log is not None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.models import describe
-from excite.recipe import Recipe, load_recipe
+from excite.recipe import Recipe, apply_overrides, load_recipe
 from excite.training import checkpoint as ckpt
 from excite.training.device import (
     DTYPES,
@@ -65,7 +65,7 @@ class Clock:
 
 
 def train(
-    recipe: Recipe | str,
+    recipe: Recipe | str | None = None,
     overrides: Sequence[str] = (),
     *,
     resume: str | Path | None = None,
@@ -75,9 +75,9 @@ def train(
     """Train a network and leave a run folder behind.
 
     Args:
-        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder.
+        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; None with ``resume``.
         overrides: ``section.key=value`` strings, as on the command line.
-        resume: a run folder to go on with; ``recipe`` is then read from there.
+        resume: a run folder to go on with, by its own recipe where none is given.
         out: folder in which the new run folder is made.
         quiet: print nothing (``log.txt`` is written all the same).
 
@@ -88,8 +88,7 @@ def train(
         ExciteError: one sentence: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ...
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
-    if not isinstance(recipe, Recipe) or overrides:
-        recipe = load_recipe(recipe, list(overrides)) if isinstance(recipe, str) else _override(recipe, overrides)
+    recipe = _resolve(recipe, overrides, resume)
     accelerator = make_accelerator(recipe.train.device)
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
@@ -107,10 +106,13 @@ def train(
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    from excite.recipe import apply_overrides
-
-    return Recipe.from_dict(apply_overrides(recipe.model_dump(mode="json"), list(overrides)))
+def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str | Path | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return Recipe.from_dict(apply_overrides(recipe.model_dump(mode="json"), list(overrides)))
+    name = recipe if recipe is not None else resume
+    if name is None:
+        raise ExciteError("give a recipe to train, or a run folder to resume")
+    return load_recipe(str(name), list(overrides))
 
 
 def _shared_folder(accelerator: Accelerator, parent: Path, name: str) -> Path:
@@ -244,7 +246,7 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     }
     if metrics is not None:
         metrics.write(record)
-        run.display.step(format_step(record, run.recipe.train.epochs, run.total_steps), run.step)
+        run.display.step(*format_step(record, run.recipe.train.epochs, run.total_steps), run.step)
 
 
 def _non_finite(run: Run, losses: list[float]) -> str:
@@ -345,10 +347,18 @@ def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Met
 def _open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     """Write the recipe and the environment, start the log, and say what is about to happen."""
     assert metrics is not None
+    recipe_file = run.folder / "recipe.yaml"
     if resuming:
         metrics.rewind(run.step)
+        if load_recipe(str(recipe_file)) != run.recipe:
+            kept = run.folder / f"recipe-until-step-{run.step}.yaml"
+            write_text(kept, recipe_file.read_text(encoding="utf-8"))
+            write_text(recipe_file, run.recipe.to_yaml())
+            run.notes.append(
+                f"the recipe was changed on resuming, so this is another run from here; before: {kept.name}"
+            )
     else:
-        write_text(run.folder / "recipe.yaml", run.recipe.to_yaml())
+        write_text(recipe_file, run.recipe.to_yaml())
         write_text(metrics.path, "")
     name = "environment.json" if not resuming else f"environment-resumed-at-{run.step}.json"
     write_json(run.folder / name, environment(device_name(run.device), run.precision, run.accelerator.num_processes))

@@ -146,7 +146,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
         best = max(evals, key=lambda r: r["top1"])
         place = (best["epoch"], best["top1"])
         accuracy.plot(*place, "o", color="#D55E00")
-        accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -14), textcoords="offset points", ha="right")
+        accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
     for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
         axis.set(xlabel="epoch", title=label)
         axis.grid(alpha=0.3)
