@@ -12,7 +12,7 @@ from excite.models import create_model
 from excite.training import checkpoint as ckpt
 from excite.training import train
 from excite.training.device import seed_everything
-from excite.training.loop import NonFiniteLoss
+from excite.training.reporting import NonFiniteLoss
 from tests.training.small import metrics, same, small, tensors
 
 # Without randomness and mixing, so that runs can be compared.

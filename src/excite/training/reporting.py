@@ -1,0 +1,243 @@
+"""What a run tells while it goes on and when it ends: lines, evaluations, results."""
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.files import write_json, write_text, written_aside
+from excite.models import describe
+from excite.recipe import load_recipe
+from excite.training import checkpoint as ckpt
+from excite.training.device import device_name, peak_memory_gb
+from excite.training.display import format_seconds, format_step
+from excite.training.evaluation import Evaluation, evaluate
+from excite.training.meter import Meter
+from excite.training.run_folder import Metrics, draw_curves, environment, read_metrics
+from excite.training.schedule import learning_rate
+from excite.training.setup import Run
+
+
+class NonFiniteLoss(ExciteError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Clock:
+    """Measures the steps between two reads, leaving out what lies between a read and the next ``start``."""
+
+    ms_per_step: float = 0.0
+    saved_at: float = field(default_factory=time.monotonic)
+    _since: float = 0.0
+    _waited: float = 0.0
+
+    def start(self, waited: float) -> None:
+        """Begin a window; ``waited`` is the loader's running total of seconds spent waiting for data."""
+        self._since, self._waited = time.perf_counter(), waited
+
+    def read(self, steps: int, waited: float) -> tuple[float, float]:
+        """End a window of ``steps`` steps: (seconds, share of them spent waiting for data). The next one begins."""
+        seconds = time.perf_counter() - self._since
+        share = min(1.0, (waited - self._waited) / seconds)
+        self.ms_per_step = 1000 * seconds / steps
+        self.start(waited)
+        return seconds, share
+
+
+def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
+    """Write the recipe and the environment, start the log, and say what is about to happen."""
+    assert metrics is not None
+    recipe_file = run.folder / "recipe.yaml"
+    if resuming:
+        metrics.rewind(run.step)
+        if load_recipe(str(recipe_file)) != run.recipe:
+            kept = run.folder / f"recipe-until-step-{run.step}.yaml"
+            write_text(kept, recipe_file.read_text(encoding="utf-8"))
+            write_text(recipe_file, run.recipe.to_yaml())
+            run.notes.append(
+                f"the recipe was changed on resuming, so this is another run from here; before: {kept.name}"
+            )
+    else:
+        write_text(recipe_file, run.recipe.to_yaml())
+        write_text(metrics.path, "")
+    name = "environment.json" if not resuming else f"environment-resumed-at-{run.step}.json"
+    write_json(run.folder / name, environment(device_name(run.device), run.precision, run.accelerator.num_processes))
+    display = run.display
+    display.open(run.folder / "log.txt", run.total_steps, run.step)
+    parameters = sum(p.numel() for p in run.model.parameters())
+    display.message(f"run folder {run.folder}" + (f", going on after step {run.step}" if resuming else ""))
+    display.message(f"model      {run.model.model_name}, {parameters / 1e6:.2f} M parameters")
+    display.message(f"data       {run.data.describe()}")
+    display.message(
+        f"device     {device_name(run.device)}, {run.accelerator.num_processes} process(es), {run.precision}, "
+        f"batch {run.recipe.train.batch_size}, {run.total_steps} steps"
+    )
+    for note in run.notes:
+        display.message(note)
+    _list_bad_images(run, run.data.bad)
+
+
+def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, warm_up: bool = False) -> None:
+    """Read the meter (the only wait for the device), check the losses, write and show a line.
+
+    ``warm_up`` marks the first step after a start, whose time (compilation, first touches) is no measure of speed.
+    """
+    if not meter.count:
+        return
+    images = meter.images * run.accelerator.num_processes
+    values = run.accelerator.reduce(meter.read(), reduction="sum").cpu()
+    losses = (values[0] / run.accelerator.num_processes).tolist()
+    seconds, waited = clock.read(len(losses), run.train_loader.wait_seconds)
+    run.seconds += seconds
+    skipped = int(run.scaler.skipped.item())
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    # Under fp16 an overflow makes single losses infinite; their steps were skipped and the weights are whole.
+    if not finite or (len(finite) < len(losses) and run.precision != "fp16"):
+        raise NonFiniteLoss(_non_finite(run, losses))
+    rate = run.optimizer.param_groups[-1]["lr"] / run.optimizer.param_groups[-1]["lr_scale"]
+    ms = 1000 * seconds / len(losses)
+    record = {
+        "kind": "train",
+        "step": run.step,
+        "epoch": run.step / run.steps_per_epoch,
+        "loss": sum(finite) / len(finite),
+        # Mixed images have no one right class.
+        "accuracy": None if run.recipe.augment.mixes else 100 * float(values[1].sum()) / images,
+        "lr": rate,
+        "images_per_second": images / seconds,
+        "ms_per_step": ms,
+        "data_wait": waited,
+        "memory_gb": peak_memory_gb(run.device),
+        "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
+        "skipped_steps": skipped,
+        "seconds": run.seconds,
+        "seconds_left": (run.total_steps - run.step) * clock.ms_per_step / 1000,
+        "warm_up": warm_up,
+    }
+    if metrics is not None:
+        metrics.write(record)
+        run.display.step(*format_step(record, run.recipe.train.epochs, run.total_steps), run.step)
+
+
+def _non_finite(run: Run, losses: list[float]) -> str:
+    index = next(i for i, loss in enumerate(losses) if not math.isfinite(loss))
+    step = run.step - len(losses) + index
+    rate = learning_rate(
+        run.recipe.schedule, run.recipe.optimizer.lr, step, run.steps_per_epoch, run.recipe.train.epochs
+    )
+    return f"the loss is {losses[index]} at step {step + 1} (learning rate {rate:g}); {last_good(run)}"
+
+
+def last_good(run: Run) -> str:
+    steps = ckpt.saved_steps(run.folder)
+    if not steps:
+        return (
+            "there is no checkpoint from before it; try a lower learning rate, a longer warm-up or train.precision=fp32"
+        )
+    good = ckpt.step_folder(run.folder, steps[-1])
+    return f"the last good checkpoint is {good}; try a lower learning rate, clipping (optimizer.clip_grad_norm) or fp32"
+
+
+def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
+    """Evaluate, write and show a line, and keep the weights as the run's ``model.safetensors`` if they are the best."""
+    evaluation = evaluate_run(run)
+    if metrics is None:
+        return
+    epoch = run.step / run.steps_per_epoch
+    record = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
+    metrics.write(record)
+    best = run.best is None or (evaluation.top1, -evaluation.loss) > (run.best["top1"], -run.best["loss"])
+    if best:
+        run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
+        with written_aside(run.folder / ckpt.WEIGHTS) as aside:
+            ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
+        clock.saved_at = time.monotonic()
+    run.display.message(
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {evaluation.loss:.4f}  "
+        f"top-1 {evaluation.top1:.2f} %  top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
+        f"{'  best so far' if best else ''}"
+    )
+
+
+def evaluate_run(run: Run) -> Evaluation:
+    """Evaluate the weights that the run would ship now."""
+    return evaluate(
+        run.evaluated,
+        run.eval_loader,
+        run.preprocessing,
+        len(run.data.classes),
+        run.device,
+        run.precision,
+        run.recipe.train.channels_last,
+    )
+
+
+def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
+    """Write the images that were skipped, and why, to ``bad_images.txt``, and say how many."""
+    if bad:
+        path = run.folder / "bad_images.txt"
+        write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in bad))
+        run.display.message(f"{len(bad)} image(s) could not be read and were skipped: {path}")
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Curves, results, and the last words."""
+    seen = dict([*run.data.bad, *run.train_loader.bad, *run.eval_loader.bad])
+    if len(seen) > len(run.data.bad):
+        _list_bad_images(run, list(seen.items()))
+    draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
+    results = _results(run, len(seen))
+    write_json(run.folder / "results.json", results)
+    run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
+    return results
+
+
+def _speed(run: Run) -> tuple[float | None, float]:
+    """Median milliseconds a step over all records but warm-ups (None without any); what the first step took beyond."""
+    records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
+    usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
+    if not usual:
+        return None, 0.0
+    ms = statistics.median(usual)
+    return ms, max(0.0, max(r["ms_per_step"] - ms for r in records if r["warm_up"]) / 1000)
+
+
+def _results(run: Run, bad: int) -> dict[str, Any]:
+    """The columns of the reference systems' tables, and what else identifies the result."""
+    assert run.best is not None
+    last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    size = describe(run.model.model_name, **run.model.model_args)
+    ms, first_step = _speed(run)
+    batch = run.recipe.train.batch_size
+    return {
+        "run": str(run.folder),
+        "recipe": run.recipe.name,
+        "model": run.model.model_name,
+        "params_m": size["params"] / 1e6,
+        "gmacs": size["gmacs"],
+        "devices": run.accelerator.num_processes,
+        "device": device_name(run.device),
+        "precision": run.precision,
+        "batch_size": batch,
+        "resolution": f"{run.preprocessing.image_size}x{run.preprocessing.image_size}",
+        "compile_seconds": first_step if run.recipe.train.compile != "off" else 0.0,
+        "ms_per_step": ms,
+        "images_per_second": None if ms is None else 1000 * batch / ms,
+        "top1": run.best["top1"],
+        "top5": run.best["top5"],
+        "loss": run.best["loss"],
+        # Choosing the best epoch by these very images flatters it; the last epoch was not chosen.
+        "last_top1": last["top1"],
+        "last_top5": last["top5"],
+        "images": run.best["images"],
+        "best_epoch": run.best["epoch"],
+        "epochs": run.recipe.train.epochs,
+        "train_seconds": run.seconds,
+        "memory_gb": peak_memory_gb(run.device),
+        "skipped_steps": int(run.scaler.skipped.item()),
+        "bad_images": bad,
+        "data_fingerprint": run.data.fingerprint,
+    }
