@@ -107,7 +107,7 @@ RESULT_COLUMNS = [
     ("images_per_second", "img/s", ",.1f"),
     ("top1", "acc@top1", ".2f"),
     ("top5", "acc@top5", ".2f"),
-    ("last_top1", "last epoch's top1", ".2f"),
+    ("last_top1", "last top1", ".2f"),
     ("recipe", "recipe", ""),
 ]
 

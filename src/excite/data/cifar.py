@@ -158,7 +158,8 @@ def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple
                 if len(found) == len(wanted):
                     break
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise ExciteError(f"{path} is not a whole tar archive, download it again ({error})") from error
+        reason = str(error).split("\n")[0].rstrip(":- ")  # tarfile lists every method it tried, a line each
+        raise ExciteError(f"{path} is not a whole tar archive, download it again ({reason})") from error
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ExciteError(f"{path} lacks {', '.join(missing)}: expected the archive with {folder}/ in it")

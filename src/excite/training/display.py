@@ -49,7 +49,7 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         # A pipe or a file has no width: tables and lines are not folded there.
-        self.console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=True)
+        self.console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=True)
         self._log: Path | None = None
         self._progress: Progress | None = None
         self._live: Live | None = None
