@@ -67,12 +67,12 @@ def test_optimizers_reduce_a_loss(name):
 
 def test_fused_sgd_is_the_plain_formula_on_channels_last_weights():
     torch.manual_seed(0)
-    model = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+    model = nn.Conv2d(3, 5, 3).double().to(memory_format=torch.channels_last)
     plain = copy.deepcopy(model)
-    config = OptimizerConfig(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01)
+    config = OptimizerConfig(lr=0.001, momentum=0.9, nesterov=True, weight_decay=0.01)
     optimizer, buffers = make_optimizer(model, config), [torch.zeros_like(p) for p in plain.parameters()]
     for _ in range(3):
-        x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(2, 3, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
         for net in (model, plain):
             net.zero_grad()
             net(x).square().sum().backward()
@@ -81,7 +81,7 @@ def test_fused_sgd_is_the_plain_formula_on_channels_last_weights():
             for p, b in zip(plain.parameters(), buffers, strict=True):
                 g = p.grad + 0.01 * p
                 b.mul_(0.9).add_(g)
-                p.sub_(0.1 * (g + 0.9 * b))
+                p.sub_(0.001 * (g + 0.9 * b))
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 
