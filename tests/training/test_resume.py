@@ -133,6 +133,13 @@ def test_resuming_with_another_recipe_keeps_the_old_one(tmp_path):
     assert [r["step"] for r in metrics(first)] == list(range(1, 13))
 
 
+def test_resume_does_not_need_what_the_run_was_initialised_from(tmp_path):
+    source = Path(train(small("epochs=1"), out=tmp_path / "source", quiet=True)["run"])
+    first = train(small("epochs=1", f"init_from={source}"), out=tmp_path, quiet=True)["run"]
+    source.rename(tmp_path / "gone")
+    assert train(None, ["epochs=2"], resume=first, quiet=True)["epochs"] == 2
+
+
 def test_resume_refuses_other_data(tmp_path):
     run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
     with pytest.raises(ExciteError, match="the training images are not those that this run was started with"):

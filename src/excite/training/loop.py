@@ -62,7 +62,7 @@ def train(
     accelerator = make_accelerator(recipe.train.device)
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
-    run = set_up(recipe, display, accelerator)
+    run = set_up(recipe, display, accelerator, resuming=resume is not None)
     # Only now, so that a mistake in the recipe leaves no empty folder behind.
     run.folder = Path(resume) if resume else _shared_folder(accelerator, Path(out), recipe.name)
     deterministic = torch.are_deterministic_algorithms_enabled()

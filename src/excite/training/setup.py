@@ -92,8 +92,8 @@ class Run:
         }
 
 
-def set_up(recipe: Recipe, display: Display, accelerator: Accelerator) -> Run:
-    """Build data, model, optimiser and the rest; the run folder comes later.
+def set_up(recipe: Recipe, display: Display, accelerator: Accelerator, resuming: bool = False) -> Run:
+    """Build data, model, optimiser and the rest; the run folder (and, resuming, the weights) come later.
 
     Raises:
         ExciteError: the recipe asks for what cannot be.
@@ -109,7 +109,7 @@ def set_up(recipe: Recipe, display: Display, accelerator: Accelerator) -> Run:
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
     data = open_data(recipe.data, recipe.augment)
-    model, notes = make_model(recipe, data)
+    model, notes = make_model(recipe, data, resuming)
     frozen_norms = freeze(model, config.freeze)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -149,7 +149,7 @@ def set_up(recipe: Recipe, display: Display, accelerator: Accelerator) -> Run:
     )
 
 
-def make_model(recipe: Recipe, data: DataSets) -> tuple[Classifier, list[str]]:
+def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[Classifier, list[str]]:
     """The network of a recipe, with weights from its seed or ``train.init_from``, and what there is to tell of it."""
     seed_everything(recipe.train.seed)
     zero = (
@@ -165,7 +165,7 @@ def make_model(recipe: Recipe, data: DataSets) -> tuple[Classifier, list[str]]:
         **{**zero, **recipe.model.options},
     )
     notes = []
-    if recipe.train.init_from:
+    if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
         fresh = ckpt.init_from(model, recipe.train.init_from)
         kept = f"all but {', '.join(fresh)} (another number of classes)" if fresh else "all tensors"
         notes.append(f"weights from {recipe.train.init_from}: {kept}")
