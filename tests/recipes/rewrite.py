@@ -1,0 +1,24 @@
+"""Dump every shipped recipe anew, its header kept: run this after a change of the schema, then read the diff."""
+
+from pathlib import Path
+
+import excite
+from excite.recipe import Recipe
+
+FOLDER = Path(excite.__file__).parent / "recipes"
+
+
+def rewritten(text: str, where: str) -> str:
+    """The header (the comment lines at the top) and the recipe with all its keys."""
+    lines = text.splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return "\n".join(lines[:end]) + "\n\n" + Recipe.from_yaml(text, where).to_yaml()
+
+
+if __name__ == "__main__":
+    for path in sorted(FOLDER.glob("*.yaml")):
+        before = path.read_text(encoding="utf-8")
+        after = rewritten(before, path.name)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"rewritten: {path.name}")
