@@ -93,6 +93,7 @@ def test_options_are_listed():
         "bn_eps",
         "bn_momentum",
         "down_kernel",
+        "init",
         "max_pool",
         "stem",
         "zero_init_last_gamma",

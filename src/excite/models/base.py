@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from excite.errors import ExciteError
 from excite.models.checkpointing import Runner, run_checkpointed, run_plain
 from excite.ops import spatial_mean
+from excite.ops.gated_norm import check_mode
 
 
 class Classifier(nn.Module):
@@ -32,6 +33,8 @@ class Classifier(nn.Module):
     image_size: tuple[int, int]
     feature_info: list[dict[str, Any]]
     fc: nn.Module
+    #: How batch norms, gates, additions and ReLUs run; :meth:`set_fused` changes it.
+    fused: str = "auto"
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,6 +147,19 @@ class Classifier(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of storing its insides: less memory, more time."""
         self.grad_checkpointing = enable
+
+    def set_fused(self, fused: str) -> None:
+        """Choose the two-pass form of norm + gate + addition + ReLU, or the textbook's: "auto", "on" or "off".
+
+        See :func:`excite.ops.norm_excite_residual`. Parameters, buffers and state_dict are the same in every form.
+
+        Raises:
+            ExciteError: another word.
+        """
+        check_mode(fused)
+        for module in self.modules():
+            if hasattr(type(module), "fused"):
+                setattr(module, "fused", fused)  # noqa: B010 - nn.Module's attributes have no types
 
     def _runner(self) -> Runner:
         return run_checkpointed if self.grad_checkpointing and self.training and torch.is_grad_enabled() else run_plain

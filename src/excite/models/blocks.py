@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import Gate, GateSpec, create_gate
-from excite.ops import excite_residual
+from excite.ops import excite_residual, norm_excite_residual, norm_relu
 
 POSITIONS = ("standard", "pre", "post", "identity")
 
@@ -87,6 +87,8 @@ class ResidualBlock(nn.Module):
     """
 
     expansion: ClassVar[int] = 1
+    #: How batch norms and what follows them run: "auto", "on" or "off" (see excite.ops.norm_excite_residual).
+    fused: str = "auto"
     #: Post-activation blocks end in a ReLU, pre-activation blocks do not.
     last_relu: ClassVar[bool] = True
 
@@ -109,23 +111,25 @@ class ResidualBlock(nn.Module):
         return self.gate(x) if self.gate is not None and self.position == "pre" else x
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        return x if self.downsample is None else self.downsample(x)
+        if not isinstance(self.downsample, nn.Sequential) or len(self.downsample) != 2:
+            return x if self.downsample is None else self.downsample(x)
+        projection, norm = self.downsample
+        return norm_excite_residual(projection(x), norm, fused=self.fused)
 
     def _leave(self, y: Tensor, norm: nn.Module | None, identity: Tensor) -> Tensor:
         """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
-        z = y if norm is None else norm(y)
-        keep = self._keep(z)
-        if self.gate is None or self.position == "pre":
-            return excite_residual(z, keep, identity, relu=self.last_relu)
-        if self.position == "post":
-            return self.gate(excite_residual(z, keep, identity, relu=self.last_relu))
-        if self.position == "identity":
-            z = z if keep is None else excite_residual(z, keep)
-            return excite_residual(identity, self.gate.scale(identity), z, relu=self.last_relu)
-        scale = self.gate.scale(z)
-        if keep is not None:
-            scale = scale * (keep.flatten(1) if scale.ndim == 2 else keep)
-        return excite_residual(z, scale, identity, relu=self.last_relu)
+        keep, relu = self._keep(y), self.last_relu
+        gate = self.gate if self.position == "standard" else None
+        if norm is not None and self.position != "identity" and (gate is None or gate.channelwise):
+            excitation = None if gate is None else gate.excitation
+            out = norm_excite_residual(y, norm, excitation, identity, keep=keep, relu=relu, fused=self.fused)
+        else:
+            z = y if norm is None else norm(y)
+            if self.gate is not None and self.position == "identity":
+                z = z if keep is None else excite_residual(z, keep)
+                return excite_residual(identity, self.gate.scale(identity), z, relu)
+            out = excite_residual(z, _scale(gate, z, keep), identity, relu)
+        return self.gate(out) if self.gate is not None and self.position == "post" else out
 
     def _keep(self, z: Tensor) -> Tensor | None:
         """(N, 1, 1, 1): 0 for an image whose branch is dropped, 1 / (1 - drop_path) for the others."""
@@ -133,6 +137,16 @@ class ResidualBlock(nn.Module):
             return None
         keep = 1.0 - self.drop_path
         return z.new_empty(z.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+
+
+def _scale(gate: Gate | None, z: Tensor, keep: Tensor | None) -> Tensor | None:
+    """What the branch is multiplied with: the gate's scale, the factor per image, both or neither."""
+    if gate is None:
+        return keep
+    scale = gate.scale(z)
+    if keep is None:
+        return scale
+    return scale * (keep.flatten(1) if scale.ndim == 2 else keep)
 
 
 class BasicBlock(ResidualBlock):
@@ -151,7 +165,7 @@ class BasicBlock(ResidualBlock):
         self.downsample = _projection(in_channels, planes, stride, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(self._enter(x))), inplace=True)
+        y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
         return self._leave(self.conv2(y), self.bn2, self._shortcut(x))
 
 
@@ -178,8 +192,8 @@ class Bottleneck(ResidualBlock):
         self.downsample = _projection(in_channels, planes * self.expansion, stride, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(self._enter(x))), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
+        y = norm_relu(self.conv2(y), self.bn2, fused=self.fused)
         return self._leave(self.conv3(y), self.bn3, self._shortcut(x))
 
 
@@ -205,9 +219,9 @@ class PreactBasicBlock(ResidualBlock):
         self.downsample = _bare_projection(in_channels, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x), inplace=True)
+        active = norm_relu(x, self.bn1, fused=self.fused)
         y = self.conv1(self._enter(active))
-        y = self.conv2(F.relu(self.bn2(y), inplace=True))
+        y = self.conv2(norm_relu(y, self.bn2, fused=self.fused))
         return self._leave(y, None, x if self.downsample is None else self.downsample(active))
 
 
@@ -232,10 +246,10 @@ class PreactBottleneck(ResidualBlock):
         self.downsample = _bare_projection(in_channels, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = F.relu(self.bn1(x), inplace=True)
+        active = norm_relu(x, self.bn1, fused=self.fused)
         y = self.conv1(self._enter(active))
-        y = self.conv2(F.relu(self.bn2(y), inplace=True))
-        y = self.conv3(F.relu(self.bn3(y), inplace=True))
+        y = self.conv2(norm_relu(y, self.bn2, fused=self.fused))
+        y = self.conv3(norm_relu(y, self.bn3, fused=self.fused))
         return self._leave(y, None, x if self.downsample is None else self.downsample(active))
 
 

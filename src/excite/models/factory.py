@@ -19,9 +19,9 @@ _BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
 }
 _NORMS = ("bn_eps", "bn_momentum")
 _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
-    "resnet": ("stem", "max_pool", "down_kernel", "gate_position", "zero_init_last_gamma", *_NORMS),
-    "cifar_resnet": ("gate_position", "zero_init_last_gamma", *_NORMS),
-    "preresnet": ("gate_position", *_NORMS),
+    "resnet": ("stem", "max_pool", "down_kernel", "gate_position", "init", "zero_init_last_gamma", *_NORMS),
+    "cifar_resnet": ("gate_position", "init", "zero_init_last_gamma", *_NORMS),
+    "preresnet": ("gate_position", "init", *_NORMS),
     "tf_seresnet": _NORMS,
 }
 # A gate's option -> its name among a model's options, where "bias" alone would not say whose.
@@ -39,6 +39,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     gate: GateSpec | None = None,
+    fused: str = "auto",
     **options: Any,
 ) -> Classifier:
     """Build a model with fresh weights.
@@ -48,6 +49,7 @@ def create_model(
     - ``image_size``: a number or (height, width); default 224, or 32 for the CIFAR family.
     - ``features_only``: the model returns a list of maps instead of logits; ``out_indices`` picks them (0 is the stem).
     - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``.
+    - ``fused``: how norms, gates, additions and ReLUs run: "auto", "on" or "off"; see ``Classifier.set_fused``.
     - ``options``: those of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
       them) and of the gate: for SE ``reduction``, ``rd_divisor``, ``gate_bias``; for GE ``extent`` and ``variant``,
       and for its theta_plus the three of SE.
@@ -68,6 +70,7 @@ def create_model(
     spec, body = _split_options(name, variant, gate, options)
     model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
     model.model_name, model.gate_spec = name, spec
+    model.set_fused(fused)
     model.model_args = _model_args(variant, common, features_only, out_indices, gate, options)
     model.model_args["num_classes"] = model.num_classes
     if features_only:

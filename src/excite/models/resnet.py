@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from excite.errors import ExciteError, nearest
 from excite.gates import GateSpec
@@ -20,6 +19,7 @@ from excite.models.blocks import (
     conv,
     out_size,
 )
+from excite.ops import norm_relu
 
 CHOICES = {
     "stem": ("conv7", "conv3x3x3", "cifar"),
@@ -27,6 +27,7 @@ CHOICES = {
     "stride_on": ("conv2", "conv1"),
     "gate_position": POSITIONS,
     "shortcut": ("conv", "pad"),
+    "init": ("he_normal", "he_uniform"),
 }
 
 
@@ -42,9 +43,12 @@ class ResNet(Classifier):
     - ``max_pool``: "pad1" (3x3/2 with padding 1: torchvision) or "ceil" (no padding, ceil mode: Caffe, Cadene, MindCV,
       whose "same" padding is on the right and bottom only).
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
-      Caffe, MindCV's seresnet50/101/152).
+      Caffe).
     - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
     - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included.
+    - ``init``: "he_normal" (convolutions He-normal over fan-out, gates and dense layer as PyTorch has them) or
+      "he_uniform" (every convolution, the gates' included, He-uniform over fan-in with bias 0, dense layers from a
+      normal distribution of sd 0.01 cut off at two sd, bias 0: MindSpore's GENet_Res50).
     - ``zero_init_last_gamma``: each block starts as its shortcut (Goyal et al., arXiv 1706.02677); not for
       pre-activation blocks, which end in a convolution.
     - ``drop_rate``: dropout before the classifier; ``drop_path_rate``: stochastic depth, rising linearly from 0 at the
@@ -52,14 +56,15 @@ class ResNet(Classifier):
     - ``image_size``: a number or (height, width). Only Gather-Excite theta with global extent depends on it.
 
     Parameter names are torchvision's (conv1, bn1, layer1.0.conv1, layer1.0.downsample.0, fc), with ``layer1.0.gate.*``
-    for the gates. Convolutions start He-normal over fan-out, batch norms at 1 and 0, dense layers as PyTorch has them.
+    for the gates. Batch norms start at 1 and 0.
 
     Differences from the papers and reference systems:
 
     - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
-      1x1. The SE authors' Caffe nets and MindCV's are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts
-      ``max_pool="ceil"``), and MindCV rounds the squeeze: ``rd_divisor=8``. ModelZoo-PyTorch's SE-ResNet-50 is
-      ``gate_bias=False``; MindSpore's GENet_Res50 is ``bn_eps=1e-4, bn_momentum=0.05``.
+      1x1. The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
+      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8``, the latter for the rounded squeeze, with the stride on the
+      3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is ``bn_eps=1e-4,
+      bn_momentum=0.05, init="he_uniform"``.
     - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
     - ``cifar_wrn16_8`` has no dropout inside its blocks.
     """
@@ -83,6 +88,7 @@ class ResNet(Classifier):
         gate_position: str = "standard",
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
+        init: str = "he_normal",
         zero_init_last_gamma: bool = False,
         num_classes: int = 1000,
         in_chans: int = 3,
@@ -91,7 +97,8 @@ class ResNet(Classifier):
         image_size: int | Sequence[int] = 224,
     ) -> None:
         super().__init__()
-        check_choices(stem=stem, max_pool=max_pool, stride_on=stride_on, gate_position=gate_position, shortcut=shortcut)
+        check_choices(stem=stem, max_pool=max_pool, stride_on=stride_on, gate_position=gate_position)
+        check_choices(shortcut=shortcut, init=init)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         preact = block.startswith("pre")
         size = image_shape = as_size(image_size)
@@ -120,12 +127,14 @@ class ResNet(Classifier):
         self.norm: nn.Module | None = nn.BatchNorm2d(channels) if preact else None
         self._finish(maps=maps, num_classes=num_classes, in_chans=in_chans, image_size=image_shape, drop_rate=drop_rate)
         set_batch_norms(self, bn_eps, bn_momentum)
+        if init == "he_uniform":
+            _he_uniform(self)
         if zero_init_last_gamma:
             _zero_last_gammas(self)
 
     def stem_map(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return x if self.bn1 is None else F.relu(self.bn1(x), inplace=True)
+        return x if self.bn1 is None else norm_relu(x, self.bn1, fused=self.fused)
 
     def before_stages(self, x: Tensor) -> Tensor:
         return x if self.maxpool is None else self.maxpool(x)
@@ -134,7 +143,7 @@ class ResNet(Classifier):
         return [self.get_submodule(f"layer{i + 1}") for i in range(self.num_stages)]  # type: ignore[misc]
 
     def after_stages(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else F.relu(self.norm(x), inplace=True)
+        return x if self.norm is None else norm_relu(x, self.norm, fused=self.fused)
 
 
 def check_choices(**options: str) -> None:
@@ -174,6 +183,19 @@ def _pooled(size: Size, max_pool: str) -> Size:
     # Ceil mode without padding: every position is in some window, so half of the size, rounded down, from 2 on.
     h, w = (max(n // 2, 1) for n in size)
     return h, w
+
+
+def _he_uniform(model: nn.Module) -> None:
+    """MindSpore's HeUniform and TruncatedNormal with their defaults, as GENet_Res50's train.py applies them."""
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear) or module.weight.is_meta:
+            continue
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="relu")
+        else:
+            nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _zero_last_gammas(model: nn.Module) -> None:

@@ -10,11 +10,13 @@ from excite.gates import GateSpec, create_gate
 from excite.models.base import Classifier
 from excite.models.blocks import Size, as_size, out_size
 from excite.models.resnet import check_rates, set_batch_norms
-from excite.ops import excite_residual
+from excite.ops import excite_residual, norm_excite_residual, norm_relu
 
 
 class GatedConv(nn.Module):
     """BN, ReLU, "same" convolution with bias, gate; the first two optional."""
+
+    fused: str = "auto"
 
     def __init__(
         self,
@@ -36,9 +38,10 @@ class GatedConv(nn.Module):
         self.gate = create_gate(gate, channels, feature_size=self.out_size)
 
     def before_gate(self, x: Tensor) -> Tensor:
-        x = x if self.bn is None else self.bn(x)
-        # In place only on the batch norm's fresh output: a block's raw input is also its shortcut.
-        x = F.relu(x, inplace=self.bn is not None) if self.relu else x
+        if self.bn is not None:
+            x = norm_excite_residual(x, self.bn, relu=self.relu, fused=self.fused)
+        elif self.relu:
+            x = F.relu(x)
         return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ class TFSEResNet(Classifier):
         return [self.get_submodule(f"layer{i}") for i in (1, 2, 3)]  # type: ignore[misc]
 
     def after_stages(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(x), inplace=True)
+        return norm_relu(x, self.norm, fused=self.fused)
 
 
 def _he_normal(model: nn.Module) -> None:

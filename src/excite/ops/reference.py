@@ -1,6 +1,8 @@
 """The textbook form of each operator: what the fast forms in this package are tested against."""
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 
 def spatial_mean(x: Tensor) -> Tensor:
@@ -17,3 +19,20 @@ def excite_residual(
     if identity is not None:
         x = x + identity.to(x.dtype)
     return x.relu() if relu else x
+
+
+def norm_excite_residual(
+    y: Tensor,
+    norm: nn.Module,
+    excitation: Callable[[Tensor], Tensor] | None = None,
+    identity: Tensor | None = None,
+    *,
+    keep: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation after another."""
+    z = norm(y)
+    scale = None if excitation is None else excitation(spatial_mean(z))
+    if keep is not None:
+        scale = keep if scale is None else scale * keep.flatten(1)
+    return excite_residual(z, scale, identity, relu)

@@ -1,0 +1,455 @@
+// The passes of batch norm + gate + addition + ReLU over the large maps, for CPUs.
+//
+// Letters: N images, P positions (H * W), C channels.
+// Every map is (N, P, C), that is channels-last and dense, of float or bfloat16; sums are float32 inside a chunk
+// of an image and double over chunks. How an image is cut into chunks depends on its shape alone, so results do
+// not depend on the number of threads. No -ffast-math: NaN and Inf come through as they do in PyTorch.
+//
+// Compiled and loaded by excite/ops/native.py; the algebra around these passes is in excite/ops/gated_norm.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+inline float load(bf16 x) {
+    uint32_t wide = uint32_t(x.bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+}
+inline void store(float* to, float x) { *to = x; }
+inline void store(bf16* to, float x) {  // round to nearest even; a NaN stays one
+    uint32_t wide;
+    std::memcpy(&wide, &x, 4);
+    uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    to->bits = x != x ? uint16_t(0x7fc0) : uint16_t(rounded);
+}
+
+using i64 = int64_t;
+
+// How one image is walked: `rows` steps of `width` neighbours that share no coefficient. Narrow channels-last maps take
+// several positions at a time, so that a vector register is full; their coefficients are then repeated.
+struct Shape {
+    i64 n, p, c;
+    i64 repeat() const { return c < 128 ? std::max<i64>(1, std::min<i64>(256 / c, p)) : 1; }
+    i64 chunks() const { return std::max<i64>(1, std::min(p, (p * c + 65535) / 65536)); }  // of about 64 Ki elements
+    i64 first(i64 chunk) const { return p * chunk / chunks(); }  // position
+};
+
+struct Sums {
+    float *a, *b;
+};
+
+// What ReLU lets through of the gradient: nothing is asked, the output is asked, or it is computed anew.
+enum Mask { OPEN = 0, OUTPUT = 1, RECOMPUTE = 2 };
+
+inline float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
+
+// Cache-line aligned, so that no vector of sums or coefficients straddles two lines.
+template <class T>
+struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <class U>
+    Aligned(const Aligned<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+    void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t(64)); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+inline int64_t line(int64_t floats) { return (floats + 15) / 16 * 16; }
+using Floats = std::vector<float, Aligned<float>>;
+
+Floats repeated(const float* values, i64 c, i64 times) {
+    Floats out(c * times);
+    for (i64 t = 0; t < times; ++t) std::copy(values, values + c, out.begin() + t * c);
+    return out;
+}
+
+// --- one row of `width` neighbours, coefficients beside them ----------------------------------------------------------
+
+// One row after the other: reading several at a time halves the speed, the prefetcher loses track. Wide rows go in
+// blocks whose sums and coefficients stay in the first-level cache.
+constexpr i64 BLOCK = 1024;
+
+template <class T>
+void rows_moments(const T* y, i64 rows, i64 width, const float* shift, Sums s) {
+    for (i64 start = 0; start < width; start += BLOCK) {
+        i64 end = std::min(start + BLOCK, width);
+        for (i64 r = 0; r < rows; ++r) {
+            const T* row = y + r * width;
+#pragma omp simd
+            for (i64 i = start; i < end; ++i) {
+                float x = load(row[i]) - shift[i];
+                s.a[i] += x;
+                s.b[i] += x * x;
+            }
+        }
+    }
+}
+
+struct Affine {
+    const float *mean, *scale, *bias;
+};
+
+template <bool ADD, bool RELU, class T>
+void rows_apply(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f) {
+    for (i64 r = 0; r < rows; ++r) {
+        const T *y0 = y + r * width, *d0 = ADD ? add + r * width : nullptr;
+        T* o0 = out + r * width;
+#pragma omp simd
+        for (i64 i = 0; i < width; ++i) {
+            float v = (load(y0[i]) - f.mean[i]) * f.scale[i] + f.bias[i];
+            if (ADD) v += load(d0[i]);
+            if (RELU) v = v < 0.0f ? 0.0f : v;
+            store(o0 + i, v);
+        }
+    }
+}
+
+template <Mask MASK, class T>
+inline float masked(const T* grad, const T* out, const T* y, i64 i, Affine f) {
+    float g = load(grad[i]);
+    if (MASK == OUTPUT) return relu_gradient(g, load(out[i]));
+    if (MASK == RECOMPUTE) return relu_gradient(g, (load(y[i]) - f.mean[i]) * f.scale[i] + f.bias[i]);
+    return g;
+}
+
+template <Mask MASK, bool WRITE, class T>
+void rows_grad_sums(const T* grad, const T* out, const T* y, T* g_out, i64 rows, i64 width, Affine f, Sums s) {
+    for (i64 start = 0; start < width; start += BLOCK) {
+        i64 end = std::min(start + BLOCK, width);
+        for (i64 r = 0; r < rows; ++r) {
+            i64 a = r * width;
+#pragma omp simd
+            for (i64 i = start; i < end; ++i) {
+                float g = masked<MASK>(grad + a, out + a, y + a, i, f);
+                s.a[i] += g;
+                s.b[i] += g * (load(y[a + i]) - f.mean[i]);
+                if (WRITE) store(g_out + a + i, g);
+            }
+        }
+    }
+}
+
+template <Mask MASK, class T>
+void rows_grad_input(const T* grad, const T* out, const T* y, T* dy, i64 rows, i64 width, Affine f, const float* slope,
+                     const float* offset) {
+    for (i64 r = 0; r < rows; ++r) {
+        i64 a = r * width;
+#pragma omp simd
+        for (i64 i = 0; i < width; ++i) {
+            float g = masked<MASK>(grad + a, out + a, y + a, i, f);
+            store(dy + a + i, g * f.scale[i] + (load(y[a + i]) - f.mean[i]) * slope[i] + offset[i]);
+        }
+    }
+}
+
+// --- walking chunks -----------------------------------------------------------------------------------------------
+
+// Calls body(n, chunk) for all, in parallel.
+template <class F>
+void for_chunks(const Shape& s, int threads, F body) {
+    i64 chunks = s.chunks(), tasks = s.n * chunks;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 t = 0; t < tasks; ++t) body(t / chunks, t % chunks);
+}
+
+// A map's normalisation and gate: z = (y - mean) * scale + squeezed, out = z * s. mean, squeezed and s are (N, C), scale
+// (C); s may be absent, and is 1 then.
+struct Gated {
+    const float *mean, *scale, *squeezed, *s;
+};
+
+// Coefficients of one image, one beside the other and repeated for wide rows: K arrays made by fill(c, values).
+template <int K>
+struct Coefficients {
+    Floats store;
+    i64 width;
+    template <class F>
+    Coefficients(const Shape& s, F fill) : store(K * line(s.c * s.repeat())), width(line(s.c * s.repeat())) {
+        for (i64 c = 0; c < s.c; ++c) {
+            float values[K];
+            fill(c, values);
+            for (int k = 0; k < K; ++k) store[k * width + c] = values[k];
+        }
+        for (int k = 0; k < K; ++k)
+            for (i64 t = 1; t < s.repeat(); ++t)
+                std::copy_n(store.begin() + k * width, s.c, store.begin() + k * width + t * s.c);
+    }
+    const float* at(int k) const { return store.data() + k * width; }
+    Affine affine() const { return Affine{at(0), at(1), at(2)}; }
+};
+
+void fill_affine(const Gated& f, i64 at, i64 c, float* values) {
+    float s = f.s == nullptr ? 1.0f : f.s[at];
+    values[0] = f.mean[at], values[1] = f.scale[c] * s, values[2] = f.squeezed[at] * s;
+}
+
+// Runs rows(first element, rows, width, coefficient index) over one chunk: first with wide rows, then what is left over.
+template <class F>
+void walk(const Shape& s, i64 n, i64 chunk, F rows) {
+    i64 lo = s.first(chunk), hi = s.first(chunk + 1), base = n * s.p * s.c;
+    i64 q = s.repeat(), wide = (hi - lo) / q;
+    if (wide) rows(base + lo * s.c, wide, q * s.c);
+    i64 left = (hi - lo) - wide * q;
+    if (left) rows(base + (lo + wide * q) * s.c, left, s.c);
+}
+
+// Folds the repeated partial sums of wide rows into the first C.
+void fold(float* sums, i64 c, i64 times) {
+    for (i64 t = 1; t < times; ++t)
+        for (i64 i = 0; i < c; ++i) sums[i] += sums[t * c + i];
+}
+
+template <class T>
+void moments(const Shape& s, const T* y, float* mean, float* variance, int threads) {
+    i64 chunks = s.chunks();
+    Floats parts(s.n * chunks * 2 * s.c);
+    for_chunks(s, threads, [&](i64 n, i64 chunk) {
+        i64 q = s.repeat(), lo = s.first(chunk), count = s.first(chunk + 1) - lo;
+        Floats shift(s.c), sums(2 * line(s.c * q));
+        const T* start = y + (n * s.p + lo) * s.c;
+        for (i64 c = 0; c < s.c; ++c) shift[c] = load(start[c]);
+        Floats wide = repeated(shift.data(), s.c, q);
+        Sums part{sums.data(), sums.data() + line(s.c * q)};
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) { rows_moments(y + at, rows, width, wide.data(), part); });
+        fold(part.a, s.c, q), fold(part.b, s.c, q);
+        float* out = parts.data() + (n * chunks + chunk) * 2 * s.c;
+        float share = 1.0f / float(count);
+#pragma omp simd
+        for (i64 c = 0; c < s.c; ++c) {
+            float m = part.a[c] * share;
+            out[c] = shift[c] + m;
+            out[s.c + c] = part.b[c] - part.a[c] * m;  // sum of squared distances from the chunk's mean
+        }
+    });
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 n = 0; n < s.n; ++n) {  // merging moments of parts (Chan, Golub & LeVeque 1979)
+        std::vector<double> m(s.c), m2(s.c);
+        const float* part = parts.data() + n * chunks * 2 * s.c;
+        for (i64 k = 0; k < chunks; ++k) {
+            double share = double(s.first(k + 1) - s.first(k)) / double(s.p);
+            for (i64 c = 0; c < s.c; ++c) m[c] += share * part[k * 2 * s.c + c];
+        }
+        for (i64 k = 0; k < chunks; ++k) {
+            double count = double(s.first(k + 1) - s.first(k));
+            for (i64 c = 0; c < s.c; ++c) {
+                double delta = part[k * 2 * s.c + c] - m[c];
+                m2[c] += part[(k * 2 + 1) * s.c + c] + count * delta * delta;
+            }
+        }
+        double share = 1.0 / double(s.p);
+        for (i64 c = 0; c < s.c; ++c) {
+            double v = m2[c] * share;
+            mean[n * s.c + c] = float(m[c]);
+            variance[n * s.c + c] = v < 0 ? 0.0f : float(v);
+        }
+    }
+}
+
+// Everything batch norm and gate need of y: per image and channel mean and squeeze, per channel mean, rstd and scale.
+template <class T>
+void statistics(const Shape& s, const T* y, const float* gamma, const float* beta, float eps, float momentum,
+                float* running_mean, float* running_var, float* mean, float* squeezed, float* batch_mean, float* rstd,
+                float* scale, int threads) {
+    moments(s, y, mean, squeezed, threads);  // the variances, for now
+    std::vector<double> m(s.c), v(s.c);
+    double share = 1.0 / double(s.n), count = double(s.n) * double(s.p);
+    for (i64 n = 0; n < s.n; ++n)
+        for (i64 c = 0; c < s.c; ++c) m[c] += share * mean[n * s.c + c];
+    for (i64 n = 0; n < s.n; ++n)
+        for (i64 c = 0; c < s.c; ++c) {
+            double delta = mean[n * s.c + c] - m[c];
+            v[c] += share * (squeezed[n * s.c + c] + delta * delta);
+        }
+    for (i64 c = 0; c < s.c; ++c) {
+        batch_mean[c] = float(m[c]);
+        rstd[c] = float(1.0 / std::sqrt(v[c] + double(eps)));
+        scale[c] = gamma[c] * rstd[c];
+        if (running_mean != nullptr) {
+            running_mean[c] += momentum * (batch_mean[c] - running_mean[c]);
+            running_var[c] += momentum * (float(v[c] * (count / (count - 1.0))) - running_var[c]);
+        }
+    }
+    for (i64 n = 0; n < s.n; ++n)
+        for (i64 c = 0; c < s.c; ++c)
+            squeezed[n * s.c + c] = (mean[n * s.c + c] - batch_mean[c]) * scale[c] + beta[c];
+}
+
+template <bool ADD, bool RELU, class T>
+void apply(const Shape& s, const T* y, Gated f, const T* add, T* out, int threads) {
+    for_chunks(s, threads, [&](i64 n, i64 chunk) {
+        Coefficients<3> k(s, [&](i64 c, float* values) { fill_affine(f, n * s.c + c, c, values); });
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+            rows_apply<ADD, RELU>(y + at, ADD ? add + at : add, out + at, rows, width, k.affine());
+        });
+    });
+}
+
+template <Mask MASK, bool WRITE, class T>
+void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f, T* g, float* sum_g, float* sum_gy,
+               float* grad_s, int threads) {
+    i64 chunks = s.chunks();
+    Floats parts(s.n * chunks * 2 * s.c);
+    for_chunks(s, threads, [&](i64 n, i64 chunk) {
+        Coefficients<3> k(s, [&](i64 c, float* values) { fill_affine(f, n * s.c + c, c, values); });
+        Floats sums(2 * k.width);
+        Sums part{sums.data(), sums.data() + k.width};
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+            rows_grad_sums<MASK, WRITE>(grad + at, MASK == OUTPUT ? out + at : y, y + at, WRITE ? g + at : g, rows,
+                                        width, k.affine(), part);
+        });
+        fold(part.a, s.c, s.repeat()), fold(part.b, s.c, s.repeat());
+        float* to = parts.data() + (n * chunks + chunk) * 2 * s.c;
+        std::copy(part.a, part.a + s.c, to), std::copy(part.b, part.b + s.c, to + s.c);
+    });
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 n = 0; n < s.n; ++n) {
+        std::vector<double> sums(2 * s.c);
+        for (i64 k = 0; k < chunks; ++k) {
+            const float* part = parts.data() + (n * chunks + k) * 2 * s.c;
+            for (i64 c = 0; c < 2 * s.c; ++c) sums[c] += part[c];
+        }
+        for (i64 c = 0; c < s.c; ++c) {
+            i64 at = n * s.c + c;
+            sum_g[at] = float(sums[c]), sum_gy[at] = float(sums[s.c + c]);
+            if (grad_s != nullptr) grad_s[at] = f.scale[c] * sum_gy[at] + f.squeezed[at] * sum_g[at];
+        }
+    }
+}
+
+// Gradients of gamma, beta and y, given those sums and the gradient of the squeeze (through the gate alone; may be null).
+template <Mask MASK, class T>
+void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const float* batch_mean,
+                const float* rstd, const float* sum_g, const float* sum_gy, const float* grad_squeezed,
+                float* grad_gamma, float* grad_beta, T* dy, int threads) {
+    std::vector<double> gamma(s.c), beta(s.c);
+    for (i64 n = 0; n < s.n; ++n)
+        for (i64 c = 0; c < s.c; ++c) {
+            i64 at = n * s.c + c;
+            float centred = (f.mean[at] - batch_mean[c]) * rstd[c], gate = f.s == nullptr ? 1.0f : f.s[at];
+            float dq = grad_squeezed == nullptr ? 0.0f : grad_squeezed[at];
+            beta[c] += gate * sum_g[at] + dq;
+            gamma[c] += gate * (rstd[c] * sum_gy[at] + centred * sum_g[at]) + dq * centred;
+        }
+    for (i64 c = 0; c < s.c; ++c) grad_gamma[c] = float(gamma[c]), grad_beta[c] = float(beta[c]);
+    if (dy == nullptr) return;
+    float each = 1.0f / float(s.p), all = float(1.0 / (double(s.n) * double(s.p)));
+    for_chunks(s, threads, [&](i64 n, i64 chunk) {
+        Coefficients<5> k(s, [&](i64 c, float* values) {
+            i64 at = n * s.c + c;
+            fill_affine(f, at, c, values);
+            float centred = (f.mean[at] - batch_mean[c]) * rstd[c];
+            float dq = grad_squeezed == nullptr ? 0.0f : grad_squeezed[at];
+            values[3] = -f.scale[c] * rstd[c] * grad_gamma[c] * all;
+            values[4] = f.scale[c] * (dq * each - (grad_beta[c] + centred * grad_gamma[c]) * all);
+        });
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+            rows_grad_input<MASK>(grad + at, MASK == OUTPUT ? out + at : y, y + at, dy + at, rows, width, k.affine(),
+                                  k.at(3), k.at(4));
+        });
+    });
+}
+
+Gated packed(const Shape& s, const float* known, const float* gate) {
+    i64 nc = s.n * s.c;
+    return Gated{known, known + 2 * nc + 2 * s.c, known + nc, gate};
+}
+
+// --- storage types ------------------------------------------------------------------------------------------------
+
+template <class F>
+int with_type(int dtype, F body) {
+    if (dtype == 0) return body(float()), 0;
+    if (dtype == 1) return body(bf16()), 0;
+    return 1;
+}
+
+}  // namespace
+
+extern "C" {
+
+// mean, variance: (N, C), variance biased.
+int excite_moments(int dtype, i64 n, i64 p, i64 c, const void* y, float* mean, float* variance, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        moments<T>(Shape{n, p, c}, static_cast<const T*>(y), mean, variance, threads);
+    });
+}
+
+// `known` is packed: mean (N, C), squeezed (N, C), batch mean (C), rstd (C), scale (C). `sums` is packed: of g (N, C), of
+// g * (y - mean) (N, C) and, where there is an s, the gradient of s (N, C).
+
+int excite_statistics(int dtype, i64 n, i64 p, i64 c, const void* y, const float* gamma, const float* beta, float eps,
+                      float momentum, float* running_mean, float* running_var, float* known, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        float *mean = known, *squeezed = mean + n * c, *batch_mean = squeezed + n * c, *rstd = batch_mean + c;
+        statistics<T>(Shape{n, p, c}, static_cast<const T*>(y), gamma, beta, eps, momentum, running_mean, running_var,
+                      mean, squeezed, batch_mean, rstd, rstd + c, threads);
+    });
+}
+
+// out = relu(((y - mean) * scale + squeezed) * s + add); s, add and the ReLU are optional.
+int excite_apply(int dtype, i64 n, i64 p, i64 c, const void* y, const float* known, const float* s, const void* add,
+                 int relu, void* out, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        Shape shape{n, p, c};
+        Gated f = packed(shape, known, s);
+        const T *x = static_cast<const T*>(y), *d = static_cast<const T*>(add);
+        T* o = static_cast<T*>(out);
+        if (add == nullptr && relu) apply<false, true>(shape, x, f, d, o, threads);
+        else if (add == nullptr) apply<false, false>(shape, x, f, d, o, threads);
+        else if (relu) apply<true, true>(shape, x, f, d, o, threads);
+        else apply<true, false>(shape, x, f, d, o, threads);
+    });
+}
+
+// g = grad where the ReLU let through; it is written out if wanted (mask OUTPUT only).
+int excite_grad_sums(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
+                     const float* known, const float* s, int mask, void* g, float* sums, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        Shape k{n, p, c};
+        Gated f = packed(k, known, s);
+        const T *d = static_cast<const T*>(grad), *o = static_cast<const T*>(out), *x = static_cast<const T*>(y);
+        T* to = static_cast<T*>(g);
+        float *sum_gy = sums + n * c, *grad_s = s == nullptr ? nullptr : sums + 2 * n * c;
+        if (mask == OPEN) grad_sums<OPEN, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
+        else if (mask == RECOMPUTE) grad_sums<RECOMPUTE, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
+        else if (to == nullptr) grad_sums<OUTPUT, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
+        else grad_sums<OUTPUT, true>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
+    });
+}
+
+int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
+                      const float* known, const float* s, const float* sums, const float* grad_squeezed, int mask,
+                      float* grad_gamma, float* grad_beta, void* dy, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        Shape k{n, p, c};
+        Gated f = packed(k, known, s);
+        const T *d = static_cast<const T*>(grad), *o = static_cast<const T*>(out), *x = static_cast<const T*>(y);
+        T* to = static_cast<T*>(dy);
+        const float *batch_mean = known + 2 * n * c, *rstd = batch_mean + c, *sum_gy = sums + n * c;
+        auto run = [&](auto kernel) {
+            kernel(k, d, o, x, f, batch_mean, rstd, sums, sum_gy, grad_squeezed, grad_gamma, grad_beta, to, threads);
+        };
+        if (mask == OPEN) run(grad_input<OPEN, T>);
+        else if (mask == RECOMPUTE) run(grad_input<RECOMPUTE, T>);
+        else run(grad_input<OUTPUT, T>);
+    });
+}
+}
