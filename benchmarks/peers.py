@@ -1,37 +1,26 @@
-"""Makes timm importable beside a CPU build of torch, for comparisons only.
+"""Finds timm where `make bench-cpu` puts it: out of the environment, in which the torchvision it needs is broken."""
 
-timm imports torchvision, whose Python code registers fake kernels for two operators of its compiled library; that
-library does not load beside a CPU build of torch. Stand-ins of the same signature will do: nothing here calls them.
-"""
-
-import importlib
-import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
-#: Where `make bench-cpu` installs timm and torchvision: out of the environment, in which this torchvision is broken.
 FOLDER = Path(__file__).resolve().parents[1] / ".peers"
-
-_library: torch.library.Library | None = None
 
 
 def import_timm() -> ModuleType:
-    """Import timm, with stand-ins for torchvision's operators where torchvision cannot load its own.
+    """Import timm, from .peers where that is.
 
     Raises:
-        SystemExit: timm or torchvision is not installed (`make bench-cpu` puts both into .peers).
+        SystemExit: it is not installed (`make bench-cpu` puts it into .peers).
     """
-    global _library
+    from excite.bench.contenders import PEERS
+    from excite.bench.contenders import import_timm as import_it
+    from excite.errors import ExciteError
+
     if FOLDER.is_dir():
-        sys.path.append(str(FOLDER))
-    for name in ("timm", "torchvision"):
-        if importlib.util.find_spec(name) is None:
-            sys.exit(f"{name} is not installed: run this through `make bench-cpu`")
-    if _library is None and not torch.cuda.is_available():
-        _library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("timm")
+        os.environ.setdefault(PEERS, str(FOLDER))
+    try:
+        return import_it()
+    except ExciteError as error:
+        sys.exit(f"{error}; or run this through `make bench-cpu`")

@@ -7,55 +7,19 @@ import pytest
 import yaml
 
 from excite.errors import ExciteError
-from excite.models import create_model
 from excite.recipe import (
     Recipe,
     apply_overrides,
     json_schema,
-    list_recipes,
     load_recipe,
     override_keys,
-    parse_yaml,
-    recipe_text,
 )
 from tests.training.small import SMALL, small
-
-RECIPES = list_recipes()
-
-
-def test_all_recipes_are_here():
-    assert len(RECIPES) == 7
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_shipped_recipe_is_complete_commented_and_builds(name):
-    text, _ = recipe_text(name)
-    values = parse_yaml(text, name)
-    recipe = load_recipe(name)
-    assert recipe.name == name
-    assert recipe.model_dump(mode="json") == values  # every key is written out
-    assert text.startswith(f"# {name}: ")
-    for word in ("Command:", "Cost:", "Accuracy:", "Source:"):
-        assert f"# {word}" in text
-    create_model(recipe.model.name, in_chans=recipe.data.in_chans, image_size=recipe.data.image_size)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_schema_accepts_every_recipe(name):
-    jsonschema.validate(parse_yaml(recipe_text(name)[0], name), json.loads(json_schema()))
 
 
 def test_the_schema_refuses_an_unknown_key():
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**SMALL, "trian": {}}, json.loads(json_schema()))
-
-
-def test_twins_differ_in_nothing_but_the_model():
-    for plain, gated in (("cifar10-resnet20", "cifar10-seresnet20"), ("cifar10-resnet110", "cifar10-seresnet110")):
-        a, b = (load_recipe(n).model_dump() for n in (plain, gated))
-        for part in (a, b):
-            del part["name"], part["model"]["name"]
-        assert a == b
 
 
 def test_yaml_round_trip():
@@ -83,6 +47,10 @@ def test_yaml_round_trip():
         ("train.grad_accumulation=5", "must be a multiple of train.grad_accumulation"),
         ("augment.scale=[0.5]", "augment.scale"),
         ("train.epochs=", "train.epochs is None"),
+        ("augment.repeats=3", r"train.batch_size \(32\) must be a multiple of augment.repeats \(3\)"),
+        ("data.eval_size=16", "eval_size is for source=folder: the images of digits are all of one size"),
+        ("schedule.name=cosine-linear", "did you mean 'cosine_linear'"),
+        ("train.loss=ce", "train.loss is 'ce'"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(override, message):
@@ -128,3 +96,51 @@ def test_unknown_recipe_suggests_the_nearest():
         load_recipe("digits-resnet20")
     with pytest.raises(ExciteError, match="`excite recipes` lists"):
         load_recipe("/no/such/file")
+
+
+# --- scale_lr_to: linear scaling of the rates to another batch; the small recipe has batch 32 and rate 0.05 ---------
+
+
+def rates(recipe):
+    return recipe.optimizer.lr, recipe.schedule.warmup_lr, recipe.schedule.end_lr
+
+
+def test_without_scale_lr_to_the_rate_is_as_written_whatever_the_batch():
+    for recipe in (small(), small("batch_size=256"), small("batch_size=256", "scale_lr_to=")):
+        assert recipe.scaled() == (recipe, None)
+        assert recipe.optimizer.lr == 0.05
+
+
+@pytest.mark.parametrize("asked", [["scale_lr_to=256"], ["batch_size=256", "scale_lr_to=256"]], ids=" ".join)
+@pytest.mark.parametrize("turned", [False, True])
+def test_scale_lr_to_multiplies_every_rate_by_the_ratio_of_the_batches(asked, turned):
+    asked = asked[::-1] if turned else asked
+    recipe, note = small("warmup_lr=0.001", "end_lr=0.002", *asked).scaled()
+    assert recipe.train.batch_size == 256
+    assert rates(recipe) == pytest.approx((0.4, 0.008, 0.016))
+    assert note == (
+        "train.scale_lr_to: batch 32 -> 256, learning rate 0.05 -> 0.4, warm-up from 0.001 -> 0.008, end 0.002 -> 0.016"
+    )
+
+
+def test_scaling_counts_from_the_batch_that_the_rate_in_force_is_for():
+    assert small("lr=0.1", "scale_lr_to=64").scaled()[0].optimizer.lr == pytest.approx(0.2)
+    recipe, _ = small("scale_lr_to=64").scaled()
+    assert recipe.scaled() == (recipe, None)  # as a run folder's recipe is: not scaled again
+    again = Recipe.from_dict(apply_overrides(recipe.model_dump(mode="json"), ["scale_lr_to=16"]))
+    assert again.scaled()[0].optimizer.lr == pytest.approx(0.025)
+
+
+def test_the_batch_of_the_recipe_is_nothing_to_scale_to():
+    recipe, note = small("scale_lr_to=32").scaled()
+    assert recipe == small()
+    assert note == "train.scale_lr_to: batch 32 -> 32, learning rate 0.05 -> 0.05"
+
+
+def test_two_batches_contradict_each_other():
+    with pytest.raises(
+        ExciteError, match=r"batch_size=64 and train.scale_lr_to=256 contradict each other.*recipe's 32"
+    ):
+        small("batch_size=64", "scale_lr_to=256")
+    with pytest.raises(ExciteError, match="multiple of train"):
+        small("grad_accumulation=4", "scale_lr_to=30").scaled()

@@ -54,9 +54,15 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
+        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where the new run folder is made.")] = Path("runs"),
+    out: Annotated[
+        str, typer.Option(help="Where the new run folder is made: a folder, or an address such as s3://bucket/runs.")
+    ] = "runs",
+    run_dir: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="The run folder itself: begun, or gone on with if the job is started again."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a network and leave a run folder: weights, metrics, curves, results.
@@ -70,6 +76,10 @@ def train(
       excite train folder-seresnet50 data.root=my-images train.init_from=runs/other
 
       excite train --resume runs/cifar10-seresnet20-20260101-120000
+
+      excite train folder-seresnet50 data.root=my-images devices=8
+
+    On several machines: torchrun --nnodes 2 --nproc-per-node 8 ... -m excite train RECIPE (docs/scaling.md).
     """
     words = list(args or [])
     if resume is None:
@@ -79,21 +89,27 @@ def train(
             raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
         recipe = words.pop(0)
     else:
-        if not (resume / "recipe.yaml").is_file():
+        from excite.storage import local_run
+
+        resume = recipe = str(local_run(resume))
+        if not (Path(resume) / "recipe.yaml").is_file():
             raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
-        recipe = str(resume)
     from excite.recipe import load_recipe
 
     checked = load_recipe(recipe, words)  # before anything heavy is loaded
     from excite.training import train as run_training
 
-    results = run_training(checked, resume=resume, out=out, quiet=as_json)
+    results = run_training(checked, resume=resume, out=out, run_dir=run_dir, quiet=as_json)
     if not results:  # not the first process
         return
     if as_json:
         _print_json(results)
     else:
         _show_results(results)
+    from excite.storage import left_behind
+
+    if missing := left_behind(Path(results["run"])):
+        raise ExciteError(missing)
 
 
 RESULT_COLUMNS = [
@@ -138,6 +154,73 @@ def _show_results(results: dict[str, Any]) -> None:
     for name, what in kinds:
         if (run / name).exists():
             display.message(f"  {name:<18}{what}")
+
+
+@app.command()
+def twins(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
+            autocompletion=_complete_override,
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many, counted up from the recipe's train.seed.  [default: 3]")
+    ] = None,
+    gates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GATE,...",
+            help="none, se, ge_theta_minus, ge_theta, ge_theta_plus, each with options if need be, such as "
+            "se:reduction=8.  [default: these five]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the experiment.  [default: runs/twins-RECIPE]", show_default=False)
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with an experiment; the same command again does it, too.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe with each gate and each seed: what the gates gain and what they cost, side by side.
+
+    Examples:
+
+      excite twins digits-seresnet20
+
+      excite twins cifar10-seresnet20 data.root=cifar-10-python.tar.gz --gates none,se --seeds 5
+
+      excite twins --resume runs/twins-cifar10-seresnet20
+    """
+    from excite.twins import run_twins
+
+    words = list(args or [])
+    if words and "=" in words[0] and not Path(words[0]).exists() and resume is None:
+        raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
+    report = run_twins(
+        words[0] if words else None,
+        words[1:],
+        gates=None if gates is None else [gate.strip() for gate in gates.split(",")],
+        seeds=seeds,
+        out=out,
+        resume=resume,
+        confidence=confidence,
+        quiet=as_json,
+    )
+    if as_json:
+        _print_json(report)
+    else:
+        from excite.twins.report import show_files
+
+        show_files(report)
+    if report["failures"]:
+        failed = "; ".join(f"{f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"])
+        raise ExciteError(f"{len(report['failures'])} run(s) failed, and the same command tries them again: {failed}")
 
 
 @app.command()
@@ -245,6 +328,213 @@ def predict(
         print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
     if bad:
         raise ExciteError("; ".join(bad))
+
+
+@app.command()
+def sync(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL]", help="Where its copy is kept; without it, where it was kept before.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload what the remote copy of a run lacks, for example after a lost connection.
+
+    Examples:
+
+      excite sync runs/cifar10-seresnet20-20260101-120000
+
+      excite sync runs/my-run s3://bucket/runs/my-run
+    """
+    from excite.storage import sync as sync_run
+
+    address, sent = sync_run(run, url)
+    if as_json:
+        _print_json({"run": run, "url": address, "uploaded": sent})
+    else:
+        print(f"{address} has all of {run}: {sent} file(s) uploaded")
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL[,OPTION=VALUE]...",
+            help="Models of ours, timm:NAME, mindcv:NAME; with --data: changes to the recipe, such as data.workers=4.",
+            autocompletion=_complete_model,
+            show_default=False,
+        ),
+    ] = None,
+    train: Annotated[bool, typer.Option("--train/--infer", help="Time training steps, or forward passes.")] = True,
+    batch: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Images a step and device (default: 16 on a CPU, else 128).")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(metavar="S,...", help="Pixels a side (default: the model's own).")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="P,...", help="auto, fp32, bf16, fp16 (default: auto).")
+    ] = None,
+    compile_mode: Annotated[
+        str | None,
+        typer.Option("--compile", metavar="C,...", help="off, default, reduce-overhead, max-autotune (default: off)."),
+    ] = None,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last/--no-channels-last", help="Memory layout of weights and images.")
+    ] = True,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a CPU (default: all).")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each row is measured, all in turns.")] = 3,
+    warm_up: Annotated[
+        int | None, typer.Option(min=2, help="Steps before those that count (default: 3 on a CPU, else 10).")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps a round (default: as many as --seconds take).")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="About how long a round of a row takes.")] = 5.0,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Append the rows to this file.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write traces for Perfetto or Chrome; name top operators.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Measure a recipe's input pipeline, its step, and both together."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and memory: ours beside others', settings beside settings, data beside compute.
+
+    Every row is measured in a process of its own, in rounds that take turns. The table shows medians and quartiles over
+    all timed steps, and the ratio to the first row.
+
+    Examples:
+
+      excite bench seresnet50 resnet50
+
+      excite bench seresnet50 --infer --batch 1,16 --precision fp32,bf16 --json
+
+      excite bench seresnet50 timm:seresnet50 timm:seresnet50,precision=fp32,channels_last=false --csv bench.csv
+
+      excite bench cifar_seresnet110 --compile off,default --profile traces
+
+      excite bench --data cifar10-seresnet20 data.root=cifar-10-python.tar.gz
+
+      torchrun --nproc-per-node 8 -m excite bench seresnet50 --batch 128
+    """
+    from excite.bench.command import bench_data, bench_models
+    from excite.bench.settings import make_settings, parse_list
+
+    if data is not None:
+        of_models = {
+            "--batch": batch,
+            "--image-size": image_size,
+            "--precision": precision,
+            "--compile": compile_mode,
+            "--threads": threads,
+            "--warm-up": warm_up,
+            "--steps": steps,
+            "--csv": csv,
+            "--profile": profile,
+            "--infer": None if train else True,
+            "--no-channels-last": None if channels_last else True,
+            "--device": None if device == "auto" else device,
+        }
+        given = [option for option, value in of_models.items() if value is not None]
+        if given:
+            raise ExciteError(f"{given[0]} is for models; with --data change the recipe, such as train.batch_size=64")
+        bench_data(data, models or [], rounds=rounds, seconds=seconds, as_json=as_json)
+        return
+    if not models:
+        raise ExciteError("give models to measure (`excite models` lists them), or --data RECIPE")
+    lists = {
+        "batch": parse_list(batch, "batch"),
+        "image_size": parse_list(image_size, "image_size"),
+        "precision": parse_list(precision, "precision"),
+        "compile": parse_list(compile_mode, "compile"),
+    }
+    settings = make_settings(
+        models,
+        lists,
+        mode="train" if train else "infer",
+        channels_last=channels_last,
+        device=device,
+        threads=threads,
+        warm_up=warm_up,
+        steps=steps,
+        seconds=seconds,
+    )
+    bench_models(settings, rounds=rounds, csv=csv, profile=profile, as_json=as_json)
+
+
+@app.command()
+def scale(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False)
+    ] = None,
+    devices: Annotated[str, typer.Option(metavar="N,...", help="How many, to plan for.")] = "1,8,64,1024",
+    batch_per_device: Annotated[
+        int | None,
+        typer.Option(min=1, help="Let the batch grow with the devices (and scale the rate); else it is the recipe's."),
+    ] = None,
+    measured: Annotated[
+        list[str] | None, typer.Option(metavar="RUN", help="A finished run to set beside; may be given several times.")
+    ] = None,
+    measure: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Time steps on this machine in so many processes, such as 1,2.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=3, help="With --measure: steps timed of each.")] = 10,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images, for the hours.", show_default=False)
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a device for an hour, for the cost.")] = None,
+    assume: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another assumption than those listed; may be given several times."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict how a recipe scales to many devices, with measurements beside, before you rent them.
+
+    Examples:
+
+      excite scale imagenet-seresnet50-100ep --devices 8,64,1024
+
+      excite scale imagenet-seresnet50-100ep --batch-per-device 128 --assume tflops=60 --assume network_gb_s=50
+
+      excite scale cifar10-seresnet20 --measure 1,2 --batch-per-device 32
+
+      excite scale imagenet-seresnet50-100ep --measured runs/one --measured runs/eight
+    """
+    from excite.recipe import load_recipe
+    from excite.scaling import plan, plan_tables
+
+    result = plan(
+        load_recipe(recipe, overrides or []),
+        devices=devices,
+        batch_per_device=batch_per_device,
+        measured=measured or [],
+        measure_on=measure,
+        steps=steps,
+        images=images,
+        price=price,
+        assume=assume or [],
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    if as_json:
+        _print_json(result)
+        return
+    from excite.training.display import Display
+
+    display = Display()
+    for table in plan_tables(result):
+        display.table(table)
+    for note in result["notes"]:
+        display.message(note)
 
 
 @app.command()
@@ -391,11 +681,22 @@ def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     try:
         app()
-    except ExciteError as error:
+    except Exception as error:
+        if _in_job():
+            from excite.training.launch import tell_and_end
+
+            tell_and_end(error)
+        if isinstance(error, BrokenPipeError):  # `excite models | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        if not isinstance(error, ExciteError):
+            raise
         # A run that was asked to stop has an exit status of its own, and made no error.
         status = getattr(error, "exit_status", None)
         print(error if status else f"error: {error}", file=sys.stderr)
         sys.exit(status or 1)
-    except BrokenPipeError:  # `excite models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+
+
+def _in_job() -> bool:
+    """Whether this is one of several processes, of which one should speak for all."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

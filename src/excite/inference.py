@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from excite.data import EvalLoader, Preprocessing, open_data
+from excite.data.decode import BadImageError
 from excite.data.folder import EXTENSIONS
 from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import Recipe, apply_overrides
+from excite.storage import expand, in_place, is_remote, local_file
 from excite.training.checkpoint import Checkpoint, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
 from excite.training.evaluation import Evaluation, evaluate
+from excite.training.precision import set_norm_precision
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Predictor:
         self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device
         self.precision = choose_precision(precision, self.device)
+        norm_precision = checkpoint.meta["recipe"]["train"].get("norm_precision", "auto")  # 0.1 files lack it
+        set_norm_precision(self.model, norm_precision, self.precision)
         self.model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
@@ -77,11 +82,18 @@ class Predictor:
             if path is not None:
                 pending.append(path)
             if pending and (path is None or len(pending) == batch_size):
-                images = torch.stack([self.preprocessing.load(p) for p in pending])
+                images = torch.stack([self._load(p) for p in pending])
                 best = self.logits(images).softmax(1).topk(min(top_k, len(self.classes)))
                 for name, values, indices in zip(pending, best.values.tolist(), best.indices.tolist(), strict=True):
                     yield Prediction(name, [(self.classes[k], p) for k, p in zip(indices, values, strict=True)])
                 pending = []
+
+
+    def _load(self, path: str) -> Tensor:
+        try:
+            return self.preprocessing.load(local_file(path))
+        except BadImageError as error:
+            raise BadImageError(path, error.reason) from error
 
 
 def load(source: str | Path, device: str = "auto", precision: str = "fp32") -> Predictor:
@@ -159,13 +171,18 @@ def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total:
 def find_images(sources: Sequence[str]) -> list[str]:
     """Image files from files, folders (searched through) and glob patterns, in order, each once.
 
+    Those at an address such as ``s3://bucket/photos`` are staged to the local cache, and keep their address as name.
+
     Raises:
         ExciteError: a source is not there or holds no images.
     """
     found: dict[str, None] = {}
     for source in sources:
+        source = in_place(source)
         path = Path(source)
-        if path.is_dir():
+        if is_remote(source):
+            files = expand(source, EXTENSIONS)
+        elif path.is_dir():
             files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
         else:
             files = (
@@ -195,7 +212,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, prediction in zip(axes.flat, shown, strict=False):
-        axis.imshow(load_image(prediction.path))
+        axis.imshow(load_image(local_file(prediction.path)))
         name, probability = prediction.top[0]
         axis.set_title(f"{name if len(name) < 22 else name[:20] + '...'}\n{100 * probability:.1f} %", fontsize=9)
     path = Path(path)

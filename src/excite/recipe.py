@@ -35,6 +35,9 @@ class ModelConfig(Section):
     drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
     drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
     zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
+    fused: Literal["auto", "on", "off"] = Field(
+        "auto", description="norm, gate, addition and ReLU in two passes: where that is faster, always, or never"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of create_model (gate options ...)"
     )
@@ -62,15 +65,18 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over time: warm-up from warmup_lr to the peak, then the named curve to end_lr."""
 
-    name: Literal["cosine", "linear", "step", "multistep", "polynomial", "constant"] = Field(
+    name: Literal["cosine", "linear", "cosine_linear", "step", "multistep", "polynomial", "constant"] = Field(
         "cosine", description="the curve"
     )
     unit: Literal["step", "epoch"] = Field("step", description="change the rate at every step, or once an epoch")
     warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
     warmup_lr: NonNegative = Field(0.0, description="where the warm-up starts from")
-    end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, polynomial)")
+    warmup_peak: Literal["last", "next"] = Field(
+        "last", description="the peak is in the warm-up's last step (or epoch), or in the next one, after it"
+    )
+    end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, cosine_linear, polynomial)")
     milestones: list[Count] = Field(
-        default_factory=list, description="multistep: epochs at which the rate is multiplied by gamma"
+        default_factory=list, description="multistep: after so many whole epochs the rate is multiplied by gamma"
     )
     step_epochs: Count = Field(30, description="step: every so many epochs the rate is multiplied by gamma")
     gamma: Positive = Field(0.1, description="step and multistep: the factor")
@@ -83,6 +89,12 @@ class TrainConfig(Section):
     epochs: Count = Field(description="passes over the training images")
     batch_size: Count = Field(128, description="images in one optimiser step, over all devices and accumulation")
     grad_accumulation: Count = Field(1, description="the batch is done in so many parts, one after the other")
+    scale_lr_to: Count | None = Field(
+        None, description="train with this batch_size, the learning rates scaled in proportion; null: as written"
+    )
+    loss: Literal["cross_entropy", "bce"] = Field(
+        "cross_entropy", description="bce: binary cross-entropy of every class on its own, averaged over the classes"
+    )
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
     ema_decay: Share = Field(
         0.0, description="exponential moving average of the weights, evaluated and shipped; 0: none"
@@ -90,10 +102,16 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 where the device is fast at it"
     )
+    norm_precision: Literal["auto", "fp32", "same"] = Field(
+        "auto", description="batch norm: auto: float32 inside; fp32: its output, too; same: all in precision"
+    )
     loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed number")
     loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: first loss scale")
     loss_scale_growth_interval: Count = Field(
         2000, description="fp16, dynamic: steps without overflow before it doubles"
+    )
+    loss_scale_hysteresis: Count = Field(
+        1, description="fp16, dynamic: overflows, since the scale last changed, before it is halved"
     )
     channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPU and GPU")
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
@@ -109,6 +127,11 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="weights, order, augmentation, dropout")
     deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
     device: str = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
+    devices: Count | Literal["all"] = Field(
+        1, description="processes started on this machine, one a device, or all; torchrun and the like start their own"
+    )
+    sync_bn: bool = Field(False, description="batch norm over the images of all devices instead of each device's own")
+    bucket_mb: Positive = Field(25.0, description="gradients that are summed over the devices at a time, MB")
 
 
 class EvalConfig(Section):
@@ -160,7 +183,37 @@ class Recipe(Section):
                 f"train.batch_size ({self.train.batch_size}) must be a multiple of train.grad_accumulation "
                 f"({self.train.grad_accumulation})"
             )
+        if self.train.batch_size % self.augment.repeats:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of augment.repeats "
+                f"({self.augment.repeats})"
+            )
         return self
+
+    def scaled(self) -> tuple["Recipe", str | None]:
+        """Carry out ``train.scale_lr_to``: the recipe with that batch and its rates, and a line that says so.
+
+        The peak, the warm-up's start and the end rate are multiplied by (new batch / batch of the recipe): linear
+        scaling, Goyal et al., arXiv 1706.02677.
+
+        Returns:
+            A recipe that has the new numbers written out and the key at null, so that a run folder's recipe is not
+            scaled again; and the line, None where nothing was asked for.
+        """
+        new, old = self.train.scale_lr_to, self.train.batch_size
+        if new is None:
+            return self, None
+        values = self.model_dump(mode="json")
+        values["train"] |= {"batch_size": new, "scale_lr_to": None}
+        rates = {("optimizer", "lr"): "", ("schedule", "warmup_lr"): "warm-up from ", ("schedule", "end_lr"): "end "}
+        changes = []
+        for (section, key), what in rates.items():
+            before = values[section][key]
+            values[section][key] = before * new / old
+            if before:
+                changes.append(f"{what}{before:g} -> {values[section][key]:g}")
+        note = f"train.scale_lr_to: batch {old} -> {new}, learning rate {', '.join(changes)}"
+        return type(self).from_dict(values), note
 
     def to_yaml(self) -> str:
         """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
@@ -334,6 +387,7 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    written = _train_value(values, "batch_size")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -344,7 +398,31 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             node[part] = dict(node.get(part) or {})
             node = node[part]
         node[path[-1]] = parse_yaml(text, f"the value of {key}") if text else None
+    if any(_full_key(o.partition("=")[0].strip()) == "train.batch_size" for o in overrides):
+        _keep_reference_batch(values, written)
     return values
+
+
+def _train_value(values: dict[str, Any], key: str) -> Any:
+    train = values.get("train")
+    return train.get(key) if isinstance(train, dict) else None
+
+
+def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
+    """``batch_size=256 scale_lr_to=256`` means: scale from the batch that the recipe was written with.
+
+    Overwriting that batch first would leave nothing to scale from, and so the rate as it was: the very mistake that the
+    key is there to prevent. Two different numbers contradict each other.
+    """
+    batch, target = _train_value(values, "batch_size"), _train_value(values, "scale_lr_to")
+    if target is None or written is None:
+        return
+    if batch not in (target, written):
+        raise ExciteError(
+            f"train.batch_size={batch} and train.scale_lr_to={target} contradict each other: scale_lr_to is the batch "
+            f"to train with, and the learning rate is scaled to it from the recipe's {written}; give it alone"
+        )
+    values["train"]["batch_size"] = written
 
 
 def override_keys() -> list[str]:

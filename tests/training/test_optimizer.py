@@ -121,6 +121,59 @@ def test_an_overflow_skips_the_step_and_is_counted(scale, after):
     assert (other.skipped.item(), other.get_scale()) == (1, 1024.0)
 
 
+def tensorflow_scales(overflows, scale, incr_every, decr_every):
+    """ExponentialUpdateLossScaleManager of tf.contrib.mixed_precision, in its own terms: the scale after each step."""
+    good = bad = 0
+    scales = []
+    for overflow in overflows:
+        if not overflow:
+            good += 1
+            if good >= incr_every:
+                scale, good, bad = scale * 2, 0, 0
+        elif bad + 1 >= decr_every:
+            scale, good, bad = max(1.0, scale * 0.5), 0, 0
+        else:
+            bad, good = bad + 1, 0
+        scales.append(scale)
+    return scales
+
+
+@pytest.mark.parametrize("hysteresis", [1, 2, 3])
+def test_the_loss_scale_waits_for_as_many_overflows_as_tensorflows(hysteresis):
+    """Overflows need not follow each other; a resumed scaler goes on counting."""
+    options = ["loss_scale_init=4294967296.0", "loss_scale_growth_interval=4", f"loss_scale_hysteresis={hysteresis}"]
+    config = small(*options).train
+    model = nn.Linear(2, 2)
+    optimizer, scaler = make_optimizer(model, OptimizerConfig(lr=0.1)), LossScaler("cpu", config, enabled=True)
+    generator = torch.Generator().manual_seed(0)
+    overflows = [*(torch.rand(60, generator=generator) < 0.35).tolist(), *([True] * 6), *([False] * 12)]
+    scales = []
+    for overflow in overflows:
+        before = copy.deepcopy(model.state_dict())
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 2)).sum() * (float("inf") if overflow else 1e-3)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(before["weight"], model.weight) == overflow
+        scales.append(scaler.get_scale())
+        state, scaler = scaler.state_dict(), LossScaler("cpu", config, enabled=True)
+        scaler.load_state_dict(state)
+    assert scales == tensorflow_scales(overflows, 2.0**32, 4, hysteresis)
+    assert scaler.skipped.item() == sum(overflows)
+
+
+def test_a_fixed_scale_knows_no_hysteresis():
+    config = small("loss_scale=256.0", "loss_scale_hysteresis=2").train
+    model = nn.Linear(2, 2)
+    optimizer, scaler = make_optimizer(model, OptimizerConfig()), LossScaler("cpu", config, enabled=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 2)).sum() * float("inf")).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 256.0
+
+
 def test_ema_follows_weights_and_statistics():
     model = create_model("cifar_resnet20")
     ema = Ema(model, 0.5)

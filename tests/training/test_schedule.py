@@ -42,3 +42,38 @@ def test_step_multistep_and_polynomial():
     multi = rates(name="multistep", milestones=[2, 7])[::4]
     assert multi == pytest.approx([1.0] * 2 + [0.1] * 5 + [0.01] * 3)
     assert rates(name="polynomial", power=3.0) == pytest.approx([(1 - s / 40) ** 3 for s in range(40)])
+
+
+def test_warm_up_may_start_at_warmup_lr_and_end_before_the_peak():
+    got = rates(name="constant", warmup_epochs=2.0, warmup_lr=0.2, warmup_peak="next")
+    assert got[:8] == pytest.approx([0.2 + 0.8 * i / 8 for i in range(8)])
+    assert got[8:] == [1.0] * 32
+
+
+def test_one_epoch_of_it_changed_per_epoch_is_a_constant():
+    # the TensorFlow reference: 0.01, then 0.1, then drops, at a sixteenth of its length
+    got = rates(
+        name="multistep",
+        unit="epoch",
+        peak=0.1,
+        warmup_epochs=1.0,
+        warmup_lr=0.01,
+        warmup_peak="next",
+        milestones=[5, 7],
+    )
+    assert got == pytest.approx([0.01] * 4 + [0.1] * 16 + [0.01] * 8 + [0.001] * 12)
+
+
+def test_cosine_linear_is_a_product_with_a_floor():
+    got = rates(name="cosine_linear", peak=0.8)
+    assert got == pytest.approx(
+        [0.8 * ((40 - i) / 40 * 0.5 * (1 + math.cos(math.pi * 2 * 0.47 * i / 40)) + 0.00001) for i in range(40)]
+    )
+    assert got[0] == pytest.approx(0.8 * 1.00001)  # the floor is added even at the start
+
+
+def test_cosine_linear_takes_an_end_and_a_warm_up():
+    got = rates(name="cosine_linear", end_lr=0.1, warmup_epochs=1.0)
+    assert got[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    t = 18 / 36
+    assert got[22] == pytest.approx(0.1 + 0.9 * (1 - t) * (1 + math.cos(0.94 * math.pi * t)) / 2 + 1e-5)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from excite.storage.address import is_remote, refuse_secrets
+
 #: Pillow refuses larger images (twice Image.MAX_IMAGE_PIXELS) whatever we say, so a larger `max_pixels` would be a lie.
 PILLOW_LIMIT = 178_956_970
 
@@ -31,7 +33,8 @@ class DataConfig(_Strict):
         description="Format of the data: embedded 8x8 digits, CIFAR python version, class folders, or MNIST-style IDX."
     )
     root: str | None = Field(
-        default=None, description="Folder (or, for CIFAR, .tar.gz file) with the data; not used by digits."
+        default=None,
+        description="Folder (or, for CIFAR, .tar.gz file) with the data, also at s3:// and the like; not for digits.",
     )
     image_size: int = Field(ge=1, le=4096, description="Side of the square images the network sees, in pixels.")
     in_chans: Literal[1, 3] = Field(
@@ -44,7 +47,13 @@ class DataConfig(_Strict):
         default=0.875,
         gt=0.0,
         le=1.0,
-        description="Evaluation resizes the shorter side to floor(image_size / crop_pct), then crops the centre.",
+        description="Evaluation resizes the shorter side to floor(size / crop_pct), then crops the centre.",
+    )
+    eval_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Side of the images in evaluation, in pixels, where it differs (folder only); null: image_size.",
     )
     mode: Literal["auto", "memory", "stream"] = Field(
         default="auto",
@@ -81,6 +90,23 @@ class DataConfig(_Strict):
         default=None, description="Names to show in place of the source's own, in the order of the labels."
     )
 
+    @property
+    def evaluation_size(self) -> int:
+        """Side of the images in evaluation, in pixels."""
+        return self.image_size if self.eval_size is None else self.eval_size
+
+    @model_validator(mode="after")
+    def _eval_size_fits(self) -> Self:
+        if self.evaluation_size != self.image_size and self.source != "folder":
+            raise ValueError(f"eval_size is for source=folder: the images of {self.source} are all of one size")
+        return self
+
+    @model_validator(mode="after")
+    def _root_holds_no_secrets(self) -> Self:
+        if self.root is not None and is_remote(self.root):
+            refuse_secrets(self.root)
+        return self
+
     @model_validator(mode="after")
     def _statistics_fit(self) -> Self:
         if (self.mean is None) != (self.std is None):
@@ -112,6 +138,12 @@ class AugmentConfig(_Strict):
     )
     scale: Pair = Field(default=[0.08, 1.0], description="crop=random_resized: range of the area, as a share of all.")
     ratio: Pair = Field(default=[0.75, 4 / 3], description="crop=random_resized: range of width / height.")
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Repeated augmentation: a batch holds so many copies of an image, each changed differently.",
+    )
     hflip: float = Field(default=0.5, ge=0.0, le=1.0, description="Probability of mirroring left to right.")
     color_jitter: Numbers | None = Field(
         default=None, description="[brightness, contrast, saturation, hue] strengths; 0 turns one off; hue at most 0.5."

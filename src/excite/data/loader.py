@@ -76,10 +76,11 @@ class FileDecoder(Dataset[Decoded]):
 
     def __init__(self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int) -> None:
         self.files, self.data, self.augment, self.seed = files, data, augment, seed
+        self.size = data.evaluation_size if augment is None else data.image_size
         self.stop = (data.on_bad_val if augment is None else data.on_bad_train) == "stop"
 
     def __getitem__(self, request: Request) -> Decoded:
-        size, channels = self.data.image_size, self.data.in_chans
+        size, channels = self.size, self.data.in_chans
         pixels = np.empty((len(request.indices), size, size, channels), dtype=np.uint8)
         used: list[int] = []
         bad: list[tuple[str, str]] = []
@@ -111,7 +112,7 @@ class FileDecoder(Dataset[Decoded]):
         mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
         if augment is None or augment.crop != "random_resized":
             image = load_image(path, mode, data.max_pixels)
-            return eval_transform(image, data.image_size, data.crop_pct, data.interpolation)
+            return eval_transform(image, self.size, data.crop_pct, data.interpolation)
         # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
         thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
         image = load_image(path, mode, data.max_pixels, enough=math.ceil(data.image_size / math.sqrt(thinnest)))
@@ -176,7 +177,7 @@ class _FileBatches:
             method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
             context = multiprocessing.get_context(method)
             if method == "forkserver":
-                context.set_forkserver_preload(["excite.data.loader"])
+                context.set_forkserver_preload(["excite.data.worker_server"])
         self.loader = DataLoader(
             decoder,
             batch_size=None,
@@ -263,7 +264,9 @@ class TrainLoader(_Loader):
     Batch k of an epoch is the k-th slice of B * world images of that epoch's order, dealt out to the ranks in turn.
     With `drop_last` the incomplete slice at the end is left out; it is kept where it is all there is (fewer than
     B * world images), and wherever one is kept, it is topped up from the beginning of the order so that every rank
-    has equally many. An image is cropped by a generator of its own, seeded by (seed, epoch, its number).
+    has equally many. With `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019) a slice
+    is B * world / r images r times over, and an epoch has as many slices as without. An image is cropped by a generator
+    of its own, seeded by (seed, epoch, its number).
 
     `images` uint8 (B, C, S, S) and `labels` int64 (B,) come on the device; crop=pad and everything else in `augment`
     but the random-resized crop is BatchAugment's work. Iterate over one epoch at a time.
@@ -295,7 +298,20 @@ class TrainLoader(_Loader):
 
     def batch_indices(self, epoch: int, step: int) -> np.ndarray:
         """Which images (positions in `images`) batch `step` of `epoch` holds on this rank."""
-        return self._share(epoch_order(len(self.images), self.seed, epoch), step)
+        return self._share(self._order(epoch), step) % len(self.images)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The order of an epoch, repeats included: the k-th copy of image i is the number k * N + i.
+
+        Copies stand as far apart as their batch allows, since mixup and CutMix mix neighbours.
+        """
+        count, repeats = len(self.images), self.augment.repeats
+        order = epoch_order(count, self.seed, epoch)
+        if repeats == 1:
+            return order
+        distinct = math.ceil(self.batch_size * self.world / repeats)
+        slices = [order[step * distinct :][:distinct] for step in range(self.steps_per_epoch)]
+        return np.concatenate([images + copy * count for images in slices for copy in range(repeats)])
 
     def _share(self, order: np.ndarray, step: int) -> np.ndarray:
         total = self.batch_size * self.world
@@ -308,7 +324,7 @@ class TrainLoader(_Loader):
 
         Raises BadImageError (data.on_bad_train = "stop"), ExciteError (100 broken images in a row).
         """
-        order = epoch_order(len(self.images), self.seed, epoch)
+        order = self._order(epoch)
         if isinstance(self.images, ArrayImages):
             return self._timed(self._from_arrays(self.images, order, epoch, start_step))
         if self._files is None:
@@ -325,7 +341,7 @@ class TrainLoader(_Loader):
         crops = self.augment.crop == "random_resized"
         for step in range(start_step, self.steps_per_epoch):
             share = torch.from_numpy(self._share(order, step))
-            index = share.to(self.device, non_blocking=True)
+            index = (share % len(arrays)).to(self.device, non_blocking=True)
             pixels = self._pixels(arrays, index)
             if crops:
                 rng = np.random.default_rng((ARRAY_CROP, self.seed, epoch, step, self.rank))

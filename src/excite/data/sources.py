@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from excite.data.cifar import read_cifar
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.digits import read_digits
-from excite.data.folder import decode_all, read_folder
+from excite.data.folder import EXTENSIONS, decode_all, read_folder
 from excite.data.idx import read_idx_folder
 from excite.data.images import (
     ArrayImages,
@@ -24,6 +24,7 @@ from excite.data.images import (
 )
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError, nearest
+from excite.storage import is_remote, stage
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which mode=auto holds a folder in memory
@@ -70,6 +71,11 @@ def open_data(data: DataConfig, augment: AugmentConfig | None = None) -> DataSet
     Raises ExciteError for a path that does not exist, a source that is incomplete, damaged or empty, labels out of
     range, and (by data.on_bad_train / on_bad_val) for images that cannot be read.
     """
+    if data.root is not None and is_remote(data.root) and data.source != "digits":
+        staged = stage(data.root, EXTENSIONS if data.source == "folder" else None)
+        opened = open_data(data.model_copy(update={"root": str(staged.path)}), augment)
+        opened.notes += [staged.note] if staged.note else []
+        return opened
     if data.source == "folder":
         return _open_folder(data, augment or AugmentConfig())
     if data.source == "digits":
@@ -118,7 +124,8 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
 
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    return Preprocessing(data.image_size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans)
+    size = data.evaluation_size
+    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans)
 
 
 def _renamed(classes: list[str], data: DataConfig) -> list[str]:
@@ -144,11 +151,14 @@ def _open_folder(data: DataConfig, augment: AugmentConfig) -> DataSets:
     # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
     train = train.take(balanced_beginning(train.labels, data.limit_train, data.split_seed))
     val = val.take(balanced_beginning(val.labels, data.limit_val, data.split_seed))
-    pixels = (len(train) + len(val)) * data.in_chans * data.image_size**2
+    if data.evaluation_size != data.image_size:
+        notes.append(f"trained at {data.image_size} pixels, evaluated at {data.evaluation_size}")
+    pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
     if data.mode == "memory" or (data.mode == "auto" and small):
         plain = _preprocessing(data, (0.0,), (1.0,))  # decoding does not look at the statistics
-        train_images, bad_train = decode_all(train, plain, data.max_pixels, data.on_bad_train)
+        for_training = replace(plain, image_size=data.image_size)
+        train_images, bad_train = decode_all(train, for_training, data.max_pixels, data.on_bad_train)
         val_images, bad_val = decode_all(val, plain, data.max_pixels, data.on_bad_val)
         opened = _in_memory(data, classes, train_images.canonical(), val_images.canonical())
         opened.bad, opened.notes = bad_train + bad_val, notes

@@ -124,7 +124,7 @@ class ResidualBlock(nn.Module):
             excitation = None if gate is None else gate.excitation
             out = norm_excite_residual(y, norm, excitation, identity, keep=keep, relu=relu, fused=self.fused)
         else:
-            z = y if norm is None else norm(y)
+            z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
             if self.gate is not None and self.position == "identity":
                 z = z if keep is None else excite_residual(z, keep)
                 return excite_residual(identity, self.gate.scale(identity), z, relu)

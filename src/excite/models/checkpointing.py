@@ -42,8 +42,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
-        for norm in norms:
-            norm.momentum, norm.num_batches_tracked = 0.0, None
+        for norm, (_, count) in zip(norms, saved, strict=True):
+            # A scratch count and not None, on which nn.SyncBatchNorm insists.
+            norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else torch.zeros_like(count)
         yield
     finally:
         for norm, (momentum, count) in zip(norms, saved, strict=True):

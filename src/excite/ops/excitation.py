@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from excite.ops import reference
+from excite.ops import native, reference
 
 
 def _sum_positions(x: Tensor) -> Tensor:
@@ -73,6 +74,30 @@ class _ExciteResidual(torch.autograd.Function):
         return grad_x, grad_scale, grad if need_identity and ctx.has_identity else None, None
 
 
+class _NativeExciteResidual(torch.autograd.Function):
+    """The same with one factor per image and channel, by the CPU kernels: a pass forward, two backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, identity: Tensor | None, relu: bool) -> Tensor:
+        s = scale.float().contiguous()
+        out = native.apply(x, native.no_norm(x), s, identity, relu)
+        ctx.save_for_backward(x, scale, out if relu else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, scale, out = ctx.saved_tensors
+        need_x, need_scale, need_identity, _ = ctx.needs_input_grad
+        grad, s, known = native.dense(grad, x), scale.float().contiguous(), native.no_norm(x)
+        mask = native.OPEN if out is None else native.OUTPUT
+        sums = native.grad_sums(grad, out, x, known, s, mask, write=out is not None)
+        g = grad if sums.map is None else sums.map
+        grad_x = native.apply(g, known, s, None, relu=False) if need_x else None
+        grad_scale = sums.grad_s.to(scale.dtype) if need_scale and sums.grad_s is not None else None
+        return grad_x, grad_scale, g if need_identity else None, None
+
+
 def _scale_gradient(product: Tensor, scale: Tensor) -> Tensor:
     """Sum ``grad * x`` (N, C, H, W) down to the shape of the scale."""
     if scale.ndim == 2:
@@ -120,6 +145,9 @@ def excite_residual(
         # The sum is a fresh tensor that only the ReLU reads: in place saves a pass and a tensor.
         out = x if identity is None else x + identity
         return out if not relu else out.relu() if out is x else out.relu_()
+    if scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
+        identity = None if identity is None else native.dense(identity, x)
+        return _NativeExciteResidual.apply(x, scale, identity, relu)
     if _tracked(x, scale, identity):
         return _ExciteResidual.apply(x, scale, identity, relu)
     return _ExciteResidual.forward(_NoContext(), x, scale, identity, relu)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.files import written_aside
+from excite.storage import is_remote, weights_at
 
 FORMAT_VERSION = 1
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
@@ -120,7 +121,7 @@ def find_weights(source: str | Path) -> Path:
     Raises:
         ExciteError: there is nothing like it at ``source``.
     """
-    path = Path(source)
+    path = weights_at(source, (EMA, WEIGHTS)) if isinstance(source, str) and is_remote(source) else Path(source)
     if path.is_file():
         return path
     if not path.exists():
@@ -140,7 +141,7 @@ def read_weights(source: str | Path) -> Checkpoint:
     """Load a weights file written by this package.
 
     Args:
-        source: a run folder, a checkpoint folder or a ``.safetensors`` file.
+        source: a run folder, a checkpoint folder or a ``.safetensors`` file, also at an address such as ``s3://...``.
 
     Raises:
         ExciteError: nothing there, a damaged file, or one that this package did not write.

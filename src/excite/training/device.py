@@ -1,57 +1,236 @@
 """Devices: the only file that asks which one there is, what it can do, and how much memory it used."""
 
 import ctypes
+import importlib.util
 import os
 import platform
 import random
 import sys
+import warnings
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from excite.errors import ExciteError
+from excite.training import launch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def make_accelerator(device: str) -> Accelerator:
+#: What a recipe's ``device`` may name, and how people call it.
+DEVICES = {"cpu": "CPU", "cuda": "CUDA GPU", "npu": "Ascend NPU", "xpu": "Intel XPU", "mps": "Apple GPU"}
+#: The environment variable by which each driver is told to show some of its cards only.
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+
+
+def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = None) -> Accelerator:
     """The processes and the device of this run.
 
     Mixed precision is not left to Accelerate: it would wrap the model's forward (which then shows in copies, exports
     and compiled graphs), and its scaler cannot hold a fixed loss scale.
 
+    Args:
+        device: "auto", or a key of :data:`DEVICES`.
+        ddp: how gradients are summed where there are several processes.
+
     Raises:
-        ExciteError: ``device`` is not on this machine.
+        ExciteError: no such device, or it is not on this machine, or there are fewer than processes.
     """
-    accelerator = Accelerator(cpu=device == "cpu", mixed_precision="no")
+    kind, count = count_devices(device)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if kind != "cpu" and processes > count:
+        raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
+    _forget_other_device(device)
+    handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
+    if launch.world_size() > 1 and "MASTER_ADDR" in os.environ:
+        _register_meeting()
+        handlers.append(InitProcessGroupKwargs(init_method="excite://"))
+    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     found = accelerator.device.type
-    if device not in ("auto", found):
-        raise ExciteError(f"train.device is {device!r}, but this machine offers {found!r}; use auto or {found}")
+    if device not in ("auto", found):  # several kinds in one machine, of which Accelerate prefers another
+        raise ExciteError(f"device is {device!r}, but this machine offers {found!r}; use device=auto or device={found}")
     return accelerator
+
+
+@cache
+def _register_meeting() -> None:
+    torch.distributed.register_rendezvous_handler("excite", launch.meet)
+
+
+def count_devices(device: str) -> tuple[str, int]:
+    """What ``device`` ("auto" or a kind) means on this machine, and how many of it there are; CPUs count as one.
+
+    Raises:
+        ExciteError: no such device, or it is not on this machine.
+    """
+    _load_plugins(device)
+    _check_device(device)
+    kind = best_device() if device == "auto" else device
+    return kind, 1 if kind in ("cpu", "mps") else getattr(torch, kind).device_count()
+
+
+def has_sync_batchnorm(device: torch.device) -> bool:
+    """Whether ``nn.SyncBatchNorm`` runs on the device."""
+    return device.type in ("cuda", "xpu", "npu")
+
+
+def _load_plugins(device: str) -> None:
+    """Import what adds a device to PyTorch. Recent plug-ins load themselves with torch, unless
+    TORCH_DEVICE_BACKEND_AUTOLOAD=0; importing one again costs nothing."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return
+    try:
+        importlib.import_module("torch_npu")
+    except Exception as error:  # whatever its compiled library says where the driver is not set up
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"torch_npu is installed but cannot be imported: {why}"
+        if device == "npu":
+            raise ExciteError(f"device is 'npu', but {reason}") from None
+        warnings.warn(f"{reason}; going on without it", stacklevel=3)
+
+
+def is_available(kind: str) -> bool:
+    """Whether this machine and this PyTorch have a device of a kind in :data:`DEVICES`."""
+    if kind in ("cpu", "mps"):
+        return kind == "cpu" or torch.backends.mps.is_available()
+    module = getattr(torch, kind, None)  # torch.npu is there once torch_npu is
+    return module is not None and module.is_available()
+
+
+def best_device() -> str:
+    """What "auto" means here, in Accelerate's order of preference."""
+    return next((kind for kind in ("mps", "npu", "cuda", "xpu") if is_available(kind)), "cpu")
+
+
+def _check_device(device: str) -> None:
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", *DEVICES):
+        raise ExciteError(f"device is {device!r}; choose one of auto, {', '.join(DEVICES)}")
+    if colon:
+        how = f" and choose the card with {_VISIBLE[kind]}={index}" if kind in _VISIBLE else ""
+        raise ExciteError(f"device is {device!r}, but it names a kind: write device={kind}{how}")
+    if kind != "auto" and not is_available(kind):
+        best = best_device()
+        offer = "device=cpu" if best == "cpu" else f"device=auto or device={best}"
+        raise ExciteError(f"device is {kind!r}, but {_why_missing(kind)}; this machine offers {best!r}: use {offer}")
+
+
+def _why_missing(kind: str) -> str:
+    if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
+        return "torch_npu is not installed"
+    # A version string is there where the wheel was built for that kind.
+    built = {
+        "cuda": torch.version.cuda or torch.version.hip,
+        "xpu": getattr(torch.version, "xpu", None),
+        "mps": torch.backends.mps.is_built(),
+        "npu": True,
+    }
+    if not built[kind]:
+        return f"this PyTorch ({torch.__version__}) is built without {kind.upper()}"
+    return f"no {DEVICES[kind]} can be seen (is its driver set up?)"
+
+
+def _forget_other_device(device: str) -> None:
+    """Accelerate keeps the first device of a process for good; one process alone may well use another after it."""
+    state = PartialState._shared_state
+    if not state or state.get("num_processes") != 1:
+        return
+    if state["device"].type != (best_device() if device == "auto" else device):
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def choose_precision(precision: str, device: torch.device) -> Precision:
     """``auto`` becomes bf16 where the device has fast bf16 arithmetic, else fp32. Raises ExciteError if impossible."""
-    if precision != "auto":
-        if device.type == "mps" and precision == "bf16":
-            raise ExciteError("train.precision is 'bf16', which Apple MPS does not train in; use fp32 or fp16")
-        return precision  # type: ignore[return-value]
-    if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "fp32"
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if device.type in ("xpu", "npu") else "fp32"
+    if precision == "auto":
+        return "bf16" if _has_fast_bf16(device.type) else "fp32"
+    if precision not in DTYPES:
+        raise ExciteError(f"precision is {precision!r}; choose auto, fp32, bf16 or fp16")
+    if precision != "fp32":
+        obstacle = _precision_obstacle(precision, device.type)
+        if obstacle:
+            other = "fp16 or fp32" if precision == "bf16" else "fp32"
+            raise ExciteError(f"precision is {precision!r}, but {obstacle}; use {other}")
+    return precision  # type: ignore[return-value]
+
+
+def _precision_obstacle(precision: str, kind: str) -> str | None:
+    """Why a device cannot compute in bf16 or fp16 at all; None where it can."""
+    if kind == "mps":  # fp16 always
+        newer = precision != "bf16" or torch.backends.mps.is_macos_or_newer(14, 0)
+        return None if newer else "Apple's MPS computes in bfloat16 from macOS 14 on"
+    if kind == "cuda":
+        able = precision != "bf16" or torch.cuda.is_bf16_supported()
+        return None if able else f"{torch.cuda.get_device_name()} does not compute in bfloat16"
+    if kind == "npu":  # autocast would only warn, and go on in fp32
+        npu = _module("npu")
+        able = DTYPES[precision] in npu.get_amp_supported_dtype() and (precision != "bf16" or _npu_has_bf16())
+        return None if able else f"{npu.get_device_name()} does not compute in {precision}"
+    return None
+
+
+def _has_fast_bf16(kind: str) -> bool:
+    if kind == "cpu":
+        return _cpu_has("bf16")
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "xpu":
+        return torch.xpu.is_bf16_supported(including_emulation=False)
+    return kind == "npu" and _npu_has_bf16()
+
+
+def _npu_has_bf16() -> bool:
+    """The first Ascend 910 computes in fp16 only; torch_npu from before it could tell is older than bf16 as well."""
+    return getattr(_module("npu"), "is_bf16_supported", lambda: False)()
+
+
+def _module(kind: str) -> Any:
+    """torch.cuda and its likes; torch.npu is there once torch_npu is."""
+    return getattr(torch, kind)
+
+
+def precision_note(precision: Precision, device: torch.device) -> str | None:
+    """A line for the user where the device can do the precision, but slower than fp32; None elsewhere."""
+    kind = device.type
+    on_cpu = kind == "cpu" and precision != "fp32" and not _cpu_has(precision)
+    on_gpu = kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
+    if not (on_cpu or on_gpu):
+        return None
+    return f"{precision} is emulated on this {DEVICES[kind]}: it runs, but hardly faster than fp32, or slower"
 
 
 @cache
-def _cpu_has_bf16() -> bool:
+def _cpu_has(precision: str) -> bool:
+    """Whether the processor has instructions for the type (PyTorch names them by underscored functions only)."""
+    if precision == "fp16":
+        ask = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
+        return ask is None or ask()  # a build without oneDNN does not know: no reason to warn
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def compile_obstacle(device: torch.device) -> str | None:
+    """What torch.compile lacks on a device; None where it has all it needs."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "no C++ compiler is found (install g++ or clang++, or name one in the variable CXX)"
+    elif device.type in ("cuda", "xpu"):
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            return f"Triton is missing, which makes the kernels for a {DEVICES[device.type]} (pip install triton)"
+    return None
 
 
 def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
@@ -100,6 +279,12 @@ def peak_memory_gb(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak anew, where the device can (an accelerator but MPS)."""
+    if device.type not in ("cpu", "mps"):
+        getattr(torch, device.type).reset_peak_memory_stats(device)
 
 
 def synchronize(device: torch.device) -> None:

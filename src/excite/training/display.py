@@ -24,7 +24,7 @@ def format_seconds(seconds: float) -> str:
 def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> tuple[str, str]:
     """One training record as text: where the run stands, and its measurements."""
     place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
-    parts = [f"loss {record['loss']:.4f}"]
+    parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
         parts.append(f"acc {record['accuracy']:.2f} %")
     parts += [

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -19,11 +19,17 @@ class Ema:
         self.module = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Follow ``model`` after optimiser step ``step`` (from 0)."""
+    def update(self, model: nn.Module, step: int, skipped: Tensor | None = None) -> None:
+        """Follow ``model`` after optimiser step ``step`` (from 0), unless ``skipped`` (0-d on the device) is 1."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.module.state_dict(), model.state_dict()
         floating = [k for k, v in mine.items() if v.is_floating_point()]
-        torch._foreach_lerp_([mine[k] for k in floating], [theirs[k] for k in floating], weight)
+        old, new = [mine[k] for k in floating], [theirs[k] for k in floating]
+        if skipped is None:
+            torch._foreach_lerp_(old, new, weight)
+        else:  # a weight that only the device knows
+            change = torch._foreach_sub(new, old)
+            torch._foreach_mul_(change, weight * (1 - skipped))
+            torch._foreach_add_(old, change)
         for key in mine.keys() - set(floating):
             mine[key].copy_(theirs[key])

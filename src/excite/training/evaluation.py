@@ -1,5 +1,6 @@
 """Evaluation: every image exactly once, over all processes."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,14 @@ def evaluate(
         metrics.update(logits, labels)
         loss.update(F.cross_entropy(logits, labels, reduction="none"))
     model.train(was_training)
-    values = metrics.compute()
+    with warnings.catch_warnings():  # a process that has no image at all never updates its metrics, and need not
+        warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
+        values, mean_loss = metrics.compute(), float(loss.compute())
     confusion = values["confusion"].long()
     count = int(confusion.sum())
     return Evaluation(
         images=count,
-        loss=float(loss.compute()),
+        loss=mean_loss,
         top1=100 * float(confusion.trace()) / max(1, count),
         # A float32 share times the count is a whole number but for rounding: give exact quotients.
         top5=100 * round(float(values["top5"]) * count) / max(1, count),

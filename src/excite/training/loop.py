@@ -8,30 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from excite import storage
 from excite.errors import ExciteError
 from excite.recipe import Recipe, apply_overrides, load_recipe
 from excite.training import checkpoint as ckpt
+from excite.training import launch
+from excite.training.compilation import compile_errors
 from excite.training.device import DTYPES, make_accelerator, seed_everything, synchronize
 from excite.training.display import Display
+from excite.training.loss import training_loss
 from excite.training.meter import Meter
 from excite.training.reporting import (
     Clock,
     NonFiniteLoss,
+    bad_images,
     finish,
     last_good,
     open_folder,
     record_evaluation,
     record_steps,
 )
-from excite.training.run_folder import Metrics, new_run_folder
+from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
-from excite.training.setup import Run, restore, set_up
+from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.stop import Interrupted, StopSignals
+
+#: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
+AGREE_SECONDS = 2.0
 
 
 def train(
@@ -40,37 +46,59 @@ def train(
     *,
     resume: str | Path | None = None,
     out: str | Path = "runs",
+    run_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train a network and leave a run folder behind.
+    """Train a network and leave a run folder behind; ``train.devices`` above 1 starts so many processes for it.
 
     Args:
         recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; None with ``resume``.
         overrides: ``section.key=value`` strings, as on the command line.
         resume: a run folder to go on with, by its own recipe where none is given.
-        out: folder in which the new run folder is made.
+        out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
+            the run is trained in a local folder that is kept copied to it.
+        run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
         quiet: print nothing (``log.txt`` is written all the same).
 
     Returns:
-        What ``results.json`` holds: accuracy, speed, size; ``run`` is the path of the run folder.
+        What ``results.json`` holds: accuracy, speed, size; ``run`` is the path of the run folder. Under torchrun and
+        the like, all processes but the first get an empty one.
 
     Raises:
         ExciteError: one sentence: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ...
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
+    if resume is not None and run_dir is not None:
+        raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
+    resume = None if resume is None else storage.local_run(resume)
     recipe = _resolve(recipe, overrides, resume)
-    accelerator = make_accelerator(recipe.train.device)
+    asked = recipe
+    recipe, note = recipe.scaled()
+    processes = launch.processes_wanted(recipe)
+    if processes > 1:
+        places = {"resume": resume, "out": out, "run_dir": run_dir}
+        order = {**{k: None if v is None else str(v) for k, v in places.items()}, "quiet": quiet}
+        return launch.run_on_this_machine({"recipe": asked.to_yaml(), "train": order}, processes)
+    launch.watch_for_failures()
+    accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
+    launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
+    target = out if run_dir is None else run_dir
+    if main and resume is None and storage.is_remote(target):
+        storage.check_writable(str(target))  # before hours of staging and training, not after
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
+    if note is not None:
+        run.notes.insert(0, note)
     # Only now, so that a mistake in the recipe leaves no empty folder behind.
-    run.folder = Path(resume) if resume else _shared_folder(accelerator, Path(out), recipe.name)
+    run.folder, resuming = _agree_on_folder(run, resume, out, run_dir)
+    mirrored = storage.mirrored(run.folder, display.message) if main else nullcontext()
     deterministic = torch.are_deterministic_algorithms_enabled()
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     try:
-        with StopSignals() as stop:
-            return _train(run, stop, resuming=resume is not None)
+        with mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
+            return _train(run, stop, resuming)
     finally:
         display.close()
         torch.use_deterministic_algorithms(deterministic)
@@ -85,12 +113,31 @@ def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str 
     return load_recipe(str(name), list(overrides))
 
 
-def _shared_folder(accelerator: Accelerator, parent: Path, name: str) -> Path:
-    """A new run folder, made by the first process and known to all."""
-    names: list[Any] = [str(new_run_folder(parent, name)) if accelerator.is_main_process else None]
-    if accelerator.num_processes > 1:
-        broadcast_object_list(names)
-    return Path(names[0])
+def _agree_on_folder(
+    run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None
+) -> tuple[Path, bool]:
+    """The run folder, chosen by the first process and known to all, and whether to go on from a checkpoint in it."""
+    if resume is not None:
+        return resume, True
+    agreed: list[Any] = [None]
+    local = None if run_dir is None else storage.open_run(run_dir)  # every machine needs a copy to go on from
+    if run.accelerator.is_main_process:
+        folder = choose_run_folder(run.recipe.name, storage.local_parent(out), local)
+        storage.keep_at(folder, out, run_dir)
+        agreed = [(str(folder), bool(ckpt.saved_steps(folder)))]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(agreed)
+    return Path(agreed[0][0]), agreed[0][1]
+
+
+def _results_of_finished(run: Run) -> dict[str, Any] | None:
+    """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
+    path, found = run.folder / "results.json", [None]
+    if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
+        found = [json.loads(path.read_text(encoding="utf-8"))]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
@@ -98,10 +145,10 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
         restore(run)
-        done = run.folder / "results.json"
-        if run.step == run.total_steps and done.is_file():
+        done = _results_of_finished(run)
+        if done is not None:
             run.display.message(f"{run.folder} is finished: nothing to resume")
-            return json.loads(done.read_text(encoding="utf-8"))
+            return done if main else {}
     metrics = Metrics(run.folder, recipe.log.tensorboard) if main else None
     if main:
         open_folder(run, metrics, resuming)
@@ -122,7 +169,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
             if run.step % run.steps_per_epoch:  # at an epoch's end these come after its evaluation
                 if _save_due(run, clock):
                     save(run, clock)
-                if _asked_to_stop(run, stop):
+                if _asked_to_stop(run, stop, clock):
                     _leave(run, stop, meter, clock, metrics)
         record_steps(run, meter, clock, metrics)
         last = epoch + 1 == recipe.train.epochs
@@ -130,9 +177,10 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
             record_evaluation(run, clock, metrics)
         if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
             save(run, clock)
-        if _asked_to_stop(run, stop) and not last:
+        if _asked_to_stop(run, stop, clock) and not last:
             _leave(run, stop, meter, clock, metrics)
-    return finish(run) if main else {}
+    bad = bad_images(run)
+    return finish(run, bad) if main else {}
 
 
 def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,6 +197,8 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     seed_everything(config.seed, run.step + 1, run.accelerator.process_index)
+    if run.buffers is not None:
+        run.buffers.keep()
     x, targets = run.augment(images, labels)
     total = torch.zeros((), device=run.device)
     correct = torch.zeros((), device=run.device)
@@ -158,11 +208,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
             with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
                 logits = run.net(inputs)
             # Parts may differ in size where the data set is smaller than a batch: weigh each by its images.
-            loss = (
-                F.cross_entropy(logits.float(), wanted, label_smoothing=config.label_smoothing)
-                * len(true)
-                / len(labels)
-            )
+            loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels)
             run.scaler.scale(loss).backward()
         total += loss.detach()
         correct += (logits.detach().argmax(1) == true).sum()
@@ -172,8 +218,12 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
+    skipped = None
+    if run.buffers is not None:  # fp16: a step that overflowed leaves nothing behind but its count
+        skipped = run.scaler.overflowed
+        run.buffers.restore(skipped)
     if run.ema is not None:
-        run.ema.update(run.model, run.step)
+        run.ema.update(run.model, run.step, skipped)
     return total, correct
 
 
@@ -198,14 +248,18 @@ def save(run: Run, clock: Clock) -> None:
     clock.saved_at = time.monotonic()
 
 
-def _asked_to_stop(run: Run, stop: StopSignals) -> bool:
-    """Whether a signal came to any process; several processes agree on it only when a line is due, not at each step."""
+def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
+    """Whether a signal came to any process. Several processes agree on it, which waits for the device, every
+    ``AGREE_SECONDS`` by the slowest one's clock, and at the ends of epochs."""
     if run.accelerator.num_processes == 1:
         return bool(stop.received)
-    if run.step % run.recipe.log.every_steps and run.step % run.steps_per_epoch:
+    if run.step < stop.agree_at and run.step % run.steps_per_epoch:
         return False
-    flag = torch.tensor(stop.received, device=run.device)
-    stop.received = int(run.accelerator.gather(flag.reshape(1)).max())
+    mine = torch.tensor([[float(stop.received), clock.ms_per_step]], device=run.device)
+    received, ms = run.accelerator.gather(mine).amax(0).tolist()
+    stop.received = int(received)
+    # From numbers that all processes share, so that all come here again at the same step.
+    stop.agree_at = run.step + max(1, int(1000 * AGREE_SECONDS / max(ms, 1e-3)))
     return bool(stop.received)
 
 

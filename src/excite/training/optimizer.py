@@ -86,10 +86,23 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
         if "betas" in inspect.signature(factory).parameters and "betas" not in config.options:
             arguments["betas"] = tuple(config.betas)
     arguments |= config.options
+    if name == "sgd" and arguments.get("dampening"):
+        arguments["fused"] = False  # its first step is not that of a zero momentum
     try:
-        return factory(groups, **arguments)
+        optimizer = factory(groups, **arguments)
     except (TypeError, ValueError) as error:
         raise ExciteError(f"optimizer {config.name}: {error}") from None
+    if name == "sgd" and arguments["momentum"] and arguments["fused"]:
+        _start_momentum(optimizer)
+    return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD's momentum its zeros now: the fused kernel makes it of uninitialised memory at the first step, where an
+    fp16 overflow, which skips that step, leaves it as it was (seen with PyTorch 2.13)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _library_optimizer(name: str) -> Any:
@@ -106,33 +119,56 @@ class LossScaler(torch.amp.GradScaler):
 
     Args:
         device: "cuda", "cpu" ...
-        config: ``loss_scale`` "dynamic" or a number, ``loss_scale_init``, ``loss_scale_growth_interval``.
+        config: ``loss_scale`` "dynamic" or a number, ``loss_scale_init``, ``loss_scale_growth_interval``,
+            ``loss_scale_hysteresis``: so many overflows since the scale last changed halve it (as TensorFlow's
+            ExponentialUpdateLossScaleManager counts them); fewer skip their step and leave it.
         enabled: false for bf16 and fp32, where every call does nothing.
     """
 
     def __init__(self, device: str, config: TrainConfig, enabled: bool) -> None:
         self.fixed = None if config.loss_scale == "dynamic" else float(config.loss_scale)
+        self.hysteresis = config.loss_scale_hysteresis
         super().__init__(
             device,
             init_scale=self.fixed or config.loss_scale_init,
             growth_interval=config.loss_scale_growth_interval,
             enabled=enabled,
         )
-        self.skipped = torch.zeros((), device=device)  # float32 on the device: counting must not wait for it
+        # float32 on the device: counting must not wait for it
+        self.skipped = torch.zeros((), device=device)
+        self.overflowed = torch.zeros((), device=device)  # 1 where the last step was skipped, else 0
+        self.skipped_in_a_row = torch.zeros((), device=device)
+        self.overflows = torch.zeros((), device=device)  # since the scale last changed
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
         """After ``step``: count the step if it was skipped, then adapt the scale (a fixed one stays)."""
         if self.is_enabled():
             found = [f for s in self._per_optimizer_states.values() for f in s["found_inf_per_device"].values()]
-            self.skipped += torch.stack([f.to(self.skipped.device) for f in found]).amax().clamp(max=1)
-        super().update(new_scale if self.fixed is None else self.fixed)
+            self.overflowed = torch.stack([f.to(self.skipped.device) for f in found]).amax().clamp(max=1)
+            self.skipped += self.overflowed
+            self.skipped_in_a_row = (self.skipped_in_a_row + 1) * self.overflowed
+        if self.is_enabled() and self.fixed is None and new_scale is None and self.hysteresis > 1:
+            self._update_with_hysteresis()
+        else:
+            super().update(new_scale if self.fixed is None else self.fixed)
+
+    def _update_with_hysteresis(self) -> None:
+        """Let PyTorch adapt the scale, then take back a halving that comes too early; nothing waits for the device."""
+        assert self._scale is not None
+        before = self._scale.clone()
+        super().update()
+        self.overflows += self.overflowed
+        early = (self.overflowed > 0) & (self.overflows < self.hysteresis)
+        self._scale.copy_(torch.where(early, before, self._scale))
+        self.overflows.mul_(self._scale == before)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scaler's state with the count of skipped steps."""
-        return {**super().state_dict(), "skipped": self.skipped.item()}
+        """The scaler's state with the counts of skipped steps and of overflows."""
+        return {**super().state_dict(), "skipped": self.skipped.item(), "overflows": self.overflows.item()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state."""
         state = dict(state_dict)
         self.skipped.fill_(state.pop("skipped"))
+        self.overflows.fill_(state.pop("overflows", 0.0))
         super().load_state_dict(state)

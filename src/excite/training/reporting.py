@@ -7,18 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from accelerate.utils import gather_object
+
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.training import checkpoint as ckpt
+from excite.training.compilation import compile_timer
 from excite.training.device import device_name, peak_memory_gb
 from excite.training.display import format_seconds, format_step
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
 from excite.training.run_folder import Metrics, draw_curves, environment, read_metrics
 from excite.training.schedule import learning_rate
-from excite.training.setup import Run
+from excite.training.setup import Run, share_buffers
+
+#: Under fp16, after so many skipped steps without one that counts, the run stops: from 2^32 a dynamic scale has by then
+#: come down to nothing, even if it takes two overflows to halve it, and a fixed one will not mend itself.
+MAX_SKIPPED_IN_A_ROW = 100
 
 
 class NonFiniteLoss(ExciteError):
@@ -27,24 +34,28 @@ class NonFiniteLoss(ExciteError):
 
 @dataclass
 class Clock:
-    """Measures the steps between two reads, leaving out what lies between a read and the next ``start``."""
+    """Measures the steps between two reads, leaving out what lies between a read and the next ``start``, and what
+    torch.compile takes."""
 
     ms_per_step: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
     _since: float = 0.0
     _waited: float = 0.0
+    _compiled: float = 0.0
 
     def start(self, waited: float) -> None:
         """Begin a window; ``waited`` is the loader's running total of seconds spent waiting for data."""
-        self._since, self._waited = time.perf_counter(), waited
+        self._since, self._waited, self._compiled = time.perf_counter(), waited, compile_timer.seconds
 
-    def read(self, steps: int, waited: float) -> tuple[float, float]:
-        """End a window of ``steps`` steps: (seconds, share of them spent waiting for data). The next one begins."""
-        seconds = time.perf_counter() - self._since
+    def read(self, steps: int, waited: float) -> tuple[float, float, float]:
+        """End a window of ``steps`` steps: (seconds of the steps, share of them spent waiting for data, seconds of
+        compiling besides). The next one begins."""
+        compiled = compile_timer.seconds - self._compiled
+        seconds = time.perf_counter() - self._since - compiled
         share = min(1.0, (waited - self._waited) / seconds)
         self.ms_per_step = 1000 * seconds / steps
         self.start(waited)
-        return seconds, share
+        return seconds, share, compiled
 
 
 def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
@@ -83,33 +94,36 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
 def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, warm_up: bool = False) -> None:
     """Read the meter (the only wait for the device), check the losses, write and show a line.
 
-    ``warm_up`` marks the first step after a start, whose time (compilation, first touches) is no measure of speed.
+    ``warm_up`` marks the first step after a start, whose time (first touches, autotuning) is no measure of speed.
     """
     if not meter.count:
         return
     images = meter.images * run.accelerator.num_processes
     values = run.accelerator.reduce(meter.read(), reduction="sum").cpu()
     losses = (values[0] / run.accelerator.num_processes).tolist()
-    seconds, waited = clock.read(len(losses), run.train_loader.wait_seconds)
-    run.seconds += seconds
+    seconds, waited, compiled = clock.read(len(losses), run.train_loader.wait_seconds)
+    run.seconds += seconds + compiled
     skipped = int(run.scaler.skipped.item())
     finite = [loss for loss in losses if math.isfinite(loss)]
     # Under fp16 an overflow makes single losses infinite; their steps were skipped and the weights are whole.
-    if not finite or (len(finite) < len(losses) and run.precision != "fp16"):
+    if len(finite) < len(losses) and run.precision != "fp16":
         raise NonFiniteLoss(_non_finite(run, losses))
+    if int(run.scaler.skipped_in_a_row.item()) >= MAX_SKIPPED_IN_A_ROW:
+        raise NonFiniteLoss(_always_skipped(run))
     rate = run.optimizer.param_groups[-1]["lr"] / run.optimizer.param_groups[-1]["lr_scale"]
     ms = 1000 * seconds / len(losses)
     record = {
         "kind": "train",
         "step": run.step,
         "epoch": run.step / run.steps_per_epoch,
-        "loss": sum(finite) / len(finite),
+        "loss": sum(finite) / len(finite) if finite else None,
         # Mixed images have no one right class.
         "accuracy": None if run.recipe.augment.mixes else 100 * float(values[1].sum()) / images,
         "lr": rate,
         "images_per_second": images / seconds,
         "ms_per_step": ms,
         "data_wait": waited,
+        "compile_seconds": compiled,
         "memory_gb": peak_memory_gb(run.device),
         "loss_scale": run.scaler.get_scale() if run.scaler.is_enabled() else None,
         "skipped_steps": skipped,
@@ -129,6 +143,15 @@ def _non_finite(run: Run, losses: list[float]) -> str:
         run.recipe.schedule, run.recipe.optimizer.lr, step, run.steps_per_epoch, run.recipe.train.epochs
     )
     return f"the loss is {losses[index]} at step {step + 1} (learning rate {rate:g}); {last_good(run)}"
+
+
+def _always_skipped(run: Run) -> str:
+    count, scale = int(run.scaler.skipped_in_a_row.item()), run.scaler.get_scale()
+    mend = "train.precision=bf16 or fp32" if run.scaler.fixed is None else "train.loss_scale=dynamic or a smaller one"
+    return (
+        f"the last {count} steps up to step {run.step} overflowed in fp16 and were skipped, with the loss scale now at "
+        f"{scale:g}: use {mend}; {last_good(run)}"
+    )
 
 
 def last_good(run: Run) -> str:
@@ -164,6 +187,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
 
 def evaluate_run(run: Run) -> Evaluation:
     """Evaluate the weights that the run would ship now."""
+    share_buffers(run)
     return evaluate(
         run.evaluated,
         run.eval_loader,
@@ -183,9 +207,14 @@ def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
         run.display.message(f"{len(bad)} image(s) could not be read and were skipped: {path}")
 
 
-def finish(run: Run) -> dict[str, Any]:
-    """Curves, results, and the last words."""
-    seen = dict([*run.data.bad, *run.train_loader.bad, *run.eval_loader.bad])
+def bad_images(run: Run) -> dict[str, str]:
+    """Path and reason of the images that any process could not read; all processes call this together."""
+    met = [*run.train_loader.bad, *run.eval_loader.bad]
+    return dict([*run.data.bad, *(met if run.accelerator.num_processes == 1 else gather_object(met))])
+
+
+def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
+    """Curves, results, and the last words; ``seen`` are the images that could not be read."""
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
     draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
@@ -196,13 +225,11 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def _speed(run: Run) -> tuple[float | None, float]:
-    """Median milliseconds a step over all records but warm-ups (None without any); what the first step took beyond."""
+    """Median milliseconds a step over all records but warm-ups (None without any); seconds of compiling in all."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
     usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
-    if not usual:
-        return None, 0.0
-    ms = statistics.median(usual)
-    return ms, max(0.0, max(r["ms_per_step"] - ms for r in records if r["warm_up"]) / 1000)
+    # Added up from the records, so that a resumed run tells what all its processes have spent.
+    return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
 
 
 def _results(run: Run, bad: int) -> dict[str, Any]:
@@ -210,7 +237,7 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
     assert run.best is not None
     last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
     size = describe(run.model.model_name, **run.model.model_args)
-    ms, first_step = _speed(run)
+    ms, compiled = _speed(run)
     batch = run.recipe.train.batch_size
     return {
         "run": str(run.folder),
@@ -223,7 +250,7 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         "precision": run.precision,
         "batch_size": batch,
         "resolution": f"{run.preprocessing.image_size}x{run.preprocessing.image_size}",
-        "compile_seconds": first_step if run.recipe.train.compile != "off" else 0.0,
+        "compile_seconds": compiled,
         "ms_per_step": ms,
         "images_per_second": None if ms is None else 1000 * batch / ms,
         "top1": run.best["top1"],

@@ -11,6 +11,7 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.files import write_text, written_aside
+from excite.training import launch
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
 
@@ -30,6 +31,29 @@ def new_run_folder(parent: Path, name: str) -> Path:
             raise ExciteError(f"the run folder {folder} cannot be made: {error.strerror or error}") from None
         return folder
     raise ExciteError(f"no free name for a run folder in {parent}")
+
+
+def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
+    """The folder of a run that is begun, or taken up again: ``run_dir``; that of this job, restarted; or a new one.
+
+    Args:
+        name: first part of a new folder's name.
+        out: where a new folder is made.
+        run_dir: a folder to begin in, or to go on in where it holds a run.
+
+    Raises:
+        ExciteError: the folder cannot be made, or holds something else.
+    """
+    if run_dir is None:
+        return launch.folder_of_job(lambda: new_run_folder(out, name))
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        strange = any(run_dir.iterdir()) and not (run_dir / "recipe.yaml").is_file()
+    except OSError as error:
+        raise ExciteError(f"the run folder {run_dir} cannot be made: {error.strerror or error}") from None
+    if strange:
+        raise ExciteError(f"{run_dir} is not empty and no run folder (it has no recipe.yaml); name a new one")
+    return run_dir
 
 
 def versions() -> dict[str, str]:

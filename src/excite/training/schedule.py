@@ -4,24 +4,32 @@ import math
 
 from excite.recipe import ScheduleConfig
 
+#: Periods of the cosine factor and floor (as a share of the peak) of "cosine_linear", as in MindSpore's model zoo.
+COSINE_LINEAR_PERIODS, COSINE_LINEAR_FLOOR = 0.47, 1e-5
+
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_epoch: int, epochs: int) -> float:
     """The learning rate of optimiser step ``step`` (from 0).
 
-    Warm-up rises linearly from ``warmup_lr`` and is at the peak in its last step (or epoch): index i of n has
-    ``warmup_lr + (peak - warmup_lr) * (i + 1) / n``. The curve then runs over what is left of the training; its
-    progress t is 0 at its first step and would be 1 one step after the last:
+    Warm-up rises linearly from ``warmup_lr`` to the peak. With ``warmup_peak`` "last" it is there in its last step (or
+    epoch): index i of n has ``warmup_lr + (peak - warmup_lr) * (i + 1) / n``. With "next" it starts at ``warmup_lr``
+    and the first step after it has the peak, as in timm and torchvision: ``... * i / n``; one epoch of it, changed per
+    epoch, is a constant. The curve then runs over what is left of the training; its progress t is 0 at its first step
+    and would be 1 one step after the last:
 
     - cosine: ``end + (peak - end) * (1 + cos(pi t)) / 2`` (SGDR, Loshchilov & Hutter 2017, eq. 5, one period)
     - linear: ``end + (peak - end) * (1 - t)``; polynomial: the same with ``(1 - t) ** power``
+    - cosine_linear: ``end + (peak - end) * (1 - t) * (1 + cos(2 pi 0.47 t)) / 2 + 1e-5 * peak``, the "cosine" of
+      MindSpore's model zoo (GENet_Res50's lr_generator.py; TensorFlow's linear_cosine_decay with num_periods 0.47,
+      alpha 0, beta 1e-5). A warm-up before it is our reading: the model zoo shifts (1 - t) by it but not the cosine.
     - step, multistep: ``peak * gamma ** k``, k = changes so far, counted in epochs from the start of the training
     """
     unit = 1 if schedule.unit == "step" else steps_per_epoch
     position, total = step // unit, epochs * steps_per_epoch / unit
     warmup = schedule.warmup_epochs * steps_per_epoch / unit
     if position < warmup:
-        return schedule.warmup_lr + (peak - schedule.warmup_lr) * min(1.0, (position + 1) / warmup)
-    t = (position - warmup) / (total - warmup)
+        risen = (position + (schedule.warmup_peak == "last")) / warmup
+        return schedule.warmup_lr + (peak - schedule.warmup_lr) * min(1.0, risen)
     epoch = step // steps_per_epoch
     if schedule.name == "step":
         return peak * schedule.gamma ** (epoch // schedule.step_epochs)
@@ -29,5 +37,10 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_ep
         return peak * schedule.gamma ** sum(epoch >= m for m in schedule.milestones)
     if schedule.name == "constant":
         return peak
+    t = (position - warmup) / (total - warmup)
+    span = peak - schedule.end_lr
+    if schedule.name == "cosine_linear":
+        wave = (1 + math.cos(2 * math.pi * COSINE_LINEAR_PERIODS * t)) / 2
+        return schedule.end_lr + span * (1 - t) * wave + COSINE_LINEAR_FLOOR * peak
     shape = {"cosine": (1 + math.cos(math.pi * t)) / 2, "linear": 1 - t, "polynomial": (1 - t) ** schedule.power}
-    return schedule.end_lr + (peak - schedule.end_lr) * shape[schedule.name]
+    return schedule.end_lr + span * shape[schedule.name]

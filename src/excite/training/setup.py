@@ -1,23 +1,37 @@
 """From a recipe to everything the loop needs."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
 from torch import nn
 
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
 from excite.errors import ExciteError
+from excite.gates import Gate
 from excite.models import Classifier, create_model
+from excite.ops import native
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
-from excite.training.device import Precision, choose_precision, keep_freed_memory, seed_everything
+from excite.training.compilation import compile_model
+from excite.training.device import (
+    Precision,
+    choose_precision,
+    has_sync_batchnorm,
+    keep_freed_memory,
+    precision_note,
+    seed_everything,
+)
 from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
+from excite.training.precision import BufferGuard, set_norm_precision
 from excite.training.run_folder import versions
+from excite.training.sync_norm import convert_sync_batchnorm
 
 
 @dataclass
@@ -38,6 +52,7 @@ class Run:
     frozen_norms: list[nn.Module]
     optimizer: torch.optim.Optimizer
     scaler: LossScaler
+    buffers: BufferGuard | None
     display: Display
     folder: Path = Path()
     step: int = 0
@@ -92,14 +107,18 @@ class Run:
         }
 
 
-def set_up(recipe: Recipe, display: Display, accelerator: Accelerator, resuming: bool = False) -> Run:
+def set_up(
+    recipe: Recipe, display: Display, accelerator: Accelerator, resuming: bool = False, data: DataSets | None = None
+) -> Run:
     """Build data, model, optimiser and the rest; the run folder (and, resuming, the weights) come later.
+
+    ``data`` stands in for the recipe's, to time steps without it.
 
     Raises:
         ExciteError: the recipe asks for what cannot be.
     """
     config = recipe.train
-    device, world = accelerator.device, accelerator.num_processes
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     if config.batch_size % (world * config.grad_accumulation):
         raise ExciteError(
             f"train.batch_size ({config.batch_size}) must be a multiple of processes ({world}) x "
@@ -108,16 +127,19 @@ def set_up(recipe: Recipe, display: Display, accelerator: Accelerator, resuming:
     if device.type == "cpu":
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
-    data = open_data(recipe.data, recipe.augment)
+    data = open_data(recipe.data, recipe.augment) if data is None else data
     model, notes = make_model(recipe, data, resuming)
+    if config.sync_bn and world > 1:  # before anything else takes hold of the norms
+        convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
     frozen_norms = freeze(model, config.freeze)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    set_norm_precision(model, config.norm_precision, precision)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    net = accelerator.prepare_model(model)
-    if config.compile != "off":
-        net = torch.compile(net, mode=None if config.compile == "default" else config.compile)
-    rank = accelerator.process_index
+    with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+        net = compile_model(accelerator.prepare_model(model), config.compile, device)
+    notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
         recipe=recipe,
         accelerator=accelerator,
@@ -144,9 +166,47 @@ def set_up(recipe: Recipe, display: Display, accelerator: Accelerator, resuming:
         frozen_norms=frozen_norms,
         optimizer=make_optimizer(model, recipe.optimizer),
         scaler=LossScaler(device.type, config, enabled=precision == "fp16"),
+        buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
         notes=notes,
     )
+
+
+def gradient_exchange(recipe: Recipe) -> DistributedDataParallelKwargs:
+    """How processes sum their gradients.
+
+    The gradients live in the buckets that are sent (no copy). A graph that is the same at every step lets DDP skip its
+    search for unused parameters; ``torch.compile`` and parts that are not summed rule that out. Buffers are not sent at
+    each step: only the first process's are ever evaluated or saved (:func:`share_buffers`).
+    """
+    config = recipe.train
+    return DistributedDataParallelKwargs(
+        broadcast_buffers=False,
+        bucket_cap_mb=config.bucket_mb,
+        gradient_as_bucket_view=True,
+        static_graph=config.compile == "off" and config.grad_accumulation == 1,
+    )
+
+
+def share_buffers(run: Run) -> None:
+    """Give every process the first one's batch-norm statistics, so that all evaluate the weights that it saves."""
+    if run.accelerator.num_processes == 1:
+        return
+    buffers = [b for b in run.evaluated.buffers() if b.is_floating_point()]
+    if buffers:
+        flat = broadcast(torch.cat([b.flatten() for b in buffers]))
+        for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))
+
+
+def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
+    """What there is to tell of the CPU kernels, which are built here where they are wanted and not there yet."""
+    if device.type != "cpu" or recipe.model.fused == "off" or not recipe.train.channels_last:
+        return None
+    if not native.available():
+        return f"no CPU kernels ({native.why_not()}): the same in plain PyTorch, some 10 % slower"
+    seconds = native.build_seconds()
+    return None if seconds is None else f"CPU kernels compiled in {seconds:.1f} s; later runs find them ready"
 
 
 def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[Classifier, list[str]]:
@@ -162,27 +222,53 @@ def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[
         image_size=recipe.data.image_size,
         drop_rate=recipe.model.drop_rate,
         drop_path_rate=recipe.model.drop_path_rate,
+        fused=recipe.model.fused,
         **{**zero, **recipe.model.options},
     )
+    _check_evaluation_size(model, recipe)
     notes = []
     if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
         fresh = ckpt.init_from(model, recipe.train.init_from)
         kept = f"all but {', '.join(fresh)} (another number of classes)" if fresh else "all tensors"
         notes.append(f"weights from {recipe.train.init_from}: {kept}")
+    elif recipe.train.freeze and not resuming:
+        notes.append("train.freeze keeps random weights as they are: train.init_from gives no others")
     if recipe.train.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model, notes
 
 
-def restore(run: Run) -> None:
-    """Take up the latest checkpoint of the run's folder. Raises ExciteError where there is none or the data changed."""
+def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
+    """Some gates take maps of one size only: say so before the first epoch, not after it."""
+    data = recipe.data
+    bound = any(isinstance(m, Gate) and m.feature_size is not None for m in model.modules())
+    if bound and data.evaluation_size != data.image_size:
+        raise ExciteError(
+            f"data.eval_size ({data.eval_size}) must be data.image_size ({data.image_size}) for {recipe.model.name}: "
+            "its gates gather by kernels of the map's own size"
+        )
+
+
+def _read_latest(run: Run) -> tuple[dict[str, Any], ckpt.Checkpoint, ckpt.Checkpoint | None]:
+    """State, weights and (with EMA) their moving average, from the latest checkpoint of the run's folder."""
     steps = ckpt.saved_steps(run.folder)
     if not steps:
         raise ExciteError(
             f"{run.folder} holds no checkpoint to resume from; start it anew with `excite train {run.folder}`"
         )
     folder = ckpt.step_folder(run.folder, steps[-1])
-    state = ckpt.load_state(folder)
+    ema = None if run.ema is None else ckpt.read_weights(folder / ckpt.EMA)
+    return ckpt.load_state(folder), ckpt.read_weights(folder / ckpt.WEIGHTS), ema
+
+
+def restore(run: Run) -> None:
+    """Take up the latest checkpoint of the run's folder. Raises ExciteError where there is none or the data changed."""
+    # One process reads for all: the others may be on machines that do not see the folder.
+    read = [_read_latest(run) if run.accelerator.is_main_process else None]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(read)
+    assert read[0] is not None
+    state, weights, ema = read[0]
     for key, now, what in (
         ("fingerprint", run.data.fingerprint, "the training images are not those that this run was started with"),
         (
@@ -193,9 +279,9 @@ def restore(run: Run) -> None:
     ):
         if state[key] != now:
             raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {state[key]}, now {now})")
-    ckpt.load_into(run.model, ckpt.read_weights(folder / ckpt.WEIGHTS))
-    if run.ema is not None:
-        ckpt.load_into(run.ema.module, ckpt.read_weights(folder / ckpt.EMA))
+    ckpt.load_into(run.model, weights)
+    if run.ema is not None and ema is not None:
+        ckpt.load_into(run.ema.module, ema)
     run.optimizer.load_state_dict(state["optimizer"])
     if run.scaler.is_enabled():
         run.scaler.load_state_dict(state["scaler"])

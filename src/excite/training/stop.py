@@ -21,6 +21,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self.agree_at = 0  # the step at which the processes of a job next ask each other
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":

@@ -1,0 +1,117 @@
+"""`excite bench`: from the words of the command line to tables."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import excite
+from excite.bench.report import Row, append_csv, caption, check_csv, make_rows, markdown, operator_table
+from excite.bench.runner import run_in_turns, run_profile
+from excite.bench.settings import Setting
+from excite.errors import ExciteError
+from excite.recipe import load_recipe
+from excite.training import launch
+
+
+def bench_models(
+    settings: Sequence[Setting], *, rounds: int, csv: Path | None, profile: Path | None, as_json: bool
+) -> None:
+    """Measure every setting and print the table (Markdown) or JSON; progress goes to standard error.
+
+    Args:
+        settings: the rows.
+        rounds: how often each is measured, in turns.
+        csv: file that the rows are appended to.
+        profile: folder that gets a trace of every row; their most expensive operators are printed.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        ExciteError: rows failed (after the others were measured and written), or ``csv`` holds something else.
+    """
+    first = launch.rank() == 0
+    if profile is not None and launch.world_size() > 1:
+        raise ExciteError("--profile is for one process: run it without torchrun")
+    if csv is not None and first:
+        check_csv(csv)
+    report = _tell if first else _keep_quiet
+    with tempfile.TemporaryDirectory(prefix="excite-bench-") as cache:
+        rows = make_rows(settings, run_in_turns(settings, rounds, report, cache), source_version())
+        profiles, unprofiled = ({}, []) if profile is None else _profiles(settings, rows, profile, cache)
+    if not first:
+        return
+    if csv is not None:
+        append_csv(csv, rows)
+    if as_json:
+        print(json.dumps({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
+    else:
+        print(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        for trace, operators in profiles.items():
+            print(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n\n{operator_table(operators)}")
+    failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + unprofiled
+    if failed:
+        raise ExciteError("; ".join(dict.fromkeys(failed)))
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _keep_quiet(line: str) -> None:
+    pass
+
+
+def _profiles(
+    settings: Sequence[Setting], rows: Sequence[Row], folder: Path, cache: str
+) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """Trace file -> most expensive operators, of every row that could be measured; and what went wrong."""
+    found, failed = {}, []
+    for setting, row in zip(settings, rows, strict=True):
+        if "error" in row:
+            continue
+        words = [setting.name, setting.mode, f"b{row['batch']}", str(row["image_size"]), row["precision"]]
+        words += [] if setting.channels_last else ["contiguous"]
+        words += [] if setting.compile == "off" else [setting.compile]
+        trace = folder / (re.sub(r"[^\w.-]+", "-", "-".join(words)) + ".json")
+        answer = run_profile(setting, trace, cache)
+        if "error" in answer:
+            failed.append(f"{setting.name}: {answer['error']}")
+        else:
+            found[str(trace)] = answer["operators"]
+    return found, failed
+
+
+def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: float, as_json: bool) -> None:
+    """Measure a recipe's input pipeline, its training step, and both together; print a table or JSON.
+
+    Raises:
+        ExciteError: a wrong recipe, or data that cannot be read.
+    """
+    checked = load_recipe(recipe, list(overrides))
+    from excite.bench.pipeline import measure_pipeline, pipeline_table
+
+    result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
+    if launch.rank() == 0:
+        print(json.dumps(result, indent=2) if as_json else pipeline_table(result))
+
+
+def source_version() -> str:
+    """The version of excite, with the commit where it runs from a checkout ("+" if that was changed since)."""
+    home = Path(excite.__file__).parent
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An environment may lie inside of somebody's repository, whose commit says nothing about the package.
+    if not git("ls-files", "--error-unmatch", "__init__.py"):
+        return excite.__version__
+    commit = git("rev-parse", "--short=10", "HEAD")
+    return f"{excite.__version__}-{commit}" + ("+" if git("status", "--porcelain", ".") else "")

@@ -1,0 +1,119 @@
+"""What a recipe's training waits for: its input pipeline alone, its training step alone, and the two together."""
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excite.bench.report import summarise, table
+from excite.data import FileImages
+from excite.data.loader import default_workers
+from excite.recipe import Recipe
+from excite.training.compilation import compile_errors
+from excite.training.device import device_name, make_accelerator, synchronize
+from excite.training.display import Display
+from excite.training.loop import train_step
+from excite.training.setup import Run, set_up
+
+#: What is measured, in the order of the table.
+PARTS = ("input pipeline alone", "training step alone", "both together")
+
+
+def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, warm_up: int = 3) -> dict[str, Any]:
+    """Time the parts of a recipe's training in turns.
+
+    The pipeline is reading, decoding, cropping and the way to the device; the step is `excite train`'s own, with the
+    augmentation of whole batches, on one batch that stays on the device.
+
+    Args:
+        recipe: what to train.
+        rounds: how often each part is timed.
+        seconds: about how long each time.
+        warm_up: batches or steps before each timing.
+
+    Returns:
+        "rows", one a part, with img/s over all devices (median, quartiles over rounds) and ms a step; "waiting", the
+        share of the joint time in percent that training waited for data; "device", "processes", "batch", "recipe".
+
+    Raises:
+        ExciteError: the recipe's data, device or precision are not to be had.
+    """
+    accelerator = make_accelerator(recipe.train.device)
+    run = set_up(recipe, Display(quiet=True), accelerator)
+    run.net.train()
+    batches = _endless(run)
+    resident = tuple(part.clone() for part in next(batches))
+    samples: dict[str, list[float]] = {part: [] for part in PARTS}
+    waits = []
+    with compile_errors(recipe.train.compile):
+        for _ in range(rounds):
+            samples[PARTS[0]].append(_timed(run, batches, seconds, warm_up, train=False)[0])
+            samples[PARTS[1]].append(_timed(run, itertools.repeat(resident), seconds, warm_up, train=True)[0])
+            together, waited = _timed(run, batches, seconds, warm_up, train=True)
+            samples[PARTS[2]].append(together)
+            waits.append(waited)
+    batch = recipe.train.batch_size
+    return {
+        "recipe": recipe.name,
+        "rows": [{"part": part, **summarise(samples[part], batch)} for part in PARTS],
+        "waiting": 100 * sum(waits) / len(waits),
+        "device": device_name(run.device),
+        "processes": accelerator.num_processes,
+        "precision": run.precision,
+        "batch": batch,
+    }
+
+
+def _endless(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
+    for epoch in itertools.count():
+        yield from run.train_loader.epoch(epoch)
+
+
+def _timed(run: Run, batches: Iterator[Any], seconds: float, warm_up: int, *, train: bool) -> tuple[float, float]:
+    """(seconds a step over about ``seconds``, share of them spent waiting for the loader), after a warm-up."""
+    # What workers have decoded ahead, while something else was timed, must be used up first.
+    queued = 2 * (run.recipe.data.workers or default_workers()) if isinstance(run.data.train, FileImages) else 0
+    warm, _ = _go(run, batches, max(2, warm_up, queued), train)
+    # Every process must take equally many steps, or one of them waits for gradients that never come.
+    slowest = run.accelerator.gather(torch.tensor([warm], device=run.device, dtype=torch.float32)).max()
+    return _go(run, batches, min(1000, max(3, round(seconds / float(slowest)))), train)
+
+
+def _go(run: Run, batches: Iterator[Any], steps: int, train: bool) -> tuple[float, float]:
+    synchronize(run.device)
+    started, waited = time.perf_counter(), run.train_loader.wait_seconds
+    for images, labels in itertools.islice(batches, steps):
+        if train:
+            train_step(run, images, labels)
+            run.step = (run.step + 1) % run.total_steps
+    synchronize(run.device)
+    spent = time.perf_counter() - started
+    return spent / steps, (run.train_loader.wait_seconds - waited) / spent
+
+
+def pipeline_table(result: dict[str, Any]) -> str:
+    """What :func:`measure_pipeline` found, as Markdown, and a sentence on what limits the training."""
+    heads = ["", "img/s", "quartiles", "ms/step"]
+    lines = [
+        [
+            row["part"],
+            f"{row['images_per_second']:,.1f}",
+            f"{row['lower_quartile']:,.1f} to {row['upper_quartile']:,.1f}",
+            f"{row['ms_per_step']:,.2f}",
+        ]
+        for row in result["rows"]
+    ]
+    what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
+    what += f", {result['processes']} processes" if result["processes"] > 1 else ""
+    return f"{what}\n\n{table(heads, lines, left=1)}\n\n{_verdict(result)}"
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    pipeline, step, _ = (row["ms_per_step"] for row in result["rows"])
+    waiting = f"Training waits for data {result['waiting']:.0f} % of the time"
+    if pipeline > step:
+        return f"{waiting}: the input pipeline is slower than the step (more workers, smaller or fewer files help)."
+    return f"{waiting}: the step limits it; the input pipeline alone is {step / pipeline:.1f} times as fast."

@@ -1,0 +1,157 @@
+"""Rows of a benchmark as a Markdown table and as lines of a CSV file."""
+
+import csv
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from excite.bench.runner import Answer
+from excite.bench.settings import Setting
+from excite.errors import ExciteError
+
+Row = dict[str, Any]
+
+#: The columns of a CSV file, in order.
+COLUMNS = [
+    *("date", "device", "torch", "library_version", "excite", "model", "mode", "devices", "batch", "image_size"),
+    *("precision", "channels_last", "compile", "fused", "threads", "rounds", "steps", "images_per_second"),
+    *("lower_quartile", "upper_quartile", "ms_per_step", "compile_seconds", "memory_gb", "ratio"),
+]
+#: Settings that get a column of their own where rows differ in them, and stand above the table where they do not.
+_SETTINGS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "mode": ("mode", lambda row: row["mode"]),
+    "batch": ("batch", lambda row: f"batch {row['batch']}" + (" a device" if row["devices"] > 1 else "")),
+    "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
+    "precision": ("precision", lambda row: row["precision"]),
+    "channels_last": ("layout", lambda row: "channels-last" if row["channels_last"] else "contiguous"),
+    "fused": ("SGD", lambda row: "fused SGD" if row["fused"] else "plain SGD"),
+    "compile": ("compile", lambda row: f"compile {row['compile']}"),
+    "device": ("device", lambda row: row["device"]),
+    "torch": ("framework", lambda row: row["torch"] if " " in row["torch"] else f"torch {row['torch']}"),
+}
+
+
+def summarise(seconds: Sequence[float], images: int) -> dict[str, float]:
+    """Median and quartiles of img/s, and the median ms/step, of steps over ``images`` images each."""
+    speeds = [images / s for s in seconds]
+    low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
+    median = statistics.median(seconds)
+    return {
+        "images_per_second": images / median,
+        "lower_quartile": low,
+        "upper_quartile": high,
+        "ms_per_step": 1000 * median,
+    }
+
+
+def make_rows(settings: Sequence[Setting], answers: Sequence[Sequence[Answer]], commit: str) -> list[Row]:
+    """One row a setting: what it was, medians over all steps of all rounds with quartiles, ratio to the first row.
+
+    A setting that failed has an "error" instead of measurements. ``commit`` names the version of excite.
+    """
+    rows = []
+    for setting, given in zip(settings, answers, strict=True):
+        row: Row = {**setting.to_dict(), "model": setting.name}
+        rows.append(row)
+        if "error" in given[-1]:
+            row["error"] = given[-1]["error"]
+            continue
+        row |= {k: v for k, v in given[-1].items() if k != "seconds"}
+        row |= {"excite": commit, "date": date.today().isoformat(), "rounds": len(given)}
+        row["steps"] = sum(answer["steps"] for answer in given)
+        row |= summarise([s for answer in given for s in answer["seconds"]], row["batch"] * row["devices"])
+        row["compile_seconds"] = given[0]["compile_seconds"]  # the first round's: no cache had helped it
+        row["memory_gb"] = max(answer["memory_gb"] for answer in given)
+    good = [row for row in rows if "error" not in row]
+    for row in good:
+        row["ratio"] = row["images_per_second"] / good[0]["images_per_second"]
+    return rows
+
+
+def caption(rows: Iterable[Row]) -> str:
+    """What all rows have in common, on one line."""
+    good = [row for row in rows if "error" not in row]
+    if not good:
+        return ""
+    shared = [text(good[0]) for _, text in _shown(good) if len({text(row) for row in good}) == 1]
+    devices = good[0]["devices"]
+    shared += [f"{devices} devices"] if devices > 1 else []
+    return ", ".join([*shared, f"{max(row['rounds'] for row in good)} round(s) in turns"])
+
+
+def _shown(good: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+    """The settings that mean something to these rows."""
+    training = any(row["mode"] == "train" for row in good)
+    return [value for key, value in _SETTINGS.items() if key != "fused" or training]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, to paste into a README; the caption says the rest."""
+    good = [row for row in rows if "error" not in row]
+    varied = [(head, text) for head, text in _shown(good) if len({text(row) for row in good}) > 1] if good else []
+    heads = ["model", *(head for head, _ in varied), "img/s", "quartiles", "ms/step", "compile s", "memory GB", "ratio"]
+    lines = []
+    for row in rows:
+        if "error" in row:
+            lines.append([row["model"], *["-"] * (len(heads) - 2), "failed"])
+            continue
+        measured = [
+            f"{row['images_per_second']:,.2f}",
+            f"{row['lower_quartile']:,.2f} to {row['upper_quartile']:,.2f}",
+            f"{row['ms_per_step']:,.2f}",
+            "-" if row["compile_seconds"] is None else f"{row['compile_seconds']:.1f}",
+            f"{row['memory_gb']:.2f}",
+            f"{row['ratio']:.2f}",
+        ]
+        lines.append([row["model"], *(text(row) for _, text in varied), *measured])
+    return table(heads, lines, left=1 + len(varied))
+
+
+def operator_table(operators: Sequence[Mapping[str, Any]]) -> str:
+    """The most expensive operators of a profile as Markdown."""
+    heads = ["operator", "ms a step", "share", "calls a step"]
+    lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
+    return table(heads, lines, left=1)
+
+
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns padded, so that it reads as plain text too; all but the first ``left`` are numbers."""
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(parts) + " |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(heads), line(rule), *map(line, lines)])
+
+
+def check_csv(path: Path) -> None:
+    """Refuse a file that holds something else, before time is spent. Raises ExciteError."""
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            found = next(csv.reader(file), None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ExciteError(f"--csv {path} cannot be used: {error}") from None
+    if found not in (None, COLUMNS):
+        raise ExciteError(f"--csv {path} has other columns than excite bench writes; give another file")
+
+
+def append_csv(path: Path, rows: Iterable[Row]) -> None:
+    """Add the rows that were measured to a CSV file, which gets a header if it is new. Raises ExciteError."""
+    check_csv(path)
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            if file.tell() == 0:
+                writer.writeheader()
+            for row in rows:
+                if "error" not in row:
+                    writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+    except OSError as error:
+        raise ExciteError(f"--csv {path} cannot be written: {error.strerror or error}") from None

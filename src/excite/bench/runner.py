@@ -1,0 +1,105 @@
+"""Rows in turns: every measurement in a process of its own, round after round, so that a noisy machine disturbs all
+rows alike and no row inherits another's memory peak, caches or thread pools."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from excite.bench.settings import Setting
+from excite.errors import nearest
+from excite.training import launch
+
+#: The interpreter that has MindSpore, where it is not the one that runs excite.
+MINDSPORE_PYTHON = "EXCITE_MINDSPORE_PYTHON"
+
+Answer = dict[str, Any]
+Report = Callable[[str], None]
+
+
+def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache: str) -> list[list[Answer]]:
+    """The answers of every setting, one a round; a setting that failed once has only that answer, with "error".
+
+    Under torchrun all processes of the job come here together and measure in place, row after row, as one data-parallel
+    whole; alone, each measurement is a new process.
+
+    Args:
+        settings: the rows.
+        rounds: how often each is measured.
+        report: told a line after each measurement.
+        cache: folder of the compiler's cache; where it is empty at first, compile seconds are those of a first run.
+    """
+    answers: list[list[Answer]] = [[] for _ in settings]
+    for turn in range(rounds):
+        for setting, given in zip(settings, answers, strict=True):
+            if given and "error" in given[-1]:
+                continue
+            answer = _in_place(setting) if launch.world_size() > 1 else _in_process(setting, cache)
+            if "error" in answer:
+                given.clear()
+            given.append(answer)
+            report(f"round {turn + 1}/{rounds}  {setting.name}: {_gist(answer)}")
+    return answers
+
+
+def run_profile(setting: Setting, trace: Path, cache: str) -> Answer:
+    """Profile one setting in a process of its own: {"operators": [...]} or {"error": ...}."""
+    if setting.library == "mindcv":
+        return {"error": "--profile knows PyTorch's models only"}
+    return _in_process(setting, cache, trace)
+
+
+def _gist(answer: Answer) -> str:
+    if "error" in answer:
+        return answer["error"]
+    images = answer["batch"] * answer["devices"]
+    return f"{images / sorted(answer['seconds'])[len(answer['seconds']) // 2]:,.1f} img/s"
+
+
+def _in_place(setting: Setting) -> Answer:
+    if setting.library == "mindcv":
+        return {"error": "mindcv models are measured alone, without torchrun"}
+    from excite.bench.worker import answer
+
+    return answer(setting)
+
+
+def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answer:
+    """Ask a worker."""
+    mistake = _unknown_model(setting)
+    if mistake:
+        return {"error": mistake}
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
+    if setting.threads:
+        environment["OMP_NUM_THREADS"] = str(setting.threads)
+    if setting.library == "mindcv":
+        python = os.environ.get(MINDSPORE_PYTHON, sys.executable)
+        command = [python, str(Path(__file__).with_name("mindspore_worker.py"))]
+        environment.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
+    else:
+        command = [sys.executable, "-m", "excite.bench.worker"]
+    request = {"setting": setting.to_dict(), "profile": None if trace is None else str(trace)}
+    try:
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+    except OSError as error:
+        return {"error": f"{command[0]} cannot be run: {error.strerror}"}
+    if done.returncode == -9:  # SIGKILL: the kernel's answer to a machine out of memory
+        return {"error": "its process was killed, most likely for lack of memory; use a smaller batch or image_size"}
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        return {"error": f"its process failed: {last}"}
+
+
+def _unknown_model(setting: Setting) -> str | None:
+    """What is wrong with the name of a model of ours, told without the seconds that a process takes to start."""
+    from excite.models.catalog import list_models
+
+    names = list_models()
+    if setting.library != "excite" or setting.model in names:
+        return None
+    return f"there is no model {setting.model!r}{nearest(setting.model, names)}; `excite models` lists them"

@@ -1,0 +1,130 @@
+"""What a row of a benchmark is. Nothing heavy is imported here, so that mistakes are told at once."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import Any
+
+from excite.errors import ExciteError, nearest
+
+LIBRARIES = ("excite", "timm", "mindcv")
+CHOICES = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "compile": ("off", "default", "reduce-overhead", "max-autotune"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: a model of one library and how it is run.
+
+    Attributes:
+        library: "excite", "timm" or "mindcv".
+        model: its name there.
+        mode: "train" (forward, loss, backward, optimiser step) or "infer" (forward).
+        batch: images a step and device; None: 16 on a CPU, else 128.
+        image_size: pixels a side; None: the model's own.
+        precision: "auto", "fp32", "bf16", "fp16".
+        channels_last: memory layout of weights and images.
+        compile: torch.compile mode, or "off".
+        fused: train: PyTorch's fused SGD kernel.
+        device: "auto", "cpu", "cuda" ...
+        threads: of a CPU; None: what the environment says.
+        warm_up: steps before those that are timed; None: 3 on a CPU, else 10.
+        steps: timed steps a round; None: as many as fill ``seconds``.
+        seconds: length of a round.
+    """
+
+    library: str
+    model: str
+    mode: str = "train"
+    batch: int | None = None
+    image_size: int | None = None
+    precision: str = "auto"
+    channels_last: bool = True
+    compile: str = "off"
+    fused: bool = True
+    device: str = "auto"
+    threads: int | None = None
+    warm_up: int | None = None
+    steps: int | None = None
+    seconds: float = 5.0
+
+    @property
+    def name(self) -> str:
+        """The model as the user writes it."""
+        return self.model if self.library == "excite" else f"{self.library}:{self.model}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return asdict(self)
+
+
+#: What may stand behind a model's name for its row alone.
+OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused")
+
+
+def parse_list(text: str | None, option: str) -> list[Any]:
+    """``"16,32"`` -> [16, 32]; None -> [None]. Raises ExciteError."""
+    if text is None:
+        return [None]
+    return [parse_value(option, word.strip()) for word in text.split(",")]
+
+
+def parse_value(option: str, text: str) -> Any:
+    """The value of one option of a row. Raises ExciteError that says what it may be."""
+    if option in CHOICES:
+        if text not in CHOICES[option]:
+            hint = nearest(text, CHOICES[option])
+            raise ExciteError(f"{option} is {text!r}{hint} (allowed: {', '.join(CHOICES[option])})")
+        return text
+    if option in ("channels_last", "fused"):
+        if text not in ("true", "false"):
+            raise ExciteError(f"{option} is {text!r}; write true or false")
+        return text == "true"
+    if not text.isdigit() or int(text) < 1:
+        raise ExciteError(f"{option} is {text!r}; write a whole number of at least 1")
+    return int(text)
+
+
+def parse_model(text: str) -> dict[str, Any]:
+    """``"timm:seresnet50,precision=fp32"`` -> {"library": "timm", "model": "seresnet50", "precision": "fp32"}.
+
+    Raises:
+        ExciteError: no such library or option.
+    """
+    name, *words = text.split(",")
+    library, colon, model = name.partition(":")
+    if not colon:
+        library, model = "excite", name
+    if library not in LIBRARIES or not model:
+        hint = nearest(library, LIBRARIES)
+        raise ExciteError(f"{text!r} names no model{hint}: write NAME, timm:NAME or mindcv:NAME")
+    found: dict[str, Any] = {"library": library, "model": model}
+    for word in words:
+        option, equals, value = word.partition("=")
+        option = option.strip().replace("-", "_")
+        if not equals or option not in OWN:
+            raise ExciteError(f"{word!r} in {text!r}{nearest(option, OWN)}: options of a row are {', '.join(OWN)}")
+        found[option] = parse_value(option, value.strip())
+    return found
+
+
+def make_settings(models: Iterable[str], lists: dict[str, list[Any]], **common: Any) -> list[Setting]:
+    """Every model with every combination of the options given as lists; what stands behind a name goes first.
+
+    Args:
+        models: as :func:`parse_model` reads them.
+        lists: option -> its values; a single None leaves the default.
+        common: options that all rows share.
+    """
+    rows: dict[Setting, None] = {}
+    defaults = {field.name: field.default for field in fields(Setting)}
+    for text in models:
+        own = parse_model(text)
+        varied = {option: values for option, values in lists.items() if option not in own}
+        for values in product(*varied.values()):
+            chosen = dict(zip(varied, values, strict=True))
+            chosen = {option: defaults[option] if value is None else value for option, value in chosen.items()}
+            rows[replace(Setting(**own), **chosen, **{k: v for k, v in common.items() if k not in own})] = None
+    return list(rows)  # each once

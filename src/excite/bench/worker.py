@@ -1,0 +1,50 @@
+"""One measurement in a process of its own: a request as JSON on standard input, the answer as the last line of output.
+
+echo '{"setting": {"library": "excite", "model": "cifar_seresnet20"}}' | python -m excite.bench.worker
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from excite.bench.settings import Setting
+from excite.errors import ExciteError
+
+
+def answer(setting: Setting, profile: Path | None = None) -> dict[str, Any]:
+    """Measure (or profile into the file ``profile``); what failed is told under "error" in one sentence."""
+    import torch
+
+    try:
+        from excite.bench.timing import Workbench
+
+        bench = Workbench(setting)
+        if profile is None:
+            return bench.measure()
+        from excite.bench.profile import profile_steps
+
+        return {"operators": profile_steps(bench, profile)}
+    except ExciteError as error:
+        return {"error": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        return {"error": "out of memory; use a smaller batch or image_size"}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: accelerators have a class for it, the CPU's allocator only words."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    profile = request.get("profile")
+    result = answer(Setting(**request["setting"]), None if profile is None else Path(profile))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

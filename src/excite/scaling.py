@@ -1,0 +1,553 @@
+"""How a recipe scales: a small model of the time of a training step on many devices, and measurements beside it.
+
+Letters: N devices in n nodes of g, b images of one device and step; B bandwidths and l latencies in and between nodes.
+
+    compute      f + b / R: a fixed cost (starting kernels), and the best rate of one device
+    all-reduce   of a bucket of s bytes: in a node 2 (g-1)/g s/B_g + 2 log2(g) l_g, between nodes 2 (n-1)/n s/B_n +
+                 2 log2(n) l_n (the bandwidth of rings, the latency of trees)
+    overlap      a bucket's all-reduce starts when the backward pass has filled it and the one before is through
+    waiting      the slowest of N devices takes 1 + sd sqrt(2 ln N) of the mean
+    data         b / (rate of a core x cores of a device), beside all that
+
+Nothing heavy is imported until something is measured.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError, nearest
+from excite.recipe import Recipe
+
+#: Training images of the sources that have a fixed number, and of ImageNet for class folders.
+IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "folder": 1_281_167, "idx": 60_000}
+#: DDP's first bucket is small, so that the first all-reduce starts early.
+FIRST_BUCKET = 1 << 20
+
+
+def _assumed(default: float, unit: str, source: str) -> Any:
+    return field(default=default, metadata={"unit": unit, "source": source})
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the prediction rests on; each field is an option of ``excite scale``, with its unit and where it is from."""
+
+    tflops: float = _assumed(
+        19.2, "TFLOP/s", "one Ascend 910, fp16: ModelZoo-PyTorch's 747 img/s of SE-ResNet-50; use yours (excite bench)"
+    )
+    fixed_ms: float = _assumed(-1.0, "ms", "8 kernels of 5 us for each parameter tensor; --measure fits it")
+    devices_per_node: int = _assumed(8, "", "the usual machine with accelerators")
+    node_gb_s: float = _assumed(200.0, "GB/s", "all-reduce over NVLink/NVSwitch (A100 and up); PCIe 4: about 20")
+    network_gb_s: float = _assumed(12.5, "GB/s", "100 Gbit/s of network for each node")
+    node_latency_us: float = _assumed(10.0, "us", "a hop of an all-reduce inside of a node; nccl-tests shows yours")
+    network_latency_us: float = _assumed(25.0, "us", "a hop between nodes; RDMA: about 10, TCP: 50 and more")
+    overlap: float = _assumed(
+        1.0, "", "share of the backward pass beside which sums can run; 0 where the same cores do both (CPU)"
+    )
+    backward: float = _assumed(2 / 3, "", "share of the backward pass in the compute: twice the forward's products")
+    jitter: float = _assumed(0.01, "", "sd of one device's step, relative; quartiles of `excite bench` show yours")
+    decode_per_core: float = _assumed(
+        150.0, "img/s", "500 x 375 JPEGs to 224 crops: 290 on an EPYC core, of which a cloud's vCPU is half a one"
+    )
+    cores_per_device: float = _assumed(12.0, "", "96 cores to 8 devices; at most 16 are used")
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, name = getattr(self, entry.name), entry.name
+            may_be_zero = name in ("jitter", "overlap", "node_latency_us", "network_latency_us", "fixed_ms")
+            if not math.isfinite(value) or (value <= 0 and not may_be_zero) or (value < 0 and name != "fixed_ms"):
+                raise ExciteError(f"--assume {name}={value}: must be above zero")
+            if name in ("overlap", "backward") and value > 1:
+                raise ExciteError(f"--assume {name}={value}: is a share, from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step has to do, from the recipe.
+
+    Attributes:
+        gmacs: multiply-accumulates of one image's forward pass, 1e9.
+        parameters: how many; their gradients are sent as float32.
+        tensors: parameter tensors.
+        norms: batch norms.
+    """
+
+    recipe: Recipe
+    gmacs: float
+    parameters: int
+    tensors: int
+    norms: int
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are decoded before training."""
+        return self.recipe.data.source != "folder" or self.recipe.data.mode == "memory"
+
+
+def workload(recipe: Recipe) -> Workload:
+    """Count the recipe's network, without building its weights. Raises ExciteError where there is no such network."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from excite.models import create_model, describe
+
+    classes = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(recipe.data.source, 1000)
+    arguments = {
+        "num_classes": classes,
+        "in_chans": recipe.data.in_chans,
+        "image_size": recipe.data.image_size,
+        **recipe.model.options,
+    }
+    with torch.device("meta"):
+        model = create_model(recipe.model.name, **arguments)
+    norms = sum(isinstance(m, _BatchNorm) for m in model.modules())
+    size = describe(recipe.model.name, **arguments)
+    return Workload(recipe, size["gmacs"], size["params"], len(list(model.parameters())), norms)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of the plan; times in milliseconds. ``exposed`` is what the sums add to the compute."""
+
+    devices: int
+    nodes: int
+    batch_size: int
+    local_batch: float
+    compute: float
+    exposed: float
+    sync_bn: float
+    waiting: float
+    data: float
+    step: float
+    images_per_second: float
+    efficiency: float
+    limit: str
+
+
+def compute_ms(work: Workload, assumed: Assumptions, local_batch: float) -> float:
+    """One device's time for its share of a step, in as many parts as the recipe accumulates."""
+    # Forward 1, backward 2, and a multiply-accumulate is two operations.
+    return work.recipe.train.grad_accumulation * fixed_ms(work, assumed) + local_batch * ms_per_image(work, assumed)
+
+
+def ms_per_image(work: Workload, assumed: Assumptions) -> float:
+    """Milliseconds that one more image takes on one device."""
+    return 1000 * 6e9 * work.gmacs / (assumed.tflops * 1e12)
+
+
+def fixed_ms(work: Workload, assumed: Assumptions) -> float:
+    """Milliseconds of a step that no smaller batch saves."""
+    return assumed.fixed_ms if assumed.fixed_ms >= 0 else 0.04 * work.tensors
+
+
+def all_reduce_ms(assumed: Assumptions, devices: int, size: float) -> float:
+    """Summing ``size`` bytes over the devices: inside of each node, then between them."""
+    inside = min(devices, int(assumed.devices_per_node))
+    nodes = math.ceil(devices / inside)
+    ms = 0.0
+    for count, rate, latency in (
+        (inside, assumed.node_gb_s, assumed.node_latency_us),
+        (nodes, assumed.network_gb_s, assumed.network_latency_us),
+    ):
+        if count > 1:
+            ms += 2 * (count - 1) / count * size / (rate * 1e6) + 2 * math.log2(count) * latency / 1000
+    return ms
+
+
+def exposed_ms(work: Workload, assumed: Assumptions, devices: int, compute: float) -> float:
+    """What the sums of gradients add to ``compute``: buckets fill while the backward pass goes on, and queue."""
+    if devices == 1:
+        return 0.0
+    left = 4.0 * work.parameters
+    sizes: list[float] = []
+    while left > 0:
+        sizes.append(min(left, work.recipe.train.bucket_mb * (1 << 20) if sizes else FIRST_BUCKET))
+        left -= sizes[-1]
+    backward = assumed.backward * compute / work.recipe.train.grad_accumulation  # of the last part
+    done, through = 0.0, 0.0
+    for size in sizes:
+        done += size / (4.0 * work.parameters)
+        filled = compute - assumed.overlap * backward * (1 - done)
+        through = max(through, filled) + all_reduce_ms(assumed, devices, size)
+    return max(0.0, through - compute)
+
+
+def predict(work: Workload, assumed: Assumptions, devices: int, batch_per_device: int | None = None) -> Prediction:
+    """The step on so many devices.
+
+    Args:
+        work: what there is to do.
+        assumed: on what.
+        devices: N.
+        batch_per_device: keep b, and let the batch of a step grow with N; None keeps the recipe's batch.
+
+    Raises:
+        ExciteError: the recipe's batch cannot be shared out.
+    """
+    batch = batch_per_device * devices if batch_per_device else work.recipe.train.batch_size
+    parts = work.recipe.train.grad_accumulation
+    if batch % (devices * parts):
+        raise ExciteError(
+            f"a batch of {batch} cannot be shared by {devices} devices in {parts} part(s): give --batch-per-device "
+            "(and scale the learning rate with the batch), or other numbers of devices"
+        )
+    local = batch / devices
+    compute = compute_ms(work, assumed, local)
+    exposed = exposed_ms(work, assumed, devices, compute)
+    # Two small sums a norm, forward and backward, on which the next layer waits.
+    sync = 2 * work.norms * all_reduce_ms(assumed, devices, 8192) if work.recipe.train.sync_bn and devices > 1 else 0.0
+    waiting = assumed.jitter * math.sqrt(2 * math.log(devices)) * compute
+    data = 0.0 if work.in_memory else 1000 * local / (assumed.decode_per_core * min(16, assumed.cores_per_device))
+    busy = compute + exposed + sync + waiting
+    step = max(busy, data)
+    base = batch_per_device or batch  # what one device alone would have in a step
+    ideal = base / max(compute_ms(work, assumed, base), data * base / local)  # images a millisecond of one device
+    # What the time would be if one device's best rate were kept; all beyond has a cause.
+    causes = {
+        "small batch": compute - local * compute_ms(work, assumed, base) / base,
+        "all-reduce": exposed,
+        "sync_bn": sync,
+        "waiting": waiting,
+        "data loading": step - busy,
+    }
+    limit = max(causes, key=lambda name: causes[name]) if max(causes.values()) > 0.01 * step else "compute"
+    return Prediction(
+        devices,
+        math.ceil(devices / assumed.devices_per_node),
+        batch,
+        local,
+        compute,
+        exposed,
+        sync,
+        waiting,
+        data,
+        step,
+        1000 * batch / step,
+        batch / step / (devices * ideal),
+        limit,
+    )
+
+
+# --- measurements -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One setting as it ran: devices, images of a step, median milliseconds of a step, and what ran it."""
+
+    devices: int
+    batch_size: int
+    ms: float
+    source: str
+    device: str = ""
+    #: Distance of the quartiles of a step's time over its median.
+    spread: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        return 1000 * self.batch_size / self.ms
+
+
+def read_measurement(run: str) -> Measurement:
+    """The speed in a run folder's ``results.json`` (or in that file). Raises ExciteError where there is none."""
+    path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        devices, batch, ms = results["devices"], results["batch_size"], results["ms_per_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ExciteError(f"--measured {run}: this is no finished run folder and no results.json") from None
+    if ms is None:
+        raise ExciteError(f"--measured {run}: the run was too short to time a step; train for more than one step")
+    return Measurement(
+        int(devices), int(batch), float(ms), str(path.parent.name or path), str(results.get("device", ""))
+    )
+
+
+def measure(
+    work: Workload,
+    assumed: Assumptions,
+    worlds: Sequence[int],
+    batch_per_device: int,
+    steps: int,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[list[Measurement], Assumptions]:
+    """Time real steps on this machine in so many processes each, and fit the assumptions to what was seen.
+
+    Args:
+        work: the recipe.
+        assumed: what cannot be measured here stays.
+        worlds: numbers of processes; 1 is always measured, at two batch sizes, for the fixed cost and the rate.
+        batch_per_device: images of each process and step.
+        steps: timed steps of each.
+        progress: called with a line about what is being measured.
+
+    Returns:
+        The measurements at ``batch_per_device``, by number of devices, and the fitted assumptions.
+    """
+    from excite.training.launch import cores, run_on_this_machine
+
+    most, half = max(worlds), max(1, batch_per_device // 2)
+    if half == batch_per_device:
+        raise ExciteError("measuring needs at least 2 images a device; give --batch-per-device 2 or more")
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
+        if progress is not None:
+            progress(f"measuring {world} device(s) with {batch} images each")
+        recipe = _for_timing(work.recipe, world * batch)
+        order = {"recipe": recipe.to_yaml(), "time_steps": {"steps": steps}}
+        # However many run, each has the share of the cores that it has when all run: the same device.
+        found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
+    ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
+    measured = [
+        Measurement(w, w * b, ms[w, b], "measured now", result["device"], _spread(result["seconds"]))
+        for (w, b), result in found.items()
+        if b == batch_per_device
+    ]
+    return measured, _fit(work, assumed, ms[1, half], ms[1, batch_per_device], half, batch_per_device, found)
+
+
+def _spread(seconds: Sequence[float]) -> float:
+    low, middle, high = statistics.quantiles(seconds, n=4)
+    return (high - low) / middle
+
+
+def _for_timing(recipe: Recipe, batch: int) -> Recipe:
+    """The recipe with so many images a step, in one part; crops belong to the data and are left out."""
+    values = recipe.model_dump(mode="json")
+    values["train"] |= {"batch_size": batch, "devices": 1, "grad_accumulation": 1, "init_from": None}
+    if recipe.augment.crop == "random_resized":
+        values["augment"] |= {"crop": "none"}
+    return Recipe.from_dict(values, "the recipe to time")
+
+
+def _fit(
+    work: Workload,
+    assumed: Assumptions,
+    half_ms: float,
+    full_ms: float,
+    half: int,
+    full: int,
+    found: dict[tuple[int, int], dict[str, Any]],
+) -> Assumptions:
+    per_image = (full_ms - half_ms) / (full - half)
+    if per_image <= 0:  # the fixed cost is all there is to see
+        per_image = full_ms / full
+    fixed = max(0.0, full_ms - full * per_image)
+    changes: dict[str, Any] = {"fixed_ms": fixed, "tflops": 6e9 * work.gmacs / (per_image / 1000) / 1e12}
+    sums = {w: result for (w, _), result in found.items() if "latency_us" in result}
+    if sums:
+        most = max(sums)
+        hops = 2 * math.log2(most)
+        ring = 2 * (most - 1) / most
+        changes |= {
+            "node_latency_us": sums[most]["latency_us"] / hops,
+            "node_gb_s": sums[most]["gb_per_second"] * ring,
+            "devices_per_node": max(most, assumed.devices_per_node),
+        }
+        if "threads" in sums[most]["device"]:
+            changes["overlap"] = 0.0  # the cores that sum are those that compute
+    return replace(assumed, **changes)
+
+
+def from_runs(work: Workload, assumed: Assumptions, runs: Sequence[Measurement]) -> Assumptions:
+    """Take one device's rate from a run on one device, if there is one."""
+    alone = [m for m in runs if m.devices == 1]
+    if not alone:
+        return assumed
+    best = max(alone, key=lambda m: m.images_per_second)
+    left = best.ms - work.recipe.train.grad_accumulation * fixed_ms(work, assumed)
+    if left <= 0:
+        raise ExciteError(
+            f"--measured {best.source}: {best.ms:.1f} ms a step is below the fixed cost; give --assume fixed_ms=..."
+        )
+    return replace(assumed, tflops=6e9 * work.gmacs * best.batch_size / (left / 1000) / 1e12)
+
+
+def measured_efficiency(measured: Measurement, runs: Sequence[Measurement]) -> float | None:
+    """Images a second and device, relative to the run with the fewest devices; None where there is nothing smaller."""
+    base = min(runs, key=lambda m: (m.devices, -m.images_per_second))
+    if measured is base and base.devices > 1:
+        return None
+    return measured.images_per_second / measured.devices / (base.images_per_second / base.devices)
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+def parse_counts(text: str, option: str) -> list[int]:
+    """``"1,8,64"`` -> [1, 8, 64]. Raises ExciteError."""
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise ExciteError(f"{option} is {text!r}, but is a list of numbers above zero, such as 1,8,64")
+    return counts
+
+
+def parse_assumptions(words: Sequence[str]) -> Assumptions:
+    """``["tflops=60"]`` -> the assumptions with these changed. Raises ExciteError that names the nearest."""
+    known = {entry.name: entry for entry in fields(Assumptions)}
+    changes: dict[str, Any] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if name not in known:
+            raise ExciteError(f"--assume {word}: unknown{nearest(name, known)} (allowed: {', '.join(known)})")
+        try:
+            changes[name] = int(text) if name == "devices_per_node" else float(text)
+        except ValueError:
+            raise ExciteError(f"--assume {word}: give a number, such as {name}={known[name].default}") from None
+    return replace(Assumptions(), **changes)
+
+
+def plan(
+    recipe: Recipe,
+    *,
+    devices: str = "1,8,64,1024",
+    batch_per_device: int | None = None,
+    measured: Sequence[str] = (),
+    measure_on: str | None = None,
+    steps: int = 10,
+    images: int | None = None,
+    price: float | None = None,
+    assume: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """All that ``excite scale`` shows.
+
+    Args:
+        recipe: what is to be trained.
+        devices: numbers of devices, as "1,8,64".
+        batch_per_device: see ``predict``; with ``measure_on`` also the images of each process.
+        measured: finished runs (folders or ``results.json``) to set beside the predictions.
+        measure_on: numbers of processes to time steps in on this machine, as "1,2".
+        steps: timed steps of each.
+        images: training images; None takes the number of the recipe's source.
+        price: of a device for an hour.
+        assume: ``name=value`` changes to the assumptions.
+        progress: called with a line about what is being measured.
+
+    Returns:
+        ``rows`` (a prediction each, with the measured speed where there is one), ``assumptions`` (name, value, unit,
+        source), ``notes`` (sentences), and the recipe's ``name``, ``model``, ``images`` and ``epochs``.
+
+    Raises:
+        ExciteError: what cannot be parsed, read or measured.
+    """
+    counts, work, assumed = parse_counts(devices, "--devices"), workload(recipe), parse_assumptions(assume)
+    runs = [read_measurement(run) for run in measured]
+    notes: list[str] = []
+    origin: dict[str, str] = {}
+    if runs:
+        fitted = from_runs(work, assumed, runs)
+        origin |= dict.fromkeys(_changed(assumed, fitted), "fitted to the run on one device")
+        assumed = fitted
+    if measure_on is not None:
+        worlds = parse_counts(measure_on, "--measure")
+        batch_per_device = batch_per_device or max(2, min(32, recipe.train.batch_size // max(worlds)))
+        now, fitted = measure(work, assumed, worlds, batch_per_device, steps, progress)
+        origin |= dict.fromkeys(_changed(assumed, fitted), f"measured now: {now[0].device}")
+        assumed, runs = fitted, [*runs, *now]
+        if max(m.spread for m in now) > 0.1:
+            notes.append(
+                f"Half of the measured steps differ by {max(m.spread for m in now):.0%} and more from each other: "
+                "something else is running on this machine, and the numbers are worth little."
+            )
+        notes.append("Measured steps are on random images: reading and cropping files is predicted, not measured.")
+    count = images or IMAGES[recipe.data.source]
+    rows: list[dict[str, Any]] = []
+    ran = {(m.devices, m.batch_size // m.devices) for m in runs}
+    local_batches = {n: batch_per_device or recipe.train.batch_size // n for n in counts}
+    wanted: list[tuple[int, int | None, Measurement | None]] = [
+        (n, batch_per_device, None) for n in counts if (n, local_batches[n]) not in ran
+    ]
+    wanted += [(m.devices, max(1, m.batch_size // m.devices), m) for m in runs]
+    for number, local, run in sorted(wanted, key=lambda entry: entry[0]):
+        try:
+            row = asdict(predict(work, assumed, number, local))
+        except ExciteError as error:
+            notes.append(f"{number} devices: {error}")
+            continue
+        hours = count * recipe.train.epochs / row["images_per_second"] / 3600
+        row |= {"hours": hours, "cost": None if price is None else hours * number * price}
+        row |= {"measured": None, "measured_efficiency": None, "source": None}
+        if run is not None:
+            row |= {"measured": run.images_per_second, "measured_efficiency": measured_efficiency(run, runs)}
+            row["source"] = run.source
+        rows.append(row)
+    if not rows:
+        raise ExciteError("; ".join(notes))
+    if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):
+        notes.append(
+            f"The batch differs from the recipe's {recipe.train.batch_size}: its learning rate is for that one "
+            "(train.scale_lr_to scales it)."
+        )
+    listed = [
+        {
+            "name": e.name,
+            "value": getattr(assumed, e.name),
+            "unit": e.metadata["unit"],
+            "source": origin.get(
+                e.name, "given" if any(w.startswith(f"{e.name}=") for w in assume) else e.metadata["source"]
+            ),
+        }
+        for e in fields(assumed)
+    ]
+    listed[1]["value"] = fixed_ms(work, assumed)
+    size = {"gmacs": work.gmacs, "parameters": work.parameters, "images": count, "epochs": recipe.train.epochs}
+    return {
+        "name": recipe.name,
+        "model": recipe.model.name,
+        **size,
+        "rows": rows,
+        "assumptions": listed,
+        "notes": notes,
+    }
+
+
+def _changed(before: Assumptions, after: Assumptions) -> list[str]:
+    return [e.name for e in fields(before) if getattr(before, e.name) != getattr(after, e.name)]
+
+
+def plan_tables(result: dict[str, Any]) -> list[Any]:
+    """The predictions, and what they assume, as tables."""
+    from excite.training.display import make_table
+
+    shown = [
+        {
+            **row,
+            "efficiency": 100 * row["efficiency"],
+            "measured_efficiency": None if row["measured_efficiency"] is None else 100 * row["measured_efficiency"],
+        }
+        for row in result["rows"]
+    ]
+    columns = [("devices", "devices", "d"), ("nodes", "nodes", "d"), ("batch_size", "batch", ",d")]
+    columns += [("local_batch", "a device", ",g"), ("compute", "compute ms", ",.1f"), ("exposed", "+ sums", ",.1f")]
+    columns += [("sync_bn", "+ sync BN", ",.1f")] if any(row["sync_bn"] for row in shown) else []
+    columns += [("waiting", "+ waiting", ",.1f"), ("data", "data ms", ",.1f"), ("step", "step ms", ",.1f")]
+    columns += [("images_per_second", "img/s", ",.0f"), ("efficiency", "efficiency %", ".1f"), ("limit", "limit", "")]
+    columns += [("hours", "hours", ",.2f")]
+    columns += [("cost", "cost", ",.2f")] if any(row["cost"] is not None for row in shown) else []
+    if any(row["measured"] for row in shown):
+        columns += [("measured", "measured img/s", ",.1f"), ("measured_efficiency", "measured %", ".1f")]
+        columns += [("source", "run", "")]
+    title = (
+        f"{result['name']}: {result['model']}, {result['gmacs']:.2f} GMACs, {result['parameters'] / 1e6:.2f} M "
+        f"parameters; {result['epochs']} epochs of {result['images']:,} images"
+    )
+    assumptions = [
+        ("name", "assumption", ""),
+        ("value", "value", ",.4g"),
+        ("unit", "unit", ""),
+        ("source", "source", ""),
+    ]
+    return [
+        make_table(shown, columns, title),
+        make_table(result["assumptions"], assumptions, "assumptions (--assume NAME=VALUE)"),
+    ]

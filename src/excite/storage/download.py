@@ -1,0 +1,306 @@
+"""Fetching files: in parallel, each to the side first, checked by size and hash, going on where an earlier try ended.
+
+A folder under construction holds the files that are whole, ``journal.jsonl`` beside them says what was checked, and
+``parts/`` has the beginnings of the others.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.storage.address import Remote, RemoteError, retried
+from excite.storage.listing import THREADS, Entry
+
+CHUNK = 8 << 20  # bytes of one request: what a broken connection costs at most
+LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
+
+
+class Changed(Exception):
+    """A file is no longer what the listing said."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file that was fetched and checked.
+
+    Attributes:
+        version: the remote file's, as in `Entry`.
+        size: bytes.
+        sha256: hex digest of what was received.
+        mtime: of the local file, nanoseconds; a later change of it shows.
+    """
+
+    version: str
+    size: int
+    sha256: str
+    mtime: int
+
+    def whole(self, path: Path) -> bool:
+        """Whether the local file is as it was left."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        return (found.st_size, found.st_mtime_ns) == (self.size, self.mtime)
+
+
+class Workshop:
+    """A folder in which files are collected until all are there: ``files/``, ``parts/`` and ``journal.jsonl``.
+
+    Args:
+        folder: where; what an earlier process left in it is used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files, self.parts, self._journal = folder / "files", folder / "parts", folder / "journal.jsonl"
+        for place in (self.files, self.parts):
+            place.mkdir(parents=True, exist_ok=True)
+        self._write = threading.Lock()
+
+    def done(self) -> dict[str, Stored]:
+        """What earlier processes finished, by name; a file changed since then is left out."""
+        found: dict[str, Stored] = {}
+        if self._journal.is_file():
+            for line in self._journal.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                    name = record.pop("name")
+                    found[name] = Stored(**record)
+                except (json.JSONDecodeError, TypeError, KeyError):  # cut off by a kill
+                    continue
+        # After a crash of the machine a name can point to a file whose contents never reached the disk.
+        return {n: s for n, s in found.items() if s.whole(self.files / n) and _sha256(self.files / n) == s.sha256}
+
+    def note(self, name: str, stored: Stored) -> None:
+        """Write down that a file is whole."""
+        with self._write, self._journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, **asdict(stored)}) + "\n")
+
+    def keep_only(self, names: Mapping[str, Any]) -> None:
+        """Delete files that are no longer wanted."""
+        for path in [p for p in self.files.rglob("*") if p.is_file() or p.is_symlink()]:
+            if path.relative_to(self.files).as_posix() not in names:
+                path.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(
+    remote: Remote, entries: Mapping[str, Entry], workshop: Workshop, reuse: Mapping[str, tuple[Path, Stored]]
+) -> tuple[dict[str, Stored], int]:
+    """Make ``workshop.files`` hold exactly ``entries``.
+
+    Args:
+        remote: where they come from.
+        entries: what is wanted, by relative name.
+        workshop: where they go; an interrupted call goes on from what is there.
+        reuse: files of earlier stagings, by name: where the version is the same, they are linked and not fetched.
+
+    Returns:
+        What is there now, by name, and how many files had to be fetched.
+
+    Raises:
+        Changed: a file changed while it was fetched; list again.
+        ExciteError: the disk is full, the connection stays lost, access is denied.
+    """
+    try:
+        stored = {n: s for n, s in workshop.done().items() if n in entries and entries[n].version == s.version}
+        workshop.keep_only(stored)
+        for name, (path, old) in reuse.items():
+            wanted = name in entries and name not in stored and entries[name].version == old.version
+            if wanted and old.whole(path):
+                stored[name] = _link(path, workshop.files / name, old)
+                workshop.note(name, stored[name])
+        missing = [name for name in entries if name not in stored]
+        _check_space(remote, [entries[n] for n in missing], workshop)
+        with progress(remote.url, len(missing), sum(entries[n].size or 0 for n in missing)) as tick:
+            for name, got in _in_parallel(remote, entries, missing, workshop, tick):
+                stored[name] = got
+        shutil.rmtree(workshop.parts, ignore_errors=True)
+        os.sync() if hasattr(os, "sync") else None  # once for all: thousands of single flushes would take minutes
+    except OSError as error:
+        raise disk_error(error, workshop.files) from error
+    return stored, len(missing)
+
+
+def _in_parallel(
+    remote: Remote, entries: Mapping[str, Entry], names: list[str], workshop: Workshop, tick: Any
+) -> Iterator[tuple[str, Stored]]:
+    def one(name: str) -> tuple[str, Stored]:
+        stored = fetch_file(remote, entries[name], workshop.parts, workshop.files / name, tick)
+        workshop.note(name, stored)
+        return name, stored
+
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="excite-stage")
+    try:
+        for start in range(0, len(names), 4096):  # a future for each of a million files would take a gigabyte
+            yield from pool.map(one, names[start : start + 4096])
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def fetch_file(remote: Remote, entry: Entry, parts: Path, to: Path, tick: Any = lambda files, size: None) -> Stored:
+    """Fetch one file to ``to``, which appears only when it is whole and checked; arguments and errors as of `fetch`."""
+    key = hashlib.sha256(f"{entry.path}\0{entry.version}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    part = parts / f"{key}.part"
+    for attempt in (1, 2):
+        sha256, md5, size = _receive(remote, entry, part, tick)
+        if entry.size in (None, size) and (entry.md5 in (None, md5) or _is_encrypted(remote, entry)):
+            break
+        part.unlink()  # a part left by an earlier process may have been damaged: once more from the beginning
+        if _now(remote, entry).version != entry.version:
+            raise Changed(entry.path)
+        if attempt == 2:
+            raise RemoteError(
+                f"{remote.url}: {entry.path} arrives damaged ({size} bytes with MD5 {md5} instead of {entry.size} with "
+                f"{entry.md5}): check the connection, or upload it again",
+                True,
+            )
+    # Without a hash to compare with, the file must at least not have changed under way.
+    if entry.md5 is None and _now(remote, entry).version != entry.version:
+        part.unlink()
+        raise Changed(entry.path)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(part, to)
+    tick(1, 0)
+    return Stored(entry.version, size, sha256, to.stat().st_mtime_ns)
+
+
+def _now(remote: Remote, entry: Entry) -> Entry:
+    try:
+        return Entry.of({**retried(lambda: remote.fs.info(entry.path), remote.url), "name": entry.path})
+    except RemoteError as error:
+        if error.missing:
+            raise Changed(entry.path) from error
+        raise
+
+
+def _is_encrypted(remote: Remote, entry: Entry) -> bool:
+    """Whether S3 encrypted this object with a key of the customer: its ETag looks like an MD5 then, but is none."""
+    if remote.protocol not in ("s3", "s3a"):
+        return False
+    bucket, key, _ = remote.fs.split_path(entry.path)
+    try:
+        head = retried(lambda: remote.fs.call_s3("head_object", Bucket=bucket, Key=key), remote.url)
+    except RemoteError:
+        return False
+    return head.get("ServerSideEncryption", "").startswith("aws:kms") or "SSECustomerAlgorithm" in head
+
+
+def _receive(remote: Remote, entry: Entry, part: Path, tick: Any) -> tuple[str, str, int]:
+    """Append to ``part`` what it lacks: (SHA-256, MD5, bytes) of the whole."""
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    have = part.stat().st_size if part.is_file() else 0
+    if entry.size is None or have > entry.size:
+        have = 0
+    with part.open("r+b" if have else "w+b") as file:
+        while data := file.read(CHUNK):
+            sha256.update(data)
+            md5.update(data)
+        tick(0, have)
+        while entry.size is None or have < entry.size:
+            data = _chunk(remote, entry, have)
+            file.write(data)
+            sha256.update(data)
+            md5.update(data)
+            have += len(data)
+            tick(0, len(data))
+            if entry.size is None or not data:
+                break
+    return sha256.hexdigest(), md5.hexdigest(), have
+
+
+def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:
+    """The next bytes of a file, at most CHUNK of them; all of it where its size is unknown."""
+    if entry.size is None:
+        return retried(lambda: remote.fs.cat_file(entry.path), remote.url)
+    end = min(start + CHUNK, entry.size)
+    try:
+        data = retried(lambda: remote.fs.cat_file(entry.path, start=start, end=end), remote.url)
+    except RemoteError as error:
+        if error.missing or "Range" in str(error.__cause__):
+            raise Changed(entry.path) from error  # deleted or cut since it was listed
+        raise
+    # A web server that knows no ranges sends all of it, whatever it was asked for.
+    return data[start:end] if len(data) == entry.size else data[: end - start]
+
+
+def _link(source: Path, to: Path, old: Stored) -> Stored:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, to)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, to)
+    return Stored(old.version, old.size, old.sha256, to.stat().st_mtime_ns)
+
+
+def _check_space(remote: Remote, missing: list[Entry], workshop: Workshop) -> None:
+    begun = sum(p.stat().st_size for p in workshop.parts.iterdir())
+    needed = sum(entry.size or 0 for entry in missing) - begun
+    free = shutil.disk_usage(workshop.files).free
+    if needed > free:
+        raise ExciteError(
+            f"the disk is too full to stage {remote.url}: it needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are "
+            f"free at {workshop.files}; free some space or set EXCITE_CACHE to a larger disk"
+        )
+
+
+def disk_error(error: OSError, place: Path) -> ExciteError:
+    """One sentence on a local disk that is full or cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ExciteError(
+            f"the disk is full: {place} could not be written; free some space or set EXCITE_CACHE to a larger disk "
+            "(what was fetched so far is kept)"
+        )
+    return ExciteError(f"{place} could not be written: {error.strerror or error}; EXCITE_CACHE names another place")
+
+
+class progress:
+    """A bar on standard error where that is a terminal, else a line every 30 seconds; yields ``tick(files, bytes)``."""
+
+    def __init__(self, what: str, files: int, size: int, doing: str = "staging") -> None:
+        self._what, self._files, self._size = f"{doing} {what}", files, size
+        self._done = [0, 0]
+        self._lock = threading.Lock()
+        self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Any:
+        if sys.stderr.isatty() and self._files:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._what, total=self._size or None)
+            self._bar.start()
+        return self._tick
+
+    def _tick(self, files: int, size: int) -> None:
+        with self._lock:
+            self._done[0] += files
+            self._done[1] += size
+            text = f"{self._what}: {self._done[0]:,} of {self._files:,} files"
+            if self._bar is not None:
+                self._bar.update(self._task, completed=self._done[1], description=text)
+            elif time.monotonic() - self._said > LINE_EVERY:
+                self._said = time.monotonic()
+                print(f"{text}, {self._done[1] / 1e6:,.0f} of {self._size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

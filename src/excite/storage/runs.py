@@ -1,0 +1,229 @@
+"""Runs at an address: where their local folder is, which of the two copies is newer, and fetching one to go on with."""
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.files import write_json
+from excite.storage.address import READ_ONLY, Remote, RemoteError, connect, is_remote, retried
+from excite.storage.download import Changed, Workshop, disk_error, fetch
+from excite.storage.listing import Entry, exists, list_files, nothing
+from excite.storage.staging import _key, cache_folder, locked, stage
+
+#: In a run folder: {"url": where it is kept, "fetched": whether it is only a copy, "pending": files not uploaded}.
+MARKER = "remote.json"
+_STATE = re.compile(r"checkpoints/step-(\d{8,})/state\.pt")
+_CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/")
+RELISTINGS = 5  # a run that is still being trained elsewhere changes now and then
+
+
+def complete_steps(names: Iterable[str]) -> list[int]:
+    """The steps with a whole checkpoint among the files of a run, ascending: ``state.pt`` is written last."""
+    return sorted(int(match.group(1)) for match in map(_STATE.fullmatch, names) if match)
+
+
+def local_names(run: Path) -> list[str]:
+    """The files of a run folder that are kept at its address too: no temporary ones, and not the marker."""
+    names = []
+    for folder, folders, files in os.walk(run):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        place = Path(folder).relative_to(run)
+        names += [(place / name).as_posix() for name in sorted(files) if not name.startswith(".")]
+    return [name for name in names if name != MARKER]
+
+
+def read_marker(run: Path) -> dict[str, Any]:
+    """What the marker of a run folder says; nothing where it is kept in one place only."""
+    try:
+        value = json.loads((run / MARKER).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ExciteError(f"{run / MARKER} cannot be read ({error}); delete it to go on without uploads") from None
+    if not isinstance(value, dict) or not is_remote(value.get("url")):
+        raise ExciteError(f"{run / MARKER} names no address; delete it to go on without uploads")
+    return value
+
+
+def write_marker(run: Path, url: str, *, fetched: bool = False, pending: int = 0) -> None:
+    """Write down where a run is kept."""
+    write_json(run / MARKER, {"url": url, "fetched": fetched, "pending": pending})
+
+
+def local_parent(out: str | Path) -> Path:
+    """The folder that run folders are made in: ``out`` itself, or for an address $EXCITE_RUNS, else ``runs``."""
+    return Path(os.environ.get("EXCITE_RUNS") or "runs") if is_remote(out) else Path(out)
+
+
+def check_writable(url: str) -> None:
+    """Write and delete an empty file below an address, so that a mistake shows before the training and not after it.
+
+    Raises:
+        ExciteError: the scheme is read-only, access is denied, there is no such bucket, or it cannot be reached.
+    """
+    remote = connect(url)
+    if remote.protocol in READ_ONLY:
+        raise ExciteError(f"{url} can only be read: runs are kept at an address such as s3://bucket/runs")
+    probe = remote.at(f".excite-write-check-{uuid.uuid4().hex}")
+    if not remote.is_object_store:
+        retried(lambda: remote.fs.makedirs(remote.path, exist_ok=True), url)
+    try:
+        retried(lambda: remote.fs.pipe_file(probe, b""), url)
+    except RemoteError as error:
+        raise (nothing(remote) if error.missing else error) from error
+    with suppress(RemoteError):  # somebody may write but not delete
+        retried(lambda: remote.fs.rm_file(probe), url)
+
+
+def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
+    """Say in a run folder that it is kept at the address ``run_dir``, or under its own name below the address ``out``.
+
+    Where another machine began a run of that name in the same second, a number is put behind it there.
+    """
+    if read_marker(folder):  # fetched from there, or this job was started again
+        return
+    if run_dir is not None:
+        if is_remote(run_dir):
+            write_marker(folder, connect(str(run_dir)).url)
+    elif is_remote(out):
+        parent, name, attempt = connect(str(out)), folder.name, 0
+        while exists(Remote(parent.fs, parent.at(name), f"{parent.url}/{name}")):
+            attempt += 1
+            name = f"{folder.name}-at-{attempt}"
+        write_marker(folder, f"{parent.url}/{name}")
+
+
+def local_run(run: str | Path) -> Path:
+    """A run folder's local path: itself, or where the run at an address was fetched to."""
+    return fetch_run(str(run)) if is_remote(run) else Path(run)
+
+
+def open_run(run_dir: str | Path) -> Path:
+    """The local folder of a run that is begun or gone on with: fetched, where there is one at an address."""
+    if not is_remote(run_dir):
+        return Path(run_dir)
+    remote = connect(str(run_dir))
+    if exists(remote):
+        return fetch_run(remote.url)
+    folder = local_parent(remote.url) / remote.name
+    if folder.is_dir() and any(folder.iterdir()) and read_marker(folder).get("url") != remote.url:
+        raise _another_run(folder, remote.url)
+    return folder
+
+
+def fetch_run(url: str) -> Path:
+    """Bring a run to the local folder of its name, unless the copy there is as new; return that folder.
+
+    A local copy that was trained here and is older is kept beside it, renamed.
+
+    Raises:
+        ExciteError: there is no run at the address, the local folder is another run, no access, no connection.
+    """
+    remote = connect(url)
+    local = local_parent(url) / remote.name
+    with locked(cache_folder() / "remote" / f"run-{_key(remote, '')}"):
+        try:
+            entries = _run_entries(remote)
+        except RemoteError as error:
+            if error.lasting or not (local / "recipe.yaml").is_file():
+                raise
+            raise RemoteError(f"{error}; to go on from the local copy: excite train --resume {local}", False) from error
+        if local.is_dir() and any(local.iterdir()):
+            if not same_run(remote, entries, local):
+                raise _another_run(local, url)
+            if _newest(local_names(local)) >= _newest(entries):
+                if not read_marker(local):
+                    write_marker(local, remote.url)
+                return local
+        return _fetched(remote, entries, local)
+
+
+def _another_run(local: Path, url: str) -> ExciteError:
+    return ExciteError(
+        f"{local} is not the run at {url}: move it away, or set EXCITE_RUNS to another folder for local copies"
+    )
+
+
+def _newest(names: Iterable[str]) -> int:
+    return max(complete_steps(names), default=-1)
+
+
+def _run_entries(remote: Remote) -> dict[str, Entry]:
+    """The files of a run, without checkpoints that are not whole (yet)."""
+    entries = list_files(remote)
+    if "recipe.yaml" not in entries:
+        raise RemoteError(f"--resume {remote.url}: this is no run folder (it has no recipe.yaml)", True)
+    whole = {f"step-{step:08d}" for step in complete_steps(entries)}
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if (match := _CHECKPOINT.match(name)) is None or match.group(1) in whole
+    }
+
+
+def same_run(remote: Remote, entries: Mapping[str, Entry], local: Path) -> bool:
+    """Whether two copies are of one run: they tell of the same start (command, second, machine)."""
+    name = "environment.json"
+    if name not in entries or not (local / name).is_file():
+        return name not in entries and not (local / name).is_file()
+    return bool(retried(lambda: remote.fs.cat_file(entries[name].path), remote.url) == (local / name).read_bytes())
+
+
+def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
+    building = local.with_name(f".{local.name}.fetching")
+    for attempt in range(RELISTINGS):
+        try:
+            workshop = Workshop(building)
+            fetch(remote, entries, workshop, {})
+            break
+        except Changed as error:  # the run goes on elsewhere
+            if attempt + 1 == RELISTINGS:
+                raise ExciteError(f"{remote.url} keeps changing: is the run still being trained elsewhere?") from error
+            entries = _run_entries(remote)
+    try:
+        if local.exists():
+            if not any(local.iterdir()) or read_marker(local).get("fetched"):
+                shutil.rmtree(local)
+            else:
+                stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+                local.rename(local.with_name(f"{local.name}-older-{stamp}"))
+        write_marker(workshop.files, remote.url, fetched=True)
+        os.replace(workshop.files, local)
+        shutil.rmtree(building)
+    except OSError as error:
+        raise disk_error(error, local) from error
+    return local
+
+
+def weights_at(url: str, names: Sequence[str]) -> Path:
+    """The local copy of the weights at an address: of a file, a checkpoint folder or a run folder.
+
+    Args:
+        url: the address.
+        names: file names to look for, best first, in the folder itself and then in its newest whole checkpoint.
+
+    Raises:
+        ExciteError: there is nothing like it, no access, no connection.
+    """
+    remote = connect(url)
+    if remote.is_local:
+        return Path(remote.path)
+    listed = list_files(remote)
+    if list(listed) == [remote.name] and next(iter(listed.values())).path == remote.path:
+        return stage(url).path
+    steps = complete_steps(listed)
+    folders = ["", *([f"checkpoints/step-{steps[-1]:08d}/"] if steps else [])]
+    found = next((folder + name for folder in folders for name in names if folder + name in listed), None)
+    if found is None:
+        raise ExciteError(
+            f"{url} holds no {names[-1]} and no checkpoints: it is no run folder, or nothing was saved yet"
+        )
+    return stage(f"{remote.url}/{found}").path

@@ -1,0 +1,79 @@
+"""torch.compile, and an honest account of the seconds that it takes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from excite.errors import ExciteError
+from excite.training.device import compile_obstacle
+
+
+class CompileTimer:
+    """Seconds that torch.compile has spent in this process: tracing, lowering, code generation, first autotuning.
+
+    It counts what TorchDynamo reports, forward passes, backward passes (compiled when first run), recompilations and
+    the recording of CUDA graphs, and nothing else of the step that they happen in.
+
+    Attributes:
+        seconds: running total.
+        count: how many compilations.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.count = 0
+        self._started = 0.0
+
+    def watch(self) -> None:
+        """Begin to listen, if it does not already (``torch._dynamo.reset`` makes it deaf)."""
+        from torch._dynamo.callback import callback_handler  # 2 s to import, for those who compile
+
+        if self._begin not in callback_handler.start_callbacks:
+            callback_handler.register_start_callback(self._begin)
+            callback_handler.register_end_callback(self._end)
+
+    def _begin(self, _: Any) -> None:
+        self._started = time.perf_counter()
+
+    def _end(self, _: Any) -> None:
+        self.seconds += time.perf_counter() - self._started
+        self.count += 1
+
+
+#: Dynamo's callbacks are the process's, and so is their account.
+compile_timer = CompileTimer()
+
+
+def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Module:
+    """``torch.compile`` in ``mode`` ("default", "reduce-overhead", "max-autotune"); with "off" the model itself.
+
+    Raises:
+        ExciteError: the machine lacks what the compiler needs.
+    """
+    if mode == "off":
+        return model
+    obstacle = compile_obstacle(device)
+    if obstacle:
+        raise ExciteError(f"compile is {mode!r}, but {obstacle}; use compile=off")
+    compile_timer.watch()
+    return torch.compile(model, mode=None if mode == "default" else mode)  # type: ignore[return-value]
+
+
+@contextmanager
+def compile_errors(mode: str) -> Iterator[None]:
+    """Turn the compiler's failures, which are pages of traceback, into one sentence. Raises ExciteError."""
+    if mode == "off":
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        inner = getattr(error, "inner_exception", error)  # the wrapper's own text begins with what wrapped it
+        reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+        raise ExciteError(f"compile is {mode!r}, and the compiler failed: {reason}; use compile=off") from error

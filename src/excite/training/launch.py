@@ -1,0 +1,475 @@
+"""Jobs of several processes: how one is started on this machine, what its processes tell each other besides gradients,
+and how the failure of one ends all.
+
+A *job* is what torchrun, ``accelerate launch`` or :func:`run_on_this_machine` started: processes that know their rank
+from the environment. Nothing heavy is imported until it is needed, so that the command line may ask at once.
+"""
+
+import atexit
+import json
+import multiprocessing.util
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from excite.errors import ExciteError
+from excite.files import write_json
+from excite.recipe import Recipe
+from excite.training.stop import Interrupted
+
+#: Where the processes that :func:`run_on_this_machine` started leave their outcome for it to read.
+OUTCOME = "EXCITE_OUTCOME"
+#: How long a process that lost its peers waits for one of them to say why.
+GRACE_SECONDS = 5.0
+#: How long processes wait for each other at the start (torch's own limit for gloo).
+MEET_SECONDS = 1800
+#: Seconds that processes have to save and end after a SIGTERM or Ctrl-C (torch's default, 30, is short for a big step).
+SHUTDOWN_SECONDS = 120
+_WATCH = "watch for failures"
+
+# The first name is that of torch and its launchers; the others are those of the MPI launchers that Accelerate knows.
+_RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def _number(names: tuple[str, ...], default: int) -> int:
+    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
+
+
+def in_job() -> bool:
+    """Whether a launcher started this process (as the only one, perhaps)."""
+    return any(name in os.environ for name in _RANK) and any(name in os.environ for name in _WORLD)
+
+
+def rank() -> int:
+    """This process's number in its job; 0 outside of one."""
+    return _number(_RANK, 0) if in_job() else 0
+
+
+def world_size() -> int:
+    """How many processes the job has; 1 outside of one."""
+    return _number(_WORLD, 1) if in_job() else 1
+
+
+# --- what the processes tell each other ---------------------------------------------------------------------------
+
+
+class JobBoard:
+    """Notes that every process of a job can read, kept by the launcher (so they outlive a restart of the processes).
+
+    The first to write a note wins. It is the key-value store at which the processes meet anyway, through a connection
+    of its own: the process group's may be busy waiting for a peer that is gone.
+    """
+
+    FAILURE = "failure"
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def read(self, name: str) -> str | None:
+        """The note, or None where there is none yet."""
+        return self._store.get(name).decode().partition(" ")[2] if self._store.check([name]) else None
+
+    def write_first(self, name: str, text: str) -> bool:
+        """Write a note; False where another process was first."""
+        mine = f"{uuid.uuid4().hex} {text}"
+        return self._store.compare_set(name, "", mine).decode() == mine
+
+
+_board: JobBoard | None = None
+
+
+def board() -> JobBoard | None:
+    """The board of this job; None outside of a job, or before rank 0 has one where no launcher keeps it."""
+    global _board
+    if _board is not None:
+        return _board
+    kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world_size() == 1 or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    from datetime import timedelta
+
+    from torch import distributed
+
+    if not kept_by_launcher and not distributed.is_initialized():
+        return None
+    try:
+        store = distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=10),
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError):
+        return None
+    _board = JobBoard(distributed.PrefixStore("excite", store))
+    return _board
+
+
+def meet(*_: Any, **__: Any) -> Iterator[tuple[Any, int, int]]:
+    """The handler of ``excite://``: (store, rank, world size) for a process group, as ``env://`` gives them.
+
+    A launcher that starts processes anew may let them meet at the store that the dead ones used (torchrun of torch 2.13
+    does), where they find the addresses of the dead, and now and then connect to those. Here each start meets under a
+    name of its own.
+    """
+    from datetime import timedelta
+
+    from torch import distributed
+
+    by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store: Any = distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size(),
+        is_master=rank() == 0 and not by_launcher,
+        timeout=timedelta(seconds=MEET_SECONDS),
+        multi_tenant=True,
+    )
+    if by_launcher:
+        store = distributed.PrefixStore(_agree_on_name(distributed.PrefixStore("excite-meet", store)), store)
+    yield store, rank(), world_size()
+    raise RuntimeError("a process group meets only once")
+
+
+def _agree_on_name(store: Any) -> str:
+    """A name that exactly the processes of this start share, agreed at a store full of older notes.
+
+    Everyone says hello with a number drawn now. Rank 0 answers with a name of its own drawing and all the hellos that
+    it has heard; who finds the own number in the answer knows that it is of now, and says so to rank 0.
+    """
+    deadline, mine = time.monotonic() + MEET_SECONDS, uuid.uuid4().hex
+    others = [str(r) for r in range(1, world_size())]
+
+    def heard(kind: str) -> list[str]:
+        names = [f"{kind}-{r}" for r in others]
+        return [value.decode() for value in store.multi_get(names)] if not names or store.check(names) else []
+
+    while rank() != 0:
+        store.set(f"hello-{rank()}", mine)
+        if store.check(["answer"]):
+            answer = json.loads(store.get("answer"))
+            if answer["hellos"].get(str(rank())) == mine:
+                store.set(f"agreed-{rank()}", answer["name"])
+                return answer["name"]
+        _wait_to_meet(deadline)
+    while heard("agreed") != [mine] * len(others):
+        hellos = heard("hello")
+        if hellos:
+            store.set("answer", json.dumps({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
+        _wait_to_meet(deadline)
+    return mine
+
+
+def _wait_to_meet(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise ExciteError(
+            f"the {world_size()} processes of this job did not all meet within {MEET_SECONDS / 60:g} minutes; "
+            "did one of them fail to start?"
+        )
+    time.sleep(0.05)
+
+
+_runs = 0
+
+
+def folder_of_job(make: Callable[[], Path]) -> Path:
+    """The folder of this process's next run (rank 0 only): made now, or what the launcher started us anew for.
+
+    A job may do several runs, one after the other; started anew it meets them in the same order.
+    """
+    global _runs
+    notes, name = board(), f"run-{_runs}"
+    _runs += 1
+    earlier = None if notes is None else notes.read(name)
+    if earlier is not None:
+        return Path(earlier)
+    folder = make()
+    if notes is not None:
+        notes.write_first(name, str(folder))
+    return folder
+
+
+def watch_for_failures() -> None:
+    """End this process soon after another one of the job has failed, even in the middle of a collective operation.
+
+    Gloo notices a peer that is gone; NCCL may wait for it until the launcher's patience ends (30 s and a SIGKILL).
+    Calling this again does nothing.
+    """
+    notes = board()
+    if notes is None or any(thread.name == _WATCH for thread in threading.enumerate()):
+        return
+    from torch import distributed
+
+    if notes.read(JobBoard.FAILURE) is not None:  # the launcher started us again, but what failed would fail again
+        _leave_silently()
+
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            try:
+                failed = notes.read(JobBoard.FAILURE) is not None
+            except RuntimeError:  # the board is gone, and so is the job
+                return
+            if failed:
+                time.sleep(1.0)  # whoever failed is leaving by itself
+                _leave_silently()
+
+    thread = threading.Thread(target=watch, daemon=True, name=_WATCH)
+    thread.start()
+
+    def leave_group() -> None:  # only a process that ends well comes to it: see tell_and_end
+        ended.set()
+        thread.join()  # or it would be in the middle of a call while the interpreter is taken apart
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    atexit.register(leave_group)
+
+
+def _leave_silently() -> NoReturn:
+    _leave(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """End now, without torch's tear-down, which may wait for peers that are gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Hand back the semaphores of decoding workers, or multiprocessing would complain about them on standard error.
+    guard = threading.Timer(5.0, os._exit, (status,))
+    guard.daemon = True
+    guard.start()
+    multiprocessing.util._run_finalizers(0)  # type: ignore[attr-defined]
+    os._exit(status)
+
+
+def tell_and_end(error: BaseException) -> NoReturn:
+    """End this process of a job because of ``error``; one process of the job says why, once, and names its rank.
+
+    The others are silent, whether they met the same error (all read the same recipe), or only lost their peer.
+    """
+    status = getattr(error, "exit_status", 1)
+    if isinstance(error, KeyboardInterrupt):
+        status = 130
+    elif isinstance(error, Interrupted):
+        if rank() == 0:
+            _say(error, str(error))
+    elif _is_lost_peer(error):
+        message = (
+            "another process of this job ended without a word (killed? out of memory? its machine gone?): "
+            f"{str(error).strip().splitlines()[0]}"
+        )
+        if _nobody_tells() and _first_to(f"lost-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", message):
+            _say(error, f"error: rank {rank()}: {message}")
+    else:
+        message = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}"
+        line = f"error: rank {rank()}: {message}"
+        if _first_to(JobBoard.FAILURE, line):
+            if not isinstance(error, ExciteError):  # a fault of ours: the place where it happened is wanted
+                traceback.print_exception(error)
+            _say(error, line)
+        else:
+            _report_to_launcher((_board and _board.read(JobBoard.FAILURE)) or line)
+    _leave(status)
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective operation failed because of another process."""
+    if not isinstance(error, RuntimeError):
+        return False
+    from torch import distributed
+
+    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+
+
+def _nobody_tells() -> bool:
+    notes, deadline = board(), time.monotonic() + GRACE_SECONDS
+    while notes is not None and time.monotonic() < deadline:
+        try:
+            if notes.read(JobBoard.FAILURE) is not None:
+                return False
+        except RuntimeError:
+            break
+        time.sleep(0.1)
+    return True
+
+
+def _first_to(name: str, text: str) -> bool:
+    """Whether this process is the one that tells; without a board, the first process of each machine is."""
+    try:
+        notes = board()
+        if notes is not None:
+            return notes.write_first(name, text)
+    except RuntimeError:
+        pass
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _say(error: BaseException, line: str) -> None:
+    """Tell the user, and the launcher in the forms that it reads."""
+    outcome = os.environ.get(OUTCOME)
+    if outcome:
+        kind = "interrupted" if isinstance(error, Interrupted) else "lost" if _is_lost_peer(error) else "failed"
+        status = getattr(error, "exit_status", 1)
+        write_json(Path(outcome) / f"{kind}.json", {"message": line.removeprefix("error: "), "status": status})
+        return
+    print(line, file=sys.stderr)
+    _report_to_launcher(line)
+
+
+def _report_to_launcher(line: str) -> None:
+    """Leave a sentence for the summary with which torchrun ends."""
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:  # torchrun shows "py_callstack" in its own summary
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        try:
+            write_json(Path(report), {"message": {"message": line, "extraInfo": extra}})
+        except ExciteError:  # no reason to fail while failing
+            return
+
+
+# --- starting the processes ---------------------------------------------------------------------------------------
+
+
+def processes_wanted(recipe: Recipe) -> int:
+    """How many processes ``train.devices`` asks for on this machine; 1 inside of a job, which has its own.
+
+    Raises:
+        ExciteError: more than there are accelerators.
+    """
+    devices = recipe.train.devices
+    if in_job() or devices == 1:
+        return 1
+    from excite.training.device import count_devices
+
+    kind, count = count_devices(recipe.train.device)
+    if devices == "all":
+        return 1 if kind == "cpu" else count
+    if kind != "cpu" and devices > count:
+        raise ExciteError(f"train.devices is {devices}, but this machine has {count} of kind {kind}; use devices=all")
+    return devices
+
+
+def run_on_this_machine(job: dict[str, Any], processes: int, threads: int | None = None) -> dict[str, Any]:
+    """Run ``excite.training.worker`` in ``processes`` processes under torch's elastic launcher, and wait for them.
+
+    Args:
+        job: what each of them is to do; see ``worker.py``.
+        processes: how many.
+        threads: of each; None leaves it to OMP_NUM_THREADS, and without that gives each its share of the cores.
+
+    Returns:
+        What the first one left as its result.
+
+    Raises:
+        ExciteError: the sentence of the process that failed, with its rank.
+        Interrupted: a signal came, and the processes saved first.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="excite-job-") as scratch, _launching(scratch, processes, threads):
+        order = Path(scratch) / "job.json"
+        write_json(order, job)
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=str(Path(scratch) / "logs")),
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "excite.training.worker", str(order))
+        except ChildFailedError as error:
+            died = error.get_first_failure()
+            raise _outcome(Path(scratch), died[0], died[1].exitcode) from None
+        except SignalException as error:
+            number = int(error.sigval)
+            told = _read(Path(scratch), "interrupted")
+            message = told["message"] if told else f"stopped by {signal.Signals(number).name} before the first step"
+            raise Interrupted(message, number) from None
+        return _read(Path(scratch), "result") or {}
+
+
+def _read(folder: Path, kind: str) -> dict[str, Any] | None:
+    path = folder / f"{kind}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _outcome(folder: Path, failed_rank: int, status: int) -> ExciteError:
+    """The error that stands for the whole job: what a process said; how it died, if it could not; what others saw."""
+    failed, interrupted, lost = (_read(folder, kind) for kind in ("failed", "interrupted", "lost"))
+    if failed:
+        return ExciteError(failed["message"])
+    if interrupted:
+        return Interrupted(interrupted["message"], interrupted["status"] - 128)
+    if status < 0:
+        name = signal.Signals(-status).name
+        why = " (out of memory?)" if name == "SIGKILL" else ""
+        return ExciteError(f"rank {failed_rank}: the process was ended by {name}{why}")
+    return ExciteError(lost["message"] if lost else f"rank {failed_rank}: the process ended with status {status}")
+
+
+@contextmanager
+def _launching(scratch: str, processes: int, threads: int | None) -> Iterator[None]:
+    """The surroundings in which the processes are started: threads and signals; all put back afterwards."""
+    changes = {OUTCOME: scratch, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
+    if threads is not None or "OMP_NUM_THREADS" not in os.environ:
+        # One OpenMP thread a core and process would make every parallel region wait for threads that have no core.
+        changes["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
+    before = {name: os.environ.get(name) for name in [*changes, "TORCHELASTIC_SIGNALS_TO_HANDLE"]}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if sys.platform != "win32" else ()
+    # The launcher takes these signals for itself, and keeps them.
+    main_thread = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in numbers} if main_thread else {}
+    os.environ.update(changes)
+    try:
+        with _quiet_launcher():
+            yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _quiet_launcher() -> Iterator[None]:
+    """Keep the launcher from logging what the user is told in one sentence anyway."""
+    import logging
+
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was

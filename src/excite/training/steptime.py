@@ -1,0 +1,92 @@
+"""Timing the real training step, and the sum of gradients alone, in however many processes there are, without data."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import distributed
+
+from excite.data import ArrayImages, DataSets, Preprocessing
+from excite.recipe import Recipe
+from excite.training.device import device_name, make_accelerator, synchronize
+from excite.training.display import Display
+from excite.training.loop import train_step
+from excite.training.setup import Run, gradient_exchange, set_up
+
+#: The two messages from whose times latency and bandwidth are fitted, bytes.
+SMALL, LARGE = 4 << 10, 16 << 20
+
+
+def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3) -> dict[str, Any]:
+    """Time ``steps`` training steps on random images, by ``train_step`` itself: augmentation in batches, both passes,
+    the sum of gradients, the optimiser. Reading and cropping files is left out (``excite bench --data`` times it).
+
+    Args:
+        recipe: its ``train.batch_size`` counts the images of all processes together.
+        steps: how many are timed.
+        warm_up: steps before those, in which buckets are arranged and kernels chosen.
+
+    Returns:
+        On the first process: ``devices``, ``batch_size``, ``device``, ``precision``, ``seconds`` (of each step, of the
+        slowest process) and, with several processes, ``latency_us`` and ``gb_per_second`` of an all-reduce. On the
+        others: nothing.
+
+    Raises:
+        ExciteError: the recipe asks for what cannot be.
+    """
+    accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
+    run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe))
+    run.net.train()
+    images, labels = next(run.train_loader.epoch(0))
+    seconds = []
+    for _ in range(warm_up + steps):
+        accelerator.wait_for_everyone()
+        synchronize(run.device)
+        started = time.perf_counter()
+        train_step(run, images, labels)
+        synchronize(run.device)
+        seconds.append(time.perf_counter() - started)
+        run.step = min(run.step + 1, run.total_steps - 1)  # the schedule ends where the recipe does
+    slowest = accelerator.gather(torch.tensor([seconds], device=run.device)).amax(0).tolist()
+    result = {
+        "devices": accelerator.num_processes,
+        "batch_size": recipe.train.batch_size,
+        "device": device_name(run.device),
+        "precision": run.precision,
+        "seconds": slowest[warm_up:],
+        **(_time_all_reduce(run) if accelerator.num_processes > 1 else {}),
+    }
+    return result if accelerator.is_main_process else {}
+
+
+def _random_data(recipe: Recipe) -> DataSets:
+    """As many random images as a step has, of the recipe's size."""
+    data, count = recipe.data, recipe.train.batch_size
+    classes = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(data.source, 1000)
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, data.in_chans, data.image_size, data.image_size)
+    images = ArrayImages(
+        torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
+        torch.randint(0, classes, (count,), generator=generator),
+    )
+    channels = (0.5,) * data.in_chans
+    preprocessing = Preprocessing(data.image_size, data.crop_pct, data.interpolation, channels, channels, data.in_chans)
+    return DataSets([str(k) for k in range(classes)], images, images, preprocessing, fingerprint="random")
+
+
+def _time_all_reduce(run: Run, repeats: int = 9) -> dict[str, float]:
+    """Latency (microseconds) and bandwidth (GB/s of message) of one all-reduce over all processes."""
+    taken = {}
+    for size in (SMALL, LARGE):
+        message, seconds = torch.zeros(size // 4, device=run.device), []
+        for _ in range(repeats):
+            run.accelerator.wait_for_everyone()
+            synchronize(run.device)
+            started = time.perf_counter()
+            distributed.all_reduce(message)
+            synchronize(run.device)
+            seconds.append(time.perf_counter() - started)
+        taken[size] = statistics.median(seconds)
+    rate = (LARGE - SMALL) / max(taken[LARGE] - taken[SMALL], 1e-9)
+    return {"latency_us": 1e6 * taken[SMALL], "gb_per_second": rate / 1e9}

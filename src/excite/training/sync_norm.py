@@ -1,0 +1,120 @@
+"""Batch norm over all processes of a job.  Letters: N images of one process, C channels, W processes.
+
+On the devices that have it, that is ``nn.SyncBatchNorm``. It does not run on a CPU; there stands a module of the same
+state dict and the same arithmetic, made of a few PyTorch operations and two collective ones.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def convert_sync_batchnorm(model: nn.Module, native: bool) -> nn.Module:
+    """Replace every batch norm of ``model`` by one over all processes; parameters and buffers are the same objects.
+
+    Args:
+        model: any module; changed in place (a model that is itself a batch norm is returned anew).
+        native: use ``nn.SyncBatchNorm`` (``device.has_sync_batchnorm`` says where it runs).
+    """
+    if native:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if isinstance(model, _BatchNorm):
+        return SyncBatchNorm.from_batchnorm(model)
+    for name, child in model.named_children():
+        converted = convert_sync_batchnorm(child, native)
+        if converted is not child:
+            setattr(model, name, converted)
+    return model
+
+
+class SyncBatchNorm(_BatchNorm):
+    """``nn.SyncBatchNorm`` for devices that torch's does not know: (N, C, ...) -> the same shape.
+
+    Not a subclass of ``nn.BatchNorm2d``, as ``nn.SyncBatchNorm`` is not: code that fuses batch norms must not take it
+    for one whose statistics are those of one process. Every process needs at least one image.
+    """
+
+    @classmethod
+    def from_batchnorm(cls, norm: _BatchNorm) -> "SyncBatchNorm":
+        """The same norm over all processes, sharing parameters, buffers and mode."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
+        new._parameters.update(norm._parameters)
+        new._buffers.update(norm._buffers)
+        return new.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"expected at least 2 dimensions (N, C, ...), got {input.ndim}")
+
+    @torch.compiler.disable
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return super().forward(x)
+        self._check_input_dim(x)
+        factor = 0.0 if self.momentum is None else self.momentum
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # a plain average over all batches
+                factor = 1.0 / float(self.num_batches_tracked)
+        return _SyncBatchNorm.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, factor)
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """One all-gather of 2C + 1 numbers forward, one all-reduce of 2C backward; statistics in float32 at least."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        eps: float,
+        factor: float,
+    ) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        var, mean = torch.var_mean(x.to(exact), _all_but_channels(x), correction=0)
+        count = torch.full((1,), x.numel() / x.shape[1], dtype=exact, device=x.device)
+        mine = torch.cat([mean, var, count])
+        gathered = mine.new_empty(distributed.get_world_size(), len(mine))
+        distributed.all_gather(list(gathered.unbind()), mine)
+        # Processes may have different numbers of images. Merging means and variances, instead of adding up x and x^2,
+        # keeps the variance exact where it is small beside the mean (Chan, Golub & LeVeque 1979).
+        means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        var = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+        if running_mean is not None and running_var is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), factor)
+            running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), factor)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), total)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inv_std, total = ctx.saved_tensors
+        dims, shape = _all_but_channels(x), [1, -1] + [1] * (x.ndim - 2)
+        grad, centred = grad.to(mean.dtype), x.to(mean.dtype) - mean.view(shape)
+        sum_grad, sum_product = grad.sum(dims), (grad * centred).sum(dims)
+        # The parameters' gradients are this process's own: DistributedDataParallel averages them with all others.
+        grad_weight = sum_product * inv_std if ctx.needs_input_grad[1] else None
+        grad_bias = sum_grad if ctx.needs_input_grad[2] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_weight, grad_bias, None, None, None, None
+        sums = torch.cat([sum_grad, sum_product])
+        distributed.all_reduce(sums)
+        mean_grad, mean_product = (sums / total).chunk(2)
+        scale = inv_std if weight is None else inv_std * weight
+        slope = (mean_product * inv_std * inv_std).view(shape)
+        grad_x = (grad - mean_grad.view(shape) - centred * slope) * scale.view(shape)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.ndim) if dim != 1]

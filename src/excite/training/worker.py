@@ -1,0 +1,41 @@
+"""One process of a job that ``launch.run_on_this_machine`` started: ``python -m excite.training.worker ORDER``.
+
+ORDER is a JSON file: ``recipe`` (YAML text), and either ``train`` (arguments of ``excite.train``) or ``time_steps``
+(arguments of ``steptime.time_steps``).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from excite.files import write_json
+from excite.recipe import Recipe
+from excite.training import launch
+
+
+def work(order: dict[str, Any]) -> dict[str, Any]:
+    """Do what the order says; the first process returns the result, the others an empty one."""
+    recipe = Recipe.from_yaml(order["recipe"])
+    if "train" in order:
+        from excite.training.loop import train
+
+        return train(recipe, **order["train"])
+    from excite.training.steptime import time_steps
+
+    return time_steps(recipe, **order["time_steps"])
+
+
+def main() -> None:
+    """Entry point: leaves the result, or what went wrong, where the launching process reads it."""
+    try:
+        result = work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+        if result:
+            write_json(Path(os.environ[launch.OUTCOME]) / "result.json", result)
+    except BaseException as error:
+        launch.tell_and_end(error)
+
+
+if __name__ == "__main__":
+    main()

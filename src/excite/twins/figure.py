@@ -1,0 +1,109 @@
+"""The picture: accuracy, its difference to the ungated twin, and speed, side by side."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from excite.files import written_aside
+
+# Okabe & Ito: colour-blind readers can tell them apart; the rows are labelled besides.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def draw(report: Mapping[str, Any], path: Path) -> Path:
+    """Draw a report into a PNG or SVG file, by the name of ``path``: a row for each gate, in four panels.
+
+    Dots are seeds. In the first panel the line is the sample standard deviation either way, in the second Student's
+    interval of the mean difference; in the last it joins the quartiles.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    gates = report["gates"]
+    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
+        layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: else the numbers below two panels may touch
+        figure = Figure(figsize=(13, 1.9 + 0.46 * len(gates)), layout=layout)
+        panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.2, 1.2, 1, 1))
+        for panel in panels:
+            panel.grid(axis="x", alpha=0.3)
+            panel.tick_params(axis="y", length=0)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+        panels[0].set_yticks(range(len(gates)), gates)
+        panels[0].set_ylim(len(gates) - 0.4, -0.6)  # the first gate on top
+        _accuracy(panels[0], report)
+        _difference(panels[1], report)
+        _speed(panels[2], report)
+        _latency(panels[3], report)
+        seeds = len(report["seeds"])
+        figure.suptitle(f"{report['recipe']}: {seeds} seed{'s' if seeds > 1 else ''}, {_epochs(report)}")
+        with written_aside(path) as aside:
+            kind = path.suffix.removeprefix(".")
+            figure.savefig(aside, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return path
+
+
+def _epochs(report: Mapping[str, Any]) -> str:
+    return f"{report['runs'][0]['epochs']} epochs" if report["runs"] else "no run finished"
+
+
+def _accuracy(panel: Any, report: Mapping[str, Any]) -> None:
+    for y, row in enumerate(report["rows"]):
+        mean, sd = row["top1_mean"], row["top1_sd"]
+        ends = None if sd is None else (mean - sd, mean + sd)
+        _values(panel, y, mean, ends, [r["last_top1"] for r in report["runs"] if r["gate"] == row["gate"]])
+    _title(panel, "accuracy after the last epoch", "top-1, %: mean ± sd, seeds")
+
+
+def _difference(panel: Any, report: Mapping[str, Any]) -> None:
+    top1 = {(r["gate"], r["seed"]): r["last_top1"] for r in report["runs"]}
+    base = report["baseline"]
+    panel.axvline(0, color="#666666", linewidth=1)
+    for y, row in enumerate(report["rows"]):
+        both = [(top1.get((row["gate"], seed)), top1.get((base, seed))) for seed in report["seeds"]]
+        values = [own - other for own, other in both if own is not None and other is not None]
+        ends = None if row["difference_low"] is None else (row["difference_low"], row["difference_high"])
+        _values(panel, y, row["difference"], ends, values)
+    _title(panel, f"difference to {base}", f"points: mean, {100 * report['confidence']:g} % interval, pairs")
+
+
+def _values(panel: Any, y: int, mean: float | None, ends: tuple[float, float] | None, values: Sequence[float]) -> None:
+    """A mark for the mean with a line through it, and the single values as dots below."""
+    if mean is None:
+        return
+    color = COLORS[y % len(COLORS)]
+    if ends is not None:
+        panel.plot(ends, [y - 0.12] * 2, color=color, linewidth=2, solid_capstyle="butt")
+    panel.plot(mean, y - 0.12, "D", color=color, markersize=6)
+    panel.plot(values, [y + 0.2] * len(values), "o", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
+
+
+def _speed(panel: Any, report: Mapping[str, Any]) -> None:
+    for y, row in enumerate(report["rows"]):
+        values = [r["images_per_second"] for r in report["runs"] if r["gate"] == row["gate"]]
+        values = [value for value in values if value is not None]
+        _bar(panel, y, row["images_per_second"], ",.0f")
+        panel.plot(values, [y + 0.2] * len(values), "o", color="white", markersize=4, markeredgecolor="#333333")
+    _title(panel, "training speed", "images/s (more is better)")
+
+
+def _latency(panel: Any, report: Mapping[str, Any]) -> None:
+    for y, row in enumerate(report["rows"]):
+        _bar(panel, y, row["latency_ms"], ".2f")
+        if row["latency_ms"] is not None:
+            panel.plot([row["latency_low"], row["latency_high"]], [y + 0.2] * 2, color="#333333", linewidth=2)
+    if report["latency"] is None:
+        panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
+    _title(panel, "latency of one image", "ms (less is better)")
+
+
+def _bar(panel: Any, y: int, value: float | None, spec: str) -> None:
+    if value is not None:
+        panel.barh(y, value, height=0.62, color=COLORS[y % len(COLORS)], alpha=0.35)
+        panel.annotate(format(value, spec), (0, y - 0.05), (4, 0), textcoords="offset points", va="center")
+
+
+def _title(panel: Any, title: str, unit: str) -> None:
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(unit)

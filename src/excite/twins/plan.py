@@ -1,0 +1,285 @@
+"""What an experiment is: a recipe, gates and seeds; how a gate is put into a recipe's model; ``twins.json``."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from excite.errors import ExciteError, nearest
+from excite.files import write_json
+from excite.gates import create_gate, gate_options, list_gates
+from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
+from excite.models.catalog import VARIANTS, get_variant
+from excite.recipe import ModelConfig, Recipe, parse_yaml
+
+DEFAULT_GATES = ("none", "se", "ge_theta_minus", "ge_theta", "ge_theta_plus")
+DEFAULT_SEEDS = 3
+UNGATED = "none"
+PLAN = "twins.json"
+FORMAT_VERSION = 1
+
+#: A gate's table, such as {"name": "ge", "variant": "theta"}; None for no gate.
+GateTable = dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One experiment.
+
+    Attributes:
+        recipe: what all runs share; its gate and seed are replaced.
+        gates: labels, as :func:`parse_gate` reads them.
+        seeds: values of ``train.seed``.
+    """
+
+    recipe: Recipe
+    gates: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """(gate, seed) in the order of training: all gates of a seed before the next seed.
+
+        So an experiment that is broken off is balanced, and a machine that slows down slows all gates alike.
+        """
+        return [(gate, seed) for seed in self.seeds for gate in self.gates]
+
+    @property
+    def baseline(self) -> str:
+        """What the others are compared with: the ungated twin, or the first gate where there is none."""
+        return UNGATED if UNGATED in self.gates else self.gates[0]
+
+    def twin(self, gate: str, seed: int) -> Recipe:
+        """The recipe of one run. Raises ExciteError where the gate does not fit the model."""
+        return self.recipe.model_copy(
+            update={
+                "model": with_gate(self.recipe.model, gate),
+                "train": self.recipe.train.model_copy(update={"seed": seed}),
+            }
+        )
+
+    def check(self) -> None:
+        """Raise ExciteError where a gate is unknown, does not fit, or two labels mean the same network."""
+        seen: dict[str, str] = {}
+        for gate in self.gates:
+            model = with_gate(self.recipe.model, gate).model_dump_json()
+            if model in seen:
+                raise ExciteError(f"the gates {seen[model]!r} and {gate!r} are the same for this recipe; leave one out")
+            seen[model] = gate
+
+    def save(self, folder: Path) -> None:
+        """Write ``twins.json``."""
+        recipe = self.recipe.model_dump(mode="json")
+        plan = {"format_version": FORMAT_VERSION, "gates": self.gates, "seeds": self.seeds, "recipe": recipe}
+        write_json(folder / PLAN, plan)
+
+
+def run_name(gate: str, seed: int) -> str:
+    """Name of a run's folder."""
+    return f"{gate.replace(':', '-')}-seed{seed}"
+
+
+def load_plan(folder: Path) -> Plan | None:
+    """The plan in a folder, or None where there is none. Raises ExciteError where it cannot be read."""
+    path = folder / PLAN
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version, gates, seeds = values["format_version"], tuple(values["gates"]), tuple(values["seeds"])
+        recipe = values["recipe"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ExciteError(f"{path} cannot be read as a plan of twins: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise ExciteError(f"{path} has format {version}; this version of excite reads {FORMAT_VERSION}")
+    return Plan(Recipe.from_dict(recipe, str(path)), gates, seeds)
+
+
+def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None) -> Plan:
+    """The plan for ``folder``: a new one, or the one that is there, perhaps with more gates or seeds.
+
+    Args:
+        folder: of the experiment.
+        recipe: None takes that of the plan in the folder.
+        gates: None takes those of the plan in the folder, or the default.
+        seeds: how many, from the recipe's ``train.seed`` upwards; None as for the gates.
+
+    Raises:
+        ExciteError: a gate does not fit, or the folder holds the twins of another recipe.
+    """
+    old = load_plan(folder)
+    if recipe is not None and old is not None and not any((folder / run_name(*run)).is_dir() for run in old.runs()):
+        old = None  # nothing was trained by it, so it binds nobody
+    if recipe is None:
+        if old is None:
+            raise ExciteError(f"{folder} is no experiment of `excite twins`: it has no {PLAN}")
+        recipe = old.recipe
+    elif old is not None and old.recipe != recipe:
+        raise ExciteError(
+            f"{folder} holds twins of another recipe ({_differences(old.recipe, recipe)}); give another --out, or the "
+            f"recipe as it was"
+        )
+    first = recipe.train.seed
+    new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
+    new_seeds = tuple(range(first, first + seeds)) if seeds is not None else old.seeds if old else None
+    if new_seeds is None:
+        new_seeds = tuple(range(first, first + DEFAULT_SEEDS))
+    if len(set(new_gates)) < len(new_gates) or not new_gates:
+        raise ExciteError(f"--gates must name each gate once, and at least one, not {','.join(new_gates)!r}")
+    if old is not None:  # gates and seeds may be added, and what was trained stays in the report
+        new_gates = tuple(dict.fromkeys([*old.gates, *new_gates]))
+        new_seeds = tuple(dict.fromkeys([*old.seeds, *new_seeds]))
+    plan = Plan(recipe, new_gates, new_seeds)
+    plan.check()
+    return plan
+
+
+def _differences(old: Recipe, new: Recipe) -> str:
+    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    shown = [f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in keys[:3]]
+    return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+# --- a gate's label -------------------------------------------------------------------------------------------------
+
+
+def known_gates() -> dict[str, GateTable]:
+    """Every label without options, and its gate's table."""
+    known: dict[str, GateTable] = {UNGATED: None}
+    known |= {name: {"name": name} for name in list_gates() if name != "ge"}
+    return known | {f"ge_{variant}": {"name": "ge", "variant": variant} for variant in GE_VARIANTS}
+
+
+def parse_gate(label: str) -> GateTable:
+    """``none``, ``se``, ``ge_theta``, ``se:reduction=8``, ``ge_theta_plus:extent=4:reduction=8`` -> the gate's table.
+
+    Raises:
+        ExciteError: there is no such gate or option.
+    """
+    name, *options = label.split(":")
+    known = known_gates()
+    if name not in known:
+        raise ExciteError(f"--gates: unknown gate {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+    if not re.fullmatch(r"[\w.:=+-]+", label, re.ASCII):  # it becomes a folder's name
+        raise ExciteError(f"--gates: {label!r}: options are words and numbers, such as se:reduction=8")
+    table = known[name]
+    if table is None:
+        if options:
+            raise ExciteError(f"--gates: {label!r}: no gate has no options")
+        return None
+    allowed = [option for option in gate_options(table["name"]) if option not in table]
+    table = dict(table)
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or key not in allowed:
+            hint = nearest(key, allowed)
+            raise ExciteError(
+                f"--gates: the gate {name!r} has no option {option!r}{hint} "
+                f"(allowed, as NAME:OPTION=VALUE: {', '.join(allowed)})"
+            )
+        table[key] = parse_yaml(value, f"the value of {key} in --gates")
+    _try_gate(table, f"--gates: {label!r}: ")
+    return table
+
+
+def _try_gate(table: dict[str, Any], where: str = "") -> None:
+    """Build the gate for some map; raises ExciteError where its options are wrong."""
+    try:
+        with torch.device("meta"):
+            create_gate(table, 64, feature_size=(8, 8))
+    except ExciteError as error:
+        raise ExciteError(f"{where}{error}") from None
+
+
+# --- a gate in a recipe's model -------------------------------------------------------------------------------------
+
+
+def _in_gate(option: str) -> str:
+    """A model's option as a gate spells it: a gate's "bias" is "gate_bias" among a model's options."""
+    return "bias" if option == "gate_bias" else option
+
+
+def _in_model(option: str) -> str:
+    return "gate_bias" if option == "bias" else option
+
+
+def with_gate(model: ModelConfig, label: str) -> ModelConfig:
+    """The same model with another gate, and its name from the catalogue where it has one there.
+
+    Options that the recipe gives to its own gate (reduction, extent ...) go to every gate that has them;
+    ``gate_position`` goes to all. Everything else stays as it is, and for the recipe's own gate all of it does.
+
+    Raises:
+        ExciteError: there is no such gate, or no such twin of this model.
+    """
+    gate = parse_gate(label)
+    own, body = _split(model)
+    if gate is not None and own is not None:
+        gate = _inherit(gate, own)
+    if gate == own:
+        return model
+    if gate is None:
+        body.pop("gate_position", None)
+    name, left = _nearest_variant(model.name, gate)
+    return model.model_copy(update={"name": name, "options": {**body, **left}})
+
+
+def _split(model: ModelConfig) -> tuple[GateTable, dict[str, Any]]:
+    """The recipe's own gate with all its options, and the options that are not the gate's."""
+    variant = get_variant(model.name)
+    spec = model.options.get("gate", variant["gate"])
+    own = None if spec is None else {"name": spec} if isinstance(spec, str) else dict(spec)
+    of_gate = [] if own is None else gate_options(own.get("name", ""))
+    body = {}
+    for option, value in model.options.items():
+        if own is not None and _in_gate(option) in of_gate:
+            own[_in_gate(option)] = value
+        elif option != "gate":
+            body[option] = value
+    if own is not None:
+        _try_gate(own, "model.options: ")
+    return own, body
+
+
+def _inherit(gate: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The gate with those options of the recipe's own gate that it has, too."""
+    for option, value in own.items():
+        if option in gate or option == "variant" or option not in gate_options(gate["name"]):
+            continue
+        try:
+            _try_gate(gate | {option: value})
+        except ExciteError:  # theta_minus has no bottleneck, hence no reduction, though "ge" has the option
+            continue
+        gate = gate | {option: value}
+    return gate
+
+
+def _nearest_variant(name: str, gate: GateTable) -> tuple[str, dict[str, Any]]:
+    """The catalogue's name for this net with this gate, and the model options that say what the name does not."""
+    own = get_variant(name)
+    siblings = {
+        other: table["gate"]
+        for other, table in VARIANTS.items()
+        if all(table[key] == own[key] for key in ("family", "arch", "defaults"))
+    }
+    plain = next((other for other, table in siblings.items() if table is None), None)
+    if gate is None:
+        if plain is None:
+            raise ExciteError(f"{name} has no ungated twin; choose --gates without {UNGATED}, or another model")
+        return plain, {}
+    fits = [other for other, table in siblings.items() if table is not None and table.items() <= gate.items()]
+    if not fits:
+        return plain or name, {"gate": gate}
+    best = max(fits, key=lambda other: len(siblings[other]))
+    return best, {_in_model(k): v for k, v in gate.items() if k not in siblings[best]}

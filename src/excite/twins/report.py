@@ -1,0 +1,236 @@
+"""What came out: one row a gate, as a table on the terminal, Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from excite.files import write_json, write_text
+from excite.training.display import Display, make_table
+from excite.training.run_folder import versions
+from excite.twins.plan import Plan, run_name
+from excite.twins.statistics import mean_interval, mean_sd
+
+WIDE = 150  # columns of a terminal that the whole table fits in
+
+
+def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
+    """Everything about an experiment, from the ``results.json`` of its runs.
+
+    Returns:
+        ``rows``, one a gate. ``top1_*`` are accuracies of the LAST epoch in percent (mean, sample standard deviation),
+        ``best_top1_*`` those of the best epoch, which was chosen by the same images; ``difference`` is the mean over
+        ``pairs`` equal seeds of top1 - the baseline's, with ``difference_low`` and ``_high``;
+        ``images_per_second`` the median over runs with ``_low`` and ``_high``, the extremes; ``latency_ms`` the median
+        with ``_low`` and ``_high``, the quartiles; ``memory_gb`` the largest peak of a training process;
+        ``train_seconds`` the mean. What is not known (yet) is None.
+        ``runs``: each run's own ``results.json``, with ``gate`` and ``seed``. ``failures``: gate, seed, reason.
+        Then ``folder``, ``recipe``, ``gates``, ``seeds``, ``baseline``, ``confidence``, ``missing``, ``devices``,
+        ``versions``, ``latency``.
+    """
+    runs = []
+    for gate, seed in plan.runs():
+        path = folder / run_name(gate, seed) / "results.json"
+        if path.is_file():
+            runs.append({"gate": gate, "seed": seed, **json.loads(path.read_text(encoding="utf-8"))})
+    path = folder / "latency.json"
+    latency = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    top1 = {gate: {r["seed"]: r["last_top1"] for r in runs if r["gate"] == gate} for gate in plan.gates}
+    rows = []
+    for gate in plan.gates:
+        own = [r for r in runs if r["gate"] == gate]
+        pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
+        ms = None if latency is None else latency["ms"].get(gate)
+        rows.append({"gate": gate, **_row(own, plan.seeds), **_difference(pairs, confidence), **_latency(ms)})
+    trained = {(r["gate"], r["seed"]) for r in runs}
+    return {
+        "folder": str(folder),
+        "recipe": plan.recipe.name,
+        "gates": list(plan.gates),
+        "seeds": list(plan.seeds),
+        "baseline": plan.baseline,
+        "confidence": confidence,
+        "rows": rows,
+        "runs": runs,
+        "failures": [dict(failure) for failure in failures],
+        "missing": [run_name(gate, seed) for gate, seed in plan.runs() if (gate, seed) not in trained],
+        "devices": sorted({f"{r['devices']} x {r['device']}, {r['precision']}" for r in runs}),
+        "versions": versions(),
+        "latency": latency,
+    }
+
+
+def _row(runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    top1, sd = mean_sd([r["last_top1"] for r in runs])
+    best, best_sd = mean_sd([r["top1"] for r in runs])
+    speeds = [r["images_per_second"] for r in runs if r["images_per_second"] is not None]
+    some = runs[0] if runs else {}
+    return {
+        "model": some.get("model"),
+        "finished": len(runs),
+        "planned": len(seeds),
+        "top1_mean": top1,
+        "top1_sd": sd,
+        "best_top1_mean": best,
+        "best_top1_sd": best_sd,
+        "params_m": some.get("params_m"),
+        "gmacs": some.get("gmacs"),
+        "images_per_second": statistics.median(speeds) if speeds else None,
+        "images_per_second_low": min(speeds, default=None),
+        "images_per_second_high": max(speeds, default=None),
+        "memory_gb": max((r["memory_gb"] for r in runs), default=None),
+        "train_seconds": mean_sd([r["train_seconds"] for r in runs])[0],
+    }
+
+
+def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float) -> dict[str, Any]:
+    """Of runs with equal seeds; a seed that only one of the two has says nothing and is left out."""
+    own, base = pairs if pairs is not None else ({}, {})
+    differences = [own[seed] - base[seed] for seed in own if seed in base]
+    mean, low, high = mean_interval(differences, confidence)
+    return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
+
+
+def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
+    low, median, high = (None, None, None) if quartiles is None else quartiles
+    return {"latency_ms": median, "latency_low": low, "latency_high": high}
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The rows as text: heading -> cell."""
+    percent = f"{100 * report['confidence']:g} %"
+    return [
+        {
+            "gate": row["gate"],
+            "runs": f"{row['finished']}/{row['planned']}",
+            "top-1 %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
+            f"difference to {report['baseline']} [{percent} interval]": _signed(row),
+            "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
+            "params (M)": _number(row["params_m"], ".3f"),
+            "GMACs": _number(row["gmacs"], ".4f"),
+            "training img/s": _spread(row, "images_per_second", "images_per_second", ",.0f"),
+            "latency ms": _spread(row, "latency_ms", "latency", ".2f"),
+            "peak GB": _number(row["memory_gb"], ".2f"),
+        }
+        for row in report["rows"]
+    ]
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)
+
+
+def _plus_minus(mean: float | None, sd: float | None) -> str:
+    return _number(mean, ".2f") + ("" if sd is None else f" ± {sd:.2f}")
+
+
+def _signed(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return "-"
+    if row["difference_low"] is None:
+        return f"{row['difference']:+.2f} [no interval]"
+    return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+
+
+def _spread(row: Mapping[str, Any], key: str, prefix: str, spec: str) -> str:
+    if row[key] is None:
+        return "-"
+    low, high = row[f"{prefix}_low"], row[f"{prefix}_high"]
+    if low == high:
+        return format(row[key], spec)
+    return f"{format(row[key], spec)} ({format(low, spec)} to {format(high, spec)})"
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """How to read the table, one sentence each; only what applies to it."""
+    runs, seeds = report["runs"], report["seeds"]
+    said = []
+    if runs:
+        said.append(
+            f"Top-1 of {runs[0]['images']} validation images after {runs[0]['epochs']} epochs; the best epoch was "
+            f"chosen by the same images, which flatters it."
+        )
+    if len(seeds) > 1:
+        said.append(
+            f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): mean ± sample standard deviation; differences are "
+            f"paired by seed, with Student's t interval of their mean, each gate on its own."
+        )
+    else:
+        said.append("One seed: no spread and no interval, so a difference says nothing yet; give --seeds 3 or more.")
+    if runs:
+        speed = "Training speed: each run's own median step"
+        said.append(f"{speed}, of which the median over runs (lowest to highest); on {'; '.join(report['devices'])}.")
+    if len(report["devices"]) > 1:
+        said.append("The runs were made on different devices: do not compare their speeds.")
+    if report["latency"] is not None:
+        latency = report["latency"]
+        said.append(
+            f"Latency: one image, all gates in turns in one process, {latency['rounds']} rounds of "
+            f"{latency['passes']}, median (quartiles); {latency['device']}, {latency['precision']}."
+        )
+    if runs:
+        said.append("Peak memory is that of the training process, or what was allocated on the accelerator.")
+    return said
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table and its notes as Markdown."""
+    rows = table(report)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+    lines += ["", *(f"- {note}" for note in notes(report))]
+    lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a heading; None, and a key that a row lacks, becomes an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_report(report: Mapping[str, Any], folder: Path) -> None:
+    """Write ``results.json``, ``twins.csv`` (one row a gate), ``runs.csv`` (one a run) and ``twins.md``."""
+    write_json(folder / "results.json", report)
+    write_text(folder / "twins.csv", to_csv(report["rows"]))
+    write_text(folder / "twins.md", markdown(report))
+    if report["runs"]:
+        write_text(folder / "runs.csv", to_csv(report["runs"]))
+
+
+def show(report: Mapping[str, Any], display: Display) -> None:
+    """Print the table: as one where the terminal is wide, as two elsewhere."""
+    # Brackets would be taken for rich's markup.
+    rows = [{escape(heading): escape(cell) for heading, cell in row.items()} for row in table(report)]
+    headings = list(rows[0])
+    parts = [headings] if display.console.width >= WIDE else [headings[:5], [headings[0], *headings[5:]]]
+    for part in parts:
+        display.table(make_table(rows, [(heading, heading, "") for heading in part]))
+
+
+def show_files(report: Mapping[str, Any]) -> None:
+    """Say how to read the table, and what the experiment left where."""
+    display = Display()
+    for note in notes(report):
+        display.message(note)
+    display.message(f"{report['folder']}/")
+    files = [
+        ("twins.md", "the table, to paste into a page"),
+        ("twins.csv, runs.csv", "one row a gate, one row a run"),
+        ("twins.png, twins.svg", "the picture"),
+        ("results.json", "all of it"),
+        ("GATE-seedN", "the run folders: excite validate, excite predict"),
+    ]
+    for name, what in files:
+        display.message(f"  {name:<22}{what}")

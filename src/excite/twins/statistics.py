@@ -1,0 +1,43 @@
+"""Means, sample standard deviations, and Student's interval of a mean."""
+
+import statistics
+from collections.abc import Sequence
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean, and sample standard deviation (n - 1 in the denominator); None where there are too few values for it."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_interval(values: Sequence[float], confidence: float) -> tuple[float | None, float | None, float | None]:
+    """Mean and Student's ``confidence`` interval of the mean, n - 1 degrees of freedom: (mean, low, high).
+
+    Of paired differences this is the paired t interval. A single value has no interval, and nothing no mean.
+    """
+    mean, sd = mean_sd(values)
+    if mean is None or sd is None:
+        return mean, None, None
+    half = student_t(confidence, len(values) - 1) * sd / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def student_t(confidence: float, df: int) -> float:
+    """The t for which a Student-distributed T of ``df`` degrees of freedom has P(-t < T < t) = ``confidence``.
+
+    It solves I_x(df/2, 1/2) = 1 - confidence, with I the regularised incomplete beta function and
+    x = df / (df + t^2) (Abramowitz & Stegun, 26.7.1 and 26.5.27).
+    """
+    # mpmath comes with torch (through sympy); SciPy's 100 MB for one number are not worth it.
+    from mpmath import betainc, findroot, mp, mpf  # type: ignore[import-untyped]
+
+    with mp.workdps(30):
+        tail = 1 - mpf(confidence)
+        x = findroot(
+            lambda x: betainc(mpf(df) / 2, mpf(1) / 2, 0, x, regularized=True) - tail,
+            (0, 1),
+            solver="bisect",
+            tol=mpf(10) ** -22,
+            maxsteps=500,
+        )
+        return float(mp.sqrt(df * (1 - x) / x))

@@ -1,0 +1,116 @@
+"""What an experiment does in processes of its own: ``python -m excite.twins.worker check|train|latency``.
+
+A process each, so that every training has its own peak of memory and starts with fresh thread pools.
+"""
+
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from typing import Any
+
+from excite.errors import ExciteError
+
+
+def train(words: list[str]) -> None:
+    """``excite train WORDS``, but SIGTERM, that is save and stop, once the experiment that started it is gone.
+
+    The experiment holds the other end of standard input: it closes when that process ends, however it ends.
+    """
+    from excite.cli import main
+
+    def wait_for_the_end() -> None:
+        os.read(0, 1)  # not sys.stdin: a thread that holds its lock crashes the interpreter at exit
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    sys.argv = ["excite", "train", *words]
+    main()
+
+
+def check() -> None:
+    """Standard input: {gate: recipe}. Finds the device, opens the data and sets every run up, short of training."""
+    from excite.data import open_data
+    from excite.recipe import Recipe
+    from excite.training.device import make_accelerator
+    from excite.training.display import Display
+    from excite.training.setup import set_up
+
+    recipes = {gate: Recipe.from_dict(values) for gate, values in json.load(sys.stdin).items()}
+    first = next(iter(recipes.values()))
+    accelerator = make_accelerator(first.train.device)
+    data = open_data(first.data, first.augment)
+    for gate, recipe in recipes.items():
+        try:
+            set_up(recipe, Display(quiet=True), accelerator, data=data)
+        except ExciteError as error:
+            raise ExciteError(f"the gate {gate!r} does not fit this recipe: {error}") from None
+
+
+def latency() -> None:
+    """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints what ``measure_latency`` gives."""
+    from excite.inference import load
+    from excite.training.device import device_name
+
+    task = json.load(sys.stdin)
+    predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}
+    some = next(iter(predictors.values()))
+    found = measure_latency(predictors)
+    print(json.dumps({**found, "device": device_name(some.device), "precision": some.precision}))
+
+
+def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: int = 5) -> dict[str, Any]:
+    """Time one image through every network, in turns.
+
+    Args:
+        predictors: gate -> :class:`excite.inference.Predictor`.
+        seconds: about how long to measure each network for; at least 5 rounds are made.
+        passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
+
+    Returns:
+        ``rounds``, ``passes``, and for each gate ``[lower quartile, median, upper quartile]`` in milliseconds.
+    """
+    import torch
+
+    from excite.bench.timing import time_steps
+
+    def turn(predictor: Any) -> list[float]:
+        pre = predictor.preprocessing
+        image = torch.randint(0, 256, (1, pre.in_chans, pre.image_size, pre.image_size), dtype=torch.uint8)
+        image = image.to(predictor.device)
+        timed = time_steps(lambda: predictor.logits(image), predictor.device, 1 + passes)
+        return [1000 * seconds for seconds in timed[1:]]
+
+    for predictor in predictors.values():  # first touches, lazy kernels
+        turn(predictor)
+    times: dict[str, list[float]] = {gate: [] for gate in predictors}
+    started, rounds = time.perf_counter(), 0
+    while rounds < 5 or time.perf_counter() - started < seconds * len(predictors):
+        for gate, predictor in predictors.items():
+            times[gate] += turn(predictor)
+        rounds += 1
+    return {
+        "rounds": rounds,
+        "passes": passes,
+        "ms": {gate: statistics.quantiles(values, n=4) for gate, values in times.items()},
+    }
+
+
+def main() -> None:
+    """Entry point; a mistake is one sentence on standard error, as from the command."""
+    task, *words = sys.argv[1:]
+    if task == "train":
+        train(words)
+        return
+    try:
+        {"check": check, "latency": latency}[task]()
+    except ExciteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The plan for many devices: its arithmetic, against numbers worked out by hand, and the command."""
+
+import json
+import math
+from dataclasses import replace as changed
+
+import pytest
+
+from excite.errors import ExciteError
+from excite.recipe import load_recipe
+from excite.scaling import (
+    Assumptions,
+    Workload,
+    all_reduce_ms,
+    measured_efficiency,
+    parse_assumptions,
+    plan,
+    predict,
+    read_measurement,
+    workload,
+)
+from tests.training.small import small
+
+IMAGENET = "imagenet-seresnet50-100ep"
+
+
+def work(*overrides: str, parameters: int = 25_000_000) -> Workload:
+    """A workload with round numbers: 4 GMACs, 100 MB of gradients, 10 ms of fixed cost."""
+    return Workload(load_recipe(IMAGENET, list(overrides)), 4.0, parameters, tensors=250, norms=50)
+
+
+#: 24 TFLOP/s make one image of 4 GMACs (forward 1, backward 2) exactly 1 ms.
+EVEN = Assumptions(tflops=24.0, jitter=0.0, decode_per_core=1e6)
+
+
+def test_compute_and_efficiency_of_a_small_batch():
+    one, eight = predict(work(), EVEN, 1), predict(work(), EVEN, 8)
+    assert one.step == pytest.approx(10 + 1024)
+    assert one.efficiency == pytest.approx(1)
+    assert eight.compute == pytest.approx(10 + 128)
+    assert eight.limit == "small batch"
+    assert eight.efficiency == pytest.approx(1034 / (8 * eight.step))
+    parts = predict(work("grad_accumulation=4"), EVEN, 8)
+    assert parts.compute == pytest.approx(4 * 10 + 128)
+
+
+def test_all_reduce_by_hand():
+    assumed = Assumptions(node_gb_s=100, network_gb_s=10, node_latency_us=10, network_latency_us=20)
+    assert all_reduce_ms(assumed, 1, 1e8) == 0
+    # 100 MB over 100 GB/s are 1 ms; 8 devices send 2 x 7/8 of it, over 3 doublings.
+    assert all_reduce_ms(assumed, 8, 1e8) == pytest.approx(2 * 7 / 8 * 1 + 2 * 3 * 0.01)
+    assert all_reduce_ms(assumed, 32, 1e8) == pytest.approx(2 * 7 / 8 + 2 * 3 * 0.01 + 2 * 3 / 4 * 10 + 2 * 2 * 0.02)
+
+
+def test_overlap_hides_all_but_what_sticks_out():
+    slow = parse_assumptions(["tflops=24", "jitter=0", "decode_per_core=1e6", "node_gb_s=10", "node_latency_us=0"])
+    hidden, shown = predict(work(), slow, 8), predict(work(), changed(slow, overlap=0.0), 8)
+    whole = 2 * 7 / 8 * 10  # 100 MB at 10 GB/s
+    assert shown.exposed == pytest.approx(whole)
+    last = 4 * 25e6 - (1 << 20) - 3 * 25 * (1 << 20)  # a first bucket of 1 MiB, three of 25, and the rest
+    assert hidden.exposed == pytest.approx(2 * 7 / 8 * last / 10e6)
+    # Where sums take longer than the backward pass, they queue: all of the traffic counts from the first bucket on.
+    flooded = changed(slow, node_gb_s=0.01)
+    late = predict(work(), flooded, 8)
+    first = 138 - 2 / 3 * 138 * (1 - (1 << 20) / 1e8)
+    assert late.compute + late.exposed == pytest.approx(first + 2 * 7 / 8 * 10_000)
+    assert late.limit == "all-reduce"
+
+
+def test_data_sync_and_waiting():
+    data = predict(work(), changed(EVEN, decode_per_core=10, cores_per_device=20), 8)
+    assert data.data == data.step == pytest.approx(1000 * 128 / 160)  # 16 of the cores at most
+    assert data.limit == "data loading"
+    assert predict(work("data.mode=memory"), EVEN, 8).data == 0
+    sync = predict(work("sync_bn=true"), changed(EVEN, node_latency_us=1000), 8)
+    assert sync.sync_bn == pytest.approx(2 * 50 * all_reduce_ms(changed(EVEN, node_latency_us=1000), 8, 8192))
+    assert sync.limit == "sync_bn"
+    assert predict(work("sync_bn=true"), EVEN, 1).sync_bn == 0
+    late = predict(work(), changed(EVEN, jitter=0.05), 8)
+    assert late.waiting == pytest.approx(0.05 * math.sqrt(2 * math.log(8)) * 138)
+
+
+def test_more_devices_are_never_slower_nor_more_efficient():
+    rows = [predict(work(), Assumptions(), n, 64) for n in (1, 2, 8, 16, 64, 1024)]
+    assert [r.images_per_second for r in rows] == sorted(r.images_per_second for r in rows)
+    assert [r.efficiency for r in rows] == sorted((r.efficiency for r in rows), reverse=True)
+
+
+def test_a_batch_that_cannot_be_shared():
+    with pytest.raises(ExciteError, match="a batch of 1024 cannot be shared by 3 devices"):
+        predict(work(), EVEN, 3)
+    assert predict(work(), EVEN, 3, 100).batch_size == 300
+    result = plan(small(), devices="1,3")
+    assert [row["devices"] for row in result["rows"]] == [1]
+    assert "3 devices: a batch of 32 cannot be shared" in result["notes"][0]
+
+
+def test_the_workload_is_the_recipes():
+    found = workload(load_recipe(IMAGENET))
+    assert round(found.parameters / 1e6, 2) == 28.07  # ResNet-50's 25.56 M and gates without biases
+    assert found.norms == 53
+    assert found.gmacs == pytest.approx(4.09, abs=0.01)
+
+
+def test_the_reference_card_gives_the_reference_speed():
+    """The default rate is fitted to ModelZoo-PyTorch's 747.41 img/s at 128 images on one card."""
+    result = plan(load_recipe(IMAGENET), devices="1", batch_per_device=128)
+    assert result["rows"][0]["images_per_second"] == pytest.approx(747.41, rel=0.01)
+    assert [entry["value"] > 0 and bool(entry["source"]) for entry in result["assumptions"]].count(True) == 12
+
+
+def test_measured_runs_beside(tmp_path):
+    for devices, ms in ((1, 500.0), (2, 280.0)):
+        values = {"devices": devices, "batch_size": 32, "ms_per_step": ms, "device": "box"}
+        (tmp_path / str(devices)).mkdir()
+        (tmp_path / str(devices) / "results.json").write_text(json.dumps(values))
+    runs = [str(tmp_path / "1"), str(tmp_path / "2" / "results.json")]
+    result = plan(small(), devices="1,2,4", measured=runs)
+    one, two, four = result["rows"]
+    assert (one["measured"], two["measured"], four["measured"]) == (64.0, pytest.approx(32 / 0.28), None)
+    assert two["measured_efficiency"] == pytest.approx(500 / 560)
+    assert one["step"] == pytest.approx(500)  # the prediction starts from the run on one device
+    assert result["assumptions"][0]["source"] == "fitted to the run on one device"
+    both = [read_measurement(run) for run in runs]
+    assert measured_efficiency(both[1], both[1:]) is None
+    with pytest.raises(ExciteError, match="no finished run folder"):
+        plan(small(), measured=[str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ({"devices": "8;9"}, "--devices is '8;9', but is a list of numbers above zero"),
+        ({"assume": ["tflop=1"]}, "did you mean 'tflops'"),
+        ({"assume": ["tflops=fast"]}, "give a number, such as tflops=19.2"),
+        ({"assume": ["tflops=0"]}, "--assume tflops=0.0: must be above zero"),
+        ({"assume": ["overlap=2"]}, "is a share"),
+    ],
+)
+def test_mistakes(words, sentence):
+    with pytest.raises(ExciteError, match=sentence):
+        plan(small(), **words)
+
+
+def test_the_command(excite):
+    (excite.cwd / "small.yaml").write_text(small().to_yaml())
+    rows = json.loads(excite("scale", "small.yaml", "--devices", "1,2", "--price", "2", "--json").stdout)["rows"]
+    assert rows[1]["cost"] == pytest.approx(2 * 2 * rows[1]["hours"])
+    shown = excite("scale", "small.yaml", "--devices", "1,2").stdout
+    assert "efficiency %" in shown
+    assert "network_gb_s" in shown
+
+
+@pytest.mark.slow
+def test_measuring_on_this_machine(excite):
+    (excite.cwd / "small.yaml").write_text(small().to_yaml())
+    words = ["--measure", "1,2", "--batch-per-device", "8", "--devices", "1,2,4", "--steps", "4", "--json"]
+    result = json.loads(excite("scale", "small.yaml", *words).stdout)
+    one, two, four = result["rows"]
+    assert one["measured"] > 0
+    assert two["measured_efficiency"] == pytest.approx(two["measured"] / 2 / one["measured"])
+    assert four["measured"] is None
+    sources = {entry["name"]: entry["source"] for entry in result["assumptions"]}
+    assert all("measured now" in sources[name] for name in ("tflops", "node_gb_s", "node_latency_us", "overlap"))

@@ -1,0 +1,178 @@
+"""Jobs of several processes on gloo, for tests: functions that each process runs, and ``run_job`` that starts them.
+
+The processes are forked from a server that has imported everything once; importing torch anew costs seconds each.
+"""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from excite.data import ArrayImages, EvalLoader, Preprocessing
+from excite.data.config import DataConfig
+from excite.training import evaluate
+from excite.training.device import make_accelerator
+from excite.training.loop import train
+from excite.training.sync_norm import convert_sync_batchnorm
+from tests.training.small import small
+
+Share = dict[str, Any]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_job(function: Callable[..., Any], world: int, *args: Any, timeout: float = 200.0) -> list[Any]:
+    """Run ``function(*args)`` in ``world`` processes that know their rank; what each returned, in order of rank."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    port = free_port()
+    pipes, processes = [], []
+    for rank in range(world):
+        mine, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_process, args=(theirs, rank, world, port, function, args))
+        process.start()
+        theirs.close()
+        pipes.append(mine)
+        processes.append(process)
+    try:
+        answers = []
+        for rank, pipe in enumerate(pipes):
+            assert pipe.poll(timeout), f"rank {rank} is still at it after {timeout} s"
+            answers.append(pickle.loads(pipe.recv_bytes()))
+        failed = [f"rank {rank}: {value}" for rank, (fine, value) in enumerate(answers) if not fine]
+        assert not failed, "\n".join(failed)
+        return [value for _, value in answers]
+    finally:
+        for process in processes:
+            process.join(10)
+            process.kill()
+
+
+def _process(pipe: Any, rank: int, world: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        answer = (True, function(*args))
+    except BaseException:
+        answer = (False, traceback.format_exc())
+    pipe.send_bytes(pickle.dumps(answer))  # by value: the pipe's own way shares tensors of a process that ends
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------------
+
+
+class Lookup(nn.Module):
+    """Logits that depend on the first pixel only."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(256, classes, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table[(x[:, 0, 0, 0] * 255).round().long()]
+
+
+def make_images(count: int, classes: int) -> ArrayImages:
+    """Random images with random labels, always the same."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return ArrayImages(images, torch.randint(0, classes, (count,), generator=generator))
+
+
+def evaluate_counts(counts: list[int], classes: int, batch_size: int) -> list[Any]:
+    """Evaluations of sets of different sizes, and which images this process had of each."""
+    accelerator = make_accelerator("cpu")
+    found = []
+    for count in counts:
+        loader = EvalLoader(
+            make_images(count, classes),
+            batch_size=batch_size,
+            device="cpu",
+            data_config=DataConfig(source="digits", image_size=4, in_chans=1),
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        preprocessing = Preprocessing(4, 1.0, "bilinear", (0.0,), (1.0,), 1)
+        result = evaluate(Lookup(classes), loader, preprocessing, classes, torch.device("cpu"))
+        seen = [int(i) for _, _, indices in loader for i in indices]
+        found.append((result, seen))
+    return found
+
+
+# --- batch norm over processes ------------------------------------------------------------------------------------
+
+#: How many of the batch's images each process has: not equally many.
+SHARES = [3, 5]
+
+
+def norm_case(kind: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A small net with batch norms, a batch, and the gradient of its output."""
+    generator = torch.Generator().manual_seed(4)
+    dtype = torch.float64 if kind != "float32" else torch.float32
+    net = nn.Sequential(nn.BatchNorm2d(5), nn.ReLU(), nn.Sequential(nn.BatchNorm2d(5, momentum=0.3, eps=1e-3)))
+    if kind == "cumulative":
+        net[0].momentum = None
+    if kind == "plain":
+        net[0] = nn.BatchNorm2d(5, affine=False, track_running_stats=False)
+    net.to(dtype)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    # A mean far from zero: a variance from the sums of x and x^2 would be lost in float32.
+    x = 100 + torch.randn(sum(SHARES), 5, 4, 3, generator=generator, dtype=dtype)
+    return net, x, torch.randn(x.shape, generator=generator, dtype=dtype)
+
+
+def run_norm(net: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> Share:
+    """Two training steps' forward and backward passes, then one in eval mode."""
+    x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+    for _ in range(2):
+        out = net.train()(x)
+        out.backward(grad)
+    return {
+        "out": out.detach(),
+        "grad": x.grad,
+        "parameters": [p.grad for p in net.parameters()],
+        "buffers": dict(net.named_buffers()),
+        "keys": list(net.state_dict()),
+        "eval": net.eval()(x).detach(),
+    }
+
+
+def sync_norm_share(kinds: list[str]) -> list[Share]:
+    """What one process makes of its share of each case's batch."""
+    rank = make_accelerator("cpu").process_index
+    results = []
+    for kind in kinds:
+        net, x, grad = norm_case(kind)
+        share = slice(sum(SHARES[:rank]), sum(SHARES[: rank + 1]))
+        results.append(run_norm(convert_sync_batchnorm(net, native=False), x[share], grad[share]))
+    return results
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def train_small(out: Path, *overrides: str) -> dict[str, Any]:
+    """Train the small recipe; results on the first process only."""
+    return train(small(*overrides), out=out, quiet=True)
+
+
+def train_both(out: Path, first: list[str], second: list[str]) -> list[dict[str, Any]]:
+    """Two trainings, one after the other in the same processes."""
+    return [train_small(out, *first), train_small(out, *second)]

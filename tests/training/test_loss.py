@@ -1,0 +1,55 @@
+"""The training losses against their formulas, written out per image and class."""
+
+import math
+
+import pytest
+import torch
+
+from excite.training.loss import training_loss
+from tests.training.small import small
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -2.0]])
+
+
+def config(*overrides):
+    return small("label_smoothing=0.0", *overrides).train
+
+
+def targets(soft: bool):
+    return torch.tensor([[0.7, 0.0, 0.3], [0.0, 1.0, 0.0]]) if soft else torch.tensor([2, 1])
+
+
+def as_rows(wanted, smoothing):
+    rows = wanted.tolist() if wanted.ndim == 2 else [[float(k == t) for k in range(3)] for t in wanted.tolist()]
+    return [[p * (1 - smoothing) + smoothing / 3 for p in row] for row in rows]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_cross_entropy_is_the_mean_over_images(soft, smoothing):
+    expected = 0.0
+    for row, z in zip(as_rows(targets(soft), smoothing), LOGITS.tolist(), strict=True):
+        log_sum = math.log(sum(math.exp(v) for v in z))
+        expected += sum(p * (log_sum - v) for p, v in zip(row, z, strict=True)) / 2
+    loss = training_loss(LOGITS, targets(soft), config(f"train.label_smoothing={smoothing}"))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_bce_is_the_mean_over_images_and_classes(soft, smoothing):
+    expected = 0.0
+    for row, z in zip(as_rows(targets(soft), smoothing), LOGITS.tolist(), strict=True):
+        for p, v in zip(row, z, strict=True):
+            expected -= (p * math.log(1 / (1 + math.exp(-v))) + (1 - p) * math.log(1 / (1 + math.exp(v)))) / 6
+    loss = training_loss(LOGITS, targets(soft), config("train.loss=bce", f"train.label_smoothing={smoothing}"))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_network_learns_by_bce(tmp_path):
+    """Through the whole loop, with mixed images and accumulation in parts."""
+    from excite.training import train
+
+    recipe = small("train.loss=bce", "lr=0.3", "epochs=5", "grad_accumulation=2", "rotation=0.0", "ema_decay=0.0")
+    results = train(recipe, out=tmp_path, quiet=True)
+    assert results["top1"] > 25  # of ten classes
