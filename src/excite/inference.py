@@ -88,7 +88,6 @@ class Predictor:
                     yield Prediction(name, [(self.classes[k], p) for k, p in zip(indices, values, strict=True)])
                 pending = []
 
-
     def _load(self, path: str) -> Tensor:
         try:
             return self.preprocessing.load(local_file(path))

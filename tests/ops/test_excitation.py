@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from excite.ops import excite_residual, reference, spatial_mean
+from excite.ops import excite_residual, native, reference, spatial_mean, weighted_sum
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 7, 7), (1, 24, 3, 5), (2, 8, 4, 4), (2, 70, 1, 5)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -75,3 +75,54 @@ def test_no_graph_is_kept_without_gradients():
     x = make((2, 8, 4, 4), torch.channels_last)
     with torch.no_grad():
         assert not excite_residual(x, spatial_mean(x), x, True).requires_grad
+
+
+WIDE = [*SHAPES, (3, 300, 14, 14), (2, 16, 32, 32), (2, 2048, 7, 7)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "memory_format"), list(itertools.product(WIDE, FORMATS)))
+def test_weighted_sum_is_as_near_to_float64_as_a_matrix_product(shape, memory_format, dtype):
+    n, c, h, w = shape
+    x = make(shape, memory_format, dtype)
+    weight = make((c, h, w), torch.contiguous_format, torch.float32, seed=1) if h * w > 0 else None
+    grad = torch.randn(n, c)
+
+    def results(form, kind):
+        inputs = [t.detach().to(kind).requires_grad_() for t in (x, weight)]
+        out = form(*inputs)
+        return [t.double() for t in (out, *torch.autograd.grad(out, inputs, grad.to(out.dtype)))]
+
+    def product(x, weight):
+        return torch.einsum("nchw,chw->nc", x, weight)
+
+    def fast(x, weight):  # the gate's parameters stay float32
+        return weighted_sum(x, weight.float())
+
+    for true, slow, quick in zip(
+        results(product, torch.float64), results(product, dtype), results(fast, dtype), strict=True
+    ):
+        # Sums over several hundred positions in float32: some roundings of the sum of magnitudes.
+        assert (quick - true).abs().mean() <= 2 * (slow - true).abs().mean() + 1e-6 * true.abs().mean() + 1e-7
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_identity", [False, True])
+@pytest.mark.parametrize("shape", [(1, 24, 3, 5), (2, 300, 14, 14), (3, 16, 32, 32)])
+def test_the_kernels_of_excite_residual_agree_with_float64(shape, with_identity, relu):
+    if not native.available():
+        pytest.skip(f"no CPU kernels: {native.why_not()}")
+    x, identity = (make(shape, torch.channels_last, torch.float32, seed) for seed in (0, 2))
+    scale = make(shape[:2], torch.contiguous_format, torch.float32, seed=1)
+    grad = torch.randn(shape).to(memory_format=torch.channels_last)
+    assert native.takes(x)
+
+    def results(form, kind):
+        inputs = [t.detach().to(kind).requires_grad_() for t in (x, scale, identity)[: 2 + with_identity]]
+        out = form(*inputs, *([] if with_identity else [None]), relu)
+        return [t.double() for t in (out, *torch.autograd.grad(out, inputs, grad.to(kind)))]
+
+    for true, quick in zip(
+        results(reference.excite_residual, torch.float64), results(excite_residual, torch.float32), strict=True
+    ):
+        torch.testing.assert_close(quick, true, rtol=1e-4, atol=1e-4)

@@ -231,17 +231,34 @@ def test_results_do_not_depend_on_the_number_of_threads(shape):
         assert all(torch.equal(other[name], value) for name, value in results[0].items() if name not in gate)
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("memory_format", [CHANNELS_LAST, CONTIGUOUS])
-def test_the_graph_is_freed(memory_format):
+def test_the_graph_is_freed(memory_format, backward):
     """The handover between the two halves of the backward pass must not keep the graph alive."""
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.token = token
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    class Token:
+        pass
+
+    token = Token()
+    watched = weakref.ref(token)
     y = torch.randn(2, 3, 4, 4).to(memory_format=memory_format).requires_grad_()
-    held = torch.randn(2, 3, 4, 4).to(memory_format=memory_format).requires_grad_()
-    watched = weakref.ref(held)
     gc.collect()
     gc.disable()
     try:
-        out = norm_excite_residual(y * held, nn.BatchNorm2d(3), Fc(3), y, relu=True, fused="on")
-        del held, out
+        out = norm_excite_residual(Watched.apply(y), nn.BatchNorm2d(3), Fc(3), y, relu=True, fused="on")
+        if backward:
+            out.sum().backward()
+        del token, out
         assert watched() is None
     finally:
         gc.enable()

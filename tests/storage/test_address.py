@@ -38,6 +38,7 @@ def test_what_is_an_address(source, expected):
     [
         "s3://AKIA:pw@bucket/x",
         "ftp://user@host/x",
+        "s3://:pw@bucket/x",
         "https://host/x?X-Amz-Signature=1&X-Amz-Credential=2",
         "https://account.blob.core.windows.net/c/x?sv=1&sig=abc",
         "zip://a::https://u:pw@host/x.zip",

@@ -141,6 +141,23 @@ def test_an_interrupted_folder_keeps_its_finished_files(bucket, monkeypatch, rec
     assert len(received) == 40
 
 
+def test_what_was_finished_before_the_file_changed_is_not_used(bucket, monkeypatch):
+    bucket.put({"d/a.jpg": b"old", "d/b.jpg": b"b"})
+
+    def breaking(remote, entry, start):
+        if entry.path.endswith("b.jpg"):
+            raise KeyboardInterrupt
+        return b"old"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "THREADS", 1)
+        patch.setattr(download, "_chunk", breaking)
+        with pytest.raises(KeyboardInterrupt):
+            stage(f"{bucket.url}/d")
+    bucket.put({"d/a.jpg": b"new"})
+    assert tree(stage(f"{bucket.url}/d").path) == {"a.jpg": b"new", "b.jpg": b"b"}
+
+
 def test_a_file_changed_between_list_and_fetch_is_listed_again(bucket, monkeypatch):
     bucket.put({"d/x.jpg": b"old old", "d/y.jpg": b"same"})
     genuine, once = download._chunk, iter([True])

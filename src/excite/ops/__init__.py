@@ -1,6 +1,6 @@
 """Operators that gates and blocks are made of. Letters: N images, C channels, H x W positions."""
 
-from excite.ops.excitation import excite_residual, spatial_mean
+from excite.ops.excitation import excite_residual, spatial_mean, weighted_sum
 from excite.ops.gated_norm import norm_excite_residual, norm_relu
 
-__all__ = ["excite_residual", "norm_excite_residual", "norm_relu", "spatial_mean"]
+__all__ = ["excite_residual", "norm_excite_residual", "norm_relu", "spatial_mean", "weighted_sum"]

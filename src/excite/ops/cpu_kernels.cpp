@@ -362,6 +362,77 @@ void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f
     });
 }
 
+// --- Gather-Excite with a kernel of the map's size ------------------------------------------------------------------
+
+// sums (N, C) of y * weight over positions; weight is (P, C).
+template <class T>
+void gather(const Shape& s, const T* y, const float* weight, float* sums, int threads) {
+    i64 chunks = s.chunks();
+    Floats parts(s.n * chunks * s.c);
+    for_chunks(s, threads, [&](i64 n, i64 chunk) {
+        Floats part(s.c * s.repeat());
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+            const float* w = weight + (at - n * s.p * s.c);
+            for (i64 start = 0; start < width; start += BLOCK) {
+                i64 end = std::min(start + BLOCK, width);
+                for (i64 r = 0; r < rows; ++r) {
+#pragma omp simd
+                    for (i64 i = start; i < end; ++i) part[i] += load(y[at + r * width + i]) * w[r * width + i];
+                }
+            }
+        });
+        fold(part.data(), s.c, s.repeat());
+        std::copy_n(part.begin(), s.c, parts.begin() + (n * chunks + chunk) * s.c);
+    });
+    for (i64 n = 0; n < s.n; ++n)
+        for (i64 c = 0; c < s.c; ++c) {
+            double sum = 0;
+            for (i64 k = 0; k < chunks; ++k) sum += parts[(n * chunks + k) * s.c + c];
+            sums[n * s.c + c] = float(sum);
+        }
+}
+
+// Gradients of the weight, summed over images, and of y, each where it is wanted.
+template <class T>
+void gather_grad(const Shape& s, const float* grad, const T* y, const float* weight, float* grad_weight, T* dy,
+                 int threads) {
+    auto repeat_grad = [&](i64 n) {
+        return Coefficients<1>(s, [&](i64 c, float* values) { values[0] = grad[n * s.c + c]; });
+    };
+    if (dy != nullptr) {
+        for_chunks(s, threads, [&](i64 n, i64 chunk) {
+            Coefficients<1> k = repeat_grad(n);
+            const float* g = k.at(0);
+            walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+                const float* w = weight + (at - n * s.p * s.c);
+                for (i64 r = 0; r < rows; ++r) {
+#pragma omp simd
+                    for (i64 i = 0; i < width; ++i) store(dy + at + r * width + i, g[i] * w[r * width + i]);
+                }
+            });
+        });
+    }
+    if (grad_weight == nullptr) return;
+    // Each piece of the map belongs to one thread, which adds the images up in their order. A piece stays in the
+    // second-level cache meanwhile.
+    i64 pieces = std::max<i64>(1, std::min(s.p, (s.p * s.c + 16383) / 16384)), q = s.repeat();
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (i64 piece = 0; piece < pieces; ++piece) {
+        i64 lo = s.p * piece / pieces * s.c, hi = s.p * (piece + 1) / pieces * s.c;
+        std::fill(grad_weight + lo, grad_weight + hi, 0.0f);
+        for (i64 n = 0; n < s.n; ++n) {
+            Coefficients<1> k = repeat_grad(n);
+            const float* g = k.at(0);
+            const T* x = y + n * s.p * s.c;
+            for (i64 start = lo; start < hi; start += q * s.c) {
+                i64 width = std::min(q * s.c, hi - start);
+#pragma omp simd
+                for (i64 i = 0; i < width; ++i) grad_weight[start + i] += g[i] * load(x[start + i]);
+            }
+        }
+    }
+}
+
 Gated packed(const Shape& s, const float* known, const float* gate) {
     i64 nc = s.n * s.c;
     return Gated{known, known + 2 * nc + 2 * s.c, known + nc, gate};
@@ -450,6 +521,21 @@ int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const vo
         if (mask == OPEN) run(grad_input<OPEN, T>);
         else if (mask == RECOMPUTE) run(grad_input<RECOMPUTE, T>);
         else run(grad_input<OUTPUT, T>);
+    });
+}
+
+int excite_gather(int dtype, i64 n, i64 p, i64 c, const void* y, const float* weight, float* sums, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        gather<T>(Shape{n, p, c}, static_cast<const T*>(y), weight, sums, threads);
+    });
+}
+
+int excite_gather_grad(int dtype, i64 n, i64 p, i64 c, const float* grad, const void* y, const float* weight,
+                       float* grad_weight, void* dy, int threads) {
+    return with_type(dtype, [&](auto t) {
+        using T = decltype(t);
+        gather_grad<T>(Shape{n, p, c}, grad, static_cast<const T*>(y), weight, grad_weight, static_cast<T*>(dy), threads);
     });
 }
 }

@@ -153,6 +153,38 @@ def excite_residual(
     return _ExciteResidual.forward(_NoContext(), x, scale, identity, relu)
 
 
+class _NativeGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return native.gather(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_weight, grad_x = native.gather_grad(grad.contiguous(), x, weight, needs_weight, needs_x)
+        return grad_x, grad_weight
+
+
+def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
+    """A depth-wise convolution over the whole map: one dot product per image and channel.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (C, H, W).
+
+    Returns:
+        (N, C) in x's dtype.
+    """
+    if not torch.compiler.is_compiling() and weight.dtype is not torch.float64 and native.takes(x):
+        return _NativeGather.apply(x, weight.float().permute(1, 2, 0).contiguous()).to(x.dtype)
+    # As a matrix product it takes a half to a fifth of the time of a depth-wise convolution with so large a kernel
+    # (CPU, both passes, 7 to 56 pixels).
+    return torch.einsum("nchw,chw->nc", x, weight.to(x.dtype))
+
+
 class _NoContext:
     """Takes what a forward pass saves, where nothing will be differentiated."""
 

@@ -254,7 +254,7 @@ class _Squeeze(torch.autograd.Function):
         grad_weight, grad_bias, grad_y = box.passes.grad_input(
             box.grad, box.out, y, box.known, box.s, box.sums, dq, box.mask, ctx.needs_input_grad[0]
         )
-        del box.grad, box.out, box.sums
+        del box.grad, box.out, box.sums, box.s
         return grad_y, grad_weight, grad_bias, None, None, None, None
 
 
@@ -279,7 +279,8 @@ class _Excite(torch.autograd.Function):
         wants_identity = ctx.needs_input_grad[3]
         box.sums = passes.grad_sums(grad, out, y, box.known, s, mask, write=mask == OUTPUT and wants_identity)
         g = box.sums.map
-        box.grad, box.out, box.mask, box.s = (grad, out, mask, s) if g is None else (g, None, OPEN, s)
+        box.grad, box.out, box.mask = (grad, out, mask) if g is None else (g, None, OPEN)
+        box.s = s.detach()  # the graph, which holds the box, must not be held by it
         grad_identity = (grad if g is None else g) if wants_identity else None
         return None, None, box.sums.grad_s, grad_identity, None
 

@@ -66,6 +66,8 @@ _SIGNATURES = {
     "excite_apply": "ppppipi",
     "excite_grad_sums": "pppppippi",
     "excite_grad_input": "pppppppipppi",
+    "excite_gather": "pppi",
+    "excite_gather_grad": "pppppi",
 }
 
 _lock = threading.Lock()
@@ -276,3 +278,20 @@ def grad_input(
     inputs = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _at(sums.packed), _floats(grad_squeezed))
     _call("excite_grad_input", *_head(y), *inputs, mask, _at(grad_weight), _at(grad_bias), _at(dy))
     return grad_weight, grad_bias, dy
+
+
+def gather(y: Tensor, weight: Tensor) -> Tensor:
+    """(N, C, H, W) and float32 weights (H, W, C) -> (N, C) float32: the weighted sum over positions."""
+    sums = torch.empty(y.shape[:2])
+    _call("excite_gather", *_head(y), _at(y), _floats(weight), _at(sums))
+    return sums
+
+
+def gather_grad(
+    grad: Tensor, y: Tensor, weight: Tensor, wants_weight: bool, wants_y: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the weight (H, W, C) and of ``y``, each if wanted, from that of the sums, (N, C) float32."""
+    grad_weight = torch.empty_like(weight) if wants_weight else None
+    dy = torch.empty_like(y) if wants_y else None
+    _call("excite_gather_grad", *_head(y), _floats(grad), _at(y), _floats(weight), _at(grad_weight), _at(dy))
+    return grad_weight, dy

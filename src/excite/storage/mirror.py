@@ -195,8 +195,7 @@ class Mirror:
             remote.fs.put_file(str(path), f"{parent}/.{last}.part")
             remote.fs.mv(f"{parent}/.{last}.part", target)
         self._there.add(name)
-        if _stamp(path) == before:  # else it was replaced meanwhile, and goes again
-            self._sent[name] = before
+        self._sent[name] = before  # if it was replaced meanwhile, this is no longer its stamp, and it goes again
 
     def _delete_pruned(self, remote: Remote) -> None:
         """Delete the checkpoints there that the run has deleted here, and beginnings of them."""

@@ -113,9 +113,7 @@ def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str 
     return load_recipe(str(name), list(overrides))
 
 
-def _agree_on_folder(
-    run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None
-) -> tuple[Path, bool]:
+def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:
     """The run folder, chosen by the first process and known to all, and whether to go on from a checkpoint in it."""
     if resume is not None:
         return resume, True

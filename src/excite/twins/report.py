@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from excite.files import write_json, write_text
 from excite.training.display import Display, make_table
-from excite.training.run_folder import versions
+from excite.training.run_folder import read_metrics, versions
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 
@@ -29,15 +29,19 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
         ``images_per_second`` the median over runs with ``_low`` and ``_high``, the extremes; ``latency_ms`` the median
         with ``_low`` and ``_high``, the quartiles; ``memory_gb`` the largest peak of a training process;
         ``train_seconds`` the mean. What is not known (yet) is None.
-        ``runs``: each run's own ``results.json``, with ``gate`` and ``seed``. ``failures``: gate, seed, reason.
+        ``runs``: each run's own ``results.json``, with ``gate``, ``seed`` and its peak memory over all resumptions.
+        ``failures``: gate, seed, reason.
         Then ``folder``, ``recipe``, ``gates``, ``seeds``, ``baseline``, ``confidence``, ``missing``, ``devices``,
         ``versions``, ``latency``.
     """
     runs = []
     for gate, seed in plan.runs():
-        path = folder / run_name(gate, seed) / "results.json"
-        if path.is_file():
-            runs.append({"gate": gate, "seed": seed, **json.loads(path.read_text(encoding="utf-8"))})
+        run = folder / run_name(gate, seed)
+        if (run / "results.json").is_file():
+            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            # A resumed run's results know the peak of its last process only, its metrics that of each.
+            peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
+            runs.append({"gate": gate, "seed": seed, **results, "memory_gb": max([results["memory_gb"], *peaks])})
     path = folder / "latency.json"
     latency = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     top1 = {gate: {r["seed"]: r["last_top1"] for r in runs if r["gate"] == gate} for gate in plan.gates}
