@@ -77,10 +77,6 @@ ALONE = ("senet154", "cifar_seresnet110_tf")
 def test_every_model_of_the_catalogue_has_its_twins(label):
     for name in list_models():
         own = ModelConfig(name=name, options={"bn_eps": 1e-4})
-        if label == "none" and name in ALONE:
-            with pytest.raises(ExciteError, match=f"{name} has no ungated twin"):
-                with_gate(own, label)
-            continue
         twin = with_gate(own, label)
         assert with_gate(twin, label) == twin
         before, after = VARIANTS[name], VARIANTS[twin.name]
@@ -110,7 +106,7 @@ def test_twins_are_the_same_network_but_for_their_gates(name):
         return {key: value.shape for key, value in net.state_dict().items() if "gate." not in key}
 
     before = body(build(ModelConfig(name=name)))
-    for label in DEFAULT_GATES[name in ALONE :]:
+    for label in DEFAULT_GATES:
         model = build(with_gate(ModelConfig(name=name), label))
         gates = [m for m in model.modules() if isinstance(m, SqueezeExcite | GatherExcite)]
         assert {type(g) for g in gates} == {"n": set(), "s": {SqueezeExcite}, "g": {GatherExcite}}[label[0]]
@@ -121,7 +117,7 @@ def test_twins_are_the_same_network_but_for_their_gates(name):
 def test_every_recipe_has_its_twins():
     for name in list_recipes():
         recipe = load_recipe(name)
-        for label in DEFAULT_GATES[recipe.model.name in ALONE :]:
+        for label in DEFAULT_GATES:
             twin = Plan(recipe, (label,), (0,)).twin(label, 0)
             assert set(twin.model.options) - {"gate"} <= set(
                 model_options(twin.model.name, twin.model.options.get("gate"))

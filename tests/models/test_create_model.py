@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from excite.errors import ExciteError
-from excite.gates import GatherExcite, SqueezeExcite
+from excite.gates import Gate, GatherExcite, SqueezeExcite
 from excite.models import VARIANTS, create_model, list_models, model_options, resize_gates
 
 TINY = ["cifar_seresnet20", "cifar_geresnet20_theta_plus", "seresnet18", "geresnet18_theta"]
@@ -246,3 +246,18 @@ def test_initialisation():
     model = create_model("cifar_seresnet20")
     weight = model.layer3[2].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["senet154", "cifar_seresnet110_tf", "cifar_seresnet20"])
+def test_any_model_goes_without_its_gate(name):
+    with torch.device("meta"):
+        gated, plain = create_model(name), create_model(name, gate="none")
+        again = create_model(plain.model_name, **json.loads(json.dumps(plain.model_args)))
+        out = plain.eval()(torch.empty(2, *plain.input_size))
+    assert not any(isinstance(m, Gate) for m in plain.modules())
+    assert list(plain.state_dict()) == [key for key in gated.state_dict() if "gate." not in key]
+    assert list(again.state_dict()) == list(plain.state_dict())
+    assert out.shape == (2, plain.num_classes)
+    assert "gate_position" not in model_options(name, "none")
+    with pytest.raises(ExciteError, match="no option 'reduction'"):
+        create_model(name, gate="none", reduction=8)

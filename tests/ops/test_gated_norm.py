@@ -236,18 +236,18 @@ def test_results_do_not_depend_on_the_number_of_threads(shape):
 def test_the_graph_is_freed(memory_format, backward):
     """The handover between the two halves of the backward pass must not keep the graph alive."""
 
+    class Token:
+        pass
+
     class Watched(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
+        def forward(ctx, x, token):
             ctx.token = token
             return x.clone()
 
         @staticmethod
         def backward(ctx, grad):
-            return grad
-
-    class Token:
-        pass
+            return grad, None
 
     token = Token()
     watched = weakref.ref(token)
@@ -255,7 +255,7 @@ def test_the_graph_is_freed(memory_format, backward):
     gc.collect()
     gc.disable()
     try:
-        out = norm_excite_residual(Watched.apply(y), nn.BatchNorm2d(3), Fc(3), y, relu=True, fused="on")
+        out = norm_excite_residual(Watched.apply(y, token), nn.BatchNorm2d(3), Fc(3), y, relu=True, fused="on")
         if backward:
             out.sum().backward()
         del token, out

@@ -48,7 +48,8 @@ def create_model(
     - ``drop_rate``: dropout before the classifier (default 0, senet154 0.2); ``drop_path_rate``: stochastic depth.
     - ``image_size``: a number or (height, width); default 224, or 32 for the CIFAR family.
     - ``features_only``: the model returns a list of maps instead of logits; ``out_indices`` picks them (0 is the stem).
-    - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``.
+    - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``;
+      "none" for no gate at all.
     - ``fused``: how norms, gates, additions and ReLUs run: "auto", "on" or "off"; see ``Classifier.set_fused``.
     - ``options``: those of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
       them) and of the gate: for SE ``reduction``, ``rd_divisor``, ``gate_bias``; for GE ``extent`` and ``variant``,
@@ -88,13 +89,14 @@ def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
         body.append("stride_on")
     table = _gate_table(variant, gate)
     if table is None:
-        body.remove("gate_position")
-        return sorted(body)
+        return sorted(option for option in body if option != "gate_position")
     return sorted(body) + sorted(_RENAMED.get(option, option) for option in gate_options(table["name"]))
 
 
 def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | None:
     """The gate as a table with a name, or None for an ungated net."""
+    if gate == "none":
+        return None
     spec = variant["gate"] if gate is None else gate
     table = {"name": spec} if isinstance(spec, str) else spec if spec is None else dict(spec)
     if table is not None:

@@ -12,6 +12,9 @@ from excite.models.blocks import Size, as_size, out_size
 from excite.models.resnet import check_rates, set_batch_norms
 from excite.ops import excite_residual, norm_excite_residual, norm_relu
 
+#: The reference's gate. ``gate=None`` is the ungated twin, which the reference does not have.
+SE_WITHOUT_BIAS = {"name": "se", "bias": False}
+
 
 class GatedConv(nn.Module):
     """BN, ReLU, "same" convolution with bias, gate; the first two optional."""
@@ -23,7 +26,7 @@ class GatedConv(nn.Module):
         in_channels: int,
         channels: int,
         kernel: int,
-        gate: GateSpec,
+        gate: GateSpec | None,
         size: Size,
         *,
         stride: int = 1,
@@ -35,7 +38,7 @@ class GatedConv(nn.Module):
         self.relu = relu
         self.conv = nn.Conv2d(in_channels, channels, kernel, stride=stride, padding=kernel // 2)
         self.out_size = out_size(size, kernel, stride, kernel // 2)
-        self.gate = create_gate(gate, channels, feature_size=self.out_size)
+        self.gate = None if gate is None else create_gate(gate, channels, feature_size=self.out_size)
 
     def before_gate(self, x: Tensor) -> Tensor:
         if self.bn is not None:
@@ -45,7 +48,8 @@ class GatedConv(nn.Module):
         return self.conv(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gate(self.before_gate(x))
+        y = self.before_gate(x)
+        return y if self.gate is None else self.gate(y)
 
 
 class TFBottleneck(nn.Module):
@@ -55,7 +59,15 @@ class TFBottleneck(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, planes: int, channels: int, stride: int, gate: GateSpec, size: Size, *, first: bool
+        self,
+        in_channels: int,
+        planes: int,
+        channels: int,
+        stride: int,
+        gate: GateSpec | None,
+        size: Size,
+        *,
+        first: bool,
     ) -> None:
         super().__init__()
         # The very first unit of the net has no BN; its ReLU stays.
@@ -70,7 +82,7 @@ class TFBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         y = self.unit3.before_gate(self.unit2(self.unit1(x)))
-        return excite_residual(y, self.unit3.gate.scale(y), identity)
+        return excite_residual(y, None if self.unit3.gate is None else self.unit3.gate.scale(y), identity)
 
 
 class TFSEResNet(Classifier):
@@ -90,7 +102,7 @@ class TFSEResNet(Classifier):
         self,
         *,
         depth: int = 110,
-        gate: GateSpec | None = None,
+        gate: GateSpec | None = SE_WITHOUT_BIAS,
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.1,
         num_classes: int = 10,
@@ -102,7 +114,6 @@ class TFSEResNet(Classifier):
         check_rates(drop_rate=drop_rate)
         if (depth - 2) % 9 or depth < 11:
             raise ExciteError(f"the depth of this net is 9n + 2 (11, 20, ... 110), not {depth}")
-        gate = {"name": "se", "bias": False} if gate is None else gate
         size = image_shape = as_size(image_size)
         self.stem = GatedConv(in_chans, 16, 3, gate, size)
         channels, strides, maps = 16, 1, [(16, 1, "stem")]

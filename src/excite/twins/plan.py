@@ -215,13 +215,13 @@ def _in_model(option: str) -> str:
 
 
 def with_gate(model: ModelConfig, label: str) -> ModelConfig:
-    """The same model with another gate, and its name from the catalogue where it has one there.
+    """The same model with another gate, under its name in the catalogue where it has one there.
 
     Options that the recipe gives to its own gate (reduction, extent ...) go to every gate that has them;
     ``gate_position`` goes to all. Everything else stays as it is, and for the recipe's own gate all of it does.
 
     Raises:
-        ExciteError: there is no such gate, or no such twin of this model.
+        ExciteError: there is no such gate.
     """
     gate = parse_gate(label)
     own, body = _split(model)
@@ -239,7 +239,7 @@ def _split(model: ModelConfig) -> tuple[GateTable, dict[str, Any]]:
     """The recipe's own gate with all its options, and the options that are not the gate's."""
     variant = get_variant(model.name)
     spec = model.options.get("gate", variant["gate"])
-    own = None if spec is None else {"name": spec} if isinstance(spec, str) else dict(spec)
+    own = None if spec in (None, UNGATED) else {"name": spec} if isinstance(spec, str) else dict(spec)
     of_gate = [] if own is None else gate_options(own.get("name", ""))
     body = {}
     for option, value in model.options.items():
@@ -275,9 +275,7 @@ def _nearest_variant(name: str, gate: GateTable) -> tuple[str, dict[str, Any]]:
     }
     plain = next((other for other, table in siblings.items() if table is None), None)
     if gate is None:
-        if plain is None:
-            raise ExciteError(f"{name} has no ungated twin; choose --gates without {UNGATED}, or another model")
-        return plain, {}
+        return (name, {"gate": UNGATED}) if plain is None else (plain, {})
     fits = [other for other, table in siblings.items() if table is not None and table.items() <= gate.items()]
     if not fits:
         return plain or name, {"gate": gate}
