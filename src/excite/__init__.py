@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from excite.recipe import list_recipes as list_recipes
     from excite.recipe import load_recipe as load_recipe
     from excite.training import train as train
+    from excite.twins import run_twins as run_twins
 
 _HOMES = {
     "ExciteError": "excite.errors",
@@ -33,6 +34,7 @@ _HOMES = {
     "list_recipes": "excite.recipe",
     "load_recipe": "excite.recipe",
     "train": "excite.training",
+    "run_twins": "excite.twins",
 }
 __all__ = sorted(_HOMES)
 __version__ = metadata.version("excite")

@@ -280,6 +280,26 @@ def test_other_norms_keep_their_own_forward():
     torch.testing.assert_close(norm_relu(y, Doubled(3), fused="on"), 2 * F.relu(nn.BatchNorm2d(3)(y)))
 
 
+@pytest.mark.parametrize("fused", ["auto", "on"])
+def test_a_network_in_bfloat16_throughout(fused):
+    """Its norms' own buffers are bfloat16 then, which the kernels do not keep."""
+    norm = nn.BatchNorm2d(4).to(torch.bfloat16)
+    y = torch.randn(3, 4, 5, 5).to(torch.bfloat16, memory_format=CHANNELS_LAST)
+    expected = copy.deepcopy(norm)(y).relu()
+    torch.testing.assert_close(norm_relu(y, norm, fused=fused), expected, rtol=2e-2, atol=2e-2)
+    assert norm.running_mean.dtype is torch.bfloat16
+    assert norm.num_batches_tracked == 1
+
+
+def test_off_has_gradients_of_gradients():
+    case = make_case((2, 8, 4, 4), CHANNELS_LAST, torch.float32, gated=True, with_identity=True, relu=True, drop=False)
+    y = case["y"].requires_grad_()
+    out = norm_excite_residual(y, case["norm"], case["gate"], case["identity"], relu=True, fused="off")
+    (grad,) = torch.autograd.grad(out.square().sum(), y, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), y)
+    assert second.abs().sum() > 0
+
+
 def test_checkpointed_blocks_give_the_same_gradients():
     case = make_case((4, 8, 6, 6), CHANNELS_LAST, torch.float32, gated=True, with_identity=True, relu=True, drop=False)
 

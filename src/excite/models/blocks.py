@@ -127,8 +127,8 @@ class ResidualBlock(nn.Module):
             z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
             if self.gate is not None and self.position == "identity":
                 z = z if keep is None else excite_residual(z, keep)
-                return excite_residual(identity, self.gate.scale(identity), z, relu)
-            out = excite_residual(z, _scale(gate, z, keep), identity, relu)
+                return excite_residual(identity, self.gate.scale(identity), z, relu, self.fused)
+            out = excite_residual(z, _scale(gate, z, keep), identity, relu, self.fused)
         return self.gate(out) if self.gate is not None and self.position == "post" else out
 
     def _keep(self, z: Tensor) -> Tensor | None:

@@ -124,7 +124,11 @@ def spatial_mean(x: Tensor) -> Tensor:
 
 
 def excite_residual(
-    x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False
+    x: Tensor,
+    scale: Tensor | None = None,
+    identity: Tensor | None = None,
+    relu: bool = False,
+    fused: str = "auto",
 ) -> Tensor:
     """``relu(x * scale + identity)``, each part optional: the end of every residual block.
 
@@ -133,6 +137,7 @@ def excite_residual(
         scale: (N, C), one factor per image and channel, or a tensor that broadcasts against ``x``.
         identity: (N, C, H, W), the shortcut.
         relu: whether to end with a ReLU.
+        fused: "off": no CPU kernels (which refuse gradients of gradients), PyTorch's own.
 
     Returns:
         (N, C, H, W) in x's dtype.
@@ -145,7 +150,7 @@ def excite_residual(
         # The sum is a fresh tensor that only the ReLU reads: in place saves a pass and a tensor.
         out = x if identity is None else x + identity
         return out if not relu else out.relu() if out is x else out.relu_()
-    if scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
+    if fused != "off" and scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
         identity = None if identity is None else native.dense(identity, x)
         return _NativeExciteResidual.apply(x, scale, identity, relu)
     if _tracked(x, scale, identity):

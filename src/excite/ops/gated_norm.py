@@ -84,9 +84,9 @@ def norm_excite_residual(
     if passes is None:
         z = norm(y)
         if excitation is None:
-            return excite_residual(z, keep, identity, relu)
+            return excite_residual(z, keep, identity, relu, fused)
         scale = excitation(spatial_mean(z))
-        return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu)
+        return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu, fused)
     assert isinstance(norm, nn.BatchNorm2d)
     if passes is native:
         y = native.dense(y, y)
@@ -121,7 +121,8 @@ def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     differentiated = torch.is_grad_enabled() and (y.requires_grad or norm.weight.requires_grad)
     if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, autograd has it
         return None
-    if norm.weight.dtype is not torch.float64 and native.takes(y):
+    assert norm.running_mean is not None
+    if norm.weight.dtype is norm.running_mean.dtype is torch.float32 and native.takes(y):
         return native
     return plain if fused == "on" and y.ndim == 4 else None
 
