@@ -16,16 +16,16 @@ device=${DEVICE:-cuda}
 python=${PYTHON:-python3}
 out=${OUT:-runs}
 results=benchmarks/results
-small=() batch=256 size=224 cifar_batch=128
+small=() batch=256 size=224 cifar_batch=128 compile=off,default
 speed=(--batch 256 --steps 30 --rounds 3)
 networks=(seresnet50 resnet50)
 bench=()
 if [ -n "${SMALL:-}" ]; then
     small=(epochs=1 warmup_epochs=0 limit_train=512 limit_val=256)
-    results=$out batch=2 size=32 cifar_batch=2
+    results=$out batch=2 size=32 cifar_batch=2 compile=off
     speed=(--model seresnet18 --batch 2 --size 32 --steps 2 --rounds 1 --results "$out/train_speed.csv")
     networks=(seresnet18 resnet18)
-    bench=(--image-size 32 --steps 2 --rounds 1 --warm-up 1)
+    bench=(--image-size 32 --steps 2 --rounds 1 --warm-up 2)
 fi
 "$python" -m pytest -q tests/ops
 for precision in fp32 bf16 fp16; do
@@ -38,7 +38,7 @@ done
 "$python" -m excite bench seresnet18 seresnet50 --batch $cifar_batch --precision fp16 --device "$device" "${bench[@]}" \
     --csv "$results/bench.csv"
 "$python" -m excite bench cifar_seresnet110 cifar_seresnet110_tf --batch $cifar_batch --device "$device" \
-    --compile off,default "${bench[@]}" --csv "$results/bench.csv"
+    --compile $compile "${bench[@]}" --csv "$results/bench.csv"
 if [ $# -gt 0 ]; then
     for recipe in cifar10-seresnet110-tf cifar10-seresnet110 cifar10-resnet110; do
         unfinished=$(find "$out" -maxdepth 1 -name "$recipe-2*" ! -exec test -e '{}/results.json' ';' -print -quit)

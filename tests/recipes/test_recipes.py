@@ -200,7 +200,7 @@ RATES = {
     "digits-seresnet20": ours(peak=0.2, warmup_epochs=2, epochs=40),
     "cifar10-seresnet20": ours(peak=0.1, warmup_epochs=1, epochs=13),
     "cifar10-resnet20": ours(peak=0.1, warmup_epochs=1, epochs=13),
-    "cifar10-geresnet20": ours(peak=0.1, warmup_epochs=1, epochs=10),
+    "cifar10-geresnet20": ours(peak=0.1, warmup_epochs=1, epochs=11),
     "cifar10-seresnet110": ours(peak=0.1, warmup_epochs=5, epochs=200),
     "cifar10-resnet110": ours(peak=0.1, warmup_epochs=5, epochs=200),
     "folder-seresnet50": ours(peak=0.02, warmup_epochs=3, epochs=60),
