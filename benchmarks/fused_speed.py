@@ -8,20 +8,19 @@ that each keeps for the backward pass are counted, too. Rows are appended to ben
 """
 
 import argparse
-import csv
 import time
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+from record import append_rows, commit
 from torch import nn
 from torch.nn import functional as F
 
 from excite import create_model
 from excite.training.device import device_name, keep_freed_memory, synchronize
 from excite.training.display import Display, make_table
-from excite.training.run_folder import git_state
 
 RESULTS = Path(__file__).parent / "results" / "fused_speed.csv"
 
@@ -73,7 +72,6 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
             synchronize(device)
             if turn >= args.warm_up:
                 seconds[name, fused].append(time.perf_counter() - started)
-    git = git_state() or {"commit": "unknown", "changed": True}
     rows = []
     for name, fused, model, _ in contenders:
         times = seconds[name, fused]
@@ -83,7 +81,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
                 "date": date.today().isoformat(),
                 "device": device_name(device),
                 "torch": torch.__version__,
-                "excite": git["commit"][:10] + ("+" if git["changed"] else ""),
+                "excite": commit(),
                 "model": name,
                 "fused": fused,
                 "batch": args.batch,
@@ -125,14 +123,7 @@ def main() -> None:
     Display().table(
         make_table(rows, columns, f"{rows[0]['device']}, batch {args.batch}, {args.size}x{args.size}, bf16")
     )
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.results.exists()
-    with args.results.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    print(f"rows appended to {args.results}")
+    append_rows(args.results, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ rows are appended to benchmarks/results/train_speed.csv.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from peers import import_timm
+from record import append_rows, commit
 
 RESULTS = Path(__file__).parent / "results" / "train_speed.csv"
 
@@ -80,11 +80,9 @@ def rows_of(seconds: dict[str, list[float]], args: argparse.Namespace) -> list[d
     import torch
 
     from excite.training.device import device_name
-    from excite.training.run_folder import git_state
 
     speed = {name: args.batch / median(times) for name, times in seconds.items()}
     default, best = (speed[n] for n in speed if n.startswith(f"timm {args.model}"))
-    git = git_state() or {"commit": "unknown", "changed": True}
     rows = []
     for name, times in seconds.items():
         low, _, high = quantiles((args.batch / t for t in times), n=4)
@@ -94,7 +92,7 @@ def rows_of(seconds: dict[str, list[float]], args: argparse.Namespace) -> list[d
                 "device": device_name(torch.device(args.device)),
                 "torch": torch.__version__,
                 "timm": import_timm().__version__,
-                "excite": git["commit"][:10] + ("+" if git["changed"] else ""),
+                "excite": commit(),
                 "contender": name,
                 "batch": args.batch,
                 "image_size": args.size,
@@ -135,14 +133,7 @@ def main() -> None:
         ("over_timm_best", "/ timm best", ".2f"),
     ]
     Display().table(make_table(rows, columns, f"{rows[0]['device']}, batch {args.batch}, {args.size}x{args.size}"))
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    new = not args.results.exists()
-    with args.results.open("a", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-    print(f"rows appended to {args.results}")
+    append_rows(args.results, rows)
 
 
 if __name__ == "__main__":

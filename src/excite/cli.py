@@ -39,20 +39,21 @@ def _complete_model(incomplete: str) -> list[str]:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RecipeWords = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
+        autocompletion=_complete_override,
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.")]
 
 
 @app.command()
 def train(
-    args: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
-            help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
-            autocompletion=_complete_override,
-            show_default=False,
-        ),
-    ] = None,
+    args: RecipeWords = None,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
     ] = None,
@@ -158,15 +159,7 @@ def _show_results(results: dict[str, Any]) -> None:
 
 @app.command()
 def twins(
-    args: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...",
-            help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
-            autocompletion=_complete_override,
-            show_default=False,
-        ),
-    ] = None,
+    args: RecipeWords = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="How many, counted up from the recipe's train.seed.  [default: 3]")
     ] = None,
@@ -426,7 +419,7 @@ def bench(
       torchrun --nproc-per-node 8 -m excite bench seresnet50 --batch 128
     """
     from excite.bench.command import bench_data, bench_models
-    from excite.bench.settings import make_settings, parse_list
+    from excite.bench.settings import make_settings, parse_list, refuse_options_of_models
 
     if data is not None:
         of_models = {
@@ -443,19 +436,13 @@ def bench(
             "--no-channels-last": None if channels_last else True,
             "--device": None if device == "auto" else device,
         }
-        given = [option for option, value in of_models.items() if value is not None]
-        if given:
-            raise ExciteError(f"{given[0]} is for models; with --data change the recipe, such as train.batch_size=64")
+        refuse_options_of_models(of_models)
         bench_data(data, models or [], rounds=rounds, seconds=seconds, as_json=as_json)
         return
     if not models:
         raise ExciteError("give models to measure (`excite models` lists them), or --data RECIPE")
-    lists = {
-        "batch": parse_list(batch, "batch"),
-        "image_size": parse_list(image_size, "image_size"),
-        "precision": parse_list(precision, "precision"),
-        "compile": parse_list(compile_mode, "compile"),
-    }
+    given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
+    lists = {name: parse_list(text, name) for name, text in given.items()}
     settings = make_settings(
         models,
         lists,

@@ -12,6 +12,11 @@ from typing import Any
 from excite.errors import ExciteError
 
 
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: EXCITE_CACHE, else ~/.cache/excite."""
+    return Path(os.environ.get("EXCITE_CACHE") or "~/.cache/excite").expanduser()
+
+
 def _sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

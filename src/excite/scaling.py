@@ -390,13 +390,16 @@ def parse_counts(text: str, option: str) -> list[int]:
     return counts
 
 
+def _assumption_name(word: str) -> str:
+    return word.partition("=")[0].strip().replace("-", "_")
+
+
 def parse_assumptions(words: Sequence[str]) -> Assumptions:
     """``["tflops=60"]`` -> the assumptions with these changed. Raises ExciteError that names the nearest."""
     known = {entry.name: entry for entry in fields(Assumptions)}
     changes: dict[str, Any] = {}
     for word in words:
-        name, _, text = word.partition("=")
-        name = name.strip().replace("-", "_")
+        name, text = _assumption_name(word), word.partition("=")[2]
         if name not in known:
             raise ExciteError(f"--assume {word}: unknown{nearest(name, known)} (allowed: {', '.join(known)})")
         try:
@@ -461,7 +464,40 @@ def plan(
             )
         notes.append("Measured steps are on random images: reading and cropping files is predicted, not measured.")
     count = images or IMAGES[recipe.data.source]
+    rows, impossible = _rows(recipe, work, assumed, counts, batch_per_device, runs, count, price)
+    notes += impossible
+    if not rows:
+        raise ExciteError("; ".join(notes))
+    if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):
+        notes.append(
+            f"The batch differs from the recipe's {recipe.train.batch_size}: its learning rate is for that one "
+            "(train.scale_lr_to scales it)."
+        )
+    origin = dict.fromkeys((_assumption_name(word) for word in assume), "given") | origin
+    size = {"gmacs": work.gmacs, "parameters": work.parameters, "images": count, "epochs": recipe.train.epochs}
+    return {
+        "name": recipe.name,
+        "model": recipe.model.name,
+        **size,
+        "rows": rows,
+        "assumptions": _listed(work, assumed, origin),
+        "notes": notes,
+    }
+
+
+def _rows(
+    recipe: Recipe,
+    work: Workload,
+    assumed: Assumptions,
+    counts: Sequence[int],
+    batch_per_device: int | None,
+    runs: Sequence[Measurement],
+    images: int,
+    price: float | None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """A prediction for each number of devices and each run, and a sentence for each that cannot be."""
     rows: list[dict[str, Any]] = []
+    notes: list[str] = []
     ran = {(m.devices, m.batch_size // m.devices) for m in runs}
     local_batches = {n: batch_per_device or recipe.train.batch_size // n for n in counts}
     wanted: list[tuple[int, int | None, Measurement | None]] = [
@@ -474,41 +510,28 @@ def plan(
         except ExciteError as error:
             notes.append(f"{number} devices: {error}")
             continue
-        hours = count * recipe.train.epochs / row["images_per_second"] / 3600
+        hours = images * recipe.train.epochs / row["images_per_second"] / 3600
         row |= {"hours": hours, "cost": None if price is None else hours * number * price}
         row |= {"measured": None, "measured_efficiency": None, "source": None}
         if run is not None:
             row |= {"measured": run.images_per_second, "measured_efficiency": measured_efficiency(run, runs)}
             row["source"] = run.source
         rows.append(row)
-    if not rows:
-        raise ExciteError("; ".join(notes))
-    if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):
-        notes.append(
-            f"The batch differs from the recipe's {recipe.train.batch_size}: its learning rate is for that one "
-            "(train.scale_lr_to scales it)."
-        )
-    listed = [
+    return rows, notes
+
+
+def _listed(work: Workload, assumed: Assumptions, origin: dict[str, str]) -> list[dict[str, Any]]:
+    """Every assumption: name, value, unit, and where its value is from."""
+    values = {e.name: getattr(assumed, e.name) for e in fields(assumed)} | {"fixed_ms": fixed_ms(work, assumed)}
+    return [
         {
             "name": e.name,
-            "value": getattr(assumed, e.name),
+            "value": values[e.name],
             "unit": e.metadata["unit"],
-            "source": origin.get(
-                e.name, "given" if any(w.startswith(f"{e.name}=") for w in assume) else e.metadata["source"]
-            ),
+            "source": origin.get(e.name, e.metadata["source"]),
         }
         for e in fields(assumed)
     ]
-    listed[1]["value"] = fixed_ms(work, assumed)
-    size = {"gmacs": work.gmacs, "parameters": work.parameters, "images": count, "epochs": recipe.train.epochs}
-    return {
-        "name": recipe.name,
-        "model": recipe.model.name,
-        **size,
-        "rows": rows,
-        "assumptions": listed,
-        "notes": notes,
-    }
 
 
 def _changed(before: Assumptions, after: Assumptions) -> list[str]:

@@ -1,6 +1,6 @@
 """What a row of a benchmark is. Nothing heavy is imported here, so that mistakes are told at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -128,3 +128,10 @@ def make_settings(models: Iterable[str], lists: dict[str, list[Any]], **common: 
             chosen = {option: defaults[option] if value is None else value for option, value in chosen.items()}
             rows[replace(Setting(**own), **chosen, **{k: v for k, v in common.items() if k not in own})] = None
     return list(rows)  # each once
+
+
+def refuse_options_of_models(options: Mapping[str, object]) -> None:
+    """Options that mean nothing to ``--data``. Raises ExciteError for the first that was given (is not None)."""
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise ExciteError(f"{given[0]} is for models; with --data change the recipe, such as train.batch_size=64")

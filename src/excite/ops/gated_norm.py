@@ -88,8 +88,6 @@ def norm_excite_residual(
         scale = excitation(spatial_mean(z))
         return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu, fused)
     assert isinstance(norm, nn.BatchNorm2d)
-    if passes is native:
-        y = native.dense(y, y)
     if identity is not None:
         identity = native.dense(identity, y) if passes is native else identity.to(y.dtype)
     if not norm.training:
@@ -167,6 +165,26 @@ def _mask(relu: bool, identity: Tensor | None) -> int:
     return OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
 
 
+def _behind_relu(
+    passes: Passes,
+    grad: Tensor,
+    out: Tensor | None,
+    y: Tensor,
+    known: Statistics,
+    s: Tensor | None,
+    mask: int,
+    wants_identity: bool,
+) -> tuple[GradSums, Tensor, int]:
+    """The first pass backward: its sums, and the gradient and mask that the second pass is to start from.
+
+    Where the shortcut wants the gradient behind the ReLU it is written out, and the second pass need not mask anew.
+    """
+    if passes is native:
+        grad = native.dense(grad, y)
+    sums = passes.grad_sums(grad, out, y, known, s, mask, mask == OUTPUT and wants_identity)
+    return (sums, grad, mask) if sums.map is None else (sums, sums.map, OPEN)
+
+
 class _NormResidual(torch.autograd.Function):
     """No gate: ``relu(BN(y) + identity)``."""
 
@@ -194,14 +212,9 @@ class _NormResidual(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, out = ctx.saved_tensors
-        mask, passes = ctx.mask, ctx.passes
-        if passes is native:
-            grad = native.dense(grad, y)
         wants_identity = ctx.needs_input_grad[6]
-        sums = passes.grad_sums(grad, out, y, ctx.known, None, mask, mask == OUTPUT and wants_identity)
-        if sums.map is not None:  # the gradient behind the ReLU was written out: the second pass need not work it out
-            grad, mask = sums.map, OPEN
-        grad_weight, grad_bias, grad_y = passes.grad_input(
+        sums, grad, mask = _behind_relu(ctx.passes, grad, out, y, ctx.known, None, ctx.mask, wants_identity)
+        grad_weight, grad_bias, grad_y = ctx.passes.grad_input(
             grad, out, y, ctx.known, None, sums, None, mask, ctx.needs_input_grad[0]
         )
         return grad_y, grad_weight, grad_bias, None, None, None, grad if wants_identity else None, None, None
@@ -274,16 +287,11 @@ class _Excite(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         y, s, out = ctx.saved_tensors
-        box, mask, passes = ctx.box, ctx.mask, ctx.box.passes
-        if passes is native:
-            grad = native.dense(grad, y)
-        wants_identity = ctx.needs_input_grad[3]
-        box.sums = passes.grad_sums(grad, out, y, box.known, s, mask, write=mask == OUTPUT and wants_identity)
-        g = box.sums.map
-        box.grad, box.out, box.mask = (grad, out, mask) if g is None else (g, None, OPEN)
+        box, wants_identity = ctx.box, ctx.needs_input_grad[3]
+        box.sums, box.grad, box.mask = _behind_relu(box.passes, grad, out, y, box.known, s, ctx.mask, wants_identity)
+        box.out = out if box.mask == OUTPUT else None
         box.s = s.detach()  # the graph, which holds the box, must not be held by it
-        grad_identity = (grad if g is None else g) if wants_identity else None
-        return None, None, box.sums.grad_s, grad_identity, None
+        return None, None, box.sums.grad_s, box.grad if wants_identity else None, None
 
 
 def _scales(squeezed: Tensor, excitation: Excitation | None, keep: Tensor | None) -> Tensor:

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from excite.files import cache_folder
+
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 OPEN, OUTPUT, RECOMPUTE = 0, 1, 2  # what ReLU lets through of a gradient; as in cpu_kernels.cpp
@@ -97,12 +99,6 @@ def why_not() -> str | None:
 def build_seconds() -> float | None:
     """How long this process compiled them; None where they were found ready, or are not there."""
     return _build_seconds
-
-
-def cache_folder() -> Path:
-    """``EXCITE_CACHE``, or ``excite`` in the user's cache folder; the kernels are in ``kernels`` below it."""
-    given = os.environ.get("EXCITE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "excite"
 
 
 def _load() -> ctypes.CDLL:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import write_json
+from excite.files import cache_folder, write_json
 from excite.storage.address import READ_ONLY, Remote, RemoteError, connect, is_remote, retried
 from excite.storage.download import Changed, Workshop, disk_error, fetch
 from excite.storage.listing import Entry, exists, list_files, nothing
-from excite.storage.staging import _key, cache_folder, locked, stage
+from excite.storage.staging import _key, locked, stage
 
 #: In a run folder: {"url": where it is kept, "fetched": whether it is only a copy, "pending": files not uploaded}.
 MARKER = "remote.json"

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.files import write_text
+from excite.files import cache_folder, write_text
 from excite.storage.address import Remote, RemoteError, connect, is_remote, without_secrets
 from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
@@ -42,11 +42,6 @@ class Staged:
     path: Path
     files: list[str]
     note: str
-
-
-def cache_folder() -> Path:
-    """Where remote files are kept: EXCITE_CACHE, else ~/.cache/excite."""
-    return Path(os.environ.get("EXCITE_CACHE") or "~/.cache/excite").expanduser()
 
 
 def stage(url: str, suffixes: frozenset[str] | None = None) -> Staged:

@@ -204,7 +204,7 @@ def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
     if device.type != "cpu" or recipe.model.fused == "off" or not recipe.train.channels_last:
         return None
     if not native.available():
-        return f"no CPU kernels ({native.why_not()}): the same in plain PyTorch, some 10 % slower"
+        return f"no CPU kernels ({native.why_not()}): the same in plain PyTorch, slower"
     seconds = native.build_seconds()
     return None if seconds is None else f"CPU kernels compiled in {seconds:.1f} s; later runs find them ready"
 
