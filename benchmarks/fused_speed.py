@@ -8,7 +8,6 @@ that each keeps for the backward pass are counted, too. Rows are appended to ben
 """
 
 import argparse
-import time
 from datetime import date
 from pathlib import Path
 from statistics import median, quantiles
@@ -16,21 +15,13 @@ from statistics import median, quantiles
 import torch
 from record import append_rows, commit
 from torch import nn
-from torch.nn import functional as F
 
 from excite import create_model
-from excite.training.device import device_name, keep_freed_memory, synchronize
+from excite.bench.timing import time_steps, training_step
+from excite.training.device import device_name, keep_freed_memory
 from excite.training.display import Display, make_table
 
 RESULTS = Path(__file__).parent / "results" / "fused_speed.csv"
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> None:
-    with torch.autocast(images.device.type, torch.bfloat16):
-        logits = model(images)
-    F.cross_entropy(logits.float(), labels).backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def saved_megabytes(model: nn.Module, images: torch.Tensor) -> float:
@@ -55,23 +46,19 @@ def measure(args: argparse.Namespace) -> list[dict[str, object]]:
     device = torch.device(args.device)
     if device.type == "cpu":
         keep_freed_memory()
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (args.batch,), device=device)
     contenders = []
     for name in args.models:
         for fused in ("off", args.fused):
-            model = create_model(name, fused=fused).train().to(device).to(memory_format=torch.channels_last)
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
-            contenders.append((name, fused, model, optimizer))
-    images = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(10, (args.batch,), device=device)
+            model = create_model(name, fused=fused).to(device).to(memory_format=torch.channels_last)
+            contenders.append((name, fused, model, training_step(model, images, labels, "bf16")))
     seconds: dict[tuple[str, str], list[float]] = {(name, fused): [] for name, fused, _, _ in contenders}
     for turn in range(args.warm_up + args.steps):
-        for name, fused, model, optimizer in contenders:
-            synchronize(device)
-            started = time.perf_counter()
-            step(model, optimizer, images, labels)
-            synchronize(device)
+        for name, fused, _, step in contenders:
+            taken = time_steps(step, device, 1)
             if turn >= args.warm_up:
-                seconds[name, fused].append(time.perf_counter() - started)
+                seconds[name, fused] += taken
     rows = []
     for name, fused, model, _ in contenders:
         times = seconds[name, fused]
