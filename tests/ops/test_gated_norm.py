@@ -78,6 +78,21 @@ def run(form, case, dtype, **options):
     return {name: t.detach().double() for name, t in results.items() if t is not None}
 
 
+def run_projected(form, case, dtype, **options):
+    """As ``run``, with a norm of its own on the shortcut."""
+    exact = dtype is torch.float64
+    other = copy.deepcopy(case["norm"]).double() if exact else copy.deepcopy(case["norm"])
+    with torch.no_grad():
+        other.weight.mul_(-0.5).add_(0.25)
+
+    def projected(y, norm, gate, identity, **rest):
+        return form(y, norm, gate, identity, identity_norm=other, **rest, **options)
+
+    results = run(projected, case, dtype)
+    tensors = {**{n: p.grad for n, p in other.named_parameters()}, **dict(other.named_buffers())}
+    return results | {f"other.{name}": tensor.detach().double() for name, tensor in tensors.items()}
+
+
 OPTIONS = list(itertools.product([False, True], repeat=4))
 
 
@@ -98,6 +113,52 @@ def test_as_near_to_float64_as_the_textbook(shape, dtype, memory_format):
             error = (fused[name] - true).abs().mean()
             allowed = 2 * (textbook[name] - true).abs().mean() + floor * true.abs().mean() + 1e-7
             assert error <= allowed, (name, gated, with_identity, relu, drop)
+
+
+@pytest.mark.parametrize("memory_format", [CHANNELS_LAST, CONTIGUOUS], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 7, 7), (37, 64, 3, 5), (2, 130, 9, 1), (1, 64, 56, 56)], ids=str)
+def test_a_projections_norm_joins_the_passes(shape, dtype, memory_format):
+    """The same three-way test, with the shortcut's norm in the same last pass and the same first pass backward."""
+    for gated, relu in itertools.product([False, True], repeat=2):
+        case = make_case(shape, memory_format, dtype, gated=gated, with_identity=True, relu=relu, drop=False)
+        exact = run_projected(reference.norm_excite_residual, case, torch.float64)
+        textbook = run_projected(reference.norm_excite_residual, case, dtype)
+        fused = run_projected(norm_excite_residual, case, dtype, fused="on")
+        assert exact.keys() == fused.keys() == textbook.keys()
+        for name, true in exact.items():
+            error = (fused[name] - true).abs().mean()
+            allowed = 2 * (textbook[name] - true).abs().mean() + 2e-6 * true.abs().mean() + 1e-7
+            assert error <= allowed, (name, gated, relu)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradcheck_with_a_projection(relu):
+    case = make_case((3, 4, 2, 3), CONTIGUOUS, torch.float64, gated=True, with_identity=True, relu=relu, drop=False)
+    norm, gate, other = case["norm"].double(), case["gate"].double(), nn.BatchNorm2d(4).double()
+    parameters = [*norm.parameters(), *gate.parameters(), *other.parameters()]
+    inputs = [t.requires_grad_() for t in (case["y"], case["identity"], *parameters)]
+
+    def form(y, identity, *rest):
+        return norm_excite_residual(y, norm, gate, identity, identity_norm=other, relu=relu, fused="on")
+
+    assert torch.autograd.gradcheck(form, inputs)
+
+
+def test_a_projections_norm_that_cannot_join_runs_by_itself():
+    """Another mode, or somebody who listens to it."""
+    case = make_case((3, 4, 5, 5), CONTIGUOUS, torch.float32, gated=True, with_identity=True, relu=True, drop=False)
+    seen = []
+    listened = nn.BatchNorm2d(4)
+    listened.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    frozen = nn.BatchNorm2d(4).eval()
+    frozen.running_mean.normal_()
+    for other in (listened, frozen):
+        args = (case["y"], copy.deepcopy(case["norm"]), case["gate"], case["identity"])
+        found = norm_excite_residual(*args, identity_norm=other, relu=True, fused="on")
+        expected = reference.norm_excite_residual(*args, identity_norm=copy.deepcopy(other), relu=True)
+        torch.testing.assert_close(found, expected)
+    assert len(seen) == 2
 
 
 @pytest.mark.parametrize("passes", [plain, pytest.param(native, marks=needs_kernels)], ids=["plain", "native"])

@@ -17,10 +17,11 @@ from torch import distributed, nn
 
 from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
+from excite.ops import norm_excite_residual
+from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.training import evaluate
 from excite.training.device import make_accelerator
 from excite.training.loop import train
-from excite.training.sync_norm import convert_sync_batchnorm
 from tests.training.small import small
 
 Share = dict[str, Any]
@@ -162,6 +163,54 @@ def sync_norm_share(kinds: list[str]) -> list[Share]:
         net, x, grad = norm_case(kind)
         share = slice(sum(SHARES[:rank]), sum(SHARES[: rank + 1]))
         results.append(run_norm(convert_sync_batchnorm(net, native=False), x[share], grad[share]))
+    return results
+
+
+class GatedEnd(nn.Module):
+    """A block's end with a projection: what ``norm_excite_residual`` takes, as a module."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.projected = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.gate = nn.Sequential(nn.Linear(channels, channels), nn.Sigmoid())
+
+    def forward(self, y: torch.Tensor, identity: torch.Tensor, fused: str) -> torch.Tensor:
+        parts = {"identity": identity, "identity_norm": self.projected, "relu": True}
+        return norm_excite_residual(y, self.norm, self.gate, **parts, fused=fused)
+
+
+def gated_case(dtype: torch.dtype) -> tuple[GatedEnd, list[torch.Tensor]]:
+    """The module and, for a whole batch, branch, shortcut and gradient."""
+    torch.manual_seed(3)
+    end = GatedEnd(5).to(dtype)
+    for parameter in end.parameters():
+        nn.init.normal_(parameter)
+    maps = [torch.randn(sum(SHARES), 5, 4, 3, dtype=dtype) + shift for shift in (3, -2, 0)]
+    return end, [m.contiguous(memory_format=torch.channels_last) for m in maps]
+
+
+def run_gated(end: GatedEnd, maps: list[torch.Tensor], fused: str) -> Share:
+    y, identity, grad = (m.detach().requires_grad_() for m in maps)
+    out = end(y, identity, fused)
+    out.backward(grad)
+    assert y.grad is not None
+    assert identity.grad is not None
+    return {
+        "maps": [out.detach(), y.grad, identity.grad],
+        "parameters": [p.grad for p in end.parameters()],
+        "buffers": list(end.buffers()),
+        "form": type(out.grad_fn).__name__,
+    }
+
+
+def gated_share(dtypes: list[torch.dtype]) -> list[Share]:
+    """The two-pass form with synchronised norms on this process's share of each case's batch."""
+    rank = make_accelerator("cpu").process_index
+    share = slice(sum(SHARES[:rank]), sum(SHARES[: rank + 1]))
+    results = []
+    for dtype in dtypes:
+        end, maps = gated_case(dtype)
+        results.append(run_gated(convert_sync_batchnorm(end, native=False), [m[share] for m in maps], "on"))
     return results
 
 

@@ -56,6 +56,25 @@ def test_sync_batchnorm_is_batchnorm_over_all_processes():
                 torch.testing.assert_close(part["buffers"][name], expected, **close)
 
 
+def test_the_two_pass_form_over_all_processes():
+    """Synchronised norms inside ``norm_excite_residual``, gate and projection, on unequal shares of a batch."""
+    dtypes = [torch.float64, torch.float32]
+    shares = jobs.run_job(jobs.gated_share, len(jobs.SHARES), dtypes)
+    for index, dtype in enumerate(dtypes):
+        close = {"rtol": 1e-10, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+        whole = jobs.run_gated(*jobs.gated_case(dtype), "off")
+        parts = [share[index] for share in shares]
+        assert {part["form"] for part in parts} == {"NormApplyBackward"}
+        assert whole["form"] != "NormApplyBackward"
+        for number, expected in enumerate(whole["maps"]):
+            torch.testing.assert_close(torch.cat([part["maps"][number] for part in parts]), expected, **close)
+        for number, expected in enumerate(whole["parameters"]):
+            torch.testing.assert_close(sum(part["parameters"][number] for part in parts), expected, **close)
+        for part in parts:
+            for found, expected in zip(part["buffers"], whole["buffers"], strict=True):
+                torch.testing.assert_close(found, expected, **close)
+
+
 # Without augmentation: its random numbers belong to the process, the images of a step do not.
 SAME = [*PLAIN, "ema_decay=0.9", "lr=0.02"]
 

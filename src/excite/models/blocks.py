@@ -110,20 +110,27 @@ class ResidualBlock(nn.Module):
     def _enter(self, x: Tensor) -> Tensor:
         return self.gate(x) if self.gate is not None and self.position == "pre" else x
 
-    def _shortcut(self, x: Tensor) -> Tensor:
+    def _shortcut(self, x: Tensor) -> tuple[Tensor, nn.Module | None]:
+        """The shortcut up to its norm, and that norm if it has one: the block's end runs it."""
         if not isinstance(self.downsample, nn.Sequential) or len(self.downsample) != 2:
-            return x if self.downsample is None else self.downsample(x)
+            return x if self.downsample is None else self.downsample(x), None
         projection, norm = self.downsample
-        return norm_excite_residual(projection(x), norm, fused=self.fused)
+        return projection(x), norm
 
-    def _leave(self, y: Tensor, norm: nn.Module | None, identity: Tensor) -> Tensor:
+    def _leave(
+        self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None = None
+    ) -> Tensor:
         """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
         keep, relu = self._keep(y), self.last_relu
         gate = self.gate if self.position == "standard" else None
         if norm is not None and self.position != "identity" and (gate is None or gate.channelwise):
             excitation = None if gate is None else gate.excitation
-            out = norm_excite_residual(y, norm, excitation, identity, keep=keep, relu=relu, fused=self.fused)
+            out = norm_excite_residual(
+                y, norm, excitation, identity, identity_norm=identity_norm, keep=keep, relu=relu, fused=self.fused
+            )
         else:
+            if identity_norm is not None:
+                identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
             z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
             if self.gate is not None and self.position == "identity":
                 z = z if keep is None else excite_residual(z, keep)
@@ -166,7 +173,7 @@ class BasicBlock(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
-        return self._leave(self.conv2(y), self.bn2, self._shortcut(x))
+        return self._leave(self.conv2(y), self.bn2, *self._shortcut(x))
 
 
 class Bottleneck(ResidualBlock):
@@ -194,7 +201,7 @@ class Bottleneck(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
         y = norm_relu(self.conv2(y), self.bn2, fused=self.fused)
-        return self._leave(self.conv3(y), self.bn3, self._shortcut(x))
+        return self._leave(self.conv3(y), self.bn3, *self._shortcut(x))
 
 
 class PreactBasicBlock(ResidualBlock):

@@ -47,11 +47,14 @@ struct Shape {
 };
 
 struct Sums {
-    float *a, *b;
+    float *a, *b, *c;
 };
 
 // What ReLU lets through of the gradient: nothing is asked, the output is asked, or it is computed anew.
 enum Mask { OPEN = 0, OUTPUT = 1, RECOMPUTE = 2 };
+
+// What is added to the branch: nothing, a map as it is, or one that is normalised in passing (a projection's).
+enum Add { NONE = 0, PLAIN = 1, NORMED = 2 };
 
 inline float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
 
@@ -102,15 +105,17 @@ struct Affine {
     const float *mean, *scale, *bias;
 };
 
-template <bool ADD, bool RELU, class T>
-void rows_apply(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f) {
+// `of_add`: mean and scale of what is added; its bias is in f.bias.
+template <Add ADD, bool RELU, class T>
+void rows_apply(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f, Affine of_add) {
     for (i64 r = 0; r < rows; ++r) {
-        const T *y0 = y + r * width, *d0 = ADD ? add + r * width : nullptr;
+        const T *y0 = y + r * width, *d0 = ADD == NONE ? nullptr : add + r * width;
         T* o0 = out + r * width;
 #pragma omp simd
         for (i64 i = 0; i < width; ++i) {
             float v = (load(y0[i]) - f.mean[i]) * f.scale[i] + f.bias[i];
-            if (ADD) v += load(d0[i]);
+            if (ADD == PLAIN) v += load(d0[i]);
+            if (ADD == NORMED) v += (load(d0[i]) - of_add.mean[i]) * of_add.scale[i];
             if (RELU) v = v < 0.0f ? 0.0f : v;
             store(o0 + i, v);
         }
@@ -125,8 +130,10 @@ inline float masked(const T* grad, const T* out, const T* y, i64 i, Affine f) {
     return g;
 }
 
-template <Mask MASK, bool WRITE, class T>
-void rows_grad_sums(const T* grad, const T* out, const T* y, T* g_out, i64 rows, i64 width, Affine f, Sums s) {
+// With `add`, a normalised shortcut of mean `mean_add`, s.c gets the sums of g * (add - mean_add).
+template <Mask MASK, bool WRITE, bool SHORTCUT, class T>
+void rows_grad_sums(const T* grad, const T* out, const T* y, const T* add, T* g_out, i64 rows, i64 width, Affine f,
+                    const float* mean_add, Sums s) {
     for (i64 start = 0; start < width; start += BLOCK) {
         i64 end = std::min(start + BLOCK, width);
         for (i64 r = 0; r < rows; ++r) {
@@ -136,6 +143,7 @@ void rows_grad_sums(const T* grad, const T* out, const T* y, T* g_out, i64 rows,
                 float g = masked<MASK>(grad + a, out + a, y + a, i, f);
                 s.a[i] += g;
                 s.b[i] += g * (load(y[a + i]) - f.mean[i]);
+                if (SHORTCUT) s.c[i] += g * (load(add[a + i]) - mean_add[i]);
                 if (WRITE) store(g_out + a + i, g);
             }
         }
@@ -222,7 +230,7 @@ void moments(const Shape& s, const T* y, float* mean, float* variance, int threa
         const T* start = y + (n * s.p + lo) * s.c;
         for (i64 c = 0; c < s.c; ++c) shift[c] = load(start[c]);
         Floats wide = repeated(shift.data(), s.c, q);
-        Sums part{sums.data(), sums.data() + line(s.c * q)};
+        Sums part{sums.data(), sums.data() + line(s.c * q), nullptr};
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) { rows_moments(y + at, rows, width, wide.data(), part); });
         fold(part.a, s.c, q), fold(part.b, s.c, q);
         float* out = parts.data() + (n * chunks + chunk) * 2 * s.c;
@@ -287,55 +295,78 @@ void statistics(const Shape& s, const T* y, const float* gamma, const float* bet
             squeezed[n * s.c + c] = (mean[n * s.c + c] - batch_mean[c]) * scale[c] + beta[c];
 }
 
-template <bool ADD, bool RELU, class T>
-void apply(const Shape& s, const T* y, Gated f, const T* add, T* out, int threads) {
+template <Add ADD, bool RELU, class T>
+void apply(const Shape& s, const T* y, Gated f, const T* add, Gated f_add, T* out, int threads) {
     for_chunks(s, threads, [&](i64 n, i64 chunk) {
-        Coefficients<3> k(s, [&](i64 c, float* values) { fill_affine(f, n * s.c + c, c, values); });
+        Coefficients<ADD == NORMED ? 5 : 3> k(s, [&](i64 c, float* values) {
+            fill_affine(f, n * s.c + c, c, values);
+            if (ADD == NORMED) {
+                float of_add[3];
+                fill_affine(f_add, n * s.c + c, c, of_add);
+                values[2] += of_add[2], values[3] = of_add[0], values[4] = of_add[1];
+            }
+        });
+        Affine of_add = ADD == NORMED ? Affine{k.at(3), k.at(4), nullptr} : Affine{};
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
-            rows_apply<ADD, RELU>(y + at, ADD ? add + at : add, out + at, rows, width, k.affine());
+            rows_apply<ADD, RELU>(y + at, ADD == NONE ? add : add + at, out + at, rows, width, k.affine(), of_add);
         });
     });
 }
 
-template <Mask MASK, bool WRITE, class T>
-void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f, T* g, float* sum_g, float* sum_gy,
-               float* grad_s, int threads) {
+// `sums`: of g (N, C); of g * (y - mean) (N, C); where there is a gate, the gradient of s (N, C); where there is a
+// normalised shortcut `add`, the sums of g * (add - mean_add) (N, C).
+template <Mask MASK, bool WRITE, bool SHORTCUT, class T>
+void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const T* add, const float* mean_add,
+               T* g, float* sums, int threads) {
+    constexpr int K = SHORTCUT ? 3 : 2;
     i64 chunks = s.chunks();
-    Floats parts(s.n * chunks * 2 * s.c);
+    Floats parts(s.n * chunks * K * s.c);
     for_chunks(s, threads, [&](i64 n, i64 chunk) {
-        Coefficients<3> k(s, [&](i64 c, float* values) { fill_affine(f, n * s.c + c, c, values); });
-        Floats sums(2 * k.width);
-        Sums part{sums.data(), sums.data() + k.width};
-        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
-            rows_grad_sums<MASK, WRITE>(grad + at, MASK == OUTPUT ? out + at : y, y + at, WRITE ? g + at : g, rows,
-                                        width, k.affine(), part);
+        Coefficients<K + 1> k(s, [&](i64 c, float* values) {
+            fill_affine(f, n * s.c + c, c, values);
+            if (SHORTCUT) values[3] = mean_add[n * s.c + c];
         });
-        fold(part.a, s.c, s.repeat()), fold(part.b, s.c, s.repeat());
-        float* to = parts.data() + (n * chunks + chunk) * 2 * s.c;
-        std::copy(part.a, part.a + s.c, to), std::copy(part.b, part.b + s.c, to + s.c);
+        Floats wide(K * k.width);
+        Sums part{wide.data(), wide.data() + k.width, SHORTCUT ? wide.data() + 2 * k.width : nullptr};
+        walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
+            rows_grad_sums<MASK, WRITE, SHORTCUT>(grad + at, MASK == OUTPUT ? out + at : y, y + at,
+                                                  SHORTCUT ? add + at : y, WRITE ? g + at : g, rows, width, k.affine(),
+                                                  SHORTCUT ? k.at(3) : nullptr, part);
+        });
+        float* to = parts.data() + (n * chunks + chunk) * K * s.c;
+        for (int j = 0; j < K; ++j) {
+            float* from = wide.data() + j * k.width;
+            fold(from, s.c, s.repeat());
+            std::copy(from, from + s.c, to + j * s.c);
+        }
     });
+    i64 nc = s.n * s.c;
+    float *sum_g = sums, *sum_gy = sums + nc, *grad_s = sums + 2 * nc, *sum_ga = sums + (f.s == nullptr ? 2 : 3) * nc;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (i64 n = 0; n < s.n; ++n) {
-        std::vector<double> sums(2 * s.c);
+        std::vector<double> total(K * s.c);
         for (i64 k = 0; k < chunks; ++k) {
-            const float* part = parts.data() + (n * chunks + k) * 2 * s.c;
-            for (i64 c = 0; c < 2 * s.c; ++c) sums[c] += part[c];
+            const float* part = parts.data() + (n * chunks + k) * K * s.c;
+            for (i64 c = 0; c < K * s.c; ++c) total[c] += part[c];
         }
         for (i64 c = 0; c < s.c; ++c) {
             i64 at = n * s.c + c;
-            sum_g[at] = float(sums[c]), sum_gy[at] = float(sums[s.c + c]);
-            if (grad_s != nullptr) grad_s[at] = f.scale[c] * sum_gy[at] + f.squeezed[at] * sum_g[at];
+            sum_g[at] = float(total[c]), sum_gy[at] = float(total[s.c + c]);
+            if (f.s != nullptr) grad_s[at] = f.scale[c] * sum_gy[at] + f.squeezed[at] * sum_g[at];
+            if (SHORTCUT) sum_ga[at] = float(total[2 * s.c + c]);
         }
     }
 }
 
 // Gradients of gamma, beta and y, given those sums and the gradient of the squeeze (through the gate alone; may be null).
+// `means` (2, C): where the statistics are those of several processes, the gradients of gamma and beta, added up over all
+// processes and divided by the number of values per channel; gamma's and beta's own are left alone then.
 template <Mask MASK, class T>
 void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const float* batch_mean,
                 const float* rstd, const float* sum_g, const float* sum_gy, const float* grad_squeezed,
-                float* grad_gamma, float* grad_beta, T* dy, int threads) {
+                const float* means, float* grad_gamma, float* grad_beta, T* dy, int threads) {
     std::vector<double> gamma(s.c), beta(s.c);
-    for (i64 n = 0; n < s.n; ++n)
+    for (i64 n = 0; n < s.n && means == nullptr; ++n)
         for (i64 c = 0; c < s.c; ++c) {
             i64 at = n * s.c + c;
             float centred = (f.mean[at] - batch_mean[c]) * rstd[c], gate = f.s == nullptr ? 1.0f : f.s[at];
@@ -343,17 +374,26 @@ void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f
             beta[c] += gate * sum_g[at] + dq;
             gamma[c] += gate * (rstd[c] * sum_gy[at] + centred * sum_g[at]) + dq * centred;
         }
-    for (i64 c = 0; c < s.c; ++c) grad_gamma[c] = float(gamma[c]), grad_beta[c] = float(beta[c]);
+    Floats mean_gamma(s.c), mean_beta(s.c);
+    double all = 1.0 / (double(s.n) * double(s.p));
+    for (i64 c = 0; c < s.c; ++c) {
+        if (means == nullptr) {
+            grad_gamma[c] = float(gamma[c]), grad_beta[c] = float(beta[c]);
+            mean_gamma[c] = float(gamma[c] * all), mean_beta[c] = float(beta[c] * all);
+        } else {
+            mean_gamma[c] = means[c], mean_beta[c] = means[s.c + c];
+        }
+    }
     if (dy == nullptr) return;
-    float each = 1.0f / float(s.p), all = float(1.0 / (double(s.n) * double(s.p)));
+    float each = 1.0f / float(s.p);
     for_chunks(s, threads, [&](i64 n, i64 chunk) {
         Coefficients<5> k(s, [&](i64 c, float* values) {
             i64 at = n * s.c + c;
             fill_affine(f, at, c, values);
             float centred = (f.mean[at] - batch_mean[c]) * rstd[c];
             float dq = grad_squeezed == nullptr ? 0.0f : grad_squeezed[at];
-            values[3] = -f.scale[c] * rstd[c] * grad_gamma[c] * all;
-            values[4] = f.scale[c] * (dq * each - (grad_beta[c] + centred * grad_gamma[c]) * all);
+            values[3] = -f.scale[c] * rstd[c] * mean_gamma[c];
+            values[4] = f.scale[c] * (dq * each - mean_beta[c] - centred * mean_gamma[c]);
         });
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
             rows_grad_input<MASK>(grad + at, MASK == OUTPUT ? out + at : y, y + at, dy + at, rows, width, k.affine(),
@@ -459,8 +499,7 @@ int excite_moments(int dtype, i64 n, i64 p, i64 c, const void* y, float* mean, f
     });
 }
 
-// `known` is packed: mean (N, C), squeezed (N, C), batch mean (C), rstd (C), scale (C). `sums` is packed: of g (N, C), of
-// g * (y - mean) (N, C) and, where there is an s, the gradient of s (N, C).
+// `known` is packed: mean (N, C), squeezed (N, C), batch mean (C), rstd (C), scale (C). `sums` is packed as grad_sums says.
 
 int excite_statistics(int dtype, i64 n, i64 p, i64 c, const void* y, const float* gamma, const float* beta, float eps,
                       float momentum, float* running_mean, float* running_var, float* known, int threads) {
@@ -472,42 +511,47 @@ int excite_statistics(int dtype, i64 n, i64 p, i64 c, const void* y, const float
     });
 }
 
-// out = relu(((y - mean) * scale + squeezed) * s + add); s, add and the ReLU are optional.
+// out = relu(((y - mean) * scale + squeezed) * s + add); s, add and the ReLU are optional; with known_add, add is
+// normalised in passing.
 int excite_apply(int dtype, i64 n, i64 p, i64 c, const void* y, const float* known, const float* s, const void* add,
-                 int relu, void* out, int threads) {
+                 const float* known_add, int relu, void* out, int threads) {
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape shape{n, p, c};
-        Gated f = packed(shape, known, s);
+        Gated f = packed(shape, known, s), f_add = known_add == nullptr ? Gated{} : packed(shape, known_add, nullptr);
         const T *x = static_cast<const T*>(y), *d = static_cast<const T*>(add);
-        T* o = static_cast<T*>(out);
-        if (add == nullptr && relu) apply<false, true>(shape, x, f, d, o, threads);
-        else if (add == nullptr) apply<false, false>(shape, x, f, d, o, threads);
-        else if (relu) apply<true, true>(shape, x, f, d, o, threads);
-        else apply<true, false>(shape, x, f, d, o, threads);
+        auto run = [&](auto kernel) { kernel(shape, x, f, d, f_add, static_cast<T*>(out), threads); };
+        if (add == nullptr) relu ? run(apply<NONE, true, T>) : run(apply<NONE, false, T>);
+        else if (known_add == nullptr) relu ? run(apply<PLAIN, true, T>) : run(apply<PLAIN, false, T>);
+        else relu ? run(apply<NORMED, true, T>) : run(apply<NORMED, false, T>);
     });
 }
 
 // g = grad where the ReLU let through; it is written out if wanted (mask OUTPUT only).
 int excite_grad_sums(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
-                     const float* known, const float* s, int mask, void* g, float* sums, int threads) {
+                     const float* known, const float* s, const void* add, const float* known_add, int mask, void* g,
+                     float* sums, int threads) {
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape k{n, p, c};
         Gated f = packed(k, known, s);
         const T *d = static_cast<const T*>(grad), *o = static_cast<const T*>(out), *x = static_cast<const T*>(y);
+        const T* a = static_cast<const T*>(add);
         T* to = static_cast<T*>(g);
-        float *sum_gy = sums + n * c, *grad_s = s == nullptr ? nullptr : sums + 2 * n * c;
-        if (mask == OPEN) grad_sums<OPEN, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
-        else if (mask == RECOMPUTE) grad_sums<RECOMPUTE, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
-        else if (to == nullptr) grad_sums<OUTPUT, false>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
-        else grad_sums<OUTPUT, true>(k, d, o, x, f, to, sums, sum_gy, grad_s, threads);
+        auto run = [&](auto kernel) { kernel(k, d, o, x, f, a, known_add, to, sums, threads); };
+        if (known_add != nullptr && mask == OPEN) run(grad_sums<OPEN, false, true, T>);
+        else if (known_add != nullptr && to == nullptr) run(grad_sums<OUTPUT, false, true, T>);
+        else if (known_add != nullptr) run(grad_sums<OUTPUT, true, true, T>);
+        else if (mask == OPEN) run(grad_sums<OPEN, false, false, T>);
+        else if (mask == RECOMPUTE) run(grad_sums<RECOMPUTE, false, false, T>);
+        else if (to == nullptr) run(grad_sums<OUTPUT, false, false, T>);
+        else run(grad_sums<OUTPUT, true, false, T>);
     });
 }
 
 int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
-                      const float* known, const float* s, const float* sums, const float* grad_squeezed, int mask,
-                      float* grad_gamma, float* grad_beta, void* dy, int threads) {
+                      const float* known, const float* s, const float* sums, const float* grad_squeezed,
+                      const float* means, int mask, float* grad_gamma, float* grad_beta, void* dy, int threads) {
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape k{n, p, c};
@@ -516,7 +560,8 @@ int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const vo
         T* to = static_cast<T*>(dy);
         const float *batch_mean = known + 2 * n * c, *rstd = batch_mean + c, *sum_gy = sums + n * c;
         auto run = [&](auto kernel) {
-            kernel(k, d, o, x, f, batch_mean, rstd, sums, sum_gy, grad_squeezed, grad_gamma, grad_beta, to, threads);
+            kernel(k, d, o, x, f, batch_mean, rstd, sums, sum_gy, grad_squeezed, means, grad_gamma, grad_beta, to,
+                   threads);
         };
         if (mask == OPEN) run(grad_input<OPEN, T>);
         else if (mask == RECOMPUTE) run(grad_input<RECOMPUTE, T>);

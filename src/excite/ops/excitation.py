@@ -94,7 +94,7 @@ class _NativeExciteResidual(torch.autograd.Function):
         sums = native.grad_sums(grad, out, x, known, s, mask, write=out is not None)
         g = grad if sums.map is None else sums.map
         grad_x = native.apply(g, known, s, None, relu=False) if need_x else None
-        grad_scale = sums.grad_s.to(scale.dtype) if need_scale and sums.grad_s is not None else None
+        grad_scale = sums.packed[2].to(scale.dtype) if need_scale else None
         return grad_x, grad_scale, g if need_identity else None, None
 
 

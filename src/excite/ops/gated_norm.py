@@ -13,36 +13,61 @@ norm's input y over positions, which ONE pass gives,
 so that neither BN(y) nor s * BN(y) ever exists. Everything between the passes is (N, C), float32, and left to autograd.
 Backward likewise: one pass for the sums of g and g * (y - m), where g is the gradient behind the ReLU; arithmetic on
 (N, C); and one pass for the gradient of y, ``s*gamma/sqrt(var + eps) * g + (y - m) * slope + offset`` with slope
-and offset (N, C). The textbook form is ``excite.ops.reference.norm_excite_residual``; the passes are run by
-``excite.ops.native`` (CPU kernels) or ``excite.ops.plain`` (PyTorch).
+and offset (N, C). A projection shortcut's own norm is applied in the same last pass and has its sums from the same
+first pass backward. The textbook form is ``excite.ops.reference.norm_excite_residual``; the passes are run by
+``excite.ops.native`` (CPU kernels), ``excite.ops.triton_kernels`` (GPU) or ``excite.ops.plain`` (PyTorch).
+
+For autograd there are two functions with (N, C) tensors between them: :class:`NormStatistics` and :class:`NormApply`.
+The gradient of ``y`` needs what both know, and must be made in one pass. So what ``NormApply`` knows travels to
+``NormStatistics`` as gradients: of *relays*, tensors of the right shapes without any content, which the one gives out
+and the other takes in. Nothing is kept aside, hence the same formulas serve ``torch.compile``
+(``excite.ops.operators``).
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, TypeGuard
+from typing import Any, NamedTuple, Protocol, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, nearest
 from excite.ops import native, plain
 from excite.ops.excitation import excite_residual, spatial_mean
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums, Statistics
+from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
 
 MODES = ("auto", "on", "off")
 Excitation = Callable[[Tensor], Tensor]
 
 
-class Passes(Protocol):
+class BackwardPasses(Protocol):
+    """Who runs the passes backward."""
+
+    @property
+    def grad_sums(self) -> Any: ...
+    @property
+    def grad_input(self) -> Any: ...
+
+
+class Passes(BackwardPasses, Protocol):
     """Who runs the passes: a module with these functions (``excite.ops.native``, ``excite.ops.plain``)."""
 
-    moments: Any
-    statistics: Any
-    apply: Any
-    grad_sums: Any
-    grad_input: Any
+    @property
+    def moments(self) -> Any: ...
+    @property
+    def statistics(self) -> Any: ...
+    @property
+    def apply(self) -> Any: ...
+
+
+class Over(NamedTuple):
+    """The processes that a norm's statistics are taken over; ``group`` None is all of them."""
+
+    group: distributed.ProcessGroup | None
 
 
 def check_mode(fused: str) -> str:
@@ -58,6 +83,7 @@ def norm_excite_residual(
     excitation: Excitation | None = None,
     identity: Tensor | None = None,
     *,
+    identity_norm: nn.Module | None = None,
     keep: Tensor | None = None,
     relu: bool = False,
     fused: str = "auto",
@@ -69,10 +95,12 @@ def norm_excite_residual(
         norm: the batch norm after it, as a module: its buffers are updated as its own ``forward`` would do.
         excitation: (N, C) squeezes -> (N, C) scales, of a gate with ``channelwise = True``.
         identity: (N, C, H, W), the shortcut.
+        identity_norm: the shortcut's own batch norm (a projection's): ``identity_norm(identity)`` is what is added.
         keep: (N, 1, 1, 1), a factor per image (stochastic depth).
         relu: whether to end with a ReLU.
         fused: "off" is the textbook form; "on" the two passes, wherever they are possible; "auto" the two passes where
-            they were measured to be faster (CPU kernels on channels-last maps).
+            they were measured to be faster (CPU kernels on channels-last maps). Under ``torch.compile`` they are
+            operators of this library where there are kernels, and elsewhere, with "on", formulas for the compiler.
 
     Returns:
         (N, C, H, W) in the type of ``y``.
@@ -80,62 +108,172 @@ def norm_excite_residual(
     Raises:
         ValueError: one value per channel in training, as ``nn.BatchNorm2d`` has it.
     """
-    passes = _choose(y, norm, fused)
+    passes = _choose_compiled(y, norm, fused) if torch.compiler.is_compiling() else _choose(y, norm, fused)
+    if identity is not None and identity_norm is not None and not _go_together(norm, identity_norm, passes):
+        identity, identity_norm = norm_excite_residual(identity, identity_norm, fused=fused), None
     if passes is None:
         z = norm(y)
         if excitation is None:
             return excite_residual(z, keep, identity, relu, fused)
         scale = excitation(spatial_mean(z))
         return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu, fused)
-    assert isinstance(norm, nn.BatchNorm2d)
     if identity is not None:
         identity = native.dense(identity, y) if passes is native else identity.to(y.dtype)
-    if not norm.training:
-        return _evaluate(y, norm, excitation, identity, keep, relu, passes)
-    if y.numel() == y.shape[1]:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
-    if excitation is None and keep is None:
-        return _NormResidual.apply(y, *_affine(norm, y), norm.eps, *_running(norm), identity, relu, passes)
-    box = _Handover(passes, relu)
+    form: Any = _train if norm.training else _evaluate
     with _without_autocast(y):
-        weight, bias = _affine(norm, y)
-        squeezed = _Squeeze.apply(y, weight, bias, norm.eps, *_running(norm), box)
-        s = _scales(squeezed, excitation, keep)
-        # The map goes in detached: its whole gradient comes from _Squeeze, which is told of by ``squeezed``.
-        return _Excite.apply(y.detach(), squeezed, s, identity, box)
+        return form(y, norm, excitation, identity, identity_norm, keep, relu, passes)
 
 
 def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
     """``relu(norm(y))``: (N, C, H, W) -> (N, C, H, W); see :func:`norm_excite_residual`."""
-    if _choose(y, norm, fused) is None:
+    if not torch.compiler.is_compiling() and _choose(y, norm, fused) is None:
         return F.relu(norm(y), inplace=True)
     return norm_excite_residual(y, norm, relu=True, fused=fused)
 
 
+# --- which form -----------------------------------------------------------------------------------------------------
+
+
 def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     """Who runs the passes; None for the textbook form."""
-    if fused == "off" or torch.compiler.is_compiling() or not _is_plain_batch_norm(norm):
+    if fused == "off" or not _is_batch_norm(norm):
         return None
     differentiated = torch.is_grad_enabled() and (y.requires_grad or norm.weight.requires_grad)
     if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, autograd has it
         return None
-    assert norm.running_mean is not None
-    if norm.weight.dtype is norm.running_mean.dtype is torch.float32 and native.takes(y):
+    if _dtypes(norm) == (torch.float32, torch.float32) and native.takes(y):
         return native
     return plain if fused == "on" and y.ndim == 4 else None
 
 
-def _is_plain_batch_norm(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Exactly ``nn.BatchNorm2d`` (not a synchronised or parametrised one) that nobody listens to."""
+class _Operators:
+    """Stands for ``excite.ops.operators``, where the passes are PyTorch operators that choose who runs them."""
+
+
+_OPERATORS: Any = _Operators
+
+
+def _choose_compiled(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
+    """The same under ``torch.compile``; an exported graph is to hold PyTorch's own operators only."""
+    if fused == "off" or torch.compiler.is_exporting() or not _is_batch_norm(norm) or not norm.training:
+        return None
+    if type(norm) is not nn.BatchNorm2d or norm.momentum is None or y.ndim != 4:
+        return None
+    if _dtypes(norm) == (torch.float32, torch.float32) and _has_kernels(y):
+        return _OPERATORS
+    return plain if fused == "on" else None
+
+
+def _has_kernels(y: Tensor) -> bool:
     return (
-        type(norm) is nn.BatchNorm2d
+        y.device.type == "cpu"
+        and y.dtype in native.DTYPES
+        and y.is_contiguous(memory_format=torch.channels_last)
+        and _native_available()
+    )
+
+
+# Asked while tracing: the answer is about the machine, and finding it out cannot be traced.
+_native_available = torch.compiler.assume_constant_result(native.available)
+
+
+def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Exactly a batch norm as PyTorch has it (no parametrised or derived one), that nobody listens to."""
+    return (
+        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
         and norm.weight is not None
         and norm.running_mean is not None
         and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
     )
 
 
-def _affine(norm: nn.BatchNorm2d, y: Tensor) -> tuple[Tensor, Tensor]:
+def _go_together(norm: Any, other: nn.Module, passes: Passes | None) -> bool:
+    return (
+        passes is not None
+        and _is_batch_norm(other)
+        and other.training == norm.training
+        and _dtypes(other) == _dtypes(norm)
+    )
+
+
+def _dtypes(norm: _BatchNorm) -> tuple[torch.dtype, torch.dtype]:
+    """Of the parameters and of the running statistics."""
+    assert norm.running_mean is not None
+    return norm.weight.dtype, norm.running_mean.dtype
+
+
+def _processes(norm: nn.Module) -> Over | None:
+    """Whose statistics a norm in training takes: None for those of this process alone."""
+    if type(norm) is nn.BatchNorm2d or not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    group = getattr(norm, "process_group", None)
+    return Over(group) if distributed.get_world_size(group) > 1 else None
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    y: Tensor,
+    norm: _BatchNorm,
+    excitation: Excitation | None,
+    identity: Tensor | None,
+    identity_norm: _BatchNorm | None,
+    keep: Tensor | None,
+    relu: bool,
+    passes: Passes,
+) -> Tensor:
+    if torch.compiler.is_compiling() and passes is plain:
+        return _train_traced(y, norm, excitation, identity, identity_norm, keep, relu)
+    recompute = relu and identity is None
+    squeezed, packed, *relays = _statistics(y, norm, passes, RECOMPUTE if recompute else OPEN)
+    s = _scales(squeezed, excitation, keep)
+    of_add: tuple[Tensor | None, ...] = (None, None, None)  # packed, and relays of g and its sums
+    if identity is not None and identity_norm is not None:
+        of_add = _statistics(identity, identity_norm, passes, OPEN)[1:4]
+        identity = identity.detach()  # its gradient comes by the relays, as that of y does
+    arguments = (y.detach(), packed, *relays, s, identity, *of_add, relu)
+    return torch.ops.excite.norm_apply(*arguments) if passes is _OPERATORS else NormApply.apply(*arguments, passes)
+
+
+def _train_traced(
+    y: Tensor,
+    norm: _BatchNorm,
+    excitation: Excitation | None,
+    identity: Tensor | None,
+    identity_norm: _BatchNorm | None,
+    keep: Tensor | None,
+    relu: bool,
+) -> Tensor:
+    """The two passes as formulas that a compiler differentiates and fuses.
+
+    Nothing is packed: Inductor 2.13 gave the first dense layer of a gate a wrong gradient when its input was a part of
+    the packed statistics (tests/ops/test_operators.py).
+    """
+
+    def known(y: Tensor, norm: _BatchNorm) -> plain.Unpacked:
+        return plain.unpacked_statistics(y, *_affine(norm, y), norm.eps, *_running(norm))
+
+    mine = known(y, norm)
+    of_add = None if identity is None or identity_norm is None else known(identity, identity_norm)
+    return plain.apply_unpacked(y, mine, _scales(mine[1], excitation, keep), identity, relu, of_add)
+
+
+def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple[Tensor, ...]:
+    """What NormStatistics gives, for a norm; its buffers move."""
+    over = _processes(norm)
+    if over is None and y.numel() == y.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+    running, momentum = _running(norm)
+    if passes is _OPERATORS:
+        squeezed, packed, moments, *relays = torch.ops.excite.norm_statistics(y, *_affine(norm, y), norm.eps, mask)
+        for buffer, value in zip(running or (), moments, strict=False):
+            buffer.lerp_(value, momentum)
+        return squeezed, packed, *relays
+    return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, over, mask)
+
+
+def _affine(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
     """gamma and beta in the type of the arithmetic."""
     dtype = torch.float64 if y.dtype is torch.float64 else torch.float32
     return norm.weight.to(dtype), norm.bias.to(dtype)
@@ -148,7 +286,7 @@ def _without_autocast(y: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False)
 
 
-def _running(norm: nn.BatchNorm2d) -> tuple[tuple[Tensor, Tensor] | None, float]:
+def _running(norm: _BatchNorm) -> tuple[tuple[Tensor, Tensor] | None, float]:
     """The statistics to move and by how much, as ``nn.BatchNorm2d`` does it; momentum None is a cumulative average."""
     momentum = norm.momentum
     if norm.num_batches_tracked is not None:
@@ -160,33 +298,25 @@ def _running(norm: nn.BatchNorm2d) -> tuple[tuple[Tensor, Tensor] | None, float]
     return (norm.running_mean, norm.running_var), momentum
 
 
-def _mask(relu: bool, identity: Tensor | None) -> int:
-    """Where the ReLU's mask comes from: with a shortcut only the output has it; without one y, which is read anyway."""
-    return OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
+def _scales(squeezed: Tensor, excitation: Excitation | None, keep: Tensor | None) -> Tensor | None:
+    """(N, C): the gate's, times the factor per image; None where there is neither."""
+    if excitation is None:
+        return None if keep is None else keep.flatten(1).to(squeezed.dtype).expand(squeezed.shape).contiguous()
+    s = excitation(squeezed)
+    return (s if keep is None else s * keep.flatten(1).to(s.dtype)).contiguous()
 
 
-def _behind_relu(
-    passes: Passes,
-    grad: Tensor,
-    out: Tensor | None,
-    y: Tensor,
-    known: Statistics,
-    s: Tensor | None,
-    mask: int,
-    wants_identity: bool,
-) -> tuple[GradSums, Tensor, int]:
-    """The first pass backward: its sums, and the gradient and mask that the second pass is to start from.
+def make_relays(y: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For the gradients g (N, C, H, W), sums (2, N, C) and s (N, C): see the beginning of this module. No memory."""
+    n, c = y.shape[:2]
+    return y.new_empty(()).expand(y.shape), packed.new_empty(()).expand(2, n, c), packed.new_empty(()).expand(n, c)
 
-    Where the shortcut wants the gradient behind the ReLU it is written out, and the second pass need not mask anew.
+
+class NormStatistics(torch.autograd.Function):
+    """The norm's input -> the squeeze (N, C), what else the last pass needs, and three relays.
+
+    ``mask``: RECOMPUTE where the gradient that comes by the relay is not yet masked by the ReLU, else OPEN.
     """
-    if passes is native:
-        grad = native.dense(grad, y)
-    sums = passes.grad_sums(grad, out, y, known, s, mask, mask == OUTPUT and wants_identity)
-    return (sums, grad, mask) if sums.map is None else (sums, sums.map, OPEN)
-
-
-class _NormResidual(torch.autograd.Function):
-    """No gate: ``relu(BN(y) + identity)``."""
 
     @staticmethod
     def forward(
@@ -197,129 +327,180 @@ class _NormResidual(torch.autograd.Function):
         eps: float,
         running: tuple[Tensor, Tensor] | None,
         momentum: float,
+        passes: Passes,
+        over: Over | None,
+        mask: int,
+    ) -> tuple[Tensor, ...]:
+        if over is None:
+            known, ctx.total = passes.statistics(y, weight, bias, eps, running, momentum), None
+        else:
+            known, ctx.total = _statistics_over_all(y, weight, bias, eps, running, momentum, passes, over)
+        ctx.save_for_backward(y, known.packed)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(known.packed)
+        ctx.passes, ctx.over, ctx.mask = passes, over, mask
+        return known.squeezed, known.packed, *make_relays(y, known.packed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor | None, _: None, *of_relays: Tensor | None) -> tuple[Any, ...]:
+        y, packed = ctx.saved_tensors
+        over_all = None if ctx.total is None else (ctx.total, ctx.over)
+        wanted = ctx.needs_input_grad[0]
+        grads = statistics_backward(ctx.passes, y, packed, dq, of_relays, ctx.mask, wanted, over_all)
+        return *grads, *[None] * 6
+
+
+def statistics_backward(
+    passes: BackwardPasses,
+    y: Tensor,
+    packed: Tensor,
+    dq: Tensor | None,
+    of_relays: tuple[Tensor | None, ...],
+    mask: int,
+    wanted: bool,
+    over_all: tuple[Tensor, Over] | None = None,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of ``y`` (if wanted), weight and bias, from that of the squeeze and what came by the relays.
+
+    ``over_all``: where statistics are those of several processes, the number of values per channel and the processes.
+    """
+    n, c = y.shape[:2]
+    g, sums, s = of_relays
+    if g is None or sums is None:  # the block's output was not used, only its squeeze
+        g, sums, mask = torch.zeros_like(y), packed.new_zeros(2, n, c), OPEN
+    dq = None if dq is None else dq.contiguous()
+    known, packed_sums = Statistics(packed), GradSums(sums, None)
+    if over_all is None:
+        weight, bias, dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted)
+        return dy, weight, bias
+    weight, bias, _ = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, False)
+    # The parameters' gradients are this process's own: DistributedDataParallel averages them with all others.
+    means = torch.stack([weight, bias])
+    total, over = over_all
+    distributed.all_reduce(means, group=over.group)
+    dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted, means.div_(total))[2]
+    return dy, weight, bias
+
+
+def _statistics_over_all(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    running: tuple[Tensor, Tensor] | None,
+    momentum: float,
+    passes: Passes,
+    over: Over,
+) -> tuple[Statistics, Tensor]:
+    """``passes.statistics`` over several processes, which exchange 2C + 1 numbers; and the number of values, ()."""
+    mean, within = passes.moments(y)
+    own = mean.mean(0)
+    own_variance = within.mean(0) + (mean - own).square().mean(0)
+    batch_mean, variance, total = over_all_processes(own, own_variance, y.numel() / y.shape[1], over.group)
+    if running is not None:
+        running[0].lerp_(batch_mean.to(running[0].dtype), momentum)
+        running[1].lerp_((variance * (total / (total - 1))).to(running[1].dtype), momentum)
+    rstd = (variance + eps).rsqrt()
+    scale = weight * rstd
+    return native.known_statistics(mean, (mean - batch_mean) * scale + bias, batch_mean, rstd, scale), total
+
+
+class NormApply(torch.autograd.Function):
+    """``relu(norm(y) * s + identity)``; the gradients of what a norm stands behind are left to :class:`NormStatistics`.
+
+    ``y``, and ``identity`` if ``known_add`` is there, go in detached; their gradients leave by the relays.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        packed: Tensor,
+        relay: Tensor,
+        relay_sums: Tensor,
+        relay_s: Tensor,
+        s: Tensor | None,
         identity: Tensor | None,
+        packed_add: Tensor | None,
+        add_relay: Tensor | None,
+        add_relay_sums: Tensor | None,
         relu: bool,
         passes: Passes,
     ) -> Tensor:
-        known = passes.statistics(y, weight, bias, eps, running, momentum)
-        out = passes.apply(y, known, None, identity, relu)
-        ctx.mask = _mask(relu, identity)
-        ctx.save_for_backward(y, out if ctx.mask == OUTPUT else None)
-        ctx.known, ctx.passes = known, passes
+        known_add = None if packed_add is None else Statistics(packed_add)
+        out = passes.apply(y, Statistics(packed), s, identity, relu, known_add)
+        save_for_apply_backward(ctx, y, packed, s, identity, packed_add, out, relu)
+        ctx.passes = passes
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, out = ctx.saved_tensors
-        wants_identity = ctx.needs_input_grad[6]
-        sums, grad, mask = _behind_relu(ctx.passes, grad, out, y, ctx.known, None, ctx.mask, wants_identity)
-        grad_weight, grad_bias, grad_y = ctx.passes.grad_input(
-            grad, out, y, ctx.known, None, sums, None, mask, ctx.needs_input_grad[0]
-        )
-        return grad_y, grad_weight, grad_bias, None, None, None, grad if wants_identity else None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return *apply_backward(ctx, ctx.passes, grad), None, None
 
 
-class _Handover:
-    """What the steps of one call tell one another, besides what autograd carries."""
-
-    known: Statistics
-    grad: Tensor
-    out: Tensor | None
-    s: Tensor
-    sums: GradSums
-    mask: int
-
-    def __init__(self, passes: Passes, relu: bool) -> None:
-        self.passes, self.relu = passes, relu
-
-
-class _Squeeze(torch.autograd.Function):
-    """The norm's input -> the squeeze (N, C), moving the running statistics.
-
-    Its backward pass makes the WHOLE gradient of the map, the part through :class:`_Excite` included, so that the two
-    are never added: _Excite's has run before (it feeds on ``squeezed``) and left what is needed in the handover.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        y: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        eps: float,
-        running: tuple[Tensor, Tensor] | None,
-        momentum: float,
-        box: _Handover,
-    ) -> Tensor:
-        box.known = box.passes.statistics(y, weight, bias, eps, running, momentum)
-        ctx.save_for_backward(y)
-        ctx.set_materialize_grads(False)
-        ctx.box = box
-        # A new object: the handover, which the graph holds, must not hold the graph.
-        return box.known.squeezed.detach()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_squeezed: Tensor | None) -> tuple[Tensor | None, ...]:
-        (y,) = ctx.saved_tensors
-        box = ctx.box
-        dq = None if grad_squeezed is None else grad_squeezed.contiguous()
-        grad_weight, grad_bias, grad_y = box.passes.grad_input(
-            box.grad, box.out, y, box.known, box.s, box.sums, dq, box.mask, ctx.needs_input_grad[0]
-        )
-        del box.grad, box.out, box.sums, box.s
-        return grad_y, grad_weight, grad_bias, None, None, None, None
+def save_for_apply_backward(
+    ctx: Any,
+    y: Tensor,
+    packed: Tensor,
+    s: Tensor | None,
+    identity: Tensor | None,
+    packed_add: Tensor | None,
+    out: Tensor,
+    relu: bool,
+) -> None:
+    """Where the ReLU's mask comes from: with a shortcut only the output has it; without one y, which is read anyway."""
+    ctx.mask = OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
+    kept = (identity, packed_add) if packed_add is not None else (None, None)
+    ctx.save_for_backward(y, packed, s, *kept, out if ctx.mask == OUTPUT else None)
 
 
-class _Excite(torch.autograd.Function):
-    """``relu(norm(y) * s + identity)``; what concerns ``y`` in the backward pass is left to :class:`_Squeeze`."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, squeezed: Tensor, s: Tensor, identity: Tensor | None, box: _Handover) -> Tensor:
-        out = box.passes.apply(y, box.known, s, identity, box.relu)
-        ctx.mask = _mask(box.relu, identity)
-        ctx.save_for_backward(y, s, out if ctx.mask == OUTPUT else None)
-        ctx.box = box
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, s, out = ctx.saved_tensors
-        box, wants_identity = ctx.box, ctx.needs_input_grad[3]
-        box.sums, box.grad, box.mask = _behind_relu(box.passes, grad, out, y, box.known, s, ctx.mask, wants_identity)
-        box.out = out if box.mask == OUTPUT else None
-        box.s = s.detach()  # the graph, which holds the box, must not be held by it
-        return None, None, box.sums.grad_s, box.grad if wants_identity else None, None
+def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The first pass backward: gradients of NormApply's first ten arguments."""
+    y, packed, s, add, packed_add, out = ctx.saved_tensors
+    if passes is native:
+        grad = native.dense(grad, y)
+    known_add = None if packed_add is None else Statistics(packed_add)
+    # The gradient behind the ReLU is written out where the shortcut wants it; the second pass need not mask anew then.
+    sums = passes.grad_sums(grad, out, y, Statistics(packed), s, ctx.mask, ctx.mask == OUTPUT, add, known_add)
+    g, packed_sums = grad if sums.map is None else sums.map, sums.packed
+    to_statistics = (g, packed_sums[:2], s)
+    of_s = None if s is None else packed_sums[2]
+    if known_add is not None:
+        return None, None, *to_statistics, of_s, None, None, g, torch.stack([packed_sums[0], packed_sums[-1]])
+    return None, None, *to_statistics, of_s, g if ctx.needs_input_grad[6] else None, None, None, None
 
 
-def _scales(squeezed: Tensor, excitation: Excitation | None, keep: Tensor | None) -> Tensor:
-    """(N, C): the gate's, times the factor per image."""
-    s = torch.ones_like(squeezed) if excitation is None else excitation(squeezed)
-    return (s if keep is None else s * keep.flatten(1).to(s.dtype)).contiguous()
+# --- evaluation -----------------------------------------------------------------------------------------------------
 
 
 def _evaluate(
     y: Tensor,
-    norm: nn.BatchNorm2d,
+    norm: _BatchNorm,
     excitation: Excitation | None,
     identity: Tensor | None,
+    identity_norm: _BatchNorm | None,
     keep: Tensor | None,
     relu: bool,
     passes: Passes,
 ) -> Tensor:
     """With the running statistics, and nothing to differentiate."""
+    # The map is normed alike with and without a gate, so that a gate whose scale is 1 changes not one bit.
+    known = _known(y, norm, None)
+    squeezed = known.squeezed if excitation is None else _known(y, norm, passes.moments(y)[0]).squeezed
+    known_add = None if identity is None or identity_norm is None else _known(identity, identity_norm, None)
+    return passes.apply(y, known, _scales(squeezed, excitation, keep), identity, relu, known_add)
+
+
+def _known(y: Tensor, norm: _BatchNorm, m: Tensor | None) -> Statistics:
+    """What the last pass needs, from the running statistics; ``m``: means over positions (N, C), for a gate."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    with _without_autocast(y):
-        weight, bias = _affine(norm, y)
-        mean = norm.running_mean.to(weight.dtype)
-        rstd = (norm.running_var.to(weight.dtype) + norm.eps).rsqrt()
-        if excitation is None and keep is None:
-            m, squeezed, s = mean.expand(y.shape[:2]), bias.expand(y.shape[:2]), None
-        else:
-            m, _ = passes.moments(y)
-            squeezed = (m - mean) * (weight * rstd) + bias
-            s = _scales(squeezed, excitation, keep)
-        return passes.apply(y, native.known_statistics(m, squeezed, mean, rstd, weight * rstd), s, identity, relu)
+    weight, bias = _affine(norm, y)
+    mean = norm.running_mean.to(weight.dtype)
+    rstd = (norm.running_var.to(weight.dtype) + norm.eps).rsqrt()
+    scale = weight * rstd
+    if m is None:
+        return native.known_statistics(mean.expand(y.shape[:2]), bias.expand(y.shape[:2]), mean, rstd, scale)
+    return native.known_statistics(m, (m - mean) * scale + bias, mean, rstd, scale)

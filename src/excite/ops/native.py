@@ -46,18 +46,14 @@ class Statistics(NamedTuple):
 
 
 class GradSums(NamedTuple):
-    """Sums over positions, packed into (2, N, C) or (3, N, C) float32; and the map they are of.
+    """Sums over positions, packed into (2 to 4, N, C) float32; and the map they are of.
 
-    In this order: of g, the gradient behind the ReLU; of g * (y - mean); and, where there is one, the gradient of s.
+    In this order: of g, the gradient behind the ReLU; of g * (y - mean); where there is a gate, the gradient of s;
+    where the shortcut has a norm of its own, of g * (add - its mean).
     """
 
     packed: Tensor
     map: Tensor | None
-
-    @property
-    def grad_s(self) -> Tensor | None:
-        """(N, C), or None without a gate."""
-        return self.packed[2] if len(self.packed) == 3 else None
 
 
 # The arguments behind (type, N, P, C): pointer, float, int; the last is the number of threads.
@@ -65,9 +61,9 @@ _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int}
 _SIGNATURES = {
     "excite_moments": "pppi",
     "excite_statistics": "pppffpppi",
-    "excite_apply": "ppppipi",
-    "excite_grad_sums": "pppppippi",
-    "excite_grad_input": "pppppppipppi",
+    "excite_apply": "pppppipi",
+    "excite_grad_sums": "pppppppippi",
+    "excite_grad_input": "ppppppppipppi",
     "excite_gather": "pppi",
     "excite_gather_grad": "pppppi",
 }
@@ -198,6 +194,10 @@ def _at(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
+def _packed(known: Statistics | None) -> int | None:
+    return None if known is None else known.packed.data_ptr()
+
+
 def _floats(x: Tensor | None) -> int | None:
     assert x is None or (x.dtype is torch.float32 and x.is_contiguous())
     return None if x is None else x.data_ptr()
@@ -239,21 +239,35 @@ def no_norm(x: Tensor) -> Statistics:
     return Statistics(known)
 
 
-def apply(y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C) float32."""
+def apply(
+    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
+) -> Tensor:
+    """``relu(((y - mean) * scale + squeezed) * s + add)``, ``s`` (N, C). With ``known_add``, ``add`` is normed, too."""
     out = torch.empty_like(y)
-    _call("excite_apply", *_head(y), _at(y), _at(known.packed), _floats(s), _at(add), relu, _at(out))
+    shortcut = (_at(add), _packed(known_add))
+    _call("excite_apply", *_head(y), _at(y), _at(known.packed), _floats(s), *shortcut, relu, _at(out))
     return out
 
 
 def grad_sums(
-    grad: Tensor, out: Tensor | None, y: Tensor, known: Statistics, s: Tensor | None, mask: int, write: bool
+    grad: Tensor,
+    out: Tensor | None,
+    y: Tensor,
+    known: Statistics,
+    s: Tensor | None,
+    mask: int,
+    write: bool,
+    add: Tensor | None = None,
+    known_add: Statistics | None = None,
 ) -> GradSums:
-    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted (mask OUTPUT only)."""
+    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted (mask OUTPUT only).
+
+    With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
+    """
     g = torch.empty_like(y) if write else None
-    sums = torch.empty(2 if s is None else 3, y.shape[0], y.shape[1])
-    args = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), mask, _at(g), _at(sums))
-    _call("excite_grad_sums", *_head(y), *args)
+    sums = torch.empty(2 + (s is not None) + (known_add is not None), y.shape[0], y.shape[1])
+    maps = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _at(add), _packed(known_add))
+    _call("excite_grad_sums", *_head(y), *maps, mask, _at(g), _at(sums))
     return GradSums(sums, g)
 
 
@@ -267,12 +281,17 @@ def grad_input(
     grad_squeezed: Tensor | None,
     mask: int,
     wanted: bool,
+    means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted."""
+    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted.
+
+    ``means`` (2, C) float32: where statistics are those of several processes, the gradients of weight and bias, summed
+    over all of them and divided by the number of values per channel. Then the gradient of ``y`` alone is of use.
+    """
     dy = torch.empty_like(y) if wanted else None
-    grad_weight, grad_bias = torch.empty(y.shape[1]), torch.empty(y.shape[1])
-    inputs = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _at(sums.packed), _floats(grad_squeezed))
-    _call("excite_grad_input", *_head(y), *inputs, mask, _at(grad_weight), _at(grad_bias), _at(dy))
+    grad_weight, grad_bias = torch.zeros(2, y.shape[1])
+    inputs = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _floats(sums.packed), _floats(grad_squeezed))
+    _call("excite_grad_input", *_head(y), *inputs, _floats(means), mask, _at(grad_weight), _at(grad_bias), _at(dy))
     return grad_weight, grad_bias, dy
 
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from excite.ops.native import OUTPUT, RECOMPUTE, GradSums, Statistics, known_statistics
 
+#: Statistics unpacked: mean and squeezed (N, C); batch mean, rstd and scale (C).
+Unpacked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype is torch.float64 else x.float()
@@ -29,6 +32,13 @@ def statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
 ) -> Statistics:
     """What batch norm and gate need to know of ``y``; running mean and variance move by ``momentum``."""
+    return known_statistics(*unpacked_statistics(y, weight, bias, eps, running, momentum))
+
+
+def unpacked_statistics(
+    y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
+) -> Unpacked:
+    """The same: mean and squeezed (N, C), batch mean, rstd and scale (C); differentiable by autograd."""
     mean, within = moments(y)
     batch_mean = mean.mean(0)
     centred = mean - batch_mean
@@ -37,27 +47,41 @@ def statistics(
     scale = weight * rstd
     if running is not None:
         count = y.numel() // y.shape[1]
-        running[0].lerp_(batch_mean.to(running[0].dtype), momentum)
-        running[1].lerp_((variance * (count / (count - 1))).to(running[1].dtype), momentum)
-    return known_statistics(mean, centred * scale + bias, batch_mean, rstd, scale)
+        running[0].lerp_(batch_mean.detach().to(running[0].dtype), momentum)
+        running[1].lerp_((variance.detach() * (count / (count - 1))).to(running[1].dtype), momentum)
+    return mean, centred * scale + bias, batch_mean, rstd, scale
 
 
-def _unpack(known: Statistics) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _unpack(known: Statistics) -> Unpacked:
     """mean and squeezed (N, C); batch mean, rstd and scale (C)."""
     n = (len(known.packed) - 3) // 2
     mean, squeezed, rest = known.packed.split([n, n, 3])
     return mean, squeezed, *rest.unbind()
 
 
-def apply(y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C)."""
-    mean, squeezed, _, _, scale = _unpack(known)
+def apply(
+    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
+) -> Tensor:
+    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is normed, too."""
+    of_add = None if known_add is None else _unpack(known_add)
+    return apply_unpacked(y, _unpack(known), s, add, relu, of_add)
+
+
+def apply_unpacked(
+    y: Tensor, known: Unpacked, s: Tensor | None, add: Tensor | None, relu: bool, of_add: Unpacked | None = None
+) -> Tensor:
+    """The same with what ``unpacked_statistics`` gives."""
+    out = _normed(y, known, s)
+    if add is not None:
+        out = out + (_wide(add) if of_add is None else _normed(add, of_add, None))
+    return (out.relu() if relu else out).to(y.dtype)
+
+
+def _normed(y: Tensor, known: Unpacked, s: Tensor | None) -> Tensor:
+    mean, squeezed, _, _, scale = known
     if s is not None:
         scale, squeezed = scale * s, squeezed * s
-    out = (_wide(y) - _over(mean)) * _over(scale) + _over(squeezed)
-    if add is not None:
-        out = out + _wide(add)
-    return (out.relu() if relu else out).to(y.dtype)
+    return (_wide(y) - _over(mean)) * _over(scale) + _over(squeezed)
 
 
 def _masked(grad: Tensor, out: Tensor | None, y: Tensor, known: Statistics, s: Tensor | None, mask: int) -> Tensor:
@@ -70,15 +94,34 @@ def _masked(grad: Tensor, out: Tensor | None, y: Tensor, known: Statistics, s: T
 
 
 def grad_sums(
-    grad: Tensor, out: Tensor | None, y: Tensor, known: Statistics, s: Tensor | None, mask: int, write: bool
+    grad: Tensor,
+    out: Tensor | None,
+    y: Tensor,
+    known: Statistics,
+    s: Tensor | None,
+    mask: int,
+    write: bool,
+    add: Tensor | None = None,
+    known_add: Statistics | None = None,
 ) -> GradSums:
-    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted."""
+    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted.
+
+    With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
+    """
     g = _masked(grad, out, y, known, s, mask)
     sum_g = _wide(g).sum((2, 3))
-    mean, squeezed, _, _, scale = _unpack(known)
-    sum_gy = (_wide(g) * (_wide(y) - _over(mean))).sum((2, 3))
-    sums = [sum_g, sum_gy] if s is None else [sum_g, sum_gy, scale * sum_gy + squeezed * sum_g]
+    _, squeezed, _, _, scale = _unpack(known)
+    sums = [sum_g, _centred_sums(g, y, known)]
+    if s is not None:
+        sums.append(scale * sums[1] + squeezed * sum_g)
+    if add is not None and known_add is not None:
+        sums.append(_centred_sums(g, add, known_add))
     return GradSums(torch.stack(sums), g if write else None)
+
+
+def _centred_sums(g: Tensor, y: Tensor, known: Statistics) -> Tensor:
+    """(N, C): the sum over positions of g * (y - mean)."""
+    return (_wide(g) * (_wide(y) - _over(_unpack(known)[0]))).sum((2, 3))
 
 
 def grad_input(
@@ -91,8 +134,13 @@ def grad_input(
     grad_squeezed: Tensor | None,
     mask: int,
     wanted: bool,
+    means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted."""
+    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted.
+
+    ``means`` (2, C): where the statistics are those of several processes, the gradients of weight and bias, summed
+    over all of them and divided by the number of values per channel. Then the gradient of ``y`` alone is of use.
+    """
     mean, _, batch_mean, rstd, scale = _unpack(known)
     sum_g, sum_gy = sums.packed[:2]
     positions = y.shape[2] * y.shape[3]
@@ -104,8 +152,9 @@ def grad_input(
     grad_weight = (gate * (rstd * sum_gy + centred * sum_g) + dq * centred).sum(0)
     if not wanted:
         return grad_weight, grad_bias, None
-    slope = scale * rstd * grad_weight / -count
-    offset = scale * (dq / positions - (grad_bias + centred * grad_weight) / count)
+    mean_weight, mean_bias = (grad_weight / count, grad_bias / count) if means is None else means
+    slope = -scale * rstd * mean_weight
+    offset = scale * (dq / positions - mean_bias - centred * mean_weight)
     g = _wide(_masked(grad, out, y, known, s, mask))
     dy = g * _over(scale * gate) + (_wide(y) - _over(mean)) * _over(slope) + _over(offset)
     return grad_weight, grad_bias, dy.to(y.dtype)

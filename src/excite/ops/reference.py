@@ -27,10 +27,16 @@ def norm_excite_residual(
     excitation: Callable[[Tensor], Tensor] | None = None,
     identity: Tensor | None = None,
     *,
+    identity_norm: nn.Module | None = None,
     keep: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation after another."""
+    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation after another.
+
+    With ``identity_norm``, ``identity_norm(identity)`` is added.
+    """
+    if identity is not None and identity_norm is not None:
+        identity = identity_norm(identity)
     z = norm(y)
     scale = None if excitation is None else excitation(spatial_mean(z))
     if keep is not None:

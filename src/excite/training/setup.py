@@ -15,6 +15,7 @@ from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models import Classifier, create_model
 from excite.ops import native
+from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
 from excite.training.compilation import compile_model
@@ -31,7 +32,6 @@ from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision
 from excite.training.run_folder import versions
-from excite.training.sync_norm import convert_sync_batchnorm
 
 
 @dataclass

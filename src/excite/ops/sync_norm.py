@@ -79,16 +79,7 @@ class _SyncBatchNorm(torch.autograd.Function):
     ) -> Tensor:
         exact = torch.promote_types(x.dtype, torch.float32)
         var, mean = torch.var_mean(x.to(exact), _all_but_channels(x), correction=0)
-        count = torch.full((1,), x.numel() / x.shape[1], dtype=exact, device=x.device)
-        mine = torch.cat([mean, var, count])
-        gathered = mine.new_empty(distributed.get_world_size(), len(mine))
-        distributed.all_gather(list(gathered.unbind()), mine)
-        # Processes may have different numbers of images. Merging means and variances, instead of adding up x and x^2,
-        # keeps the variance exact where it is small beside the mean (Chan, Golub & LeVeque 1979).
-        means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
-        total = counts.sum()
-        mean = (means * counts).sum(0) / total
-        var = ((variances + (means - mean) ** 2) * counts).sum(0) / total
+        mean, var, total = over_all_processes(mean, var, x.numel() / x.shape[1])
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), factor)
             running_var.lerp_((var * total / (total - 1)).to(running_var.dtype), factor)
@@ -114,6 +105,30 @@ class _SyncBatchNorm(torch.autograd.Function):
         slope = (mean_product * inv_std * inv_std).view(shape)
         grad_x = (grad - mean_grad.view(shape) - centred * slope) * scale.view(shape)
         return grad_x.to(x.dtype), grad_weight, grad_bias, None, None, None, None
+
+
+def over_all_processes(
+    mean: Tensor, var: Tensor, count: float, group: distributed.ProcessGroup | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, biased variance and number of values of one process -> those of all.
+
+    Args:
+        mean, var: (C), float32 or float64.
+        count: values per channel; may differ between processes.
+        group: the processes; None for all.
+
+    Returns:
+        (C), (C) and (), in the type of ``mean``.
+    """
+    mine = torch.cat([mean, var, mean.new_full((1,), count)])
+    gathered = mine.new_empty(distributed.get_world_size(group), len(mine))
+    distributed.all_gather(list(gathered.unbind()), mine, group=group)
+    # Merging means and variances, instead of adding up x and x^2, keeps the variance exact where it is small beside the
+    # mean (Chan, Golub & LeVeque 1979).
+    means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
+    total = counts.sum()
+    mean = (means * counts).sum(0) / total
+    return mean, ((variances + (means - mean) ** 2) * counts).sum(0) / total, total
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
