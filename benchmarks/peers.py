@@ -14,9 +14,9 @@ def import_timm() -> ModuleType:
     Raises:
         SystemExit: it is not installed (`make bench-cpu` puts it into .peers).
     """
-    from excite.bench.contenders import PEERS
-    from excite.bench.contenders import import_timm as import_it
     from excite.errors import ExciteError
+    from excite.models.timm_models import PEERS
+    from excite.models.timm_models import import_timm as import_it
 
     if FOLDER.is_dir():
         os.environ.setdefault(PEERS, str(FOLDER))

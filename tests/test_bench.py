@@ -11,15 +11,16 @@ import pytest
 import torch
 import typer
 
-from excite.bench import command, runner, timing, worker
-from excite.bench.contenders import import_timm
+from excite.bench import command, floors, runner, timing, worker
 from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_table
 from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, markdown, summarise
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
 from excite.bench.timing import Workbench, time_steps, training_step_seconds
 from excite.cli import app
 from excite.errors import ExciteError
+from excite.gates.squeeze_excite import squeeze_width
 from excite.models import create_model
+from excite.models.timm_models import import_timm
 from tests.training.small import small
 
 TINY = {"batch": 2, "image_size": 16, "warm_up": 2, "steps": 2}
@@ -44,7 +45,7 @@ def test_a_model_may_carry_options_of_its_own():
         ("seresnet50,fp32", "options of a row are batch, "),
         ("seresnet50,precision=bf6", "did you mean 'bf16'"),
         ("seresnet50,batch=0", "a whole number of at least 1"),
-        ("seresnet50,fused=no", "write true or false"),
+        ("seresnet50,fused_sgd=no", "write true or false"),
     ],
 )
 def test_a_wrong_row_is_explained(text, message):
@@ -273,7 +274,7 @@ def test_missing_timm_is_a_sentence(monkeypatch):
     monkeypatch.delenv("EXCITE_PEERS", raising=False)
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ExciteError, match=r"timm is not installed: pip install timm, or .* EXCITE_PEERS"):
+    with pytest.raises(ExciteError, match=r"timm is not installed: pip install 'excite\[timm\]', or .* EXCITE_PEERS"):
         import_timm()
 
 
@@ -429,13 +430,62 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
     assert {"aten::conv2d", "aten::convolution_backward"} <= named
     printed = capsys.readouterr().out
     assert str(trace) in printed
-    operators = worker.answer(setting, trace)["operators"]
+    found = worker.answer(setting, trace)
+    operators = found["operators"]
     assert len(operators) == 10
     assert [o["ms"] for o in operators] == sorted((o["ms"] for o in operators), reverse=True)
     assert 0 < sum(o["share"] for o in operators) <= 100.01
     by_name = {o["operator"]: o["calls"] for o in operators}
     assert by_name["aten::convolution_backward"] == 19  # a step, not a trace
     assert printed.count("| aten::convolution_backward") == 1
+    assert "| part of the step " in printed
+    *parts, whole = found["floors"]
+    assert [row["part"] for row in (*parts, whole)] == [
+        floors.MATRIX,
+        floors.MAPS,
+        floors.OPTIMIZER,
+        floors.REST,
+        "all",
+    ]
+    assert sum(row["measured_ms"] for row in parts) == pytest.approx(whole["measured_ms"])
+    assert whole["ratio"] > 1
+
+
+@pytest.mark.parametrize("mode", ["train", "infer"])
+def test_the_work_of_a_step_is_counted(mode):
+    """Operations and maps against formulas for this network, written out."""
+    bench = timing.Workbench(Setting("excite", "cifar_seresnet20", mode=mode, precision="fp32", **TINY))
+    work = floors._work(bench)
+    n, side, passes = bench.batch, bench.image_size, 3 if mode == "train" else 1
+    widths, maps = (16, 32, 64), [side**2, (side // 2) ** 2, (side // 4) ** 2]
+    macs, first = 0, 3 * 9 * 16 * maps[0]
+    for i, (w, p) in enumerate(zip(widths, maps, strict=True)):
+        entry = w * w if i == 0 else widths[i - 1] * w
+        macs += 9 * p * (entry + 5 * w * w) + 3 * 2 * w * squeeze_width(w)
+    # The image has no gradient, so that the first convolution lacks one of its three products.
+    expected = 2 * n * (passes * (macs + 64 * 10) + min(passes, 2) * first)
+    assert work["flops"] == expected
+    values = n * sum(w * p for w, p in zip(widths, maps, strict=True))
+    norms, blocks = floors.NORM_PASSES[mode], floors.BLOCK_PASSES[mode]
+    assert work["map_values"] == norms * (6 * values + n * 16 * maps[0]) + blocks * 3 * values
+    assert work["parameters"] == sum(p.numel() for p in bench.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("operator", "part"),
+    [
+        ("aten::mkldnn_convolution", "convolutions, dense layers"),
+        ("aten::addmm", "convolutions, dense layers"),
+        ("NormApplyBackward", "norms, gates, additions, ReLU"),
+        ("aten::native_batch_norm", "norms, gates, additions, ReLU"),
+        ("excite::norm_grad_sums", "norms, gates, additions, ReLU"),
+        ("aten::_fused_sgd_", "optimizer"),
+        ("aten::max_pool2d_with_indices", "the rest"),
+        ("aten::copy_", "the rest"),
+    ],
+)
+def test_parts_of_a_step(operator, part):
+    assert floors.part_of(operator) == part
 
 
 def test_a_row_without_a_profile_keeps_its_measurement(tmp_path, capsys, monkeypatch):

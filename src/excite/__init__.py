@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from excite.errors import ExciteError as ExciteError
     from excite.gates import list_gates as list_gates
+    from excite.grafting import graft as graft
+    from excite.grafting import ungraft as ungraft
     from excite.inference import Predictor as Predictor
     from excite.inference import load as load
     from excite.inference import validate as validate
     from excite.models import create_model as create_model
+    from excite.models import fold as fold
     from excite.models import list_models as list_models
     from excite.models import resize_gates as resize_gates
     from excite.recipe import Recipe as Recipe
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from excite.recipe import load_recipe as load_recipe
     from excite.training import train as train
     from excite.twins import run_twins as run_twins
+    from excite.weights.convert import load_weights as load_weights
 
 _HOMES = {
     "ExciteError": "excite.errors",
@@ -27,14 +31,18 @@ _HOMES = {
     "load": "excite.inference",
     "validate": "excite.inference",
     "create_model": "excite.models",
+    "fold": "excite.models",
     "list_models": "excite.models.catalog",
     "resize_gates": "excite.models",
     "list_gates": "excite.gates",
+    "graft": "excite.grafting",
+    "ungraft": "excite.grafting",
     "Recipe": "excite.recipe",
     "list_recipes": "excite.recipe",
     "load_recipe": "excite.recipe",
     "train": "excite.training",
     "run_twins": "excite.twins",
+    "load_weights": "excite.weights.convert",
 }
 __all__ = sorted(_HOMES)
 __version__ = metadata.version("excite")
@@ -43,6 +51,8 @@ __version__ = metadata.version("excite")
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "explain":  # a room of its own, as `excite.explain.explain(run)`
+        return import_module("excite.explain")
     raise AttributeError(f"module 'excite' has no attribute {name!r}")
 
 

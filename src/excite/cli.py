@@ -49,6 +49,14 @@ RecipeWords = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.")]
+Fold = Annotated[
+    bool | None,
+    typer.Option(
+        "--fold/--no-fold",
+        help="Fold batch norms into convolutions.  [default: on a CPU, where it is faster]",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -167,8 +175,8 @@ def twins(
         str | None,
         typer.Option(
             metavar="GATE,...",
-            help="none, se, ge_theta_minus, ge_theta, ge_theta_plus, each with options if need be, such as "
-            "se:reduction=8.  [default: these five]",
+            help="none, or any of `excite gates`, with options if need be, such as se:reduction=8.  [default: "
+            "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
         ),
     ] = None,
     out: Annotated[
@@ -229,6 +237,7 @@ def validate(
         str | None, typer.Option(help="fp32, bf16 or fp16; without it, what the network was trained with.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
+    fold: Fold = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained network: loss, top-1, top-5, every image exactly once.
@@ -250,6 +259,7 @@ def validate(
             device=device,
             precision=_check_precision(precision),
             batch_size=batch_size,
+            fold=fold,
             progress=advance,
         )
     if not predictor.accelerator.is_main_process:
@@ -279,7 +289,9 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
     grid: Annotated[Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.")] = None,
     device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: what suits the device.")] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    fold: Fold = None,
     as_json: Json = False,
 ) -> None:
     """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
@@ -297,7 +309,7 @@ def predict(
     from excite.training.display import Display, make_table
 
     files = find_images(images)
-    predictor = load(source, device)
+    predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
     with _progress("classifying") as advance:
@@ -525,6 +537,375 @@ def scale(
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint of MindSpore, TensorFlow, Caffe, PyTorch or excite; https://, hf:owner/name, timm:name.",
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="The file to write.")],
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The network, where it is not to be recognised.", autocompletion=_complete_model
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(metavar="NPZ|IMAGE", help="Compare with the input and outputs in an .npz, or classify an image."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Compare, layer by layer, with another checkpoint.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference that passes, relative to the largest value.")
+    ] = 1e-4,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Take what fits, and list what does not.")
+    ] = False,
+    to: Annotated[str, typer.Option(metavar="LIBRARY", help="Write for excite, timm or torchvision.")] = "excite",
+    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring in weights from another system, or write ours for one. Format and network are recognised.
+
+    Examples:
+
+      excite convert seresnet18.ckpt seresnet18.safetensors --verify outputs.npz
+
+      excite convert seresnet110.ckpt cifar.safetensors
+
+      excite convert timm:seresnet50.ra2_in1k seresnet50.safetensors --classes imagenet.txt
+
+      excite convert runs/my-run seresnet50.pth --to timm
+    """
+    from excite.training.display import Display, make_table
+    from excite.weights.command import run as run_conversion
+
+    display = Display()
+    columns = [
+        ("place", "place", ""),
+        ("shape", "shape", ""),
+        ("relative", "largest difference / largest value", ".2e"),
+    ]
+    result = run_conversion(
+        source,
+        destination,
+        arch=arch,
+        verify=verify,
+        against=against,
+        tolerance=tolerance,
+        allow_partial=allow_partial,
+        to=to,
+        classes=classes,
+        force=force,
+        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+        show=None if as_json else lambda rows: display.table(make_table(rows, columns)),
+    )
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def graft(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run folder, a checkpoint (of other systems, too), timm:NAME, or a model's name.",
+            autocompletion=_complete_model,
+        ),
+    ],
+    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.")] = "se",
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="identity: changes nothing at first, and learns; paper: the usual start.")
+    ] = "identity",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of the gate, such as reduction=8; may be given several times."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the places and what the gates cost.")] = False,
+    images: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Images for the proof; without it, random ones.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of a timm: model; without it, they are random.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the grafted network (.safetensors).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put gates into a network that was trained without them, and prove that it computes what it did.
+
+    Examples:
+
+      excite graft timm:resnet50 --gate se --dry-run
+
+      excite graft runs/my-run --images photos/ --out grafted.safetensors
+
+      excite graft runs/my-run --gate ge --option variant=theta --option extent=4 --at layer3 --at layer4
+
+      excite graft timm:resnet50 --weights resnet50.safetensors --gate eca --out grafted.safetensors
+    """
+    from excite.grafting.command import run as run_graft
+    from excite.training.display import Display, make_table
+
+    display = Display()
+
+    def show(plan: Any) -> None:
+        columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
+        columns += [("parameters", "new parameters", ",d"), ("what", "gate", "")]
+        display.table(make_table(plan.rows(), columns))
+        display.message(f"{plan.sentence}; {plan.added:,} new parameters")
+        for note in plan.notes:
+            display.message(note)
+
+    result = run_graft(
+        source,
+        gate=gate,
+        at=at or [],
+        init=init,
+        options=_options_given(option or []),
+        dry_run=dry_run,
+        images=images,
+        weights=weights,
+        out=out,
+        force=force,
+        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+        show=(lambda plan: None) if as_json else show,
+    )
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8; the gates stay in float.")] = False,
+    int8_gates: Annotated[bool, typer.Option("--int8-gates", help="Quantise to int8, the gates too.")] = False,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images for --int8.  [default: the run's training images]")
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images to prove it on.  [default: the run's validation images]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="At most so many of them; 0: all.")] = 2000,
+    input_kind: Annotated[
+        str, typer.Option("--input", metavar="KIND", help="uint8: images of any size; float: prepared ones, 0 to 1.")
+    ] = "uint8",
+    opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of logits, in units of the largest logit.")
+    ] = 1e-3,
+    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Top-1 that int8 may lose.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a network as one file that runs without this package, proven to compute the same, or nothing.
+
+    Examples:
+
+      excite export runs/my-run --format onnx
+
+      excite export runs/my-run --format openvino --int8 --out model.xml
+
+      excite export model.safetensors --format pt2 --verify photos/ --input float
+    """
+    from excite.export import export as run_export
+    from excite.training.display import Display, make_table
+
+    display = Display()
+    with _progress("verifying") as advance:
+        result = run_export(
+            source,
+            format,
+            out=out,
+            int8=int8,
+            int8_gates=int8_gates,
+            calibrate=calibrate,
+            verify=verify,
+            images=images,
+            input=input_kind,  # type: ignore[arg-type]
+            opset=opset,
+            tolerance=tolerance,
+            max_drop=max_drop,
+            force=force,
+            say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+            progress=advance,
+        )
+    if as_json:
+        _print_json(result)
+        return
+    columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
+    columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
+    columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
+    display.table(make_table(result["rows"], columns))
+    display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
+
+
+@app.command()
+def prune(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
+    ] = 0.0,
+    tolerance: Annotated[float, typer.Option(min=0, help="A scale this near to its mean is constant.")] = 1e-4,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images that the scales are measured on.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a timed batch.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write model.safetensors, prune.json, prune.png into it.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take gates out, the least useful first: accuracy and time with ever fewer, what they do on average folded in.
+
+    Examples:
+
+      excite prune runs/my-run --out pruned
+
+      excite prune runs/my-run data.root=/other/images --max-drop 0.2 --out pruned
+    """
+    from excite.grafting.prune import prune as run_prune
+    from excite.grafting.prune import write
+    from excite.training.display import Display, make_table
+
+    if out is not None and out.exists():
+        raise ExciteError(f"{out} exists already; name a new folder")
+    display = Display()
+    result = run_prune(
+        source,
+        overrides,
+        tolerance=tolerance,
+        max_drop=max_drop,
+        calibration=calibration,
+        batch=batch,
+        device=device,
+        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+    )
+    if out is not None:
+        write(result, out, source)
+    if as_json:
+        _print_json(result.to_dict())
+        return
+    rows = [
+        {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
+        for i, row in enumerate(result.to_dict()["points"])
+    ]
+    columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
+    columns += [("top1", "acc@top1", ".2f"), ("loss", "loss", ".4f"), ("ms", f"ms/{batch} images", ".2f")]
+    display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
+    if out is not None:
+        display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")
+
+
+def _options_given(words: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the values as in a recipe. Raises ExciteError where a word is of another form."""
+    from excite.recipe import parse_yaml
+
+    options = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ExciteError(f"--option {word!r} is not of the form NAME=VALUE (for example reduction=8)")
+        options[name] = parse_yaml(text, f"the value of --option {name}")
+    return options
+
+
+@app.command()
+def explain(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE|FOLDER|GLOB|KEY=VALUE]...",
+            help="Images to explain one by one; other data, such as data.root=PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Validation images to look at (class-balanced); 0: only the images named.")
+    ] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder (default: explain-NAME here).")
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Draw this class; may be repeated.")] = None,
+    gates: Annotated[list[str] | None, typer.Option("--gate", help="Draw this gate; may be repeated.")] = None,
+    ablation: Annotated[
+        str, typer.Option(help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.")
+    ] = "full",
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a timed pass.")] = 16,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that the gates that could go may cost together.")
+    ] = 0.1,
+    target: Annotated[str | None, typer.Option(help="Grad-CAM for this class (default: the most likely).")] = None,
+    layer: Annotated[str | None, typer.Option(help="Grad-CAM on this module (default: the last map).")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for an image.")] = 5,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto (what it was trained with), fp32, bf16 or fp16.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what the gates do: scales by class and depth, which gates matter, and what each did to an image.
+
+    Examples:
+
+      excite explain runs/my-run
+
+      excite explain runs/my-run photo.jpg --images 500 --out explained
+
+      excite explain model.safetensors data.root=/other/images --class cat --class dog --ablation estimate --json
+    """
+    from excite.explain.command import run as run_explain
+    from excite.explain.command import show
+    from excite.training.display import Display
+
+    with _stages() as advance:
+        result, folder = run_explain(
+            source,
+            words or [],
+            data,
+            out,
+            limit=images,
+            drawn_classes=classes or [],
+            drawn_gates=gates or [],
+            ablation=ablation,
+            timing=timing,
+            batch=batch,
+            max_drop=max_drop,
+            target=target,
+            layer=layer,
+            top_k=top_k,
+            device=device,
+            precision=_check_precision(precision) or "auto",
+            progress=advance,
+        )
+    if as_json:
+        _print_json({**result.to_dict(), "folder": str(folder)})
+    else:
+        show(result, folder, Display())
+    if result.bad:
+        raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
+
+
+@app.command()
 def models(
     pattern: Annotated[
         str, typer.Argument(help='A pattern, such as "*seresnet50*".', autocompletion=_complete_model)
@@ -575,6 +956,101 @@ def models(
     Display().table(
         make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")])
     )
+
+
+def _complete_gate(incomplete: str) -> list[str]:
+    from excite.gates import list_gates
+
+    return [name for name in list_gates() if name.startswith(incomplete)]
+
+
+@app.command()
+def gates(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Tell all about this gate.", autocompletion=_complete_gate, show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the gates: paper, what each sees and scales, parameters, multiply-adds, passes; or describe one.
+
+    Examples:
+
+      excite gates
+
+      excite gates cbam
+
+      excite gates --json
+    """
+    from excite.gates.summary import describe_gate, summarise
+
+    if name is None:
+        rows = summarise()
+        _print_json(rows) if as_json else _show_gates(rows)
+    else:
+        gate = describe_gate(name)
+        _print_json(gate) if as_json else _show_gate(gate)
+
+
+def _show_gates(rows: list[dict[str, Any]]) -> None:
+    from excite.training.display import Display, make_table
+
+    display, (channels, height, width) = Display(), rows[0]["map"]
+    display.table(
+        make_table(
+            [{**row, "paper": _citation(row["paper"])} for row in rows],
+            [
+                ("gate", "gate", ""),
+                ("paper", "paper", ""),
+                ("squeeze", "sees", ""),
+                ("scales", "scales", ""),
+                ("parameters", "parameters", ""),
+                ("params", f"at C={channels}", ",d"),
+                ("macs", f"multiply-adds {channels}x{height}x{width}", ",d"),
+                ("passes", "extra passes", "d"),
+            ],
+        )
+    )
+    display.message("extra passes: reads and writes of the map that a training step makes more than without the gate")
+    display.message("one of them: excite gates NAME; in a network: excite train RECIPE model.options={gate: NAME}")
+    display.message("selective kernels (SK) are no gate but a kind of block: create_model(..., block_conv='sk')")
+
+
+def _citation(paper: str | None) -> str | None:
+    """What a line has room for: the first author, and where to find it."""
+    if paper is None:
+        return None
+    authors, _, rest = paper.partition(": ")
+    place = rest.rsplit(", ", 1)[-1].removeprefix("arXiv ")
+    return f"{authors.split(', ')[0]} et al., {place}"
+
+
+def _show_gate(gate: dict[str, Any]) -> None:
+    from excite.training.display import Display, make_table
+
+    display = Display()
+    display.message(f"{gate['name']}: {gate['title'] or 'a gate without a data sheet'}")
+    if gate["paper"]:
+        display.message(gate["paper"])
+    for form in gate["forms"]:
+        channels, height, width = form["map"]
+        display.message(f"\n{form['gate']}: scale = {form['formula']}")
+        facts = [
+            ("sees", form["squeeze"]),
+            ("scales", form["scales"]),
+            ("parameters", f"{form['parameters']} ({form['params']:,} at {channels}x{height}x{width})"),
+            ("multiply-adds", f"{form['macs']:,} at {channels}x{height}x{width}"),
+            ("extra passes", f"{form['passes']} over the map in a training step"),
+            ("fused", "with batch norm, addition and ReLU" if form["fused"] else "no, it sees more than the means"),
+        ]
+        for what, value in facts:
+            display.message(f"  {what:<14}{value}")
+    if gate["options"]:
+        rows = [{**row, "default": json.dumps(row["default"])} for row in gate["options"]]
+        columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
+        display.message("")
+        display.table(make_table(rows, columns))
+    display.message(f"\n{gate['notes']}")
 
 
 def _published(entry: dict[str, Any]) -> str:
@@ -641,6 +1117,17 @@ class _progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+
+class _stages(_progress):
+    """The same for work in several stages; ``advance(what, done, total)``."""
+
+    def __init__(self) -> None:
+        super().__init__("loading")
+
+    def __enter__(self) -> Any:
+        super().__enter__()
+        return lambda what, done, total: self._bar.update(self._task, description=what, completed=done, total=total)
 
 
 def _print_json(value: Any) -> None:

@@ -31,11 +31,11 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network."""
 
-    name: str = Field(description="a name from `excite models`")
+    name: str = Field(description="a name from `excite models`, or timm:NAME for a model of timm")
     drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
     drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
     zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
-    fused: Literal["auto", "on", "off"] = Field(
+    fused: Literal["auto", "on", "plain", "off"] = Field(
         "auto", description="norm, gate, addition and ReLU in two passes: where that is faster, always, or never"
     )
     options: dict[str, Any] = Field(
@@ -58,6 +58,7 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = Field(1e-4, description="L2 for sgd, decoupled for adamw")
     decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one before it")
+    gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates over that of the rest")
     clip_grad_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimiser")
 
@@ -119,8 +120,10 @@ class TrainConfig(Section):
     )
     grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, more time")
     freeze: list[str] = Field(
-        default_factory=list, description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]"
+        default_factory=list,
+        description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]; !pattern: but not these",
     )
+    freeze_epochs: Count | None = Field(None, description="how many epochs they are kept so; null: the whole run")
     init_from: str | None = Field(
         None, description="run folder or checkpoint to start from; another number of classes gets a new head"
     )

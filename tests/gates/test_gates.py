@@ -33,7 +33,10 @@ def layouts(x):
 
 
 def test_the_names():
-    assert list_gates() == ["ge", "se"]
+    assert list_gates() == [
+        *("cbam", "coordinate", "cse", "eca", "ese", "gaussian_gct"),
+        *("gct", "ge", "scse", "se", "sse"),
+    ]
     assert gate_options("se") == ["reduction", "rd_divisor", "bias"]
 
 
@@ -195,7 +198,7 @@ def test_fp16_autocast_survives_a_squeeze_beyond_float16():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sse", "unknown gate 'sse'; did you mean 'se'"),
+        ("sesse", "unknown gate 'sesse'; did you mean 'sse'"),
         ({"name": "se", "reducton": 8}, "no option 'reducton'; did you mean 'reduction'"),
         ({"reduction": 8}, "a gate is a name"),
         ({"name": "se", "reduction": 0}, "reduction must be"),

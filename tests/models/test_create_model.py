@@ -71,7 +71,7 @@ def test_arguments_survive_json(args):
         ("resnet50", {"stride_on": "conv3"}, "stride_on is one of conv2, conv1"),
         ("resnet50", {"stem": "conv77"}, "stem is one of .*did you mean 'conv7'"),
         ("resnet50", {"pretrained": True}, "no pretrained weights"),
-        ("resnet50", {"gate": "sse"}, "unknown gate 'sse'; did you mean 'se'"),
+        ("resnet50", {"gate": "cban"}, "unknown gate 'cban'; did you mean 'cbam'"),
         ("seresnet50", {"gate_position": "middle"}, "gate_position is one of"),
         ("cifar_preresnet110", {"zero_init_last_gamma": True}, "no option 'zero_init_last_gamma'"),
         ("cifar_seresnet110_tf", {"drop_path_rate": 0.1}, "no stochastic depth"),

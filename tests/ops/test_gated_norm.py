@@ -3,6 +3,7 @@
 import copy
 import gc
 import itertools
+import os
 import weakref
 
 import pytest
@@ -19,6 +20,8 @@ from excite.ops.gated_norm import _choose
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 SHAPES = [(1, 1, 7, 7), (2, 24, 3, 5), (37, 64, 3, 5), (2, 2048, 7, 7), (1, 64, 56, 56), (2, 130, 9, 1), (5, 3, 1, 1)]
 
+#: benchmarks/gpu.sh runs the comparisons with the textbook on an accelerator.
+DEVICE = os.environ.get("EXCITE_TEST_DEVICE", "cpu")
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no CPU kernels: {native.why_not()}")
 
 
@@ -48,7 +51,7 @@ def make_case(shape, memory_format, dtype, *, gated, with_identity, relu, drop, 
         norm.bias.copy_(draw(c))
     y = (2 * draw(*shape) + 3 * draw(1, c, 1, 1)).to(dtype)
     torch.manual_seed(seed)
-    return {
+    case = {
         "y": y.to(memory_format=memory_format),
         "norm": norm,
         "gate": Fc(c) if gated else None,
@@ -57,6 +60,7 @@ def make_case(shape, memory_format, dtype, *, gated, with_identity, relu, drop, 
         "relu": relu,
         "grad": draw(*shape).to(memory_format=memory_format),
     }
+    return {name: part.to(DEVICE) if hasattr(part, "to") else part for name, part in case.items()}
 
 
 def run(form, case, dtype, **options):
@@ -168,6 +172,7 @@ def test_both_executions_are_what_is_tested(passes):
     y = torch.randn(2, 8, 4, 4).to(memory_format=CHANNELS_LAST if passes is native else CONTIGUOUS)
     assert _choose(y, norm, "on") is passes
     assert _choose(y, norm, "auto") is (native if passes is native else None)
+    assert _choose(y, norm, "plain") is plain
     assert _choose(y, norm, "off") is None
 
 
@@ -391,12 +396,12 @@ def test_checkpointed_blocks_give_the_same_gradients():
 def test_a_network_trains_alike_fused_and_textbook(name, dtype, tolerance):
     """The same losses over ten steps; the state_dict moves between the forms."""
     torch.manual_seed(0)
-    images = torch.randn(16, 3, 16, 16).to(memory_format=CHANNELS_LAST, dtype=dtype)
-    labels = torch.randint(10, (16,))
+    images = torch.randn(16, 3, 16, 16).to(DEVICE, memory_format=CHANNELS_LAST, dtype=dtype)
+    labels = torch.randint(10, (16,)).to(DEVICE)
     start = create_model(name, image_size=16).state_dict()
     losses = {}
     for fused in ("off", "on"):
-        model = create_model(name, image_size=16, fused=fused).to(memory_format=CHANNELS_LAST, dtype=dtype)
+        model = create_model(name, image_size=16, fused=fused).to(DEVICE, memory_format=CHANNELS_LAST, dtype=dtype)
         model.load_state_dict(start)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         losses[fused] = []
@@ -411,7 +416,7 @@ def test_a_network_trains_alike_fused_and_textbook(name, dtype, tolerance):
 
 
 def test_a_wrong_mode_is_named():
-    with pytest.raises(ExciteError, match=r"fused is 'yes'.*allowed: auto, on, off"):
+    with pytest.raises(ExciteError, match=r"fused is 'yes'.*allowed: auto, on, plain, off"):
         create_model("cifar_seresnet20", fused="yes")
 
 

@@ -33,7 +33,7 @@ IMAGENET, CIFAR = 1281167, 50000  # training images
 
 
 def test_all_recipes_are_here():
-    assert len(RECIPES) == 25
+    assert len(RECIPES) == 26
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
@@ -205,13 +205,14 @@ RATES = {
     "cifar10-resnet110": ours(peak=0.1, warmup_epochs=5, epochs=200),
     "folder-seresnet50": ours(peak=0.02, warmup_epochs=3, epochs=60),
     "folder-finetune-seresnet50": ours(peak=0.01, warmup_epochs=1, epochs=20),
+    "finetune-graft": ours(peak=0.01, warmup_epochs=0.5, epochs=10),
 }
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_learning_rate_is_the_sources(name):
     recipe = load_recipe(name)
-    images = {"imagenet": IMAGENET, "cifar10": CIFAR, "digits": 1437, "folder": 4000}[name.split("-")[0]]
+    images = {"imagenet": IMAGENET, "cifar10": CIFAR, "digits": 1437}.get(name.split("-")[0], 4000)
     per_epoch, epochs = images // recipe.train.batch_size, recipe.train.epochs
     last = epochs * per_epoch - 1
     borders = [e * per_epoch for e in (1, 2, 4, 5, 6, 78, 79, 80, 118, 119, 120) if e < epochs]

@@ -4,18 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from excite.bench.contenders import import_timm as import_timm
     from excite.bench.runner import run_in_turns as run_in_turns
     from excite.bench.settings import Setting as Setting
     from excite.bench.timing import training_step_seconds as training_step_seconds
 
 _HOMES = {
     "Setting": "settings",
-    "import_timm": "contenders",
     "run_in_turns": "runner",
     "training_step_seconds": "timing",
 }
-__all__ = ["Setting", "import_timm", "run_in_turns", "training_step_seconds"]
+__all__ = ["Setting", "run_in_turns", "training_step_seconds"]
 
 
 def __getattr__(name: str) -> Any:

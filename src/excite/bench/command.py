@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import excite
-from excite.bench.report import Row, append_csv, caption, check_csv, make_rows, markdown, operator_table
+from excite.bench.report import Row, append_csv, caption, check_csv, floor_table, make_rows, markdown, operator_table
 from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
@@ -50,8 +50,11 @@ def bench_models(
         print(json.dumps({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
     else:
         print(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
-        for trace, operators in profiles.items():
-            print(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n\n{operator_table(operators)}")
+        for trace, found in profiles.items():
+            print(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
+            print(operator_table(found["operators"]))
+            if found["floors"]:
+                print("\n" + floor_table(found["floors"]))
     failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + unprofiled
     if failed:
         raise ExciteError("; ".join(dict.fromkeys(failed)))
@@ -67,8 +70,8 @@ def _keep_quiet(line: str) -> None:
 
 def _profiles(
     settings: Sequence[Setting], rows: Sequence[Row], folder: Path, cache: str
-) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Trace file -> most expensive operators, of every row that could be measured; and what went wrong."""
+) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
+    """Trace file -> most expensive operators and floors, of every row that could be measured; and what went wrong."""
     found, failed = {}, []
     for setting, row in zip(settings, rows, strict=True):
         if "error" in row:
@@ -81,7 +84,7 @@ def _profiles(
         if "error" in answer:
             failed.append(f"{setting.name}: {answer['error']}")
         else:
-            found[str(trace)] = answer["operators"]
+            found[str(trace)] = answer
     return found, failed
 
 

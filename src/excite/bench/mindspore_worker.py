@@ -52,7 +52,7 @@ def measure(setting: dict[str, Any]) -> dict[str, Any]:
         # What the row was asked for says nothing here: the layout is NCHW, and the whole step is one graph.
         "channels_last": False,
         "compile": "graph",
-        "fused": False,
+        "fused_sgd": False,
     }
 
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 #: The columns of a CSV file, in order.
 COLUMNS = [
     *("date", "device", "torch", "library_version", "excite", "model", "mode", "devices", "batch", "image_size"),
-    *("precision", "channels_last", "compile", "fused", "threads", "rounds", "steps", "images_per_second"),
+    *("precision", "channels_last", "compile", "fused", "fused_sgd", "threads", "rounds", "steps", "images_per_second"),
     *("lower_quartile", "upper_quartile", "ms_per_step", "compile_seconds", "memory_gb", "ratio"),
 ]
 #: Settings that get a column of their own where rows differ in them, and stand above the table where they do not.
@@ -26,7 +26,8 @@ _SETTINGS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
     "precision": ("precision", lambda row: row["precision"]),
     "channels_last": ("layout", lambda row: "channels-last" if row["channels_last"] else "contiguous"),
-    "fused": ("SGD", lambda row: "fused SGD" if row["fused"] else "plain SGD"),
+    "fused": ("two passes", lambda row: "-" if ":" in row["model"] else row["fused"]),
+    "fused_sgd": ("SGD", lambda row: "fused SGD" if row["fused_sgd"] else "plain SGD"),
     "compile": ("compile", lambda row: f"compile {row['compile']}"),
     "device": ("device", lambda row: row["device"]),
     "torch": ("framework", lambda row: row["torch"] if " " in row["torch"] else f"torch {row['torch']}"),
@@ -83,8 +84,12 @@ def caption(rows: Iterable[Row]) -> str:
 
 def _shown(good: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
     """The settings that mean something to these rows."""
-    training = any(row["mode"] == "train" for row in good)
-    return [value for key, value in _SETTINGS.items() if key != "fused" or training]
+    hidden = set()
+    if not any(row["mode"] == "train" for row in good):
+        hidden.add("fused_sgd")
+    if len({row["fused"] for row in good if ":" not in row["model"]}) < 2:
+        hidden.add("fused")  # a setting of our models only, told where they differ in it
+    return [value for key, value in _SETTINGS.items() if key not in hidden]
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -114,6 +119,21 @@ def operator_table(operators: Sequence[Mapping[str, Any]]) -> str:
     heads = ["operator", "ms a step", "share", "calls a step"]
     lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
     return table(heads, lines, left=1)
+
+
+def floor_table(floors: Sequence[Mapping[str, Any]]) -> str:
+    """Parts of a step beside the least they could take, as Markdown."""
+
+    def cell(value: float | None, spec: str) -> str:
+        return "-" if value is None else format(value, spec)
+
+    heads = ["part of the step", "floor ms", "measured ms", "ratio"]
+    lines = [
+        [row["part"], cell(row["floor_ms"], ",.2f"), cell(row["measured_ms"], ",.2f"), cell(row["ratio"], ".2f")]
+        for row in floors
+    ]
+    ceilings = f"{floors[0]['tflops']:.3g} TFLOP/s in a matrix product and {floors[0]['gb_per_s']:.3g} GB/s in a copy"
+    return f"Floors: at {ceilings}, measured in the same process.\n\n" + table(heads, lines, left=1)
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:

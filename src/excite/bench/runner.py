@@ -46,7 +46,7 @@ def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache
 
 
 def run_profile(setting: Setting, trace: Path, cache: str) -> Answer:
-    """Profile one setting in a process of its own: {"operators": [...]} or {"error": ...}."""
+    """Profile one setting in a process of its own: {"operators": [...], "floors": [...]} or {"error": ...}."""
     if setting.library == "mindcv":
         return {"error": "--profile knows PyTorch's models only"}
     return _in_process(setting, cache, trace)

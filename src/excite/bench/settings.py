@@ -11,6 +11,7 @@ LIBRARIES = ("excite", "timm", "mindcv")
 CHOICES = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "compile": ("off", "default", "reduce-overhead", "max-autotune"),
+    "fused": ("auto", "on", "plain", "off"),
 }
 
 
@@ -27,7 +28,8 @@ class Setting:
         precision: "auto", "fp32", "bf16", "fp16".
         channels_last: memory layout of weights and images.
         compile: torch.compile mode, or "off".
-        fused: train: PyTorch's fused SGD kernel.
+        fused: of excite's models: how norm, gate, addition and ReLU run (``create_model(fused=...)``).
+        fused_sgd: train: PyTorch's fused SGD kernel.
         device: "auto", "cpu", "cuda" ...
         threads: of a CPU; None: what the environment says.
         warm_up: steps before those that are timed; None: 3 on a CPU, else 10.
@@ -43,7 +45,8 @@ class Setting:
     precision: str = "auto"
     channels_last: bool = True
     compile: str = "off"
-    fused: bool = True
+    fused: str = "auto"
+    fused_sgd: bool = True
     device: str = "auto"
     threads: int | None = None
     warm_up: int | None = None
@@ -61,7 +64,7 @@ class Setting:
 
 
 #: What may stand behind a model's name for its row alone.
-OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused")
+OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused", "fused_sgd")
 
 
 def parse_list(text: str | None, option: str) -> list[Any]:
@@ -78,7 +81,7 @@ def parse_value(option: str, text: str) -> Any:
             hint = nearest(text, CHOICES[option])
             raise ExciteError(f"{option} is {text!r}{hint} (allowed: {', '.join(CHOICES[option])})")
         return text
-    if option in ("channels_last", "fused"):
+    if option in ("channels_last", "fused_sgd"):
         if text not in ("true", "false"):
             raise ExciteError(f"{option} is {text!r}; write true or false")
         return text == "true"

@@ -144,12 +144,13 @@ class Workbench:
         torch.manual_seed(0)
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         model = contender.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.model: nn.Module = model
         shape = (self.batch, contender.in_chans, self.image_size, self.image_size)
         images = torch.randn(shape).to(self.device).contiguous(memory_format=layout)
         if setting.mode == "train":
             labels = torch.randint(contender.num_classes, (self.batch,)).to(self.device)
             net = compile_model(self.accelerator.prepare_model(model), setting.compile, self.device)
-            self.step = training_step(net, images, labels, self.precision, fused=setting.fused)
+            self.step = training_step(net, images, labels, self.precision, fused=setting.fused_sgd)
         else:
             net = compile_model(model, setting.compile, self.device)
             self.step = inference_step(net, images, self.precision)

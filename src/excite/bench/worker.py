@@ -24,7 +24,7 @@ def answer(setting: Setting, profile: Path | None = None) -> dict[str, Any]:
             return bench.measure()
         from excite.bench.profile import profile_steps
 
-        return {"operators": profile_steps(bench, profile)}
+        return profile_steps(bench, profile)
     except ExciteError as error:
         return {"error": str(error)}
     except (MemoryError, RuntimeError) as error:

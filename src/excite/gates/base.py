@@ -1,10 +1,12 @@
 """What a gate is.  Letters: N images, C channels, H x W positions, h x w gathered positions."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from excite.gates.facts import Facts
 from excite.ops import excite_residual, spatial_mean
 
 
@@ -20,9 +22,15 @@ class Gate(nn.Module):
     map again.
     """
 
+    #: The gate's data sheet (paper, formula, costs); None for a gate that has none.
+    facts: ClassVar[Facts | None] = None
     channelwise: bool = False
     #: Height and width of the map the gate was built for; None where any map will do.
     feature_size: tuple[int, int] | None = None
+    #: What :meth:`squash` multiplies by: 1 as in the papers; 2 in a gate that was made to start as the identity.
+    amplitude: float = 1.0
+    #: Whether the gate was made by ``create_gate({..., "identity": True})``, so that a fresh one changes nothing.
+    identity: bool = False
 
     def excitation(self, squeezed: Tensor) -> Tensor:
         """(N, C) means over positions -> (N, C) scales. Only for gates with ``channelwise = True``."""
@@ -37,6 +45,39 @@ class Gate(nn.Module):
 
     def resize(self, feature_size: tuple[int, int]) -> None:
         """Adapt the parameters to maps of another size, in place. Nothing to do for most gates."""
+
+    def start_as_identity(self) -> bool:
+        """Make the scale exactly 1 for every map, in a form that learns from its first step; False where it cannot.
+
+        This is what ``create_gate({"name": ..., "identity": True})`` calls on a fresh gate, so that it can be put into a
+        trained network without changing what that computes. A gate implements it in one line: it sends what goes into
+        its sigmoids through :meth:`squash`, and zeroes the layers whose outputs those are::
+
+            def start_as_identity(self) -> bool:
+                return self._zero_and_double(self.fc2)
+
+        Then every logit is 0 and every scale ``2 * sigmoid(0) = 1``, exactly so in any floating type, while the
+        gradient of the zeroed layers is not 0 (that of the layers before them is, for one step). Twice the sigmoid is
+        what NFNets have behind their SE, to keep the signal's size (Brock et al., arXiv 2102.06171, section 4). The
+        range is (0, 2) instead of (0, 1), for good: the amplitude belongs to the gate's spec, not to its weights.
+
+        A gate that is the identity when fresh anyway (GCT, 1 + tanh(0)) returns True and does nothing else. The default,
+        for a gate that has no layer to zero, returns False and does nothing; ``create_gate`` then puts the gate into
+        :class:`excite.gates.blend.Blend`, which learns how much of it to use.
+        """
+        return False
+
+    def squash(self, logits: Tensor, function: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
+        """``amplitude * function(logits)``; ``function`` has the value 1/2 at 0 (sigmoid, hard sigmoid)."""
+        squashed = function(logits)
+        return squashed if self.amplitude == 1.0 else squashed * self.amplitude
+
+    def _zero_and_double(self, *last_layers: nn.Module) -> bool:
+        for layer in last_layers:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+        self.amplitude = 2.0
+        return True
 
 
 def in_gate_precision(excite: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

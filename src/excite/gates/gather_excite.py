@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError, nearest
 from excite.gates.base import Gate, in_gate_precision
+from excite.gates.facts import Facts, Form
 from excite.gates.registry import register_gate
 from excite.gates.squeeze_excite import squeeze_width
 from excite.ops import weighted_sum
@@ -39,6 +40,44 @@ class GatherExcite(Gate):
 
     In training a global theta needs at least two images per batch: its batch norm has one value per image and channel.
     """
+
+    facts = Facts(
+        title="Gather-Excite",
+        paper="Hu, Shen, Albanie, Sun, Vedaldi: Gather-Excite, NeurIPS 2018, arXiv 1810.12348",
+        options={
+            "variant": "theta_minus, theta or theta_plus",
+            "extent": "2, 4 or 8 positions that are gathered into one, or global (all of them)",
+            "reduction": "of theta_plus: S is C // reduction, 16 by default",
+            "rd_divisor": "of theta_plus: null, or S is rounded to a multiple of it",
+            "bias": "of theta_plus: whether the bottleneck has biases, true by default",
+        },
+        forms=(
+            Form(
+                squeeze="mean over positions (or over neighbourhoods: extent)",
+                scales="channels",
+                formula="sigmoid(mean(x))",
+                parameters="0",
+                options={"variant": "theta_minus"},
+            ),
+            Form(
+                squeeze="depth-wise convolution as large as the map (or strided ones: extent)",
+                scales="channels",
+                formula="sigmoid(BN(sum of w * x over positions))",
+                parameters="C*H*W + 2*C",
+                passes=12,
+                options={"variant": "theta"},
+            ),
+            Form(
+                squeeze="depth-wise convolution as large as the map (or strided ones: extent)",
+                scales="channels",
+                formula="sigmoid(W2 relu(W1 BN(sum of w * x over positions) + b1) + b2)",
+                parameters="C*H*W + 2*C + 2*C*S + S + C",
+                letters={"S": "C // 16"},
+                passes=12,
+                options={"variant": "theta_plus"},
+            ),
+        ),
+    )
 
     def __init__(
         self,
@@ -104,7 +143,12 @@ class GatherExcite(Gate):
     def _excite(self, gathered: Tensor) -> Tensor:
         if self.fc1 is not None and self.fc2 is not None:
             gathered = self.fc2(F.relu(self.fc1(gathered)))
-        return gathered.sigmoid()
+        return self.squash(gathered)
+
+    def start_as_identity(self) -> bool:
+        """theta_plus by its last 1x1 convolution, theta by its last batch norm; theta_minus has nothing to zero."""
+        last = self.gather[-1] if self.fc2 is None and self.gather is not None else self.fc2
+        return False if last is None else self._zero_and_double(last)
 
     def resize(self, feature_size: tuple[int, int]) -> None:
         """Re-sample a global kernel, keeping each channel's sum and so its answer to a constant map.

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from excite.errors import ExciteError, nearest
 from excite.gates.base import Gate
+from excite.gates.blend import Blend
+from excite.gates.facts import Facts
 
 #: ``"se"``, or ``{"name": "se", "reduction": 8}``.
 GateSpec = str | Mapping[str, Any]
@@ -33,8 +35,27 @@ def list_gates() -> list[str]:
 
 def gate_options(name: str) -> list[str]:
     """The options of one gate, as its constructor declares them (all keyword-only, save the map's size)."""
-    parameters = inspect.signature(_gate_class(name).__init__).parameters.values()
+    parameters = inspect.signature(gate_class(name).__init__).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "feature_size"]
+
+
+def gate_defaults(name: str) -> dict[str, Any]:
+    """The options of one gate with their defaults."""
+    parameters = inspect.signature(gate_class(name).__init__).parameters
+    return {option: parameters[option].default for option in gate_options(name)}
+
+
+def gate_facts(name: str) -> Facts | None:
+    """A gate's data sheet; None for a gate that came without one."""
+    return gate_class(name).facts
+
+
+def gate_table(spec: GateSpec) -> dict[str, Any]:
+    """A new table {"name": ..., **options}. Raises ExciteError where there is no name."""
+    table = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    if not isinstance(table.get("name"), str):
+        raise ExciteError(f"a gate is a name or a table with a 'name', not {spec!r}; known: {', '.join(list_gates())}")
+    return table
 
 
 def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] | None = None) -> Gate:
@@ -42,21 +63,32 @@ def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] 
 
     ``spec`` is a name or ``{"name": ..., **options}``. ``feature_size`` is the (height, width) of those maps; gates
     whose parameters depend on it (Gather-Excite theta with global extent) need it, all others ignore it.
+
+    With the option ``identity``, which every gate has, the fresh gate's scale is exactly 1: by
+    :meth:`Gate.start_as_identity`, or blended in (:class:`excite.gates.blend.Blend`) where it has no such start. It
+    stays in the spec, because a gate that started so is another function of its weights ever after.
     """
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise ExciteError(f"a gate is a name or a table with a 'name', not {spec!r}; known: {', '.join(list_gates())}")
+    options = gate_table(spec)
+    name = options.pop("name")
+    identity = options.pop("identity", False)
     allowed = gate_options(name)
     for option in options:
         if option not in allowed:
             raise ExciteError(
-                f"the gate {name!r} has no option {option!r}{nearest(option, allowed)} (allowed: {', '.join(allowed)})"
+                f"the gate {name!r} has no option {option!r}{nearest(option, [*allowed, 'identity'])} "
+                f"(allowed: {', '.join([*allowed, 'identity'])})"
             )
-    return _gate_class(name)(channels, feature_size=feature_size, **options)
+    if not isinstance(identity, bool):
+        raise ExciteError(f"the gate option 'identity' is true or false, not {identity!r}")
+    gate = gate_class(name)(channels, feature_size=feature_size, **options)
+    if identity:
+        gate = gate if gate.start_as_identity() else Blend(gate, channels)
+        gate.identity = True
+    return gate
 
 
-def _gate_class(name: str) -> type[Gate]:
+def gate_class(name: str) -> type[Gate]:
+    """The class that is registered as ``name``. Raises ExciteError where there is none."""
     if name not in _GATES:
         raise ExciteError(f"unknown gate {name!r}{nearest(name, _GATES)} (known: {', '.join(list_gates())})")
     return _GATES[name]

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates.base import Gate, in_gate_precision
+from excite.gates.facts import Facts, Form
 from excite.gates.registry import register_gate
 
 
@@ -36,6 +37,24 @@ class SqueezeExcite(Gate):
     """
 
     channelwise = True
+    facts = Facts(
+        title="Squeeze-and-Excitation",
+        paper="Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507",
+        options={
+            "reduction": "S is C // reduction",
+            "rd_divisor": "null, or S is rounded to a multiple of it (MindCV and timm: 8)",
+            "bias": "whether the dense layers have biases",
+        },
+        forms=(
+            Form(
+                squeeze="mean over positions",
+                scales="channels",
+                formula="sigmoid(W2 relu(W1 mean(x) + b1) + b2)",
+                parameters="2*C*S + S + C",
+                letters={"S": "C // 16"},
+            ),
+        ),
+    )
 
     def __init__(
         self,
@@ -55,4 +74,7 @@ class SqueezeExcite(Gate):
         return in_gate_precision(self._excite, squeezed)
 
     def _excite(self, squeezed: Tensor) -> Tensor:
-        return self.fc2(F.relu(self.fc1(squeezed))).sigmoid()
+        return self.squash(self.fc2(F.relu(self.fc1(squeezed))))
+
+    def start_as_identity(self) -> bool:
+        return self._zero_and_double(self.fc2)

@@ -9,6 +9,7 @@ from excite.models.published import PUBLISHED
 if TYPE_CHECKING:
     from excite.models.base import Classifier
     from excite.models.factory import create_model, model_options
+    from excite.models.folding import FoldedClassifier, fold
     from excite.models.resize import resize_gates
     from excite.models.resnet import ResNet
     from excite.models.summary import count_macs, describe
@@ -21,6 +22,8 @@ _LAZY = {
     "count_macs": "summary",
     "create_model": "factory",
     "describe": "summary",
+    "FoldedClassifier": "folding",
+    "fold": "folding",
     "model_options": "factory",
     "resize_gates": "resize",
 }
@@ -29,11 +32,13 @@ __all__ = [
     "PUBLISHED",
     "VARIANTS",
     "Classifier",
+    "FoldedClassifier",
     "ResNet",
     "TFSEResNet",
     "count_macs",
     "create_model",
     "describe",
+    "fold",
     "list_models",
     "model_options",
     "resize_gates",

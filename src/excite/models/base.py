@@ -1,5 +1,6 @@
 """What every classifier offers, whatever its body.  Letters: N images, C channels, H x W positions, K classes."""
 
+import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,10 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, nearest
+from excite.gates import Gate
 from excite.models.checkpointing import Runner, run_checkpointed, run_plain
 from excite.ops import spatial_mean
 from excite.ops.gated_norm import check_mode
+
+
+def match_slots(pattern: str, slots: Sequence[str]) -> list[str]:
+    """Those of ``slots`` that ``pattern`` names: themselves, by a shell pattern, or by the module that holds them.
+
+    Raises:
+        ExciteError: there is none.
+    """
+    hits = [s for s in slots if fnmatch.fnmatchcase(s, pattern) or fnmatch.fnmatchcase(s, f"{pattern}.*")]
+    if not hits:
+        shown = f"{', '.join(slots[:3])} ... {slots[-1]}" if len(slots) > 4 else ", ".join(slots)
+        raise ExciteError(f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (there are {shown})")
+    return hits
 
 
 class Classifier(nn.Module):
@@ -160,6 +175,26 @@ class Classifier(nn.Module):
         for module in self.modules():
             if hasattr(type(module), "fused"):
                 setattr(module, "fused", fused)  # noqa: B010 - nn.Module's attributes have no types
+
+    def gate_slots(self) -> dict[str, nn.Module]:
+        """Name -> module, of the modules whose attribute ``gate`` is a gate or None: one per block, as a rule."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if "gate" in {**vars(module), **module._modules} and not isinstance(module, Gate)
+        }
+
+    def keep_gates(self, patterns: Sequence[str]) -> None:
+        """Take the gates away whose slot matches none of the shell ``patterns`` (a parent's name will do), in place.
+
+        Raises:
+            ExciteError: a pattern matches no slot.
+        """
+        slots = self.gate_slots()
+        kept = {name for pattern in patterns for name in match_slots(pattern, list(slots))}
+        for name, module in slots.items():
+            if name not in kept:
+                module.gate = None  # type: ignore[assignment]
 
     def _runner(self) -> Runner:
         return run_checkpointed if self.grad_checkpointing and self.training and torch.is_grad_enabled() else run_plain

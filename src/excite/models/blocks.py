@@ -2,26 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import Gate, GateSpec, create_gate
+from excite.models.convolution import conv
+from excite.models.selective_kernel import SelectiveKernel
 from excite.ops import excite_residual, norm_excite_residual, norm_relu
 
 POSITIONS = ("standard", "pre", "post", "identity")
 
 Size = tuple[int, int]
-
-
-def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A "same" convolution without bias, He-normal over fan-out as torchvision and timm have it."""
-    layer = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
-    if not layer.weight.is_meta:  # there it does nothing, and takes half of the time to build a net
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    return layer
 
 
 def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
@@ -56,6 +50,8 @@ class BlockOptions:
     down_kernel: int = 1
     #: "conv" (1x1 + BN) or "pad" (sub-sampling and zero channels: option A of He et al., section 3.3).
     shortcut: str = "conv"
+    #: Options of the selective kernels that stand for a bottleneck's 3x3 or a basic block's first; None for neither.
+    selective_kernel: dict[str, Any] | None = None
 
 
 class PadShortcut(nn.Module):
@@ -110,6 +106,10 @@ class ResidualBlock(nn.Module):
     def _enter(self, x: Tensor) -> Tensor:
         return self.gate(x) if self.gate is not None and self.position == "pre" else x
 
+    def _activate(self, y: Tensor, norm: nn.Module | None) -> Tensor:
+        """Norm and ReLU behind a convolution; selective kernels have had theirs."""
+        return y if norm is None else norm_relu(y, norm, fused=self.fused)
+
     def _shortcut(self, x: Tensor) -> tuple[Tensor, nn.Module | None]:
         """The shortcut up to its norm, and that norm if it has one: the block's end runs it."""
         if not isinstance(self.downsample, nn.Sequential) or len(self.downsample) != 2:
@@ -163,8 +163,7 @@ class BasicBlock(ResidualBlock):
         self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
     ) -> None:
         super().__init__(options, drop_path)
-        self.conv1 = conv(in_channels, planes, 3, stride)
-        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv1, self.bn1 = _wide_conv(in_channels, planes, stride, 1, options)
         self.conv2 = conv(planes, planes, 3)
         self.bn2 = nn.BatchNorm2d(planes)
         self.out_size = out_size(in_size, 3, stride, 1)
@@ -172,7 +171,7 @@ class BasicBlock(ResidualBlock):
         self.downsample = _projection(in_channels, planes, stride, options)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
+        y = self._activate(self.conv1(self._enter(x)), self.bn1)
         return self._leave(self.conv2(y), self.bn2, *self._shortcut(x))
 
 
@@ -190,8 +189,7 @@ class Bottleneck(ResidualBlock):
         stride1, stride2 = (stride, 1) if options.stride_on == "conv1" else (1, stride)
         self.conv1 = conv(in_channels, first, 1, stride1)
         self.bn1 = nn.BatchNorm2d(first)
-        self.conv2 = conv(first, width, 3, stride2, groups=options.groups)
-        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _wide_conv(first, width, stride2, options.groups, options)
         self.conv3 = conv(width, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.out_size = out_size(in_size, 3, stride, 1)
@@ -200,7 +198,7 @@ class Bottleneck(ResidualBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
-        y = norm_relu(self.conv2(y), self.bn2, fused=self.fused)
+        y = self._activate(self.conv2(y), self.bn2)
         return self._leave(self.conv3(y), self.bn3, *self._shortcut(x))
 
 
@@ -266,6 +264,15 @@ BLOCKS: dict[str, type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottle
     "pre_basic": PreactBasicBlock,
     "pre_bottleneck": PreactBottleneck,
 }
+
+
+def _wide_conv(
+    in_channels: int, channels: int, stride: int, groups: int, options: BlockOptions
+) -> tuple[nn.Module, nn.BatchNorm2d | None]:
+    """A block's 3x3 convolution and its norm, or selective kernels, which have their own."""
+    if options.selective_kernel is None:
+        return conv(in_channels, channels, 3, stride, groups), nn.BatchNorm2d(channels)
+    return SelectiveKernel(in_channels, channels, stride=stride, groups=groups, **options.selective_kernel), None
 
 
 def _projection(in_channels: int, channels: int, stride: int, options: BlockOptions) -> nn.Module | None:

@@ -63,6 +63,9 @@ def _catalog() -> dict[str, Variant]:
     senet154 = _imagenet("bottleneck", (3, 8, 36, 3), groups=64, base_width=4, first_ratio=0.5)
     senet154["arch"] |= {"stem": "conv3x3x3", "stem_width": 128, "max_pool": "ceil", "down_kernel": 3}
     variants["senet154"] = {**senet154, "gate": _SE, "defaults": {"drop_rate": 0.2}}
+    for depth in (50, 101):  # ResNeXt's widths and groups, as in table 1 of the SKNet paper
+        net = variants[f"resnext{depth}_32x4d"]
+        variants[f"sknet{depth}"] = {**net, "arch": {**net["arch"], "block_conv": "sk"}}
     variants["cifar_seresnet110_tf"] = {
         "family": "tf_seresnet",
         "arch": {"depth": 110},

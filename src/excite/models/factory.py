@@ -2,14 +2,15 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from excite.errors import ExciteError, nearest
-from excite.gates import GateSpec, gate_options
+from excite.gates import Gate, GateSpec, gate_options, gate_table
 from excite.models.base import Classifier
 from excite.models.catalog import Variant, get_variant
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
+from excite.models.timm_models import PREFIX, create_timm_model
 
 _BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
     "resnet": ResNet,
@@ -19,13 +20,22 @@ _BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
 }
 _NORMS = ("bn_eps", "bn_momentum")
 _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
-    "resnet": ("stem", "max_pool", "down_kernel", "gate_position", "init", "zero_init_last_gamma", *_NORMS),
-    "cifar_resnet": ("gate_position", "init", "zero_init_last_gamma", *_NORMS),
+    "resnet": (
+        "stem",
+        "max_pool",
+        "block_conv",
+        "down_kernel",
+        "gate_position",
+        "init",
+        "zero_init_last_gamma",
+        *_NORMS,
+    ),
+    "cifar_resnet": ("block_conv", "gate_position", "init", "shortcut", "zero_init_last_gamma", *_NORMS),
     "preresnet": ("gate_position", "init", *_NORMS),
-    "tf_seresnet": _NORMS,
+    "tf_seresnet": ("depth", *_NORMS),
 }
 # A gate's option -> its name among a model's options, where "bias" alone would not say whose.
-_RENAMED = {"bias": "gate_bias"}
+OPTION_NAMES = {"bias": "gate_bias"}
 
 
 def create_model(
@@ -39,6 +49,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     gate: GateSpec | None = None,
+    gate_at: Sequence[str] | None = None,
     fused: str = "auto",
     **options: Any,
 ) -> Classifier:
@@ -49,36 +60,61 @@ def create_model(
     - ``image_size``: a number or (height, width); default 224, or 32 for the CIFAR family.
     - ``features_only``: the model returns a list of maps instead of logits; ``out_indices`` picks them (0 is the stem).
     - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``;
-      "none" for no gate at all.
+      "none" for no gate at all. Every gate has the option ``identity``: it then starts as a factor of exactly 1.
+    - ``gate_at``: only the blocks of these names or shell patterns have the gate (``["layer3", "layer4.*"]``).
     - ``fused``: how norms, gates, additions and ReLUs run: "auto", "on" or "off"; see ``Classifier.set_fused``.
     - ``options``: those of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
       them) and of the gate: for SE ``reduction``, ``rd_divisor``, ``gate_bias``; for GE ``extent`` and ``variant``,
       and for its theta_plus the three of SE.
 
+    ``timm:NAME`` gives timm's model of that name, with options as timm has them; it is no ``Classifier``, see
+    :mod:`excite.models.timm_models`.
+
     The model remembers how to build it again: ``create_model(model.model_name, **model.model_args)``.
     """
-    variant = get_variant(name)
-    given = {
+    given: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": in_chans,
         "drop_rate": drop_rate,
         "drop_path_rate": drop_path_rate,
         "image_size": image_size,
     }
+    if name.startswith(PREFIX):
+        _refuse_for_timm(name, gate=gate, gate_at=gate_at, fused=fused == "on" or None)
+        options |= {"features_only": features_only, "out_indices": out_indices}
+        return cast(Classifier, create_timm_model(name.removeprefix(PREFIX), **given, **options))
+    variant = get_variant(name)
     common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
     spec, body = _split_options(name, variant, gate, options)
     model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
     model.model_name, model.gate_spec = name, spec
+    if gate_at is not None:
+        if spec is None:
+            raise ExciteError(f"gate_at says where gates are, but {name} has none; give gate=")
+        model.keep_gates(gate_at)
+    for module in model.modules():
+        if isinstance(module, Gate) and module.identity:
+            module.start_as_identity()  # once more: the body's initialisation may have gone over it
     model.set_fused(fused)
     model.model_args = _model_args(variant, common, features_only, out_indices, gate, options)
+    if gate_at is not None:
+        model.model_args["gate_at"] = list(gate_at)
     model.model_args["num_classes"] = model.num_classes
     if features_only:
         model.select_features(out_indices)
     elif out_indices is not None:
         raise ExciteError("out_indices picks maps, so it needs features_only=True")
     return model
+
+
+def _refuse_for_timm(name: str, **ours: Any) -> None:
+    for option, value in ours.items():
+        if value is not None:
+            raise ExciteError(
+                f"{name} is timm's own module, for which {option} means nothing; excite.graft puts gates into it"
+            )
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
@@ -90,7 +126,7 @@ def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
     table = _gate_table(variant, gate)
     if table is None:
         return sorted(option for option in body if option != "gate_position")
-    return sorted(body) + sorted(_RENAMED.get(option, option) for option in gate_options(table["name"]))
+    return sorted(body) + sorted(OPTION_NAMES.get(option, option) for option in gate_options(table["name"]))
 
 
 def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | None:
@@ -98,9 +134,10 @@ def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | Non
     if gate == "none":
         return None
     spec = variant["gate"] if gate is None else gate
-    table = {"name": spec} if isinstance(spec, str) else spec if spec is None else dict(spec)
-    if table is not None:
-        gate_options(table.get("name", ""))  # raises where there is no such gate
+    if spec is None:
+        return None
+    table = gate_table(spec)
+    gate_options(table["name"])  # raises where there is no such gate
     return table
 
 
@@ -110,7 +147,7 @@ def _split_options(
     """``options`` -> (the gate's table, the body's arguments)."""
     allowed = model_options(name, gate)
     table = _gate_table(variant, gate)
-    of_gate = {_RENAMED.get(o, o): o for o in gate_options(table["name"])} if table is not None else {}
+    of_gate = {OPTION_NAMES.get(o, o): o for o in gate_options(table["name"])} if table is not None else {}
     body = {}
     for option, value in options.items():
         if option == "pretrained":

@@ -74,6 +74,8 @@ _SE_PAPER_CIFAR10 = {
     "cifar_wrn16_8": 4.27,
     "cifar_sewrn16_8": 3.88,
 }
+# Table 2, 224x224; confirmed in the authors' README (implus/SKNet), which repeats it.
+_SK_PAPER = {"sknet50": 20.79, "sknet101": 20.19}
 _GE_PAPER = {
     "resnet50": (23.30, 6.55),
     "seresnet50": (22.12, 5.99),
@@ -111,6 +113,8 @@ def _collect() -> dict[str, list[dict[str, Any]]]:
         put(*_errors(name, top1, top5, "SE paper (arXiv 1709.01507), table 2, re-implementation", "", False))
     for name, top1 in _SE_PAPER_CIFAR10.items():
         put(*_errors(name, top1, None, "SE paper (arXiv 1709.01507), table 4", "", False, CIFAR10))
+    for name, top1 in _SK_PAPER.items():
+        put(*_errors(name, top1, None, "implus/SKNet README, table 2 of the paper (arXiv 1903.06586)", "", True))
     for name, (top1, top5) in _GE_PAPER.items():
         put(*_errors(name, top1, top5, "GE paper (arXiv 1810.12348)", "", False))
     tensorflow = "ModelZoo-TensorFlow SE-ResNet-110 README"

@@ -16,9 +16,10 @@ from excite.models.blocks import (
     ResidualBlock,
     Size,
     as_size,
-    conv,
     out_size,
 )
+from excite.models.convolution import conv
+from excite.models.selective_kernel import BlockConvSpec, block_conv_options
 from excite.ops import norm_relu
 
 CHOICES = {
@@ -44,6 +45,9 @@ class ResNet(Classifier):
       whose "same" padding is on the right and bottom only).
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
       Caffe).
+    - ``block_conv``: "sk", or a table with that name and options, puts selective kernels (see
+      ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
+      basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
     - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
     - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included.
     - ``init``: "he_normal" (convolutions He-normal over fan-out, gates and dense layer as PyTorch has them) or
@@ -84,6 +88,7 @@ class ResNet(Classifier):
         stride_on: str = "conv2",
         down_kernel: int = 1,
         shortcut: str = "conv",
+        block_conv: BlockConvSpec | None = None,
         gate: GateSpec | None = None,
         gate_position: str = "standard",
         bn_eps: float = 1e-5,
@@ -108,7 +113,12 @@ class ResNet(Classifier):
         if stem != "cifar":
             self.maxpool = nn.MaxPool2d(3, 2, padding=1) if max_pool == "pad1" else nn.MaxPool2d(3, 2, ceil_mode=True)
             size = _pooled(size, max_pool)
-        options = BlockOptions(gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut)
+        kernels = block_conv_options(block_conv)
+        if preact and kernels is not None:
+            raise ExciteError("block_conv: pre-activation blocks have no place for selective kernels")
+        options = BlockOptions(
+            gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels
+        )
         channels, stride = stem_width, 1 if stem == "cifar" else 2
         maps = [(channels, stride, "bn1" if not preact else "conv1")]
         stride = 1 if stem == "cifar" else 4

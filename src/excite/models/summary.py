@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from excite.models.base import Classifier
 from excite.models.factory import create_model
 from excite.models.published import PUBLISHED
+from excite.models.timm_models import PREFIX
 
 # Convolutions and dense layers; the batched product is Gather-Excite's global convolution.
 _COUNTED = ("convolution", "_convolution", "addmm", "mm", "bmm")
@@ -21,12 +22,15 @@ def describe(name: str, **args: Any) -> dict[str, Any]:
     GMACs are the multiply-accumulates of convolutions and dense layers for one image, in 1e9. ``published`` is a list
     of {top1, top5, dataset, source, note, confirmed} and belongs to the name, not to ``args``.
     """
-    with torch.device("meta"):
-        model = create_model(name, **args)
+    if is_timm := name.startswith(PREFIX):
+        model = create_model(name, **args)  # much of timm's code computes with numbers as it builds
+    else:
+        with torch.device("meta"):
+            model = create_model(name, **args)
     return {
         "name": name,
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "gmacs": round(_count_in_place(model) / 1e9, 6),
+        "gmacs": round(_count_in_place(model, "cpu" if is_timm else "meta") / 1e9, 6),
         "input_size": list(model.input_size),
         "gate": model.gate_spec,
         "published": PUBLISHED.get(name, []),
@@ -35,16 +39,16 @@ def describe(name: str, **args: Any) -> dict[str, Any]:
 
 def count_macs(model: Classifier) -> int:
     """Multiply-accumulates of one image's forward pass."""
-    return _count_in_place(copy.deepcopy(model).to("meta"))
+    return _count_in_place(copy.deepcopy(model).to("meta"), "meta")
 
 
-def _count_in_place(model: Classifier) -> int:
+def _count_in_place(model: Classifier, device: str) -> int:
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             # Not counted, and the slowest operator of all on the meta device (0.75 ms each).
             module.forward = nn.Identity().forward  # type: ignore[method-assign]
-    image = torch.empty(1, *model.input_size, device="meta")
+    image = torch.empty(1, *model.input_size, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image)
     per_operator = counter.get_flop_counts()["Global"]

@@ -137,7 +137,7 @@ def excite_residual(
         scale: (N, C), one factor per image and channel, or a tensor that broadcasts against ``x``.
         identity: (N, C, H, W), the shortcut.
         relu: whether to end with a ReLU.
-        fused: "off": no CPU kernels (which refuse gradients of gradients), PyTorch's own.
+        fused: "off" or "plain": no CPU kernels (which refuse gradients of gradients), PyTorch's own.
 
     Returns:
         (N, C, H, W) in x's dtype.
@@ -150,7 +150,7 @@ def excite_residual(
         # The sum is a fresh tensor that only the ReLU reads: in place saves a pass and a tensor.
         out = x if identity is None else x + identity
         return out if not relu else out.relu() if out is x else out.relu_()
-    if fused != "off" and scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
+    if fused not in ("off", "plain") and scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
         identity = None if identity is None else native.dense(identity, x)
         return _NativeExciteResidual.apply(x, scale, identity, relu)
     if _tracked(x, scale, identity):

@@ -35,18 +35,21 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, nearest
-from excite.ops import native, plain
+from excite.ops import native, plain, triton_kernels
 from excite.ops.excitation import excite_residual, spatial_mean
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums, Statistics
 from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
+from excite.ops.triton_kernels.launch import DEVICES
 
-MODES = ("auto", "on", "off")
+MODES = ("auto", "on", "plain", "off")
 Excitation = Callable[[Tensor], Tensor]
 
 
 class BackwardPasses(Protocol):
     """Who runs the passes backward."""
 
+    @property
+    def dense(self) -> Any: ...
     @property
     def grad_sums(self) -> Any: ...
     @property
@@ -101,6 +104,7 @@ def norm_excite_residual(
         fused: "off" is the textbook form; "on" the two passes, wherever they are possible; "auto" the two passes where
             they were measured to be faster (CPU kernels on channels-last maps). Under ``torch.compile`` they are
             operators of this library where there are kernels, and elsewhere, with "on", formulas for the compiler.
+            "plain" is "on" without any kernels: plain PyTorch, or formulas for the compiler.
 
     Returns:
         (N, C, H, W) in the type of ``y``.
@@ -118,7 +122,7 @@ def norm_excite_residual(
         scale = excitation(spatial_mean(z))
         return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu, fused)
     if identity is not None:
-        identity = native.dense(identity, y) if passes is native else identity.to(y.dtype)
+        identity = identity.to(y.dtype) if passes is _OPERATORS else passes.dense(identity, y)
     form: Any = _train if norm.training else _evaluate
     with _without_autocast(y):
         return form(y, norm, excitation, identity, identity_norm, keep, relu, passes)
@@ -141,9 +145,12 @@ def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     differentiated = torch.is_grad_enabled() and (y.requires_grad or norm.weight.requires_grad)
     if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, autograd has it
         return None
-    if _dtypes(norm) == (torch.float32, torch.float32) and native.takes(y):
-        return native
-    return plain if fused == "on" and y.ndim == 4 else None
+    if fused != "plain" and _dtypes(norm) == (torch.float32, torch.float32):
+        if native.takes(y):
+            return native
+        if fused == "on" and triton_kernels.takes(y):
+            return triton_kernels
+    return plain if fused in ("on", "plain") and y.ndim == 4 else None
 
 
 class _Operators:
@@ -159,22 +166,22 @@ def _choose_compiled(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
         return None
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or y.ndim != 4:
         return None
-    if _dtypes(norm) == (torch.float32, torch.float32) and _has_kernels(y):
+    if fused != "plain" and _dtypes(norm) == (torch.float32, torch.float32) and _has_kernels(y, fused):
         return _OPERATORS
-    return plain if fused == "on" else None
+    return plain if fused in ("on", "plain") else None
 
 
-def _has_kernels(y: Tensor) -> bool:
-    return (
-        y.device.type == "cpu"
-        and y.dtype in native.DTYPES
-        and y.is_contiguous(memory_format=torch.channels_last)
-        and _native_available()
-    )
+def _has_kernels(y: Tensor, fused: str) -> bool:
+    if y.device.type == "cpu":
+        dense = y.is_contiguous(memory_format=torch.channels_last)
+        return dense and y.dtype in native.DTYPES and _native_available()
+    dense = y.is_contiguous(memory_format=torch.channels_last) or y.is_contiguous()
+    return fused == "on" and dense and y.device.type in DEVICES and _triton_available()
 
 
-# Asked while tracing: the answer is about the machine, and finding it out cannot be traced.
+# Asked while tracing: the answers are about the machine, and finding them out cannot be traced.
 _native_available = torch.compiler.assume_constant_result(native.available)
+_triton_available = torch.compiler.assume_constant_result(triton_kernels.available)
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
@@ -459,8 +466,7 @@ def save_for_apply_backward(
 def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The first pass backward: gradients of NormApply's first ten arguments."""
     y, packed, s, add, packed_add, out = ctx.saved_tensors
-    if passes is native:
-        grad = native.dense(grad, y)
+    grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
     # The gradient behind the ReLU is written out where the shortcut wants it; the second pass need not mask anew then.
     sums = passes.grad_sums(grad, out, y, Statistics(packed), s, ctx.mask, ctx.mask == OUTPUT, add, known_add)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excite.ops import native, plain
+from excite.ops import native, plain, triton_kernels
 from excite.ops.gated_norm import (
     Passes,
     apply_backward,
@@ -30,7 +30,7 @@ from excite.ops.native import GradSums, Statistics
 
 def _passes(y: Tensor) -> Passes:
     """Who runs the passes over such maps, at the moment of running."""
-    return native if native.takes(y) else plain
+    return native if native.takes(y) else triton_kernels if triton_kernels.takes(y) else plain
 
 
 # --- forward --------------------------------------------------------------------------------------------------------
@@ -85,8 +85,8 @@ def norm_apply(
 ) -> Tensor:
     known_add = None if packed_add is None else Statistics(packed_add)
     passes = _passes(y)
-    if identity is not None and passes is native:
-        identity = native.dense(identity, y)
+    if identity is not None:
+        identity = passes.dense(identity, y)
     return passes.apply(y, Statistics(packed), s, identity, relu, known_add)
 
 
@@ -124,8 +124,7 @@ def norm_grad_sums(
 ) -> tuple[Tensor, Tensor]:
     """The sums, and g (with no elements where it is not wanted: an operator's outputs are always tensors)."""
     passes = _passes(y)
-    if passes is native:
-        grad = native.dense(grad, y)
+    grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
     sums = passes.grad_sums(grad, out, y, Statistics(packed), s, mask, write, add, known_add)
     return sums.packed, y.new_empty(0) if sums.map is None else _like(sums.map, y)
@@ -160,10 +159,9 @@ def norm_grad_input(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias (2, C), and of ``y`` (with no elements where it is not wanted)."""
     passes = _passes(y)
-    if passes is native:
-        grad, sums = native.dense(grad, y), sums.contiguous()
+    known, known_sums = Statistics(packed), GradSums(sums.contiguous(), None)
     weight, bias, dy = passes.grad_input(
-        grad, None, y, Statistics(packed), s, GradSums(sums, None), grad_squeezed, mask, wanted
+        passes.dense(grad, y), None, y, known, s, known_sums, grad_squeezed, mask, wanted
     )
     return torch.stack([weight, bias]), y.new_empty(0) if dy is None else _like(dy, y)
 
@@ -189,6 +187,10 @@ def _like(x: Tensor, y: Tensor) -> Tensor:
 
 class _Backward:
     """The passes backward as operators, under the names and signatures of ``excite.ops.plain``."""
+
+    @staticmethod
+    def dense(x: Tensor, like: Tensor) -> Tensor:
+        return x  # the operators see to it
 
     @staticmethod
     def grad_sums(

@@ -22,6 +22,11 @@ def _over(coefficient: Tensor) -> Tensor:
     return coefficient[..., None, None]
 
 
+def dense(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` in the type of ``like``; here any layout will do."""
+    return x.to(like.dtype)
+
+
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C, H, W) -> mean and biased variance over positions, each (N, C)."""
     variance, mean = torch.var_mean(_wide(y), (2, 3), correction=0)

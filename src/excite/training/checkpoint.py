@@ -9,6 +9,7 @@ names, preprocessing, recipe, metrics and versions.
 import json
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.files import written_aside
+from excite.gates import Gate
 from excite.storage import is_remote, weights_at
 
 FORMAT_VERSION = 1
@@ -174,24 +176,43 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
 def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
     """Start ``model`` from a checkpoint; a classifier of another size keeps its fresh weights.
 
+    So do gates that start as the identity (``create_gate({..., "identity": True})``) and of which the checkpoint has
+    nothing: with them the network computes what the one without gates did.
+
     Returns:
-        The names of the tensors that were not taken over (the classifier's, or none).
+        The names of the tensors that were not taken over (the classifier's, the gates', or none).
 
     Raises:
         ExciteError: the checkpoint does not fit otherwise.
     """
-    checkpoint = read_weights(source)
+    return take_over(model, read_weights(source), head)
+
+
+def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> list[str]:
+    """:func:`init_from` for a checkpoint that is read already."""
     own = model.state_dict()
     resized = [
         k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape
     ]
     tensors = {k: v for k, v in checkpoint.tensors.items() if not (resized and k.startswith(f"{head}."))}
     fresh = [k for k in own if resized and k.startswith(f"{head}.")]
+    lacking = [k for k in own if k not in tensors]
+    gates = fresh_gates(model, lacking)
+    fresh += [k for k in lacking if any(k.startswith(f"{gate}.") for gate in gates)]
     misfits = mismatches(model, tensors, set(fresh))
     if misfits:
         raise ExciteError(f"train.init_from: {checkpoint.path} does not fit {type(model).__name__}: {_listed(misfits)}")
     model.load_state_dict(tensors, strict=False)
     return fresh
+
+
+def fresh_gates(model: nn.Module, lacking: Collection[str]) -> list[str]:
+    """Names of the gates that start as the identity and whose tensors are all among ``lacking``."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Gate) and module.identity and all(f"{name}.{k}" in lacking for k in module.state_dict())
+    ]
 
 
 def mismatches(model: nn.Module, tensors: dict[str, Tensor], may_lack: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]

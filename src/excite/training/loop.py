@@ -154,8 +154,9 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
     warm_up = True
     for epoch in range(run.step // run.steps_per_epoch, recipe.train.epochs):
         run.net.train()
-        for norm in run.frozen_norms:
-            norm.eval()
+        if epoch < (recipe.train.freeze_epochs or recipe.train.epochs):
+            for norm in run.frozen_norms:
+                norm.eval()
         clock.start(run.train_loader.wait_seconds)
         for images, labels in run.train_loader.epoch(epoch, run.step - epoch * run.steps_per_epoch):
             meter.add(*train_step(run, images, labels), len(labels))
@@ -193,7 +194,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     config = run.recipe.train
     rate = learning_rate(run.recipe.schedule, run.recipe.optimizer.lr, run.step, run.steps_per_epoch, config.epochs)
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate * group["lr_scale"] if run.step >= group.get("thaws_at", 0) * run.steps_per_epoch else 0.0
     seed_everything(config.seed, run.step + 1, run.accelerator.process_index)
     if run.buffers is not None:
         run.buffers.keep()

@@ -9,34 +9,62 @@ import torch
 from torch import nn
 
 from excite.errors import ExciteError, nearest
+from excite.gates import Gate
+from excite.models.timm_models import is_timm_model, parameter_depths
 from excite.recipe import OptimizerConfig, TrainConfig
 
+#: Attribute of a parameter that is frozen for some epochs: the first one (from 0) in which it learns.
+THAWS_AT = "_excite_thaws_at"
 
-def freeze(model: nn.Module, patterns: list[str]) -> list[nn.Module]:
-    """Stop training of the parameters whose names match one of ``patterns`` (shell style; a module's name will do).
+
+def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> list[nn.Module]:
+    """Stop training of the parameters whose names match ``patterns`` (shell style; a module's name will do).
+
+    Patterns count in their order, and one that begins with ``!`` takes names out again: ``["*", "!*.gate", "!fc"]`` is
+    everything but the gates and the classifier.
+
+    Args:
+        model: the network.
+        patterns: names or patterns.
+        epochs: for how long. None: the parameters have no gradient at all. A number: they have, and a learning rate of
+            0 for so many epochs, so that the optimiser, DDP and a compiled graph are the same in every step; what the
+            optimiser averages (momentum) is ready when they thaw.
 
     Returns:
         The norm layers that are frozen whole: the loop keeps them in eval mode, so that their statistics stay too.
 
     Raises:
-        ExciteError: a pattern matches nothing.
+        ExciteError: a pattern matches nothing, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
+    frozen: dict[str, None] = {}
     for pattern in patterns:
-        hits = [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"{pattern}.*")]
+        bare = pattern.removeprefix("!")
+        hits = [n for n in names if fnmatch.fnmatch(n, bare) or fnmatch.fnmatch(n, f"{bare}.*")]
         if not hits:
             modules = [name for name, _ in model.named_children()]
-            raise ExciteError(f"train.freeze: no parameter matches {pattern!r}{nearest(pattern, [*modules, *names])}")
+            raise ExciteError(f"train.freeze: no parameter matches {bare!r}{nearest(bare, [*modules, *names])}")
         for name in hits:
-            model.get_parameter(name).requires_grad_(False)
-    if patterns and not any(p.requires_grad for p in model.parameters()):
+            if bare is pattern:
+                frozen[name] = None
+            else:
+                frozen.pop(name, None)
+    if len(frozen) == len(names):
         raise ExciteError(f"train.freeze: {patterns} freezes every parameter, so that nothing is left to train")
+    held = {model.get_parameter(name) for name in frozen}
+    for parameter in held:
+        if epochs is None:
+            parameter.requires_grad_(False)
+        else:
+            setattr(parameter, THAWS_AT, epochs)
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    return [m for m in norms if list(m.parameters()) and not any(p.requires_grad for p in m.parameters())]
+    return [m for m in norms if list(m.parameters()) and held.issuperset(m.parameters())]
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
     """Depth of every parameter for layer-wise rate decay: stem 0, then one more for each block, the classifier last."""
+    if is_timm_model(model):
+        return parameter_depths(model)
     depths: dict[str, int] = {}
     blocks: dict[str, int] = {}
     for name, _ in model.named_parameters():
@@ -52,17 +80,25 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by (weight decay, learning-rate scale); vectors (norms, biases) may go undecayed."""
-    depths = layer_depths(model)
+    """Trainable parameters grouped by (weight decay, learning-rate scale, epoch from which they learn).
+
+    Vectors (norms, biases) may go undecayed; gates have ``gate_lr_factor`` times the rate of their layer.
+    """
+    flat = config.layer_decay == 1.0  # not every model of timm says in which order its layers are
+    depths = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if flat else layer_depths(model)
     last = max(depths.values(), default=0)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    of_gates = {p for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = config.weight_decay if parameter.ndim > 1 or config.decay_norm_and_bias else 0.0
-        scale = config.layer_decay ** (last - depths[name])
-        groups.setdefault((decay, scale), []).append(parameter)
-    return [{"params": p, "weight_decay": decay, "lr_scale": scale} for (decay, scale), p in groups.items()]
+        scale = config.layer_decay ** (last - depths[name]) * (config.gate_lr_factor if parameter in of_gates else 1.0)
+        groups.setdefault((decay, scale, getattr(parameter, THAWS_AT, 0)), []).append(parameter)
+    return [
+        {"params": p, "weight_decay": decay, "lr_scale": scale, "thaws_at": thaws_at}
+        for (decay, scale, thaws_at), p in groups.items()
+    ]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, Train
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models import Classifier, create_model
+from excite.models.timm_models import PREFIX, check_plain_norms, classifier_name, is_timm_model
 from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.recipe import Recipe
@@ -32,6 +33,10 @@ from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision
 from excite.training.run_folder import versions
+from excite.weights.convert import is_foreign, start_from
+from excite.weights.hub import locate
+from excite.weights.recognise import unwrapped
+from excite.weights.stored import read_weights as read_foreign_weights
 
 
 @dataclass
@@ -130,8 +135,9 @@ def set_up(
     data = open_data(recipe.data, recipe.augment) if data is None else data
     model, notes = make_model(recipe, data, resuming)
     if config.sync_bn and world > 1:  # before anything else takes hold of the norms
+        check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
-    frozen_norms = freeze(model, config.freeze)
+    frozen_norms = freeze(model, config.freeze, config.freeze_epochs)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
@@ -203,6 +209,8 @@ def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
     """What there is to tell of the CPU kernels, which are built here where they are wanted and not there yet."""
     if device.type != "cpu" or recipe.model.fused == "off" or not recipe.train.channels_last:
         return None
+    if recipe.model.name.startswith(PREFIX):  # timm's modules do not use them
+        return None
     if not native.available():
         return f"no CPU kernels ({native.why_not()}): the same in plain PyTorch, slower"
     seconds = native.build_seconds()
@@ -215,6 +223,10 @@ def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[
     zero = (
         {"zero_init_last_gamma": True} if recipe.model.zero_init_last_gamma else {}
     )  # not every family has the option
+    options = dict(recipe.model.options)
+    pretrained = options.get("pretrained", False)
+    if resuming:  # nothing to fetch again
+        options.pop("pretrained", None)
     model = create_model(
         recipe.model.name,
         num_classes=len(data.classes),
@@ -223,19 +235,53 @@ def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[
         drop_rate=recipe.model.drop_rate,
         drop_path_rate=recipe.model.drop_path_rate,
         fused=recipe.model.fused,
-        **{**zero, **recipe.model.options},
+        **{**zero, **options},
     )
     _check_evaluation_size(model, recipe)
     notes = []
     if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
-        fresh = ckpt.init_from(model, recipe.train.init_from)
-        kept = f"all but {', '.join(fresh)} (another number of classes)" if fresh else "all tensors"
-        notes.append(f"weights from {recipe.train.init_from}: {kept}")
+        notes.append(_start_from(model, recipe.train.init_from))
+    elif pretrained and not resuming:
+        notes.append(f"weights that timm has for {recipe.model.name}")
     elif recipe.train.freeze and not resuming:
         notes.append("train.freeze keeps random weights as they are: train.init_from gives no others")
     if recipe.train.grad_checkpointing:
-        model.set_grad_checkpointing(True)
+        _checkpoint_gradients(model)
     return model, notes
+
+
+def _checkpoint_gradients(model: Classifier) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # some of timm's models do not have it
+        raise ExciteError(f"train.grad_checkpointing: {model.model_name} cannot recompute its blocks") from None
+
+
+def _start_from(model: Classifier, source: str) -> str:
+    """Take over weights of ours or of another system; what there is to tell of it."""
+    if is_timm_model(model):
+        checkpoint = _of_timm(model, source) if is_foreign(source) else ckpt.read_weights(source)
+        return f"weights from {source}: {_taken(model, ckpt.take_over(model, checkpoint, classifier_name(model)))}"
+    if is_foreign(source):
+        return f"weights from {start_from(model, source).sentence()}"
+    fresh = ckpt.init_from(model, source)
+    return f"weights from {source}: {_taken(model, fresh)}"
+
+
+def _of_timm(model: nn.Module, source: str) -> ckpt.Checkpoint:
+    """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
+    stored = read_foreign_weights(locate(source))
+    counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
+    return ckpt.Checkpoint(stored.path, counts | unwrapped(stored).tensors, {})
+
+
+def _taken(model: nn.Module, fresh: list[str]) -> str:
+    """What of ``model`` came from a checkpoint that lacked the tensors ``fresh``."""
+    gates = ckpt.fresh_gates(model, fresh)
+    tensors = [name for name in fresh if not any(name.startswith(f"{gate}.") for gate in gates)]
+    lacking = [f"{', '.join(tensors)} (another number of classes)"] if tensors else []
+    lacking += [f"{len(gates)} gates, which start as the identity"] if gates else []
+    return f"all but {' and '.join(lacking)}" if lacking else "all tensors"
 
 
 def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:

@@ -1,0 +1,222 @@
+"""The figures over many images: scales by channel and class, their spread, and the health of the gates.
+
+Each is written as PNG and SVG. Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every line
+has a mark of its own besides.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from excite.explain.statistics import HIGH, LOW, ScaleStatistics
+from excite.files import written_aside
+from excite.twins.figure import COLORS
+
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_GRAY = "#666666"
+#: Up to so many channels the lines have a mark for each.
+_FEW_CHANNELS = 64
+COLUMNS = 3
+
+
+def choose_depths(names: Sequence[str], most: int = 9) -> list[str]:
+    """At most ``most`` of the gates, evenly over the depth, the first and the last among them."""
+    if len(names) <= most:
+        return list(names)
+    return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
+
+
+def draw_excitations(
+    statistics: Mapping[str, ScaleStatistics], classes: Sequence[str], shown: Sequence[int], path: Path, title: str
+) -> list[Path]:
+    """Mean scale by channel, a panel a gate, a line a class and one for all images.
+
+    The SE paper's figure of the same (arXiv 1709.01507, section 6.3, "Role of Excitation").
+
+    Args:
+        statistics: the gates to draw.
+        classes: all class names.
+        shown: numbers of the classes to draw.
+        path: without suffix.
+        title: over all.
+    """
+    with _panels(statistics, path, title, "mean scale") as (axes, written):
+        for axis, (name, found) in zip(axes, statistics.items(), strict=False):
+            _panel(axis, name, found)
+            marks = found.channels <= _FEW_CHANNELS
+            axis.plot(*_steps(found.overall_mean()), color="black", linewidth=2, linestyle="--", label="all images")
+            for i, k in enumerate(shown):
+                style = {"marker": _MARKS[i % len(_MARKS)], "markersize": 3.5} if marks else {}
+                axis.plot(
+                    *_steps(found.mean[k]), color=COLORS[1 + i % 6], linewidth=1, alpha=0.9, label=classes[k], **style
+                )
+    return written
+
+
+def draw_spread(
+    statistics: Mapping[str, ScaleStatistics], classes: Sequence[str], shown: Sequence[int], path: Path, title: str
+) -> list[Path]:
+    """Mean and standard deviation of the scale over the images of single classes, by channel, a panel a gate.
+
+    The SE paper's figure of the same (arXiv 1709.01507, section 6.3). Arguments as for :func:`draw_excitations`.
+    """
+    with _panels(statistics, path, title, "scale: mean ± sd") as (axes, written):
+        for axis, (name, found) in zip(axes, statistics.items(), strict=False):
+            _panel(axis, name, found)
+            for i, k in enumerate(shown):
+                color = COLORS[1 + i % 6]
+                (channels, mean), (_, sd) = _steps(found.mean[k]), _steps(found.class_sd(k))
+                band = [[m - s for m, s in zip(mean, sd, strict=True)], [m + s for m, s in zip(mean, sd, strict=True)]]
+                axis.fill_between(channels, *band, color=color, alpha=0.25, linewidth=0)
+                axis.plot(channels, mean, color=color, linewidth=1.4, linestyle=("-", "--")[i % 2], label=classes[k])
+    return written
+
+
+def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> list[Path]:
+    """The table of gates as a picture: a row a gate; scales, share of the classes, price of fixing, time saved.
+
+    Args:
+        rows: what ``Explanation.rows`` gives.
+        path: without suffix.
+        title: over all.
+    """
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(13, 1.9 + 0.4 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.6, 1, 1.2, 1))
+        for panel in panels:
+            panel.grid(axis="x", alpha=0.3)
+            panel.set_axisbelow(True)
+            panel.tick_params(axis="y", length=0)
+            panel.spines[["top", "right", "left"]].set_visible(False)
+        panels[0].set_yticks(range(len(rows)), [("○ " if row["could_go"] else "") + row["gate"] for row in rows])
+        panels[0].set_ylim(len(rows) - 0.4, -0.6)
+        _scales_panel(panels[0], rows)
+        _classes_panel(panels[1], rows)
+        _price_panel(panels[2], rows)
+        _time_panel(panels[3], rows)
+        figure.suptitle(title)
+        return _save(figure, path)
+
+
+def _scales_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    top = max(row["range_top"] for row in rows)
+    panel.axvspan(0, LOW * top, color=_GRAY, alpha=0.12, linewidth=0)
+    panel.axvspan(HIGH * top, top, color=_GRAY, alpha=0.12, linewidth=0)
+    for y, row in enumerate(rows):
+        q = row["quantiles"]
+        panel.plot([q["0.0"], q["1.0"]], [y, y], color=COLORS[1], linewidth=1)
+        panel.plot([q["0.05"], q["0.95"]], [y, y], color=COLORS[1], linewidth=4, alpha=0.35, solid_capstyle="butt")
+        panel.plot([q["0.25"], q["0.75"]], [y, y], color=COLORS[1], linewidth=9, alpha=0.55, solid_capstyle="butt")
+        panel.plot(q["0.5"], y, "|", color="black", markersize=13, markeredgewidth=2)
+    panel.set_xlim(left=min(0.0, *(row["quantiles"]["0.0"] for row in rows)))
+    _heading(panel, "distribution of scales", "median, middle half, 5-95 %, range; gray: saturated")
+
+
+def _classes_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    for y, row in enumerate(rows):
+        _bar(panel, y, None if row["class_share"] is None else 100 * row["class_share"], ".0f", COLORS[3])
+    panel.set_xlim(0, 100)
+    _heading(panel, "set by the class", "between-class variance, % of all")
+
+
+def _price_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    panel.axvline(0, color=_GRAY, linewidth=1)
+    estimated = any(row["estimated"] for row in rows)
+    for y, row in enumerate(rows):
+        if row["top1_lost"] is not None:
+            panel.plot([row["top1_lost_low"], row["top1_lost_high"]], [y, y], color=COLORS[2], linewidth=2)
+            panel.plot(row["top1_lost"], y, "D", color=COLORS[2], markersize=6)
+        elif row["loss_added"] is not None:
+            panel.plot(row["loss_added"], y, "D", color=COLORS[2], markersize=6, fillstyle="none")
+    if all(row["loss_added"] is None for row in rows):
+        _absent(panel)
+    unit = "loss added, nats (first-order estimate)" if estimated else "points of top-1 lost, 95 % interval"
+    _heading(panel, "fixed at its mean", unit)
+
+
+def _time_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    panel.axvline(0, color=_GRAY, linewidth=1)
+    for y, row in enumerate(rows):
+        if row["saved_ms"] is not None:
+            panel.plot([row["saved_ms_low"], row["saved_ms_high"]], [y, y], color=COLORS[4], linewidth=2)
+            panel.plot(row["saved_ms"], y, "o", color=COLORS[4], markersize=6)
+    if all(row["saved_ms"] is None for row in rows):
+        _absent(panel)
+    batch = next((row["batch"] for row in rows if row["batch"] is not None), None)
+    _heading(panel, "saved without it", "ms: median, quartiles" + (f" ({batch} images)" if batch else ""))
+
+
+def _bar(panel: Any, y: int, value: float | None, spec: str, color: str) -> None:
+    if value is not None:
+        panel.barh(y, value, height=0.62, color=color, alpha=0.45)
+        panel.annotate(format(value, spec), (value, y), (4, 0), textcoords="offset points", va="center")
+
+
+def _absent(panel: Any) -> None:
+    panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
+
+
+def _heading(panel: Any, title: str, unit: str) -> None:
+    panel.set_title(title, fontsize=11)
+    panel.set_xlabel(unit)
+
+
+def _panel(axis: Any, name: str, found: ScaleStatistics) -> None:
+    axis.set_title(f"{name} ({found.channels} channel{'s' if found.channels > 1 else ''})", fontsize=10)
+    axis.set_ylim(min(0.0, float(found.least.min())), found.ceiling())
+    axis.set_xlim(-0.5, found.channels - 0.5)
+    axis.grid(alpha=0.3)
+
+
+def _steps(values: Any) -> tuple[list[float], list[float]]:
+    """Points of a line; a single channel becomes a level line, which else would not be seen."""
+    listed = values.tolist()
+    return ([float(c) for c in range(len(listed))], listed) if len(listed) > 1 else ([-0.5, 0.5], listed * 2)
+
+
+@contextmanager
+def _panels(statistics: Mapping[str, Any], path: Path, title: str, unit: str) -> Iterator[tuple[list[Any], list[Path]]]:
+    """Axes, one a gate, in a figure that is written when the block ends; the second list then holds the files."""
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(statistics))
+    rows = -(-len(statistics) // columns)
+    written: list[Path] = []
+    with _style():
+        figure = Figure(figsize=(max(5.0, 4.1 * columns), 1.2 + 2.3 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(statistics) :]:
+            axis.remove()
+        used = list(axes.flat[: len(statistics)])
+        for axis in axes[:, 0]:
+            axis.set_ylabel(unit)
+        for i, axis in enumerate(used):
+            if i + columns >= len(used):
+                axis.set_xlabel("channel")
+        yield used, written
+        figure.suptitle(title)
+        handles, labels = used[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+        written += _save(figure, path)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    from matplotlib import rc_context
+
+    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
+        yield
+
+
+def _save(figure: Any, path: Path) -> list[Path]:
+    written = []
+    for kind in ("png", "svg"):
+        file = path.with_name(f"{path.name}.{kind}")
+        with written_aside(file) as aside:
+            figure.savefig(aside, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
+        written.append(file)
+    return written

@@ -1,0 +1,124 @@
+"""The figure of one image: classes, Grad-CAM, channels raised and lowered, maps of the gates that weigh positions."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.nn import functional as F
+
+from excite.explain.figures import COLUMNS, choose_depths
+from excite.explain.images import ExplainedImage, GateAnswer
+from excite.files import written_aside
+from excite.twins.figure import COLORS
+
+#: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).
+_CAM_MAP, _GATE_MAP = "cividis", "viridis"
+_NAMED = 2  # channels that are named at each end of a gate's row
+
+
+def draw_image(explained: ExplainedImage, path: Path) -> Path:
+    """Draw into a PNG or SVG file, by the name of ``path``."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    maps = {name: a.positions for name, a in explained.gates.items() if a.positions is not None}
+    chosen = choose_depths(list(maps), 2 * COLUMNS)
+    map_rows = -(-len(chosen) // COLUMNS)
+    gates = choose_depths(list(explained.gates), 18)
+    heights = [3.2, 1.0 + 0.36 * len(gates), *([2.9] * map_rows)]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
+        figure = Figure(figsize=(10.5, sum(heights)), layout="constrained")
+        grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
+        _picture(figure.add_subplot(grid[0, 0]), explained)
+        _cam(figure.add_subplot(grid[0, 1]), explained)
+        _classes(figure.add_subplot(grid[0, 2]), explained)
+        _channels(figure.add_subplot(grid[1, :]), {name: explained.gates[name] for name in gates})
+        for i, name in enumerate(chosen):
+            axis = figure.add_subplot(grid[2 + i // COLUMNS, i % COLUMNS])
+            _positions(figure, axis, explained, name)
+        with written_aside(path) as aside:
+            kind = path.suffix.removeprefix(".")
+            figure.savefig(aside, dpi=100, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return path
+
+
+def _shown(explained: ExplainedImage) -> np.ndarray:
+    """(S, S, 3) or (S, S) uint8."""
+    pixels = explained.pixels.numpy()
+    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+
+
+def _gray(explained: ExplainedImage) -> np.ndarray:
+    """(S, S) in 0..1: under a heat map the picture's own colours would be taken for the map's."""
+    shown = _shown(explained).astype(np.float64) / 255
+    return shown if shown.ndim == 2 else shown @ np.array([0.299, 0.587, 0.114])
+
+
+def _picture(axis: Any, explained: ExplainedImage) -> None:
+    axis.imshow(_shown(explained), cmap="gray", vmin=0, vmax=255)
+    axis.set_axis_off()
+    axis.set_title(Path(explained.path).name[-30:], fontsize=10)
+
+
+def _cam(axis: Any, explained: ExplainedImage) -> None:
+    axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(explained.cam.numpy(), cmap=_CAM_MAP, vmin=0, vmax=1, alpha=0.6)
+    axis.set_axis_off()
+    nothing = "" if float(explained.cam.max()) > 0 else ": nothing speaks for it"
+    axis.set_title(f"Grad-CAM, {explained.target}{nothing}\n({explained.layer})", fontsize=10)
+
+
+def _classes(axis: Any, explained: ExplainedImage) -> None:
+    names = [name if len(name) < 22 else f"{name[:20]}..." for name, _ in explained.top]
+    values = [100 * value for _, value in explained.top]
+    axis.barh(range(len(names)), values, color=COLORS[1], alpha=0.45)
+    for y, (name, value) in enumerate(zip(names, values, strict=True)):
+        axis.annotate(f"{name}  {value:.1f} %", (0, y), (4, 0), textcoords="offset points", va="center")
+    axis.set_xlim(0, 100)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_yticks([])
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set_xlabel("probability, %")
+
+
+def _channels(axis: Any, gates: dict[str, GateAnswer]) -> None:
+    """A row a gate: a dot a channel, and the numbers of the outermost."""
+    compared = all(answer.difference is not None for answer in gates.values())
+    if compared:
+        axis.axvline(0, color="#666666", linewidth=1)
+    for y, answer in enumerate(gates.values()):
+        values = (answer.scale if answer.difference is None else answer.difference).numpy()
+        for side, color, marker in ((values > 0, COLORS[2], "^"), (values <= 0, COLORS[1], "v")):
+            if compared:
+                axis.plot(values[side], np.full(side.sum(), y), marker, color=color, markersize=5, alpha=0.5, mew=0)
+        if not compared:
+            axis.plot(values, np.full(len(values), y), "o", color=COLORS[1], markersize=5, alpha=0.4, mew=0)
+        if len(values) == 1:
+            continue
+        for ends, place, align in zip(answer.extremes(_NAMED), (6, -6), ("left", "right"), strict=True):
+            if ends:
+                text = ", ".join(str(end["channel"]) for end in ends)
+                outermost = values[ends[0]["channel"]]
+                offset = {"textcoords": "offset points", "ha": align, "va": "center", "fontsize": 8}
+                axis.annotate(text, (outermost, y), (place, 0), **offset)
+    axis.set_yticks(range(len(gates)), list(gates))
+    axis.set_ylim(len(gates) - 0.4, -0.6)
+    axis.margins(x=0.12)
+    axis.grid(axis="x", alpha=0.3)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.set_title("channels raised and lowered; the outermost by number" if compared else "scales of the channels")
+    axis.set_xlabel("scale minus its mean over the data" if compared else "scale (no data to compare with)")
+
+
+def _positions(figure: Any, axis: Any, explained: ExplainedImage, name: str) -> None:
+    positions = explained.gates[name].positions
+    assert positions is not None
+    size = explained.pixels.shape[-2:]
+    # Nearest neighbour: the squares of the map are what the gate knows.
+    full = F.interpolate(positions[None, None], size=size, mode="nearest")[0, 0]
+    axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
+    shown = axis.imshow(full.numpy(), cmap=_GATE_MAP, alpha=0.65)
+    axis.set_axis_off()
+    axis.set_title(f"{name}: mean scale\n{positions.shape[0]}x{positions.shape[1]} positions", fontsize=10)
+    figure.colorbar(shown, ax=axis, shrink=0.8)

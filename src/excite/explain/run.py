@@ -1,0 +1,380 @@
+"""``excite explain``: from a trained network to tables and figures."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from excite.data import EvalLoader, open_data
+from excite.data.decode import BadImageError
+from excite.errors import ExciteError, nearest
+from excite.explain.ablation import (
+    Ablation,
+    Images,
+    Outcome,
+    ablate_gates,
+    compare,
+    estimate_ablations,
+    judge,
+    time_without_gates,
+)
+from excite.explain.gates import check_gates, fixed_gates, outer_gates
+from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
+from excite.explain.statistics import ScaleStatistics, collect_scales
+from excite.files import write_json, write_text, written_aside
+from excite.inference import Predictor, load
+from excite.recipe import Recipe, apply_overrides
+
+ABLATIONS = ("full", "estimate", "off")
+#: Called with (what is being done, done, in all).
+Progress = Callable[[str, int, int], None]
+
+#: The scalar columns of the table of gates, in the order of gates.csv.
+SCALARS = (
+    "gate",
+    "kind",
+    "parameters",
+    "channels",
+    "spatial",
+    "images",
+    "mean",
+    "sd_images",
+    "sd_channels",
+    "sd_positions",
+    "range_top",
+    "saturated_low",
+    "saturated_high",
+    "constant_share",
+    "class_share",
+    "class_share_by_chance",
+    "top1_lost",
+    "top1_lost_low",
+    "top1_lost_high",
+    "loss_added",
+    "estimated",
+    "saved_ms",
+    "saved_ms_low",
+    "saved_ms_high",
+    "batch",
+    "could_go",
+)
+
+
+@dataclass
+class Explanation:
+    """What :func:`explain` found.
+
+    Attributes:
+        source: what was explained.
+        model: its name.
+        classes: of the network.
+        images: how many the statistics are of; 0 without data.
+        top1: on them, percent; None where not measured.
+        rows: one a gate, see docs/explain.md; empty without data.
+        together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
+        timing: what ``time_without_gates`` gave: the whole network, each gate, those of ``together``; or empty.
+        max_drop: percentage points that the gates that could go may cost together.
+        statistics: name -> the gate's; empty without data.
+        explained: the images that were asked about.
+        bad: (path, reason) of those that cannot be read.
+        notes: sentences for the user.
+        drawn_classes: in the figures; where empty, up to five, evenly over those that have images.
+        drawn_gates: in the figures; where empty, up to nine, evenly over the depth.
+    """
+
+    source: str
+    model: str
+    classes: list[str]
+    images: int = 0
+    top1: float | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    together: Ablation | None = None
+    timing: list[dict[str, Any]] = field(default_factory=list)
+    max_drop: float = 0.0
+    statistics: dict[str, ScaleStatistics] = field(default_factory=dict)
+    explained: list[ExplainedImage] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    drawn_classes: list[str] = field(default_factory=list)
+    drawn_gates: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: everything but maps and pictures."""
+        together = None if self.together is None else dataclasses.asdict(self.together)
+        timed = self.together is not None and bool(self.timing) and self.timing[-1]["gates"]
+        return {
+            "source": self.source,
+            "model": self.model,
+            "images": self.images,
+            "top1": self.top1,
+            "max_drop": self.max_drop,
+            "gates": self.rows,
+            "together": together,
+            "ms": self.timing[0]["ms"] if self.timing else None,
+            "together_saved_ms": self.timing[-1]["saved_ms"] if timed else None,
+            "explained": [image.to_dict() for image in self.explained],
+            "bad_images": [{"path": path, "reason": reason} for path, reason in self.bad],
+            "notes": self.notes,
+        }
+
+    def to_csv(self) -> str:
+        """The scalar columns of the gates, a line each."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, SCALARS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return text.getvalue()
+
+    def write(self, folder: Path) -> Path:
+        """Write tables and figures into a new folder, whole or not at all.
+
+        Raises:
+            ExciteError: the folder is there already or cannot be written.
+        """
+        if folder.exists():
+            raise ExciteError(f"{folder} exists already; name a new folder")
+        with written_aside(folder) as aside:
+            aside.mkdir(parents=True)
+            write_json(aside / "explain.json", self.to_dict())
+            if self.statistics:
+                write_text(aside / "gates.csv", self.to_csv())
+                self._draw(aside)
+            self._draw_images(aside)
+        return folder
+
+    def _draw(self, folder: Path) -> None:
+        from excite.explain.figures import choose_depths, draw_excitations, draw_health, draw_spread
+
+        count = next(iter(self.statistics.values())).count
+        present = [name for k, name in enumerate(self.classes) if count[k] > 0]
+        numbers = [self.classes.index(name) for name in self.drawn_classes or choose_depths(present, 5)]
+        chosen = {name: self.statistics[name] for name in self.drawn_gates or choose_depths(list(self.statistics))}
+        images = f"{self.images:,} images"
+        title = f"{self.model}: mean scale of each channel by class, {images}"
+        draw_excitations(chosen, self.classes, numbers, folder / "excitations", title)
+        title = f"{self.model}: scales over the images of one class"
+        draw_spread(chosen, self.classes, numbers[:2], folder / "spread", title)
+        top1 = "" if self.top1 is None else f", top-1 {self.top1:.2f} %"
+        goes = " (○ could go)" if any(row["could_go"] for row in self.rows) else ""
+        draw_health(self.rows, folder / "health", f"{self.model}: gates on {images}{top1}{goes}")
+
+    def _draw_images(self, folder: Path) -> None:
+        from excite.explain.image_figure import draw_image
+
+        taken: set[str] = set()
+        for explained in self.explained:
+            stem = Path(explained.path).stem
+            name = next(
+                n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(self.explained) + 2))) if n not in taken
+            )
+            taken.add(name)
+            draw_image(explained, folder / "images" / f"{name}.png")
+
+
+def explain(
+    source: str | Path,
+    images: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    *,
+    limit: int = 2000,
+    ablation: str = "full",
+    timing: bool = True,
+    batch: int = 16,
+    max_drop: float = 0.1,
+    target: str | None = None,
+    layer: str | None = None,
+    top_k: int = 5,
+    drawn_classes: Sequence[str] = (),
+    drawn_gates: Sequence[str] = (),
+    device: str = "auto",
+    precision: str = "auto",
+    progress: Progress | None = None,
+) -> Explanation:
+    """Find out what the gates of a trained network do, on data and to single images.
+
+    Args:
+        source: a run folder or a checkpoint, as for ``excite.load``.
+        images: image files to explain one by one.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        limit: validation images (class-balanced, seeded) that statistics and accuracy are of; 0 does without data.
+        ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" takes one pass for all, to
+            first order; "off" does neither.
+        timing: whether to time the network without each gate.
+        batch: images of a timed pass.
+        max_drop: percentage points of top-1 that the gates that could go may cost together.
+        target: the class that Grad-CAM is about; None takes each image's most likely one.
+        layer: the module that Grad-CAM looks at; None takes the last that gives a map.
+        top_k: classes to list for an image.
+        drawn_classes, drawn_gates: what the figures show; without any, some are chosen.
+        device: "auto", "cpu", "cuda" ...
+        precision: "auto" (what it was trained with), "fp32", "bf16", "fp16".
+        progress: called with (what is being done, done, in all).
+
+    Raises:
+        ExciteError: no gates, no data (where no images were given, or data was asked for), no such class, layer
+            or gate.
+    """
+    if ablation not in ABLATIONS:
+        raise ExciteError(f"ablation is {ablation!r}{nearest(ablation, ABLATIONS)} (allowed: {', '.join(ABLATIONS)})")
+    if limit < 0 or max_drop < 0 or batch < 1:
+        raise ExciteError("limit and max_drop are 0 or more, and batch is at least 1")
+    if limit == 0 and not images:
+        raise ExciteError("without data there is nothing to explain but images: name some, or let limit be above 0")
+    predictor = load(source, device, precision)
+    check_gates(drawn_gates, list(outer_gates(predictor.model)))
+    for name in (*drawn_classes, *([] if target is None else [target])):
+        check_class(name, predictor.classes)
+    if layer is not None:
+        check_layer(layer, predictor.model)
+    result = Explanation(str(source), predictor.meta["model"]["name"], predictor.classes, max_drop=max_drop)
+    result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
+    tell = progress or (lambda what, done, total: None)
+    if limit:
+        try:
+            batches, count = _validation_images(predictor, overrides, limit, str(source))
+        except ExciteError as error:
+            if overrides or not images:
+                raise
+            result.notes.append(f"without the data there are no means to compare with: {error}")
+        else:
+            _study(result, predictor, batches, count, ablation, timing, batch, tell)
+    for i, path in enumerate(images):
+        try:
+            explained = explain_image(predictor, path, result.statistics, target=target, layer=layer, top_k=top_k)
+            result.explained.append(explained)
+        except BadImageError as error:
+            result.bad.append((str(path), error.reason))
+        tell("explaining images", i + 1, len(images))
+    return result
+
+
+def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: int, source: str) -> tuple[Images, int]:
+    """(a fresh pass over them each time it is called, how many there are)."""
+    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)
+    own = recipe.data.limit_val
+    limited = recipe.data.model_copy(update={"limit_val": limit if own is None else min(limit, own)})
+    data = open_data(limited, recipe.augment)
+    if data.classes != predictor.classes:
+        raise ExciteError(
+            f"the {len(data.classes)} classes of the data are not the {len(predictor.classes)} of {source}"
+        )
+
+    def batches() -> EvalLoader:
+        return EvalLoader(data.val, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=limited)
+
+    return batches, len(data.val)
+
+
+def _study(
+    result: Explanation,
+    predictor: Predictor,
+    batches: Images,
+    count: int,
+    ablation: str,
+    timing: bool,
+    batch: int,
+    tell: Progress,
+) -> None:
+    """Fill ``result`` with what the data says."""
+    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count)
+    result.statistics = statistics
+    some = next(iter(statistics.values()))
+    result.images = some.images
+    for name in result.drawn_classes:
+        if not some.count[predictor.classes.index(name)]:
+            raise ExciteError(f"no image of the class {name!r} is among the {some.images} that were looked at")
+    means = {name: found.overall_mean() for name, found in statistics.items()}
+    ablations: dict[str, Ablation] = {}
+    if ablation == "full":
+        before = judge(predictor, batches())
+        result.top1 = before.top1
+        found = ablate_gates(
+            predictor,
+            batches,
+            means,
+            before=before,
+            progress=partial(tell, "fixing each gate at its mean"),
+            total=count,
+        )
+        ablations = {each.gates[0]: each for each in found}
+        result.together = _most_together(predictor, batches, means, found, before, result.max_drop, tell)
+    elif ablation == "estimate":
+        ablations = {
+            a.gates[0]: a
+            for a in estimate_ablations(
+                predictor, batches(), means, partial(tell, "estimating what each gate is worth"), count
+            )
+        }
+    if timing:
+        groups: list[Sequence[str]] = [[name] for name in means]
+        groups += [result.together.gates] if result.together is not None else []
+        result.timing = time_without_gates(
+            predictor, groups, batch=batch, progress=partial(tell, "timing the network without each gate")
+        )
+    going = result.together.gates if result.together is not None else ()
+    gates = outer_gates(predictor.model)
+    for i, (name, found_scales) in enumerate(statistics.items()):
+        timed = result.timing[i + 1] if result.timing else None
+        row = {"gate": name, "kind": type(gates[name]).__name__}
+        row["parameters"] = sum(p.numel() for p in gates[name].parameters())  # type: ignore[assignment]
+        row |= found_scales.to_dict() | _price(ablations.get(name)) | _saving(timed, batch)
+        result.rows.append({**row, "could_go": name in going if ablation == "full" else None})
+
+
+def _most_together(
+    predictor: Predictor,
+    batches: Images,
+    means: Mapping[str, Any],
+    alone: Sequence[Ablation],
+    before: Outcome,
+    max_drop: float,
+    tell: Progress,
+) -> Ablation | None:
+    """The most gates, the cheapest first, that cost at most ``max_drop`` points when all are fixed; by bisection.
+
+    Gates that cost nothing alone may cost much together, since each makes up for others; hence the evaluations.
+    """
+    # By loss: top-1 moves in whole images, and by chance would put a gate that does something before a dead one.
+    order = sorted((a for a in alone if _lost(a) <= max_drop), key=lambda a: a.loss_added)
+    names = [each.gates[0] for each in order]
+    best, low, high, step = (order[0] if order else None), 1, len(names), 0
+    steps = high.bit_length()
+    while low < high:
+        middle = (low + high + 1) // 2
+        with fixed_gates(predictor.model, {name: means[name].float() for name in names[:middle]}):
+            found = compare(names[:middle], before, judge(predictor, batches()))
+        if _lost(found) <= max_drop:
+            best, low = found, middle
+        else:
+            high = middle - 1
+        step += 1
+        tell("fixing several gates together", min(step, steps), steps)
+    return best
+
+
+def _lost(ablation: Ablation) -> float:
+    assert ablation.top1_lost is not None
+    return ablation.top1_lost
+
+
+def _price(ablation: Ablation | None) -> dict[str, Any]:
+    return {
+        "top1_lost": None if ablation is None else ablation.top1_lost,
+        "top1_lost_low": None if ablation is None else ablation.low,
+        "top1_lost_high": None if ablation is None else ablation.high,
+        "loss_added": None if ablation is None else ablation.loss_added,
+        "estimated": ablation is not None and ablation.estimated,
+    }
+
+
+def _saving(timed: Mapping[str, Any] | None, batch: int) -> dict[str, Any]:
+    return {
+        "saved_ms": None if timed is None else timed["saved_ms"],
+        "saved_ms_low": None if timed is None else timed["saved_low"],
+        "saved_ms_high": None if timed is None else timed["saved_high"],
+        "batch": None if timed is None else batch,
+    }

@@ -1,0 +1,252 @@
+"""Statistics of scales in one pass over the images, in memory that does not grow with their number.
+
+Letters: N images, K classes, C channels, H x W positions.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excite.errors import ExciteError
+from excite.explain.gates import listening, outer_gates
+from excite.inference import Predictor
+
+#: Shares of the range below and above which a scale counts as saturated.
+LOW, HIGH = 0.05, 0.95
+#: A channel whose largest and smallest scale are no further apart says the same for all images.
+CONSTANT_RANGE = 0.01
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+#: The histogram that quantiles and saturation are read off: bins of 1/1000. Sigmoid gates lie in (0, 1), doubled ones
+#: and 1 + tanh in (0, 2); a blended gate may leave them, and what lies outside is in the first or last bin.
+_FIRST, _LAST, _PER_UNIT = -1.0, 3.0, 1000
+
+Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class ScaleStatistics:
+    """What one gate said, over images and classes; ``update`` it with batches, ask it any time.
+
+    An image's scale of a channel is its mean over positions, where the gate weighs positions. Means and sums of squared
+    deviations are merged batch by batch (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance") in
+    float64. Memory: 16 bytes a class and channel.
+
+    Args:
+        classes: K.
+        amplitude: the gate's own; sigmoids lie between 0 and it.
+
+    Attributes:
+        count: (K) images a class.
+        mean: (K, C), 0 for a class without images.
+        squares: (K, C) sums of squared deviations from the class's mean.
+        least, most: (C), over images and positions.
+        histogram: counts over all images, channels and positions, bins of 1/1000 from -1 to 3.
+        positions: mean over images and channels of the variance between the positions of one map.
+        spatial: whether the gate weighs positions.
+    """
+
+    classes: int
+    amplitude: float = 1.0
+    count: Tensor = field(init=False)
+    mean: Tensor = field(init=False)
+    squares: Tensor = field(init=False)
+    least: Tensor = field(init=False)
+    most: Tensor = field(init=False)
+    histogram: Tensor = field(init=False)
+    positions: float = field(init=False, default=0.0)
+    spatial: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        bins = round((_LAST - _FIRST) * _PER_UNIT)
+        self.count = torch.zeros(self.classes, dtype=torch.float64)
+        self.histogram = torch.zeros(bins, dtype=torch.float64)
+
+    def update(self, scale: Tensor, labels: Tensor) -> None:
+        """Take in a batch: scales (N, C) or broadcastable maps (N, C or 1, H or 1, W or 1), labels int64 (N).
+
+        Raises:
+            ExciteError: there are not as many scales as labels.
+        """
+        scale, labels = scale.detach().float(), labels.cpu()
+        if len(scale) != len(labels):
+            raise ExciteError(f"a gate gave {len(scale)} scales for {len(labels)} images: it sees parts of images")
+        flat = scale.flatten(2) if scale.ndim > 2 else scale[:, :, None]
+        channels = flat.shape[1]
+        if not hasattr(self, "mean"):
+            self.mean = torch.zeros(self.classes, channels, dtype=torch.float64)
+            self.squares = torch.zeros_like(self.mean)
+            self.least, self.most = torch.full((channels,), torch.inf), torch.full((channels,), -torch.inf)
+        self.least = torch.minimum(self.least, flat.amin((0, 2)).cpu())
+        self.most = torch.maximum(self.most, flat.amax((0, 2)).cpu())
+        inside = flat.clamp(_FIRST, _LAST).cpu()
+        self.histogram += torch.histc(inside, len(self.histogram), _FIRST, _LAST).double()
+        if scale.ndim > 2:
+            self.spatial = True
+            share = len(labels) / (float(self.count.sum()) + len(labels))
+            self.positions += share * (float(flat.double().var(2, correction=0).mean()) - self.positions)
+        self._merge(flat.double().mean(2).cpu(), labels)
+
+    def _merge(self, values: Tensor, labels: Tensor) -> None:
+        """(N, C) float64 into the classes' means and squares."""
+        count = torch.bincount(labels, minlength=self.classes).double()
+        own = count.clamp(min=1)[:, None]
+        mean = torch.zeros_like(self.mean).index_add_(0, labels, values) / own
+        squares = torch.zeros_like(self.mean).index_add_(0, labels, (values - mean[labels]).square())
+        total = self.count + count
+        share = (count / total.clamp(min=1))[:, None]
+        step = mean - self.mean
+        self.squares += squares + step.square() * self.count[:, None] * share
+        self.mean += step * share
+        self.count = total
+
+    @property
+    def images(self) -> int:
+        """How many images there were."""
+        return int(self.count.sum())
+
+    @property
+    def channels(self) -> int:
+        """C; 1 for a gate that gives all channels the same scale."""
+        self._check()
+        return self.mean.shape[1]
+
+    def overall_mean(self) -> Tensor:
+        """(C), over all images: what the gate is fixed at when it is fixed at its mean."""
+        self._check()
+        return (self.count @ self.mean) / self.count.sum()
+
+    def overall_sd(self) -> Tensor:
+        """(C), the standard deviation over all images (divided by N - 1; 0 for a single image)."""
+        return ((self._between() + self.squares.sum(0)) / max(1, self.images - 1)).sqrt()
+
+    def class_sd(self, k: int) -> Tensor:
+        """(C), the standard deviation over the images of class ``k`` (divided by N - 1; 0 for a single image)."""
+        self._check()
+        return (self.squares[k] / (self.count[k] - 1).clamp(min=1)).sqrt()
+
+    def class_share(self) -> float | None:
+        """Variance between the classes' means over the total variance, both summed over channels (eta squared).
+
+        None where nothing varies. Classes that say nothing about the scale still give :meth:`chance_share`, on average.
+        """
+        between = float(self._between().sum())
+        total = between + float(self.squares.sum())
+        # Rounding leaves a trace of variance in a gate that always says the same.
+        return between / total if total > 1e-12 * self.images * self.channels else None
+
+    def chance_share(self) -> float | None:
+        """What :meth:`class_share` is expected to be for scales that have nothing to do with classes."""
+        present = int((self.count > 0).sum())
+        return (present - 1) / (self.images - 1) if self.images > 1 else None
+
+    def _between(self) -> Tensor:
+        return self.count @ (self.mean - self.overall_mean()).square()
+
+    def ceiling(self) -> float:
+        """The upper end of the range: the gate's amplitude; 2 for scales beyond it (1 + tanh); their maximum beyond 2.
+
+        A scale above ``HIGH`` of it counts as saturated.
+        """
+        self._check()
+        most = float(self.most.max())
+        return next((end for end in (self.amplitude, 2.0) if most <= end), most)
+
+    def share_below(self, value: float) -> float:
+        """Share of all scales below ``value``, to the nearest 1/1000 of a scale."""
+        self._check()
+        edge = min(max(round((value - _FIRST) * _PER_UNIT), 0), len(self.histogram))
+        return float(self.histogram[:edge].sum() / self.histogram.sum())
+
+    def quantiles(self, shares: Sequence[float] = QUANTILES) -> list[float]:
+        """Quantiles over all images, channels and positions, to 1/1000; 0 and 1 are the exact least and most."""
+        self._check()
+        least, most = float(self.least.min()), float(self.most.max())
+        running = self.histogram.cumsum(0)
+        found = []
+        for share in shares:
+            edge = int(torch.searchsorted(running, share * running[-1]))
+            middle = _FIRST + (min(edge, len(running) - 1) + 0.5) / _PER_UNIT
+            found.append(least if share <= 0 else most if share >= 1 else min(max(middle, least), most))
+        return found
+
+    def coarse_histogram(self, bins: int = 40) -> tuple[list[float], list[float]]:
+        """(edges, ``bins`` + 1 of them from 0 or the least scale to the ceiling; share of the scales in each bin)."""
+        self._check()
+        low, high = min(0.0, float(self.least.min())), self.ceiling()
+        edges = [low + (high - low) * i / bins for i in range(bins + 1)]
+        below = [0.0, *(self.share_below(edge) for edge in edges[1:-1]), 1.0]
+        return edges, [b - a for a, b in pairwise(below)]
+
+    def constant_channels(self, tolerance: float = CONSTANT_RANGE) -> list[int]:
+        """The channels whose largest and smallest scale are at most ``tolerance`` apart."""
+        self._check()
+        return (self.most - self.least <= tolerance).nonzero().flatten().tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, a row of the table of gates; see docs/explain.md for the columns."""
+        ceiling = self.ceiling()
+        edges, shares = self.coarse_histogram()
+        constant = self.constant_channels()
+        mean, sd = self.overall_mean(), self.overall_sd()
+        return {
+            "channels": self.channels,
+            "spatial": self.spatial,
+            "images": self.images,
+            "mean": float(mean.mean()),
+            "sd_images": float(sd.square().mean().sqrt()),
+            "sd_channels": float(mean.std(correction=0)),
+            "sd_positions": self.positions**0.5 if self.spatial else None,
+            "range_top": ceiling,
+            "quantiles": dict(zip(map(str, QUANTILES), self.quantiles(), strict=True)),
+            "histogram": {"edges": edges, "shares": shares},
+            "saturated_low": self.share_below(LOW * ceiling),
+            "saturated_high": 1 - self.share_below(HIGH * ceiling),
+            "constant": constant,
+            "constant_share": len(constant) / self.channels,
+            "class_share": self.class_share(),
+            "class_share_by_chance": self.chance_share(),
+            "channel_mean": mean.tolist(),
+            "channel_sd": sd.tolist(),
+        }
+
+    def _check(self) -> None:
+        if not hasattr(self, "mean"):
+            raise ExciteError("a gate was never asked: no images went through the network, or it stands aside of them")
+
+
+def collect_scales(
+    predictor: Predictor, batches: Batches, progress: Progress | None = None, total: int = 0
+) -> dict[str, ScaleStatistics]:
+    """Send images through a network once and keep statistics of what its gates said.
+
+    Args:
+        predictor: what ``excite.load`` gives.
+        batches: uint8 images (N, C, S, S), int64 labels (N), positions (N), as ``EvalLoader`` gives them.
+        progress: called with (images done, ``total``) after each batch.
+        total: images in all, for ``progress``.
+
+    Raises:
+        ExciteError: the network has no gates, or there are no images.
+    """
+    gates = outer_gates(predictor.model)
+    found = {name: ScaleStatistics(len(predictor.classes), gate.amplitude) for name, gate in gates.items()}
+    labels: Tensor = torch.empty(0)
+    done = 0
+
+    def listen(name: str, scale: Tensor) -> None:
+        found[name].update(scale, labels)
+
+    with listening(predictor.model, listen):
+        for images, labels, _ in batches:
+            predictor.logits(images)
+            done += len(labels)
+            if progress is not None:
+                progress(done, total)
+    for statistics in found.values():
+        statistics.channels  # noqa: B018 - raises where a gate was never asked
+    return found

@@ -1,0 +1,231 @@
+"""``export``: write an artefact aside, prove it, then put it where it belongs."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from excite.errors import ExciteError
+from excite.export.deployable import Deployable, InputKind
+from excite.export.formats import OPSET, RUNTIME, SUFFIX, check, open_artefact, quantise, write
+from excite.export.images import Samples, open_samples, prepare
+from excite.export.origin import describe
+from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, to_input
+from excite.inference import Predictor, load
+from excite.training.checkpoint import find_weights
+from excite.weights.convert import is_foreign
+
+#: Largest difference of two logits, in units of the largest logit, that is rounding.
+TOLERANCE = 1e-3
+#: What int8 may cost: percentage points of top-1; where the classes are not known, it must agree in so many percent.
+MAX_DROP, INT8_AGREEMENT = 0.5, 95.0
+CALIBRATION = 300
+
+
+def export(
+    source: str | Path,
+    format: str,
+    *,
+    out: str | Path | None = None,
+    int8: bool = False,
+    int8_gates: bool = False,
+    calibrate: str | None = None,
+    verify: str | None = None,
+    images: int = 2000,
+    input: InputKind = "uint8",
+    opset: int = OPSET,
+    tolerance: float = TOLERANCE,
+    max_drop: float = MAX_DROP,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Export a trained network, and prove that the artefact computes the same.
+
+    Args:
+        source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
+        format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
+        out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
+        int8: quantise to int8 (onnx and openvino); the gates stay in float.
+        int8_gates: also the gates.
+        calibrate: images that the int8 ranges are taken from; None: the run's own training images.
+        verify: images to prove it on, see ``excite.export.images.open_samples``; None: the run's own validation images.
+        images: at most so many of them, drawn with a fixed seed; 0: all.
+        input: ``uint8``: (N, H, W, C) of any size, prepared inside; ``float``: (N, C, S, S) in 0..1, already resized.
+        opset: of ONNX.
+        tolerance: largest difference of two logits, in units of the largest logit.
+        max_drop: top-1 accuracy that int8 may lose, in percentage points.
+        force: write over a file that is there.
+        say: gets one sentence at a time of what a user should know. progress: gets images done and images in all.
+
+    Returns:
+        What ``excite export --json`` prints: ``artefact``, ``images``, ``threads``, ``tolerance`` and ``rows``, one for
+        the PyTorch model and one for each artefact: largest_difference (logits), agreement and top1 (percent), ms of a
+        batch of 1 and of 16.
+
+    Raises:
+        ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
+            it was.
+    """
+    check(format, int8 or int8_gates)
+    int8 = int8 or int8_gates
+    if input not in ("uint8", "float"):
+        raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
+    if calibrate is not None and not int8:
+        raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
+    weights = Path(source) if is_foreign(source) else find_weights(source)
+    target = _target(weights, format, int8, out, force)
+    predictor = load(source, "cpu", "fp32")
+    samples, note = open_samples(predictor.meta, verify, "val")
+    samples = samples.take(images)
+    for line in [*([note] if note else []), f"verified on {samples.name}"]:
+        say(line)
+    meta = describe(predictor, weights, str(source), input)
+    threads = torch.get_num_threads()
+    with _put_in_place(target, format) as aside:
+        # OpenVINO 2026.4 computes nonsense in the first inference of a graph with a conditional.
+        deployable = Deployable(predictor.model, predictor.preprocessing, input, branch=format != "openvino")
+        write(format, deployable.trace(), aside, meta, opset)
+        artefacts = {f"{format} fp32": open_artefact(format, aside, threads)}
+        if int8:
+            name = f"{format} int8" + (", gates too" if int8_gates else "")
+            aside = _quantised(format, aside, predictor, calibrate, input, int8_gates, say)
+            artefacts[name] = open_artefact(format, aside, threads)
+        reference, outcomes = measure(predictor, artefacts, samples, input, progress)
+        _judge(reference, outcomes, tolerance, max_drop, samples)
+        del artefacts  # OpenVINO maps the file
+        size = sum(f.stat().st_size for f in _files(aside, format))
+    return {
+        "artefact": str(target),
+        "bytes": size,
+        "format": format,
+        "runtime": f"{RUNTIME[format]} {meta['export']['versions'].get(RUNTIME[format])}",
+        "images": samples.name,
+        "threads": threads,
+        "tolerance": tolerance,
+        "rows": [_row(reference, None), *(_row(o, compare(reference.logits, o.logits)) for o in outcomes)],
+    }
+
+
+def _target(weights: Path, format: str, int8: bool, out: str | Path | None, force: bool) -> Path:
+    suffix = SUFFIX[format]
+    target = weights.with_name(f"{weights.stem}{'.int8' if int8 else ''}{suffix}") if out is None else Path(out)
+    if target.suffix != suffix:
+        raise ExciteError(f"--out {target}: the name of a file of the format {format} ends in {suffix}")
+    there = [file for file in _files(target, format) if file.exists()]
+    if there and not force:
+        raise ExciteError(f"{there[0]} exists already; name another file with --out, or write over it with --force")
+    return target
+
+
+def _files(path: Path, format: str) -> list[Path]:
+    """What an artefact consists of."""
+    return [path.with_suffix(".bin"), path] if format == "openvino" else [path]
+
+
+@contextmanager
+def _put_in_place(target: Path, format: str) -> Iterator[Path]:
+    """Give a path in a new folder beside ``target``; all that the artefact consists of moves when the block ends well.
+
+    On any error, what was at ``target`` before is there as it was, and nothing else.
+    """
+    folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    final = folder / "final" / target.name
+    replaced: list[tuple[Path, Path]] = []
+    try:
+        final.parent.mkdir(parents=True)
+        yield final
+        for file in _files(final, format):
+            place = target.parent / file.name
+            if place.exists():
+                os.replace(place, folder / file.name)
+                replaced.append((folder / file.name, place))
+        moved: list[Path] = []
+        try:
+            for file in _files(final, format):
+                os.replace(file, target.parent / file.name)
+                moved.append(target.parent / file.name)
+        except OSError:
+            for file in moved:
+                file.unlink()
+            raise
+        replaced.clear()
+    except OSError as error:
+        raise ExciteError(
+            f"{target} could not be written: {error.strerror or error} (what was there is whole)"
+        ) from error
+    finally:
+        for backup, place in replaced:
+            os.replace(backup, place)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _quantised(
+    format: str,
+    fp32: Path,
+    predictor: Predictor,
+    calibrate: str | None,
+    kind: InputKind,
+    with_gates: bool,
+    say: Callable[[str], None],
+) -> Path:
+    """Replace the float32 artefact at ``fp32`` by an int8 one, keeping the former beside it; the path of the latter."""
+    samples, note = open_samples(predictor.meta, calibrate, "train")
+    samples = samples.take(CALIBRATION)
+    for line in [*([note] if note else []), f"int8 calibrated on {samples.name}"]:
+        say(line)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(samples), BATCH):
+            part = range(start, min(start + BATCH, len(samples)))
+            yield to_input(np.stack([prepare(samples.read(i), predictor.preprocessing) for i in part]), kind)
+
+    before = fp32.parent.with_name("fp32")
+    fp32.parent.rename(before)
+    fp32.parent.mkdir()
+    quantise(format, before / fp32.name, fp32, batches, with_gates)
+    return fp32
+
+
+def _judge(reference: Outcome, outcomes: list[Outcome], tolerance: float, max_drop: float, samples: Samples) -> None:
+    """Raises ExciteError where an artefact does not compute what the model does."""
+    fp32 = compare(reference.logits, outcomes[0].logits)
+    if not fp32.relative <= tolerance:  # not `>`: NaN must fail
+        raise ExciteError(
+            f"{outcomes[0].name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "
+            f"{fp32.largest:.3g} ({fp32.relative:.2g} of the largest; {tolerance:g} is tolerated), top-1 agrees on "
+            f"{fp32.agreement:.2f} %; nothing was written"
+        )
+    for outcome in outcomes[1:]:
+        agreement = compare(reference.logits, outcome.logits).agreement
+        if not np.isfinite(outcome.logits).all():
+            raise ExciteError(f"{outcome.name} gives logits that are not finite; nothing was written")
+        if reference.accuracy is not None and outcome.accuracy is not None:
+            lost = reference.accuracy - outcome.accuracy
+            if not lost <= max_drop:
+                raise ExciteError(
+                    f"{outcome.name} loses {lost:.2f} points of top-1 ({reference.accuracy:.2f} to "
+                    f"{outcome.accuracy:.2f} % of {samples.name}), more than --max-drop {max_drop:g}; "
+                    "nothing was written"
+                )
+        elif not samples.random and agreement < INT8_AGREEMENT:
+            raise ExciteError(
+                f"{outcome.name} agrees with the PyTorch model on only {agreement:.2f} % of {samples.name}, less than "
+                f"{INT8_AGREEMENT:g} %; nothing was written"
+            )
+
+
+def _row(outcome: Outcome, comparison: Comparison | None) -> dict[str, Any]:
+    return {
+        "what": outcome.name or "PyTorch",
+        "largest_difference": None if comparison is None else comparison.largest,
+        "relative_difference": None if comparison is None else comparison.relative,
+        "agreement": None if comparison is None else comparison.agreement,
+        "top1": outcome.accuracy,
+        **{f"ms_{size}": value for size, value in outcome.ms.items()},
+    }

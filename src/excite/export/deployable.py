@@ -1,0 +1,105 @@
+"""The network as it is shipped: preprocessing, folded network and nothing else, ready to be traced.
+
+Letters: N images, C channels, H x W pixels of the image, S side of what the network sees, K classes.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from excite.data import Preprocessing
+from excite.errors import ExciteError
+from excite.export.resize import resize_and_crop
+from excite.models import fold
+from excite.models.folding import FoldedGate
+
+InputKind = Literal["uint8", "float"]
+INPUT, OUTPUT = "image", "logits"
+GATE_SCOPE = "gate_scale"  #: Part of the name of every node that belongs to a gate
+
+
+class Deployable(nn.Module):
+    """Pixels in, logits out.
+
+    ``uint8``: (N, H, W, C), C being 3 (RGB) or 1 (gray), H and W any size, the same for the images of a batch;
+    resized, cropped and normalised inside as ``excite predict`` does it. ``float``: float32 (N, C, S, S) in 0..1,
+    already resized and cropped; normalised inside. Either gives float32 (N, K).
+
+    Args:
+        model: made by ``create_model``, in evaluation mode; left as it is.
+        preprocessing: what it was trained with.
+        kind: ``uint8`` or ``float``.
+        branch: whether the graph may have a conditional (``excite.export.resize``).
+
+    Raises:
+        ExciteError: the model cannot be folded, gives no logits, or sees another number of channels than 1 or 3.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind, branch: bool = True) -> None:
+        super().__init__()
+        if preprocessing.in_chans not in (1, 3):
+            raise ExciteError(f"images have 1 or 3 channels, but this network sees {preprocessing.in_chans}")
+        self.net = fold(model.float(), portable=True)
+        if self.net.net.out_indices is not None or not self.net.num_classes:
+            raise ExciteError("this network gives feature maps, not logits; export one with a classifier")
+        _mark_gates(self.net)
+        self.preprocessing, self.kind, self.branch = preprocessing, kind, branch
+        level = 255.0 if kind == "uint8" else 1.0
+        mean, std = (
+            torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std)
+        )
+        self.register_buffer("scale", (1 / (level * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.kind == "uint8":
+            p = self.preprocessing
+            image = resize_and_crop(image.permute(0, 3, 1, 2), p.image_size, p.crop_pct, p.interpolation, self.branch)
+        return self.net(image * self.scale + self.shift)
+
+    def trace(self) -> ExportedProgram:
+        """The graph, with any number of images and, for ``uint8``, any size of image."""
+        size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
+        dynamic: dict[int, object] = {0: Dim.DYNAMIC}
+        if self.kind == "uint8":
+            # Sizes that are all different and not S, so that none is taken to be the same as another.
+            example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
+            dynamic |= {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
+        else:
+            example = torch.zeros(2, channels, size, size)
+        with torch.no_grad():
+            return torch.export.export(self.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False)
+
+
+class _GateScale(nn.Module):
+    """``gate.scale`` as a module's forward pass: only those leave their name in the graph."""
+
+    def __init__(self, gate: FoldedGate) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return FoldedGate.scale(self.gate, x)
+
+
+class _MarkedGate(FoldedGate):
+    """A folded gate whose nodes can be told from the others by name, so that they can stay in float."""
+
+    def __init__(self, gate: FoldedGate) -> None:
+        super().__init__(gate.gate, gate.dtype, gate.portable)
+        self.add_module(GATE_SCOPE, _GateScale(gate))
+
+    def scale(self, x: Tensor) -> Tensor:
+        return self._modules[GATE_SCOPE](x)  # type: ignore[misc]
+
+
+def _mark_gates(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, FoldedGate) and not isinstance(module, _GateScale):
+                setattr(module, name, _MarkedGate(child))

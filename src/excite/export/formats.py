@@ -1,0 +1,228 @@
+"""The formats: how each is written, opened by its own runtime, and made int8.
+
+Letters: N images, K classes.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from excite.errors import ExciteError, nearest
+from excite.export.deployable import GATE_SCOPE, INPUT, OUTPUT
+from excite.export.origin import KEY
+
+#: uint8 or float32 images, as the artefact takes them -> float32 logits (N, K).
+Run = Callable[[np.ndarray], np.ndarray]
+
+OPSET = 20
+SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "pt2": ()}
+
+
+def check(name: str, int8: bool) -> None:
+    """Raises ExciteError for an unknown format, one that has no int8, and packages that are not installed."""
+    if name not in SUFFIX:
+        raise ExciteError(f"there is no format {name!r}{nearest(name, SUFFIX)}; choose one of {', '.join(SUFFIX)}")
+    if int8 and name == "pt2":
+        raise ExciteError("--int8 is for the formats onnx and openvino; pt2 has none")
+    needs = _NEEDS[name] + (("nncf",) if int8 and name == "openvino" else ())
+    missing = [package for package in needs if find_spec(package) is None]
+    if missing:
+        raise ExciteError(f"the format {name} needs {', '.join(missing)}: pip install 'excite[export]'")
+
+
+def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], opset: int = OPSET) -> None:
+    """Write the artefact (for ``openvino`` a ``.bin`` beside it), with ``meta`` inside."""
+    if name == "pt2":
+        with _quiet():
+            torch.export.save(graph, path, extra_files={f"{KEY}.json": json.dumps(meta)})
+        return
+    model = _to_onnx(graph, meta, opset)
+    if name == "onnx":
+        _save_onnx(model, path)
+        return
+    import openvino
+
+    with _as_file(model, path) as file:
+        converted = openvino.convert_model(file)
+    converted.set_rt_info(json.dumps(meta), [KEY])
+    openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def open_artefact(name: str, path: Path, threads: int) -> Run:
+    """Load an artefact in its own runtime, on the CPU and in float32, with so many threads."""
+    if name == "onnx":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run([OUTPUT], {INPUT: images})[0]
+    if name == "openvino":
+        import openvino
+
+        # Without the hint OpenVINO computes in bfloat16 wherever the processor can.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        return lambda images: np.array(compiled(images)[OUTPUT])
+    with _quiet():
+        module = torch.export.load(path).module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+def quantise(name: str, fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
+    """Make an int8 artefact of a float32 one.
+
+    Convolutions and dense layers get int8 weights (one scale a channel) and int8 inputs; preprocessing stays as it is.
+
+    Args:
+        name: ``onnx`` (ONNX Runtime's static quantisation) or ``openvino`` (NNCF's post-training quantisation).
+        fp32: the artefact. out: where the other is written.
+        batches: gives the calibration images anew at each call, as the artefact takes them.
+        with_gates: also the gates.
+    """
+    (_quantise_onnx if name == "onnx" else _quantise_openvino)(fp32, out, batches, with_gates)
+
+
+def _to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
+    with _quiet():
+        program = torch.onnx.export(
+            graph, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+        )
+    assert program is not None
+    model = program.model_proto
+    for value, names in ((model.graph.input[0], ("N", "H", "W")), (model.graph.output[0], ("N",))):
+        for dim, letter in zip(value.type.tensor_type.shape.dim, names, strict=False):
+            if dim.dim_param:
+                dim.dim_param = letter
+    for node in model.graph.node:  # the name says whose it is; the notes about PyTorch's graph are 9/10 of the rest
+        scope = next((p.value for p in node.metadata_props if p.key == "namespace"), "")
+        part = GATE_SCOPE if f".{GATE_SCOPE}:" in scope else "network" if "/net: " in scope else "preprocessing"
+        node.name = f"{part}/{node.name}"
+    _strip(model.graph)
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, json.dumps(meta)
+    model.producer_name, model.producer_version = "excite", meta["export"]["versions"]["excite"]
+    return model
+
+
+def _strip(graph: Any) -> None:
+    """Drop the exporter's notes, which tell file names of this machine, from a graph and those inside of it."""
+    del graph.metadata_props[:]
+    for value in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
+        del value.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+
+
+def _save_onnx(model: Any, path: Path) -> None:
+    import onnx
+
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
+        raise ExciteError("this network is larger than the 2 GiB that one ONNX file holds; choose another format")
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+@contextmanager
+def _as_file(model: Any, near: Path) -> Iterator[Path]:
+    file = near.with_suffix(".converting.onnx")
+    _save_onnx(model, file)
+    try:
+        yield file
+    finally:
+        file.unlink()
+
+
+def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
+    import onnx
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = batches()
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            images = next(self.left, None)
+            return None if images is None else {INPUT: images}
+
+    nodes = onnx.load(fp32, load_external_data=False).graph.node
+    kinds = ["Conv", "Gemm", "MatMul"]
+    if with_gates:
+        kinds += ["Mul", "Add", "Sigmoid", "ReduceMean"]
+    wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
+    with _quiet():
+        quantize_static(
+            fp32,
+            out,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=kinds,
+            nodes_to_exclude=[node.name for node in nodes if not node.name.startswith(wanted)],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+
+
+def _quantise_openvino(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
+    import logging
+
+    import nncf
+    import openvino
+
+    nncf.set_log_level(logging.ERROR)
+    model = openvino.Core().read_model(fp32)
+    wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
+    names = [op.get_friendly_name() for op in model.get_ops()]
+    floats = [name for name in names if not name.startswith(wanted)]
+    data = list(batches())
+    scope = nncf.IgnoredScope(names=floats, validate=False)
+    with _quiet():
+        quantised = nncf.quantize(
+            model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
+        )
+    openvino.save_model(quantised, out, compress_to_fp16=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters warn of what is none of the user's concern (torchvision is missing, a name will change)."""
+    import logging
+
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "root", "nncf")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,149 @@
+"""Verification: the written artefact in its own runtime beside the PyTorch model, on the same images.
+
+Letters: N images, K classes.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from excite.export.deployable import InputKind
+from excite.export.formats import Run
+from excite.export.images import Samples, prepare
+from excite.inference import Predictor
+
+BATCH = 16
+#: Seconds that the timing of one batch size takes, and the least and most rounds.
+TIMING_SECONDS, ROUNDS = 3.0, (5, 50)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out on one side, or of one artefact.
+
+    Attributes:
+        logits: (N, K).
+        accuracy: top-1 in percent, or None where the classes are not known.
+        ms: batch size -> median milliseconds of a batch.
+    """
+
+    name: str
+    logits: np.ndarray
+    accuracy: float | None
+    ms: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An artefact beside the PyTorch model.
+
+    Attributes:
+        largest: the largest absolute difference of two logits; NaN where either side is not finite.
+        scale: the largest absolute logit of the PyTorch model.
+        agreement: percent of the images with the same top-1 class.
+    """
+
+    largest: float
+    scale: float
+    agreement: float
+
+    @property
+    def relative(self) -> float:
+        """``largest`` in units of the largest logit (of 1, where all are smaller)."""
+        return self.largest / max(1.0, self.scale)
+
+
+def compare(reference: np.ndarray, logits: np.ndarray) -> Comparison:
+    """Two arrays (N, K) of logits of the same images."""
+    if reference.shape != logits.shape:
+        return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
+    agreement = 100 * float((reference.argmax(1) == logits.argmax(1)).mean())
+    return Comparison(float(np.abs(reference - logits).max()), float(np.abs(reference).max()), agreement)
+
+
+def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
+    """uint8 images (N, H, W, C) as an artefact of this kind takes them."""
+    if kind == "uint8":
+        return np.ascontiguousarray(pixels)
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+
+def reference_logits(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
+    """uint8 (N, S, S, C), prepared by Pillow -> float32 (N, K), as ``excite predict`` computes them."""
+    return predictor.logits(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).cpu().numpy()
+
+
+def measure(
+    predictor: Predictor,
+    artefacts: dict[str, Run],
+    samples: Samples,
+    kind: InputKind,
+    progress: Callable[[int, int], None],
+) -> tuple[Outcome, list[Outcome]]:
+    """Run the PyTorch model and every artefact on all images, then time them in turns.
+
+    An artefact that takes uint8 gets the images as they are, and resizes them itself; the others get prepared ones.
+    Images of one size that follow one another share a batch.
+    """
+    logits: dict[str, list[np.ndarray]] = {name: [] for name in ["", *artefacts]}
+    for batch in _batches(samples, kind, predictor):
+        prepared = np.stack([prepare(image, predictor.preprocessing) for image in batch])
+        logits[""].append(reference_logits(predictor, prepared))
+        images = to_input(np.stack(batch) if kind == "uint8" else prepared, kind)
+        for name, run in artefacts.items():
+            logits[name].append(run(images))
+        progress(sum(map(len, logits[""])), len(samples))
+    ms = _time(predictor, artefacts, samples, kind)
+    outcomes = []
+    for name, parts in logits.items():
+        whole = np.concatenate(parts)
+        outcomes.append(Outcome(name, whole, _accuracy(whole, samples.labels), ms[name]))
+    return outcomes[0], outcomes[1:]
+
+
+def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterator[list[np.ndarray]]:
+    pending: list[np.ndarray] = []
+    for i in range(len(samples)):
+        image = samples.read(i)
+        if kind == "float":
+            image = prepare(image, predictor.preprocessing)
+        if pending and (len(pending) == BATCH or image.shape != pending[0].shape):
+            yield pending
+            pending = []
+        pending.append(image)
+    if pending:
+        yield pending
+
+
+def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
+    return None if labels is None else 100 * float((logits.argmax(1) == np.asarray(labels)).mean())
+
+
+def _time(
+    predictor: Predictor, artefacts: dict[str, Run], samples: Samples, kind: InputKind
+) -> dict[str, dict[int, float]]:
+    """Median ms of a batch of prepared images, in turns, so that a busy machine slows all of them down alike."""
+    found: dict[str, dict[int, float]] = {name: {} for name in ["", *artefacts]}
+    for size in (1, BATCH):
+        one = [prepare(samples.read(i % len(samples)), predictor.preprocessing) for i in range(size)]
+        pixels = np.stack(one)
+        images = to_input(pixels, kind)
+        calls: dict[str, Callable[[], Any]] = {"": partial(reference_logits, predictor, pixels)}
+        calls |= {name: partial(run, images) for name, run in artefacts.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        began, rounds = time.perf_counter(), 0
+        while rounds < ROUNDS[0] + 1 or (rounds <= ROUNDS[1] and time.perf_counter() - began < TIMING_SECONDS):
+            for name, call in calls.items():
+                started = time.perf_counter()
+                call()
+                seconds[name].append(time.perf_counter() - started)
+            rounds += 1
+        for name in calls:
+            found[name][size] = 1000 * median(seconds[name][1:])  # the first warms up
+    return found

@@ -1,0 +1,48 @@
+"""A gate with a learnt strength.  Letters: N images, C channels, H x W positions."""
+
+import torch
+from torch import Tensor, nn
+
+from excite.gates.base import Gate
+
+
+class Blend(Gate):
+    """``1 + strength * (gate.scale - 1)``: nothing of the gate at strength 0 (the start), all of it at 1.
+
+    For gates that have no last layer to zero (Gather-Excite theta_minus has no parameters at all) but are to start as
+    the identity. ``strength`` (C), one number a channel, has a gradient from the first step on; the gate's own
+    parameters from the second. It is made by ``create_gate({..., "identity": True})``, and no gate of its own.
+
+    Source: a learnt factor that starts at 0, as in ReZero (Bachlechner et al., arXiv 2003.04887) and SkipInit (De &
+    Smith, arXiv 2002.10444), there for residual branches.
+    """
+
+    identity = True
+
+    def __init__(self, gate: Gate, channels: int) -> None:
+        super().__init__()
+        self.gate = gate
+        self.channelwise = gate.channelwise
+        self.strength = nn.Parameter(torch.zeros(channels))
+
+    @property
+    def feature_size(self) -> tuple[int, int] | None:  # type: ignore[override]
+        return self.gate.feature_size
+
+    def excitation(self, squeezed: Tensor) -> Tensor:
+        return self._blend(self.gate.excitation(squeezed))
+
+    def scale(self, x: Tensor) -> Tensor:
+        return self._blend(self.gate.scale(x))
+
+    def _blend(self, scale: Tensor) -> Tensor:
+        strength = self.strength if scale.ndim == 2 else self.strength[:, None, None]
+        # In float32 where the strength is, whatever the scale's type: strength 0 gives exactly 1 in every type.
+        return torch.addcmul(torch.ones_like(strength), strength, scale.to(strength.dtype) - 1).to(scale.dtype)
+
+    def resize(self, feature_size: tuple[int, int]) -> None:
+        self.gate.resize(feature_size)
+
+    def start_as_identity(self) -> bool:
+        nn.init.zeros_(self.strength)
+        return True

@@ -1,0 +1,111 @@
+"""All gates as a table: where they come from, what they see and scale, what they cost.
+
+Letters: C channels, H x W positions.
+"""
+
+from collections.abc import Mapping
+from inspect import cleandoc
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from excite.gates.facts import Form
+from excite.gates.registry import create_gate, gate_class, gate_defaults, gate_facts, list_gates
+
+#: (channels, height, width) of the map that costs are given for: the first stage of a ResNet-50 on 224x224 pixels.
+MAP = (256, 56, 56)
+
+
+def summarise(size: tuple[int, int, int] = MAP) -> list[dict[str, Any]]:
+    """A row for each form of each gate, sorted by name; see :func:`summarise_gate`."""
+    return [row for name in list_gates() for row in summarise_gate(name, size)]
+
+
+def summarise_gate(name: str, size: tuple[int, int, int] = MAP) -> list[dict[str, Any]]:
+    """The forms of one gate.
+
+    Each is a JSON-able table: ``gate`` (a label as ``excite twins --gates`` takes it), ``name``, ``options`` (what to
+    give beside the name), ``title``, ``paper``, ``squeeze``, ``scales``, ``formula``, ``parameters`` (a formula),
+    ``params``, ``macs`` (multiply-adds of convolutions, dense layers and products with kernels, for one image),
+    ``passes`` (see :class:`excite.gates.facts.Form`), ``fused`` (whether the gate runs inside of the fused operator)
+    and ``map``, the (C, H, W) that params and macs are of. What a gate without a data sheet does not tell is None.
+
+    Raises:
+        ExciteError: there is no such gate.
+    """
+    facts = gate_facts(name)
+    return [_row(name, form, size) for form in (facts.forms if facts else (None,))]
+
+
+def _row(name: str, form: Form | None, size: tuple[int, int, int]) -> dict[str, Any]:
+    facts = gate_facts(name)
+    options = dict(form.options) if form else {}
+    params, macs, fused = measure({"name": name, **options}, size)
+    return {
+        "gate": _label(name, options),
+        "name": name,
+        "options": options,
+        "title": facts.title if facts else None,
+        "paper": facts.paper if facts else None,
+        "squeeze": form.squeeze if form else None,
+        "scales": form.scales if form else None,
+        "formula": form.formula if form else None,
+        "parameters": count_formula(form) if form else None,
+        "params": params,
+        "macs": macs,
+        "passes": form.passes if form else None,
+        "fused": fused,
+        "map": list(size),
+    }
+
+
+def _label(name: str, options: Mapping[str, Any]) -> str:
+    variant = options.get("variant")
+    rest = [f"{option}={str(value).lower()}" for option, value in options.items() if option != "variant"]
+    return ":".join([name if variant is None else f"{name}_{variant}", *rest])
+
+
+def _labels() -> dict[str, str]:
+    """Label of each form -> name of its gate."""
+    sheets = {name: gate_facts(name) for name in list_gates()}
+    return {_label(name, form.options): name for name, facts in sheets.items() if facts for form in facts.forms}
+
+
+def count_formula(form: Form) -> str:
+    """``2*C*S + S + C, S = C // 16``."""
+    return ", ".join([form.parameters, *(f"{letter} = {value}" for letter, value in form.letters.items())])
+
+
+def measure(spec: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[int, int, bool]:
+    """(parameters, multiply-adds for one image, whether it is a function of the channel means) of a gate."""
+    channels, height, width = size
+    with torch.device("meta"):
+        gate = create_gate(spec, channels, feature_size=(height, width)).eval()
+        image = torch.empty(1, channels, height, width)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        gate.scale(image)
+    return sum(p.numel() for p in gate.parameters()), counter.get_total_flops() // 2, gate.channelwise
+
+
+def describe_gate(label: str) -> dict[str, Any]:
+    """One gate with its options, by its name or the label of one of its forms ("ge_theta").
+
+    ``forms`` are as :func:`summarise_gate` gives them, ``options`` is a list of {option, default, meaning}, ``notes``
+    the docstring of its class.
+
+    Raises:
+        ExciteError: there is no such gate.
+    """
+    name = _labels().get(label, label)
+    forms, facts = summarise_gate(name), gate_facts(name)
+    meanings = facts.options if facts else {}
+    options = [{"option": o, "default": d, "meaning": meanings.get(o)} for o, d in gate_defaults(name).items()]
+    return {
+        "name": name,
+        "title": facts.title if facts else None,
+        "paper": facts.paper if facts else None,
+        "forms": forms,
+        "options": options,
+        "notes": cleandoc(gate_class(name).__doc__ or ""),
+    }

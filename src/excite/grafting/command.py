@@ -1,0 +1,199 @@
+"""``excite graft``: a network from a file or by name, gates in it, and the proof that it computes what it did."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excite.data import Preprocessing
+from excite.errors import ExciteError
+from excite.files import written_aside
+from excite.grafting.core import GraftPlan, example_for, graft
+from excite.grafting.stored import header, is_grafted_file, make_timm_model, save_grafted
+from excite.models.base import Classifier
+from excite.models.catalog import VARIANTS
+
+#: Images for the proof, where a folder holds more, and random ones where none are given.
+MOST_IMAGES, RANDOM_IMAGES = 64, 8
+
+
+@dataclass
+class Source:
+    """What a network came from.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        name: as it was given.
+        meta: header of a checkpoint of ours; empty for others.
+        preprocessing: how an image becomes its input, where that is known.
+        library: "timm" or "excite".
+    """
+
+    model: nn.Module
+    name: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
+    library: str = "excite"
+
+
+def run(
+    source: str,
+    *,
+    gate: str,
+    at: list[str],
+    init: str,
+    options: Mapping[str, Any],
+    dry_run: bool,
+    images: str | None,
+    weights: str | None,
+    out: Path | None,
+    force: bool,
+    say: Callable[[str], None],
+    show: Callable[[GraftPlan], None],
+) -> dict[str, Any]:
+    """Graft, prove and write; what ``--json`` prints.
+
+    Raises:
+        ExciteError: one sentence, and nothing was written.
+    """
+    if dry_run and out is not None:
+        raise ExciteError("--dry-run writes nothing: leave --out away")
+    if out is not None and out.exists() and not force:
+        raise ExciteError(f"{out} exists already; --force writes over it")
+    opened = open_source(source, weights)
+    if out is not None and opened.library == "excite" and not opened.meta:
+        raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
+    settings: dict[str, Any] = {"at": at or "auto", "init": init, **options}
+    plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
+    show(plan)
+    parameters = sum(p.numel() for p in opened.model.parameters())
+    result: dict[str, Any] = {"source": source, "parameters": parameters, **plan.to_dict()}
+    if dry_run:
+        return result
+    batch, what = proof_images(opened, images)
+    grafted = graft(opened.model, gate, **settings)
+    proof = prove(opened.model, grafted, batch)
+    result |= {"images": len(batch), "images_are": what, **proof}
+    say(
+        f"largest difference of the logits before and after on {len(batch)} {what}: {proof['difference']:g} (fp32; "
+        f"largest logit {proof['largest']:g})"
+    )
+    if proof["fused_difference"]:
+        say(f"in the fused form, which rounds elsewhere: {proof['fused_difference']:.1e}")
+    if init == "identity" and proof["difference"] != 0.0:
+        raise ExciteError(f"the grafted network is not the one before: its logits differ by {proof['difference']:g}")
+    if out is not None:
+        _write(opened, grafted, out)
+        say(f"written: {out}")
+        result["out"] = str(out)
+    return result
+
+
+def open_source(source: str, weights: str | None = None) -> Source:
+    """A run folder, a checkpoint (ours or another system's), ``timm:NAME``, or the name of a model of ours.
+
+    ``weights``: a file with a state dict for a model that is given by name, which has random ones otherwise.
+    """
+    if source.startswith("timm:"):
+        model = make_timm_model(source.removeprefix("timm:"))
+        found = Source(model, source, preprocessing=_timm_preprocessing(model), library="timm")
+    elif source in VARIANTS and not Path(source).exists():
+        from excite.models import create_model
+
+        found = Source(create_model(source), source)
+    elif Path(source).is_file() and is_grafted_file(source):
+        raise ExciteError(f"{source} is a grafted network already; excite.grafting.load_grafted loads it")
+    else:
+        from excite.inference import load
+
+        predictor = load(source, "cpu")
+        found = Source(predictor.model, source, predictor.meta, predictor.preprocessing)
+        found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if weights is not None:
+        if found.meta:
+            raise ExciteError(f"--weights is for a model that is given by name; {source} has weights of its own")
+        _load_state(found.model, weights)
+    found.model.eval()
+    return found
+
+
+def _load_state(model: nn.Module, path: str) -> None:
+    from excite.weights.stored import read_weights
+
+    tensors = read_weights(path).tensors
+    own = model.state_dict()
+    wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
+    wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    if wrong:
+        raise ExciteError(
+            f"{path} does not fit {type(model).__name__}: {len(wrong)} tensors are missing, left over or of another "
+            f"shape ({', '.join(wrong[:3])}, ...)"
+        )
+    model.load_state_dict(tensors)
+
+
+def _timm_preprocessing(model: nn.Module) -> Preprocessing | None:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (0, 0, 1))
+    if height != width or config.get("interpolation") not in ("bilinear", "bicubic", "lanczos"):
+        return None
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return Preprocessing(height, config.get("crop_pct", 0.875), config["interpolation"], mean, std, channels)
+
+
+def proof_images(source: Source, folder: str | None) -> tuple[Tensor, str]:
+    """A batch for the proof, (N, C, H, W) float32, and what it is."""
+    if folder is None:
+        (example,), _ = example_for(source.model)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn((RANDOM_IMAGES, *example.shape[1:]), generator=generator), "random images (normal noise)"
+    if source.preprocessing is None:
+        raise ExciteError(f"--images: {source.name} does not say how images become its input; leave --images away")
+    from excite.inference import find_images
+
+    files = find_images([folder])[:MOST_IMAGES]
+    pixels = torch.stack([source.preprocessing.load(file) for file in files])
+    return source.preprocessing.normalize(pixels), f"images from {folder}"
+
+
+@torch.inference_mode()
+def prove(before: nn.Module, after: nn.Module, batch: Tensor) -> dict[str, float]:
+    """Largest differences of the logits, in float32 and evaluation mode.
+
+    Returns:
+        ``difference``: in the textbook form (contiguous maps); ``fused_difference``: of our own models as they run on a
+        CPU (channels-last maps, fused operator), 0 for others; ``largest``: the largest logit, absolute.
+    """
+    layouts = [torch.contiguous_format, *([torch.channels_last] if isinstance(before, Classifier) else [])]
+    differences, largest = [], 0.0
+    for layout in layouts:
+        results = []
+        for model in (before, after):
+            model.eval().to(memory_format=layout)  # type: ignore[call-overload]
+            parts = [_logits(model(part.contiguous(memory_format=layout))) for part in batch.split(8)]
+            results.append(torch.cat(parts))
+        differences.append(float((results[0] - results[1]).abs().max()))
+        largest = max(largest, float(results[0].abs().max()))
+    for model in (before, after):
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return {"difference": differences[0], "fused_difference": sum(differences[1:]), "largest": largest}
+
+
+def _logits(output: Any) -> Tensor:
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor):
+        raise ExciteError(f"the network gives a {type(output).__name__} and no logits, so nothing can be compared")
+    return logits.float()
+
+
+def _write(source: Source, grafted: nn.Module, out: Path) -> None:
+    if not isinstance(grafted, Classifier):
+        save_grafted(grafted, out, source.name)
+        return
+    from excite.training.checkpoint import save_weights
+
+    with written_aside(out) as aside:
+        save_weights(aside, grafted, header(source.meta, grafted, None))

@@ -1,0 +1,240 @@
+"""A network's forward pass as a graph that says where residual branches end.  Letters: N images, C channels, H x W."""
+
+import inspect
+import io
+import operator
+from collections.abc import Callable
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from excite.errors import ExciteError
+from excite.gates import Gate
+from excite.grafting.wrapper import Grafted
+
+#: Modules that learn a linear map or a norm: what a residual branch ends in.
+LAYERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+)
+_CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
+_ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_MUL = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
+_ATEN_LAYERS = {
+    "conv1d", "conv2d", "conv3d", "convolution", "linear", "addmm",
+    "batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training",
+    "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm",
+}  # fmt: skip
+
+
+@dataclass
+class Step:
+    """One operation of the forward pass.
+
+    Attributes:
+        kind: "add", "layer" (convolution, dense layer, norm), "gate" (a map times something computed from a map),
+            "same" (elementwise or a permutation of one map) or "other".
+        inputs: indices of the steps that feed it, those that come from the image.
+        shape: of the result, where that is one tensor.
+        module: the module whose whole result this is; None where there is none.
+        convolution: whether it is a layer and no norm.
+        label: what to call it in a message.
+    """
+
+    kind: str
+    inputs: list[int]
+    shape: tuple[int, ...] | None
+    module: str | None = None
+    convolution: bool = False
+    label: str = ""
+    users: list[int] = field(default_factory=list)
+
+
+@dataclass
+class DataFlow:
+    """The steps in order, and how they were found ("torch.fx" or "torch.export")."""
+
+    steps: list[Step]
+    traced_by: str
+
+    def __post_init__(self) -> None:
+        for index, step in enumerate(self.steps):
+            for source in step.inputs:
+                self.steps[source].users.append(index)
+
+
+def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> DataFlow:
+    """Follow ``model(*args, **kwargs)`` by torch.fx, or by torch.export where fx cannot.
+
+    Raises:
+        ExciteError: neither can; the sentence says what stopped them, and how to name places instead.
+    """
+    args, kwargs = example
+    problems = []
+    for name, tracer in (("torch.fx", _by_fx), ("torch.export", _by_export)):
+        try:
+            with _evaluating(model), torch.no_grad():
+                return DataFlow(tracer(model, args, kwargs), name)
+        except Exception as error:
+            problems.append(f"{name}: {_first_line(error)}")
+    raise ExciteError(
+        f"the residual branches of {type(model).__name__} cannot be found, because it cannot be traced "
+        f"({'; '.join(problems)}); name modules to put gates behind, such as at=['layer1.0.bn2', 'layer2.*.bn2']"
+    )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Any:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.split("\n")[0].rstrip(".")[:160]
+
+
+# --- torch.fx -------------------------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Goes into every module but those whose kind is known: layers (subclasses, too), gates, and torch.nn's own."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (*LAYERS, Gate, Grafted)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Step]:
+    call = inspect.signature(model.forward).bind(*args, **kwargs)
+    given = set(call.arguments)
+    call.apply_defaults()
+    # Arguments left at their defaults are what they are (None, False ...), so that decisions by them can be followed.
+    plain = {
+        name for name, p in call.signature.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    }
+    fixed = {name: value for name, value in call.arguments.items() if name in plain - given}
+    graph = _Tracer().trace(model, concrete_args=fixed)
+    traced = fx.GraphModule(model, graph)
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    ordered = [value for name, value in call.arguments.items() if name in plain]
+    with redirect_stderr(io.StringIO()):  # it prints the traceback of what it then raises
+        ShapeProp(traced).propagate(*ordered)
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+
+    def describe(node: fx.Node) -> Step:
+        shape = _shape(node.meta.get("tensor_meta"))
+        if node.op == "call_module":
+            module = model.get_submodule(str(node.target))
+            kind = "gate" if isinstance(module, Gate | Grafted) else "layer" if isinstance(module, LAYERS) else ""
+            # A module that runs several times, on several maps, is no one branch's end.
+            place = str(node.target) if calls[str(node.target)] == 1 else None
+            return Step(
+                kind, [], shape, place, isinstance(module, _CONVOLUTIONS), f"{type(module).__name__} {node.target}"
+            )
+        kind = "add" if node.target in _ADD else "mul" if node.target in _MUL else ""
+        return Step(kind, [], shape, None, False, _owner(node))
+
+    return _collect(graph, describe, set(names))
+
+
+def _owner(node: fx.Node) -> str:
+    """The innermost module that an operation belongs to."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path, kind = list(stack.values())[-1] if stack else ("", "")
+    return f"{getattr(kind, '__name__', str(kind).split('.')[-1])} {path}".strip()
+
+
+def _shape(meta: Any) -> tuple[int, ...] | None:
+    shape = getattr(meta, "shape", None)
+    return None if shape is None else tuple(int(n) for n in shape)
+
+
+# --- torch.export ---------------------------------------------------------------------------------------------------
+
+
+def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Step]:
+    program = torch.export.export(model, args, kwargs, strict=False)
+    paths = {
+        node: [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()] for node in program.graph.nodes
+    }
+
+    def describe(node: fx.Node) -> Step:
+        shape = _shape(node.meta.get("val"))
+        name = str(node.target).removeprefix("aten.").split(".")[0] if node.op == "call_function" else ""
+        if name in _ATEN_LAYERS:
+            path = paths[node][-1] if paths[node] else ""
+            whole = all(path not in paths[user] for user in node.users)
+            return Step("layer", [], shape, path if whole and path else None, "norm" not in name, _owner(node))
+        kind = "add" if name.rstrip("_") == "add" else "mul" if name.rstrip("_") == "mul" else ""
+        return Step(kind, [], shape, None, False, _owner(node))
+
+    return _collect(program.graph, describe, set(program.graph_signature.user_inputs))
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[str]) -> list[Step]:
+    """Steps of the nodes that depend on the image; weights and what is made of them alone are left out."""
+    steps: list[Step] = []
+    index: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        if node.op in ("get_attr", "output"):
+            continue
+        sources = [index[n] for n in node.all_input_nodes if n in index]
+        if node.op == "placeholder":
+            if str(node.target) not in inputs:
+                continue
+        elif not sources:
+            continue
+        step = describe(node)
+        step.inputs = sources
+        step.kind = step.kind if step.kind in ("add", "layer", "gate") else _kind(step, steps)
+        index[node] = len(steps)
+        steps.append(step)
+    return steps
+
+
+def _kind(step: Step, steps: list[Step]) -> str:
+    shapes = [
+        shape for i in step.inputs if (shape := steps[i].shape) is not None
+    ]  # numbers such as x.size(0) have none
+    if step.shape is None or not shapes:
+        return "other"
+    if (
+        step.kind == "mul"
+        and len(shapes) == 2
+        and (shapes[0] != shapes[1] or any(_is_spread(i, steps) for i in step.inputs))
+    ):
+        return "gate"
+    return "same" if len(shapes) == 1 and _numel(shapes[0]) == _numel(step.shape) else "other"
+
+
+def _is_spread(index: int, steps: list[Step]) -> bool:
+    """Whether a map was made by repeating a smaller one (expand, interpolate), as gates do before they multiply."""
+    while steps[index].kind == "same":
+        index = next(i for i in steps[index].inputs if steps[i].shape is not None)
+    sources = [_numel(shape) for i in steps[index].inputs if (shape := steps[i].shape) is not None]
+    shape = steps[index].shape
+    if steps[index].kind != "other" or shape is None or not sources:
+        return False
+    return min(sources) < _numel(shape) != sum(sources)  # equal to the sum: a concatenation
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()

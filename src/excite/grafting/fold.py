@@ -1,0 +1,172 @@
+"""A gate that always answers alike is a factor of the layer before it.  Letters: N images, C channels."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from excite.errors import ExciteError
+from excite.gates import Gate
+from excite.grafting.core import record_gates
+from excite.grafting.wrapper import Grafted
+from excite.models.base import Classifier
+from excite.models.blocks import PreactBasicBlock, PreactBottleneck, ResidualBlock
+from excite.models.tf_seresnet import GatedConv
+
+
+@dataclass
+class Scales:
+    """What a gate multiplied each channel by, over some images and all positions.
+
+    Attributes:
+        mean: (C), float32.
+        spread: (C), the largest distance of one scale from the mean.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    def constant(self, tolerance: float) -> bool:
+        """Whether no scale of any channel was further than ``tolerance`` from the channel's mean."""
+        return bool((self.spread <= tolerance).all())
+
+
+def gate_holders(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> the module with the attribute ``gate``, of all gates: blocks of ours, ``Grafted`` elsewhere."""
+    if isinstance(model, Classifier):
+        return {name: block for name, block in model.gate_slots().items() if isinstance(block.gate, Gate)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
+
+
+class _Recorder(Gate):
+    """Stands in for a gate and notes what that says."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__()
+        self.gate = gate
+        self.channelwise = gate.channelwise
+        self.count = 0
+        self.total: Tensor | float = 0.0  # on the device, in float64: millions of scales
+        self.least: Tensor | None = None
+        self.most: Tensor | None = None
+
+    def excitation(self, squeezed: Tensor) -> Tensor:
+        return self._note(self.gate.excitation(squeezed), squeezed.shape[1])
+
+    def scale(self, x: Tensor) -> Tensor:
+        return self._note(self.gate.scale(x), x.shape[1])
+
+    def _note(self, scale: Tensor, channels: int) -> Tensor:
+        flat = scale.detach().float()
+        flat = (flat if flat.ndim == 2 else flat.movedim(1, -1).flatten(0, -2)).expand(-1, channels)
+        self.count += len(flat)
+        self.total = self.total + flat.double().sum(0)
+        least, most = flat.amin(0), flat.amax(0)
+        self.least = least if self.least is None else torch.minimum(self.least, least)
+        self.most = most if self.most is None else torch.maximum(self.most, most)
+        return scale
+
+    def scales(self) -> Scales:
+        if self.least is None or self.most is None or isinstance(self.total, float):
+            raise ExciteError("a gate was never asked: no images went through the network")
+        mean = (self.total / self.count).float()
+        return Scales(mean, torch.maximum(self.most - mean, mean - self.least))
+
+
+class Fixed(Gate):
+    """Says the same for every image: ``scale`` (C)."""
+
+    channelwise = True
+
+    fixed: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", scale)
+
+    def excitation(self, squeezed: Tensor) -> Tensor:
+        return self.fixed.to(squeezed.dtype).expand_as(squeezed)
+
+
+@contextmanager
+def recording(model: nn.Module) -> Iterator[dict[str, _Recorder]]:
+    """Within the block every gate of ``model`` notes its scales; ``recorder.scales()`` gives them."""
+    recorders: dict[str, _Recorder] = {}
+    holders = gate_holders(model)
+    for name, holder in holders.items():
+        assert isinstance(holder.gate, Gate)
+        recorders[name] = _Recorder(holder.gate)
+        holder.gate = recorders[name]
+    try:
+        yield recorders
+    finally:
+        for name, holder in holders.items():
+            holder.gate = recorders[name].gate
+
+
+def layer_before(name: str, holder: nn.Module) -> nn.Module:
+    """The layer that a gate's constant scale can be folded into.
+
+    Raises:
+        ExciteError: there is none, because something that is not linear stands between, or nothing that has weights.
+    """
+    layer: nn.Module | None = None
+    if isinstance(holder, Grafted):
+        layer = holder.inner
+    elif isinstance(holder, GatedConv):
+        layer = holder.conv
+    elif isinstance(holder, ResidualBlock) and holder.position == "standard":
+        bare = isinstance(holder, PreactBasicBlock | PreactBottleneck)
+        last = "3" if hasattr(holder, "conv3") else "2"
+        layer = holder.get_submodule(f"{'conv' if bare else 'bn'}{last}")
+    if layer is None or not _can_take(layer):
+        what = "the block's gate does not stand behind its last layer" if layer is None else type(layer).__name__
+        raise ExciteError(
+            f"the gate at {name} cannot be folded: no convolution or affine norm right before it ({what})"
+        )
+    return layer
+
+
+def _can_take(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+        activation = getattr(layer, "act", None)  # timm's norms may bring one along; a ReLU passes a positive factor on
+        return layer.weight is not None and (activation is None or isinstance(activation, nn.Identity | nn.ReLU))
+    return isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+
+
+@torch.no_grad()
+def fold_scale(layer: nn.Module, scale: Tensor) -> None:
+    """Multiply what ``layer`` gives by ``scale`` (C), in its weights."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    scale = scale.to(weight.device)
+    if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        shaped = scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
+        weight.copy_((weight.view(layer.groups, -1, *weight.shape[1:]) * shaped).view_as(weight))
+    else:
+        weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)).to(weight.dtype))
+    if isinstance(bias, Tensor):
+        bias.mul_(scale.to(bias.dtype))
+
+
+def fold_gates(model: nn.Module, scales: dict[str, Tensor]) -> None:
+    """Take gates away, in place, and multiply the layer before each by the scale (C) that is to stand for it.
+
+    Raises:
+        ExciteError: a layer cannot take it; nothing is changed then.
+    """
+    holders = gate_holders(model)
+    layers = {name: layer_before(name, holders[name]) for name in scales}
+    for name, scale in scales.items():
+        fold_scale(layers[name], scale)
+        holder = holders[name]
+        if isinstance(holder, Grafted):
+            holder.inner.train(holder.training)
+            parent, _, leaf = name.rpartition(".")
+            model.get_submodule(parent)._modules[leaf] = holder.inner
+        else:
+            holder.gate = None  # type: ignore[assignment]
+    if isinstance(model, Classifier) and model.gate_spec is not None:
+        record_gates(model, model.gate_spec)

@@ -1,0 +1,277 @@
+"""``excite prune``: take gates out in the order of what they do, and show what that costs and saves."""
+
+import copy
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from excite.data import EvalLoader, open_data
+from excite.errors import ExciteError
+from excite.files import write_json, written_aside
+from excite.grafting.fold import Fixed, Scales, fold_gates, gate_holders, layer_before, recording
+from excite.grafting.stored import header
+from excite.inference import Predictor
+from excite.models.base import Classifier
+from excite.recipe import Recipe, apply_overrides
+from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
+from excite.training.evaluation import Evaluation, evaluate
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Point:
+    """The network with some gates left.
+
+    Attributes:
+        place: what was taken out last; "" for the network as it was, "constant gates" for all that say always the same.
+        gates: how many are left.
+        top1, loss: on the validation images; percent, nats.
+        effect: percentage points of top-1 that this gate is worth alone, with all others in place.
+        ms: median milliseconds of a batch.
+        parameters: of the whole network.
+    """
+
+    place: str
+    gates: int
+    top1: float
+    loss: float
+    effect: float
+    ms: float
+    parameters: int
+
+
+@dataclass
+class Pruned:
+    """What :func:`prune` found.
+
+    Attributes:
+        model: the network that was chosen, gates folded.
+        points: the curve, the network as it was first.
+        chosen: index of the chosen point.
+        constant: places whose scale was constant.
+        batch: images of a timed batch.
+        images: validation images.
+        meta: header of the checkpoint it came from.
+    """
+
+    model: nn.Module
+    points: list[Point]
+    chosen: int
+    constant: list[str]
+    batch: int
+    images: int
+    meta: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the points, which one was chosen, and the constant gates."""
+        points = [asdict(point) for point in self.points]
+        return {
+            "points": points,
+            "chosen": self.chosen,
+            "constant": self.constant,
+            "batch": self.batch,
+            "images": self.images,
+        }
+
+
+def prune(
+    source: str | Path,
+    overrides: list[str] | None = None,
+    *,
+    tolerance: float = 1e-4,
+    max_drop: float = 0.0,
+    calibration: int = 2000,
+    batch: int = 16,
+    rounds: int = 5,
+    device: str = "auto",
+    say: Say = lambda line: None,
+) -> Pruned:
+    """Take gates out of a trained network of ours.
+
+    Every gate's scale is measured on ``calibration`` training images. Those whose scale is the same for all of them, in
+    every channel within ``tolerance``, are folded into the layer before them: nothing is lost. Each other one is fixed
+    at its mean scale, alone, to see what it is worth on the validation images; then they go one after the other, the
+    cheapest first. Each point of the curve is a network with those gates folded, evaluated and timed.
+
+    Args:
+        source: run folder or checkpoint.
+        overrides: ``data.key=value``, as for ``excite validate``.
+        tolerance: largest distance of a scale from its channel's mean that counts as none.
+        max_drop: percentage points of top-1 that may be lost: the point with the fewest gates within it is chosen.
+        calibration: training images that the scales are measured on (class-balanced, seeded).
+        batch: images of a timed batch.
+        rounds: how often each network is timed, all in turns.
+        device: "auto", "cpu", "cuda" ...
+        say: told what is done.
+
+    Raises:
+        ExciteError: no gates, data that cannot be read, a gate that stands where it cannot be folded.
+    """
+    if tolerance < 0 or max_drop < 0:
+        raise ExciteError("tolerance and max_drop are 0 or more")
+    checkpoint = read_weights(source)
+    predictor = Predictor(checkpoint, device, checkpoint.meta["precision"])  # the numbers are those of the training
+    model = predictor.model
+    holders = gate_holders(model)
+    if not holders:
+        raise ExciteError(f"{source} has no gates to prune")
+    for name, holder in holders.items():
+        layer_before(name, holder)
+    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides or [])), str(source))
+    scales = _measure_scales(predictor, recipe, calibration)
+    measure = _Validation(predictor, recipe)
+    constant = [name for name, found in scales.items() if found.constant(tolerance)]
+    say(f"{len(constant)} of {len(holders)} gates say the same for all of {calibration} images (within {tolerance:g})")
+    before = measure(model)
+    effects = {}
+    for name in holders:
+        if name not in constant:
+            effects[name] = before.top1 - _without(model, {name: scales[name].mean}, measure).top1
+            say(f"{name}: worth {effects[name]:+.2f} percentage points of top-1 alone")
+    order = sorted(effects, key=effects.__getitem__)
+    networks, points = _curve(model, scales, constant, order, effects, before, measure)
+    times = _time(networks, predictor, batch, rounds)
+    points = [Point(**{**asdict(point), "ms": ms}) for point, ms in zip(points, times, strict=True)]
+    within = [i for i, point in enumerate(points) if point.top1 >= before.top1 - max_drop]
+    chosen = max(within, key=lambda i: (-points[i].gates, i))
+    return Pruned(networks[chosen], points, chosen, constant, batch, before.images, predictor.meta)
+
+
+class _Validation:
+    """Evaluates a network on the validation images of a recipe."""
+
+    def __init__(self, predictor: Predictor, recipe: Recipe) -> None:
+        self.predictor, self.recipe = predictor, recipe
+        self.data = open_data(recipe.data, recipe.augment)
+        if self.data.classes != predictor.classes:
+            raise ExciteError(f"the classes of the data are not the {len(predictor.classes)} of the network")
+
+    def __call__(self, model: nn.Module) -> Evaluation:
+        p = self.predictor
+        batches = EvalLoader(
+            self.data.val, batch_size=self.recipe.eval.batch_size, device=p.device, data_config=self.recipe.data
+        )
+        return evaluate(model, batches, p.preprocessing, len(p.classes), p.device, p.precision)
+
+
+def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> dict[str, Scales]:
+    limit = recipe.data.limit_train
+    limited = recipe.data.model_copy(update={"limit_train": images if limit is None else min(images, limit)})
+    data = open_data(limited, recipe.augment)
+    with recording(predictor.model) as recorders:
+        for pixels, _, _ in EvalLoader(
+            data.train, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=recipe.data
+        ):
+            predictor.logits(pixels)
+        return {name: recorder.scales() for name, recorder in recorders.items()}
+
+
+def _without(model: nn.Module, means: dict[str, Tensor], measure: _Validation) -> Evaluation:
+    """Evaluate with some gates fixed, and put them back."""
+    holders = gate_holders(model)
+    gates = {name: holders[name].gate for name in means}
+    try:
+        for name, mean in means.items():
+            holders[name].gate = Fixed(mean)
+        return measure(model)
+    finally:
+        for name, gate in gates.items():
+            holders[name].gate = gate
+
+
+def _curve(
+    model: nn.Module,
+    scales: dict[str, Scales],
+    constant: list[str],
+    order: list[str],
+    effects: dict[str, float],
+    before: Evaluation,
+    measure: _Validation,
+) -> tuple[list[nn.Module], list[Point]]:
+    """The network as it was, without its constant gates, then with one gate less at a time."""
+    steps = [("constant gates", constant)] if constant else []
+    steps += [(name, [name]) for name in order]
+    networks, points = [model], [_point("", model, before, 0.0)]
+    for label, names in steps:
+        network = copy.deepcopy(networks[-1])
+        fold_gates(network, {name: scales[name].mean for name in names})
+        networks.append(network)
+        points.append(_point(label, network, measure(network), effects.get(label, 0.0)))
+    return networks, points
+
+
+def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> Point:
+    parameters = sum(p.numel() for p in model.parameters())
+    return Point(place, len(gate_holders(model)), result.top1, result.loss, effect, 0.0, parameters)
+
+
+def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
+    """Median milliseconds of a forward pass of each, measured in turns."""
+    from excite.bench.timing import inference_step, time_steps
+
+    p = predictor.preprocessing
+    images = torch.randn(batch, p.in_chans, p.image_size, p.image_size, device=predictor.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    steps = [inference_step(network, images, predictor.precision) for network in networks]
+    seconds: list[list[float]] = [[] for _ in steps]
+    for _ in range(rounds + 1):
+        for step, found in zip(steps, seconds, strict=True):
+            found += time_steps(step, predictor.device, 3)
+    return [1000 * statistics.median(found[3:]) for found in seconds]
+
+
+def draw(result: Pruned, path: Path, title: str) -> Path:
+    """The curve as a picture: top-1 and time of a batch over the gates that are left (PNG)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    accuracy, time = figure.subplots(1, 2)
+    gates = [point.gates for point in result.points]
+    for axis, values, label, color in (
+        (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", "#0072B2"),
+        (time, [p.ms for p in result.points], f"ms for {result.batch} images (median)", "#009E73"),
+    ):
+        axis.plot(gates, values, "o-", color=color)
+        place = (gates[result.chosen], values[result.chosen])
+        axis.plot(*place, "o", ms=13, mfc="none", mec="#D55E00", mew=2, label="chosen")
+        axis.set(xlabel="gates left", ylabel=label)
+        axis.invert_xaxis()
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+    # What top-1 may be off by, because the images are only so many: the standard error of a share.
+    error = [100 * (p.top1 / 100 * (1 - p.top1 / 100) / result.images) ** 0.5 for p in result.points]
+    low, high = ([p.top1 + sign * e for p, e in zip(result.points, error, strict=True)] for sign in (-1, 1))
+    band = f"standard error of {result.images:,} images"
+    accuracy.fill_between(gates, low, high, color="#0072B2", alpha=0.15, linewidth=0, label=band)
+    accuracy.legend(frameon=False)
+    figure.suptitle(title)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110, format="png")
+    return path
+
+
+def write(result: Pruned, folder: Path, source: str) -> None:
+    """``model.safetensors``, ``prune.json`` and ``prune.png`` into a new folder, whole or not at all.
+
+    Raises:
+        ExciteError: the folder is there already, or cannot be written.
+    """
+
+    if folder.exists():
+        raise ExciteError(f"{folder} exists already; name a new folder")
+    model = result.model
+    assert isinstance(model, Classifier)
+    point = result.points[result.chosen]
+    meta = header(result.meta, model, {"top1": point.top1, "loss": point.loss})
+    with written_aside(folder) as aside:
+        aside.mkdir(parents=True)
+        save_weights(aside / WEIGHTS, model, meta)
+        write_json(aside / "prune.json", result.to_dict())
+        draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")

@@ -1,0 +1,149 @@
+"""Grafted networks of other libraries in a file: the weights, and what is needed to put the gates where they were."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from excite.errors import ExciteError
+from excite.files import written_aside
+from excite.gates import gate_options, list_gates
+from excite.grafting.core import ungraft, wrap
+from excite.grafting.places import Place
+from excite.grafting.wrapper import Grafted
+from excite.models.base import Classifier
+from excite.models.factory import OPTION_NAMES
+
+HEADER, FORMAT_VERSION = "excite_graft", 1
+
+
+def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, float] | None) -> dict[str, Any]:
+    """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one."""
+    from excite.training.run_folder import versions
+
+    args = model.model_args
+    recipe = dict(meta["recipe"])
+    of_gates = {
+        "gate",
+        "gate_at",
+        "gate_position",
+        *(OPTION_NAMES.get(o, o) for name in list_gates() for o in gate_options(name)),
+    }
+    kept = {k: v for k, v in (recipe["model"].get("options") or {}).items() if k not in of_gates}
+    recipe["model"] = {**recipe["model"], "options": {**kept, **{k: v for k, v in args.items() if k in of_gates}}}
+    changed = {"model": {"name": model.model_name, "args": args}, "recipe": recipe, "metrics": metrics}
+    return {**meta, **changed, "versions": versions()}
+
+
+def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
+    """Write a grafted network of another library as one safetensors file (whole or not at all).
+
+    The names of the tensors are those of the ungated network, with ``PLACE.gate.*`` besides.
+
+    Args:
+        model: what ``excite.graft`` returned. Our own models are saved as every checkpoint of ours.
+        path: the file.
+        source: how to build the ungated network again, such as ``timm:resnet50``; "" where :func:`load_grafted` will be
+            given it.
+
+    Raises:
+        ExciteError: the network has no grafted gates, or the file cannot be written.
+    """
+    if isinstance(model, Classifier):
+        raise ExciteError(f"{model.model_name} is one of ours: its run folders and checkpoints know of its gates")
+    wrappers = {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
+    if not wrappers:
+        raise ExciteError(f"{type(model).__name__} has no grafted gates, so there is nothing to remember of them")
+    places = [
+        {"name": name, "channels": w.channels, "size": list(w.size), "channels_last": w.channels_last, "spec": w.spec}
+        for name, w in wrappers.items()
+    ]
+    about = {"format_version": FORMAT_VERSION, "source": source, "network": type(model).__name__, "places": places}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_aside(Path(path)) as aside:
+        # Weights under two names (tied layers) share their memory, which the format refuses: each gets its own.
+        seen: set[int] = set()
+        for name, tensor in tensors.items():
+            if tensor.data_ptr() in seen:
+                tensors[name] = tensor.clone()
+            seen.add(tensor.data_ptr())
+        save_file(tensors, aside, metadata={"format": "pt", HEADER: json.dumps(about)})
+
+
+def is_grafted_file(path: str | Path) -> bool:
+    """Whether :func:`save_grafted` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return HEADER in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The network that :func:`save_grafted` wrote, gates in their places, weights loaded.
+
+    Args:
+        path: the file.
+        model: the network without gates, changed in place; None builds what the file names (timm's models).
+
+    Raises:
+        ExciteError: the file is another, or it does not fit the network.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise ExciteError(f"{path} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
+    if text is None:
+        raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
+    about = json.loads(text)
+    if about.get("format_version") != FORMAT_VERSION:
+        raise ExciteError(f"{path} has format {about.get('format_version')}; this version reads {FORMAT_VERSION}")
+    if model is None:
+        if not about["source"].startswith("timm:"):
+            raise ExciteError(f"{path} does not say how to build its {about['network']}; give model= without gates")
+        model = make_timm_model(about["source"].removeprefix("timm:"))
+    names = {name for name, _ in model.named_modules()}
+    for entry in about["places"]:
+        if entry["name"] not in names:
+            raise ExciteError(f"{path} has a gate behind {entry['name']!r}, which {type(model).__name__} does not have")
+    for entry in about["places"]:
+        wrap(model, _place(entry), entry["spec"])
+    wrong = _misfits(model, tensors)
+    if wrong:
+        ungraft(model, inplace=True)
+        raise ExciteError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}")
+    model.load_state_dict(tensors)
+    return model
+
+
+def _place(entry: Mapping[str, Any]) -> Place:
+    return Place(entry["name"], entry["channels"], tuple(entry["size"]), entry["channels_last"])
+
+
+def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, left over or of another shape, one clause each."""
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
+    wrong += [f"{name} is left over" for name in tensors if name not in own]
+    return wrong + [
+        f"{name} has shape {tuple(t.shape)} instead of {tuple(own[name].shape)}"
+        for name, t in tensors.items()
+        if name in own and own[name].shape != t.shape
+    ]
+
+
+def make_timm_model(name: str) -> nn.Module:
+    """timm's model of that name, with random weights. Raises ExciteError: timm is missing, or has none such."""
+    from excite.bench.contenders import import_timm
+    from excite.errors import nearest
+
+    timm = import_timm()
+    if not timm.is_model(name):
+        raise ExciteError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    return timm.create_model(name)

@@ -1,0 +1,430 @@
+"""The evaluation form: a copy of a network for inference, without batch norms and with its weights made ready.
+
+Letters: N images, C channels, H x W positions, P = H * W, K classes.
+
+A batch norm behind a convolution is a factor and an offset per channel, which go into the convolution's weights and
+bias (Jacob et al., arXiv 1712.05877, section 3.2). What is left of a block's end is mean, gate, and scale, addition and
+ReLU in one pass (``excite.ops``). ReLUs behind convolutions, and an ungated block's addition and ReLU, ride on the
+convolutions (oneDNN's post-ops), whose weights are put into oneDNN's order once instead of at every call.
+
+Measured in ms, seresnet50's layers at 224x224 in bfloat16 on one core of an AMD EPYC (Zen 4):
+
+    batch 1                               F.conv2d   order ready   and ReLU: separate   as post-op
+    64 -> 256, 1x1, 56x56                     1.06          0.55                 0.68         0.55
+    512 -> 512, 3x3, 7x7                      1.79          1.14                 1.76         1.09
+    2048 -> 512, 1x1, 7x7                     2.03          0.68                 1.98         0.60
+    batch 16, in all                   unfolded 769    folded 684
+
+Tried and dropped, because they did not pay: the mean of a 1x1 convolution's output from that of its input (which has a
+quarter of the channels; batch 1: 56.0 ms instead of 55.5, batch 16: 698 instead of 684), and with it, on large maps,
+each image's scale in a copy of the weights, so that gate, addition and ReLU become post-ops, too (54.1 instead of 53.5;
+738 instead of 708); large batches in parts of 4, 2 or 1 images for the caches' sake (728, 753, 803 instead of 670).
+"""
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from excite.errors import ExciteError
+from excite.gates import Gate
+from excite.models.base import Classifier
+from excite.models.blocks import ResidualBlock
+from excite.models.resnet import ResNet
+from excite.models.selective_kernel import SelectiveKernel
+from excite.models.tf_seresnet import GatedConv, TFSEResNet
+from excite.ops import excite_residual, native, norm_relu, spatial_mean
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool = False) -> "FoldedClassifier":
+    """A copy of ``model`` for inference: every batch norm that follows a convolution is folded into it.
+
+    The logits are those of ``model`` up to rounding; ``model`` is left as it is, and later changes of it do not reach
+    the copy. Batch norms that stand in front of a convolution (pre-activation blocks, the TensorFlow net) and those
+    inside of gates stay. Hooks on what is folded are not carried over.
+
+    Args:
+        model: made by ``create_model``, in evaluation mode, on any device.
+        dtype: type of the weights and maps: float64, float32, bfloat16, float16; None leaves the model's. Gates, the
+            remaining norms and the dense layer are float32 where this is bfloat16 or float16, and so are the logits.
+            A model is best folded from float32: what bfloat16 weights have lost is gone.
+        portable: nothing but ordinary ATen operators, for ``torch.export`` and other tools that read graphs. Otherwise
+            oneDNN's fused convolutions and this package's kernels run where they can (on a CPU, in float32 and
+            bfloat16, not under ``torch.compile``). oneDNN's ReLU makes a zero of a NaN; a network that holds a weight
+            that is not finite is therefore run without it.
+
+    Raises:
+        ExciteError: the model is in training mode, not made by ``create_model``, or folded already; or another dtype.
+    """
+    if isinstance(model, FoldedClassifier):
+        raise ExciteError("this model is folded already; fold the one it was made from")
+    if not isinstance(model, Classifier) or not isinstance(model, ResNet | TFSEResNet):
+        raise ExciteError(f"fold takes a model made by create_model, not a {type(model).__name__}")
+    # A fresh dense layer (reset_classifier) is in training mode, where it does nothing else.
+    if any(module.training for module in model.modules() if not isinstance(module, nn.Linear | nn.Identity)):
+        raise ExciteError("fold takes a model in evaluation mode: call model.eval() first")
+    own = next(model.parameters()).dtype
+    if (dtype or own) not in DTYPES:
+        raise ExciteError(f"dtype is {dtype or own}; choose one of {', '.join(map(str, DTYPES))}")
+    # Inference mode off: tensors made in it have no version, by which the made-ready weights are kept up to date.
+    with torch.inference_mode(False), torch.no_grad():
+        return FoldedClassifier(model, dtype or own, portable)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of what is small and delicate beside maps of ``dtype``: gates, norms, the dense layer."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+class FoldedClassifier(nn.Module):
+    """What :func:`fold` gives: (N, in_chans, H, W) of any floating type -> logits (N, K), float32 or float64.
+
+    A model made with ``features_only`` gives its list of maps, in ``dtype``. ``forward_features``,
+    ``forward_intermediates`` and ``forward_head`` are those of the model. It can be copied, pickled, moved between
+    devices, and its ``state_dict`` loaded into another fold of a like model; it has no training mode and, unless it is
+    portable, no gradients.
+    """
+
+    def __init__(self, model: Classifier, dtype: torch.dtype, portable: bool) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.portable = portable
+        net = copy.deepcopy(model).requires_grad_(False)
+        for parameter in net.parameters():
+            parameter.grad = None
+        net.grad_checkpointing = False
+        if portable:
+            net.set_fused("off")
+        _Folder(dtype, portable).fold(net)
+        if not portable:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net
+        self.model_name, self.model_args, self.gate_spec = net.model_name, net.model_args, net.gate_spec
+        self.num_features, self.num_classes = net.num_features, net.num_classes
+        self.in_chans, self.image_size, self.feature_info = net.in_chans, net.image_size, net.feature_info
+        self.eval()
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) the model was built for."""
+        return (self.in_chans, *self.image_size)
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if self.net.out_indices is not None:
+            maps = self.forward_intermediates(x)
+            return [maps[i] for i in self.net.out_indices]
+        return self.forward_head(self.forward_features(x))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> the last map, (N, num_features, H', W'), in ``dtype``."""
+        with self._without_autocast(x):
+            return self.net.forward_features(self._ready(x))
+
+    def forward_intermediates(self, x: Tensor) -> list[Tensor]:
+        """Every map of the model's ``feature_info``, in ``dtype``: the stem's, then one per stage."""
+        with self._without_autocast(x):
+            return self.net.forward_intermediates(self._ready(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """A map -> logits (N, K), or with ``pre_logits`` what the dense layer sees; float32 or float64."""
+        with self._without_autocast(x):
+            pooled = _means(x, self.portable)
+            return pooled if pre_logits else self.net.fc(pooled)
+
+    def train(self, mode: bool = True) -> "FoldedClassifier":
+        """Only ``train(False)``. Raises ExciteError otherwise."""
+        if mode:
+            raise ExciteError("a folded model has no batch norms to train; train the model it was made from")
+        return super().train(False)
+
+    def _ready(self, x: Tensor) -> Tensor:
+        if self.portable:
+            return x.to(self.dtype)
+        if torch.jit.is_tracing():
+            raise ExciteError("this folded model runs more than ATen operators; trace fold(model, portable=True)")
+        if x.requires_grad and torch.is_grad_enabled():
+            raise ExciteError("a folded model has no gradients; use the model it was made from, or fold(portable=True)")
+        return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _without_autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        kind = x.device.type
+        if self.portable or kind == "meta" or not torch.is_autocast_enabled(kind):
+            return nullcontext()
+        return torch.autocast(kind, enabled=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FoldedClassifier":
+        if fn(torch.empty(0, dtype=self.dtype)).dtype is not self.dtype:
+            raise ExciteError("a folded model keeps its type; choose it when folding: fold(model, dtype=...)")
+        return super()._apply(fn, recurse)
+
+
+class _Folder:
+    """Folds the parts of a network in place, into ``dtype``."""
+
+    def __init__(self, dtype: torch.dtype, portable: bool) -> None:
+        self.dtype = dtype
+        self.portable = portable
+
+    def fold(self, net: Classifier) -> None:
+        if isinstance(net, ResNet):
+            self._stem(net)
+            for stage in net.stages():
+                for i, block in enumerate(stage):
+                    stage[i] = FoldedBlock(cast(ResidualBlock, block), self)
+        for module in list(net.modules()):
+            if isinstance(module, GatedConv):
+                module.conv = self.conv(module.conv, None)  # type: ignore[assignment]
+                module.gate = self.gate(module.gate)
+        for module in net.modules():  # norms, gates, the dense layer
+            if not isinstance(module, FoldedConv):
+                module._apply(lambda t: t.to(wide(self.dtype)) if t.is_floating_point() else t, recurse=False)
+        sums = [t.sum(dtype=wide(t.dtype)) for t in net.state_dict().values() if t.is_floating_point()]
+        if not torch.stack(sums).isfinite().all():
+            for module in net.modules():
+                if isinstance(module, FoldedConv):
+                    module.portable = True  # oneDNN's ReLU makes a zero of a NaN: what diverged must not look sound
+
+    def _stem(self, net: ResNet) -> None:
+        norm, relu = net.bn1, net.bn1 is not None
+        if isinstance(net.conv1, nn.Sequential):
+            first, norm1, _, second, norm2, _, last = net.conv1
+            folded = [self.conv(first, norm1, relu=True), self.conv(second, norm2, relu=True)]
+            net.conv1 = nn.Sequential(*folded, self.conv(last, norm, relu=relu))
+        else:
+            net.conv1 = self.conv(net.conv1, norm, relu=relu)
+        net.bn1 = None
+        net.feature_info = [{**entry, "module": entry["module"].replace("bn1", "conv1")} for entry in net.feature_info]
+
+    def conv(self, conv: nn.Module, norm: nn.Module | None, *, relu: bool = False) -> "FoldedConv":
+        """``conv``, the norm behind it and a ReLU as one."""
+        assert isinstance(conv, nn.Conv2d)
+        return FoldedConv(conv, norm, relu, self.dtype, self.portable)
+
+    def gate(self, gate: Gate | None) -> "FoldedGate | None":
+        return None if gate is None else FoldedGate(gate, self.dtype, self.portable)
+
+
+def fold_norm(conv: nn.Conv2d, norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in ``dtype``, of the one convolution that does what ``conv`` and then ``norm`` do."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight.double()
+    offset = norm.running_mean.double() if conv.bias is None else norm.running_mean.double() - conv.bias.double()
+    bias = -offset * factor if norm.bias is None else norm.bias.double() - offset * factor
+    exact = torch.promote_types(conv.weight.dtype, wide(dtype))
+    weight = conv.weight.to(exact) * factor[:, None, None, None].to(exact)
+    return weight.to(dtype), bias.to(dtype)
+
+
+class Prepared(NamedTuple):
+    """A convolution's weights in oneDNN's order, and what they were made from: address, version, size of the map."""
+
+    source: tuple[int, int, torch.Size]
+    packed: Tensor
+
+
+class FoldedConv(nn.Module):
+    """Convolution, addition of a shortcut and ReLU, the last two optional: (N, C, H, W) -> (N, C', H', W').
+
+    A norm without running statistics cannot be folded, and stays behind the convolution.
+
+    Attributes:
+        weight, bias: what the norm was folded into; frozen.
+        relu: whether it ends with a ReLU.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, relu: bool, dtype: torch.dtype, portable: bool) -> None:
+        super().__init__()
+        fixed = isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        weight, bias = fold_norm(conv, cast(_BatchNorm, norm), dtype) if fixed else (conv.weight, conv.bias)
+        self.weight = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
+        self.norm = None if fixed else norm
+        self.relu = relu
+        self.stride, self.padding, self.dilation = conv.stride, cast(tuple[int, ...], conv.padding), conv.dilation
+        self.groups = conv.groups
+        self.portable = portable
+        self._prepared: Prepared | None = None
+
+    def forward(self, x: Tensor, identity: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
+        """``relu(conv(x) + identity)``; with ``overwrite`` the result may be put where ``identity`` is."""
+        return self._run(x, identity, self.relu, overwrite)
+
+    def without_relu(self, x: Tensor) -> Tensor:
+        """``conv(x)``."""
+        return self._run(x, None, False, False)
+
+    def _run(self, x: Tensor, identity: Tensor | None, relu: bool, overwrite: bool) -> Tensor:
+        x = x.to(self.weight.dtype)  # a remaining norm may give float32
+        if self.fuses(x):
+            return self._fused(x, self._pack(x), self.bias, identity, relu, overwrite)
+        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        y = y if self.norm is None else self.norm(y)
+        y = y if identity is None else y + identity.to(y.dtype)
+        return y.relu() if relu else y
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether oneDNN's fused convolutions are used for ``x``."""
+        if self.portable or self.norm is not None or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return _fused_convolutions(x.dtype)
+
+    def _fused(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, identity: Tensor | None, relu: bool, overwrite: bool
+    ) -> Tensor:
+        mkldnn = torch.ops.mkldnn
+        shape = (self.padding, self.stride, self.dilation, self.groups)
+        if identity is None:
+            return mkldnn._convolution_pointwise(x, weight, bias, *shape, "relu" if relu else "none", [], "")
+        end: tuple[Any, ...] = ("add", None, "relu" if relu else None, [], "")
+        if overwrite:
+            return mkldnn._convolution_pointwise_.binary(identity, x, weight, bias, *shape, *end)
+        return mkldnn._convolution_pointwise.binary(x, identity, weight, bias, *shape, *end)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        """The weights in the order that oneDNN wants for maps of this size; made anew when they or the size change.
+
+        It was the same for 1 and 16 images; where it is not, oneDNN reorders at each call.
+        """
+        source = (self.weight.data_ptr(), self.weight._version, x.shape[1:])
+        if self._prepared is None or self._prepared.source != source:
+            shape = (self.padding, self.stride, self.dilation, self.groups)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *shape, list(x.shape))
+            self._prepared = Prepared(source, packed)
+        return self._prepared.packed
+
+    def extra_repr(self) -> str:
+        out, each, *kernel = self.weight.shape
+        text = f"{each * self.groups}, {out}, kernel_size={tuple(kernel)}, stride={self.stride}"
+        return text + f", groups={self.groups}" * (self.groups > 1) + ", relu" * self.relu
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}  # opaque: it can be neither copied nor pickled
+
+
+@cache
+def _fused_convolutions(dtype: torch.dtype) -> bool:
+    """Whether this PyTorch on this processor has oneDNN's fused convolutions (internal operators) for a type."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    x, weight, shape = torch.ones(1, 2, 3, 3, dtype=dtype), torch.ones(2, 2, 1, 1, dtype=dtype), ([0, 0], [1, 1])
+    try:
+        mkldnn = torch.ops.mkldnn
+        packed = mkldnn._reorder_convolution_weight(weight, *shape, [1, 1], 1, [1, 2, 3, 3])
+        y = mkldnn._convolution_pointwise(x, packed, None, *shape, [1, 1], 1, "relu", [], "")
+        z = mkldnn._convolution_pointwise.binary(x, y, packed, None, *shape, [1, 1], 1, "add", None, "relu", [], "")
+        mkldnn._convolution_pointwise_.binary(z, x, packed, None, *shape, [1, 1], 1, "add", None, "relu", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return bool((z == 6).all())
+
+
+class FoldedGate(Gate):
+    """A gate in float32 (or float64), whatever the type of the maps it looks at."""
+
+    def __init__(self, gate: Gate, dtype: torch.dtype, portable: bool) -> None:
+        super().__init__()
+        self.gate = gate
+        self.channelwise = gate.channelwise
+        self.dtype = dtype
+        self.portable = portable
+
+    def excitation(self, squeezed: Tensor) -> Tensor:
+        """(N, C) -> (N, C), both float32 or float64."""
+        return self.gate.excitation(squeezed.to(wide(self.dtype)))
+
+    def scale(self, x: Tensor) -> Tensor:
+        if self.channelwise:
+            return self.excitation(_means(x, self.portable))
+        if self.portable or wide(self.dtype) is self.dtype:
+            return self.gate.scale(x.to(wide(self.dtype)))
+        with torch.autocast(x.device.type, self.dtype):  # float32 weights on maps of lower precision
+            return self.gate.scale(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return excite_residual(x, self.scale(x), fused="off" if self.portable else "auto")
+
+
+class FoldedSelectiveKernel(SelectiveKernel):
+    """Selective kernels whose paths are one convolution each; what selects between them is float32 (or float64)."""
+
+    def __init__(self, unit: SelectiveKernel, folder: _Folder) -> None:
+        nn.Module.__init__(self)
+        self.fused, self.split_input = unit.fused, unit.split_input
+        paths = [cast(nn.Sequential, path) for path in unit.paths]
+        self.paths = nn.ModuleList(folder.conv(path[0], path[1], relu=True) for path in paths)
+        self.fc1, self.bn, self.fc2 = unit.fc1, unit.bn, unit.fc2
+
+    def _path(self, path: nn.Module, x: Tensor) -> Tensor:
+        return path(x)
+
+    def _select(self, squeezed: Tensor) -> Tensor:
+        return super()._select(squeezed.to(self.fc1.weight.dtype))
+
+
+class FoldedBlock(nn.Module):
+    """A residual block of any kind, as :class:`excite.models.blocks.ResidualBlock` computes it in evaluation mode.
+
+    The parts have the names that they have there. ``norm`` is a pre-activation block's first.
+    """
+
+    def __init__(self, block: ResidualBlock, folder: _Folder) -> None:
+        super().__init__()
+        self.position, self.portable = block.position, folder.portable
+        parts = dict(block.named_children())
+        count = 3 if "conv3" in parts else 2
+        preact = not block.last_relu
+        self.norm = parts["bn1"] if preact else None
+        for i in range(1, count + 1):
+            conv, norm = parts[f"conv{i}"], parts.get(f"bn{i + preact}")
+            if isinstance(conv, SelectiveKernel):
+                self.add_module(f"conv{i}", FoldedSelectiveKernel(conv, folder))
+            else:
+                self.add_module(f"conv{i}", folder.conv(conv, norm, relu=i < count or block.last_relu))
+        self.gate = folder.gate(block.gate)
+        self.downsample = block.downsample
+        if isinstance(block.downsample, nn.Sequential):
+            projection, *norms = block.downsample
+            self.downsample = folder.conv(projection, norms[0] if norms else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = x
+        if self.norm is not None:
+            active = self.norm(x).relu() if self.portable else norm_relu(x, self.norm)
+        y = self.gate(active) if self.gate is not None and self.position == "pre" else active
+        for conv in self.convs[:-1]:
+            y = conv(y)
+        return self._leave(y, x if self.downsample is None else self.downsample(active))
+
+    @property
+    def convs(self) -> list[Any]:
+        """In their order; the last is a FoldedConv."""
+        return [conv for name, conv in self._modules.items() if name.startswith("conv")]
+
+    def _leave(self, y: Tensor, identity: Tensor) -> Tensor:
+        """The last convolution's input and the shortcut -> the block's output."""
+        last, gate, fused = self.convs[-1], self.gate, "off" if self.portable else "auto"
+        if gate is None or self.position in ("pre", "post"):
+            out = last(y, identity, overwrite=isinstance(self.downsample, FoldedConv))
+            return out if gate is None or self.position == "pre" else gate(out)
+        if self.position == "identity":
+            return excite_residual(identity, gate.scale(identity), last.without_relu(y), last.relu, fused)
+        z = last.without_relu(y)
+        return excite_residual(z, gate.scale(z), identity, last.relu, fused)
+
+
+def _means(x: Tensor, portable: bool) -> Tensor:
+    """(N, C, H, W) -> (N, C), float32 or float64: the means over positions."""
+    if portable or torch.compiler.is_compiling():
+        return x.mean((2, 3), dtype=wide(x.dtype))
+    if native.takes(x):
+        return native.moments(x)[0]
+    return spatial_mean(x).to(wide(x.dtype))

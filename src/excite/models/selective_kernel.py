@@ -1,0 +1,126 @@
+"""Selective kernels.  Letters: N images, C channels, H x W positions, M paths, S squeezed channels."""
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError, nearest
+from excite.gates.base import in_gate_precision
+from excite.gates.squeeze_excite import squeeze_width
+from excite.models.convolution import conv
+from excite.ops import excite_residual, norm_relu, spatial_mean
+
+#: ``"sk"``, or ``{"name": "sk", "reduction": 8}``.
+BlockConvSpec = str | Mapping[str, Any]
+
+
+class SelectiveKernel(nn.Module):
+    """Convolutions of several kernel sizes on the same map, weighed per image and channel by what all of them found.
+
+        U[m] = relu(BN(conv[m](x)))                                         M paths, (N, C, H, W) each
+        a = softmax over m of fc2(relu(BN(fc1(mean over positions of sum_m U[m]))))     (N, M, C)
+        out = sum_m a[m] * U[m]                                             (N, C, H, W)
+
+    Stands in for a 3x3 convolution with its norm and ReLU; (N, in_channels, H, W) -> (N, channels, H/stride, W/stride).
+
+    - ``kernel_sizes``: one per path, odd, default 3 and 5. ``dilated`` (default) makes a path of size k a 3x3
+      convolution of dilation (k - 1) / 2, as the paper does for its results.
+    - S, the width between ``fc1`` and ``fc2``, is ``channels // reduction`` (16) and at least ``min_width`` (32).
+    - ``split_input``: each path sees its own M-th part of the input's channels, not all of them (timm's skresnet18,
+      34 and 50; not in the paper).
+
+    Parameters, besides those of M convolutions and batch norms: ``(M + 1) * channels * S + 2 * S``. Names:
+    ``paths.0.conv``, ``paths.0.bn``, ``fc1``, ``bn``, ``fc2``. Training needs two images or more per batch, for ``bn``.
+
+    Source: Li, Wang, Hu, Yang, "Selective Kernel Networks" (arXiv 1903.06586), section 3.1, equations 1-6.
+
+    Raises:
+        ExciteError: kernel sizes that are not odd or fewer than two, a bad width, input channels that do not split.
+    """
+
+    #: How norms and products run: "auto", "on" or "off" (see excite.ops.norm_excite_residual).
+    fused: str = "auto"
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        kernel_sizes: Sequence[int] = (3, 5),
+        dilated: bool = True,
+        reduction: int = 16,
+        min_width: int = 32,
+        split_input: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = _check_sizes(kernel_sizes)
+        if not isinstance(min_width, int) or min_width < 1:
+            raise ExciteError(f"min_width must be a whole number of at least 1, not {min_width!r}")
+        parts = len(sizes) if split_input else 1
+        if in_channels % parts:
+            raise ExciteError(f"split_input: {in_channels} channels do not split into {parts} equal parts")
+        self.split_input = split_input
+        self.paths = nn.ModuleList()
+        for size in sizes:
+            kernel, dilation = (3, size // 2) if dilated and size > 3 else (size, 1)
+            layer = conv(in_channels // parts, channels, kernel, stride, groups, dilation)
+            self.paths.append(nn.Sequential(OrderedDict(conv=layer, bn=nn.BatchNorm2d(channels))))
+        width = max(squeeze_width(channels, reduction), min_width)
+        self.fc1 = nn.Linear(channels, width, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.fc2 = nn.Linear(width, len(sizes) * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = x.chunk(len(self.paths), 1) if self.split_input else [x] * len(self.paths)
+        maps = [self._path(cast(nn.Sequential, path), part) for path, part in zip(self.paths, inputs, strict=True)]
+        # The mean of the sum is the sum of the means: the sum of the maps is never made.
+        weights = in_gate_precision(self._select, torch.stack([spatial_mean(u) for u in maps]).sum(0))
+        out = None
+        for u, weight in zip(maps, weights.unbind(1), strict=True):
+            out = excite_residual(u, weight, out, fused=self.fused)
+        assert out is not None
+        return out
+
+    def _path(self, path: nn.Sequential, x: Tensor) -> Tensor:
+        return norm_relu(path[0](x), path[1], fused=self.fused)
+
+    def _select(self, squeezed: Tensor) -> Tensor:
+        """(N, C) -> (N, M, C), which add up to 1 over M."""
+        hidden = self.bn(self.fc1(squeezed)[:, :, None, None]).flatten(1)
+        return self.fc2(F.relu(hidden)).unflatten(1, (len(self.paths), -1)).softmax(1)
+
+
+def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
+    """The options of the :class:`SelectiveKernel` that ``block_conv`` asks for; None for a plain 3x3 convolution.
+
+    Raises:
+        ExciteError: another name than "sk", or an option it does not have.
+    """
+    if spec is None:
+        return None
+    table = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = table.pop("name", None)
+    if name != "sk":
+        raise ExciteError(f"block_conv is 'sk' or a table with name: sk and its options, not {spec!r}")
+    parameters = inspect.signature(SelectiveKernel).parameters.values()
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("stride", "groups")]
+    for option in table:
+        if option not in allowed:
+            raise ExciteError(
+                f"block_conv 'sk' has no option {option!r}{nearest(option, allowed)} (allowed: {', '.join(allowed)})"
+            )
+    return table
+
+
+def _check_sizes(sizes: Sequence[int]) -> list[int]:
+    known = list(sizes) if isinstance(sizes, list | tuple) else []
+    if len(known) < 2 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in known):
+        raise ExciteError(f"kernel_sizes of selective kernels are two or more odd whole numbers, not {sizes!r}")
+    return known

@@ -1,0 +1,158 @@
+"""timm's models under ``create_model("timm:NAME")``, so that recipes, runs and predictions take them like our own.
+
+They stay timm's own modules, with timm's parameter names; they only get the attributes by which the rest of the package
+knows a model: ``model_name``, ``model_args``, ``gate_spec`` (None), ``input_size``, ``in_chans``, ``num_classes``.
+"""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from excite.errors import ExciteError, nearest
+from excite.models.blocks import as_size
+
+PREFIX = "timm:"
+#: A folder that holds timm (and torchvision) for those who do not want them in the environment of excite.
+PEERS = "EXCITE_PEERS"
+
+_stand_ins: torch.library.Library | None = None
+
+
+def import_timm() -> ModuleType:
+    """Import timm, from the environment or the folder that EXCITE_PEERS names.
+
+    timm imports torchvision, whose wheels do not load beside a CPU build of torch: its Python code then fails as it
+    registers fake kernels for two operators of its compiled library. Stand-ins of the same signature will do, as
+    nothing in a classifier calls them.
+
+    Raises:
+        ExciteError: it is not installed, or cannot be imported.
+    """
+    global _stand_ins
+    folder = os.environ.get(PEERS)
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
+    if importlib.util.find_spec("timm") is None:
+        raise ExciteError(f"timm is not installed: pip install 'excite[timm]', or name the folder it is in as {PEERS}")
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        if "torchvision::nms" in str(error) and _stand_ins is None:
+            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            _stand_ins = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                _stand_ins.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    try:
+        return importlib.import_module("timm")
+    except Exception as error:
+        raise ExciteError(f"timm cannot be imported: {_first_line(error)}") from error
+
+
+def check_timm_name(timm: ModuleType, name: str) -> None:
+    """Raises ExciteError with the nearest name where timm has no model of this one (a tag behind a dot may follow)."""
+    if not timm.is_model(name):
+        raise ExciteError(f"timm has no model {name!r}{nearest(name.partition('.')[0], timm.list_models())}")
+
+
+def is_timm_model(model: nn.Module) -> bool:
+    """Whether ``create_timm_model`` made this model."""
+    return str(getattr(model, "model_name", "")).startswith(PREFIX)
+
+
+def create_timm_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    drop_rate: float | None = None,
+    drop_path_rate: float = 0.0,
+    image_size: int | Sequence[int] | None = None,
+    features_only: bool = False,
+    out_indices: Sequence[int] | None = None,
+    pretrained: bool = False,
+    **options: Any,
+) -> nn.Module:
+    """Build a model of timm.
+
+    Args:
+        name: as timm has it, "resnet50" or "resnet50.a1_in1k".
+        num_classes, in_chans, drop_rate, drop_path_rate: None (or 0 for the last) leaves what timm has.
+        image_size: pixels; matters to models that take images of one size only, such as vision transformers.
+        features_only, out_indices: the model gives a list of maps, chosen by ``out_indices``.
+        pretrained: fetch timm's weights.
+        options: further arguments of timm's ``create_model``.
+
+    Raises:
+        ExciteError: timm is missing, has no such model, or cannot make it with these options.
+    """
+    timm = import_timm()
+    check_timm_name(timm, name)
+    found = timm.get_pretrained_cfg(name)
+    about: dict[str, Any] = {} if found is None else found.to_dict()
+    own_size = tuple(about.get("input_size", (3, 224, 224)))[1:]
+    size = own_size if image_size is None else as_size(image_size)
+    given = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
+    arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    arguments |= {"in_chans": in_chans, **options}
+    if features_only:
+        arguments |= {"features_only": True, **({} if out_indices is None else {"out_indices": tuple(out_indices)})}
+    if about.get("fixed_input_size") and size != own_size:
+        arguments["img_size"] = size
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm checks little itself: whatever its code meets comes out
+        raise ExciteError(f"timm cannot make {name!r} so: {_first_line(error)}") from error
+    args = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if k != "img_size"}
+    args["image_size"] = size[0] if size[0] == size[1] else list(size)
+    described: Any = model
+    described.model_name, described.model_args, described.gate_spec = PREFIX + name, args, None
+    described.in_chans, described.input_size, described.image_size = in_chans, (in_chans, *size), size
+    return model
+
+
+def classifier_name(model: nn.Module) -> str:
+    """The dense layer's place in ``model``: "fc" for ours, what timm says for theirs ("head.fc", "classifier")."""
+    about = getattr(model, "pretrained_cfg", None)
+    name = about.get("classifier") if isinstance(about, dict) else None
+    return name if isinstance(name, str) else "fc"
+
+
+def parameter_depths(model: nn.Module) -> dict[str, int]:
+    """Depth of every parameter of a model of timm, the stem's 0, by its ``group_matcher``.
+
+    Raises:
+        ExciteError: it has none.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise ExciteError(f"optimizer.layer_decay: timm does not say in which order {model.model_name} has its layers")
+    models = importlib.import_module("timm.models")
+    return dict(models.group_parameters(model, matcher(coarse=False), reverse=True))
+
+
+def check_plain_norms(model: nn.Module) -> None:
+    """Refuse batch norms that do more than normalise: a synchronised one in their place would leave that out.
+
+    Raises:
+        ExciteError: there is one.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    odd = next((m for m in model.modules() if isinstance(m, _BatchNorm) and type(m) not in kinds), None)
+    if odd is not None:
+        raise ExciteError(
+            f"train.sync_bn: {model.model_name} has norms of the kind {type(odd).__name__}, which have an activation "
+            "inside and cannot be synchronised; leave it off"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,243 @@
+"""Our models in timm: after ``import excite.timm``, ``timm.create_model("geresnet50_theta_plus.excite")`` builds them.
+
+Every model of ours is registered under its own name with the tag ``excite``. Names that timm has, too (``seresnet50``),
+stay timm's: there only the tag gives ours. ``timm.list_models("*.excite", include_tags=True)`` lists them. They behave
+as timm's do: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
+``checkpoint_path``, ``img_size``, and options of ``excite.create_model``; weights have our parameter names.
+"""
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.errors import ExciteError, nearest
+from excite.models import ResNet as _ResNet
+from excite.models import TFSEResNet as _TFSEResNet
+from excite.models import create_model as _create_model
+from excite.models.base import Classifier
+from excite.models.catalog import VARIANTS
+from excite.models.timm_models import import_timm
+from excite.ops import spatial_mean
+
+_timm = import_timm()  # before timm's parts, which only load where torchvision does or has a stand-in
+
+from timm.layers import SelectAdaptivePool2d  # noqa: E402
+from timm.models import (  # noqa: E402
+    build_model_with_cfg,
+    generate_default_cfgs,
+    is_model,
+    model_entrypoint,
+    register_model,
+)
+
+TAG = "excite"
+POOLS = ("avg", "max", "avgmax", "catavgmax", "")
+_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
+_ORIGIN = "https://arxiv.org/abs/1709.01507"
+
+
+class _AsTimm(Classifier):
+    """What timm's scripts expect of a model, over what ours have. Letters: N images, C channels, K classes."""
+
+    global_pool: nn.Module
+    head_hidden_size: int
+
+    def adopt(self, global_pool: str) -> None:
+        """Finish a model that was built as one of ours and then given this class."""
+        self._set_pool(global_pool)
+        if self.head_hidden_size != self.num_features or not global_pool:
+            self.reset_classifier(self.num_classes)
+
+    def _set_pool(self, kind: str) -> None:
+        if kind not in POOLS:
+            raise ExciteError(
+                f"global_pool is one of {', '.join(map(repr, POOLS))}, not {kind!r}{nearest(kind, POOLS)}"
+            )
+        pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
+        self.global_pool, self.head_hidden_size = pool, self.num_features * pool.feat_mult()
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:  # type: ignore[override]
+        """The dense layer, or its name."""
+        return "fc" if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh dense layer, 0 for none, and if given another pooling ("" for none, which leaves maps)."""
+        if global_pool is not None:
+            self._set_pool(global_pool)
+        if num_classes and not self.global_pool.pool_type:
+            raise ExciteError("without pooling (global_pool='') there is no classifier: give num_classes=0, too")
+        like = next(self.parameters())
+        super().reset_classifier(num_classes)
+        if num_classes and self.head_hidden_size != self.num_features:
+            self.fc = nn.Linear(self.head_hidden_size, num_classes, bias=self.fc_bias).to(like.device, like.dtype)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """A map (N, C, H, W) -> logits (N, K), or with ``pre_logits`` what the dense layer sees."""
+        # timm's average and ours are the same function; ours is the faster one.
+        x = spatial_mean(x) if self.global_pool.pool_type == "avg" else self.global_pool(x)
+        x = F.dropout(x, self.drop_rate, self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward_intermediates(  # type: ignore[override]
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map, and those of ``feature_info`` that ``indices`` picks (all, the last n, or those numbers).
+
+        ``norm`` has nothing to add: the last map always went through the last norm, where a body has one. Stages
+        behind the last map that is wanted run only for the last map's sake: not with ``intermediates_only``, nor with
+        ``stop_early``, which gives the last map that was made.
+        """
+        if output_fmt != "NCHW":
+            raise ExciteError(f"maps come as NCHW, not {output_fmt!r}")
+        stages = self.stages()
+        wanted = _wanted(indices, 1 + len(stages))
+        run = self._runner()
+        x = self.stem_map(x)
+        maps = [x]
+        x = self.before_stages(x)
+        for number, stage in enumerate(stages, 1):
+            if (stop_early or intermediates_only) and number > max(wanted):
+                break
+            for block in stage:
+                x = run(block, x)
+            if number == len(stages):
+                x = self.after_stages(x)
+            maps.append(x)
+        taken = [maps[i] for i in wanted]
+        return taken if intermediates_only else (x, taken)
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop what no wanted map needs; returns the maps' numbers. A norm behind the last stage stays with it."""
+        count = len(self.stages())
+        wanted = _wanted(indices, 1 + count)
+        for number in range(max(wanted) + 1, count + 1):
+            setattr(self, f"layer{number}", nn.Sequential())
+        if max(wanted) < count and "norm" in self._modules:
+            self._modules["norm"] = None
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) -> logits (N, K)."""
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of parameter names, for rates that decay with depth: by stage, or by block."""
+        blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        return {"stem": r"^(?:conv1|bn1|stem)", "blocks": [(blocks, None), (r"^norm", (99_999,))]}
+
+
+def _wanted(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Numbers of maps: all, the last ``indices``, or those given, which count from the end where they are negative."""
+    if indices is None:
+        return list(range(count))
+    given = range(-indices, 0) if isinstance(indices, int) else indices
+    if not given or any(not -count <= i < count for i in given):
+        raise ExciteError(f"there are {count} maps, so {indices!r} cannot be taken of them")
+    return [i % count for i in given]
+
+
+class ResNet(_AsTimm, _ResNet):
+    """``excite.models.ResNet`` as timm has models."""
+
+
+class TFSEResNet(_AsTimm, _TFSEResNet):
+    """``excite.models.TFSEResNet`` as timm has models."""
+
+
+def _build(
+    name: str,
+    *,
+    global_pool: str = "avg",
+    img_size: int | Sequence[int] | None = None,
+    drop_rate: float | None = None,
+    **options: Any,
+) -> _AsTimm:
+    """One of our models with timm's interface; the same object, so that parameter names stay."""
+    built: Any = _create_model(name, image_size=img_size, drop_rate=drop_rate, **options)
+    built.__class__ = TFSEResNet if isinstance(built, _TFSEResNet) else ResNet
+    built.adopt(global_pool)
+    return built
+
+
+def _is_ours(pretrained_cfg: Any) -> bool:
+    tag = pretrained_cfg.get("tag") if isinstance(pretrained_cfg, dict) else getattr(pretrained_cfg, "tag", None)
+    return TAG in (pretrained_cfg, tag)
+
+
+def _entrypoint(name: str, others: Callable[..., nn.Module] | None) -> Callable[..., nn.Module]:
+    """The function that timm calls for ``name``; ``others`` is timm's own, for every tag but ours."""
+
+    def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        if others is not None and not _is_ours(arguments.get("pretrained_cfg")):
+            return others(pretrained=pretrained, **arguments)
+        maps = {"feature_cls": "getter", "out_indices": tuple(range(1 + _stages(name)))}
+        build = functools.partial(_build, name)
+        return build_model_with_cfg(build, name, pretrained, feature_cfg=maps, **arguments)
+
+    create.__name__ = create.__qualname__ = name
+    create.__module__ = __name__ if others is None else others.__module__
+    create.__doc__ = f"excite's {name}" if others is None else others.__doc__
+    return create
+
+
+def _stages(name: str) -> int:
+    return len(VARIANTS[name]["arch"].get("layers", "123"))  # the TensorFlow net always has three
+
+
+def _config(name: str) -> dict[str, Any]:
+    variant = VARIANTS[name]
+    size, gate = variant["defaults"].get("image_size", 224), variant["gate"] or {}
+    # A gather over the whole map by a kernel of the map's size (Gather-Excite theta with global extent).
+    bound = gate.get("name") == "ge" and gate.get("variant") != "theta_minus" and "extent" not in gate
+    stem = {"conv3x3x3": "conv1.0"}.get(variant["arch"].get("stem", ""), "conv1")
+    return {
+        "input_size": (3, size, size),
+        "fixed_input_size": bound,
+        "num_classes": variant["defaults"].get("num_classes", 1000),
+        "first_conv": "stem.conv" if variant["family"] == "tf_seresnet" else stem,
+        "classifier": "fc",
+        "license": "apache-2.0",
+        "origin_url": _ORIGIN,
+        **(_CIFAR if size == 32 else {}),
+    }
+
+
+def _register(name: str) -> None:
+    own = generate_default_cfgs({f"{name}.{TAG}": _config(name)})[name]
+    if not is_model(name):
+        default_cfgs[name] = own
+        register_model(_entrypoint(name, None))
+        return
+    others = model_entrypoint(name)
+    theirs = getattr(sys.modules[others.__module__], "default_cfgs", {}).get(name)
+    if theirs is None or TAG in theirs.cfgs:  # without a table of tags there is nowhere to add ours
+        return
+    theirs.tags.append(TAG)
+    theirs.cfgs[TAG] = own.cfgs[TAG]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Overwriting .* in registry")  # by itself, with one more tag
+        register_model(_entrypoint(name, others))
+
+
+#: timm looks here for the configurations of the models that this module registers.
+default_cfgs: dict[str, Any] = {}
+
+for _name in VARIANTS:
+    _register(_name)

@@ -1,0 +1,224 @@
+"""The body of ``excite convert``: find, recognise, verify, write; nothing else imports this."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from excite.errors import ExciteError, nearest
+from excite.files import written_aside
+from excite.models import Classifier
+from excite.training.checkpoint import read_weights as read_own
+from excite.training.checkpoint import save_weights
+from excite.training.run_folder import versions
+from excite.weights.convert import Loaded, convert
+from excite.weights.meta import describe, read_classes
+from excite.weights.verify import (
+    TOLERANCE,
+    Difference,
+    check_places,
+    differences,
+    first_apart,
+    read_reference,
+    trace,
+)
+from excite.weights.write import check_suffix, export_state_dict, save_state_dict
+
+TARGETS = ("excite", "timm", "torchvision")
+#: Where nothing was given to compare on: images of noise, enough to tell networks apart.
+_NOISE_IMAGES = 2
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The outcome of a comparison: with what, place by place, and the first place that differs."""
+
+    against: str
+    differences: list[Difference]
+    apart: Difference | None
+    notes: list[str]
+
+
+def run(
+    source: str,
+    destination: Path,
+    *,
+    arch: str | None = None,
+    verify: str | None = None,
+    against: str | None = None,
+    tolerance: float = TOLERANCE,
+    allow_partial: bool = False,
+    to: str = "excite",
+    classes: Path | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+    show: Callable[[list[dict[str, Any]]], None] | None = None,
+) -> dict[str, Any]:
+    """Convert one checkpoint; nothing is written where anything fails.
+
+    Args:
+        source: see ``load_weights``.
+        destination: the file to write.
+        arch: the network's name, where it is not to be recognised.
+        verify: an ``.npz`` with another system's input and outputs, or an image.
+        against: another checkpoint, which must compute the same.
+        tolerance: largest relative difference that passes.
+        allow_partial: write what fits, list the rest.
+        to: "excite", "timm" or "torchvision".
+        classes: a file of class names, one a line.
+        force: write over an existing file.
+        say: takes each sentence for the user.
+        show: takes the rows of a comparison, before it is judged.
+
+    Returns:
+        What was done, JSON-able.
+
+    Raises:
+        ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
+    """
+    _check_destination(destination, to, force)
+    model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
+    model.eval()
+    say(loaded.foreign.sentence())
+    _say_misfits(loaded, say)
+    meta = {**describe(model, loaded, None if classes is None else read_classes(classes)), "versions": versions()}
+    result: dict[str, Any] = {"source": source, **_summary(model, loaded), "destination": str(destination)}
+    if verify is not None or against is not None:
+        verified = _verify(model, meta, verify, against, tolerance, say)
+        if show is not None:
+            show([d.row() for d in verified.differences])
+        for note in verified.notes:
+            say(note)
+        _judge(verified, tolerance)
+        result["verified"] = {"with": verified.against, "places": [d.row() for d in verified.differences]}
+    say(_write(model, meta, destination, to))
+    return result
+
+
+def _check_destination(destination: Path, to: str, force: bool) -> None:
+    if to not in TARGETS:
+        raise ExciteError(f"--to {to}: there is no such target{nearest(to, TARGETS)} (known: {', '.join(TARGETS)})")
+    if destination.is_dir():
+        raise ExciteError(f"{destination} is a folder; give the name of the file to write")
+    if destination.exists() and not force:
+        raise ExciteError(f"{destination} is there already; --force writes over it")
+    if to != "excite":
+        check_suffix(destination)
+    elif destination.suffix != ".safetensors":
+        raise ExciteError(f"{destination} must end in .safetensors, the form of excite's weights files")
+
+
+def _say_misfits(loaded: Loaded, say: Callable[[str], None]) -> None:
+    misfits = loaded.misfits()
+    if misfits:
+        say(misfits)
+
+
+def _summary(model: Classifier, loaded: Loaded) -> dict[str, Any]:
+    foreign = loaded.foreign
+    return {
+        "format": foreign.format,
+        "layout": "excite" if foreign.layout is None else foreign.layout.key,
+        "model": model.model_name,
+        "args": model.model_args,
+        "tensors": len(foreign.tensors),
+        "fresh": loaded.fresh,
+        "left_over": loaded.left_over,
+    }
+
+
+def _verify(
+    model: Classifier,
+    meta: dict[str, Any],
+    verify: str | None,
+    against: str | None,
+    tolerance: float,
+    say: Callable[[str], None],
+) -> Verified:
+    """Compare with the outputs of a file, with another checkpoint, or, for an image alone, with float64."""
+    outputs: dict[str, Tensor] = {}
+    notes = []
+    if verify is not None and Path(verify).suffix.lower() == ".npz":
+        reference = read_reference(verify)
+        images, outputs = reference.images, reference.outputs
+        if images.shape[1] != model.in_chans:
+            raise ExciteError(
+                f"{verify} has images of {images.shape[1]} channels, {model.model_name} takes {model.in_chans}"
+            )
+        check_places(reference, model, verify)
+        notes += [f"{verify}: not compared: {', '.join(reference.skipped)}"] if reference.skipped else []
+    elif verify is not None:
+        images = _image(verify, meta)
+    else:
+        images = torch.randn(_NOISE_IMAGES, *model.input_size, generator=torch.Generator().manual_seed(0))
+    places = trace(model, images)
+    if verify is not None and not outputs:
+        say(_top(places["logits"], meta))
+    if against is not None:
+        other, loaded = convert(against)
+        say(loaded.foreign.sentence())
+        found = differences(places, trace(other.eval(), images))
+        return Verified(against, found, first_apart(found, tolerance), notes)
+    if outputs:
+        found = differences(places, outputs)
+        return Verified(str(verify), found, first_apart(found, tolerance), notes)
+    notes.append("an image has no outputs to compare with: this only shows that float32 and float64 agree")
+    fused = model.fused
+    model.set_fused("off")
+    precise = trace(model.double(), images.double())
+    model.float().set_fused(fused)
+    found = differences({k: v for k, v in places.items() if "." not in k}, precise)
+    return Verified("the same in float64", found, first_apart(found, tolerance), notes)
+
+
+def _image(path: str, meta: dict[str, Any]) -> Tensor:
+    from excite.data.decode import BadImageError
+    from excite.data.preprocessing import Preprocessing
+
+    preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    try:
+        return preprocessing.normalize(preprocessing.load(path)[None])
+    except BadImageError as error:
+        raise ExciteError(f"--verify {path} is neither an .npz nor a readable image: {error}") from error
+
+
+def _top(logits: Tensor, meta: dict[str, Any]) -> str:
+    best = logits[0].softmax(0).topk(min(5, logits.shape[1]))
+    names = [meta["classes"][k] for k in best.indices.tolist()]
+    return "most likely: " + ", ".join(f"{n} {100 * p:.1f} %" for n, p in zip(names, best.values.tolist(), strict=True))
+
+
+def _judge(verified: Verified, tolerance: float) -> None:
+    if verified.apart is None:
+        return
+    place = verified.apart
+    raise ExciteError(
+        f"not the same as {verified.against}: the first place that differs is {place.place}, by {place.relative:.3g} "
+        f"of the largest value there (allowed {tolerance:g}); nothing was written"
+    )
+
+
+def _write(model: Classifier, meta: dict[str, Any], destination: Path, to: str) -> str:
+    """Write whole or not at all, and read back what was written before it takes its name."""
+    if to == "excite":
+        with written_aside(destination) as aside:
+            save_weights(aside, model, meta)
+            _check_written(aside, model)
+        shown = ", ".join(f"{k} {v}" for k, v in meta["preprocessing"].items())
+        return f"written: {destination} ({shown})"
+    exported = export_state_dict(model, to)
+    with written_aside(destination) as aside:
+        named = aside.with_name(f"{aside.name}{destination.suffix}")  # the ending says in which form
+        save_state_dict(exported, named)
+        named.replace(aside)
+    return f"written: {destination}, for {exported.sentence()}"
+
+
+def _check_written(path: Path, model: Classifier) -> None:
+    written = read_own(path).tensors
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(written[name], tensor):
+            raise ExciteError(f"{path}: the tensor {name} was not written as it is; the disk may be failing")

@@ -1,0 +1,378 @@
+"""Foreign weights into our networks: read, recognise, translate, check that nothing is left over, load."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from excite.errors import ExciteError
+from excite.models import Classifier, create_model
+from excite.models.blocks import Bottleneck
+from excite.models.catalog import VARIANTS
+from excite.storage import is_remote
+from excite.weights.hub import locate
+from excite.weights.layouts import Layout, listed
+from excite.weights.recognise import dissect, find_layout, model_name, model_options, unwrapped
+from excite.weights.stored import Stored, read_weights
+
+#: Options of a model that change what its tensors compute, but not their shapes.
+SETTINGS = ("max_pool", "stride_on", "bn_eps", "bn_momentum")
+COUNTERS = "num_batches_tracked"
+FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint translated to our names, and the model that it is.
+
+    Attributes:
+        source: as the user wrote it.
+        format: of the file, e.g. "MindSpore checkpoint".
+        layout: the key map that fitted; None for a file of ours.
+        name, options: ``create_model(name, **options)`` builds the network of the checkpoint.
+        tensors: under our names, with our axes, float32.
+        origin: our name -> the stored one.
+        unknown: stored names that are in no row of the key map.
+        preprocessing: what images go through, all but their size; empty where the file does not say.
+        meta: the header of a file of ours, else empty.
+    """
+
+    source: str
+    format: str
+    layout: Layout | None
+    name: str
+    options: dict[str, Any]
+    tensors: dict[str, Tensor]
+    origin: dict[str, str]
+    unknown: list[str]
+    preprocessing: dict[str, Any]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """What was recognised, for people."""
+        names = "excite's own names" if self.layout is None else self.layout.title
+        plain = {k: v for k, v in self.options.items() if k != "num_classes"}
+        said = "".join(f", {key}={value}" for key, value in plain.items())
+        classes = self.options.get("num_classes")
+        head = f", {classes} classes" if classes else ", no classifier"
+        return f"{self.source}: {self.format} with {names}: {self.name}{head}{said}; {len(self.tensors)} tensors"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a checkpoint's tensors.
+
+    Attributes:
+        foreign: what was recognised.
+        fresh: our tensors that the checkpoint has no values for, which stay as they were.
+        left_over: stored tensors that found no place.
+        settings: options of the model that were changed to those of the checkpoint.
+    """
+
+    foreign: Foreign
+    fresh: list[str]
+    left_over: list[str]
+    settings: dict[str, Any]
+
+    def sentence(self) -> str:
+        """What was recognised and what does not fit, for people."""
+        return "; ".join(part for part in (self.foreign.sentence(), self.misfits()) if part)
+
+    def misfits(self) -> str:
+        """What was set, what is missing and what is left over, counted; empty where all went in as it is."""
+        parts = []
+        if self.settings:
+            parts.append("the model was set to " + ", ".join(f"{k}={v}" for k, v in self.settings.items()))
+        if self.fresh:
+            parts.append(f"not in the checkpoint, left as they were: {listed(self.fresh)}")
+        if self.left_over:
+            parts.append(f"in the checkpoint, not used: {listed(self.left_over)}")
+        return "; ".join(parts)
+
+
+def load_weights(model: nn.Module, source: str | Path, *, allow_partial: bool = False) -> Loaded:
+    """Load a checkpoint of any known system into a network of ours, in place.
+
+    Format and architecture are recognised. What the checkpoint's network does otherwise than ``model`` without having
+    other shapes is set on the model: pooling, which convolution has the stride, epsilon and momentum of batch norms.
+
+    Args:
+        model: from ``create_model``.
+        source: a file or folder, ``https://...``, ``hf:owner/name`` or ``timm:name`` (see docs/weights.md).
+        allow_partial: load what fits (a new classifier stays fresh) and list the rest in what is returned.
+
+    Raises:
+        ExciteError: nothing there, of no known format or names, or tensors are left over on either side.
+    """
+    if not isinstance(model, Classifier):
+        raise ExciteError(f"load_weights fills networks of excite.create_model, not a {type(model).__name__}")
+    foreign = read_foreign(source, like=model)
+    return load_into(model, foreign, allow_partial=allow_partial)
+
+
+def start_from(model: Classifier, source: str | Path) -> Loaded:
+    """``load_weights`` for training: a classifier of another size keeps its fresh weights, all else must fit.
+
+    Raises:
+        ExciteError: as ``load_weights``.
+    """
+    foreign = read_foreign(source, like=model)
+    head = [name for name in model.state_dict() if name.startswith("fc.")]
+    return load_into(model, foreign, may_be_fresh=head)
+
+
+def is_foreign(source: str | Path) -> bool:
+    """Whether a source is something else than a run folder or a weights file of this package.
+
+    Only names and a file's header are looked at. What is not there counts as ours, whose reader then says so.
+    """
+    text = str(source)
+    if text.startswith(("hf:", "timm:")) or "#sha256=" in text:
+        return True
+    if is_remote(source):
+        return Path(urlsplit(text).path).suffix.lower() in FOREIGN_SUFFIXES
+    path = Path(source)
+    if path.is_dir():
+        own = (path / "recipe.yaml").exists() or (path / "checkpoints").is_dir()
+        files = [file for file in path.iterdir() if file.is_file()]
+        own = own or any(_has_own_header(file) for file in files if file.suffix == ".safetensors")
+        known = (*FOREIGN_SUFFIXES, ".safetensors")
+        return not own and any(file.suffix in known or file.name == "checkpoint" for file in files)
+    if path.is_file():
+        return not _has_own_header(path)
+    return path.with_name(f"{path.name}.index").is_file()
+
+
+def _has_own_header(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "excite" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool = False) -> tuple[Classifier, Loaded]:
+    """Build the network that a checkpoint is of, and load it.
+
+    Args:
+        source: as in ``load_weights``.
+        arch: the name of the network, where it is not to be recognised.
+        allow_partial: as in ``load_weights``.
+
+    Raises:
+        ExciteError: as ``load_weights``, or there is no such network, or the checkpoint has no classifier.
+    """
+    foreign = read_foreign(source, arch=arch)
+    options = dict(foreign.options)
+    if options.get("num_classes") == 0 and not foreign.meta:
+        if not allow_partial:
+            raise ExciteError(
+                f"{source} has no classifier, only the body of {foreign.name}; --allow-partial (allow_partial=True) "
+                "gives it a fresh one"
+            )
+        del options["num_classes"]
+    model = create_model(foreign.name, **options)
+    return model, load_into(model, foreign, allow_partial=allow_partial)
+
+
+def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifier | None = None) -> Foreign:
+    """Read and translate a checkpoint.
+
+    Args:
+        source: as in ``load_weights``.
+        arch: the name of our network, where it is not to be recognised.
+        like: a network that gives its name, likewise.
+
+    Raises:
+        ExciteError: as ``load_weights``.
+    """
+    if arch is not None and arch not in VARIANTS:
+        create_model(arch)  # raises with the nearest name
+    stored = read_weights(locate(source))
+    own = own_header(stored)
+    if own is not None:
+        return _ours(str(source), stored, own)
+    wrapped = unwrapped(stored)
+    layout = find_layout(wrapped, str(source))
+    tensors, origin, unknown = layout.read(wrapped)
+    anatomy = dissect(tensors, str(source))
+    name = arch or (like.model_name if like is not None else model_name(anatomy, str(source)))
+    options = model_options(name, anatomy, layout.options(anatomy, wrapped))
+    return Foreign(
+        source=str(source),
+        format=stored.description(),
+        layout=layout,
+        name=name,
+        options=options,
+        tensors={n: _as_float(t, origin[n]) for n, t in tensors.items()},
+        origin=origin,
+        unknown=unknown,
+        preprocessing=dict(layout.preprocessing),
+    )
+
+
+def own_header(stored: Stored) -> dict[str, Any] | None:
+    """The header of a weights file of this package, or None for a foreign one."""
+    header = stored.metadata.get("excite")
+    if not isinstance(header, str):
+        return None
+    meta: Any = None
+    with suppress(ValueError):
+        meta = json.loads(header)
+    model = meta.get("model") if isinstance(meta, dict) else None
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not isinstance(model.get("args"), dict):
+        raise ExciteError(f"{stored.path} says that excite wrote it, but its header is damaged")
+    return meta
+
+
+def _ours(source: str, stored: Stored, meta: dict[str, Any]) -> Foreign:
+    given = {k: v for k, v in meta.get("preprocessing", {}).items() if k not in ("image_size", "in_chans")}
+    model = meta["model"]
+    return Foreign(
+        source=source,
+        format=stored.format,
+        layout=None,
+        name=model["name"],
+        options=dict(model["args"]),
+        tensors=dict(stored.tensors),
+        origin={name: name for name in stored.tensors},
+        unknown=[],
+        preprocessing=given,
+        meta=meta,
+    )
+
+
+def _as_float(tensor: Tensor, name: str) -> Tensor:
+    """float32, whatever it was stored in; counters stay integers."""
+    if name.endswith(COUNTERS) or tensor.dtype == torch.float32:
+        return tensor
+    if not tensor.is_floating_point():
+        raise ExciteError(f"the tensor {name!r} is stored as {tensor.dtype}, which are no weights")
+    return tensor.float()
+
+
+def load_into(
+    model: Classifier, foreign: Foreign, *, allow_partial: bool = False, may_be_fresh: Sequence[str] = ()
+) -> Loaded:
+    """Copy translated tensors into a network of ours; nothing is changed where they do not fit.
+
+    Args:
+        model: the network.
+        foreign: the checkpoint.
+        allow_partial: take what fits.
+        may_be_fresh: tensors of ours that need not fit.
+
+    Raises:
+        ExciteError: tensors are missing, left over or of another shape (with ``allow_partial``: none fits).
+    """
+    own = model.state_dict()
+    fits = {n: t for n, t in foreign.tensors.items() if n in own and own[n].shape == t.shape}
+    _without_halves(fits, foreign.tensors, own)
+    fresh = [n for n in own if n not in fits and not n.endswith(COUNTERS)]
+    unused = [n for n in foreign.tensors if n not in fits]
+    misfits = {*fresh, *unused} - {*may_be_fresh}
+    if (misfits or foreign.unknown) and not allow_partial:
+        raise ExciteError(misfit(foreign, own, fresh))
+    if not any(not n.startswith("fc.") and not n.endswith(COUNTERS) for n in fits):
+        raise ExciteError(f"{foreign.source}: not one of its tensors fits {model.model_name}")
+    _check_finite(fits, foreign)
+    _check_gates(model, foreign)
+    settings = apply_settings(model, foreign)
+    model.load_state_dict(fits, strict=False)
+    return Loaded(foreign, fresh, [*(foreign.origin[n] for n in unused), *foreign.unknown], settings)
+
+
+def _without_halves(fits: dict[str, Tensor], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """A module one tensor of which does not fit keeps none: the bias of another classifier would be noise."""
+    broken = {n.rpartition(".")[0] for n in tensors if n in own and n not in fits}
+    for name in [n for n in fits if n.rpartition(".")[0] in broken]:
+        del fits[name]
+
+
+def _check_finite(fits: Mapping[str, Tensor], foreign: Foreign) -> None:
+    for name, tensor in fits.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ExciteError(f"{foreign.source}: the tensor {foreign.origin[name]!r} holds values that are not finite")
+
+
+def _check_gates(model: Classifier, foreign: Foreign) -> None:
+    """Gates have the same shapes wherever they stand in a block, and compute something else there."""
+    wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
+    if wanted != found and any(".gate." in name for name in foreign.tensors):
+        raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
+
+
+def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str]) -> str:
+    """One sentence on everything that does not fit, counted."""
+    missing = [n for n in fresh if n not in foreign.tensors]
+    extra = [foreign.origin[n] for n in foreign.tensors if n not in own] + foreign.unknown
+    shapes = [
+        f"{foreign.origin[n]} {tuple(t.shape)} instead of {tuple(own[n].shape)}"
+        for n, t in foreign.tensors.items()
+        if n in own and own[n].shape != t.shape
+    ]
+    parts = [
+        f"{what} {listed(names)}"
+        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        if names
+    ]
+    what = "; ".join(parts)
+    return (
+        f"{foreign.source} does not fit {foreign.name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
+    )
+
+
+def apply_settings(model: Classifier, foreign: Foreign) -> dict[str, Any]:
+    """Make ``model`` compute as the checkpoint's network does; what was changed, by option."""
+    changed: dict[str, Any] = {}
+    for key, default in _setting_defaults(model).items():
+        wanted = foreign.options.get(key, _of_variant(foreign.name, key, default))
+        # A running average's pace has no part in what the network computes, so the model's own may stay.
+        if wanted != setting(model, key, default) and (key != "bn_momentum" or key in foreign.options):
+            changed[key] = wanted
+    model.model_args |= changed
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = changed.get("bn_eps", norm.eps)
+            norm.momentum = changed.get("bn_momentum", norm.momentum)
+    if "max_pool" in changed:
+        options: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
+        model.maxpool = nn.MaxPool2d(3, 2, **options)
+    if "stride_on" in changed:
+        _move_strides(model, changed["stride_on"])
+    return changed
+
+
+def setting(model: Classifier, key: str, default: Any) -> Any:
+    """What a model's option is: as it was made, by its variant, or ``default``."""
+    return model.model_args.get(key, _of_variant(model.model_name, key, default))
+
+
+def _of_variant(name: str, key: str, default: Any) -> Any:
+    return VARIANTS.get(name, {}).get("arch", {}).get(key, default)
+
+
+def _setting_defaults(model: Classifier) -> dict[str, Any]:
+    """The settings that this network has, with ``create_model``'s defaults."""
+    parameters = inspect.signature(type(model).__init__).parameters
+    defaults = {key: parameters[key].default for key in SETTINGS if key in parameters}
+    if getattr(model, "maxpool", None) is None:
+        defaults.pop("max_pool", None)
+    if not any(isinstance(m, Bottleneck) for m in model.modules()):
+        defaults.pop("stride_on", None)
+    return defaults
+
+
+def _move_strides(model: nn.Module, to: str) -> None:
+    for block in model.modules():
+        if isinstance(block, Bottleneck) and isinstance(block.conv2, nn.Conv2d):
+            stride = max(block.conv1.stride, block.conv2.stride)
+            block.conv1.stride, block.conv2.stride = (stride, (1, 1)) if to == "conv1" else ((1, 1), stride)

@@ -1,0 +1,194 @@
+"""Where weights are: a file, a folder, an address, ``hf:owner/name`` of the Hugging Face hub, ``timm:name``.
+
+What is fetched stays in a cache and is compared with its hash where there is one: ``https://host/file#sha256=...``.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.files import cache_folder, written_aside
+from excite.storage import is_remote
+from excite.storage.address import connect
+from excite.storage.listing import exists
+from excite.storage.staging import stage
+
+#: What a repository or a folder of weights holds, best first.
+FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth")
+#: In a checkpoint folder of ours: the moving average goes before the raw weights.
+RUN_FILES = ("ema.safetensors", "model.safetensors")
+_HASH = re.compile(r"(?P<url>[^#]+)#sha256=(?P<hash>[0-9a-fA-F]{64})")
+_HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
+_TIMM_OWNER = "timm"
+
+
+def locate(source: str | Path) -> Path:
+    """The local path of weights, fetched first where they are elsewhere.
+
+    Args:
+        source: a path; ``https://host/file`` or another address, with ``#sha256=HASH`` to check it; or
+            ``hf:owner/name``, with ``/file`` and ``@revision`` where the usual ones are not meant; or
+            ``timm:name.tag``, timm's pretrained weights.
+
+    Raises:
+        ExciteError: there is nothing, it cannot be reached, or its hash is another.
+    """
+    text = str(source)
+    if text.startswith("hf:"):
+        return _from_hub(text)
+    if text.startswith("timm:"):
+        return _from_timm(text)
+    if is_remote(source):
+        return _from_address(text)
+    path = Path(source)
+    if not path.exists():
+        return path if _is_prefix(path) else _nothing(text)
+    return _in_folder(path) if path.is_dir() else path
+
+
+def _is_prefix(path: Path) -> bool:
+    """TensorFlow's checkpoints are named by what their files have in common."""
+    return path.with_name(path.name + ".index").is_file()
+
+
+def _nothing(text: str) -> Path:
+    kinds = "a file, https://..., hf:owner/name or timm:name"
+    raise ExciteError(f"there are no weights at {text!r}: give {kinds}")
+
+
+def _in_folder(folder: Path) -> Path:
+    """The weights in a folder; TensorFlow's ``checkpoint`` file stands for the folder itself."""
+    for place in (folder, *sorted(folder.glob("checkpoints/step-*"), reverse=True)):
+        for name in (*RUN_FILES, *FILES):
+            if (place / name).is_file():
+                return place / name
+    if (folder / "checkpoint").is_file():
+        return folder
+    raise ExciteError(f"{folder} holds no weights: none of {', '.join(FILES)}, and it is no run folder")
+
+
+def _from_address(url: str) -> Path:
+    match = _HASH.fullmatch(url)
+    if match is None:
+        if "#" in url:
+            raise ExciteError(f"{url}: what follows # must be sha256= and 64 hexadecimal digits")
+        return stage(url).path
+    wanted = match["hash"].lower()
+    kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
+    if kept.is_file() and _sha256(kept) == wanted:  # its hash says that it is the right one: no network needed
+        return kept
+    fetched = stage(match["url"]).path
+    found = _sha256(fetched)
+    if found != wanted:
+        # Out of the cache, so that the next attempt fetches it again; it may be the cache that is damaged.
+        shutil.rmtree(fetched.parent.parent, ignore_errors=True)
+        raise ExciteError(
+            f"{match['url']} has the SHA-256 {found} and not {wanted}: it was changed or damaged, and was not used"
+        )
+    with written_aside(kept) as aside:
+        _link_or_copy(fetched, aside)
+    return kept
+
+
+def _link_or_copy(source: Path, to: Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, to)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_hub(source: str) -> Path:
+    match = _HF.fullmatch(source)
+    if match is None:
+        raise ExciteError(f"{source!r} is not of the form hf:owner/name[/file][@revision]")
+    repository, file = match["repo"], match["file"]
+    revision = match["revision"] or "main"
+    fetch = _by_library if importlib.util.find_spec("huggingface_hub") else _by_address
+    for name in (file,) if file else FILES:
+        path = fetch(repository, name, revision)
+        if path is not None:
+            return path
+    what = repr(file) if file else f"none of {', '.join(FILES)}"
+    raise ExciteError(
+        f"{source}: the hub has no such public repository, revision or file ({what}); check the spelling, or log in "
+        "with `hf auth login` where it is private"
+    )
+
+
+def endpoint() -> str:
+    """The hub's address: HF_ENDPOINT, or huggingface.co."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def _by_library(repository: str, file: str, revision: str) -> Path | None:
+    """Through huggingface_hub: its cache, its login, its progress bar. None where there is no such file."""
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint()))
+    except hub_errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError too: nothing came, nothing is cached
+        raise _unreachable(repository, error) from error
+    except (hub_errors.EntryNotFoundError, hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):
+        return None
+    except (hub_errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise _unreachable(repository, error) from error
+
+
+def _by_address(repository: str, file: str, revision: str) -> Path | None:
+    """Without huggingface_hub: the same address, through our own cache. None where there is no such file."""
+    address = f"{endpoint()}/{repository}/resolve/{revision}/{file}"
+    return stage(address).path if exists(connect(address)) else None
+
+
+def _unreachable(repository: str, error: Exception) -> ExciteError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ExciteError(
+        f"hf:{repository} could not be fetched from {endpoint()} ({reason}); check the network, or copy the file here "
+        "and give its path"
+    )
+
+
+def _from_timm(source: str) -> Path:
+    """timm's pretrained weights, whose repositories on the hub are called timm/NAME.TAG."""
+    name = source.removeprefix("timm:")
+    config = _timm_config(name)
+    if config is None:
+        if "." not in name:
+            raise ExciteError(
+                f"{source}: without timm installed, which of its weights are meant must be said in full, such as "
+                "timm:seresnet50.ra2_in1k"
+            )
+        return _from_hub(f"hf:{_TIMM_OWNER}/{name}")
+    repository, url = config.get("hf_hub_id"), config.get("url")
+    if repository:
+        return _from_hub(f"hf:{repository}")
+    if url:
+        return _from_address(url)
+    raise ExciteError(f"{source}: timm has no pretrained weights of that name")
+
+
+def _timm_config(name: str) -> dict[str, Any] | None:
+    """timm's own record of where its weights are, or None where timm is not installed."""
+    if importlib.util.find_spec("timm") is None:
+        return None
+    from timm.models import get_pretrained_cfg, is_model
+
+    if not is_model(name.partition(".")[0]):
+        from timm import list_models
+
+        from excite.errors import nearest
+
+        raise ExciteError(f"timm has no model {name!r}{nearest(name, list_models(pretrained=True))}")
+    config = get_pretrained_cfg(name)
+    return None if config is None else config.to_dict()

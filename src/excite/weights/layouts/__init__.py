@@ -1,0 +1,32 @@
+"""The key maps, one table for each family of sources; the first whose signature fits is taken."""
+
+from excite.weights.layouts.base import Anatomy, Layout, Source, listed
+from excite.weights.layouts.cadene import CADENE, CADENE_SENET154
+from excite.weights.layouts.caffe import CAFFE
+from excite.weights.layouts.genet import GENET
+from excite.weights.layouts.huggingface import HUGGING_FACE
+from excite.weights.layouts.mindspore import MINDCV, MINDCV_SENET154
+from excite.weights.layouts.mmpretrain import MMPRETRAIN, MMPRETRAIN_UNGATED
+from excite.weights.layouts.senet_pytorch import SENET_PYTORCH
+from excite.weights.layouts.tensorflow import TENSORFLOW
+from excite.weights.layouts.timm import TIMM
+from excite.weights.layouts.torchvision import TORCHVISION
+
+#: Special ones first: torchvision's signature fits everything that builds on its names.
+LAYOUTS: tuple[Layout, ...] = (
+    MINDCV_SENET154,
+    MINDCV,
+    GENET,
+    TENSORFLOW,
+    CAFFE,
+    CADENE_SENET154,
+    CADENE,
+    MMPRETRAIN,
+    MMPRETRAIN_UNGATED,
+    HUGGING_FACE,
+    TIMM,
+    SENET_PYTORCH,
+    TORCHVISION,
+)
+
+__all__ = ["CADENE", "CADENE_SENET154", "LAYOUTS", "TIMM", "TORCHVISION", "Anatomy", "Layout", "Source", "listed"]

@@ -1,0 +1,272 @@
+"""What a key map is: rows that say which of our modules is which of theirs, and what names and shapes do not tell.
+
+A row is a pair of templates. ``{s}`` is the stage from 1, ``{b}`` the block in it from 0, ``{i}`` a layer in the block
+from 1, always as we count; ``{s+1}`` or ``{i-1}`` on their side means that they count differently. Because a row is a
+pair and no function, the same table reads a foreign checkpoint and writes one.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from excite.errors import ExciteError
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Evaluation as torchvision, Cadene and the SE authors have it: shorter side 256, centre 224.
+BILINEAR = {"crop_pct": 0.875, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+BICUBIC = {**BILINEAR, "interpolation": "bicubic"}
+
+_SLOT = re.compile(r"\{([sbi])([+-]\d+)?\}")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of a module: our name, theirs, and how its axes are ordered (a key of ``AXES``)."""
+
+    ours: str
+    theirs: str
+    axes: str = "same"
+
+
+def _to_matrix(x: Tensor) -> Tensor:
+    """(O, I, 1, 1) or (O, I) -> (O, I)."""
+    return x[:, :, 0, 0] if x.ndim == 4 and x.shape[2:] == (1, 1) else x
+
+
+#: What happens to a tensor's axes: (on reading, on writing).
+AXES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "same": (lambda x: x, lambda x: x),
+    # Dense layers of a gate that their net has as 1x1 convolutions; either form is read.
+    "1x1": (_to_matrix, lambda x: x[:, :, None, None]),
+    # TensorFlow: height, width, in, out.
+    "hwio": (lambda x: x.permute(3, 2, 0, 1) if x.ndim == 4 else x, lambda x: x.permute(2, 3, 1, 0)),
+    # TensorFlow: in, out.
+    "io": (lambda x: x.t() if x.ndim == 2 else x, lambda x: x.t()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """``ours`` is the module that they call ``theirs``; ``kind`` says which tensors it has (a key of the leaves)."""
+
+    ours: str
+    theirs: str
+    kind: str
+
+
+_TORCH_NORM = tuple(Leaf(n, n) for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
+#: How PyTorch names the tensors of each kind of module; gates as 1x1 convolutions or dense layers.
+TORCH_LEAVES: Mapping[str, tuple[Leaf, ...]] = {
+    "conv": (Leaf("weight", "weight"),),
+    "norm": _TORCH_NORM,
+    "dense": (Leaf("weight", "weight"), Leaf("bias", "bias")),
+    "gate": (Leaf("weight", "weight", "1x1"), Leaf("bias", "bias")),
+}
+#: The same with MindSpore's names of a batch norm's tensors.
+MINDSPORE_LEAVES: Mapping[str, tuple[Leaf, ...]] = {
+    **TORCH_LEAVES,
+    "norm": (
+        Leaf("weight", "gamma"),
+        Leaf("bias", "beta"),
+        Leaf("running_mean", "moving_mean"),
+        Leaf("running_var", "moving_variance"),
+    ),
+}
+
+
+def block_rows(prefix: str = "layer{s}.{b}", downsample: str = "downsample") -> tuple[Row, ...]:
+    """Convolutions, norms and projection of a residual block, named as in torchvision."""
+    return (
+        Row("layer{s}.{b}.conv{i}", f"{prefix}.conv{{i}}", "conv"),
+        Row("layer{s}.{b}.bn{i}", f"{prefix}.bn{{i}}", "norm"),
+        Row("layer{s}.{b}.downsample.0", f"{prefix}.{downsample}.0", "conv"),
+        Row("layer{s}.{b}.downsample.1", f"{prefix}.{downsample}.1", "norm"),
+    )
+
+
+def gate_rows(first: str, second: str) -> tuple[Row, ...]:
+    """The two layers of an SE gate, by their names inside a block."""
+    return (
+        Row("layer{s}.{b}.gate.fc1", f"layer{{s}}.{{b}}.{first}", "gate"),
+        Row("layer{s}.{b}.gate.fc2", f"layer{{s}}.{{b}}.{second}", "gate"),
+    )
+
+
+def stem_rows(*theirs: str) -> tuple[Row, ...]:
+    """A stem of one convolution and its norm (two names), or of three (six names, in order)."""
+    ours = ("conv1", "bn1") if len(theirs) == 2 else ("conv1.0", "conv1.1", "conv1.3", "conv1.4", "conv1.6", "bn1")
+    kinds = ("conv", "norm") * (len(ours) // 2)
+    return tuple(Row(o, t, k) for o, t, k in zip(ours, theirs, kinds, strict=True))
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a network is, read off the shapes of its tensors under our names.
+
+    Attributes:
+        family: "resnet" or "tf_seresnet".
+        block: "basic" or "bottleneck".
+        layers: blocks in each stage.
+        widths: planes of each stage, as in ``excite.models.ResNet``.
+        stem: "conv7", "conv3x3x3" or "cifar"; ``stem_width``: its channels.
+        groups, base_width, first_ratio, down_kernel, shortcut: as in ``excite.models.ResNet``.
+        in_chans: channels of the images.
+        num_classes: 0 where there is no classifier.
+        gate: the gate's table, or None; only options that differ from the defaults.
+        image_size: (height, width) where kernels of a gate tell it.
+    """
+
+    family: str
+    block: str
+    layers: tuple[int, ...]
+    widths: tuple[int, ...]
+    stem: str
+    stem_width: int
+    groups: int
+    base_width: int
+    first_ratio: float
+    down_kernel: int
+    shortcut: str
+    in_chans: int
+    num_classes: int
+    gate: dict[str, Any] | None
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tensors of a checkpoint with wrappers taken off their names, and what else the file says."""
+
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, Any]
+
+
+def no_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+    """Nothing beyond what the shapes say."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of sources names and orders its tensors.
+
+    Attributes:
+        key: short name.
+        title: for people: "MindCV's names".
+        signature: patterns; the layout is recognised where each of them is found in some name.
+        rows: the key map.
+        leaves: names of a module's tensors, for each kind of row.
+        ignored: patterns of stored names that are no part of the network (optimiser state ...).
+        refused: pattern -> why a checkpoint with such a name cannot be loaded.
+        options: what neither names nor shapes say, as options of ``create_model``.
+        preprocessing: what their images go through (all but size and channels), see ``excite.data.Preprocessing``.
+        classes: their names, where a classifier of just so many classes has always the same.
+        prepare: rewrites tensors that a table of names cannot express.
+        source: where this is from.
+    """
+
+    key: str
+    title: str
+    signature: tuple[str, ...]
+    rows: tuple[Row, ...]
+    leaves: Mapping[str, tuple[Leaf, ...]] = field(default_factory=lambda: TORCH_LEAVES)
+    ignored: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    options: Callable[[Anatomy, Source], dict[str, Any]] = no_options
+    preprocessing: Mapping[str, Any] = field(default_factory=lambda: BILINEAR)
+    classes: tuple[str, ...] = ()
+    prepare: Callable[[Source], dict[str, Tensor]] | None = None
+    source: str = ""
+
+    @cached_property
+    def _reading(self) -> list[tuple[re.Pattern[str], Row, Leaf]]:
+        return [(_pattern(row.theirs, leaf.theirs), row, leaf) for row in self.rows for leaf in self.leaves[row.kind]]
+
+    @cached_property
+    def _writing(self) -> list[tuple[re.Pattern[str], Row, Leaf]]:
+        return [(_pattern(row.ours, leaf.ours), row, leaf) for row in self.rows for leaf in self.leaves[row.kind]]
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Whether a checkpoint with these names has this layout."""
+        names = list(names)
+        return all(any(re.search(pattern, name) for name in names) for pattern in self.signature)
+
+    def read(self, source: Source) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+        """Translate: (our name -> tensor with our axes, our name -> their name, their names that are in no row).
+
+        Raises:
+            ExciteError: the checkpoint is one of those that are refused, or two of its tensors are the same of ours.
+        """
+        for pattern, why in self.refused.items():
+            found = next((name for name in source.tensors if re.search(pattern, name)), None)
+            if found is not None:
+                raise ExciteError(f"this checkpoint has {found!r}: {why}")
+        tensors = source.tensors if self.prepare is None else self.prepare(source)
+        ours: dict[str, Tensor] = {}
+        origin: dict[str, str] = {}
+        unknown: list[str] = []
+        for name, tensor in tensors.items():
+            if any(re.search(pattern, name) for pattern in self.ignored):
+                continue
+            translated = _translate(name, self._reading, "ours")
+            if translated is None:
+                unknown.append(name)
+                continue
+            own, leaf = translated
+            if own in ours:
+                raise ExciteError(f"the tensors {origin[own]!r} and {name!r} are both what we call {own!r}")
+            ours[own], origin[own] = AXES[leaf.axes][0](tensor), name
+        return ours, origin, unknown
+
+    def write(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of ``read``. Raises ExciteError that names what this layout has no place for."""
+        theirs: dict[str, Tensor] = {}
+        homeless: list[str] = []
+        for name, tensor in ours.items():
+            translated = _translate(name, self._writing, "theirs")
+            if translated is None:
+                homeless.append(name)
+                continue
+            other, leaf = translated
+            theirs[other] = AXES[leaf.axes][1](tensor).contiguous()
+        if homeless:
+            raise ExciteError(f"{self.title} have no place for {listed(homeless)}")
+        return theirs
+
+
+def _translate(name: str, patterns: list[tuple[re.Pattern[str], Row, Leaf]], to: str) -> tuple[str, Leaf] | None:
+    for pattern, row, leaf in patterns:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            start, end = (row.theirs, row.ours) if to == "ours" else (row.ours, row.theirs)
+            numbers = _numbers(match, start)
+            filled = _SLOT.sub(lambda slot: str(numbers[slot[1]] + int(slot[2] or 0)), end)  # noqa: B023
+            return f"{filled}.{getattr(leaf, to)}", leaf
+    return None
+
+
+def _numbers(match: re.Match[str], template: str) -> dict[str, int]:
+    """The slots of a matched template, as we count."""
+    return {letter: int(match[letter]) - int(offset or 0) for letter, offset in _SLOT.findall(template)}
+
+
+def _pattern(template: str, leaf: str) -> re.Pattern[str]:
+    """A template and a leaf as a pattern with groups s, b and i; a module's name may end in "/" or "."."""
+    literal = _SLOT.split(template)
+    text = "".join(
+        re.escape(part) if k % 3 == 0 else f"(?P<{part}>0|[1-9][0-9]*)" if k % 3 == 1 else ""
+        for k, part in enumerate(literal)
+        if part is not None
+    )
+    return re.compile(rf"{text}\.{re.escape(leaf)}")
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """``3: a, b, c``, cut after ``most`` names."""
+    names = list(names)
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)}: {', '.join(names[:most])}{more}"

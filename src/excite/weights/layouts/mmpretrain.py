@@ -1,0 +1,38 @@
+"""OpenMMLab's MMPretrain and MMClassification: ``backbone.`` with ``se_layer``, ``head.fc``."""
+
+from torch import Tensor
+
+from excite.weights.layouts.base import Layout, Row, Source, block_rows, gate_rows, stem_rows
+from excite.weights.layouts.torchvision import AVERAGE_DOWN
+
+
+def _without_backbone(source: Source) -> dict[str, Tensor]:
+    return {name.removeprefix("backbone."): tensor for name, tensor in source.tensors.items()}
+
+
+_BODY = (*stem_rows("conv1", "bn1"), *block_rows())
+_HEAD = (Row("fc", "head.fc", "dense"),)
+#: Their data_preprocessor's numbers are buffers of some versions, and ours are elsewhere.
+_IGNORED = (r"^data_preprocessor\.",)
+_SOURCE = "open-mmlab/mmpretrain, models/backbones/{resnet,seresnet}.py and models/utils/se_layer.py"
+
+MMPRETRAIN = Layout(
+    key="mmpretrain",
+    title="MMPretrain's names",
+    signature=(r"(^|\.)layer1\.0\.se_layer\.conv1\.conv\.weight$",),
+    rows=(*_BODY, *gate_rows("se_layer.conv1.conv", "se_layer.conv2.conv"), *_HEAD),
+    ignored=_IGNORED,
+    refused=AVERAGE_DOWN,
+    prepare=_without_backbone,
+    source=_SOURCE,
+)
+MMPRETRAIN_UNGATED = Layout(
+    key="mmpretrain-ungated",
+    title="MMPretrain's names, without gates",
+    signature=(r"^backbone\.layer1\.0\.conv1\.weight$", r"^backbone\.conv1\.weight$", r"^head\.fc\.weight$"),
+    rows=(*_BODY, *_HEAD),
+    ignored=_IGNORED,
+    refused=AVERAGE_DOWN,
+    prepare=_without_backbone,
+    source=_SOURCE,
+)

@@ -1,0 +1,23 @@
+"""torchvision's ResNet with an SE layer of two dense layers without bias: moskomule's senet.pytorch, ModelZoo-PyTorch.
+
+What users of that code call the layer and its two parts differs, so every spelling has a row.
+"""
+
+from excite.weights.layouts.base import Layout, block_rows, gate_rows, stem_rows
+from excite.weights.layouts.torchvision import AVERAGE_DOWN, HEAD
+
+SPELLINGS = ("se", "se_layer", "selayer", "se_module", "se_block")
+
+SENET_PYTORCH = Layout(
+    key="senet.pytorch",
+    title="the names of moskomule's senet.pytorch and ModelZoo-PyTorch",
+    signature=(rf"^layer1\.0\.({'|'.join(SPELLINGS)})\.fc\.0\.weight$", r"^conv1\.weight$"),
+    rows=(
+        *stem_rows("conv1", "bn1"),
+        *block_rows(),
+        *(row for spelling in SPELLINGS for row in gate_rows(f"{spelling}.fc.0", f"{spelling}.fc.2")),
+        *HEAD,
+    ),
+    refused=AVERAGE_DOWN,
+    source="moskomule/senet.pytorch, senet/se_resnet.py and se_module.py",
+)

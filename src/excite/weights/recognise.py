@@ -1,0 +1,258 @@
+"""Which layout a checkpoint has, and which of our models its tensors are, read off names and shapes."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from excite.errors import ExciteError, nearest
+from excite.gates.squeeze_excite import squeeze_width
+from excite.models.catalog import VARIANTS, Variant, list_models
+from excite.weights.layouts import LAYOUTS, Anatomy, Layout, Source, listed
+from excite.weights.stored import Stored
+
+#: What DistributedDataParallel, torch.compile, Lightning and hand-written trainers put before every name.
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "state_dict.", "encoder.", "backbone.")
+#: Rules for the width of a squeeze, the usual ones first: (reduction, rd_divisor).
+SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
+_SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
+#: What a variant in our catalog may be made of for its tensors to tell it from all others.
+_TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
+
+
+def unwrapped(stored: Stored) -> Source:
+    """The tensors with the prefixes taken off that all names have; integers and scalars of trainers stay."""
+    tensors = dict(stored.tensors)
+    stripped = True
+    while stripped and tensors:
+        stripped = False
+        for prefix in WRAPPERS:
+            if all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+                stripped = True
+    return Source(tensors, stored.metadata)
+
+
+def find_layout(source: Source, where: str) -> Layout:
+    """The key map whose signature fits.
+
+    Raises:
+        ExciteError: none does; the message names some of the tensors.
+    """
+    names = list(source.tensors)
+    for layout in LAYOUTS:
+        if layout.recognises(names):
+            return layout
+    raise ExciteError(
+        f"{where} holds no network whose names are known ({listed(names, 4)}); docs/weights.md lists the known sources"
+    )
+
+
+def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
+    """The network that these tensors, under our names, are those of.
+
+    Raises:
+        ExciteError: the stem or the blocks are missing, or have shapes that no ResNet has.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = _layers(shapes, where)
+    head = shapes.get("fc.weight", (0, 0))
+    if len(head) != 2:
+        raise ExciteError(f"{where}: its classifier has the shape {head}, not (classes, features)")
+    classes = head[0]
+    if "stem.conv.weight" in shapes:
+        stem = shapes["stem.conv.weight"]
+        if len(stem) != 4:
+            raise ExciteError(f"{where}: its first convolution has the shape {stem}")
+        gate = _squeeze_excite(shapes, "stem.gate")
+        return Anatomy("tf_seresnet", "", layers, (), "cifar", stem[0], 1, 64, 1.0, 1, "conv", stem[1], classes, gate)
+    stem_kind, stem_width, in_chans = _stem(shapes, where)
+    block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
+    groups, base_width, first_ratio, widths = _widths(shapes, block, len(layers), where)
+    down = [shape for name, shape in shapes.items() if name.endswith(".downsample.0.weight") and len(shape) == 4]
+    return Anatomy(
+        family="resnet",
+        block=block,
+        layers=layers,
+        widths=widths,
+        stem=stem_kind,
+        stem_width=stem_width,
+        groups=groups,
+        base_width=base_width,
+        first_ratio=first_ratio,
+        down_kernel=max((shape[-1] for shape in down), default=1),
+        shortcut="conv" if down else "pad",
+        in_chans=in_chans,
+        num_classes=classes,
+        gate=_gate(shapes),
+        image_size=_image_size(shapes, stem_kind),
+    )
+
+
+def _layers(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[int, ...]:
+    """Blocks in each stage; a gap in the numbers is an error."""
+    blocks: dict[int, set[int]] = {}
+    for name in shapes:
+        match = re.match(r"layer(\d+)\.(\d+)\.", name)
+        if match:
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    counts = tuple(len(blocks[stage]) for stage in sorted(blocks))
+    whole = sorted(blocks) == list(range(1, len(blocks) + 1)) and all(
+        numbers == set(range(len(numbers))) for numbers in blocks.values()
+    )
+    if not whole or not counts:
+        raise ExciteError(f"{where}: its blocks are not numbered without a gap, so part of the network is missing")
+    return counts
+
+
+def _stem(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[str, int, int]:
+    """(kind, channels, channels of the images)."""
+    if "conv1.6.weight" in shapes and "conv1.0.weight" in shapes:
+        return "conv3x3x3", shapes["conv1.6.weight"][0], shapes["conv1.0.weight"][1]
+    shape = shapes.get("conv1.weight", ())
+    if len(shape) == 4 and shape[-2:] in ((7, 7), (3, 3)):
+        return ("conv7" if shape[-1] == 7 else "cifar"), shape[0], shape[1]
+    raise ExciteError(f"{where}: its first convolution is missing or has the shape {shape}, not 7x7 or 3x3")
+
+
+def _widths(
+    shapes: Mapping[str, tuple[int, ...]], block: str, stages: int, where: str
+) -> tuple[int, int, float, tuple[int, ...]]:
+    """(groups, base width, ratio of the first convolution, planes of each stage)."""
+    last = "conv3" if block == "bottleneck" else "conv2"
+    firsts = [
+        tuple(shapes.get(f"layer{s}.0.{part}.weight", ()) for part in ("conv1", "conv2", last))
+        for s in range(1, stages + 1)
+    ]
+    if any(len(shape) != 4 or not all(shape) for three in firsts for shape in three):
+        raise ExciteError(f"{where}: a convolution is missing from the first block of a stage, or has no four sizes")
+    expansion = 4 if block == "bottleneck" else 1
+    planes = tuple(three[2][0] // expansion for three in firsts)
+    if block == "basic":
+        return 1, 64, 1.0, planes
+    conv1, conv2, _ = firsts[0]
+    groups = conv1[0] // max(conv2[1], 1)
+    base = 64 * conv2[0] // max(planes[0] * groups, 1)
+    return groups, base, conv1[0] / conv2[0], planes
+
+
+def _gate(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The gate's table with what differs from its defaults; "ge" without parameters cannot be seen here."""
+    if not any(".gate." in name for name in shapes):
+        return None
+    if "layer1.0.gate.gather.0.weight" in shapes:
+        plus = "layer1.0.gate.fc1.weight" in shapes
+        kernel = shapes["layer1.0.gate.gather.0.weight"]
+        convolutions = sum(bool(re.fullmatch(r"layer1\.0\.gate\.gather\.\d+\.weight", n)) for n in shapes) // 2
+        local = {} if kernel[-1:] > (3,) and convolutions == 1 else {"extent": 2**convolutions}
+        squeeze = _squeeze_excite(shapes, "layer1.0.gate") if plus else {"name": "se"}
+        return {**squeeze, "name": "ge", "variant": "theta_plus" if plus else "theta", **local}
+    return _squeeze_excite(shapes, "layer1.0.gate")
+
+
+def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> dict[str, Any]:
+    """Reduction, rounding and bias that give the widths of all gates; the first rule that does."""
+    widths = {s[1]: s[0] for name, s in shapes.items() if name.endswith("gate.fc1.weight") and len(s) >= 2}
+    table: dict[str, Any] = {"name": "se"}
+    if f"{first}.fc1.bias" not in shapes:
+        table["bias"] = False
+    for reduction, divisor in SQUEEZES:
+        if all(squeeze_width(channels, reduction, divisor) == width for channels, width in widths.items()):
+            table |= {"reduction": reduction} if reduction != SQUEEZES[0][0] else {}
+            return table | ({"rd_divisor": divisor} if divisor else {})
+    shown = ", ".join(f"{channels} -> {width}" for channels, width in sorted(widths.items()))
+    raise ExciteError(f"the squeeze widths {shown} follow no known rule (channels / reduction, rounded or not)")
+
+
+def _image_size(shapes: Mapping[str, tuple[int, ...]], stem: str) -> tuple[int, int] | None:
+    """Where a gate gathers by a kernel of its map's size: the size of the images."""
+    kernel = shapes.get("layer1.0.gate.gather.0.weight")
+    if kernel is None or len(kernel) != 4 or kernel[-1] <= 3:
+        return None
+    stride = 1 if stem == "cifar" else 4
+    return kernel[-2] * stride, kernel[-1] * stride
+
+
+def model_name(anatomy: Anatomy, where: str) -> str:
+    """The name in our catalog.
+
+    Raises:
+        ExciteError: we have no such network; the message says what it is and which of ours is nearest in name.
+    """
+    for name, variant in VARIANTS.items():
+        if _is(anatomy, variant):
+            return name
+    close = nearest(_guess(anatomy), list_models())
+    raise ExciteError(f"{where} is {in_words(anatomy)}, which excite has no model of{close}")
+
+
+def _is(anatomy: Anatomy, variant: Variant) -> bool:
+    gate = None if anatomy.gate is None else (anatomy.gate["name"], anatomy.gate.get("variant"))
+    table = variant["gate"]
+    if gate != (None if table is None else (table["name"], table.get("variant"))):
+        return False
+    arch = variant["arch"]
+    if not set(arch) <= _TOLD:  # a net with parts that are not looked for here
+        return False
+    if anatomy.family != ("tf_seresnet" if variant["family"] == "tf_seresnet" else "resnet"):
+        return False
+    if anatomy.family == "tf_seresnet":
+        return len(set(anatomy.layers)) == 1
+    stem = arch.get("stem", "conv7")
+    shortcut_fits = stem == "cifar" or anatomy.shortcut == arch.get("shortcut", "conv")
+    return shortcut_fits and (
+        arch["block"] == anatomy.block
+        and tuple(arch["layers"]) == anatomy.layers
+        and tuple(arch.get("widths", (64, 128, 256, 512))) == anatomy.widths
+        and (stem == anatomy.stem or "cifar" not in (stem, anatomy.stem))
+        and arch.get("stem_width", 64) == anatomy.stem_width
+        and arch.get("groups", 1) == anatomy.groups
+        and arch.get("base_width", 64) == anatomy.base_width
+        and arch.get("first_ratio", 1.0) == anatomy.first_ratio
+    )
+
+
+def _guess(anatomy: Anatomy) -> str:
+    depth = 2 + sum(anatomy.layers) * (3 if anatomy.block == "bottleneck" else 2)
+    kind = "resnet" if anatomy.groups == 1 else "resnext"
+    tail = "" if anatomy.groups == 1 else f"_{anatomy.groups}x{anatomy.base_width}d"
+    return f"{'' if anatomy.gate is None else anatomy.gate['name']}{kind}{depth}{tail}"
+
+
+def in_words(anatomy: Anatomy) -> str:
+    """The anatomy for people: "a network of (3, 4, 6, 3) bottleneck blocks with SE ..."."""
+    words = [f"a network of ({', '.join(map(str, anatomy.layers))}) {anatomy.block or 'gated bottleneck'} blocks"]
+    if anatomy.widths:
+        words.append(f"of {', '.join(map(str, anatomy.widths))} planes")
+    if anatomy.groups > 1 or anatomy.base_width != 64:
+        words.append(f"in {anatomy.groups} group(s) of base width {anatomy.base_width}")
+    words.append("without gates" if anatomy.gate is None else f"with the gate {anatomy.gate['name']}")
+    return " ".join([*words, f"and a {anatomy.stem} stem of {anatomy.stem_width} channels"])
+
+
+def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``create_model(name, ...)`` that make the network of the checkpoint: only those that are needed."""
+    variant = VARIANTS[name]
+    defaults: Mapping[str, Any] = variant["defaults"]
+    options: dict[str, Any] = {"num_classes": anatomy.num_classes}
+    if anatomy.in_chans != 3:
+        options["in_chans"] = anatomy.in_chans
+    if anatomy.image_size is not None and set(anatomy.image_size) != {defaults.get("image_size", 224)}:
+        height, width = anatomy.image_size
+        options["image_size"] = height if height == width else [height, width]
+    if anatomy.family == "tf_seresnet" and anatomy.layers[0] * 9 + 2 != variant["arch"]["depth"]:
+        options["depth"] = anatomy.layers[0] * 9 + 2
+    if anatomy.family == "resnet":
+        for key, default in (("stem", "conv7"), ("down_kernel", 1)):
+            if getattr(anatomy, key) != variant["arch"].get(key, default):
+                options[key] = getattr(anatomy, key)
+    if anatomy.stem == "cifar" and anatomy.shortcut != variant["arch"].get("shortcut", "conv"):
+        options["shortcut"] = anatomy.shortcut
+    own = dict(variant["gate"] or {})
+    for key, value in (anatomy.gate or {}).items():
+        if own.get(key) != value:
+            options["gate_bias" if key == "bias" else key] = value
+    if own.get("bias") is False and "bias" not in (anatomy.gate or {}):
+        options["gate_bias"] = True
+    return {**options, **{k: v for k, v in extra.items() if variant["arch"].get(k) != v}}

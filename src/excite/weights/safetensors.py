@@ -1,0 +1,50 @@
+"""safetensors files, those of MindSpore among them."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from excite.weights.raw import Damaged
+from excite.weights.stored import Stored
+
+_LONGEST_HEADER = 100_000_000  # the library's own limit
+
+
+def looks_like(head: bytes, size: int) -> bool:
+    """Whether a file of ``size`` bytes that begins with ``head`` is one: the header's length, then JSON."""
+    length = int.from_bytes(head[:8], "little")
+    return len(head) > 8 and head[8:9] == b"{" and length <= min(_LONGEST_HEADER, size)
+
+
+def read(path: Path) -> Stored:
+    """Read a file; ``metadata`` is its ``__metadata__``. MindSpore's check sum (``crc_num``) is met where there is one.
+
+    Raises:
+        Damaged: the library refuses it, or the check sum is wrong.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:  # the library's own, and what a type that PyTorch lacks makes of it
+        raise Damaged(" ".join(str(error).split())) from None
+    if metadata.get("format") != "ms":
+        return Stored("safetensors", path, tensors, metadata)
+    crc = metadata.pop("crc_num", None)
+    if crc is not None and crc not in (str(_crc(tensors, sorted(tensors))), str(_crc(tensors, list(tensors)))):
+        raise Damaged("its content does not have the check sum that it names")
+    metadata["crc"] = crc is not None
+    return Stored("MindSpore safetensors", path, tensors, metadata)
+
+
+def _crc(tensors: dict[str, Tensor], names: list[str]) -> int:
+    """CRC-32 over each name and its bytes, as MindSpore 2.10 computes it."""
+    value = 0
+    for name in names:
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data, value)
+    return value

@@ -1,0 +1,177 @@
+"""Our weights under other libraries' names: timm's, torchvision's."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from excite.errors import ExciteError, nearest
+from excite.gates.squeeze_excite import SqueezeExcite, squeeze_width
+from excite.models import Classifier, ResNet
+from excite.models.blocks import Bottleneck
+from excite.weights.convert import setting
+from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TORCHVISION, Layout
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+#: Epsilon of every batch norm of timm's and torchvision's ResNets.
+EPS = 1e-5
+#: Settings of torchvision's ResNets, and of timm's but the legacy ones.
+PLAIN = (("max_pool", "pad1"), ("stride_on", "conv2"), ("stem", "conv7"), ("down_kernel", 1))
+_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")
+#: What each library has of the networks that we have, under its own names.
+ARCHITECTURES: dict[str, tuple[str, ...]] = {
+    "torchvision": _RESNETS,
+    "timm": (
+        *_RESNETS,
+        "resnext101_32x4d",
+        *(f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        *(f"seresnext{depth}_32x4d" for depth in (50, 101)),
+        *(f"legacy_seresnet{depth}" for depth in (50, 101, 152)),
+        *(f"legacy_seresnext{depth}_32x4d" for depth in (26, 50, 101)),
+        "legacy_senet154",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A state dict for another library: ``library``, its name of the ``architecture``, and the ``tensors``."""
+
+    library: str
+    architecture: str
+    tensors: dict[str, Tensor]
+
+    def sentence(self) -> str:
+        """How to use it."""
+        if self.library == "timm":
+            return f"timm.create_model({self.architecture!r}, num_classes=...).load_state_dict(...)"
+        return f"torchvision.models.{self.architecture}(num_classes=...).load_state_dict(...)"
+
+
+def export_state_dict(model: nn.Module, library: str) -> Exported:
+    """The state dict that ``library``'s own network of this architecture loads strictly and computes the same with.
+
+    An epsilon that is not theirs goes into the variances, biases that their gates have and ours lack are 0: the same
+    function in evaluation mode.
+
+    Args:
+        model: one of ``create_model``'s ResNets.
+        library: "timm" or "torchvision".
+
+    Raises:
+        ExciteError: the library has no such network; the message says what it lacks.
+    """
+    writers: dict[str, Callable[[ResNet], tuple[Layout, str]]] = {"timm": _for_timm, "torchvision": _for_torchvision}
+    if library not in writers:
+        raise ExciteError(
+            f"there is no writer for {library!r}{nearest(library, writers)} (known: {', '.join(writers)})"
+        )
+    if not isinstance(model, ResNet):
+        raise ExciteError(f"{_name(model)} cannot be written for {library}, which has no such network")
+    if not isinstance(model.fc, nn.Linear):
+        raise ExciteError(f"{_name(model)} has no classifier to write")
+    layout, architecture = writers[library](model)
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    _fold_epsilon(tensors, model)
+    if layout is not TORCHVISION:
+        _zero_biases(tensors)
+    return Exported(library, architecture, layout.write(tensors))
+
+
+def _name(model: nn.Module) -> str:
+    return model.model_name if isinstance(model, Classifier) else type(model).__name__
+
+
+def _for_torchvision(model: ResNet) -> tuple[Layout, str]:
+    if model.gate_spec is not None:
+        raise ExciteError(f"{model.model_name} has gates, torchvision's ResNets have none; --to timm has those with SE")
+    _need(model, "torchvision", PLAIN)
+    return TORCHVISION, _known(model.model_name, "torchvision")
+
+
+def _for_timm(model: ResNet) -> tuple[Layout, str]:
+    if model.gate_spec is None:
+        _need(model, "timm", PLAIN)
+        return TORCHVISION, _known(model.model_name, "timm")
+    gates = {name: m for name, m in model.named_modules() if name.rpartition(".")[2] == "gate"}
+    if not all(isinstance(gate, SqueezeExcite) for gate in gates.values()):
+        raise ExciteError(f"{model.model_name} has gates that are not SE, and timm's ResNets have no such ones")
+    blocks = [block for stage in model.stages() for block in stage]
+    if len(gates) != len(blocks) or setting(model, "gate_position", "standard") != "standard":
+        raise ExciteError(f"{model.model_name}: timm's SE gates are at the end of every block's branch, and only there")
+    senet154 = model.model_name == "senet154"
+    if setting(model, "max_pool", "pad1") == "ceil":
+        grouped = senet154 or model.model_name.startswith("seresnext")
+        stem = ("conv3x3x3", 3) if senet154 else ("conv7", 1)
+        _need(
+            model, "timm", (("stride_on", "conv2" if grouped else "conv1"), ("stem", stem[0]), ("down_kernel", stem[1]))
+        )
+        _check_widths(model, gates, None)
+        return (CADENE_SENET154 if senet154 else CADENE), _known(f"legacy_{model.model_name}", "timm")
+    _need(model, "timm", PLAIN)
+    _check_widths(model, gates, 8)
+    return TIMM, _known(model.model_name, "timm")
+
+
+def _known(architecture: str, library: str) -> str:
+    if architecture not in ARCHITECTURES[library]:
+        raise ExciteError(f"{library} has no {architecture}{nearest(architecture, ARCHITECTURES[library])}")
+    return architecture
+
+
+def _need(model: ResNet, library: str, wanted: tuple[tuple[str, Any], ...]) -> None:
+    """The settings that do not show in a state dict must be those of the library's network."""
+    defaults = dict(PLAIN)
+    for key, value in wanted:
+        found = setting(model, key, defaults[key])
+        strides = key != "stride_on" or any(isinstance(m, Bottleneck) for m in model.modules())
+        if found != value and strides:
+            raise ExciteError(
+                f"{model.model_name} has {key}={found} and {library}'s {key}={value}: not the same network"
+            )
+
+
+def _check_widths(model: ResNet, gates: dict[str, nn.Module], divisor: int | None) -> None:
+    for name, gate in gates.items():
+        assert isinstance(gate, SqueezeExcite)
+        wanted = squeeze_width(gate.fc1.in_features, 16, divisor)
+        if gate.fc1.out_features != wanted:
+            raise ExciteError(
+                f"{model.model_name} squeezes {gate.fc1.in_features} channels to {gate.fc1.out_features} in {name}, "
+                f"timm's to {wanted}: not the same network"
+            )
+
+
+def _fold_epsilon(tensors: dict[str, Tensor], model: ResNet) -> None:
+    """sqrt(variance + eps) stays as it is when the difference of the epsilons is added to the variance."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d) and module.eps != EPS:
+            variance = tensors[f"{name}.running_var"].double() + (module.eps - EPS)
+            if bool((variance < 0).any()):
+                raise ExciteError(f"{name} has eps={module.eps}, too small to be expressed with their {EPS}")
+            tensors[f"{name}.running_var"] = variance.float()
+
+
+def _zero_biases(tensors: dict[str, Tensor]) -> None:
+    for name in [n for n in tensors if ".gate." in n and n.endswith(".weight")]:
+        tensors.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(tensors[name].shape[0]))
+
+
+def check_suffix(path: Path) -> None:
+    """Raise ExciteError where a state dict's file name does not say in which form to write it."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ExciteError(
+            f"{path} must end in one of {', '.join(SUFFIXES)}: the ending says how the weights are written"
+        )
+
+
+def save_state_dict(exported: Exported, path: Path) -> None:
+    """Write a plain state dict, safetensors or PyTorch's format by the name's ending (see ``files.written_aside``)."""
+    if path.suffix.lower() == ".safetensors":
+        save_file(exported.tensors, path, metadata={"format": "pt", "architecture": exported.architecture})
+    else:
+        torch.save(exported.tensors, path)

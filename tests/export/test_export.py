@@ -1,0 +1,224 @@
+"""Exports compute what the model does, say where they came from, and are not there when they do not."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from excite.data import Preprocessing
+from excite.errors import ExciteError
+from excite.export import export, formats
+from excite.export.command import _put_in_place
+from excite.export.images import prepare, random_samples
+from excite.export.verify import compare
+from excite.gates import list_gates
+from excite.inference import load
+from excite.models import create_model
+from excite.training.checkpoint import save_weights
+from excite.training.run_folder import versions
+from tests.training.small import small
+
+ROOT = Path(__file__).parents[2]
+SIZE = 8
+GATES = [*list_gates(), {"name": "ge", "variant": "theta"}, {"name": "ge", "variant": "theta_plus"}, None]
+
+
+def needs(*packages: str) -> None:
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (pip install 'excite[export]')")
+
+
+def checkpoint(folder: Path, gate: object = "se", seed: int = 0, **options: object) -> Path:
+    """A tiny network with batch norms that are not the identity, for the digits."""
+    torch.manual_seed(seed)
+    args = {"num_classes": 10, "in_chans": 1, "image_size": SIZE, "gate": gate, **options}
+    model = create_model("cifar_resnet20", **args)
+    model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model(torch.randn(16, 1, SIZE, SIZE))
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    recipe = small("model.name=" + model.model_name).model_dump(mode="json")
+    preprocessing = Preprocessing(SIZE, 0.875, "bicubic", (0.4,), (0.3,), 1).to_dict()
+    meta = {"model": {"name": model.model_name, "args": model.model_args}, "classes": [str(k) for k in range(10)]}
+    meta |= {"preprocessing": preprocessing, "recipe": recipe, "metrics": None, "step": 0, "epoch": 0.0}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / "model.safetensors", model.eval(), {**meta, "precision": "fp32", "versions": versions()})
+    return folder / "model.safetensors"
+
+
+def photos(folder: Path, count: int = 6) -> Path:
+    folder.mkdir(exist_ok=True)
+    samples = random_samples(Preprocessing(SIZE, 0.875, "bicubic", (0.4,), (0.3,), 1))
+    for i in range(count):
+        Image.fromarray(samples.read(i)[:, :, 0]).save(folder / f"{i}.png")
+    return folder
+
+
+def test_pt2_of_a_run_agrees_and_says_where_it_came_from(tmp_path):
+    weights = checkpoint(tmp_path)
+    result = export(weights, "pt2", images=40)
+    assert result["artefact"] == str(tmp_path / "model.pt2")
+    model, artefact = result["rows"]
+    assert artefact["relative_difference"] < result["tolerance"]
+    assert artefact["top1"] == model["top1"]  # the digits are labelled
+    assert "validation images" in result["images"]
+    extra = {"excite.json": ""}
+    module = torch.export.load(tmp_path / "model.pt2", extra_files=extra).module()
+    meta = json.loads(extra["excite.json"])
+    assert meta["classes"] == [str(k) for k in range(10)]
+    assert meta["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert meta["recipe"]["name"] == "small"
+    predictor = load(weights)
+    for shape in ((1, SIZE, SIZE, 1), (1, 20, 11, 1), (5, 9, 30, 1)):  # batches and sizes it was not traced with
+        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        ready = torch.from_numpy(np.stack([prepare(i, predictor.preprocessing) for i in images])).permute(0, 3, 1, 2)
+        torch.testing.assert_close(module(torch.from_numpy(images)), predictor.logits(ready), rtol=1e-4, atol=1e-5)
+
+
+def test_a_broken_export_fails_and_leaves_what_was_there(tmp_path, monkeypatch):
+    weights, out = checkpoint(tmp_path), tmp_path / "out" / "model.pt2"
+    out.parent.mkdir()
+    out.write_text("before")
+    opened = formats.open_artefact
+
+    def open_broken(*arguments):
+        run = opened(*arguments)
+        return lambda images: run(images) * np.float32(1.01)
+
+    monkeypatch.setattr("excite.export.command.open_artefact", open_broken)
+    with pytest.raises(ExciteError, match="disagrees with the PyTorch model"):
+        export(weights, "pt2", out=out, input="float", images=20, force=True)
+    assert [p.name for p in out.parent.iterdir()] == ["model.pt2"]
+    assert out.read_text() == "before"
+
+
+def test_what_is_not_finite_never_agrees():
+    a = np.ones((2, 3), np.float32)
+    assert compare(a, a).relative == 0
+    assert not compare(a, a * np.nan).relative <= 1e9
+    assert not compare(a, a[:, :2]).relative <= 1e9
+
+
+def test_a_pair_of_files_is_replaced_together_or_not_at_all(tmp_path, monkeypatch):
+    for name in ("m.xml", "m.bin"):
+        (tmp_path / name).write_text("old")
+    real = os.replace
+
+    def fail_for_xml(a, b):
+        if Path(b) == tmp_path / "m.xml" and Path(a).parent.name == "final":
+            raise OSError(5, "broken")
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", fail_for_xml)
+
+    def write_both():
+        with _put_in_place(tmp_path / "m.xml", "openvino") as aside:
+            aside.write_text("new")
+            aside.with_suffix(".bin").write_text("new")
+
+    with pytest.raises(ExciteError, match=r"m\.xml could not be written"):
+        write_both()
+    assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [("m.bin", "old"), ("m.xml", "old")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"format": "onx"}, "did you mean 'onnx'"),
+        ({"format": "pt2", "int8": True}, "pt2 has none"),
+        ({"format": "pt2", "calibrate": "x"}, "needs no calibration"),
+        ({"format": "pt2", "out": "model.onnx"}, "ends in .pt2"),
+        ({"format": "pt2", "input": "int8"}, "choose uint8"),
+        ({"format": "pt2", "verify": "/nowhere"}, "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(tmp_path, arguments, sentence):
+    with pytest.raises(ExciteError, match=sentence):
+        export(checkpoint(tmp_path), **arguments)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path):
+    weights = checkpoint(tmp_path)
+    (tmp_path / "model.pt2").write_text("mine")
+    with pytest.raises(ExciteError, match="exists already"):
+        export(weights, "pt2")
+    assert (tmp_path / "model.pt2").read_text() == "mine"
+
+
+def run_without_excite(code: str, folder: Path) -> str:
+    """Run lines of the docs where ``import excite`` fails."""
+    blocked = "import sys\nsys.modules['excite'] = None\n"
+    done = subprocess.run([sys.executable, "-c", blocked + code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def lines_of(format: str) -> str:
+    """The Python block of docs/export.md that runs this format."""
+    blocks = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1:]
+    marker = {"onnx": "onnxruntime", "openvino": "import openvino", "pt2": "torch.export.load"}[format]
+    return next(block.split("```")[0] for block in blocks if marker in block)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
+def test_the_lines_in_the_docs_classify_as_predict_does(tmp_path, format):
+    needs(*formats._NEEDS[format])
+    weights = checkpoint(tmp_path)
+    export(weights, format, verify=str(photos(tmp_path / "photos")))
+    Image.open(tmp_path / "photos" / "1.png").save(tmp_path / "photo.png")
+    lines = lines_of(format).replace("photo.jpg", "photo.png").replace('"RGB"', '"L"')
+    lines = lines.replace("[None]", "[None, :, :, None]")
+    [prediction] = load(weights).predict([tmp_path / "photo.png"], top_k=1)
+    name, probability = run_without_excite(lines, tmp_path).split()
+    assert name == prediction.top[0][0]
+    assert float(probability) == pytest.approx(prediction.top[0][1], abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gate", GATES, ids=str)
+@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
+def test_every_gate_exports(tmp_path, gate, format):
+    needs(*formats._NEEDS[format])
+    result = export(checkpoint(tmp_path, gate), format, input="float", images=20)
+    assert result["rows"][1]["agreement"] == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8_leaves_the_gates_in_float_unless_told_otherwise(tmp_path, format):
+    needs(*formats._NEEDS[format], *(["nncf"] if format == "openvino" else []))
+    weights, found = checkpoint(tmp_path), {}
+    for name, options in {"float": {}, "int8": {"int8_gates": True}}.items():
+        out = tmp_path / f"{name}{formats.SUFFIX[format]}"
+        result = export(weights, format, out=out, int8=True, max_drop=100, images=50, **options)
+        assert len(result["rows"]) == 3
+        found[name] = quantised_gate_inputs(format, Path(result["artefact"]))
+    assert found["float"] == 0
+    assert found["int8"] > 0
+
+
+def quantised_gate_inputs(format: str, path: Path) -> int:
+    """How many nodes of gates are fed by a (de)quantisation."""
+    if format == "onnx":
+        import onnx
+
+        nodes = onnx.load(path).graph.node
+        dequantised = {o for n in nodes if n.op_type == "DequantizeLinear" for o in n.output}
+        return sum(n.name.startswith("gate_scale/") and any(i in dequantised for i in n.input) for n in nodes)
+    import openvino
+
+    ops = openvino.Core().read_model(path).get_ops()
+    return sum("FakeQuantize" in op.get_type_name() and "gate_scale/" in op.get_friendly_name() for op in ops)

@@ -1,0 +1,51 @@
+"""What the grafting tests share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """timm, from where `make bench-cpu` puts it."""
+    if not (ROOT / ".peers" / "timm").is_dir():
+        pytest.skip("timm is not in .peers (make bench-cpu puts it there)")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from peers import import_timm
+    finally:
+        sys.path.pop(0)
+    return import_timm()
+
+
+@pytest.fixture
+def command_line(tmp_path, monkeypatch):
+    """Run a command in this process (starting one costs seconds), in an empty folder: its output, or its sentence."""
+    from typer.testing import CliRunner
+
+    from excite.cli import app
+    from excite.errors import ExciteError
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in words])
+        if isinstance(done.exception, ExciteError):
+            return f"error: {done.exception}"
+        assert done.exit_code == 0, done.output + repr(done.exception)
+        return done.output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ungated_run(tmp_path_factory):
+    """A run folder of an ungated network, trained for two epochs on a few digits."""
+    from excite.training import train
+    from tests.training.small import small
+
+    recipe = small("model.name=cifar_resnet20", "epochs=2", "ema_decay=0", "optimizer.lr=0.2")
+    return train(recipe, out=tmp_path_factory.mktemp("ungated"), quiet=True)["run"]

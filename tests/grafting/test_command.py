@@ -1,0 +1,179 @@
+"""``excite graft``: the table, the proof, the files, and what else can be done with them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import excite as package
+from excite.errors import ExciteError
+from excite.grafting import Grafted, command, graft, load_grafted, save_grafted
+from excite.grafting.command import prove
+from excite.training import train
+from excite.training.checkpoint import read_weights
+from tests.grafting import networks
+from tests.grafting.networks import randomised
+from tests.training.small import small
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(rng.integers(0, 256, (20, 20), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def run(source, **changes):
+    said = []
+    settings = {"gate": "se", "at": [], "init": "identity", "options": {}, "dry_run": False, "images": None}
+    settings |= {"weights": None, "out": None, "force": False, "say": said.append, "show": lambda plan: None, **changes}
+    return command.run(str(source), **settings), said
+
+
+def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
+    """Grafted to a file; that file is validated, and trained on from."""
+    out = tmp_path / "grafted.safetensors"
+    result, said = run(ungated_run, images=str(photos), out=out)
+    assert result["difference"] == 0.0
+    assert result["images"] == 3
+    assert said[0].startswith(f"largest difference of the logits before and after on 3 images from {photos}: 0 (fp32;")
+    before, after = (package.validate(source, precision="fp32")[1] for source in (ungated_run, out))
+    assert after.confusion == before.confusion
+    meta = read_weights(out).meta
+    assert (
+        meta["model"]["args"]["gate"] == meta["recipe"]["model"]["options"]["gate"] == {"name": "se", "identity": True}
+    )
+
+    gated = "model.options={gate: {name: se, identity: true}}"
+    for source in (out, ungated_run):  # the gates' tensors are there, or start afresh
+        recipe = small("model.name=cifar_resnet20", gated, f"init_from={source}", "epochs=1", "optimizer.lr=1e-4")
+        after = train(recipe, out=tmp_path / "runs", quiet=True)
+        assert after["top1"] == pytest.approx(before.top1, abs=5)
+        assert after["params_m"] > before_params(ungated_run)
+        log = (Path(after["run"]) / "log.txt").read_text()
+        assert ("all tensors" if source == out else "all but 9 gates, which start as the identity") in log
+
+
+def before_params(run_folder) -> float:
+    return json.loads((Path(run_folder) / "results.json").read_text())["params_m"]
+
+
+def test_gates_that_do_not_start_as_the_identity_are_not_left_fresh(ungated_run, tmp_path):
+    recipe = small("model.options={gate: se}", "model.name=cifar_resnet20", f"init_from={ungated_run}")
+    with pytest.raises(ExciteError, match=r"layer1.0.gate.fc1.weight is missing"):
+        train(recipe, out=tmp_path, quiet=True)
+
+
+def test_the_proof_finds_a_difference(ungated_run, tmp_path, monkeypatch):
+    """Were a gate not the identity, nothing would be written."""
+    monkeypatch.setattr("excite.gates.Gate._zero_and_double", lambda self, *layers: True)
+    out = tmp_path / "grafted.safetensors"
+    with pytest.raises(ExciteError, match="the grafted network is not the one before: its logits differ by"):
+        run(ungated_run, out=out)
+    assert not out.exists()
+
+
+def test_the_proof_is_the_largest_difference():
+    model = randomised(networks.TorchvisionStyle())
+    other = graft(model, init="paper")
+    x = torch.randn(11, 3, 16, 16)
+    with torch.no_grad():
+        expected = (model(x) - other(x)).abs().max()
+    assert prove(model, other, x)["difference"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_command_line(ungated_run, command_line, tmp_path):
+    """The table, the proof on random images; nothing is written over."""
+    words = ["graft", ungated_run, "--at", "layer3", "--option", "reduction=8", "--out", "a.safetensors"]
+    text = command_line(*words)
+    assert "layer3.2" in text
+    assert "3 block(s) of cifar_resnet20" in text
+    assert "on 8 random images (normal noise): 0 (fp32" in " ".join(text.split())
+    assert read_weights(tmp_path / "a.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
+    kept = (tmp_path / "a.safetensors").read_bytes()
+    assert command_line(*words) == "error: a.safetensors exists already; --force writes over it"
+    assert (tmp_path / "a.safetensors").read_bytes() == kept
+    assert "is not of the form NAME=VALUE" in command_line("graft", ungated_run, "--option", "reduction")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gate": "see"}, "unknown gate 'see'"),
+        ({"options": {"reducton": 8}}, "did you mean 'reduction'"),
+        ({"dry_run": True, "out": Path("x")}, "--dry-run writes nothing"),
+        ({"weights": "x.pth"}, "--weights is for a model that is given by name"),
+        ({"images": "/nowhere"}, "'/nowhere' is neither"),
+    ],
+    ids=str,
+)
+def test_mistakes(ungated_run, changes, message):
+    with pytest.raises(ExciteError, match=message):
+        run(ungated_run, **changes)
+
+
+def test_names_of_models_are_for_looking(tmp_path):
+    result, _ = run("cifar_resnet20", dry_run=True)
+    assert result["added"] == 3 * 49 + 3 * 162 + 3 * 580  # 2CS + S + C at 16, 32 and 64 channels
+    with pytest.raises(ExciteError, match="cifar_resnet20 is a name and has no weights"):
+        run("cifar_resnet20", out=tmp_path / "x.safetensors")
+    with pytest.raises(ExciteError, match="no run folder or checkpoint 'cifar_resnet21'"):
+        run("cifar_resnet21")
+
+
+# --- other people's networks in files ---------------------------------------------------------------------------------
+
+
+def test_a_foreign_network_is_written_and_read_back(tmp_path):
+    model = randomised(networks.TorchvisionStyle())
+    gated = graft(model, "eca", at="layer2")
+    nn.init.normal_(gated.layer2[0].bn3.gate.conv.weight)
+    save_grafted(gated, tmp_path / "net.safetensors")
+    again = load_grafted(tmp_path / "net.safetensors", networks.TorchvisionStyle()).eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again(x), gated(x))
+        assert not torch.equal(again(x), model(x))
+    with pytest.raises(ExciteError, match="does not say how to build its TorchvisionStyle; give model="):
+        load_grafted(tmp_path / "net.safetensors")
+    with pytest.raises(ExciteError, match=r"a gate behind 'layer2.0.bn3', which Plain does not have"):
+        load_grafted(tmp_path / "net.safetensors", networks.Plain())
+    with pytest.raises(ExciteError, match="has no grafted gates"):
+        save_grafted(model, tmp_path / "none.safetensors")
+    wider = networks.TorchvisionStyle()
+    wider.fc = nn.Linear(64, 6)
+    with pytest.raises(ExciteError, match=r"fc.bias has shape \(5,\) instead of \(6,\)"):
+        load_grafted(tmp_path / "net.safetensors", wider)
+    assert not any(isinstance(m, Grafted) for m in wider.modules())  # as it was before
+
+
+def test_a_file_of_ours_is_no_foreign_one(ungated_run, tmp_path):
+    with pytest.raises(ExciteError, match=r"no grafted network of another library \(ours: excite.load\)"):
+        load_grafted(Path(ungated_run) / "model.safetensors")
+    (tmp_path / "x.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ExciteError, match="not a readable safetensors file"):
+        load_grafted(tmp_path / "x.safetensors")
+
+
+def test_timm_by_name_with_local_weights(timm, tmp_path):
+    model = randomised(timm.create_model("test_resnet", num_classes=1000))
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    out = tmp_path / "grafted.safetensors"
+    result, _ = run("timm:test_resnet", weights=str(tmp_path / "w.pth"), out=out)
+    assert result["difference"] == 0.0
+    again = load_grafted(out).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+    with pytest.raises(ExciteError, match="is a grafted network already"):
+        run(out)
+    with pytest.raises(ExciteError, match="timm has no model 'test_resnett'; did you mean"):
+        run("timm:test_resnett")
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    with pytest.raises(ExciteError, match=r"does not fit ResNet: .* tensors are missing"):
+        run("timm:test_resnet", weights=str(tmp_path / "other.pth"))

@@ -1,0 +1,465 @@
+"""`excite convert`, `load_weights`, `train.init_from`: what is written, compared, refused, and left untouched."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import excite as package
+from excite.errors import ExciteError
+from excite.models import create_model
+from excite.recipe import load_recipe
+from excite.training import train
+from excite.training.checkpoint import read_weights, save_weights
+from excite.weights.command import run
+from excite.weights.convert import convert, is_foreign, load_weights, start_from
+from excite.weights.meta import describe
+from excite.weights.verify import differences, first_apart, relative_error, trace
+from excite.weights.write import export_state_dict
+
+from .nets import images, logits, make
+
+ROOT = Path(__file__).resolve().parents[2]
+FIXTURES = Path(os.environ.get("EXCITE_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+needs_fixtures = pytest.mark.skipif(
+    not FIXTURES.is_dir(), reason=f"no reference checkpoints at {FIXTURES} (set EXCITE_FIXTURES)"
+)
+
+
+@pytest.fixture
+def foreign(tiny, tmp_path):
+    """A checkpoint in timm's names, and the network that it is of."""
+    model = make("tiny_seresnet", num_classes=4)
+    path = tmp_path / "foreign.pth"
+    torch.save({name.replace(".gate.", ".se."): tensor for name, tensor in model.state_dict().items()}, path)
+    return path, model
+
+
+def quietly(*args, **kwargs):
+    said = []
+    return run(*args, say=said.append, **kwargs), said
+
+
+# --- the file that is written -----------------------------------------------------------------------------------------
+
+
+def test_a_converted_file_is_one_of_ours(foreign, tmp_path):
+    source, model = foreign
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\ndog\n")
+    destination = tmp_path / "ours.safetensors"
+    result, said = quietly(str(source), destination, classes=names)
+    assert result["model"] == "tiny_seresnet"
+    assert "PyTorch checkpoint with the names of timm's ResNet with SE: tiny_seresnet, 4 classes" in said[0]
+    checkpoint = read_weights(destination)
+    assert checkpoint.meta["classes"] == ["ant", "bee", "cat", "dog"]
+    assert checkpoint.meta["converted_from"] == {"source": str(source), "format": result["format"], "layout": "timm"}
+    assert checkpoint.meta["preprocessing"]["interpolation"] == "bicubic"
+    predictor = package.load(destination, "cpu")
+    picture = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    expected = logits(model, predictor.preprocessing.normalize(picture))
+    assert relative_error(predictor.logits(picture), expected) < 1e-5
+    assert is_foreign(source)
+    assert not is_foreign(destination)
+
+
+def test_predict_and_validate_take_foreign_files_as_they_are(foreign):
+    source, model = foreign
+    predictor = package.load(source, "cpu")
+    assert predictor.classes == ["0", "1", "2", "3"]
+    picture = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    expected = logits(model, predictor.preprocessing.normalize(picture))
+    assert relative_error(predictor.logits(picture), expected) < 1e-5
+
+
+def test_a_converted_file_can_be_converted_again(foreign, tmp_path):
+    source, _ = foreign
+    quietly(str(source), tmp_path / "a.safetensors")
+    quietly(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", against=str(source))
+    first, second = read_weights(tmp_path / "a.safetensors"), read_weights(tmp_path / "b.safetensors")
+    assert first.meta == second.meta
+    assert all(torch.equal(first.tensors[name], tensor) for name, tensor in second.tensors.items())
+
+
+def test_the_recipe_in_a_converted_file_builds_the_same_network(foreign):
+    source, _ = foreign
+    model, loaded = convert(source)
+    recipe = describe(model, loaded)["recipe"]
+    again = create_model(recipe["model"]["name"], num_classes=4, **recipe["model"]["options"])
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in model.state_dict().items()}
+
+
+def test_nothing_is_written_over_without_force(foreign, tmp_path):
+    source, _ = foreign
+    destination = tmp_path / "there.safetensors"
+    destination.write_bytes(b"mine")
+    with pytest.raises(ExciteError, match="there already; --force writes over it"):
+        quietly(str(source), destination)
+    assert destination.read_bytes() == b"mine"
+    quietly(str(source), destination, force=True)
+    assert read_weights(destination).meta["model"]["name"] == "tiny_seresnet"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("x.pth", {}, "must end in .safetensors"),
+        ("x.onnx", {"to": "timm"}, "must end in one of .safetensors, .pth"),
+        ("x.safetensors", {"to": "tim"}, "no such target; did you mean 'timm'"),
+        (".", {}, "is a folder"),
+        ("x.safetensors", {"arch": "seresnet51"}, "unknown model 'seresnet51'; did you mean 'seresnet"),
+        ("x.safetensors", {"arch": "tiny_seresnext"}, "does not fit tiny_seresnext"),
+        ("x.safetensors", {"verify": "no.npz"}, "there is no file no.npz"),
+        ("x.safetensors", {"verify": "no.jpg"}, "neither an .npz nor a readable image"),
+        ("x.safetensors", {"against": "no.pth"}, "there are no weights at 'no.pth'"),
+        ("x.safetensors", {"classes": Path("no.txt")}, "no readable list of class names"),
+    ],
+)
+def test_wrong_arguments(foreign, tmp_path, name, options, message):
+    source, _ = foreign
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ExciteError, match=message):
+        quietly(str(source), tmp_path / name, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["a\nb\n", "a\nb\nc\nc\n", "a\nb\nc\nd\ne\n"])
+def test_class_names_must_be_as_many_and_different(foreign, tmp_path, text):
+    source, _ = foreign
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ExciteError, match="different class names were given for the 4 classes"):
+        quietly(str(source), tmp_path / "x.safetensors", classes=tmp_path / "names.txt")
+
+
+# --- partly fitting checkpoints ---------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_without_classifier(foreign, tmp_path):
+    source, model = foreign
+    tensors = torch.load(source, weights_only=True)
+    torch.save({n: t for n, t in tensors.items() if not n.startswith("fc.")}, source)
+    converted, loaded = convert(source, allow_partial=True)
+    assert loaded.fresh == ["fc.weight", "fc.bias"]
+    assert converted.num_classes == 1000
+    x = images()
+    with torch.no_grad():
+        assert torch.equal(converted.eval().forward_features(x), model.forward_features(x))
+
+
+def test_allow_partial_lists_what_is_missing_and_what_is_left_over(foreign, tmp_path):
+    source, _ = foreign
+    tensors = torch.load(source, weights_only=True)
+    del tensors["layer2.1.bn2.bias"]
+    torch.save({**tensors, "aux.weight": torch.zeros(2)}, source)
+    result, said = quietly(str(source), tmp_path / "x.safetensors", allow_partial=True)
+    assert (result["fresh"], result["left_over"]) == (["layer2.1.bn2.bias"], ["aux.weight"])
+    assert "not in the checkpoint, left as they were: 1: layer2.1.bn2.bias" in said[1]
+    assert "in the checkpoint, not used: 1: aux.weight" in said[1]
+
+
+def test_another_number_of_classes_keeps_the_whole_fresh_head(foreign):
+    source, model = foreign
+    fresh = make("tiny_seresnet", seed=5, num_classes=9)
+    head = {n: t.clone() for n, t in fresh.state_dict().items() if n.startswith("fc.")}
+    with pytest.raises(ExciteError, match=r"of another shape 2: fc.weight \(4, 256\) instead of \(9, 256\)"):
+        load_weights(fresh, source)
+    assert not torch.equal(fresh.conv1.weight, model.conv1.weight)  # a refusal changes nothing
+    loaded = load_weights(fresh, source, allow_partial=True)
+    assert loaded.fresh == ["fc.weight", "fc.bias"]
+    assert torch.equal(fresh.conv1.weight, model.conv1.weight)
+    assert all(torch.equal(fresh.state_dict()[n], t) for n, t in head.items())
+
+
+def test_an_ungated_checkpoint_fills_the_body_of_a_gated_network(tiny, tmp_path):
+    source = make("tiny_resnet", num_classes=4)
+    torch.save(source.state_dict(), tmp_path / "x.pth")
+    for model, loaded in (
+        convert(tmp_path / "x.pth", arch="tiny_seresnet", allow_partial=True),
+        (made := make("tiny_seresnet", num_classes=4), load_weights(made, tmp_path / "x.pth", allow_partial=True)),
+    ):
+        assert set(loaded.fresh) == {name for name in model.state_dict() if ".gate." in name}
+        assert torch.equal(model.fc.weight, source.fc.weight)
+
+
+@pytest.mark.parametrize("position", ["post", "identity"])
+def test_gates_elsewhere_in_the_block_are_another_network(foreign, position):
+    source, _ = foreign
+    with pytest.raises(ExciteError, match=f"at the position 'standard', this network at '{position}'"):
+        load_weights(make("tiny_seresnet", num_classes=4, gate_position=position), source)
+
+
+def test_one_fitting_tensor_of_a_module_is_not_taken_alone(foreign):
+    """A head of as many classes but other features: its bias alone would be noise."""
+    source, _ = foreign
+    tensors = torch.load(source, weights_only=True)
+    torch.save({**tensors, "fc.weight": torch.zeros(4, 7)}, source)
+    model = make("tiny_seresnet", seed=5, num_classes=4)
+    bias = model.fc.bias.clone()
+    assert load_weights(model, source, allow_partial=True).fresh == ["fc.weight", "fc.bias"]
+    assert torch.equal(model.fc.bias, bias)
+
+
+def test_only_networks_of_ours_are_filled(foreign):
+    with pytest.raises(ExciteError, match="not a Linear"):
+        load_weights(torch.nn.Linear(2, 2), foreign[0])
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+
+def outputs(model, x, **changed):
+    places = {f"out_{place}": tensor.numpy() for place, tensor in trace(model, x).items()}
+    logits = places.pop("out_logits")
+    return {"input": x.numpy(), "logits": logits, **places, **changed}
+
+
+def test_verify_compares_every_place(foreign, tmp_path):
+    source, model = foreign
+    np.savez(tmp_path / "out.npz", **outputs(model, images(33)))
+    result, _ = quietly(str(source), tmp_path / "x.safetensors", verify=str(tmp_path / "out.npz"))
+    places = [row["place"] for row in result["verified"]["places"]]
+    blocks = ["layer1.0", "layer1", "layer2.0", "layer2.1", "layer2", "layer3.0", "layer3", "layer4.0", "layer4"]
+    assert places == ["stem", "pool0", *blocks, "features", "pooled", "logits"]
+    assert all(row["relative"] < 1e-6 for row in result["verified"]["places"])
+
+
+def test_a_difference_names_the_first_place_and_writes_nothing(foreign, tmp_path):
+    source, model = foreign
+    with torch.no_grad():
+        model.layer2[1].conv2.weight.mul_(1.01)
+    np.savez(tmp_path / "out.npz", **outputs(model, images()))
+    shown = []
+    destination = tmp_path / "x.safetensors"
+    with pytest.raises(ExciteError, match=r"the first place that differs is layer2\.1, by .* nothing was written"):
+        quietly(str(source), destination, verify=str(tmp_path / "out.npz"), show=shown.extend)
+    assert not destination.exists()
+    assert not list(tmp_path.glob(".x.safetensors*"))
+    apart = {row["place"] for row in shown if row["relative"] > 1e-4}
+    assert {"stem", "layer1", "layer2.0"}.isdisjoint(apart)
+    assert {"layer2.1", "layer2", "layer3.0"} <= apart
+
+
+def test_against_compares_two_checkpoints(foreign, tmp_path):
+    source, model = foreign
+    with torch.no_grad():
+        model.layer3[0].gate.fc2.bias.add_(0.5)
+    other = tmp_path / "other.pth"
+    torch.save({n.replace(".gate.", ".se."): t for n, t in model.state_dict().items()}, other)
+    with pytest.raises(ExciteError, match=rf"not the same as {other}: the first place that differs is layer3\.0"):
+        quietly(str(source), tmp_path / "x.safetensors", against=str(other))
+
+
+def test_an_image_shows_its_classes_and_compares_with_float64(foreign, tmp_path):
+    from PIL import Image
+
+    source, _ = foreign
+    Image.effect_noise((50, 40), 60).convert("RGB").save(tmp_path / "x.png")
+    result, said = quietly(str(source), tmp_path / "x.safetensors", verify=str(tmp_path / "x.png"))
+    assert any(line.startswith("most likely: ") for line in said)
+    assert result["verified"]["with"] == "the same in float64"
+    written = read_weights(tmp_path / "x.safetensors").tensors
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: {k: v for k, v in a.items() if k != "input"}, "has no input"),
+        (lambda a: {**a, "input": a["input"][0]}, "must be a batch of images"),
+        (lambda a: {**a, "input": a["input"][:, :1]}, "1 channels, tiny_seresnet takes 3"),
+        (
+            lambda a: {**a, "logits": a["logits"][:, :2]},
+            r"logits the network gives \(2, 4\), the reference \(2, 2\)",
+        ),
+        (lambda a: {**a, "out_layer9": a["logits"]}, "'layer9' is no place of tiny_seresnet; did you mean 'layer"),
+        (lambda a: {**a, "logits": np.full_like(a["logits"], np.nan)}, "differs is logits, by inf"),
+        (lambda a: {**a, "input": np.array(["a"])}, "holds <U1, not numbers"),
+        (lambda a: {**a, "input": np.array([object()])}, "no readable .npz"),
+    ],
+)
+def test_references_that_cannot_be_used(foreign, tmp_path, change, message):
+    source, model = foreign
+    np.savez(tmp_path / "out.npz", **change(outputs(model, images())))
+    with pytest.raises(ExciteError, match=message):
+        quietly(str(source), tmp_path / "x.safetensors", verify=str(tmp_path / "out.npz"))
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_reference_may_be_shorter_than_the_batch_but_not_of_other_shape(foreign):
+    _, model = foreign
+    places = trace(model, images(count=3))
+    found = differences(places, {"logits": places["logits"][:1], "layer1": places["layer1"] + 1})
+    assert [d.place for d in found] == ["layer1", "logits"]
+    assert first_apart(found) == found[0]
+    assert found[1].relative == 0.0
+    with pytest.raises(ExciteError, match="at logits"):
+        differences(places, {"logits": torch.zeros(4, 4)})
+    with pytest.raises(ExciteError, match="nothing to compare"):
+        differences(places, {"elsewhere": torch.zeros(1)})
+
+
+def test_relative_error():
+    assert relative_error(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == 0.5
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_error(torch.ones(2), torch.zeros(2)) == float("inf")
+    assert relative_error(torch.tensor([float("nan")]), torch.zeros(1)) == float("inf")
+
+
+@needs_fixtures
+def test_the_command_on_mindspores_own_outputs(excite):
+    folder = FIXTURES / "tensorflow" / "small"
+    checkpoint, npz = folder / "seresnet20.ckpt", folder / "seresnet20.npz"
+    done = excite("convert", checkpoint, "x.safetensors", "--verify", npz, "--json")
+    result = json.loads(done.stdout)
+    assert (result["layout"], result["args"]["depth"]) == ("tensorflow", 20)
+    assert result["verified"]["places"][0]["relative"] < 1e-5
+    assert read_weights(excite.cwd / "x.safetensors").meta["classes"][3] == "cat"
+
+
+def test_the_commands_exit_status(foreign, tmp_path, monkeypatch, capsys):
+    from excite.cli import main
+
+    source, _ = foreign
+    (tmp_path / "x.safetensors").touch()
+    monkeypatch.setattr("sys.argv", ["excite", "convert", str(source), str(tmp_path / "x.safetensors")])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert "--force writes over it" in capsys.readouterr().err
+
+
+# --- writing for other libraries --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "options", "suffix"),
+    [
+        ("resnet18", "torchvision", {"bn_eps": 1e-3}, ".pth"),
+        ("seresnet18", "timm", {"rd_divisor": 8, "gate_bias": False}, ".pt"),
+        ("seresnext26_32x4d", "timm", {"max_pool": "ceil"}, ".safetensors"),
+    ],
+)
+def test_written_and_read_back(tmp_path, name, library, options, suffix):
+    model = make(name, num_classes=3, image_size=64, **options)
+    save_weights(tmp_path / "ours.safetensors", model, _meta(model))
+    quietly(str(tmp_path / "ours.safetensors"), tmp_path / f"x{suffix}", to=library)
+    again, loaded = convert(tmp_path / f"x{suffix}")
+    assert again.model_name == name
+    assert (loaded.fresh, loaded.left_over) == ([], [])
+    x = images(65, count=1)
+    assert relative_error(logits(again, x), logits(model, x)) < 1e-5
+
+
+def _meta(model):
+    return {
+        "model": {"name": model.model_name, "args": model.model_args},
+        "classes": [str(k) for k in range(model.num_classes)],
+        "preprocessing": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "library", "message"),
+    [
+        ("seresnet18", {}, "torchvision", "has gates, torchvision's ResNets have none; --to timm"),
+        ("seresnet18", {}, "timm", "squeezes 64 channels to 4 in layer1.0.gate, timm's to 8"),
+        ("geresnet50_theta_minus", {}, "timm", "gates that are not SE"),
+        ("seresnet50", {"gate_position": "pre"}, "timm", "at the end of every block's branch"),
+        ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2 and timm's stride_on=conv1"),
+        ("resnet50", {"stride_on": "conv1"}, "torchvision", "stride_on=conv1 and torchvision's stride_on=conv2"),
+        ("resnet50", {"max_pool": "ceil"}, "timm", "max_pool=ceil and timm's max_pool=pad1"),
+        ("resnet18", {"num_classes": 0}, "timm", "no classifier"),
+        ("resnext26_32x4d", {}, "torchvision", "torchvision has no resnext26_32x4d; did you mean"),
+        ("seresnext26_32x4d", {}, "timm", "timm has no seresnext26_32x4d; did you mean"),
+        ("cifar_resnet20", {}, "timm", "has stem=cifar and timm's stem=conv7"),
+        ("cifar_seresnet110_tf", {}, "timm", "which has no such network"),
+    ],
+)
+def test_what_other_libraries_do_not_have(name, options, library, message):
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    with pytest.raises(ExciteError, match=message):
+        export_state_dict(model, library)
+
+
+def test_timm_takes_what_is_written_for_it(timm):
+    model = make("seresnet18", num_classes=3, rd_divisor=8, gate_bias=False, bn_eps=1e-3)
+    exported = export_state_dict(model, "timm")
+    theirs = timm.create_model(exported.architecture, num_classes=3)
+    theirs.load_state_dict(exported.tensors, strict=True)
+    assert relative_error(logits(theirs, images(65)), logits(model, images(65))) < 1e-4
+
+
+# --- training from foreign weights ------------------------------------------------------------------------------------
+
+
+def test_init_from_takes_foreign_weights(tiny, tmp_path):
+    """The digits, from a checkpoint of four classes: the body is taken over, the head of ten classes is fresh."""
+    recipe = load_recipe(
+        "digits-seresnet20", ["epochs=1", "warmup_epochs=0", "data.limit_train=40", "data.limit_val=20"]
+    )
+    source = make("cifar_seresnet20", num_classes=4, in_chans=1)
+    torch.save({n.replace(".gate.", ".se."): t for n, t in source.state_dict().items()}, tmp_path / "x.pth")
+    recipe = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(
+                update={"init_from": str(tmp_path / "x.pth"), "batch_size": 20, "freeze": ["conv1"], "device": "cpu"}
+            )
+        }
+    )
+    results = train(recipe, out=tmp_path, quiet=True)
+    trained = read_weights(results["run"]).tensors
+    assert torch.equal(trained["conv1.weight"], source.conv1.weight)
+    log = (Path(results["run"]) / "log.txt").read_text()
+    assert "names of timm's ResNet with SE: cifar_seresnet20, 4 classes" in log
+    assert "left as they were: 2: fc.weight, fc.bias" in log
+
+
+def test_init_from_refuses_what_does_not_fit_but_for_the_head(tiny, tmp_path):
+    source = make("tiny_seresnet", num_classes=4)
+    tensors = {n.replace(".gate.", ".se."): t for n, t in source.state_dict().items()}
+    del tensors["layer1.0.conv1.weight"]
+    torch.save(tensors, tmp_path / "x.pth")
+    model = make("tiny_seresnet", seed=3, num_classes=9)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(ExciteError, match="a convolution is missing"):
+        start_from(model, tmp_path / "x.pth")
+    tensors["layer1.0.conv1.weight"] = source.layer1[0].conv1.weight.detach()
+    torch.save({**tensors, "aux.weight": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(ExciteError, match=r"left over 1: aux\.weight"):
+        start_from(model, tmp_path / "x.pth")
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_what_counts_as_foreign(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text("")
+    (tmp_path / "tf").mkdir()
+    (tmp_path / "tf" / "checkpoint").write_text("")
+    (tmp_path / "net.index").write_bytes(b"")
+    foreign = ["hf:a/b", "timm:seresnet50", "https://x/y.pth", "s3://b/y.ckpt", tmp_path / "plain.safetensors"]
+    assert [is_foreign(source) for source in [*foreign, tmp_path / "tf", tmp_path / "net"]] == [True] * 7
+    assert [is_foreign(s) for s in ["nowhere", "s3://b/runs/one", tmp_path / "run", tmp_path]] == [False] * 3 + [True]
+
+
+def test_our_own_files_say_what_they_are(tmp_path):
+    model = make("cifar_seresnet20", num_classes=3, reduction=8)
+    save_weights(tmp_path / "x.safetensors", model, _meta(model))
+    converted, loaded = convert(tmp_path / "x.safetensors")
+    assert converted.model_args == model.model_args
+    assert "excite's own names: cifar_seresnet20" in loaded.sentence()
+    for damaged in (
+        "{",
+        "[]",
+        '{"model": {"name": 3, "args": {}}}',
+        '{"model": {"name": "cifar_resnet20", "args": 1}}',
+    ):
+        header = {"format": "pt", "excite": damaged}
+        save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=header)
+        with pytest.raises(ExciteError, match="its header is damaged"):
+            convert(tmp_path / "y.safetensors")
