@@ -90,6 +90,7 @@ def test_mistakes(name, args, message):
 
 def test_options_are_listed():
     assert model_options("resnet18") == [
+        "block_conv",
         "bn_eps",
         "bn_momentum",
         "down_kernel",

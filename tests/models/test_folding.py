@@ -348,10 +348,9 @@ def test_portable_is_made_of_aten_operators_for_export(gate):
     assert error(program.module()(x), reference(model, x)) < 1e-5
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_compiles_as_one_graph(portable):
+def test_compiles_as_one_graph():
     model, x = net(gate="se", layers=(2,), widths=(16,)), images()
-    compiled = torch.compile(fold(model, portable=portable), backend="eager", fullgraph=True)
+    compiled = torch.compile(fold(model), backend="eager", fullgraph=True)
     assert error(compiled(x), reference(model, x)) < 1e-5
 
 

@@ -24,7 +24,7 @@ class Web:
     """Serves ``files`` (path -> bytes), with ranges; counts requests; ``cut`` closes a body early, that many times."""
 
     def __init__(self):
-        self.files, self.requests, self.cut = {}, [], 0
+        self.files, self.requests, self.cut, self.etag = {}, [], 0, None
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -54,7 +54,7 @@ class Web:
                     self.send_response(200)
                 self.send_header("Accept-Ranges", "bytes")
                 self.send_header("Content-Length", str(last - first + 1))
-                self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+                self.send_header("ETag", web.etag or f'"{hashlib.sha256(content).hexdigest()}"')
                 self.send_header("X-Repo-Commit", "0" * 40)
                 self.end_headers()
                 if body:
@@ -117,9 +117,11 @@ def test_an_address_with_its_hash_is_fetched_once(web, weights):
 
 
 def test_a_wrong_hash_is_refused_and_forgotten(web, weights):
-    web.files["/net.pth"] = b"something else"
+    damaged = weights[:-1] + bytes([weights[-1] ^ 1])
+    web.etag = '"the same"'  # so that nothing but the hash tells one from the other
+    web.files["/net.pth"] = damaged
     source = f"{web.url}/net.pth#sha256={sha256(weights)}"
-    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(b'something else')} and not {sha256(weights)}"):
+    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)} and not {sha256(weights)}"):
         hub.locate(source)
     web.files["/net.pth"] = weights
     assert hub.locate(source).read_bytes() == weights

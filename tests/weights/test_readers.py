@@ -183,6 +183,20 @@ def test_mindspore_contradictions(entries, pattern, tmp_path):
     refused(written(tmp_path, "net.ckpt", content), pattern)
 
 
+@pytest.mark.parametrize(
+    ("entry", "pattern"),
+    [
+        (writers.text(1, "w") + writers.text(1, "v"), "two of tag"),
+        (writers.text(1, "w"), "no tag or no tensor"),
+        (writers.text(1, "w") + writers.text(2, writers.text(3, FOUR)), "'w' has no type"),
+        (writers.text(1, "w") + writers.text(2, writers.text(2, "Float32") * 2), "two of tensor_type"),
+        (writers.text(1, "w") + writers.text(2, writers.number(9, 1)), "unknown field 9"),
+    ],
+)
+def test_mindspore_odd_entries(entry, pattern, tmp_path):
+    refused(written(tmp_path, "net.ckpt", writers.text(1, entry)), pattern)
+
+
 def test_mindspore_map_tensors(tmp_path):
     content = writers.text(1, writers.text(1, "table") + writers.text(3, b""))
     refused(written(tmp_path, "net.ckpt", content), "map tensor")

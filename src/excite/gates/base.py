@@ -49,8 +49,8 @@ class Gate(nn.Module):
     def start_as_identity(self) -> bool:
         """Make the scale exactly 1 for every map, in a form that learns from its first step; False where it cannot.
 
-        This is what ``create_gate({"name": ..., "identity": True})`` calls on a fresh gate, so that it can be put into a
-        trained network without changing what that computes. A gate implements it in one line: it sends what goes into
+        This is what ``create_gate({"name": ..., "identity": True})`` calls on a fresh gate, so that it can be put into
+        a trained network without changing what that computes. A gate implements it in one line: it sends what goes into
         its sigmoids through :meth:`squash`, and zeroes the layers whose outputs those are::
 
             def start_as_identity(self) -> bool:
@@ -61,8 +61,8 @@ class Gate(nn.Module):
         what NFNets have behind their SE, to keep the signal's size (Brock et al., arXiv 2102.06171, section 4). The
         range is (0, 2) instead of (0, 1), for good: the amplitude belongs to the gate's spec, not to its weights.
 
-        A gate that is the identity when fresh anyway (GCT, 1 + tanh(0)) returns True and does nothing else. The default,
-        for a gate that has no layer to zero, returns False and does nothing; ``create_gate`` then puts the gate into
+        A gate that is the identity when fresh anyway (GCT, 1 + tanh(0)) returns True and does nothing else. The
+        default, for a gate that has no layer to zero, returns False and does nothing; ``create_gate`` then puts the gate into
         :class:`excite.gates.blend.Blend`, which learns how much of it to use.
         """
         return False

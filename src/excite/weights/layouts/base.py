@@ -183,12 +183,20 @@ class Layout:
     source: str = ""
 
     @cached_property
-    def _reading(self) -> list[tuple[re.Pattern[str], Row, Leaf]]:
-        return [(_pattern(row.theirs, leaf.theirs), row, leaf) for row in self.rows for leaf in self.leaves[row.kind]]
+    def _reading(self) -> "_Patterns":
+        return self._patterns("theirs")
 
     @cached_property
-    def _writing(self) -> list[tuple[re.Pattern[str], Row, Leaf]]:
-        return [(_pattern(row.ours, leaf.ours), row, leaf) for row in self.rows for leaf in self.leaves[row.kind]]
+    def _writing(self) -> "_Patterns":
+        return self._patterns("ours")
+
+    def _patterns(self, side: str) -> "_Patterns":
+        found: _Patterns = {}
+        for row in self.rows:
+            for leaf in self.leaves[row.kind]:
+                pattern = _pattern(getattr(row, side), getattr(leaf, side))
+                found.setdefault(getattr(leaf, side), []).append((pattern, row, leaf))
+        return found
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether a checkpoint with these names has this layout."""
@@ -238,8 +246,12 @@ class Layout:
         return theirs
 
 
-def _translate(name: str, patterns: list[tuple[re.Pattern[str], Row, Leaf]], to: str) -> tuple[str, Leaf] | None:
-    for pattern, row, leaf in patterns:
+#: The name of a tensor in its module -> the rows that have such a one.
+_Patterns = dict[str, list[tuple[re.Pattern[str], Row, Leaf]]]
+
+
+def _translate(name: str, patterns: _Patterns, to: str) -> tuple[str, Leaf] | None:
+    for pattern, row, leaf in patterns.get(name.rpartition(".")[2], ()):
         match = pattern.fullmatch(name)
         if match is not None:
             start, end = (row.theirs, row.ours) if to == "ours" else (row.ours, row.theirs)
@@ -255,7 +267,7 @@ def _numbers(match: re.Match[str], template: str) -> dict[str, int]:
 
 
 def _pattern(template: str, leaf: str) -> re.Pattern[str]:
-    """A template and a leaf as a pattern with groups s, b and i; a module's name may end in "/" or "."."""
+    """A template and a leaf as a pattern with groups s, b and i."""
     literal = _SLOT.split(template)
     text = "".join(
         re.escape(part) if k % 3 == 0 else f"(?P<{part}>0|[1-9][0-9]*)" if k % 3 == 1 else ""
