@@ -1012,7 +1012,7 @@ def _show_gates(rows: list[dict[str, Any]]) -> None:
         )
     )
     display.message("extra passes: reads and writes of the map that a training step makes more than without the gate")
-    display.message("one of them: excite gates NAME; in a network: excite train RECIPE model.options={gate: NAME}")
+    display.message('one of them: excite gates NAME; in a network: excite train RECIPE "model.options={gate: NAME}"')
     display.message("selective kernels (SK) are no gate but a kind of block: create_model(..., block_conv='sk')")
 
 
@@ -1050,6 +1050,7 @@ def _show_gate(gate: dict[str, Any]) -> None:
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
         display.table(make_table(rows, columns))
+    display.message("every gate also has the option identity: true makes a fresh one a factor of exactly 1")
     display.message(f"\n{gate['notes']}")
 
 

@@ -62,8 +62,8 @@ class Gate(nn.Module):
         range is (0, 2) instead of (0, 1), for good: the amplitude belongs to the gate's spec, not to its weights.
 
         A gate that is the identity when fresh anyway (GCT, 1 + tanh(0)) returns True and does nothing else. The
-        default, for a gate that has no layer to zero, returns False and does nothing; ``create_gate`` then puts the gate into
-        :class:`excite.gates.blend.Blend`, which learns how much of it to use.
+        default, for a gate that has no layer to zero, returns False and does nothing; ``create_gate`` then puts the
+        gate into :class:`excite.gates.blend.Blend`, which learns how much of it to use.
         """
         return False
 
