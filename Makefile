@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-slow lint bench-cpu clean
+.PHONY: help quickstart test test-slow lint bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,9 @@ lint: $(VENV)/installed-dev  ## style and types
 
 bench-cpu: $(VENV)/installed-dev .peers/installed  ## training speed beside timm's; adds rows to benchmarks/results
 	$(BIN)/python benchmarks/train_speed.py
+
+bench-cpu-inference: $(VENV)/installed-dev .peers/installed  ## inference speed beside timm's
+	$(BIN)/python benchmarks/inference_speed.py
 
 $(VENV)/python:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "excite needs Python >= 3.11; choose one with make PYTHON=python3.11")'

@@ -1,6 +1,6 @@
 """Inference: our folded form against the unfolded one, and against timm's in every eager setting, side by side.
 
-    make bench-cpu-inference                                     # on a CPU
+    make bench-cpu-inference
     python benchmarks/inference_speed.py --model seresnext50_32x4d --batch 1 8
 
 Each contender runs in a process of its own, as its own users would start it, in rounds that take turns, so that a noisy

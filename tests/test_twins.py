@@ -70,7 +70,7 @@ def test_too_few_values_have_no_spread():
 
 
 #: The catalogue has these nets with one gate only.
-ALONE = ("senet154", "cifar_seresnet110_tf")
+ALONE = ("senet154", "cifar_seresnet110_tf", "sknet50", "sknet101")
 
 
 @pytest.mark.parametrize("label", DEFAULT_GATES)
@@ -176,7 +176,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        ("see", "unknown gate 'see'; did you mean 'se'.*known: none, se, ge_theta_minus"),
+        ("see", "unknown gate 'see'; did you mean 'se'.*known: none, cbam, .*se, .*ge_theta_minus"),
         ("ge_theta_plu", "did you mean 'ge_theta_plus'"),
         ("", "unknown gate ''"),
         ("none:reduction=8", "no gate has no options"),

@@ -47,5 +47,7 @@ def ungated_run(tmp_path_factory):
     from excite.training import train
     from tests.training.small import small
 
-    recipe = small("model.name=cifar_resnet20", "epochs=2", "ema_decay=0", "optimizer.lr=0.2")
+    recipe = small(
+        "model.name=cifar_resnet20", "epochs=2", "ema_decay=0", "checkpoint.every_steps=null", "optimizer.lr=0.2"
+    )
     return train(recipe, out=tmp_path_factory.mktemp("ungated"), quiet=True)["run"]

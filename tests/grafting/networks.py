@@ -194,6 +194,32 @@ class HuggingFaceStyle(nn.Module):
         return Output(self.classifier(hidden.mean((2, 3))), hidden if output_hidden_states else None)
 
 
+class Parallel(nn.Module):
+    """Two convolutions side by side, added: neither is a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 5, 1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.out(self.a(x) + self.b(x)).mean((2, 3))
+
+
+class UsedTwice(nn.Module):
+    """What the branch ends in goes elsewhere, too, where a gate would be felt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        y = self.branch(x)
+        return (x + y).mean((2, 3)), y
+
+
 class Tokens(nn.Module):
     """A transformer's: residual additions of sequences, no maps."""
 

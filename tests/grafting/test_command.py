@@ -51,7 +51,14 @@ def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
 
     gated = "model.options={gate: {name: se, identity: true}}"
     for source in (out, ungated_run):  # the gates' tensors are there, or start afresh
-        recipe = small("model.name=cifar_resnet20", gated, f"init_from={source}", "epochs=1", "optimizer.lr=1e-4")
+        recipe = small(
+            "model.name=cifar_resnet20",
+            gated,
+            f"init_from={source}",
+            "epochs=1",
+            "optimizer.lr=1e-4",
+            "checkpoint.every_steps=null",
+        )
         after = train(recipe, out=tmp_path / "runs", quiet=True)
         assert after["top1"] == pytest.approx(before.top1, abs=5)
         assert after["params_m"] > before_params(ungated_run)

@@ -49,8 +49,8 @@ def test_the_backbone_thaws_after_its_epochs(ungated_run, tmp_path, optimizer):
     """Epoch 1 leaves every tensor of the ungated network but its classifier as it was; epoch 2 does not."""
     recipe = small(
         "model.name=cifar_resnet20", "model.drop_path_rate=0", GATED, f"init_from={ungated_run}", "epochs=2",
-        "ema_decay=0", "freeze=['*', '!*.gate', '!fc']", "freeze_epochs=1", f"optimizer.name={optimizer}",
-        "optimizer.lr=0.01", "gate_lr_factor=10", "checkpoint.every_steps=null", "keep_last=2",
+        "ema_decay=0", "checkpoint.every_steps=null", "freeze=['*', '!*.gate', '!fc']", "freeze_epochs=1", f"optimizer.name={optimizer}",
+        "optimizer.lr=0.01", "gate_lr_factor=10", "keep_last=2",
     )  # fmt: skip
     run = Path(train(recipe, out=tmp_path, quiet=True)["run"])
     start = load_file(Path(ungated_run) / "model.safetensors")
@@ -68,7 +68,15 @@ def test_the_backbone_thaws_after_its_epochs(ungated_run, tmp_path, optimizer):
 
 def test_without_a_number_of_epochs_it_stays_frozen(ungated_run, tmp_path):
     freezing = "train.freeze=['*', '!*.gate', '!fc']"
-    recipe = small("model.name=cifar_resnet20", GATED, f"init_from={ungated_run}", "epochs=1", "ema_decay=0", freezing)
+    recipe = small(
+        "model.name=cifar_resnet20",
+        GATED,
+        f"init_from={ungated_run}",
+        "epochs=1",
+        "ema_decay=0",
+        "checkpoint.every_steps=null",
+        freezing,
+    )
     run = Path(train(recipe, out=tmp_path, quiet=True)["run"])
     start, end = (
         load_file(p / "model.safetensors") for p in (Path(ungated_run), sorted(run.glob("checkpoints/*"))[-1])

@@ -25,6 +25,7 @@ PLACES = {
     networks.Untraceable: ["body.layer1.0.bn3", "body.layer1.1.bn3", "body.layer2.0.bn3", "body.layer2.1.bn3"],
     networks.Plain: ["4", "11", "15"],
     networks.HuggingFaceStyle: ["stages.1.layer.3"],
+    networks.Parallel: ["stem"],
 }
 GATES = list_gates()
 IMAGES = (3, 3, 16, 16)
@@ -86,7 +87,10 @@ def test_grafting_twice_finds_the_first_gates():
     once = graft(made(networks.TorchvisionStyle), at="layer1")
     plan = plan_of(once)
     assert [p.name for p in plan.new] == ["layer2.0.bn3", "layer2.1.bn3"]
-    assert {p.gated.split()[0] for p in plan.places if p.gated} == {"Grafted"}
+    assert [p.gated for p in plan.places if p.gated] == ["Grafted layer1.0.bn3", "Grafted layer1.1.bn3"]
+    twice = graft(once, "eca")
+    assert torch.equal(logits(twice), logits(once))
+    assert list(ungraft(twice).state_dict()) == list(made(networks.TorchvisionStyle).state_dict())
     with pytest.raises(ExciteError, match="every place is gated already"):
         graft(graft(made(networks.TorchvisionStyle)))
 
@@ -368,6 +372,8 @@ def test_mistakes(options, message):
 def test_networks_that_no_gate_can_go_into():
     with pytest.raises(ExciteError, match=r"Tokens has no place for a gate.*sequences \(N, L, C\)"):
         graft(networks.Tokens())
+    with pytest.raises(ExciteError, match=r"0 residual branch\(es\) .*; 1 more end in no layer that a gate could go"):
+        graft(networks.UsedTwice())
     with pytest.raises(ExciteError, match="took none of"):
         graft(nn.Bilinear(3, 4, 5))
     with pytest.raises(ExciteError, match="not a dict"):
@@ -375,7 +381,8 @@ def test_networks_that_no_gate_can_go_into():
     with pytest.raises(ExciteError, match="graft before you compile"):
         graft(torch.compile(networks.TorchvisionStyle(), backend="eager"))
     with pytest.raises(ExciteError, match="'inner' is used without being called"):
-        graft(networks.ReadsWeights())
+        graft(reads := networks.ReadsWeights(), inplace=True)
+    assert not any(isinstance(m, Grafted) for m in reads.modules())  # as it was
 
 
 def test_mistakes_with_models_of_ours():

@@ -122,7 +122,14 @@ def test_gates_that_cannot_be_folded(net, message):
 def gated(tmp_path_factory):
     """A checkpoint of a gated network with a gate that says always the same."""
     folder = tmp_path_factory.mktemp("gated")
-    recipe = small("epochs=2", "ema_decay=0", "optimizer.lr=0.2", "drop_path_rate=0", "model.options={reduction: 4}")
+    recipe = small(
+        "epochs=2",
+        "ema_decay=0",
+        "checkpoint.every_steps=null",
+        "optimizer.lr=0.2",
+        "drop_path_rate=0",
+        "model.options={reduction: 4}",
+    )
     run = train(recipe, out=folder, quiet=True)["run"]
     checkpoint = read_weights(run)
     model = package.create_model(checkpoint.meta["model"]["name"], **checkpoint.meta["model"]["args"])

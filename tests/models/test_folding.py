@@ -25,7 +25,8 @@ GATES = [
     *({"name": "ge", "variant": v, "extent": e} for v in ("theta_minus", "theta", "theta_plus") for e in (2, "global")),
 ]
 needs_fused = pytest.mark.skipif(
-    not folding._fused_convolutions(torch.float32), reason="this PyTorch has no fused oneDNN convolutions"
+    not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")),
+    reason="this PyTorch has no fused oneDNN convolutions",
 )
 
 
@@ -354,12 +355,13 @@ def test_compiles_as_one_graph():
     assert error(compiled(x), reference(model, x)) < 1e-5
 
 
-def test_traces():
-    model, x = net(gate="se"), images()
+@pytest.mark.parametrize("name", ["seresnet50", "cifar_sepreresnet110", "cifar_seresnet110_tf"])
+def test_traces(name):
+    model, x = family(name), images()
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, torch.jit.TracerWarning):
             warnings.simplefilter("ignore", kind)
-        traced = torch.jit.trace(fold(model, portable=True), images(2))
+        traced = torch.jit.trace(fold(model, portable=True), images(2).contiguous(memory_format=CHANNELS_LAST))
         with pytest.raises(ExciteError, match=r"trace fold\(model, portable=True\)"):
             torch.jit.trace(fold(model), images(2))
     assert error(traced(x), reference(model, x)) < 1e-5

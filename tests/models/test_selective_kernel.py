@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.models import create_model, describe, model_options
+from excite.models import create_model, describe, model_options, selective_kernel
 from excite.models.blocks import BasicBlock, BlockOptions, Bottleneck
 from excite.models.selective_kernel import SelectiveKernel
 
@@ -170,6 +170,25 @@ def test_nets_train_copy_and_are_built_again(name, options):
     torch.testing.assert_close(again.eval()(x), model.eval()(x))
 
 
+@pytest.mark.parametrize("fused", ["off", "on"])
+def test_norms_and_products_run_in_the_chosen_form(fused, monkeypatch):
+    asked = []
+
+    def listening(function):
+        def run(*args, fused="auto", **kwargs):
+            asked.append(fused)
+            return function(*args, fused=fused, **kwargs)
+
+        return run
+
+    for name in ("norm_relu", "excite_residual"):
+        monkeypatch.setattr(selective_kernel, name, listening(getattr(selective_kernel, name)))
+    made = unit()
+    made.fused = fused
+    made(torch.randn(2, 8, 7, 6, dtype=torch.float64))
+    assert asked == [fused] * 4  # two paths, two products
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast(dtype):
     made = unit(dtype=torch.float32)
@@ -178,6 +197,18 @@ def test_autocast(dtype):
         out = made(x)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), made(x), atol=0.2, rtol=0.05)
+
+
+def test_fp16_autocast_survives_a_squeeze_beyond_float16():
+    """Weights of either sign times a large mean: in float16, infinities of both signs, whose sum is no number."""
+    made = unit((8, 64), dtype=torch.float32)
+    with torch.no_grad():
+        for dense in (made.fc1, made.fc2):
+            dense.weight.copy_(torch.randn_like(dense.weight).sign() * 3000)
+        x = torch.randn(2, 8, 7, 6) * 30
+        with torch.autocast("cpu", dtype=torch.float16):
+            out = made(x)
+    assert out.isfinite().all()
 
 
 def test_one_graph():

@@ -94,7 +94,7 @@ def test_inductor(memory_format):
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fused", ["auto", "on", "off"])
+@pytest.mark.parametrize("fused", ["auto", *(pytest.param(f, marks=pytest.mark.slow) for f in ("plain", "off"))])
 def test_a_network_in_one_graph(fused):
     """Forward, backward and the running statistics of a small SE-ResNet with a projection; then another batch size."""
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ import torch
 from excite.errors import ExciteError
 from excite.weights import mindspore
 from excite.weights.crc32c import crc32c
+from excite.weights.leveldb import _uncompressed
 from excite.weights.raw import Damaged
 from excite.weights.stored import read_weights
 from excite.weights.wire import fields
@@ -308,6 +309,15 @@ def test_tensorflow_contradictions(extra, pattern, tmp_path):
     refused(writers.tensorflow(tmp_path / "net", tensors, extra=extra, tail=FOUR[:8]), pattern)
 
 
+@pytest.mark.parametrize("names", [(b"b", b"a"), (b"a", b"a")])
+def test_tensorflow_names_are_in_order(names, tmp_path):
+    """A table with a name twice would let one tensor stand for another."""
+    prefix = writers.tensorflow(tmp_path / "net", {"v": torch.arange(4.0)})
+    pairs = [(b"", writers.number(1, 1)), *((name, writers.bundle_entry(1, (4,), 0, 0, FOUR)) for name in names)]
+    (tmp_path / "net.index").write_bytes(writers.table(pairs))
+    refused(prefix, "its names are not in order")
+
+
 def test_tensorflow_check_sums(tmp_path):
     prefix = writers.tensorflow(tmp_path / "net", TENSORS, shards=2)
     data = tmp_path / "net.data-00001-of-00002"
@@ -330,10 +340,30 @@ def test_tensorflow_index_under_another_name(tmp_path):
     refused((tmp_path / "net.index").rename(tmp_path / "net.ckpt"), "V1 checkpoint")
 
 
-def test_snappy_bomb(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers, "snappy", lambda data: writers.varint(1 << 40) + b"\0x")
-    prefix = writers.tensorflow(tmp_path / "net", TENSORS, compressed=True)
-    refused(prefix, f"says that it unfolds to {1 << 40}")
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (writers.varint(1 << 40) + b"\0x", f"says that it unfolds to {1 << 40}"),
+        (writers.varint(4) + b"\x0cab", "ends early"),
+        (writers.varint(4) + b"\xf0", "ends early"),
+        (writers.varint(8) + b"\x0cabcd\x0e\x05\0", "repeats what is not there"),
+        (writers.varint(8) + b"\x0cabcd\x0e\0\0", "repeats what is not there"),
+        (writers.varint(9) + b"\x0cabcd\x0e\x04\0", "does not have its length"),
+        (writers.varint(3) + b"\x0cabcd", "does not have its length"),
+    ],
+)
+def test_snappy_is_checked(content, pattern, tmp_path, monkeypatch):
+    monkeypatch.setattr(writers, "snappy", lambda data: content)
+    refused(writers.tensorflow(tmp_path / "net", TENSORS, compressed=True), pattern)
+
+
+def test_snappy_elements():
+    """A long literal, and copies of the three kinds, one of which overlaps what it makes (format_description.txt)."""
+    long = bytes(range(200))
+    head = writers.varint(200 + 4 + 9 + 64) + b"\xf0\xc7" + long
+    copies = b"\x01\x04" + b"\x22\x01\0" + b"\xff\x01\0\0\0"
+    unfolded = long + long[196:] + long[199:] * 9 + long[199:] * 64
+    assert bytes(_uncompressed(memoryview(head + copies))) == unfolded
 
 
 def test_crc32c():
@@ -758,6 +788,7 @@ SAFETENSORS_HEADER = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n", "Git LFS pointer"),
         (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>", "XML"),
         (b'{"model_type": "resnet"}', "JSON"),
         (b"just some words\nin two lines\n", "text file"),
         (b"\x1f\x8b\x08" + bytes(20), "gzip"),

@@ -251,7 +251,7 @@ def test_a_run(timm, tmp_path):
     original = timm.create_model("test_resnet", num_classes=10, in_chans=1)
     assert results["params_m"] == sum(p.numel() for p in original.parameters()) / 1e6
     assert results["gmacs"] > 0
-    predictor, evaluation = excite.validate(run)
+    predictor, evaluation = excite.validate(run, fold=None)
     assert evaluation.top1 == pytest.approx(metrics(run, "eval")[-1 if results["best_epoch"] == 2 else 0]["top1"])
     assert type(predictor.model) is type(original)
     assert type(predictor.model.act1).__name__ == "GELU"

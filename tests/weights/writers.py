@@ -137,6 +137,7 @@ def block(pairs, restart_every=3):
 
 
 def table(pairs, per_block=4, compressed=False):
+    """``pairs``: a dictionary, to be sorted, or a list as it is."""
     out, handles = b"", []
 
     def add(content):
@@ -146,7 +147,7 @@ def table(pairs, per_block=4, compressed=False):
         out += content + kind + struct.pack("<I", masked(content + kind))
         return handle
 
-    pairs = sorted(pairs.items())
+    pairs = sorted(pairs.items()) if isinstance(pairs, dict) else pairs
     for at in range(0, len(pairs), per_block):
         part = pairs[at : at + per_block]
         handles.append((part[-1][0], add(block(part))))

@@ -39,7 +39,7 @@ def resize_and_crop(
 
     Returns:
         float32 (N, C, S, S), whole numbers 0 to 255; equal to Pillow's where the graph is run with float64 scalars and
-        weights (PyTorch, ONNX Runtime), up to one level in a few pixels of a million where it is not (OpenVINO).
+        weights (PyTorch, ONNX Runtime); OpenVINO has float32 weights only, which may round a pixel to the next level.
     """
     down, across = _axes(images.shape[2], images.shape[3], size, crop_pct)
     down_weights = _weights(down, images.shape[2], size, interpolation)

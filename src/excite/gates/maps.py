@@ -1,9 +1,9 @@
 """Reductions of maps, and products as large as a map, by what is fast in either memory layout.
 
 Letters: N images, C channels, H x W positions. On a CPU most of PyTorch's reductions over positions are slow for
-channels-last maps (8x256x56x56 float32 on one core, forward pass: ``mean(3)`` 49 ms, as a pooling 1.1;
-``vector_norm`` 35 ms, by the moments kernel 1.6), and a product that comes out in the other layout costs more where it
-is used (``x * scale``: 24 ms instead of 11). Under ``torch.compile`` the textbook forms are left to the compiler.
+channels-last maps (8x256x56x56 float32 on one core, forward pass: ``mean(3)`` 36 ms, as a pooling 1.8;
+``vector_norm`` 33 ms, by the moments kernel 2.9), and a product that comes out in the other layout costs more where it
+is used (``x * scale``: 17 ms instead of 5.5). Under ``torch.compile`` the textbook forms are left to the compiler.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Put gates into a network that has none, and take them out.  Letters: N images, C channels, H x W positions."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate, GateSpec, create_gate, gate_options
 from excite.gates.blend import Blend
-from excite.grafting.places import Example, Found, Place, _run, find_places
+from excite.grafting.places import Example, Found, Place, find_places, run_once
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
@@ -163,9 +163,14 @@ def graft(
     if isinstance(grafted, Classifier):
         _fill_slots(grafted, plan)
     else:
-        for place in plan.new:
-            wrap(grafted, place, spec)
-        _check_called(grafted, plan, found_example)
+        earlier = {id(m) for m in grafted.modules()}
+        try:
+            for place in plan.new:
+                wrap(grafted, place, spec)
+            _check_called(grafted, plan, found_example)
+        except ExciteError:
+            unwrap(grafted, lambda wrapper: id(wrapper) not in earlier)
+            raise
     return grafted
 
 
@@ -287,7 +292,7 @@ def _check_called(model: nn.Module, plan: GraftPlan, example: Example) -> None:
         for name, gate in gates.items()
     ]
     try:
-        _run(model, example)
+        run_once(model, example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -314,16 +319,19 @@ def ungraft(model: Model, *, inplace: bool = False) -> Model:
     if isinstance(bare, Classifier):
         _empty_slots(bare)
         return bare
-    wrappers = {
-        name: module for name, module in bare.named_modules(remove_duplicate=False) if isinstance(module, Grafted)
-    }
-    if not wrappers:
+    if not unwrap(bare):
         raise ExciteError(f"{type(model).__name__} has no grafted gates to take out")
-    for name, wrapper in wrappers.items():
+    return bare
+
+
+def unwrap(model: nn.Module, which: Callable[[Grafted], bool] = lambda wrapper: True) -> int:
+    """Put the original modules back, in place of all wrappers or of some; how many names that were."""
+    found = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Grafted) and which(m)}
+    for name, wrapper in found.items():
         wrapper.inner.train(wrapper.training)
         parent, _, leaf = name.rpartition(".")
-        bare.get_submodule(parent)._modules[leaf] = wrapper.inner
-    return bare
+        model.get_submodule(parent)._modules[leaf] = wrapper.inner
+    return len(found)
 
 
 def _empty_slots(model: Classifier) -> None:
@@ -359,7 +367,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
     for shape in _shapes_to_try(model):
         image = like.new_zeros(1, *shape)
         try:
-            _run(model, ((image,), {}))
+            run_once(model, ((image,), {}))
         except Exception as error:
             tried.append(
                 f"{'x'.join(map(str, shape))}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
@@ -387,8 +395,3 @@ def _shapes_to_try(model: nn.Module) -> list[tuple[int, ...]]:
     if isinstance(size, int):
         shapes.append((getattr(config, "num_channels", channels), size, size))
     return [*shapes, *((channels, side, side) for side in _SIDES)]
-
-
-def describe_places(plan: GraftPlan) -> list[dict[str, Any]]:
-    """The new places as plain values, to be stored with a checkpoint and read by :func:`places_from`."""
-    return [asdict(p) for p in plan.new]

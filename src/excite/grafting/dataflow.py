@@ -3,7 +3,7 @@
 import inspect
 import io
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,9 @@ _ATEN_LAYERS = {
 }  # fmt: skip
 
 
+RESULT = -1
+
+
 @dataclass
 class Step:
     """One operation of the forward pass.
@@ -46,6 +49,7 @@ class Step:
         module: the module whose whole result this is; None where there is none.
         convolution: whether it is a layer and no norm.
         label: what to call it in a message.
+        users: indices of the steps that it feeds, and ``RESULT`` where it is part of what the network returns.
     """
 
     kind: str
@@ -80,7 +84,7 @@ def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> 
     problems = []
     for name, tracer in (("torch.fx", _by_fx), ("torch.export", _by_export)):
         try:
-            with _evaluating(model), torch.no_grad():
+            with evaluating(model), torch.no_grad():
                 return DataFlow(tracer(model, args, kwargs), name)
         except Exception as error:
             problems.append(f"{name}: {_first_line(error)}")
@@ -91,7 +95,8 @@ def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> 
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Any:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; every module's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -143,9 +148,9 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
             kind = "gate" if isinstance(module, Gate | Grafted) else "layer" if isinstance(module, LAYERS) else ""
             # A module that runs several times, on several maps, is no one branch's end.
             place = str(node.target) if calls[str(node.target)] == 1 else None
-            return Step(
-                kind, [], shape, place, isinstance(module, _CONVOLUTIONS), f"{type(module).__name__} {node.target}"
-            )
+            layer = module.inner if isinstance(module, Grafted) else module
+            label = f"{type(module).__name__} {node.target}"
+            return Step(kind, [], shape, place, isinstance(layer, _CONVOLUTIONS), label)
         kind = "add" if node.target in _ADD else "mul" if node.target in _MUL else ""
         return Step(kind, [], shape, None, False, _owner(node))
 
@@ -194,6 +199,10 @@ def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[s
     steps: list[Step] = []
     index: dict[fx.Node, int] = {}
     for node in graph.nodes:
+        if node.op == "output":
+            for source in node.all_input_nodes:
+                if source in index:
+                    steps[index[source]].users.append(RESULT)
         if node.op in ("get_attr", "output"):
             continue
         sources = [index[n] for n in node.all_input_nodes if n in index]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.grafting.core import record_gates
+from excite.grafting.core import record_gates, unwrap
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.blocks import PreactBasicBlock, PreactBottleneck, ResidualBlock
@@ -162,11 +162,9 @@ def fold_gates(model: nn.Module, scales: dict[str, Tensor]) -> None:
     for name, scale in scales.items():
         fold_scale(layers[name], scale)
         holder = holders[name]
-        if isinstance(holder, Grafted):
-            holder.inner.train(holder.training)
-            parent, _, leaf = name.rpartition(".")
-            model.get_submodule(parent)._modules[leaf] = holder.inner
-        else:
+        if not isinstance(holder, Grafted):
             holder.gate = None  # type: ignore[assignment]
+    folded = [holders[name] for name in scales]
+    unwrap(model, lambda wrapper: wrapper in folded)
     if isinstance(model, Classifier) and model.gate_spec is not None:
         record_gates(model, model.gate_spec)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
-from excite.grafting.dataflow import DataFlow, Step, trace
+from excite.grafting.dataflow import DataFlow, Step, evaluating, trace
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier, match_slots
 
@@ -110,7 +110,7 @@ def _pick_slots(model: Classifier, patterns: list[str], example: Example) -> Fou
     try:
         for name, probe in probes.items():
             slots[name].gate = probe
-        _run(model, example)
+        run_once(model, example)
     finally:
         for name, gate in gates.items():
             slots[name].gate = gate
@@ -211,7 +211,7 @@ def _walk_back(steps: list[Step], index: int) -> Step | None:
     gated = False
     while gated or len(steps[index].users) == 1:
         step = steps[index]
-        if step.kind == "layer":
+        if step.kind == "layer" or (step.kind == "gate" and step.module is not None):  # the latter: one of our gates
             return step if step.module is not None and step.shape is not None and len(step.shape) == 4 else None
         if step.kind not in ("same", "gate"):
             return None
@@ -272,7 +272,7 @@ def _by_module(model: nn.Module, pattern: str, example: Example, automatic: Foun
         for name, module in modules.items()
     ]
     try:
-        _run(model, example)
+        run_once(model, example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -303,13 +303,7 @@ def _described(value: Any) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def _run(model: nn.Module, example: Example) -> Any:
+def run_once(model: nn.Module, example: Example) -> Any:
     """One pass in evaluation mode, nothing kept."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            return model(*example[0], **example[1])
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        return model(*example[0], **example[1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.gates import gate_options, list_gates
-from excite.grafting.core import ungraft, wrap
+from excite.grafting.core import unwrap, wrap
 from excite.grafting.places import Place
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
@@ -116,7 +116,7 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         wrap(model, _place(entry), entry["spec"])
     wrong = _misfits(model, tensors)
     if wrong:
-        ungraft(model, inplace=True)
+        unwrap(model)
         raise ExciteError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}")
     model.load_state_dict(tensors)
     return model

@@ -135,7 +135,8 @@ def set_up(
     data = open_data(recipe.data, recipe.augment) if data is None else data
     model, notes = make_model(recipe, data, resuming)
     if config.sync_bn and world > 1:  # before anything else takes hold of the norms
-        check_plain_norms(model)
+        if is_timm_model(model):
+            check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
     frozen_norms = freeze(model, config.freeze, config.freeze_epochs)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

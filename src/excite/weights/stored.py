@@ -14,8 +14,10 @@ from excite.weights.raw import Damaged, map_file
 #: Beginnings of files that are often mistaken for checkpoints, and what to do about them.
 _MISTAKEN = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull` where it came from"),
-    (b"<", "is a web page or XML, perhaps an error page saved in its place: download it again"),
-    (b"{", "is JSON; the weights are in another file"),
+    (b"<!", "is a web page, perhaps of an error, saved in its place: download it again"),
+    (b"<html", "is a web page, perhaps of an error, saved in its place: download it again"),
+    (b"<?xml", "is XML, perhaps of an error, saved in its place: download it again"),
+    (b'{"', "is JSON; the weights are in another file"),
     (b"\x1f\x8b", "is compressed by gzip: unpack it first"),
     (b"BZh", "is compressed by bzip2: unpack it first"),
     (b"\xfd7zXZ", "is compressed by xz: unpack it first"),

@@ -108,7 +108,7 @@ def takes(*maps: Tensor) -> bool:
 @cache
 def _has_bfloat16(device: torch.device) -> bool:
     """Compute capability 8.0; before, there are no instructions for it and the compiler gives up."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.version.hip is not None or torch.get_device_module(device).get_device_capability(device) >= (8, 0)
 
 
 def _layout(x: Tensor) -> torch.memory_format | None:
