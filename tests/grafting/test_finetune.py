@@ -49,7 +49,8 @@ def test_the_backbone_thaws_after_its_epochs(ungated_run, tmp_path, optimizer):
     """Epoch 1 leaves every tensor of the ungated network but its classifier as it was; epoch 2 does not."""
     recipe = small(
         "model.name=cifar_resnet20", "model.drop_path_rate=0", GATED, f"init_from={ungated_run}", "epochs=2",
-        "ema_decay=0", "checkpoint.every_steps=null", "freeze=['*', '!*.gate', '!fc']", "freeze_epochs=1", f"optimizer.name={optimizer}",
+        "ema_decay=0", "checkpoint.every_steps=null", "freeze=['*', '!*.gate', '!fc']", "freeze_epochs=1",
+        f"optimizer.name={optimizer}",
         "optimizer.lr=0.01", "gate_lr_factor=10", "keep_last=2",
     )  # fmt: skip
     run = Path(train(recipe, out=tmp_path, quiet=True)["run"])

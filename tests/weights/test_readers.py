@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.weights import mindspore
+from excite.weights import mindspore, pytorch
 from excite.weights.crc32c import crc32c
 from excite.weights.leveldb import _uncompressed
 from excite.weights.raw import Damaged
@@ -431,6 +431,14 @@ def test_caffe_forms(v1, packed, four, dtype, tmp_path):
     json.dumps(stored.metadata)
 
 
+def test_caffe_shape_given_twice(tmp_path):
+    """The older form is the one that counts, as in Caffe's Blob::FromProto."""
+    blob = writers.caffe_blob(torch.arange(4.0)) + b"".join(writers.number(k, n) for k, n in enumerate((1, 1, 2, 2), 1))
+    layer = writers.text(1, "a") + writers.text(2, "Scale") + writers.text(7, blob)
+    stored = read_weights(written(tmp_path, "a.caffemodel", writers.text(100, layer)))
+    same(stored.tensors, {"a.0": torch.arange(4.0).view(1, 1, 2, 2)})
+
+
 def test_caffe_contradictions(tmp_path):
     blob = writers.text(7, writers.text(1, b"\3")) + writers.text(5, FOUR)
     layer = writers.text(1, "a") + writers.text(2, "Scale") + writers.text(7, blob)
@@ -732,8 +740,11 @@ def test_pytorch_without_check_sums(tmp_path):
 
 
 @both_forms
-def test_pytorch_tangles(is_zip, tmp_path):
-    """Dictionaries in themselves, shared a million times over, and nested without end: read or refused, at once."""
+def test_pytorch_tangles(is_zip, tmp_path, monkeypatch):
+    """Dictionaries in themselves, and shared a million times over: each is looked at once."""
+    looked_at = []
+    is_state_dict = pytorch._is_state_dict
+    monkeypatch.setattr(pytorch, "_is_state_dict", lambda value: looked_at.append(id(value)) or is_state_dict(value))
     weights = {"w": torch.arange(3.0)}
     around = {"state_dict": weights}
     around["again"] = around
@@ -744,6 +755,7 @@ def test_pytorch_tangles(is_zip, tmp_path):
     stored = read_weights(saved(tmp_path, {"state_dict": weights, "values": shared}, is_zip))
     same(stored.tensors, weights)
     assert len(json.dumps(stored.metadata)) < 1_000_000
+    assert len(looked_at) < 10
 
 
 def test_pytorch_depth(tmp_path):
@@ -755,19 +767,21 @@ def test_pytorch_depth(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("instructions", "what"),
+    ("instructions", "pattern"),
     [
-        (b"\x96" + struct.pack("<Q", 1 << 40), "BYTEARRAY8: memory on its word alone"),
-        (b"\x8c\x02ab\x93", "STACK_GLOBAL"),
-        (b"}(\x8a\xff", "a number cut off"),
-        (b"K\x01K\x02R.", "a call of a number"),
-        (b"c__builtin__\nglobals\n.", "a name"),
+        (pickle.BYTEARRAY8 + struct.pack("<Q", 1 << 40), "the instruction 150"),  # takes memory on its word alone
+        (pickle.SHORT_BINUNICODE + b"\2ab", "the instruction 140"),
+        (pickle.STACK_GLOBAL, "the instruction 147"),
+        (b"}(\x8a\xff", "its pickle cannot be read"),
+        (b"K\x01K\x02R.", "its pickle cannot be read"),  # a call of a number
+        (b"K\x01}b.", "a int is given a state"),
+        (b"c__builtin__\nglobals\n.", "asks for builtins.globals, which could run code"),
     ],
 )
-def test_pytorch_foreign_instructions(instructions, what, tmp_path):
+def test_pytorch_foreign_instructions(instructions, pattern, tmp_path):
     with zipfile.ZipFile(tmp_path / "net.pth", "w") as archive:
         archive.writestr("net/data.pkl", b"\x80\x02" + instructions)
-    refused(tmp_path / "net.pth", "its pickle cannot be read|which could run code|ends")
+    refused(tmp_path / "net.pth", pattern)
 
 
 def test_torchscript_is_no_checkpoint(tmp_path):

@@ -342,15 +342,17 @@ class FoldedGate(Gate):
         return self.gate.excitation(squeezed.to(wide(self.dtype)))
 
     def scale(self, x: Tensor) -> Tensor:
+        scale = self._scale(x)
+        # Of this shape no kernel of ours takes it, wherever it is used.
+        return scale[:, :, None, None] if self.portable and scale.ndim == 2 else scale
+
+    def _scale(self, x: Tensor) -> Tensor:
         if self.channelwise:
             return self.excitation(_means(x, self.portable))
         if self.portable or wide(self.dtype) is self.dtype:
             return self.gate.scale(x.to(wide(self.dtype)))
         with torch.autocast(x.device.type, self.dtype):  # float32 weights on maps of lower precision
             return self.gate.scale(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return excite_residual(x, self.scale(x), fused="off" if self.portable else "auto")
 
 
 class FoldedSelectiveKernel(SelectiveKernel):
@@ -411,14 +413,14 @@ class FoldedBlock(nn.Module):
 
     def _leave(self, y: Tensor, identity: Tensor) -> Tensor:
         """The last convolution's input and the shortcut -> the block's output."""
-        last, gate, fused = self.convs[-1], self.gate, "off" if self.portable else "auto"
+        last, gate = self.convs[-1], self.gate
         if gate is None or self.position in ("pre", "post"):
             out = last(y, identity, overwrite=isinstance(self.downsample, FoldedConv))
             return out if gate is None or self.position == "pre" else gate(out)
         if self.position == "identity":
-            return excite_residual(identity, gate.scale(identity), last.without_relu(y), last.relu, fused)
+            return excite_residual(identity, gate.scale(identity), last.without_relu(y), last.relu)
         z = last.without_relu(y)
-        return excite_residual(z, gate.scale(z), identity, last.relu, fused)
+        return excite_residual(z, gate.scale(z), identity, last.relu)
 
 
 def _means(x: Tensor, portable: bool) -> Tensor:

@@ -189,6 +189,11 @@ _INSTRUCTIONS = [
 ]
 
 
+class _Instructions(dict[int, Any]):
+    def __missing__(self, code: int) -> Any:
+        raise Damaged(f"its pickle has the instruction {code}, which torch.save does not write")
+
+
 class _Inspector(pickle._Unpickler):
     """Goes through one pickle.
 
@@ -196,9 +201,9 @@ class _Inspector(pickle._Unpickler):
     that its memo has.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS
-    }
+    dispatch: ClassVar[dict[int, Any]] = _Instructions(
+        {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS}
+    )
 
     stack: list[Any]
 
