@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.command import run_command
+
 # pytest-xdist runs one worker a core: more threads than cores make every barrier wait.
 torch.set_num_threads(1)
 
@@ -36,13 +38,7 @@ def excite(tmp_path):
     """Run the real command in an empty folder: ``excite("train", ...)`` gives the finished process."""
 
     def run(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "excite", *map(str, words)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_command(words, tmp_path)
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

@@ -451,6 +451,21 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
     assert whole["ratio"] > 1
 
 
+def test_each_row_has_a_trace_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "run_profile", lambda setting, trace, cache: {"operators": [], "floors": []})
+    changes = ({}, {"fused": "off"}, {"fused_sgd": False}, {"channels_last": False}, {"threads": 1}, {"threads": 2})
+    settings = [Setting("excite", "cifar_seresnet20", **change) for change in changes]
+    row = {"batch": 2, "image_size": 16, "precision": "fp32"}
+    found, failed = command._profiles(settings, [row] * len(settings), tmp_path, "")
+    assert not failed
+    assert len(found) == len(settings)
+    assert {Path(trace).name for trace in found} >= {
+        "cifar_seresnet20-train-b2-16-fp32.json",
+        "cifar_seresnet20-train-b2-16-fp32-fused-off.json",
+        "cifar_seresnet20-train-b2-16-fp32.2.json",
+    }
+
+
 @pytest.mark.parametrize("mode", ["train", "infer"])
 def test_the_work_of_a_step_is_counted(mode):
     """Operations and maps against formulas for this network, written out."""

@@ -79,7 +79,11 @@ def _profiles(
         words = [setting.name, setting.mode, f"b{row['batch']}", str(row["image_size"]), row["precision"]]
         words += [] if setting.channels_last else ["contiguous"]
         words += [] if setting.compile == "off" else [setting.compile]
-        trace = folder / (re.sub(r"[^\w.-]+", "-", "-".join(words)) + ".json")
+        words += [] if setting.fused == "auto" else [f"fused-{setting.fused}"]
+        words += [] if setting.fused_sgd else ["plain-sgd"]
+        name = re.sub(r"[^\w.-]+", "-", "-".join(words))
+        same = sum(Path(trace).name.startswith(f"{name}.") for trace in found)  # by what names do not tell: threads ...
+        trace = folder / (f"{name}.{same + 1}.json" if same else f"{name}.json")
         answer = run_profile(setting, trace, cache)
         if "error" in answer:
             failed.append(f"{setting.name}: {answer['error']}")
