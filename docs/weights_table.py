@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from peers import import_timm  # noqa: E402
 
 from excite.data.preprocessing import Preprocessing  # noqa: E402
-from excite.models import Classifier  # noqa: E402
+from excite.models import Classifier, create_model  # noqa: E402
 from excite.weights.convert import convert  # noqa: E402
 from excite.weights.meta import describe  # noqa: E402
 from excite.weights.verify import differences, read_reference, relative_error, trace  # noqa: E402
@@ -66,6 +66,11 @@ def rows(folder: Path) -> Iterator[Row]:
             "Cadene, timm's legacy nets" if "cadene" in key else "torchvision, timm" if key == "torchvision" else key
         )
         yield _row(source, key, ", ".join(names), f"timm {timm.__version__} itself: logits, 5 maps", error)
+    names = ["seresnet50", "geresnet50_theta", "geresnet50_theta_plus"]
+    error = max(_own(folder, name) for name in names)
+    yield _row(
+        "excite, by torch.save(model.state_dict())", "excite", ", ".join(names), "the saved network: logits", error
+    )
     for key, (source, networks) in UNASKED.items():
         yield source, key, networks, "not at hand: names and settings only", "-"
     yield "MindSpore GENet_Res50", "genet", "-", "refused: see below", "-"
@@ -117,6 +122,16 @@ def _timm(folder: Path, create_model: Callable[..., torch.nn.Module], name: str)
         expected = [*theirs.forward_intermediates(x, intermediates_only=True), theirs(x)]  # type: ignore[operator]
         mine = [*model.eval().forward_intermediates(x), model(x)]
     return max(relative_error(a, b) for a, b in zip(mine, expected, strict=True))
+
+
+def _own(folder: Path, name: str) -> float:
+    torch.manual_seed(0)
+    saved = randomise(create_model(name, num_classes=10, image_size=64))
+    torch.save(saved.state_dict(), folder / "net.pth")
+    model, _ = convert(folder / "net.pth")
+    x = images(64, count=1)
+    with torch.no_grad():
+        return relative_error(model.eval()(x), saved(x))
 
 
 def table(measured: list[Row]) -> str:

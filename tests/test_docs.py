@@ -53,15 +53,33 @@ def test_a_documented_command_parses_and_its_recipe_loads(page, line):
         load_recipe(recipe, overrides)
 
 
-@pytest.mark.parametrize("name", ["train", "validate", "predict", "convert", "models", "recipes", "gates"])
+def examples_of(text: str) -> list[str]:
+    return re.findall(r"^\s*(?:Start with: )?(?:torchrun \S+ \S+ -m )?(excite .*\S)", text, re.MULTILINE)
+
+
+def test_an_example_in_the_help_of_the_whole_is_a_command():
+    main = typer.main.get_command(app)
+    [example] = examples_of(main.epilog)
+    name, *words = shlex.split(example)[1:]
+    main.commands[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
 def test_examples_in_the_help_parse(name):
     command = typer.main.get_command(app).commands[name]
-    examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("excite ")]
+    examples = examples_of(command.help)
     assert examples
     for line in examples:
         words = shlex.split(line.split(" > ")[0])[1:]
         assert words[0] == name
-        command.make_context(name, words[1:])
+        context = command.make_context(name, words[1:])
+        if name == "train" and context.params["resume"] is None:
+            load_recipe(context.params["args"][0], context.params["args"][1:])
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
+def test_every_command_prints_json_when_asked(name):
+    assert "--json" in [word for option in typer.main.get_command(app).commands[name].params for word in option.opts]
 
 
 @pytest.mark.slow

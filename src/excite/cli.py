@@ -111,6 +111,8 @@ def train(
     results = run_training(checked, resume=resume, out=out, run_dir=run_dir, quiet=as_json)
     if not results:  # not the first process
         return
+    if checked.report.write:
+        _report_on_run(Path(results["run"]), checked.train.device, quiet=as_json)
     if as_json:
         _print_json(results)
     else:
@@ -119,6 +121,30 @@ def train(
 
     if missing := left_behind(Path(results["run"])):
         raise ExciteError(missing)
+
+
+def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
+    """Write the report of a run that has just ended; whatever fails in it is a sentence, for the run is whole.
+
+    Only the first process of a job comes here, and waits for no other one: they may be gone.
+    """
+    from excite.storage import left_behind, sync
+    from excite.storage.runs import MARKER
+    from excite.training.display import Display
+
+    failed = "the report was not written"
+    try:
+        from excite.report.build import report as write_report
+
+        with _stages() as advance:
+            _, path = write_report(run, device=device, progress=advance)
+        failed = f"{path} was written, but not uploaded"
+        if (run / MARKER).is_file() and not left_behind(run):
+            sync(run)
+        Display(quiet=quiet).message(f"report {path}")
+    except (Exception, KeyboardInterrupt) as error:
+        reason = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}".rstrip(": ")
+        print(f"{failed} ({reason}); the run is whole, try again: excite report {run}", file=sys.stderr)
 
 
 RESULT_COLUMNS = [
@@ -153,6 +179,7 @@ def _show_results(results: dict[str, Any]) -> None:
     kinds = [
         ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
         ("results.json", "the table above and more"),
+        ("report.html", "everything about it on one page, to open in a browser"),
         ("curves.png", "loss, accuracy and learning rate"),
         ("metrics.jsonl", "the same as numbers"),
         ("recipe.yaml", "everything that decided this run: excite train repeats it"),
@@ -693,8 +720,12 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Quantise to int8; the gates stay in float.")] = False,
-    int8_gates: Annotated[bool, typer.Option("--int8-gates", help="Quantise to int8, the gates too.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise to int8, gates in float; with the gates, too, to compare.")
+    ] = False,
+    int8_gates: Annotated[
+        bool, typer.Option("--int8-gates", help="The same, but write the one with quantised gates.")
+    ] = False,
     calibrate: Annotated[
         str | None, typer.Option(metavar="DATA", help="Images for --int8.  [default: the run's training images]")
     ] = None,
@@ -719,7 +750,9 @@ def export(
 
       excite export runs/my-run --format onnx
 
-      excite export runs/my-run --format openvino --int8 --out model.xml
+      excite export runs/my-run --format openvino --int8 --out model.int8.xml
+
+      excite export runs/my-run --format onnx --int8-gates --calibrate photos/train --verify photos/val
 
       excite export model.safetensors --format pt2 --verify photos/ --input float
     """
@@ -727,7 +760,7 @@ def export(
     from excite.training.display import Display, make_table
 
     display = Display()
-    with _progress("verifying") as advance:
+    with _stages() as advance:
         result = run_export(
             source,
             format,
@@ -748,10 +781,11 @@ def export(
     if as_json:
         _print_json(result)
         return
+    rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
     columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
     columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
-    display.table(make_table(result["rows"], columns))
+    display.table(make_table(rows, columns))
     display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
 
 
@@ -903,6 +937,127 @@ def explain(
         show(result, folder, Display())
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
+
+
+@app.command()
+def compare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT... [KEY=VALUE]...",
+            help="Two or more; then other data for all, such as data.root=PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="The page; a CSV goes beside it.  [default: compare.html]", show_default=False
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="RUN", help="What the others are compared with (default: the first).")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="What to call each run.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what each network was trained in.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare trained networks on the same images: differences with intervals, McNemar's test, recipes, curves.
+
+    Examples:
+
+      excite compare runs/my-seresnet runs/my-resnet
+
+      excite compare runs/a runs/b runs/c --labels none,se,ge --baseline none --out gates.html --figures gates
+
+      excite compare runs/a model.safetensors data.root=/other/images --json
+    """
+    from excite.compare.command import run as run_comparison
+    from excite.compare.command import show
+    from excite.training.display import Display
+
+    with _stages() as advance:
+        result, written = run_comparison(
+            words or [],
+            out=out,
+            figures=figures,
+            force=force,
+            labels=None if labels is None else labels.split(","),
+            baseline=baseline,
+            confidence=confidence,
+            device=device,
+            precision=_check_precision(precision),
+            progress=advance,
+        )
+    if as_json:
+        _print_json({**result.to_dict(), "files": [str(path) for path in written]})
+    else:
+        show(result.to_dict(), written, Display())
+
+
+@app.command()
+def report(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Other data, such as data.root=PATH; or report.KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page.  [default: report.html in the run folder]")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="At most so many validation images (class-balanced).  [default: all]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Robustness and gates on 200 images, severities 1, 3 and 5 only.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a trained network; its numbers go to results.json, too.
+
+    Accuracy with its interval, curves, confusion matrix, classes, calibration, most confident mistakes, robustness,
+    gates, speed, and how to reproduce it. `excite train` writes it at the end of a run (report.write=false: not).
+
+    Examples:
+
+      excite report runs/my-run
+
+      excite report runs/my-run data.root=/other/images --quick --out report.html
+
+      excite report model.safetensors --images 500 --json
+    """
+    from excite.report.build import report as write_report
+    from excite.training.display import Display
+
+    with _stages() as advance:
+        numbers, path = write_report(
+            source, overrides or [], out=out, images=images, quick=quick, device=device, progress=advance
+        )
+    if as_json:
+        _print_json({**numbers, "file": str(path)})
+        return
+    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    lines = [
+        f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
+        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        f"{path}  {path.stat().st_size / 1e6:.2f} MB",
+    ]
+    for line in lines:
+        Display().message(line)
 
 
 @app.command()

@@ -160,6 +160,19 @@ class LogConfig(Section):
     tensorboard: bool = Field(False, description="also write TensorBoard events into the run folder")
 
 
+class ReportConfig(Section):
+    """The page that `excite train` writes at the end of a run, and `excite report` any time."""
+
+    write: bool = Field(True, description="write report.html after training; what fails in it never fails the run")
+    robustness_images: Annotated[int, Field(ge=0)] = Field(
+        1000, description="validation images to blur, darken ... (class-balanced), 26 times evaluated; 0: none"
+    )
+    gate_images: Annotated[int, Field(ge=0)] = Field(
+        1000, description="validation images for the statistics of the gates (class-balanced); 0: none"
+    )
+    mistakes: Annotated[int, Field(ge=0)] = Field(24, description="most confident mistakes to show as pictures")
+
+
 class Recipe(Section):
     """Everything that decides what a run does."""
 
@@ -173,6 +186,7 @@ class Recipe(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":

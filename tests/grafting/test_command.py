@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import excite as package
@@ -159,6 +161,33 @@ def test_a_foreign_network_is_written_and_read_back(tmp_path):
     assert not any(isinstance(m, Grafted) for m in wider.modules())  # as it was before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda about: "{", "its header is damaged"),
+        (lambda about: "[]", "its header is damaged"),
+        (lambda about: json.dumps({**about, "places": [{}]}), "its header is damaged"),
+        (lambda about: json.dumps({**about, "places": 3}), "its header is damaged"),
+        (lambda about: json.dumps({**about, "format_version": 9}), "has format 9; this version reads 1"),
+        (
+            lambda about: json.dumps(
+                {**about, "places": [about["places"][0], {**about["places"][1], "spec": {"name": "ecaa"}}]}
+            ),
+            "unknown gate 'ecaa'; did you mean 'eca'",
+        ),
+    ],
+)
+def test_a_damaged_header(tmp_path, change, message):
+    save_grafted(graft(randomised(networks.TorchvisionStyle()), "eca"), tmp_path / "net.safetensors")
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["excite_graft"])
+    save_file({"x": torch.zeros(1)}, tmp_path / "bad.safetensors", metadata={"excite_graft": change(about)})
+    model = networks.TorchvisionStyle()
+    with pytest.raises(ExciteError, match=message):
+        load_grafted(tmp_path / "bad.safetensors", model)
+    assert not any(isinstance(m, Grafted) for m in model.modules())  # as it was before
+
+
 def test_a_file_of_ours_is_no_foreign_one(ungated_run, tmp_path):
     with pytest.raises(ExciteError, match=r"no grafted network of another library \(ours: excite.load\)"):
         load_grafted(Path(ungated_run) / "model.safetensors")
@@ -169,7 +198,8 @@ def test_a_file_of_ours_is_no_foreign_one(ungated_run, tmp_path):
 
 def test_timm_by_name_with_local_weights(timm, tmp_path):
     model = randomised(timm.create_model("test_resnet", num_classes=1000))
-    torch.save(model.state_dict(), tmp_path / "w.pth")
+    # As a training script under DistributedDataParallel writes it.
+    torch.save({"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, tmp_path / "w.pth")
     out = tmp_path / "grafted.safetensors"
     result, _ = run("timm:test_resnet", weights=str(tmp_path / "w.pth"), out=out)
     assert result["difference"] == 0.0

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {
     "train": {"epochs": 3, "batch_size": 32, "ema_decay": 0.9, "label_smoothing": 0.1, "precision": "fp32"},
     "checkpoint": {"every_steps": 2},
     "log": {"every_steps": 1},
+    "report": {"write": False},
 }
 
 

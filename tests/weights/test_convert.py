@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,141 @@ def test_only_networks_of_ours_are_filled(foreign):
         load_weights(torch.nn.Linear(2, 2), foreign[0])
 
 
+# --- the same tensors, another function -------------------------------------------------------------------------------
+
+
+SMALL = {"num_classes": 3, "image_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("stored", "built", "said"),
+    [
+        ({"name": "se", "identity": True}, "se", "the gate se identity=True, this network se identity=False"),
+        ("ese", {"name": "ese", "activation": "sigmoid"}, "ese activation=hard_sigmoid, this network ese activation="),
+        ("scse", {"name": "scse", "merge": "max"}, "scse merge=add, this network scse merge=max"),
+        ("gct", {"name": "gct", "mode": "l1"}, "gct mode=l2, this network gct mode=l1"),
+        ("ge", "none", "ge .*variant=theta_minus.*, this network none"),
+        ("none", "ge", "none, this network ge"),
+        ({"name": "ge", "extent": 4}, "ge", "extent=4, this network ge extent=0"),
+        ("gaussian_gct", {"name": "gaussian_gct", "std": 1.0}, "std=None, this network gaussian_gct std=1.0"),
+    ],
+)
+def test_gates_of_the_same_tensors_and_another_function_are_refused(tmp_path, stored, built, said):
+    source = make("cifar_resnet20", gate=stored, **SMALL)
+    save_weights(tmp_path / "x.safetensors", source, _meta(source))
+    model = make("cifar_resnet20", seed=5, gate=built, **SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ExciteError, match=said):
+        load_weights(model, tmp_path / "x.safetensors")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    gates = {name for name in before if ".gate." in name}
+    loaded = load_weights(model, tmp_path / "x.safetensors", allow_partial=True)
+    assert set(loaded.fresh) == {name for name in gates if not name.endswith("num_batches_tracked")}
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in gates)
+
+
+@pytest.mark.parametrize(
+    ("stored", "built"),
+    [
+        ("se", {"name": "cse", "reduction": 16}),
+        ({"name": "ge", "variant": "theta", "extent": "global"}, {"name": "ge", "variant": "theta", "extent": 0}),
+        ({"name": "se", "rd_divisor": 1}, "se"),
+        ({"name": "eca", "kernel_size": 3}, {"name": "eca", "gamma": 2.0}),
+    ],
+)
+def test_the_same_gate_in_other_words_is_taken(tmp_path, stored, built):
+    source = make("cifar_resnet20", gate=stored, **SMALL)
+    save_weights(tmp_path / "x.safetensors", source, _meta(source))
+    model = make("cifar_resnet20", seed=5, gate=built, **SMALL)
+    load_weights(model, tmp_path / "x.safetensors")
+    assert torch.equal(logits(model, images()), logits(source, images()))
+
+
+def test_foreign_gates_do_not_go_into_gates_of_another_function(foreign):
+    source, _ = foreign
+    for gate, said in (
+        ({"name": "se", "identity": True}, "se identity=True"),
+        ({"name": "cse", "reduction": 16}, None),
+    ):
+        model = make("tiny_seresnet", num_classes=4, gate=gate)
+        if said is None:
+            assert not load_weights(model, source).fresh
+        else:
+            with pytest.raises(ExciteError, match=f"the gate se identity=False, this network {said}"):
+                load_weights(model, source)
+
+
+def test_selective_kernels_of_the_same_shapes_that_see_something_else(tmp_path):
+    source = make("cifar_resnet20", block_conv="sk", **SMALL)
+    save_weights(tmp_path / "x.safetensors", source, _meta(source))
+    same = make("cifar_resnet20", seed=5, block_conv={"name": "sk", "kernel_sizes": [3, 5]}, **SMALL)
+    load_weights(same, tmp_path / "x.safetensors")
+    assert torch.equal(logits(same, images()), logits(source, images()))
+    other = make("cifar_resnet20", block_conv={"name": "sk", "kernel_sizes": [3, 7]}, **SMALL)
+    with pytest.raises(ExciteError, match=r"kernel_sizes=\[3, 5\].*this network kernel_sizes=\[3, 7\]"):
+        load_weights(other, tmp_path / "x.safetensors")
+
+
+def test_a_name_that_says_another_network(tiny, tmp_path):
+    """timm's networks with pooling against aliasing have a ResNet's tensors, and no others."""
+    tensors = make("tiny_resnet", num_classes=4).state_dict()
+    torch.save({"arch": "resnetblur50", "state_dict": tensors}, tmp_path / "x.pth")
+    torch.save(tensors, tmp_path / "resnetaa50_a1h-4cf422b3.pth")
+    torch.save({"arch": "resnet50", "state_dict": tensors}, tmp_path / "plain.pth")
+    with pytest.raises(ExciteError, match="is called resnetblur50, which has a ResNet's tensors but smooths"):
+        convert(tmp_path / "x.pth")
+    with pytest.raises(ExciteError, match="is called resnetaa50"):
+        convert(tmp_path / "resnetaa50_a1h-4cf422b3.pth")
+    assert convert(tmp_path / "x.pth", arch="tiny_resnet")[0].model_name == "tiny_resnet"
+    assert convert(tmp_path / "plain.pth")[0].model_name == "tiny_resnet"
+
+
+def test_variances_below_zero_are_no_weights(foreign):
+    source, _ = foreign
+    tensors = torch.load(source, weights_only=True)
+    tensors["layer2.0.bn1.running_var"][3] = -1e-3
+    torch.save(tensors, source)
+    with pytest.raises(ExciteError, match=r"the variances 'layer2\.0\.bn1\.running_var' hold values below 0"):
+        convert(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cifar_seresnet20", {"reduction": 4}),
+        ("cifar_geresnet20_theta", {}),
+        ("cifar_geresnet20_theta_plus", {"extent": 4}),
+        ("cifar_geresnet20_theta_plus", {"gate_bias": False}),
+    ],
+)
+def test_a_plain_state_dict_of_ours_says_which_network_it_is(tmp_path, name, options):
+    model = make(name, **SMALL, **options)
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    again, loaded = convert(tmp_path / "x.pth")
+    assert (again.model_name, loaded.fresh, loaded.left_over) == (name, [], [])
+    assert torch.equal(logits(again, images()), logits(model, images()))
+
+
+def test_a_plain_state_dict_of_ours_with_any_gate_fills_the_same_network(tmp_path):
+    model = make("cifar_resnet20", gate={"name": "cbam", "identity": True}, **SMALL)
+    torch.save({f"module.{n}": t for n, t in model.state_dict().items()}, tmp_path / "x.pth")
+    again = make("cifar_resnet20", seed=5, gate={"name": "cbam", "identity": True}, **SMALL)
+    assert not load_weights(again, tmp_path / "x.pth").misfits()
+    assert torch.equal(logits(again, images()), logits(model, images()))
+
+
+def test_images_of_cifar_are_seen_whole(tmp_path):
+    model = make("cifar_seresnet20", num_classes=3, shortcut="conv", gate_bias=False)
+    renamed = {
+        n.replace(".gate.fc1", ".se.fc.0").replace(".gate.fc2", ".se.fc.2"): t for n, t in model.state_dict().items()
+    }
+    torch.save(renamed, tmp_path / "x.pth")
+    again, loaded = convert(tmp_path / "x.pth")
+    assert torch.equal(logits(again, images()), logits(model, images()))
+    assert describe(again, loaded)["preprocessing"]["crop_pct"] == 1.0
+
+
 # --- verification -----------------------------------------------------------------------------------------------------
 
 
@@ -310,14 +446,24 @@ def test_relative_error():
 
 
 @needs_fixtures
-def test_the_command_on_mindspores_own_outputs(excite):
+def test_the_command_on_tensorflows_own_outputs(tmp_path, monkeypatch, capsys):
+    from excite.cli import main
+
     folder = FIXTURES / "tensorflow" / "small"
-    checkpoint, npz = folder / "seresnet20.ckpt", folder / "seresnet20.npz"
-    done = excite("convert", checkpoint, "x.safetensors", "--verify", npz, "--json")
-    result = json.loads(done.stdout)
+    arguments = [
+        folder / "seresnet20.ckpt",
+        tmp_path / "x.safetensors",
+        "--verify",
+        folder / "seresnet20.npz",
+        "--json",
+    ]
+    monkeypatch.setattr("sys.argv", ["excite", "convert", *map(str, arguments)])
+    with suppress(SystemExit):
+        main()
+    result = json.loads(capsys.readouterr().out)
     assert (result["layout"], result["args"]["depth"]) == ("tensorflow", 20)
     assert result["verified"]["places"][0]["relative"] < 1e-5
-    assert read_weights(excite.cwd / "x.safetensors").meta["classes"][3] == "cat"
+    assert read_weights(tmp_path / "x.safetensors").meta["classes"][3] == "cat"
 
 
 def test_the_commands_exit_status(foreign, tmp_path, monkeypatch, capsys):
@@ -435,6 +581,18 @@ def test_init_from_refuses_what_does_not_fit_but_for_the_head(tiny, tmp_path):
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 
 
+def test_gates_that_start_as_the_identity_may_be_missing(tmp_path):
+    """Somebody's checkpoint without gates, and a recipe that grafts them: the network computes what it did."""
+    source = make("cifar_resnet20", **SMALL)
+    torch.save(source.state_dict(), tmp_path / "x.pth")
+    model = create_model("cifar_resnet20", gate={"name": "se", "identity": True}, **SMALL)
+    loaded = start_from(model, tmp_path / "x.pth")
+    assert set(loaded.fresh) == {name for name in model.state_dict() if ".gate." in name}
+    assert torch.equal(logits(model, images()), logits(source, images()))
+    with pytest.raises(ExciteError, match="does not fit cifar_resnet20: missing"):
+        start_from(make("cifar_resnet20", gate="se", **SMALL), tmp_path / "x.pth")
+
+
 def test_what_counts_as_foreign(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
     (tmp_path / "run").mkdir()
@@ -458,6 +616,7 @@ def test_our_own_files_say_what_they_are(tmp_path):
         "[]",
         '{"model": {"name": 3, "args": {}}}',
         '{"model": {"name": "cifar_resnet20", "args": 1}}',
+        '{"model": {"name": "cifar_resnet20", "args": {}}, "preprocessing": 1}',
     ):
         header = {"format": "pt", "excite": damaged}
         save_file(load_file(tmp_path / "x.safetensors"), tmp_path / "y.safetensors", metadata=header)

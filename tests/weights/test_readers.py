@@ -808,6 +808,8 @@ SAFETENSORS_HEADER = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets
         (b"\x1f\x8b\x08" + bytes(20), "gzip"),
         (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
         (b"\x93NUMPY\1\0" + bytes(20), "NumPy"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(20), "is a JPEG image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "is a PNG image"),
         (bytes(1000), "full of zeros"),
         (pickle.dumps({"w": [1.0]}), "bare pickle"),
         (b"x" * 257 + b"ustar\0" + b"\xff" * 300, "tar archive"),

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ TOLERANCE = 1e-3
 #: What int8 may cost: percentage points of top-1; where the classes are not known, it must agree in so many percent.
 MAX_DROP, INT8_AGREEMENT = 0.5, 95.0
 CALIBRATION = 300
+Progress = Callable[[str, int, int], None]
 
 
 def export(
@@ -43,7 +45,7 @@ def export(
     max_drop: float = MAX_DROP,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Export a trained network, and prove that the artefact computes the same.
 
@@ -51,8 +53,9 @@ def export(
         source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
         format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
         out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
-        int8: quantise to int8 (onnx and openvino); the gates stay in float.
-        int8_gates: also the gates.
+        int8: quantise to int8 (onnx and openvino). It is done twice and measured twice, with the gates in float and
+            with the gates quantised; the former is what is written.
+        int8_gates: the latter is what is written.
         calibrate: images that the int8 ranges are taken from; None: the run's own training images.
         verify: images to prove it on, see ``excite.export.images.open_samples``; None: the run's own validation images.
         images: at most so many of them, drawn with a fixed seed; 0: all.
@@ -61,12 +64,13 @@ def export(
         tolerance: largest difference of two logits, in units of the largest logit.
         max_drop: top-1 accuracy that int8 may lose, in percentage points.
         force: write over a file that is there.
-        say: gets one sentence at a time of what a user should know. progress: gets images done and images in all.
+        say: gets one sentence at a time of what a user should know.
+        progress: gets what is done now, how much of it is done, and how much there is of it.
 
     Returns:
         What ``excite export --json`` prints: ``artefact``, ``images``, ``threads``, ``tolerance`` and ``rows``, one for
-        the PyTorch model and one for each artefact: largest_difference (logits), agreement and top1 (percent), ms of a
-        batch of 1 and of 16.
+        the PyTorch model and one for each network measured (``written``: whether it is the artefact):
+        largest_difference (logits), agreement and top1 (percent), ms of a batch of 1 and of 16.
 
     Raises:
         ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
@@ -91,14 +95,20 @@ def export(
         # With a conditional OpenVINO 2026.4 gave nonsense for the first batch (logits of 1e25; 97.2 % of 500 CIFAR-10
         # images agreed), and without it the same network agrees. The resize alone was right with it: why is not known.
         deployable = Deployable(predictor.model, predictor.preprocessing, input, branch=format != "openvino")
-        write(format, deployable.trace(), aside, meta, opset)
-        artefacts = {f"{format} fp32": open_artefact(format, aside, threads)}
+        progress("writing", 0, 1)
+        fp32 = _beside(aside, "fp32") if int8 else aside
+        write(format, deployable.trace(), fp32, meta, opset)
+        paths = {f"{format} fp32": fp32}
         if int8:
-            name = f"{format} int8" + (", gates too" if int8_gates else "")
-            aside = _quantised(format, aside, predictor, calibrate, input, int8_gates, say)
-            artefacts[name] = open_artefact(format, aside, threads)
-        reference, outcomes = measure(predictor, artefacts, samples, input, progress)
-        _judge(reference, outcomes, tolerance, max_drop, samples)
+            paths |= _quantised(
+                format, fp32, aside, int8_gates, _calibration(predictor, calibrate, input, say, progress)
+            )
+        artefacts = {name: open_artefact(format, path, threads) for name, path in paths.items()}
+        reference, outcomes = measure(predictor, artefacts, samples, input, partial(progress, "verifying"))
+        written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
+        _judge_fp32(reference, outcomes[0], tolerance, samples)
+        if int8:
+            _judge_int8(reference, written, max_drop, samples)
         del artefacts  # OpenVINO maps the file
         size = sum(f.stat().st_size for f in _files(aside, format))
     return {
@@ -109,7 +119,10 @@ def export(
         "images": samples.name,
         "threads": threads,
         "tolerance": tolerance,
-        "rows": [_row(reference, None), *(_row(o, compare(reference.logits, o.logits)) for o in outcomes)],
+        "rows": [
+            _row(reference, None, False),
+            *(_row(o, compare(reference.logits, o.logits), o is written) for o in outcomes),
+        ],
     }
 
 
@@ -166,16 +179,17 @@ def _put_in_place(target: Path, format: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _quantised(
-    format: str,
-    fp32: Path,
-    predictor: Predictor,
-    calibrate: str | None,
-    kind: InputKind,
-    with_gates: bool,
-    say: Callable[[str], None],
-) -> Path:
-    """Replace the float32 artefact at ``fp32`` by an int8 one, keeping the former beside it; the path of the latter."""
+def _beside(aside: Path, folder: str) -> Path:
+    """The artefact's name in a folder of its own, which goes away when the block of ``_put_in_place`` ends."""
+    path = aside.parent.with_name(folder) / aside.name
+    path.parent.mkdir()
+    return path
+
+
+def _calibration(
+    predictor: Predictor, calibrate: str | None, kind: InputKind, say: Callable[[str], None], progress: Progress
+) -> Callable[[], Iterator[np.ndarray]]:
+    """A function that gives the images anew at each call, in batches as the artefact takes them."""
     samples, note = open_samples(predictor.meta, calibrate, "train")
     samples = samples.take(CALIBRATION)
     for line in [*([note] if note else []), f"int8 calibrated on {samples.name}"]:
@@ -183,47 +197,60 @@ def _quantised(
 
     def batches() -> Iterator[np.ndarray]:
         for start in range(0, len(samples), BATCH):
+            progress("calibrating", start, len(samples))
             part = range(start, min(start + BATCH, len(samples)))
             yield to_input(np.stack([prepare(samples.read(i), predictor.preprocessing) for i in part]), kind)
 
-    before = fp32.parent.with_name("fp32")
-    fp32.parent.rename(before)
-    fp32.parent.mkdir()
-    quantise(format, before / fp32.name, fp32, batches, with_gates)
-    return fp32
+    return batches
 
 
-def _judge(reference: Outcome, outcomes: list[Outcome], tolerance: float, max_drop: float, samples: Samples) -> None:
-    """Raises ExciteError where an artefact does not compute what the model does."""
-    fp32 = compare(reference.logits, outcomes[0].logits)
-    if not fp32.relative <= tolerance:  # not `>`: NaN must fail
+def _quantised(
+    format: str, fp32: Path, aside: Path, int8_gates: bool, batches: Callable[[], Iterator[np.ndarray]]
+) -> dict[str, Path]:
+    """Write both int8 artefacts: the one that is wanted to ``aside``, the other to be measured beside it."""
+    paths = {}
+    for with_gates in (False, True):
+        path = aside if with_gates == int8_gates else _beside(aside, "other")
+        quantise(format, fp32, path, batches, with_gates)
+        paths[f"{format} int8, gates {'too' if with_gates else 'in float'}"] = path
+    return paths
+
+
+def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
+    """Raises ExciteError where the float32 artefact does not compute what the model does."""
+    found = compare(reference.logits, fp32.logits)
+    if not found.relative <= tolerance:  # not `>`: NaN must fail
         raise ExciteError(
-            f"{outcomes[0].name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "
-            f"{fp32.largest:.3g} ({fp32.relative:.2g} of the largest; {tolerance:g} is tolerated), top-1 agrees on "
-            f"{fp32.agreement:.2f} %; nothing was written"
+            f"{fp32.name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "
+            f"{found.largest:.3g} ({found.relative:.2g} of the largest; {tolerance:g} is tolerated), top-1 agrees on "
+            f"{found.agreement:.2f} %; nothing was written"
         )
-    for outcome in outcomes[1:]:
-        agreement = compare(reference.logits, outcome.logits).agreement
-        if not np.isfinite(outcome.logits).all():
-            raise ExciteError(f"{outcome.name} gives logits that are not finite; nothing was written")
-        if reference.accuracy is not None and outcome.accuracy is not None:
-            lost = reference.accuracy - outcome.accuracy
-            if not lost <= max_drop:
-                raise ExciteError(
-                    f"{outcome.name} loses {lost:.2f} points of top-1 ({reference.accuracy:.2f} to "
-                    f"{outcome.accuracy:.2f} % of {samples.name}), more than --max-drop {max_drop:g}; "
-                    "nothing was written"
-                )
-        elif not samples.random and agreement < INT8_AGREEMENT:
+
+
+def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Samples) -> None:
+    """Raises ExciteError where int8 costs too much accuracy (or, without labels, agreement)."""
+    if not np.isfinite(int8.logits).all():
+        raise ExciteError(f"{int8.name} gives logits that are not finite; nothing was written")
+    if reference.accuracy is not None and int8.accuracy is not None:
+        lost = reference.accuracy - int8.accuracy
+        if not lost <= max_drop:
             raise ExciteError(
-                f"{outcome.name} agrees with the PyTorch model on only {agreement:.2f} % of {samples.name}, less than "
-                f"{INT8_AGREEMENT:g} %; nothing was written"
+                f"{int8.name} loses {lost:.2f} points of top-1 ({reference.accuracy:.2f} to {int8.accuracy:.2f} % of "
+                f"{samples.name}), more than --max-drop {max_drop:g}; nothing was written"
             )
+        return
+    agreement = compare(reference.logits, int8.logits).agreement
+    if not samples.random and agreement < INT8_AGREEMENT:
+        raise ExciteError(
+            f"{int8.name} agrees with the PyTorch model on only {agreement:.2f} % of {samples.name}, less than "
+            f"{INT8_AGREEMENT:g} %; nothing was written"
+        )
 
 
-def _row(outcome: Outcome, comparison: Comparison | None) -> dict[str, Any]:
+def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> dict[str, Any]:
     return {
         "what": outcome.name or "PyTorch",
+        "written": written,
         "largest_difference": None if comparison is None else comparison.largest,
         "relative_difference": None if comparison is None else comparison.relative,
         "agreement": None if comparison is None else comparison.agreement,

@@ -4,9 +4,10 @@ Letters: N images, K classes.
 """
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -171,9 +172,11 @@ def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndar
             return None if images is None else {INPUT: images}
 
     nodes = onnx.load(fp32, load_external_data=False).graph.node
-    kinds = ["Conv", "Gemm", "MatMul"]
+    # ReLU, sum and pooling between quantised layers: left out, each costs a pass to float and back. The product with
+    # the gate's scale is the gate's: quantised, it would take the scale in 8 bits.
+    kinds = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "MaxPool"]
     if with_gates:
-        kinds += ["Mul", "Add", "Sigmoid", "ReduceMean"]
+        kinds += ["Mul", "Sigmoid", "ReduceMean"]
     wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
     with _quiet():
         quantize_static(
@@ -188,6 +191,7 @@ def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndar
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+    onnx.checker.check_model(str(out))
 
 
 def _quantise_openvino(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
@@ -199,15 +203,22 @@ def _quantise_openvino(fp32: Path, out: Path, batches: Callable[[], Iterator[np.
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(fp32)
     wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
-    names = [op.get_friendly_name() for op in model.get_ops()]
-    floats = [name for name in names if not name.startswith(wanted)]
+    ops = model.get_ops()
+    floats = [op.get_friendly_name() for op in ops if not op.get_friendly_name().startswith(wanted)]
+    if not with_gates:  # a quantised product would take the gate's scale in 8 bits
+        floats += [op.get_friendly_name() for op in ops if _takes_a_gates_result(op)]
     data = list(batches())
     scope = nncf.IgnoredScope(names=floats, validate=False)
-    with _quiet():
+    with _quiet(), redirect_stdout(sys.stderr):  # its progress bars would go between the lines of --json
         quantised = nncf.quantize(
             model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
         )
     openvino.save_model(quantised, out, compress_to_fp16=False)
+
+
+def _takes_a_gates_result(op: Any) -> bool:
+    sources = (value.get_source_output().get_node() for value in op.inputs())
+    return any(source.get_friendly_name().startswith(f"{GATE_SCOPE}/") for source in sources)
 
 
 @contextmanager

@@ -35,12 +35,31 @@ def resize_and_crop(
     Args:
         images: (N, C, H, W) of any type, whole numbers 0 to 255.
         size: S. crop_pct, interpolation: as in the recipe's ``data`` section.
-        branch: whether the graph may have a conditional; otherwise it computes both orders and takes one.
+        branch: whether the graph may have conditionals: S x S images then cost nothing, and others one order of the
+            two directions; otherwise the graph always resizes, in both orders, and takes one.
 
     Returns:
         float32 (N, C, S, S), whole numbers 0 to 255; equal to Pillow's where the graph is run with float64 scalars and
         weights (PyTorch, ONNX Runtime); OpenVINO has float32 weights only, which may round a pixel to the next level.
     """
+    if not (branch and torch.compiler.is_compiling()):  # cond would compile first
+        return _resize(images, size, crop_pct, interpolation, branch)
+
+    def as_it_is(images: Tensor) -> Tensor:
+        # A slice that is the whole: it tells the tracer that S x S comes out of either branch.
+        side = torch.arange(size)
+        return images.index_select(2, side).index_select(3, side).float()
+
+    def resized(images: Tensor) -> Tensor:
+        return _resize(images, size, crop_pct, interpolation, branch)
+
+    height, width = (torch.scalar_tensor(length, dtype=torch.int64) for length in images.shape[2:])
+    # Half of a CIFAR network's time for one image went into resizing it to the size it had.
+    return torch.cond((height == size) & (width == size), as_it_is, resized, (images,))
+
+
+def _resize(images: Tensor, size: int, crop_pct: float, interpolation: Interpolation, branch: bool) -> Tensor:
+    """The same, always by the two matrix products."""
     down, across = _axes(images.shape[2], images.shape[3], size, crop_pct)
     down_weights = _weights(down, images.shape[2], size, interpolation)
     across_weights = _weights(across, images.shape[3], size, interpolation).t().contiguous()
@@ -60,7 +79,7 @@ def resize_and_crop(
         return torch.where(vertical_first, down_then_across(*operands), across_then_down(*operands))
     if torch.compiler.is_compiling():
         return torch.cond(vertical_first, down_then_across, across_then_down, operands)
-    return (down_then_across if vertical_first else across_then_down)(*operands)  # cond would compile first
+    return (down_then_across if vertical_first else across_then_down)(*operands)
 
 
 def _total(parts: Tensor, dim: int, size: int) -> Tensor:

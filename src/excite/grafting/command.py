@@ -121,9 +121,11 @@ def open_source(source: str, weights: str | None = None) -> Source:
 
 
 def _load_state(model: nn.Module, path: str) -> None:
+    from excite.weights.hub import locate
+    from excite.weights.recognise import unwrapped
     from excite.weights.stored import read_weights
 
-    tensors = read_weights(path).tensors
+    tensors = unwrapped(read_weights(locate(path))).tensors
     own = model.state_dict()
     wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
     wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]

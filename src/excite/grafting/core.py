@@ -277,9 +277,9 @@ def wrap(model: nn.Module, place: Place, spec: Mapping[str, Any]) -> None:
     if "gate" in inner._modules or isinstance(getattr(inner, "gate", None), nn.Module | nn.Parameter):
         raise ExciteError(f"the module {place.name!r} has a part called 'gate' already; name another module")
     grafted = Grafted(inner, spec, place.channels, place.size, place.channels_last)
-    for parent_name, parent in model.named_modules(remove_duplicate=False):
+    for _, parent in model.named_modules(remove_duplicate=False):
         for name, child in list(parent._modules.items()):
-            if child is inner and parent is not grafted and f"{parent_name}.{name}".strip("."):
+            if child is inner and parent is not grafted:
                 parent._modules[name] = grafted
 
 

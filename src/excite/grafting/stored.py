@@ -101,29 +101,48 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ExciteError(f"{path} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
     if text is None:
         raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
-    about = json.loads(text)
-    if about.get("format_version") != FORMAT_VERSION:
-        raise ExciteError(f"{path} has format {about.get('format_version')}; this version reads {FORMAT_VERSION}")
+    about, places = _read_header(path, text)
     if model is None:
         if not about["source"].startswith("timm:"):
             raise ExciteError(f"{path} does not say how to build its {about['network']}; give model= without gates")
         model = make_timm_model(about["source"].removeprefix("timm:"))
     names = {name for name, _ in model.named_modules()}
-    for entry in about["places"]:
-        if entry["name"] not in names:
-            raise ExciteError(f"{path} has a gate behind {entry['name']!r}, which {type(model).__name__} does not have")
-    for entry in about["places"]:
-        wrap(model, _place(entry), entry["spec"])
-    wrong = _misfits(model, tensors)
-    if wrong:
+    for place, _ in places:
+        if place.name not in names:
+            raise ExciteError(f"{path} has a gate behind {place.name!r}, which {type(model).__name__} does not have")
+    try:
+        for place, spec in places:
+            wrap(model, place, spec)
+        wrong = _misfits(model, tensors)
+        if wrong:
+            raise ExciteError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}")
+    except ExciteError:
         unwrap(model)
-        raise ExciteError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}")
+        raise
     model.load_state_dict(tensors)
     return model
 
 
-def _place(entry: Mapping[str, Any]) -> Place:
-    return Place(entry["name"], entry["channels"], tuple(entry["size"]), entry["channels_last"])
+def _read_header(path: str | Path, text: str) -> tuple[dict[str, Any], list[tuple[Place, dict[str, Any]]]]:
+    """The header, and its places with the gates' tables. Raises ExciteError where it is damaged or another format."""
+    damaged = ExciteError(f"{path} says that excite wrote it, but its header is damaged")
+    try:
+        about = json.loads(text)
+        version = about.get("format_version")
+        if version == FORMAT_VERSION:
+            places = [
+                (Place(e["name"], int(e["channels"]), _pair(e["size"]), bool(e["channels_last"])), dict(e["spec"]))
+                for e in about["places"]
+            ]
+            return {"source": str(about["source"]), "network": str(about["network"])}, places
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise damaged from None
+    raise ExciteError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = map(int, size)
+    return height, width
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -119,6 +119,22 @@ def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
     return table
 
 
+def selective_kernel_settings(spec: BlockConvSpec | None) -> dict[str, Any] | None:
+    """Options that change what :class:`SelectiveKernel` computes and not the shapes of its tensors, defaults filled in.
+
+    Dilated paths of any size have 3x3 kernels. None for a plain 3x3 convolution.
+
+    Raises:
+        ExciteError: as :func:`block_conv_options`.
+    """
+    options = block_conv_options(spec)
+    if options is None:
+        return None
+    parameters = inspect.signature(SelectiveKernel).parameters
+    known = {name: options.get(name, parameters[name].default) for name in ("kernel_sizes", "dilated", "split_input")}
+    return known | {"kernel_sizes": list(known["kernel_sizes"])}
+
+
 def _check_sizes(sizes: Sequence[int]) -> list[int]:
     known = list(sizes) if isinstance(sizes, list | tuple) else []
     if len(known) < 2 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in known):

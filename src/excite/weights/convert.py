@@ -14,13 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from excite.errors import ExciteError
+from excite.gates import Gate
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
 from excite.storage import is_remote
+from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.hub import locate
-from excite.weights.layouts import Layout, listed
-from excite.weights.recognise import dissect, find_layout, model_name, model_options, unwrapped
+from excite.weights.layouts import Anatomy, Layout, listed
+from excite.weights.layouts.base import CIFAR
+from excite.weights.recognise import check_named, dissect, find_layout, model_name, model_options, unwrapped
 from excite.weights.stored import Stored, read_weights
 
 #: Options of a model that change what its tensors compute, but not their shapes.
@@ -43,6 +46,7 @@ class Foreign:
         unknown: stored names that are in no row of the key map.
         preprocessing: what images go through, all but their size; empty where the file does not say.
         meta: the header of a file of ours, else empty.
+        gate: the table of the gates of another system's checkpoint, as far as tensors tell; None where it has none.
     """
 
     source: str
@@ -55,6 +59,7 @@ class Foreign:
     unknown: list[str]
     preprocessing: dict[str, Any]
     meta: dict[str, Any] = field(default_factory=dict)
+    gate: dict[str, Any] | None = None
 
     def sentence(self) -> str:
         """What was recognised, for people."""
@@ -121,12 +126,25 @@ def load_weights(model: nn.Module, source: str | Path, *, allow_partial: bool = 
 def start_from(model: Classifier, source: str | Path) -> Loaded:
     """``load_weights`` for training: a classifier of another size keeps its fresh weights, all else must fit.
 
+    So do gates that start as the identity (``create_gate({..., "identity": True})``) and of which the checkpoint has
+    nothing: with them the network computes what the one without gates did.
+
     Raises:
         ExciteError: as ``load_weights``.
     """
     foreign = read_foreign(source, like=model)
     head = [name for name in model.state_dict() if name.startswith("fc.")]
-    return load_into(model, foreign, may_be_fresh=head)
+    return load_into(model, foreign, may_be_fresh=[*head, *_fresh_identities(model, foreign)])
+
+
+def _fresh_identities(model: Classifier, foreign: Foreign) -> list[str]:
+    """Tensors of the gates that start as the identity and of which the checkpoint has none."""
+    found: list[str] = []
+    for slot, block in model.gate_slots().items():
+        if isinstance(block.gate, Gate) and block.gate.identity:
+            names = [f"{slot}.gate.{name}" for name in block.gate.state_dict()]
+            found += [] if any(name in foreign.tensors for name in names) else names
+    return found
 
 
 def is_foreign(source: str | Path) -> bool:
@@ -201,7 +219,11 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
     if own is not None:
         return _ours(str(source), stored, own)
     wrapped = unwrapped(stored)
+    if like is not None and _is_plain(wrapped.tensors, like):
+        return _plain(str(source), stored, wrapped.tensors, like)
     layout = find_layout(wrapped, str(source))
+    if arch is None:
+        check_named(str(source), stored.metadata)
     tensors, origin, unknown = layout.read(wrapped)
     anatomy = dissect(tensors, str(source))
     name = arch or (like.model_name if like is not None else model_name(anatomy, str(source)))
@@ -215,8 +237,35 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
         tensors={n: _as_float(t, origin[n]) for n, t in tensors.items()},
         origin=origin,
         unknown=unknown,
-        preprocessing=dict(layout.preprocessing),
+        preprocessing=_preprocessing(layout, anatomy),
+        gate=anatomy.gate,
     )
+
+
+def _is_plain(tensors: Mapping[str, Tensor], like: Classifier) -> bool:
+    """Whether these are what ``like.state_dict()`` gave, with gates, whose names nobody else has."""
+    own = like.state_dict()
+    return any(".gate." in name for name in own) and tensors.keys() == own.keys()
+
+
+def _plain(source: str, stored: Stored, tensors: Mapping[str, Tensor], like: Classifier) -> Foreign:
+    """A state dict of a network as ``like`` is, whichever gates it has; it says no more of what it computes."""
+    return Foreign(
+        source=source,
+        format=stored.description(),
+        layout=None,
+        name=like.model_name,
+        options=dict(like.model_args),
+        tensors={n: _as_float(t, n) for n, t in tensors.items()},
+        origin={name: name for name in tensors},
+        unknown=[],
+        preprocessing={},
+    )
+
+
+def _preprocessing(layout: Layout, anatomy: Anatomy) -> dict[str, Any]:
+    """What the layout's images go through; a stem for images of 32x32 pixels sees all of them, normalised as CIFAR."""
+    return {**layout.preprocessing, **(CIFAR if anatomy.stem == "cifar" and anatomy.in_chans == 3 else {})}
 
 
 def own_header(stored: Stored) -> dict[str, Any] | None:
@@ -228,7 +277,8 @@ def own_header(stored: Stored) -> dict[str, Any] | None:
     with suppress(ValueError):
         meta = json.loads(header)
     model = meta.get("model") if isinstance(meta, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("name"), str) or not isinstance(model.get("args"), dict):
+    whole = isinstance(model, dict) and isinstance(model.get("name"), str) and isinstance(model.get("args"), dict)
+    if not whole or not isinstance(meta.get("preprocessing", {}), dict):
         raise ExciteError(f"{stored.path} says that excite wrote it, but its header is damaged")
     return meta
 
@@ -275,6 +325,11 @@ def load_into(
     """
     own = model.state_dict()
     fits = {n: t for n, t in foreign.tensors.items() if n in own and own[n].shape == t.shape}
+    different = _different_gates(model, foreign)
+    if different and not allow_partial:
+        raise refuse(foreign.source, different)
+    for name in [n for n in fits if any(n.startswith(f"{slot}.gate.") for slot in different)]:
+        del fits[name]  # another function of the same tensors: they would be noise
     _without_halves(fits, foreign.tensors, own)
     fresh = [n for n in own if n not in fits and not n.endswith(COUNTERS)]
     unused = [n for n in foreign.tensors if n not in fits]
@@ -283,8 +338,8 @@ def load_into(
         raise ExciteError(misfit(foreign, own, fresh))
     if not any(not n.startswith("fc.") and not n.endswith(COUNTERS) for n in fits):
         raise ExciteError(f"{foreign.source}: not one of its tensors fits {model.model_name}")
-    _check_finite(fits, foreign)
-    _check_gates(model, foreign)
+    _check_values(fits, foreign)
+    _check_blocks(model, foreign)
     settings = apply_settings(model, foreign)
     model.load_state_dict(fits, strict=False)
     return Loaded(foreign, fresh, [*(foreign.origin[n] for n in unused), *foreign.unknown], settings)
@@ -297,17 +352,31 @@ def _without_halves(fits: dict[str, Tensor], tensors: Mapping[str, Tensor], own:
         del fits[name]
 
 
-def _check_finite(fits: Mapping[str, Tensor], foreign: Foreign) -> None:
+def _check_values(fits: Mapping[str, Tensor], foreign: Foreign) -> None:
     for name, tensor in fits.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ExciteError(f"{foreign.source}: the tensor {foreign.origin[name]!r} holds values that are not finite")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise ExciteError(f"{foreign.source}: the variances {foreign.origin[name]!r} hold values below 0")
 
 
-def _check_gates(model: Classifier, foreign: Foreign) -> None:
-    """Gates have the same shapes wherever they stand in a block, and compute something else there."""
+def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Function, Function]]:
+    """Slots of ours whose gate has the checkpoint's tensors and another function."""
+    if not isinstance(model, Classifier):  # timm's
+        return {}
+    if foreign.layout is not None:
+        return other_gates(model, foreign.gate)
+    same = (foreign.name, foreign.options) == (model.model_name, model.model_args)
+    return {} if same else other_gates_of_ours(model, foreign.name, foreign.options)
+
+
+def _check_blocks(model: Classifier, foreign: Foreign) -> None:
+    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see."""
     wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
     if wanted != found and any(".gate." in name for name in foreign.tensors):
         raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
+    theirs = foreign.options.get("block_conv", _of_variant(foreign.name, "block_conv", None))
+    check_kernels(setting(model, "block_conv", None), theirs, foreign.source)
 
 
 def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str]) -> str:

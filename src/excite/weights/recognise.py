@@ -16,6 +16,8 @@ from excite.weights.stored import Stored
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "state_dict.", "encoder.", "backbone.")
 #: Rules for the width of a squeeze, the usual ones first: (reduction, rd_divisor).
 SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
+#: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors of its own.
+_ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
 _SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
 #: What a variant in our catalog may be made of for its tensors to tell it from all others.
 _TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
@@ -47,6 +49,27 @@ def find_layout(source: Source, where: str) -> Layout:
     raise ExciteError(
         f"{where} holds no network whose names are known ({listed(names, 4)}); docs/weights.md lists the known sources"
     )
+
+
+def check_named(source: str, metadata: Mapping[str, Any]) -> None:
+    """Refuse what is called a network that has a ResNet's very tensors and computes something else.
+
+    Args:
+        source: as the user wrote it: a file's or a repository's name often says which network it is.
+        metadata: of the file; PyTorch's training scripts write the architecture's name beside the weights.
+
+    Raises:
+        ExciteError: it is called so.
+    """
+    values = metadata.get("values", {})
+    names = [source, metadata.get("architecture"), *(values.get(key) for key in ("arch", "architecture", "model_name"))]
+    for name in names:
+        match = _ALIASED.search(name) if isinstance(name, str) else None
+        if match is not None:
+            raise ExciteError(
+                f"{source} is called {match[1]}, which has a ResNet's tensors but smooths before it strides, which "
+                f"excite's do not: timm:{match[1]} as the model's name runs it; --arch where the name misleads"
+            )
 
 
 def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:

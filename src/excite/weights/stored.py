@@ -25,6 +25,8 @@ _MISTAKEN = (
     (b"Rar!", "is a RAR archive: unpack it first"),
     (b"\x89HDF", "is HDF5 (Keras), which is not read"),
     (b"GGUF", "is GGUF, which is not read"),
+    (b"\xff\xd8\xff", "is a JPEG image, not a checkpoint"),
+    (b"\x89PNG", "is a PNG image, not a checkpoint"),
     (b"\x93NUMPY", "is a single NumPy array, not a checkpoint"),
 )
 _KNOWN = "MindSpore .ckpt, safetensors, TensorFlow .index, Caffe .caffemodel, PyTorch .pth/.pt/.bin"

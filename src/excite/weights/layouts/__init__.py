@@ -7,6 +7,7 @@ from excite.weights.layouts.genet import GENET
 from excite.weights.layouts.huggingface import HUGGING_FACE
 from excite.weights.layouts.mindspore import MINDCV, MINDCV_SENET154
 from excite.weights.layouts.mmpretrain import MMPRETRAIN, MMPRETRAIN_UNGATED
+from excite.weights.layouts.own import OWN
 from excite.weights.layouts.senet_pytorch import SENET_PYTORCH
 from excite.weights.layouts.tensorflow import TENSORFLOW
 from excite.weights.layouts.timm import TIMM
@@ -14,6 +15,7 @@ from excite.weights.layouts.torchvision import TORCHVISION
 
 #: Special ones first: torchvision's signature fits everything that builds on its names.
 LAYOUTS: tuple[Layout, ...] = (
+    OWN,
     MINDCV_SENET154,
     MINDCV,
     GENET,

@@ -19,6 +19,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Evaluation as torchvision, Cadene and the SE authors have it: shorter side 256, centre 224.
 BILINEAR = {"crop_pct": 0.875, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 BICUBIC = {**BILINEAR, "interpolation": "bicubic"}
+#: CIFAR-10's training images, seen whole.
+CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CIFAR = {"crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
 
 _SLOT = re.compile(r"\{([sbi])([+-]\d+)?\}")
 

@@ -1,6 +1,7 @@
 """torchvision's ResNet with an SE layer of two dense layers without bias: moskomule's senet.pytorch, ModelZoo-PyTorch.
 
-What users of that code call the layer and its two parts differs, so every spelling has a row.
+Both call the layer ``se`` and its two dense layers ``fc.0`` and ``fc.2``, of width C // 16, with the stride on the 3x3.
+What users of that code call the layer differs, so the usual spellings have a row each.
 """
 
 from excite.weights.layouts.base import Layout, block_rows, gate_rows, stem_rows
@@ -19,5 +20,6 @@ SENET_PYTORCH = Layout(
         *HEAD,
     ),
     refused=AVERAGE_DOWN,
-    source="moskomule/senet.pytorch, senet/se_resnet.py and se_module.py",
+    source="moskomule/senet.pytorch, senet/se_resnet.py and se_module.py; ModelZoo-PyTorch, contrib/cv/classification/"
+    "SE-ResNet-50/senet.py and se_module.py",
 )

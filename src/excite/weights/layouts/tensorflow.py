@@ -7,10 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.weights.layouts.base import BILINEAR, Anatomy, Layout, Leaf, Row, Source
+from excite.weights.layouts.base import BILINEAR, CIFAR, Anatomy, Layout, Leaf, Row, Source
 
-#: CIFAR-10's training images; the reference standardises by them (and test images by their own, which we do not).
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STAGES = 3
 
@@ -101,7 +99,8 @@ TENSORFLOW = Layout(
     },
     ignored=(r"/Momentum$", r"/(biased|local_step)$", r"^(global_step|loss_scale.*|.*good_steps|Variable(_\d+)?)$"),
     options=_options,
-    preprocessing={**BILINEAR, "crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD},
+    # The reference standardises test images by their own mean and deviation, which we do not.
+    preprocessing={**BILINEAR, **CIFAR},
     classes=CIFAR10_CLASSES,
     prepare=_by_place,
     source="ModelZoo-TensorFlow SE-ResNet-110, its checkpoints as TensorFlow 2.21 writes them",

@@ -1,0 +1,197 @@
+"""``compare``: read the runs, find the numbers, and write page, table and figures from these."""
+
+import io
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excite.compare.figures import draw_images, figures, save, style
+from excite.compare.page import make_page
+from excite.compare.runs import Progress, Run, check_sources, choose_baseline, choose_labels, read_run
+from excite.compare.study import study
+from excite.data import DataSets, FileImages
+from excite.data.decode import BadImageError, load_image
+from excite.errors import ExciteError
+from excite.files import write_text
+from excite.recipe import apply_overrides
+from excite.report.predictions import image_names
+from excite.twins.report import to_csv
+
+#: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
+LONGEST_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out.
+
+    Attributes:
+        found: all numbers and sentences, JSON-able; see ``excite.compare.study.study``, and ``command``, which makes
+            the same page again.
+        pixels: for each entry of ``found["only_one"]`` its images, uint8 (H, W, C); nothing where they cannot be had.
+    """
+
+    found: dict[str, Any]
+    pixels: list[list[np.ndarray]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that the page shows, but for the pictures."""
+        return self.found
+
+    def to_csv(self) -> str:
+        """The table: one row a run."""
+        return to_csv(self.found["rows"])
+
+    def to_html(self) -> str:
+        """The page."""
+        pictures = [[_png(image) for image in images] for images in self.pixels]
+        with style():
+            return make_page(self.found, pictures, figures(self.found)).render()
+
+    def write(self, path: str | Path, *, force: bool = False) -> list[Path]:
+        """Write the page, and the table beside it as CSV.
+
+        Args:
+            path: of the page; ends in ".html".
+            force: replace files that are there.
+
+        Returns:
+            The page and the CSV file.
+
+        Raises:
+            ExciteError: another suffix, a file is there already, or it cannot be written.
+        """
+        page, table = check_target(path, force)
+        write_text(page, self.to_html())
+        write_text(table, self.to_csv())
+        return [page, table]
+
+    def write_figures(self, folder: str | Path, *, force: bool = False) -> list[Path]:
+        """Write every figure as PNG and SVG into a folder.
+
+        Args:
+            folder: a new one, or with ``force`` one in which files of the same names are replaced.
+            force: see ``folder``.
+
+        Raises:
+            ExciteError: the folder is there already or cannot be written.
+        """
+        folder = check_folder(folder, force)
+        written = []
+        for name, figure in figures(self.found).items():
+            written += save(figure, folder / name)
+        for number, (pair, images) in enumerate(zip(self.found["only_one"] or [], self.pixels, strict=False), 1):
+            if images:
+                name = re.sub(r"[^A-Za-z0-9._-]+", "-", pair["label"])
+                written += draw_images(pair, images, folder / f"images-{number}-{name}")
+        return written
+
+
+def check_target(path: str | Path, force: bool = False) -> tuple[Path, Path]:
+    """The page and the CSV file beside it. Raises ExciteError where one is there already, or for another suffix."""
+    page = Path(path)
+    if page.suffix != ".html":
+        raise ExciteError(f"--out {page}: the name of the page ends in .html")
+    table = page.with_suffix(".csv")
+    for file in (page, table):
+        if file.is_dir() or (file.exists() and not force):
+            raise ExciteError(f"{file} exists already; give another --out, or --force to replace it")
+    return page, table
+
+
+def check_folder(folder: str | Path, force: bool = False) -> Path:
+    """The folder for figures. Raises ExciteError where it is there already, or a file."""
+    folder = Path(folder)
+    if folder.exists() and not (force and folder.is_dir()):
+        raise ExciteError(f"{folder} exists already; name a new folder, or give --force to write into it")
+    return folder
+
+
+def compare(
+    sources: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    labels: Sequence[str] | None = None,
+    baseline: str | None = None,
+    confidence: float = 0.95,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare trained networks on the same images.
+
+    Args:
+        sources: two or more run folders, checkpoints, or other systems' weights (see ``excite.load``).
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; they hold for all.
+        labels: what to call each; None takes the names of the folders.
+        baseline: the source or label that the others are compared with; None: the first.
+        confidence: of the intervals.
+        device: "auto", "cpu", "cuda" ...
+        precision: None takes for each what it was trained in.
+        progress: called with (what is being done, done, in all).
+
+    Raises:
+        ExciteError: fewer than two, one twice, no weights at a source, wrong labels, baseline or overrides; with
+            overrides also if no network can be evaluated on these data. Without, data that are not there are no error:
+            what the run folders tell is compared.
+    """
+    names = [str(source) for source in sources]
+    check_sources(names)
+    if not 0 < confidence < 1:
+        raise ExciteError(f"--confidence is {confidence:g}; give a share between 0 and 1, such as 0.95")
+    called = choose_labels(names, labels)
+    first = choose_baseline(baseline, names, called)
+    apply_overrides({}, list(overrides))  # a misspelt key is told before anything is loaded
+    runs = [
+        read_run(source, label, overrides, device=device, precision=precision, progress=progress)
+        for source, label in zip(names, called, strict=True)
+    ]
+    if overrides and all(run.predictions is None for run in runs):
+        raise ExciteError(str(runs[first].problem))
+    found = study(runs, first, confidence)
+    options = [] if labels is None else ["--labels", ",".join(labels)]
+    options += [] if baseline is None else ["--baseline", baseline]
+    options += [] if confidence == 0.95 else ["--confidence", f"{confidence:g}"]
+    found["command"] = shlex.join(["excite", "compare", *names, *overrides, *options])
+    return Comparison(found, _pixels(runs, found["only_one"] or []))
+
+
+def _pixels(runs: Sequence[Run], pairs: Sequence[Mapping[str, Any]]) -> list[list[np.ndarray]]:
+    """The images of every pair, from the data of either of the two; none where neither has them."""
+    by_label = {run.label: run for run in runs}
+    found = []
+    for pair in pairs:
+        data = by_label[pair["baseline"]].data or by_label[pair["label"]].data
+        found.append([] if data is None else _load(data, [image["name"] for image in pair["images"]]))
+    return found
+
+
+def _load(data: DataSets, names: Sequence[str]) -> list[np.ndarray]:
+    positions = {name: i for i, name in enumerate(image_names(data, range(len(data.val))))}
+    return [_image(data, positions[name]) for name in names]
+
+
+def _image(data: DataSets, position: int) -> np.ndarray:
+    """uint8 (H, W, C), as the network sees it where it is in memory, else the whole photograph, made smaller."""
+    if not isinstance(data.val, FileImages):
+        return data.val.images[position].permute(1, 2, 0).cpu().numpy()
+    try:
+        image = load_image(data.val.paths[position])
+    except BadImageError:  # deleted since it was predicted
+        return np.full((32, 32, 3), 128, np.uint8)
+    image = image.convert("RGB")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]).save(out, "PNG", optimize=True)
+    return out.getvalue()

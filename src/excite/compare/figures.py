@@ -1,0 +1,234 @@
+"""The pictures of a comparison, drawn from the numbers of ``study`` alone.
+
+Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every run has a mark of its own besides.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from excite.files import written_aside
+from excite.twins.figure import COLORS
+
+_MARKS = ("o", "s", "^", "D", "v", "P", "X")
+_GRAY = "#808080"  # readable on white and on black
+#: With more classes only those with the largest differences are drawn, half of them from each end.
+MOST_CLASSES = 40
+#: At most so many marks on a line.
+_MARKS_ON_LINE = 15
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure that the numbers of ``study`` allow: name -> matplotlib Figure."""
+    drawn: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+    if any(row["top1"] is not None for row in found["rows"]):
+        drawn["accuracy"] = _accuracy
+    if found["curves"]:
+        drawn["curves"] = _curves
+    if found["paired"]:
+        drawn["classes"] = _classes
+    if len(found["paired"]) > 2:  # of two there is one number
+        drawn["agreement"] = _agreement
+    with style():
+        return {name: draw(found) for name, draw in drawn.items()}
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure as PNG and SVG beside each other.
+
+    Args:
+        figure: a matplotlib Figure.
+        path: without suffix.
+    """
+    written = []
+    with style():
+        for kind in ("png", "svg"):
+            file = path.with_name(f"{path.name}.{kind}")
+            with written_aside(file) as aside:
+                figure.savefig(aside, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
+            written.append(file)
+    return written
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """In which figures are made and written."""
+    import warnings
+
+    from matplotlib import rc_context
+
+    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
+    # Labels of runs and classes are the user's, in which a $ is a $.
+    options = {"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10, "text.parse_math": False}
+    with rc_context(options), warnings.catch_warnings():
+        # Of a name in another script; in an SVG the reader's own fonts have it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
+def _look(position: int) -> dict[str, Any]:
+    """Colour and mark of the run at a position: 49 different pairs."""
+    return {
+        "color": COLORS[position % len(COLORS)],
+        "marker": _MARKS[(position + position // len(COLORS)) % len(_MARKS)],
+    }
+
+
+def _labels(found: Mapping[str, Any]) -> list[str]:
+    return [row["label"] for row in found["rows"]]
+
+
+def short(text: str, most: int = 28) -> str:
+    """A label that a figure has room for."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _panel(axis: Any, title: str, x: str, y: str = "") -> None:
+    axis.set_title(title, fontsize=11)
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _accuracy(found: Mapping[str, Any]) -> Any:
+    """Top-1 with Wilson's interval, and the difference to the baseline with the paired one: a row a run."""
+    rows, percent = found["rows"], f"{100 * found['confidence']:g} %"
+    figure = _figure(8.5, 1.4 + 0.42 * len(rows))
+    axes = figure.subplots(1, 2 if found["paired"] else 1, sharey=True, squeeze=False)[0]
+    for y, row in enumerate(rows):
+        _interval(axes[0], y, row["top1"], row["top1_low"], row["top1_high"])
+        if found["paired"]:
+            _interval(axes[1], y, row["difference"], row["difference_low"], row["difference_high"])
+    axes[0].set_yticks(range(len(rows)), [short(label) for label in _labels(found)])
+    axes[0].set_ylim(len(rows) - 0.5, -0.5)
+    _panel(axes[0], "accuracy", f"top-1, %, with its {percent} interval")
+    if found["paired"]:
+        axes[1].axvline(0, color=_GRAY, linewidth=1)
+        axes[1].tick_params(axis="y", length=0)
+        _panel(axes[1], f"difference to {short(found['baseline'])}", f"points, with the paired {percent} interval")
+    return figure
+
+
+def _interval(axis: Any, y: int, value: float | None, low: float | None, high: float | None) -> None:
+    if value is not None:
+        look = _look(y)
+        axis.plot([low, high], [y, y], color=look["color"], linewidth=2, solid_capstyle="butt")
+        axis.plot(value, y, markersize=7, **look)
+
+
+def _curves(found: Mapping[str, Any]) -> Any:
+    """Validation by epoch and by time, and the training loss, of all runs over one another."""
+    timed = any(m is not None for curve in found["curves"] for m in curve["validation"]["minutes"])
+    figure = _figure(8.5, 6.4)
+    axes = figure.subplots(2, 2)
+    panels = [
+        (axes[0, 0], "validation", "epoch", "top1", "validation top-1", "epoch", "%"),
+        (axes[0, 1], "validation", "minutes" if timed else None, "top1", "the same by time", "minutes of training", ""),
+        (axes[1, 0], "validation", "epoch", "loss", "validation loss", "epoch", "nats"),
+        (axes[1, 1], "training", "epoch", "loss", "training loss, smoothed", "epoch", ""),
+    ]
+    names = _labels(found)
+    for curve in found["curves"]:
+        look = _look(names.index(curve["label"]))
+        for axis, kind, x, y, *_ in panels:
+            points = (
+                [pair for pair in zip(curve[kind][x], curve[kind][y], strict=True) if None not in pair] if x else []
+            )
+            if points:
+                every = -(-len(points) // _MARKS_ON_LINE)
+                style = {"linewidth": 1.5, "markersize": 4, "markevery": every, **look}
+                axis.plot(*zip(*points, strict=True), label=short(curve["label"]), **style)
+    for axis, _, _, _, title, x_label, y_label in panels:
+        _panel(axis, title, x_label, y_label)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda pair: len(pair[1]))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    return figure
+
+
+def _classes(found: Mapping[str, Any]) -> Any:
+    """By how many points each class is better or worse than with the baseline; a mark a run."""
+    known = [row for row in found["per_class"] if row["difference"][0] is not None]
+    shown = known if len(known) <= MOST_CLASSES else known[: MOST_CLASSES // 2] + known[-MOST_CLASSES // 2 :]
+    figure = _figure(8.5, 1.5 + 0.26 * len(shown))
+    axis = figure.subplots()
+    axis.axvline(0, color=_GRAY, linewidth=1)
+    names = _labels(found)
+    single = len(found["paired"]) == 2
+    for i, label in enumerate(found["paired"][1:], start=1):
+        look = _look(names.index(label))
+        values = [row["difference"][i] for row in shown]
+        if single:
+            axis.hlines(range(len(shown)), 0, values, color=look["color"], linewidth=2, alpha=0.6)
+        axis.plot(values, range(len(shown)), linestyle="", markersize=6, label=short(label), **look)
+    ticks = [f"{short(row['class'], 24)} ({row['images']:,})" for row in shown]
+    axis.set_yticks(range(len(shown)), ticks)
+    axis.set_ylim(len(shown) - 0.4, -0.6)
+    cut = "" if len(shown) == len(known) else f", the {MOST_CLASSES // 2} lowest and highest of {len(known)} classes"
+    _panel(axis, f"top-1 of each class against {short(found['baseline'])}{cut}", "points (class, with its images)")
+    if not single:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _agreement(found: Mapping[str, Any]) -> Any:
+    """Two matrices: how often two runs say the same, and how often both are wrong. The diagonal would be no news."""
+    agreement = found["agreement"]
+    names = [short(label, 20) for label in agreement["labels"]]
+    size = len(names)
+    figure = _figure(8.5, 2.4 + 0.36 * size)
+    panels = figure.subplots(1, 2)
+    for panel, key, title in ((panels[0], "same", "say the same, %"), (panels[1], "both_wrong", "both wrong, %")):
+        known = [agreement[key][i][j] for i in range(size) for j in range(size) if i != j]
+        table = [[agreement[key][i][j] if i != j else float("nan") for j in range(size)] for i in range(size)]
+        low, high = min(known) - 1, max(known) + 1
+        panel.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect="auto", alpha=0.9)
+        for i in range(size):
+            for j in range(size):
+                if i != j:
+                    # Not pure black and white, which the page turns into its own colours.
+                    ink = "#fefefe" if table[i][j] > (low + high) / 2 else "#010101"
+                    panel.text(j, i, f"{table[i][j]:.1f}", ha="center", va="center", color=ink, fontsize=9)
+        panel.set_xticks(range(size), names, rotation=30, ha="right")
+        panel.set_yticks(range(size), names if key == "same" else [""] * size)
+        panel.tick_params(length=0)
+        panel.spines[:].set_visible(False)
+        panel.set_title(title, fontsize=11)
+    return figure
+
+
+def draw_images(pair: Mapping[str, Any], pixels: Sequence[Any], path: Path) -> list[Path]:
+    """The images that only one of two runs gets right, as a file.
+
+    Args:
+        pair: an entry of ``only_one``.
+        pixels: uint8 (H, W, C) arrays, one an image.
+        path: without suffix.
+    """
+    columns = min(6, len(pixels))
+    lines = -(-len(pixels) // columns)
+    with style():
+        figure = _figure(2.1 * columns, 0.5 + 2.7 * lines)
+        axes = figure.subplots(lines, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, image, array in zip(axes.flat, pair["images"], pixels, strict=False):
+            axis.imshow(array if array.shape[2] == 3 else array[:, :, 0], cmap="gray", vmin=0, vmax=255)
+            told = (image["class"], f"only {image['right']}", f"else {wrong_answer(pair, image)}")
+            axis.set_title("\n".join(short(line, 26) for line in told), fontsize=8)
+        return save(figure, path)
+
+
+def wrong_answer(pair: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+    """What the network says that gets the image wrong."""
+    return image["this_says"] if image["right"] == pair["baseline"] else image["baseline_says"]

@@ -1,0 +1,276 @@
+"""The page of a comparison. Every number on it is one of ``study``'s, which ``--json`` prints."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from excite.compare.figures import wrong_answer
+from excite.compare.table import sentences, shown
+from excite.report.page import ABSENT, Card, Column, Page, Picture, Section, mono
+
+#: Of the table of classes so many lines are open at once; more are folded away.
+OPEN_CLASSES = 40
+_KINDS = {"network": "network", "training": "training", "neutral": "no say in what is learned"}
+
+
+def make_page(found: Mapping[str, Any], pictures: Sequence[Sequence[bytes]], figures: Mapping[str, Any]) -> Page:
+    """The page.
+
+    Args:
+        found: what ``study`` gives, with ``command``.
+        pictures: PNG files, one list for each entry of ``found["only_one"]``, empty where there are none.
+        figures: Matplotlib figures by name, see ``excite.compare.figures``.
+    """
+    names = [row["label"] for row in found["rows"]]
+    others = ", ".join(name for name in names if name != found["baseline"])
+    page = Page(f"{found['baseline']} against {others}", _subtitle(found), "Made by excite compare.")
+    _summary(page.section("summary", "Summary"), found, figures)
+    if found["paired"]:
+        _pairs(page.section("pairs", "Image by image"), found)
+    _recipe(page.section("recipe", "Recipes"), found)
+    if "curves" in figures:
+        section = page.section("curves", "Training")
+        alt = "Validation top-1 by epoch and by time, validation loss and training loss of each run over one another"
+        section.draw(figures["curves"], alt, _curves_caption(found), wide=True)
+    if found["paired"]:
+        _classes(page.section("classes", "Classes"), found, figures)
+        _agreement(page.section("agreement", "Agreement"), found, figures)
+        _only_one(page.section("images", "Where only one is right"), found, pictures)
+    _cost(page.section("cost", "Size, speed and memory"), found)
+    _origin(page.section("origin", "What was compared"), found)
+    return page
+
+
+def _subtitle(found: Mapping[str, Any]) -> str:
+    count = f"{len(found['rows'])} networks"
+    if not found["paired"]:
+        return f"{count}, not compared image by image"
+    images = next(row["images"] for row in found["rows"] if row["label"] == found["baseline"])
+    some = "" if len(found["paired"]) == len(found["rows"]) else f", {len(found['paired'])} of them"
+    return f"{count}{some} on the same {images:,} images"
+
+
+def _summary(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    section.cards([Card(row["label"], _percent(row["top1"]), _card_note(row)) for row in shown(found)])
+    for note in found["notes"]:
+        section.note(note)
+    if "accuracy" in figures:
+        alt = "Top-1 of each run with its interval, and the difference to the baseline with its interval"
+        section.draw(figures["accuracy"], alt, wide=True)
+    columns = [
+        Column("label", "run"),
+        Column("gate", "gate"),
+        Column("top1", "acc@top1", ".2f"),
+        Column("top1_interval", f"{100 * found['confidence']:g} % interval", align="right"),
+    ]
+    if found["paired"]:
+        columns += [
+            Column("difference", "difference", "+.2f", title=f"to {found['baseline']}, percentage points"),
+            Column("difference_interval", "its interval", align="right", title="paired"),
+            Column("p_text", "p", align="right", title="McNemar's test"),
+        ]
+        if len(found["paired"]) > 2:
+            columns.append(Column("p_holm_text", "Holm's p", align="right", title="adjusted for several tests"))
+    columns += [
+        Column("epochs_text", "epochs", align="right"),
+        Column("params_m", "params(M)", ".3f"),
+        Column("gmacs", "GMACs", ".4f"),
+        Column("top5", "acc@top5", ".2f", title="top-K where there are K < 5 classes"),
+        Column("loss", "loss", ".4f", title="mean cross-entropy, nats"),
+        Column("images", "images", ",d"),
+    ]
+    section.table(columns, shown(found), "All runs")
+    section.paragraph(*_marked(" ".join(sentences(found))))
+
+
+def _percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.2f} %"
+
+
+def _card_note(row: Mapping[str, Any]) -> str:
+    if row["top1"] is None:
+        return "not known"
+    if row["difference"] is None:
+        return "top-1, the baseline" if row["difference_interval"] == "baseline" else "top-1"
+    return f"top-1, {row['difference']:+.2f} points, p {row['p_text']}"
+
+
+def _marked(text: str) -> list[str]:
+    """The parts of a sentence, with what stands between backticks in a fixed-width font."""
+    return [mono(part) if i % 2 else part for i, part in enumerate(text.split("`"))]
+
+
+def _pairs(section: Section, found: Mapping[str, Any]) -> None:
+    rows = [row for row in shown(found) if row["p"] is not None]
+    base = found["baseline"]
+    section.table(
+        [
+            Column("label", "run"),
+            Column("both_right", "both right", ",d"),
+            Column("only_this", "only this run", ",d"),
+            Column("only_baseline", f"only {base}", ",d"),
+            Column("both_wrong", "both wrong", ",d"),
+            Column("test", "McNemar's test"),
+            Column("p_text", "p", align="right"),
+            Column("loss_difference", "loss difference", "+.4f", title="mean over the images, nats"),
+            Column("loss_interval", "its interval", align="right", title="normal approximation"),
+        ],
+        rows,
+        f"Images that each run and {base} get right; the test looks only at those that one of the two gets right",
+    )
+
+
+def _recipe(section: Section, found: Mapping[str, Any]) -> None:
+    names = [row["label"] for row in found["rows"]]
+    if not found["recipe"]:
+        known = len(found["recipes_known"])
+        section.paragraph(
+            "The recipes are the same."
+            if known == len(names)
+            else f"The recipes of {known} of the runs are known." + (" They are the same." if known > 1 else "")
+        )
+        return
+    rows = [
+        {"key": row["key"], "kind": _KINDS[row["kind"]], **{f"v{i}": v for i, v in enumerate(row["values"])}}
+        for row in found["recipe"]
+    ]
+    columns = [Column("key", "key"), *(Column(f"v{i}", name) for i, name in enumerate(names))]
+    section.table([*columns, Column("kind", "about")], rows, "The keys that differ; defaults are filled in")
+
+
+def _curves_caption(found: Mapping[str, Any]) -> str:
+    windows = [curve["training"]["window"] for curve in found["curves"]]
+    few, many = min(windows), max(windows)
+    smooth = str(few) if few == many else f"{few} to {many}"
+    return (
+        f"The training loss is the mean of the last {smooth} recorded values (with label smoothing or mixed images it "
+        "is not comparable with the validation's). Minutes are those of training steps on each run's own machine."
+    )
+
+
+def _classes(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    alt = f"Difference in top-1 of each class to {found['baseline']}, sorted"
+    if "classes" in figures:
+        section.draw(figures["classes"], alt, wide=True)
+    columns = [Column("class", "class"), Column("images", "images", ",d")]
+    for i, name in enumerate(found["paired"]):
+        columns.append(Column(f"top1_{i}", name, ".2f"))
+        columns += [Column(f"difference_{i}", "points", "+.2f", title=f"to {found['baseline']}")] if i else []
+    rows = [
+        {
+            **row,
+            **{f"top1_{i}": value for i, value in enumerate(row["top1"])},
+            **{f"difference_{i}": value for i, value in enumerate(row["difference"])},
+        }
+        for row in found["per_class"]
+    ]
+    fold = len(rows) > OPEN_CLASSES
+    place = section.details(f"All {len(rows)} classes") if fold else section
+    place.table(columns, rows, "Top-1 of each class (recall), percent")
+
+
+def _agreement(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    agreement = found["agreement"]
+    if "agreement" in figures:
+        alt = "For every two runs the share of the images on which they say the same, and on which both are wrong"
+        section.draw(figures["agreement"], alt, wide=True)
+    rows = [
+        {
+            "pair": f"{a} and {b}",
+            "same": agreement["same"][i][j],
+            "both_wrong": agreement["both_wrong"][i][j],
+            "chance": agreement["chance"][i][j],
+        }
+        for i, a in enumerate(agreement["labels"])
+        for j, b in enumerate(agreement["labels"])
+        if i < j
+    ]
+    section.table(
+        [
+            Column("pair", "runs"),
+            Column("same", "say the same, %", ".2f", title="right or wrong"),
+            Column("both_wrong", "both wrong, %", ".2f"),
+            Column("chance", "by chance, %", ".2f", title="both wrong, were their errors independent"),
+        ],
+        rows,
+        "Agreement of every two runs",
+    )
+
+
+def _only_one(section: Section, found: Mapping[str, Any], pictures: Sequence[Sequence[bytes]]) -> None:
+    section.paragraph(
+        "The images on which the two are most sure of themselves, and one of them is wrong: largest product of the "
+        "probabilities that they give their answers."
+    )
+    for pair, images in zip(found["only_one"], pictures, strict=True):
+        for winner in (pair["label"], pair["baseline"]):
+            chosen = [i for i, image in enumerate(pair["images"]) if image["right"] == winner]
+            loser = pair["baseline"] if winner == pair["label"] else pair["label"]
+            section.heading(f"{winner} is right, {loser} is wrong")
+            if not chosen:
+                section.paragraph("There is no such image.")
+            elif images:
+                section.gallery([_picture(pair, pair["images"][i], images[i]) for i in chosen])
+            else:
+                section.table(_IMAGE_COLUMNS, [_image_row(pair, pair["images"][i]) for i in chosen])
+    if not all(pictures):
+        section.note("Where the data could not be opened, the images are only named.")
+
+
+_IMAGE_COLUMNS = [
+    Column("name", "image"),
+    Column("class", "class"),
+    Column("sure", "given to it", ".3f"),
+    Column("wrong", "wrong answer"),
+    Column("wrongly_sure", "given to that", ".3f"),
+]
+
+
+def _image_row(pair: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    probabilities = (image["this_probability"], image["baseline_probability"])
+    sure, wrongly = probabilities if image["right"] == pair["label"] else probabilities[::-1]
+    return {**image, "sure": sure, "wrong": wrong_answer(pair, image), "wrongly_sure": wrongly}
+
+
+def _picture(pair: Mapping[str, Any], image: Mapping[str, Any], png: bytes) -> Picture:
+    row = _image_row(pair, image)
+    lines = [row["class"], f"{100 * row['sure']:.1f} %", f"not {row['wrong']}, {100 * row['wrongly_sure']:.1f} %"]
+    width = int.from_bytes(png[16:20], "big")  # of the PNG header
+    return Picture(png, f"{row['name']}: {row['class']}", [*lines, row["name"]], pixelated=width <= 64)
+
+
+def _cost(section: Section, found: Mapping[str, Any]) -> None:
+    rows = shown(found)
+    columns = [
+        Column("label", "run"),
+        Column("gate", "gate"),
+        Column("params", "parameters", ",d"),
+        Column("gmacs", "GMACs", ".4f"),
+        Column("images_per_second", "training img/s", ",.0f"),
+        Column("ms_per_step", "ms/step", ".2f"),
+        Column("batch_size", "batch size", "d"),
+        Column("train_seconds", "training s", ",.0f"),
+        Column("memory_gb", "peak GB", ".2f"),
+        Column("device", "device"),
+        Column("devices", "devices", "d"),
+        Column("trained_in", "precision"),
+    ]
+    section.table(columns, rows, "Speed and memory as each run's own training found them")
+    section.paragraph("They are comparable only if the machine had nothing else to do; ", mono("excite bench"),
+                      " measures networks in turns.")  # fmt: skip
+
+
+def _origin(section: Section, found: Mapping[str, Any]) -> None:
+    columns = [
+        Column("label", "run"),
+        Column("model", "model"),
+        Column("source", "given as"),
+        Column("recipe", "recipe"),
+        Column("seed", "seed", "d"),
+        Column("best_epoch", "epoch of the weights", "g"),
+        Column("training_top1", "top-1 found in training", ".2f"),
+        Column("precision", "evaluated in"),
+        Column("weights", "weights, sha256"),
+        Column("data_fingerprint", "data, fingerprint"),
+    ]
+    section.table(columns, found["rows"], "Where each network comes from")
+    section.code(found["command"], "To make this page again:")

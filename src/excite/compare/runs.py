@@ -1,0 +1,248 @@
+"""The runs that are compared: what each is, what its folder tells, and what it says about every image."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from excite.data import DataSets
+from excite.errors import ExciteError, nearest
+from excite.gates import Gate
+from excite.inference import Predictor
+from excite.models.summary import count_macs
+from excite.recipe import Recipe, apply_overrides
+from excite.report.predictions import (
+    FILE,
+    Predictions,
+    load_trained,
+    open_source,
+    predictions_of,
+    run_folder,
+    weights_digest,
+)
+from excite.storage import is_remote, local_run
+from excite.training.checkpoint import find_weights
+from excite.training.run_folder import read_metrics
+from excite.weights.convert import is_foreign
+
+#: Called with (what is being done, done, in all).
+Progress = Callable[[str, int, int], None]
+#: Characters of a label: it stands in tables, figures and headings.
+LONGEST_LABEL = 60
+_STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+
+
+@dataclass
+class Run:
+    """One of the networks.
+
+    Attributes:
+        label: what it is called everywhere.
+        source: what was asked for.
+        meta: the header of its weights, see ``excite.training.checkpoint.Checkpoint``.
+        gate: its gate's name; None for a network without.
+        params, gmacs: trained parameters; multiply-accumulates of an image, 1e9 (None where they cannot be counted).
+        body: name and shape of every tensor that belongs to no gate: equal for networks that differ in gates only.
+        weights: sha256 (hex) of the weights.
+        recipe: what it was trained by, defaults filled in; None for weights from elsewhere.
+        results: ``results.json``; None where the run is unfinished or there is no run folder.
+        records: ``metrics.jsonl``.
+        started: whether there is a run folder.
+        predictions: for all validation images; None where they cannot be had, for the reason in ``problem``.
+        data: the images; None where only stored predictions were there.
+    """
+
+    label: str
+    source: str
+    meta: Mapping[str, Any]
+    gate: str | None
+    params: int
+    gmacs: float | None
+    body: frozenset[tuple[str, tuple[int, ...]]]
+    weights: str
+    recipe: dict[str, Any] | None
+    results: dict[str, Any] | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+    started: bool = False
+    predictions: Predictions | None = None
+    data: DataSets | None = None
+    problem: str | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether it has a run folder without results."""
+        return self.started and self.results is None
+
+    @property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """The validation records of its training."""
+        return [r for r in self.records if r["kind"] == "eval"]
+
+
+def read_run(
+    source: str,
+    label: str,
+    overrides: Sequence[str] = (),
+    *,
+    device: str = "auto",
+    precision: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Everything about one run; its predictions are made, or read back where they are stored and still hold.
+
+    Args:
+        source: run folder, checkpoint or another system's weights.
+        label: what to call it.
+        overrides: ``data.key=value`` strings.
+        device, precision: see ``excite.report.predictions.open_source``.
+        progress: called with ("predicting LABEL", images done, images in all).
+
+    Raises:
+        ExciteError: there are no weights at ``source``, or an override is wrong. Data that is not there is no error.
+    """
+    advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
+    predictions = data = problem = None
+    try:
+        opened = open_source(source, overrides, device=device, precision=precision)
+        predictor, data = opened.predictor, opened.data
+        predictions = predictions_of(opened, advance)
+    except ExciteError as error:
+        problem = str(error)
+        predictor = load_trained(source, device, precision)  # raises again where it was the weights or the precision
+        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)  # or an override
+        data = None
+    folder = _folder(source)
+    weights = weights_digest(source)
+    if predictions is None and folder is not None and not overrides:
+        predictions = _stored(folder, weights, predictor.precision)
+    gate = getattr(predictor.model, "gate_spec", None)
+    return Run(
+        label=label,
+        source=source,
+        meta=predictor.meta,
+        gate=None if gate is None else gate["name"],
+        params=sum(p.numel() for p in predictor.model.parameters()),
+        gmacs=_gmacs(predictor),
+        body=_body(predictor.model),
+        weights=weights,
+        recipe=_recipe(predictor.meta),
+        results=_read_results(folder),
+        records=[] if folder is None else read_metrics(folder / "metrics.jsonl"),
+        started=folder is not None,
+        predictions=predictions,
+        data=data,
+        problem=problem,
+    )
+
+
+def _folder(source: str) -> Path | None:
+    """The run folder, fetched where it is at an address; None where the source is something else."""
+    if is_remote(source):
+        try:
+            return run_folder(local_run(source))
+        except ExciteError:  # the address of a weights file
+            return None
+    return run_folder(source)
+
+
+def _stored(folder: Path, weights: str, precision: str) -> Predictions | None:
+    """Predictions of these very weights; which images they are of, they say themselves."""
+    found = Predictions.read(folder / FILE)
+    return found if found is not None and (found.weights, found.precision) == (weights, precision) else None
+
+
+def _gmacs(predictor: Predictor) -> float | None:
+    try:
+        return round(count_macs(predictor.model) / 1e9, 6)  # type: ignore[arg-type]
+    except Exception:  # a foreign network may do what the meta device cannot
+        return None
+
+
+def _body(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...]]]:
+    gates = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, Gate))
+    return frozenset((name, tuple(v.shape)) for name, v in model.state_dict().items() if not name.startswith(gates))
+
+
+def _recipe(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    if "converted_from" in meta:  # the recipe in there is only the nearest of ours
+        return None
+    try:
+        return Recipe.from_dict(meta["recipe"]).model_dump(mode="json")
+    except ExciteError:  # of another version: as it is written
+        return dict(meta["recipe"])
+
+
+def _read_results(folder: Path | None) -> dict[str, Any] | None:
+    if folder is None or not (folder / "results.json").is_file():
+        return None
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExciteError(f"{folder / 'results.json'} cannot be read: {error}") from None
+
+
+# --- which runs, and their names ------------------------------------------------------------------------------------
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raise ExciteError for fewer than two runs, or the same one twice."""
+    if len(sources) < 2:
+        given = f"only {sources[0]!r} was given" if sources else "none was given"
+        raise ExciteError(f"a comparison needs at least two runs, and {given}")
+    seen: dict[str, str] = {}
+    for source in sources:
+        place = source if is_foreign(source) or is_remote(source) else str(find_weights(source).resolve())
+        if place in seen:
+            raise ExciteError(f"{seen[place]!r} and {source!r} are the same network; give each run once")
+        seen[place] = source
+
+
+def choose_labels(sources: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
+    """A name for each run: those given, else from the paths, without the time where they differ without it.
+
+    Raises:
+        ExciteError: not as many names as runs, an empty one, or one twice.
+    """
+    if labels is not None:
+        given = [label.strip() for label in labels]
+        if len(given) != len(sources) or "" in given or len(set(given)) < len(given):
+            raise ExciteError(
+                f"--labels must give each of the {len(sources)} runs a name of its own, not {','.join(labels)!r}"
+            )
+        if long := [label for label in given if len(label) > LONGEST_LABEL]:
+            raise ExciteError(f"--labels: {long[0]!r} has more than {LONGEST_LABEL} characters; give a shorter name")
+        return given
+    names = [_name(source) for source in sources]
+    short = [_STAMP.sub("", name) for name in names]
+    names = [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
+    names = [n if len(n) <= LONGEST_LABEL else f"{n[: LONGEST_LABEL - 1]}…" for n in names]
+    return [n if names.count(n) == 1 else f"{n} ({names[: i + 1].count(n)})" for i, n in enumerate(names)]
+
+
+def _name(source: str) -> str:
+    path = Path(source)
+    if path.name.startswith("step-") and path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}/{path.name}"
+    if path.name == "model.safetensors" and path.parent.name:
+        return path.parent.name
+    if path.suffix == ".safetensors":
+        return path.stem
+    return path.name or path.resolve().name or source
+
+
+def choose_baseline(wanted: str | None, sources: Sequence[str], labels: Sequence[str]) -> int:
+    """The position of the run that the others are compared with: the first unless named, by its path or its label."""
+    if wanted is None:
+        return 0
+    for names in (sources, labels):
+        if wanted in names:
+            return list(names).index(wanted)
+    for position, source in enumerate(sources):
+        if Path(source).resolve() == Path(wanted).resolve():
+            return position
+    hint = nearest(wanted, [*labels, *sources])
+    raise ExciteError(f"--baseline {wanted!r} is none of the runs ({', '.join(labels)}){hint}")

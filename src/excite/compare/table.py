@@ -1,0 +1,78 @@
+"""How numbers are shown, on the terminal and on the page alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from excite.compare.study import WHAT_IT_SAYS
+
+
+def format_p(p: float | None) -> str | None:
+    """A p-value to two digits that count: 0.43, 0.012, 0.0031, "< 0.0001"."""
+    if p is None:
+        return None
+    if p < 1e-4:
+        return "< 0.0001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
+
+
+def interval(row: Mapping[str, Any], key: str, spec: str) -> str | None:
+    """ "84.01 to 85.42"; None where there is none."""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return None if low is None else f"{low:{spec}} to {high:{spec}}"
+
+
+def epochs(row: Mapping[str, Any]) -> str | None:
+    """ "13", or "7 of 13" of an unfinished run."""
+    if row["finished"] is False:
+        done = 0 if row["epochs_done"] is None else row["epochs_done"]
+        return f"{done:g} of {row['epochs']}"
+    return None if row["epochs"] is None else str(row["epochs"])
+
+
+def differing(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """Those of the keys in which the rows differ (what is not known differs from nothing)."""
+    return [key for key in keys if len({row[key] for row in rows if row[key] is not None}) > 1]
+
+
+def shown(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows with texts for intervals, p-values and the like beside their numbers."""
+    rows = []
+    for row in found["rows"]:
+        base = row["label"] == found["baseline"] and bool(found["paired"])
+        rows.append(
+            {
+                **row,
+                "gate": row["gate"] or "none",
+                "params_m": row["params"] / 1e6,
+                "epochs_text": epochs(row),
+                "top1_interval": interval(row, "top1", ".2f"),
+                "difference_interval": "baseline" if base else interval(row, "difference", "+.2f"),
+                "loss_interval": "baseline" if base else interval(row, "loss_difference", "+.4f"),
+                "p_text": format_p(row["p"]),
+                "p_holm_text": format_p(row["p_holm"]),
+            }
+        )
+    return rows
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """How the numbers were made and what they say; only what applies."""
+    percent = f"{100 * found['confidence']:g} %"
+    told = [f"Top-1 with Wilson's {percent} interval."]
+    if not found["paired"]:
+        return told
+    compared = [row for row in found["rows"] if row["p"] is not None]
+    base = next(row for row in found["rows"] if row["label"] == found["baseline"])
+    tests = {row["test"] for row in compared}
+    told.append(
+        f"Differences to {found['baseline']} are paired, on the same {base['images']:,} images (equal fingerprints, "
+        f"names and labels), in percentage points with Tango's {percent} interval."
+    )
+    form = {"exact": "exact binomial", "mid-p": "mid-p"}
+    rule = "exact binomial below 25 images that only one of the two gets right, mid-p from there on"
+    which = form[next(iter(tests))] if len(tests) == 1 else "both forms occur"
+    told.append(f"p is McNemar's, two-sided ({which}; the rule: {rule}).")
+    if len(compared) > 1:
+        told.append(f"{len(compared)} runs are tested against one, so read Holm's p, which is adjusted for that.")
+    told.append(WHAT_IT_SAYS)
+    return told

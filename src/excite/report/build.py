@@ -1,0 +1,425 @@
+"""``excite report``: from a run to its numbers and its page."""
+
+import itertools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from excite.data import EvalLoader
+from excite.data.sources import balanced_beginning
+from excite.errors import ExciteError
+from excite.explain import Explanation, explain, outer_gates
+from excite.explain.run import SCALARS
+from excite.files import write_json
+from excite.inference import Predictor, load
+from excite.models import describe
+from excite.recipe import Recipe, apply_overrides
+from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
+from excite.report.predictions import (
+    Predictions,
+    Source,
+    open_source,
+    pictures,
+    predictions_of,
+)
+from excite.report.reproduce import reproducing_command
+from excite.report.study import curves, study_predictions
+from excite.storage import is_remote, local_file
+from excite.training.device import device_name
+from excite.training.run_folder import read_metrics, versions
+
+#: Called with (what is being done, done, in all).
+Progress = Callable[[str, int, int], None]
+#: The key in results.json.
+KEY = "report"
+#: What a report takes from results.json: the columns of the reference systems' tables, and what goes with them.
+SUMMARY = (
+    "recipe",
+    "model",
+    "params_m",
+    "gmacs",
+    "devices",
+    "device",
+    "precision",
+    "batch_size",
+    "resolution",
+    "compile_seconds",
+    "ms_per_step",
+    "images_per_second",
+    "top1",
+    "top5",
+    "loss",
+    "last_top1",
+    "last_top5",
+    "images",
+    "best_epoch",
+    "epochs",
+    "train_seconds",
+    "memory_gb",
+    "skipped_steps",
+    "bad_images",
+    "data_fingerprint",
+)
+#: Points of a curve that are kept; more become means of as many stretches.
+POINTS = 200
+QUICK_IMAGES = 200
+_RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
+
+
+@dataclass
+class Study:
+    """All that a page is made of: ``numbers`` (JSON-able; see docs/report.md), and what is no number.
+
+    Attributes:
+        photographs: of the mistakes, uint8 (S, S, C), in their order.
+        explanation: what the gates do; None without gates, or where it was not asked for.
+        recipe: YAML.
+    """
+
+    numbers: dict[str, Any]
+    photographs: list[np.ndarray] = field(default_factory=list)
+    explanation: Explanation | None = None
+    recipe: str = ""
+
+
+def report(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    images: int | None = None,
+    quick: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Study a trained network and write the page about it, over one that is there.
+
+    The numbers also go into the run's ``results.json`` under ``"report"``, unless they are of other data.
+
+    Args:
+        source: a run folder or a checkpoint, also at an address.
+        overrides: ``data.key=value`` for other data, ``report.key=value`` for what is measured.
+        out: the file; None takes ``report.html`` in the run folder (of other data: with the beginning of their
+            fingerprint), beside a checkpoint ``NAME-report.html``, and for an address the same in the current folder.
+        images: at most so many validation images (class-balanced); None takes all.
+        quick: at most 200 images for robustness and gates, and severities 1, 3 and 5 only.
+        device: "auto", "cpu", "cuda" ...
+        progress: called with (what is being done, done, in all).
+
+    Returns:
+        The numbers, and the file.
+
+    Raises:
+        ExciteError: nothing trained there, the data cannot be read or has other classes, the file cannot be written.
+    """
+    from excite.report.render import make_page
+
+    tell = progress or (lambda what, done, total: None)
+    tell("opening network and data", 0, 1)
+    files = run_files(source)
+    limit = [] if images is None else [f"data.limit_val={_fewest(source, overrides, images)}"]
+    overrides = [*overrides, *limit]
+    opened = open_source(source, overrides, device=device)
+    study = study_source(opened, overrides, files, quick=quick, progress=tell)
+    whole = images is None and _same_data(opened, files)
+    path = Path(out) if out is not None else _place(opened, whole)
+    if path.is_dir():
+        raise ExciteError(f"--out {path} is a folder; name the file, such as {path / 'report.html'}")
+    with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
+        make_page(study, Path(scratch)).write(path)
+    if opened.run is not None and whole and (opened.run / "results.json").is_file():
+        results = json.loads((opened.run / "results.json").read_text(encoding="utf-8"))
+        write_json(opened.run / "results.json", {**results, KEY: study.numbers})
+    tell("written", 1, 1)
+    return study.numbers, path
+
+
+def _fewest(source: str | Path, overrides: Sequence[str], images: int) -> int:
+    """``images``, or what the recipe limits them to already, where that is less."""
+    recipe = Recipe.from_dict(apply_overrides(load(source, "cpu").meta["recipe"], list(overrides)), str(source))
+    return images if recipe.data.limit_val is None else min(images, recipe.data.limit_val)
+
+
+def run_files(source: str | Path) -> dict[str, Path]:
+    """The files of a run folder that a report reads, by name, where they are there; fetched from an address."""
+    found = {}
+    for name in _RUN_FILES:
+        if is_remote(source):
+            try:
+                found[name] = Path(local_file(f"{str(source).rstrip('/')}/{name}"))
+            except ExciteError:  # it is no run, or not finished
+                continue
+        elif (path := Path(source) / name).is_file():
+            found[name] = path
+    return found
+
+
+def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
+    if name not in files:
+        return None
+    try:
+        return json.loads(files[name].read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExciteError(f"{files[name]} cannot be read as JSON ({error}); delete it to go on without it") from None
+
+
+def _same_data(opened: Source, files: Mapping[str, Path]) -> bool:
+    """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
+    results = _read_json(files, "results.json")
+    return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
+
+
+def _place(opened: Source, whole: bool) -> Path:
+    suffix = "" if whole else f"-{opened.data.fingerprint[:8]}"
+    if opened.run is not None:
+        return opened.run / f"report{suffix}.html"
+    name = opened.source.rstrip("/").rpartition("/")[2]
+    parent = Path() if is_remote(opened.source) else Path(opened.source).parent
+    return parent / f"{name.removesuffix('.safetensors')}-report{suffix}.html"
+
+
+def study_source(
+    opened: Source,
+    overrides: Sequence[str],
+    files: Mapping[str, Path],
+    *,
+    quick: bool = False,
+    progress: Progress = lambda what, done, total: None,
+) -> Study:
+    """Everything that is measured for a report.
+
+    Args:
+        opened: network and data.
+        overrides: those that it was opened with.
+        files: what :func:`run_files` found.
+        quick: see :func:`report`.
+        progress: see :func:`report`.
+    """
+    settings = opened.recipe.report
+    fewer = partial(min, QUICK_IMAGES) if quick else int
+    severities = SEVERITIES[::2] if quick else SEVERITIES
+    limited = any(word.startswith("data.limit_val=") for word in overrides)
+    predictions = predictions_of(opened, partial(progress, "predicting"), keep=not limited)
+    found = study_predictions(predictions, settings.mistakes)
+    study = Study({"about": _about(opened, predictions, files), "summary": _summary(opened, predictions, files)})
+    study.numbers["curves"] = _curves(files)
+    study.numbers |= found
+    robust = partial(progress, "measuring robustness")
+    study.numbers["robustness"] = study_robustness(
+        opened, fewer(settings.robustness_images), severities=severities, progress=robust
+    )
+    study.numbers["gates"] = None
+    if settings.gate_images and has_gates(opened.predictor):
+        study.explanation = _explain(opened, overrides, fewer(settings.gate_images), progress)
+        study.numbers["gates"] = _gate_numbers(study.explanation)
+    study.numbers["speed"] = study_speed(opened, partial(progress, "timing"))
+    study.photographs = pictures(opened, [row["name"] for row in found["mistakes"]])
+    # The recipe of the training, not with the other data that were looked at now.
+    study.recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
+    return study
+
+
+def has_gates(predictor: Predictor) -> bool:
+    """Whether the network has any gate."""
+    try:
+        return bool(outer_gates(predictor.model))
+    except ExciteError:
+        return False
+
+
+def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+    """Where the numbers come from."""
+    environment = _read_json(files, "environment.json")
+    trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
+    results = _read_json(files, "results.json") or {}
+    run = results.get("run", opened.source)
+    converted = opened.predictor.meta.get("converted_from")
+    return {
+        "source": opened.source,
+        "is_run": "metrics.jsonl" in files,
+        "gated": has_gates(opened.predictor),
+        "weights_sha256": opened.weights,
+        "epoch": opened.predictor.meta.get("epoch"),
+        "step": opened.predictor.meta.get("step"),
+        "data_fingerprint": opened.data.fingerprint,
+        "data_of_training": results.get("data_fingerprint"),
+        "data_source": opened.recipe.data.source,
+        "training_images": len(opened.data.train),
+        "validation_images": len(predictions),
+        "classes": len(predictions.classes),
+        "preprocessing": dict(predictions.preprocessing),
+        "precision": predictions.precision,
+        "device": device_name(opened.predictor.device),
+        "versions": versions(),
+        "environment": environment,
+        "command": None if converted else reproducing_command(trained, environment, run),
+        "converted_from": None if converted is None else str(converted.get("source")),
+    }
+
+
+def _summary(opened: Source, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+    """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
+    results = _read_json(files, "results.json")
+    if results is not None:
+        return {key: results.get(key) for key in SUMMARY}
+    meta = opened.predictor.meta
+    size = describe(meta["model"]["name"], **meta["model"]["args"])
+    known = {
+        "recipe": opened.recipe.name,
+        "model": meta["model"]["name"],
+        "params_m": size["params"] / 1e6,
+        "gmacs": size["gmacs"],
+        "precision": predictions.precision,
+        "batch_size": None if meta.get("converted_from") else opened.recipe.train.batch_size,
+        "resolution": f"{opened.predictor.preprocessing.image_size}x{opened.predictor.preprocessing.image_size}",
+        **{key: (meta.get("metrics") or {}).get(key) for key in ("top1", "top5", "loss", "images")},
+    }
+    return {key: known.get(key) for key in SUMMARY}
+
+
+def _curves(files: Mapping[str, Path]) -> dict[str, Any] | None:
+    if "metrics.jsonl" not in files:
+        return None
+    found = curves(read_metrics(files["metrics.jsonl"]))
+    return {kind: thinned(points) for kind, points in found.items()}
+
+
+def thinned(points: Sequence[Mapping[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
+    """At most ``most`` points: the means of as many stretches, at the step and epoch of their last ones."""
+    if len(points) <= most:
+        return [dict(point) for point in points]
+    edges = [round(i * len(points) / most) for i in range(most + 1)]
+    rows = []
+    for start, end in itertools.pairwise(edges):
+        part = points[start:end]
+        row = {}
+        for key in part[0]:
+            values = [p[key] for p in part if p[key] is not None]
+            row[key] = part[-1][key] if key in ("step", "epoch") else (statistics.fmean(values) if values else None)
+        rows.append(row)
+    return rows
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def study_robustness(
+    opened: Source,
+    images: int,
+    *,
+    severities: Sequence[int] = SEVERITIES,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any] | None:
+    """Top-1 under five corruptions, on the same images as without; None for 0 images.
+
+    Args:
+        opened: network and data.
+        images: at most so many, class-balanced by ``seed``.
+        severities: of 1 to 5.
+        seed: of the choice and of the noise.
+        progress: called with (evaluations done, in all).
+    """
+    if not images:
+        return None
+    chosen = balanced_beginning(_labels(opened), images, seed)
+    batches = list(_chosen_batches(opened, chosen))
+    total = 1 + len(STRENGTHS) * len(severities)
+    count = sum(len(labels) for _, labels in batches)
+    side = batches[0][0].shape[-1]
+    clean = _top1(opened.predictor, batches)
+    progress(1, total)
+    rows: list[dict[str, Any]] = []
+    for name, (unit, _, _) in STRENGTHS.items():
+        for severity in severities:
+            change = corrupter(name, severity, side, seed)
+            top1 = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
+            value = strength(name, severity, side)
+            row = {"corruption": name, "severity": severity, "strength": value, "unit": unit, "top1": top1}
+            rows.append({**row, "lost": clean - top1})
+            progress(1 + len(rows), total)
+    return {
+        "images": count,
+        "seed": seed,
+        "strengths_of": definition(side),
+        "clean_top1": clean,
+        "mean_top1": statistics.fmean(row["top1"] for row in rows),
+        "rows": rows,
+    }
+
+
+def _labels(opened: Source) -> np.ndarray:
+    labels = opened.data.val.labels
+    return labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+
+
+def _chosen_batches(opened: Source, chosen: np.ndarray) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """uint8 (B, C, S, S) and int64 (B,), both on the CPU, with as many channels as the network is given."""
+    loader = EvalLoader(
+        opened.data.val.take(chosen),
+        batch_size=opened.recipe.eval.batch_size,
+        device=opened.predictor.device,
+        data_config=opened.recipe.data,
+        rank=0,
+        world=1,
+    )
+    for pixels, labels, _ in loader:
+        yield pixels.cpu().contiguous(), labels.cpu()
+
+
+def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    right = images = 0
+    for pixels, labels in batches:
+        right += int((predictor.logits(pixels).argmax(1).cpu() == labels).sum())
+        images += len(labels)
+    return 100 * right / images
+
+
+def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Progress) -> Explanation:
+    return explain(
+        opened.source,
+        overrides=overrides,
+        limit=images,
+        ablation="estimate",
+        timing=False,
+        device=opened.predictor.device.type,
+        precision=opened.predictor.precision,
+        progress=progress,
+    )
+
+
+def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
+    keys = [key for key in SCALARS if key in explanation.rows[0]]
+    rows = [{**{key: row[key] for key in keys}, "constant": len(row["constant"])} for row in explanation.rows]
+    return {"images": explanation.images, "rows": rows}
+
+
+def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+    """Milliseconds of a pass over 1 and over 16 images, as ``excite predict`` computes it (fp32, folded on a CPU).
+
+    About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
+    """
+    from excite.bench.timing import inference_step, time_steps
+
+    predictor = load(opened.source, opened.predictor.device.type, "fp32", fold=None)
+    preprocessing = predictor.preprocessing
+    rows = []
+    for i, batch in enumerate((1, 16)):
+        shape = (batch, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
+        images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
+        step = inference_step(predictor.model, images, "fp32")
+        once = max(time_steps(step, predictor.device, 3)[1:])
+        seconds = time_steps(step, predictor.device, max(5, min(200, int(1 / max(once, 1e-6)))))
+        low, middle, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
+        rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(seconds)})
+        rows[-1]["images_per_second"] = 1000 * batch / middle
+        progress(i + 1, 2)
+    return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "rows": rows}

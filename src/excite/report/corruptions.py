@@ -1,0 +1,105 @@
+"""Five corruptions of images at five strengths, after Hendrycks & Dietterich 2019, "Benchmarking Neural Network
+Robustness to Common Corruptions and Perturbations" (arXiv 1903.12261): those of ImageNet-C, or, for small images, of
+CIFAR-10-C, whose strengths the authors fitted to 32x32 pixels.
+
+They act on what the network sees after resizing and cropping. Unlike in the published sets, nothing is stored as JPEG
+afterwards, and values are rounded to 8 bits instead of cut; blur, noise, JPEG, contrast and brightness are else theirs.
+Letters: B images, C channels (1 or 3), S pixels a side.
+"""
+
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Sides up to which the strengths are those of CIFAR-10-C.
+SMALL = 64
+#: Corruption -> (what its number is, the five numbers of ImageNet-C, those of CIFAR-10-C).
+STRENGTHS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "gaussian_noise": ("sd, of the range 0 to 1", (0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
+    "gaussian_blur": ("sd, pixels", (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1)),
+    "jpeg_compression": ("quality", (25, 18, 15, 10, 7), (80, 65, 58, 50, 40)),
+    "contrast": ("factor", (0.4, 0.3, 0.2, 0.1, 0.05), (0.75, 0.5, 0.4, 0.3, 0.15)),
+    "brightness": ("added to V of HSV", (0.1, 0.2, 0.3, 0.4, 0.5), (0.05, 0.1, 0.15, 0.2, 0.3)),
+}
+SEVERITIES = (1, 2, 3, 4, 5)
+
+
+def definition(image_size: int) -> str:
+    """Whose strengths are taken for images of that side: "CIFAR-10-C" or "ImageNet-C"."""
+    return "CIFAR-10-C" if image_size <= SMALL else "ImageNet-C"
+
+
+def strength(name: str, severity: int, image_size: int) -> float:
+    """The number of a corruption at a severity from 1 to 5."""
+    _, large, small = STRENGTHS[name]
+    return (small if image_size <= SMALL else large)[severity - 1]
+
+
+def corrupter(name: str, severity: int, image_size: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """A function uint8 (B, C, S, S) -> the same shape, on the CPU.
+
+    Noise comes from one stream per corruption and severity, so that it depends on the order of the images and not on
+    the size of the batches.
+    """
+    value = strength(name, severity, image_size)
+    if name == "gaussian_noise":
+        stream = np.random.default_rng((seed, severity))
+        return lambda images: _noise(images, value, stream)
+    plain = {
+        "gaussian_blur": _blur,
+        "jpeg_compression": _jpeg,
+        "contrast": _contrast,
+        "brightness": _brightness,
+    }[name]
+    return lambda images: plain(images, value)
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    """0..1 floats to uint8."""
+    return (values.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _noise(images: Tensor, sd: float, stream: np.random.Generator) -> Tensor:
+    noise = torch.from_numpy(stream.standard_normal(tuple(images.shape), dtype=np.float32))
+    return _to_bytes(images / 255 + sd * noise)
+
+
+def _blur(images: Tensor, sd: float) -> Tensor:
+    from kornia.filters import gaussian_blur2d
+
+    # The original's filter (scikit-image) reaches 4 sd and goes on with the border's pixels.
+    side = 2 * math.ceil(4 * sd) + 1
+    return _to_bytes(gaussian_blur2d(images / 255, (side, side), (sd, sd), border_type="replicate"))
+
+
+def _jpeg(images: Tensor, quality: float) -> Tensor:
+    from PIL import Image
+
+    out = torch.empty_like(images)
+    for i, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).numpy()
+        file = io.BytesIO()
+        Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(file, "JPEG", quality=int(quality))
+        decoded = torch.from_numpy(np.array(Image.open(file)))
+        out[i] = decoded.permute(2, 0, 1) if decoded.ndim == 3 else decoded
+    return out
+
+
+def _contrast(images: Tensor, factor: float) -> Tensor:
+    values = images / 255
+    mean = values.mean((2, 3), keepdim=True)
+    return _to_bytes((values - mean) * factor + mean)
+
+
+def _brightness(images: Tensor, added: float) -> Tensor:
+    from kornia.color import hsv_to_rgb, rgb_to_hsv
+
+    if images.shape[1] == 1:  # gray: the value is the pixel
+        return _to_bytes(images / 255 + added)
+    hsv = rgb_to_hsv(images / 255)
+    hsv[:, 2] = (hsv[:, 2] + added).clamp(0, 1)
+    return _to_bytes(hsv_to_rgb(hsv))

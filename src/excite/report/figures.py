@@ -1,0 +1,144 @@
+"""The drawings of the report, for ``Page.draw``: in points that stay readable on a telephone, no colour alone carries
+meaning, and black is the page's colour of text."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import log1p
+from typing import Any
+
+from excite.report.page import STYLE
+from excite.twins.figure import COLORS
+
+_BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
+_MARKS = ("o", "s", "^", "D", "v", "P")
+
+
+@contextmanager
+def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, Any]]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(**options)
+
+
+def curve(
+    lines: Sequence[tuple[str, Sequence[Mapping[str, Any]], str]], title: str, best: Mapping[str, Any] | None = None
+) -> Any | None:
+    """Values over the epochs; None where there are none.
+
+    Args:
+        lines: (label, points, key of their values) each.
+        title: with the unit.
+        best: a point of the last line to mark.
+    """
+    known = [(label, [(p["epoch"], p[key]) for p in points if p[key] is not None]) for label, points, key in lines]
+    known = [(label, points) for label, points in known if points]
+    if not known:
+        return None
+    with _axes(3.4, 2.7) as (figure, axis):
+        for label, points in known:
+            validation = label == "validation"
+            mark = "o" if len(points) <= 40 and (validation or len(known) == 1) else ""
+            style = {"color": _RED, "linewidth": 2} if validation else {"color": _BLUE, "linewidth": 1.3}
+            axis.plot(*zip(*points, strict=True), label=label, marker=mark, markersize=4, **style)
+        if best is not None:
+            place = (best["epoch"], best[lines[-1][2]])
+            axis.plot(*place, "*", color=_RED, markersize=13)
+            axis.annotate(f"best: {place[1]:.2f}", place, (-4, -20), textcoords="offset points", ha="right", color=_RED)
+        if len(known) > 1:
+            axis.legend()
+        axis.set(xlabel="epoch", title=title)
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], block: int) -> Any:
+    """The confusion matrix: the darker a cell, the larger its share of the row; numbers where there is room.
+
+    Args:
+        matrix: counts, rows true.
+        labels: of the rows.
+        block: classes that a row stands for; above 1, few errors among many classes need a logarithmic scale.
+    """
+    size = len(labels)
+    side = max(3.4, 1.6 + 0.42 * size) if block == 1 else 7.0
+    with _axes(side, side) as (figure, axis):
+        for i, row in enumerate(matrix):
+            total = max(1, sum(row))
+            for j, count in enumerate(row):
+                if count:
+                    share = count / total
+                    dark = share if block == 1 else log1p(1000 * share) / log1p(1000)
+                    _cell(axis, i, j, dark, _GREEN if i == j else _RED)
+                    if block == 1:
+                        # #fefefe stays white on the page, in light and dark.
+                        color = "#fefefe" if dark > 0.6 else "black"
+                        axis.text(j, i, f"{count}", ha="center", va="center", color=color, fontsize=8)
+        axis.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
+        names = [_short(label) for label in labels]
+        axis.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
+        axis.set_yticks(range(size), names, fontsize=8)
+        axis.tick_params(length=0)
+    return figure
+
+
+def _cell(axis: Any, i: int, j: int, dark: float, color: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axis.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, color=color, alpha=max(0.06, dark), linewidth=0))
+
+
+def _short(text: str, most: int = 14) -> str:
+    # A "$" would start Matplotlib's formulas.
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def reliability(rows: Sequence[Mapping[str, Any]], images: int) -> Any:
+    """Accuracy over confidence, a bar a bin, with the diagonal of the calibrated; below, how many images each has."""
+    some = [row for row in rows if row["images"]]
+    width = 100 * (rows[0]["high"] - rows[0]["low"])
+    with _axes(4.8, 4.6, nrows=2, sharex=True, height_ratios=(3, 1)) as (figure, (top, below)):
+        middles = [50 * (row["low"] + row["high"]) for row in some]
+        top.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="calibrated")
+        top.bar(
+            middles, [row["accuracy"] for row in some], 0.92 * width, color=_BLUE, alpha=0.55, label="accuracy of a bin"
+        )
+        top.plot(
+            [row["confidence"] for row in some],
+            [row["accuracy"] for row in some],
+            "D",
+            color=_RED,
+            markersize=4,
+            label="at its mean confidence",
+        )
+        top.set(ylabel="accuracy, %", xlim=(0, 100), ylim=(0, 103), title="reliability")
+        top.legend(fontsize=8, loc="upper left")
+        below.bar(middles, [100 * row["images"] / images for row in some], 0.92 * width, color=_GREEN, alpha=0.6)
+        below.set(xlabel="confidence (probability of the predicted class), %", ylabel="images, %")
+        for axis in (top, below):
+            axis.grid(alpha=0.3)
+            axis.set_axisbelow(True)
+    return figure
+
+
+def robustness(rows: Sequence[Mapping[str, Any]], clean: float) -> Any:
+    """Top-1 over the severity, a line a corruption; severity 0 is the images as they are."""
+    with _axes(5.0, 3.5) as (figure, axis):
+        names = list(dict.fromkeys(row["corruption"] for row in rows))
+        for k, name in enumerate(names):
+            points = [(0, clean), *((r["severity"], r["top1"]) for r in rows if r["corruption"] == name)]
+            axis.plot(
+                *zip(*points, strict=True),
+                marker=_MARKS[k % len(_MARKS)],
+                markersize=5,
+                color=COLORS[1 + k % 6],
+                label=name.replace("_", " "),
+            )
+        axis.set(xlabel="severity", ylabel="top-1, %", xticks=range(6), title="accuracy under corruptions")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="best")
+    return figure

@@ -1,0 +1,314 @@
+"""A self-contained HTML page: text, tables, figures and pictures in one file that opens from the disk.
+
+Nothing is loaded from anywhere: styles, the few lines of script and all pictures are in the file, and its
+Content-Security-Policy forbids the rest. All text is escaped. The look is in ``page.html.jinja``, ``page.css`` and
+``page.js`` beside this file.
+"""
+
+import base64
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from excite.files import write_text
+
+#: What stands where there is no value.
+ABSENT = "\u2013"
+
+#: Texts in tables are broken into lines only where they are longer.
+UNBROKEN = 28
+
+
+def link(text: str, address: str) -> Markup:
+    """A link for a paragraph, to be followed by the reader; nothing is loaded from it."""
+    return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, text)
+
+
+def mono(text: str) -> Markup:
+    """A name, path or command for a paragraph, in a fixed-width font."""
+    return Markup("<code>{}</code>").format(text)
+
+
+def format_value(value: Any, spec: str = "") -> str:
+    """``format(value, spec)``, with a dash for None; texts take no spec."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format(value, spec) if isinstance(value, int | float) else str(value)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        key: of the rows.
+        heading: over it.
+        spec: format of its numbers, such as ".2f".
+        align: "left" or "right"; None takes the right for a column of numbers.
+        title: what the heading means, where it needs words.
+    """
+
+    key: str
+    heading: str
+    spec: str = ""
+    align: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A headline number: what it is, the number as text, and a few words below."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A photograph: ``image`` is PNG or JPEG bytes; ``alt`` says what it shows to those who cannot see it.
+
+    Attributes:
+        lines: below the picture, the first one in bold.
+        pixelated: enlarge small pictures by whole pixels, without smoothing.
+    """
+
+    image: bytes
+    alt: str
+    lines: Sequence[str] = ()
+    pixelated: bool = False
+
+    @property
+    def address(self) -> str:
+        """The picture as a ``data:`` address."""
+        return data_address(self.image)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing: ``svg`` as :func:`inline_svg` gives it; ``wide`` ones scroll in their box on a narrow screen."""
+
+    svg: Markup
+    caption: str = ""
+    wide: bool = False
+
+
+@dataclass
+class Block:
+    """Something on the page; ``kind`` names the template's macro, ``values`` are its arguments."""
+
+    kind: str
+    values: dict[str, Any]
+
+
+@dataclass
+class Content:
+    """What sections and folded parts are made of: the blocks, in their order."""
+
+    page: "Page"
+    blocks: list[Block] = field(default_factory=list)
+
+    def _add(self, kind: str, **values: Any) -> None:
+        self.blocks.append(Block(kind, values))
+
+    def paragraph(self, *parts: str | Markup) -> None:
+        """A paragraph; plain texts are escaped, :func:`link` and :func:`mono` give parts with a form."""
+        self._add("paragraph", text=Markup("").join(escape(part) for part in parts))
+
+    def note(self, *parts: str | Markup) -> None:
+        """A paragraph set apart: what is missing and why, how a number is to be read."""
+        self._add("note", text=Markup("").join(escape(part) for part in parts))
+
+    def heading(self, text: str) -> None:
+        """A heading below the section's own."""
+        self._add("heading", text=text)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
+        """A table that can be sorted by each column and scrolls in its box where the screen is narrow.
+
+        Args:
+            columns: what to show, from left to right.
+            rows: key -> value; None is shown as a dash and sorted last.
+            caption: says what the table shows.
+        """
+        right = [_on_the_right(column, rows) for column in columns]
+        heads = [{"text": c.heading, "title": c.title, "right": r} for c, r in zip(columns, right, strict=True)]
+        lines = [[_cell(row.get(c.key), c.spec, r) for c, r in zip(columns, right, strict=True)] for row in rows]
+        self._add("table", heads=heads, lines=lines, caption=caption)
+
+    def key_values(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        """Names and values, a pair a line; values None are shown as a dash."""
+        self._add("key_values", pairs=[(name, v if isinstance(v, Markup) else format_value(v)) for name, v in pairs])
+
+    def cards(self, cards: Sequence[Card]) -> None:
+        """Headline numbers side by side."""
+        self._add("cards", cards=cards)
+
+    def figures(self, *figures: Figure) -> None:
+        """Drawings side by side where there is room, below each other where not."""
+        self._add("figures", figures=figures)
+
+    def draw(self, figure: Any, alt: str, caption: str = "", wide: bool = False) -> None:
+        """One Matplotlib figure on its own; ``alt`` says what it shows to those who cannot see it."""
+        self.figures(self.page.figure(figure, alt, caption, wide))
+
+    def gallery(self, pictures: Sequence[Picture], caption: str = "") -> None:
+        """Photographs in a grid."""
+        self._add("gallery", pictures=pictures, caption=caption)
+
+    def code(self, text: str, label: str = "") -> None:
+        """Text as it is, with a button that copies it."""
+        self._add("code", text=text, label=label)
+
+    def details(self, summary: str) -> "Content":
+        """A part that the reader unfolds; what it holds is added to what this gives back."""
+        inner = Content(self.page)
+        self._add("details", summary=summary, inner=inner)
+        return inner
+
+
+@dataclass
+class Section(Content):
+    """A part of the page with a heading and a line in the list of contents."""
+
+    id: str = ""
+    title: str = ""
+
+
+class Page:
+    """A page, made section by section.
+
+    Args:
+        title: the first heading, and what the browser's tab shows.
+        subtitle: one line below.
+        footer: one line at the end.
+    """
+
+    def __init__(self, title: str, subtitle: str = "", footer: str = "") -> None:
+        self.title, self.subtitle, self.footer = title, subtitle, footer
+        self.sections: list[Section] = []
+        self._drawn = 0
+
+    def section(self, id: str, heading: str) -> Section:
+        """A new section at the end. ``id`` is the anchor: letters, digits and "-", each once a page.
+
+        Raises:
+            ValueError: no such form, or it is there already.
+        """
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", id) or any(section.id == id for section in self.sections):
+            raise ValueError(f"{id!r} is no id for a new section")
+        made = Section(self, id=id, title=heading)
+        self.sections.append(made)
+        return made
+
+    def figure(self, figure: Any, alt: str, caption: str = "", wide: bool = False) -> Figure:
+        """A Matplotlib figure, or the text of an SVG of Matplotlib's, ready for :meth:`Content.figures`."""
+        self._drawn += 1
+        return Figure(inline_svg(figure, f"f{self._drawn}", alt), caption, wide)
+
+    def render(self) -> str:
+        """The whole page as HTML."""
+        script = _asset("page.js")
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        return _template().render(page=self, style=Markup(_asset("page.css")), script=Markup(script), digest=digest)
+
+    def write(self, path: Path) -> Path:
+        """Write the page whole or not at all, over one that is there. Raises ExciteError."""
+        write_text(path, self.render())
+        return path
+
+
+def _on_the_right(column: Column, rows: Sequence[Mapping[str, Any]]) -> bool:
+    if column.align is not None:
+        return column.align == "right"
+    return all(isinstance(row.get(column.key), int | float | None) for row in rows)
+
+
+def _cell(value: Any, spec: str, right: bool) -> dict[str, Any]:
+    """``sort``: what the script sorts numbers by; texts are sorted as they are shown."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = format_value(value, spec)
+    return {"text": text, "right": right, "sort": repr(value) if number else None, "whole": len(text) <= UNBROKEN}
+
+
+def data_address(image: bytes) -> str:
+    """PNG, JPEG, GIF or WebP bytes as a ``data:`` address. Raises ValueError for anything else."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+    kind = next((kind for start, kind in kinds.items() if image.startswith(start)), None)
+    if kind is None:
+        raise ValueError("only PNG, JPEG, GIF and WebP can be put into a page")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+#: For figures that go into a page: text stays text, in the page's font and size.
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10, "axes.spines.top": False,
+         "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11}  # fmt: skip
+
+
+def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
+    """An SVG of Matplotlib's to stand in a page: it takes on the page's colours, light or dark, and its font.
+
+    Black becomes the colour of text, white areas let the page through; to keep a white or a black, use #fefefe or
+    #010101. Ids get a prefix, since two figures would otherwise share the names of their clip paths.
+
+    Args:
+        figure: a Matplotlib figure, or the text of its SVG (written with ``svg.fonttype: none``).
+        prefix: letters and digits, another for each figure of a page.
+        alt: says what the figure shows to those who cannot see it.
+    """
+    text = figure if isinstance(figure, str) else _svg(figure)
+    text = text[text.index("<svg") :]
+    for part in ("metadata", "style"):  # the style would hold for the whole page; page.css has it for figures
+        text = re.sub(rf"<{part}\b.*?</{part}>", "", text, flags=re.DOTALL)
+    text = text.replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
+    text = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', text)
+    text = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", text)
+    text = re.sub(r'href="#([^"]*)"', rf'href="#{prefix}-\1"', text)
+    head, _, body = text.partition(">")
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
+    if box is None:
+        raise ValueError("this is no SVG of Matplotlib's: it has no viewBox that starts at 0 0")
+    label = escape(" ".join(alt.split()))
+    # A width in CSS pixels of one point each would be small: Matplotlib's sizes are points of 4/3 pixels.
+    width = f"{float(box.group(1)) * 4 / 3:.0f}"
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'aria-label="{label}" viewBox="0 0 {box.group(1)} {box.group(2)}" style="width: {width}px">'
+    )
+    return Markup(opening + body)
+
+
+def _svg(figure: Any) -> str:
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite"}), warnings.catch_warnings():
+        # Text stays text: the browser has the glyphs that Matplotlib's font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
+
+
+def _asset(name: str) -> str:
+    return (resources.files("excite.report") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja")

@@ -1,0 +1,305 @@
+"""What a network says about every validation image: made once, kept beside the run, read back while it still holds.
+
+Letters: N images, K classes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from excite.data import DataSets, EvalLoader, FileImages, open_data
+from excite.errors import ExciteError
+from excite.files import written_aside
+from excite.inference import Predictor, load
+from excite.recipe import Recipe, apply_overrides
+from excite.storage import is_remote
+from excite.training.checkpoint import find_weights
+from excite.weights.convert import is_foreign
+
+#: In a run folder.
+FILE = "predictions.npz"
+FORMAT_VERSION = 1
+#: Called with (images done, images in all).
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The logits of a trained network for all validation images, each once, in the order of the data.
+
+    Attributes:
+        logits: float32 (N, K).
+        labels: int64 (N,), the true classes.
+        names: N texts, what identifies an image: its path below the folder of all, or "#" and its position.
+        classes: K names.
+        fingerprint: of the data, see ``DataSets.fingerprint``.
+        weights: sha256 (hex) of the weights file.
+        precision: "fp32", "bf16" or "fp16".
+        preprocessing: how an image became the network's input, see ``Preprocessing.to_dict``.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    classes: tuple[str, ...]
+    fingerprint: str
+    weights: str
+    precision: str
+    preprocessing: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def probabilities(self, temperature: float = 1.0) -> np.ndarray:
+        """Softmax of logits / temperature: float64 (N, K)."""
+        scaled = self.logits.astype(np.float64) / temperature
+        scaled -= scaled.max(1, keepdims=True)
+        np.exp(scaled, out=scaled)
+        return scaled / scaled.sum(1, keepdims=True)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """int64 (N,): the class with the largest logit (the first of equals, as torch does it)."""
+        return self.logits.argmax(1)
+
+    @property
+    def right(self) -> np.ndarray:
+        """bool (N,): whether that class is the true one."""
+        return self.predicted == self.labels
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` whole or not at all; nothing in it is pickled. Raises ExciteError."""
+        with written_aside(path) as aside, aside.open("wb") as file:
+            np.savez(
+                file,
+                logits=self.logits,
+                labels=self.labels,
+                names=_packed("\0".join(self.names)),
+                about=_packed(json.dumps({**self._about(), "classes": self.classes})),
+            )
+
+    def _about(self) -> dict[str, Any]:
+        return _about(self.weights, self.fingerprint, self.precision, self.preprocessing)
+
+    @classmethod
+    def read(cls, path: Path) -> "Predictions | None":
+        """What :meth:`save` wrote; None where there is nothing readable (it can be made again)."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(_unpacked(file["about"]))
+                if about.pop("format_version") != FORMAT_VERSION:
+                    return None
+                names, classes = tuple(_unpacked(file["names"]).split("\0")), tuple(about.pop("classes"))
+                found = cls(file["logits"], file["labels"], names, classes, **about)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile):
+            return None
+        return found if found.logits.shape == (len(names), len(classes)) and len(found.labels) == len(names) else None
+
+
+def _about(weights: str, fingerprint: str, precision: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree for stored predictions to hold."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "weights": weights,
+        "fingerprint": fingerprint,
+        "precision": precision,
+        "preprocessing": dict(preprocessing),
+    }
+
+
+def _packed(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
+
+
+def _unpacked(values: np.ndarray) -> str:
+    return values.tobytes().decode()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained network with its validation images, opened.
+
+    Attributes:
+        source: what was asked for.
+        predictor: the unfolded network, in the precision of its training unless another was asked for.
+        recipe: its own, with the overrides.
+        data: what the recipe says; ``data.val`` is what is predicted.
+        weights: sha256 (hex) of the weights file.
+        run: the run folder, where ``source`` is one on this machine; else None.
+    """
+
+    source: str
+    predictor: Predictor
+    recipe: Recipe
+    data: DataSets
+    weights: str
+    run: Path | None
+
+
+def load_trained(source: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
+    """Load a network as ``excite validate`` does: unfolded and, for None, in the precision that it was trained in.
+
+    Raises:
+        ExciteError: see ``excite.load``.
+    """
+    predictor = load(source, device, precision or "fp32")
+    trained = predictor.meta["precision"]
+    return predictor if precision or trained == predictor.precision else load(source, device, trained)
+
+
+def open_source(
+    source: str | Path, overrides: Sequence[str] = (), *, device: str = "auto", precision: str | None = None
+) -> Source:
+    """Load a network and open its validation images.
+
+    Args:
+        source: a run folder, a checkpoint (of other systems, too), or an address of either.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        device: "auto", "cpu", "cuda" ...
+        precision: None takes what it was trained in.
+
+    Raises:
+        ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
+    """
+    predictor = load_trained(source, device, precision)
+    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), str(source))
+    data = open_data(recipe.data, recipe.augment)
+    if data.classes != predictor.classes:
+        raise ExciteError(
+            f"the {len(data.classes)} classes of the data are not the {len(predictor.classes)} of {source} in their "
+            "order; give the data that it was trained on (data.root=PATH)"
+        )
+    return Source(str(source), predictor, recipe, data, weights_digest(source), run_folder(source))
+
+
+def run_folder(source: str | Path) -> Path | None:
+    """``source`` as a path where it is a run folder on this machine, else None."""
+    path = Path(source)
+    return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
+
+
+def weights_digest(source: str | Path) -> str:
+    """sha256 (hex) of the weights file, what ``sha256sum`` gives; of a folder's or prefix's files, all of them."""
+    path = Path(source) if is_foreign(source) else find_weights(source)
+    files = [path] if path.is_file() else sorted(p for p in path.parent.glob(f"{path.name}*") if p.is_file())
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def predict_all(opened: Source, progress: Progress | None = None, batch_size: int | None = None) -> Predictions:
+    """Classify all validation images in this process, each once, in their order.
+
+    Under a launcher, too: the other processes may be gone, and nothing here waits for them.
+
+    Args:
+        opened: what :func:`open_source` gave.
+        progress: called after each batch.
+        batch_size: images at a time; None takes the recipe's. Has no influence on the result but for rounding.
+
+    Raises:
+        ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there is none.
+    """
+    loader = EvalLoader(
+        opened.data.val,
+        batch_size=batch_size or opened.recipe.eval.batch_size,
+        device=opened.predictor.device,
+        data_config=opened.recipe.data,
+        rank=0,
+        world=1,
+    )
+    logits, labels, positions, done = [], [], [], 0
+    for images, truth, index in loader:
+        logits.append(opened.predictor.logits(images).cpu().numpy())
+        labels.append(truth.cpu().numpy())
+        positions += index.tolist()
+        done += len(truth)
+        if progress is not None:
+            progress(done, len(opened.data.val))
+    if not done:
+        raise ExciteError(f"there are no validation images to predict in the data of {opened.source}")
+    return Predictions(
+        logits=np.concatenate(logits),
+        labels=np.concatenate(labels).astype(np.int64),
+        names=image_names(opened.data, positions),
+        classes=tuple(opened.predictor.classes),
+        fingerprint=opened.data.fingerprint,
+        weights=opened.weights,
+        precision=opened.predictor.precision,
+        preprocessing=opened.data.preprocessing.to_dict(),
+    )
+
+
+def image_names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
+    """What identifies validation images: the path below the folder that holds them all, or "#" and the position.
+
+    Bytes of a path that are no UTF-8 are shown as U+FFFD.
+    """
+    if not isinstance(data.val, FileImages):
+        return tuple(f"#{position}" for position in positions)
+    root = os.path.commonpath([os.path.dirname(path) for path in data.val.paths])
+    relative = [os.path.relpath(data.val.paths[position], root) for position in positions]
+    return tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in relative)
+
+
+def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bool = True) -> Predictions:
+    """The predictions stored in the run folder, where weights, data, precision and preprocessing are the same; else
+    made anew, and stored there.
+
+    Args:
+        opened: what :func:`open_source` gave.
+        progress: called after each batch that is predicted.
+        keep: whether to store what is made anew. A folder that cannot be written is no error: it is only a cache.
+
+    Raises:
+        ExciteError: see :func:`predict_all`.
+    """
+    path = None if opened.run is None else opened.run / FILE
+    wanted = _about(
+        opened.weights,
+        opened.data.fingerprint,
+        opened.predictor.precision,
+        json.loads(json.dumps(opened.data.preprocessing.to_dict())),
+    )
+    stored = None if path is None else Predictions.read(path)
+    if stored is not None and stored._about() == wanted and list(stored.classes) == opened.predictor.classes:
+        return stored
+    made = predict_all(opened, progress)
+    if path is not None and keep:
+        with suppress(ExciteError):
+            made.save(path)
+    return made
+
+
+def pictures(opened: Source, names: Sequence[str]) -> list[np.ndarray]:
+    """Validation images by their names in the predictions, as the network sees them: uint8 (S, S, C) each.
+
+    Raises:
+        ExciteError: no such image, or it cannot be read any more.
+    """
+    images = opened.data.val
+    place = {name: i for i, name in enumerate(image_names(opened.data, range(len(images))))}
+    missing = [name for name in names if name not in place]
+    if missing:
+        raise ExciteError(f"no validation image has the name {missing[0]!r}")
+    found = []
+    for name in names:
+        if isinstance(images, FileImages):
+            pixels = opened.data.preprocessing.load(images.paths[place[name]], opened.recipe.data.max_pixels)
+        else:
+            pixels = images.images[place[name]]
+        found.append(pixels.permute(1, 2, 0).numpy())
+    return found

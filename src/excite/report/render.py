@@ -1,0 +1,418 @@
+"""The page of a report: reads the numbers of a study and draws; computes none."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excite.explain import Explanation
+from excite.explain.figures import choose_depths, draw_excitations, draw_health
+from excite.report import figures
+from excite.report.build import Study
+from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
+from excite.training.display import format_seconds
+
+#: Tables with more rows than this are folded.
+LONG = 30
+#: Pictures with a smaller side are enlarged without smoothing.
+SHARP = 96
+#: Gates whose scales are drawn, evenly over the depth.
+GATES_DRAWN = 6
+
+SUMMARY_COLUMNS = [
+    Column("model", "model"),
+    Column("params_m", "params(M)", ".2f"),
+    Column("gmacs", "GMACs", ".3f"),
+    Column("devices", "devices", "d"),
+    Column("batch_size", "batch size", "d"),
+    Column("resolution", "resolution"),
+    Column("compile_seconds", "compile s", ".1f"),
+    Column("ms_per_step", "ms/step", ".2f"),
+    Column("images_per_second", "img/s", ",.1f"),
+    Column("top1", "acc@top1", ".2f"),
+    Column("top5", "acc@top5", ".2f"),
+    Column("last_top1", "last top1", ".2f", title="after the last epoch, which was not chosen by these images"),
+    Column("recipe", "recipe"),
+]
+
+
+def make_page(study: Study, scratch: Path) -> Page:
+    """The page of a study.
+
+    Args:
+        study: what was found.
+        scratch: an empty folder for the figures of the gates, which are written as files first.
+    """
+    numbers = study.numbers
+    summary, about = numbers["summary"], numbers["about"]
+    page = Page(
+        f"{summary['recipe'] or summary['model']}: {summary['model']}",
+        _subtitle(numbers),
+        f"Written by excite {about['versions']['excite']} (excite report). Nothing here is loaded from a network.",
+    )
+    _summary(page, numbers)
+    _training(page, numbers)
+    _confusion(page, numbers)
+    _classes(page, numbers)
+    _calibration(page, numbers)
+    _mistakes(page, study)
+    _robustness(page, numbers)
+    _gates(page, study, scratch)
+    _speed(page, numbers)
+    _origin(page, study)
+    return page
+
+
+def _subtitle(numbers: dict[str, Any]) -> str:
+    about, accuracy = numbers["about"], numbers["accuracy"]
+    started = (about["environment"] or {}).get("started")
+    parts = [
+        f"{about['classes']:,} classes",
+        f"{accuracy['images']:,} validation images",
+        *([f"trained {started[:10]}"] if started else []),
+    ]
+    return " · ".join(parts)
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _summary(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("summary", "Summary")
+    accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
+    interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
+    cards = [
+        Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval),
+        Card(f"top-{accuracy['top5_of']} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"),
+        Card("parameters", f"{format_value(summary['params_m'], '.2f')} M", f"{summary['gmacs']:.3f} GMACs an image"),
+        Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"),
+    ]
+    robust = numbers["robustness"]
+    if robust is not None:
+        note = f"top-1; {robust['clean_top1']:.2f} % without"
+        cards.append(Card("under corruptions", f"{robust['mean_top1']:.2f} %", note))
+    if summary["images_per_second"] is not None:
+        note = f"{summary['ms_per_step']:.1f} ms a step of {summary['batch_size']}"
+        cards.append(Card("training", f"{summary['images_per_second']:,.0f} img/s", note))
+    section.cards(cards)
+    section.table(SUMMARY_COLUMNS, [summary], "The columns of the reference systems' tables")
+    section.paragraph(
+        f"{accuracy['right']:,} of {accuracy['images']:,} images are right. The interval is Wilson's: it tells what "
+        "other images of the same kind would give, for this one network. How far another seed would lie off, "
+        "excite twins tells."
+    )
+    for sentence in _warnings(numbers):
+        section.note(sentence)
+
+
+def _warnings(numbers: dict[str, Any]) -> list[str]:
+    """What a reader must know before the numbers."""
+    about, summary, accuracy = numbers["about"], numbers["summary"], numbers["accuracy"]
+    found = []
+    other = about["data_of_training"] not in (None, about["data_fingerprint"])
+    if other:
+        found.append(
+            "These are not the validation images of the training (their fingerprint differs): the table and the curves "
+            "are the training's, everything else is of the images that were asked for."
+        )
+    elif summary["top1"] is not None and abs(summary["top1"] - accuracy["top1"]) > 1e-9:
+        found.append(
+            f"The training found a top-1 of {summary['top1']:.2f} %, the evaluation for this page "
+            f"{accuracy['top1']:.2f} %: on another device or with other versions, rounding may turn single images."
+        )
+    if summary["best_epoch"] is not None and not other:
+        found.append(
+            f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
+            f"images, which flatters them a little; after the last epoch it was {summary['last_top1']:.2f} %."
+        )
+    if not about["is_run"]:
+        found.append(
+            "This is a checkpoint without a run folder: curves, speed of training and environment are missing."
+        )
+    return found
+
+
+def _training(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("curves", "Curves")
+    curves = numbers["curves"]
+    if curves is None or not curves["train"] + curves["eval"]:
+        section.note("There is no metrics.jsonl with this checkpoint, and so there are no curves.")
+        return
+    train, evals = curves["train"], curves["eval"]
+    best = max(evals, key=lambda r: (r["top1"], -r["loss"])) if evals else None
+    drawn = [
+        (figures.curve([("training", train, "loss"), ("validation", evals, "loss")], "loss, nats"), "Loss"),
+        (
+            figures.curve([("training", train, "accuracy"), ("validation", evals, "top1")], "top-1 accuracy, %", best),
+            "Top-1 accuracy",
+        ),
+        (figures.curve([("learning rate", train, "lr")], "learning rate"), "Learning rate"),
+    ]
+    section.figures(
+        *(page.figure(drawing, f"{what} over the epochs") for drawing, what in drawn if drawing is not None)
+    )
+    if evals:
+        columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
+        columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
+        section.details("Evaluations as a table").table(columns, evals)
+
+
+def _confusion(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("confusion", "Confusion matrix")
+    confusion = numbers["confusion"]
+    labels, block = confusion["labels"], confusion["block"]
+    what = "Rows are true classes, columns predictions; colours are shares of the row."
+    if block > 1:
+        what = (
+            f"Each row and column stands for {block} classes in their order; colours are shares of the row on a "
+            "logarithmic scale: errors between classes of one block lie on the diagonal, too."
+        )
+    drawing = figures.confusion(confusion["matrix"], labels, block)
+    section.draw(drawing, f"Confusion matrix of {len(numbers['classes']['rows'])} classes", what, wide=len(labels) > 12)
+    if not confusion["pairs"]:
+        section.paragraph("No image is classified wrongly.")
+        return
+    section.heading("Confused most often")
+    columns = [Column("true", "true class"), Column("predicted", "taken for"), Column("images", "images", "d")]
+    columns.append(Column("share", "% of the class", ".1f"))
+    section.table(columns, confusion["pairs"])
+
+
+def _classes(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("classes", "Classes")
+    rows, macro = numbers["classes"]["rows"], numbers["classes"]["macro"]
+    section.paragraph(
+        f"Mean over the classes: precision {macro['precision']:.2f} %, recall {macro['recall']:.2f} %, F1 "
+        f"{macro['f1']:.2f} %. Recall is the share of a class's images that are recognised, precision the share of the "
+        "answers with its name that are right, support the number of its images."
+    )
+    columns = [Column("class", "class"), Column("precision", "precision %", ".2f"), Column("recall", "recall %", ".2f")]
+    columns += [Column("f1", "F1 %", ".2f"), Column("support", "support", ",d"), Column("predicted", "predicted", ",d")]
+    if len(rows) <= LONG:
+        section.table(columns, rows)
+        return
+    worst = sorted((r for r in rows if r["f1"] is not None), key=lambda r: r["f1"])[:10]
+    section.table(columns, worst, "The ten classes with the lowest F1")
+    section.details(f"All {len(rows):,} classes").table(columns, rows)
+
+
+def _calibration(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("calibration", "Calibration")
+    found = numbers["calibration"]
+    images = numbers["accuracy"]["images"]
+    drawing = page.figure(
+        figures.reliability(found["reliability"], images),
+        "Reliability diagram: accuracy over confidence",
+        "Bars below the dashed line: the network is surer than it should be.",
+    )
+    section.figures(drawing)
+    section.key_values(
+        [
+            ("expected calibration error", f"{found['ece']:.2f} %"),
+            ("mean confidence", f"{found['mean_confidence']:.2f} %"),
+            ("accuracy", f"{numbers['accuracy']['top1']:.2f} %"),
+            ("negative log-likelihood", f"{found['nll']:.4f} nats"),
+            ("Brier score", f"{found['brier']:.4f} (0 is best, 2 worst)"),
+            ("temperature that would mend it", format_value(found["temperature"], ".3f")),
+        ]
+    )
+    section.paragraph(
+        f"ECE: {found['bins']} bins of equal width, absolute differences weighted by images (L1), of the predicted "
+        "class (",
+        link("Guo et al. 2017", "https://arxiv.org/abs/1706.04599"),
+        ").",
+    )
+    held = found["held_out"]
+    if held is None:
+        section.note("No temperature can be fitted to so few images, or to images that are all right.")
+        return
+    section.paragraph(
+        f"Dividing the logits by {found['temperature']:.3f} changes no answer. It was fitted on "
+        f"{held['images_fitted']:,} images (half of each class, seed {held['seed']}). On the other {held['images']:,} "
+        f"it brings the ECE from {held['ece_before']:.2f} to {held['ece_after']:.2f} % and the negative log-likelihood "
+        f"from {held['nll_before']:.4f} to {held['nll_after']:.4f} nats."
+    )
+
+
+def _mistakes(page: Page, study: Study) -> None:
+    section = page.section("mistakes", "Most confident mistakes")
+    rows = study.numbers["mistakes"]
+    if not rows:
+        section.paragraph("There are none to show.")
+        return
+    shown = [
+        Picture(
+            encoded(pixels),
+            f"{row['true']}, taken for {row['predicted']}",
+            [f"{row['predicted']}, {100 * row['probability']:.1f} %", f"is {row['true']}", row["name"]],
+            pixelated=min(pixels.shape[:2]) < SHARP,
+        )
+        for row, pixels in zip(rows, study.photographs, strict=True)
+    ]
+    section.gallery(shown, "In bold: the answer and its probability. Pictures as the network sees them.")
+
+
+def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
+    """uint8 (H, W, C), C being 1 or 3: PNG bytes of a small picture, else JPEG of at most ``most`` pixels a side."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    out = io.BytesIO()
+    if max(image.size) < SHARP:
+        image.save(out, "PNG", optimize=True)
+    else:
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
+        image.save(out, "JPEG", quality=85)
+    return out.getvalue()
+
+
+def _robustness(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("robustness", "Robustness")
+    found = numbers["robustness"]
+    if found is None:
+        section.note("Not measured: report.robustness_images is 0.")
+        return
+    rows = found["rows"]
+    section.draw(
+        figures.robustness(rows, found["clean_top1"]),
+        "Top-1 accuracy over the severity of five corruptions",
+        f"{found['images']:,} images (class-balanced, seed {found['seed']}).",
+    )
+    severities = sorted({row["severity"] for row in rows})
+    columns = [Column("corruption", "corruption"), Column("clean", "clean", ".2f")]
+    columns += [Column(f"s{s}", f"severity {s}", ".2f") for s in severities]
+    columns += [Column("strengths", "strengths")]
+    lines = []
+    for name in dict.fromkeys(row["corruption"] for row in rows):
+        own = [row for row in rows if row["corruption"] == name]
+        strengths = f"{own[0]['unit']}: {', '.join(format(row['strength'], 'g') for row in own)}"
+        lines.append(
+            {
+                "corruption": name.replace("_", " "),
+                "clean": found["clean_top1"],
+                "strengths": strengths,
+                **{f"s{row['severity']}": row["top1"] for row in own},
+            }
+        )
+    section.table(columns, lines, f"Top-1, %; mean over all corruptions and severities: {found['mean_top1']:.2f} %")
+    section.paragraph(
+        f"Corruptions and strengths are those of {found['strengths_of']} (",
+        link("Hendrycks & Dietterich 2019", "https://arxiv.org/abs/1903.12261"),
+        "), applied to what the network sees after resizing and cropping.",
+    )
+
+
+def _gates(page: Page, study: Study, scratch: Path) -> None:
+    section = page.section("gates", "Gates")
+    found, explanation = study.numbers["gates"], study.explanation
+    if found is None or explanation is None:
+        gated = study.numbers["about"]["gated"]
+        section.note("Not measured: report.gate_images is 0." if gated else "This network has no gates.")
+        return
+    for svg, alt, caption in _gate_figures(explanation, scratch):
+        section.figures(page.figure(svg, alt, caption, wide=True))
+    columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
+    columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
+    columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
+    columns += [Column("constant", "constant", "d", title="channels that say the same for all images")]
+    columns += [Column("class_share", "by class", ".0%", title="between-class variance of all variance")]
+    columns += [Column("loss_added", "loss added if fixed", "+.4f", title="nats, first-order estimate")]
+    section.table(
+        columns,
+        found["rows"],
+        f"Over {found['images']:,} images (class-balanced); < 0.05, > 0.95: shares of scales at the ends of the range",
+    )
+    section.paragraph("What each gate is worth, by evaluation instead of an estimate: ", mono("excite explain"), ".")
+
+
+def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, str, str]]:
+    """(text of the SVG, what it shows, caption) of the figures of ``excite explain`` that fit on a page."""
+    count = next(iter(explanation.statistics.values())).count
+    present = [name for k, name in enumerate(explanation.classes) if count[k] > 0]
+    shown = [explanation.classes.index(name) for name in choose_depths(present, 5)]
+    chosen = {name: explanation.statistics[name] for name in choose_depths(list(explanation.statistics), GATES_DRAWN)}
+    draw_health(explanation.rows, scratch / "health", "")
+    yield (
+        (scratch / "health.svg").read_text(encoding="utf-8"),
+        "Health of the gates",
+        "A row a gate, from the input to the output: how its scales are distributed, how much of their variance is "
+        "between classes, and what fixing it at its mean would add to the loss (an estimate).",
+    )
+    draw_excitations(chosen, explanation.classes, shown, scratch / "excitations", "")
+    yield (
+        (scratch / "excitations.svg").read_text(encoding="utf-8"),
+        "Mean scale of each channel by class, a panel a gate",
+        "Mean scale of each channel by class, at several depths (as in the SE paper, section 6.3).",
+    )
+
+
+def _speed(page: Page, numbers: dict[str, Any]) -> None:
+    section = page.section("speed", "Speed and size")
+    summary, speed = numbers["summary"], numbers["speed"]
+    seconds = summary["train_seconds"]
+    section.key_values(
+        [
+            ("parameters", f"{format_value(summary['params_m'], '.3f')} M"),
+            ("multiply-accumulates", f"{format_value(summary['gmacs'], '.4f')} G an image"),
+            ("training", None if seconds is None else f"{format_seconds(seconds)} h, {summary['device']}"),
+            ("a step of training", _unit(summary["ms_per_step"], ".2f", "ms")),
+            ("images a second", format_value(summary["images_per_second"], ",.1f")),
+            ("peak memory", _unit(summary["memory_gb"], ".2f", "GB")),
+            ("precision", summary["precision"]),
+        ]
+    )
+    columns = [Column("batch", "images at a time", "d"), Column("ms", "ms, median", ".2f")]
+    columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
+    columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]
+    threads = f", {speed['threads']} thread{'s' if speed['threads'] > 1 else ''}"
+    section.table(columns, speed["rows"], f"Inference in fp32 on {speed['device']}{threads}, as excite predict does it")
+
+
+def _unit(value: float | None, spec: str, unit: str) -> str | None:
+    return None if value is None else f"{format(value, spec)} {unit}"
+
+
+def _origin(page: Page, study: Study) -> None:
+    section = page.section("origin", "Reproduce")
+    about = study.numbers["about"]
+    if about["command"]:
+        section.code(about["command"], "This command trains it again:")
+        section.paragraph(
+            "It gives the same recipe; on the same device, threads and versions, a CPU gives the same bits."
+        )
+    else:
+        section.paragraph(f"The weights were converted from {about['converted_from']}; excite did not train them.")
+    environment = about["environment"]
+    if environment:
+        section.code(environment["command"], "As it was called (quotation marks are not recorded):")
+    section.heading("Data and weights")
+    pairs: list[tuple[str, Any]] = [
+        ("source", about["source"]),
+        ("weights, sha256", mono(about["weights_sha256"])),
+        ("data, fingerprint", mono(about["data_fingerprint"])),
+        ("data", f"{about['data_source']}: {about['training_images']:,} training images, "
+                 f"{about['validation_images']:,} for validation, {about['classes']:,} classes"),
+    ]  # fmt: skip
+    pairs += [(f"preprocessing: {key}", _plain(value)) for key, value in about["preprocessing"].items()]
+    section.key_values(pairs)
+    if environment:
+        section.heading("Environment of the training")
+        section.key_values(_environment(environment))
+    section.heading("Recipe")
+    section.details("The whole recipe").code(study.recipe)
+
+
+def _environment(environment: dict[str, Any]) -> Sequence[tuple[str, Any]]:
+    git = environment.get("git")
+    state = None if git is None else f"{git['commit']}{', with changes' if git['changed'] else ''}"
+    keys = ("started", "device", "processes", "precision", "platform")
+    pairs = [(key, environment.get(key)) for key in keys]
+    return [*pairs, ("git", state), *environment.get("versions", {}).items()]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(format(v, ".4g") if isinstance(v, float) else str(v) for v in value)
+    return str(value)

@@ -1,0 +1,56 @@
+"""The command that trains a run again."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from excite.errors import ExciteError
+from excite.recipe import Recipe, list_recipes, load_recipe
+
+
+def reproducing_command(recipe: Recipe, environment: Mapping[str, Any] | None, run: str) -> str:
+    """A command line that trains the recipe again, in as many processes.
+
+    It names the shipped recipe and what differs from it, and is checked to give the very same recipe; where the recipe
+    is not a shipped one, it names the run folder's.
+
+    Args:
+        recipe: of the run.
+        environment: what ``environment.json`` holds; None where there is none.
+        run: path of the run folder, for recipes that are not shipped.
+    """
+    words = ["excite", "train", *_recipe_words(recipe, run)]
+    processes = (environment or {}).get("processes", 1)
+    if processes > 1 and recipe.train.devices == 1:  # another launcher started them
+        words = ["torchrun", "--nproc-per-node", str(processes), "-m", *words]
+    return shlex.join(words)
+
+
+def _recipe_words(recipe: Recipe, run: str) -> list[str]:
+    if recipe.name in list_recipes():
+        words = [recipe.name, *overrides_between(load_recipe(recipe.name), recipe)]
+        try:
+            if load_recipe(words[0], words[1:]) == recipe:
+                return words
+        except ExciteError:  # a combination that is only checked as a whole
+            pass
+    return [run]
+
+
+def overrides_between(before: Recipe, after: Recipe) -> list[str]:
+    """``section.key=value`` for every key in which two recipes differ, values as YAML."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    words = []
+    for section, values in new.items():
+        if not isinstance(values, dict):
+            words += [] if values == old[section] else [f"{section}={_yaml(values)}"]
+            continue
+        words += [f"{section}.{key}={_yaml(value)}" for key, value in values.items() if value != old[section][key]]
+    return words
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()

@@ -1,0 +1,100 @@
+"""What tensors do not show: gates and blocks of the same shapes that compute something else."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from excite.errors import ExciteError
+from excite.gates import gate_defaults, gate_table
+from excite.models import Classifier, create_model
+from excite.models.selective_kernel import selective_kernel_settings
+
+#: Options of gates that show in the names and shapes of their tensors.
+_SHOWN = frozenset(("reduction", "rd_divisor", "bias", "min_width", "kernel_size", "gamma", "beta"))
+#: cSE is SE under another name, with another default of an option that shows.
+_ALIKE = {"cse": "se"}
+
+#: A gate's name and the options that its tensors do not show; None for no gate.
+Function = dict[str, Any] | None
+
+
+def function_of(spec: Mapping[str, Any] | None) -> Function:
+    """What a gate's table says of its function beyond what its tensors say, defaults filled in."""
+    if spec is None:
+        return None
+    table = gate_table(spec)
+    name = table.pop("name")
+    options = {"identity": False, **gate_defaults(name), **table}
+    if options.get("extent") == "global":  # GE has two words for it
+        options["extent"] = 0
+    return {"name": _ALIKE.get(name, name), **{k: v for k, v in options.items() if k not in _SHOWN}}
+
+
+def _gates(model: Classifier) -> dict[str, Function]:
+    """Slot -> the function of the gate in it."""
+    function = function_of(model.gate_spec)
+    return {slot: None if block.gate is None else function for slot, block in model.gate_slots().items()}
+
+
+def other_gates(model: Classifier, gate: Mapping[str, Any] | None) -> dict[str, tuple[Function, Function]]:
+    """Slots of ``model`` whose gate is another function of the same tensors than a checkpoint's.
+
+    Args:
+        model: the network that is to be filled.
+        gate: the table of all gates of the checkpoint; None where it has none.
+
+    Returns:
+        Slot -> (the checkpoint's gate, this network's). Slots with a gate on one side only are not among them: there
+        tensors are missing or left over, or the gate has none and nobody can tell.
+    """
+    theirs = function_of(gate)
+    return {slot: (theirs, mine) for slot, mine in _gates(model).items() if mine and theirs and mine != theirs}
+
+
+def other_gates_of_ours(
+    model: Classifier, name: str, options: Mapping[str, Any]
+) -> dict[str, tuple[Function, Function]]:
+    """:func:`other_gates` for a file of ours, which says what it is: ``create_model(name, **options)``.
+
+    Gates on one side only are found, too, where they have no tensors that would tell.
+    """
+    with torch.device("meta"):
+        written = create_model(name, **options)
+    theirs = _gates(written)
+    found = {slot: (theirs.get(slot), mine) for slot, mine in _gates(model).items() if mine != theirs.get(slot)}
+    silent = {*_without_tensors(model), *_without_tensors(written)}
+    return {slot: two for slot, two in found.items() if all(two) or slot in silent}
+
+
+def _without_tensors(model: Classifier) -> list[str]:
+    """Slots with a gate that has no tensors."""
+    gates = {slot: block.gate for slot, block in model.gate_slots().items()}
+    return [slot for slot, gate in gates.items() if isinstance(gate, nn.Module) and not gate.state_dict()]
+
+
+def check_kernels(mine: Any, theirs: Any, source: str) -> None:
+    """Raise ExciteError where selective kernels of the same shapes see another neighbourhood (dilation)."""
+    found, wanted = selective_kernel_settings(mine), selective_kernel_settings(theirs)
+    if found != wanted and None not in (found, wanted):
+        raise ExciteError(f"{source} has block_conv {_said(wanted)}, this network {_said(found)}: not the same network")
+
+
+def refuse(source: str, different: Mapping[str, tuple[Function, Function]]) -> ExciteError:
+    """The error about gates of the same shapes and another function."""
+    slot, (theirs, mine) = next(iter(different.items()))
+    differing = {k for k in {**(theirs or {}), **(mine or {})} if (theirs or {}).get(k) != (mine or {}).get(k)}
+    keep = differing | {"name"}
+    shown = [None if f is None else {k: v for k, v in f.items() if k in keep} for f in (theirs, mine)]
+    return ExciteError(
+        f"{source} has at {slot} the gate {_said(shown[0])}, this network {_said(shown[1])}: another function of the "
+        "same tensors; create the network with the checkpoint's gate (allow_partial=True of load_weights leaves the "
+        "checkpoint's gates out)"
+    )
+
+
+def _said(table: Mapping[str, Any] | None) -> str:
+    if table is None:
+        return "none"
+    return " ".join(str(v) if k == "name" else f"{k}={v}" for k, v in table.items())

@@ -1,0 +1,26 @@
+"""``state_dict()`` of our own networks with SE or GE, saved without the header of a weights file."""
+
+from excite.weights.layouts.base import Layout, Row, block_rows
+from excite.weights.layouts.torchvision import HEAD, STEMS
+
+_GATE = "layer{s}.{b}.gate"
+#: Gather-Excite's convolutions and norms: one pair for a global extent, up to three with a ReLU between for others.
+_GATHERS = tuple(
+    Row(f"{_GATE}.gather.{3 * k + n}", f"{_GATE}.gather.{3 * k + n}", kind)
+    for k in range(3)
+    for n, kind in enumerate(("conv", "norm"))
+)
+
+OWN = Layout(
+    key="excite",
+    title="the names of excite's own state dicts",
+    signature=(r"^layer1\.0\.gate\.(fc1|gather\.0)\.weight$", r"^conv1\.(0\.)?weight$"),
+    rows=(
+        *STEMS,
+        *block_rows(),
+        *_GATHERS,
+        *(Row(f"{_GATE}.{layer}", f"{_GATE}.{layer}", "dense") for layer in ("fc1", "fc2")),
+        *HEAD,
+    ),
+    source="excite.models.resnet",
+)

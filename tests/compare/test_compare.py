@@ -1,0 +1,252 @@
+"""``excite compare`` from end to end: command, page, table, figures, and what goes wrong."""
+
+import csv
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from excite.cli import app
+from excite.compare import compare
+from excite.compare.build import Comparison
+from excite.compare.command import _free_name
+from excite.compare.page import make_page
+from excite.compare.runs import LONGEST_LABEL, choose_labels
+from excite.compare.study import study
+from excite.compare.table import format_p
+from excite.errors import ExciteError
+from excite.report import predictions
+from tests.compare.conftest import made_up
+
+EVIL = '<script>alert("x")</script> & $a_b$ %s'
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*words: object) -> str:
+    """What the command prints."""
+    done = CliRunner().invoke(app, ["compare", *map(str, words)])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+class Texts(HTMLParser):
+    """The texts of a page, and its elements."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.texts.append(data.strip())
+
+
+def test_the_command_prints_a_table_and_writes_page_table_and_figures(trained, here, monkeypatch):
+    printed = invoke(*trained, "--figures", "pictures")
+    for word in ("bare", "small", "cifar_seresnet20", "none", "se", "top-1 % [95 %]", "difference [95 %]", "baseline"):
+        assert word in printed
+    assert "McNemar's, two-sided" in printed
+    assert "page: compare.html, table: compare.csv, figures: pictures/" in printed
+    names = {path.name for path in (here / "pictures").iterdir()}
+    assert {"accuracy.png", "accuracy.svg", "curves.png", "classes.svg", "images-1-small.png"} <= names
+    assert "agreement.png" not in names  # of two runs it would be one number
+    rows = list(csv.DictReader((here / "compare.csv").open()))
+    assert [row["label"] for row in rows] == ["bare", "small"]
+    (here / "there.html").write_text("mine")
+    monkeypatch.setattr(Comparison, "to_html", lambda self: f"baseline {self.found['baseline']}")  # saves seconds
+    found = json.loads(invoke(*trained, "--json", "--out", "there.html", "--force", "--baseline", trained[0]))
+    assert found["files"] == ["there.html", "there.csv"]
+    assert (here / "there.html").read_text() == "baseline bare"
+    assert float(rows[1]["top1"]) == found["rows"][1]["top1"]
+    assert [row["key"] for row in found["recipe"]] == ["name", "model.name"]
+    assert found["notes"] == []
+    for source, row in zip(trained, found["rows"], strict=True):
+        results = json.loads((source / "results.json").read_text())
+        assert row["measured"] == "predictions"
+        assert row["loss"] == pytest.approx(results["loss"], rel=1e-5)
+        for key in ("top1", "top5", "images", "gmacs", "ms_per_step", "images_per_second", "memory_gb"):
+            assert row[key] == results[key]
+        assert row["params"] == pytest.approx(1e6 * results["params_m"])
+    assert (trained[0] / predictions.FILE).is_file()
+    assert found["command"].startswith(f"excite compare {trained[0]}")
+
+
+def test_the_page_shows_the_numbers_of_the_json_and_pictures_of_the_data(trained):
+    result = compare(trained, labels=["plain", "gated"])
+    html = result.to_html()
+    page = Texts(html)
+    found = result.to_dict()
+    for row in found["rows"]:
+        for text in (f"{row['top1']:.2f}", f"{row['loss']:.4f}", f"{row['params']:,d}", row["weights"]):
+            assert text in page.texts
+        assert f"{row['top1_low']:.2f} to {row['top1_high']:.2f}" in page.texts
+    row = found["rows"][1]
+    assert f"{row['difference']:+.2f}" in page.texts
+    assert f"{row['difference_low']:+.2f} to {row['difference_high']:+.2f}" in page.texts
+    assert format_p(row["p"]) in page.texts
+    for each in found["per_class"]:
+        assert each["class"] in page.texts
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == len(found["only_one"][0]["images"]) == sum(map(len, result.pixels)) > 0
+    assert all(attributes["src"].startswith("data:image/png") for attributes in images)
+    data = predictions.open_source(trained[0]).data
+    first = found["only_one"][0]["images"][0]
+    assert np.array_equal(result.pixels[0][0][:, :, 0], data.val.images[first["position"], 0].numpy())
+    assert str(data.val.labels[first["position"]].item()) == first["class"]
+    assert found["command"] in "".join(page.texts)
+
+
+@pytest.mark.filterwarnings("error:Glyph")  # of other scripts: a browser has them, Matplotlib's font has not
+def test_hostile_names_are_text_on_the_page_and_on_the_terminal(labels, three, here):
+    logits = three[1].predictions.logits
+    runs = [
+        made_up(name, logits, labels, classes=(EVIL, "ドッグ", "x" * 300)) for name in (EVIL, "[bold]b[/bold]", "$c")
+    ]
+    runs[1].predictions = made_up("b", logits[::-1], labels, classes=(EVIL, "ドッグ", "x" * 300)).predictions
+    found = {**study(runs), "command": EVIL}
+    comparison = Comparison(found, [[], []])
+    html = comparison.to_html()
+    page = Texts(html)
+    assert html.count("<script>") == 1  # the page's own
+    assert EVIL in page.texts
+    assert "[bold]b[/bold]" in page.texts
+    comparison.write_figures(here / "figures")
+    assert (here / "figures" / "agreement.svg").is_file()
+    assert next(csv.DictReader(comparison.to_csv().splitlines()))["label"] == EVIL
+
+    from rich.console import Console
+
+    from excite.compare.command import show
+    from excite.training.display import Display
+
+    display = Display()
+    display.console = Console(width=400, record=True, quiet=False)
+    show(found, [Path("a.html"), Path("a.csv")], display)
+    printed = display.console.export_text()
+    assert "[bold]b[/bold]" in printed
+    assert "Holm's p" in printed
+    assert "top-1 % [95 %]" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "a comparison needs at least two runs, and none was given"),
+        (["A"], "at least two runs, and only"),
+        (["A", "A"], "are the same network; give each run once"),
+        (["A", "A/model.safetensors"], "are the same network"),
+        (["A", "nowhere"], "there is no run folder or checkpoint 'nowhere'"),
+        (["A", "B", "--labels", "x"], "--labels must give each of the 2 runs a name of its own, not 'x'"),
+        (["A", "B", "--labels", "x,x"], "a name of its own"),
+        (["A", "B", "--labels", "x," + "y" * (LONGEST_LABEL + 1)], "give a shorter name"),
+        (["A", "B", "--baseline", "smal"], "did you mean 'small'"),
+        (["A", "B", "--confidence", "95"], "give a share between 0 and 1"),
+        (["A", "B", "data.rot=x"], "did you mean 'data.root'"),
+        (["A", "B", "data.limit_val=many"], "data.limit_val is 'many'"),
+        (["A", "B", "data.source=folder", "data.root=/no/where"], "/no/where does not exist"),
+        (["A", "B", "--out", "page.txt"], "the name of the page ends in .html"),
+        (["A", "B", "--out", "there.html"], "there.html exists already"),
+        (["A", "B", "--figures", "folder"], "folder exists already"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(trained, here, words, message):
+    (here / "there.html").write_text("mine")
+    (here / "folder").mkdir()
+    a, b = map(str, trained)
+    words = [re.sub(r"^A(?=$|/)", a, re.sub("^B$", b, word)) for word in words]
+    with pytest.raises(ExciteError) as caught:
+        invoke(*words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (here / "there.html").read_text() == "mine"
+    assert sorted(path.name for path in here.iterdir()) == ["folder", "there.html"]
+
+
+def test_without_data_stored_predictions_are_compared_and_then_what_the_training_found(trained, here, monkeypatch):
+    before = compare(trained).to_dict()
+    copies = []
+    for run in trained:
+        copies.append(Path(shutil.copytree(run, here / run.name)))
+
+    def gone(*_: object) -> None:
+        raise ExciteError("data.root=/gone does not exist")
+
+    monkeypatch.setattr(predictions, "open_data", gone)
+    stored = compare(copies).to_dict()
+    assert stored["rows"][1]["p"] == before["rows"][1]["p"]
+    assert all("so its stored predictions are used" in note for note in stored["notes"])
+    assert len(stored["notes"]) == 2
+    assert "the images are only named" in make_page(stored, [[]], {}).render()
+    for copy in copies:
+        (copy / predictions.FILE).unlink()
+    (copies[1] / "results.json").unlink()
+    rest = compare(copies)
+    found = rest.to_dict()
+    assert found["paired"] == []
+    assert [row["measured"] for row in found["rows"]] == ["training", "training"]
+    assert [row["top1"] for row in found["rows"]] == [row["top1"] for row in before["rows"]]
+    assert any("could not be evaluated here (data.root=/gone does not exist)" in note for note in found["notes"])
+    assert any(note.startswith("small is unfinished: 1 of 1 epochs") for note in found["notes"])
+    assert "not compared image by image" in rest.to_html()
+
+
+def test_a_page_without_a_name_replaces_none(here):
+    assert _free_name() == Path("compare.html")
+    (here / "compare.html").touch()
+    (here / "compare-2.csv").touch()
+    assert _free_name() == Path("compare-3.html")
+
+
+def test_labels_come_from_paths_without_the_time_where_that_is_enough():
+    stamped = "runs/a-20260101-120000"
+    assert choose_labels([stamped, "runs/b-20260101-120000"]) == ["a", "b"]
+    assert choose_labels([stamped, "runs/a-20260102-120000"]) == ["a-20260101-120000", "a-20260102-120000"]
+    assert choose_labels(["x/run", "y/run"]) == ["run (1)", "run (2)"]
+    assert choose_labels(["x/run/model.safetensors", "net.safetensors"]) == ["run", "net"]
+    assert choose_labels(["r/checkpoints/step-00000010", "r"]) == ["r/step-00000010", "r"]
+    assert len(choose_labels(["n" * 200, "b"])[0]) == LONGEST_LABEL
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(None, None), (1.0, "1.00"), (0.4652, "0.47"), (0.0123, "0.012"), (0.00312, "0.0031"), (1e-9, "< 0.0001")],
+)
+def test_p_values_have_two_digits_that_count(p, text):
+    assert format_p(p) == text
+
+
+@pytest.mark.slow
+def test_the_page_opens_in_a_browser_without_complaints(trained, browser, here):
+    result = compare(trained)
+    page = result.write(here / "page.html")[0]
+    browser.get_log("browser")
+    for width, scheme in ((360, "dark"), (1280, "light")):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+        browser.get(page.as_uri())
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        loaded = browser.execute_script("return [...document.images].map((image) => image.naturalWidth)")
+        assert len(loaded) == sum(map(len, result.pixels))
+        assert min(loaded) > 0
+        drawn = browser.execute_script("return [...document.querySelectorAll('svg')].map((s) => s.clientHeight)")
+        assert len(drawn) == 3
+        assert min(drawn) > 50

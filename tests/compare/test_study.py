@@ -1,0 +1,217 @@
+"""The numbers of a comparison against NumPy and PyTorch by hand, and what may not be compared."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from excite.compare.recipes import differences, flatten
+from excite.compare.statistics import Pairs, holm, mcnemar, paired_interval, wilson
+from excite.compare.study import PICTURES, study
+from excite.recipe import load_recipe
+from tests.compare.conftest import made_up
+
+
+def test_the_rows_hold_what_can_be_counted_by_hand(three, labels):
+    found = study(three, 0, 0.9)
+    json.dumps(found, allow_nan=False)
+    assert found["paired"] == ["a", "b", "c"]
+    right = [run.predictions.logits.argmax(1) == labels for run in three]
+    ps = []
+    for run, row, own in zip(three, found["rows"], right, strict=True):
+        assert row["top1"] == pytest.approx(100 * own.mean())
+        ends = wilson(int(own.sum()), 200, 0.9)
+        assert (row["top1_low"], row["top1_high"]) == pytest.approx((100 * ends[0], 100 * ends[1]))
+        logits = torch.from_numpy(run.predictions.logits).double()
+        assert row["loss"] == pytest.approx(float(F.cross_entropy(logits, torch.from_numpy(labels))))
+        assert row["top5"] == 100  # of three classes
+        if run is three[0]:
+            assert row["difference"] is row["p"] is row["p_holm"] is None
+            continue
+        assert row["only_this"] == (own & ~right[0]).sum()
+        assert row["only_baseline"] == (right[0] & ~own).sum()
+        assert row["both_right"] == (own & right[0]).sum()
+        assert row["both_wrong"] == (~own & ~right[0]).sum()
+        pairs = Pairs(row["both_right"], row["only_this"], row["only_baseline"], row["both_wrong"])
+        assert row["difference"] == pytest.approx(100 * (own.mean() - right[0].mean()))
+        ends = paired_interval(pairs, 0.9)
+        assert (row["difference_low"], row["difference_high"]) == pytest.approx((100 * ends[0], 100 * ends[1]))
+        assert (row["p"], row["test"]) == mcnemar(pairs)
+        assert row["loss_difference"] == pytest.approx(row["loss"] - found["rows"][0]["loss"])
+        assert row["loss_difference_low"] < row["loss_difference"] < row["loss_difference_high"]
+        ps.append(row["p"])
+    assert [row["p_holm"] for row in found["rows"][1:]] == holm(ps)
+    assert found["rows"][2]["difference"] > 10  # the better one has the plus
+
+
+def test_top5_counts_the_five_largest():
+    rng = np.random.default_rng(3)
+    classes = tuple(map(str, range(12)))
+    labels = rng.integers(0, 12, 60)
+    runs = [made_up(name, rng.normal(size=(60, 12)), labels, classes=classes) for name in "ab"]
+    for run, row in zip(runs, study(runs)["rows"], strict=True):
+        best = torch.from_numpy(run.predictions.logits).topk(5).indices.numpy()
+        assert row["top5"] == pytest.approx(100 * (best == labels[:, None]).any(1).mean())
+
+
+def test_another_baseline_turns_the_signs(three):
+    forward, back = study(three[:2]), study(three[:2], baseline=1)
+    assert back["baseline"] == "b"
+    assert back["paired"] == ["b", "a"]
+    assert back["rows"][0]["difference"] == pytest.approx(-forward["rows"][1]["difference"])
+    assert back["rows"][0]["difference_low"] == pytest.approx(-forward["rows"][1]["difference_high"])
+    assert back["rows"][0]["p"] == forward["rows"][1]["p"]
+
+
+def test_classes_are_sorted_by_their_difference(three, labels):
+    rows = study(three)["per_class"]
+    changes = [row["difference"][1] for row in rows]
+    assert changes == sorted(changes)
+    for row in rows:
+        mine = labels == ("cat", "dog", "owl").index(row["class"])
+        assert row["images"] == mine.sum()
+        for run, top1 in zip(three, row["top1"], strict=True):
+            assert top1 == pytest.approx(100 * (run.predictions.logits.argmax(1) == labels)[mine].mean())
+        assert row["difference"] == pytest.approx([value - row["top1"][0] for value in row["top1"]])
+
+
+def test_a_class_without_images_has_no_accuracy_and_comes_last():
+    rng, labels = np.random.default_rng(0), np.zeros(20, int)
+    rows = study([made_up(name, rng.normal(size=(20, 3)), labels) for name in "ab"])["per_class"]
+    assert rows[0]["class"] == "cat"
+    assert rows[-1] == {"class": "owl", "images": 0, "top1": [None, None], "difference": [None, None]}
+
+
+def test_agreement_is_the_share_of_equal_answers(three, labels):
+    found = study(three)["agreement"]
+    said = [run.predictions.logits.argmax(1) for run in three]
+    for i in range(3):
+        for j in range(3):
+            assert found["same"][i][j] == pytest.approx(100 * (said[i] == said[j]).mean())
+            wrong = (said[i] != labels) & (said[j] != labels)
+            assert found["both_wrong"][i][j] == pytest.approx(100 * wrong.mean())
+    independent = (said[0] != labels).mean() * (said[1] != labels).mean()
+    assert found["chance"][0][1] == pytest.approx(100 * independent)
+
+
+def test_the_images_that_only_one_gets_right_come_most_confident_first(three, labels):
+    pair = study(three[:2])["only_one"][0]
+    probabilities = [torch.from_numpy(r.predictions.logits).double().softmax(1).numpy() for r in three[:2]]
+    right = [p.argmax(1) == labels for p in probabilities]
+    sure = probabilities[0].max(1) * probabilities[1].max(1)
+    for winner, own, other in (("b", 1, 0), ("a", 0, 1)):
+        images = [image for image in pair["images"] if image["right"] == winner]
+        only = np.flatnonzero(right[own] & ~right[other])
+        assert [i["position"] for i in images] == sorted(only, key=lambda i: -sure[i])[:PICTURES]
+        for image in images:
+            at = image["position"]
+            says = "this" if winner == "b" else "baseline"
+            assert image[f"{says}_says"] == image["class"] == three[0].predictions.classes[labels[at]]
+            assert image["this_probability"] == pytest.approx(probabilities[1][at].max())
+            assert image["name"] == f"#{at}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "another"}, "fingerprints differ"),
+        ({"names": tuple(f"x{i}" for i in range(200))}, "the images or their labels are not the same"),
+        ({"classes": ("cat", "owl", "dog")}, "the same classes are in another order"),
+        ({"classes": ("cat", "dog", "emu")}, "it has other classes"),
+    ],
+)
+def test_other_images_are_never_paired(three, labels, changes, reason):
+    other = made_up("other", three[1].predictions.logits, labels, **changes)
+    found = study([three[0], other, three[2]])
+    assert found["paired"] == ["a", "c"]
+    assert found["rows"][1]["difference"] is found["rows"][1]["p"] is None
+    assert found["rows"][1]["top1"] is not None
+    assert any(reason in note and note.startswith("other is not compared with a") for note in found["notes"])
+    alone = study([three[0], other])
+    assert alone["paired"] == []
+    assert alone["per_class"] is alone["agreement"] is alone["only_one"] is None
+
+
+def test_other_labels_or_fewer_images_are_never_paired(three, labels):
+    turned = made_up("turned", three[1].predictions.logits, (labels + 1) % 3)
+    fewer = made_up("fewer", three[1].predictions.logits[:50], labels[:50])
+    found = study([three[0], turned, fewer])
+    assert found["paired"] == []
+    assert sum("are not the same" in note for note in found["notes"]) == 2
+
+
+def test_a_run_without_predictions_goes_without_pairs(three, labels):
+    meta = {**three[0].meta, "metrics": {"images": 400, "top1": 75.0, "top5": 99.0, "loss": 0.7}}
+    absent = made_up(
+        "absent", three[1].predictions.logits, labels, meta=meta, predictions=None, problem="no such folder"
+    )
+    found = study([three[0], three[1], absent])
+    row = found["rows"][2]
+    assert (row["measured"], row["images"], row["right"], row["top1"], row["loss"]) == ("training", 400, 300, 75.0, 0.7)
+    assert (row["top1_low"], row["top1_high"]) == pytest.approx([100 * end for end in wilson(300, 400)])
+    assert found["paired"] == ["a", "b"]
+    assert (
+        "absent could not be evaluated here (no such folder), so its accuracy is the one found in its training."
+        in (found["notes"])
+    )
+    assert study([absent, three[0]])["paired"] == []
+    nothing = made_up("nothing", three[1].predictions.logits, labels, predictions=None, problem="gone")
+    assert study([three[0], nothing])["rows"][1]["top1"] is None
+
+
+def test_what_else_differs_is_said(three, labels):
+    logits = three[1].predictions.logits
+    longer = made_up("longer", logits, labels, overrides=["train.epochs=50", "log.every_steps=7", "train.seed=3"])
+    notes = study([three[0], longer])["notes"]
+    assert "The gates are not all that differs between the recipes (train.epochs, train.seed)." in notes
+    wider = made_up("wider", logits, labels, body=frozenset({("conv1", (3, 3))}))
+    assert "wider and a differ in more than their gates: in other layers, too." in study([three[0], wider])["notes"]
+    assert study(three)["notes"] == []
+    same = made_up("same", logits, labels, weights="a")
+    assert "a and same have the same weights." in study([three[0], same])["notes"]
+    results = [{"devices": n, "device": "CPU", "precision": "fp32", "batch_size": 64} for n in (1, 8)]
+    machines = [made_up(f"m{i}", logits, labels, results=r, started=True) for i, r in enumerate(results)]
+    assert any("do not compare their speeds" in note for note in study(machines)["notes"])
+
+
+def test_an_unfinished_run_is_said_to_be(three, labels):
+    records = [{"kind": "eval", "step": 9, "epoch": 3.0, "images": 200, "loss": 1.0, "top1": 50.0, "top5": 100.0}]
+    begun = made_up("begun", three[1].predictions.logits, labels, started=True, records=records)
+    found = study([three[0], begun])
+    assert "begun is unfinished: 3 of 40 epochs are done; compared are its best weights so far." in found["notes"]
+    assert found["rows"][1]["finished"] is False
+    assert found["curves"][0]["validation"] == {"epoch": [3.0], "minutes": [None], "top1": [50.0], "loss": [1.0]}
+
+
+def test_the_training_loss_is_a_running_mean(three, labels):
+    train = [{"kind": "train", "step": i, "epoch": i / 10, "loss": float(i), "seconds": 6.0 * i} for i in range(80)]
+    train.append({"kind": "train", "step": 80, "epoch": 8.0, "loss": None, "seconds": 480.0})  # overflowed
+    last = {"kind": "eval", "step": 80, "epoch": 8.0, "images": 200, "loss": 1.0, "top1": 50.0, "top5": 100.0}
+    run = made_up("run", three[1].predictions.logits, labels, records=[*train, last], started=True)
+    curve = study([three[0], run])["curves"][0]
+    assert curve["training"]["window"] == 2
+    assert curve["training"]["loss"] == [0.0, *(i - 0.5 for i in range(1, 80))]
+    assert curve["validation"]["minutes"] == [8.0]
+
+
+# --- recipes --------------------------------------------------------------------------------------------------------
+
+
+def test_only_keys_that_differ_are_listed_with_options_dotted():
+    plain = load_recipe("digits-seresnet20").model_dump(mode="json")
+    other = load_recipe("digits-seresnet20", ["model.options={reduction: 8}", "seed=2", "log.every_steps=9"])
+    rows = differences([plain, None, other.model_dump(mode="json")])
+    assert {row["key"]: (row["kind"], row["values"]) for row in rows} == {
+        "model.options.reduction": ("network", [None, None, "8"]),
+        "train.seed": ("training", ["0", None, "2"]),
+        "log.every_steps": ("neutral", [str(plain["log"]["every_steps"]), None, "9"]),
+    }
+    assert differences([plain, plain, None]) == []
+
+
+def test_null_is_not_the_same_as_absent_and_lists_are_one_value():
+    rows = differences([{"a": {"b": None, "c": [1, 2]}}, {"a": {"c": [1, 3]}}])
+    assert [(row["key"], row["values"]) for row in rows] == [("a.b", ["null", None]), ("a.c", ["[1, 2]", "[1, 3]"])]
+    assert flatten({"x": {"y": {"z": 1}}, "w": {}}) == {"x.y.z": 1}

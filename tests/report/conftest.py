@@ -1,0 +1,69 @@
+"""What the tests of the report share: a small run, made-up predictions, and a browser."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from excite import cli
+from excite.report.predictions import Predictions
+from excite.training import train
+from tests.training.small import small
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A small gated network's run folder; copy it before a test that writes into it."""
+    recipe = small("train.epochs=2", "mixup=0.0", "report.robustness_images=20", "report.gate_images=20")
+    return Path(train(recipe, out=tmp_path_factory.mktemp("report"), quiet=True)["run"])
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def reported(trained, tmp_path_factory) -> Path:
+    """A run with its report, made by the command."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("reported") / "run"))
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["report", str(run)])
+    assert ended.value.code == 0
+    return run
+
+
+@pytest.fixture
+def made_up():
+    """A function (images, classes, seed) -> Predictions that are right more often than not, one class being absent."""
+
+    def make(images: int = 200, classes: int = 7, seed: int = 0) -> Predictions:
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(classes - 1, size=images)
+        logits = 2 * rng.standard_normal((images, classes)).astype(np.float32)
+        logits[np.arange(images), labels] += 2.5
+        names = tuple(f"#{i}" for i in range(images))
+        return Predictions(logits, labels, names, tuple(f"c{k}" for k in range(classes)), "data", "w", "fp32", {})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Headless Chromium, driven by Selenium; all requests and the console are in its logs."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed (pip install excite[test])")
+    places = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in places:
+        pytest.skip("there is no Chromium with its driver here (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = places[0]
+    for word in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--disable-background-networking")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(places[1]))
+    yield driver
+    driver.quit()

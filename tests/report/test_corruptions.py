@@ -1,0 +1,71 @@
+"""The corruptions are those of the paper."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, strength
+
+
+def images(count: int = 6, channels: int = 3, side: int = 32) -> torch.Tensor:
+    """Smooth coloured noise, uint8 (N, C, S, S)."""
+    rng = np.random.default_rng(3)
+    values = gaussian_filter(rng.standard_normal((count, channels, side, side)), (0, 0, 2, 2))
+    return torch.from_numpy((128 + 200 * values).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("side", [32, 80])
+def test_blur_contrast_and_brightness(side):
+    x = images(side=side)
+    values = x.numpy() / 255
+    for severity in SEVERITIES:
+        sd, factor, added = (strength(n, severity, side) for n in ("gaussian_blur", "contrast", "brightness"))
+        blurred = gaussian_filter(values, (0, 0, sd, sd), mode="nearest", truncate=4)
+        found = corrupter("gaussian_blur", severity, side)(x).numpy()
+        assert np.abs(found - 255 * blurred).max() <= 1.01
+        mean = values.mean((2, 3), keepdims=True)
+        expected = 255 * ((values - mean) * factor + mean).clip(0, 1)
+        assert np.abs(corrupter("contrast", severity, side)(x).numpy() - expected).max() <= 0.51
+        bright = corrupter("brightness", severity, side)(x).numpy() / 255
+        value = values.max(1)  # hue and saturation stay, so that all three colours grow by one factor
+        grown = np.minimum(value + added, 1)
+        assert np.abs(bright.max(1) - grown).max() < 0.003
+        assert np.abs(bright - values * (grown / value)[:, None]).max() < 0.003
+
+
+def test_noise_has_its_deviation_and_does_not_depend_on_batches():
+    gray = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
+    for severity in SEVERITIES:
+        sd = strength("gaussian_noise", severity, 32)
+        found = corrupter("gaussian_noise", severity, 32)(gray).numpy() / 255
+        assert found.std() == pytest.approx(sd, rel=0.02)
+        parts = corrupter("gaussian_noise", severity, 32)
+        assert np.array_equal(torch.cat([parts(gray[:3]), parts(gray[3:])]).numpy() / 255, found)
+        assert not np.array_equal(corrupter("gaussian_noise", severity, 32, seed=1)(gray).numpy() / 255, found)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_corruption_keeps_the_form_and_jpeg_is_pillows(channels):
+    x = images(3, channels)
+    for name in STRENGTHS:
+        found = corrupter(name, 5, 32)(x)
+        assert (found.shape, found.dtype) == (x.shape, torch.uint8)
+        assert not torch.equal(found, x)
+    file = io.BytesIO()
+    Image.fromarray(x[1].permute(1, 2, 0).numpy().squeeze()).save(file, "JPEG", quality=40)
+    expected = np.array(Image.open(file)).reshape(32, 32, channels)
+    assert np.array_equal(corrupter("jpeg_compression", 5, 32)(x)[1].permute(1, 2, 0).numpy(), expected)
+
+
+def test_strengths_grow_with_the_severity_and_differ_for_small_images():
+    for name in STRENGTHS:
+        for side in (32, 224):
+            values = [strength(name, severity, side) for severity in SEVERITIES]
+            falling = name in ("jpeg_compression", "contrast")
+            assert values == sorted(values, reverse=falling)
+            assert len(set(values)) == 5
+        assert strength(name, 3, 64) != strength(name, 3, 65)

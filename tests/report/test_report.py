@@ -1,0 +1,148 @@
+"""The real command: the page, its numbers in results.json, and what happens when something is missing."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from excite import cli
+from excite.errors import ExciteError
+from excite.inference import validate
+from excite.recipe import load_recipe
+from excite.report.build import report
+from excite.report.reproduce import overrides_between, reproducing_command
+from tests.report.test_page import Reader
+from tests.training.small import small
+
+
+def leaves(value):
+    """All numbers in nested values."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from leaves(inner)
+    elif isinstance(value, int | float):
+        yield float(value)
+
+
+def test_the_page_has_everything_and_its_numbers_are_in_results_json(reported, trained):
+    html = (reported / "report.html").read_text(encoding="utf-8")
+    read = Reader(html)
+    assert read.open == []
+    ids = {a.get("id") for _, a in read.tags}
+    sections = "summary curves confusion classes calibration mistakes robustness gates speed origin"
+    assert set(sections.split()) <= ids
+    results = json.loads((reported / "results.json").read_text())
+    before = json.loads((trained / "results.json").read_text())
+    assert {k: v for k, v in results.items() if k != "report"} == before
+    numbers = results["report"]
+    known = set(leaves(numbers))
+    shown = [float(a["data-sort"]) for t, a in read.tags if t == "td" and a.get("data-sort")]
+    assert len(shown) > 100
+    assert set(shown) <= known
+    _, evaluation = validate(reported)
+    assert numbers["accuracy"]["top1"] == evaluation.top1 == results["top1"]
+    assert numbers["accuracy"]["top5"] == evaluation.top5
+    assert numbers["calibration"]["nll"] == pytest.approx(evaluation.loss, rel=1e-5)
+    assert numbers["robustness"]["images"] == 20
+    assert len(numbers["robustness"]["rows"]) == 25
+    assert len(numbers["gates"]["rows"]) == 9
+    assert numbers["gates"]["images"] == 20
+    photographs = sum(1 for t, _ in read.tags if t == "img")
+    assert photographs == min(24, evaluation.images - round(evaluation.top1))
+    assert f"{evaluation.top1:.2f} %" in html
+    assert (reported / "predictions.npz").is_file()
+
+
+def test_the_command_on_the_page_gives_the_same_recipe(reported, tmp_path):
+    numbers = json.loads((reported / "results.json").read_text())["report"]
+    words = shlex.split(numbers["about"]["command"])
+    assert words[:2] == ["excite", "train"]
+    assert load_recipe(*words[2:3], words[3:]) == load_recipe(str(reported))
+    changed = load_recipe(
+        "cifar10-seresnet20",
+        ["data.root=/a b/c'd", "epochs=3", "model.options={reduction: 8}", "train.freeze=[conv1]", "batch_size=32",
+         "data.class_names=['on', 'ü', '1']", "checkpoint.every_minutes=", "augment.rand_augment=null"],
+    )  # fmt: skip
+    words = shlex.split(reproducing_command(changed, {"processes": 1}, "runs/x"))
+    assert words[:3] == ["excite", "train", "cifar10-seresnet20"]
+    assert load_recipe(words[2], words[3:]) == changed
+    assert reproducing_command(small(), None, "runs/x") == "excite train runs/x"
+    two = reproducing_command(load_recipe("digits-seresnet20"), {"processes": 2}, "")
+    assert two == "torchrun --nproc-per-node 2 -m excite train digits-seresnet20"
+    assert overrides_between(small(), small("epochs=9")) == ["train.epochs=9"]
+
+
+def test_other_data_and_fewer_images_leave_the_runs_own_report_alone(reported):
+    before = {name: (reported / name).read_bytes() for name in ("report.html", "results.json", "predictions.npz")}
+    words = ["report.robustness_images=0", "report.gate_images=0", "report.mistakes=0"]
+    numbers, path = report(reported, words, images=40)
+    assert numbers["accuracy"]["images"] == 40
+    assert (numbers["robustness"], numbers["gates"], numbers["mistakes"]) == (None, None, [])
+    assert re.fullmatch(r"report-[0-9a-f]{8}\.html", path.name)
+    assert "not the validation images of the training" in path.read_text()
+    assert {name: (reported / name).read_bytes() for name in before} == before
+
+
+def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
+    alone = Path(shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors"))
+    numbers, path = report(alone, ["report.gate_images=0"], quick=True)
+    assert path == tmp_path / "alone-report.html"
+    assert "no metrics.jsonl with this checkpoint" in path.read_text()
+    assert (numbers["curves"], numbers["summary"]["ms_per_step"]) == (None, None)
+    assert {row["severity"] for row in numbers["robustness"]["rows"]} == {1, 3, 5}
+    from excite.explain import outer_gates
+    from excite.report import build, render
+
+    assert build.has_gates(build.load(alone))
+    assert outer_gates(build.load(alone).model)
+    study = build.Study({**numbers, "gates": None, "about": {**numbers["about"], "gated": False}})
+    study.photographs = [__import__("numpy").zeros((8, 8, 1), "uint8")] * len(numbers["mistakes"])
+    assert "This network has no gates." in render.make_page(study, tmp_path).render()
+
+
+@pytest.mark.parametrize("severity", [*range(2)])
+def test_robustness_repeats(run, severity):
+    from excite.report.build import study_robustness
+    from excite.report.predictions import open_source
+
+    found = [study_robustness(open_source(run), 15, severities=[5], seed=severity) for _ in range(2)]
+    assert found[0] == found[1]
+
+
+def test_mistakes_of_users_are_sentences(run, tmp_path):
+    with pytest.raises(ExciteError, match="no run folder or checkpoint"):
+        report(tmp_path / "nowhere")
+    with pytest.raises(ExciteError, match="is a folder; name the file"):
+        report(run, ["report.robustness_images=0", "report.gate_images=0"], out=tmp_path)
+    with pytest.raises(ExciteError, match="did you mean"):
+        report(run, ["report.robustnes_images=0"])
+    (run / "environment.json").write_text("{")
+    with pytest.raises(ExciteError, match=r"environment\.json cannot be read as JSON"):
+        report(run, ["report.robustness_images=0", "report.gate_images=0"])
+    assert not (run / "report.html").exists()
+
+
+def test_training_by_the_command_ends_with_a_report(excite, tmp_path):
+    recipe = small("train.epochs=1", "data.limit_train=64", "data.limit_val=30", "report.write=true", "mixup=0.0",
+                   "report.robustness_images=0", "report.gate_images=5")  # fmt: skip
+    (tmp_path / "small.yaml").write_text(recipe.to_yaml())
+    done = excite("train", "small.yaml")
+    run = next((tmp_path / "runs").iterdir())
+    assert f"report {Path('runs') / run.name / 'report.html'}" in done.stdout
+    assert "report.html" in done.stdout.split("environment.json")[0]
+    assert json.loads((run / "results.json").read_text())["report"]["accuracy"]["images"] == 30
+
+
+@pytest.mark.parametrize("error", [ExciteError("the disk is full"), MemoryError(), KeyboardInterrupt()])
+def test_a_report_that_fails_does_not_fail_the_training(run, monkeypatch, capsys, error):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("excite.report.build.report", fail)
+    cli._report_on_run(run, quiet=False)
+    told = capsys.readouterr().err
+    assert told.startswith(f"the report was not written ({str(error) or type(error).__name__}); the run is whole")
+    assert told.count("\n") == 1
