@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from excite.compare.recipes import differences, flatten
-from excite.compare.statistics import Pairs, holm, mcnemar, paired_interval, wilson
 from excite.compare.study import PICTURES, study
 from excite.recipe import load_recipe
+from excite.report.statistics import Pairs, holm, mcnemar, paired_interval, wilson
 from tests.compare.conftest import made_up
 
 

@@ -131,3 +131,12 @@ def test_init_from_gives_another_number_of_classes_a_new_head(run):
     assert torch.equal(model.conv1.weight, ckpt.read_weights(run).tensors["conv1.weight"])
     with pytest.raises(ExciteError, match=r"does not fit .*: layer1\.0"):
         ckpt.init_from(create_model("cifar_resnet20", in_chans=1), str(run))
+
+
+def test_init_from_refuses_gates_whose_tensors_fit_but_compute_something_else(run):
+    """The checkpoint's gates are sigmoid(...), these are 2 sigmoid(...) of the same tensors."""
+    model = create_model("cifar_resnet20", in_chans=1, gate={"name": "se", "identity": True, "reduction": 16})
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ExciteError, match=r"init_from: .*layer1\.0 the gate se identity=False, .*identity=True"):
+        ckpt.init_from(model, str(run))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

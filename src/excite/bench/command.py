@@ -72,7 +72,8 @@ def _profiles(
     settings: Sequence[Setting], rows: Sequence[Row], folder: Path, cache: str
 ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
     """Trace file -> most expensive operators and floors, of every row that could be measured; and what went wrong."""
-    found, failed = {}, []
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    failed = []
     for setting, row in zip(settings, rows, strict=True):
         if "error" in row:
             continue

@@ -11,7 +11,7 @@ import numpy as np
 
 from excite.compare.recipes import differences
 from excite.compare.runs import Run
-from excite.compare.statistics import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
+from excite.report.statistics import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
 PICTURES = 6

@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from excite.compare.statistics import wilson
 from excite.data.images import stratified_split
 from excite.report.predictions import Predictions
+from excite.report.statistics import wilson
 
 #: Of the expected calibration error and the reliability diagram: equal widths over 0 to 1 (Guo et al. 2017 use 15).
 BINS = 15

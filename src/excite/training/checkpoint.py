@@ -202,8 +202,23 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
     misfits = mismatches(model, tensors, set(fresh))
     if misfits:
         raise ExciteError(f"train.init_from: {checkpoint.path} does not fit {type(model).__name__}: {_listed(misfits)}")
+    _check_gates(model, checkpoint, gates)
     model.load_state_dict(tensors, strict=False)
     return fresh
+
+
+def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
+    """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
+    from excite.models import Classifier
+    from excite.weights.function import other_gates_of_ours, refuse
+
+    written = checkpoint.meta.get("model")
+    if not written or not isinstance(model, Classifier):
+        return
+    slots = {name.removesuffix(".gate") for name in fresh}
+    different = other_gates_of_ours(model, written["name"], written["args"])
+    if others := {slot: two for slot, two in different.items() if slot not in slots}:
+        raise refuse(f"train.init_from: {checkpoint.path}", others)
 
 
 def fresh_gates(model: nn.Module, lacking: Collection[str]) -> list[str]:

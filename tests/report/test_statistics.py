@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from excite.compare.statistics import (
+from excite.report.statistics import (
     FEW_DISCORDANT,
     Pairs,
     holm,
