@@ -17,7 +17,8 @@ and offset (N, C). A projection shortcut's own norm is applied in the same last 
 first pass backward. The textbook form is ``excite.ops.reference.norm_excite_residual``; the passes are run by
 ``excite.ops.native`` (CPU kernels), ``excite.ops.triton_kernels`` (GPU) or ``excite.ops.plain`` (PyTorch).
 
-For autograd there are two functions with (N, C) tensors between them: :class:`NormStatistics` and :class:`NormApply`.
+For autograd there are two functions with (N, C) tensors between them: :class:`NormStatistics` and :class:`NormApply`;
+without a gate it is one, :class:`NormAdd`.
 The gradient of ``y`` needs what both know, and must be made in one pass. So what ``NormApply`` knows travels to
 ``NormStatistics`` as gradients: of *relays*, tensors of the right shapes without any content, which the one gives out
 and the other takes in. Nothing is kept aside, hence the same formulas serve ``torch.compile``
@@ -42,6 +43,10 @@ from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
 from excite.ops.triton_kernels.launch import DEVICES
 
 MODES = ("auto", "on", "plain", "off")
+#: Whether "auto" takes the Triton kernels where they run, as "on" does. No GPU has measured them yet: set it to True
+#: once `benchmarks/gpu.sh` shows training with fused=on faster than with fused=off, and say so in
+#: docs/free-excitation.md.
+AUTO_TAKES_TRITON = False
 Excitation = Callable[[Tensor], Tensor]
 
 
@@ -124,6 +129,8 @@ def norm_excite_residual(
     if identity is not None:
         identity = identity.to(y.dtype) if passes is _OPERATORS else passes.dense(identity, y)
     form: Any = _train if norm.training else _evaluate
+    if excitation is None and passes is native:  # kernels only, which autocast does not touch
+        return form(y, norm, None, identity, identity_norm, keep, relu, passes)
     with _without_autocast(y):
         return form(y, norm, excitation, identity, identity_norm, keep, relu, passes)
 
@@ -148,7 +155,7 @@ def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     if fused != "plain" and _dtypes(norm) == (torch.float32, torch.float32):
         if native.takes(y):
             return native
-        if fused == "on" and triton_kernels.takes(y):
+        if (fused == "on" or AUTO_TAKES_TRITON) and triton_kernels.takes(y):
             return triton_kernels
     return plain if fused in ("on", "plain") and y.ndim == 4 else None
 
@@ -176,7 +183,8 @@ def _has_kernels(y: Tensor, fused: str) -> bool:
         dense = y.is_contiguous(memory_format=torch.channels_last)
         return dense and y.dtype in native.DTYPES and _native_available()
     dense = y.is_contiguous(memory_format=torch.channels_last) or y.is_contiguous()
-    return fused == "on" and dense and y.device.type in DEVICES and _triton_available()
+    wanted = fused == "on" or AUTO_TAKES_TRITON
+    return wanted and dense and y.device.type in DEVICES and _triton_available()
 
 
 # Asked while tracing: the answers are about the machine, and finding them out cannot be traced.
@@ -232,6 +240,11 @@ def _train(
 ) -> Tensor:
     if torch.compiler.is_compiling() and passes is plain:
         return _train_traced(y, norm, excitation, identity, identity_norm, keep, relu)
+    if excitation is None and keep is None and identity_norm is None and passes is not _OPERATORS:
+        over = _processes(norm)
+        if over is None:
+            _check_count(y)
+            return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), relu, passes)
     recompute = relu and identity is None
     squeezed, packed, *relays = _statistics(y, norm, passes, RECOMPUTE if recompute else OPEN)
     s = _scales(squeezed, excitation, keep)
@@ -269,8 +282,8 @@ def _train_traced(
 def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple[Tensor, ...]:
     """What NormStatistics gives, for a norm; its buffers move."""
     over = _processes(norm)
-    if over is None and y.numel() == y.shape[1]:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
+    if over is None:
+        _check_count(y)
     running, momentum = _running(norm)
     if passes is _OPERATORS:
         squeezed, packed, moments, *relays = torch.ops.excite.norm_statistics(y, *_affine(norm, y), norm.eps, mask)
@@ -278,6 +291,11 @@ def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple
             buffer.lerp_(value, momentum)
         return squeezed, packed, *relays
     return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, over, mask)
+
+
+def _check_count(y: Tensor) -> None:
+    if y.numel() == y.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {y.shape}")
 
 
 def _affine(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,6 +335,47 @@ def make_relays(y: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For the gradients g (N, C, H, W), sums (2, N, C) and s (N, C): see the beginning of this module. No memory."""
     n, c = y.shape[:2]
     return y.new_empty(()).expand(y.shape), packed.new_empty(()).expand(2, n, c), packed.new_empty(()).expand(n, c)
+
+
+class NormAdd(torch.autograd.Function):
+    """``relu(norm(y) + identity)``, ReLU and identity optional: without a gate nothing lies between the passes.
+
+    It does what NormStatistics and NormApply would, in one node: a node costs a tenth of a millisecond of Python,
+    which a small network on a CPU feels (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        identity: Tensor | None,
+        eps: float,
+        running: tuple[Tensor, Tensor] | None,
+        momentum: float,
+        relu: bool,
+        passes: Passes,
+    ) -> Tensor:
+        known = passes.statistics(y, weight, bias, eps, running, momentum)
+        out = passes.apply(y, known, None, identity, relu, None)
+        ctx.passes, ctx.mask = passes, OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
+        ctx.save_for_backward(y, known.packed, out if ctx.mask == OUTPUT else None)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        y, packed, out = ctx.saved_tensors
+        passes, mask, known = ctx.passes, ctx.mask, Statistics(packed)
+        grad = passes.dense(grad, y)
+        sums = passes.grad_sums(grad, out, y, known, None, mask, mask == OUTPUT)
+        g = grad if sums.map is None else sums.map
+        masked = OPEN if mask == OUTPUT else mask
+        weight, bias, dy = passes.grad_input(
+            g, None, y, known, None, GradSums(sums.packed, None), None, masked, ctx.needs_input_grad[0]
+        )
+        return dy, weight, bias, g if ctx.needs_input_grad[3] else None, *[None] * 5
 
 
 class NormStatistics(torch.autograd.Function):
