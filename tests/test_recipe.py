@@ -10,6 +10,7 @@ from excite.errors import ExciteError
 from excite.recipe import (
     Recipe,
     apply_overrides,
+    is_override,
     json_schema,
     load_recipe,
     override_keys,
@@ -144,3 +145,10 @@ def test_two_batches_contradict_each_other():
         small("batch_size=64", "scale_lr_to=256")
     with pytest.raises(ExciteError, match="multiple of train"):
         small("grad_accumulation=4", "scale_lr_to=30").scaled()
+
+
+def test_words_with_an_equals_sign_are_overrides_unless_they_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run=1").touch()
+    words = ["data.root=/a/b", "run=1", "runs/lr=0.1", "run", "x=" + "y" * 5000]  # the last is too long for a path
+    assert [is_override(word) for word in words] == [True, False, False, False, True]

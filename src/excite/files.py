@@ -73,10 +73,35 @@ def _sentence(path: Path, error: OSError) -> str:
     return f"{path} could not be written: {error.strerror or error} (what was there before is whole)"
 
 
+def check_writable(path: Path) -> None:
+    """Raise ExciteError where a file could not be written, before the work that it is to hold is done.
+
+    Folders that are missing are no error: they are made. A full disk is only met by writing.
+    """
+    if path.is_dir():
+        raise ExciteError(f"{path} is a folder; name a file in it, such as {path / 'NAME'}")
+    there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not there.is_dir():
+        raise ExciteError(f"{path} could not be written: {there} is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ExciteError(f"{path} could not be written: the folder {there} is read-only for you; name another place")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises ExciteError where it cannot be written."""
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExciteError(f"{path} cannot be read as JSON ({error}); delete it to go on without it") from None
+    if not isinstance(value, dict):
+        raise ExciteError(f"{path} holds no JSON object; delete it to go on without it")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from excite.data import EvalLoader, Preprocessing, open_data
 from excite.data.decode import BadImageError
 from excite.data.folder import EXTENSIONS
 from excite.errors import ExciteError
+from excite.grafting.stored import is_grafted_file
 from excite.models import create_model
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
@@ -128,6 +129,11 @@ def _read(source: str | Path) -> Checkpoint:
     """A checkpoint of ours, or another system's, converted on the way (see docs/weights.md)."""
     if not is_foreign(source):
         return read_weights(source)
+    if is_grafted_file(source):
+        raise ExciteError(
+            f"{source} is another library's network with grafted gates, without classes and preprocessing; from "
+            "Python, excite.grafting.load_grafted loads it"
+        )
     model, loaded = convert(source)
     return Checkpoint(Path(source), model.state_dict(), {**describe(model, loaded), "versions": versions()})
 
@@ -228,22 +234,24 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
+    from excite.figures import style
     from excite.files import written_aside
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, prediction in zip(axes.flat, shown, strict=False):
-        axis.imshow(load_image(local_file(prediction.path)))
-        name, probability = prediction.top[0]
-        axis.set_title(f"{name if len(name) < 22 else name[:20] + '...'}\n{100 * probability:.1f} %", fontsize=9)
     path = Path(path)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=100, format="png")
+    with style():
+        figure = Figure(figsize=(2.4 * columns, 2.7 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, prediction in zip(axes.flat, shown, strict=False):
+            axis.imshow(load_image(local_file(prediction.path)))
+            name, probability = prediction.top[0]
+            axis.set_title(f"{name if len(name) < 22 else name[:20] + '...'}\n{100 * probability:.1f} %", fontsize=9)
+        with written_aside(path) as aside:
+            figure.savefig(aside, dpi=100, format="png")
     return path
 
 

@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that the command line can list, print, check 
 """
 
 import json
+import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -234,7 +235,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
-        lines = [f"name: {_scalar(self.name)}"]
+        lines = [f"name: {as_yaml(self.name)}"]
         for name, field in type(self).model_fields.items():
             section = getattr(self, name)
             if not isinstance(section, BaseModel):
@@ -242,7 +243,7 @@ class Recipe(Section):
             doc = (type(section).__doc__ or field.description or "").strip().split("\n")[0]
             lines += ["", f"{name}:  # {doc}"]
             for key, sub in type(section).model_fields.items():
-                entry = f"  {key}: {_scalar(section.model_dump(mode='json')[key])}"
+                entry = f"  {key}: {as_yaml(section.model_dump(mode='json')[key])}"
                 lines.append(f"{entry:<40}  # {sub.description}" if sub.description else entry)
         return "\n".join(lines) + "\n"
 
@@ -312,9 +313,10 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ExciteError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
 
 
-def _scalar(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip()
-    return text.removesuffix("...").strip()
+def as_yaml(value: Any) -> str:
+    """A value as YAML on one line, as it stands in a recipe and behind ``key=``."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
+    return text.strip().removesuffix("...").strip()
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -440,6 +442,11 @@ def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
             f"to train with, and the learning rate is scaled to it from the recipe's {written}; give it alone"
         )
     values["train"]["batch_size"] = written
+
+
+def is_override(word: str) -> bool:
+    """Whether a word of the command line is ``key=value``, and no path with a "=" in it."""
+    return "=" in word and "/" not in word.partition("=")[0] and not os.path.exists(word)
 
 
 def override_keys() -> list[str]:

@@ -1,16 +1,22 @@
 """The numbers of a comparison against NumPy and PyTorch by hand, and what may not be compared."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from excite.compare.recipes import differences, flatten
+from excite.compare.runs import _gate
 from excite.compare.study import PICTURES, study
+from excite.grafting import graft
+from excite.models import create_model
 from excite.recipe import load_recipe
 from excite.report.statistics import Pairs, holm, mcnemar, paired_interval, wilson
+from excite.report.study import accuracy as report_accuracy
 from tests.compare.conftest import made_up
 
 
@@ -165,15 +171,34 @@ def test_what_else_differs_is_said(three, labels):
     logits = three[1].predictions.logits
     longer = made_up("longer", logits, labels, overrides=["train.epochs=50", "log.every_steps=7", "train.seed=3"])
     notes = study([three[0], longer])["notes"]
+    assert "The recipes differ in what decides the training (train.epochs, train.seed)." in notes
+    notes = study([three[0], replace(longer, gate="se")])["notes"]
     assert "The gates are not all that differs between the recipes (train.epochs, train.seed)." in notes
     wider = made_up("wider", logits, labels, body=frozenset({("conv1", (3, 3))}))
-    assert "wider and a differ in more than their gates: in other layers, too." in study([three[0], wider])["notes"]
+    assert "wider and a differ in layers that are no gates." in study([three[0], wider])["notes"]
+    notes = study([three[0], replace(wider, gate="se")])["notes"]
+    assert "wider and a differ in more than their gates: in other layers, too." in notes
     assert study(three)["notes"] == []
     same = made_up("same", logits, labels, weights="a")
     assert "a and same have the same weights." in study([three[0], same])["notes"]
     results = [{"devices": n, "device": "CPU", "precision": "fp32", "batch_size": 64} for n in (1, 8)]
     machines = [made_up(f"m{i}", logits, labels, results=r, started=True) for i, r in enumerate(results)]
     assert any("do not compare their speeds" in note for note in study(machines)["notes"])
+
+
+def test_top5_among_equal_logits_is_that_of_the_report(labels):
+    classes = tuple("abcdefgh")
+    even = made_up("even", np.zeros((200, 8)), labels, classes=classes)
+    row = study([even, made_up("b", np.eye(8)[labels], labels, classes=classes)])["rows"][0]
+    assert row["top5"] == report_accuracy(even.predictions)["top5"]
+    assert row["top1"] == report_accuracy(even.predictions)["top1"]
+
+
+def test_grafted_gates_have_a_name_in_other_libraries_networks_too():
+    grafted = graft(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "eca", at=["0"], example=torch.zeros(1, 3, 8, 8))
+    assert _gate(grafted) == "eca"
+    assert _gate(nn.Conv2d(3, 8, 3)) is None
+    assert _gate(create_model("cifar_seresnet20")) == "se"
 
 
 def test_an_unfinished_run_is_said_to_be(three, labels):

@@ -147,12 +147,14 @@ def test_python_and_the_table(trained, tmp_path, capsys):
     from excite.training.display import Display
 
     done = set()
-    options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["3"], "device": "cpu"}
+    options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["$x^$"], "device": "cpu"}
+    options["drawn_gates"] = ["layer3.2.gate"]
     result = package.explain.explain(trained, progress=lambda what, *_: done.add(what), **options)
     assert done == {"collecting scales", "estimating what each gate is worth"}
     assert all(row["estimated"] and row["could_go"] is None and row["saved_ms"] is None for row in result.rows)
     folder = result.write(tmp_path / "out")
-    assert [lines_of(panel) for panel in axes_of(folder / "excitations.svg")] == [2] * 9
+    assert [lines_of(panel) for panel in axes_of(folder / "excitations.svg")] == [2]
+    assert "$x^$" in words_of(folder / "excitations.svg")
     show(result, folder, Display())
     printed = capsys.readouterr().out
     assert "(estimate)" in printed
@@ -187,13 +189,17 @@ def test_bad_input_is_one_sentence(trained, options, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_image_and_an_ungated_network(trained, ungated, excite):
-    done = excite("explain", trained, "no-such.png", check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: 'no-such.png' is neither a file, a folder nor a pattern that matches any\n"
+def test_a_missing_image_and_an_ungated_network(trained, ungated, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from excite.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExciteError, match="is neither a file, a folder nor a pattern"):
+        CliRunner().invoke(app, ["explain", str(trained), "no-such.png"], catch_exceptions=False)
     with pytest.raises(ExciteError, match="cifar_resnet20 has no gates to explain"):
-        package.explain.explain(ungated, device="cpu")
-    assert not list(excite.cwd.iterdir())
+        CliRunner().invoke(app, ["explain", str(ungated)], catch_exceptions=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_depths_are_spread_evenly():

@@ -31,6 +31,12 @@ SIZE = 8
 GATES = [*list_gates(), {"name": "ge", "variant": "theta"}, {"name": "ge", "variant": "theta_plus"}, None]
 
 
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch):
+    """The fewest rounds: how fast the small network is, no test asks."""
+    monkeypatch.setattr("excite.export.verify.TIMING_SECONDS", 0.0)
+
+
 def needs(*packages: str) -> None:
     missing = [package for package in packages if find_spec(package) is None]
     if missing:

@@ -15,6 +15,7 @@ import excite as package
 from excite.errors import ExciteError
 from excite.grafting import Grafted, command, graft, load_grafted, save_grafted
 from excite.grafting.command import prove
+from excite.inference import load
 from excite.training import train
 from excite.training.checkpoint import read_weights
 from tests.grafting import networks
@@ -152,6 +153,8 @@ def test_a_foreign_network_is_written_and_read_back(tmp_path):
         load_grafted(tmp_path / "net.safetensors")
     with pytest.raises(ExciteError, match=r"a gate behind 'layer2.0.bn3', which Plain does not have"):
         load_grafted(tmp_path / "net.safetensors", networks.Plain())
+    with pytest.raises(ExciteError, match="another library's network with grafted gates"):
+        load(tmp_path / "net.safetensors")
     with pytest.raises(ExciteError, match="has no grafted gates"):
         save_grafted(model, tmp_path / "none.safetensors")
     wider = networks.TorchvisionStyle()

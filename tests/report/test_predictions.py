@@ -12,6 +12,7 @@ from excite.errors import ExciteError
 from excite.inference import validate
 from excite.report import predictions as module
 from excite.report.predictions import FILE, Predictions, open_source, pictures, predict_all, predictions_of
+from tests.report.conftest import CLASSES
 
 
 def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
@@ -71,15 +72,16 @@ def test_nothing_stored_is_executed(tmp_path, made_up):
 def test_other_classes_are_a_sentence_and_files_go_by_their_paths(run, tmp_path):
     for k in range(10):
         for part in ("train", "val"):
-            folder = tmp_path / "images" / part / str(k)
+            folder = tmp_path / "images" / part / CLASSES[k]
             folder.mkdir(parents=True)
             Image.new("L", (9, 9), 25 * k).save(folder / f"{part}-ä.png")
     words = ["data.source=folder", f"data.root={tmp_path / 'images'}", "data.mode=stream", "data.limit_val=null"]
+    words.append("data.class_names=null")
     opened = open_source(run, [*words, "data.workers=0"])
     found = predict_all(opened)
-    assert found.names[3] == "3/val-ä.png"
+    assert found.names[3] == "4/val-ä.png"
     assert pictures(opened, [found.names[3]])[0].shape == (8, 8, 1)
-    (tmp_path / "images" / "val" / "9").rename(tmp_path / "images" / "val" / "x")
-    (tmp_path / "images" / "train" / "9").rename(tmp_path / "images" / "train" / "x")
+    (tmp_path / "images" / "val" / "8").rename(tmp_path / "images" / "val" / "x")
+    (tmp_path / "images" / "train" / "8").rename(tmp_path / "images" / "train" / "x")
     with pytest.raises(ExciteError, match="the 10 classes of the data are not the 10 of"):
         open_source(run, words)

@@ -70,6 +70,7 @@ def test_the_command_on_the_page_gives_the_same_recipe(reported, tmp_path):
     assert words[:3] == ["excite", "train", "cifar10-seresnet20"]
     assert load_recipe(words[2], words[3:]) == changed
     assert reproducing_command(small(), None, "runs/x") == "excite train runs/x"
+    assert reproducing_command(small(), None, None) == "excite train recipe.yaml"
     two = reproducing_command(load_recipe("digits-seresnet20"), {"processes": 2}, "")
     assert two == "torchrun --nproc-per-node 2 -m excite train digits-seresnet20"
     assert overrides_between(small(), small("epochs=9")) == ["train.epochs=9"]
@@ -90,7 +91,10 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     alone = Path(shutil.copy(run / "model.safetensors", tmp_path / "alone.safetensors"))
     numbers, path = report(alone, ["report.gate_images=0"], quick=True)
     assert path == tmp_path / "alone-report.html"
-    assert "no metrics.jsonl with this checkpoint" in path.read_text()
+    html = path.read_text(encoding="utf-8")
+    assert "no metrics.jsonl with this checkpoint" in html
+    assert numbers["about"]["command"] == "excite train recipe.yaml"  # no run folder that it could name
+    assert "With the recipe below in a file recipe.yaml, this command trains it again:" in html
     assert (numbers["curves"], numbers["summary"]["ms_per_step"]) == (None, None)
     assert {row["severity"] for row in numbers["robustness"]["rows"]} == {1, 3, 5}
     from excite.explain import outer_gates
@@ -115,24 +119,60 @@ def test_robustness_repeats(run, severity):
 def test_mistakes_of_users_are_sentences(run, tmp_path):
     with pytest.raises(ExciteError, match="no run folder or checkpoint"):
         report(tmp_path / "nowhere")
-    with pytest.raises(ExciteError, match="is a folder; name the file"):
-        report(run, ["report.robustness_images=0", "report.gate_images=0"], out=tmp_path)
     with pytest.raises(ExciteError, match="did you mean"):
         report(run, ["report.robustnes_images=0"])
     (run / "environment.json").write_text("{")
     with pytest.raises(ExciteError, match=r"environment\.json cannot be read as JSON"):
         report(run, ["report.robustness_images=0", "report.gate_images=0"])
+    (run / "results.json").write_text("[1]")
+    with pytest.raises(ExciteError, match=r"results\.json holds no JSON object"):
+        report(run, ["report.robustness_images=0", "report.gate_images=0"])
     assert not (run / "report.html").exists()
 
 
-def test_training_by_the_command_ends_with_a_report(excite, tmp_path):
+def test_where_it_cannot_be_written_is_told_before_the_work(run, tmp_path, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("it has begun to measure")
+
+    monkeypatch.setattr("excite.report.build.study_source", never)
+    (tmp_path / "file").touch()
+    with pytest.raises(ExciteError, match=r"file is no folder"):
+        report(run, out=tmp_path / "file" / "page.html")
+    with pytest.raises(ExciteError, match="is a folder; name a file in it"):
+        report(run, out=tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != run)  # root may write everywhere
+    with pytest.raises(ExciteError, match="is read-only for you; name another place"):
+        report(run)
+
+
+def test_an_unfinished_run_with_a_damaged_record_has_a_page_that_says_so(run):
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").unlink()
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'[1]\n{"kind": "eva\xff\xfe')
+    numbers, path = report(run, ["report.robustness_images=0", "report.gate_images=0", "report.mistakes=0"])
+    assert numbers["about"]["finished"] is False
+    html = path.read_text(encoding="utf-8")
+    assert f"This run is not finished: the weights are those of epoch {results['best_epoch']:g} of 2" in html
+    state = next((run / "checkpoints").iterdir())
+    before = sorted((run / "checkpoints").iterdir())
+    _, path = report(state, ["report.robustness_images=0", "report.gate_images=0", "report.mistakes=0"])
+    assert path == run / f"{state.name}-report.html"
+    assert sorted((run / "checkpoints").iterdir()) == before
+
+
+def test_training_by_the_command_ends_with_a_report(tmp_path, monkeypatch, capsys):
     recipe = small("train.epochs=1", "data.limit_train=64", "data.limit_val=30", "report.write=true", "mixup=0.0",
-                   "report.robustness_images=0", "report.gate_images=5")  # fmt: skip
+                   "report.robustness_images=0", "report.gate_images=0")  # fmt: skip
     (tmp_path / "small.yaml").write_text(recipe.to_yaml())
-    done = excite("train", "small.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.app(["train", "small.yaml"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
     run = next((tmp_path / "runs").iterdir())
-    assert f"report {Path('runs') / run.name / 'report.html'}" in done.stdout
-    assert "report.html" in done.stdout.split("environment.json")[0]
+    assert f"report {Path('runs') / run.name / 'report.html'}" in printed
+    assert "report.html" in printed.split("environment.json")[0]
     assert json.loads((run / "results.json").read_text())["report"]["accuracy"]["images"] == 30
 
 

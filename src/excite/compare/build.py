@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from excite.compare.figures import draw_images, figures, save, style
+from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
 from excite.compare.runs import Progress, Run, check_sources, choose_baseline, choose_labels, read_run
 from excite.compare.study import study
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
-from excite.files import write_text
+from excite.figures import save, style
+from excite.files import check_writable, write_text
 from excite.recipe import apply_overrides
 from excite.report.predictions import image_names
 from excite.twins.report import to_csv
@@ -99,7 +100,8 @@ def check_target(path: str | Path, force: bool = False) -> tuple[Path, Path]:
         raise ExciteError(f"--out {page}: the name of the page ends in .html")
     table = page.with_suffix(".csv")
     for file in (page, table):
-        if file.is_dir() or (file.exists() and not force):
+        check_writable(file)
+        if file.exists() and not force:
             raise ExciteError(f"{file} exists already; give another --out, or --force to replace it")
     return page, table
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from excite.compare.build import Comparison, check_folder, check_target, compare
 from excite.compare.table import differing, interval, sentences, shown
+from excite.recipe import is_override
 from excite.training.display import Display, make_table
 
 #: Columns of a terminal that the whole table fits in.
@@ -35,20 +34,16 @@ def run(
     Raises:
         ExciteError: see ``compare``; something is there already.
     """
-    if out is not None:
-        check_target(out, force)
+    out = _free_name() if out is None else out
+    check_target(out, force)
     if figures is not None:
         check_folder(figures, force)
-    overrides = [word for word in words if _is_override(word)]
-    result = compare([word for word in words if not _is_override(word)], overrides, **options)
-    written = result.write(out if out is not None else _free_name(), force=force)
+    overrides = [word for word in words if is_override(word)]
+    result = compare([word for word in words if not is_override(word)], overrides, **options)
+    written = result.write(out, force=force)
     if figures is not None:
         written += result.write_figures(figures, force=force)
     return result, written
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and "/" not in word.partition("=")[0] and not Path(word).exists()
 
 
 def _free_name() -> Path:
@@ -77,22 +72,21 @@ def show(found: Mapping[str, Any], written: Sequence[Path], display: Display) ->
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with numbers and their intervals in one cell; brackets are none of rich's markup."""
+    """The row with numbers and their intervals in one cell."""
     top1 = None if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
     change = row["difference_interval"]
     if row["difference"] is not None:
         change = f"{row['difference']:+.2f} [{interval(row, 'difference', '+.2f')}]"
-    texts = {**row, "top1_text": top1, "difference_text": change}
-    return {key: escape(value) if isinstance(value, str) else value for key, value in texts.items()}
+    return {**row, "top1_text": top1, "difference_text": change}
 
 
 def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
     percent = f"{100 * found['confidence']:g} %"
     columns: Columns = [("label", "run", "")]
     columns += [("model", "model", "")] if differing(found["rows"], ["model"]) else []
-    columns += [("gate", "gate", ""), ("epochs_text", "epochs", ""), ("top1_text", escape(f"top-1 % [{percent}]"), "")]
+    columns += [("gate", "gate", ""), ("epochs_text", "epochs", ""), ("top1_text", f"top-1 % [{percent}]", "")]
     if found["paired"]:
-        columns += [("difference_text", escape(f"difference [{percent}]"), ""), ("p_text", "p", "")]
+        columns += [("difference_text", f"difference [{percent}]", ""), ("p_text", "p", "")]
         columns += [("p_holm_text", "Holm's p", "")] if len(found["paired"]) > 2 else []
     return columns
 
@@ -107,10 +101,7 @@ def _cost_columns(found: Mapping[str, Any]) -> Columns:
 def _show_recipe(found: Mapping[str, Any], display: Display) -> None:
     if not found["recipe"]:
         return
-    rows = [
-        {"key": row["key"], **{f"v{i}": v if v is None else escape(v) for i, v in enumerate(row["values"])}}
-        for row in found["recipe"]
-    ]
+    rows = [{"key": row["key"], **{f"v{i}": v for i, v in enumerate(row["values"])}} for row in found["recipe"]]
     columns: Columns = [("key", "recipe", "")]
-    columns += [(f"v{i}", escape(row["label"]), "") for i, row in enumerate(found["rows"])]
+    columns += [(f"v{i}", row["label"], "") for i, row in enumerate(found["rows"])]
     display.table(make_table(rows, columns))

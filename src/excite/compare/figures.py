@@ -3,15 +3,12 @@
 Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every run has a mark of its own besides.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.files import written_aside
-from excite.twins.figure import COLORS
+from excite.figures import COLORS, MARKS, save, style
 
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GRAY = "#808080"  # readable on white and on black
 #: With more classes only those with the largest differences are drawn, half of them from each end.
 MOST_CLASSES = 40
@@ -34,44 +31,11 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
         return {name: draw(found) for name, draw in drawn.items()}
 
 
-def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside each other.
-
-    Args:
-        figure: a matplotlib Figure.
-        path: without suffix.
-    """
-    written = []
-    with style():
-        for kind in ("png", "svg"):
-            file = path.with_name(f"{path.name}.{kind}")
-            with written_aside(file) as aside:
-                figure.savefig(aside, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            written.append(file)
-    return written
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """In which figures are made and written."""
-    import warnings
-
-    from matplotlib import rc_context
-
-    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
-    # Labels of runs and classes are the user's, in which a $ is a $.
-    options = {"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10, "text.parse_math": False}
-    with rc_context(options), warnings.catch_warnings():
-        # Of a name in another script; in an SVG the reader's own fonts have it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield
-
-
 def _look(position: int) -> dict[str, Any]:
     """Colour and mark of the run at a position: 49 different pairs."""
     return {
         "color": COLORS[position % len(COLORS)],
-        "marker": _MARKS[(position + position // len(COLORS)) % len(_MARKS)],
+        "marker": MARKS[(position + position // len(COLORS)) % len(MARKS)],
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from excite.recipe import as_yaml
 
 #: What decides how fast, where or how often something is written down, but not what is learned.
 NEUTRAL = (
@@ -56,15 +56,10 @@ def differences(recipes: Sequence[Mapping[str, Any] | None]) -> list[dict[str, A
     known = [i for i, recipe in enumerate(recipes) if recipe is not None]
     rows = []
     for key in dict.fromkeys(key for recipe in flat for key in recipe):
-        values = [_yaml(recipe[key]) if key in recipe else None for recipe in flat]
+        values = [as_yaml(recipe[key]) if key in recipe else None for recipe in flat]
         if len({values[i] for i in known}) > 1:
             rows.append({"key": key, "kind": _kind(key), "values": values})
     return rows
-
-
-def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False, allow_unicode=True)
-    return text.strip().removesuffix("...").strip()
 
 
 def _kind(key: str) -> str:

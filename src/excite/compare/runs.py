@@ -1,6 +1,5 @@
 """The runs that are compared: what each is, what its folder tells, and what it says about every image."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ from torch import nn
 
 from excite.data import DataSets
 from excite.errors import ExciteError, nearest
+from excite.files import read_json
 from excite.gates import Gate
+from excite.grafting.wrapper import Grafted
 from excite.inference import Predictor
 from excite.models.summary import count_macs
 from excite.recipe import Recipe, apply_overrides
@@ -119,12 +120,11 @@ def read_run(
     weights = weights_digest(source)
     if predictions is None and folder is not None and not overrides:
         predictions = _stored(folder, weights, predictor.precision)
-    gate = getattr(predictor.model, "gate_spec", None)
     return Run(
         label=label,
         source=source,
         meta=predictor.meta,
-        gate=None if gate is None else gate["name"],
+        gate=_gate(predictor.model),
         params=sum(p.numel() for p in predictor.model.parameters()),
         gmacs=_gmacs(predictor),
         body=_body(predictor.model),
@@ -155,6 +155,13 @@ def _stored(folder: Path, weights: str, precision: str) -> Predictions | None:
     return found if found is not None and (found.weights, found.precision) == (weights, precision) else None
 
 
+def _gate(model: nn.Module) -> str | None:
+    """The name of its gates, of those that were grafted into another library's network, too."""
+    spec = getattr(model, "gate_spec", None)
+    found = [spec["name"]] if spec is not None else [m.spec["name"] for m in model.modules() if isinstance(m, Grafted)]
+    return " + ".join(dict.fromkeys(found)) or None
+
+
 def _gmacs(predictor: Predictor) -> float | None:
     try:
         return round(count_macs(predictor.model) / 1e9, 6)  # type: ignore[arg-type]
@@ -179,10 +186,7 @@ def _recipe(meta: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_results(folder: Path | None) -> dict[str, Any] | None:
     if folder is None or not (folder / "results.json").is_file():
         return None
-    try:
-        return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExciteError(f"{folder / 'results.json'} cannot be read: {error}") from None
+    return read_json(folder / "results.json")
 
 
 # --- which runs, and their names ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 from excite.compare.recipes import differences
 from excite.compare.runs import Run
 from excite.report.statistics import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
+from excite.report.study import accuracy
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
 PICTURES = 6
@@ -208,35 +209,21 @@ def _row(run: Run, confidence: float) -> dict[str, Any]:
 
 
 def _accuracy(run: Run, confidence: float) -> dict[str, Any]:
-    found = run.meta.get("metrics")
+    keys = ("images", "right", "top1", "top1_low", "top1_high", "top5")
     if run.predictions is not None:
-        measured, images, right = "predictions", len(run.predictions), int(run.predictions.right.sum())
-        top5, loss = _top5(run), float(_losses(run).mean())
-    elif found:
-        measured, images, top5, loss = "training", found["images"], found["top5"], found["loss"]
-        right = round(found["top1"] * images / 100)
-    else:
-        keys = ("measured", "images", "right", "top1", "top1_low", "top1_high", "top5", "loss")
-        return dict.fromkeys(keys)
+        measured = accuracy(run.predictions, confidence)
+        return {
+            "measured": "predictions",
+            **{key: measured[key] for key in keys},
+            "loss": float(_losses(run).mean()),
+        }
+    found = run.meta.get("metrics")
+    if not found:
+        return dict.fromkeys(("measured", *keys, "loss"))
+    images, right = found["images"], round(found["top1"] * found["images"] / 100)
     low, high = wilson(right, images, confidence)
-    return {
-        "measured": measured,
-        "images": images,
-        "right": right,
-        "top1": 100 * right / images,
-        "top1_low": 100 * low,
-        "top1_high": 100 * high,
-        "top5": top5,
-        "loss": loss,
-    }
-
-
-def _top5(run: Run) -> float:
-    """Percent of the images whose class is among the 5 (or K < 5) largest logits; ties count for the network."""
-    assert run.predictions is not None
-    logits, labels = run.predictions.logits, run.predictions.labels
-    larger = (logits > np.take_along_axis(logits, labels[:, None], 1)).sum(1)
-    return 100 * float((larger < min(5, logits.shape[1])).sum()) / len(labels)
+    values = (images, right, 100 * right / images, 100 * low, 100 * high, found["top5"])
+    return {"measured": "training", **dict(zip(keys, values, strict=True)), "loss": found["loss"]}
 
 
 def _curves(run: Run) -> dict[str, Any] | None:
@@ -366,11 +353,18 @@ def _fairness(runs: Sequence[Run], baseline: int, recipe: Sequence[dict[str, Any
     notes = []
     keys = [row["key"] for row in recipe if row["kind"] == "training"]
     if keys:
-        notes.append(f"The gates are not all that differs between the recipes ({', '.join(keys)}).")
-    others = [run.label for run in runs if run.body != runs[baseline].body]
-    if others:
         notes.append(
-            f"{', '.join(others)} and {runs[baseline].label} differ in more than their gates: in other layers, too."
+            f"The gates are not all that differs between the recipes ({', '.join(keys)})."
+            if len({run.gate for run in runs}) > 1
+            else f"The recipes differ in what decides the training ({', '.join(keys)})."
+        )
+    others = [run for run in runs if run.body != runs[baseline].body]
+    if others:
+        names = f"{', '.join(run.label for run in others)} and {runs[baseline].label}"
+        notes.append(
+            f"{names} differ in more than their gates: in other layers, too."
+            if any(run.gate != runs[baseline].gate for run in others)
+            else f"{names} differ in layers that are no gates."
         )
     known = {run.results["data_fingerprint"] for run in runs if run.results and "data_fingerprint" in run.results}
     if len(known) > 1:

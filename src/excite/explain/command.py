@@ -8,6 +8,7 @@ from excite.errors import ExciteError
 from excite.explain.images import ExplainedImage
 from excite.explain.run import Explanation, Progress, explain
 from excite.inference import find_images
+from excite.recipe import is_override
 from excite.training.display import Display, make_table
 
 Columns = list[tuple[str, str, str]]
@@ -46,16 +47,12 @@ def run(
     """
     if out is not None and out.exists():
         raise ExciteError(f"{out} exists already; name a new folder")
-    overrides = [word for word in words if _is_override(word)]
+    overrides = [word for word in words if is_override(word)]
     overrides += [f"data.root={data}"] if data is not None else []
-    images = find_images([word for word in words if not _is_override(word)])
+    images = find_images([word for word in words if not is_override(word)])
     result = explain(source, images, overrides, progress=progress, **options)
     folder = out if out is not None else _free_name(source)
     return result, result.write(folder)
-
-
-def _is_override(word: str) -> bool:
-    return "=" in word and "/" not in word.partition("=")[0] and not Path(word).exists()
 
 
 def _free_name(source: str) -> Path:

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
-from excite.files import written_aside
-from excite.twins.figure import COLORS
+from excite.figures import COLORS, MARKS, save, style
 
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _GRAY = "#666666"
 #: Up to so many channels the lines have a mark for each.
 _FEW_CHANNELS = 64
@@ -47,7 +45,7 @@ def draw_excitations(
             marks = found.channels <= _FEW_CHANNELS
             axis.plot(*_steps(found.overall_mean()), color="black", linewidth=2, linestyle="--", label="all images")
             for i, k in enumerate(shown):
-                style = {"marker": _MARKS[i % len(_MARKS)], "markersize": 3.5} if marks else {}
+                style = {"marker": MARKS[i % len(MARKS)], "markersize": 3.5} if marks else {}
                 axis.plot(
                     *_steps(found.mean[k]), color=COLORS[1 + i % 6], linewidth=1, alpha=0.9, label=classes[k], **style
                 )
@@ -83,7 +81,7 @@ def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> li
     """
     from matplotlib.figure import Figure
 
-    with _style():
+    with style():
         figure = Figure(figsize=(13, 1.9 + 0.4 * len(rows)), layout="constrained")
         panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.6, 1, 1.2, 1))
         for panel in panels:
@@ -98,7 +96,7 @@ def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> li
         _price_panel(panels[2], rows)
         _time_panel(panels[3], rows)
         figure.suptitle(title)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _scales_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -185,7 +183,7 @@ def _panels(statistics: Mapping[str, Any], path: Path, title: str, unit: str) ->
     columns = min(COLUMNS, len(statistics))
     rows = -(-len(statistics) // columns)
     written: list[Path] = []
-    with _style():
+    with style():
         figure = Figure(figsize=(max(5.0, 4.1 * columns), 1.2 + 2.3 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat[len(statistics) :]:
@@ -200,23 +198,4 @@ def _panels(statistics: Mapping[str, Any], path: Path, title: str, unit: str) ->
         figure.suptitle(title)
         handles, labels = used[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-        written += _save(figure, path)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    from matplotlib import rc_context
-
-    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
-        yield
-
-
-def _save(figure: Any, path: Path) -> list[Path]:
-    written = []
-    for kind in ("png", "svg"):
-        file = path.with_name(f"{path.name}.{kind}")
-        with written_aside(file) as aside:
-            figure.savefig(aside, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
-        written.append(file)
-    return written
+        written += save(figure, path)

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
+from excite.figures import COLORS, style
 from excite.files import written_aside
-from excite.twins.figure import COLORS
 
 #: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).
 _CAM_MAP, _GATE_MAP = "cividis", "viridis"
@@ -18,7 +18,6 @@ _NAMED = 2  # channels that are named at each end of a gate's row
 
 def draw_image(explained: ExplainedImage, path: Path) -> Path:
     """Draw into a PNG or SVG file, by the name of ``path``."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     maps = {name: a.positions for name, a in explained.gates.items() if a.positions is not None}
@@ -26,7 +25,7 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
     map_rows = -(-len(chosen) // COLUMNS)
     gates = choose_depths(list(explained.gates), 18)
     heights = [3.2, 1.0 + 0.36 * len(gates), *([2.9] * map_rows)]
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
+    with style():
         figure = Figure(figsize=(10.5, sum(heights)), layout="constrained")
         grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
         _picture(figure.add_subplot(grid[0, 0]), explained)

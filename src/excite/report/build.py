@@ -1,7 +1,6 @@
 """``excite report``: from a run to its numbers and its page."""
 
 import itertools
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, outer_gates
 from excite.explain.run import SCALARS
-from excite.files import write_json
+from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load
 from excite.models import describe
 from excite.recipe import Recipe, apply_overrides
@@ -71,6 +70,8 @@ SUMMARY = (
 #: Points of a curve that are kept; more become means of as many stretches.
 POINTS = 200
 QUICK_IMAGES = 200
+#: That the timing of one batch size takes, about.
+_TIMING_SECONDS = 1.0
 _RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
 
 
@@ -128,16 +129,14 @@ def report(
     limit = [] if images is None else [f"data.limit_val={_fewest(source, overrides, images)}"]
     overrides = [*overrides, *limit]
     opened = open_source(source, overrides, device=device)
-    study = study_source(opened, overrides, files, quick=quick, progress=tell)
     whole = images is None and _same_data(opened, files)
     path = Path(out) if out is not None else _place(opened, whole)
-    if path.is_dir():
-        raise ExciteError(f"--out {path} is a folder; name the file, such as {path / 'report.html'}")
+    check_writable(path)  # before minutes of work
+    study = study_source(opened, overrides, files, quick=quick, progress=tell)
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
         make_page(study, Path(scratch)).write(path)
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
-        results = json.loads((opened.run / "results.json").read_text(encoding="utf-8"))
-        write_json(opened.run / "results.json", {**results, KEY: study.numbers})
+        write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     tell("written", 1, 1)
     return study.numbers, path
 
@@ -163,12 +162,7 @@ def run_files(source: str | Path) -> dict[str, Path]:
 
 
 def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
-    if name not in files:
-        return None
-    try:
-        return json.loads(files[name].read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExciteError(f"{files[name]} cannot be read as JSON ({error}); delete it to go on without it") from None
+    return read_json(files[name]) if name in files else None
 
 
 def _same_data(opened: Source, files: Mapping[str, Path]) -> bool:
@@ -183,6 +177,8 @@ def _place(opened: Source, whole: bool) -> Path:
         return opened.run / f"report{suffix}.html"
     name = opened.source.rstrip("/").rpartition("/")[2]
     parent = Path() if is_remote(opened.source) else Path(opened.source).parent
+    if parent.name == "checkpoints":  # not among the states of a run
+        parent = parent.parent
     return parent / f"{name.removesuffix('.safetensors')}-report{suffix}.html"
 
 
@@ -240,14 +236,17 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
     environment = _read_json(files, "environment.json")
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
     results = _read_json(files, "results.json") or {}
-    run = results.get("run", opened.source)
+    # Where it is now, which a run folder that was moved does not know itself.
+    run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
     return {
         "source": opened.source,
         "is_run": "metrics.jsonl" in files,
+        "finished": "results.json" in files if "metrics.jsonl" in files else None,
         "gated": has_gates(opened.predictor),
         "weights_sha256": opened.weights,
         "epoch": opened.predictor.meta.get("epoch"),
+        "epochs": trained.train.epochs,
         "step": opened.predictor.meta.get("step"),
         "data_fingerprint": opened.data.fingerprint,
         "data_of_training": results.get("data_fingerprint"),
@@ -417,7 +416,8 @@ def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda do
         images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
         step = inference_step(predictor.model, images, "fp32")
         once = max(time_steps(step, predictor.device, 3)[1:])
-        seconds = time_steps(step, predictor.device, max(5, min(200, int(1 / max(once, 1e-6)))))
+        rounds = max(5, min(200, int(_TIMING_SECONDS / max(once, 1e-6))))
+        seconds = time_steps(step, predictor.device, rounds)
         low, middle, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
         rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(seconds)})
         rows[-1]["images_per_second"] = 1000 * batch / middle

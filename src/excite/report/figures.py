@@ -6,19 +6,17 @@ from contextlib import contextmanager
 from math import log1p
 from typing import Any
 
+from excite.figures import COLORS, MARKS, style
 from excite.report.page import STYLE
-from excite.twins.figure import COLORS
 
 _BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
-_MARKS = ("o", "s", "^", "D", "v", "P")
 
 
 @contextmanager
 def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, Any]]:
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
+    with style(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(**options)
 
@@ -91,9 +89,7 @@ def _cell(axis: Any, i: int, j: int, dark: float, color: str) -> None:
 
 
 def _short(text: str, most: int = 14) -> str:
-    # A "$" would start Matplotlib's formulas.
-    text = text if len(text) <= most else text[: most - 1] + "…"
-    return text.replace("$", r"\$")
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def reliability(rows: Sequence[Mapping[str, Any]], images: int) -> Any:
@@ -132,7 +128,7 @@ def robustness(rows: Sequence[Mapping[str, Any]], clean: float) -> Any:
             points = [(0, clean), *((r["severity"], r["top1"]) for r in rows if r["corruption"] == name)]
             axis.plot(
                 *zip(*points, strict=True),
-                marker=_MARKS[k % len(_MARKS)],
+                marker=MARKS[k % len(MARKS)],
                 markersize=5,
                 color=COLORS[1 + k % 6],
                 label=name.replace("_", " "),

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import io
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from excite.figures import style
 from excite.files import write_text
 
 #: What stands where there is no value.
@@ -251,9 +251,8 @@ def data_address(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-#: For figures that go into a page: text stays text, in the page's font and size.
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10, "axes.spines.top": False,
-         "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11}  # fmt: skip
+#: Of figures that go into a page, over ``excite.figures.style``.
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11}
 
 
 def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
@@ -290,12 +289,8 @@ def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
 
 
 def _svg(figure: Any) -> str:
-    from matplotlib import rc_context
-
     out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite"}), warnings.catch_warnings():
-        # Text stays text: the browser has the glyphs that Matplotlib's font lacks.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with style():
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
 

@@ -12,6 +12,7 @@ from excite.explain.figures import choose_depths, draw_excitations, draw_health
 from excite.report import figures
 from excite.report.build import Study
 from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
+from excite.report.reproduce import RECIPE_FILE
 from excite.training.display import format_seconds
 
 #: Tables with more rows than this are folded.
@@ -86,7 +87,11 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
     cards = [
         Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval),
         Card(f"top-{accuracy['top5_of']} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"),
-        Card("parameters", f"{format_value(summary['params_m'], '.2f')} M", f"{summary['gmacs']:.3f} GMACs an image"),
+        Card(
+            "parameters",
+            f"{format_value(summary['params_m'], '.2f')} M",
+            f"{format_value(summary['gmacs'], '.3f')} GMACs an image",
+        ),
         Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"),
     ]
     robust = numbers["robustness"]
@@ -126,6 +131,11 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
         found.append(
             f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
             f"images, which flatters them a little; after the last epoch it was {summary['last_top1']:.2f} %."
+        )
+    if about["finished"] is False:
+        found.append(
+            f"This run is not finished: the weights are those of epoch {about['epoch']:g} of "
+            f"{about['epochs']}, the best so far. `excite train --resume` goes on with it."
         )
     if not about["is_run"]:
         found.append(
@@ -378,7 +388,9 @@ def _origin(page: Page, study: Study) -> None:
     section = page.section("origin", "Reproduce")
     about = study.numbers["about"]
     if about["command"]:
-        section.code(about["command"], "This command trains it again:")
+        saved = RECIPE_FILE in about["command"].split()
+        where = f"With the recipe below in a file {RECIPE_FILE}, this command" if saved else "This command"
+        section.code(about["command"], f"{where} trains it again:")
         section.paragraph(
             "It gives the same recipe; on the same device, threads and versions, a CPU gives the same bits."
         )

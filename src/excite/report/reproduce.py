@@ -4,22 +4,23 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from excite.errors import ExciteError
-from excite.recipe import Recipe, list_recipes, load_recipe
+from excite.recipe import Recipe, as_yaml, list_recipes, load_recipe
+
+#: What the recipe has to be saved as where neither a shipped one nor a run folder has it.
+RECIPE_FILE = "recipe.yaml"
 
 
-def reproducing_command(recipe: Recipe, environment: Mapping[str, Any] | None, run: str) -> str:
+def reproducing_command(recipe: Recipe, environment: Mapping[str, Any] | None, run: str | None) -> str:
     """A command line that trains the recipe again, in as many processes.
 
     It names the shipped recipe and what differs from it, and is checked to give the very same recipe; where the recipe
-    is not a shipped one, it names the run folder's.
+    is not a shipped one, it names the run folder's, and without a run folder :data:`RECIPE_FILE`.
 
     Args:
         recipe: of the run.
         environment: what ``environment.json`` holds; None where there is none.
-        run: path of the run folder, for recipes that are not shipped.
+        run: path of the run folder, for recipes that are not shipped; None where there is none.
     """
     words = ["excite", "train", *_recipe_words(recipe, run)]
     processes = (environment or {}).get("processes", 1)
@@ -28,7 +29,7 @@ def reproducing_command(recipe: Recipe, environment: Mapping[str, Any] | None, r
     return shlex.join(words)
 
 
-def _recipe_words(recipe: Recipe, run: str) -> list[str]:
+def _recipe_words(recipe: Recipe, run: str | None) -> list[str]:
     if recipe.name in list_recipes():
         words = [recipe.name, *overrides_between(load_recipe(recipe.name), recipe)]
         try:
@@ -36,7 +37,7 @@ def _recipe_words(recipe: Recipe, run: str) -> list[str]:
                 return words
         except ExciteError:  # a combination that is only checked as a whole
             pass
-    return [run]
+    return [run or RECIPE_FILE]
 
 
 def overrides_between(before: Recipe, after: Recipe) -> list[str]:
@@ -45,12 +46,7 @@ def overrides_between(before: Recipe, after: Recipe) -> list[str]:
     words = []
     for section, values in new.items():
         if not isinstance(values, dict):
-            words += [] if values == old[section] else [f"{section}={_yaml(values)}"]
+            words += [] if values == old[section] else [f"{section}={as_yaml(values)}"]
             continue
-        words += [f"{section}.{key}={_yaml(value)}" for key, value in values.items() if value != old[section][key]]
+        words += [f"{section}.{key}={as_yaml(value)}" for key, value in values.items() if value != old[section][key]]
     return words
-
-
-def _yaml(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
-    return text.strip().removesuffix("...").strip()

@@ -48,10 +48,10 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str,
     }
 
 
-def accuracy(predictions: Predictions) -> dict[str, Any]:
-    """Top-1 in percent with Wilson's 95 % interval, top-5 (top-K where K < 5), their counts."""
+def accuracy(predictions: Predictions, confidence: float = 0.95) -> dict[str, Any]:
+    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts."""
     right, images = int(predictions.right.sum()), len(predictions)
-    low, high = wilson(right, images)
+    low, high = wilson(right, images, confidence)
     most = min(5, len(predictions.classes))
     # As torchmetrics' top-k does it: among the k largest logits, the first of equals first.
     best = torch.from_numpy(predictions.logits).topk(most).indices.numpy()
@@ -64,7 +64,7 @@ def accuracy(predictions: Predictions) -> dict[str, Any]:
         "top1_high": 100 * high,
         "top5": 100 * among / images,
         "top5_of": most,
-        "confidence": 0.95,
+        "confidence": confidence,
     }
 
 

@@ -106,12 +106,15 @@ class Display:
 def make_table(
     rows: Sequence[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], title: str | None = None
 ) -> Table:
-    """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None."""
+    """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None.
+
+    Texts are shown as they are: a "[" in the name of a class or a file is no markup of rich's.
+    """
     columns = list(columns)
     table = Table(title=title, title_justify="left")
     for key, heading, _ in columns:
         numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*("-" if row.get(key) is None else format(row[key], spec) for key, _, spec in columns))
+        table.add_row(*(Text("-" if row.get(key) is None else format(row[key], spec)) for key, _, spec in columns))
     return table

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from excite.figures import COLORS, style
 from excite.files import written_aside
-
-# Okabe & Ito: colour-blind readers can tell them apart; the rows are labelled besides.
-COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def draw(report: Mapping[str, Any], path: Path) -> Path:
@@ -16,13 +14,11 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
     Dots are seeds. In the first panel the line is the sample standard deviation either way, in the second Student's
     interval of the mean difference; in the last it joins the quartiles.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     gates = report["gates"]
-    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10}):
+    with style():
         layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: else the numbers below two panels may touch
         figure = Figure(figsize=(13, 1.9 + 0.46 * len(gates)), layout=layout)
         panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.2, 1.2, 1, 1))

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from excite.files import write_json, write_text
 from excite.training.display import Display, make_table
 from excite.training.run_folder import read_metrics, versions
@@ -215,8 +213,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
 
 def show(report: Mapping[str, Any], display: Display) -> None:
     """Print the table: as one where the terminal is wide, as two elsewhere."""
-    # Brackets would be taken for rich's markup.
-    rows = [{escape(heading): escape(cell) for heading, cell in row.items()} for row in table(report)]
+    rows = table(report)
     headings = list(rows[0])
     parts = [headings] if display.console.width >= WIDE else [headings[:5], [headings[0], *headings[5:]]]
     for part in parts:
