@@ -22,6 +22,8 @@ SHAPES = [(1, 1, 7, 7), (2, 24, 3, 5), (37, 64, 3, 5), (2, 2048, 7, 7), (1, 64, 
 
 #: benchmarks/gpu.sh runs the comparisons with the textbook on an accelerator.
 DEVICE = os.environ.get("EXCITE_TEST_DEVICE", "cpu")
+if DEVICE != "cpu":
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be float32
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no CPU kernels: {native.why_not()}")
 
 
@@ -139,7 +141,7 @@ def test_a_projections_norm_joins_the_passes(shape, dtype, memory_format):
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradcheck_with_a_projection(relu):
     case = make_case((3, 4, 2, 3), CONTIGUOUS, torch.float64, gated=True, with_identity=True, relu=relu, drop=False)
-    norm, gate, other = case["norm"].double(), case["gate"].double(), nn.BatchNorm2d(4).double()
+    norm, gate, other = case["norm"].double(), case["gate"].double(), nn.BatchNorm2d(4).double().to(DEVICE)
     parameters = [*norm.parameters(), *gate.parameters(), *other.parameters()]
     inputs = [t.requires_grad_() for t in (case["y"], case["identity"], *parameters)]
 
@@ -153,9 +155,9 @@ def test_a_projections_norm_that_cannot_join_runs_by_itself():
     """Another mode, or somebody who listens to it."""
     case = make_case((3, 4, 5, 5), CONTIGUOUS, torch.float32, gated=True, with_identity=True, relu=True, drop=False)
     seen = []
-    listened = nn.BatchNorm2d(4)
+    listened = nn.BatchNorm2d(4).to(DEVICE)
     listened.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    frozen = nn.BatchNorm2d(4).eval()
+    frozen = nn.BatchNorm2d(4).eval().to(DEVICE)
     frozen.running_mean.normal_()
     for other in (listened, frozen):
         args = (case["y"], copy.deepcopy(case["norm"]), case["gate"], case["identity"])

@@ -1,29 +1,15 @@
 """Building and loading the CPU kernels: in processes of their own, because they are loaded once in each."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from excite.ops import native
-
-SCRIPT = """
-import torch
-from torch import nn
-from excite.ops import native, norm_relu
-out = norm_relu(torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(8))
-print(out.shape[1], native.available(), native.build_seconds() is not None, native.why_not())
-"""
+from tests.ops.forked import run_forked, use_cpu_kernels
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no CPU kernels: {native.why_not()}")
 
 
 def run(tmp_path, **environment):
-    env = {**os.environ, "EXCITE_CACHE": str(tmp_path), **environment}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_forked(use_cpu_kernels, EXCITE_CACHE=tmp_path, **environment)
 
 
 @needs_kernels

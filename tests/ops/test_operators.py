@@ -13,11 +13,14 @@ from excite import create_model
 from excite.models.resnet import ResNet
 from excite.ops import native, norm_excite_residual, operators
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE
-from tests.ops.test_gated_norm import Fc, make_case, run, run_projected
+from tests.ops.test_gated_norm import DEVICE, Fc, make_case, run, run_projected
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
+ON_CPU = DEVICE == "cpu"
 
-needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no CPU kernels: {native.why_not()}")
+needs_kernels = pytest.mark.skipif(
+    ON_CPU and not native.available(), reason=f"no CPU kernels: {native.why_not() if ON_CPU else None}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +57,11 @@ def compiled(backend):
 
 @pytest.mark.parametrize(
     ("memory_format", "fused", "operator"),
-    [pytest.param(CHANNELS_LAST, "auto", True, marks=needs_kernels), (CONTIGUOUS, "on", False)],
+    [
+        # On a GPU, too, the operators are taken where there are kernels, but only if asked for.
+        pytest.param(CHANNELS_LAST, "auto" if ON_CPU else "on", True, marks=needs_kernels),
+        (CONTIGUOUS, "on" if ON_CPU else "plain", False),
+    ],
     ids=["operators", "formulas"],
 )
 @pytest.mark.parametrize(

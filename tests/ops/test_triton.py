@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from excite.ops import triton_kernels
+from excite.ops import gated_norm, norm_excite_residual, triton_kernels
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums
 from excite.ops.triton_kernels import launch
+from tests.ops.forked import run_forked, work_without_triton
+from tests.ops.test_gated_norm import Fc
 
 CHECKS = Path(__file__).with_name("triton_checks.py")
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
@@ -69,23 +72,10 @@ def test_the_benchmark_checks_them_where_there_is_no_gpu():
 
 # --- where they are not ---------------------------------------------------------------------------------------------
 
-WITHOUT_TRITON = """
-import sys
-sys.modules["triton"] = None
-import torch
-from excite.ops import norm_relu, triton_kernels
-print(norm_relu(torch.randn(2, 8, 4, 4), torch.nn.BatchNorm2d(8), fused="on").shape[1])
-print(triton_kernels.takes(torch.randn(2, 8, 4, 4)), triton_kernels.why_not())
-print("excite.ops.triton_kernels.kernels" in sys.modules)
-"""
-
 
 def test_without_triton_everything_works_in_plain_pytorch():
-    command = [sys.executable, "-c", WITHOUT_TRITON]
-    env = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["8", "False Triton is not installed (pip install triton)", "False"]
+    found = run_forked(work_without_triton, TRITON_INTERPRET=1)
+    assert found == (8, False, "Triton is not installed (pip install triton)", False)
 
 
 def test_they_can_be_switched_off(monkeypatch):
@@ -153,6 +143,140 @@ def test_few_images_are_split_so_that_more_than_their_channels_work():
     for n, c, p in ((1, 2048, 49), (1, 64, 3136), (128, 16, 1024)):
         plan = launch._plan_shape(n, c, p, True, launch.SUM_TILE, launch.SUM_PROGRAMS)
         assert plan.splits > 1
+
+
+def test_sums_are_split_only_where_that_pays_for_another_launch():
+    def splits(*shape):
+        return launch._plan_sums(torch.empty(shape, device="meta").contiguous(memory_format=CHANNELS_LAST)).splits
+
+    assert splits(256, 64, 56, 56) > 1
+    assert splits(1, 64, 56, 56) > 1
+    for small in ((128, 16, 32, 32), (128, 32, 16, 16), (128, 64, 8, 8), (256, 2048, 7, 7)):
+        assert splits(*small) == 1
+
+
+# --- how they are launched ------------------------------------------------------------------------------------------
+
+
+class Launched(TorchDispatchMode):
+    """Names of PyTorch's operations, but for those that neither read nor write: each is a launch on a GPU, at least."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        name = func._schema.name.removeprefix("aten::")
+        if not view and not name.startswith(("empty", "new_empty")):
+            self.names[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Names of the Triton kernels, which are not run."""
+    names = []
+
+    def record(y, kernel, grid, *args, **meta):
+        names.append(getattr(kernel, "fn", kernel).__name__ if hasattr(kernel, "configs") else kernel.__name__)
+
+    monkeypatch.setattr(launch, "_launch", record)
+    monkeypatch.setattr(gated_norm, "_choose", lambda y, norm, fused: triton_kernels)
+    return names
+
+
+@needs_triton
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_blocks_end_is_six_launches_beside_its_gate(launched, gated):
+    y, identity, grad = (torch.randn(8, 16, 4, 4).to(memory_format=CHANNELS_LAST) for _ in range(3))
+    norm, gate, squeezed = torch.nn.BatchNorm2d(16), Fc(16) if gated else None, torch.randn(8, 16, requires_grad=True)
+    inputs = [y.requires_grad_(), identity.requires_grad_(), *norm.parameters(), *(gate.parameters() if gated else ())]
+    alone = [Launched(), Launched()]  # the gate's own, forward and backward
+    if gated:
+        with alone[0]:
+            s = gate(squeezed)
+        with alone[1]:
+            torch.autograd.grad(s, [squeezed, *gate.parameters()], torch.randn(8, 16))
+        alone[1].names["randn"] = 0
+    with Launched() as forward:
+        out = norm_excite_residual(y, norm, gate, identity, relu=True, fused="on")
+    assert launched == ["moments", "finish_statistics", "apply"]
+    assert forward.names - alone[0].names == Counter({"add_": 1})  # num_batches_tracked
+    launched.clear()
+    with Launched() as backward:
+        torch.autograd.grad(out, inputs, grad)
+    assert launched == ["grad_sums", "finish_grad_sums", "grad_input"]
+    assert not backward.names - alone[1].names
+
+
+@needs_triton
+def test_auto_takes_them_when_it_is_told_to(monkeypatch):
+    y, norm = torch.randn(2, 8, 4, 4), torch.nn.BatchNorm2d(8)
+    monkeypatch.setattr(triton_kernels, "takes", lambda *maps: True)
+    assert gated_norm._choose(y, norm, "auto") is None
+    assert gated_norm._choose(y, norm, "on") is triton_kernels
+    monkeypatch.setattr(gated_norm, "AUTO_TAKES_TRITON", True)
+    assert gated_norm._choose(y, norm, "auto") is triton_kernels
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Stands for one of Triton's: counts its compilations, and keeps what the compiled one is called with."""
+
+    class Compiled:
+        def __init__(self, calls):
+            self.calls = calls
+
+        def __getitem__(self, grid):
+            return lambda *args: self.calls.append((grid, args))
+
+    class Kernel:
+        arg_names = ("x", "extra", "count", "WIDE", "TILE")
+
+        def __init__(self):
+            self.compilations, self.calls = 0, []
+
+        def __getitem__(self, grid):
+            def run(*args, **meta):
+                self.compilations += 1
+                return Compiled(self.calls)
+
+            return run
+
+    monkeypatch.setattr(launch, "_compiled", {})
+    monkeypatch.setattr(launch, "_REUSES", True)
+    return Kernel()
+
+
+def test_a_kernel_is_looked_up_once_for_all_that_it_is_made_for(kernel):
+    y = torch.zeros(64)
+    meta = {"TILE": 128, "num_warps": 4, "WIDE": True}
+
+    def run(x, extra=None, **other):
+        launch._launch(y, kernel, lambda chosen: (chosen["TILE"] // 64, 1, 1), x, extra, 7, **meta | other)
+
+    run(y)
+    assert (kernel.compilations, kernel.calls) == (1, [])
+    run(y)
+    ((grid, arguments),) = kernel.calls
+    assert grid == (2, 1, 1)
+    assert arguments[0] is y
+    assert arguments[1:] == (None, 7, True, 128)  # in the order of the kernel's arguments, without its options
+    for count, again in enumerate(
+        (
+            lambda: run(y, y),  # an argument that was not there
+            lambda: run(y.bfloat16()),  # another type
+            lambda: run(torch.zeros(65)[1:]),  # not at a multiple of 16 bytes
+            lambda: run(y, TILE=256),
+            lambda: run(y, num_warps=8),
+        ),
+        start=2,
+    ):
+        again()
+        assert kernel.compilations == count
+        again()
+        assert kernel.compilations == count
 
 
 # --- what they compile to -------------------------------------------------------------------------------------------
@@ -277,9 +401,14 @@ COMPILED = [
     pytest.param(90, torch.bfloat16, CONTIGUOUS, False, id="sm_90-contiguous"),
     *(
         pytest.param(capability, dtype, layout, True, id=f"sm_{capability}-{dtype}-{layout}", marks=pytest.mark.slow)
-        for capability in (80, 90)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)
-        for layout in (CHANNELS_LAST, CONTIGUOUS)
+        for capability, dtype, layout in [
+            (90, torch.float32, CHANNELS_LAST),
+            (90, torch.float32, CONTIGUOUS),
+            (90, torch.bfloat16, CONTIGUOUS),
+            (90, torch.float16, CHANNELS_LAST),
+            (80, torch.bfloat16, CHANNELS_LAST),
+            (80, torch.float16, CONTIGUOUS),
+        ]
     ),
 ]
 
@@ -299,8 +428,7 @@ AWKWARD = [(2, 2048, 7, 7), (2, 24, 14, 14), (3, 130, 9, 1), (5, 3, 1, 1)]
 @needs_triton
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [CHANNELS_LAST, CONTIGUOUS])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("layout", "dtype"), [(CHANNELS_LAST, torch.bfloat16), (CONTIGUOUS, torch.float32)])
 @pytest.mark.parametrize("shape", AWKWARD, ids=str)
 def test_awkward_shapes_compile_without_spills(compile_launches, shape, dtype, layout, tmp_path):
     launches = compile_launches(90)
@@ -326,6 +454,6 @@ def test_extents_do_not_make_new_kernels(compile_launches):
     launches = compile_launches(90)
     launch_everything((8, 64, 16, 16), torch.bfloat16, CHANNELS_LAST, every_form=False)
     count = len(launches)
-    launch_everything((1, 64, 14, 15), torch.bfloat16, CHANNELS_LAST, every_form=False)
+    launch_everything((4, 64, 16, 15), torch.bfloat16, CHANNELS_LAST, every_form=False)
     first, second = ({launched.kernel.hash for launched in part} for part in (launches[:count], launches[count:]))
     assert second <= first

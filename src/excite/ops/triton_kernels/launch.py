@@ -23,6 +23,9 @@ SUM_PROGRAMS = 2048
 MAP_PROGRAMS = 8192
 #: With fewer programs than this some multiprocessors do nothing; then a program may be as short as one tile.
 MULTIPROCESSORS = 128
+#: As long as this many tiles of one program take the launch that adds up the splits of a sum: an H100 reads a tile in
+#: about 0.7 us, a launch takes 2 us as part of a CUDA graph and more without.
+MERGE_TILES = 6
 #: Offsets inside an image are 32-bit, those of a tile that hangs over its edge included.
 MOST_IN_IMAGE = 2**30
 
@@ -159,20 +162,51 @@ def _plan_shape(n: int, c: int, p: int, last: bool, tile: int, programs: int) ->
     return Plan(inner // align, outer, align, last, block, length, _ceil_div(p, length))
 
 
+def _plan_sums(y: Tensor) -> Plan:
+    """For sums whose splits another launch has to add up: none where that would take longer than it saves."""
+    plan = _plan(y, SUM_TILE, SUM_PROGRAMS)
+    tile = SUM_TILE // plan.inner if plan.last else plan.inner
+    positions = y.shape[2] * y.shape[3]
+    if _ceil_div(positions, tile) - plan.length // tile > MERGE_TILES:
+        return plan
+    return plan._replace(length=_ceil_div(positions, tile) * tile, splits=1)
+
+
 def _run_over(y: Tensor, kernel: Any, plan: Plan, *args: Any, **meta: Any) -> None:
     """Launch a pass over maps; a tuned kernel brings its own tile."""
     n, splits = y.shape[0], plan.splits
 
-    def grid(chosen: dict[str, Any]) -> tuple[int]:
-        return (n * splits * plan.channel_tiles(chosen["TILE"]),)
+    def grid(chosen: dict[str, Any]) -> tuple[int, int, int]:
+        return n * splits * plan.channel_tiles(chosen["TILE"]), 1, 1
 
     cut = (n, plan.units, plan.outer, plan.length, splits)
     _launch(y, kernel, grid, *args, *cut, ALIGN=plan.align, LAST=plan.last, INNER=plan.inner, **meta)
 
 
+#: Compiled kernels by all that Triton makes them for, with the constants at the end of their arguments.
+_compiled: dict[tuple[Any, ...], tuple[Any, dict[str, Any]]] = {}
+#: AMD's are made for more than is in the key: whether a tensor lies within 2 GB.
+_REUSES = torch.version.hip is None
+
+
 def _launch(y: Tensor, kernel: Any, grid: Any, *args: Any, **meta: Any) -> None:
+    """``kernel[grid](*args, **meta)``; all arguments of ``kernel`` but its constants, which come last, are ``args``.
+
+    Triton's own way binds, describes and hashes all arguments anew at every launch, in Python: most of what a launch
+    costs a network of small maps.
+    """
     with _on(y.device):
-        kernel[grid](*args, **meta)
+        kinds = [(x.dtype, x.data_ptr() % 16 == 0) if isinstance(x, Tensor) else x is None for x in args]
+        key = (id(kernel), y.device.index, *meta.items(), *kinds)
+        if found := _compiled.get(key):
+            compiled, constants = found
+            compiled[grid(constants) if callable(grid) else grid](*args, *constants.values())
+            return
+        compiled = kernel[grid](*args, **meta)
+        if compiled is not None and _REUSES:  # the interpreter gives nothing
+            tuned = hasattr(kernel, "best_config")
+            function, chosen = (kernel.fn, meta | kernel.best_config.kwargs) if tuned else (kernel, meta)
+            _compiled[key] = compiled, {name: chosen[name] for name in function.arg_names[len(args) :]}
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -203,8 +237,10 @@ def _sizes(y: Tensor, plan: Plan) -> tuple[int, ...]:
     return y.shape[0], y.shape[1], y.shape[2] * y.shape[3], plan.length, plan.splits
 
 
-#: Blocks of the small kernels between the passes: of a flat array, and of images and channels.
-FLAT, IMAGES, CHANNELS = 1024, 128, 8
+#: Blocks of the small kernels between the passes: of a flat array, and of images and channels. The latter run on few
+#: multiprocessors (a channel's images are added up by one program), so what they wait for is memory: a program asks for
+#: as much at once as its registers hold.
+FLAT, IMAGES, CHANNELS, SMALL_WARPS = 1024, 512, 8, 8
 
 # --- the passes -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +249,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C, H, W) -> mean and biased variance over positions, each (N, C) float32."""
     parts, plan = _parts(y)
     mean, variance = y.new_empty((2, *y.shape[:2]), dtype=torch.float32)
-    grid = (_ceil_div(mean.numel(), FLAT),)
+    grid = (_ceil_div(mean.numel(), FLAT), 1, 1)
     _launch(y, _kernels().merge_moments, grid, parts, mean, variance, *_sizes(y, plan), BLOCK=FLAT)
     return mean, variance
 
@@ -227,9 +263,9 @@ def statistics(
     known = y.new_empty((2 * n + 3, c), dtype=torch.float32)
     count = y.numel() // c
     affine = (_floats(weight), _floats(bias), *(running or (None, None)))
-    rates = (eps, momentum, count / max(count - 1, 1))
-    grid = (_ceil_div(c, CHANNELS),)
-    blocks = {"BLOCK_N": IMAGES, "BLOCK_C": CHANNELS}
+    rates = (float(eps), float(momentum), count / max(count - 1, 1))  # Triton makes kernels of their own for integers
+    grid = (_ceil_div(c, CHANNELS), 1, 1)
+    blocks = {"BLOCK_N": IMAGES, "BLOCK_C": CHANNELS, "num_warps": SMALL_WARPS}
     _launch(y, _kernels().finish_statistics, grid, parts, *affine, known, *_sizes(y, plan), *rates, **blocks)
     return Statistics(known)
 
@@ -261,7 +297,7 @@ def grad_sums(
     With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
     """
     kernels = _kernels()
-    plan = _plan(y, SUM_TILE, SUM_PROGRAMS)
+    plan = _plan_sums(y)
     n, c = y.shape[:2]
     gated, normed = s is not None, add is not None and known_add is not None
     g = torch.empty_like(y) if write else None
@@ -273,7 +309,7 @@ def grad_sums(
     meta = {"MASK": mask, "WHOLE": whole, "TILE": SUM_TILE, "num_warps": SUM_WARPS}
     _run_over(y, kernels.grad_sums, plan, *maps, **meta)
     if not whole:
-        grid = (_ceil_div(n * c, FLAT),)
+        grid = (_ceil_div(n * c, FLAT), 1, 1)
         sizes = (n, c, plan.splits)
         _launch(y, kernels.merge_grad_sums, grid, to, known.packed, sums, *sizes, GATED=gated, ADD=normed, BLOCK=FLAT)
     return GradSums(sums, g)
@@ -301,8 +337,8 @@ def grad_input(
     s, dq = _floats(s), _floats(grad_squeezed)
     grads = y.new_empty((4, c), dtype=torch.float32)
     inputs = (_floats(sums.packed), known.packed, s, dq, grads, n, c, c / y.numel())
-    blocks = {"BLOCK_N": IMAGES, "BLOCK_C": CHANNELS}
-    _launch(y, kernels.finish_grad_sums, (_ceil_div(c, CHANNELS),), *inputs, **blocks)
+    blocks = {"BLOCK_N": IMAGES, "BLOCK_C": CHANNELS, "num_warps": SMALL_WARPS}
+    _launch(y, kernels.finish_grad_sums, (_ceil_div(c, CHANNELS), 1, 1), *inputs, **blocks)
     if not wanted:
         return grads[0], grads[1], None
     dy = torch.empty_like(y)

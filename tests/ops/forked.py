@@ -1,0 +1,45 @@
+"""A function in a process of its own, forked from one that has imported PyTorch: a tenth of a second, not five."""
+
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import torch
+from torch import nn
+
+import tests.command  # says what the process that is forked has imported
+from excite.ops import native, norm_relu, triton_kernels
+
+
+def run_forked(function, *arguments, **environment):
+    """``function(*arguments)`` with this process's environment and some more; anything that can be pickled."""
+    everything = dict(os.environ) | {name: str(value) for name, value in environment.items()}
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
+        return pool.submit(_call, everything, function, arguments).result(tests.command.SECONDS)
+
+
+def _call(environment, function, arguments):
+    os.environ.clear()
+    os.environ.update(environment)
+    return function(*arguments)
+
+
+# --- what is run there, kept apart from tests, whose modules ask for kernels as they are imported ---------------------
+
+
+def use_cpu_kernels():
+    """What a norm gives, whether kernels did it, whether they were built for it, and why not."""
+    # Unoptimised they are there in a second; all other tests run those that are optimised.
+    native.FLAGS = ["-O0" if flag == "-O3" else flag for flag in native.FLAGS]
+    out = norm_relu(torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(8))
+    return f"{out.shape[1]} {native.available()} {native.build_seconds() is not None} {native.why_not()}"
+
+
+def work_without_triton():
+    """Channels of what a norm gives; whether the kernels take a map, why not, and whether they were imported."""
+    sys.modules["triton"] = None
+    y = torch.randn(2, 8, 4, 4)
+    out = norm_relu(y, nn.BatchNorm2d(8), fused="on")
+    imported = "excite.ops.triton_kernels.kernels" in sys.modules
+    return out.shape[1], triton_kernels.takes(y), triton_kernels.why_not(), imported
