@@ -112,6 +112,7 @@ def test_models_and_recipes_list_and_print(excite):
         (["train", "digits-seresnet20", "epochz=3"], "did you mean 'epochs'"),
         (["train", "digits-seresnet20", "model.name=seresnet51"], "did you mean 'seresnet50'"),
         (["train", "digits-seresnet20", "model.options={reductoin: 8}"], "did you mean 'reduction'"),
+        (["train", "digits-seresnet20", "model.options={in_chans: 1}"], "give data.in_chans"),
         (["train", "digits-seresnet20", "optimizer.name=sgdd"], "did you mean 'sgd'"),
         (["train", "digits-seresnet20", "device=cuda"], "this machine offers 'cpu'"),
         (["train", "digits-seresnet20", "train.freeze=[lyer1]"], "did you mean 'layer1'"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
@@ -42,6 +42,23 @@ class ModelConfig(Section):
     options: dict[str, Any] = Field(
         default_factory=dict, description="further arguments of create_model (gate options ...)"
     )
+
+    @field_validator("options")
+    @classmethod
+    def _not_said_elsewhere(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for key, place in _SAID_ELSEWHERE.items():
+            if key in options:
+                raise ValueError(f"model.options: {key} does not belong there; {place}")
+        return options
+
+
+#: Arguments of create_model that a recipe gives by keys of its own.
+_SAID_ELSEWHERE = {
+    "num_classes": "the data decide it",
+    "in_chans": "give data.in_chans",
+    "image_size": "give data.image_size",
+    **{key: f"give model.{key}" for key in ("drop_rate", "drop_path_rate", "zero_init_last_gamma", "fused")},
+}
 
 
 class OptimizerConfig(Section):

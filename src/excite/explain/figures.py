@@ -74,6 +74,8 @@ def draw_spread(
 def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> list[Path]:
     """The table of gates as a picture: a row a gate; scales, share of the classes, price of fixing, time saved.
 
+    The latter two only where they were measured.
+
     Args:
         rows: what ``Explanation.rows`` gives.
         path: without suffix.
@@ -82,19 +84,21 @@ def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> li
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(13, 1.9 + 0.4 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.6, 1, 1.2, 1))
-        for panel in panels:
+        drawn = [(_scales_panel, 1.6), (_classes_panel, 1.0)]
+        drawn += [(_price_panel, 1.2)] if any(row["loss_added"] is not None for row in rows) else []
+        drawn += [(_time_panel, 1.0)] if any(row["saved_ms"] is not None for row in rows) else []
+        widths = [width for _, width in drawn]
+        figure = Figure(figsize=(2.7 * sum(widths), 1.9 + 0.4 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, len(drawn), sharey=True, width_ratios=widths)
+        for (draw, _), panel in zip(drawn, panels, strict=True):
             panel.grid(axis="x", alpha=0.3)
             panel.set_axisbelow(True)
             panel.tick_params(axis="y", length=0)
             panel.spines[["top", "right", "left"]].set_visible(False)
+            draw(panel, rows)
+            panel.locator_params(axis="x", nbins=4)  # small numbers have long labels
         panels[0].set_yticks(range(len(rows)), [("○ " if row["could_go"] else "") + row["gate"] for row in rows])
         panels[0].set_ylim(len(rows) - 0.4, -0.6)
-        _scales_panel(panels[0], rows)
-        _classes_panel(panels[1], rows)
-        _price_panel(panels[2], rows)
-        _time_panel(panels[3], rows)
         figure.suptitle(title)
         return save(figure, path)
 
@@ -129,8 +133,6 @@ def _price_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             panel.plot(row["top1_lost"], y, "D", color=COLORS[2], markersize=6)
         elif row["loss_added"] is not None:
             panel.plot(row["loss_added"], y, "D", color=COLORS[2], markersize=6, fillstyle="none")
-    if all(row["loss_added"] is None for row in rows):
-        _absent(panel)
     unit = "loss added, nats (first-order estimate)" if estimated else "points of top-1 lost, 95 % interval"
     _heading(panel, "fixed at its mean", unit)
 
@@ -141,8 +143,6 @@ def _time_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         if row["saved_ms"] is not None:
             panel.plot([row["saved_ms_low"], row["saved_ms_high"]], [y, y], color=COLORS[4], linewidth=2)
             panel.plot(row["saved_ms"], y, "o", color=COLORS[4], markersize=6)
-    if all(row["saved_ms"] is None for row in rows):
-        _absent(panel)
     batch = next((row["batch"] for row in rows if row["batch"] is not None), None)
     _heading(panel, "saved without it", "ms: median, quartiles" + (f" ({batch} images)" if batch else ""))
 
@@ -151,10 +151,6 @@ def _bar(panel: Any, y: int, value: float | None, spec: str, color: str) -> None
     if value is not None:
         panel.barh(y, value, height=0.62, color=color, alpha=0.45)
         panel.annotate(format(value, spec), (value, y), (4, 0), textcoords="offset points", va="center")
-
-
-def _absent(panel: Any) -> None:
-    panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
 
 
 def _heading(panel: Any, title: str, unit: str) -> None:
