@@ -51,6 +51,10 @@ def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
     assert (
         meta["model"]["args"]["gate"] == meta["recipe"]["model"]["options"]["gate"] == {"name": "se", "identity": True}
     )
+    assert meta["trained_as"] == read_weights(ungated_run).meta["model"]
+    from excite.report.build import report
+
+    assert report(out, images=8, quick=True)[0]["about"]["command"] is None
 
     gated = "model.options={gate: {name: se, identity: true}}"
     for source in (out, ungated_run):  # the gates' tensors are there, or start afresh

@@ -102,9 +102,12 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
 
     assert build.has_gates(build.load(alone))
     assert outer_gates(build.load(alone).model)
-    study = build.Study({**numbers, "gates": None, "about": {**numbers["about"], "gated": False}})
+    changed = {"gated": False, "command": None, "trained_as": "cifar_senet"}
+    study = build.Study({**numbers, "gates": None, "about": {**numbers["about"], **changed}})
     study.photographs = [__import__("numpy").zeros((8, 8, 1), "uint8")] * len(numbers["mistakes"])
-    assert "This network has no gates." in render.make_page(study, tmp_path).render()
+    page = render.make_page(study, tmp_path).render()
+    assert "This network has no gates." in page
+    assert "put in or taken out after its training as cifar_senet" in page
 
 
 @pytest.mark.parametrize("severity", [*range(2)])

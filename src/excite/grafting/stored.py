@@ -36,6 +36,7 @@ def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, float]
     kept = {k: v for k, v in (recipe["model"].get("options") or {}).items() if k not in of_gates}
     recipe["model"] = {**recipe["model"], "options": {**kept, **{k: v for k, v in args.items() if k in of_gates}}}
     changed = {"model": {"name": model.model_name, "args": args}, "recipe": recipe, "metrics": metrics}
+    changed["trained_as"] = meta.get("trained_as", meta["model"])  # no training of that recipe gives these weights
     return {**meta, **changed, "versions": versions()}
 
 

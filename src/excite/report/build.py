@@ -239,6 +239,7 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
     # Where it is now, which a run folder that was moved does not know itself.
     run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
+    trained_as = opened.predictor.meta.get("trained_as")
     return {
         "source": opened.source,
         "is_run": "metrics.jsonl" in files,
@@ -259,7 +260,8 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "device": device_name(opened.predictor.device),
         "versions": versions(),
         "environment": environment,
-        "command": None if converted else reproducing_command(trained, environment, run),
+        "command": None if converted or trained_as else reproducing_command(trained, environment, run),
+        "trained_as": None if trained_as is None else trained_as["name"],
         "converted_from": None if converted is None else str(converted.get("source")),
     }
 

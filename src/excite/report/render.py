@@ -394,6 +394,11 @@ def _origin(page: Page, study: Study) -> None:
         section.paragraph(
             "It gives the same recipe; on the same device, threads and versions, a CPU gives the same bits."
         )
+    elif about["trained_as"]:
+        section.paragraph(
+            f"The gates of this network were put in or taken out after its training as {about['trained_as']}, by "
+            "excite graft or excite prune: no training alone gives these weights."
+        )
     else:
         section.paragraph(f"The weights were converted from {about['converted_from']}; excite did not train them.")
     environment = about["environment"]
