@@ -13,7 +13,7 @@ quickstart: $(VENV)/installed  ## install, then train a network on handwritten d
 	$(BIN)/excite train digits-seresnet20
 
 test: $(VENV)/installed-dev  ## install what the tests need and run them
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
