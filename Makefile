@@ -12,6 +12,7 @@ help:  ## what there is to make
 quickstart: $(VENV)/installed  ## install, then train a network on handwritten digits (about two minutes)
 	$(BIN)/excite train digits-seresnet20
 
+# worksteal: each worker begins with half of the files, so that what a file's tests share is made once, not twice.
 test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
