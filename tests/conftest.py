@@ -33,6 +33,21 @@ def cifar(test_data, tmp_path_factory):
     return {"batches": root / "batches", "folder": root / "folder"}
 
 
+@pytest.fixture(scope="session")
+def timm():
+    """timm, from the environment or from where `make bench-cpu` puts it."""
+    from excite.errors import ExciteError
+    from excite.models.timm_models import PEERS, import_timm
+
+    folder = Path(__file__).parents[1] / ".peers"
+    if folder.is_dir():
+        os.environ.setdefault(PEERS, str(folder))
+    try:
+        return import_timm()
+    except ExciteError as error:
+        pytest.skip(f"{error} (`make bench-cpu` puts it into .peers)")
+
+
 @pytest.fixture
 def excite(tmp_path):
     """Run the real command in an empty folder: ``excite("train", ...)`` gives the finished process."""

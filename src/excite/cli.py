@@ -3,12 +3,16 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.errors import ExciteError
+
+if TYPE_CHECKING:
+    from excite.training.display import Display
 
 app = typer.Typer(
     name="excite",
@@ -460,12 +464,10 @@ def bench(
     from excite.bench.command import bench_data, bench_models
     from excite.bench.settings import make_settings, parse_list, refuse_options_of_models
 
+    given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
     if data is not None:
         of_models = {
-            "--batch": batch,
-            "--image-size": image_size,
-            "--precision": precision,
-            "--compile": compile_mode,
+            **{f"--{name.replace('_', '-')}": value for name, value in given.items()},
             "--threads": threads,
             "--warm-up": warm_up,
             "--steps": steps,
@@ -480,7 +482,6 @@ def bench(
         return
     if not models:
         raise ExciteError("give models to measure (`excite models` lists them), or --data RECIPE")
-    given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
     lists = {name: parse_list(text, name) for name, text in given.items()}
     settings = make_settings(
         models,
@@ -629,7 +630,7 @@ def convert(
         to=to,
         classes=classes,
         force=force,
-        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+        say=_teller(display, as_json),
         show=None if as_json else lambda rows: display.table(make_table(rows, columns)),
     )
     if as_json:
@@ -705,7 +706,7 @@ def graft(
         weights=weights,
         out=out,
         force=force,
-        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+        say=_teller(display, as_json),
         show=(lambda plan: None) if as_json else show,
     )
     if as_json:
@@ -775,7 +776,7 @@ def export(
             tolerance=tolerance,
             max_drop=max_drop,
             force=force,
-            say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+            say=_teller(display, as_json),
             progress=advance,
         )
     if as_json:
@@ -831,7 +832,7 @@ def prune(
         calibration=calibration,
         batch=batch,
         device=device,
-        say=(lambda line: print(line, file=sys.stderr)) if as_json else display.message,
+        say=_teller(display, as_json),
     )
     if out is not None:
         write(result, out, source)
@@ -847,6 +848,11 @@ def prune(
     display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
     if out is not None:
         display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")
+
+
+def _teller(display: "Display", as_json: bool) -> Callable[[str], None]:
+    """Where sentences go: to the terminal, or, so that standard output is JSON alone, to standard error."""
+    return (lambda line: print(line, file=sys.stderr)) if as_json else display.message
 
 
 def _options_given(words: list[str]) -> dict[str, Any]:

@@ -1,32 +1,16 @@
 """The gates beside timm's modules of the same papers, with the same weights. Slow: importing timm takes seconds."""
 
 import importlib
-import os
-from pathlib import Path
 
 import pytest
 import torch
 
-from excite.errors import ExciteError
 from excite.gates import create_gate
 from excite.models import create_model
 from tests.gates.test_formulas import with_random_weights
 
 pytestmark = pytest.mark.slow
-PEERS = Path(__file__).parents[2] / ".peers"
 SHAPE = (3, 64, 9, 7)
-
-
-@pytest.fixture(scope="module")
-def timm():
-    from excite.bench.contenders import import_timm
-
-    if PEERS.is_dir():
-        os.environ.setdefault("EXCITE_PEERS", str(PEERS))
-    try:
-        return import_timm()
-    except ExciteError as error:
-        pytest.skip(f"{error}; `make bench-cpu` puts it into .peers")
 
 
 def layer(path, arguments):

@@ -1,24 +1,6 @@
 """What the grafting tests share."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session")
-def timm():
-    """timm, from where `make bench-cpu` puts it."""
-    if not (ROOT / ".peers" / "timm").is_dir():
-        pytest.skip("timm is not in .peers (make bench-cpu puts it there)")
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from peers import import_timm
-    finally:
-        sys.path.pop(0)
-    return import_timm()
 
 
 @pytest.fixture

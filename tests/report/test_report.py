@@ -84,6 +84,8 @@ def test_other_data_and_fewer_images_leave_the_runs_own_report_alone(reported):
     assert (numbers["robustness"], numbers["gates"], numbers["mistakes"]) == (None, None, [])
     assert re.fullmatch(r"report-[0-9a-f]{8}\.html", path.name)
     assert "not the validation images of the training" in path.read_text()
+    numbers, _ = report(reported, [*words, "data.split_seed=9"], quick=True)
+    assert numbers["about"]["data_fingerprint"] != numbers["about"]["data_of_training"]
     assert {name: (reported / name).read_bytes() for name in before} == before
 
 

@@ -75,21 +75,6 @@ class _Recorder(Gate):
         return Scales(mean, torch.maximum(self.most - mean, mean - self.least))
 
 
-class Fixed(Gate):
-    """Says the same for every image: ``scale`` (C)."""
-
-    channelwise = True
-
-    fixed: Tensor
-
-    def __init__(self, scale: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("fixed", scale)
-
-    def excitation(self, squeezed: Tensor) -> Tensor:
-        return self.fixed.to(squeezed.dtype).expand_as(squeezed)
-
-
 @contextmanager
 def recording(model: nn.Module) -> Iterator[dict[str, _Recorder]]:
     """Within the block every gate of ``model`` notes its scales; ``recorder.scales()`` gives them."""

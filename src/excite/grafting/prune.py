@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from excite.data import EvalLoader, open_data
 from excite.errors import ExciteError
+from excite.explain.gates import fixed_gates
+from excite.figures import COLORS, style
 from excite.files import write_json, written_aside
-from excite.grafting.fold import Fixed, Scales, fold_gates, gate_holders, layer_before, recording
+from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.grafting.stored import header
 from excite.inference import Predictor
 from excite.models.base import Classifier
@@ -132,7 +134,8 @@ def prune(
     effects = {}
     for name in holders:
         if name not in constant:
-            effects[name] = before.top1 - _without(model, {name: scales[name].mean}, measure).top1
+            with fixed_gates(model, {f"{name}.gate": scales[name].mean}):
+                effects[name] = before.top1 - measure(model).top1
             say(f"{name}: worth {effects[name]:+.2f} percentage points of top-1 alone")
     order = sorted(effects, key=effects.__getitem__)
     networks, points = _curve(model, scales, constant, order, effects, before, measure)
@@ -170,19 +173,6 @@ def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> dict[s
         ):
             predictor.logits(pixels)
         return {name: recorder.scales() for name, recorder in recorders.items()}
-
-
-def _without(model: nn.Module, means: dict[str, Tensor], measure: _Validation) -> Evaluation:
-    """Evaluate with some gates fixed, and put them back."""
-    holders = gate_holders(model)
-    gates = {name: holders[name].gate for name in means}
-    try:
-        for name, mean in means.items():
-            holders[name].gate = Fixed(mean)
-        return measure(model)
-    finally:
-        for name, gate in gates.items():
-            holders[name].gate = gate
 
 
 def _curve(
@@ -231,29 +221,30 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    accuracy, time = figure.subplots(1, 2)
-    gates = [point.gates for point in result.points]
-    for axis, values, label, color in (
-        (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", "#0072B2"),
-        (time, [p.ms for p in result.points], f"ms for {result.batch} images (median)", "#009E73"),
-    ):
-        axis.plot(gates, values, "o-", color=color)
-        place = (gates[result.chosen], values[result.chosen])
-        axis.plot(*place, "o", ms=13, mfc="none", mec="#D55E00", mew=2, label="chosen")
-        axis.set(xlabel="gates left", ylabel=label)
-        axis.invert_xaxis()
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(alpha=0.3)
-    # What top-1 may be off by, because the images are only so many: the standard error of a share.
-    error = [100 * (p.top1 / 100 * (1 - p.top1 / 100) / result.images) ** 0.5 for p in result.points]
-    low, high = ([p.top1 + sign * e for p, e in zip(result.points, error, strict=True)] for sign in (-1, 1))
-    band = f"standard error of {result.images:,} images"
-    accuracy.fill_between(gates, low, high, color="#0072B2", alpha=0.15, linewidth=0, label=band)
-    accuracy.legend(frameon=False)
-    figure.suptitle(title)
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
+    with style():
+        figure = Figure(figsize=(11, 4.2), layout="constrained")
+        accuracy, time = figure.subplots(1, 2)
+        gates = [point.gates for point in result.points]
+        for axis, values, label, color in (
+            (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", COLORS[1]),
+            (time, [p.ms for p in result.points], f"ms for {result.batch} images (median)", COLORS[3]),
+        ):
+            axis.plot(gates, values, "o-", color=color)
+            place = (gates[result.chosen], values[result.chosen])
+            axis.plot(*place, "o", ms=13, mfc="none", mec=COLORS[2], mew=2, label="chosen")
+            axis.set(xlabel="gates left", ylabel=label)
+            axis.invert_xaxis()
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.grid(alpha=0.3)
+        # What top-1 may be off by, because the images are only so many: the standard error of a share.
+        error = [100 * (p.top1 / 100 * (1 - p.top1 / 100) / result.images) ** 0.5 for p in result.points]
+        low, high = ([p.top1 + sign * e for p, e in zip(result.points, error, strict=True)] for sign in (-1, 1))
+        band = f"standard error of {result.images:,} images"
+        accuracy.fill_between(gates, low, high, color=COLORS[1], alpha=0.15, linewidth=0, label=band)
+        accuracy.legend(frameon=False)
+        figure.suptitle(title)
+        with written_aside(path) as aside:
+            figure.savefig(aside, dpi=110, format="png")
     return path
 
 
@@ -263,7 +254,6 @@ def write(result: Pruned, folder: Path, source: str) -> None:
     Raises:
         ExciteError: the folder is there already, or cannot be written.
     """
-
     if folder.exists():
         raise ExciteError(f"{folder} exists already; name a new folder")
     model = result.model

@@ -160,10 +160,8 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
 
 def make_timm_model(name: str) -> nn.Module:
     """timm's model of that name, with random weights. Raises ExciteError: timm is missing, or has none such."""
-    from excite.bench.contenders import import_timm
-    from excite.errors import nearest
+    from excite.models.timm_models import check_timm_name, import_timm
 
     timm = import_timm()
-    if not timm.is_model(name):
-        raise ExciteError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    check_timm_name(timm, name)
     return timm.create_model(name)

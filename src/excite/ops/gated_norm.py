@@ -240,11 +240,10 @@ def _train(
 ) -> Tensor:
     if torch.compiler.is_compiling() and passes is plain:
         return _train_traced(y, norm, excitation, identity, identity_norm, keep, relu)
-    if excitation is None and keep is None and identity_norm is None and passes is not _OPERATORS:
-        over = _processes(norm)
-        if over is None:
-            _check_count(y)
-            return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), relu, passes)
+    bare = excitation is None and keep is None and identity_norm is None
+    if bare and passes is not _OPERATORS and _processes(norm) is None:
+        _check_count(y)
+        return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), relu, passes)
     recompute = relu and identity is None
     squeezed, packed, *relays = _statistics(y, norm, passes, RECOMPUTE if recompute else OPEN)
     s = _scales(squeezed, excitation, keep)

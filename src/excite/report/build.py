@@ -20,7 +20,7 @@ from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load
 from excite.models import describe
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
 from excite.report.predictions import (
     Predictions,
@@ -126,25 +126,17 @@ def report(
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
     files = run_files(source)
-    limit = [] if images is None else [f"data.limit_val={_fewest(source, overrides, images)}"]
-    overrides = [*overrides, *limit]
-    opened = open_source(source, overrides, device=device)
+    opened = open_source(source, overrides, images=images, device=device)
     whole = images is None and _same_data(opened, files)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
-    study = study_source(opened, overrides, files, quick=quick, progress=tell)
+    study = study_source(opened, overrides, files, keep=whole, quick=quick, progress=tell)
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
         make_page(study, Path(scratch)).write(path)
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     tell("written", 1, 1)
     return study.numbers, path
-
-
-def _fewest(source: str | Path, overrides: Sequence[str], images: int) -> int:
-    """``images``, or what the recipe limits them to already, where that is less."""
-    recipe = Recipe.from_dict(apply_overrides(load(source, "cpu").meta["recipe"], list(overrides)), str(source))
-    return images if recipe.data.limit_val is None else min(images, recipe.data.limit_val)
 
 
 def run_files(source: str | Path) -> dict[str, Path]:
@@ -187,6 +179,7 @@ def study_source(
     overrides: Sequence[str],
     files: Mapping[str, Path],
     *,
+    keep: bool = False,
     quick: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Study:
@@ -196,14 +189,14 @@ def study_source(
         opened: network and data.
         overrides: those that it was opened with.
         files: what :func:`run_files` found.
+        keep: whether to keep the predictions in the run folder.
         quick: see :func:`report`.
         progress: see :func:`report`.
     """
     settings = opened.recipe.report
     fewer = partial(min, QUICK_IMAGES) if quick else int
     severities = SEVERITIES[::2] if quick else SEVERITIES
-    limited = any(word.startswith("data.limit_val=") for word in overrides)
-    predictions = predictions_of(opened, partial(progress, "predicting"), keep=not limited)
+    predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
     study = Study({"about": _about(opened, predictions, files), "summary": _summary(opened, predictions, files)})
     study.numbers["curves"] = _curves(files)
@@ -388,7 +381,7 @@ def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Pr
     return explain(
         opened.source,
         overrides=overrides,
-        limit=images,
+        limit=min(images, opened.recipe.data.limit_val or images),
         ablation="estimate",
         timing=False,
         device=opened.predictor.device.type,

@@ -130,7 +130,7 @@ class Source:
     Attributes:
         source: what was asked for.
         predictor: the unfolded network, in the precision of its training unless another was asked for.
-        recipe: its own, with the overrides.
+        recipe: its own, with the overrides and the limit.
         data: what the recipe says; ``data.val`` is what is predicted.
         weights: sha256 (hex) of the weights file.
         run: the run folder, where ``source`` is one on this machine; else None.
@@ -156,13 +156,19 @@ def load_trained(source: str | Path, device: str = "auto", precision: str | None
 
 
 def open_source(
-    source: str | Path, overrides: Sequence[str] = (), *, device: str = "auto", precision: str | None = None
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    images: int | None = None,
+    device: str = "auto",
+    precision: str | None = None,
 ) -> Source:
     """Load a network and open its validation images.
 
     Args:
         source: a run folder, a checkpoint (of other systems, too), or an address of either.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        images: at most so many validation images (class-balanced); None takes as many as the recipe.
         device: "auto", "cpu", "cuda" ...
         precision: None takes what it was trained in.
 
@@ -171,6 +177,9 @@ def open_source(
     """
     predictor = load_trained(source, device, precision)
     recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), str(source))
+    if images is not None:
+        fewest = min(images, recipe.data.limit_val or images)
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit_val": fewest})})
     data = open_data(recipe.data, recipe.augment)
     if data.classes != predictor.classes:
         raise ExciteError(
