@@ -105,3 +105,19 @@ def test_make_targets_named_in_the_pages_exist():
     pages = "".join(p.read_text() for p in [*PAGES, ROOT / "CONTRIBUTING.md"])
     named = set(re.findall(r"(?:`|^    |^)make ([a-z-]+)", pages, re.MULTILINE))
     assert {"quickstart", "test"} <= named <= targets
+
+
+def test_the_picture_of_the_passes_counts_what_the_page_and_its_tables_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "img"))
+    import passes
+
+    page = (ROOT / "docs" / "free-excitation.md").read_text()
+    drawn = {form: sum(len(accesses) for _, accesses in of_form) for form, of_form in passes.PASSES.items()}
+    for direction in ("forward", "backward"):
+        table = page.split(f"\n    {direction} ")[1].split("\n\n")[0].splitlines()[1:]
+        textbook, ours = drawn[f"{direction}, textbook"], drawn[f"{direction}, two passes"]
+        assert table[-1].split() == ["in", "all", str(textbook), str(ours)]
+        rows = [re.sub(r"\(.*?\)|[a-z].*$", "", line[19:]) for line in table[:-1]]  # the marks, without the words
+        left = sum(len(re.findall("[RW]", row[:31])) for row in rows)
+        assert left == textbook
+        assert f"{direction}: {textbook}" in page
