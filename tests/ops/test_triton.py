@@ -10,10 +10,13 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from excite.ops import gated_norm, norm_excite_residual, triton_kernels
@@ -25,8 +28,17 @@ from tests.ops.test_gated_norm import Fc
 CHECKS = Path(__file__).with_name("triton_checks.py")
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 
+
+def interpreter_works():
+    triton = importlib.util.find_spec("triton") and Version(metadata.version("triton"))
+    return not triton or triton >= Version("3.7") or Version(np.__version__) < Version("2.4")
+
+
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed, or not made for this system"
+)
+needs_interpreter = pytest.mark.skipif(
+    not interpreter_works(), reason="Triton's interpreter before 3.7 fails with NumPy 2.4 and newer (int of an array)"
 )
 needs_compiler = pytest.mark.skipif(
     bool(os.environ.get("TRITON_INTERPRET")), reason="TRITON_INTERPRET is set: nothing is compiled then"
@@ -49,6 +61,7 @@ def run_checks(marker, **environment):
 
 
 @needs_triton
+@needs_interpreter
 @pytest.mark.parametrize("marker", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_what_they_compute_by_the_interpreter(marker):
     run_checks(marker, TRITON_INTERPRET="1")
@@ -61,6 +74,7 @@ def test_what_they_compute_on_the_gpu():
 
 
 @needs_triton
+@needs_interpreter
 @pytest.mark.slow
 def test_the_benchmark_checks_them_where_there_is_no_gpu():
     script = Path(__file__).parents[2] / "benchmarks" / "triton_passes.py"

@@ -169,7 +169,7 @@ _OPERATORS: Any = _Operators
 
 def _choose_compiled(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     """The same under ``torch.compile``; an exported graph is to hold PyTorch's own operators only."""
-    if fused == "off" or torch.compiler.is_exporting() or not _is_batch_norm(norm) or not norm.training:
+    if fused == "off" or _is_exporting() or not _is_batch_norm(norm) or not norm.training:
         return None
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or y.ndim != 4:
         return None
@@ -190,6 +190,11 @@ def _has_kernels(y: Tensor, fused: str) -> bool:
 # Asked while tracing: the answers are about the machine, and finding them out cannot be traced.
 _native_available = torch.compiler.assume_constant_result(native.available)
 _triton_available = torch.compiler.assume_constant_result(triton_kernels.available)
+
+
+@torch.compiler.assume_constant_result  # PyTorch 2.11 traces the question itself as "yes", whether or not it exports
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -58,13 +58,16 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run does."""
+    import torch
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    # With its build (+cpu, +cu130), which the package's metadata leaves out in some of them.
+    return {**found, "torch": str(torch.__version__)}
 
 
 def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
