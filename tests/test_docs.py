@@ -30,12 +30,12 @@ COMMANDS = [
 ]
 
 
-# The migration page has its commands in tables, and some behind torchrun; what is only planned cannot be checked.
+# The migration page has its commands in tables, and some behind torchrun.
 MIGRATING = (ROOT / "docs" / "migrating.md").read_text()
 COMMANDS += [
     ("migrating.md", line)
-    for planned, line in re.findall(r"(\*planned\*, )?`(?:torchrun [^`]*-m )?(excite [^`]+)`", MIGRATING)
-    if not planned and line != "excite recipes NAME"
+    for line in re.findall(r"`(?:torchrun [^`]*-m )?(excite (?!convert`|export`)[^`]+)`", MIGRATING)
+    if line != "excite recipes NAME"
 ]
 
 

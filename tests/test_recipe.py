@@ -152,3 +152,14 @@ def test_words_with_an_equals_sign_are_overrides_unless_they_are_paths(tmp_path,
     (tmp_path / "run=1").touch()
     words = ["data.root=/a/b", "run=1", "runs/lr=0.1", "run", "x=" + "y" * 5000]  # the last is too long for a path
     assert [is_override(word) for word in words] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("what", ["run", "run/", "run/recipe.yaml"])
+def test_a_recipe_may_be_at_an_address(tmp_path, what):
+    """As a run folder in a bucket is; tests/storage trains to a real one."""
+    pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'excite[test]'")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(small("epochs=7").to_yaml())
+    assert load_recipe(f"file://{tmp_path}/{what}") == small("epochs=7")
+    with pytest.raises(ExciteError, match="there is no recipe, file or run folder 'file:///nowhere'"):
+        load_recipe("file:///nowhere")

@@ -2,9 +2,14 @@
 
 import json
 import math
+import re
+import shlex
+import subprocess
 from dataclasses import replace as changed
+from pathlib import Path
 
 import pytest
+import yaml
 
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
@@ -162,3 +167,56 @@ def test_measuring_on_this_machine(excite):
     assert four["measured"] is None
     sources = {entry["name"]: entry["source"] for entry in result["assumptions"]}
     assert all("measured now" in sources[name] for name in ("tflops", "node_gb_s", "node_latency_us", "overlap"))
+
+
+# --- the manifests of docs/scaling.md ---------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    (text,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return text
+
+
+def test_the_slurm_script_is_one():
+    text = block("bash")
+    bash = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert (bash.returncode, bash.stderr) == (0, "")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", text, re.MULTILINE))
+    assert options["ntasks-per-node"] == "1"  # torchrun starts the processes of a machine
+    assert f"--nproc-per-node {options['gpus-per-node']} " in text
+    assert 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK"' in text  # since Slurm 22.05 a step does not inherit it
+    words = shlex.split(text[text.index("excite train") :])[2:]
+    load_recipe(words[0], words[1 : words.index("--run-dir")])
+
+
+def test_the_kubernetes_manifest_has_the_fields_of_a_trainjob():
+    """Those of kubeflow/trainer 2.4, pkg/apis/trainer/v1alpha1/trainjob_types.go, which refuses all others."""
+    job = yaml.safe_load(block("yaml"))
+    assert (job["apiVersion"], job["kind"]) == ("trainer.kubeflow.org/v1alpha1", "TrainJob")
+    spec = job["spec"]
+    assert spec.keys() == {"runtimeRef", "trainer", "runtimePatches"}
+    assert spec["trainer"].keys() <= {
+        "image",
+        "command",
+        "args",
+        "env",
+        "numNodes",
+        "resourcesPerNode",
+        "numProcPerNode",
+    }
+    (patch,) = spec["runtimePatches"]
+    assert patch.keys() == {"manager", "trainingRuntimeSpec"}
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    assert node["name"] == "node"
+    pod = node["template"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container.keys() <= {"name", "env", "volumeMounts", "securityContext"}
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    args = spec["trainer"]["args"]
+    recipe, *words = args[args.index("train") + 1 :]
+    load_recipe(recipe, [word for word in words if not word.startswith("--")])
+    root = [word.partition("=")[2] for word in words]
+    assert all(any(path.startswith(m["mountPath"]) for m in container["volumeMounts"]) for path in root)
+    assert spec["trainer"]["numProcPerNode"] == spec["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]

@@ -695,6 +695,10 @@ def test_diverging_runs_do_not_stop_the_others(excite):
     ("words", "message"),
     [
         (["digits-seresnet20", "--gates", "none,see"], "did you mean 'se'"),
+        (
+            ["digits-seresnet20", "--out", "s3://bucket/twins"],
+            "s3://bucket/twins: the folder of an experiment must be on",
+        ),
         pytest.param(["epochs=3"], "the first word must be a recipe", marks=pytest.mark.slow),
         pytest.param(["--resume", "nowhere"], "is no experiment of `excite twins`", marks=pytest.mark.slow),
     ],

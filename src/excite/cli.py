@@ -211,10 +211,10 @@ def twins(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the experiment.  [default: runs/twins-RECIPE]", show_default=False)
+        str | None, typer.Option(help="Folder of the experiment.  [default: runs/twins-RECIPE]", show_default=False)
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Go on with an experiment; the same command again does it, too.")
+        str | None, typer.Option(metavar="DIR", help="Go on with an experiment; the same command again does it, too.")
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     as_json: Json = False,
@@ -632,6 +632,7 @@ def convert(
         force=force,
         say=_teller(display, as_json),
         show=None if as_json else lambda rows: display.table(make_table(rows, columns)),
+        progress=_progress,
     )
     if as_json:
         _print_json(result)
@@ -708,6 +709,7 @@ def graft(
         force=force,
         say=_teller(display, as_json),
         show=(lambda plan: None) if as_json else show,
+        progress=_progress,
     )
     if as_json:
         _print_json(result)
@@ -1023,6 +1025,9 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page.  [default: report.html in the run folder]")
     ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="At most so many validation images (class-balanced).  [default: all]")
     ] = None,
@@ -1043,14 +1048,21 @@ def report(
 
       excite report runs/my-run data.root=/other/images --quick --out report.html
 
-      excite report model.safetensors --images 500 --json
+      excite report model.safetensors --images 500 --figures figures --json
     """
     from excite.report.build import report as write_report
     from excite.training.display import Display
 
     with _stages() as advance:
         numbers, path = write_report(
-            source, overrides or [], out=out, images=images, quick=quick, device=device, progress=advance
+            source,
+            overrides or [],
+            out=out,
+            figures=figures,
+            images=images,
+            quick=quick,
+            device=device,
+            progress=advance,
         )
     if as_json:
         _print_json({**numbers, "file": str(path)})

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 from excite.files import written_aside
 
@@ -30,6 +31,19 @@ def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
         # Of a name in another script; in an SVG the reader's own fonts have it.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         yield
+
+
+def drawn_width(text: str) -> int:
+    """In Latin characters; Chinese and the like are twice as wide."""
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """A name of the user's where there is room for ``most`` Latin characters only."""
+    if drawn_width(text) <= most:
+        return text
+    end = next(k for k in range(len(text), -1, -1) if drawn_width(text[:k]) < most)
+    return f"{text[:end]}…"
 
 
 def save(figure: Any, path: Path) -> list[Path]:

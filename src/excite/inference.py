@@ -1,6 +1,7 @@
 """Use what was trained: load a run or checkpoint, evaluate it again, classify images."""
 
 import glob
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
 from excite.recipe import Recipe, apply_overrides
 from excite.storage import expand, in_place, is_remote, local_file
-from excite.training.checkpoint import Checkpoint, load_into, read_weights
+from excite.training.checkpoint import Checkpoint, find_weights, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
@@ -138,6 +139,23 @@ def _read(source: str | Path) -> Checkpoint:
     return Checkpoint(Path(source), model.state_dict(), {**describe(model, loaded), "versions": versions()})
 
 
+def weights_digest(source: str | Path) -> str:
+    """sha256 (hex) of the weights file, what ``sha256sum`` gives; of a folder's or prefix's files, all of them.
+
+    Empty for weights that are no file here, but at a hub.
+    """
+    path = Path(source) if is_foreign(source) else find_weights(source)
+    files = [path] if path.is_file() else sorted(p for p in path.parent.glob(f"{path.name}*") if p.is_file())
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest() if files else ""
+
+
 def validate(
     source: str | Path,
     overrides: Sequence[str] = (),
@@ -151,7 +169,8 @@ def validate(
     """Evaluate a trained network on the validation images of its recipe, or on others.
 
     Args:
-        source: a run folder, a checkpoint folder or a ``.safetensors`` file.
+        source: a run folder, a checkpoint folder, a ``.safetensors`` file, or another system's checkpoint; one without
+            class names is taken to have the sorted class folders of the data, if it has as many.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
         device: "auto", "cpu", "cuda" ...
         precision: None takes what it was trained with, so that the numbers are those of the training.
@@ -168,14 +187,7 @@ def validate(
     predictor = Predictor(checkpoint, device, precision, False if fold is None and precision != "fp32" else fold)
     recipe = Recipe.from_dict(apply_overrides(checkpoint.meta["recipe"], list(overrides)), str(source))
     data = open_data(recipe.data, recipe.augment)
-    if data.classes != predictor.classes:
-        unknown = [c for c in data.classes if c not in predictor.classes]
-        own = len(predictor.classes)
-        raise ExciteError(
-            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
-            if unknown
-            else f"the {len(data.classes)} classes of the data are not the {own} of {source} in their order"
-        )
+    match_classes(predictor, data.classes, source)
     process = predictor.accelerator
     loader = EvalLoader(
         data.val,
@@ -190,6 +202,36 @@ def validate(
         predictor.model, batches, predictor.preprocessing, len(data.classes), predictor.device, predictor.precision
     )
     return predictor, result
+
+
+def match_classes(predictor: Predictor, classes: list[str], source: str | Path) -> None:
+    """Check that labels of the data mean what the network's outputs do; one that only numbers them gets their names.
+
+    Args:
+        predictor: the network; other systems' checkpoints without class names have "0", "1" ... in ``classes``.
+        classes: of the data, in their order.
+        source: where the network came from, for the message.
+
+    Raises:
+        ExciteError: the classes are others, or in another order.
+    """
+    own = predictor.classes
+    numbered = "converted_from" in predictor.meta and own == [str(number) for number in range(len(own))]
+    # Other systems number the sorted class folders, as we do, and store no names: that many classes are those classes.
+    if numbered and len(classes) == len(own):
+        predictor.classes = list(classes)
+        return
+    if classes == own:
+        return
+    if numbered:
+        raise ExciteError(f"the data has {len(classes)} classes, but {source} was trained with {len(own)}")
+    unknown = [c for c in classes if c not in own]
+    what = (
+        f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
+        if unknown
+        else f"the {len(classes)} classes of the data are not the {len(own)} of {source} in their order"
+    )
+    raise ExciteError(f"{what}; give data with the classes that it was trained on (data.root=PATH)")
 
 
 def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total: int) -> Iterator[Any]:
@@ -234,7 +276,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
-    from excite.figures import style
+    from excite.figures import shortened, style
     from excite.files import written_aside
 
     shown = predictions[:limit]
@@ -249,7 +291,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
         for axis, prediction in zip(axes.flat, shown, strict=False):
             axis.imshow(load_image(local_file(prediction.path)))
             name, probability = prediction.top[0]
-            axis.set_title(f"{name if len(name) < 22 else name[:20] + '...'}\n{100 * probability:.1f} %", fontsize=9)
+            axis.set_title(f"{shortened(name, 22)}\n{100 * probability:.1f} %", fontsize=9)
         with written_aside(path) as aside:
             figure.savefig(aside, dpi=100, format="png")
     return path

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, nearest
+from excite.storage.address import is_remote
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -84,8 +85,8 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The learning rate over time: warm-up from warmup_lr to the peak, then the named curve to end_lr."""
 
-    name: Literal["cosine", "linear", "cosine_linear", "step", "multistep", "polynomial", "constant"] = Field(
-        "cosine", description="the curve"
+    name: Literal["cosine", "linear", "cosine_linear", "step", "multistep", "exponential", "polynomial", "constant"] = (
+        Field("cosine", description="the curve")
     )
     unit: Literal["step", "epoch"] = Field("step", description="change the rate at every step, or once an epoch")
     warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
@@ -97,8 +98,10 @@ class ScheduleConfig(Section):
     milestones: list[Count] = Field(
         default_factory=list, description="multistep: after so many whole epochs the rate is multiplied by gamma"
     )
-    step_epochs: Count = Field(30, description="step: every so many epochs the rate is multiplied by gamma")
-    gamma: Positive = Field(0.1, description="step and multistep: the factor")
+    step_epochs: Count = Field(
+        30, description="step, exponential: every so many epochs the rate falls by gamma, at once or gradually"
+    )
+    gamma: Positive = Field(0.1, description="step, multistep, exponential: the factor")
     power: Positive = Field(2.0, description="polynomial: the exponent")
 
 
@@ -383,13 +386,13 @@ def list_recipes() -> list[str]:
 
 
 def recipe_text(name_or_file: str) -> tuple[str, str]:
-    """The text of a recipe and where it came from: a shipped name, a YAML file, or a run folder."""
+    """The text of a recipe and where it is from: a shipped name; a YAML file or a run folder, perhaps at an address."""
     names = list_recipes()
     if name_or_file in names:
         return (resources.files("excite") / "recipes" / f"{name_or_file}.yaml").read_text(
             encoding="utf-8"
         ), name_or_file
-    path = Path(name_or_file)
+    path = Path(_at_address(name_or_file) if is_remote(name_or_file) else name_or_file)
     if path.is_dir():
         path = path / "recipe.yaml"
     if not path.is_file():
@@ -403,11 +406,18 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
         raise ExciteError(f"{path} cannot be read as a recipe: {error}") from None
 
 
+def _at_address(url: str) -> str:
+    """The local copy of the recipe at an address: that file, or ``recipe.yaml`` of that run folder."""
+    from excite.storage import local_file
+
+    return local_file(url if url.endswith((".yaml", ".yml")) else f"{url.rstrip('/')}/recipe.yaml")
+
+
 def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe:
     """Load a recipe and apply ``key=value`` overrides.
 
     Args:
-        name_or_file: name of a shipped recipe, path of a YAML file, or a run folder.
+        name_or_file: name of a shipped recipe, a YAML file, or a run folder; the latter two may be at an address (s3://).
         overrides: ``section.key=value`` strings (the section may be left out where the key is unique); values are YAML.
 
     Raises:

@@ -22,6 +22,7 @@ def made_up(label: str, logits: np.ndarray, labels: np.ndarray, **changes: Any) 
     predictions = Predictions(
         logits=logits.astype(np.float32),
         labels=labels,
+        positions=changes.pop("positions", np.arange(len(labels))),
         names=changes.pop("names", tuple(f"#{i}" for i in range(len(labels)))),
         classes=classes,
         fingerprint=changes.pop("fingerprint", "the same"),

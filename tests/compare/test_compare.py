@@ -16,12 +16,15 @@ from excite.compare import compare
 from excite.compare.build import Comparison
 from excite.compare.command import _free_name
 from excite.compare.page import make_page
-from excite.compare.runs import LONGEST_LABEL, choose_labels
+from excite.compare.runs import LONGEST_LABEL, _gate, choose_labels
 from excite.compare.study import study
 from excite.compare.table import format_p
 from excite.errors import ExciteError
+from excite.grafting import graft
+from excite.models import create_model
 from excite.report import predictions
 from tests.compare.conftest import made_up
+from tests.report.conftest import numbered
 
 EVIL = '<script>alert("x")</script> & $a_b$ %s'
 
@@ -250,3 +253,22 @@ def test_the_page_opens_in_a_browser_without_complaints(trained, browser, here):
         drawn = browser.execute_script("return [...document.querySelectorAll('svg')].map((s) => s.clientHeight)")
         assert len(drawn) == 3
         assert min(drawn) > 50
+
+
+def test_a_network_that_numbers_its_classes_is_paired_with_one_that_names_them(trained, tmp_path):
+    """Recipes that name the classes "c0", "c1" ...: the numbered one takes these."""
+    words = ["data.class_names=[c0, c1, c2, c3, c4, c5, c6, c7, c8, c9]"]
+    names = [f"c{k}" for k in range(10)]
+    named = numbered(trained[0], tmp_path / "named.safetensors", classes=names)
+    found = compare([named, numbered(trained[1], tmp_path / "theirs.safetensors")], words).to_dict()
+    assert found["paired"]
+    assert {image["class"] for pair in found["only_one"] for image in pair["images"]} <= set(names)
+
+
+def test_a_network_of_timm_is_not_said_to_have_no_gates(timm):
+    theirs = create_model("timm:seresnet18", num_classes=2, image_size=32)
+    assert _gate(theirs) == "timm's SEModule"
+    plain = create_model("timm:resnet18", num_classes=2, image_size=32)
+    assert _gate(plain) is None
+    assert _gate(graft(plain, "ge")) == "ge"
+    assert _gate(create_model("cifar_seresnet20")) == "se"

@@ -126,6 +126,23 @@ def test_flip_mirrors_the_whole_image():
     assert torch.equal(flip(images, 1.0), images.flip(3))
 
 
+@pytest.mark.parametrize("crop", ["none", "pad"])
+def test_vertical_flip(crop: str):
+    """Top to bottom, whatever is done left to right, at its own rate; off, it draws no random number."""
+    count = 4000
+    out = pixels_of(AugmentConfig(crop=crop, pad=1, hflip=0.0, vflip=0.3), coordinates(count, 8))
+    down = out[:, 1, 3, 4] > out[:, 1, 4, 4]
+    assert binomial_ok(int(down.sum()), count, 0.3)
+    assert not binomial_ok(int(down.sum()), count, 0.4)
+    images = coordinates(3, 8)
+    assert torch.equal(
+        pixels_of(AugmentConfig(hflip=0.0, vflip=1.0), images), pixels_of(AugmentConfig(hflip=0.0), images.flip(2))
+    )
+    assert torch.equal(
+        pixels_of(AugmentConfig(hflip=1.0, vflip=1.0), images), pixels_of(AugmentConfig(hflip=0.0), images.flip(2, 3))
+    )
+
+
 @pytest.mark.parametrize("mode", ["zero", "reflect"])
 def test_pad_crop_is_a_crop_of_the_padded_image(mode: str):
     images = torch.randint(1, 256, (40, 3, 9, 7), dtype=torch.uint8)

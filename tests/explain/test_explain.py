@@ -11,8 +11,12 @@ import torch
 
 import excite as package
 from excite.errors import ExciteError
-from excite.explain.figures import choose_depths
+from excite.explain import ScaleStatistics, outer_gates
+from excite.explain.figures import choose_depths, draw_excitations
 from excite.explain.run import SCALARS
+from excite.figures import style
+from excite.training.checkpoint import save_weights
+from tests.report.conftest import numbered
 
 NUMBER, OPTIONAL = {"type": "number"}, {"type": ["number", "null"]}
 ROW = {
@@ -161,6 +165,29 @@ def test_python_and_the_table(trained, tmp_path, capsys):
     assert "layer3.2.gate" in printed
 
 
+def test_a_network_that_numbers_its_classes_has_those_of_the_data(trained, photo, tmp_path):
+    theirs = numbered(trained, tmp_path / "theirs.safetensors")
+    options = {"limit": 20, "ablation": "off", "timing": False, "target": "$x^$", "drawn_classes": ["$x^$"]}
+    found, own = (package.explain.explain(source, [str(photo)], **options) for source in (theirs, trained))
+    assert found.classes == own.classes
+    assert found.explained[0].top == own.explained[0].top
+    with pytest.raises(ExciteError, match="no class '0'"):
+        package.explain.explain(theirs, **{**options, "target": "0"})
+
+
+def test_gates_that_all_say_nothing_are_told_in_a_sentence(trained, tmp_path):
+    stored = package.load(trained, "cpu")
+    for gate in outer_gates(stored.model).values():
+        for parameter in gate.parameters():
+            torch.nn.init.zeros_(parameter)
+    save_weights(tmp_path / "still.safetensors", stored.model, stored.meta)
+    options = {"limit": 20, "ablation": "off", "timing": False}
+    still, alive = (package.explain.explain(s, **options).notes for s in (tmp_path / "still.safetensors", trained))
+    assert len(still) == 1
+    assert "all channels of all gates say the same for every image" in still[0]
+    assert alive == []
+
+
 def test_without_data_images_are_explained_all_the_same(trained, photo, tmp_path):
     (tmp_path / "broken.png").write_text("not an image")
     result = package.explain.explain(trained, [str(photo), str(tmp_path / "broken.png")], limit=0, device="cpu")
@@ -209,3 +236,18 @@ def test_depths_are_spread_evenly():
     steps = torch.tensor([names.index(name) for name in chosen]).diff()
     assert steps.max() - steps.min() <= 1
     assert choose_depths(names[:4]) == names[:4]
+
+
+def test_long_class_names_stay_inside_the_figure(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("excite.explain.figures.save", lambda figure, path: drawn.append(figure) or [])
+    found = ScaleStatistics(5)
+    found.update(torch.rand(10, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 5)
+    classes = ["x" * 80, "狗与猫" * 30, *(f"American Staffordshire terrier, pit bull {k}" for k in range(3))]
+    draw_excitations({"gate": found}, classes, range(5), tmp_path / "x", "")
+    figure = drawn[0]
+    with style():
+        figure.draw_without_rendering()
+        inside, legend = figure.bbox, figure.legends[0].get_window_extent()
+    assert inside.x0 <= legend.x0 < legend.x1 <= inside.x1
+    assert legend.y0 >= inside.y0

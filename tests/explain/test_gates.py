@@ -1,12 +1,14 @@
 """Listening to gates, fixing them, taking them away."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 import excite
 from excite.errors import ExciteError
-from excite.explain import fixed_gates, listening, outer_gates, without_gates
+from excite.explain import fixed_gates, foreign_gates, listening, outer_gates, without_gates
 from excite.gates import Gate, create_gate, list_gates
 
 
@@ -144,3 +146,23 @@ def test_a_network_without_gates_and_a_gate_that_is_not_there():
         fixed_gates(network("se"), {"layer3.2.gat": torch.ones(64)}),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("seresnet18", ["timm's SEModule"]),
+        ("mobilenetv3_small_050", ["timm's SqueezeExcite"]),
+        ("deit_tiny_patch16_224", ["unknown"]),
+        ("resnet18", []),
+    ],
+)
+def test_what_timm_built_in_is_neither_taken_for_none_nor_explained(timm, name, found):
+    model = excite.create_model(f"timm:{name}", num_classes=2)
+    assert foreign_gates(model) == found
+    with pytest.raises(ExciteError, match=re.escape(found[0]) if found else "excite graft"):
+        outer_gates(model)
+
+
+def test_gates_of_our_own_are_not_foreign():
+    assert foreign_gates(excite.create_model("cifar_seresnet20")) == []

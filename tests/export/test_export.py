@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from PIL import Image
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.export import export, formats
-from excite.export.command import _put_in_place
-from excite.export.images import prepare, random_samples
+from excite.export.command import _put_in_place, _target
+from excite.export.images import open_samples, prepare, random_samples
 from excite.export.verify import compare
 from excite.gates import list_gates
 from excite.inference import load
@@ -85,6 +86,7 @@ def test_pt2_of_a_run_agrees_and_says_where_it_came_from(tmp_path):
     assert meta["classes"] == [str(k) for k in range(10)]
     assert meta["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert meta["recipe"]["name"] == "small"
+    assert (meta["precision"], meta["quantisation"]) == ("fp32", None)
     predictor = load(weights)
     for shape in ((1, SIZE, SIZE, 1), (1, 20, 11, 1), (5, 9, 30, 1)):  # batches and sizes it was not traced with
         images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -153,6 +155,25 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, arguments, sentence):
     with pytest.raises(ExciteError, match=sentence):
         export(checkpoint(tmp_path), **arguments)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("format", "out", "sentence"),
+    [("pt2", "file/model.pt2", "is no folder"), ("openvino", "m/model.xml", r"model\.bin is a folder")],
+)
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkeypatch, format, out, sentence):
+    weights = checkpoint(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "m" / "model.bin").mkdir(parents=True)
+    monkeypatch.setattr("excite.export.command.check", lambda name, int8: None)  # whether OpenVINO is installed
+    monkeypatch.setattr("excite.export.command.load", lambda *a: pytest.fail("the network was loaded first"))
+    with pytest.raises(ExciteError, match=sentence):
+        export(weights, format, out=tmp_path / out, force=True)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_network_at_a_hub_is_exported_to_the_current_folder():
+    assert _target(Path("hf:someone/some-net"), "onnx", True, None, False) == Path("some-net.int8.onnx")
 
 
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
@@ -231,8 +252,38 @@ def test_int8_leaves_the_gates_in_float_unless_told_otherwise(tmp_path, format):
         assert [row["written"] for row in result["rows"]] == [False, False, name == "float", name == "int8"]
         assert result["rows"][2]["largest_difference"] != result["rows"][3]["largest_difference"]
         found[name] = quantised_gate_inputs(format, Path(result["artefact"]))
+        check_int8_metadata(format, out, weights, {"float": "float32", "int8": "int8"}[name])
     assert found["float"] == 0
     assert found["int8"] > 0
+
+
+def check_int8_metadata(format: str, path: Path, weights: Path, gates: str) -> None:
+    """An int8 artefact, read back, tells itself from the float32 one and says how it was made."""
+    meta = stored_metadata(format, path)
+    about = meta["quantisation"]
+    tool = {"onnx": "onnxruntime", "openvino": "nncf"}[format]
+    assert meta["precision"] == "int8"
+    assert meta["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (about["tool"], about["version"], about["gates"]) == (tool, metadata.version(tool), gates)
+    assert about["layers"][{"onnx": "Conv", "openvino": "Convolution"}[format]] >= 19  # of a ResNet-20
+    product = {"onnx": "Mul", "openvino": "Multiply"}[format]  # with the scale
+    assert (product in about["layers"]) == (gates == "int8")
+    predictor = load(weights)
+    samples, _ = open_samples(predictor.meta, None, "train")
+    samples = samples.take(300)
+    pixels = b"".join(prepare(samples.read(i), predictor.preprocessing).tobytes() for i in range(len(samples)))
+    wanted = {"images": samples.name, "count": len(samples), "sha256": hashlib.sha256(pixels).hexdigest()}
+    assert about["calibration"] == wanted
+
+
+def stored_metadata(format: str, path: Path) -> dict:
+    if format == "onnx":
+        import onnxruntime
+
+        return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["excite"])
+    import openvino
+
+    return json.loads(openvino.Core().read_model(path).get_rt_info(["excite"]).astype(str))
 
 
 def quantised_gate_inputs(format: str, path: Path) -> int:

@@ -220,6 +220,27 @@ class UsedTwice(nn.Module):
         return (x + y).mean((2, 3)), y
 
 
+class InPlaceStatements(nn.Module):
+    """Maps that are overwritten by statements without a name for their result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm_a, self.norm_b = nn.BatchNorm2d(8), nn.GroupNorm(2, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm_a(self.a(x))
+        y.add_(x)
+        F.relu_(y)
+        z = self.norm_b(self.b(y))
+        same = z
+        same += y
+        return self.head(F.relu(z).mean((2, 3)))
+
+
 class Tokens(nn.Module):
     """A transformer's: residual additions of sequences, no maps."""
 

@@ -1,6 +1,7 @@
 """``excite graft``: the table, the proof, the files, and what else can be done with them."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import excite as package
 from excite.errors import ExciteError
 from excite.grafting import Grafted, command, graft, load_grafted, save_grafted
 from excite.grafting.command import prove
+from excite.grafting.prune import prune, write
 from excite.inference import load
 from excite.training import train
 from excite.training.checkpoint import read_weights
@@ -90,6 +92,25 @@ def test_the_proof_finds_a_difference(ungated_run, tmp_path, monkeypatch):
     with pytest.raises(ExciteError, match="the grafted network is not the one before: its logits differ by"):
         run(ungated_run, out=out)
     assert not out.exists()
+
+
+def test_the_proof_shows_how_far_it_is(ungated_run, photos):
+    """Every stage once, none while a sentence is said, and the images counted to the end."""
+    log = []
+
+    @contextmanager
+    def progress(what):
+        log.append(what)
+        yield lambda done, total: log.append((done, total))
+        log.append("end")
+
+    def say(line):
+        assert log[-1] == "end"
+
+    run(ungated_run, images=str(photos), progress=progress, say=say)
+    stages = [entry for entry in log if isinstance(entry, str)]
+    assert stages == ["reading", "end", "tracing", "end", "comparing", "end"]
+    assert log[-2] == (12, 12)  # 3 images, 2 networks, contiguous and channels-last
 
 
 def test_the_proof_is_the_largest_difference():
@@ -210,14 +231,81 @@ def test_timm_by_name_with_local_weights(timm, tmp_path):
     out = tmp_path / "grafted.safetensors"
     result, _ = run("timm:test_resnet", weights=str(tmp_path / "w.pth"), out=out)
     assert result["difference"] == 0.0
-    again = load_grafted(out).eval()
+    again = load(out).model.to(memory_format=torch.contiguous_format)
     x = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
-    with pytest.raises(ExciteError, match="is a grafted network already"):
-        run(out)
+    with pytest.raises(ExciteError, match="every place is gated already"):
+        run(out, at=["layer4"])
     with pytest.raises(ExciteError, match="timm has no model 'test_resnett'; did you mean"):
         run("timm:test_resnett")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(ExciteError, match=r"does not fit ResNet: .* tensors are missing"):
         run("timm:test_resnet", weights=str(tmp_path / "other.pth"))
+    small_one = randomised(timm.create_model("test_resnet", num_classes=4))
+    torch.save(small_one.state_dict(), tmp_path / "four.pth")
+    run("timm:test_resnet", weights=str(tmp_path / "four.pth"), out=tmp_path / "four.safetensors")
+    four = load(tmp_path / "four.safetensors")
+    assert (four.classes, four.model.num_classes) == (["0", "1", "2", "3"], 4)
+
+
+@pytest.fixture(scope="module")
+def timm_run(timm, tmp_path_factory):
+    """A run of one of timm's networks on a few digits."""
+    recipe = small("model.name=timm:test_resnet", "epochs=1", "ema_decay=0", "checkpoint.every_steps=null")
+    return train(recipe, out=tmp_path_factory.mktemp("timm"), quiet=True)["run"]
+
+
+def test_a_grafted_run_of_timms_is_a_checkpoint_like_any_other(timm_run, tmp_path):
+    """Validated, classified with, exported, pruned, grafted again and trained on from."""
+    out = tmp_path / "grafted.safetensors"
+    result, _ = run(timm_run, at=["layer3", "layer4"], out=out)
+    assert (result["difference"], len(result["places"])) == (0.0, 2)
+    before, after = (package.validate(source, precision="fp32")[1] for source in (timm_run, out))
+    assert after.confusion == before.confusion
+    meta = read_weights(out).meta
+    gates = {"gate": {"name": "se", "identity": True}, "gate_at": ["layer3.0.bn3", "layer4.0.bn2"]}
+    assert {k: v for k, v in meta["model"]["args"].items() if k in gates} == gates
+    assert meta["recipe"]["model"] | {"options": {}} == read_weights(timm_run).meta["recipe"]["model"]
+    assert meta["recipe"]["model"]["options"] == gates
+
+    run(out, out=tmp_path / "all.safetensors")  # the two places that are left
+    assert len(read_weights(tmp_path / "all.safetensors").meta["model"]["args"]["gate_at"]) == 4
+    with pytest.raises(ExciteError, match="has gates of another kind at 2 of its places"):
+        run(out, gate="eca")
+
+    write(prune(out, calibration=32, rounds=1, batch=2), tmp_path / "pruned", str(out))
+    pruned = load(tmp_path / "pruned")  # gates that are 1 everywhere fold away without loss
+    assert "gate" not in pruned.meta["model"]["args"]
+    images = torch.randint(0, 256, (4, pruned.preprocessing.in_chans, 8, 8), dtype=torch.uint8)
+    assert torch.equal(pruned.logits(images), load(timm_run).logits(images))
+
+
+def test_training_goes_on_from_a_grafted_timm_model(timm_run, tmp_path):
+    """From the grafted file, from the ungated run, and refused where the gates are of another function."""
+    out = tmp_path / "grafted.safetensors"
+    run(timm_run, out=out)
+    settings = ["model.name=timm:test_resnet", "epochs=1", "checkpoint.every_steps=null"]
+    for source, told in ((out, "all tensors"), (timm_run, "all but 4 gates, which start as the identity")):
+        gated = "model.options={gate: {name: se, identity: true}}"
+        result = train(small(*settings, gated, f"init_from={source}"), out=tmp_path / "runs", quiet=True)
+        assert told in (Path(result["run"]) / "log.txt").read_text()
+        assert len(load(result["run"]).meta["model"]["args"]["gate_at"]) == 4
+    with pytest.raises(ExciteError, match="another function of the same tensors"):
+        train(small(*settings, "model.options={gate: se}", f"init_from={out}"), out=tmp_path / "runs", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gate_at": ["layer1"]}, "gate_at says where gates are"),
+        ({"gate": "se", "features_only": True}, "gives maps and no logits"),
+        ({"gate": "see"}, "unknown gate 'see'"),
+        ({"gate": "se", "gate_at": ["layer9"]}, "no module of ResNet matches 'layer9'"),
+        ({"fused": "on"}, "fused='on' means nothing"),
+    ],
+    ids=str,
+)
+def test_gates_of_timms_models_by_name(timm, options, message):
+    with pytest.raises(ExciteError, match=message):
+        package.create_model("timm:test_resnet", image_size=32, **options)

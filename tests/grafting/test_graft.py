@@ -26,6 +26,7 @@ PLACES = {
     networks.Plain: ["4", "11", "15"],
     networks.HuggingFaceStyle: ["stages.1.layer.3"],
     networks.Parallel: ["stem"],
+    networks.InPlaceStatements: ["norm_a", "norm_b"],
 }
 GATES = list_gates()
 IMAGES = (3, 3, 16, 16)
@@ -106,10 +107,11 @@ def test_patterns_pick_among_the_places_and_then_among_all_modules():
     assert [p.name for p in plan_of(model, at=["layer1.?.bn2", "bn1"]).new] == ["layer1.0.bn2", "layer1.1.bn2", "bn1"]
 
 
-def test_what_cannot_be_traced_can_be_named():
+def test_what_cannot_be_traced_can_be_named(capfd):
     model = made(networks.DataDependent)
     with pytest.raises(ExciteError, match=r"cannot be traced \(torch.fx: .*torch.export: .*name modules"):
         graft(model, example=images())
+    assert capfd.readouterr() == ("", "")  # the sentence, and none of what the tracers print
     gated = graft(model, at="body.layer?.1.bn3", example=images())
     assert torch.equal(logits(gated), logits(model))
     assert sum(isinstance(m, Grafted) for m in gated.modules()) == 2
@@ -370,7 +372,9 @@ def test_mistakes(options, message):
 
 
 def test_networks_that_no_gate_can_go_into():
-    with pytest.raises(ExciteError, match=r"Tokens has no place for a gate.*sequences \(N, L, C\)"):
+    with pytest.raises(
+        ExciteError, match=r"Tokens has no .*sequences \(N, L, C\).*yourself, such as at=\['patches'\]$"
+    ):
         graft(networks.Tokens())
     with pytest.raises(ExciteError, match=r"0 residual branch\(es\) .*; 1 more end in no layer that a gate could go"):
         graft(networks.UsedTwice())

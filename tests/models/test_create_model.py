@@ -93,6 +93,7 @@ def test_options_are_listed():
         "block_conv",
         "bn_eps",
         "bn_momentum",
+        "conv_padding",
         "down_kernel",
         "init",
         "max_pool",

@@ -8,13 +8,27 @@ import numpy as np
 import pytest
 
 from excite import cli
+from excite.inference import load
 from excite.recipe import as_yaml
 from excite.report.predictions import Predictions
 from excite.training import train
+from excite.training.checkpoint import save_weights
 from tests.training.small import small
 
 #: Of the digits: no valid formula of Matplotlib's, one that is markup, one in another script. Sorted, as folders are.
 CLASSES = ["$x^$", *"2345678", "<i>9", "二"]
+
+
+def numbered(run: Path, path: Path, **changes: object) -> Path:
+    """The run's weights as ``excite convert`` writes those of a system that stores no names of classes."""
+    stored = load(run, "cpu")
+    meta = {
+        **stored.meta,
+        "classes": [str(number) for number in range(len(stored.classes))],
+        "converted_from": {"source": "theirs.ckpt"},
+    }
+    save_weights(path, stored.model, {**meta, **changes})
+    return path
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,7 +73,10 @@ def made_up():
         logits = 2 * rng.standard_normal((images, classes)).astype(np.float32)
         logits[np.arange(images), labels] += 2.5
         names = tuple(f"#{i}" for i in range(images))
-        return Predictions(logits, labels, names, tuple(f"c{k}" for k in range(classes)), "data", "w", "fp32", {})
+        positions = np.arange(images)
+        return Predictions(
+            logits, labels, positions, names, tuple(f"c{k}" for k in range(classes)), "data", "w", "fp32", {}
+        )
 
     return make
 

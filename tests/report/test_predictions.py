@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.inference import validate
 from excite.report import predictions as module
 from excite.report.predictions import FILE, Predictions, open_source, pictures, predict_all, predictions_of
-from tests.report.conftest import CLASSES
+from tests.report.conftest import CLASSES, numbered
 
 
 def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
@@ -28,11 +29,13 @@ def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
     assert float(loss) == pytest.approx(evaluation.loss, rel=1e-5)
     assert np.array_equal(found.labels, opened.data.val.labels.numpy())  # in order
     assert seen == [(30, 100), (60, 100), (90, 100), (100, 100)]
-    assert found.names[:2] == ("#0", "#1")
-    picture = pictures(opened, ["#7"])[0]
-    assert np.array_equal(picture[..., 0], opened.data.val.images[7, 0].numpy())
-    with pytest.raises(ExciteError, match="no validation image has the name '#100'"):
-        pictures(opened, ["#100"])
+    assert found.positions.tolist() == list(range(100))
+    source = (load_digits().images * 255 / 16).round().astype(np.uint8)
+    for position in (0, 7, 99):
+        picture = pictures(opened, [position])[0]
+        assert np.array_equal(picture[..., 0], opened.data.val.images[position, 0].numpy())
+        # The name says where the image is in its source, whatever the order here.
+        assert np.array_equal(picture[..., 0], source[int(found.names[position].removeprefix("#"))])
 
 
 def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run, monkeypatch):
@@ -43,10 +46,11 @@ def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run,
     again = predictions_of(opened)
     assert not calls
     assert np.array_equal(again.logits, made.logits)
-    assert dataclasses.replace(again, logits=made.logits, labels=made.labels) == made
+    arrays = {"logits": made.logits, "labels": made.labels, "positions": made.positions}
+    assert dataclasses.replace(again, **arrays) == made
     for change in ({"weights": "other"}, {"data": dataclasses.replace(opened.data, fingerprint="other")}):
         predictions_of(dataclasses.replace(opened, **change), keep=False)
-    for overrides in (["data.mean=[0.5]", "data.std=[0.5]"], ["data.limit_val=50"]):
+    for overrides in (["data.crop_pct=0.9"], ["data.limit_val=50"]):
         predictions_of(open_source(run, overrides), keep=False)
     predictions_of(open_source(run, precision="bf16"), keep=False)
     assert len(calls) == 5
@@ -69,19 +73,79 @@ def test_nothing_stored_is_executed(tmp_path, made_up):
     assert Predictions.read(tmp_path / "none.npz") is None
 
 
-def test_other_classes_are_a_sentence_and_files_go_by_their_paths(run, tmp_path):
+@pytest.fixture
+def folders(tmp_path):
+    """Class folders of the network's classes, an image a class and part; and the words that make them the data."""
     for k in range(10):
         for part in ("train", "val"):
             folder = tmp_path / "images" / part / CLASSES[k]
             folder.mkdir(parents=True)
             Image.new("L", (9, 9), 25 * k).save(folder / f"{part}-ä.png")
-    words = ["data.source=folder", f"data.root={tmp_path / 'images'}", "data.mode=stream", "data.limit_val=null"]
-    words.append("data.class_names=null")
-    opened = open_source(run, [*words, "data.workers=0"])
+    words = ["data.source=folder", f"data.root={tmp_path / 'images'}", "data.limit_val=null", "data.class_names=null"]
+    return tmp_path / "images", [*words, "data.workers=0", "data.on_bad_val=skip"]
+
+
+def test_files_go_by_their_paths_streamed_and_in_memory(run, folders):
+    root, words = folders
+    (root / "val" / "5" / "broken.png").write_bytes(b"no image")
+    found = {}
+    for mode in ("stream", "memory"):
+        opened = open_source(run, [*words, f"data.mode={mode}"])
+        found[mode] = predict_all(opened)
+        assert sorted(found[mode].names) == sorted(f"{name}/val-ä.png" for name in CLASSES)
+        for name, label, picture in zip(
+            found[mode].names, found[mode].labels, pictures(opened, found[mode].positions.tolist()), strict=True
+        ):
+            assert name.split("/")[0] == CLASSES[label]
+            assert (picture == 25 * label).all()
+    order = [found["memory"].names.index(name) for name in found["stream"].names]
+    assert np.array_equal(found["memory"].logits.argmax(1)[order], found["stream"].logits.argmax(1))
+    few = [predict_all(open_source(run, [*words, f"data.mode={mode}"], images=5)).names for mode in found]
+    assert sorted(few[0]) == sorted(few[1])
+
+
+def test_renamed_files_are_not_called_by_their_old_names(run, folders):
+    """In memory the fingerprint is of the pixels, which are the same."""
+    root, words = folders
+    words = [*words, "data.mode=memory"]
+    before = predictions_of(open_source(run, words))
+    (root / "val" / "3" / "val-ä.png").rename(root / "val" / "3" / "other.png")
+    opened = open_source(run, words)
+    assert opened.data.fingerprint == before.fingerprint
+    after = predictions_of(opened)
+    assert set(after.names) - set(before.names) == {"3/other.png"}
+    assert np.array_equal(after.logits, before.logits)
+
+
+def test_the_preprocessing_told_is_the_one_predicted_with(run):
+    """Other images have another mean; the network goes on with that of its training."""
+    own, other = (open_source(run, words) for words in ([], ["data.mean=[0.5]", "data.std=[0.5]"]))
+    found = [predict_all(each) for each in (own, other)]
+    assert found[1].preprocessing == found[0].preprocessing == own.predictor.preprocessing.to_dict()
+    assert np.array_equal(found[0].logits, found[1].logits)
+
+
+def test_files_of_an_older_format_are_made_anew(run, monkeypatch):
+    made = predictions_of(open_source(run))
+    assert Predictions.read(run / FILE).names == made.names
+    monkeypatch.setattr(module, "FORMAT_VERSION", module.FORMAT_VERSION - 1)
+    made.save(run / FILE)
+    monkeypatch.undo()
+    assert Predictions.read(run / FILE) is None
+
+
+def test_a_network_that_numbers_its_classes_has_those_of_the_data(run, tmp_path):
+    opened = open_source(numbered(run, tmp_path / "theirs.safetensors"))
     found = predict_all(opened)
-    assert found.names[3] == "4/val-ä.png"
-    assert pictures(opened, [found.names[3]])[0].shape == (8, 8, 1)
-    (tmp_path / "images" / "val" / "8").rename(tmp_path / "images" / "val" / "x")
-    (tmp_path / "images" / "train" / "8").rename(tmp_path / "images" / "train" / "x")
-    with pytest.raises(ExciteError, match="the 10 classes of the data are not the 10 of"):
+    assert found.classes == tuple(CLASSES)
+    assert np.array_equal(found.logits, predict_all(open_source(run)).logits)
+    with pytest.raises(ExciteError, match=r"the data has classes that .*ours.safetensors does not know: "):
+        open_source(numbered(run, tmp_path / "ours.safetensors", classes=list("abcdefghij")))
+
+
+def test_other_classes_are_a_sentence(run, folders):
+    root, words = folders
+    for part in ("val", "train"):
+        (root / part / "8").rename(root / part / "x")
+    with pytest.raises(ExciteError, match=r"the data has classes that .* does not know: x; give data"):
         open_source(run, words)

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from excite import cli
 from excite.errors import ExciteError
 from excite.inference import validate
-from excite.recipe import load_recipe
+from excite.recipe import as_yaml, load_recipe
 from excite.report.build import report
 from excite.report.reproduce import overrides_between, reproducing_command
+from tests.report.conftest import CLASSES
 from tests.report.test_page import Reader
 from tests.training.small import small
 
@@ -104,12 +106,50 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
 
     assert build.has_gates(build.load(alone))
     assert outer_gates(build.load(alone).model)
-    changed = {"gated": False, "command": None, "trained_as": "cifar_senet"}
+    changed = {"gated": False, "command": None, "trained_as": "cifar_senet", "unreadable_images": 3}
     study = build.Study({**numbers, "gates": None, "about": {**numbers["about"], **changed}})
     study.photographs = [__import__("numpy").zeros((8, 8, 1), "uint8")] * len(numbers["mistakes"])
     page = render.make_page(study, tmp_path).render()
     assert "This network has no gates." in page
+    assert "3 images could not be read" in page
+    study.numbers["about"]["gates_of_timm"] = ["timm's SEModule"]
+    page = render.make_page(study, tmp_path).render()
+    assert "no gates of excite&#39;s; of timm&#39;s SEModule, excite cannot tell" in page
     assert "put in or taken out after its training as cifar_senet" in page
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted(run, tmp_path):
+    for part in ("train", "val"):
+        for number in range(len(CLASSES)):
+            folder = tmp_path / "data" / part / f"{number}"
+            folder.mkdir(parents=True)
+            Image.new("L", (9, 8), 20 * number).save(folder / "good.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    for name in ("broken.jpg", "too.jpg"):  # no number of the report is of these
+        (tmp_path / "data" / "train" / "0" / name).write_bytes(b"no image")
+    other = ["data.source=folder", f"data.root={tmp_path / 'data'}", f"data.class_names={as_yaml(CLASSES)}"]
+    less = ["report.robustness_images=0", "report.gate_images=0", "report.mistakes=0"]
+    with pytest.raises(ExciteError, match=r"cannot read image .*broken\.jpg"):
+        report(run, [*other, *less])
+    for mode in ("memory", "stream"):
+        numbers, path = report(run, [*other, *less, "data.on_bad_val=skip", f"data.mode={mode}"])
+        counted = numbers["about"]["validation_images"], numbers["about"]["unreadable_images"]
+        assert counted == (len(CLASSES), 1)
+        assert "1 image could not be read" in path.read_text(encoding="utf-8")
+
+
+def test_every_figure_has_files(run, tmp_path):
+    less = ["report.robustness_images=10", "report.gate_images=10", "report.mistakes=0"]
+    _, path = report(run, less, figures=tmp_path / "figures", quick=True)
+    names = ("loss", "accuracy", "learning-rate", "confusion", "reliability", "robustness", "health", "excitations")
+    wanted = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == wanted
+    assert path.read_text(encoding="utf-8").count("<svg ") == len(names)
+    for name in names:
+        with Image.open(tmp_path / "figures" / f"{name}.png") as image:
+            assert image.getpixel((0, 0)) == (255, 255, 255, 255)  # readable wherever it is shown
+    with pytest.raises(ExciteError, match="exists already; name a new folder"):
+        report(run, figures=tmp_path / "figures")
 
 
 @pytest.mark.parametrize("severity", [*range(2)])

@@ -113,6 +113,7 @@ def test_mistakes_are_the_surest_wrong_answers(made_up):
     wrong = [i for i in range(200) if p.logits[i].argmax() != p.labels[i]]
     sure = sorted(wrong, key=lambda i: -probabilities[i].max())[:5]
     assert [row["name"] for row in found] == [f"#{i}" for i in sure]
+    assert [row["position"] for row in found] == sure
     for row, i in zip(found, sure, strict=True):
         assert (row["true"], row["predicted"]) == (f"c{p.labels[i]}", f"c{p.logits[i].argmax()}")
         assert row["probability_of_true"] == pytest.approx(probabilities[i, p.labels[i]])
@@ -125,3 +126,15 @@ def test_long_curves_become_means_of_stretches():
     assert all(row["loss"] == 1.5 and row["accuracy"] is None for row in found)
     assert found[-1]["step"] == 999
     assert thinned(points[:7], 250) == points[:7]
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below_as_in_torchmetrics():
+    """The diagram's bars and the ECE are of the same bins: their weighted gaps are the error."""
+    edge = 12 / study.BINS
+    confidence = np.array([edge, edge, edge + 0.01, edge - 0.01, 1.0])
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    labels = np.array([0, 0, 1, 1, 0])
+    rows = study.reliability(probabilities, labels == 0)
+    assert [row["images"] for row in rows if row["images"]] == [3, 1, 1]
+    gaps = sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in rows if row["images"]) / 5
+    assert gaps == pytest.approx(study.ece(probabilities, labels))

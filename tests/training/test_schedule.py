@@ -44,6 +44,16 @@ def test_step_multistep_and_polynomial():
     assert rates(name="polynomial", power=3.0) == pytest.approx([(1 - s / 40) ** 3 for s in range(40)])
 
 
+def test_exponential_falls_from_the_end_of_the_warm_up_on():
+    """MindCV's exponential_decay (scheduler/dynamic_lr.py): rate * decay_rate ** epochs, in fractions or whole ones."""
+    fields = {"name": "exponential", "gamma": 0.5, "warmup_epochs": 2.0}
+    got = rates(**fields, step_epochs=1)
+    assert got[8:] == pytest.approx([0.5 ** (s / 4) for s in range(32)])
+    assert max(got) == got[7] == got[8] == 1.0
+    assert rates(**fields, step_epochs=1, unit="epoch")[8:] == pytest.approx([0.5 ** (s // 4) for s in range(32)])
+    assert rates(**fields, step_epochs=3)[8:] == pytest.approx([0.5 ** (s / 12) for s in range(32)])
+
+
 def test_warm_up_may_start_at_warmup_lr_and_end_before_the_peak():
     got = rates(name="constant", warmup_epochs=2.0, warmup_lr=0.2, warmup_peak="next")
     assert got[:8] == pytest.approx([0.2 + 0.8 * i / 8 for i in range(8)])

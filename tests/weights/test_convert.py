@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import excite as package
@@ -68,7 +69,38 @@ def test_a_converted_file_is_one_of_ours(foreign, tmp_path):
     assert not is_foreign(destination)
 
 
-def test_predict_and_validate_take_foreign_files_as_they_are(foreign):
+def class_folders(root, names):
+    """Two photographs' worth of noise a class, the same for training and validation."""
+    for part in ("train", "val"):
+        for number, name in enumerate(names):
+            (root / part / name).mkdir(parents=True)
+            for k in range(2):
+                pixels = torch.randint(0, 256, (32, 32, 3), generator=torch.Generator().manual_seed(10 * number + k))
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(root / part / name / f"{k}.png")
+    return root
+
+
+def test_validate_takes_a_file_that_names_no_classes_to_have_those_of_the_data(foreign, tmp_path):
+    """Other systems number the sorted class folders and store no names: their validate.py in one command of ours."""
+    source, _ = foreign
+    named, numbered = tmp_path / "named.safetensors", tmp_path / "numbered.safetensors"
+    names = tmp_path / "classes.txt"
+    names.write_text("ant\nbee\ncat\ndog\n")
+    quietly(str(source), numbered)
+    quietly(str(source), named, classes=names)
+    four = class_folders(tmp_path / "four", ["ant", "bee", "cat", "dog"])
+    found = [package.validate(file, [f"data.root={four}"])[1] for file in (named, numbered, source)]
+    assert found[0].images == 8
+    assert found[0] == found[1] == found[2]
+    three = class_folders(tmp_path / "three", ["ant", "bee", "cat"])
+    with pytest.raises(ExciteError, match=r"the data has 3 classes, but .*numbered.safetensors was trained with 4$"):
+        package.validate(numbered, [f"data.root={three}"])
+    others = class_folders(tmp_path / "others", ["ant", "bee", "cat", "eel"])
+    with pytest.raises(ExciteError, match=r"the data has classes that .*named.safetensors does not know: eel"):
+        package.validate(named, [f"data.root={others}"])
+
+
+def test_predict_takes_foreign_files_as_they_are(foreign):
     source, model = foreign
     predictor = package.load(source, "cpu")
     assert predictor.classes == ["0", "1", "2", "3"]

@@ -10,21 +10,24 @@ import torch
 
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError
-from excite.models import create_model
+from excite.models import create_model, fold
 from excite.models.catalog import VARIANTS, list_models
+from excite.ops.same_padding import SameConv2d
 from excite.weights.convert import convert, load_weights
 from excite.weights.layouts import CADENE, CADENE_SENET154, LAYOUTS, TIMM, TORCHVISION, Source
 from excite.weights.layouts.caffe import CAFFE
+from excite.weights.layouts.genet import EPS, GENET, STEM_EPS
 from excite.weights.layouts.huggingface import HUGGING_FACE
 from excite.weights.layouts.mindspore import MINDCV, MINDCV_SENET154
 from excite.weights.layouts.mmpretrain import MMPRETRAIN
 from excite.weights.layouts.senet_pytorch import SENET_PYTORCH
 from excite.weights.meta import describe
-from excite.weights.recognise import dissect, find_layout, model_name, model_options
+from excite.weights.recognise import dissect, find_layout, model_name, model_options, unwrapped
+from excite.weights.stored import read_weights
 from excite.weights.verify import relative_error
 from excite.weights.write import ARCHITECTURES
 
-from . import caffe_net
+from . import caffe_net, genet, writers
 from .nets import images, logits, make, randomise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -393,10 +396,54 @@ def test_one_tensor_under_two_names_is_refused(tiny, tmp_path):
         convert(tmp_path / "x.pth")
 
 
-def test_mindspores_genet_is_named_and_refused():
-    tensors = {"layer1.0.conv1.batchnorm.gamma": torch.ones(64), "end_point.weight": torch.ones(1000, 2048)}
-    with pytest.raises(ExciteError, match="GENet_Res50 pads its strided convolutions on the right and bottom"):
-        recognised(tensors)
+@pytest.mark.parametrize("name", genet.GATES)
+def test_mindspores_genet_computes_what_mindspore_does(name):
+    """The outputs are MindSpore's own; each of the settings matters."""
+    assert genet.error(name) < TOLERANCE
+    assert genet.error(name, conv_padding="symmetric") > 10 * TOLERANCE
+    assert genet.error(name, max_pool="pad1") > 10 * TOLERANCE
+    folded = fold(_as_created(genet.network(name)), portable=True)
+    with torch.no_grad():
+        assert relative_error(folded(genet.images()), genet.network(name)(genet.images())) < 1e-5
+
+
+def _as_created(net):
+    net.model_name = "small"
+    return net
+
+
+@pytest.mark.parametrize("name", genet.GATES)
+def test_mindspores_genet_is_recognised(name):
+    """What names and shapes say of the small one, and the names of a whole one."""
+    stored_names = unwrapped(read_weights(genet.FOLDER / f"{name}.ckpt"))
+    assert find_layout(stored_names, "it") is GENET
+    anatomy = dissect(genet.translated(name), "it")
+    assert anatomy.gate == (genet.GATES[name] if name == "plus" else None)  # theta-minus has nothing to show
+    assert anatomy.image_size == ((224, 224) if name == "plus" else None)
+    assert GENET.silent_gate == genet.GATES["minus"]
+
+
+@pytest.mark.parametrize("name", ["geresnet50_theta_minus", "geresnet50_theta", "geresnet50_theta_plus", "seresnet50"])
+def test_a_whole_genet_is_converted(tmp_path, name):
+    """Under its names, in MindSpore's file format: the network comes back, settings and all."""
+    of_gate = {} if name == "geresnet50_theta_minus" else {"halve_from": 56}
+    of_gate |= {"gate_bias": False} if name == "geresnet50_theta_plus" else {}
+    of_gate = {"gate_bias": False} if name == "seresnet50" else of_gate
+    wanted = create_model(name, num_classes=3, max_pool="ceil", conv_padding="same", **of_gate)
+    tensors = {n: t for n, t in wanted.state_dict().items() if not n.endswith("num_batches_tracked")}
+    theirs = GENET.write({n: t[:, :, None, None] if ".gate.fc" in n and t.ndim == 2 else t for n, t in tensors.items()})
+    theirs["bn1.moving_variance"] = theirs["bn1.moving_variance"] - (STEM_EPS - EPS)
+    (tmp_path / "net.ckpt").write_bytes(writers.mindspore({**theirs, "moments.conv1.weight": theirs["conv1.weight"]}))
+    model, loaded = convert(tmp_path / "net.ckpt")
+    assert (model.model_name, loaded.left_over, loaded.fresh) == (name, [], [])
+    assert {k: v for k, v in model.model_args.items() if k in ("max_pool", "conv_padding", *of_gate)} == {
+        "max_pool": "ceil",
+        "conv_padding": "same",
+        **of_gate,
+    }
+    for key, tensor in tensors.items():
+        assert torch.allclose(model.state_dict()[key], tensor, rtol=1e-6), key
+    assert all(type(m) is SameConv2d for m in (model.conv1, model.layer2[0].conv2, model.layer4[0].conv2))
 
 
 def test_a_tensorflow_checkpoint_of_another_net_is_refused():

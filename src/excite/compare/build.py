@@ -20,7 +20,6 @@ from excite.errors import ExciteError
 from excite.figures import save, style
 from excite.files import check_writable, write_text
 from excite.recipe import apply_overrides
-from excite.report.predictions import image_names
 from excite.twins.report import to_csv
 
 #: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
@@ -169,13 +168,8 @@ def _pixels(runs: Sequence[Run], pairs: Sequence[Mapping[str, Any]]) -> list[lis
     found = []
     for pair in pairs:
         data = by_label[pair["baseline"]].data or by_label[pair["label"]].data
-        found.append([] if data is None else _load(data, [image["name"] for image in pair["images"]]))
+        found.append([] if data is None else [_image(data, image["position"]) for image in pair["images"]])
     return found
-
-
-def _load(data: DataSets, names: Sequence[str]) -> list[np.ndarray]:
-    positions = {name: i for i, name in enumerate(image_names(data, range(len(data.val))))}
-    return [_image(data, positions[name]) for name in names]
 
 
 def _image(data: DataSets, position: int) -> np.ndarray:

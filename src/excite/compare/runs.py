@@ -10,10 +10,11 @@ from torch import nn
 
 from excite.data import DataSets
 from excite.errors import ExciteError, nearest
+from excite.explain import foreign_gates
 from excite.files import read_json
 from excite.gates import Gate
 from excite.grafting.wrapper import Grafted
-from excite.inference import Predictor
+from excite.inference import Predictor, weights_digest
 from excite.models.summary import count_macs
 from excite.recipe import Recipe, apply_overrides
 from excite.report.predictions import (
@@ -23,7 +24,6 @@ from excite.report.predictions import (
     open_source,
     predictions_of,
     run_folder,
-    weights_digest,
 )
 from excite.storage import is_remote, local_run
 from excite.training.checkpoint import find_weights
@@ -45,7 +45,7 @@ class Run:
         label: what it is called everywhere.
         source: what was asked for.
         meta: the header of its weights, see ``excite.training.checkpoint.Checkpoint``.
-        gate: its gate's name; None for a network without.
+        gate: the names of its gates, "unknown" where another library may have built some in; None without any.
         params, gmacs: trained parameters; multiply-accumulates of an image, 1e9 (None where they cannot be counted).
         body: name and shape of every tensor that belongs to no gate: equal for networks that differ in gates only.
         weights: sha256 (hex) of the weights.
@@ -156,10 +156,10 @@ def _stored(folder: Path, weights: str, precision: str) -> Predictions | None:
 
 
 def _gate(model: nn.Module) -> str | None:
-    """The name of its gates, of those that were grafted into another library's network, too."""
+    """The names of its gates: of ours, also grafted into another library's network, and of those of that library."""
     spec = getattr(model, "gate_spec", None)
     found = [spec["name"]] if spec is not None else [m.spec["name"] for m in model.modules() if isinstance(m, Grafted)]
-    return " + ".join(dict.fromkeys(found)) or None
+    return " + ".join(dict.fromkeys([*found, *foreign_gates(model)])) or None
 
 
 def _gmacs(predictor: Predictor) -> float | None:

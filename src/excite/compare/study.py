@@ -119,7 +119,7 @@ def _no_pairs(base: Run, run: Run) -> str | None:
         )
     if a.fingerprint != b.fingerprint:
         return "the data are not the same (their fingerprints differ)"
-    if a.names != b.names or not np.array_equal(a.labels, b.labels):
+    if not (np.array_equal(a.positions, b.positions) and np.array_equal(a.labels, b.labels)):
         return "the images or their labels are not the same"
     return None
 
@@ -295,7 +295,7 @@ def _only_one(base: Run, run: Run) -> dict[str, Any]:
         best = positions[np.argsort(-(pa * pb)[positions], kind="stable")][:PICTURES]
         images += [
             {
-                "position": int(i),
+                "position": int(a.positions[i]),
                 "name": a.names[i],
                 "class": a.classes[a.labels[i]],
                 "right": winner,

@@ -65,8 +65,8 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     base = next(row for row in found["rows"] if row["label"] == found["baseline"])
     tests = {row["test"] for row in compared}
     told.append(
-        f"Differences to {found['baseline']} are paired, on the same {base['images']:,} images (equal fingerprints, "
-        f"names and labels), in percentage points with Tango's {percent} interval."
+        f"Differences to {found['baseline']} are paired, on the same {base['images']:,} images (equal fingerprints "
+        f"and labels), in percentage points with Tango's {percent} interval."
     )
     form = {"exact": "exact binomial", "mid-p": "mid-p"}
     rule = "exact binomial below 25 images that only one of the two gets right, mid-p from there on"

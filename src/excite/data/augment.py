@@ -30,7 +30,7 @@ class BatchAugment:
     normalised with `mean` and `std` (0..1 units), and targets: int64 (B,), or float32 (B, K) probabilities where the
     recipe mixes images (mixup, CutMix), whether or not this batch was mixed.
 
-    Order: pad-crop and flip, RandAugment or TrivialAugment, rotation, colour jitter, normalise, cutout, random erasing,
+    Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalise, cutout, erasing,
     mixup or CutMix. The random-resized crop is not here but in the loader, which crops what it decodes.
     """
 
@@ -53,6 +53,8 @@ class BatchAugment:
             images = pad_crop_flip(images, augment.pad, augment.pad_mode, augment.hflip)
         elif augment.hflip > 0:
             images = flip(images, augment.hflip)
+        if augment.vflip > 0:
+            images = flip(images.transpose(2, 3), augment.vflip).transpose(2, 3)
         if augment.rand_augment or augment.trivial_augment or augment.rotation or augment.color_jitter:
             floats = self._colour_and_geometry(images.float().div_(255)).mul_(255)
         else:

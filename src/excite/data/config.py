@@ -145,6 +145,7 @@ class AugmentConfig(_Strict):
         description="Repeated augmentation: a batch holds so many copies of an image, each changed differently.",
     )
     hflip: float = Field(default=0.5, ge=0.0, le=1.0, description="Probability of mirroring left to right.")
+    vflip: float = Field(default=0.0, ge=0.0, le=1.0, description="Probability of mirroring top to bottom.")
     color_jitter: Numbers | None = Field(
         default=None, description="[brightness, contrast, saturation, hue] strengths; 0 turns one off; hue at most 0.5."
     )

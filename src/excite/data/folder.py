@@ -97,15 +97,15 @@ def decode_all(
 
     size = preprocessing.image_size
     pixels = torch.empty((len(files), preprocessing.in_chans, size, size), dtype=torch.uint8)
-    good: list[int] = []
+    good: list[int] = []  # positions
     bad: list[tuple[str, str]] = []
     chunks = [files.paths[i : i + 32] for i in range(0, len(files), 32)]
     # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
     with ThreadPoolExecutor(_threads(files.paths)) as pool:
-        for label, result in zip(files.labels, chain.from_iterable(pool.map(some, chunks)), strict=True):
+        for position, result in enumerate(chain.from_iterable(pool.map(some, chunks))):
             if isinstance(result, torch.Tensor):
                 pixels[len(good)] = result
-                good.append(label)
+                good.append(position)
             elif on_bad == "stop":
                 pool.shutdown(cancel_futures=True)
                 raise result
@@ -113,7 +113,9 @@ def decode_all(
                 bad.append((result.path, result.reason))
     if not good:
         raise ExciteError(f"none of {len(files)} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
-    return ArrayImages(pixels[: len(good)].clone() if bad else pixels, torch.tensor(good, dtype=torch.int64)), bad
+    labels = torch.tensor([files.labels[i] for i in good], dtype=torch.int64)
+    names = files.names
+    return ArrayImages(pixels[: len(good)].clone() if bad else pixels, labels, [names[i] for i in good]), bad
 
 
 def _threads(paths: list[str]) -> int:

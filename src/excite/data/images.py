@@ -4,8 +4,9 @@ Shapes: N images, C channels (1 or 3), H x W pixels.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,10 +16,17 @@ from excite.data.decode import Interpolation, eval_transform
 
 @dataclass
 class ArrayImages:
-    """Images in memory: `images` uint8 (N, C, H, W), C being 1 for gray sources, and `labels` int64 (N,)."""
+    """Images in memory: `images` uint8 (N, C, H, W), C being 1 for gray sources, and `labels` int64 (N,).
+
+    `names` are for people: of files as `FileImages` gives them, else "#" and the position in the source, from 0.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = self.names or [f"#{position}" for position in range(len(self.labels))]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -26,7 +34,7 @@ class ArrayImages:
     def take(self, index: np.ndarray) -> "ArrayImages":
         """The images of these positions, in this order."""
         chosen = torch.from_numpy(index)
-        return ArrayImages(self.images[chosen], self.labels[chosen])
+        return ArrayImages(self.images[chosen], self.labels[chosen], [self.names[i] for i in index])
 
     def digests(self) -> list[bytes]:
         """One 16-byte digest an image, over its pixels and label."""
@@ -51,6 +59,13 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def names(self) -> list[str]:
+        """For people: each path below the folder that holds all of them; bytes that are no UTF-8 become U+FFFD."""
+        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        relative = (os.path.relpath(path, root) for path in self.paths)
+        return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in relative]
 
     def take(self, index: np.ndarray) -> "FileImages":
         """The images of these positions, in this order."""

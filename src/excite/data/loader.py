@@ -206,7 +206,7 @@ class _Loader:
         self.wait_seconds = 0.0  # running total of what the consumer has waited for batches
         self._bad: dict[str, str] = {}
         if isinstance(images, ArrayImages):
-            images = ArrayImages(images.images.to(self.device), images.labels.to(self.device))
+            images = ArrayImages(images.images.to(self.device), images.labels.to(self.device), images.names)
         self.images = images
 
     @property

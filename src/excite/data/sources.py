@@ -42,6 +42,7 @@ class DataSets:
     preprocessing: Preprocessing
     fingerprint: str  # hex digest: of contents and labels for arrays, of relative paths and sizes for files
     bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of images skipped while loading
+    bad_val: int = 0  # how many of these are validation images
     notes: list[str] = field(default_factory=list)  # what a user should know, one sentence each
 
     @property
@@ -98,7 +99,7 @@ def open_data(data: DataConfig, augment: AugmentConfig | None = None) -> DataSet
 
 def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:
     pixels = luma(part.images) if data.in_chans == 1 and part.images.shape[1] == 3 else part.images
-    return ArrayImages(fit(pixels, data.image_size, data.crop_pct, data.interpolation), part.labels)
+    return ArrayImages(fit(pixels, data.image_size, data.crop_pct, data.interpolation), part.labels, part.names)
 
 
 def balanced_beginning(labels: list[int] | np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -161,7 +162,7 @@ def _open_folder(data: DataConfig, augment: AugmentConfig) -> DataSets:
         train_images, bad_train = decode_all(train, for_training, data.max_pixels, data.on_bad_train)
         val_images, bad_val = decode_all(val, plain, data.max_pixels, data.on_bad_val)
         opened = _in_memory(data, classes, train_images.canonical(), val_images.canonical())
-        opened.bad, opened.notes = bad_train + bad_val, notes
+        opened.bad, opened.bad_val, opened.notes = bad_train + bad_val, len(bad_val), notes
         return opened
     average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from excite.explain.ablation import Ablation, ablate_gates, time_without_gates
-    from excite.explain.gates import fixed_gates, listening, outer_gates, without_gates
+    from excite.explain.gates import fixed_gates, foreign_gates, listening, outer_gates, without_gates
     from excite.explain.images import ExplainedImage, explain_image
     from excite.explain.run import Explanation, explain
     from excite.explain.statistics import ScaleStatistics, collect_scales
@@ -23,6 +23,7 @@ _HOMES = {
     "explain": "run",
     "explain_image": "images",
     "fixed_gates": "gates",
+    "foreign_gates": "gates",
     "listening": "gates",
     "outer_gates": "gates",
     "time_without_gates": "ablation",
@@ -39,6 +40,7 @@ __all__ = [
     "explain",
     "explain_image",
     "fixed_gates",
+    "foreign_gates",
     "listening",
     "outer_gates",
     "time_without_gates",

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
-from excite.figures import COLORS, MARKS, save, style
+from excite.figures import COLORS, MARKS, drawn_width, save, shortened, style
 
 _GRAY = "#666666"
 #: Up to so many channels the lines have a mark for each.
 _FEW_CHANNELS = 64
 COLUMNS = 3
+#: Of the legend: characters of a class's name; inches that a character takes, and what stands beside the name.
+_LEGEND_NAME, _LEGEND_CHARACTER, _LEGEND_HANDLE = 40, 0.09, 0.7
 
 
 def choose_depths(names: Sequence[str], most: int = 9) -> list[str]:
@@ -193,5 +195,11 @@ def _panels(statistics: Mapping[str, Any], path: Path, title: str, unit: str) ->
         yield used, written
         figure.suptitle(title)
         handles, labels = used[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+        room = figure.get_figwidth()
+        labels = [
+            shortened(label, min(_LEGEND_NAME, int((room - _LEGEND_HANDLE) / _LEGEND_CHARACTER))) for label in labels
+        ]
+        inches = _LEGEND_HANDLE + _LEGEND_CHARACTER * max(map(drawn_width, labels))
+        ncols = max(1, min(len(labels), int(room / inches)))
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols, frameon=False)
         written += save(figure, path)

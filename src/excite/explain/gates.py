@@ -7,6 +7,7 @@ itself, so that forward hooks would miss it. Instead both methods are replaced o
 sees, and which leaves the tree of modules, the state_dict and the choice of kernels as they are.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
 from excite.models.base import Classifier
+from excite.models.timm_models import is_timm_model, modules_of_timm, timms_gates
 
 #: Told (name of the gate, its scale (N, C) or broadcastable to (N, C, H, W)) each time a gate has spoken.
 Listener = Callable[[str, Tensor], None]
 #: Given the same, answers with the scale that is used instead.
 Change = Callable[[str, Tensor], Tensor]
 _METHODS = ("excitation", "scale")
+_LIKE_A_GATE = re.compile("Gate|Excit|Squeeze|Attn|Attention")
 
 
 def outer_gates(model: nn.Module) -> dict[str, Gate]:
@@ -35,8 +38,31 @@ def outer_gates(model: nn.Module) -> dict[str, Gate]:
             found[name] = module
     if not found:
         what = getattr(model, "model_name", type(model).__name__)
+        others = foreign_gates(model)
+        if others:
+            raise ExciteError(
+                f"{what} has no gates of excite's to explain (its library's own: {', '.join(others)}); "
+                "`excite graft` puts some in"
+            )
         raise ExciteError(f"{what} has no gates to explain; `excite graft` puts some in")
     return found
+
+
+def foreign_gates(model: nn.Module) -> list[str]:
+    """What timm itself built into a network by way of gates, which excite can neither explain nor measure.
+
+    Returns:
+        "timm's SEModule" and the like, each class once; "unknown" where modules are only named like gates (which the
+        self-attention of a transformer is, too); nothing for networks of excite's, and where nothing looks like one.
+    """
+    if not is_timm_model(model):
+        return []
+    known = [f"timm's {type(module).__name__}" for module in timms_gates(model).values()]
+    alike = any(
+        _LIKE_A_GATE.search(type(module).__name__) or name.rpartition(".")[2] in ("se", "attn", "gate")
+        for name, module in modules_of_timm(model).items()
+    )
+    return list(dict.fromkeys(known)) or (["unknown"] if alike else [])
 
 
 def check_gates(names: Collection[str], gates: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
-from excite.figures import COLORS, style
+from excite.figures import COLORS, shortened, style
 from excite.files import written_aside
 
 #: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).
@@ -64,11 +64,11 @@ def _cam(axis: Any, explained: ExplainedImage) -> None:
     axis.imshow(explained.cam.numpy(), cmap=_CAM_MAP, vmin=0, vmax=1, alpha=0.6)
     axis.set_axis_off()
     nothing = "" if float(explained.cam.max()) > 0 else ": nothing speaks for it"
-    axis.set_title(f"Grad-CAM, {explained.target}{nothing}\n({explained.layer})", fontsize=10)
+    axis.set_title(f"Grad-CAM, {shortened(explained.target, 22)}{nothing}\n({explained.layer})", fontsize=10)
 
 
 def _classes(axis: Any, explained: ExplainedImage) -> None:
-    names = [name if len(name) < 22 else f"{name[:20]}..." for name, _ in explained.top]
+    names = [shortened(name, 22) for name, _ in explained.top]
     values = [100 * value for _, value in explained.top]
     axis.barh(range(len(names)), values, color=COLORS[1], alpha=0.45)
     for y, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -119,5 +119,6 @@ def _positions(figure: Any, axis: Any, explained: ExplainedImage, name: str) -> 
     axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
     shown = axis.imshow(full.numpy(), cmap=_GATE_MAP, alpha=0.65)
     axis.set_axis_off()
-    axis.set_title(f"{name}: mean scale\n{positions.shape[0]}x{positions.shape[1]} positions", fontsize=10)
+    alike = ", all the same" if float(positions.max() - positions.min()) < 1e-6 else ""
+    axis.set_title(f"{name}: mean scale\n{positions.shape[0]}x{positions.shape[1]} positions{alike}", fontsize=10)
     figure.colorbar(shown, ax=axis, shrink=0.8)

@@ -26,7 +26,7 @@ from excite.explain.gates import check_gates, fixed_gates, outer_gates
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.files import write_json, write_text, written_aside
-from excite.inference import Predictor, load
+from excite.inference import Predictor, load, match_classes
 from excite.recipe import Recipe, apply_overrides
 
 ABLATIONS = ("full", "estimate", "off")
@@ -226,22 +226,24 @@ def explain(
         raise ExciteError("without data there is nothing to explain but images: name some, or let limit be above 0")
     predictor = load(source, device, precision)
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
-    for name in (*drawn_classes, *([] if target is None else [target])):
-        check_class(name, predictor.classes)
     if layer is not None:
         check_layer(layer, predictor.model)
-    result = Explanation(str(source), predictor.meta["model"]["name"], predictor.classes, max_drop=max_drop)
-    result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
-    tell = progress or (lambda what, done, total: None)
+    data, notes = None, []
     if limit:
         try:
-            batches, count = _validation_images(predictor, overrides, limit, str(source))
+            data = _validation_images(predictor, overrides, limit, str(source))
         except ExciteError as error:
             if overrides or not images:
                 raise
-            result.notes.append(f"without the data there are no means to compare with: {error}")
-        else:
-            _study(result, predictor, batches, count, ablation, timing, batch, tell)
+            notes.append(f"without the data there are no means to compare with: {error}")
+    for name in (*drawn_classes, *([] if target is None else [target])):
+        check_class(name, predictor.classes)  # after the data, which has the names where the network has only numbers
+    model = predictor.meta["model"]["name"]
+    result = Explanation(str(source), model, predictor.classes, max_drop=max_drop, notes=notes)
+    result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
+    tell = progress or (lambda what, done, total: None)
+    if data is not None:
+        _study(result, predictor, *data, ablation, timing, batch, tell)
     for i, path in enumerate(images):
         try:
             explained = explain_image(predictor, path, result.statistics, target=target, layer=layer, top_k=top_k)
@@ -258,10 +260,7 @@ def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: in
     own = recipe.data.limit_val
     limited = recipe.data.model_copy(update={"limit_val": limit if own is None else min(limit, own)})
     data = open_data(limited, recipe.augment)
-    if data.classes != predictor.classes:
-        raise ExciteError(
-            f"the {len(data.classes)} classes of the data are not the {len(predictor.classes)} of {source}"
-        )
+    match_classes(predictor, data.classes, source)
 
     def batches() -> EvalLoader:
         return EvalLoader(data.val, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=limited)
@@ -323,6 +322,10 @@ def _study(
         row["parameters"] = sum(p.numel() for p in gates[name].parameters())  # type: ignore[assignment]
         row |= found_scales.to_dict() | _price(ablations.get(name)) | _saving(timed, batch)
         result.rows.append({**row, "could_go": name in going if ablation == "full" else None})
+    if all(len(row["constant"]) == row["channels"] for row in result.rows):
+        result.notes.append(
+            "all channels of all gates say the same for every image, as they do right after grafting: train the network"
+        )
 
 
 def _most_together(

@@ -1,9 +1,12 @@
 """``export``: write an artefact aside, prove it, then put it where it belongs."""
 
+import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,11 @@ import torch
 
 from excite.errors import ExciteError
 from excite.export.deployable import Deployable, InputKind
-from excite.export.formats import OPSET, RUNTIME, SUFFIX, check, open_artefact, quantise, write
+from excite.export.formats import OPSET, QUANTISER, RUNTIME, SUFFIX, check, open_artefact, quantise, write
 from excite.export.images import Samples, open_samples, prepare
-from excite.export.origin import describe
+from excite.export.origin import describe, describe_int8
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, to_input
+from excite.files import check_writable
 from excite.inference import Predictor, load
 from excite.training.checkpoint import find_weights
 from excite.weights.convert import is_foreign
@@ -100,9 +104,8 @@ def export(
         write(format, deployable.trace(), fp32, meta, opset)
         paths = {f"{format} fp32": fp32}
         if int8:
-            paths |= _quantised(
-                format, fp32, aside, int8_gates, _calibration(predictor, calibrate, input, say, progress)
-            )
+            calibration = _calibrate_on(predictor, calibrate, say, input, progress)
+            paths |= _quantised(format, fp32, aside, int8_gates, calibration, meta)
         artefacts = {name: open_artefact(format, path, threads) for name, path in paths.items()}
         reference, outcomes = measure(predictor, artefacts, samples, input, partial(progress, "verifying"))
         written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
@@ -128,9 +131,13 @@ def export(
 
 def _target(weights: Path, format: str, int8: bool, out: str | Path | None, force: bool) -> Path:
     suffix = SUFFIX[format]
+    if out is None and not weights.exists() and not weights.parent.is_dir():  # at a hub
+        weights = Path(weights.name)
     target = weights.with_name(f"{weights.stem}{'.int8' if int8 else ''}{suffix}") if out is None else Path(out)
     if target.suffix != suffix:
         raise ExciteError(f"--out {target}: the name of a file of the format {format} ends in {suffix}")
+    for file in _files(target, format):  # before minutes of work
+        check_writable(file)
     there = [file for file in _files(target, format) if file.exists()]
     if there and not force:
         raise ExciteError(f"{there[0]} exists already; name another file with --out, or write over it with --force")
@@ -186,32 +193,56 @@ def _beside(aside: Path, folder: str) -> Path:
     return path
 
 
-def _calibration(
-    predictor: Predictor, calibrate: str | None, kind: InputKind, say: Callable[[str], None], progress: Progress
-) -> Callable[[], Iterator[np.ndarray]]:
-    """A function that gives the images anew at each call, in batches as the artefact takes them."""
+@dataclass(frozen=True)
+class Calibration:
+    """The images that int8 ranges are taken from.
+
+    Attributes:
+        name: where they are from.
+        pixels: uint8 (N, S, S, C), prepared.
+        kind: how the artefact takes images.
+    """
+
+    name: str
+    pixels: np.ndarray
+    kind: InputKind
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """As the artefact takes them; anew at each call."""
+        return (to_input(self.pixels[i : i + BATCH], self.kind) for i in range(0, len(self.pixels), BATCH))
+
+    def describe(self) -> dict[str, Any]:
+        """What the artefact says of them; sha256 of the pixels, image by image, row by row."""
+        digest = hashlib.sha256(self.pixels.tobytes()).hexdigest()
+        return {"images": self.name, "count": len(self.pixels), "sha256": digest}
+
+
+def _calibrate_on(
+    predictor: Predictor, calibrate: str | None, say: Callable[[str], None], kind: InputKind, progress: Progress
+) -> Calibration:
     samples, note = open_samples(predictor.meta, calibrate, "train")
     samples = samples.take(CALIBRATION)
     for line in [*([note] if note else []), f"int8 calibrated on {samples.name}"]:
         say(line)
-
-    def batches() -> Iterator[np.ndarray]:
-        for start in range(0, len(samples), BATCH):
-            progress("calibrating", start, len(samples))
-            part = range(start, min(start + BATCH, len(samples)))
-            yield to_input(np.stack([prepare(samples.read(i), predictor.preprocessing) for i in part]), kind)
-
-    return batches
+    prepared = []
+    for i in range(len(samples)):
+        progress("reading calibration images", i, len(samples))
+        prepared.append(prepare(samples.read(i), predictor.preprocessing))
+    return Calibration(samples.name, np.stack(prepared), kind)
 
 
 def _quantised(
-    format: str, fp32: Path, aside: Path, int8_gates: bool, batches: Callable[[], Iterator[np.ndarray]]
+    format: str, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: dict[str, Any]
 ) -> dict[str, Path]:
     """Write both int8 artefacts: the one that is wanted to ``aside``, the other to be measured beside it."""
     paths = {}
     for with_gates in (False, True):
         path = aside if with_gates == int8_gates else _beside(aside, "other")
-        quantise(format, fp32, path, batches, with_gates)
+
+        def about(layers: Counter[str], with_gates: bool = with_gates) -> dict[str, Any]:
+            return describe_int8(meta, QUANTISER[format], with_gates, layers, calibration.describe())
+
+        quantise(format, fp32, path, calibration.batches, with_gates, about)
         paths[f"{format} int8, gates {'too' if with_gates else 'in float'}"] = path
     return paths
 

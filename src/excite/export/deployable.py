@@ -1,9 +1,12 @@
 """The network as it is shipped: preprocessing, folded network and nothing else, ready to be traced.
 
+Networks of ours and of timm's (``model.name=timm:...``), with grafted gates and without.
+
 Letters: N images, C channels, H x W pixels of the image, S side of what the network sees, K classes.
 """
 
-from typing import Literal
+import copy
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +14,19 @@ from torch.export import Dim, ExportedProgram
 
 from excite.data import Preprocessing
 from excite.errors import ExciteError
+from excite.export.norms import fold_norms
 from excite.export.resize import resize_and_crop
+from excite.gates import Gate
 from excite.models import fold
 from excite.models.folding import FoldedGate
+from excite.models.timm_models import is_timm_model, timms_gates
 
 InputKind = Literal["uint8", "float"]
 INPUT, OUTPUT = "image", "logits"
 GATE_SCOPE = "gate_scale"  #: Part of the name of every node that belongs to a gate
+
+
+_NO_LOGITS = "this network gives feature maps, not logits; export one with a classifier"
 
 
 class Deployable(nn.Module):
@@ -28,7 +37,7 @@ class Deployable(nn.Module):
     already resized and cropped; normalised inside. Either gives float32 (N, K).
 
     Args:
-        model: made by ``create_model``, in evaluation mode; left as it is.
+        model: made by ``create_model``, timm's among them, in evaluation mode; left as it is.
         preprocessing: what it was trained with.
         kind: ``uint8`` or ``float``.
         branch: whether the graph may have a conditional (``excite.export.resize``).
@@ -44,10 +53,8 @@ class Deployable(nn.Module):
         super().__init__()
         if preprocessing.in_chans not in (1, 3):
             raise ExciteError(f"images have 1 or 3 channels, but this network sees {preprocessing.in_chans}")
-        self.net = fold(model.float(), portable=True)
-        if self.net.net.out_indices is not None or not self.net.num_classes:
-            raise ExciteError("this network gives feature maps, not logits; export one with a classifier")
-        _mark_gates(self.net)
+        self.folded = not is_timm_model(model)
+        self.net: nn.Module = _folded(model) if self.folded else _ready(model)
         self.preprocessing, self.kind, self.branch = preprocessing, kind, branch
         level = 255.0 if kind == "uint8" else 1.0
         mean, std = (
@@ -73,7 +80,42 @@ class Deployable(nn.Module):
         else:
             example = torch.zeros(2, channels, size, size)
         with torch.no_grad():
-            return torch.export.export(self.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False)
+            program = torch.export.export(self.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False)
+            if not self.folded:
+                fold_norms(program)
+        return program
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    net = fold(model.float(), portable=True)
+    if net.net.out_indices is not None or not net.num_classes:
+        raise ExciteError(_NO_LOGITS)
+    _mark_gates(net)
+    return net
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    """A frozen copy of one of timm's models; its batch norms are folded when it has been traced."""
+    net: Any = copy.deepcopy(model).float().eval().requires_grad_(False)
+    if not getattr(net, "num_classes", 0):
+        raise ExciteError(_NO_LOGITS)
+    gates = {id(module) for module in timms_gates(net).values()}
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Gate) or id(child) in gates:
+                setattr(parent, name, _Scope(child))
+    return net
+
+
+class _Scope(nn.Module):
+    """A gate under the name that marks its nodes, in a network that calls it as a module."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self.add_module(GATE_SCOPE, gate)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self._modules[GATE_SCOPE](*args, **kwargs)  # type: ignore[misc]
 
 
 class _GateScale(nn.Module):

@@ -6,7 +6,8 @@ Letters: N images, K classes.
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 OPSET = 20
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}
+#: The package that makes an artefact int8.
+QUANTISER = {"onnx": "onnxruntime", "openvino": "nncf"}
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "pt2": ()}
 
 
@@ -85,7 +88,14 @@ def open_artefact(name: str, path: Path, threads: int) -> Run:
     return run
 
 
-def quantise(name: str, fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
+def quantise(
+    name: str,
+    fp32: Path,
+    out: Path,
+    batches: Callable[[], Iterator[np.ndarray]],
+    with_gates: bool,
+    about: Callable[[Counter[str]], dict[str, Any]],
+) -> None:
     """Make an int8 artefact of a float32 one.
 
     Convolutions and dense layers get int8 weights (one scale a channel) and int8 inputs; preprocessing stays as it is.
@@ -95,8 +105,17 @@ def quantise(name: str, fp32: Path, out: Path, batches: Callable[[], Iterator[np
         fp32: the artefact. out: where the other is written.
         batches: gives the calibration images anew at each call, as the artefact takes them.
         with_gates: also the gates.
+        about: from how many operators of each kind take int8 inputs to what the artefact says of itself.
     """
-    (_quantise_onnx if name == "onnx" else _quantise_openvino)(fp32, out, batches, with_gates)
+    if name == "openvino":
+        _quantise_openvino(fp32, out, batches, with_gates, about)
+        return
+    import onnx
+
+    _quantise_onnx(fp32, out, batches, with_gates)
+    model = onnx.load(out)
+    _set_onnx_meta(model, about(_int8_operators_onnx(model, _kinds_onnx(with_gates))))
+    onnx.save(model, out)
 
 
 def _to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
@@ -115,10 +134,33 @@ def _to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
         part = GATE_SCOPE if f".{GATE_SCOPE}:" in scope else "network" if "/net: " in scope else "preprocessing"
         node.name = f"{part}/{node.name}"
     _strip(model.graph)
+    _set_onnx_meta(model, meta)
+    return model
+
+
+def _set_onnx_meta(model: Any, meta: dict[str, Any]) -> None:
+    del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(meta)
     model.producer_name, model.producer_version = "excite", meta["export"]["versions"]["excite"]
-    return model
+
+
+def _int8_operators_onnx(model: Any, kinds: Collection[str]) -> Counter[str]:
+    """How many operators of these kinds the runtime can run in int8: all that they compute with comes dequantised.
+
+    A float operator behind an int8 one (a gate that squeezes its map) sees a dequantised input, too, but has weights or
+    another input in float, or a result that is not quantised.
+    """
+    dequantised = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    quantised = {n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    computed = {output for node in model.graph.node if node.op_type != "Constant" for output in node.output}
+
+    def in_int8(node: Any) -> bool:
+        maps = [name for name in node.input if name in computed]
+        weighted = node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in dequantised
+        return bool(maps) and all(m in dequantised for m in maps) and (weighted or node.output[0] in quantised)
+
+    return Counter(node.op_type for node in model.graph.node if node.op_type in kinds and in_int8(node))
 
 
 def _strip(graph: Any) -> None:
@@ -153,6 +195,13 @@ def _as_file(model: Any, near: Path) -> Iterator[Path]:
         file.unlink()
 
 
+def _kinds_onnx(with_gates: bool) -> list[str]:
+    # ReLU, sum and pooling between quantised layers: left out, each costs a pass to float and back. The product with
+    # the gate's scale is the gate's: quantised, it would take the scale in 8 bits.
+    kinds = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "MaxPool"]
+    return [*kinds, "Mul", "Sigmoid", "ReduceMean"] if with_gates else kinds
+
+
 def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
     import onnx
     from onnxruntime.quantization import (
@@ -172,11 +221,6 @@ def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndar
             return None if images is None else {INPUT: images}
 
     nodes = onnx.load(fp32, load_external_data=False).graph.node
-    # ReLU, sum and pooling between quantised layers: left out, each costs a pass to float and back. The product with
-    # the gate's scale is the gate's: quantised, it would take the scale in 8 bits.
-    kinds = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "MaxPool"]
-    if with_gates:
-        kinds += ["Mul", "Sigmoid", "ReduceMean"]
     wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
     with _quiet():
         quantize_static(
@@ -184,7 +228,7 @@ def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndar
             out,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=kinds,
+            op_types_to_quantize=_kinds_onnx(with_gates),
             nodes_to_exclude=[node.name for node in nodes if not node.name.startswith(wanted)],
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -194,7 +238,13 @@ def _quantise_onnx(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndar
     onnx.checker.check_model(str(out))
 
 
-def _quantise_openvino(fp32: Path, out: Path, batches: Callable[[], Iterator[np.ndarray]], with_gates: bool) -> None:
+def _quantise_openvino(
+    fp32: Path,
+    out: Path,
+    batches: Callable[[], Iterator[np.ndarray]],
+    with_gates: bool,
+    about: Callable[[Counter[str]], dict[str, Any]],
+) -> None:
     import logging
 
     import nncf
@@ -213,7 +263,19 @@ def _quantise_openvino(fp32: Path, out: Path, batches: Callable[[], Iterator[np.
         quantised = nncf.quantize(
             model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
         )
+    quantised.set_rt_info(json.dumps(about(_int8_operators_openvino(quantised))), [KEY])
     openvino.save_model(quantised, out, compress_to_fp16=False)
+
+
+def _int8_operators_openvino(model: Any) -> Counter[str]:
+    """How many operators of each kind have their first input rounded to int8 levels."""
+    return Counter(
+        op.get_type_name()
+        for op in model.get_ops()
+        if op.get_type_name() != "FakeQuantize"
+        and op.inputs()
+        and op.input_value(0).get_node().get_type_name() == "FakeQuantize"
+    )
 
 
 def _takes_a_gates_result(op: Any) -> bool:

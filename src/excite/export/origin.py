@@ -1,13 +1,13 @@
-"""Where an artefact came from: what is written into it as JSON, under the key ``excite``."""
+"""What an artefact says of itself: where it came from and how it computes, written into it as JSON under ``excite``."""
 
-import hashlib
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from excite.inference import Predictor
+from excite.inference import Predictor, weights_digest
 from excite.training.run_folder import git_state, versions
 
 KEY = "excite"
@@ -15,11 +15,11 @@ _RUNTIMES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
 
 def describe(predictor: Predictor, path: Path, source: str, kind: str) -> dict[str, Any]:
-    """What the artefact says of itself, JSON-able.
+    """What the float32 artefact says of itself, JSON-able; :func:`describe_int8` makes it an int8 one's.
 
     Args:
         predictor: the trained network.
-        path: the weights file, or another system's checkpoint.
+        path: the weights file, or another system's checkpoint (a file, a folder, or the prefix of several files).
         source: what the user named.
         kind: ``uint8`` or ``float``, see ``Deployable``.
     """
@@ -34,7 +34,9 @@ def describe(predictor: Predictor, path: Path, source: str, kind: str) -> dict[s
         "output": {"name": "logits", "dtype": "float32", "shape": ["N", len(predictor.classes)]},
         "preprocessing": predictor.preprocessing.to_dict(),
         "source": str(Path(source).absolute()) if Path(source).exists() else source,
-        "weights_sha256": _sha256(path),
+        "weights_sha256": weights_digest(path) or None,
+        "precision": "fp32",
+        "quantisation": None,
         "recipe": meta["recipe"],
         "metrics": meta.get("metrics"),
         "step": meta.get("step"),
@@ -48,6 +50,29 @@ def describe(predictor: Predictor, path: Path, source: str, kind: str) -> dict[s
     }
 
 
+def describe_int8(
+    meta: Mapping[str, Any], tool: str, with_gates: bool, layers: Mapping[str, int], calibration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the int8 artefact made of a float32 one says of itself.
+
+    Args:
+        meta: what the float32 artefact says.
+        tool: the package that quantised.
+        with_gates: whether the gates were quantised, too.
+        layers: how many operators of each kind take int8 inputs.
+        calibration: ``images`` (where they are from), ``count``, ``sha256`` of their prepared pixels.
+    """
+    about = {
+        "tool": tool,
+        "version": meta["export"]["versions"].get(tool),
+        "gates": "int8" if with_gates else "float32",
+        "layers": dict(layers),
+        "weights": "int8, a scale for each output channel",
+        "calibration": dict(calibration),
+    }
+    return {**meta, "precision": "int8", "quantisation": about}
+
+
 def _installed() -> dict[str, str]:
     found = {}
     for name in _RUNTIMES:
@@ -56,13 +81,6 @@ def _installed() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _training_git(folder: Path) -> Any:

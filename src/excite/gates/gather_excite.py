@@ -12,6 +12,7 @@ from excite.gates.facts import Facts, Form
 from excite.gates.registry import register_gate
 from excite.gates.squeeze_excite import squeeze_width
 from excite.ops import weighted_sum
+from excite.ops.same_padding import SameConv2d
 
 VARIANTS = ("theta_minus", "theta", "theta_plus")
 EXTENTS = (2, 4, 8)
@@ -32,11 +33,14 @@ class GatherExcite(Gate):
 
     ``reduction``, ``rd_divisor`` and ``bias`` (defaults 16, None, True) belong to theta_plus's bottleneck.
 
+    ``halve_from`` (of the two with a global extent; None for never): where the map has at least so many rows and
+    columns, a dense 3x3 stride-2 convolution ("same" padding) with batch norm, 9*C*C + 2*C parameters, halves it first,
+    and the depth-wise kernel is of the half size. MindSpore's GENet_Res50 is ``halve_from=56, bias=False``.
+
     Source: Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in Convolutional Neural
-    Networks" (arXiv 1810.12348), sections 2-3. Two differences in the wild: the authors' own Caffe net
+    Networks" (arXiv 1810.12348), sections 2-3. One difference in the wild: the authors' own Caffe net
     (RN50-GEPP.prototxt) has one more ReLU, between theta_plus's gathering batch norm and its bottleneck (the MindSpore
-    reference has none, nor have we); and the MindSpore reference starts its gather in the 56-pixel stage with a dense
-    instead of a depth-wise convolution.
+    reference has none, nor have we).
 
     In training a global theta needs at least two images per batch: its batch norm has one value per image and channel.
     """
@@ -50,6 +54,7 @@ class GatherExcite(Gate):
             "reduction": "of theta_plus: S is C // reduction, 16 by default",
             "rd_divisor": "of theta_plus: null, or S is rounded to a multiple of it",
             "bias": "of theta_plus: whether the bottleneck has biases, true by default",
+            "halve_from": "of theta and theta_plus, global: maps from this size on are halved first (MindSpore: 56)",
         },
         forms=(
             Form(
@@ -88,6 +93,7 @@ class GatherExcite(Gate):
         reduction: int | None = None,
         rd_divisor: int | None = None,
         bias: bool | None = None,
+        halve_from: int | None = None,
         feature_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -95,13 +101,14 @@ class GatherExcite(Gate):
         self.variant = variant
         self.channelwise = variant == "theta_minus" and self.extent == 0
         self.gather: nn.Sequential | None = None
+        self.halve_from = _check_halving(variant, self.extent, halve_from)
         if variant != "theta_minus":
             if self.extent == 0 and feature_size is None:
                 raise ExciteError(
                     f"the gate 'ge' {variant} with global extent needs the size of its map; give image_size="
                 )
             self.feature_size = feature_size if self.extent == 0 else None
-            self.gather = _gather_layers(channels, self.extent, feature_size)
+            self.gather = _gather_layers(channels, self.extent, feature_size, self._halves(feature_size))
         self.fc1: nn.Conv2d | None = None
         self.fc2: nn.Conv2d | None = None
         if variant == "theta_plus":
@@ -136,9 +143,15 @@ class GatherExcite(Gate):
             )
         if self.extent:
             return self.gather(x)
+        *halving, depthwise, norm = self.gather
+        for layer in halving:
+            x = layer(x)
         # One position is left, so the convolution is a dot product per channel.
-        gathered = weighted_sum(x, cast(nn.Conv2d, self.gather[0]).weight[:, 0])
-        return self.gather[1](gathered[:, :, None, None])
+        gathered = weighted_sum(x, cast(nn.Conv2d, depthwise).weight[:, 0])
+        return norm(gathered[:, :, None, None])
+
+    def _halves(self, size: tuple[int, int] | None) -> bool:
+        return self.halve_from is not None and size is not None and min(size) >= self.halve_from
 
     def _excite(self, gathered: Tensor) -> Tensor:
         if self.fc1 is not None and self.fc2 is not None:
@@ -154,14 +167,25 @@ class GatherExcite(Gate):
         """Re-sample a global kernel, keeping each channel's sum and so its answer to a constant map.
 
         The kernel becomes a new ``nn.Parameter``: make the optimiser afterwards.
+
+        Raises:
+            ExciteError: ``halve_from`` lies between the two sizes, so that the gate would be another.
         """
         if self.feature_size is None or self.feature_size == feature_size:
             return
-        conv = cast(nn.Conv2d, cast(nn.Sequential, self.gather)[0])
+        halves = self._halves(feature_size)
+        if halves != self._halves(self.feature_size):
+            (old_h, old_w), (h, w) = self.feature_size, feature_size
+            raise ExciteError(
+                f"this Gather-Excite gate halves maps from {self.halve_from} rows on: it cannot be re-sampled from "
+                f"{old_h}x{old_w} to {h}x{w}, where it has other layers"
+            )
+        conv = cast(nn.Conv2d, cast(nn.Sequential, self.gather)[-2])
         old = conv.weight
-        kernel = resample_kernel(old.detach(), feature_size)
+        size = _half(feature_size) if halves else feature_size
+        kernel = resample_kernel(old.detach(), size)
         conv.weight = nn.Parameter(kernel, requires_grad=old.requires_grad)
-        conv.kernel_size = feature_size
+        conv.kernel_size = size
         self.feature_size = feature_size
 
 
@@ -176,8 +200,20 @@ def resample_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     return (new + missing / (size[0] * size[1])).to(kernel.dtype)
 
 
-def _gather_layers(channels: int, extent: int, feature_size: tuple[int, int] | None) -> nn.Sequential:
+def _half(size: tuple[int, int]) -> tuple[int, int]:
+    """Rounded up, as a "same" convolution does."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
+def _gather_layers(
+    channels: int, extent: int, feature_size: tuple[int, int] | None, halves: bool = False
+) -> nn.Sequential:
     layers: list[nn.Module] = []
+    if halves and feature_size is not None:
+        dense = SameConv2d(channels, channels, 3, stride=2, bias=False)
+        nn.init.kaiming_normal_(dense.weight, mode="fan_in", nonlinearity="relu")
+        layers += [dense, nn.BatchNorm2d(channels)]
+        feature_size = _half(feature_size)
     if extent == 0:
         layers += [_depthwise(channels, feature_size), nn.BatchNorm2d(channels)]
     for step in range(extent.bit_length() - 1):
@@ -194,6 +230,16 @@ def _depthwise(
     # fan_in, as the authors' "msra" filler: PyTorch's fan_out does not know of groups and would be C times too large.
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
+
+
+def _check_halving(variant: str, extent: int, halve_from: int | None) -> int | None:
+    if halve_from is None:
+        return None
+    if variant == "theta_minus" or extent:
+        raise ExciteError("halve_from is for the gate 'ge' with a kernel of the map's size: global theta or theta_plus")
+    if isinstance(halve_from, bool) or not isinstance(halve_from, int) or halve_from < 2:
+        raise ExciteError(f"halve_from of the gate 'ge' is a number of rows from 2 on, not {halve_from!r}")
+    return halve_from
 
 
 def _check_options(variant: str, extent: int | str, **bottleneck: object) -> int:

@@ -12,9 +12,11 @@ from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.grafting.core import GraftPlan, example_for, graft
-from excite.grafting.stored import header, is_grafted_file, make_timm_model, save_grafted
+from excite.grafting.stored import header, is_grafted_file
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
+from excite.models.timm_models import PREFIX, classifier_name, first_name
+from excite.progress import Advance, Progress, silent
 
 #: Images for the proof, where a folder holds more, and random ones where none are given.
 MOST_IMAGES, RANDOM_IMAGES = 64, 8
@@ -53,8 +55,9 @@ def run(
     force: bool,
     say: Callable[[str], None],
     show: Callable[[GraftPlan], None],
+    progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Graft, prove and write; what ``--json`` prints.
+    """Graft, prove and write; what ``--json`` prints. ``progress`` shows reading, tracing and the proof.
 
     Raises:
         ExciteError: one sentence, and nothing was written.
@@ -63,19 +66,22 @@ def run(
         raise ExciteError("--dry-run writes nothing: leave --out away")
     if out is not None and out.exists() and not force:
         raise ExciteError(f"{out} exists already; --force writes over it")
-    opened = open_source(source, weights)
+    with progress("reading"):
+        opened = open_source(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:
         raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
     settings: dict[str, Any] = {"at": at or "auto", "init": init, **options}
-    plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
+    with progress("tracing"):
+        plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
     show(plan)
     parameters = sum(p.numel() for p in opened.model.parameters())
     result: dict[str, Any] = {"source": source, "parameters": parameters, **plan.to_dict()}
     if dry_run:
         return result
-    batch, what = proof_images(opened, images)
-    grafted = graft(opened.model, gate, **settings)
-    proof = prove(opened.model, grafted, batch)
+    with progress("comparing") as advance:
+        batch, what = proof_images(opened, images)
+        grafted = graft(opened.model, gate, **settings)
+        proof = prove(opened.model, grafted, batch, advance)
     result |= {"images": len(batch), "images_are": what, **proof}
     say(
         f"largest difference of the logits before and after on {len(batch)} {what}: {proof['difference']:g} (fp32; "
@@ -97,10 +103,9 @@ def open_source(source: str, weights: str | None = None) -> Source:
 
     ``weights``: a file with a state dict for a model that is given by name, which has random ones otherwise.
     """
-    if source.startswith("timm:"):
-        model = make_timm_model(source.removeprefix("timm:"))
-        found = Source(model, source, preprocessing=_timm_preprocessing(model), library="timm")
-    elif source in VARIANTS and not Path(source).exists():
+    if source.startswith(PREFIX):
+        return _open_timm(source, weights)
+    if source in VARIANTS and not Path(source).exists():
         from excite.models import create_model
 
         found = Source(create_model(source), source)
@@ -115,17 +120,39 @@ def open_source(source: str, weights: str | None = None) -> Source:
     if weights is not None:
         if found.meta:
             raise ExciteError(f"--weights is for a model that is given by name; {source} has weights of its own")
-        _load_state(found.model, weights)
+        _load_state(found.model, _read_state(weights), weights)
     found.model.eval()
     return found
 
 
-def _load_state(model: nn.Module, path: str) -> None:
+def _open_timm(source: str, weights: str | None) -> Source:
+    """A model of timm; one with weights has their classes and sees their channels."""
+    from excite.models import create_model
+
+    model: nn.Module = create_model(source)
+    if weights is not None:
+        tensors = _read_state(weights)
+        classes, channels = _size(tensors, classifier_name(model), 0), _size(tensors, first_name(model), 1)
+        model = create_model(source, num_classes=classes, in_chans=channels or 3)
+        _load_state(model, tensors, weights)
+    return Source(model.eval(), source, preprocessing=_timm_preprocessing(model), library="timm")
+
+
+def _read_state(path: str) -> dict[str, Tensor]:
     from excite.weights.hub import locate
     from excite.weights.recognise import unwrapped
     from excite.weights.stored import read_weights
 
-    tensors = unwrapped(read_weights(locate(path))).tensors
+    return unwrapped(read_weights(locate(path))).tensors
+
+
+def _size(tensors: Mapping[str, Tensor], layer: str, axis: int) -> int | None:
+    """One size of a layer's weight; None where there is no such layer."""
+    weight = tensors.get(f"{layer}.weight")
+    return int(weight.shape[axis]) if weight is not None and weight.ndim > axis else None
+
+
+def _load_state(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
     own = model.state_dict()
     wrong = [k for k in own if k not in tensors] + [k for k in tensors if k not in own]
     wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
@@ -162,7 +189,9 @@ def proof_images(source: Source, folder: str | None) -> tuple[Tensor, str]:
 
 
 @torch.inference_mode()
-def prove(before: nn.Module, after: nn.Module, batch: Tensor) -> dict[str, float]:
+def prove(
+    before: nn.Module, after: nn.Module, batch: Tensor, advance: Advance = lambda done, total: None
+) -> dict[str, float]:
     """Largest differences of the logits, in float32 and evaluation mode.
 
     Returns:
@@ -170,12 +199,16 @@ def prove(before: nn.Module, after: nn.Module, batch: Tensor) -> dict[str, float
         CPU (channels-last maps, fused operator), 0 for others; ``largest``: the largest logit, absolute.
     """
     layouts = [torch.contiguous_format, *([torch.channels_last] if isinstance(before, Classifier) else [])]
-    differences, largest = [], 0.0
+    differences, largest, done = [], 0.0, 0
     for layout in layouts:
         results = []
         for model in (before, after):
             model.eval().to(memory_format=layout)  # type: ignore[call-overload]
-            parts = [_logits(model(part.contiguous(memory_format=layout))) for part in batch.split(8)]
+            parts = []
+            for part in batch.split(8):
+                parts.append(_logits(model(part.contiguous(memory_format=layout))))
+                done += len(part)
+                advance(done, 2 * len(layouts) * len(batch))
             results.append(torch.cat(parts))
         differences.append(float((results[0] - results[1]).abs().max()))
         largest = max(largest, float(results[0].abs().max()))
@@ -192,10 +225,11 @@ def _logits(output: Any) -> Tensor:
 
 
 def _write(source: Source, grafted: nn.Module, out: Path) -> None:
-    if not isinstance(grafted, Classifier):
-        save_grafted(grafted, out, source.name)
-        return
+    """As a checkpoint of ours, which every command takes; what it says of itself is the source's, but for the gates."""
     from excite.training.checkpoint import save_weights
+    from excite.weights.meta import describe_timm
 
+    described: Any = grafted
+    meta = source.meta or describe_timm(described, source.preprocessing, source.name)
     with written_aside(out) as aside:
-        save_weights(aside, grafted, header(source.meta, grafted, None))
+        save_weights(aside, grafted, header(meta, described, None))

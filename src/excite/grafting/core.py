@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, cast, overload
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.factory import OPTION_NAMES
+from excite.models.timm_models import is_timm_model
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = Literal["identity", "paper"]
@@ -163,6 +164,7 @@ def graft(
     if isinstance(grafted, Classifier):
         _fill_slots(grafted, plan)
     else:
+        _refuse_another_kind(grafted, spec)
         earlier = {id(m) for m in grafted.modules()}
         try:
             for place in plan.new:
@@ -171,6 +173,7 @@ def graft(
         except ExciteError:
             unwrap(grafted, lambda wrapper: id(wrapper) not in earlier)
             raise
+        record_wrappers(grafted)
     return grafted
 
 
@@ -266,6 +269,32 @@ def record_gates(model: Classifier, spec: dict[str, Any]) -> None:
         args["gate_at"] = filled
 
 
+def wrappers_of(model: nn.Module) -> dict[str, Grafted]:
+    """Place -> the wrapper there, each under one name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
+
+
+def record_wrappers(model: nn.Module) -> None:
+    """:func:`record_gates` for a model of ``create_model("timm:...")``; nothing to do for other people's."""
+    if not is_timm_model(model):
+        return
+    described: Any = model
+    found = wrappers_of(model)
+    described.gate_spec = dict(next(iter(found.values())).spec) if found else None
+    args = {k: v for k, v in described.model_args.items() if k not in ("gate", "gate_at")}
+    described.model_args = args | ({"gate": dict(described.gate_spec), "gate_at": list(found)} if found else {})
+
+
+def _refuse_another_kind(model: nn.Module, spec: dict[str, Any]) -> None:
+    """As for our own models, and for the same reason: their arguments name one gate."""
+    earlier = wrappers_of(model)
+    if is_timm_model(model) and any(wrapper.spec != spec for wrapper in earlier.values()):
+        raise ExciteError(
+            f"{model.model_name} has gates of another kind at {len(earlier)} of its places ({model.gate_spec}); one "
+            "network has one kind of gate: give the same, or take those away (excite.ungraft)"
+        )
+
+
 def _option_names(spec: Mapping[str, Any]) -> list[str]:
     """A gate's options under the names that they have among a model's."""
     return [OPTION_NAMES.get(option, option) for option in gate_options(spec["name"])]
@@ -321,6 +350,7 @@ def ungraft(model: Model, *, inplace: bool = False) -> Model:
         return bare
     if not unwrap(bare):
         raise ExciteError(f"{type(model).__name__} has no grafted gates to take out")
+    record_wrappers(bare)
     return bare
 
 
@@ -382,8 +412,8 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
 
 def _shapes_to_try(model: nn.Module) -> list[tuple[int, ...]]:
     """(channels, H, W), most trustworthy first: ours, timm's ``default_cfg``, Hugging Face's ``config``, a guess."""
-    if isinstance(model, Classifier):
-        return [model.input_size]
+    if isinstance(model, Classifier) or is_timm_model(model):
+        return [cast(Classifier, model).input_size]
     shapes: list[tuple[int, ...]] = []
     for config in (getattr(model, "pretrained_cfg", None), getattr(model, "default_cfg", None)):
         if isinstance(config, Mapping) and config.get("input_size"):

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import logging
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -84,7 +85,7 @@ def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> 
     problems = []
     for name, tracer in (("torch.fx", _by_fx), ("torch.export", _by_export)):
         try:
-            with evaluating(model), torch.no_grad():
+            with evaluating(model), torch.no_grad(), _quiet():
                 return DataFlow(tracer(model, args, kwargs), name)
         except Exception as error:
             problems.append(f"{name}: {_first_line(error)}")
@@ -104,6 +105,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stderr: the tracers print and log the graphs and tracebacks of what they then raise."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with redirect_stderr(io.StringIO()) if False else evaluating(nn.Identity()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:
@@ -134,8 +147,7 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     traced = fx.GraphModule(model, graph)
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     ordered = [value for name, value in call.arguments.items() if name in plain]
-    with redirect_stderr(io.StringIO()):  # it prints the traceback of what it then raises
-        ShapeProp(traced).propagate(*ordered)
+    ShapeProp(traced).propagate(*ordered)
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -216,7 +228,19 @@ def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[s
         step.kind = step.kind if step.kind in ("add", "layer", "gate") else _kind(step, steps)
         index[node] = len(steps)
         steps.append(step)
+        if _is_in_place(node):
+            # Whoever reads the map afterwards reads what has become of it, under whichever of the two names.
+            index[node.args[0]] = index[node]  # type: ignore[index]
     return steps
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    """Whether an operation overwrites its first operand: ``y.add_(x)``, ``y += x``."""
+    return False
+    if node.op not in ("call_method", "call_function") or not isinstance(node.args[0] if node.args else None, fx.Node):
+        return False
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "").split(".")[0]
+    return name in ("iadd", "imul") or (name.endswith("_") and not name.endswith("__"))
 
 
 def _kind(step: Step, steps: list[Step]) -> str:

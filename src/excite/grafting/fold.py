@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.grafting.core import record_gates, unwrap
+from excite.grafting.core import record_gates, record_wrappers, unwrap
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.blocks import PreactBasicBlock, PreactBottleneck, ResidualBlock
@@ -153,3 +153,4 @@ def fold_gates(model: nn.Module, scales: dict[str, Tensor]) -> None:
     unwrap(model, lambda wrapper: wrapper in folded)
     if isinstance(model, Classifier) and model.gate_spec is not None:
         record_gates(model, model.gate_spec)
+    record_wrappers(model)

@@ -143,9 +143,11 @@ def _found_by_tracing(model: nn.Module, example: Example) -> Found:
             else f"no residual additions of maps, so the last layer of each of {len(places)} map size(s), {how}"
         )
     if not places:
+        first = next((s.module for s in flow.steps if s.convolution and s.module and len(s.shape or ()) == 4), None)
+        name = "" if first is None else f"; name modules yourself, such as at=[{first!r}]"
         raise ExciteError(
             f"{type(model).__name__} has no place for a gate that could be found ({sentence}): gates scale the "
-            "channels of maps (N, C, H, W), behind a convolution or norm; name modules, such as at=['layer1.0.bn2']"
+            f"channels of maps (N, C, H, W), behind a convolution or norm{name}"
         )
     return Found(_with_layout(model, places), sentence)
 

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from excite.figures import COLORS, style
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.grafting.stored import header
-from excite.inference import Predictor
+from excite.inference import Predictor, match_classes
 from excite.models.base import Classifier
 from excite.recipe import Recipe, apply_overrides
 from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
@@ -152,8 +152,7 @@ class _Validation:
     def __init__(self, predictor: Predictor, recipe: Recipe) -> None:
         self.predictor, self.recipe = predictor, recipe
         self.data = open_data(recipe.data, recipe.augment)
-        if self.data.classes != predictor.classes:
-            raise ExciteError(f"the classes of the data are not the {len(predictor.classes)} of the network")
+        match_classes(predictor, self.data.classes, "the network")
 
     def __call__(self, model: nn.Module) -> Evaluation:
         p = self.predictor
@@ -256,8 +255,7 @@ def write(result: Pruned, folder: Path, source: str) -> None:
     """
     if folder.exists():
         raise ExciteError(f"{folder} exists already; name a new folder")
-    model = result.model
-    assert isinstance(model, Classifier)
+    model = cast(Classifier, result.model)  # or one of timm's, which says of itself what ours do
     point = result.points[result.chosen]
     meta = header(result.meta, model, {"top1": point.top1, "loss": point.loss})
     with written_aside(folder) as aside:

@@ -16,13 +16,17 @@ from excite.grafting.core import unwrap, wrap
 from excite.grafting.places import Place
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
-from excite.models.factory import OPTION_NAMES
+from excite.models.factory import OPTION_NAMES, create_model
+from excite.models.timm_models import PREFIX
 
 HEADER, FORMAT_VERSION = "excite_graft", 1
 
 
 def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, float] | None) -> dict[str, Any]:
-    """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one."""
+    """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one.
+
+    ``model``: one of ours, or one of timm's from ``create_model("timm:...")``.
+    """
     from excite.training.run_folder import versions
 
     args = model.model_args
@@ -104,9 +108,9 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
     about, places = _read_header(path, text)
     if model is None:
-        if not about["source"].startswith("timm:"):
+        if not about["source"].startswith(PREFIX):
             raise ExciteError(f"{path} does not say how to build its {about['network']}; give model= without gates")
-        model = make_timm_model(about["source"].removeprefix("timm:"))
+        model = create_model(about["source"])
     names = {name for name, _ in model.named_modules()}
     for place, _ in places:
         if place.name not in names:
@@ -156,12 +160,3 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
         for name, t in tensors.items()
         if name in own and own[name].shape != t.shape
     ]
-
-
-def make_timm_model(name: str) -> nn.Module:
-    """timm's model of that name, with random weights. Raises ExciteError: timm is missing, or has none such."""
-    from excite.models.timm_models import check_timm_name, import_timm
-
-    timm = import_timm()
-    check_timm_name(timm, name)
-    return timm.create_model(name)

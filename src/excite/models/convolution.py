@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from excite.ops.same_padding import SameConv2d
+
 
 def conv(
     in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
@@ -12,3 +14,19 @@ def conv(
     if not layer.weight.is_meta:  # there it does nothing, and takes half of the time to build a net
         nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
+
+
+def set_conv_padding(body: nn.Module, kind: str) -> None:
+    """Pad the strided convolutions of ``body`` on all sides ("symmetric"), or as "same" says, in place.
+
+    Weights and names stay. Gates are parts of their own: those inside ``body`` are left as they are.
+    """
+    for name, module in body.named_modules():
+        if not isinstance(module, nn.Conv2d) or max(module.stride) == 1 or "gate" in name.split("."):
+            continue
+        if kind == "same":
+            module.__class__, module.padding = SameConv2d, (0, 0)
+        elif isinstance(module, SameConv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+            sides = zip(module.kernel_size, module.dilation, strict=True)
+            module.padding = tuple(k // 2 * d for k, d in sides)  # as conv() has it

@@ -2,7 +2,10 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate, GateSpec, gate_options, gate_table
@@ -11,6 +14,9 @@ from excite.models.catalog import Variant, get_variant
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
+
+if TYPE_CHECKING:
+    from excite.grafting.core import Init
 
 _BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
     "resnet": ResNet,
@@ -23,6 +29,7 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
     "resnet": (
         "stem",
         "max_pool",
+        "conv_padding",
         "block_conv",
         "down_kernel",
         "gate_position",
@@ -68,7 +75,8 @@ def create_model(
       and for its theta_plus the three of SE.
 
     ``timm:NAME`` gives timm's model of that name, with options as timm has them; it is no ``Classifier``, see
-    :mod:`excite.models.timm_models`.
+    :mod:`excite.models.timm_models`. With ``gate`` (a name or table) it is grafted: ``gate_at`` are places as
+    ``excite.graft`` takes them in ``at``; without it the gates go to the ends of the residual branches.
 
     The model remembers how to build it again: ``create_model(model.model_name, **model.model_args)``.
     """
@@ -80,9 +88,10 @@ def create_model(
         "image_size": image_size,
     }
     if name.startswith(PREFIX):
-        _refuse_for_timm(name, gate=gate, gate_at=gate_at, fused=fused == "on" or None)
+        _refuse_for_timm(name, gate, gate_at, fused, features_only)
         options |= {"features_only": features_only, "out_indices": out_indices}
-        return cast(Classifier, create_timm_model(name.removeprefix(PREFIX), **given, **options))
+        timms = create_timm_model(name.removeprefix(PREFIX), **given, **options)
+        return cast(Classifier, timms if gate in (None, "none") else _grafted(timms, gate, gate_at))
     variant = get_variant(name)
     common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
@@ -109,12 +118,26 @@ def create_model(
     return model
 
 
-def _refuse_for_timm(name: str, **ours: Any) -> None:
-    for option, value in ours.items():
-        if value is not None:
-            raise ExciteError(
-                f"{name} is timm's own module, for which {option} means nothing; excite.graft puts gates into it"
-            )
+def _refuse_for_timm(
+    name: str, gate: GateSpec | None, gate_at: Sequence[str] | None, fused: str, features_only: bool
+) -> None:
+    if fused == "on":
+        raise ExciteError(f"{name} is timm's own module, for which fused='on' means nothing: leave it 'auto'")
+    if gate_at is not None and gate in (None, "none"):
+        raise ExciteError(f"gate_at says where gates are, but {name} is given none; give gate=")
+    if features_only and gate not in (None, "none"):
+        raise ExciteError(f"{name} with features_only gives maps and no logits: put gates into it by excite.graft")
+
+
+def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) -> nn.Module:
+    """One of timm's models with gates in it; they are found as ``excite.graft`` finds them, at the size it is for."""
+    from excite.grafting.core import graft  # the room above, which only this one name needs
+
+    table = gate_table(gate)
+    init: Init = "identity" if table.pop("identity", False) else "paper"
+    example = torch.zeros(1, *model.input_size)  # type: ignore[misc]
+    at = "auto" if gate_at is None else list(gate_at)
+    return graft(model, table, at=at, init=init, inplace=True, example=example)
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:

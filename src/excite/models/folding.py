@@ -39,6 +39,7 @@ from excite.models.resnet import ResNet
 from excite.models.selective_kernel import SelectiveKernel
 from excite.models.tf_seresnet import GatedConv, TFSEResNet
 from excite.ops import excite_residual, native, norm_relu, spatial_mean
+from excite.ops.same_padding import SameConv2d, pad_same
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -251,6 +252,7 @@ class FoldedConv(nn.Module):
         self.relu = relu
         self.stride, self.padding, self.dilation = conv.stride, cast(tuple[int, ...], conv.padding), conv.dilation
         self.groups = conv.groups
+        self.pads_same = isinstance(conv, SameConv2d)
         self.portable = portable
         self._prepared: Prepared | None = None
 
@@ -264,6 +266,8 @@ class FoldedConv(nn.Module):
 
     def _run(self, x: Tensor, identity: Tensor | None, relu: bool, overwrite: bool) -> Tensor:
         x = x.to(self.weight.dtype)  # a remaining norm may give float32
+        if self.pads_same:
+            x = pad_same(x, tuple(self.weight.shape[2:]), self.stride, self.dilation)
         if self.fuses(x):
             return self._fused(x, self._pack(x), self.bias, identity, relu, overwrite)
         y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

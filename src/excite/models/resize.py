@@ -10,6 +10,7 @@ from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models.base import Classifier
 from excite.models.blocks import as_size
+from excite.models.timm_models import is_timm_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,9 +26,12 @@ def resize_gates(model: Model, image_size: int | Sequence[int]) -> Model:
     gates = [m for m in model.modules() if isinstance(m, Gate) and m.feature_size is not None]
     if gates:
         _adapt(model, gates, size)
-    if isinstance(model, Classifier):
-        model.image_size = size
-        model.model_args["image_size"] = size[0] if size[0] == size[1] else list(size)
+    if isinstance(model, Classifier) or is_timm_model(model):
+        described: Any = model
+        described.image_size = size
+        described.model_args["image_size"] = size[0] if size[0] == size[1] else list(size)
+        if is_timm_model(model):  # ours has it by its image_size
+            described.input_size = (described.in_chans, *size)
     return model
 
 

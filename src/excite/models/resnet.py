@@ -18,13 +18,14 @@ from excite.models.blocks import (
     as_size,
     out_size,
 )
-from excite.models.convolution import conv
+from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
 from excite.ops import norm_relu
 
 CHOICES = {
     "stem": ("conv7", "conv3x3x3", "cifar"),
     "max_pool": ("pad1", "ceil"),
+    "conv_padding": ("symmetric", "same"),
     "stride_on": ("conv2", "conv1"),
     "gate_position": POSITIONS,
     "shortcut": ("conv", "pad"),
@@ -43,6 +44,8 @@ class ResNet(Classifier):
       both followed by a max-pool; or "cifar" (one 3x3, no stride, no pool).
     - ``max_pool``: "pad1" (3x3/2 with padding 1: torchvision) or "ceil" (no padding, ceil mode: Caffe, Cadene, MindCV,
       whose "same" padding is on the right and bottom only).
+    - ``conv_padding``: of the strided convolutions: "symmetric" (torchvision), or "same" as TensorFlow and MindSpore
+      have it, where an even map gets a row of zeros less at the top and left than at the bottom and right.
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
       Caffe).
     - ``block_conv``: "sk", or a table with that name and options, puts selective kernels (see
@@ -67,8 +70,8 @@ class ResNet(Classifier):
     - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
       1x1. The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
       MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8``, the latter for the rounded squeeze, with the stride on the
-      3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is ``bn_eps=1e-4,
-      bn_momentum=0.05, init="he_uniform"``.
+      3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is ``max_pool="ceil",
+      conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of 1e-4 and 0.05).
     - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
     - ``cifar_wrn16_8`` has no dropout inside its blocks.
     """
@@ -82,6 +85,7 @@ class ResNet(Classifier):
         stem: str = "conv7",
         stem_width: int = 64,
         max_pool: str = "pad1",
+        conv_padding: str = "symmetric",
         groups: int = 1,
         base_width: int = 64,
         first_ratio: float = 1.0,
@@ -103,7 +107,7 @@ class ResNet(Classifier):
     ) -> None:
         super().__init__()
         check_choices(stem=stem, max_pool=max_pool, stride_on=stride_on, gate_position=gate_position)
-        check_choices(shortcut=shortcut, init=init)
+        check_choices(shortcut=shortcut, init=init, conv_padding=conv_padding)
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         preact = block.startswith("pre")
         size = image_shape = as_size(image_size)
@@ -137,6 +141,7 @@ class ResNet(Classifier):
         self.norm: nn.Module | None = nn.BatchNorm2d(channels) if preact else None
         self._finish(maps=maps, num_classes=num_classes, in_chans=in_chans, image_size=image_shape, drop_rate=drop_rate)
         set_batch_norms(self, bn_eps, bn_momentum)
+        set_conv_padding(self, conv_padding)
         if init == "he_uniform":
             _he_uniform(self)
         if zero_init_last_gamma:

@@ -22,35 +22,71 @@ from excite.models.blocks import as_size
 PREFIX = "timm:"
 #: A folder that holds timm (and torchvision) for those who do not want them in the environment of excite.
 PEERS = "EXCITE_PEERS"
+#: Modules of timm 1.0 that scale channels or choose between them by what they see.
+GATES = (
+    "SEModule",
+    "EffectiveSEModule",
+    "SqueezeExcite",
+    "SqueezeExciteCl",
+    "SEWithNorm",
+    "BlockESE",
+    "EcaModule",
+    "CecaModule",
+    "GatherExcite",
+    "GlobalContext",
+    "CbamModule",
+    "LightCbamModule",
+    "CoordAttn",
+    "SimpleCoordAttn",
+    "EfficientLocalAttn",
+    "StripAttn",
+    "SelectiveKernel",
+    "SplitAttn",
+)
 
 _stand_ins: torch.library.Library | None = None
+_torchvision_fails = ""
+
+
+def mend_torchvision() -> str:
+    """Make a torchvision that does not load harmless to those who import it; why it does not load, or "".
+
+    timm imports torchvision, and torchmetrics does where it is installed. Its wheels do not load beside a CPU build of
+    torch: its Python code fails as it registers fake kernels for two operators of its compiled library. Stand-ins of
+    the same signature will do, as nothing in a classifier calls them. One that fails otherwise counts as not installed.
+    """
+    global _stand_ins, _torchvision_fails
+    if _torchvision_fails or importlib.util.find_spec("torchvision") is None:
+        return _torchvision_fails
+    try:
+        importlib.import_module("torchvision")
+        return ""
+    except Exception as error:
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        if "torchvision::nms" in str(error) and _stand_ins is None:
+            _stand_ins = torch.library.Library("torchvision", "DEF")
+            for name in ("nms", "qnms"):
+                _stand_ins.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            return mend_torchvision()
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's own sign for "not to be imported"
+        _torchvision_fails = _first_line(error)
+        return _torchvision_fails
 
 
 def import_timm() -> ModuleType:
     """Import timm, from the environment or the folder that EXCITE_PEERS names.
 
-    timm imports torchvision, whose wheels do not load beside a CPU build of torch: its Python code then fails as it
-    registers fake kernels for two operators of its compiled library. Stand-ins of the same signature will do, as
-    nothing in a classifier calls them.
-
     Raises:
         ExciteError: it is not installed, or cannot be imported.
     """
-    global _stand_ins
     folder = os.environ.get(PEERS)
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     if importlib.util.find_spec("timm") is None:
         raise ExciteError(f"timm is not installed: pip install 'excite[timm]', or name the folder it is in as {PEERS}")
-    try:
-        importlib.import_module("torchvision")
-    except Exception as error:
-        if "torchvision::nms" in str(error) and _stand_ins is None:
-            for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-            _stand_ins = torch.library.Library("torchvision", "DEF")
-            for name in ("nms", "qnms"):
-                _stand_ins.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    if why := mend_torchvision():
+        raise ExciteError(f"timm cannot be imported, because torchvision, which it needs, does not load: {why}")
     try:
         return importlib.import_module("timm")
     except Exception as error:
@@ -66,6 +102,16 @@ def check_timm_name(timm: ModuleType, name: str) -> None:
 def is_timm_model(model: nn.Module) -> bool:
     """Whether ``create_timm_model`` made this model."""
     return str(getattr(model, "model_name", "")).startswith(PREFIX)
+
+
+def modules_of_timm(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module of those in ``model`` whose classes are timm's own, not PyTorch's or ours."""
+    return {name: m for name, m in model.named_modules() if type(m).__module__.startswith("timm.")}
+
+
+def timms_gates(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> module of the gates that timm itself built into ``model``."""
+    return {name: m for name, m in modules_of_timm(model).items() if type(m).__name__ in GATES}
 
 
 def create_timm_model(
@@ -121,9 +167,18 @@ def create_timm_model(
 
 def classifier_name(model: nn.Module) -> str:
     """The dense layer's place in ``model``: "fc" for ours, what timm says for theirs ("head.fc", "classifier")."""
+    return _named_in_config(model, "classifier", "fc")
+
+
+def first_name(model: nn.Module) -> str:
+    """The place of the first convolution, likewise ("conv1", "stem.conv", "conv_stem")."""
+    return _named_in_config(model, "first_conv", "conv1")
+
+
+def _named_in_config(model: nn.Module, key: str, default: str) -> str:
     about = getattr(model, "pretrained_cfg", None)
-    name = about.get("classifier") if isinstance(about, dict) else None
-    return name if isinstance(name, str) else "fc"
+    name = about.get(key) if isinstance(about, dict) else None
+    return name if isinstance(name, str) else default
 
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:

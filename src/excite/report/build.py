@@ -15,7 +15,7 @@ import torch
 from excite.data import EvalLoader
 from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
-from excite.explain import Explanation, explain, outer_gates
+from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load
@@ -96,6 +96,7 @@ def report(
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
+    figures: str | Path | None = None,
     images: int | None = None,
     quick: bool = False,
     device: str = "auto",
@@ -110,6 +111,7 @@ def report(
         overrides: ``data.key=value`` for other data, ``report.key=value`` for what is measured.
         out: the file; None takes ``report.html`` in the run folder (of other data: with the beginning of their
             fingerprint), beside a checkpoint ``NAME-report.html``, and for an address the same in the current folder.
+        figures: a new folder, which gets every figure of the page as PNG and SVG; None: none.
         images: at most so many validation images (class-balanced); None takes all.
         quick: at most 200 images for robustness and gates, and severities 1, 3 and 5 only.
         device: "auto", "cpu", "cuda" ...
@@ -119,9 +121,10 @@ def report(
         The numbers, and the file.
 
     Raises:
-        ExciteError: nothing trained there, the data cannot be read or has other classes, the file cannot be written.
+        ExciteError: nothing trained there, the data cannot be read or has other classes, the file cannot be written,
+            or the folder for figures is there already.
     """
-    from excite.report.render import make_page
+    from excite.report.render import make_page, write_figures
 
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
@@ -130,9 +133,15 @@ def report(
     whole = images is None and _same_data(opened, files)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
+    if figures is not None:
+        if Path(figures).exists():
+            raise ExciteError(f"{figures} exists already; name a new folder for the figures")
+        check_writable(Path(figures))
     study = study_source(opened, overrides, files, keep=whole, quick=quick, progress=tell)
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
         make_page(study, Path(scratch)).write(path)
+    if figures is not None:
+        write_figures(study, Path(figures))
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     tell("written", 1, 1)
@@ -210,7 +219,7 @@ def study_source(
         study.explanation = _explain(opened, overrides, fewer(settings.gate_images), progress)
         study.numbers["gates"] = _gate_numbers(study.explanation)
     study.numbers["speed"] = study_speed(opened, partial(progress, "timing"))
-    study.photographs = pictures(opened, [row["name"] for row in found["mistakes"]])
+    study.photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
     # The recipe of the training, not with the other data that were looked at now.
     study.recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
     return study
@@ -238,6 +247,7 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "is_run": "metrics.jsonl" in files,
         "finished": "results.json" in files if "metrics.jsonl" in files else None,
         "gated": has_gates(opened.predictor),
+        "gates_of_timm": foreign_gates(opened.predictor.model),
         "weights_sha256": opened.weights,
         "epoch": opened.predictor.meta.get("epoch"),
         "epochs": trained.train.epochs,
@@ -247,6 +257,7 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "data_source": opened.recipe.data.source,
         "training_images": len(opened.data.train),
         "validation_images": len(predictions),
+        "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
         "preprocessing": dict(predictions.preprocessing),
         "precision": predictions.precision,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from math import log1p
 from typing import Any
 
-from excite.figures import COLORS, MARKS, style
+from excite.figures import COLORS, MARKS, shortened, style
 from excite.report.page import STYLE
 
 _BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
@@ -19,6 +19,26 @@ def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, An
     with style(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(**options)
+
+
+def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """Every figure that the numbers of a report allow, but for those of the gates: name -> matplotlib Figure."""
+    found: dict[str, Any] = {}
+    curves = numbers["curves"]
+    if curves is not None:
+        train, evals = curves["train"], curves["eval"]
+        best = max(evals, key=lambda r: (r["top1"], -r["loss"])) if evals else None
+        found["loss"] = curve([("training", train, "loss"), ("validation", evals, "loss")], "loss, nats")
+        lines = [("training", train, "accuracy"), ("validation", evals, "top1")]
+        found["accuracy"] = curve(lines, "top-1 accuracy, %", best)
+        found["learning-rate"] = curve([("learning rate", train, "lr")], "learning rate")
+    matrix = numbers["confusion"]
+    found["confusion"] = confusion(matrix["matrix"], matrix["labels"], matrix["block"])
+    found["reliability"] = reliability(numbers["calibration"]["reliability"], numbers["accuracy"]["images"])
+    robust = numbers["robustness"]
+    if robust is not None:
+        found["robustness"] = robustness(robust["rows"], robust["clean_top1"])
+    return {name: drawing for name, drawing in found.items() if drawing is not None}
 
 
 def curve(
@@ -75,7 +95,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], block: int
                         color = "#fefefe" if dark > 0.6 else "black"
                         axis.text(j, i, f"{count}", ha="center", va="center", color=color, fontsize=8)
         axis.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), xlabel="predicted", ylabel="true", aspect="equal")
-        names = [_short(label) for label in labels]
+        names = [shortened(label, 14) for label in labels]
         axis.set_xticks(range(size), names, rotation=90 if max(map(len, names)) > 2 else 0, fontsize=8)
         axis.set_yticks(range(size), names, fontsize=8)
         axis.tick_params(length=0)
@@ -86,10 +106,6 @@ def _cell(axis: Any, i: int, j: int, dark: float, color: str) -> None:
     from matplotlib.patches import Rectangle
 
     axis.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, color=color, alpha=max(0.06, dark), linewidth=0))
-
-
-def _short(text: str, most: int = 14) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def reliability(rows: Sequence[Mapping[str, Any]], images: int) -> Any:

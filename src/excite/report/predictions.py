@@ -3,30 +3,26 @@
 Letters: N images, K classes.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
-from excite.data import DataSets, EvalLoader, FileImages, open_data
+from excite.data import DataSets, EvalLoader, FileImages, Preprocessing, open_data
 from excite.errors import ExciteError
 from excite.files import written_aside
-from excite.inference import Predictor, load
+from excite.inference import Predictor, load, match_classes, weights_digest
 from excite.recipe import Recipe, apply_overrides
 from excite.storage import is_remote
-from excite.training.checkpoint import find_weights
-from excite.weights.convert import is_foreign
 
 #: In a run folder.
 FILE = "predictions.npz"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: Called with (images done, images in all).
 Progress = Callable[[int, int], None]
 
@@ -38,7 +34,8 @@ class Predictions:
     Attributes:
         logits: float32 (N, K).
         labels: int64 (N,), the true classes.
-        names: N texts, what identifies an image: its path below the folder of all, or "#" and its position.
+        positions: int64 (N,), of the images in the data: with ``fingerprint``, which images these are.
+        names: N texts, what a person calls them, see ``excite.data.ArrayImages`` and ``FileImages``.
         classes: K names.
         fingerprint: of the data, see ``DataSets.fingerprint``.
         weights: sha256 (hex) of the weights file.
@@ -48,6 +45,7 @@ class Predictions:
 
     logits: np.ndarray
     labels: np.ndarray
+    positions: np.ndarray
     names: tuple[str, ...]
     classes: tuple[str, ...]
     fingerprint: str
@@ -82,6 +80,7 @@ class Predictions:
                 file,
                 logits=self.logits,
                 labels=self.labels,
+                positions=self.positions,
                 names=_packed("\0".join(self.names)),
                 about=_packed(json.dumps({**self._about(), "classes": self.classes})),
             )
@@ -98,10 +97,11 @@ class Predictions:
                 if about.pop("format_version") != FORMAT_VERSION:
                     return None
                 names, classes = tuple(_unpacked(file["names"]).split("\0")), tuple(about.pop("classes"))
-                found = cls(file["logits"], file["labels"], names, classes, **about)
+                found = cls(file["logits"], file["labels"], file["positions"], names, classes, **about)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile):
             return None
-        return found if found.logits.shape == (len(names), len(classes)) and len(found.labels) == len(names) else None
+        counted = {len(found.labels), len(found.positions), len(names)}
+        return found if found.logits.shape == (len(names), len(classes)) and counted == {len(names)} else None
 
 
 def _about(weights: str, fingerprint: str, precision: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +143,12 @@ class Source:
     weights: str
     run: Path | None
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is predicted with: size and crop as the recipe says, mean and standard deviation of the training."""
+        own = self.predictor.preprocessing
+        return replace(self.data.preprocessing, mean=own.mean, std=own.std)
+
 
 def load_trained(source: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
     """Load a network as ``excite validate`` does: unfolded and, for None, in the precision that it was trained in.
@@ -181,11 +187,7 @@ def open_source(
         fewest = min(images, recipe.data.limit_val or images)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit_val": fewest})})
     data = open_data(recipe.data, recipe.augment)
-    if data.classes != predictor.classes:
-        raise ExciteError(
-            f"the {len(data.classes)} classes of the data are not the {len(predictor.classes)} of {source} in their "
-            "order; give the data that it was trained on (data.root=PATH)"
-        )
+    match_classes(predictor, data.classes, source)
     return Source(str(source), predictor, recipe, data, weights_digest(source), run_folder(source))
 
 
@@ -193,20 +195,6 @@ def run_folder(source: str | Path) -> Path | None:
     """``source`` as a path where it is a run folder on this machine, else None."""
     path = Path(source)
     return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
-
-
-def weights_digest(source: str | Path) -> str:
-    """sha256 (hex) of the weights file, what ``sha256sum`` gives; of a folder's or prefix's files, all of them."""
-    path = Path(source) if is_foreign(source) else find_weights(source)
-    files = [path] if path.is_file() else sorted(p for p in path.parent.glob(f"{path.name}*") if p.is_file())
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def predict_all(opened: Source, progress: Progress | None = None, batch_size: int | None = None) -> Predictions:
@@ -243,25 +231,19 @@ def predict_all(opened: Source, progress: Progress | None = None, batch_size: in
     return Predictions(
         logits=np.concatenate(logits),
         labels=np.concatenate(labels).astype(np.int64),
-        names=image_names(opened.data, positions),
+        positions=np.array(positions, dtype=np.int64),
+        names=_names(opened.data, positions),
         classes=tuple(opened.predictor.classes),
         fingerprint=opened.data.fingerprint,
         weights=opened.weights,
         precision=opened.predictor.precision,
-        preprocessing=opened.data.preprocessing.to_dict(),
+        preprocessing=opened.preprocessing.to_dict(),
     )
 
 
-def image_names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
-    """What identifies validation images: the path below the folder that holds them all, or "#" and the position.
-
-    Bytes of a path that are no UTF-8 are shown as U+FFFD.
-    """
-    if not isinstance(data.val, FileImages):
-        return tuple(f"#{position}" for position in positions)
-    root = os.path.commonpath([os.path.dirname(path) for path in data.val.paths])
-    relative = [os.path.relpath(data.val.paths[position], root) for position in positions]
-    return tuple(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in relative)
+def _names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
+    names = data.val.names
+    return tuple(names[position] for position in positions)
 
 
 def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bool = True) -> Predictions:
@@ -281,10 +263,16 @@ def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bo
         opened.weights,
         opened.data.fingerprint,
         opened.predictor.precision,
-        json.loads(json.dumps(opened.data.preprocessing.to_dict())),
+        json.loads(json.dumps(opened.preprocessing.to_dict())),
     )
     stored = None if path is None else Predictions.read(path)
-    if stored is not None and stored._about() == wanted and list(stored.classes) == opened.predictor.classes:
+    if (
+        stored is not None
+        and stored._about() == wanted
+        and list(stored.classes) == opened.predictor.classes
+        # The fingerprint of images in memory is of their pixels: since then, their files may have got other names.
+        and stored.names == _names(opened.data, stored.positions.tolist())
+    ):
         return stored
     made = predict_all(opened, progress)
     if path is not None and keep:
@@ -293,22 +281,18 @@ def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bo
     return made
 
 
-def pictures(opened: Source, names: Sequence[str]) -> list[np.ndarray]:
-    """Validation images by their names in the predictions, as the network sees them: uint8 (S, S, C) each.
+def pictures(opened: Source, positions: Sequence[int]) -> list[np.ndarray]:
+    """Validation images by their positions in the data, as the network sees them: uint8 (S, S, C) each.
 
     Raises:
-        ExciteError: no such image, or it cannot be read any more.
+        ExciteError: one cannot be read any more.
     """
     images = opened.data.val
-    place = {name: i for i, name in enumerate(image_names(opened.data, range(len(images))))}
-    missing = [name for name in names if name not in place]
-    if missing:
-        raise ExciteError(f"no validation image has the name {missing[0]!r}")
     found = []
-    for name in names:
+    for position in positions:
         if isinstance(images, FileImages):
-            pixels = opened.data.preprocessing.load(images.paths[place[name]], opened.recipe.data.max_pixels)
+            pixels = opened.data.preprocessing.load(images.paths[position], opened.recipe.data.max_pixels)
         else:
-            pixels = images.images[place[name]]
+            pixels = images.images[position]
         found.append(pixels.permute(1, 2, 0).numpy())
     return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
+from excite.figures import save
 from excite.report import figures
 from excite.report.build import Study
 from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
@@ -53,17 +54,29 @@ def make_page(study: Study, scratch: Path) -> Page:
         _subtitle(numbers),
         f"Written by excite {about['versions']['excite']} (excite report). Nothing here is loaded from a network.",
     )
+    drawn = figures.drawings(numbers)
     _summary(page, numbers)
-    _training(page, numbers)
-    _confusion(page, numbers)
+    _training(page, numbers, drawn)
+    _confusion(page, numbers, drawn["confusion"])
     _classes(page, numbers)
-    _calibration(page, numbers)
+    _calibration(page, numbers, drawn["reliability"])
     _mistakes(page, study)
-    _robustness(page, numbers)
+    _robustness(page, numbers, drawn.get("robustness"))
     _gates(page, study, scratch)
     _speed(page, numbers)
     _origin(page, study)
     return page
+
+
+def write_figures(study: Study, folder: Path) -> list[Path]:
+    """Every figure of the page as PNG and SVG in ``folder``, which is made. Raises ExciteError."""
+    written = []
+    for name, drawing in figures.drawings(study.numbers).items():
+        written += save(drawing, folder / name)
+    if study.explanation is not None:
+        names = [name for name, *_ in _gate_figures(study.explanation, folder)]
+        written += [folder / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
+    return written
 
 
 def _subtitle(numbers: dict[str, Any]) -> str:
@@ -127,6 +140,11 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
             f"The training found a top-1 of {summary['top1']:.2f} %, the evaluation for this page "
             f"{accuracy['top1']:.2f} %: on another device or with other versions, rounding may turn single images."
         )
+    unreadable = about["unreadable_images"]
+    if unreadable:
+        found.append(
+            f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read, and no number here counts them."
+        )
     if summary["best_epoch"] is not None and not other:
         found.append(
             f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
@@ -144,24 +162,16 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
     return found
 
 
-def _training(page: Page, numbers: dict[str, Any]) -> None:
+def _training(page: Page, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
     section = page.section("curves", "Curves")
     curves = numbers["curves"]
     if curves is None or not curves["train"] + curves["eval"]:
         section.note("There is no metrics.jsonl with this checkpoint, and so there are no curves.")
         return
-    train, evals = curves["train"], curves["eval"]
-    best = max(evals, key=lambda r: (r["top1"], -r["loss"])) if evals else None
-    drawn = [
-        (figures.curve([("training", train, "loss"), ("validation", evals, "loss")], "loss, nats"), "Loss"),
-        (
-            figures.curve([("training", train, "accuracy"), ("validation", evals, "top1")], "top-1 accuracy, %", best),
-            "Top-1 accuracy",
-        ),
-        (figures.curve([("learning rate", train, "lr")], "learning rate"), "Learning rate"),
-    ]
+    evals = curves["eval"]
+    shown = {"loss": "Loss", "accuracy": "Top-1 accuracy", "learning-rate": "Learning rate"}
     section.figures(
-        *(page.figure(drawing, f"{what} over the epochs") for drawing, what in drawn if drawing is not None)
+        *(page.figure(drawn[name], f"{what} over the epochs") for name, what in shown.items() if name in drawn)
     )
     if evals:
         columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
@@ -169,7 +179,7 @@ def _training(page: Page, numbers: dict[str, Any]) -> None:
         section.details("Evaluations as a table").table(columns, evals)
 
 
-def _confusion(page: Page, numbers: dict[str, Any]) -> None:
+def _confusion(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     section = page.section("confusion", "Confusion matrix")
     confusion = numbers["confusion"]
     labels, block = confusion["labels"], confusion["block"]
@@ -179,7 +189,6 @@ def _confusion(page: Page, numbers: dict[str, Any]) -> None:
             f"Each row and column stands for {block} classes in their order; colours are shares of the row on a "
             "logarithmic scale: errors between classes of one block lie on the diagonal, too."
         )
-    drawing = figures.confusion(confusion["matrix"], labels, block)
     section.draw(drawing, f"Confusion matrix of {len(numbers['classes']['rows'])} classes", what, wide=len(labels) > 12)
     if not confusion["pairs"]:
         section.paragraph("No image is classified wrongly.")
@@ -208,16 +217,14 @@ def _classes(page: Page, numbers: dict[str, Any]) -> None:
     section.details(f"All {len(rows):,} classes").table(columns, rows)
 
 
-def _calibration(page: Page, numbers: dict[str, Any]) -> None:
+def _calibration(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     section = page.section("calibration", "Calibration")
     found = numbers["calibration"]
-    images = numbers["accuracy"]["images"]
-    drawing = page.figure(
-        figures.reliability(found["reliability"], images),
+    section.draw(
+        drawing,
         "Reliability diagram: accuracy over confidence",
         "Bars below the dashed line: the network is surer than it should be.",
     )
-    section.figures(drawing)
     section.key_values(
         [
             ("expected calibration error", f"{found['ece']:.2f} %"),
@@ -278,7 +285,7 @@ def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
     return out.getvalue()
 
 
-def _robustness(page: Page, numbers: dict[str, Any]) -> None:
+def _robustness(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     section = page.section("robustness", "Robustness")
     found = numbers["robustness"]
     if found is None:
@@ -286,7 +293,7 @@ def _robustness(page: Page, numbers: dict[str, Any]) -> None:
         return
     rows = found["rows"]
     section.draw(
-        figures.robustness(rows, found["clean_top1"]),
+        drawing,
         "Top-1 accuracy over the severity of five corruptions",
         f"{found['images']:,} images (class-balanced, seed {found['seed']}).",
     )
@@ -318,10 +325,10 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
     section = page.section("gates", "Gates")
     found, explanation = study.numbers["gates"], study.explanation
     if found is None or explanation is None:
-        gated = study.numbers["about"]["gated"]
-        section.note("Not measured: report.gate_images is 0." if gated else "This network has no gates.")
+        section.note(_why_no_gates(study.numbers["about"]))
         return
-    for svg, alt, caption in _gate_figures(explanation, scratch):
+    for name, alt, caption in _gate_figures(explanation, scratch):
+        svg = (scratch / f"{name}.svg").read_text(encoding="utf-8")
         section.figures(page.figure(svg, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
     columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
@@ -337,22 +344,33 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
     section.paragraph("What each gate is worth, by evaluation instead of an estimate: ", mono("excite explain"), ".")
 
 
+def _why_no_gates(about: dict[str, Any]) -> str:
+    if about["gated"]:
+        return "Not measured: report.gate_images is 0."
+    others = about["gates_of_timm"]
+    if others == ["unknown"]:
+        return "This network has no gates of excite's; whether timm built some of its own into it is unknown."
+    if others:
+        return f"This network has no gates of excite's; of {', '.join(others)}, excite cannot tell what they do."
+    return "This network has no gates."
+
+
 def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, str, str]]:
-    """(text of the SVG, what it shows, caption) of the figures of ``excite explain`` that fit on a page."""
+    """Write those figures of ``excite explain`` that fit on a page: (name of the file, what it shows, caption) each."""
     count = next(iter(explanation.statistics.values())).count
     present = [name for k, name in enumerate(explanation.classes) if count[k] > 0]
     shown = [explanation.classes.index(name) for name in choose_depths(present, 5)]
     chosen = {name: explanation.statistics[name] for name in choose_depths(list(explanation.statistics), GATES_DRAWN)}
     draw_health(explanation.rows, scratch / "health", "")
     yield (
-        (scratch / "health.svg").read_text(encoding="utf-8"),
+        "health",
         "Health of the gates",
         "A row a gate, from the input to the output: how its scales are distributed, how much of their variance is "
         "between classes, and what fixing it at its mean would add to the loss (an estimate).",
     )
     draw_excitations(chosen, explanation.classes, shown, scratch / "excitations", "")
     yield (
-        (scratch / "excitations.svg").read_text(encoding="utf-8"),
+        "excitations",
         "Mean scale of each channel by class, a panel a gate",
         "Mean scale of each channel by class, at several depths (as in the SE paper, section 6.3).",
     )

@@ -255,6 +255,7 @@ def confident_mistakes(predictions: Predictions, most: int) -> list[dict[str, An
     return [
         {
             "name": predictions.names[i],
+            "position": int(predictions.positions[i]),
             "true": predictions.classes[predictions.labels[i]],
             "predicted": predictions.classes[predictions.predicted[i]],
             "probability": float(confidence[i]),

@@ -210,10 +210,14 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
 def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
     """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
     from excite.models import Classifier
-    from excite.weights.function import other_gates_of_ours, refuse
+    from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
 
     written = checkpoint.meta.get("model")
-    if not written or not isinstance(model, Classifier):
+    if not written:
+        return
+    if not isinstance(model, Classifier):
+        if two := other_gates_of_timms(model, written["args"]):
+            raise refuse(f"train.init_from: {checkpoint.path}", two)
         return
     slots = {name.removesuffix(".gate") for name in fresh}
     different = other_gates_of_ours(model, written["name"], written["args"])

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from excite.data import Preprocessing
+from excite.models.timm_models import mend_torchvision
 from excite.training.device import DTYPES
+
+mend_torchvision()  # torchmetrics imports it where it is installed, and ends with its error where it does not load
+
+from torchmetrics import MeanMetric, MetricCollection  # noqa: E402
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix  # noqa: E402
 
 
 @dataclass(frozen=True)

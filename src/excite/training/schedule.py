@@ -22,6 +22,7 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_ep
     - cosine_linear: ``end + (peak - end) * (1 - t) * (1 + cos(2 pi 0.47 t)) / 2 + 1e-5 * peak``, the "cosine" of
       MindSpore's model zoo (GENet_Res50's lr_generator.py; TensorFlow's linear_cosine_decay with num_periods 0.47,
       alpha 0, beta 1e-5). A warm-up before it is our reading: the model zoo shifts (1 - t) by it but not the cosine.
+    - exponential: ``peak * gamma ** (e / step_epochs)``, e = epochs since the warm-up, whole ones with unit "epoch"
     - step, multistep: ``peak * gamma ** k``, k = changes so far, counted in epochs from the start of the training
     """
     unit = 1 if schedule.unit == "step" else steps_per_epoch
@@ -35,6 +36,8 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_ep
         return peak * schedule.gamma ** (epoch // schedule.step_epochs)
     if schedule.name == "multistep":
         return peak * schedule.gamma ** sum(epoch >= m for m in schedule.milestones)
+    if schedule.name == "exponential":
+        return peak * schedule.gamma ** ((position - warmup) * unit / steps_per_epoch / schedule.step_epochs)
     if schedule.name == "constant":
         return peak
     t = (position - warmup) / (total - warmup)

@@ -11,6 +11,7 @@ from torch import Tensor
 from excite.errors import ExciteError, nearest
 from excite.files import written_aside
 from excite.models import Classifier
+from excite.progress import Progress, silent
 from excite.training.checkpoint import read_weights as read_own
 from excite.training.checkpoint import save_weights
 from excite.training.run_folder import versions
@@ -56,6 +57,7 @@ def run(
     force: bool = False,
     say: Callable[[str], None] = print,
     show: Callable[[list[dict[str, Any]]], None] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Convert one checkpoint; nothing is written where anything fails.
 
@@ -72,6 +74,7 @@ def run(
         force: write over an existing file.
         say: takes each sentence for the user.
         show: takes the rows of a comparison, before it is judged.
+        progress: shows that the source is read, compared and written.
 
     Returns:
         What was done, JSON-able.
@@ -80,21 +83,28 @@ def run(
         ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
     """
     _check_destination(destination, to, force)
-    model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
+    with progress("reading"):
+        model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
     model.eval()
     say(loaded.foreign.sentence())
     _say_misfits(loaded, say)
     meta = {**describe(model, loaded, None if classes is None else read_classes(classes)), "versions": versions()}
     result: dict[str, Any] = {"source": source, **_summary(model, loaded), "destination": str(destination)}
     if verify is not None or against is not None:
-        verified = _verify(model, meta, verify, against, tolerance, say)
+        told: list[str] = []
+        with progress("comparing"):
+            verified = _verify(model, meta, verify, against, tolerance, told.append)
+        for sentence in told:  # not beside a bar
+            say(sentence)
         if show is not None:
             show([d.row() for d in verified.differences])
         for note in verified.notes:
             say(note)
         _judge(verified, tolerance)
         result["verified"] = {"with": verified.against, "places": [d.row() for d in verified.differences]}
-    say(_write(model, meta, destination, to))
+    with progress("writing"):
+        written = _write(model, meta, destination, to)
+    say(written)
     return result
 
 

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from excite.gates import Gate
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
+from excite.models.convolution import set_conv_padding
 from excite.storage import is_remote
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.hub import locate
@@ -27,7 +28,7 @@ from excite.weights.recognise import check_named, dissect, find_layout, model_na
 from excite.weights.stored import Stored, read_weights
 
 #: Options of a model that change what its tensors compute, but not their shapes.
-SETTINGS = ("max_pool", "stride_on", "bn_eps", "bn_momentum")
+SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
 FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
 
@@ -226,6 +227,8 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
         check_named(str(source), stored.metadata)
     tensors, origin, unknown = layout.read(wrapped)
     anatomy = dissect(tensors, str(source))
+    if anatomy.gate is None and layout.silent_gate is not None:
+        anatomy = replace(anatomy, gate=dict(layout.silent_gate))
     name = arch or (like.model_name if like is not None else model_name(anatomy, str(source)))
     options = model_options(name, anatomy, layout.options(anatomy, wrapped))
     return Foreign(
@@ -417,6 +420,8 @@ def apply_settings(model: Classifier, foreign: Foreign) -> dict[str, Any]:
         model.maxpool = nn.MaxPool2d(3, 2, **options)
     if "stride_on" in changed:
         _move_strides(model, changed["stride_on"])
+    if {"stride_on", "conv_padding"} & changed.keys():
+        set_conv_padding(model, setting(model, "conv_padding", "symmetric"))
     return changed
 
 

@@ -12,7 +12,7 @@ from excite.models import Classifier, create_model
 from excite.models.selective_kernel import selective_kernel_settings
 
 #: Options of gates that show in the names and shapes of their tensors.
-_SHOWN = frozenset(("reduction", "rd_divisor", "bias", "min_width", "kernel_size", "gamma", "beta"))
+_SHOWN = frozenset(("reduction", "rd_divisor", "bias", "min_width", "kernel_size", "gamma", "beta", "halve_from"))
 #: cSE is SE under another name, with another default of an option that shows.
 _ALIKE = {"cse": "se"}
 
@@ -66,6 +66,12 @@ def other_gates_of_ours(
     found = {slot: (theirs.get(slot), mine) for slot, mine in _gates(model).items() if mine != theirs.get(slot)}
     silent = {*_without_tensors(model), *_without_tensors(written)}
     return {slot: two for slot, two in found.items() if all(two) or slot in silent}
+
+
+def other_gates_of_timms(model: nn.Module, args: Mapping[str, Any]) -> dict[str, tuple[Function, Function]]:
+    """:func:`other_gates` for grafted models of timm, both from ``create_model``: ``args`` are those of the file."""
+    theirs, mine = function_of(args.get("gate")), function_of(getattr(model, "gate_spec", None))
+    return {args["gate_at"][0]: (theirs, mine)} if theirs and mine and theirs != mine else {}
 
 
 def _without_tensors(model: Classifier) -> list[str]:

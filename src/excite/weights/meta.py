@@ -34,20 +34,43 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
     )
     if model.in_chans != len(preprocessing.mean):
         raise ExciteError(f"{foreign.source} sees {model.in_chans} channels, which no preprocessing is known for")
+    origin = {"format": foreign.format, "layout": "" if foreign.layout is None else foreign.layout.key}
+    return _header(model, _names(model, loaded, classes), preprocessing, {"source": foreign.source, **origin})
+
+
+def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source: str) -> dict[str, Any]:
+    """The same header for a model of timm that is no run of ours; its classes are numbers.
+
+    Args:
+        model: from ``create_model("timm:...")``.
+        preprocessing: what timm says; None where its images are not square or are resized in a way of their own.
+        source: for ``converted_from``.
+
+    Raises:
+        ExciteError: nothing says how images become its input.
+    """
+    if preprocessing is None or len(preprocessing.mean) != model.in_chans:
+        raise ExciteError(
+            f"{source} sees images of {'x'.join(map(str, model.input_size))}, which no preprocessing is known for: "
+            "train it by a recipe with model.name=timm:NAME first, and graft the run"
+        )
+    classes = [str(number) for number in range(model.num_classes)]
+    return _header(model, classes, preprocessing, {"source": source, "format": "timm", "layout": "timm"})
+
+
+def _header(
+    model: Classifier, classes: list[str], preprocessing: Preprocessing, converted_from: dict[str, str]
+) -> dict[str, Any]:
     return {
         "model": {"name": model.model_name, "args": model.model_args},
-        "classes": _names(model, loaded, classes),
+        "classes": classes,
         "preprocessing": preprocessing.to_dict(),
         "recipe": _recipe(model, preprocessing),
         "metrics": None,
         "step": 0,
         "epoch": 0.0,
         "precision": "fp32",
-        "converted_from": {
-            "source": foreign.source,
-            "format": foreign.format,
-            "layout": "" if foreign.layout is None else foreign.layout.key,
-        },
+        "converted_from": converted_from,
     }
 
 

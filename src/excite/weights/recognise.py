@@ -18,6 +18,8 @@ WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "state_dict."
 SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
 #: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors of its own.
 _ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
+#: Rows of a map from which on MindSpore's GENet_Res50 halves it before the gather; the only network that does.
+HALVE_FROM = 56
 _SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
 #: What a variant in our catalog may be made of for its tensors to tell it from all others.
 _TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
@@ -168,10 +170,17 @@ def _gate(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
         plus = "layer1.0.gate.fc1.weight" in shapes
         kernel = shapes["layer1.0.gate.gather.0.weight"]
         convolutions = sum(bool(re.fullmatch(r"layer1\.0\.gate\.gather\.\d+\.weight", n)) for n in shapes) // 2
-        local = {} if kernel[-1:] > (3,) and convolutions == 1 else {"extent": 2**convolutions}
+        local: dict[str, Any] = {} if kernel[-1:] > (3,) and convolutions == 1 else {"extent": 2**convolutions}
+        if _halves(kernel):
+            local = {"halve_from": HALVE_FROM}
         squeeze = _squeeze_excite(shapes, "layer1.0.gate") if plus else {"name": "se"}
         return {**squeeze, "name": "ge", "variant": "theta_plus" if plus else "theta", **local}
     return _squeeze_excite(shapes, "layer1.0.gate")
+
+
+def _halves(kernel: tuple[int, ...]) -> bool:
+    """Whether a gather starts with a dense convolution, which halves the map; all others are depth-wise."""
+    return len(kernel) == 4 and kernel[1] > 1
 
 
 def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> dict[str, Any]:
@@ -191,9 +200,11 @@ def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> dict[s
 def _image_size(shapes: Mapping[str, tuple[int, ...]], stem: str) -> tuple[int, int] | None:
     """Where a gate gathers by a kernel of its map's size: the size of the images."""
     kernel = shapes.get("layer1.0.gate.gather.0.weight")
+    stride = 1 if stem == "cifar" else 4
+    if kernel is not None and _halves(kernel):
+        kernel, stride = shapes.get("layer1.0.gate.gather.2.weight"), 2 * stride
     if kernel is None or len(kernel) != 4 or kernel[-1] <= 3:
         return None
-    stride = 1 if stem == "cifar" else 4
     return kernel[-2] * stride, kernel[-1] * stride
 
 

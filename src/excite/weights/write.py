@@ -20,7 +20,13 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
 EPS = 1e-5
 #: Settings of torchvision's ResNets, and of timm's but the legacy ones.
-PLAIN = (("max_pool", "pad1"), ("stride_on", "conv2"), ("stem", "conv7"), ("down_kernel", 1))
+PLAIN = (
+    ("max_pool", "pad1"),
+    ("conv_padding", "symmetric"),
+    ("stride_on", "conv2"),
+    ("stem", "conv7"),
+    ("down_kernel", 1),
+)
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")
 #: What each library has of the networks that we have, under its own names.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
@@ -108,7 +114,14 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
         grouped = senet154 or model.model_name.startswith("seresnext")
         stem = ("conv3x3x3", 3) if senet154 else ("conv7", 1)
         _need(
-            model, "timm", (("stride_on", "conv2" if grouped else "conv1"), ("stem", stem[0]), ("down_kernel", stem[1]))
+            model,
+            "timm",
+            (
+                ("conv_padding", "symmetric"),
+                ("stride_on", "conv2" if grouped else "conv1"),
+                ("stem", stem[0]),
+                ("down_kernel", stem[1]),
+            ),
         )
         _check_widths(model, gates, None)
         return (CADENE_SENET154 if senet154 else CADENE), _known(f"legacy_{model.model_name}", "timm")

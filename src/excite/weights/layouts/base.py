@@ -169,6 +169,7 @@ class Layout:
         preprocessing: what their images go through (all but size and channels), see ``excite.data.Preprocessing``.
         classes: their names, where a classifier of just so many classes has always the same.
         prepare: rewrites tensors that a table of names cannot express.
+        silent_gate: the gate's table where a checkpoint shows no tensors of one: a gate that has none.
         source: where this is from.
     """
 
@@ -183,6 +184,7 @@ class Layout:
     preprocessing: Mapping[str, Any] = field(default_factory=lambda: BILINEAR)
     classes: tuple[str, ...] = ()
     prepare: Callable[[Source], dict[str, Tensor]] | None = None
+    silent_gate: Mapping[str, Any] | None = None
     source: str = ""
 
     @cached_property
