@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-slow lint bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-slow lint bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,9 @@ quickstart: $(VENV)/installed  ## install, then train a network on handwritten d
 # worksteal: each worker begins with half of the files, so that what a file's tests share is made once, not twice.
 test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-launch: $(VENV)/installed-dev  ## launchers, nodes, killed processes, and two steps of every recipe (minutes; CI runs it)
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training/test_distributed_launch.py tests/recipes
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

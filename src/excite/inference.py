@@ -204,6 +204,15 @@ def validate(
     return predictor, result
 
 
+def only_numbers_classes(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint has "0", "1" ... for names: other systems number the sorted class folders, as we do.
+
+    As they store no names, as many classes of data are those classes.
+    """
+    own = meta["classes"]
+    return "converted_from" in meta and own == [str(number) for number in range(len(own))]
+
+
 def match_classes(predictor: Predictor, classes: list[str], source: str | Path) -> None:
     """Check that labels of the data mean what the network's outputs do; one that only numbers them gets their names.
 
@@ -215,9 +224,7 @@ def match_classes(predictor: Predictor, classes: list[str], source: str | Path) 
     Raises:
         ExciteError: the classes are others, or in another order.
     """
-    own = predictor.classes
-    numbered = "converted_from" in predictor.meta and own == [str(number) for number in range(len(own))]
-    # Other systems number the sorted class folders, as we do, and store no names: that many classes are those classes.
+    own, numbered = predictor.classes, only_numbers_classes(predictor.meta)
     if numbered and len(classes) == len(own):
         predictor.classes = list(classes)
         return

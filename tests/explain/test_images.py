@@ -39,6 +39,18 @@ def test_an_image_against_the_data(predictor, batches, photo):
     assert told
 
 
+def test_the_map_is_of_the_class_that_was_asked_for(predictor, photo):
+    pixels = predictor.preprocessing.load(photo)[None]
+    x = predictor.preprocessing.normalize(pixels).contiguous(memory_format=torch.channels_last)
+    maps = []
+    for number, name in enumerate(predictor.classes):
+        found = explain_image(predictor, photo, target=name)
+        assert found.target == name
+        assert torch.equal(found.cam, grad_cam(predictor.model, found.layer, x, number))
+        maps.append(found.cam)
+    assert len({tuple(each.flatten().tolist()) for each in maps}) > 1  # so that it matters
+
+
 def test_only_raised_channels_are_called_raised():
     answer = GateAnswer(torch.tensor([0.5, 0.6]), torch.tensor([-0.2, -0.1]), torch.tensor([-1.0, -2.0]), None)
     raised, lowered = answer.extremes(2)

@@ -108,6 +108,14 @@ def test_saturated_and_constant_channels():
     assert found.constant_channels(0.06) == [0, 1, 2, 4]
 
 
+def test_saturated_is_below_5_and_above_95_percent_of_the_range():
+    found = ScaleStatistics(1)
+    found.update(torch.tensor([[0.01, 0.049, 0.051, 0.5, 0.949, 0.951, 0.97, 0.99]]), torch.tensor([0]))
+    row = found.to_dict()
+    assert row["saturated_low"] == pytest.approx(2 / 8)
+    assert row["saturated_high"] == pytest.approx(3 / 8)
+
+
 def test_saturation_is_relative_to_the_range():
     doubled = ScaleStatistics(1, amplitude=2.0)
     doubled.update(torch.tensor([[0.09, 1.0, 1.5, 1.95]]), torch.tensor([0]))

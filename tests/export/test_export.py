@@ -65,7 +65,7 @@ def checkpoint(folder: Path, gate: object = "se", seed: int = 0, **options: obje
 
 
 def photos(folder: Path, count: int = 6) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     samples = random_samples(Preprocessing(SIZE, 0.875, "bicubic", (0.4,), (0.3,), 1))
     for i in range(count):
         Image.fromarray(samples.read(i)[:, :, 0]).save(folder / f"{i}.png")
@@ -309,3 +309,17 @@ def quantised_gate_inputs(format: str, path: Path) -> int:
 
     ops = openvino.Core().read_model(path).get_ops()
     return sum("FakeQuantize" in op.get_type_name() and "gate_scale/" in op.get_friendly_name() for op in ops)
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_folders_are_the_classes_of_a_network_that_only_numbers_them(tmp_path, numbered):
+    for name, count in (("dogs", 2), ("cats", 1)):
+        photos(tmp_path / "val" / name, count)
+    (tmp_path / "val" / ".thumbnails").mkdir()
+    classes = ["0", "1"] if numbered else ["dogs", "cats"]
+    preprocessing = Preprocessing(SIZE, 0.875, "bicubic", (0.4,), (0.3,), 1).to_dict()
+    meta = {"classes": classes, "converted_from": {"format": "torchvision"}, "preprocessing": preprocessing}
+    samples, _ = open_samples({**meta, "recipe": {"data": {"source": "folder"}}}, str(tmp_path), "val")
+    assert samples.labels == ([0, 1, 1] if numbered else [1, 0, 0])
+    three = {**meta, "classes": ["0", "1", "2"], "recipe": {"data": {"source": "folder"}}}
+    assert open_samples(three, str(tmp_path), "val")[0].labels is None

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -16,14 +17,34 @@ except ExciteError as error:
 """
 
 
-@pytest.mark.parametrize(
-    "fails", ["operator torchvision::nms does not exist", "operator torchvision::roi_align does not exist", "no libpng"]
-)
-def test_a_broken_torchvision_is_a_sentence_of_timm_alone(tmp_path, fails):
+FAILURES = ["operator torchvision::nms does not exist", "operator torchvision::roi_align does not exist", "no libpng"]
+
+
+def run(folder, fails, program):
     for name, text in (("torchvision", f"raise RuntimeError({fails!r})"), ("timm", "import torchvision")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(text)
-    environment = {"PATH": "", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(text)
+    environment = {"PATH": "", "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="a real torchvision is installed here, too")
+@pytest.mark.parametrize("fails", FAILURES)
+def test_a_broken_torchvision_is_a_sentence_of_timm_alone(tmp_path, fails):
+    done = run(tmp_path, fails, PROGRAM)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().endswith(f"because torchvision, which it needs, does not load: {fails}")
+
+
+def test_one_that_is_installed_is_a_sentence_for_all(tmp_path):
+    """torchmetrics believes the installer's files and imports it."""
+    about = tmp_path / "torchvision-0.99.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
+    program = "import sys; from excite.cli import main; sys.argv = ['excite', 'validate', 'nothing']; main()"
+    done = run(tmp_path, "no libpng", program)
+    assert done.returncode == 1
+    assert "torchvision is installed and does not load (no libpng): mend it, or uninstall it" in " ".join(
+        done.stderr.split()
+    )
+    assert "Traceback" not in done.stderr

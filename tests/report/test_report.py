@@ -111,10 +111,13 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     study.photographs = [__import__("numpy").zeros((8, 8, 1), "uint8")] * len(numbers["mistakes"])
     page = render.make_page(study, tmp_path).render()
     assert "This network has no gates." in page
+    assert "top-5 accuracy" in page
     assert "3 images could not be read" in page
     study.numbers["about"]["gates_of_timm"] = ["timm's SEModule"]
+    study.numbers["about"]["classes"] = 5  # all of which are among the best five
     page = render.make_page(study, tmp_path).render()
     assert "no gates of excite&#39;s; of timm&#39;s SEModule, excite cannot tell" in page
+    assert "top-5 accuracy" not in page
     assert "put in or taken out after its training as cifar_senet" in page
 
 

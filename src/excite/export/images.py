@@ -16,7 +16,7 @@ from excite.data.decode import load_image
 from excite.data.folder import EXTENSIONS
 from excite.data.images import balanced_order
 from excite.errors import ExciteError
-from excite.inference import find_images
+from excite.inference import find_images, only_numbers_classes
 from excite.recipe import Recipe
 from excite.storage import local_file
 
@@ -95,13 +95,13 @@ def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
 
 
 def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing) -> Samples:
-    folders = _class_folders(Path(where), meta["classes"], part)
+    folders = _class_folders(Path(where), meta, part)
     if folders:
         paths, labels = [], []
-        for folder in folders:
+        for label, folder in folders:
             found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
             paths += found
-            labels += [meta["classes"].index(folder.name)] * len(found)
+            labels += [label] * len(found)
         if paths:
             return _files(where, paths, labels, preprocessing)
     if meta["recipe"]["data"]["source"] not in ("folder", "digits"):
@@ -116,11 +116,18 @@ def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessi
     return _files(where, find_images([where]), None, preprocessing)
 
 
-def _class_folders(root: Path, classes: list[str], part: Part) -> list[Path]:
-    """The folders named like classes: in the root's part for ``part`` where it has such, else in the root itself."""
+def _class_folders(root: Path, meta: dict[str, Any], part: Part) -> list[tuple[int, Path]]:
+    """Number and folder of classes: in the root's part for ``part`` where it has such, else in the root itself."""
+    classes = meta["classes"]
     for name in {"val": ("val", "test"), "train": ("train",)}[part] + ("",):
-        folder = root / name
-        if folder.is_dir() and (found := [p for p in sorted(folder.iterdir()) if p.is_dir() and p.name in classes]):
+        folders = (
+            sorted(p for p in (root / name).iterdir() if p.is_dir() and p.name[0] != ".")
+            if (root / name).is_dir()
+            else []
+        )
+        if only_numbers_classes(meta) and len(folders) == len(classes):
+            return list(enumerate(folders))
+        if found := [(classes.index(p.name), p) for p in folders if p.name in classes]:
             return found
     return []
 
@@ -139,7 +146,9 @@ def _of_recipe(meta: dict[str, Any], root: str | None, part: Part, preprocessing
     recipe = Recipe.from_dict(meta["recipe"], "the checkpoint's recipe")
     config = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
     data = open_data(config, recipe.augment)
-    if data.classes != meta["classes"]:
+    if data.classes != meta["classes"] and not (
+        only_numbers_classes(meta) and len(data.classes) == len(meta["classes"])
+    ):
         raise ExciteError(f"the {len(data.classes)} classes of {root or 'the data'} are not the network's")
     images = data.val if part == "val" else data.train
     name = f"the run's own {'validation' if part == 'val' else 'training'} images" if root is None else root

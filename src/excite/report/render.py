@@ -97,9 +97,11 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
     section = page.section("summary", "Summary")
     accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
-    cards = [
-        Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval),
-        Card(f"top-{accuracy['top5_of']} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"),
+    cards = [Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval)]
+    most = accuracy["top5_of"]
+    if most < numbers["about"]["classes"]:  # else it is 100 % of anything
+        cards.append(Card(f"top-{most} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"))
+    cards += [
         Card(
             "parameters",
             f"{format_value(summary['params_m'], '.2f')} M",

@@ -10,13 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
+from excite.errors import ExciteError
 from excite.models.timm_models import mend_torchvision
 from excite.training.device import DTYPES
 
-mend_torchvision()  # torchmetrics imports it where it is installed, and ends with its error where it does not load
-
-from torchmetrics import MeanMetric, MetricCollection  # noqa: E402
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix  # noqa: E402
+# torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
+_torchvision_fails = mend_torchvision()
+try:
+    from torchmetrics import MeanMetric, MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+except ImportError as error:
+    if not _torchvision_fails:
+        raise
+    raise ExciteError(
+        "torchmetrics cannot be imported, because torchvision is installed and does not load "
+        f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
+    ) from error
 
 
 @dataclass(frozen=True)
