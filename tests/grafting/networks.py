@@ -236,8 +236,7 @@ class InPlaceStatements(nn.Module):
         y.add_(x)
         F.relu_(y)
         z = self.norm_b(self.b(y))
-        same = z
-        same += y
+        torch.Tensor.add_(z, y)
         return self.head(F.relu(z).mean((2, 3)))
 
 

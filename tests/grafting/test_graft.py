@@ -372,9 +372,7 @@ def test_mistakes(options, message):
 
 
 def test_networks_that_no_gate_can_go_into():
-    with pytest.raises(
-        ExciteError, match=r"Tokens has no .*sequences \(N, L, C\).*yourself, such as at=\['patches'\]$"
-    ):
+    with pytest.raises(ExciteError, match=r"Tokens has no place .*\(N, L, C\).*, such as at=\['patches'\]$"):
         graft(networks.Tokens())
     with pytest.raises(ExciteError, match=r"0 residual branch\(es\) .*; 1 more end in no layer that a gate could go"):
         graft(networks.UsedTwice())

@@ -322,8 +322,9 @@ def test_layer_depths(timm):
             {"act_leyer": 1},
             "timm cannot make 'test_resnet' so: .*unexpected keyword argument 'act_leyer'",
         ),
-        ("test_resnet", {"gate": "se"}, "gate means nothing; excite.graft puts gates into it"),
-        ("test_resnet", {"fused": "on"}, "fused means nothing"),
+        ("test_resnet", {"gate_at": ["layer1"]}, "gate_at says where gates are, but timm:test_resnet is given none"),
+        ("test_resnet", {"gate": "se", "features_only": True}, "gives maps and no logits"),
+        ("test_resnet", {"fused": "on"}, "fused='on' means nothing: leave it 'auto'"),
     ],
 )
 def test_wrong_requests(name, options, message, timm):

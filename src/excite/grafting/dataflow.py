@@ -230,16 +230,16 @@ def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[s
         steps.append(step)
         if _is_in_place(node):
             # Whoever reads the map afterwards reads what has become of it, under whichever of the two names.
-            index[node.args[0]] = index[node]  # type: ignore[index]
+            index[node.args[0]] = index[node]
     return steps
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    """Whether an operation overwrites its first operand: ``y.add_(x)``, ``y += x``."""
+    """Whether it overwrites its first operand, as ``y.add_(x)`` does (``y += x`` is ``y = y + x`` to torch.fx)."""
     if node.op not in ("call_method", "call_function") or not isinstance(node.args[0] if node.args else None, fx.Node):
         return False
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "").split(".")[0]
-    return name in ("iadd", "imul") or (name.endswith("_") and not name.endswith("__"))
+    return name.endswith("_") and not name.endswith("__")
 
 
 def _kind(step: Step, steps: list[Step]) -> str:
