@@ -29,7 +29,7 @@ def run(folder, fails, program):
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="a real torchvision is installed here, too")
-@pytest.mark.parametrize("fails", FAILURES)
+@pytest.mark.parametrize("fails", [FAILURES[0], *(pytest.param(f, marks=pytest.mark.slow) for f in FAILURES[1:])])
 def test_a_broken_torchvision_is_a_sentence_of_timm_alone(tmp_path, fails):
     done = run(tmp_path, fails, PROGRAM)
     assert (done.returncode, done.stderr) == (0, "")

@@ -423,6 +423,7 @@ def test_mindspores_genet_is_recognised(name):
     assert GENET.silent_gate == genet.GATES["minus"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["geresnet50_theta_minus", "geresnet50_theta", "geresnet50_theta_plus", "seresnet50"])
 def test_a_whole_genet_is_converted(tmp_path, name):
     """Under its names, in MindSpore's file format: the network comes back, settings and all."""
