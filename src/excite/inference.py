@@ -151,8 +151,7 @@ def weights_digest(source: str | Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)  # goes on with what the files before have given
     return digest.hexdigest() if files else ""
 
 
@@ -204,6 +203,12 @@ def validate(
     return predictor, result
 
 
+def classes_fit(meta: dict[str, Any], classes: Sequence[str]) -> bool:
+    """Whether labels of data with these classes mean what the outputs of a checkpoint's network do."""
+    own = meta["classes"]
+    return list(classes) == own or (only_numbers_classes(meta) and len(classes) == len(own))
+
+
 def only_numbers_classes(meta: dict[str, Any]) -> bool:
     """Whether a checkpoint has "0", "1" ... for names: other systems number the sorted class folders, as we do.
 
@@ -224,13 +229,13 @@ def match_classes(predictor: Predictor, classes: list[str], source: str | Path) 
     Raises:
         ExciteError: the classes are others, or in another order.
     """
-    own, numbered = predictor.classes, only_numbers_classes(predictor.meta)
-    if numbered and len(classes) == len(own):
-        predictor.classes = list(classes)
-        return
+    own = predictor.classes
     if classes == own:
         return
-    if numbered:
+    if classes_fit(predictor.meta, classes):
+        predictor.classes = list(classes)
+        return
+    if only_numbers_classes(predictor.meta):
         raise ExciteError(f"the data has {len(classes)} classes, but {source} was trained with {len(own)}")
     unknown = [c for c in classes if c not in own]
     what = (

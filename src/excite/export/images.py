@@ -16,7 +16,7 @@ from excite.data.decode import load_image
 from excite.data.folder import EXTENSIONS
 from excite.data.images import balanced_order
 from excite.errors import ExciteError
-from excite.inference import find_images, only_numbers_classes
+from excite.inference import classes_fit, find_images, only_numbers_classes
 from excite.recipe import Recipe
 from excite.storage import local_file
 
@@ -146,9 +146,7 @@ def _of_recipe(meta: dict[str, Any], root: str | None, part: Part, preprocessing
     recipe = Recipe.from_dict(meta["recipe"], "the checkpoint's recipe")
     config = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
     data = open_data(config, recipe.augment)
-    if data.classes != meta["classes"] and not (
-        only_numbers_classes(meta) and len(data.classes) == len(meta["classes"])
-    ):
+    if not classes_fit(meta, data.classes):
         raise ExciteError(f"the {len(data.classes)} classes of {root or 'the data'} are not the network's")
     images = data.val if part == "val" else data.train
     name = f"the run's own {'validation' if part == 'val' else 'training'} images" if root is None else root
