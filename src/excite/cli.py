@@ -1100,14 +1100,10 @@ def models(
     if not names:
         hint = nearest(pattern.strip("*"), list_models())
         raise ExciteError(f"no model matches {pattern!r}{hint}")
-    from excite.models import describe
+    from excite.models.sizes import list_sizes
     from excite.training.display import Display, make_table
 
-    rows = []
-    with _progress("counting") as advance:
-        for name in names:
-            rows.append(describe(name))
-            advance(len(rows), len(names))
+    rows = list_sizes(names)
     if as_json:
         _print_json(rows)
         return

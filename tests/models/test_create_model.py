@@ -9,7 +9,9 @@ from torch import nn
 
 from excite.errors import ExciteError
 from excite.gates import Gate, GatherExcite, SqueezeExcite
-from excite.models import VARIANTS, create_model, list_models, model_options, resize_gates
+from excite.models import PUBLISHED, VARIANTS, create_model, list_models, model_options, resize_gates
+from excite.models.sizes import list_sizes
+from excite.models.summary import _measure
 
 TINY = ["cifar_seresnet20", "cifar_geresnet20_theta_plus", "seresnet18", "geresnet18_theta"]
 
@@ -29,12 +31,15 @@ def test_every_name_builds_and_can_be_built_again(name):
     with torch.device("meta"):
         model = create_model(name)
         again = create_model(model.model_name, **json.loads(json.dumps(model.model_args)))
-        out = model.eval()(torch.empty(1, *model.input_size))
+    out = []
+    model.register_forward_hook(lambda module, inputs, output: out.append(output.shape))
+    told = list_sizes([name])[0]  # as `excite models` lists it
+    assert told == {"name": name, **_measure(model, "meta"), "published": PUBLISHED.get(name, [])}
     assert model.model_name == name
     shapes = {key: value.shape for key, value in model.state_dict().items()}
     assert shapes == {key: value.shape for key, value in again.state_dict().items()}
     assert again.model_args == model.model_args
-    assert out.shape == (1, 10 if name.startswith("cifar") else 1000)
+    assert out[0] == (1, 10 if name.startswith("cifar") else 1000)
     gates = [m for m in model.modules() if isinstance(m, SqueezeExcite | GatherExcite)]
     assert bool(gates) == (VARIANTS[name]["gate"] is not None)
 

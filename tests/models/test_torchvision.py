@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 from excite.errors import ExciteError
-import excite.inference, excite.report.build  # torchmetrics imports torchvision where it is
+import excite.training.metrics, excite.report.build  # torchmetrics imports torchvision where it is
 from excite.models import create_model
 try:
     create_model("timm:resnet18")
@@ -41,7 +41,7 @@ def test_one_that_is_installed_is_a_sentence_for_all(tmp_path):
     about = tmp_path / "torchvision-0.99.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.99.0\n")
-    program = "import sys; from excite.cli import main; sys.argv = ['excite', 'validate', 'nothing']; main()"
+    program = "import sys; from excite.cli import main; sys.argv = ['excite', 'train', 'digits-seresnet20']; main()"
     done = run(tmp_path, "no libpng", program)
     assert done.returncode == 1
     assert "torchvision is installed and does not load (no libpng): mend it, or uninstall it" in " ".join(

@@ -27,13 +27,15 @@ def describe(name: str, **args: Any) -> dict[str, Any]:
     else:
         with torch.device("meta"):
             model = create_model(name, **args)
+    return {"name": name, **_measure(model, "cpu" if is_timm else "meta"), "published": PUBLISHED.get(name, [])}
+
+
+def _measure(model: Classifier, device: str) -> dict[str, Any]:
     return {
-        "name": name,
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "gmacs": round(_count_in_place(model, "cpu" if is_timm else "meta") / 1e9, 6),
+        "gmacs": round(_count_in_place(model, device) / 1e9, 6),
         "input_size": list(model.input_size),
         "gate": model.gate_spec,
-        "published": PUBLISHED.get(name, []),
     }
 
 

@@ -187,14 +187,16 @@ def _has_kernels(y: Tensor, fused: str) -> bool:
     return wanted and dense and y.device.type in DEVICES and _triton_available()
 
 
-# Asked while tracing: the answers are about the machine, and finding them out cannot be traced.
-_native_available = torch.compiler.assume_constant_result(native.available)
-_triton_available = torch.compiler.assume_constant_result(triton_kernels.available)
-
-
-@torch.compiler.assume_constant_result  # PyTorch 2.11 traces the question itself as "yes", whether or not it exports
 def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
+
+
+# Asked while tracing: the first two answers are about the machine, and finding them out cannot be traced; the third
+# PyTorch 2.11 traces as "yes", whether or not it exports. This is all that `torch.compiler.assume_constant_result`
+# does, but for importing the compiler, which takes 1.5 s of every command.
+_native_available, _triton_available = native.available, triton_kernels.available
+for _constant in (_native_available, _triton_available, _is_exporting):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:

@@ -4,6 +4,7 @@ On the devices that have it, that is ``nn.SyncBatchNorm``. It does not run on a 
 state dict and the same arithmetic, made of a few PyTorch operations and two collective ones.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -38,6 +39,10 @@ class SyncBatchNorm(_BatchNorm):
     for one whose statistics are those of one process. Every process needs at least one image.
     """
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> "SyncBatchNorm":
+        _stay_out_of_graphs()
+        return super().__new__(cls)
+
     @classmethod
     def from_batchnorm(cls, norm: _BatchNorm) -> "SyncBatchNorm":
         """The same norm over all processes, sharing parameters, buffers and mode."""
@@ -50,7 +55,6 @@ class SyncBatchNorm(_BatchNorm):
         if input.ndim < 2:
             raise ValueError(f"expected at least 2 dimensions (N, C, ...), got {input.ndim}")
 
-    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return super().forward(x)
@@ -61,6 +65,12 @@ class SyncBatchNorm(_BatchNorm):
             if self.momentum is None:  # a plain average over all batches
                 factor = 1.0 / float(self.num_batches_tracked)
         return _SyncBatchNorm.apply(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps, factor)
+
+
+@functools.cache
+def _stay_out_of_graphs() -> None:
+    """With the first module, not with the class: importing the compiler takes 1.5 s, which every command would pay."""
+    SyncBatchNorm.forward = torch.compiler.disable(SyncBatchNorm.forward)  # type: ignore[method-assign]
 
 
 class _SyncBatchNorm(torch.autograd.Function):

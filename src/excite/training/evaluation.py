@@ -10,22 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
-from excite.errors import ExciteError
-from excite.models.timm_models import mend_torchvision
 from excite.training.device import DTYPES
-
-# torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
-_torchvision_fails = mend_torchvision()
-try:
-    from torchmetrics import MeanMetric, MetricCollection
-    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-except ImportError as error:
-    if not _torchvision_fails:
-        raise
-    raise ExciteError(
-        "torchmetrics cannot be imported, because torchvision is installed and does not load "
-        f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
-    ) from error
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,8 @@ def evaluate(
     Sums are kept on the device and over all processes (torchmetrics), so that the numbers do not depend on the batch
     size or the number of processes. The model's training mode is put back afterwards.
     """
+    from excite.training.metrics import MeanMetric, MetricCollection, MulticlassAccuracy, MulticlassConfusionMatrix
+
     metrics = MetricCollection(
         {
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False),
