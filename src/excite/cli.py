@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excite.errors import ExciteError
+from excite.leaving import leave_quickly
 
 if TYPE_CHECKING:
     from excite.training.display import Display
@@ -1323,6 +1324,7 @@ def _options(
 
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
+    leave_quickly()
     try:
         app()
     except Exception as error:

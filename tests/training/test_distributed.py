@@ -1,10 +1,13 @@
 """Several processes do what one does: evaluation, batch norm, training; and they end together."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.training import train
 from tests.training import jobs
 from tests.training.small import metrics, small, tensors
@@ -54,6 +57,22 @@ def test_sync_batchnorm_is_batchnorm_over_all_processes():
             assert part["keys"] == whole["keys"]
             for name, expected in whole["buffers"].items():
                 torch.testing.assert_close(part["buffers"][name], expected, **close)
+
+
+def test_compiled_graphs_leave_synchronised_norms_out():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    norm = convert_sync_batchnorm(nn.BatchNorm2d(3), native=False)
+    x = torch.randn(2, 3, 4, 4)
+    expected = copy.deepcopy(norm)(x.relu()).tanh()
+    compiled = torch.compile(lambda x: norm(x.relu()).tanh(), backend=backend)
+    torch.testing.assert_close(compiled(x), expected)
+    assert len(graphs) == 2  # before the norm, and behind it
+    assert not [target for graph in graphs for target in graph if "norm" in target]
 
 
 def test_the_two_pass_form_over_all_processes():

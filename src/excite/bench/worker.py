@@ -10,6 +10,7 @@ from typing import Any
 
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
+from excite.leaving import leave_quickly
 
 
 def answer(setting: Setting, profile: Path | None = None) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def main() -> None:
+    leave_quickly()
     request = json.load(sys.stdin)
     profile = request.get("profile")
     result = answer(Setting(**request["setting"]), None if profile is None else Path(profile))

@@ -9,12 +9,12 @@ from typing import Any
 
 from accelerate.utils import gather_object
 
+import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.training import checkpoint as ckpt
-from excite.training import metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.training.compilation import compile_timer
 from excite.training.device import device_name, peak_memory_gb
 from excite.training.display import format_seconds, format_step

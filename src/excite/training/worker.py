@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.files import write_json
+from excite.leaving import leave_quickly
 from excite.recipe import Recipe
 from excite.training import launch
 
@@ -29,6 +30,7 @@ def work(order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point: leaves the result, or what went wrong, where the launching process reads it."""
+    leave_quickly()
     try:
         result = work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
         if result:

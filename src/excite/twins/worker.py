@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.leaving import leave_quickly
 
 
 def train(words: list[str]) -> None:
@@ -101,6 +102,7 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
 
 def main() -> None:
     """Entry point; a mistake is one sentence on standard error, as from the command."""
+    leave_quickly()
     task, *words = sys.argv[1:]
     if task == "train":
         train(words)

@@ -1,0 +1,24 @@
+"""What evaluation takes from torchmetrics: 1.4 s to import, for those who evaluate.
+
+torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
+
+Raises:
+    ExciteError: on import, if that torchvision cannot be made harmless.
+"""
+
+from excite.errors import ExciteError
+from excite.models.timm_models import mend_torchvision
+
+_torchvision_fails = mend_torchvision()
+try:
+    from torchmetrics import MeanMetric, MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+except ImportError as error:
+    if not _torchvision_fails:
+        raise
+    raise ExciteError(
+        "torchmetrics cannot be imported, because torchvision is installed and does not load "
+        f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
+    ) from error
+
+__all__ = ["MeanMetric", "MetricCollection", "MulticlassAccuracy", "MulticlassConfusionMatrix"]
