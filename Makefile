@@ -16,8 +16,8 @@ quickstart: $(VENV)/installed  ## install, then train a network on handwritten d
 test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-launch: $(VENV)/installed-dev  ## launchers, nodes, killed processes, and two steps of every recipe (minutes; CI runs it)
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training/test_distributed_launch.py tests/recipes
+test-launch: $(VENV)/installed-dev  ## launchers, nodes, killed runs, and two steps of every recipe (minutes; CI runs it)
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training tests/test_twins.py tests/recipes
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

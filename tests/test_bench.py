@@ -418,9 +418,15 @@ def test_the_version_is_the_packages_own(tmp_path, monkeypatch):
 
 
 def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        runner, "_in_process", lambda s, cache, trace=None: worker.answer(s, trace) if trace else canned([0.1])
-    )
+    found = {}
+
+    def in_process(setting, cache, trace=None):
+        if trace is None:
+            return canned([0.1])
+        found.update(worker.answer(setting, trace))
+        return found
+
+    monkeypatch.setattr(runner, "_in_process", in_process)
     setting = Setting("excite", "cifar_seresnet20", precision="fp32", **TINY)
     command.bench_models([setting], rounds=1, csv=None, profile=tmp_path / "traces", as_json=False)
     (trace,) = (tmp_path / "traces").iterdir()
@@ -430,7 +436,6 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
     assert {"aten::conv2d", "aten::convolution_backward"} <= named
     printed = capsys.readouterr().out
     assert str(trace) in printed
-    found = worker.answer(setting, trace)
     operators = found["operators"]
     assert len(operators) == 10
     assert [o["ms"] for o in operators] == sorted((o["ms"] for o in operators), reverse=True)

@@ -614,6 +614,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], place: Path, step: int) 
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_the_same_command_goes_on_to_the_same_weights(tmp_path):
     (tmp_path / "small.yaml").write_text(small("epochs=6", *FAST).to_yaml())
     words = ["small.yaml", "--gates", "none,se", "--seeds", "1", "--out", "exp"]

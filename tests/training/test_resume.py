@@ -51,7 +51,7 @@ def wait_for_step(process: subprocess.Popen[str], parent: Path, step: int) -> Pa
     raise AssertionError(f"step {step} was not reached")
 
 
-@pytest.mark.parametrize("source", ["memory", "stream"])
+@pytest.mark.parametrize("source", ["memory", pytest.param("stream", marks=pytest.mark.slow)])
 def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, source, request):
     extra: list[str] = []
     if source == "stream":
