@@ -12,7 +12,7 @@ from tests.command import run_command
 
 # pytest-xdist runs one worker a core: more threads than cores make every barrier wait. In the commands they start, too.
 torch.set_num_threads(1)
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

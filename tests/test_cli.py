@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from excite.recipe import load_recipe
+from tests.command import run_command
 from tests.training.small import metrics, small
 
 
@@ -17,8 +18,7 @@ def run(tmp_path_factory) -> Path:
     """A small run made by the command."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "small.yaml").write_text(small("mixup=0.0").to_yaml())
-    command = [sys.executable, "-m", "excite", "train", "small.yaml", "train.epochs=4"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = run_command(["train", "small.yaml", "train.epochs=4"], folder)
     assert done.returncode == 0, done.stderr
     (folder / "train.out").write_text(done.stdout)
     return next((folder / "runs").iterdir())

@@ -1,8 +1,6 @@
 """The real command against a real S3 server: data, checkpoints and runs at an address, killed and cut off at will."""
 
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,10 +16,11 @@ from excite.storage.runs import MARKER
 from excite.training import train
 from excite.training.checkpoint import init_from
 from excite.training.run_folder import read_metrics
+from tests.command import Command
 from tests.storage.conftest import SECRET, eventually
 from tests.training.small import metrics, same, small, tensors
 
-STARTED: list["subprocess.Popen[str]"] = []
+STARTED: list[Command] = []
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +30,16 @@ def nothing_is_left_running() -> Iterator[None]:
         STARTED.pop().kill()
 
 
-def start(folder: Path, *words: object, **env: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *words: object, **env: str) -> Command:
     """Start the real command; one thread, as in the reference run: bit-equality needs equal sums."""
     folder.mkdir(exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "excite", *map(str, words)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "EXCITE_UPLOAD_EVERY": "0.1", **env},
-    )
+    process = Command(words, folder, OMP_NUM_THREADS="1", EXCITE_UPLOAD_EVERY="0.1", **env)
     STARTED.append(process)
     return process
 
 
-def run_to_end(process: "subprocess.Popen[str]", status: int = 0) -> str:
-    output, _ = process.communicate(timeout=280)
+def run_to_end(process: Command, status: int = 0) -> str:
+    output = "".join(process.communicate(timeout=280))
     assert process.returncode == status, output
     return output
 
@@ -174,7 +166,7 @@ def test_train_from_and_to_s3_killed_and_resumed_elsewhere_gives_the_same_weight
     assert copied(bucket, name) == own_files(run)
 
 
-def wait_for_step(process: "subprocess.Popen[str]", parent: Path, step: int) -> Path:
+def wait_for_step(process: Command, parent: Path, step: int) -> Path:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         for run in parent.glob("small-*"):

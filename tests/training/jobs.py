@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+import tests.command  # noqa: F401  says what the process that is forked has imported
 from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
 from excite.ops import norm_excite_residual
@@ -37,7 +38,6 @@ def free_port() -> int:
 def run_job(function: Callable[..., Any], world: int, *args: Any, timeout: float = 200.0) -> list[Any]:
     """Run ``function(*args)`` in ``world`` processes that know their rank; what each returned, in order of rank."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     port = free_port()
     pipes, processes = [], []
     for rank in range(world):

@@ -1,12 +1,9 @@
 """A run killed anywhere and resumed ends with the same weights, bit for bit, as one left alone."""
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.training import train
+from tests.command import Command
 from tests.training.small import metrics, same, small, tensors
 
 
@@ -24,21 +22,12 @@ def write_recipe(folder: Path, *overrides: str) -> Path:
     return path
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen[str]:
-    """Start the real command."""
-    command = [sys.executable, "-m", "excite", "train", *map(str, words)]
-    # One thread, as in the reference run inside this process: bit-equality needs equal sums.
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def start(folder: Path, *words: object) -> Command:
+    """Start ``excite train``; one thread, as in the reference run in this process: equal sums need equal threads."""
+    return Command(["train", *words], folder, OMP_NUM_THREADS="1")
 
 
-def wait_for_step(process: subprocess.Popen[str], parent: Path, step: int) -> Path:
+def wait_for_step(process: Command, parent: Path, step: int) -> Path:
     """Wait until the run in ``parent`` has written down step ``step`` (or has ended), and return its folder."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -51,7 +40,7 @@ def wait_for_step(process: subprocess.Popen[str], parent: Path, step: int) -> Pa
     raise AssertionError(f"step {step} was not reached")
 
 
-@pytest.mark.parametrize("source", ["memory", pytest.param("stream", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("source", ["memory", "stream"])
 def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, source, request):
     extra: list[str] = []
     if source == "stream":
@@ -80,8 +69,8 @@ def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, sou
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
         process = start(tmp_path, "--resume", run)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
     for name in ("model.safetensors", "ema.safetensors"):
         assert same(tensors(undisturbed, name), tensors(run, name))
     # The curves are whole too: every step once, with the same losses.
@@ -101,7 +90,7 @@ def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
     process = start(tmp_path, path, "--out", "runs")
     run = wait_for_step(process, tmp_path / "runs", 3)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=120)
+    output = "".join(process.communicate(timeout=120))
     assert process.returncode == 128 + number, output
     saved = re.search(
         rf"stopped by {name} after step (\d+), which is saved; go on with: (excite train --resume \S+)", output
@@ -114,8 +103,8 @@ def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
 
 def goes_on_to_the_same_weights(folder, words, run):
     process = start(folder, *words)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, output + errors
     same_recipe = small("checkpoint.every_steps=null", "epochs=4")
     undisturbed = train(same_recipe, out=folder / "undisturbed", quiet=True)["run"]
     assert same(tensors(undisturbed), tensors(run))
