@@ -61,12 +61,13 @@ class Command:
         self._process.kill()
 
     def communicate(self, timeout: float = SECONDS) -> tuple[str, str]:
-        """Wait for the end: (output, errors)."""
+        """Wait for the end: (output, errors). Once."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.kill()
             raise TimeoutError(f"excite {' '.join(self.words)}: more than {timeout} s")
         out, err = (Path(self._aside.name, name).read_text(encoding="utf-8") for name in ("out", "err"))
+        self._aside.cleanup()
         return out, err
 
 

@@ -1,6 +1,7 @@
 """Files that are whole or absent: written to the side, flushed to the disk, then renamed."""
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -107,3 +108,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

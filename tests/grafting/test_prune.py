@@ -142,11 +142,17 @@ def gated(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pruned(gated):
-    return prune(gated, max_drop=1.5, calibration=150, rounds=1, batch=2)
+def said():
+    return []
 
 
-def test_the_curve(gated, pruned):
+@pytest.fixture(scope="module")
+def pruned(gated, said):
+    return prune(gated, max_drop=1.5, calibration=150, rounds=1, batch=2, say=said.append)
+
+
+def test_the_curve(gated, pruned, said):
+    assert "1 of 9 gates say the same for all of 150 images (within 0.0001)" in said
     points = pruned.points
     assert pruned.constant == ["layer2.1"]
     assert [p.gates for p in points] == list(range(9, -1, -1))
@@ -232,6 +238,12 @@ def test_a_part_of_the_gates(gated, tmp_path):
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(again.eval()(x), model(x))
+
+
+def test_the_images_that_there_are_are_told(gated):
+    said = []
+    prune(gated, ["data.limit_train=40", "data.limit_val=20"], calibration=150, rounds=1, batch=2, say=said.append)
+    assert "1 of 9 gates say the same for all of 40 images (within 0.0001)" in said
 
 
 def test_nothing_to_prune(ungated_run):

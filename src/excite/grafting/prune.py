@@ -126,10 +126,10 @@ def prune(
     for name, holder in holders.items():
         layer_before(name, holder)
     recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides or [])), str(source))
-    scales = _measure_scales(predictor, recipe, calibration)
+    scales, images = _measure_scales(predictor, recipe, calibration)
     measure = _Validation(predictor, recipe)
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
-    say(f"{len(constant)} of {len(holders)} gates say the same for all of {calibration} images (within {tolerance:g})")
+    say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
     before = measure(model)
     effects = {}
     for name in holders:
@@ -162,7 +162,8 @@ class _Validation:
         return evaluate(model, batches, p.preprocessing, len(p.classes), p.device, p.precision)
 
 
-def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> dict[str, Scales]:
+def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> tuple[dict[str, Scales], int]:
+    """Place -> what its gate said; and of how many images, which may be fewer than were asked for."""
     limit = recipe.data.limit_train
     limited = recipe.data.model_copy(update={"limit_train": images if limit is None else min(images, limit)})
     data = open_data(limited, recipe.augment)
@@ -171,7 +172,7 @@ def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> dict[s
             data.train, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=recipe.data
         ):
             predictor.logits(pixels)
-        return {name: recorder.scales() for name, recorder in recorders.items()}
+        return {name: recorder.scales() for name, recorder in recorders.items()}, len(data.train)
 
 
 def _curve(

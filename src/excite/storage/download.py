@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.files import sha256_of
 from excite.storage.address import Remote, RemoteError, retried
 from excite.storage.listing import THREADS, Entry
 
@@ -80,7 +81,7 @@ class Workshop:
                 except (json.JSONDecodeError, TypeError, KeyError):  # cut off by a kill
                     continue
         # After a crash of the machine a name can point to a file whose contents never reached the disk.
-        return {n: s for n, s in found.items() if s.whole(self.files / n) and _sha256(self.files / n) == s.sha256}
+        return {n: s for n, s in found.items() if s.whole(self.files / n) and sha256_of(self.files / n) == s.sha256}
 
     def note(self, name: str, stored: Stored) -> None:
         """Write down that a file is whole."""
@@ -92,11 +93,6 @@ class Workshop:
         for path in [p for p in self.files.rglob("*") if p.is_file() or p.is_symlink()]:
             if path.relative_to(self.files).as_posix() not in names:
                 path.unlink()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(

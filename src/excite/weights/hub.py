@@ -3,7 +3,6 @@
 What is fetched stays in a cache and is compared with its hash where there is one: ``https://host/file#sha256=...``.
 """
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import cache_folder, written_aside
+from excite.files import cache_folder, sha256_of, written_aside
 from excite.storage import is_remote
 from excite.storage.address import connect
 from excite.storage.listing import exists
@@ -80,10 +79,10 @@ def _from_address(url: str) -> Path:
         return stage(url).path
     wanted = match["hash"].lower()
     kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
-    if kept.is_file() and _sha256(kept) == wanted:  # its hash says that it is the right one: no network needed
+    if kept.is_file() and sha256_of(kept) == wanted:  # its hash says that it is the right one: no network needed
         return kept
     fetched = stage(match["url"]).path
-    found = _sha256(fetched)
+    found = sha256_of(fetched)
     if found != wanted:
         # Out of the cache, so that the next attempt fetches it again; it may be the cache that is damaged.
         shutil.rmtree(fetched.parent.parent, ignore_errors=True)
@@ -100,11 +99,6 @@ def _link_or_copy(source: Path, to: Path) -> None:
         os.link(source, to)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, to)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_hub(source: str) -> Path:
