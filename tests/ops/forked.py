@@ -43,3 +43,18 @@ def work_without_triton():
     out = norm_relu(y, nn.BatchNorm2d(8), fused="on")
     imported = "excite.ops.triton_kernels.kernels" in sys.modules
     return out.shape[1], triton_kernels.takes(y), triton_kernels.why_not(), imported
+
+
+def compile_first():
+    """Whether kernels were there before, and which of our operators a norm has in the one graph it is compiled to."""
+    targets = set()
+
+    def backend(graph, inputs):
+        targets.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    before = native.build_seconds() is not None or native._library is not None
+    norm = nn.BatchNorm2d(8)
+    y = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
+    torch.compile(lambda y: norm_relu(y, norm), fullgraph=True, backend=backend)(y)
+    return before, sorted(target for target in targets if target.startswith("excite."))

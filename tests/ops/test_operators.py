@@ -13,6 +13,7 @@ from excite import create_model
 from excite.models.resnet import ResNet
 from excite.ops import native, norm_excite_residual, operators
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE
+from tests.ops.forked import compile_first, run_forked
 from tests.ops.test_gated_norm import DEVICE, Fc, make_case, run, run_projected
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
@@ -122,6 +123,12 @@ def test_a_network_in_one_graph(fused):
             assert (p.grad - q.grad).abs().max() <= close, name
     for p, q in zip(model.buffers(), eager.buffers(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_the_first_thing_a_process_does():
+    """Whether there are kernels is found out while the compiler traces, which must not trace that."""
+    assert run_forked(compile_first) == (False, ["excite.norm_apply", "excite.norm_statistics"])
 
 
 def test_an_exported_network_holds_pytorchs_operators_only():
