@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import (
+
+from excite.data.images import stratified_split
+from excite.report.predictions import Predictions
+from excite.report.statistics import wilson
+from excite.training.metrics import (
     multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
 )
-
-from excite.data.images import stratified_split
-from excite.report.predictions import Predictions
-from excite.report.statistics import wilson
 
 #: Of the expected calibration error and the reliability diagram: equal widths over 0 to 1 (Guo et al. 2017 use 15).
 BINS = 15

@@ -1,4 +1,4 @@
-"""What evaluation takes from torchmetrics: 1.4 s to import, for those who evaluate.
+"""What evaluation and reports take from torchmetrics: 1.4 s to import, for those who evaluate.
 
 torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
 
@@ -13,6 +13,13 @@ _torchvision_fails = mend_torchvision()
 try:
     from torchmetrics import MeanMetric, MetricCollection
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+    from torchmetrics.functional.classification import (
+        multiclass_calibration_error,
+        multiclass_confusion_matrix,
+        multiclass_f1_score,
+        multiclass_precision,
+        multiclass_recall,
+    )
 except ImportError as error:
     if not _torchvision_fails:
         raise
@@ -21,4 +28,14 @@ except ImportError as error:
         f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
     ) from error
 
-__all__ = ["MeanMetric", "MetricCollection", "MulticlassAccuracy", "MulticlassConfusionMatrix"]
+__all__ = [
+    "MeanMetric",
+    "MetricCollection",
+    "MulticlassAccuracy",
+    "MulticlassConfusionMatrix",
+    "multiclass_calibration_error",
+    "multiclass_confusion_matrix",
+    "multiclass_f1_score",
+    "multiclass_precision",
+    "multiclass_recall",
+]
