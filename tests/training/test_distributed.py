@@ -1,7 +1,9 @@
 """Several processes do what one does: evaluation, batch norm, training; and they end together."""
 
 import copy
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,9 @@ from torch import nn
 
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.training import train
+from excite.training.loop import _asked_to_stop
+from excite.training.reporting import Clock
+from excite.training.stop import StopSignals
 from tests.training import jobs
 from tests.training.small import metrics, small, tensors
 from tests.training.test_loop import PLAIN, losses
@@ -57,6 +62,24 @@ def test_sync_batchnorm_is_batchnorm_over_all_processes():
             assert part["keys"] == whole["keys"]
             for name, expected in whole["buffers"].items():
                 torch.testing.assert_close(part["buffers"][name], expected, **close)
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_forgotten():
+    """It reaches all at once, and each may be waiting for the others: then all stop the next time they ask."""
+    stop, clock = StopSignals(), Clock(ms_per_step=1000.0)
+    signals = [signal.SIGTERM]
+
+    def gather(mine):
+        if signals:
+            stop._note(signals.pop(), None)
+        return mine.repeat(2, 1)
+
+    accelerator = SimpleNamespace(num_processes=2, gather=gather)
+    run = SimpleNamespace(accelerator=accelerator, step=1, steps_per_epoch=100, device="cpu")
+    assert not _asked_to_stop(run, stop, clock)  # as every other process finds, whatever has come to it meanwhile
+    assert stop.received == signal.SIGTERM
+    run.step = stop.agree_at
+    assert _asked_to_stop(run, stop, clock)
 
 
 def test_compiled_graphs_leave_synchronised_norms_out():

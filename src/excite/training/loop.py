@@ -256,10 +256,11 @@ def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
         return False
     mine = torch.tensor([[float(stop.received), clock.ms_per_step]], device=run.device)
     received, ms = run.accelerator.gather(mine).amax(0).tolist()
-    stop.received = int(received)
+    if received:  # else it would forget a signal that came to this process while it waited for the others
+        stop.received = int(received)
     # From numbers that all processes share, so that all come here again at the same step.
     stop.agree_at = run.step + max(1, int(1000 * AGREE_SECONDS / max(ms, 1e-3)))
-    return bool(stop.received)
+    return bool(received)
 
 
 def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Metrics | None) -> None:
