@@ -163,9 +163,10 @@ def test_the_end_waits_a_bounded_time_and_says_what_is_missing(run, bucket, prox
     monkeypatch.setenv("EXCITE_UPLOAD_WAIT", "1")
     started = time.monotonic()
     try:
-        with mirrored(run, lines.append):
-            # All of the run, so that what is missing are the four files of the next step.
-            eventually(lambda: set(own_files(run)) <= set(bucket.names("runs/r")))
+        with mirrored(run, lines.append) as mirroring:
+            # All of the run, so that what is missing are the four files of the next step; and the answers that say so,
+            # which come after the bucket has the files.
+            eventually(lambda: mirroring.unsent() == [])
             server.freeze() if trouble == "frozen" else proxy.cut()
             add_step(run, 6)
         assert time.monotonic() - started < 60  # not the hours that a frozen server might take
@@ -186,8 +187,9 @@ def test_the_end_waits_a_bounded_time_and_says_what_is_missing(run, bucket, prox
 
 def test_what_was_sent_but_could_not_be_compared_is_not_taken_for_kept(run, bucket, proxy, lines, monkeypatch):
     monkeypatch.setenv("EXCITE_UPLOAD_WAIT", "0.5")
-    with mirrored(run, lines.append):
-        eventually(lambda: bucket.names("runs/r") == sorted(own_files(run)))
+    with mirrored(run, lines.append) as mirroring:
+        eventually(lambda: mirroring.unsent() == [])
+        assert bucket.names("runs/r") == sorted(own_files(run))
         proxy.cut()
     assert left_behind(run).startswith(f"9 file(s) of {run} could not be uploaded")
 

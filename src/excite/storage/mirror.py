@@ -250,15 +250,16 @@ def _seconds(variable: str, default: float) -> float:
 
 
 @contextmanager
-def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[None]:
+def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
     """Keep a run folder copied, while the block runs, to the address that its marker names; nothing without a marker.
 
-    At the end it waits for the uploads, up to $EXCITE_UPLOAD_WAIT seconds (300), or 20 where the block raised, and says
-    what is missing and how to upload it later. Nothing of this raises: the local folder is whole in any case.
+    The block is given the mirror, which knows what is still to be sent, or None without a marker. At the end it waits
+    for the uploads, up to $EXCITE_UPLOAD_WAIT seconds (300), or 20 where the block raised, and says what is missing and
+    how to upload it later. Nothing of this raises: the local folder is whole in any case.
     """
     marker = read_marker(run)
     if not marker:
-        yield
+        yield None
         return
     url, wait, _ = marker["url"], _seconds("EXCITE_UPLOAD_WAIT", WAIT_AT_END), _changing_seconds()
     connect(url)  # an address that cannot work stops the run now, a lost connection never
@@ -268,7 +269,7 @@ def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[None]:
     mirror.start()
     patience = min(wait, WAIT_WHEN_STOPPED)
     try:
-        yield
+        yield mirror
         patience = wait
     finally:
         left = mirror.close(patience)
