@@ -239,7 +239,7 @@ gate, seed = name.split("-seed")
 top1 = 90.0 + 2 * (gate != "none") + int(seed) * (1 + (gate != "none"))
 results = dict(run=run, recipe="small", model=gate, params_m=0.1, gmacs=0.2, devices=1, device="stand-in",
     precision="fp32", images_per_second=100.0 + int(seed), top1=top1 + 1, last_top1=top1, images=100, epochs=3,
-    memory_gb=0.5 + int(seed), train_seconds=4.0)
+    memory_gb=0.5 + int(seed), train_seconds=4.0, report=dict(about=dict(source=run), confusion=[[1, 2], [3, 4]]))
 json.dump(results, open(run + "/results.json", "w"))
 """
 
@@ -285,6 +285,10 @@ def test_what_runs_in_which_order_and_only_once(stand_in, tmp_path, capsys):
     }
     assert {p.name for p in Path("exp").iterdir()} == {".lock", *order, *files}
     assert json.loads(Path("exp/results.json").read_text()) == report
+    assert all("report" not in r for r in report["runs"])  # a study of its own, as long as many experiments
+    columns = Path("exp/runs.csv").read_text().splitlines()[0].split(",")
+    assert columns[:3] == ["gate", "seed", "run"]
+    assert columns[-1] == "train_seconds"
     again = run_twins("small.yaml", gates=["none", "se"], seeds=2, out="exp")
     assert stand_in() == []
     assert capsys.readouterr().out.count("│ none") == 1

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -175,17 +176,35 @@ def test_a_network_that_numbers_its_classes_has_those_of_the_data(trained, photo
         package.explain.explain(theirs, **{**options, "target": "0"})
 
 
-def test_gates_that_all_say_nothing_are_told_in_a_sentence(trained, tmp_path):
-    stored = package.load(trained, "cpu")
+def silenced(source: Path, to: Path) -> Path:
+    """The same network with gates that say the same for every image."""
+    stored = package.load(source, "cpu")
     for gate in outer_gates(stored.model).values():
         for parameter in gate.parameters():
             torch.nn.init.zeros_(parameter)
-    save_weights(tmp_path / "still.safetensors", stored.model, stored.meta)
+    save_weights(to, stored.model, stored.meta)
+    return to
+
+
+def test_gates_that_all_say_nothing_are_told_in_a_sentence(trained, tmp_path):
     options = {"limit": 20, "ablation": "off", "timing": False}
-    still, alive = (package.explain.explain(s, **options).notes for s in (tmp_path / "still.safetensors", trained))
+    networks = (silenced(trained, tmp_path / "still.safetensors"), trained)
+    still, alive = (package.explain.explain(s, **options).notes for s in networks)
     assert len(still) == 1
     assert "all channels of all gates say the same for every image" in still[0]
     assert alive == []
+
+
+def test_too_few_images_to_tell_which_gates_could_go_are_told_in_a_sentence(trained, tmp_path):
+    still = silenced(trained, tmp_path / "still.safetensors")  # no image changes sides, however many there are
+    options = {"timing": False, "overrides": ["data.limit_val=360"]}
+    few, many = (package.explain.explain(still, limit=n, **options) for n in (20, 360))
+    assert (few.images, many.images) == (20, 360)
+    assert len(few.together.gates) == len(many.together.gates) == len(few.rows)
+    assert few.together.high > 1.0 > many.together.high
+    expected = f"those marked may cost up to {few.together.high:.1f} points of top-1 together"
+    assert few.notes[0] == f"20 images cannot tell which gates could go: {expected}"
+    assert few.notes[1:] == many.notes
 
 
 def test_without_data_images_are_explained_all_the_same(trained, photo, tmp_path):

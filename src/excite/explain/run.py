@@ -63,6 +63,9 @@ SCALARS = (
     "could_go",
 )
 
+#: Where the interval of what gates cost reaches beyond so many points of top-1, a sentence says so.
+CLEAR_POINTS = 1.0
+
 
 @dataclass
 class Explanation:
@@ -301,6 +304,12 @@ def _study(
         )
         ablations = {each.gates[0]: each for each in found}
         result.together = _most_together(predictor, batches, means, found, before, result.max_drop, tell)
+        most = None if result.together is None else result.together.high
+        if most is not None and most > CLEAR_POINTS:
+            result.notes.append(
+                f"{result.images:,} images cannot tell which gates could go: those marked may cost up to {most:.1f} "
+                "points of top-1 together"
+            )
     elif ablation == "estimate":
         ablations = {
             a.gates[0]: a

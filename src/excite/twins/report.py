@@ -27,7 +27,8 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
         ``images_per_second`` the median over runs with ``_low`` and ``_high``, the extremes; ``latency_ms`` the median
         with ``_low`` and ``_high``, the quartiles; ``memory_gb`` the largest peak of a training process;
         ``train_seconds`` the mean. What is not known (yet) is None.
-        ``runs``: each run's own ``results.json``, with ``gate``, ``seed`` and its peak memory over all resumptions.
+        ``runs``: each run's own ``results.json``, with ``gate``, ``seed`` and its peak memory over all resumptions, and
+        without ``report``, the long study of one network.
         ``failures``: gate, seed, reason.
         Then ``folder``, ``recipe``, ``gates``, ``seeds``, ``baseline``, ``confidence``, ``missing``, ``devices``,
         ``versions``, ``latency``.
@@ -37,6 +38,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
         run = folder / run_name(gate, seed)
         if (run / "results.json").is_file():
             results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            results.pop("report", None)
             # A resumed run's results know the peak of its last process only, its metrics that of each.
             peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             runs.append({"gate": gate, "seed": seed, **results, "memory_gb": max([results["memory_gb"], *peaks])})
