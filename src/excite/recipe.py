@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that the command line can list, print, check 
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -469,6 +470,11 @@ def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
             f"to train with, and the learning rate is scaled to it from the recipe's {written}; give it alone"
         )
     values["train"]["batch_size"] = written
+
+
+def overridden(overrides: Sequence[str]) -> set[str]:
+    """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
+    return {_full_key(override.partition("=")[0].strip()) for override in overrides}
 
 
 def is_override(word: str) -> bool:

@@ -170,7 +170,7 @@ def test_streamed_and_stored_files_are_the_same(files: FileImages):
     from excite.data.folder import decode_all
     from excite.data.preprocessing import Preprocessing
 
-    stored, bad = decode_all(files, Preprocessing(8, 0.875, "bicubic", (0.0,), (1.0,), 3), 10**6, "stop")
+    stored, bad = decode_all(files, Preprocessing(8, 0.875, "bicubic", (0.0,), (1.0,), 3), 10**6)
     assert bad == []
     assert same(train(files).epoch(1), train(stored).epoch(1))
     assert same(evaluation(files), evaluation(stored))
