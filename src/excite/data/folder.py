@@ -53,12 +53,14 @@ class Folder:
         layout: where the parts lie.
         parts: "train", "val", "test" -> files; "all" alone where there are no parts.
         notes: what was left out and the like, one sentence each.
+        unusable: (path, reason) of what is called like an image and is no file, and of folders that were not entered.
     """
 
     classes: list[str]
     layout: Layout
     parts: dict[str, Part]
     notes: list[str]
+    unusable: list[tuple[str, str]]
 
     def relative(self, part: Part) -> list[str]:
         """Each path below the folder of the parts (or of the classes), with "/"."""
@@ -125,7 +127,7 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None) -
             everything.add(each)
     if (left_out := everything.ignored()) is not None:
         notes.append(left_out)
-    return Folder(classes, layout, parts, notes)
+    return Folder(classes, layout, parts, notes, everything.unusable)
 
 
 def _no_classes(place: Path) -> str:

@@ -61,6 +61,7 @@ class DataSets:
         measured: what `val` is, for a sentence: "validation", "test", "training", "all".
         val_is_test: whether `val` is the test part, so that nothing may be chosen by it.
         bad: (path, reason) of images skipped while loading; bad_val: how many of these are validation images.
+        unusable: (path, reason) of what looked like an image by its name and was no file: dead links, named pipes ...
         notes: what a user should know, one sentence each.
         record: which files train and which validate, to be kept with a run; None for sources without files.
     """
@@ -72,6 +73,7 @@ class DataSets:
     fingerprint: str
     bad: list[tuple[str, str]] = field(default_factory=list)
     bad_val: int = 0
+    unusable: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     test: Images | None = None
     measured: str = "validation"
@@ -497,7 +499,7 @@ def _of_files(
         known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
         if known:
             notes.append(_skipped(known))
-    opened.notes = notes
+    opened.notes, opened.unusable = notes, folder.unusable
     opened.test = None if test is None else test.images
     if check:
         opened.record, more = make_record(folder, train, val, checked)

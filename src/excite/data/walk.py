@@ -122,6 +122,11 @@ class Walk:
         """
         found = Found()
         self._given.append(found)
+        # What is above is never below: a link up there would bring the other classes, and whatever lies beside.
+        for path in {os.path.abspath(folder), os.path.realpath(folder)}:
+            while (above := os.path.dirname(path)) != path:
+                path = above
+                self._seen.add(identity(path) or (0, 0))
         self._enter(os.fspath(folder), found, deep)
         return found
 

@@ -233,9 +233,11 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
 
 def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
     """Write the images that were skipped, and why, to ``bad_images.txt``, and say how many."""
+    listed = [*run.data.unusable, *bad]
+    path = run.folder / "bad_images.txt"
+    if listed:
+        write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in listed))
     if bad:
-        path = run.folder / "bad_images.txt"
-        write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in bad))
         run.display.message(
             f"{len(bad)} image(s) could not be read and were skipped: {path} (data.on_bad_train=stop and "
             "data.on_bad_val=stop refuse such images)"
