@@ -729,6 +729,12 @@ def graft(
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
@@ -777,6 +783,7 @@ def export(
         result = run_export(
             source,
             format,
+            overrides or [],
             out=out,
             int8=int8,
             int8_gates=int8_gates,
@@ -807,7 +814,9 @@ def prune(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
@@ -1028,7 +1037,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Other data, such as data.root=PATH; or report.KEY=VALUE.",
+            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
         ),
     ] = None,
@@ -1080,8 +1089,9 @@ def report(
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images ({numbers['about']['measured']}), calibration error {calibration['ece']:.2f} %",
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        *numbers["about"]["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:

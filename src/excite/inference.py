@@ -211,8 +211,8 @@ def open_images(
     """Open the images that a trained network is measured on, numbered by its own classes; they are ``val``.
 
     Without other data that is the validation part of its training, or what ``data.part`` says. Of other data, it is the
-    part that is asked for, else all that there is to measure (see ``excite.data.open_measured``); its ``notes`` say what
-    was left out, and how many of the images the network was trained on.
+    part that is asked for, else all that there is to measure (see ``excite.data.open_measured``); its ``notes`` say
+    what was left out, and how many of the images the network was trained on.
 
     Args:
         predictor: the network; one that only numbers its classes gets their names.
@@ -227,21 +227,7 @@ def open_images(
     Raises:
         ExciteError: the data cannot be read, or has classes that the network does not know.
     """
-    meta = predictor.meta
-    trained = Recipe.from_dict(meta["recipe"], str(source))
-    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
-    fewest = {k: min(n, getattr(recipe.data, k) or n) for k, n in (limits or {}).items()}
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=fewest)})
-    keys = overridden(overrides)
-    data = open_measured(
-        recipe.data,
-        recipe.augment,
-        elsewhere="converted_from" in meta or _elsewhere(trained, recipe),
-        asked="data.part" in keys,
-        train=train,
-        record=training_record(source),
-    )
-    check_order(meta, data.classes, recipe, source)
+    recipe, data = data_for(predictor.meta, source, overrides, limits=limits, train=train)
     match_classes(predictor, data.classes, source)
     lacking = [name for name in predictor.classes if name not in data.classes]
     if lacking:
@@ -249,6 +235,32 @@ def open_images(
             f"the data have {len(data.classes)} of the network's {len(predictor.classes)} classes: no {some(lacking)}"
         )
     return recipe, data.relabelled(predictor.classes)
+
+
+def data_for(
+    meta: dict[str, Any],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    limits: Mapping[str, int] | None = None,
+    train: bool = False,
+) -> tuple[Recipe, DataSets]:
+    """The same from a checkpoint's header alone, numbered by the data's own classes, whatever the network's are."""
+    trained = Recipe.from_dict(meta["recipe"], str(source))
+    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
+    fewest = {k: min(n, getattr(recipe.data, k) or n) for k, n in (limits or {}).items()}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=fewest)})
+    data = open_measured(
+        recipe.data,
+        recipe.augment,
+        elsewhere="converted_from" in meta or _elsewhere(trained, recipe),
+        asked="data.part" in overridden(overrides),
+        train=train,
+        record=training_record(source),
+    )
+    if recipe.data.source == "folder" and recipe.data.class_names is None:
+        check_order(meta, data.classes, recipe.data.class_order, source)
+    return recipe, data
 
 
 def measuring_loader(
@@ -309,22 +321,28 @@ def training_record(source: str | Path) -> Record | None:
     return next((found for p in (path, *list(path.parents)[:3]) if (found := Record.read(p)) is not None), None)
 
 
-def check_order(meta: dict[str, Any], classes: Sequence[str], recipe: Recipe, source: str | Path) -> None:
+def check_order(meta: dict[str, Any], classes: Sequence[str], order: str | None, source: str | Path) -> None:
     """Refuse to guess how weights without class names number class folders, where two usual orders differ.
 
     timm sorts them naturally (1, 2, 10), torchvision and most others as strings (1, 10, 2).
 
+    Args:
+        meta: header of the checkpoint.
+        classes: names of the class folders.
+        order: what was said, see ``DataConfig.class_order``.
+        source: where the weights came from, for the message.
+
     Raises:
         ExciteError: it matters, and nobody has said.
     """
-    if not only_numbers_classes(meta) or recipe.data.source != "folder" or recipe.data.class_order is not None:
+    if not only_numbers_classes(meta) or order is not None:
         return
-    if recipe.data.class_names is not None or in_order(classes, "natural") == in_order(classes, "string"):
+    if in_order(classes, "natural") == in_order(classes, "string"):
         return
     raise ExciteError(
         f"{source} has no class names, and its classes may be numbered as {some(in_order(classes, 'string'))} or as "
-        f"{some(in_order(classes, 'natural'))}: say which with data.class_order=string (torchvision and most others) or "
-        "data.class_order=natural (timm)"
+        f"{some(in_order(classes, 'natural'))}: say which with data.class_order=string (torchvision and most others) "
+        "or data.class_order=natural (timm)"
     )
 
 
@@ -365,8 +383,8 @@ def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Pa
     unknown = [c for c in classes if c not in own]
     if unknown:
         raise ExciteError(
-            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}{nearest(unknown[0], own)}; give "
-            "data with the classes that it was trained on (data.root=PATH)"
+            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}{nearest(unknown[0], own)}; "
+            "give data with the classes that it was trained on (data.root=PATH)"
         )
 
 

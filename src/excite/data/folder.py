@@ -1,4 +1,4 @@
-"""Class folders, in parts or in one folder that is split; see ``parts`` for the layouts and ``walk`` for what counts."""
+"""Class folders, in parts or in one folder that is split; see ``parts`` for the layouts, ``walk`` for what counts."""
 
 import os
 import re
@@ -75,20 +75,21 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def in_order(names: Sequence[str], order: Literal["string", "natural"] | None) -> list[str]:
-    """Class names in the order of their numbers: as strings ("1", "10", "2"; the default) or naturally ("1", "2", "10")."""
+    """Class names in the order of their numbers: as strings ("1", "10", "2"), as by default, or naturally ("1", "2")."""
     return sorted(names, key=(lambda name: (natural(name), name)) if order == "natural" else None)
 
 
-def read_folder(root: Path, order: Literal["string", "natural"] | None = None) -> Folder:
+def read_folder(root: Path, order: Literal["string", "natural"] | None = None, least: int = 2) -> Folder:
     """List the images of class folders, sorted by class and path; sub-folders of a class belong to it.
 
     Args:
         root: a folder with parts, or with class folders.
         order: how the classes are numbered, see :func:`in_order`.
+        least: so many classes there must be; to measure, one is enough.
 
     Raises:
-        ExciteError: no class folders, fewer than two classes, a class folder of the training part without images, a class
-            that the training part lacks, no images at all; and see :func:`~excite.data.parts.find_layout`.
+        ExciteError: no class folders, too few classes, a class folder of the training part without images, a class that
+            the training part lacks, no images at all; and see :func:`~excite.data.parts.find_layout`.
     """
     layout = find_layout(root)
     places: Mapping[str, Path] = layout.parts or {"all": layout.root}
@@ -106,8 +107,8 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None) -
         unknown = [name for name in names[part] if name not in classes]
         if unknown:
             raise ExciteError(
-                f"{place} has classes that the training images lack: {some(unknown)}{nearest(unknown[0], classes)}; remove "
-                "or rename them"
+                f"{place} has classes that the training images lack: {some(unknown)}{nearest(unknown[0], classes)}; "
+                "remove or rename them"
             )
         found[part] = {name: whole.below(place / name) for name in names[part]}
         loose[part] = Found(other=_directly(place))
@@ -119,7 +120,7 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None) -
         lying = loose[part].other.total()
         if lying:
             notes.append(f"{lying:,} images lie in no class folder of {places[part]} and are not used")
-    if len(classes) < 2 and first in ("train", "all"):
+    if len(classes) < least and first in ("train", "all"):
         raise ExciteError(f"{root} has only one class, {classes[0]!r}: a classifier needs at least two class folders")
     everything = Found()
     for by_class in found.values():

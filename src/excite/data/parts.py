@@ -28,8 +28,8 @@ PART_TITLES: Mapping[str, str] = {"train": "training", "val": "validation", "tes
 _KNOWN = {name: part for part, names in PART_NAMES.items() for name in names}
 #: With what people put before or behind such a name: training_set, seg_train, val-images, 2_test.
 _DRESSED = re.compile(
-    rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})(?:[ _.-]?(?:set|data|images?|imgs?|split|part))?"
-)
+    rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})(?:[
+_.-]?(?:set|data|images?|imgs?|split|part))?" )
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ def _wrapped(root: Path) -> Path | None:
     if len(with_parts) > 1:
         if len(with_parts) == len(names):
             raise ExciteError(
-                f"the folders of {root} have parts of their own ({_some(with_parts, '/')} hold train/ and the like): give "
-                f"one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts outside: "
+                f"the folders of {root} have parts of their own ({_some(with_parts, '/')} hold train/ and the like): "
+                f"give one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts outside: "
                 f"train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
             )
         raise ExciteError(
@@ -177,13 +177,13 @@ def _refuse_names_of_parts(root: Path, names: Sequence[str]) -> None:
     resembled = [part_named(name) or part_resembled(name) for name in names]
     if len(names) >= 2 and all(resembled) and len(set(resembled)) > 1:
         raise ExciteError(
-            f"{root} has no class folders, only parts of a data set without classes in them ({_some(names, '/')}): put the "
-            f"images of each class into a folder of its own, as in {root / names[0]}/CLASS/"
+            f"{root} has no class folders, only parts of a data set without classes in them ({_some(names, '/')}): put "
+            f"the images of each class into a folder of its own, as in {root / names[0]}/CLASS/"
         )
     if len(names) == 1 and resembled[0] is not None:
         raise ExciteError(
-            f"{root} has only {names[0]}/, without class folders in it: put the images of each class into a folder of its "
-            f"own, as in {root / names[0]}/CLASS/"
+            f"{root} has only {names[0]}/, without class folders in it: put the images of each class into a folder of "
+            f"its own, as in {root / names[0]}/CLASS/"
         )
 
 
@@ -193,8 +193,8 @@ def _refuse_parts_in_classes(root: Path, names: Sequence[str]) -> None:
         inside = {part_named(each) for each in _listed(root / name)} - {None}
         if "train" in inside and len(inside) > 1:
             raise ExciteError(
-                f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): put the "
-                f"parts outside and the classes inside, as in {root / 'train' / name}/"
+                f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): put "
+                f"the parts outside and the classes inside, as in {root / 'train' / name}/"
             )
 
 

@@ -224,10 +224,10 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     return opened
 
 
-def _source(data: DataConfig) -> _Source:
+def _source(data: DataConfig, least_classes: int = 2) -> _Source:
     """Read what the format has, brought to size where it is in memory."""
     if data.source == "folder":
-        folder = read_folder(_root(data, "folder"), data.class_order)
+        folder = read_folder(_root(data, "folder"), data.class_order, least_classes)
         return _Source(folder.classes, dict(folder.parts), folder=folder, notes=list(folder.notes))
     if data.source == "digits":
         classes, train, val = read_digits()
@@ -350,7 +350,7 @@ def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progr
 def _measured(
     data: DataConfig, augment: AugmentConfig, elsewhere: bool, all_of_it: bool, with_train: bool, record: Record | None
 ) -> DataSets:
-    source = _source(data)
+    source = _source(data, 1)
     notes = list(source.notes)
     images, what, sentence = _wanted(data, source, elsewhere, all_of_it)
     whole = len(images)
@@ -396,8 +396,8 @@ def _wanted(
     if data.part == "test":
         if "test" not in parts:
             raise ExciteError(
-                f"data.part=test, but {data.root or data.source} has no test part (a folder test/ beside train/); it has: "
-                f"{', '.join(title(p) for p in parts)}"
+                f"data.part=test, but {data.root or data.source} has no test part (a folder test/ beside train/); it "
+                f"has: {', '.join(title(p) for p in parts)}"
             )
         return parts["test"], "test", f"the test part{where}"
     if data.part == "train":

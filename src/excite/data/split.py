@@ -1,7 +1,7 @@
 """Which images of a source without parts are held out for validation: a rule for each image, not for the whole list.
 
-N images. Each image (or group of images) draws a number in 0..1 from a seeded hash of what it is called, and those below
-the fraction validate. So an image that is added, renamed or deleted moves no other one across, on any machine.
+N images. Each image (or group of images) draws a number in 0..1 from a seeded hash of what it is called, and those
+below the fraction validate. So an image that is added, renamed or deleted moves no other one across, on any machine.
 """
 
 import hashlib
@@ -47,8 +47,8 @@ def stable_split(
     names, group = np.unique(np.array(keys, dtype=object), return_inverse=True)
     if len(names) < 2:
         raise ExciteError(
-            f"{len(labels)} images in one group cannot be split into training and validation images; add some, or give a "
-            "validation folder"
+            f"{len(labels)} images in one group cannot be split into training and validation images; add some, or give "
+            "a validation folder"
         )
     number = draw(names.tolist(), seed)
     held_out = number < fraction

@@ -184,7 +184,9 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
         clock.saved_at = time.monotonic()
     run.display.message(
         f"epoch {epoch:g}/{run.recipe.train.epochs}  {'test' if run.data.val_is_test else 'validation'} loss "
-        f"{evaluation.loss:.4f}  {_accuracies(evaluation)}{'  best so far' if best and not run.data.val_is_test else ''}"
+        f"{evaluation.loss:.4f}  {_accuracies(evaluation)}{
+            '  best so far' if best and not run.data.val_is_test else ''
+        }"
     )
 
 
