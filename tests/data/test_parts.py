@@ -371,7 +371,7 @@ def test_orders_of_numbered_classes():
     assert in_order(names, "natural") == ["1", "2", "10", "a2", "a10", "B", "b"]
 
 
-# --- files are looked at first -----------------------------------------------------------------------------------------
+# --- files are looked at first ----------------------
 
 
 def test_all_broken_files_are_named_before_the_first_step(tmp_path, monkeypatch):

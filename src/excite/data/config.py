@@ -72,8 +72,8 @@ class DataConfig(_Strict):
     )
     group_by: int | str | None = Field(
         default=None,
-        description="Images that the split keeps together (a patient, a burst): level of a folder below the class, or a
-        " "regular expression on the path; null: each alone.",
+        description="Images that the split keeps together (a patient, a burst): level of a folder below the class, or "
+        "a regular expression on the path; null: each alone.",
     )
     split_seed: int = Field(default=0, ge=0, description="Seed of that split and of limit_train/limit_val.")
     part: Literal["val", "test", "train"] = Field(
@@ -82,8 +82,8 @@ class DataConfig(_Strict):
     )
     class_order: Literal["string", "natural"] | None = Field(
         default=None,
-        description="Folders: number classes as strings (1, 10, 2) or naturally (1, 2, 10); null: as strings, but asked
-        " "for where weights have no class names and it matters.",
+        description="Folders: number classes as strings (1, 10, 2) or naturally (1, 2, 10); null: as strings, but "
+        "asked for where weights have no class names and it matters.",
     )
     mean: Numbers | None = Field(
         default=None,

@@ -75,7 +75,7 @@ def natural(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def in_order(names: Sequence[str], order: Literal["string", "natural"] | None) -> list[str]:
-    """Class names in the order of their numbers: as strings ("1", "10", "2"), as by default, or naturally ("1", "2")."""
+    """Class names in the order of their numbers: as strings ("1", "10", "2"; the default) or naturally ("1", "2")."""
     return sorted(names, key=(lambda name: (natural(name), name)) if order == "natural" else None)
 
 

@@ -28,8 +28,9 @@ PART_TITLES: Mapping[str, str] = {"train": "training", "val": "validation", "tes
 _KNOWN = {name: part for part, names in PART_NAMES.items() for name in names}
 #: With what people put before or behind such a name: training_set, seg_train, val-images, 2_test.
 _DRESSED = re.compile(
-    rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})(?:[
-_.-]?(?:set|data|images?|imgs?|split|part))?" )
+    rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})"
+    r"(?:[ _.-]?(?:set|data|images?|imgs?|split|part))?"
+)
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def _wrapped(root: Path) -> Path | None:
         if len(with_parts) == len(names):
             raise ExciteError(
                 f"the folders of {root} have parts of their own ({_some(with_parts, '/')} hold train/ and the like): "
-                f"give one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts outside: "
-                f"train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
+                f"give one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts "
+                f"outside: train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
             )
         raise ExciteError(
             f"{root} holds several data sets with parts ({_some(with_parts, '/')}): give one of them, as in "
@@ -193,8 +194,8 @@ def _refuse_parts_in_classes(root: Path, names: Sequence[str]) -> None:
         inside = {part_named(each) for each in _listed(root / name)} - {None}
         if "train" in inside and len(inside) > 1:
             raise ExciteError(
-                f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): put "
-                f"the parts outside and the classes inside, as in {root / 'train' / name}/"
+                f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): "
+                f"put the parts outside and the classes inside, as in {root / 'train' / name}/"
             )
 
 

@@ -228,7 +228,7 @@ def _opened(
     overrides: Sequence[str] = (),
     source: str | Path = "",
 ) -> Samples:
-    """At most ``limit`` images, those that cannot be read left out or refused as the recipe says; tells what they are."""
+    """At most ``limit`` images; those that cannot be read are left out or refused, as the recipe says. Tells of it."""
     samples, note = open_samples(predictor.meta, where, part, overrides, source)
     samples, broken = samples.take(limit).readable(predictor.meta["recipe"]["data"], part)
     for line in [*filter(None, (note, broken)), f"{what} {samples.name}"]:

@@ -182,11 +182,11 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
         with written_aside(run.folder / ckpt.WEIGHTS) as aside:
             ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
         clock.saved_at = time.monotonic()
+    kind, said = "validation", "  best so far" if best else ""
+    if run.data.val_is_test:
+        kind, said = "test", ""
     run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  {'test' if run.data.val_is_test else 'validation'} loss "
-        f"{evaluation.loss:.4f}  {_accuracies(evaluation)}{
-            '  best so far' if best and not run.data.val_is_test else ''
-        }"
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {evaluation.loss:.4f}  {_accuracies(evaluation)}{said}"
     )
 
 
@@ -199,7 +199,7 @@ def _accuracies(evaluation: Evaluation) -> str:
 
 
 def record_test(run: Run, metrics: Metrics | None) -> None:
-    """Measure the shipped weights on the test part, once, now that nothing is left to be chosen; all processes call it."""
+    """Measure the shipped weights on the test part, once, when nothing is left to be chosen; all processes call it."""
     if run.test_loader is None:
         return
     weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if run.accelerator.is_main_process else None]
