@@ -195,7 +195,7 @@ def _show_results(results: dict[str, Any]) -> None:
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"  {name:<18}{what}")
+            display.message(f"  {name:<21}{what}")
 
 
 @app.command()
