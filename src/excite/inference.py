@@ -16,7 +16,7 @@ from excite.data import DataSets, EvalLoader, Preprocessing, open_measured
 from excite.data.decode import BadImageError
 from excite.data.folder import in_order, some
 from excite.data.formats import EXTENSIONS
-from excite.data.record import TRAINED, VALIDATION, Record
+from excite.data.record import find_record
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, nearest
 from excite.grafting.stored import is_grafted_file
@@ -256,8 +256,13 @@ def data_for(
         elsewhere="converted_from" in meta or _elsewhere(trained, recipe),
         asked="data.part" in overridden(overrides),
         train=train,
-        record=training_record(source),
+        record=find_record(source),
     )
+    if data.split and "val_from" not in meta["recipe"]["data"]:
+        data.notes.append(
+            "these weights are of a version that held out other images, so most of these were trained on: give images "
+            "that were not, data.root=PATH"
+        )
     if recipe.data.source == "folder" and recipe.data.class_names is None:
         check_order(meta, data.classes, recipe.data.class_order, source)
     return recipe, data
@@ -305,20 +310,6 @@ def _elsewhere(trained: Recipe, now: Recipe) -> bool:
     if before is None or after is None or is_remote(before) or is_remote(after):
         return before != after
     return Path(before).expanduser().resolve() != Path(after).expanduser().resolve()
-
-
-def training_record(source: str | Path) -> Record | None:
-    """What the run that a network came from was trained on; None where that is not known (any more)."""
-    if is_remote(source):
-        for name in (VALIDATION, TRAINED):
-            try:
-                folder = Path(local_file(f"{str(source).rstrip('/')}/{name}")).parent
-            except ExciteError:
-                return None
-        return Record.read(folder)
-    path = Path(source).absolute()
-    # The run folder, its weights, or a state in its folder of checkpoints.
-    return next((found for p in (path, *list(path.parents)[:3]) if (found := Record.read(p)) is not None), None)
 
 
 def check_order(meta: dict[str, Any], classes: Sequence[str], order: str | None, source: str | Path) -> None:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
 from excite.data.folder import in_order
-from excite.data.record import Record
+from excite.data.record import Record, inherit
 from excite.data.split import group_keys, stable_split
 from excite.data.walk import walk
 from excite.errors import ExciteError
@@ -232,6 +232,25 @@ def test_images_that_were_trained_on_are_told(tmp_path):
     )
     fill(tmp_path / "other", 20, first=500)
     assert not any("trained on" in n for n in measured(tmp_path / "other", record=record).notes)
+
+
+def test_weights_to_begin_with_have_seen_images_too(tmp_path):
+    fill(tmp_path / "photos", 20)
+    (tmp_path / "run").mkdir()
+    first = opened(tmp_path / "photos").record
+    assert first is not None
+    first.write(tmp_path / "run")
+    again = opened(tmp_path / "photos").record
+    assert again is not None
+    assert inherit(again, str(tmp_path / "run" / "model.safetensors")) is None  # the same images were held out
+    other = opened(tmp_path / "photos", split_seed=5).record
+    assert other is not None
+    seen = len(set(other.validation) - set(first.validation))
+    sentence = inherit(other, str(tmp_path / "run"))
+    assert sentence is not None
+    assert sentence.startswith(f"{seen} of {len(other.validation)} validation images were trained on by ")
+    assert set(first.trained) < set(other.trained)
+    assert inherit(other, "timm:resnet50") is None
 
 
 def test_copies_across_the_parts_are_told(tmp_path):

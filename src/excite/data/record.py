@@ -11,7 +11,9 @@ import numpy as np
 
 from excite.data.checks import THREADS, Checked, digest_of
 from excite.data.folder import Folder, Part
+from excite.errors import ExciteError
 from excite.files import written_aside
+from excite.storage import is_remote, local_file
 
 #: In a run folder: a relative path a line, in the bytes that the file system has for it.
 VALIDATION = "validation_files.txt"
@@ -26,10 +28,12 @@ class Record:
     Attributes:
         validation: relative paths of the validation images, "/" between folders.
         trained: uint64 (N,), ascending: digests of the training images, see ``excite.data.checks.digest_of``.
+        held_out: uint64 (N,), those of the validation images in their order; not kept in the run folder.
     """
 
     validation: list[str] = field(default_factory=list)
     trained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
+    held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def write(self, folder: Path) -> None:
         """Write both files whole or not at all. Raises ExciteError."""
@@ -58,13 +62,45 @@ class Record:
 def make_record(folder: Folder, train: Part, val: Part, checked: dict[str, Checked]) -> tuple[Record, list[str]]:
     """The record of a run that begins, and a note where an image is on both sides."""
     digests = checked["train"].digests
-    record = Record(folder.relative(val), np.unique(digests[digests != 0]))
-    both = record.has(checked["val"].digests)
+    record = Record(folder.relative(val), np.unique(digests[digests != 0]), checked["val"].digests)
+    both = record.has(record.held_out)
     if not both.any():
         return record, []
     first = record.validation[int(both.argmax())]
     note = f"{both.sum():,} of {len(val):,} validation images are copies of training images, the first: {first}"
     return record, [note]
+
+
+def find_record(source: str | Path) -> Record | None:
+    """What the run that a network came from was trained on; None where that is not known (any more).
+
+    Args:
+        source: a run folder, its weights, or a state in its folder of checkpoints; or an address of the former.
+    """
+    if is_remote(source):
+        for name in (VALIDATION, TRAINED):
+            try:
+                folder = Path(local_file(f"{str(source).rstrip('/')}/{name}")).parent
+            except ExciteError:
+                return None
+        return Record.read(folder)
+    path = Path(source).absolute()
+    return next((found for p in (path, *list(path.parents)[:3]) if (found := Record.read(p)) is not None), None)
+
+
+def inherit(record: Record, source: str) -> str | None:
+    """Weights that training begins with have seen images, too: count those in, and tell how many of them validate."""
+    earlier = find_record(source)
+    if earlier is None:
+        return None
+    seen = int(earlier.has(record.held_out).sum())
+    record.trained = np.union1d(record.trained, earlier.trained)
+    if not seen:
+        return None
+    return (
+        f"{seen:,} of {len(record.held_out):,} validation images were trained on by {source} (train.init_from), which "
+        "flatters the numbers"
+    )
 
 
 def trained_among(record: Record, part: Part) -> int:

@@ -59,6 +59,7 @@ class DataSets:
         fingerprint: hex digest: of contents and labels for arrays, of relative paths and sizes for files.
         test: what is measured at the end; None where there is no such part.
         measured: what `val` is, for a sentence: "validation", "test", "training", "all".
+        split: whether `val` was held out of the training images here.
         val_is_test: whether `val` is the test part, so that nothing may be chosen by it.
         bad: (path, reason) of images skipped while loading; bad_val: how many of these are validation images.
         unusable: (path, reason) of what looked like an image by its name and was no file: dead links, named pipes ...
@@ -78,6 +79,7 @@ class DataSets:
     test: Images | None = None
     measured: str = "validation"
     val_is_test: bool = False
+    split: bool = False
     record: Record | None = None
 
     @property
@@ -343,7 +345,7 @@ def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progr
         opened = _in_memory(data, source.classes, train, val)
         opened.test = test if isinstance(test, ArrayImages) else None
     opened.notes = notes + opened.notes
-    opened.val_is_test = roles.how == "test"
+    opened.val_is_test, opened.split = roles.how == "test", roles.how == "split"
     return opened
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast
 from torch import nn
 
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
+from excite.data.record import inherit
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models import Classifier, create_model
@@ -140,6 +141,8 @@ def set_up(
     if data is None:
         data = open_data(recipe.data, recipe.augment, check=True, progress=Slowly(display.message))
     model, notes = make_model(recipe, data, resuming)
+    if data.record is not None and recipe.train.init_from and (note := inherit(data.record, recipe.train.init_from)):
+        notes.append(note)
     if config.sync_bn and world > 1:  # before anything else takes hold of the norms
         if is_timm_model(model):
             check_plain_norms(model)
