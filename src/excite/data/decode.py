@@ -373,6 +373,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of the image (`random_boxes`), resized in one Pillow call: uint8 (S, S, C)."""
     left, top, width, height = random_boxes(rng, 1, image.height, image.width, scale, ratio)[0].tolist()
+    if size * height > PILLOW_LIMIT and not PILLOW_13:  # going across first; only an absurd `ratio` gets here
+        raise ValueError(f"resizing {width} x {height} pixels of it would take {size} x {height} on the way")
     box = (left, top, left + width, top + height)
     return _pixels(image.resize((size, size), FILTERS[interpolation], box=box))
 

@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 
 from excite.data.decode import BadImageError
+from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"))
 VALIDATION_NAMES = ("val", "validation", "test")
 
 

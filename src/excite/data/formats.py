@@ -19,14 +19,13 @@ from PIL import Image, features
 
 # Format as Pillow names it -> endings.
 _BY_CONTENT: dict[str, tuple[str, ...]] = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
     "TIFF": (".tif", ".tiff"),
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "MPO": (".mpo",),
     "AVIF": (".avif", ".avifs"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     "QOI": (".qoi",),
@@ -44,7 +43,7 @@ _CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillo
 _HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 
-_MISSING = tuple(kind for kind, codec in _CODECS.items() if not features.check(codec))
+_MISSING = tuple(k for k, codec in _CODECS.items() if codec not in features.get_supported())
 _CONTENT = tuple(kind for kind in _BY_CONTENT if kind not in _MISSING) + (("HEIF",) if _HAS_HEIF else ())
 _ENDING = {ending: kind for kind, endings in _BY_ENDING.items() for ending in endings}
 

@@ -22,7 +22,9 @@ from excite.data.images import (
     luma,
     stratified_split,
 )
+from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
+from excite.data.white import with_white
 from excite.errors import ExciteError, nearest
 from excite.storage import is_remote, stage
 
@@ -126,7 +128,8 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
     size = data.evaluation_size
-    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans)
+    white = data.white or FULL_WHITE
+    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans, white)
 
 
 def _renamed(classes: list[str], data: DataConfig) -> list[str]:
@@ -156,7 +159,10 @@ def _open_folder(data: DataConfig, augment: AugmentConfig) -> DataSets:
         notes.append(f"trained at {data.image_size} pixels, evaluated at {data.evaluation_size}")
     pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
-    if data.mode == "memory" or (data.mode == "auto" and small):
+    memory = data.mode == "memory" or (data.mode == "auto" and small)
+    data, said = with_white(data, train, val, every=memory)
+    notes += said
+    if memory:
         plain = _preprocessing(data, (0.0,), (1.0,))  # decoding does not look at the statistics
         for_training = replace(plain, image_size=data.image_size)
         train_images, bad_train = decode_all(train, for_training, data.max_pixels, data.on_bad_train)
