@@ -27,7 +27,8 @@ from PIL import Image, ImageOps
 
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import open_image, what_it_is
-from excite.data.pixels import FULL_WHITE, deep_values, eight_bits, refuse_bands, tiff_bands, white_of
+from excite.data.pixels import FULL_WHITE, bands_unsaid, deep_values, eight_bits, refuse_bands, tiff_bands, white_of
+from excite.data.whole import missing_end, open_again, reaches_its_end
 from excite.errors import ExciteError
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -93,9 +94,30 @@ def load_image(
     with reading(source) as name, opened(source, name, max_pixels) as image:
         if enough is not None:
             image.draft(None, (enough, enough))  # formats other than JPEG ignore it
+        if image.format == "JPEG2000":
+            with open_again(source) as file:
+                if missing_end(image, file):
+                    raise ValueError("it is truncated: the end of its JPEG 2000 codestream is missing")
         eight = eight_bits(source, image, white)
         _check_size(name, image, max_pixels)  # an .ico says one size and may hold another
         return _upright(_convert(eight, mode), image)
+
+
+def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> None:
+    """Raise BadImageError for a file that `load_image` would refuse or that was cut off anywhere.
+
+    Reads the header and looks at the end of the file; only where one of them is unusual, it decodes the whole. So an
+    image that can be read is never refused. What this does not find is damage within a file of the right length.
+    """
+    with reading(path) as name:
+        with opened(path, name, max_pixels) as image:
+            # Pixels that turn out to have no agreed white: only their values tell.
+            unusual = image.mode == "I" or bands_unsaid(image)
+            if not unusual:
+                with open_again(path) as file:
+                    unusual = not reaches_its_end(image, file)
+        if unusual:
+            load_image(path, max_pixels=max_pixels)
 
 
 def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> int | None:

@@ -55,13 +55,19 @@ def _tags(image: Image.Image) -> Any:
     return image.tag_v2  # type: ignore[attr-defined]  # of TIFF images only
 
 
+def bands_unsaid(image: Image.Image) -> bool:
+    """Whether a fourth band is only perhaps transparency: the file does not say, so that its values have to decide."""
+    return image.format == "TIFF" and image.mode == "RGBA" and _EXTRA not in _tags(image)
+
+
 def _too_many(samples: int, colours: int) -> str:
     """The sentence for bands that are neither colour nor transparency."""
     kind = {1: "gray", 3: "RGB"}.get(colours, "colours")
+    kept = "-b 1 -b 2 -b 3 -colorinterp red,green,blue" if samples > 2 else "-b 1"
     return (
         f"it has {samples} bands, {colours} of {kind} and {samples - colours} that the file does not call transparency "
         "(near infrared?); networks here see 1 or 3: keep those, as with "
-        "gdal_translate -b 1 -b 2 -b 3 -colorinterp red,green,blue IN.tif OUT.tif"
+        f"gdal_translate {kept} IN.tif OUT.tif"
     )
 
 
@@ -95,7 +101,7 @@ def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white
     Of 16 bits a channel, `white` and above become 255: round(v * 255 / white).
     """
     white = white_of(image, white)
-    alpha_unsaid = image.format == "TIFF" and image.mode == "RGBA" and _EXTRA not in _tags(image)
+    alpha_unsaid = bands_unsaid(image)
     values = deep_values(source, image)
     found = image if values is None else _scaled(image, values, white)
     if alpha_unsaid:
