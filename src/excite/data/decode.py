@@ -114,7 +114,11 @@ def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_L
             # Pixels that turn out to have no agreed white: only their values tell.
             unusual = image.mode == "I" or bands_unsaid(image)
             if not unusual:
-                with open_again(path) as file:
+                file = getattr(image, "fp", None)
+                if file is None:
+                    with open_again(path) as file:
+                        unusual = not reaches_its_end(image, file)
+                else:
                     unusual = not reaches_its_end(image, file)
         if unusual:
             load_image(path, max_pixels=max_pixels)
