@@ -59,13 +59,10 @@ def resize_and_crop(
 
 
 def _resize(images: Tensor, size: int, crop_pct: float, interpolation: Interpolation, branch: bool) -> Tensor:
-    """The same, always by the two matrix products, of the part of the image that the crop depends on."""
+    """The same, always by the two matrix products."""
     down, across = _axes(images.shape[2], images.shape[3], size, crop_pct)
-    count = _window(images.shape[2], images.shape[3], size, crop_pct)
-    rows, columns = _middle(down, count), _middle(across, count)
-    images = images.index_select(2, _inside(rows, down)).index_select(3, _inside(columns, across))
-    down_weights = _weights(down, rows, size, interpolation)
-    across_weights = _weights(across, columns, size, interpolation).t().contiguous()
+    down_weights = _weights(down, images.shape[2], size, interpolation)
+    across_weights = _weights(across, images.shape[3], size, interpolation).t().contiguous()
     shrinks = down.length > down.resized
     vertical_first = shrinks & (down.length - down.resized > 2 * (across.length - across.resized))
 
@@ -109,34 +106,10 @@ def _axes(height: int, width: int, size: int, crop_pct: float) -> tuple[Axis, Ax
     return axes[0], axes[1]
 
 
-def _window(height: int, width: int, size: int, crop_pct: float) -> int:
-    """How many pixels of either axis, about its middle, are enough for the crop.
-
-    Weights for the whole of 1 x 30000 pixels would take a gigabyte. The crop is the middle S pixels of the resized axis,
-    half a pixel off at most; each depends on two more on either side (bicubic), of lesser / short pixels of the image
-    where it shrinks, else of one. The longer axis lost less than one resized pixel when its length was truncated, which
-    spreads its scale over less than two pixels more. May be more than there are: see ``_inside``.
-    """
-    reach = (torch.sym_min(height, width) * (size + 8)) // int(size / crop_pct) + 8
-    return torch.sym_max(reach, size)
-
-
-def _middle(axis: Axis, count: int) -> Tensor:
-    """int64 (n,): numbers of so many pixels about the middle of an axis, below 0 and above L where it has fewer."""
-    return torch.arange(count) + torch.div(axis.length - count, 2, rounding_mode="floor")
-
-
-def _inside(pixels: Tensor, axis: Axis) -> Tensor:
-    """The same, where there are none the one at the border: its weight is zero."""
-    return torch.minimum(pixels.clamp(min=0), axis.length - 1)
-
-
-def _weights(axis: Axis, pixels: Tensor, size: int, interpolation: Interpolation) -> Tensor:
-    """float32 (2S, n): Pillow's weights (libImaging/Resample.c, precompute_coeffs) of some pixels of an axis, coarse parts
-    over fine ones."""
+def _weights(axis: Axis, length: int, size: int, interpolation: Interpolation) -> Tensor:
+    """float32 (2S, L): Pillow's weights (libImaging/Resample.c, precompute_coeffs), coarse parts over fine ones."""
     rows = torch.arange(size)[:, None] + axis.first
-    there = ((pixels >= 0) & (pixels < axis.length)).double()
-    pixels = pixels[None]
+    pixels = torch.arange(length)[None]
     # Twice the distance of centres in resized pixels, times the lengths: whole, so that it has no rounding error.
     apart = ((2 * pixels + 1) * axis.resized - (2 * rows + 1) * axis.length).abs()
     distance = apart.double() / (2 * torch.maximum(axis.length, axis.resized)).double()
@@ -146,7 +119,6 @@ def _weights(axis: Axis, pixels: Tensor, size: int, interpolation: Interpolation
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
     else:
         weights = (1 - distance).clamp(min=0.0)
-    weights = weights * there
     weights = weights / weights.sum(1, keepdim=True)
     weights = weights.sign() * torch.floor(weights.abs() * _FINE + 0.5) / _FINE
     coarse = torch.floor(weights * _COARSE + 0.5) / _COARSE
