@@ -16,6 +16,7 @@ from excite.data import DataSets, EvalLoader, Preprocessing, open_measured
 from excite.data.decode import BadImageError
 from excite.data.folder import in_order, some
 from excite.data.formats import EXTENSIONS
+from excite.data.pixels import FULL_WHITE
 from excite.data.record import find_record
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, nearest
@@ -249,12 +250,15 @@ def data_for(
     trained = Recipe.from_dict(meta["recipe"], str(source))
     recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
     fewest = {k: min(n, getattr(recipe.data, k) or n) for k, n in (limits or {}).items()}
+    keys = overridden(overrides)
+    if "data.white" not in keys:  # what was found in the training images holds for others, too
+        fewest["white"] = meta["preprocessing"].get("white", FULL_WHITE)
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=fewest)})
     data = open_measured(
         recipe.data,
         recipe.augment,
         elsewhere="converted_from" in meta or _elsewhere(trained, recipe),
-        asked="data.part" in overridden(overrides),
+        asked="data.part" in keys,
         train=train,
         record=find_record(source),
     )

@@ -90,6 +90,12 @@ class DataConfig(_Strict):
         description="Per-channel mean in 0..1; null: of the training images in memory, ImageNet's when streaming.",
     )
     std: Numbers | None = Field(default=None, description="Per-channel standard deviation in 0..1; null: as for mean.")
+    white: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="White in images of 16 bits a channel (folder only); null: from the training images' largest value.",
+    )
     max_pixels: int = Field(
         default=PILLOW_LIMIT, ge=1, le=PILLOW_LIMIT, description="Larger images count as broken, before decoding."
     )

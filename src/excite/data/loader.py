@@ -30,6 +30,7 @@ from excite.data.decode import (
     load_image,
     random_boxes,
     random_resized_crop,
+    reading,
 )
 from excite.data.images import ArrayImages, FileImages
 from excite.errors import ExciteError
@@ -121,16 +122,18 @@ class FileDecoder(Dataset[Decoded]):
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        path = self.files.paths[index]
+        path, white = self.files.paths[index], self.files.white
         mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
-        if augment is None or augment.crop != "random_resized":
-            image = load_image(path, mode, data.max_pixels)
-            return eval_transform(image, self.size, data.crop_pct, data.interpolation)
-        # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
-        thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
-        image = load_image(path, mode, data.max_pixels, enough=math.ceil(data.image_size / math.sqrt(thinnest)))
-        rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
-        return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
+        with reading(path):
+            if augment is None or augment.crop != "random_resized":
+                image = load_image(path, mode, data.max_pixels, white=white)
+                return eval_transform(image, self.size, data.crop_pct, data.interpolation)
+            # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
+            thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
+            enough = math.ceil(data.image_size / math.sqrt(thinnest))
+            image = load_image(path, mode, data.max_pixels, enough, white)
+            rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
+            return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
 
 
 class _Plan(Sampler[Request]):

@@ -30,9 +30,11 @@ from excite.data.images import (
     fit,
     luma,
 )
+from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
 from excite.data.split import group_keys, stable_split
+from excite.data.white import with_white
 from excite.errors import ExciteError, nearest
 from excite.storage import is_remote, stage
 
@@ -114,7 +116,7 @@ class DataSets:
 
 def _numbered(images: Images, numbers: Sequence[int]) -> Images:
     if isinstance(images, FileImages):
-        return FileImages(images.paths, [numbers[label] for label in images.labels])
+        return replace(images, labels=[numbers[label] for label in images.labels])
     return ArrayImages(images.images, images.labels.new_tensor(numbers)[images.labels], images.names)
 
 
@@ -446,7 +448,8 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
     size = data.evaluation_size
-    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans)
+    white = data.white or FULL_WHITE
+    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans, white)
 
 
 def _renamed(classes: list[str], data: DataConfig) -> list[str]:
@@ -482,7 +485,12 @@ def _of_files(
         notes.append(f"trained at {data.image_size} pixels, evaluated at {data.evaluation_size}")
     pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
-    if data.mode == "memory" or (data.mode == "auto" and small):
+    memory = data.mode == "memory" or (data.mode == "auto" and small)
+    data, said = with_white(data, train.images, val.images, every=memory)
+    notes += said
+    if test is not None:
+        test.images.white = train.images.white
+    if memory:
         plain = _preprocessing(data, (0.0,), (1.0,))  # decoding does not look at the statistics
         for_training = replace(plain, image_size=data.image_size)
         val_images, bad_val = decode_all(val.images, plain, data.max_pixels)

@@ -9,7 +9,7 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
-from excite.data.formats import EXTENSIONS
+from excite.data.formats import EXTENSIONS, UNREAD
 
 #: What operating systems, archives and editors leave behind; none of it is a class of images.
 LITTER = frozenset(
@@ -53,7 +53,7 @@ class Found:
         """What was left out, as one sentence with counts; None where nothing was."""
         parts = []
         if self.other:
-            kinds = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in self.other.most_common(8))
+            kinds = ", ".join(f"{n:,} {_kind_of(ending)}" for ending, n in self.other.most_common(8))
             rest = sum(n for _, n in self.other.most_common()[8:])
             parts.append(f"{_files(self.other.total())} ignored: {kinds}" + (f", {rest:,} others" if rest else ""))
         if self.hidden:
@@ -63,6 +63,12 @@ class Found:
             more = f" and {len(self.unusable) - 1:,} more" if len(self.unusable) > 1 else ""
             parts.append(f"left out: {path} ({reason}){more}")
         return "; ".join(parts) or None
+
+
+def _kind_of(ending: str) -> str:
+    """An ending as it is told, with the line to type where there is one that makes such files readable."""
+    mend = UNREAD.get(ending)
+    return (ending or "without an ending") + (f" ({mend} reads them)" if mend else "")
 
 
 def _files(count: int) -> str:

@@ -185,7 +185,7 @@ def _files(name: str, paths: list[str], labels: list[int] | None, preprocessing:
     mode: Literal["RGB", "L"] = "L" if preprocessing.in_chans == 1 else "RGB"
 
     def read(i: int) -> np.ndarray:
-        pixels = np.asarray(load_image(local_file(paths[i]), mode))
+        pixels = np.asarray(load_image(local_file(paths[i]), mode, white=preprocessing.white))
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
     return Samples(name, len(paths), read, labels, paths=paths)

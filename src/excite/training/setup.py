@@ -11,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast
 from torch import nn
 
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
+from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
 from excite.errors import ExciteError
 from excite.gates import Gate
@@ -95,13 +96,20 @@ class Run:
             "model": {"name": self.model.model_name, "args": self.model.model_args},
             "classes": self.data.classes,
             "preprocessing": self.preprocessing.to_dict(),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self._recipe(),
             "metrics": metrics,
             "versions": versions(),
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "precision": self.precision,
         }
+
+    def _recipe(self) -> dict[str, Any]:
+        """The recipe with what was found out in its place, so that the data is read in the same way ever after."""
+        values = self.recipe.model_dump(mode="json")
+        if self.preprocessing.white != FULL_WHITE:
+            values["data"]["white"] = self.preprocessing.white
+        return values
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights; plain values and tensors only."""
