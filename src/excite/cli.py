@@ -11,6 +11,7 @@ import typer
 
 from excite.errors import ExciteError
 from excite.leaving import leave_quickly
+from excite.runtime.job import is_one_of_several
 
 if TYPE_CHECKING:
     from excite.training.display import Display
@@ -1328,7 +1329,7 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        if _in_job():
+        if is_one_of_several():
             from excite.training.launch import tell_and_end
 
             tell_and_end(error)
@@ -1341,8 +1342,3 @@ def main() -> None:
         status = getattr(error, "exit_status", None)
         print(error if status else f"error: {error}", file=sys.stderr)
         sys.exit(status or 1)
-
-
-def _in_job() -> bool:
-    """Whether this is one of several processes, of which one should speak for all."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

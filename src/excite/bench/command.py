@@ -15,7 +15,7 @@ from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
-from excite.training import launch
+from excite.runtime.job import rank, world_size
 
 
 def bench_models(
@@ -33,8 +33,8 @@ def bench_models(
     Raises:
         ExciteError: rows failed (after the others were measured and written), or ``csv`` holds something else.
     """
-    first = launch.rank() == 0
-    if profile is not None and launch.world_size() > 1:
+    first = rank() == 0
+    if profile is not None and world_size() > 1:
         raise ExciteError("--profile is for one process: run it without torchrun")
     if csv is not None and first:
         check_csv(csv)
@@ -103,7 +103,7 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
     from excite.bench.pipeline import measure_pipeline, pipeline_table
 
     result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
-    if launch.rank() == 0:
+    if rank() == 0:
         print(json.dumps(result, indent=2) if as_json else pipeline_table(result))
 
 

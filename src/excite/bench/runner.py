@@ -11,7 +11,7 @@ from typing import Any
 
 from excite.bench.settings import Setting
 from excite.errors import nearest
-from excite.training import launch
+from excite.runtime.job import world_size
 
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
 MINDSPORE_PYTHON = "EXCITE_MINDSPORE_PYTHON"
@@ -37,7 +37,7 @@ def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache
         for setting, given in zip(settings, answers, strict=True):
             if given and "error" in given[-1]:
                 continue
-            answer = _in_place(setting) if launch.world_size() > 1 else _in_process(setting, cache)
+            answer = _in_place(setting) if world_size() > 1 else _in_process(setting, cache)
             if "error" in answer:
                 given.clear()
             given.append(answer)

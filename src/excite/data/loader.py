@@ -26,6 +26,7 @@ from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decode import BadImageError, eval_transform, load_image, random_boxes, random_resized_crop
 from excite.data.images import ArrayImages, FileImages
 from excite.errors import ExciteError
+from excite.runtime.job import cores, local_world_size
 
 Batch = TypeVar("Batch")
 
@@ -159,8 +160,7 @@ def _unchanged(decoded: Any) -> Any:
 
 def default_workers() -> int:
     """One worker a core that this process may use, shared among the ranks of a machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
 class _FileBatches:

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from excite.errors import ExciteError
+from excite.runtime.job import local_world_size, world_size
 from excite.training import launch
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,12 +45,12 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
         ExciteError: no such device, or it is not on this machine, or there are fewer than processes.
     """
     kind, count = count_devices(device)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_world_size()
     if kind != "cpu" and processes > count:
         raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
-    if launch.world_size() > 1 and "MASTER_ADDR" in os.environ:
+    if world_size() > 1 and "MASTER_ADDR" in os.environ:
         _register_meeting()
         handlers.append(InitProcessGroupKwargs(init_method="excite://"))
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)

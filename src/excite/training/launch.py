@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 from excite.errors import ExciteError
 from excite.files import write_json
 from excite.recipe import Recipe
+from excite.runtime.job import cores, in_job, local_rank, rank, world_size
 from excite.training.stop import Interrupted
 
 #: Where the processes that :func:`run_on_this_machine` started leave their outcome for it to read.
@@ -35,29 +36,6 @@ MEET_SECONDS = 1800
 #: Seconds that processes have to save and end after a SIGTERM or Ctrl-C (torch's default, 30, is short for a big step).
 SHUTDOWN_SECONDS = 120
 _WATCH = "watch for failures"
-
-# The first name is that of torch and its launchers; the others are those of the MPI launchers that Accelerate knows.
-_RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-_WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
-def _number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
-
-
-def in_job() -> bool:
-    """Whether a launcher started this process (as the only one, perhaps)."""
-    return any(name in os.environ for name in _RANK) and any(name in os.environ for name in _WORLD)
-
-
-def rank() -> int:
-    """This process's number in its job; 0 outside of one."""
-    return _number(_RANK, 0) if in_job() else 0
-
-
-def world_size() -> int:
-    """How many processes the job has; 1 outside of one."""
-    return _number(_WORLD, 1) if in_job() else 1
 
 
 # --- what the processes tell each other ---------------------------------------------------------------------------
@@ -314,7 +292,7 @@ def _first_to(name: str, text: str) -> bool:
             return notes.write_first(name, text)
     except RuntimeError:
         pass
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return local_rank() == 0
 
 
 def _say(error: BaseException, line: str) -> None:
@@ -451,11 +429,6 @@ def _launching(scratch: str, processes: int, threads: int | None) -> Iterator[No
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

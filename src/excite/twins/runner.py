@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import IO, Any
 from excite.errors import ExciteError
 from excite.files import write_json, write_text
 from excite.recipe import load_recipe
+from excite.runtime.job import world_size
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.stop import Interrupted, StopSignals
@@ -63,7 +63,7 @@ def run_twins(
             found before anything trains.
         Interrupted: SIGTERM or Ctrl-C; the run that was under way saved a checkpoint first.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise ExciteError("start `excite twins` once, not under torchrun or accelerate: it starts each training itself")
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
