@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.text import as_json
 
 
 def cache_folder() -> Path:
@@ -89,9 +90,13 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises ExciteError where it cannot be written."""
+    """Write a text file (UTF-8) whole or not at all. Raises ExciteError where it cannot be written.
+
+    Lone surrogates, which stand for bytes of file names that are no UTF-8, become ``\\udce9``: a text is never lost for
+    a name in it.
+    """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,8 +111,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON, indented, whole or not at all; it reads back as exactly ``value``. Raises ExciteError where it cannot
+    be written."""
+    write_text(path, as_json(value) + "\n")
 
 
 def sha256_of(path: Path) -> str:

@@ -1,9 +1,7 @@
 """`excite bench`: from the words of the command line to tables."""
 
-import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.runtime.job import rank, world_size
+from excite.text import print_json, show, tell
 
 
 def bench_models(
@@ -38,7 +37,7 @@ def bench_models(
         raise ExciteError("--profile is for one process: run it without torchrun")
     if csv is not None and first:
         check_csv(csv)
-    report = _tell if first else _keep_quiet
+    report = tell if first else _keep_quiet
     with tempfile.TemporaryDirectory(prefix="excite-bench-") as cache:
         rows = make_rows(settings, run_in_turns(settings, rounds, report, cache), source_version())
         profiles, unprofiled = ({}, []) if profile is None else _profiles(settings, rows, profile, cache)
@@ -47,21 +46,17 @@ def bench_models(
     if csv is not None:
         append_csv(csv, rows)
     if as_json:
-        print(json.dumps({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
+        print_json({"rows": rows, **({"profiles": profiles} if profiles else {})})
     else:
-        print(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        show(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
         for trace, found in profiles.items():
-            print(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
-            print(operator_table(found["operators"]))
+            show(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
+            show(operator_table(found["operators"]))
             if found["floors"]:
-                print("\n" + floor_table(found["floors"]))
+                show("\n" + floor_table(found["floors"]))
     failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + unprofiled
     if failed:
         raise ExciteError("; ".join(dict.fromkeys(failed)))
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _keep_quiet(line: str) -> None:
@@ -104,7 +99,7 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
 
     result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
     if rank() == 0:
-        print(json.dumps(result, indent=2) if as_json else pipeline_table(result))
+        print_json(result) if as_json else show(pipeline_table(result))
 
 
 def source_version() -> str:

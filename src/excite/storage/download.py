@@ -20,8 +20,10 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.files import sha256_of
+from excite.progress import bar
 from excite.storage.address import Remote, RemoteError, retried
 from excite.storage.listing import THREADS, Entry
+from excite.text import tell
 
 CHUNK = 8 << 20  # bytes of one request: what a broken connection costs at most
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
@@ -277,11 +279,9 @@ class progress:
 
     def __enter__(self) -> Any:
         if sys.stderr.isatty() and self._files:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = bar(BarColumn(24), DownloadColumn(), TransferSpeedColumn())
             self._task = self._bar.add_task(self._what, total=self._size or None)
             self._bar.start()
         return self._tick
@@ -295,7 +295,7 @@ class progress:
                 self._bar.update(self._task, completed=self._done[1], description=text)
             elif time.monotonic() - self._said > LINE_EVERY:
                 self._said = time.monotonic()
-                print(f"{text}, {self._done[1] / 1e6:,.0f} of {self._size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+                tell(f"{text}, {self._done[1] / 1e6:,.0f} of {self._size / 1e6:,.0f} MB")
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

@@ -25,6 +25,7 @@ from excite.errors import ExciteError
 from excite.files import write_json
 from excite.recipe import Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank, world_size
+from excite.text import printable, tell, tell_lines
 from excite.training.stop import Interrupted
 
 #: Where the processes that :func:`run_on_this_machine` started leave their outcome for it to read.
@@ -255,7 +256,7 @@ def tell_and_end(error: BaseException) -> NoReturn:
         line = f"error: rank {rank()}: {message}"
         if _first_to(JobBoard.FAILURE, line):
             if not isinstance(error, ExciteError):  # a fault of ours: the place where it happened is wanted
-                traceback.print_exception(error)
+                tell_lines("".join(traceback.format_exception(error)))
             _say(error, line)
         else:
             _report_to_launcher((_board and _board.read(JobBoard.FAILURE)) or line)
@@ -303,7 +304,7 @@ def _say(error: BaseException, line: str) -> None:
         status = getattr(error, "exit_status", 1)
         write_json(Path(outcome) / f"{kind}.json", {"message": line.removeprefix("error: "), "status": status})
         return
-    print(line, file=sys.stderr)
+    tell(line)
     _report_to_launcher(line)
 
 
@@ -311,6 +312,7 @@ def _report_to_launcher(line: str) -> None:
     """Leave a sentence for the summary with which torchrun ends."""
     report = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if report:  # torchrun shows "py_callstack" in its own summary
+        line = printable(line)  # torchrun prints it as it is
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         try:
             write_json(Path(report), {"message": {"message": line, "extraInfo": extra}})
