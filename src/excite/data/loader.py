@@ -25,6 +25,7 @@ from excite.data.augment import crop_and_resize
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decode import BadImageError, eval_transform, load_image, random_boxes, random_resized_crop
 from excite.data.images import ArrayImages, FileImages
+from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
 from excite.runtime.job import cores, local_world_size
 
@@ -169,15 +170,6 @@ class _FileBatches:
     def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
         self.decoder, self.plan = decoder, _Plan()
         workers = default_workers() if decoder.data.workers is None else decoder.data.workers
-        context = None
-        if workers:
-            # fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver
-            # forks from a clean process that has imported torch once (0.1 s a worker); spawn, where there is no
-            # forkserver (Windows), imports it in every worker (1.5 s each).
-            method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-            context = multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload(["excite.data.worker_server"])
         self.loader = DataLoader(
             decoder,
             batch_size=None,
@@ -186,7 +178,7 @@ class _FileBatches:
             collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
-            multiprocessing_context=context,
+            multiprocessing_context=worker_context() if workers else None,
             persistent_workers=persistent and workers > 0,
             generator=torch.Generator(),  # else every epoch would draw a number from the global generator
         )
