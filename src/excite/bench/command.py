@@ -1,7 +1,6 @@
 """`excite bench`: from the words of the command line to tables."""
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
+from excite.runtime import git
 from excite.runtime.job import rank, world_size
 from excite.text import print_json, show, tell
 
@@ -105,16 +105,8 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
 def source_version() -> str:
     """The version of excite, with the commit where it runs from a checkout ("+" if that was changed since)."""
     home = Path(excite.__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
     # An environment may lie inside of somebody's repository, whose commit says nothing about the package.
-    if not git("ls-files", "--error-unmatch", "__init__.py"):
+    found = git.checkout(home, only=True) if git.knows(home, "__init__.py") else None
+    if found is None:
         return excite.__version__
-    commit = git("rev-parse", "--short=10", "HEAD")
-    return f"{excite.__version__}-{commit}" + ("+" if git("status", "--porcelain", ".") else "")
+    return f"{excite.__version__}-{found.commit[:10]}" + ("+" if found.changed else "")

@@ -50,7 +50,8 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
         raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
-    if world_size() > 1 and "MASTER_ADDR" in os.environ:
+    if world_size() > 1:
+        _check_meeting_place()
         _register_meeting()
         handlers.append(InitProcessGroupKwargs(init_method="excite://"))
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)
@@ -58,6 +59,19 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     if device not in ("auto", found):  # several kinds in one machine, of which Accelerate prefers another
         raise ExciteError(f"device is {device!r}, but this machine offers {found!r}; use device=auto or device={found}")
     return accelerator
+
+
+def _check_meeting_place() -> None:
+    """MPI's launchers say who is who, but not where to meet."""
+    if torch.distributed.is_initialized():  # by the program that calls us
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ExciteError(
+            f"{world_size()} processes were started, but {' and '.join(missing)} are not set, which tell them where to "
+            "meet: give the first machine and a free port of it, such as `mpirun -x MASTER_ADDR=localhost -x "
+            "MASTER_PORT=29400 ...`, or start them with torchrun (docs/scaling.md)"
+        )
 
 
 @cache

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Any
 from excite.errors import ExciteError
 from excite.figures import COLORS, style, write
 from excite.files import write_text
+from excite.runtime import git
 from excite.training import launch
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
@@ -88,15 +88,8 @@ def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
 
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+    found = git.checkout(Path())
+    return None if found is None else {"commit": found.commit, "changed": found.changed}
 
 
 class Metrics:
