@@ -137,8 +137,7 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
 
     Only the first process of a job comes here, and waits for no other one: they may be gone.
     """
-    from excite.storage import left_behind, sync
-    from excite.storage.runs import MARKER
+    from excite.storage import left_behind, sync, uploads_to
     from excite.training.display import Display
 
     failed = "the report was not written"
@@ -148,7 +147,7 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
         with _stages() as advance:
             _, path = write_report(run, device=device, progress=advance)
         failed = f"{path} was written, but not uploaded"
-        if (run / MARKER).is_file() and not left_behind(run):
+        if uploads_to(run) and not left_behind(run):
             sync(run)
         Display(quiet=quiet).message(f"report {path}")
     except (Exception, KeyboardInterrupt) as error:
@@ -392,7 +391,7 @@ def sync(
     """
     from excite.storage import sync as sync_run
 
-    address, sent = sync_run(run, url)
+    address, sent = sync_run(run, url, tell)
     if as_json:
         print_json({"run": run, "url": address, "uploaded": sent})
     else:

@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,22 @@ from excite.text import as_json
 def cache_folder() -> Path:
     """Where what can be made or fetched again is kept: EXCITE_CACHE, else ~/.cache/excite."""
     return Path(os.environ.get("EXCITE_CACHE") or "~/.cache/excite").expanduser()
+
+
+def not_ours(found: os.stat_result, kind: Callable[[int], bool] = stat.S_ISREG) -> str | None:
+    """Why others than this user could have put a file or folder there, or could change it; None where they could not.
+
+    Args:
+        found: of it, without following a link.
+        kind: what it should be, such as ``stat.S_ISDIR``.
+    """
+    if not kind(found.st_mode):
+        return "is not what it should be"
+    if sys.platform == "win32":  # rights are not in the mode there
+        return None
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "can be written to by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _sync(path: Path) -> None:

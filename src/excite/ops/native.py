@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from excite.files import cache_folder
+from excite.files import cache_folder, not_ours
 from excite.runtime.job import local_rank
 from excite.text import tell
 
@@ -142,7 +141,7 @@ def _private_folder() -> Path:
     """
     folder = cache_folder() / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    reason = _not_ours(folder.lstat(), stat.S_ISDIR)
+    reason = not_ours(folder.lstat(), stat.S_ISDIR)
     if reason is None:
         return folder
     private = Path(tempfile.mkdtemp(prefix="excite-kernels-"))
@@ -155,22 +154,13 @@ def _private_folder() -> Path:
     return private
 
 
-def _not_ours(found: os.stat_result, kind: Callable[[int], bool]) -> str | None:
-    """Why others than this user could have put it there or could change it; None where they could not."""
-    if not kind(found.st_mode):
-        return "is not what it should be"
-    if found.st_uid != os.geteuid():
-        return "belongs to another user"
-    return "can be written to by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
-
-
 def _open_own(path: Path) -> int | None:
     """A descriptor of the compiled file; None where there is none, or others could have written it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return None
-    if _not_ours(os.fstat(descriptor), stat.S_ISREG) is None:
+    if not_ours(os.fstat(descriptor), stat.S_ISREG) is None:
         return descriptor
     os.close(descriptor)
     return None
