@@ -56,7 +56,7 @@ def _without_main() -> Iterator[None]:
             data = {key: value for key, value in data.items() if not key.startswith("init_main_from")}
             return {**data, "sys_path": _programs_folder_last(data["sys_path"])}
 
-        spawn.get_preparation_data = prepare_without_main  # type: ignore[assignment]
+        spawn.get_preparation_data = prepare_without_main
         # multiprocessing's helpers are `python -c ...`, which look into the current folder first.
         os.environ["PYTHONSAFEPATH"] = "1"
         try:
@@ -87,7 +87,7 @@ if sys.platform != "win32":
         @staticmethod
         def _Popen(process_obj: BaseProcess) -> Any:
             with _without_main():
-                return context.ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return context.ForkServerProcess._Popen(process_obj)
 
     class _ForkServer(context.ForkServerContext):
         Process = _ServedProcess
@@ -97,7 +97,7 @@ class _SpawnedProcess(context.SpawnProcess):
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Any:
         with _without_main():
-            return context.SpawnProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            return context.SpawnProcess._Popen(process_obj)
 
 
 class _Spawn(context.SpawnContext):

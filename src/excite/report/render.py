@@ -333,9 +333,8 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
         section.note(_why_no_gates(study.numbers["about"]))
         return
     for name, drawn, alt, caption in _gate_figures(explanation, scratch):
-        if not isinstance(drawn, Undrawn):
-            drawn = (scratch / f"{name}.svg").read_text(encoding="utf-8")
-        section.figures(page.figure(drawn, alt, caption, wide=True))
+        figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
+        section.figures(page.figure(figure, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
     columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
     columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
