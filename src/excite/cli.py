@@ -3,14 +3,18 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.errors import ExciteError
 from excite.leaving import leave_quickly
+from excite.runtime.job import is_one_of_several
+from excite.text import print_json, printable, show, tell, tell_lines
 
 if TYPE_CHECKING:
     from excite.training.display import Display
@@ -119,7 +123,7 @@ def train(
     if checked.report.write:
         _report_on_run(Path(results["run"]), checked.train.device, quiet=as_json)
     if as_json:
-        _print_json(results)
+        print_json(results)
     else:
         _show_results(results)
     from excite.storage import left_behind
@@ -133,8 +137,7 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
 
     Only the first process of a job comes here, and waits for no other one: they may be gone.
     """
-    from excite.storage import left_behind, sync
-    from excite.storage.runs import MARKER
+    from excite.storage import left_behind, sync, uploads_to
     from excite.training.display import Display
 
     failed = "the report was not written"
@@ -144,12 +147,12 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
         with _stages() as advance:
             _, path = write_report(run, device=device, progress=advance)
         failed = f"{path} was written, but not uploaded"
-        if (run / MARKER).is_file() and not left_behind(run):
+        if uploads_to(run) and not left_behind(run):
             sync(run)
         Display(quiet=quiet).message(f"report {path}")
     except (Exception, KeyboardInterrupt) as error:
         reason = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}".rstrip(": ")
-        print(f"{failed} ({reason}); the run is whole, try again: excite report {run}", file=sys.stderr)
+        tell(f"{failed} ({reason}); the run is whole, try again: excite report {run}")
 
 
 RESULT_COLUMNS = [
@@ -247,7 +250,7 @@ def twins(
         quiet=as_json,
     )
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         from excite.twins.report import show_files
 
@@ -305,7 +308,7 @@ def validate(
     row |= {"measured": result.measured, "notes": list(result.notes)}
     rows = result.per_class(predictor.classes)
     if as_json:
-        _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
         return
     columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
     columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
@@ -346,10 +349,10 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import Prediction, draw_grid, find_images, load, to_json
+    from excite.inference import Prediction, draw_grid, find_images, load, to_rows
     from excite.training.display import Display, make_table
 
-    files = find_images(images, lambda line: print(line, file=sys.stderr))
+    files = find_images(images, tell)
     predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
@@ -366,12 +369,12 @@ def predict(
                         bad.append(str(error))
             advance(start + len(part), len(files))
     if as_json:
-        print(to_json(found))
+        print_json(to_rows(found))
     else:
         rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
-        print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
+        tell(f"grid: {draw_grid(found, grid)}")
     if bad:
         raise ExciteError("; ".join(bad))
 
@@ -397,11 +400,11 @@ def sync(
     """
     from excite.storage import sync as sync_run
 
-    address, sent = sync_run(run, url)
+    address, sent = sync_run(run, url, tell)
     if as_json:
-        _print_json({"run": run, "url": address, "uploaded": sent})
+        print_json({"run": run, "url": address, "uploaded": sent})
     else:
-        print(f"{address} has all of {run}: {sent} file(s) uploaded")
+        show(printable(f"{address} has all of {run}: {sent} file(s) uploaded"))
 
 
 @app.command()
@@ -560,10 +563,10 @@ def scale(
         images=images,
         price=price,
         assume=assume or [],
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=tell,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     from excite.training.display import Display
 
@@ -645,7 +648,7 @@ def convert(
         progress=_progress,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
@@ -722,7 +725,7 @@ def graft(
         progress=_progress,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
@@ -799,7 +802,7 @@ def export(
             progress=advance,
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
     columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
@@ -856,9 +859,9 @@ def prune(
         say=_teller(display, as_json),
     )
     if out is not None:
-        write(result, out, source)
+        write(result, out, source, _teller(display, as_json))
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     rows = [
         {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
@@ -873,7 +876,7 @@ def prune(
 
 def _teller(display: "Display", as_json: bool) -> Callable[[str], None]:
     """Where sentences go: to the terminal, or, so that standard output is JSON alone, to standard error."""
-    return (lambda line: print(line, file=sys.stderr)) if as_json else display.message
+    return tell if as_json else display.message
 
 
 def _options_given(words: list[str]) -> dict[str, Any]:
@@ -959,7 +962,7 @@ def explain(
             progress=advance,
         )
     if as_json:
-        _print_json({**result.to_dict(), "folder": str(folder)})
+        print_json({**result.to_dict(), "folder": str(folder)})
     else:
         show(result, folder, Display())
     if result.bad:
@@ -1025,7 +1028,7 @@ def compare(
             progress=advance,
         )
     if as_json:
-        _print_json({**result.to_dict(), "files": [str(path) for path in written]})
+        print_json({**result.to_dict(), "files": [str(path) for path in written]})
     else:
         show(result.to_dict(), written, Display())
 
@@ -1084,7 +1087,7 @@ def report(
             progress=advance,
         )
     if as_json:
-        _print_json({**numbers, "file": str(path)})
+        print_json({**numbers, "file": str(path)})
         return
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
@@ -1125,7 +1128,7 @@ def models(
 
     rows = list_sizes(names)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     shown = [
         {
@@ -1175,10 +1178,10 @@ def gates(
 
     if name is None:
         rows = summarise()
-        _print_json(rows) if as_json else _show_gates(rows)
+        print_json(rows) if as_json else _show_gates(rows)
     else:
         gate = describe_gate(name)
-        _print_json(gate) if as_json else _show_gate(gate)
+        print_json(gate) if as_json else _show_gate(gate)
 
 
 def _show_gates(rows: list[dict[str, Any]]) -> None:
@@ -1223,7 +1226,8 @@ def _show_gate(gate: dict[str, Any]) -> None:
         display.message(gate["paper"])
     for form in gate["forms"]:
         channels, height, width = form["map"]
-        display.message(f"\n{form['gate']}: scale = {form['formula']}")
+        display.message("")
+        display.message(f"{form['gate']}: scale = {form['formula']}")
         facts = [
             ("sees", form["squeeze"]),
             ("scales", form["scales"]),
@@ -1240,7 +1244,8 @@ def _show_gate(gate: dict[str, Any]) -> None:
         display.message("")
         display.table(make_table(rows, columns))
     display.message("every gate also has the option identity: true makes a fresh one a factor of exactly 1")
-    display.message(f"\n{gate['notes']}")
+    for line in ["", *gate["notes"].splitlines()]:
+        display.message(line)
 
 
 def _published(entry: dict[str, Any]) -> str:
@@ -1269,13 +1274,13 @@ def recipes(
     from excite.recipe import json_schema, list_recipes, load_recipe, recipe_text
 
     if schema:
-        print(json_schema(), end="")
+        show(json_schema().rstrip("\n"))
         return
     if name is not None:
         if as_json:
-            _print_json(load_recipe(name).model_dump(mode="json"))
+            print_json(load_recipe(name).model_dump(mode="json"))
         else:
-            print(recipe_text(name)[0], end="")
+            show(recipe_text(name)[0].rstrip("\n"))
         return
     rows = []
     for each in list_recipes():
@@ -1283,7 +1288,7 @@ def recipes(
         first = recipe_text(each)[0].split("\n", 1)[0].lstrip("# ").removeprefix(f"{each}: ")
         rows.append({"recipe": each, "model": recipe.model.name, "epochs": recipe.train.epochs, "what": first})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     from excite.training.display import Display, make_table
 
@@ -1295,10 +1300,11 @@ class _progress:
     """A progress bar on standard error, where that is a terminal; ``advance(done, total)`` moves it."""
 
     def __init__(self, what: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        from excite.progress import bar
+
+        self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> Any:
@@ -1320,10 +1326,6 @@ class _stages(_progress):
         return lambda what, done, total: self._bar.update(self._task, description=what, completed=done, total=total)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
@@ -1341,13 +1343,19 @@ def _options(
     pass
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, with its place; the names in it are no less other people's."""
+    tell_lines("".join(traceback.format_exception(kind, error, trace)))
+
+
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
+    sys.excepthook = _show_traceback
     try:
         app()
     except Exception as error:
-        if _in_job():
+        if is_one_of_several():
             from excite.training.launch import tell_and_end
 
             tell_and_end(error)
@@ -1358,10 +1366,5 @@ def main() -> None:
             raise
         # A run that was asked to stop has an exit status of its own, and made no error.
         status = getattr(error, "exit_status", None)
-        print(error if status else f"error: {error}", file=sys.stderr)
+        tell(error if status else f"error: {error}")
         sys.exit(status or 1)
-
-
-def _in_job() -> bool:
-    """Whether this is one of several processes, of which one should speak for all."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

@@ -5,17 +5,36 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.text import as_json
 
 
 def cache_folder() -> Path:
     """Where what can be made or fetched again is kept: EXCITE_CACHE, else ~/.cache/excite."""
     return Path(os.environ.get("EXCITE_CACHE") or "~/.cache/excite").expanduser()
+
+
+def not_ours(found: os.stat_result, kind: Callable[[int], bool] = stat.S_ISREG) -> str | None:
+    """Why others than this user could have put a file or folder there, or could change it; None where they could not.
+
+    Args:
+        found: of it, without following a link.
+        kind: what it should be, such as ``stat.S_ISDIR``.
+    """
+    if not kind(found.st_mode):
+        return "is not what it should be"
+    if sys.platform == "win32":  # rights are not in the mode there
+        return None
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "can be written to by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _sync(path: Path) -> None:
@@ -89,9 +108,13 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; names of files that are no UTF-8 keep their bytes. Raises ExciteError."""
+    """Write a text file (UTF-8) whole or not at all. Raises ExciteError where it cannot be written.
+
+    Lone surrogates, which stand for bytes of file names that are no UTF-8, become ``\\udce9``: a text is never lost for
+    a name in it.
+    """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="surrogateescape")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,8 +129,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON, indented, whole or not at all; it reads back as exactly ``value``. Raises ExciteError where it cannot
+    be written."""
+    write_text(path, as_json(value) + "\n")
 
 
 def sha256_of(path: Path) -> str:

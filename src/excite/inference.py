@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import expand, in_place, is_remote, local_file
+from excite.text import as_json
 from excite.training.checkpoint import Checkpoint, find_weights, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
 from excite.training.evaluation import Evaluation, evaluate
@@ -434,8 +434,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
-    from excite.figures import shortened, style
-    from excite.files import written_aside
+    from excite.figures import shortened, style, write
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))
@@ -450,12 +449,14 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
             axis.imshow(load_image(local_file(prediction.path)))
             name, probability = prediction.top[0]
             axis.set_title(f"{shortened(name, 22)}\n{100 * probability:.1f} %", fontsize=9)
-        with written_aside(path) as aside:
-            figure.savefig(aside, dpi=100, format="png")
-    return path
+        return write(figure, path, dpi=100)
+
+
+def to_rows(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as a list of {path, top: [{class, probability}]}."""
+    return [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:
-    """Predictions as JSON: a list of {path, top: [{class, probability}]}."""
-    rows = [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
-    return json.dumps(rows, indent=2, ensure_ascii=False)
+    """Predictions as JSON: what :func:`to_rows` gives."""
+    return as_json(to_rows(predictions))

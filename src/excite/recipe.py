@@ -444,10 +444,20 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         for part in path[:-1]:
             node[part] = dict(node.get(part) or {})
             node = node[part]
-        node[path[-1]] = parse_yaml(text, f"the value of {key}") if text else None
+        node[path[-1]] = _override_value(text, key) if text else None
     if any(_full_key(o.partition("=")[0].strip()) == "train.batch_size" for o in overrides):
         _keep_reference_batch(values, written)
     return values
+
+
+def _override_value(text: str, key: str) -> Any:
+    """What stands behind ``key=``: YAML, or where it holds characters that YAML cannot (a path that is no UTF-8, for
+    example), the text itself."""
+    try:
+        yaml.reader.Reader(text)
+    except yaml.reader.ReaderError:
+        return text
+    return parse_yaml(text, f"the value of {key}")
 
 
 def _train_value(values: dict[str, Any], key: str) -> Any:

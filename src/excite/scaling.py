@@ -289,7 +289,8 @@ def measure(
     Returns:
         The measurements at ``batch_per_device``, by number of devices, and the fitted assumptions.
     """
-    from excite.training.launch import cores, run_on_this_machine
+    from excite.runtime.job import cores
+    from excite.training.launch import run_on_this_machine
 
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:

@@ -33,7 +33,9 @@ from excite.data.decode import (
     reading,
 )
 from excite.data.images import ArrayImages, FileImages
+from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
+from excite.runtime.job import cores, local_world_size
 
 Batch = TypeVar("Batch")
 #: Whose rule on broken images holds: `data.on_bad_train` or `data.on_bad_val`.
@@ -175,8 +177,7 @@ def _unchanged(decoded: Any) -> Any:
 
 def default_workers() -> int:
     """One worker a core that this process may use, shared among the ranks of a machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
 class _FileBatches:
@@ -185,15 +186,6 @@ class _FileBatches:
     def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
         self.decoder, self.plan = decoder, _Plan()
         workers = default_workers() if decoder.data.workers is None else decoder.data.workers
-        context = None
-        if workers:
-            # fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver
-            # forks from a clean process that has imported torch once (0.1 s a worker); spawn, where there is no
-            # forkserver (Windows), imports it in every worker (1.5 s each).
-            method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-            context = multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload(["excite.data.worker_server"])
         self.loader = DataLoader(
             decoder,
             batch_size=None,
@@ -202,7 +194,7 @@ class _FileBatches:
             collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
-            multiprocessing_context=context,
+            multiprocessing_context=worker_context() if workers else None,
             persistent_workers=persistent and workers > 0,
             generator=torch.Generator(),  # else every epoch would draw a number from the global generator
         )

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,8 +26,10 @@ from excite.explain.ablation import (
 from excite.explain.gates import check_gates, fixed_gates, outer_gates
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
+from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images
+from excite.text import printable
 
 ABLATIONS = ("full", "estimate", "off")
 #: Called with (what is being done, done, in all).
@@ -132,7 +135,8 @@ class Explanation:
         return text.getvalue()
 
     def write(self, folder: Path) -> Path:
-        """Write tables and figures into a new folder, whole or not at all.
+        """Write tables and figures into a new folder, whole or not at all. Figures that cannot be drawn are missing,
+        and a note says so.
 
         Raises:
             ExciteError: the folder is there already or cannot be written.
@@ -144,8 +148,10 @@ class Explanation:
             write_json(aside / "explain.json", self.to_dict())
             if self.statistics:
                 write_text(aside / "gates.csv", self.to_csv())
-                self._draw(aside)
+                with dispensable("the gates", self.notes.append):
+                    self._draw(aside)
             self._draw_images(aside)
+            write_json(aside / "explain.json", self.to_dict())  # with what could not be drawn
         return folder
 
     def _draw(self, folder: Path) -> None:
@@ -169,12 +175,13 @@ class Explanation:
 
         taken: set[str] = set()
         for explained in self.explained:
-            stem = Path(explained.path).stem
+            stem = re.sub(r"\\|[^\w .-]", "_", printable(Path(explained.path).stem))[:80]
             name = next(
                 n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(self.explained) + 2))) if n not in taken
             )
             taken.add(name)
-            draw_image(explained, folder / "images" / f"{name}.png")
+            with dispensable(f"{name}.png", self.notes.append):
+                draw_image(explained, folder / "images" / f"{name}.png")
 
 
 def explain(

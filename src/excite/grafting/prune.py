@@ -13,13 +13,15 @@ from torch import nn
 from excite.data import DataSets
 from excite.errors import ExciteError
 from excite.explain.gates import fixed_gates
-from excite.figures import COLORS, style
+from excite.figures import COLORS, dispensable, style
+from excite.figures import write as write_figure
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.grafting.stored import header
 from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
 from excite.recipe import Recipe
+from excite.text import tell
 from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
 from excite.training.evaluation import Evaluation, evaluate
 
@@ -238,13 +240,13 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
         accuracy.fill_between(gates, low, high, color=COLORS[1], alpha=0.15, linewidth=0, label=band)
         accuracy.legend(frameon=False)
         figure.suptitle(title)
-        with written_aside(path) as aside:
-            figure.savefig(aside, dpi=110, format="png")
-    return path
+        return write_figure(figure, path)
 
 
-def write(result: Pruned, folder: Path, source: str) -> None:
+def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
     """``model.safetensors``, ``prune.json`` and ``prune.png`` into a new folder, whole or not at all.
+
+    A picture that cannot be drawn is told to ``say``, and missing.
 
     Raises:
         ExciteError: the folder is there already, or cannot be written.
@@ -258,4 +260,5 @@ def write(result: Pruned, folder: Path, source: str) -> None:
         aside.mkdir(parents=True)
         save_weights(aside / WEIGHTS, model, meta)
         write_json(aside / "prune.json", result.to_dict())
-        draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")
+        with dispensable("prune.png", say):
+            draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")

@@ -141,12 +141,13 @@ def report(
             raise ExciteError(f"{figures} exists already; name a new folder for the figures")
         check_writable(Path(figures))
     study = study_source(opened, overrides, files, keep=whole, quick=quick, progress=tell)
+    # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
+    if opened.run is not None and whole and (opened.run / "results.json").is_file():
+        write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
         make_page(study, Path(scratch)).write(path)
     if figures is not None:
         write_figures(study, Path(figures))
-    if opened.run is not None and whole and (opened.run / "results.json").is_file():
-        write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     tell("written", 1, 1)
     return study.numbers, path
 

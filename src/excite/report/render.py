@@ -9,11 +9,12 @@ import numpy as np
 
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
-from excite.figures import save
+from excite.figures import Undrawn, attempt, dispensable, save
 from excite.report import figures
 from excite.report.build import Study
 from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report.reproduce import RECIPE_FILE
+from excite.text import tell
 from excite.training.display import format_seconds
 
 #: Tables with more rows than this are folded.
@@ -69,12 +70,14 @@ def make_page(study: Study, scratch: Path) -> Page:
 
 
 def write_figures(study: Study, folder: Path) -> list[Path]:
-    """Every figure of the page as PNG and SVG in ``folder``, which is made. Raises ExciteError."""
+    """Every figure of the page as PNG and SVG in ``folder``, which is made; one that cannot be drawn is a sentence on
+    standard error."""
     written = []
     for name, drawing in figures.drawings(study.numbers).items():
-        written += save(drawing, folder / name)
+        with dispensable(name, tell):
+            written += save(drawing, folder / name)
     if study.explanation is not None:
-        names = [name for name, *_ in _gate_figures(study.explanation, folder)]
+        names = [name for name, drawn, *_ in _gate_figures(study.explanation, folder) if not isinstance(drawn, Undrawn)]
         written += [folder / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     return written
 
@@ -340,9 +343,9 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
     if found is None or explanation is None:
         section.note(_why_no_gates(study.numbers["about"]))
         return
-    for name, alt, caption in _gate_figures(explanation, scratch):
-        svg = (scratch / f"{name}.svg").read_text(encoding="utf-8")
-        section.figures(page.figure(svg, alt, caption, wide=True))
+    for name, drawn, alt, caption in _gate_figures(explanation, scratch):
+        figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
+        section.figures(page.figure(figure, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
     columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
     columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
@@ -368,22 +371,22 @@ def _why_no_gates(about: dict[str, Any]) -> str:
     return "This network has no gates."
 
 
-def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, str, str]]:
-    """Write those figures of ``excite explain`` that fit on a page: (name of the file, what it shows, caption) each."""
+def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, list[Path] | Undrawn, str, str]]:
+    """Write those figures of ``excite explain`` that fit on a page: (name, files, what it shows, caption) each."""
     count = next(iter(explanation.statistics.values())).count
     present = [name for k, name in enumerate(explanation.classes) if count[k] > 0]
     shown = [explanation.classes.index(name) for name in choose_depths(present, 5)]
     chosen = {name: explanation.statistics[name] for name in choose_depths(list(explanation.statistics), GATES_DRAWN)}
-    draw_health(explanation.rows, scratch / "health", "")
     yield (
         "health",
+        attempt(draw_health, explanation.rows, scratch / "health", ""),
         "Health of the gates",
         "A row a gate, from the input to the output: how its scales are distributed, how much of their variance is "
         "between classes, and what fixing it at its mean would add to the loss (an estimate).",
     )
-    draw_excitations(chosen, explanation.classes, shown, scratch / "excitations", "")
     yield (
         "excitations",
+        attempt(draw_excitations, chosen, explanation.classes, shown, scratch / "excitations", ""),
         "Mean scale of each channel by class, a panel a gate",
         "Mean scale of each channel by class, at several depths (as in the SE paper, section 6.3).",
     )

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from excite.files import cache_folder, write_text
 from excite.storage.address import Remote, RemoteError, connect, is_remote, without_secrets
 from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
+from excite.text import tell
 
 KEPT_VERSIONS = 2
 RELISTINGS = 3
@@ -113,7 +113,7 @@ def locked(place: Path) -> Iterator[None]:
                 lock.acquire(timeout=LINE_EVERY)
                 break
             except Timeout:
-                print(f"waiting for another process that stages into {place}", file=sys.stderr, flush=True)
+                tell(f"waiting for another process that stages into {place}")
     except OSError as error:
         raise disk_error(error, place.parent) from error
     try:

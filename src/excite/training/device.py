@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from excite.errors import ExciteError
+from excite.runtime.job import local_world_size, world_size
 from excite.training import launch
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -44,12 +45,13 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
         ExciteError: no such device, or it is not on this machine, or there are fewer than processes.
     """
     kind, count = count_devices(device)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_world_size()
     if kind != "cpu" and processes > count:
         raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
-    if launch.world_size() > 1 and "MASTER_ADDR" in os.environ:
+    if world_size() > 1:
+        _check_meeting_place()
         _register_meeting()
         handlers.append(InitProcessGroupKwargs(init_method="excite://"))
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)
@@ -57,6 +59,19 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     if device not in ("auto", found):  # several kinds in one machine, of which Accelerate prefers another
         raise ExciteError(f"device is {device!r}, but this machine offers {found!r}; use device=auto or device={found}")
     return accelerator
+
+
+def _check_meeting_place() -> None:
+    """MPI's launchers say who is who, but not where to meet."""
+    if torch.distributed.is_initialized():  # by the program that calls us
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ExciteError(
+            f"{world_size()} processes were started, but {' and '.join(missing)} are not set, which tell them where to "
+            "meet: give the first machine and a free port of it, such as `mpirun -x MASTER_ADDR=localhost -x "
+            "MASTER_PORT=29400 ...`, or start them with torchrun (docs/scaling.md)"
+        )
 
 
 @cache

@@ -3,7 +3,7 @@
 torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
 
 Raises:
-    ExciteError: on import, if that torchvision cannot be made harmless.
+    ExciteError: on import, if that torchvision cannot be made harmless, or Matplotlib's settings are wrong.
 """
 
 from excite.errors import ExciteError
@@ -26,6 +26,10 @@ except ImportError as error:
     raise ExciteError(
         "torchmetrics cannot be imported, because torchvision is installed and does not load "
         f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
+    ) from error
+except ValueError as error:  # Matplotlib's, which torchmetrics imports where it is installed
+    raise ExciteError(
+        f"Matplotlib cannot be imported ({str(error).split(';')[0]}): mend its settings (MPLBACKEND, matplotlibrc)"
     ) from error
 
 __all__ = [

@@ -12,9 +12,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.data import EvalLoader
 from excite.errors import ExciteError
+from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.models import describe
 from excite.recipe import load_recipe
+from excite.text import printable
 from excite.training import checkpoint as ckpt
 from excite.training.compilation import compile_timer
 from excite.training.device import device_name, peak_memory_gb
@@ -238,7 +240,7 @@ def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
     listed = [*run.data.unusable, *bad]
     path = run.folder / "bad_images.txt"
     if listed:
-        write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in listed))
+        write_text(path, "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed))
     if bad:
         run.display.message(
             f"{len(bad)} image(s) could not be read and were skipped: {path} (data.on_bad_train=stop and "
@@ -253,12 +255,13 @@ def bad_images(run: Run) -> dict[str, str]:
 
 
 def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
-    """Curves, results, and the last words; ``seen`` are the images that could not be read."""
+    """Results, curves, and the last words; ``seen`` are the images that could not be read."""
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
-    draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
     results = _results(run, len(seen))
     write_json(run.folder / "results.json", results)
+    with dispensable("curves.png", run.display.message):
+        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
     return results
 

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -10,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import write_text, written_aside
+from excite.figures import COLORS, style, write
+from excite.files import write_text
+from excite.runtime import git
 from excite.training import launch
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
@@ -87,15 +88,8 @@ def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
 
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+    found = git.checkout(Path())
+    return None if found is None else {"commit": found.commit, "changed": found.changed}
 
 
 class Metrics:
@@ -165,23 +159,21 @@ def draw_curves(run: Path, title: str) -> Path | None:
             axis.plot(*zip(*known, strict=True), label=label, color=color, linewidth=width)
             axis.legend(frameon=False)
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    plot(loss, train, "loss", "training", "#0072B2", 1)
-    plot(loss, evals, "loss", "validation", "#D55E00", 2)
-    plot(accuracy, train, "accuracy", "training", "#0072B2", 1)
-    plot(accuracy, evals, "top1", "validation", "#D55E00", 2)
-    plot(rate, train, "lr", "learning rate", "#009E73", 2)
-    if evals:
-        best = max(evals, key=lambda r: r["top1"])
-        place = (best["epoch"], best["top1"])
-        accuracy.plot(*place, "o", color="#D55E00")
-        accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
-    for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
-        axis.set(xlabel="epoch", title=label)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    path = run / "curves.png"
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
-    return path
+    with style():
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        loss, accuracy, rate = figure.subplots(1, 3)
+        plot(loss, train, "loss", "training", COLORS[1], 1)
+        plot(loss, evals, "loss", "validation", COLORS[2], 2)
+        plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
+        plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
+        plot(rate, train, "lr", "learning rate", COLORS[3], 2)
+        if evals:
+            best = max(evals, key=lambda r: r["top1"])
+            place = (best["epoch"], best["top1"])
+            accuracy.plot(*place, "o", color=COLORS[2])
+            accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
+        for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
+            axis.set(xlabel="epoch", title=label)
+            axis.grid(alpha=0.3)
+        figure.suptitle(title)
+        return write(figure, run / "curves.png")

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.figures import COLORS, style
-from excite.files import written_aside
+from excite.figures import COLORS, style, write
 
 
 def draw(report: Mapping[str, Any], path: Path) -> Path:
@@ -34,10 +33,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
         _latency(panels[3], report)
         seeds = len(report["seeds"])
         figure.suptitle(f"{report['recipe']}: {seeds} seed{'s' if seeds > 1 else ''}, {_epochs(report)}")
-        with written_aside(path) as aside:
-            kind = path.suffix.removeprefix(".")
-            figure.savefig(aside, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return path
+        return write(figure, path, dpi=130)
 
 
 def _epochs(report: Mapping[str, Any]) -> str:

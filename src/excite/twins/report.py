@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.files import write_json, write_text
+from excite.text import printable, printable_lines
 from excite.training.display import Display, make_table
 from excite.training.run_folder import read_metrics, versions
 from excite.twins.plan import Plan, run_name
@@ -192,7 +193,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in notes(report))]
     lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -201,7 +202,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return printable_lines(text.getvalue())
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:

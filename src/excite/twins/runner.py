@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rich.text import Text
+
 from excite.errors import ExciteError
+from excite.figures import dispensable
 from excite.files import write_json, write_text
 from excite.recipe import load_recipe
+from excite.runtime.job import world_size
+from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.stop import Interrupted, StopSignals
@@ -63,7 +68,7 @@ def run_twins(
             found before anything trains.
         Interrupted: SIGTERM or Ctrl-C; the run that was under way saved a checkpoint first.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise ExciteError("start `excite twins` once, not under torchrun or accelerate: it starts each training itself")
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
@@ -122,6 +127,8 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
     )
     if stop.received:
         raise Interrupted(f"stopped by {_signal_name(stop.received)}; nothing is lost", stop.received)
@@ -200,8 +207,9 @@ class _Experiment:
         if report["runs"]:
             from excite.twins.figure import draw
 
-            draw(report, self.folder / "twins.png")
-            draw(report, self.folder / "twins.svg")
+            with dispensable("twins.png", self.display.message):
+                draw(report, self.folder / "twins.png")
+                draw(report, self.folder / "twins.svg")
         return report
 
     def _run_folder(self, gate: str, seed: int) -> Path:
@@ -244,13 +252,14 @@ class _Experiment:
     def _watch(self, words: list[str], what: str, metrics: Path) -> tuple[int, str]:
         """Run ``excite train WORDS`` to its end: (exit status, standard error)."""
         shown = self.display.console.is_terminal and not self.display.quiet
-        live = self.display.console.status(what) if shown else nullcontext()
+        live = self.display.console.status(Text(printable(what)), spinner="line") if shown else nullcontext()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, live as status:
             process = subprocess.Popen(
                 _worker("train", *words),
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see excite.twins.worker
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
                 # Ctrl-C reaches this process alone, which passes it on once: a second one would not wait for the save.
                 start_new_session=True,
                 pass_fds=() if self.lock is None else (self.lock,),
@@ -262,7 +271,8 @@ class _Experiment:
                         process.terminate()
                         told = True
                     if status is not None:
-                        status.update(f"{what}  {_progress(metrics, self.plan.recipe.train.epochs)}")
+                        where = _progress(metrics, self.plan.recipe.train.epochs)
+                        status.update(Text(printable(f"{what}  {where}")))
                     time.sleep(0.1)
             except BaseException:
                 process.kill()

@@ -14,6 +14,7 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.leaving import leave_quickly
+from excite.text import tell
 
 
 def train(words: list[str]) -> None:
@@ -110,7 +111,7 @@ def main() -> None:
     try:
         {"check": check, "latency": latency}[task]()
     except ExciteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(1)
 
 
