@@ -1,6 +1,5 @@
 """The command line: name -> function. Everything heavy is imported inside the functions, so that --help is instant."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.leaving import leave_quickly
 
 if TYPE_CHECKING:
@@ -300,12 +300,22 @@ def validate(
     rows = result.per_class(predictor.classes)
     if as_json:
         _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        _tell_not_finite(result.warning, result.usable)
         return
     columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
     display.table(make_table([row], [*columns, ("top5", "acc@top5", ".2f"), ("precision", "precision", "")]))
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
         display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+    _tell_not_finite(result.warning, result.usable)
+
+
+def _tell_not_finite(warning: str | None, usable: bool) -> None:
+    """The sentence about images without finite logits; an error where the network has an answer for none of them."""
+    if warning is not None and not usable:
+        raise ExciteError(warning)
+    if warning is not None:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _check_precision(precision: str | None) -> str | None:
@@ -328,6 +338,8 @@ def predict(
 ) -> None:
     """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
 
+    So do images for which the network has no finite logits.
+
     Examples:
 
       excite predict runs/my-run photo.jpg
@@ -337,7 +349,9 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import Prediction, draw_grid, find_images, load, to_json
+    from excite.logits import sentence
+    from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load
+    from excite.inference import to_json as predictions_json
     from excite.training.display import Display, make_table
 
     files = find_images(images)
@@ -357,12 +371,17 @@ def predict(
                         bad.append(str(error))
             advance(start + len(part), len(files))
     if as_json:
-        print(to_json(found))
+        print(predictions_json(found))
     else:
-        rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
+        rows = [
+            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
+        ]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
         print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
+    without = [p.path for p in found if not p.top]
+    if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
+        bad.append(told)
     if bad:
         raise ExciteError("; ".join(bad))
 
@@ -944,6 +963,8 @@ def explain(
         _print_json({**result.to_dict(), "folder": str(folder)})
     else:
         show(result, folder, Display())
+    if result.images and result.not_finite == result.images:
+        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
@@ -1010,6 +1031,8 @@ def compare(
         _print_json({**result.to_dict(), "files": [str(path) for path in written]})
     else:
         show(result.to_dict(), written, Display())
+    if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits, so nothing is compared with it")
 
 
 @app.command()
@@ -1065,18 +1088,22 @@ def report(
             device=device,
             progress=advance,
         )
+    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
     if as_json:
         _print_json({**numbers, "file": str(path)})
+        _tell_not_finite(*not_finite)
         return
-    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images"
+        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:
         Display().message(line)
+    _tell_not_finite(*not_finite)
 
 
 @app.command()
@@ -1216,7 +1243,7 @@ def _show_gate(gate: dict[str, Any]) -> None:
         for what, value in facts:
             display.message(f"  {what:<14}{value}")
     if gate["options"]:
-        rows = [{**row, "default": json.dumps(row["default"])} for row in gate["options"]]
+        rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
         display.table(make_table(rows, columns))
@@ -1302,7 +1329,7 @@ class _stages(_progress):
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(to_json(value, indent=2))
 
 
 def _version(wanted: bool) -> None:

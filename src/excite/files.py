@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -94,10 +95,34 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON text, with null for every float that is not finite: JSON has no NaN, and other readers of what
+    Python makes of it end with an error. Everything of ours that is JSON is written by this; one line is ASCII, while
+    indented text, for people, has their letters."""
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=indent is None, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON text says, with None for a bare NaN or Infinity, which former versions wrote.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return json.loads(text, parse_constant=lambda name: None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExciteError(f"{path} cannot be read as JSON ({error}); delete it to go on without it") from None
     if not isinstance(value, dict):
@@ -107,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def sha256_of(path: Path) -> str:

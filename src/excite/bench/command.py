@@ -1,6 +1,5 @@
 """`excite bench`: from the words of the command line to tables."""
 
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from excite.bench.report import Row, append_csv, caption, check_csv, floor_table
 from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.recipe import load_recipe
 from excite.training import launch
 
@@ -47,7 +47,7 @@ def bench_models(
     if csv is not None:
         append_csv(csv, rows)
     if as_json:
-        print(json.dumps({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
+        print(to_json({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
     else:
         print(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
         for trace, found in profiles.items():
@@ -104,7 +104,7 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
 
     result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
     if launch.rank() == 0:
-        print(json.dumps(result, indent=2) if as_json else pipeline_table(result))
+        print(to_json(result, indent=2) if as_json else pipeline_table(result))
 
 
 def source_version() -> str:

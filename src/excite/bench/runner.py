@@ -11,6 +11,7 @@ from typing import Any
 
 from excite.bench.settings import Setting
 from excite.errors import nearest
+from excite.files import to_json
 from excite.training import launch
 
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
@@ -83,7 +84,7 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
         command = [sys.executable, "-m", "excite.bench.worker"]
     request = {"setting": setting.to_dict(), "profile": None if trace is None else str(trace)}
     try:
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, input=to_json(request), capture_output=True, text=True, env=environment)
     except OSError as error:
         return {"error": f"{command[0]} cannot be run: {error.strerror}"}
     if done.returncode == -9:  # SIGKILL: the kernel's answer to a machine out of memory

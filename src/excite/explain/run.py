@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +28,7 @@ from excite.explain.images import ExplainedImage, check_class, check_layer, expl
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.files import write_json, write_text, written_aside
 from excite.inference import Predictor, load, match_classes
+from excite.logits import NoFiniteLogits, sentence
 from excite.recipe import Recipe, apply_overrides
 
 ABLATIONS = ("full", "estimate", "off")
@@ -76,6 +78,7 @@ class Explanation:
         model: its name.
         classes: of the network.
         images: how many the statistics are of; 0 without data.
+        not_finite: how many of them have no finite logits; they are wrong (see ``excite.logits``).
         top1: on them, percent; None where not measured.
         rows: one a gate, see docs/explain.md; empty without data.
         together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
@@ -93,6 +96,7 @@ class Explanation:
     model: str
     classes: list[str]
     images: int = 0
+    not_finite: int = 0
     top1: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     together: Ablation | None = None
@@ -113,6 +117,7 @@ class Explanation:
             "source": self.source,
             "model": self.model,
             "images": self.images,
+            "not_finite": self.not_finite,
             "top1": self.top1,
             "max_drop": self.max_drop,
             "gates": self.rows,
@@ -253,12 +258,16 @@ def explain(
             result.explained.append(explained)
         except BadImageError as error:
             result.bad.append((str(path), error.reason))
+        except NoFiniteLogits as error:
+            result.bad.append((str(path), str(error)))
         tell("explaining images", i + 1, len(images))
     return result
 
 
-def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: int, source: str) -> tuple[Images, int]:
-    """(a fresh pass over them each time it is called, how many there are)."""
+def _validation_images(
+    predictor: Predictor, overrides: Sequence[str], limit: int, source: str
+) -> tuple[Images, int, Callable[[int], str]]:
+    """(a fresh pass over them each time it is called, how many there are, the name of each by its position)."""
     recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)
     own = recipe.data.limit_val
     limited = recipe.data.model_copy(update={"limit_val": limit if own is None else min(limit, own)})
@@ -268,7 +277,7 @@ def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: in
     def batches() -> EvalLoader:
         return EvalLoader(data.val, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=limited)
 
-    return batches, len(data.val)
+    return batches, len(data.val), lambda position: data.val.names[position]
 
 
 def _study(
@@ -276,16 +285,27 @@ def _study(
     predictor: Predictor,
     batches: Images,
     count: int,
+    name_of: Callable[[int], str],
     ablation: str,
     timing: bool,
     batch: int,
     tell: Progress,
 ) -> None:
     """Fill ``result`` with what the data says."""
-    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count)
+    without: list[int] = []
+    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count, without)
     result.statistics = statistics
     some = next(iter(statistics.values()))
-    result.images = some.images
+    result.images = some.images + some.not_finite
+    result.not_finite = len(without)
+    if told := sentence(len(without), result.images, name_of(without[0]) if without else None):
+        result.notes.append(told)
+    for name, found_scales in statistics.items():
+        if found_scales.not_finite:
+            result.notes.append(
+                f"{name} says nothing finite for {found_scales.not_finite:,} of {result.images:,} images: its "
+                "statistics are of the others"
+            )
     for name in result.drawn_classes:
         if not some.count[predictor.classes.index(name)]:
             raise ExciteError(f"no image of the class {name!r} is among the {some.images} that were looked at")
@@ -351,7 +371,7 @@ def _most_together(
     Gates that cost nothing alone may cost much together, since each makes up for others; hence the evaluations.
     """
     # By loss: top-1 moves in whole images, and by chance would put a gate that does something before a dead one.
-    order = sorted((a for a in alone if _lost(a) <= max_drop), key=lambda a: a.loss_added)
+    order = sorted((a for a in alone if _lost(a) <= max_drop), key=_loss_added)
     names = [each.gates[0] for each in order]
     best, low, high, step = (order[0] if order else None), 1, len(names), 0
     steps = high.bit_length()
@@ -366,6 +386,10 @@ def _most_together(
         step += 1
         tell("fixing several gates together", min(step, steps), steps)
     return best
+
+
+def _loss_added(ablation: Ablation) -> float:
+    return math.inf if ablation.loss_added is None else ablation.loss_added
 
 
 def _lost(ablation: Ablation) -> float:

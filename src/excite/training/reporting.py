@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
+from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.training import checkpoint as ckpt
@@ -173,17 +174,27 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     epoch = run.step / run.steps_per_epoch
     record = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
-    best = run.best is None or (evaluation.top1, -evaluation.loss) > (run.best["top1"], -run.best["loss"])
+    # A network without an answer for any image is nothing to keep, not even where there is nothing else.
+    best = evaluation.usable and (run.best is None or _rank(evaluation.summary()) > _rank(run.best))
     if best:
         run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
         with written_aside(run.folder / ckpt.WEIGHTS) as aside:
             ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
         clock.saved_at = time.monotonic()
+    loss = "none" if evaluation.loss is None else f"{evaluation.loss:.4f}"
     run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {evaluation.loss:.4f}  "
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {loss}  "
         f"top-1 {evaluation.top1:.2f} %  top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
         f"{'  best so far' if best else ''}"
     )
+    if evaluation.warning is not None:
+        run.display.message(f"warning: {evaluation.warning}")
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[float, float]:
+    """The larger, the better: by top-1, then by loss; one without a loss comes last."""
+    loss = result["loss"]
+    return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
 
 
 def evaluate_run(run: Run) -> Evaluation:
@@ -197,6 +208,7 @@ def evaluate_run(run: Run) -> Evaluation:
         run.device,
         run.precision,
         run.recipe.train.channels_last,
+        lambda index: run.data.val.names[index],
     )
 
 
@@ -215,12 +227,24 @@ def bad_images(run: Run) -> dict[str, str]:
 
 
 def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
-    """Curves, results, and the last words; ``seen`` are the images that could not be read."""
+    """Curves, results, and the last words; ``seen`` are the images that could not be read.
+
+    Raises:
+        NonFiniteLoss: no evaluation found an answer to any image, so there are no best weights and no results.
+    """
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
     draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
+    if run.best is None:
+        raise NonFiniteLoss(
+            "in no evaluation had any validation image finite logits, so there are no weights to keep and no results; "
+            f"{last_good(run)}"
+        )
     results = _results(run, len(seen))
     write_json(run.folder / "results.json", results)
+    if results["not_finite"]:
+        told = sentence(results["not_finite"], results["images"], run.best.get("first_not_finite"))
+        run.display.message(f"warning: with the weights that are kept, {told}")
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
     return results
 
@@ -266,6 +290,9 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         "train_seconds": run.seconds,
         "memory_gb": peak_memory_gb(run.device),
         "skipped_steps": int(run.scaler.skipped.item()),
+        # Images without finite logits, which count as wrong: see excite.logits. Resumed runs of old did not count them.
+        "not_finite": run.best.get("not_finite", 0),
+        "last_not_finite": last.get("not_finite", 0),
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }
