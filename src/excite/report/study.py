@@ -167,7 +167,7 @@ def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     result: dict[str, Any] = {
         "bins": BINS,
         "norm": "l1",
-        "ece": ece(rows),
+        "ece": _gap(rows),
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
         "mean_confidence": 100 * float(probabilities.max(1).mean()),
@@ -182,25 +182,28 @@ def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     if temperature is None:
         return result
     after, before = predictions.probabilities(temperature)[held], probabilities[held]
-    right = predictions.right[held]  # a temperature changes no answer
     result["temperature"] = temperature
     result["held_out"] = {
         "seed": seed,
         "images_fitted": len(fitted),
         "images": len(held),
-        "ece_before": ece(reliability(before, right)),
-        "ece_after": ece(reliability(after, right)),
+        "ece_before": ece(before, labels[held]),
+        "ece_after": ece(after, labels[held]),
         "nll_before": nll(before, labels[held]),
         "nll_after": nll(after, labels[held]),
     }
     return result
 
 
-def ece(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Expected calibration error in percent, see :func:`calibration`, of the bins that :func:`reliability` gave.
+def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error in percent, see :func:`calibration`. Arguments: (N, K), (N,)."""
+    return _gap(reliability(probabilities, probabilities.argmax(1) == labels))
 
-    Of these very bins, so that whoever adds up the rows finds the number. (torchmetrics takes [low, high) and rounds to
-    float32, which gives a confidence of 1 a bin of its own: 7.5 % where the rows say 2.5.)
+
+def _gap(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The error of the bins that :func:`reliability` gave: whoever adds up the rows of the diagram finds the number.
+
+    torchmetrics' error is of other bins: [low, high), in float32, with one of its own for a confidence of 1.
     """
     some = [row for row in rows if row["images"]]
     total = sum(row["images"] for row in some)
