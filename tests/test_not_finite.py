@@ -163,7 +163,7 @@ def test_training_without_any_answer_fails_and_ships_nothing(tmp_path, broken_at
         train(resume=run, quiet=True)
 
 
-# --- commands on a network that has no answer for some images, or for all -----------------------------------------------
+# --- commands on a network that has no answer for some images, or for all ---------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_predict_says_so_and_exits_1(some, none, command, tmp_path):
     assert "%" not in out
 
 
-def test_report_and_compare_say_so(trained, some, none, command, tmp_path, monkeypatch):
+def test_a_report_says_so(some, command, tmp_path, monkeypatch):
     monkeypatch.setattr("excite.report.build._TIMING_SECONDS", 0.0)
     _, result = validate(some)
     without = result.not_finite
@@ -265,10 +265,21 @@ def test_report_and_compare_say_so(trained, some, none, command, tmp_path, monke
         [r["top1"] for r in result.per_class([str(k) for k in range(10)])], rel=1e-5
     )
     strict((some / "results.json").read_text())
-    code, out, err = command("report", none, "--quick", "--json", "--out", tmp_path / "none.html")
+
+
+def test_a_report_on_no_answers_is_written_and_fails(none, command, tmp_path, monkeypatch):
+    monkeypatch.setattr("excite.report.build._TIMING_SECONDS", 0.0)
+    words = ("report.robustness_images=0", "report.gate_images=0")
+    code, out, err = command("report", none, *words, "--json", "--out", tmp_path / "none.html")
     assert code == 1
     assert strict(out)["calibration"]["ece"] is None
+    assert strict(out)["accuracy"]["top1"] == 0.0
     assert "100 of 100 images have no finite logits" in err
+    assert "100 of 100 images have no finite logits" in (tmp_path / "none.html").read_text()
+
+
+def test_a_comparison_says_so(trained, some, none, command, tmp_path):
+    without = validate(some)[1].not_finite
     code, out, err = command("compare", trained, some, "--json", "--labels", "a,b", "--out", tmp_path / "c.html")
     found = strict(out)
     assert code == 0
@@ -283,21 +294,22 @@ def test_report_and_compare_say_so(trained, some, none, command, tmp_path, monke
 
 
 def test_explain_leaves_them_out_and_says_so(some, none, command, tmp_path):
-    _, result = validate(some)
-    code, out, err = command("explain", some, "--json", "--no-timing", "--out", tmp_path / "some")
+    _, result = validate(some, ["data.limit_val=40"])
+    words = ("--images", 40, "--json", "--no-timing", "--out")
+    code, out, err = command("explain", some, *words, tmp_path / "some")
     found = strict(out)
     assert code == 0
-    assert found["not_finite"] == result.not_finite
+    assert found["not_finite"] == result.not_finite > 0
     assert found["top1"] == pytest.approx(result.top1)
-    assert any(f"{result.not_finite} of 100 images have no finite logits, the first: " in n for n in found["notes"])
+    assert any(f"{result.not_finite} of 40 images have no finite logits, the first: " in n for n in found["notes"])
     assert all(row["loss_added"] is not None for row in found["gates"])
-    code, out, _ = command("explain", some, "--json", "--no-timing", "--ablation", "estimate", "--out", tmp_path / "e")
+    code, out, _ = command("explain", some, "--ablation", "estimate", *words, tmp_path / "e")
     assert code == 0
     assert any(row["loss_added"] for row in strict(out)["gates"])
-    code, out, err = command("explain", none, "--json", "--no-timing", "--out", tmp_path / "none")
+    code, out, err = command("explain", none, "--ablation", "off", *words, tmp_path / "none")
     assert code == 1
-    assert strict(out)["top1"] == 0.0
-    assert "none of 100 images has finite logits" in err
+    assert strict(out)["not_finite"] == 40
+    assert "none of 40 images has finite logits" in err
     from PIL import Image
 
     Image.new("L", (8, 8), 250).save(tmp_path / "a.png")
@@ -398,7 +410,9 @@ def test_json_is_written_in_one_place():
         "bench/mindspore_worker.py",  # imports nothing of excite; refuses NaN
     }
     found = {
-        str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.py") if re.search(r"json\.dumps?\(", path.read_text())
+        str(path.relative_to(SOURCES))
+        for path in SOURCES.rglob("*.py")
+        if re.search(r"json\.dumps?\(", path.read_text())
     }
     assert found == allowed
     assert "allow_nan=False" in (SOURCES / "bench/mindspore_worker.py").read_text()

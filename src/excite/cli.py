@@ -349,9 +349,9 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.logits import sentence
     from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load
     from excite.inference import to_json as predictions_json
+    from excite.logits import sentence
     from excite.training.display import Display, make_table
 
     files = find_images(images)
@@ -1032,7 +1032,7 @@ def compare(
     else:
         show(result.to_dict(), written, Display())
     if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
-        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits, so nothing is compared with it")
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
 
 
 @app.command()

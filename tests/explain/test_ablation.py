@@ -31,7 +31,10 @@ def test_an_interval_of_paired_images():
     # Tango's score interval, which `excite compare` gives for the same pairs: two lost, one won.
     low, high = paired_interval(Pairs(both=2, only_first=2, only_second=1, neither=1), 0.95)
     assert (found.low, found.high) == (100 * low, 100 * high)
-    for share, sign in ((low, 1), (high, -1)):  # by the score equation, with the likeliest share of "only after" by hand
+    for share, sign in (
+        (low, 1),
+        (high, -1),
+    ):  # by the score equation, with the likeliest share of "only after" by hand
         grid = np.linspace(max(0.0, -share), (1 - share) / 2, 400_001)[1:-1]
         likelihood = 2 * np.log(grid + share) + np.log(grid) + 3 * np.log(1 - share - 2 * grid)
         variance = (2 * grid[likelihood.argmax()] + share - share**2) / 6

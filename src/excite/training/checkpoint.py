@@ -46,9 +46,7 @@ class Checkpoint:
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(
-        tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})}
-    )
+    save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
 
 def save_step(
