@@ -1,4 +1,4 @@
-"""Mutation testing of one module by mutmut: ``python tests/mutate.py src/excite/intervals.py tests/test_intervals.py ...``
+"""Mutation testing of one module by mutmut: ``python tests/mutate.py src/excite/MODULE.py tests/TEST.py ...``
 
 mutmut changes one operator, number, word or argument at a time and runs the tests; a change that no test notices has
 survived, and is printed as a difference. It works on a copy in a temporary folder, in which nothing is left behind.
@@ -45,9 +45,12 @@ def main() -> int:
         mutmut = [sys.executable, "-m", "mutmut"]
         # torch's threads and mutmut's forks do not go together, and the tests are about numbers, not speed.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if subprocess.run([*mutmut, "run", "--max-children", "1"], cwd=folder, env=environment, check=False).returncode:
+        run = [*mutmut, "run", "--max-children", "1"]
+        if subprocess.run(run, cwd=folder, env=environment, check=False).returncode:
             return 2
-        told = subprocess.run([*mutmut, "results"], cwd=folder, env=environment, text=True, capture_output=True, check=True)
+        told = subprocess.run(
+            [*mutmut, "results"], cwd=folder, env=environment, text=True, capture_output=True, check=True
+        )
         names = [line.split(":")[0].strip() for line in told.stdout.splitlines() if ": survived" in line]
         print(f"\n{len(names)} mutants of {module} survived")
         for name in names:
