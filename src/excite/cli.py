@@ -1,6 +1,5 @@
 """The command line: name -> function. Everything heavy is imported inside the functions, so that --help is instant."""
 
-import json
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.leaving import leave_quickly
 from excite.runtime.job import is_one_of_several
 from excite.text import print_json, printable, show, tell, tell_lines
@@ -309,6 +309,7 @@ def validate(
     rows = result.per_class(predictor.classes)
     if as_json:
         print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        _tell_not_finite(result.warning, result.usable)
         return
     columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
     columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
@@ -318,6 +319,15 @@ def validate(
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
         display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+    _tell_not_finite(result.warning, result.usable)
+
+
+def _tell_not_finite(warning: str | None, usable: bool) -> None:
+    """The sentence about images without finite logits; an error where the network has an answer for none of them."""
+    if warning is not None and not usable:
+        raise ExciteError(warning)
+    if warning is not None:
+        tell(f"warning: {warning}")
 
 
 def _check_precision(precision: str | None) -> str | None:
@@ -340,6 +350,8 @@ def predict(
 ) -> None:
     """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
 
+    So do images for which the network has no finite logits.
+
     Examples:
 
       excite predict runs/my-run photo.jpg
@@ -349,7 +361,8 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import Prediction, draw_grid, find_images, load, to_rows
+    from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load, to_rows
+    from excite.logits import sentence
     from excite.training.display import Display, make_table
 
     files = find_images(images, tell)
@@ -371,10 +384,15 @@ def predict(
     if as_json:
         print_json(to_rows(found))
     else:
-        rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
+        rows = [
+            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
+        ]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
         tell(f"grid: {draw_grid(found, grid)}")
+    without = [p.path for p in found if not p.top]
+    if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
+        bad.append(told)
     if bad:
         raise ExciteError("; ".join(bad))
 
@@ -965,6 +983,8 @@ def explain(
         print_json({**result.to_dict(), "folder": str(folder)})
     else:
         show(result, folder, Display())
+    if result.images and result.not_finite == result.images:
+        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
@@ -1031,6 +1051,8 @@ def compare(
         print_json({**result.to_dict(), "files": [str(path) for path in written]})
     else:
         show(result.to_dict(), written, Display())
+    if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
 
 
 @app.command()
@@ -1086,19 +1108,23 @@ def report(
             device=device,
             progress=advance,
         )
+    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
     if as_json:
         print_json({**numbers, "file": str(path)})
+        _tell_not_finite(*not_finite)
         return
-    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images ({numbers['about']['measured']}), calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images ({numbers['about']['measured']})"
+        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
         *numbers["about"]["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:
         Display().message(line)
+    _tell_not_finite(*not_finite)
 
 
 @app.command()
@@ -1239,7 +1265,7 @@ def _show_gate(gate: dict[str, Any]) -> None:
         for what, value in facts:
             display.message(f"  {what:<14}{value}")
     if gate["options"]:
-        rows = [{**row, "default": json.dumps(row["default"])} for row in gate["options"]]
+        rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
         display.table(make_table(rows, columns))

@@ -117,10 +117,24 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON text, see :func:`excite.text.as_json`; one line is ASCII, indented text has people's letters."""
+    return as_json(value, indent, ascii_only=indent is None)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON text says, with None for a bare NaN or Infinity, which former versions wrote.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    return json.loads(text, parse_constant=lambda name: None)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ExciteError(f"{path} cannot be read as JSON ({error}); delete it to go on without it") from None
     if not isinstance(value, dict):
@@ -129,8 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, whole or not at all; it reads back as exactly ``value``. Raises ExciteError where it cannot
-    be written."""
+    """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
     write_text(path, as_json(value) + "\n")
 
 

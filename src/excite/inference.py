@@ -20,6 +20,7 @@ from excite.data.record import find_record
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, nearest
 from excite.grafting.stored import is_grafted_file
+from excite.logits import finite
 from excite.models import create_model
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
@@ -34,10 +35,16 @@ from excite.training.run_folder import versions
 from excite.weights.convert import convert, is_foreign
 from excite.weights.meta import describe
 
+#: What stands for a class where the logits of an image are not all finite.
+NO_ANSWER = "no finite logits"
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's most likely classes: ``top`` holds (class name, probability), best first."""
+    """One image's most likely classes: ``top`` holds (class name, probability), best first.
+
+    It is empty where the network has no answer: its logits are not all finite (see ``excite.logits``).
+    """
 
     path: str
     top: list[tuple[str, float]]
@@ -103,10 +110,17 @@ class Predictor:
                 pending.append(path)
             if pending and (path is None or len(pending) == batch_size):
                 images = torch.stack([self._load(p) for p in pending])
-                best = self.logits(images).softmax(1).topk(min(top_k, len(self.classes)))
-                for name, values, indices in zip(pending, best.values.tolist(), best.indices.tolist(), strict=True):
-                    yield Prediction(name, [(self.classes[k], p) for k, p in zip(indices, values, strict=True)])
+                for name, logits in zip(pending, self.logits(images).cpu(), strict=True):
+                    yield Prediction(name, self.top(logits, top_k))
                 pending = []
+
+    def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
+        """The ``top_k`` classes with the largest of one image's logits (K), best first, as (class name, probability);
+        none where the logits are not all finite."""
+        if not bool(finite(logits[None])):
+            return []
+        best = logits.softmax(0).topk(min(top_k, len(self.classes)))
+        return [(self.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
     def _load(self, path: str) -> Tensor:
         try:
@@ -196,7 +210,13 @@ def validate(
     )
     batches = _counted(loader, progress, len(data.val)) if progress else loader
     result = evaluate(
-        predictor.model, batches, predictor.preprocessing, len(data.classes), predictor.device, predictor.precision
+        predictor.model,
+        batches,
+        predictor.preprocessing,
+        len(data.classes),
+        predictor.device,
+        predictor.precision,
+        name_of=lambda index: data.val.names[index],
     )
     return predictor, replace(result, measured=data.measured, notes=(*data.notes, *left_out(data, loader)))
 
@@ -447,13 +467,14 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
             axis.set_axis_off()
         for axis, prediction in zip(axes.flat, shown, strict=False):
             axis.imshow(load_image(local_file(prediction.path)))
-            name, probability = prediction.top[0]
-            axis.set_title(f"{shortened(name, 22)}\n{100 * probability:.1f} %", fontsize=9)
+            name, probability = prediction.top[0] if prediction.top else (NO_ANSWER, None)
+            percent = "" if probability is None else f"{100 * probability:.1f} %"
+            axis.set_title(f"{shortened(name, 22)}\n{percent}", fontsize=9)
         return write(figure, path, dpi=100)
 
 
 def to_rows(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
-    """Predictions as a list of {path, top: [{class, probability}]}."""
+    """Predictions as a list of {path, top: [{class, probability}]}; ``top`` is [] where there is no answer."""
     return [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
 
 

@@ -12,7 +12,6 @@ Letters: N devices in n nodes of g, b images of one device and step; B bandwidth
 Nothing heavy is imported until something is measured.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError, nearest
+from excite.files import from_json
 from excite.recipe import Recipe
 
 #: Training images of the sources that have a fixed number, and of ImageNet for class folders.
@@ -257,7 +257,7 @@ def read_measurement(run: str) -> Measurement:
     """The speed in a run folder's ``results.json`` (or in that file). Raises ExciteError where there is none."""
     path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = from_json(path.read_text(encoding="utf-8"))
         devices, batch, ms = results["devices"], results["batch_size"], results["ms_per_step"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ExciteError(f"--measured {run}: this is no finished run folder and no results.json") from None

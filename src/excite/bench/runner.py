@@ -11,6 +11,7 @@ from typing import Any
 
 from excite.bench.settings import Setting
 from excite.errors import nearest
+from excite.files import to_json
 from excite.runtime.job import world_size
 
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
@@ -85,7 +86,7 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
     try:
         done = subprocess.run(
             command,
-            input=json.dumps(request),
+            input=to_json(request),
             capture_output=True,
             encoding="utf-8",
             errors="replace",

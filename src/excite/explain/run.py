@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images
+from excite.logits import NoFiniteLogits, sentence
 from excite.text import printable
 
 ABLATIONS = ("full", "estimate", "off")
@@ -78,6 +80,7 @@ class Explanation:
         model: its name.
         classes: of the network.
         images: how many the statistics are of; 0 without data.
+        not_finite: how many of them have no finite logits; they are wrong (see ``excite.logits``).
         top1: on them, percent; None where not measured.
         rows: one a gate, see docs/explain.md; empty without data.
         together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
@@ -95,6 +98,7 @@ class Explanation:
     model: str
     classes: list[str]
     images: int = 0
+    not_finite: int = 0
     top1: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     together: Ablation | None = None
@@ -115,6 +119,7 @@ class Explanation:
             "source": self.source,
             "model": self.model,
             "images": self.images,
+            "not_finite": self.not_finite,
             "top1": self.top1,
             "max_drop": self.max_drop,
             "gates": self.rows,
@@ -259,21 +264,24 @@ def explain(
             result.explained.append(explained)
         except BadImageError as error:
             result.bad.append((str(path), error.reason))
+        except NoFiniteLogits as error:
+            result.bad.append((str(path), str(error)))
         tell("explaining images", i + 1, len(images))
     return result
 
 
 def _validation_images(
     predictor: Predictor, overrides: Sequence[str], limit: int, source: str, notes: list[str]
-) -> tuple[Images, int]:
-    """(a fresh pass over them each time it is called, how many there are); adds to the notes."""
+) -> tuple[Images, int, Callable[[int], str]]:
+    """(a fresh pass over them each time it is called, how many there are, the name of each by its position); adds to
+    the notes."""
     recipe, data = open_images(predictor, source, overrides, limits={"limit_val": limit})
     notes += data.notes
 
     def batches() -> EvalLoader:
         return measuring_loader(data, recipe, predictor.device)
 
-    return batches, len(data.val)
+    return batches, len(data.val), lambda position: data.val.names[position]
 
 
 def _study(
@@ -281,16 +289,27 @@ def _study(
     predictor: Predictor,
     batches: Images,
     count: int,
+    name_of: Callable[[int], str],
     ablation: str,
     timing: bool,
     batch: int,
     tell: Progress,
 ) -> None:
     """Fill ``result`` with what the data says."""
-    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count)
+    without: list[int] = []
+    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count, without)
     result.statistics = statistics
     some = next(iter(statistics.values()))
-    result.images = some.images
+    result.images = some.images + some.not_finite
+    result.not_finite = len(without)
+    if told := sentence(len(without), result.images, name_of(without[0]) if without else None):
+        result.notes.append(told)
+    for name, found_scales in statistics.items():
+        if found_scales.not_finite:
+            result.notes.append(
+                f"{name} says nothing finite for {found_scales.not_finite:,} of {result.images:,} images: its "
+                "statistics are of the others"
+            )
     for name in result.drawn_classes:
         if not some.count[predictor.classes.index(name)]:
             raise ExciteError(f"no image of the class {name!r} is among the {some.images} that were looked at")
@@ -356,7 +375,7 @@ def _most_together(
     Gates that cost nothing alone may cost much together, since each makes up for others; hence the evaluations.
     """
     # By loss: top-1 moves in whole images, and by chance would put a gate that does something before a dead one.
-    order = sorted((a for a in alone if _lost(a) <= max_drop), key=lambda a: a.loss_added)
+    order = sorted((a for a in alone if _lost(a) <= max_drop), key=_loss_added)
     names = [each.gates[0] for each in order]
     best, low, high, step = (order[0] if order else None), 1, len(names), 0
     steps = high.bit_length()
@@ -371,6 +390,10 @@ def _most_together(
         step += 1
         tell("fixing several gates together", min(step, steps), steps)
     return best
+
+
+def _loss_added(ablation: Ablation) -> float:
+    return math.inf if ablation.loss_added is None else ablation.loss_added
 
 
 def _lost(ablation: Ablation) -> float:

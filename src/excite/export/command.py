@@ -266,6 +266,11 @@ def _quantised(
 def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
     """Raises ExciteError where the float32 artefact does not compute what the model does."""
     found = compare(reference.logits, fp32.logits)
+    if any(found.not_finite):
+        raise ExciteError(
+            f"no finite logits on {samples.name}: for {found.not_finite[1]:,} of {len(samples):,} from the PyTorch "
+            f"model, for {found.not_finite[0]:,} from {fp32.name}; nothing was written"
+        )
     if not found.relative <= tolerance:  # not `>`: NaN must fail
         raise ExciteError(
             f"{fp32.name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "

@@ -3,7 +3,6 @@
 Letters: N images, K classes.
 """
 
-import json
 import sys
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from torch.export import ExportedProgram
 from excite.errors import ExciteError, nearest
 from excite.export.deployable import GATE_SCOPE, INPUT, OUTPUT
 from excite.export.origin import KEY
+from excite.files import to_json
 
 #: uint8 or float32 images, as the artefact takes them -> float32 logits (N, K).
 Run = Callable[[np.ndarray], np.ndarray]
@@ -48,7 +48,7 @@ def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], o
     """Write the artefact (for ``openvino`` a ``.bin`` beside it), with ``meta`` inside."""
     if name == "pt2":
         with _quiet():
-            torch.export.save(graph, path, extra_files={f"{KEY}.json": json.dumps(meta)})
+            torch.export.save(graph, path, extra_files={f"{KEY}.json": to_json(meta)})
         return
     model = _to_onnx(graph, meta, opset)
     if name == "onnx":
@@ -58,7 +58,7 @@ def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], o
 
     with _as_file(model, path) as file:
         converted = openvino.convert_model(file)
-    converted.set_rt_info(json.dumps(meta), [KEY])
+    converted.set_rt_info(to_json(meta), [KEY])
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
@@ -141,7 +141,7 @@ def _to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
 def _set_onnx_meta(model: Any, meta: dict[str, Any]) -> None:
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(meta)
+    entry.key, entry.value = KEY, to_json(meta)
     model.producer_name, model.producer_version = "excite", meta["export"]["versions"]["excite"]
 
 
@@ -263,7 +263,7 @@ def _quantise_openvino(
         quantised = nncf.quantize(
             model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
         )
-    quantised.set_rt_info(json.dumps(about(_int8_operators_openvino(quantised))), [KEY])
+    quantised.set_rt_info(to_json(about(_int8_operators_openvino(quantised))), [KEY])
     openvino.save_model(quantised, out, compress_to_fp16=False)
 
 

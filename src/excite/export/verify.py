@@ -17,6 +17,7 @@ from excite.export.deployable import InputKind
 from excite.export.formats import Run
 from excite.export.images import Samples, prepare
 from excite.inference import Predictor
+from excite.logits import NO_CLASS, predicted
 
 BATCH = 16
 #: Seconds that the timing of one batch size takes, and the least and most rounds.
@@ -46,12 +47,14 @@ class Comparison:
     Attributes:
         largest: the largest absolute difference of two logits; NaN where either side is not finite.
         scale: the largest absolute logit of the PyTorch model.
-        agreement: percent of the images with the same top-1 class.
+        agreement: percent of the images with the same top-1 class; where either side is not finite there is none.
+        not_finite: images for which the artefact's logits are not all finite, and those for which the model's are not.
     """
 
     largest: float
     scale: float
     agreement: float
+    not_finite: tuple[int, int] = (0, 0)
 
     @property
     def relative(self) -> float:
@@ -63,8 +66,12 @@ def compare(reference: np.ndarray, logits: np.ndarray) -> Comparison:
     """Two arrays (N, K) of logits of the same images."""
     if reference.shape != logits.shape:
         return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
-    agreement = 100 * float((reference.argmax(1) == logits.argmax(1)).mean())
-    return Comparison(float(np.abs(reference - logits).max()), float(np.abs(reference).max()), agreement)
+    ours, theirs = predicted(torch.from_numpy(reference)), predicted(torch.from_numpy(logits))
+    agreement = 100 * float(((ours == theirs) & (ours != NO_CLASS)).double().mean())
+    without = int((theirs == NO_CLASS).sum()), int((ours == NO_CLASS).sum())
+    with np.errstate(invalid="ignore"):  # inf - inf
+        largest = float(np.abs(reference - logits).max())
+    return Comparison(largest, float(np.abs(reference).max()), agreement, without)
 
 
 def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
@@ -122,7 +129,9 @@ def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterato
 
 
 def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
-    return None if labels is None else 100 * float((logits.argmax(1) == np.asarray(labels)).mean())
+    if labels is None:
+        return None
+    return 100 * float((predicted(torch.from_numpy(logits)).numpy() == np.asarray(labels)).mean())
 
 
 def _time(

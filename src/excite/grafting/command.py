@@ -1,5 +1,6 @@
 """``excite graft``: a network from a file or by name, gates in it, and the proof that it computes what it did."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,10 @@ def run(
         grafted = graft(opened.model, gate, **settings)
         proof = prove(opened.model, grafted, batch, advance)
     result |= {"images": len(batch), "images_are": what, **proof}
+    if not all(math.isfinite(value) for value in proof.values()):
+        raise ExciteError(
+            f"nothing was proved: on {len(batch)} {what} the logits before or after are not finite; nothing was written"
+        )
     say(
         f"largest difference of the logits before and after on {len(batch)} {what}: {proof['difference']:g} (fp32; "
         f"largest logit {proof['largest']:g})"

@@ -35,19 +35,21 @@ class Point:
     Attributes:
         place: what was taken out last; "" for the network as it was, "constant gates" for all that say always the same.
         gates: how many are left.
-        top1, loss: on the validation images; percent, nats.
+        top1, loss: on the validation images; percent, nats (None without finite logits).
         effect: percentage points of top-1 that this gate is worth alone, with all others in place.
         ms: median milliseconds of a batch.
         parameters: of the whole network.
+        not_finite: validation images without finite logits, which are wrong (see ``excite.logits``).
     """
 
     place: str
     gates: int
     top1: float
-    loss: float
+    loss: float | None
     effect: float
     ms: float
     parameters: int
+    not_finite: int = 0
 
 
 @dataclass
@@ -135,6 +137,10 @@ def prune(
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
     say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
     before = measure(model)
+    if not before.usable:
+        raise ExciteError(f"{source}: {before.warning}; there is nothing to prune by")
+    if before.warning is not None:
+        say(f"warning: {before.warning}")
     effects = {}
     for name in holders:
         if name not in constant:
@@ -145,7 +151,11 @@ def prune(
     networks, points = _curve(model, scales, constant, order, effects, before, measure)
     times = _time(networks, predictor, batch, rounds)
     points = [Point(**{**asdict(point), "ms": ms}) for point, ms in zip(points, times, strict=True)]
-    within = [i for i, point in enumerate(points) if point.top1 >= before.top1 - max_drop]
+    within = [
+        i
+        for i, point in enumerate(points)
+        if point.top1 >= before.top1 - max_drop and point.not_finite <= before.not_finite
+    ]
     chosen = max(within, key=lambda i: (-points[i].gates, i))
     return Pruned(networks[chosen], points, chosen, constant, batch, before.images, predictor.meta)
 
@@ -159,7 +169,15 @@ class _Validation:
     def __call__(self, model: nn.Module) -> Evaluation:
         p = self.predictor
         batches = measuring_loader(self.data, self.recipe, p.device)
-        return evaluate(model, batches, p.preprocessing, len(p.classes), p.device, p.precision)
+        return evaluate(
+            model,
+            batches,
+            p.preprocessing,
+            len(p.classes),
+            p.device,
+            p.precision,
+            name_of=lambda index: self.data.val.names[index],
+        )
 
 
 def _measure_scales(predictor: Predictor, recipe: Recipe, data: DataSets) -> tuple[dict[str, Scales], int]:
@@ -195,7 +213,8 @@ def _curve(
 
 def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> Point:
     parameters = sum(p.numel() for p in model.parameters())
-    return Point(place, len(gate_holders(model)), result.top1, result.loss, effect, 0.0, parameters)
+    gates = len(gate_holders(model))
+    return Point(place, gates, result.top1, result.loss, effect, 0.0, parameters, result.not_finite)
 
 
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:

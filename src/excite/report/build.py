@@ -18,6 +18,7 @@ from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load, measuring_loader
+from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.recipe import Recipe
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
@@ -263,6 +264,7 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "measured": opened.data.measured,
         "notes": opened.data.notes,
         "validation_images": len(predictions),
+        "warning": predictions.warning,
         "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
         "preprocessing": dict(predictions.preprocessing),
@@ -346,22 +348,23 @@ def study_robustness(
     total = 1 + len(STRENGTHS) * len(severities)
     count = sum(len(labels) for _, labels in batches)
     side = batches[0][0].shape[-1]
-    clean = _top1(opened.predictor, batches)
+    clean, without = _top1(opened.predictor, batches)
     progress(1, total)
     rows: list[dict[str, Any]] = []
     for name, (unit, _, _) in STRENGTHS.items():
         for severity in severities:
             change = corrupter(name, severity, side, seed)
-            top1 = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
+            top1, lost = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
             value = strength(name, severity, side)
             row = {"corruption": name, "severity": severity, "strength": value, "unit": unit, "top1": top1}
-            rows.append({**row, "lost": clean - top1})
+            rows.append({**row, "lost": clean - top1, "not_finite": lost})
             progress(1 + len(rows), total)
     return {
         "images": count,
         "seed": seed,
         "strengths_of": definition(side),
         "clean_top1": clean,
+        "not_finite": without,
         "mean_top1": statistics.fmean(row["top1"] for row in rows),
         "rows": rows,
     }
@@ -380,12 +383,15 @@ def _chosen_batches(opened: Source, chosen: np.ndarray) -> Iterable[tuple[torch.
         yield pixels.cpu().contiguous(), labels.cpu()
 
 
-def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    right = images = 0
+def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, int]:
+    """Percent, and how many of the images have no finite logits (and are wrong)."""
+    right = images = without = 0
     for pixels, labels in batches:
-        right += int((predictor.logits(pixels).argmax(1).cpu() == labels).sum())
+        answers = predicted(predictor.logits(pixels)).cpu()
+        right += int((answers == labels).sum())
+        without += int((answers == NO_CLASS).sum())
         images += len(labels)
-    return 100 * right / images
+    return 100 * right / images, without
 
 
 def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Progress) -> Explanation:

@@ -110,7 +110,7 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
             f"{format_value(summary['params_m'], '.2f')} M",
             f"{format_value(summary['gmacs'], '.3f')} GMACs an image",
         ),
-        Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"),
+        Card("calibration error", _unit(calibration["ece"], ".2f", "%") or "-", "ECE, top class"),
     ]
     if summary.get("test_top1") is not None:
         note = f"{summary['test_images']:,} images, once, at the end"
@@ -153,6 +153,8 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
             f"The training found a top-1 of {summary['top1']:.2f} %, the evaluation for this page "
             f"{accuracy['top1']:.2f} %: on another device or with other versions, rounding may turn single images."
         )
+    if about["warning"]:
+        found.append(f"{about['warning']}. They are in no bin and no cell of the sections on answers.")
     unreadable = about["unreadable_images"]
     if unreadable:
         found.append(
@@ -207,7 +209,8 @@ def _confusion(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
         )
     section.draw(drawing, f"Confusion matrix of {len(numbers['classes']['rows'])} classes", what, wide=len(labels) > 12)
     if not confusion["pairs"]:
-        section.paragraph("No image is classified wrongly.")
+        every = "No image is classified wrongly."
+        section.paragraph("No image is taken for another class." if numbers["accuracy"]["not_finite"] else every)
         return
     section.heading("Confused most often")
     columns = [Column("true", "true class"), Column("predicted", "taken for"), Column("images", "images", "d")]
@@ -243,11 +246,11 @@ def _calibration(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     )
     section.key_values(
         [
-            ("expected calibration error", f"{found['ece']:.2f} %"),
-            ("mean confidence", f"{found['mean_confidence']:.2f} %"),
+            ("expected calibration error", _unit(found["ece"], ".2f", "%")),
+            ("mean confidence", _unit(found["mean_confidence"], ".2f", "%")),
             ("accuracy", f"{numbers['accuracy']['top1']:.2f} %"),
-            ("negative log-likelihood", f"{found['nll']:.4f} nats"),
-            ("Brier score", f"{found['brier']:.4f} (0 is best, 2 worst)"),
+            ("negative log-likelihood", _unit(found["nll"], ".4f", "nats")),
+            ("Brier score", _unit(found["brier"], ".4f", "(0 is best, 2 worst)")),
             ("temperature that would mend it", format_value(found["temperature"], ".3f")),
         ]
     )
@@ -329,6 +332,8 @@ def _robustness(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
                 **{f"s{row['severity']}": row["top1"] for row in own},
             }
         )
+    if without := sum(row["not_finite"] for row in rows):
+        section.note(f"{without:,} answers to corrupted images are no finite logits, and count as wrong.")
     section.table(columns, lines, f"Top-1, %; mean over all corruptions and severities: {found['mean_top1']:.2f} %")
     section.paragraph(
         f"Corruptions and strengths are those of {found['strengths_of']} (",

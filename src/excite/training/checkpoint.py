@@ -6,7 +6,6 @@ predict with and ship. Every safetensors file is self-contained: its header hold
 names, preprocessing, recipe, metrics and versions.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Collection
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import ExciteError
-from excite.files import written_aside
+from excite.files import from_json, to_json, written_aside
 from excite.gates import Gate
 from excite.storage import is_remote, weights_at
 
@@ -47,9 +46,7 @@ class Checkpoint:
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(
-        tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})}
-    )
+    save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
 
 def save_step(
@@ -157,7 +154,7 @@ def read_weights(source: str | Path) -> Checkpoint:
         raise ExciteError(f"{path} is not a readable safetensors file: {_first_line(error)}") from None
     if header is None:
         raise ExciteError(f"{path} was not written by excite: its header does not say which model it belongs to")
-    meta = json.loads(header)
+    meta = from_json(header)
     if meta.get("format_version") != FORMAT_VERSION:
         raise ExciteError(
             f"{path} has checkpoint format {meta.get('format_version')}; this version of excite reads {FORMAT_VERSION}"

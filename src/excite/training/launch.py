@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from excite.errors import ExciteError
-from excite.files import write_json
+from excite.files import to_json, write_json
 from excite.recipe import Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank, world_size
 from excite.text import printable, tell, tell_lines
@@ -145,7 +145,7 @@ def _agree_on_name(store: Any) -> str:
     while heard("agreed") != [mine] * len(others):
         hellos = heard("hello")
         if hellos:
-            store.set("answer", json.dumps({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
+            store.set("answer", to_json({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
         _wait_to_meet(deadline)
     return mine
 

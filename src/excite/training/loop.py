@@ -1,6 +1,5 @@
 """Training, from a recipe to a run folder."""
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from excite import storage
 from excite.errors import ExciteError
+from excite.files import from_json
+from excite.logits import predicted
 from excite.recipe import Recipe, apply_overrides, load_recipe
 from excite.training import checkpoint as ckpt
 from excite.training import launch
@@ -133,7 +134,7 @@ def _results_of_finished(run: Run) -> dict[str, Any] | None:
     """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
     path, found = run.folder / "results.json", [None]
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
-        found = [json.loads(path.read_text(encoding="utf-8"))]
+        found = [from_json(path.read_text(encoding="utf-8"))]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]
@@ -212,7 +213,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
             loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels)
             run.scaler.scale(loss).backward()
         total += loss.detach()
-        correct += (logits.detach().argmax(1) == true).sum()
+        correct += (predicted(logits.detach()) == true).sum()
     if run.recipe.optimizer.clip_grad_norm is not None:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.clip_grad_norm, foreach=True)

@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
+from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.text import printable
@@ -178,8 +179,12 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     epoch = run.step / run.steps_per_epoch
     record = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
-    best = run.best is None or (evaluation.top1, -evaluation.loss) > (run.best["top1"], -run.best["loss"])
-    if best or run.data.val_is_test:  # test images choose nothing: the last epoch's weights are kept
+    # A network without an answer for any image is nothing to keep, not even where there is nothing else. Test images
+    # choose nothing: with them the last epoch's weights are kept.
+    best = evaluation.usable and (
+        run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
+    )
+    if best:
         run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
         with written_aside(run.folder / ckpt.WEIGHTS) as aside:
             ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
@@ -188,13 +193,25 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     if run.data.val_is_test:
         kind, said = "test", ""
     run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {evaluation.loss:.4f}  {_accuracies(evaluation)}{said}"
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  {_accuracies(evaluation)}{said}"
     )
+    if evaluation.warning is not None:
+        run.display.message(f"warning: {evaluation.warning}")
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[float, float]:
+    """The larger, the better: by top-1, then by loss; one without a loss comes last."""
+    loss = result["loss"]
+    return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
+
+
+def _loss(evaluation: Evaluation) -> str:
+    return "none" if evaluation.loss is None else f"{evaluation.loss:.4f}"
 
 
 def _accuracies(evaluation: Evaluation) -> str:
     """Top-1 and top-5; balanced accuracy beside them where the classes are unequal enough to make a difference."""
-    support = [n for n in (sum(row) for row in evaluation.confusion) if n]
+    support = [n for n in evaluation.support if n]
     unequal = bool(support) and max(support) >= 2 * min(support)
     balanced = f"balanced {evaluation.balanced:.2f} %  " if unequal else ""
     return f"top-1 {evaluation.top1:.2f} %  {balanced}top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
@@ -202,7 +219,7 @@ def _accuracies(evaluation: Evaluation) -> str:
 
 def record_test(run: Run, metrics: Metrics | None) -> None:
     """Measure the shipped weights on the test part, once, when nothing is left to be chosen; all processes call it."""
-    if run.test_loader is None:
+    if run.test_loader is None or not (run.folder / ckpt.WEIGHTS).is_file():
         return
     weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if run.accelerator.is_main_process else None]
     if run.accelerator.num_processes > 1:
@@ -216,7 +233,7 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
     run.display.message(
-        f"test images, measured once, with the weights of epoch {run.best['epoch']:g}: loss {evaluation.loss:.4f}  "
+        f"test images, measured once, with the weights of epoch {run.best['epoch']:g}: loss {_loss(evaluation)}  "
         f"{_accuracies(evaluation)}; validation top-1 was {run.best['top1']:.2f} %"
     )
 
@@ -232,6 +249,7 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
         run.device,
         run.precision,
         run.recipe.train.channels_last,
+        lambda index: run.data.val.names[index],
     )
 
 
@@ -255,11 +273,23 @@ def bad_images(run: Run) -> dict[str, str]:
 
 
 def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
-    """Results, curves, and the last words; ``seen`` are the images that could not be read."""
+    """Results, curves, and the last words; ``seen`` are the images that could not be read.
+
+    Raises:
+        NonFiniteLoss: no evaluation found an answer to any image, so there are no best weights and no results.
+    """
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
+    if run.best is None:
+        raise NonFiniteLoss(
+            "in no evaluation had any validation image finite logits, so there are no weights to keep and no results; "
+            f"{last_good(run)}"
+        )
     results = _results(run, len(seen))
     write_json(run.folder / "results.json", results)
+    if results["not_finite"]:
+        told = sentence(results["not_finite"], results["images"], run.best.get("first_not_finite"))
+        run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
         draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
@@ -311,6 +341,9 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         "train_seconds": run.seconds,
         "memory_gb": peak_memory_gb(run.device),
         "skipped_steps": int(run.scaler.skipped.item()),
+        # Images without finite logits, which count as wrong: see excite.logits. Resumed runs of old did not count them.
+        "not_finite": run.best.get("not_finite", 0),
+        "last_not_finite": last.get("not_finite", 0),
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }

@@ -65,8 +65,8 @@ class Run:
     display: Display
     folder: Path = Path()
     step: int = 0
-    best: dict[str, float] | None = None
-    test: dict[str, float] | None = None
+    best: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from excite.errors import ExciteError
 from excite.figures import dispensable
-from excite.files import write_json, write_text
+from excite.files import from_json, to_json, write_json, write_text
 from excite.recipe import load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
@@ -123,7 +123,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
     """What a worker prints. Raises ExciteError with its sentence, or Interrupted where it was asked to stop."""
     done = subprocess.run(
         _worker(task),
-        input=json.dumps(question),
+        input=to_json(question),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -219,7 +219,7 @@ class _Experiment:
         return (self._run_folder(gate, seed) / RESULTS).is_file()
 
     def _results(self, gate: str, seed: int) -> dict[str, Any]:
-        return json.loads((self._run_folder(gate, seed) / RESULTS).read_text(encoding="utf-8"))
+        return from_json((self._run_folder(gate, seed) / RESULTS).read_text(encoding="utf-8"))
 
     def _check_recipes(self) -> None:
         for gate, seed in self.plan.runs():
@@ -361,10 +361,11 @@ def _progress(metrics: Path, epochs: int) -> str:
         lines = file.read().decode(errors="replace").split("\n")[:-1]
     for line in reversed(lines):
         try:
-            record = json.loads(line)
+            record = from_json(line)
         except ValueError:
             continue
         if record.get("kind") == "train":
             left = format_seconds(record["seconds_left"])
-            return f"epoch {math.ceil(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  {left} left"
+            loss = "loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"
+            return f"epoch {math.ceil(record['epoch'])}/{epochs}  {loss}  {left} left"
     return "starting ..."

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.leaving import leave_quickly
 from excite.text import tell
 
@@ -61,7 +62,7 @@ def latency() -> None:
     predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}
     some = next(iter(predictors.values()))
     found = measure_latency(predictors)
-    print(json.dumps({**found, "device": device_name(some.device), "precision": some.precision}))
+    print(to_json({**found, "device": device_name(some.device), "precision": some.precision}))
 
 
 def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: int = 5) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Foreign weights into our networks: read, recognise, translate, check that nothing is left over, load."""
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from excite.errors import ExciteError
+from excite.files import from_json
 from excite.gates import Gate
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
@@ -278,7 +278,7 @@ def own_header(stored: Stored) -> dict[str, Any] | None:
         return None
     meta: Any = None
     with suppress(ValueError):
-        meta = json.loads(header)
+        meta = from_json(header)
     model = meta.get("model") if isinstance(meta, dict) else None
     whole = isinstance(model, dict) and isinstance(model.get("name"), str) and isinstance(model.get("args"), dict)
     if not whole or not isinstance(meta.get("preprocessing", {}), dict):
