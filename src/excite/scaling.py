@@ -308,12 +308,18 @@ def measure(
         if progress is not None:
             progress(f"measuring {world} device(s) with {batch} images each")
         recipe = _for_timing(work.recipe, world * batch)
-        order = {"recipe": recipe.to_yaml(), "time_steps": {"steps": steps, "classes": work.count and work.count.classes}}
+        order = {
+            "recipe": recipe.to_yaml(),
+            "origin": recipe.origin(),
+            "time_steps": {"steps": steps, "classes": work.count and work.count.classes},
+        }
         # However many run, each has the share of the cores that it has when all run: the same device.
         found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
     ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
     measured = [
-        Measurement(w, w * b, ms[w, b], "measured now", result["device"], _spread(result["seconds"]))
+        Measurement(
+            w, w * b, ms[w, b], "measured now", f"{result['device']}, {result['precision']}", _spread(result["seconds"])
+        )
         for (w, b), result in found.items()
         if b == batch_per_device
     ]
@@ -331,7 +337,8 @@ def _for_timing(recipe: Recipe, batch: int) -> Recipe:
     values["train"] |= {"batch_size": batch, "devices": 1, "grad_accumulation": 1, "init_from": None}
     if recipe.augment.crop == "random_resized":
         values["augment"] |= {"crop": "none"}
-    return Recipe.from_dict(values, "the recipe to time")
+    origin = recipe.origin() | {"notes": []}
+    return Recipe.from_dict(values, "the recipe to time").with_origin(**origin)
 
 
 def _fit(
@@ -454,7 +461,7 @@ def plan(
     """
     counts, work, assumed = parse_counts(devices, "--devices"), workload(recipe), parse_assumptions(assume)
     runs = [read_measurement(run) for run in measured]
-    notes: list[str] = []
+    notes: list[str] = list(recipe.notes)
     origin: dict[str, str] = {}
     if runs:
         fitted = from_runs(work, assumed, runs)
@@ -479,9 +486,7 @@ def plan(
     rows, impossible = _rows(recipe, work, assumed, counts, batch_per_device, runs, count, price)
     notes += impossible
     if short := [row["batch_size"] for row in rows if row["batch_size"] > count]:
-        notes.append(
-            f"An epoch of {count:,} images is less than one batch of {min(short):,}: its only step has no more than these."
-        )
+        notes.append(f"An epoch has {count:,} images, less than one batch of {min(short):,}: its only step is smaller.")
     if not rows:
         raise ExciteError("; ".join(notes))
     if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):

@@ -74,9 +74,10 @@ class ResNet(Classifier):
 
     - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
       1x1. The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
-      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8, init="mindcv"``, the second for the rounded squeeze, with the
-      stride on the 3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is ``max_pool="ceil",
-      conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of 1e-4 and 0.05).
+      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8, init="mindcv"``, the second for the rounded squeeze, with
+      the stride on the 3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is
+      ``max_pool="ceil", conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of
+      1e-4 and 0.05).
     - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
     - ``cifar_wrn16_8`` has no dropout inside its blocks.
     """
