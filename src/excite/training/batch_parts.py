@@ -46,13 +46,18 @@ def check_batch_norms(model: nn.Module, recipe: Recipe, loader: TrainLoader, fro
         return
     thaws = config.freeze_epochs is not None and config.freeze_epochs < config.epochs
     names = {name for name, module in model.named_modules() if module in frozen and not thaws}
-    found = _first_with_one_value(model, recipe, names)
+    size = recipe.data.image_size
+    found = first_with_one_value(model, (recipe.data.in_chans, size, size), names)
     if found is not None:
         raise ExciteError(_sentence(model, found, recipe, loader))
 
 
-def _first_with_one_value(model: nn.Module, recipe: Recipe, frozen: Collection[str]) -> str | None:
-    """The name of the first norm that one image gives one value per channel; None where there is none."""
+def first_with_one_value(model: nn.Module, image: tuple[int, int, int], frozen: Collection[str] = ()) -> str | None:
+    """The name of the first norm that one image (C, H, W) gives one value per channel in training; None without any.
+
+    ``model`` is on a CPU, in float32; it stays as it is, and so does the random stream. ``frozen`` names the modules in
+    eval mode.
+    """
     probe = copy.deepcopy(model).train()
     for module in probe.modules():
         if hasattr(type(module), "fused"):
@@ -70,10 +75,9 @@ def _first_with_one_value(model: nn.Module, recipe: Recipe, frozen: Collection[s
             module.eval()
         elif isinstance(module, _BatchNorm):
             watch(name, module)
-    size = recipe.data.image_size
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            probe(torch.zeros(1, recipe.data.in_chans, size, size))
+            probe(torch.zeros(1, *image))
     except _OneValue as one:
         return str(one)
     return None
