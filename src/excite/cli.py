@@ -164,6 +164,7 @@ RESULT_COLUMNS = [
     ("top1", "acc@top1", ".2f"),
     ("top5", "acc@top5", ".2f"),
     ("last_top1", "last top1", ".2f"),
+    ("test_top1", "test top1", ".2f"),
     ("recipe", "recipe", ""),
 ]
 
@@ -172,12 +173,11 @@ def _show_results(results: dict[str, Any]) -> None:
     from excite.training.display import Display, make_table
 
     display = Display()
+    columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
     if display.console.width >= 150:
-        display.table(make_table([results], RESULT_COLUMNS))
+        display.table(make_table([results], columns))
     else:  # the same, top to bottom
-        rows = [
-            {"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in RESULT_COLUMNS
-        ]
+        rows = [{"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in columns]
         display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
     run = Path(results["run"])
     display.message(f"{run}/")
@@ -188,13 +188,14 @@ def _show_results(results: dict[str, Any]) -> None:
         ("curves.png", "loss, accuracy and learning rate"),
         ("metrics.jsonl", "the same as numbers"),
         ("recipe.yaml", "everything that decided this run: excite train repeats it"),
+        ("validation_files.txt", "which images validated"),
         ("environment.json", "versions, device, git state"),
         ("log.txt", "what was printed"),
         ("checkpoints", "to go on with: excite train --resume"),
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"  {name:<18}{what}")
+            display.message(f"  {name:<21}{what}")
 
 
 @app.command()
@@ -261,7 +262,9 @@ def validate(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
@@ -277,6 +280,8 @@ def validate(
     Examples:
 
       excite validate runs/cifar10-seresnet20-20260101-120000 --per-class
+
+      excite validate runs/my-run data.part=test
 
       excite validate model.safetensors data.root=/other/images
     """
@@ -297,12 +302,16 @@ def validate(
     if not predictor.accelerator.is_main_process:
         return
     row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
+    row |= {"measured": result.measured, "notes": list(result.notes)}
     rows = result.per_class(predictor.classes)
     if as_json:
         _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
         return
-    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
-    display.table(make_table([row], [*columns, ("top5", "acc@top5", ".2f"), ("precision", "precision", "")]))
+    columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
+    columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
+    display.table(make_table([row], [*columns, ("precision", "precision", "")]))
+    for note in result.notes:
+        display.message(note)
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
         display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
@@ -340,7 +349,7 @@ def predict(
     from excite.inference import Prediction, draw_grid, find_images, load, to_json
     from excite.training.display import Display, make_table
 
-    files = find_images(images)
+    files = find_images(images, lambda line: print(line, file=sys.stderr))
     predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
@@ -720,6 +729,12 @@ def graft(
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
@@ -768,6 +783,7 @@ def export(
         result = run_export(
             source,
             format,
+            overrides or [],
             out=out,
             int8=int8,
             int8_gates=int8_gates,
@@ -798,7 +814,9 @@ def prune(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
@@ -1019,7 +1037,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Other data, such as data.root=PATH; or report.KEY=VALUE.",
+            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
         ),
     ] = None,
@@ -1071,8 +1089,9 @@ def report(
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images ({numbers['about']['measured']}), calibration error {calibration['ece']:.2f} %",
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        *numbers["about"]["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:

@@ -89,9 +89,9 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises ExciteError where it cannot be written."""
+    """Write a text file whole or not at all; names of files that are no UTF-8 keep their bytes. Raises ExciteError."""
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def read_json(path: Path) -> dict[str, Any]:

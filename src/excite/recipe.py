@@ -478,7 +478,7 @@ def _put_together(
     """The recipe of ``values`` with overrides, which add to the user's ``own`` keys (None: all) and to the notes."""
     if not overrides or not isinstance(values, dict):
         return Recipe.from_dict(values, where).with_origin(own, notes)
-    typed = {_full_key(override.partition("=")[0].strip()) for override in overrides}
+    typed = overridden(overrides)
     after = apply_overrides(values, list(overrides))
     shortened = _shortened(values, after, typed)
     recipe = Recipe.from_dict(after, where)
@@ -503,7 +503,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
             node[part] = dict(node.get(part) or {})
             node = node[part]
         node[path[-1]] = parse_yaml(text, f"the value of {key}") if text else None
-    typed = {_full_key(o.partition("=")[0].strip()) for o in overrides}
+    typed = overridden(overrides)
     if "train.batch_size" in typed:
         _keep_reference_batch(values, written)
     if "train.epochs" in typed and "schedule.warmup_epochs" not in typed:
@@ -563,6 +563,11 @@ def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
             f"to train with, and the learning rate is scaled to it from the recipe's {written}; give it alone"
         )
     values["train"]["batch_size"] = written
+
+
+def overridden(overrides: Sequence[str]) -> set[str]:
+    """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
+    return {_full_key(override.partition("=")[0].strip()) for override in overrides}
 
 
 def is_override(word: str) -> bool:

@@ -334,6 +334,14 @@ def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[dict[str, Any]])
     for run in runs:
         by_weights.setdefault(run.weights, []).append(run.label)
     notes += [f"{' and '.join(same)} have the same weights." for same in by_weights.values() if len(same) > 1]
+    of_images: dict[str, list[str]] = {}
+    for run in runs:
+        for note in [] if run.data is None else run.data.notes:
+            of_images.setdefault(note, []).append(run.label)
+    notes += [
+        f"{note[:1].upper()}{note[1:]}." if len(labels) == len(runs) else f"{', '.join(labels)}: {note}."
+        for note, labels in of_images.items()
+    ]
     notes += _fairness(runs, baseline, recipe)
     if moved := [words for run in runs if (words := _moved(run))]:
         notes.append(

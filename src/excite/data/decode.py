@@ -47,6 +47,26 @@ class BadImageError(ExciteError):
         return type(self), (self.path, self.reason)  # so that it can cross a process boundary
 
 
+class BadImagesError(BadImageError):
+    """Images that cannot be used, all named, under a rule that stops at them.
+
+    Args:
+        bad: (path, reason) of each; ``path`` and ``reason`` are the first one's.
+        key: of the recipe, that leaves them out instead.
+    """
+
+    def __init__(self, bad: Sequence[tuple[str, str]], key: str) -> None:
+        self.bad, self.key = list(bad), key
+        super().__init__(*self.bad[0])
+        shown = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:20])
+        more = f"; and {len(self.bad) - 20:,} more" if len(self.bad) > 20 else ""
+        what = f"cannot read {len(self.bad):,} images: " if len(self.bad) > 1 else "cannot read image "
+        self.args = (f"{what}{shown}{more}; mend or remove them, or leave them out with {key}=skip",)
+
+    def __reduce__(self) -> tuple[type, tuple[list[tuple[str, str]], str]]:  # type: ignore[override]
+        return type(self), (self.bad, self.key)
+
+
 def load_image(
     source: str | os.PathLike[str] | bytes,
     mode: Literal["RGB", "L"] = "RGB",
@@ -81,6 +101,11 @@ def load_image(
         raise BadImageError(name, _unidentified(source)) from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, KeyError ...
         raise BadImageError(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def check_image(path: str, max_pixels: int = PILLOW_LIMIT) -> None:
+    """Placeholder until the decoding branch is merged."""
+    load_image(path, "RGB", max_pixels)
 
 
 def _open(source: str | os.PathLike[str] | bytes) -> Image.Image:

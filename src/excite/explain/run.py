@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excite.data import EvalLoader, open_data
+from excite.data import EvalLoader
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.ablation import (
@@ -26,8 +26,7 @@ from excite.explain.gates import check_gates, fixed_gates, outer_gates
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.files import write_json, write_text, written_aside
-from excite.inference import Predictor, load, match_classes
-from excite.recipe import Recipe, apply_overrides
+from excite.inference import Predictor, load, measuring_loader, open_images
 
 ABLATIONS = ("full", "estimate", "off")
 #: Called with (what is being done, done, in all).
@@ -231,10 +230,10 @@ def explain(
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:
         check_layer(layer, predictor.model)
-    data, notes = None, []
+    data, notes = None, list[str]()
     if limit:
         try:
-            data = _validation_images(predictor, overrides, limit, str(source))
+            data = _validation_images(predictor, overrides, limit, str(source), notes)
         except ExciteError as error:
             if overrides or not images:
                 raise
@@ -257,16 +256,15 @@ def explain(
     return result
 
 
-def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: int, source: str) -> tuple[Images, int]:
-    """(a fresh pass over them each time it is called, how many there are)."""
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)
-    own = recipe.data.limit_val
-    limited = recipe.data.model_copy(update={"limit_val": limit if own is None else min(limit, own)})
-    data = open_data(limited, recipe.augment)
-    match_classes(predictor, data.classes, source)
+def _validation_images(
+    predictor: Predictor, overrides: Sequence[str], limit: int, source: str, notes: list[str]
+) -> tuple[Images, int]:
+    """(a fresh pass over them each time it is called, how many there are); adds to the notes."""
+    recipe, data = open_images(predictor, source, overrides, limits={"limit_val": limit})
+    notes += data.notes
 
     def batches() -> EvalLoader:
-        return EvalLoader(data.val, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=limited)
+        return measuring_loader(data, recipe, predictor.device)
 
     return batches, len(data.val)
 

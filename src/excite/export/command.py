@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch
 from excite.errors import ExciteError
 from excite.export.deployable import Deployable, InputKind
 from excite.export.formats import OPSET, QUANTISER, RUNTIME, SUFFIX, check, open_artefact, quantise, write
-from excite.export.images import Samples, open_samples, prepare
+from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import describe, describe_int8
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, to_input
 from excite.files import check_writable
@@ -36,6 +36,7 @@ Progress = Callable[[str, int, int], None]
 def export(
     source: str | Path,
     format: str,
+    overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
     int8: bool = False,
@@ -56,6 +57,7 @@ def export(
     Args:
         source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
         format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
+        overrides: of the images to prove it on, as for ``excite validate``: ``data.part=test``, ``data.root=...``.
         out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
         int8: quantise to int8 (onnx and openvino). It is done twice and measured twice, with the gates in float and
             with the gates quantised; the former is what is written.
@@ -89,10 +91,9 @@ def export(
     weights = Path(source) if is_foreign(source) else find_weights(source)
     target = _target(weights, format, int8, out, force)
     predictor = load(source, "cpu", "fp32")
-    samples, note = open_samples(predictor.meta, verify, "val")
-    samples = samples.take(images)
-    for line in [*([note] if note else []), f"verified on {samples.name}"]:
-        say(line)
+    if overrides and verify is not None:
+        raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
+    samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
     meta = describe(predictor, weights, str(source), input)
     threads = torch.get_num_threads()
     with _put_in_place(target, format) as aside:
@@ -217,13 +218,28 @@ class Calibration:
         return {"images": self.name, "count": len(self.pixels), "sha256": digest}
 
 
+def _opened(
+    predictor: Predictor,
+    where: str | None,
+    part: Part,
+    limit: int,
+    say: Callable[[str], None],
+    what: str,
+    overrides: Sequence[str] = (),
+    source: str | Path = "",
+) -> Samples:
+    """At most ``limit`` images; those that cannot be read are left out or refused, as the recipe says. Tells of it."""
+    samples, note = open_samples(predictor.meta, where, part, overrides, source)
+    samples, broken = samples.take(limit).readable(predictor.meta["recipe"]["data"], part)
+    for line in [*filter(None, (note, broken)), f"{what} {samples.name}"]:
+        say(line)
+    return samples
+
+
 def _calibrate_on(
     predictor: Predictor, calibrate: str | None, say: Callable[[str], None], kind: InputKind, progress: Progress
 ) -> Calibration:
-    samples, note = open_samples(predictor.meta, calibrate, "train")
-    samples = samples.take(CALIBRATION)
-    for line in [*([note] if note else []), f"int8 calibrated on {samples.name}"]:
-        say(line)
+    samples = _opened(predictor, calibrate, "train", CALIBRATION, say, "int8 calibrated on")
     prepared = []
     for i in range(len(samples)):
         progress("reading calibration images", i, len(samples))

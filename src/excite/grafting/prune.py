@@ -10,16 +10,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from excite.data import EvalLoader, open_data
+from excite.data import DataSets
 from excite.errors import ExciteError
 from excite.explain.gates import fixed_gates
 from excite.figures import COLORS, style
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.grafting.stored import header
-from excite.inference import Predictor, match_classes
+from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe
 from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
 from excite.training.evaluation import Evaluation, evaluate
 
@@ -125,9 +125,11 @@ def prune(
         raise ExciteError(f"{source} has no gates to prune")
     for name, holder in holders.items():
         layer_before(name, holder)
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides or [])), str(source))
-    scales, images = _measure_scales(predictor, recipe, calibration)
-    measure = _Validation(predictor, recipe)
+    recipe, data = open_images(predictor, source, overrides or [], limits={"limit_train": calibration}, train=True)
+    for note in data.notes:
+        say(note)
+    scales, images = _measure_scales(predictor, recipe, data)
+    measure = _Validation(predictor, recipe, data)
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
     say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
     before = measure(model)
@@ -149,30 +151,23 @@ def prune(
 class _Validation:
     """Evaluates a network on the validation images of a recipe."""
 
-    def __init__(self, predictor: Predictor, recipe: Recipe) -> None:
-        self.predictor, self.recipe = predictor, recipe
-        self.data = open_data(recipe.data, recipe.augment)
-        match_classes(predictor, self.data.classes, "the network")
+    def __init__(self, predictor: Predictor, recipe: Recipe, data: DataSets) -> None:
+        self.predictor, self.recipe, self.data = predictor, recipe, data
 
     def __call__(self, model: nn.Module) -> Evaluation:
         p = self.predictor
-        batches = EvalLoader(
-            self.data.val, batch_size=self.recipe.eval.batch_size, device=p.device, data_config=self.recipe.data
-        )
+        batches = measuring_loader(self.data, self.recipe, p.device)
         return evaluate(model, batches, p.preprocessing, len(p.classes), p.device, p.precision)
 
 
-def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> tuple[dict[str, Scales], int]:
+def _measure_scales(predictor: Predictor, recipe: Recipe, data: DataSets) -> tuple[dict[str, Scales], int]:
     """Place -> what its gate said; and of how many images, which may be fewer than were asked for."""
-    limit = recipe.data.limit_train
-    limited = recipe.data.model_copy(update={"limit_train": images if limit is None else min(images, limit)})
-    data = open_data(limited, recipe.augment)
+    images = 0
     with recording(predictor.model) as recorders:
-        for pixels, _, _ in EvalLoader(
-            data.train, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=recipe.data
-        ):
+        for pixels, _, _ in measuring_loader(data, recipe, predictor.device, train=True):
             predictor.logits(pixels)
-        return {name: recorder.scales() for name, recorder in recorders.items()}, len(data.train)
+            images += len(pixels)
+        return {name: recorder.scales() for name, recorder in recorders.items()}, images
 
 
 def _curve(

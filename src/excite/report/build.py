@@ -4,7 +4,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from excite.data import EvalLoader
 from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
-from excite.inference import Predictor, load
+from excite.inference import Predictor, load, measuring_loader
 from excite.models import describe
 from excite.recipe import Recipe
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
@@ -58,6 +57,10 @@ SUMMARY = (
     "loss",
     "last_top1",
     "last_top5",
+    "test_top1",
+    "test_top5",
+    "test_images",
+    "measured",
     "images",
     "best_epoch",
     "epochs",
@@ -256,6 +259,8 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "data_of_training": results.get("data_fingerprint"),
         "data_source": opened.recipe.data.source,
         "training_images": len(opened.data.train),
+        "measured": opened.data.measured,
+        "notes": opened.data.notes,
         "validation_images": len(predictions),
         "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
@@ -368,14 +373,8 @@ def _labels(opened: Source) -> np.ndarray:
 
 def _chosen_batches(opened: Source, chosen: np.ndarray) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """uint8 (B, C, S, S) and int64 (B,), both on the CPU, with as many channels as the network is given."""
-    loader = EvalLoader(
-        opened.data.val.take(chosen),
-        batch_size=opened.recipe.eval.batch_size,
-        device=opened.predictor.device,
-        data_config=opened.recipe.data,
-        rank=0,
-        world=1,
-    )
+    some = replace(opened.data, val=opened.data.val.take(chosen))
+    loader = measuring_loader(some, opened.recipe, opened.predictor.device)
     for pixels, labels, _ in loader:
         yield pixels.cpu().contiguous(), labels.cpu()
 

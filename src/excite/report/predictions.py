@@ -13,11 +13,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from excite.data import DataSets, EvalLoader, FileImages, Preprocessing, open_data
+from excite.data import DataSets, FileImages, Preprocessing
 from excite.errors import ExciteError
 from excite.files import written_aside
-from excite.inference import Predictor, load, match_classes, weights_digest
-from excite.recipe import Recipe, apply_overrides
+from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
+from excite.recipe import Recipe
 from excite.storage import is_remote
 
 #: In a run folder.
@@ -182,12 +182,8 @@ def open_source(
         ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
     """
     predictor = load_trained(source, device, precision)
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), str(source))
-    if images is not None:
-        fewest = min(images, recipe.data.limit_val or images)
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit_val": fewest})})
-    data = open_data(recipe.data, recipe.augment)
-    match_classes(predictor, data.classes, source)
+    limits = None if images is None else {"limit_val": images}
+    recipe, data = open_images(predictor, source, overrides, limits=limits)
     return Source(str(source), predictor, recipe, data, weights_digest(source), run_folder(source))
 
 
@@ -210,14 +206,7 @@ def predict_all(opened: Source, progress: Progress | None = None, batch_size: in
     Raises:
         ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there is none.
     """
-    loader = EvalLoader(
-        opened.data.val,
-        batch_size=batch_size or opened.recipe.eval.batch_size,
-        device=opened.predictor.device,
-        data_config=opened.recipe.data,
-        rank=0,
-        world=1,
-    )
+    loader = measuring_loader(opened.data, opened.recipe, opened.predictor.device, batch_size)
     logits, labels, positions, done = [], [], [], 0
     for images, truth, index in loader:
         logits.append(opened.predictor.logits(images).cpu().numpy())

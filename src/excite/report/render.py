@@ -1,7 +1,7 @@
 """The page of a report: reads the numbers of a study and draws; computes none."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _subtitle(numbers: dict[str, Any]) -> str:
     started = (about["environment"] or {}).get("started")
     parts = [
         f"{about['classes']:,} classes",
-        f"{accuracy['images']:,} validation images",
+        f"{accuracy['images']:,} {_measured(numbers)} images",
         *([f"trained {started[:10]}"] if started else []),
     ]
     return " · ".join(parts)
@@ -109,6 +109,9 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
         ),
         Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"),
     ]
+    if summary.get("test_top1") is not None:
+        note = f"{summary['test_images']:,} images, once, at the end"
+        cards.append(Card("top-1 of the test part", f"{summary['test_top1']:.2f} %", note))
     robust = numbers["robustness"]
     if robust is not None:
         note = f"top-1; {robust['clean_top1']:.2f} % without"
@@ -125,6 +128,11 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
     )
     for sentence in _warnings(numbers):
         section.note(sentence)
+
+
+def _measured(numbers: Mapping[str, Any]) -> str:
+    """What the images are: "validation", "test", "training", or nothing where they are all of a folder."""
+    return {"all": ""}.get(numbers["about"]["measured"], numbers["about"]["measured"])
 
 
 def _warnings(numbers: dict[str, Any]) -> list[str]:
@@ -147,7 +155,10 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
         found.append(
             f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read, and no number here counts them."
         )
-    if summary["best_epoch"] is not None and not other:
+    found += [f"{note[:1].upper()}{note[1:]}." for note in about["notes"]]
+    if summary.get("measured") == "test":
+        found.append("Measured on the test images throughout the training, so nothing was chosen by them.")
+    elif summary["best_epoch"] is not None and not other:
         found.append(
             f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
             f"images, which flatters them a little; after the last epoch it was {summary['last_top1']:.2f} %."

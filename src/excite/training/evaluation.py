@@ -22,6 +22,8 @@ class Evaluation:
         loss: mean cross-entropy, nats.
         top1, top5: accuracy in percent (top-5 is top-K where there are K < 5 classes).
         confusion: (K, K) counts, rows true classes, columns predictions.
+        measured: which images these are: "validation", "test", "training", "all".
+        notes: what a user should know of them, one sentence each.
     """
 
     images: int
@@ -29,10 +31,24 @@ class Evaluation:
     top1: float
     top5: float
     confusion: list[list[int]]
+    measured: str = "validation"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy in percent: the mean of the classes' own top-1, over those that have images."""
+        shares = [row[k] / sum(row) for k, row in enumerate(self.confusion) if sum(row)]
+        return 100 * sum(shares) / max(1, len(shares))
 
     def summary(self) -> dict[str, float]:
         """The scalar results, for a table or a line of JSON."""
-        return {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+        return {
+            "images": self.images,
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "balanced": self.balanced,
+        }
 
     def per_class(self, classes: list[str]) -> list[dict[str, Any]]:
         """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""

@@ -31,6 +31,7 @@ from excite.training.reporting import (
     open_folder,
     record_evaluation,
     record_steps,
+    record_test,
 )
 from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
@@ -202,6 +203,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
             save(run, clock)
         if _asked_to_stop(run, stop, clock) and not last:
             _leave(run, stop, meter, clock, metrics)
+    record_test(run, metrics)
     bad = bad_images(run)
     return finish(run, bad) if main else {}
 

@@ -17,6 +17,7 @@ from excite.models import Classifier, create_model
 from excite.models.timm_models import PREFIX, check_plain_norms, classifier_name, is_timm_model
 from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
+from excite.progress import Slowly
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
@@ -52,6 +53,7 @@ class Run:
     preprocessing: Preprocessing
     train_loader: TrainLoader
     eval_loader: EvalLoader
+    test_loader: EvalLoader | None
     augment: BatchAugment
     model: Classifier
     net: nn.Module
@@ -64,6 +66,7 @@ class Run:
     folder: Path = Path()
     step: int = 0
     best: dict[str, float] | None = None
+    test: dict[str, float] | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -135,7 +138,10 @@ def set_up(
     if device.type == "cpu":
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
-    data = open_data(recipe.data, recipe.augment) if data is None else data
+    if recipe.data.part != "val":
+        raise ExciteError(f"data.part={recipe.data.part} is for measuring a trained network: train without it")
+    if data is None:
+        data = open_data(recipe.data, recipe.augment, check=True, progress=Slowly(display.message))
     model, notes = make_model(recipe, data, resuming)
     if config.sync_bn and world > 1:  # before anything else takes hold of the norms
         if is_timm_model(model):
@@ -171,6 +177,11 @@ def set_up(
         train_loader=train_loader,
         eval_loader=EvalLoader(
             data.val, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
+        ),
+        test_loader=None
+        if data.test is None
+        else EvalLoader(
+            data.test, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
         ),
         augment=BatchAugment(recipe.augment, data.mean, data.std, len(data.classes), memory_format=layout),
         model=model,
