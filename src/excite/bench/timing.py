@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from excite.bench.contenders import make_contender
 from excite.bench.settings import Setting
+from excite.errors import ExciteError
+from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 from excite.training.device import (
     DTYPES,
@@ -116,6 +118,15 @@ def training_step_seconds(
     return time_steps(step, place, warm_up + steps)[warm_up:]
 
 
+def _refuse_one_value(model: nn.Module, image: tuple[int, int, int]) -> None:
+    norm = first_with_one_value(model, image)
+    if norm is not None:
+        raise ExciteError(
+            f"the batch norm {norm} would have one value per channel, and no variance, with one image: give batch=2 or "
+            "more, a larger image_size, or --infer"
+        )
+
+
 class Workbench:
     """One setting made ready: model and batch on the device, and the step to time.
 
@@ -142,6 +153,8 @@ class Workbench:
         self.warm_up = setting.warm_up if setting.warm_up is not None else 3 if on_cpu else 10
         reset_peak_memory(self.device)
         torch.manual_seed(0)
+        if self.batch == 1 and setting.mode == "train":
+            _refuse_one_value(contender.model, (contender.in_chans, self.image_size, self.image_size))
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         model = contender.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.model: nn.Module = model

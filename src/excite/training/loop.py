@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from excite import storage
 from excite.errors import ExciteError
 from excite.files import from_json
 from excite.logits import predicted
-from excite.recipe import Recipe, apply_overrides, load_recipe
+from excite.recipe import Recipe, load_recipe
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.compilation import compile_errors
@@ -80,7 +81,8 @@ def train(
     if processes > 1:
         places = {"resume": resume, "out": out, "run_dir": run_dir}
         order = {**{k: None if v is None else str(v) for k, v in places.items()}, "quiet": quiet}
-        return launch.run_on_this_machine({"recipe": asked.to_yaml(), "train": order}, processes)
+        job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
+        return launch.run_on_this_machine(job, processes)
     launch.watch_for_failures()
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
     launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
@@ -89,6 +91,7 @@ def train(
     target = out if run_dir is None else run_dir
     if main and resume is None and storage.is_remote(target):
         storage.check_writable(str(target))  # before hours of staging and training, not after
+    recipe = _as_begun(recipe, accelerator, resume, run_dir)
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
         run.notes.insert(0, note)
@@ -108,11 +111,32 @@ def train(
 
 def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str | Path | None) -> Recipe:
     if isinstance(recipe, Recipe):
-        return Recipe.from_dict(apply_overrides(recipe.model_dump(mode="json"), list(overrides)))
+        return recipe.changed(overrides)
     name = recipe if recipe is not None else resume
     if name is None:
         raise ExciteError("give a recipe to train, or a run folder to resume")
     return load_recipe(str(name), list(overrides))
+
+
+def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run_dir: str | Path | None) -> Recipe:
+    """A run that is gone on with stays in its precision, unless the user himself names another one now: what a shipped
+    recipe's means depends on the machine."""
+    key = "train.precision"
+    if recipe.is_own(key) or (resume is None and run_dir is None):
+        return recipe
+    begun: list[str | None] = [None]
+    if resume is None and run_dir is not None:
+        resume = storage.open_run(run_dir)  # on every machine, as the folder is opened later
+    if accelerator.is_main_process and resume is not None and (resume / "recipe.yaml").is_file():
+        begun = [load_recipe(str(resume)).train.precision]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(begun)
+    if begun[0] is None:
+        return recipe
+    if begun[0] != recipe.train.precision:
+        recipe = recipe.replaced(key, begun[0], f"{begun[0]}, in which this run was begun")
+    origin = recipe.origin()
+    return recipe.with_origin([*origin["own"], key], origin["notes"])
 
 
 def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:

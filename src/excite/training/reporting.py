@@ -241,15 +241,17 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
 def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
     """Evaluate the weights that the run would ship now, on the validation images or on those of a loader."""
     share_buffers(run)
+    loader = loader or run.eval_loader
+    names = loader.images.names
     return evaluate(
         run.evaluated,
-        loader or run.eval_loader,
+        loader,
         run.preprocessing,
         len(run.data.classes),
         run.device,
         run.precision,
         run.recipe.train.channels_last,
-        lambda index: run.data.val.names[index],
+        names.__getitem__,
     )
 
 

@@ -22,6 +22,7 @@ from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.progress import Slowly
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
+from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
 from excite.training.device import (
     Precision,
@@ -34,8 +35,9 @@ from excite.training.device import (
 from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
-from excite.training.precision import BufferGuard, set_norm_precision
+from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
 from excite.training.run_folder import versions
+from excite.training.schedule import beyond_the_end
 from excite.weights.convert import is_foreign, start_from
 from excite.weights.hub import locate
 from excite.weights.recognise import unwrapped
@@ -134,8 +136,9 @@ def set_up(
     Raises:
         ExciteError: the recipe asks for what cannot be.
     """
-    config = recipe.train
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    recipe = settle_precision(recipe, device)
+    config = recipe.train
     if config.batch_size % (world * config.grad_accumulation):
         raise ExciteError(
             f"train.batch_size ({config.batch_size}) must be a multiple of processes ({world}) x "
@@ -156,6 +159,17 @@ def set_up(
             check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
     frozen_norms = freeze(model, config.freeze, config.freeze_epochs)
+    train_loader = TrainLoader(
+        data.train,
+        batch_size=config.batch_size // world,
+        seed=config.seed,
+        device=device,
+        augment=recipe.augment,
+        data_config=recipe.data,
+        rank=rank,
+        world=world,
+    )
+    check_batch_norms(model, recipe, train_loader, frozen_norms)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
@@ -163,6 +177,7 @@ def set_up(
     with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
         warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
         net = compile_model(accelerator.prepare_model(model), config.compile, device)
+    notes = [*recipe.notes, *beyond_the_end(recipe), *notes]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
         recipe=recipe,
@@ -170,16 +185,7 @@ def set_up(
         precision=precision,
         data=data,
         preprocessing=data.preprocessing,
-        train_loader=TrainLoader(
-            data.train,
-            batch_size=config.batch_size // world,
-            seed=config.seed,
-            device=device,
-            augment=recipe.augment,
-            data_config=recipe.data,
-            rank=rank,
-            world=world,
-        ),
+        train_loader=train_loader,
         eval_loader=EvalLoader(
             data.val, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
         ),

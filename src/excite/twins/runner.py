@@ -19,13 +19,13 @@ from rich.text import Text
 from excite.errors import ExciteError
 from excite.figures import dispensable
 from excite.files import from_json, to_json, write_json, write_text
-from excite.recipe import load_recipe
+from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import PLAN, Plan, make_plan, run_name
+from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, show, write_report
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -97,10 +97,12 @@ def _resolve(
     elif recipe is None:
         raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
     else:
-        checked, note = load_recipe(recipe, list(overrides)).scaled()  # as the run folders' recipes will be
-        if note is not None:
-            display.message(note)
-        folder = Path("runs") / f"twins-{checked.name}" if out is None else Path(out)
+        # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
+        asked = load_recipe(recipe, list(overrides))
+        folder = Path("runs") / f"twins-{asked.name}" if out is None else Path(out)
+        checked, note = _settled(asked, folder).scaled()
+        for line in (*checked.notes, *([note] if note else [])):
+            display.message(line)
     if "://" in str(resume or out):
         raise ExciteError(f"{resume or out}: the folder of an experiment must be on this machine")
     if folder.is_file():
@@ -108,6 +110,25 @@ def _resolve(
     if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
         raise ExciteError(f"{folder} holds other files and no {PLAN}: the experiment needs a folder of its own")
     return folder, make_plan(folder, checked, gates, seeds)
+
+
+def _settled(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the precision of the experiment in ``folder``, or else with the one that a training on this
+    machine gives it; see ``settle_precision``."""
+    key = "train.precision"
+    if recipe.is_own(key) or recipe.train.precision in ("auto", "fp32"):
+        return recipe
+    begun = load_plan(folder)
+    if begun is not None:
+        now = begun.recipe.train.precision
+        same = now == recipe.train.precision
+        return recipe if same else recipe.replaced(key, now, f"{now}, in which this experiment was begun")
+    import torch
+
+    from excite.training.device import count_devices
+    from excite.training.precision import settle_precision
+
+    return settle_precision(recipe, torch.device(count_devices(recipe.train.device)[0]))
 
 
 def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> None:
