@@ -446,8 +446,8 @@ def load_into(
     if not any(not n.startswith("fc.") and not n.endswith(COUNTERS) for n in fits):
         raise ExciteError(f"{foreign.source}: not one of its tensors fits {model.model_name}")
     _check_values(fits, foreign)
-    _check_blocks(model, foreign)
-    settings = apply_settings(model, foreign)
+    check_blocks(model, foreign.source, foreign.name, foreign.options, _is_gated(foreign))
+    settings = apply_settings(model, foreign.name, foreign.options)
     model.load_state_dict(fits, strict=False)
     left_over = [*(foreign.origin[n] for n in unused), *foreign.unknown]
     return Loaded(foreign, fresh, left_over, settings, adapted)
@@ -478,22 +478,35 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
     return {} if same else other_gates_of_ours(model, foreign.name, foreign.options)
 
 
-def _check_blocks(model: Classifier, foreign: Foreign) -> None:
-    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see."""
-    wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
-    theirs_gated = any(".gate." in name for name in foreign.tensors) or _is_gated(foreign)
-    if wanted != found and model.gate_spec is not None and theirs_gated:
-        raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
-    theirs = foreign.options.get("block_conv", _of_variant(foreign.name, "block_conv", None))
-    check_kernels(setting(model, "block_conv", None), theirs, foreign.source)
+def check_blocks(model: Classifier, source: str, name: str, options: Mapping[str, Any], gated: bool) -> None:
+    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see.
+
+    Args:
+        model: the network to fill.
+        source: for the message.
+        name, options: of the checkpoint's network, as for ``create_model``.
+        gated: whether that one has gates, if only such as have no tensors.
+
+    Raises:
+        ExciteError: they stand elsewhere, or see something else.
+    """
+    wanted = options.get("gate_position", _of_variant(name, "gate_position", "standard"))
+    found = setting(model, "gate_position", "standard")
+    if wanted != found and model.gate_spec is not None and gated:
+        raise ExciteError(f"{source} has its gates at the position {wanted!r}, this network at {found!r}")
+    theirs = options.get("block_conv", _of_variant(name, "block_conv", None))
+    check_kernels(setting(model, "block_conv", None), theirs, source)
 
 
 def _is_gated(foreign: Foreign) -> bool:
-    """Whether the checkpoint's network has gates, if only such as have no tensors."""
-    if foreign.layout is not None:
-        return foreign.gate is not None
-    gate = foreign.options.get("gate", VARIANTS.get(foreign.name, {}).get("gate"))
-    return gate not in (None, "none")
+    if foreign.layout is None:
+        return gated(foreign.name, foreign.options)
+    return foreign.gate is not None or any(".gate." in name for name in foreign.tensors)
+
+
+def gated(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether ``create_model(name, **options)`` has gates, if only such as have no tensors."""
+    return options.get("gate", VARIANTS.get(name, {}).get("gate")) not in (None, "none")
 
 
 def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: str) -> str:
@@ -513,9 +526,7 @@ def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: 
         if names
     ]
     what = is_other + "; ".join(parts)
-    return (
-        f"{foreign.source} does not fit {name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
-    )
+    return f"{foreign.source} does not fit {name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
 
 
 def _found(foreign: Foreign) -> str | None:
@@ -527,13 +538,13 @@ def _found(foreign: Foreign) -> str | None:
     return None
 
 
-def apply_settings(model: Classifier, foreign: Foreign) -> dict[str, Any]:
-    """Make ``model`` compute as the checkpoint's network does; what was changed, by option."""
+def apply_settings(model: Classifier, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make ``model`` compute as ``create_model(name, **options)`` does; what was changed, by option."""
     changed: dict[str, Any] = {}
     for key, default in _setting_defaults(model).items():
-        wanted = foreign.options.get(key, _of_variant(foreign.name, key, default))
+        wanted = options.get(key, _of_variant(name, key, default))
         # A running average's pace has no part in what the network computes, so the model's own may stay.
-        if wanted != setting(model, key, default) and (key != "bn_momentum" or key in foreign.options):
+        if wanted != setting(model, key, default) and (key != "bn_momentum" or key in options):
             changed[key] = wanted
     model.model_args |= changed
     for norm in model.modules():

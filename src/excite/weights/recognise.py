@@ -15,6 +15,7 @@ from excite.models.factory import model_options as options_of_model
 from excite.weights.layouts import Anatomy, Layout, Source, listed
 from excite.weights.prefixes import layout_of
 from excite.weights.prefixes import unwrapped as unwrapped
+from excite.weights.timms import network_of_timm
 
 #: Options of a model that change what its tensors compute, and not their shapes; and those of its batch norms.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "gate_position", "bn_eps")
@@ -37,9 +38,11 @@ def find_layout(source: Source, where: str) -> Layout:
     layout = layout_of(names)
     if layout is not None:
         return layout
-    raise ExciteError(
-        f"{where} holds no network whose names are known ({listed(names, 4)}); docs/weights.md lists the known sources"
-    )
+    theirs = network_of_timm(source.tensors, [where])
+    hint = "docs/weights.md lists the known sources"
+    if theirs is not None:
+        hint = f"it is timm's {theirs}, which model.name=timm:{theirs} takes"
+    raise ExciteError(f"{where} holds no network whose names are known ({listed(names, 4)}); {hint}")
 
 
 def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:

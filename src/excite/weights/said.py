@@ -149,7 +149,9 @@ def _images(table: Mapping[str, Any]) -> dict[str, Any]:
     share = crop / resize if type(crop) is int and type(resize) is int and resize else table.get("crop_pct")
     if isinstance(share, float | int) and 0 < share <= 1:
         images["crop_pct"] = float(share)
-    return images if ("mean" in images) == ("std" in images) else {k: images[k] for k in images.keys() - {"mean", "std"}}
+    return (
+        images if ("mean" in images) == ("std" in images) else {k: images[k] for k in images.keys() - {"mean", "std"}}
+    )
 
 
 def check_named(source: str, said: Said) -> None:

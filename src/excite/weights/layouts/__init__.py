@@ -31,4 +31,15 @@ LAYOUTS: tuple[Layout, ...] = (
     TORCHVISION,
 )
 
-__all__ = ["CADENE", "CADENE_SENET154", "LAYOUTS", "TIMM", "TORCHVISION", "Anatomy", "Choice", "Layout", "Source", "listed"]
+__all__ = [
+    "CADENE",
+    "CADENE_SENET154",
+    "LAYOUTS",
+    "TIMM",
+    "TORCHVISION",
+    "Anatomy",
+    "Choice",
+    "Layout",
+    "Source",
+    "listed",
+]

@@ -14,7 +14,6 @@ _GATHERS = tuple(
 )
 
 
-
 def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
     """Nothing: such a file may be of any of our networks, and only a header would say how it was made."""
     return {}
