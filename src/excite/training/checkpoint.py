@@ -210,20 +210,12 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
 def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) -> str:
     """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
     mine = str(getattr(model, "model_name", type(model).__name__))
-    theirs = checkpoint.meta.get("model", {}).get("name") or _timms_name(checkpoint)
+    theirs = checkpoint.meta.get("model", {}).get("name")
     is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
     return (
         f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
         f"{len(misfits)} tensors are missing, left over or of another shape: {_listed(misfits, 3)}"
     )
-
-
-def _timms_name(checkpoint: Checkpoint) -> str | None:
-    from excite.models.timm_models import PREFIX
-    from excite.weights.timms import network_of_timm
-
-    found = network_of_timm(checkpoint.tensors, [str(checkpoint.meta.get("said", "")), str(checkpoint.path)])
-    return None if found is None else f"{PREFIX}{found}"
 
 
 def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:

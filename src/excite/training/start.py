@@ -6,26 +6,27 @@ be found (``data.mean: null``); what the recipe says itself stays, and the user 
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
-from excite.models.timm_models import classifier_name, first_name, images_of_timm, is_timm_model
+from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
 from excite.recipe import Recipe, as_yaml
 from excite.training import checkpoint as ckpt
 from excite.training.optimizer import layer_depths
-from excite.weights.convert import Loaded, apply_settings, is_foreign, start_from
+from excite.weights.convert import Loaded, apply_settings, is_foreign, read_foreign, start_from
 from excite.weights.hub import locate
-from excite.weights.layouts import Choice
 from excite.weights.prefixes import unwrapped
 from excite.weights.said import said_by
 from excite.weights.stem import STEMS, fit_channels
 from excite.weights.stored import read_weights
+from excite.weights.timms import network_of_timm
 
 #: Means, deviations and crops that differ by less are the same, written shorter.
 _CLOSE = 2e-3
@@ -90,7 +91,7 @@ def _of_ours(source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
     return checkpoint, dict(checkpoint.meta.get("preprocessing", {})), ""
 
 
-def _of_timm(model: nn.Module, source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
+def _of_timm(model: Classifier, source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
     """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
     stored = read_weights(locate(source))
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
@@ -99,14 +100,27 @@ def _of_timm(model: nn.Module, source: str) -> tuple[ckpt.Checkpoint, dict[str, 
     images = {**images_of_timm(model), **said.preprocessing}
     if said.image_size is not None:
         images["image_size"] = said.image_size
-    tensors = counts | found.tensors
-    if f"{head}.weight" not in tensors:  # a body alone
+    _check_timm(model, source, found.tensors, said.name)
+    tensors, note = counts | found.tensors, found.choice.sentence()
+    if f"{head}.weight" in own and f"{head}.weight" not in tensors:  # a body alone: a head of no classes
         tensors |= {name: tensor[:0] for name, tensor in own.items() if name.startswith(f"{head}.")}
-    return ckpt.Checkpoint(stored.path, tensors, {"said": said.name}), images, _chosen(found.choice)
+        note = "; ".join(part for part in (note, "it has no classifier that fits") if part)
+    return ckpt.Checkpoint(stored.path, tensors, {}), images, note
 
 
-def _chosen(choice: Choice) -> str:
-    return choice.sentence()
+def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], said: str) -> None:
+    """Raise ExciteError where most of a file does not fit, and it is known which network it is of."""
+    own = model.state_dict()
+    fitting = sum(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
+    if fitting > len(own) / 2:
+        return
+    mine, theirs = model.model_name, network_of_timm(tensors, [said, source])
+    name = None if theirs is None else f"{PREFIX}{theirs}"
+    if name is None:
+        with suppress(ExciteError):
+            name = read_foreign(source).name
+    if name is not None:
+        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name}, which model.name={name} takes")
 
 
 def _set(settings: Mapping[str, Any]) -> str:
@@ -202,7 +216,9 @@ def resolved(recipe: Recipe, taken: Taken, use: Mapping[str, Any]) -> Recipe:
 
 def with_images(preprocessing: Preprocessing, use: Mapping[str, Any]) -> Preprocessing:
     """``preprocessing`` with the mean and deviation that the run takes over."""
-    return replace(preprocessing, **{key: tuple(value) for key, value in use.items()})
+    if not use:
+        return preprocessing
+    return replace(preprocessing, mean=tuple(use["mean"]), std=tuple(use["std"]))
 
 
 # --- what stays as it is --------------------------------------------------------------------------------------------

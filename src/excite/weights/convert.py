@@ -69,9 +69,9 @@ class Foreign:
     preprocessing: dict[str, Any]
     meta: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] | None = None
-    choice: Choice = Choice()
+    choice: Choice = field(default_factory=Choice)
     assumed: dict[str, Any] = field(default_factory=dict)
-    said: Said = Said()
+    said: Said = field(default_factory=Said)
     anatomy: Anatomy | None = None
 
     def sentence(self) -> str:
@@ -281,7 +281,7 @@ def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: 
         tensors={n: _as_float(t, origin[n]) for n, t in tensors.items()},
         origin=origin,
         unknown=unknown,
-        preprocessing=_preprocessing(layout, anatomy) | said.preprocessing,
+        preprocessing={**_preprocessing(layout, anatomy), **said.preprocessing},
         gate=gate,
         choice=wrapped.choice,
         assumed=unsaid(name, anatomy, extra),
@@ -552,8 +552,8 @@ def apply_settings(model: Classifier, name: str, options: Mapping[str, Any]) -> 
             norm.eps = changed.get("bn_eps", norm.eps)
             norm.momentum = changed.get("bn_momentum", norm.momentum)
     if "max_pool" in changed:
-        options: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
-        model.maxpool = nn.MaxPool2d(3, 2, **options)
+        how: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
+        model.maxpool = nn.MaxPool2d(3, 2, **how)
     if "stride_on" in changed:
         _move_strides(model, changed["stride_on"])
     if {"stride_on", "conv_padding"} & changed.keys():

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the network: those under one prefix, as a rule, beside a loss, an average or a teacher."""
+"""Which tensors of a file are the network: those under one prefix, as a rule, beside a loss, an average, a teacher."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -56,6 +56,7 @@ def unwrapped(stored: Stored, own: Mapping[str, Tensor] | None = None, head: str
     joined, taken = _with_head(group, near, parent, own, head)
     left = [name for name in outside if name not in taken]
     where = f"{next(iter(taken)).rpartition('.')[0]}." if taken else ""
+    where = where if taken.keys() <= {*outside} else best + where
     return Source(joined, stored.metadata, Choice(best if outside else "", _counted(left, best), where))
 
 

@@ -24,9 +24,9 @@ _ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
 #: Average pooling under timm's names; None leaves it to the network, which averages.
 _MEAN = (None, "", "avg", "fast", "fastavg")
 #: Options of other libraries' ResNets that have no part in what a trained network computes, or show in its tensors.
-_HARMLESS = frozenset(
-    "num_classes in_chans drop_rate drop_path_rate drop_block_rate zero_init_last zero_init_residual width_per_group "
-    "groups cardinality base_width attn_layer pretrained bn_eps".split()
+_HARMLESS = (
+    *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained"),
+    *("zero_init_residual", "width_per_group", "groups", "cardinality", "base_width", "attn_layer", "bn_eps"),
 )
 #: Options that matter, and the values that ours have.
 _USUAL: dict[str, tuple[Any, ...]] = {
@@ -77,7 +77,7 @@ def said_by(stored: Stored) -> Said:
         found = values.get(key)
         settings |= found if isinstance(found, dict) else {}
     beside = config_beside(stored.path)
-    about = beside.get("pretrained_cfg") if isinstance(beside.get("pretrained_cfg"), dict) else beside
+    about = _table(beside.get("pretrained_cfg")) or beside
     name, where = _name(stored.metadata, values, settings, beside)
     options = {**_table(beside.get("model_args")), **_table(settings.get("model_kwargs"))}
     if isinstance(settings.get("bn_eps"), float):
@@ -149,9 +149,8 @@ def _images(table: Mapping[str, Any]) -> dict[str, Any]:
     share = crop / resize if type(crop) is int and type(resize) is int and resize else table.get("crop_pct")
     if isinstance(share, float | int) and 0 < share <= 1:
         images["crop_pct"] = float(share)
-    return (
-        images if ("mean" in images) == ("std" in images) else {k: images[k] for k in images.keys() - {"mean", "std"}}
-    )
+    both = "mean" in images and "std" in images
+    return {key: value for key, value in images.items() if both or key not in ("mean", "std")}
 
 
 def check_named(source: str, said: Said) -> None:
