@@ -223,7 +223,7 @@ def test_the_arch_alone_is_believed_too(tmp_path):
     for arch in ("cifar_geresnet20_theta_minus.excite", "cifar_geresnet20_theta_minus"):
         torch.save({"arch": arch, "state_dict": model.state_dict()}, tmp_path / "x.pth")
         assert torch.equal(logits(convert(tmp_path / "x.pth")[0], images()), logits(model, images()))
-    with pytest.raises(ExciteError, match="has at layer1.0 the gate ge .*this network none"):
+    with pytest.raises(ExciteError, match=r"has at layer1\.0 the gate ge .*this network none"):
         load_weights(make("cifar_resnet20", num_classes=3), tmp_path / "x.pth")
     assert convert(tmp_path / "x.pth", arch="cifar_resnet20")[0].model_name == "cifar_resnet20"
 

@@ -8,6 +8,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +18,10 @@ from excite.errors import ExciteError
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
-from excite.recipe import Recipe, as_yaml
+from excite.recipe import Recipe, as_yaml, load_recipe
 from excite.training import checkpoint as ckpt
 from excite.training.optimizer import layer_depths
-from excite.weights.convert import Loaded, apply_settings, is_foreign, read_foreign, start_from
+from excite.weights.convert import SETTINGS, Loaded, apply_settings, is_foreign, read_foreign, start_from
 from excite.weights.hub import locate
 from excite.weights.prefixes import unwrapped
 from excite.weights.said import said_by
@@ -214,6 +215,18 @@ def resolved(recipe: Recipe, taken: Taken, use: Mapping[str, Any]) -> Recipe:
     return Recipe.from_dict(values)
 
 
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe to go on with, and what its run took over when it began, which its folder has by :func:`resolved`."""
+    if recipe.train.init_from is None and not recipe.model.options.get("pretrained"):
+        return recipe
+    begun = load_recipe(str(folder))
+    if (begun.train.init_from, begun.model.name) != (recipe.train.init_from, recipe.model.name):
+        return recipe
+    use = {"mean": begun.data.mean, "std": begun.data.std} if recipe.data.mean is None else {}
+    settings = {key: value for key, value in begun.model.options.items() if key in SETTINGS}
+    return resolved(recipe, Taken([], settings=settings), use)
+
+
 def with_images(preprocessing: Preprocessing, use: Mapping[str, Any]) -> Preprocessing:
     """``preprocessing`` with the mean and deviation that the run takes over."""
     if not use:
@@ -240,10 +253,12 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
     head = classifier_name(model)
     fitted: list[str] = []
     changed: dict[str, str] = {}
+    taken_out = False  # once a pattern takes names out again, the order counts
     for pattern in patterns:
         sign, bare = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
         if any(fnmatch.fnmatch(n, bare) or fnmatch.fnmatch(n, f"{bare}.*") for n in names):
-            fitted.append(pattern)
+            fitted += [] if pattern in fitted and not taken_out else [pattern]
+            taken_out |= bool(sign)
             continue
         put = _parts_called(model, bare, names, head)
         if put is None:
@@ -254,7 +269,8 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
                 + (f', "freeze=[{stem}]" the stem,' if stem else ",")
                 + ' "freeze=[]" nothing'
             )
-        fitted += [name for name in (f"{sign}{part}" for part in put) if name not in fitted]
+        fitted += [name for name in (f"{sign}{part}" for part in put) if taken_out or name not in fitted]
+        taken_out |= bool(sign)
         changed[pattern] = ", ".join(put) or "nothing"
     said = "; ".join(f"{theirs} is {ours}" for theirs, ours in changed.items())
     return fitted, f"train.freeze in {getattr(model, 'model_name', 'this model')}: {said}" if said else ""
