@@ -97,7 +97,7 @@ def create_model(
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
     spec, body = _split_options(name, variant, gate, options)
-    model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
+    model = builder(variant)(**{**variant["arch"], **body, **common}, gate=spec)
     model.model_name, model.gate_spec = name, spec
     if gate_at is not None:
         if spec is None:
@@ -138,6 +138,11 @@ def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) ->
     example = torch.zeros(1, *model.input_size)  # type: ignore[misc]
     at = "auto" if gate_at is None else list(gate_at)
     return graft(model, table, at=at, init=init, inplace=True, example=example)
+
+
+def builder(variant: Variant) -> type[ResNet] | type[TFSEResNet]:
+    """The class that builds a variant of the catalog."""
+    return _BUILDERS[variant["family"]]
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:

@@ -37,6 +37,7 @@ from excite.training.reporting import (
 from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
+from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
 
 #: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
@@ -75,6 +76,8 @@ def train(
         raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
     resume = None if resume is None else storage.local_run(resume)
     recipe = _resolve(recipe, overrides, resume)
+    if resume is not None and (resume / "recipe.yaml").is_file():
+        recipe = as_begun(recipe, resume)
     asked = recipe
     recipe, note = recipe.scaled()
     processes = launch.processes_wanted(recipe)
