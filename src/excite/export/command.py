@@ -96,9 +96,7 @@ def export(
     meta = describe(predictor, weights, str(source), input)
     threads = torch.get_num_threads()
     with _put_in_place(target, format) as aside:
-        # With a conditional OpenVINO 2026.4 gave nonsense for the first batch (logits of 1e25; 97.2 % of 500 CIFAR-10
-        # images agreed), and without it the same network agrees. The resize alone was right with it: why is not known.
-        deployable = Deployable(predictor.model, predictor.preprocessing, input, branch=format != "openvino")
+        deployable = Deployable(predictor.model, predictor.preprocessing, input)
         progress("writing", 0, 1)
         fp32 = _beside(aside, "fp32") if int8 else aside
         write(format, deployable.trace(), fp32, meta, opset)
