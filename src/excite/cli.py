@@ -848,7 +848,11 @@ def prune(
         for i, row in enumerate(result.to_dict()["points"])
     ]
     columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
-    columns += [("top1", "acc@top1", ".2f"), ("loss", "loss", ".4f"), ("ms", f"ms/{batch} images", ".2f")]
+    columns += [
+        ("top1", "acc@top1", ".2f"),
+        ("loss", "loss", ".4f"),
+        ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
+    ]
     display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
     if out is not None:
         display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")
