@@ -408,7 +408,7 @@ def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
 
 
 def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Milliseconds of a pass over 1 and over 16 images in the form that ``excite predict`` runs (fp32, folded on a CPU).
+    """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
 
     The network alone, of zeros: reading and preparing images is not in it.
 
