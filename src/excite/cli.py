@@ -827,6 +827,7 @@ def export(
     columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
+    display.message(result["timed"])
     display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
 
 
@@ -886,7 +887,11 @@ def prune(
         for i, row in enumerate(result.to_dict()["points"])
     ]
     columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
-    columns += [("top1", "acc@top1", ".2f"), ("loss", "loss", ".4f"), ("ms", f"ms/{batch} images", ".2f")]
+    columns += [
+        ("top1", "acc@top1", ".2f"),
+        ("loss", "loss", ".4f"),
+        ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
+    ]
     display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
     if out is not None:
         display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")

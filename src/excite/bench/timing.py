@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from excite.bench.contenders import make_contender
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
+from excite.models.folding import FoldedClassifier
 from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 from excite.training.device import (
@@ -70,6 +71,11 @@ def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step
             return net(images).float()
 
     return step
+
+
+def form_of(net: nn.Module, precision: str) -> str:
+    """In which form a network is timed, in words for the head of a column: whether it was folded, and its precision."""
+    return f"{'folded' if isinstance(net, FoldedClassifier) else 'not folded'}, {precision}"
 
 
 def time_steps(step: Step, device: torch.device, count: int, per_sample: int = 1) -> list[float]:

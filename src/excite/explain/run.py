@@ -85,6 +85,8 @@ class Explanation:
         rows: one a gate, see docs/explain.md; empty without data.
         together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
         timing: what ``time_without_gates`` gave: the whole network, each gate, those of ``together``; or empty.
+        timed: in which form the network was timed, with gates and without: whether batch norms were folded, and the
+            precision; "" where it was not.
         max_drop: percentage points that the gates that could go may cost together.
         statistics: name -> the gate's; empty without data.
         explained: the images that were asked about.
@@ -104,6 +106,7 @@ class Explanation:
     together: Ablation | None = None
     timing: list[dict[str, Any]] = field(default_factory=list)
     max_drop: float = 0.0
+    timed: str = ""
     statistics: dict[str, ScaleStatistics] = field(default_factory=dict)
     explained: list[ExplainedImage] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -125,6 +128,7 @@ class Explanation:
             "gates": self.rows,
             "together": together,
             "ms": self.timing[0]["ms"] if self.timing else None,
+            "timed": self.timed or None,
             "together_saved_ms": self.timing[-1]["saved_ms"] if timed else None,
             "explained": [image.to_dict() for image in self.explained],
             "bad_images": [{"path": path, "reason": reason} for path, reason in self.bad],
@@ -342,8 +346,11 @@ def _study(
             )
         }
     if timing:
+        from excite.bench.timing import form_of
+
         groups: list[Sequence[str]] = [[name] for name in means]
         groups += [result.together.gates] if result.together is not None else []
+        result.timed = form_of(predictor.model, predictor.precision)
         result.timing = time_without_gates(
             predictor, groups, batch=batch, progress=partial(tell, "timing the network without each gate")
         )

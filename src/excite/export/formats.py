@@ -27,6 +27,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 OPSET = 20
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}
+#: The packages that can run a file of the format, its own runtime first; "onnx" has a reference evaluator in NumPy.
+READERS = {"onnx": ("onnxruntime", "openvino", "onnx"), "openvino": ("openvino",), "pt2": ("torch",)}
 #: The package that makes an artefact int8.
 QUANTISER = {"onnx": "onnxruntime", "openvino": "nncf"}
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "pt2": ()}
@@ -64,20 +66,30 @@ def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], o
 
 def open_artefact(name: str, path: Path, threads: int) -> Run:
     """Load an artefact in its own runtime, on the CPU and in float32, with so many threads."""
-    if name == "onnx":
+    return open_in(RUNTIME[name], path, threads)
+
+
+def open_in(runtime: str, path: Path, threads: int) -> Run:
+    """Load an artefact in one of the packages of ``READERS``, as a new session that nothing was run in."""
+    if runtime == "onnxruntime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda images: session.run([OUTPUT], {INPUT: images})[0]
-    if name == "openvino":
+    if runtime == "openvino":
         import openvino
 
         # Without the hint OpenVINO computes in bfloat16 wherever the processor can.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(str(path), "CPU", settings)
         return lambda images: np.array(compiled(images)[OUTPUT])
+    if runtime == "onnx":
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(str(path))
+        return lambda images: evaluator.run([OUTPUT], {INPUT: images})[0]
     with _quiet():
         module = torch.export.load(path).module()
 

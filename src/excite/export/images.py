@@ -125,11 +125,16 @@ def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
     def read(i: int) -> np.ndarray:
         rng = np.random.default_rng(i)
         height, width = (size, size) if i % 4 == 0 else rng.integers(max(1, size // 2), 3 * size + 1, 2).tolist()
-        small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
-        picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
-        return np.asarray(picture).reshape(height, width, channels)
+        return blurred_noise(rng, height, width, channels)
 
     return Samples(f"{count} random images, not real ones", count, read, None, random=True)
+
+
+def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
+    """uint8 (H, W, C)."""
+    small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
+    picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
+    return np.asarray(picture).reshape(height, width, channels)
 
 
 def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:

@@ -64,6 +64,7 @@ class Pruned:
         batch: images of a timed batch.
         images: validation images.
         meta: header of the checkpoint it came from.
+        timed: in which form all networks of the curve were timed: whether batch norms were folded, and the precision.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class Pruned:
     batch: int
     images: int
     meta: dict[str, Any]
+    timed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the points, which one was chosen, and the constant gates."""
@@ -83,6 +85,7 @@ class Pruned:
             "constant": self.constant,
             "batch": self.batch,
             "images": self.images,
+            "timed": self.timed,
         }
 
 
@@ -157,7 +160,9 @@ def prune(
         if point.top1 >= before.top1 - max_drop and point.not_finite <= before.not_finite
     ]
     chosen = max(within, key=lambda i: (-points[i].gates, i))
-    return Pruned(networks[chosen], points, chosen, constant, batch, before.images, predictor.meta)
+    return Pruned(
+        networks[chosen], points, chosen, constant, batch, before.images, predictor.meta, _timed_as(model, predictor)
+    )
 
 
 class _Validation:
@@ -217,8 +222,18 @@ def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> P
     return Point(place, gates, result.top1, result.loss, effect, 0.0, parameters, result.not_finite)
 
 
+def _timed_as(model: nn.Module, predictor: Predictor) -> str:
+    from excite.bench.timing import form_of
+
+    return form_of(model, predictor.precision)
+
+
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
-    """Median milliseconds of a forward pass of each, measured in turns."""
+    """Median milliseconds of a forward pass of each over the same normalised noise, measured in turns.
+
+    With their batch norms as they were trained, all of them: copies folded as ``excite predict`` folds them would
+    double the memory.
+    """
     from excite.bench.timing import inference_step, time_steps
 
     p = predictor.preprocessing
@@ -243,7 +258,7 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
         gates = [point.gates for point in result.points]
         for axis, values, label, color in (
             (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", COLORS[1]),
-            (time, [p.ms for p in result.points], f"ms for {result.batch} images (median)", COLORS[3]),
+            (time, [p.ms for p in result.points], f"ms for {result.batch} images (median; {result.timed})", COLORS[3]),
         ):
             axis.plot(gates, values, "o-", color=color)
             place = (gates[result.chosen], values[result.chosen])

@@ -414,11 +414,13 @@ def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
 
 
 def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Milliseconds of a pass over 1 and over 16 images, as ``excite predict`` computes it (fp32, folded on a CPU).
+    """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
+
+    The network alone, of zeros: reading and preparing images is not in it.
 
     About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
     """
-    from excite.bench.timing import inference_step, time_steps
+    from excite.bench.timing import form_of, inference_step, time_steps
 
     predictor = load(opened.source, opened.predictor.device.type, "fp32", fold=None)
     preprocessing = predictor.preprocessing
@@ -434,4 +436,5 @@ def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda do
         rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(seconds)})
         rows[-1]["images_per_second"] = 1000 * batch / middle
         progress(i + 1, 2)
-    return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "rows": rows}
+    form = form_of(predictor.model, predictor.precision)
+    return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "form": form, "rows": rows}

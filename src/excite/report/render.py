@@ -416,7 +416,8 @@ def _speed(page: Page, numbers: dict[str, Any]) -> None:
     columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
     columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]
     threads = f", {speed['threads']} thread{'s' if speed['threads'] > 1 else ''}"
-    section.table(columns, speed["rows"], f"Inference in fp32 on {speed['device']}{threads}, as excite predict does it")
+    about = f"The network alone, {speed['form']}, on {speed['device']}{threads}: the form that excite predict runs"
+    section.table(columns, speed["rows"], f"{about}, without reading and preparing images")
 
 
 def _unit(value: float | None, spec: str, unit: str) -> str | None:

@@ -101,6 +101,11 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
 
 
+def latency_form(latency: Mapping[str, Any]) -> str:
+    """In which form the networks were timed; what older versions stored does not say, but was never folded."""
+    return str(latency.get("form", f"not folded, {latency['precision']}"))
+
+
 def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
     low, median, high = (None, None, None) if quartiles is None else quartiles
     return {"latency_ms": median, "latency_low": low, "latency_high": high}
@@ -178,8 +183,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     if report["latency"] is not None:
         latency = report["latency"]
         said.append(
-            f"Latency: one image, all gates in turns in one process, {latency['rounds']} rounds of "
-            f"{latency['passes']}, median (quartiles); {latency['device']}, {latency['precision']}."
+            f"Latency: one prepared image to logits, all gates in turns in one process, {latency['rounds']} rounds of "
+            f"{latency['passes']}, median (quartiles); {latency['device']}, batch norms {latency_form(latency)}."
         )
     without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
     if without:

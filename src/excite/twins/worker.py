@@ -74,11 +74,12 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
         passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
 
     Returns:
-        ``rounds``, ``passes``, and for each gate ``[lower quartile, median, upper quartile]`` in milliseconds.
+        ``rounds``, ``passes``, ``form`` (whether batch norms were folded, and the precision) and ``ms``: for each gate
+        ``[lower quartile, median, upper quartile]`` in milliseconds.
     """
     import torch
 
-    from excite.bench.timing import time_steps
+    from excite.bench.timing import form_of, time_steps
 
     def turn(predictor: Any) -> list[float]:
         pre = predictor.preprocessing
@@ -95,9 +96,11 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
         for gate, predictor in predictors.items():
             times[gate] += turn(predictor)
         rounds += 1
+    some = next(iter(predictors.values()))
     return {
         "rounds": rounds,
         "passes": passes,
+        "form": form_of(some.model, some.precision),
         "ms": {gate: statistics.quantiles(values, n=4) for gate, values in times.items()},
     }
 
