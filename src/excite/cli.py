@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excite.children import make_children_safe
 from excite.errors import ExciteError
 from excite.leaving import leave_quickly
 
@@ -1325,6 +1326,7 @@ def _options(
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
+    make_children_safe()
     try:
         app()
     except Exception as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from excite.children import python_command
 from excite.errors import ExciteError
 from excite.files import write_json, write_text
 from excite.recipe import load_recipe
@@ -131,8 +132,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
 
 
 def _worker(*words: str) -> list[str]:
-    # -P: a file in the current folder must not stand in for a module.
-    return [sys.executable, "-P", "-m", "excite.twins.worker", *words]
+    return python_command("-m", "excite.twins.worker", *words)
 
 
 @contextmanager
