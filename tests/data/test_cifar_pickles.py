@@ -30,7 +30,9 @@ def short(raw: bytes) -> bytes:
     return b"U" + bytes([len(raw)]) + raw
 
 
-RECONSTRUCT = name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + number(0) + b"\x85" + short(b"b")
+RECONSTRUCT = (
+    name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + number(0) + b"\x85" + short(b"b")
+)
 DTYPE = name("numpy", "dtype")
 
 
