@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from excite.children import make_children_safe
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown, shown_text
 from excite.leaving import leave_quickly
 
 if TYPE_CHECKING:
@@ -867,8 +867,8 @@ def _options_given(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ExciteError(f"--option {word!r} is not of the form NAME=VALUE (for example reduction=8)")
-        options[name] = parse_yaml(text, f"the value of --option {name}")
+            raise ExciteError(f"--option {shown(word)} is not of the form NAME=VALUE (for example reduction=8)")
+        options[name] = parse_yaml(text, f"the value of --option {shown_text(name)}")
     return options
 
 

@@ -109,17 +109,17 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deep") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read."""
+def read_json(path: Path, remedy: str = "delete it to go on without it") -> dict[str, Any]:
+    """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read; ``remedy`` ends it."""
     try:
         if path.stat().st_size > LONGEST_JSON:
             raise ValueError(f"it has more than {LONGEST_JSON >> 20} MB")
         value = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else shown_text(str(error))
-        raise ExciteError(f"{path} cannot be read as JSON ({reason}); delete it to go on without it") from None
+        raise ExciteError(f"{path} cannot be read as JSON ({reason}); {remedy}") from None
     if not isinstance(value, dict):
-        raise ExciteError(f"{path} holds no JSON object; delete it to go on without it")
+        raise ExciteError(f"{path} holds no JSON object; {remedy}")
     return value
 
 

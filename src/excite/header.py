@@ -14,6 +14,7 @@ from torch import Tensor
 
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import from_json
+from excite.recipe import is_plain_name, plain_name
 
 #: Characters. ImageNet-21k's names of classes take half a million.
 LONGEST = 16 << 20
@@ -167,6 +168,9 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> dic
     except ValidationError as error:
         raise damaged("; ".join(explain(e) for e in error.errors()[:3])) from None
     if model is Header:
+        name = meta["recipe"].get("name")
+        if isinstance(name, str) and not is_plain_name(name):  # 0.1 took any
+            meta["recipe"]["name"] = plain_name(name)
         meta.setdefault("precision", "fp32")
         meta.setdefault("metrics", None)
     return meta

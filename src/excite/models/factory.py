@@ -14,6 +14,7 @@ from excite.models.catalog import Variant, get_variant
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
+from excite.options import check_types, first_line
 
 if TYPE_CHECKING:
     from excite.grafting.core import Init
@@ -97,7 +98,7 @@ def create_model(
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
     spec, body = _split_options(name, variant, gate, options)
-    model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
+    model = _built(name, _BUILDERS[variant["family"]], {**variant["arch"], **body, **common}, spec)
     model.model_name, model.gate_spec = name, spec
     if gate_at is not None:
         if spec is None:
@@ -116,6 +117,17 @@ def create_model(
     elif out_indices is not None:
         raise ExciteError("out_indices picks maps, so it needs features_only=True")
     return model
+
+
+def _built(
+    name: str, builder: type[ResNet] | type[TFSEResNet], arguments: dict[str, Any], gate: dict[str, Any] | None
+) -> Classifier:
+    """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
+    check_types(builder.__init__, arguments, name)
+    try:
+        return builder(**arguments, gate=gate)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise ExciteError(f"{name} cannot be made with these options: {first_line(error)}") from error
 
 
 def _refuse_for_timm(
