@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
-from excite.errors import ExciteError, shown, shown_text
+from excite.errors import LONGEST_SHOWN, ExciteError, shown, shown_text
 
 
 @cache
@@ -39,6 +39,8 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any], what: s
     """
     adapters = _adapters(function)
     for name, value in values.items():
+        if isinstance(value, str) and len(value) > LONGEST_SHOWN:  # longer than any, and than a message repeats
+            raise ExciteError(f"{what}: {shown_text(name)} is {shown(value)}, which it does not know")
         if name not in adapters:
             continue
         plain = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value

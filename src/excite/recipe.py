@@ -338,6 +338,18 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    count, depth = 0, 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.count, self.depth = self.count + 1, self.depth + 1
+        if self.depth > DEEPEST_YAML:
+            raise _beyond(f"it is nested more than {DEEPEST_YAML} deep", self.peek_event().start_mark)
+        if self.count > MOST_VALUES:
+            raise _beyond(f"it has more than {MOST_VALUES:,} values", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
     def get_single_node(self) -> Any:
         node = super().get_single_node()
         _check_nodes(node)
@@ -346,6 +358,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "<< is not read: write it out", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | None):
                 raise yaml.constructor.ConstructorError(
@@ -359,6 +373,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _beyond(why: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, why, mark)
+
+
 def _check_nodes(root: yaml.Node | None) -> None:
     """Refuse what would have no end when written out: aliases of aliases of aliases, or of what they are in."""
     sizes: dict[int, int] = {}
@@ -370,15 +388,11 @@ def _check_nodes(root: yaml.Node | None) -> None:
 
     def measure(node: yaml.Node, depth: int) -> int:
         if depth > DEEPEST_YAML:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"it is nested more than {DEEPEST_YAML} deep", node.start_mark
-            )
+            raise _beyond(f"it is nested more than {DEEPEST_YAML} deep", node.start_mark)
         if id(node) not in sizes:
             sizes[id(node)] = 1 + sum(measure(each, depth + 1) for each in inner(node))
         if sizes[id(node)] > MOST_VALUES:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"with its aliases written out it has more than {MOST_VALUES:,} values", node.start_mark
-            )
+            raise _beyond(f"with its aliases written out it has more than {MOST_VALUES:,} values", node.start_mark)
         return sizes[id(node)]
 
     if root is not None:
@@ -555,10 +569,10 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
         for depth, part in enumerate(path[:-1]):
             inner = node.get(part)
             if inner is not None and not isinstance(inner, dict):
-                above = ".".join(path[: depth + 1])
+                above = shown_text(".".join(path[: depth + 1]))
+                remedy = f"give {above}=VALUE" if depth else f"write its keys below {above}: in the recipe"
                 raise ExciteError(
-                    f"{shown_text(key)} cannot be set: {shown_text(above)} is {shown(inner)}, and no mapping; give "
-                    f"{shown_text(above)}=VALUE"
+                    f"{shown_text('.'.join(path))} cannot be set: {above} is {shown(inner)}, and no mapping; {remedy}"
                 )
             node[part] = dict(inner or {})
             node = node[part]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown
 from excite.gates import Gate, GateSpec, gate_options, gate_table
 from excite.models.base import Classifier
 from excite.models.catalog import Variant, get_variant
@@ -97,6 +97,8 @@ def create_model(
     common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
+    lists = {"gate_at": gate_at, "out_indices": out_indices}
+    check_types(create_model, {key: value for key, value in lists.items() if value is not None}, name)
     spec, body = _split_options(name, variant, gate, options)
     model = _built(name, _BUILDERS[variant["family"]], {**variant["arch"], **body, **common}, spec)
     model.model_name, model.gate_spec = name, spec
@@ -124,6 +126,8 @@ def _built(
 ) -> Classifier:
     """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
     check_types(builder.__init__, arguments, name)
+    if arguments.get("in_chans", 1) < 1:
+        raise ExciteError(f"{name}: in_chans is {shown(arguments['in_chans'])}, but an image has channels")
     try:
         return builder(**arguments, gate=gate)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
