@@ -151,19 +151,19 @@ def split(header: dict[str, Any]) -> tuple[list[Any], list[Any]]:
     return [c for c in cases if c[0].startswith("recipe.")], [c for c in cases if not c[0].startswith("recipe.")]
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10**9, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("count", [50, pytest.param(10**9, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_one_changed_value_in_a_checkpoint(count, real, tmp_path):
     in_recipe, other = split(header_of(real, "excite"))
     assert len(other) > 600
     loaded, refused = try_all(sample(other, count), tmp_path / "x.safetensors", real, "excite", use)
-    assert loaded > 10
-    assert refused > 60
+    assert loaded > 3
+    assert refused > 20
     loaded, refused = try_all(sample(in_recipe, 2 * count), tmp_path / "x.safetensors", real, "excite", read_recipe)
-    assert loaded > 10
-    assert refused > 100
+    assert loaded > 3
+    assert refused > 40
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(10**9, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize("count", [20, pytest.param(10**9, marks=pytest.mark.slow)], ids=["some", "all"])
 def test_one_changed_value_in_a_checkpoint_that_is_taken_over(count, real, tmp_path):
     """``train.init_from`` and ``excite convert`` read the same header another way."""
 
@@ -174,7 +174,7 @@ def test_one_changed_value_in_a_checkpoint_that_is_taken_over(count, real, tmp_p
     model = [c for c in other if c[0].startswith(("model", "format_version", "preprocessing"))]
     for one in (take_over, lambda path: convert(path)):
         _, refused = try_all(sample(model, count), tmp_path / "x.safetensors", real, "excite", one)
-        assert refused > 30
+        assert refused > 10
 
 
 def test_what_a_changed_value_is_told_as(real, tmp_path):

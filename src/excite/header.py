@@ -133,6 +133,25 @@ class ConvertedHeader(_Part):
     preprocessing: dict[str, Any] = {}
 
 
+class PlaceHeader(_Part):
+    """A gate in a network of another library, see ``excite.grafting.places.Place``."""
+
+    name: Annotated[str, Field(min_length=1, max_length=1000)]
+    channels: Annotated[int, Field(ge=1, lt=1 << 31)]
+    size: Annotated[list[Annotated[int, Field(ge=1, lt=1 << 31)]], Field(min_length=2, max_length=2)]
+    channels_last: bool
+    spec: dict[str, Any]
+
+
+class GraftHeader(_Part):
+    """The header of a network of another library with grafted gates, ``format_version`` 1."""
+
+    format_version: Literal[1]
+    source: Annotated[str, Field(max_length=1000)]
+    network: Annotated[str, Field(max_length=1000)]
+    places: Annotated[list[PlaceHeader], Field(min_length=1, max_length=100_000)]
+
+
 def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> dict[str, Any]:
     """The header of a file of this package, checked; keys that old files lack have the value that they stood for.
 
@@ -162,6 +181,8 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> dic
         raise damaged(why)
     version = meta.get("format_version")
     if type(version) is int and version != 1 and "format_version" in model.model_fields:
+        if model is GraftHeader:
+            raise ExciteError(f"{path} has format {shown(version)}; this version reads 1")
         raise ExciteError(f"{path} has checkpoint format {shown(version)}; this version of excite reads 1")
     try:
         model.model_validate(meta)
