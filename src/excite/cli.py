@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.errors import ExciteError
+from excite.children import make_children_safe
+from excite.errors import ExciteError, shown, shown_text
 from excite.files import to_json
 from excite.leaving import leave_quickly
 from excite.runtime.job import is_one_of_several
@@ -910,8 +911,8 @@ def _options_given(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ExciteError(f"--option {word!r} is not of the form NAME=VALUE (for example reduction=8)")
-        options[name] = parse_yaml(text, f"the value of --option {name}")
+            raise ExciteError(f"--option {shown(word)} is not of the form NAME=VALUE (for example reduction=8)")
+        options[name] = parse_yaml(text, f"the value of --option {shown_text(name)}")
     return options
 
 
@@ -1382,6 +1383,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
+    make_children_safe()
     sys.excepthook = _show_traceback
     try:
         app()

@@ -21,13 +21,12 @@ from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, nearest
 from excite.grafting.stored import is_grafted_file
 from excite.logits import finite
-from excite.models import create_model
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import expand, in_place, is_remote, local_file
 from excite.text import as_json
-from excite.training.checkpoint import Checkpoint, find_weights, load_into, read_weights
+from excite.training.checkpoint import Checkpoint, build_network, find_weights, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
@@ -73,7 +72,7 @@ class Predictor:
         self.meta = checkpoint.meta
         self.classes: list[str] = checkpoint.meta["classes"]
         self.preprocessing = Preprocessing.from_dict(checkpoint.meta["preprocessing"])
-        self.model: nn.Module = create_model(checkpoint.meta["model"]["name"], **checkpoint.meta["model"]["args"])
+        self.model: nn.Module = build_network(checkpoint.path, checkpoint.meta["model"], checkpoint.tensors)
         load_into(self.model, checkpoint)
         self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device

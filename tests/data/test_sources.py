@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from excite.data import AugmentConfig, BadImageError, DataConfig, DataSets, TrainLoader, open_data
+from excite.data import AugmentConfig, BadImageError, DataConfig, DataSets, TrainLoader, idx, open_data
 from excite.data.images import ArrayImages, FileImages, balanced_order, channel_statistics, luma, stratified_split
 from excite.errors import ExciteError
 
@@ -381,7 +381,7 @@ def test_idx_variants_are_the_same_data(tmp_path):
     assert np.bincount(split.val.labels).tolist() == [1] * 10
 
 
-def test_idx_mistakes(tmp_path):
+def test_idx_mistakes(tmp_path, monkeypatch):
     root = write_idx(tmp_path / "a")
     labels, images = root / "train-labels-idx1-ubyte", root / "train-images-idx3-ubyte"
     good = images.read_bytes()
@@ -412,6 +412,11 @@ def test_idx_mistakes(tmp_path):
     labels.unlink()
     (root / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(20, np.uint8)))[:-12])
     fails("cannot be read, download it again")
+    monkeypatch.setattr(idx, "MAX_BYTES", 1 << 20)
+    (root / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx_bytes(np.zeros(2 << 20, np.uint8))))
+    fails("no IDX file of images or labels: it holds more than 1 MB")
+    (root / "classes.txt").write_bytes(b"\xff\xfe")
+    fails("classes.txt is no readable list of class names")
     (tmp_path / "b").mkdir()
     with pytest.raises(ExciteError, match="holds no IDX data"):
         opened("idx", tmp_path / "b")

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from excite.children import safe_children
 from excite.data.augment import crop_and_resize
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decode import (
@@ -201,7 +202,8 @@ class _FileBatches:
 
     def run(self, requests: list[Request]) -> Iterator[Decoded]:
         self.plan.requests = requests
-        return iter(self.loader)
+        with safe_children():  # the workers, and the server that they are forked from, start here
+            return iter(self.loader)
 
 
 class _Loader:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from excite.children import python_options
 from excite.errors import ExciteError
 from excite.files import to_json, write_json
 from excite.recipe import Recipe
@@ -376,7 +377,7 @@ def run_on_this_machine(job: dict[str, Any], processes: int, threads: int | None
             logs_specs=DefaultLogsSpecs(log_dir=str(Path(scratch) / "logs")),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "excite.training.worker", str(order))
+            elastic_launch(config, sys.executable)(*python_options(), "-m", "excite.training.worker", str(order))
         except ChildFailedError as error:
             died = error.get_first_failure()
             raise _outcome(Path(scratch), died[0], died[1].exitcode) from None

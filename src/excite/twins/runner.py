@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from rich.text import Text
 
+from excite.children import python_command
 from excite.errors import ExciteError
 from excite.figures import dispensable
 from excite.files import from_json, to_json, write_json, write_text
@@ -159,8 +160,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
 
 
 def _worker(*words: str) -> list[str]:
-    # -P: a file in the current folder must not stand in for a module.
-    return [sys.executable, "-P", "-m", "excite.twins.worker", *words]
+    return python_command("-m", "excite.twins.worker", *words)
 
 
 @contextmanager

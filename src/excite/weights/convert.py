@@ -13,13 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from excite.errors import ExciteError
-from excite.files import from_json
 from excite.gates import Gate
+from excite.header import ConvertedHeader, read_header
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
 from excite.models.convolution import set_conv_padding
 from excite.storage import is_remote
+from excite.training.checkpoint import build_network
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.hub import locate
 from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
@@ -224,7 +225,10 @@ def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool 
                 "gives it a fresh one"
             )
         del options["num_classes"]
-    model = create_model(foreign.name, **options)
+    if foreign.meta and not allow_partial:  # which says itself what it is
+        model = build_network(source, {"name": foreign.name, "args": options}, foreign.tensors)
+    else:
+        model = create_model(foreign.name, **options)
     return model, load_into(model, foreign, allow_partial=allow_partial)
 
 
@@ -378,14 +382,7 @@ def own_header(stored: Stored) -> dict[str, Any] | None:
     header = stored.metadata.get("excite")
     if not isinstance(header, str):
         return None
-    meta: Any = None
-    with suppress(ValueError):
-        meta = from_json(header)
-    model = meta.get("model") if isinstance(meta, dict) else None
-    whole = isinstance(model, dict) and isinstance(model.get("name"), str) and isinstance(model.get("args"), dict)
-    if not whole or not isinstance(meta.get("preprocessing", {}), dict):
-        raise ExciteError(f"{stored.path} says that excite wrote it, but its header is damaged")
-    return meta
+    return read_header(header, stored.path, ConvertedHeader)
 
 
 def _ours(source: str, stored: Stored, meta: dict[str, Any]) -> Foreign:

@@ -113,7 +113,7 @@ def _check_zip(path: Path) -> None:
             root = pickled.filename.removesuffix("data.pkl")
             storages: dict[str, int] = {}
             with archive.open(pickled) as file:
-                inspect(file, where, storages)
+                inspect(file, pickled.file_size, where, storages)
             sizes = {entry.filename: entry.file_size for entry in entries}
     except (ExciteError, Damaged):
         raise
@@ -157,8 +157,8 @@ def _check_stream(path: Path) -> None:
     # A mapping, as reading from a file sets aside what the pickle says that a text is long.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in range(4):  # magic number, protocol version, system, content
-            inspect(mapped, str(path), storages)
-        keys = inspect(mapped, str(path), {})
+            inspect(mapped, len(mapped), str(path), storages)
+        keys = inspect(mapped, len(mapped), str(path), {})
         left = len(mapped) - mapped.tell()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise Damaged("the storages that it lists are not those of its tensors")
