@@ -238,7 +238,8 @@ def open_images(
         predictor: the network; one that only numbers its classes gets their names.
         source: where it came from.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images`` or ``data.part=test``.
-        limits: at most so many images, ``limit_val`` and ``limit_train``, beside the recipe's own limits.
+        limits: at most so many images, ``limit_val`` and ``limit_train``, beside the recipe's own limits; the caller
+            tells of them.
         train: whether training images are wanted, too.
 
     Returns:
@@ -268,11 +269,10 @@ def data_for(
     """The same from a checkpoint's header alone, numbered by the data's own classes, whatever the network's are."""
     trained = Recipe.from_dict(meta["recipe"], str(source))
     recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
-    fewest = {k: min(n, getattr(recipe.data, k) or n) for k, n in (limits or {}).items()}
     keys = overridden(overrides)
     if "data.white" not in keys:  # what was found in the training images holds for others, too
-        fewest["white"] = meta["preprocessing"].get("white", FULL_WHITE)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=fewest)})
+        white = {"white": meta["preprocessing"].get("white", FULL_WHITE)}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=white)})
     data = open_measured(
         recipe.data,
         recipe.augment,
@@ -280,6 +280,7 @@ def data_for(
         asked="data.part" in keys,
         train=train,
         record=find_record(source),
+        limits=limits,
     )
     if data.split and "val_from" not in meta["recipe"]["data"]:
         data.notes.append(

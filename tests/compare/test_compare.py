@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from excite import inference
 from excite.cli import app
 from excite.compare import compare
 from excite.compare.build import Comparison
@@ -78,7 +79,11 @@ def test_the_command_prints_a_table_and_writes_page_table_and_figures(trained, h
     assert (here / "there.html").read_text() == "baseline bare"
     assert float(rows[1]["top1"]) == found["rows"][1]["top1"]
     assert [row["key"] for row in found["recipe"]] == ["name", "model.name"]
-    assert found["notes"] == []
+    # The runs validate on fewer images than there are: that alone is said.
+    assert len(found["notes"]) == 1
+    assert re.fullmatch(
+        r"Measured: the validation part, (\d+) of 360 images \(data\.limit_val=\1\)\.", found["notes"][0]
+    )
     for source, row in zip(trained, found["rows"], strict=True):
         results = json.loads((source / "results.json").read_text())
         assert row["measured"] == "predictions"
@@ -187,10 +192,10 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     for run in trained:
         copies.append(Path(shutil.copytree(run, here / run.name)))
 
-    def gone(*_: object) -> None:
+    def gone(*_: object, **__: object) -> None:
         raise ExciteError("data.root=/gone does not exist")
 
-    monkeypatch.setattr(predictions, "open_data", gone)
+    monkeypatch.setattr(inference, "open_measured", gone)
     stored = compare(copies).to_dict()
     assert stored["rows"][1]["p"] == before["rows"][1]["p"]
     assert all("so its stored predictions are used" in note for note in stored["notes"])

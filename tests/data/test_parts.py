@@ -194,8 +194,9 @@ def test_a_folder_elsewhere_is_measured_whole(tmp_path, mode):
     assert len(measured(tmp_path / "trained", mode=mode).val) == 18
     data = measured(tmp_path / "flat", mode=mode, limit_val=6)
     assert len(data.val) == 6
-    assert "data.limit_val: 6 of 40 images" in data.notes
-    assert any(note.endswith("6 of 40 images") and note.startswith("measured") for note in data.notes)
+    assert data.notes == [f"measured: all images of {tmp_path / 'flat'}, 6 of 40 images (data.limit_val=6)"]
+    data = open_measured(config(tmp_path / "flat", mode=mode), elsewhere=True, limits={"limit_val": 6})
+    assert len(data.val) == 6
 
 
 def test_the_part_that_is_asked_for(tmp_path):
@@ -207,7 +208,9 @@ def test_the_part_that_is_asked_for(tmp_path):
     fill(tmp_path / "flat", 20)
     held_out = len(opened(tmp_path / "flat").val)
     assert len(measured(tmp_path / "flat", asked=True).val) == held_out
-    assert len(measured(tmp_path / "flat", elsewhere=False).val) == held_out
+    own = measured(tmp_path / "flat", elsewhere=False)
+    assert len(own.val) == held_out
+    assert own.notes == [f"measured: the images held out for validation, {held_out} of 40 images"]
     with pytest.raises(ExciteError, match="has no test part"):
         measured(tmp_path / "flat", part="test", asked=True)
 

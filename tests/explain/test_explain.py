@@ -197,14 +197,17 @@ def test_gates_that_all_say_nothing_are_told_in_a_sentence(trained, tmp_path):
 
 def test_too_few_images_to_tell_which_gates_could_go_are_told_in_a_sentence(trained, tmp_path):
     still = silenced(trained, tmp_path / "still.safetensors")  # no image changes sides, however many there are
-    options = {"timing": False, "overrides": ["data.limit_val=360"]}
-    few, many = (package.explain.explain(still, limit=n, **options) for n in (20, 360))
-    assert (few.images, many.images) == (20, 360)
+    options = {"timing": False, "overrides": ["data.part=train", "data.limit_val=null"]}
+    few, many = (package.explain.explain(still, limit=n, **options) for n in (20, 500))
+    assert (few.images, many.images) == (20, 500)
     assert len(few.together.gates) == len(many.together.gates) == len(few.rows)
     assert few.together.high > 1.0 > many.together.high
     expected = f"those marked may cost up to {few.together.high:.1f} points of top-1 together"
-    assert few.notes[0] == f"20 images cannot tell which gates could go: {expected}"
-    assert few.notes[1:] == many.notes
+    sentence = f"20 images cannot tell which gates could go: {expected}"
+    assert sentence in few.notes
+    assert not any("cannot tell" in note for note in many.notes)
+    assert [note for note in few.notes if note != sentence and not note.startswith("measured")] == many.notes[1:]
+    assert many.notes[0] == "measured: the training images, 500 of 1,437 images"
 
 
 def test_without_data_images_are_explained_all_the_same(trained, photo, tmp_path):

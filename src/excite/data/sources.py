@@ -197,6 +197,7 @@ def open_measured(
     asked: bool = False,
     train: bool = False,
     record: Record | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> DataSets:
     """Open the images that a trained network is measured on, as `val` of what is returned.
 
@@ -210,12 +211,14 @@ def open_measured(
         asked: whether somebody asked for `data.part`.
         train: whether the training part is wanted, too.
         record: what the network was trained on, if it is known: a note tells how many of the images that is true of.
+        limits: `limit_val` and `limit_train` of the caller's own, who tells of them; those of `data` are told in a note.
 
     Raises:
         ExciteError: see :func:`open_data`; there is no such part.
     """
     whole = elsewhere and not asked
-    return _staged(data, lambda local: _measured(local, augment or AugmentConfig(), elsewhere, whole, train, record))
+    options = (augment or AugmentConfig(), elsewhere, whole, train, record, limits or {})
+    return _staged(data, lambda local: _measured(local, *options))
 
 
 def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> DataSets:
@@ -317,14 +320,11 @@ def _within_part(folder: Folder, part: Part) -> list[str]:
     return [path.removeprefix(place).replace(os.sep, "/") for path in part.images.paths]
 
 
-def _limited(
-    part: "ArrayImages | Part", limit: int | None, seed: int, what: str, notes: list[str]
-) -> "ArrayImages | Part":
-    """At most `limit` images, class-balanced, and a note that says so."""
+def _limited(part: "ArrayImages | Part", limit: int | None, seed: int) -> "ArrayImages | Part":
+    """At most `limit` images, class-balanced."""
     labels = part.labels.numpy() if isinstance(part, ArrayImages) else part.images.labels
     if limit is None or limit >= len(labels):
         return part
-    notes.append(f"{what}: {limit:,} of {len(labels):,} images")
     return part.take(balanced_beginning(labels, limit, seed))
 
 
@@ -333,11 +333,16 @@ def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progr
     roles = _roles(data, source)
     notes = [*source.notes, *roles.notes]
     # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
-    train = _limited(roles.train, data.limit_train, data.split_seed, "data.limit_train", notes)
-    val = _limited(roles.val, data.limit_val, data.split_seed, "data.limit_val, validation", notes)
-    test = roles.test
-    if test is not None:
-        test = _limited(test, data.limit_val, data.split_seed, "data.limit_val, test", notes)
+    train = _limited(roles.train, data.limit_train, data.split_seed)
+    val = _limited(roles.val, data.limit_val, data.split_seed)
+    test = None if roles.test is None else _limited(roles.test, data.limit_val, data.split_seed)
+    for key, what, few, every in (
+        ("limit_train", "training", train, roles.train),
+        ("limit_val", "validation", val, roles.val),
+        ("limit_val", "test", test, roles.test),
+    ):
+        if few is not None and every is not None and len(few) < len(every):
+            notes.append(f"data.{key}: {len(few):,} of {len(every):,} {what} images")
     if isinstance(train, Part):
         assert isinstance(val, Part) and source.folder is not None  # noqa: PT018
         assert test is None or isinstance(test, Part)
@@ -352,23 +357,29 @@ def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progr
 
 
 def _measured(
-    data: DataConfig, augment: AugmentConfig, elsewhere: bool, all_of_it: bool, with_train: bool, record: Record | None
+    data: DataConfig,
+    augment: AugmentConfig,
+    elsewhere: bool,
+    all_of_it: bool,
+    with_train: bool,
+    record: Record | None,
+    limits: Mapping[str, int],
 ) -> DataSets:
     source = _source(data, 1)
-    notes = list(source.notes)
-    images, what, sentence = _wanted(data, source, elsewhere, all_of_it)
-    whole = len(images)
+    images, what, sentence, of = _wanted(data, source, elsewhere, all_of_it)
+    said = data.limit_val is not None and data.limit_val < min(len(images), limits.get("limit_val", len(images)) + 1)
+    fewest = {key: min(n, getattr(data, key) or n) for key, n in limits.items()}
+    data = data.model_copy(update=fewest)
     if what == "validation" and not elsewhere:  # as while training, with its fingerprint
         opened = _open(data, augment, False, None)
-        notes = opened.notes
-        if data.limit_val is None and data.val_from == "auto" and "val" in source.parts:
-            sentence = None
+        part = "val" in source.parts and data.val_from == "auto"
+        sentence = None if part and not said else sentence
     else:
-        images = _limited(images, data.limit_val, data.split_seed, "data.limit_val", notes)
+        images = _limited(images, data.limit_val, data.split_seed)
         train = images
         if with_train:
             train = source.parts.get("train") or source.parts.get("all") or images
-            train = _limited(train, data.limit_train, data.split_seed, "data.limit_train", notes)
+            train = _limited(train, data.limit_train, data.split_seed)
         if isinstance(images, Part):
             assert isinstance(train, Part)
             opened = _of_files(data, augment, source, train, images, None, False, None)
@@ -377,24 +388,26 @@ def _measured(
             opened = _in_memory(data, source.classes, train, images)
         if train is images:
             opened.train = opened.val
+    opened.notes, opened.measured = list(source.notes), what
     if sentence is not None:
-        notes.append(f"measured: {sentence}, {len(opened.val):,} of {whole:,} images")
+        count = len(opened.val) + opened.bad_val
+        limit = f" (data.limit_val={data.limit_val})" if said else ""
+        opened.notes.append(f"measured: {sentence}, {count:,} of {of:,} images{limit}")
     if record is not None and isinstance(images, Part) and source.folder is not None:
         relative = source.folder.relative(images)
         seen = 0 if same_files(record, relative) else trained_among(record, images)
         if seen:
-            notes.append(
+            opened.notes.append(
                 f"{seen:,} of these {len(images):,} images were trained on, which flatters the numbers"
                 + ("; data.part=val measures those held out alone" if what == "all" else "")
             )
-    opened.notes, opened.measured = notes, what
     return opened
 
 
 def _wanted(
     data: DataConfig, source: _Source, elsewhere: bool, all_of_it: bool
-) -> tuple["ArrayImages | Part", str, str | None]:
-    """The images to measure, what they are, and a sentence on it."""
+) -> tuple["ArrayImages | Part", str, str | None, int]:
+    """The images to measure, what they are, a clause on it, and of how many they are taken."""
     parts = source.parts
     where = f" of {data.root}" if elsewhere else ""
     if data.part == "test":
@@ -403,20 +416,21 @@ def _wanted(
                 f"data.part=test, but {data.root or data.source} has no test part (a folder test/ beside train/); it "
                 f"has: {', '.join(title(p) for p in parts)}"
             )
-        return parts["test"], "test", f"the test part{where}"
+        return parts["test"], "test", f"the test part{where}", len(parts["test"])
     if data.part == "train":
         roles = _roles(data, source)
-        return roles.train, "training", f"the training images{where}"
+        return roles.train, "training", f"the training images{where}", len(roles.train)
     if all_of_it and "val" not in parts:
         if "test" in parts:
-            return parts["test"], "test", f"the test part{where}, which has no validation part"
+            return parts["test"], "test", f"the test part{where}, which has no validation part", len(parts["test"])
         every = parts.get("all") or parts["train"]
-        return every, "all", f"all images{where}"
+        return every, "all", f"all images{where}", len(every)
     if all_of_it:
-        return parts["val"], "validation", f"the validation part{where}"
+        return parts["val"], "validation", f"the validation part{where}", len(parts["val"])
     roles = _roles(data, source)
     what = {"part": "the validation part", "split": "the images held out for validation", "test": "the test part"}
-    return roles.val, "validation", what[roles.how] + where
+    whole = len(roles.val) + (len(roles.train) if roles.how == "split" else 0)
+    return roles.val, "validation", what[roles.how] + where, whole
 
 
 def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:

@@ -398,7 +398,7 @@ def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Pr
     return explain(
         opened.source,
         overrides=overrides,
-        limit=min(images, opened.recipe.data.limit_val or images),
+        limit=min(images, len(opened.data.val)),
         ablation="estimate",
         timing=False,
         device=opened.predictor.device.type,
