@@ -12,7 +12,7 @@ from excite.data import TrainLoader, open_data
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.training import device, loop, train
-from excite.training.batch_parts import smallest_part
+from excite.training.batch_parts import check_batch_norms, smallest_part
 from excite.training.checkpoint import read_weights
 from excite.training.device import make_accelerator
 from excite.training.display import Display
@@ -20,7 +20,7 @@ from excite.training.loop import train_step
 from excite.training.precision import settle_precision
 from excite.training.reporting import record_evaluation
 from excite.training.schedule import beyond_the_end
-from excite.training.setup import set_up
+from excite.training.setup import make_model, set_up
 from excite.twins import runner
 from tests.training.small import metrics, small
 
@@ -148,6 +148,24 @@ def test_the_smallest_part_is_that_of_the_loop(images, batch, parts):
     )
     sizes = [len(part) for x, _ in loader.epoch(0) for part in x.chunk(parts)]  # as train_step has it
     assert smallest_part(loader, parts) == min(sizes)
+
+
+def test_a_share_of_one_image_is_refused_without_synchronised_norms():
+    for words in ([], ["sync_bn=true"]):
+        recipe = small(*DEEP, "batch_size=4", "grad_accumulation=2", *words)
+        data = open_data(recipe.data, recipe.augment)
+        loader = TrainLoader(
+            data.train, batch_size=2, seed=0, device="cpu", augment=recipe.augment, data_config=recipe.data, world=2
+        )
+        model, _ = make_model(recipe, data)
+        if words:
+            check_batch_norms(model, recipe, loader, [])
+            continue
+        shared = (
+            r"train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or more"
+        )
+        with pytest.raises(ExciteError, match=rf"{shared}, .*, or fewer devices, or train.sync_bn=true"):
+            check_batch_norms(model, recipe, loader, [])
 
 
 # --- what comes after the end -----------------------------------------------------------------------------------------
