@@ -387,4 +387,6 @@ def test_maps_that_overflow_look_no_sounder_folded(place):
         assert not net(x).isfinite().all(1).any()
         assert not fold(net)(x).isfinite().all(1).any()
         sound = fold(create_model("cifar_resnet20").eval())
-    assert not any(module.portable for module in sound.modules() if isinstance(module, folding.FoldedConv))  # and as fast
+    assert not any(
+        module.portable for module in sound.modules() if isinstance(module, folding.FoldedConv)
+    )  # and as fast
