@@ -374,3 +374,19 @@ def test_a_whole_model_by_name():
     assert folded.input_size == (3, 20, 20)
     assert (folded.model_name, folded.num_classes) == ("cifar_seresnet20", 10)
     assert error(folded(x), reference(model, x)) <= 2 * error(autocast_logits(model, x), reference(model, x))
+
+
+@pytest.mark.parametrize("place", ["layer3.1.bn1", "layer2.0.bn1", "layer1.0.bn2"])
+def test_maps_that_overflow_look_no_sounder_folded(place):
+    """oneDNN's ReLU makes a zero of a NaN: an ungated network would have an answer where unfolded it has none."""
+    net = create_model("cifar_resnet20").eval()
+    net.get_submodule(place).weight.data *= 3e37
+    assert all(v.isfinite().all() for v in net.state_dict().values())
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert not net(x).isfinite().all(1).any()
+        assert not fold(net)(x).isfinite().all(1).any()
+        sound = fold(create_model("cifar_resnet20").eval())
+    assert not any(
+        module.portable for module in sound.modules() if isinstance(module, folding.FoldedConv)
+    )  # and as fast

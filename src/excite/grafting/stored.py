@@ -23,7 +23,7 @@ from excite.models.timm_models import PREFIX
 HEADER, FORMAT_VERSION = "excite_graft", 1
 
 
-def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, float] | None) -> dict[str, Any]:
+def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] | None) -> dict[str, Any]:
     """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one.
 
     ``model``: one of ours, or one of timm's from ``create_model("timm:...")``.

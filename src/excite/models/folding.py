@@ -22,6 +22,7 @@ each image's scale in a copy of the weights, so that gate, addition and ReLU bec
 """
 
 import copy
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -42,6 +43,8 @@ from excite.ops import excite_residual, native, norm_relu, spatial_mean
 from excite.ops.same_padding import SameConv2d, pad_same
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+#: Float32 and bfloat16 reach 3.4e38; no image of 8 bits makes maps 1e8 times as large as noise does.
+FAR_FROM_OVERFLOW = 1e30
 
 
 def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool = False) -> "FoldedClassifier":
@@ -59,7 +62,7 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool =
         portable: nothing but ordinary ATen operators, for ``torch.export`` and other tools that read graphs. Otherwise
             oneDNN's fused convolutions and this package's kernels run where they can (on a CPU, in float32 and
             bfloat16, not under ``torch.compile``). oneDNN's ReLU makes a zero of a NaN; a network that holds a weight
-            that is not finite is therefore run without it.
+            that is not finite, or whose maps of an image of noise come near overflow, is therefore run without it.
 
     Raises:
         ExciteError: the model is in training mode, not made by ``create_model``, or folded already; or another dtype.
@@ -111,6 +114,32 @@ class FoldedClassifier(nn.Module):
         self.num_features, self.num_classes = net.num_features, net.num_classes
         self.in_chans, self.image_size, self.feature_info = net.in_chans, net.image_size, net.feature_info
         self.eval()
+        convolutions = [module for module in net.modules() if isinstance(module, FoldedConv)]
+        if not portable and next(net.parameters()).device.type == "cpu" and _fused_convolutions(dtype):
+            self._choose_relu(convolutions)
+
+    def _choose_relu(self, convolutions: Sequence["FoldedConv"]) -> None:
+        """Keep oneDNN's fused ReLU, which makes a zero of a NaN, only where no map of an image of noise comes near
+        overflow: what diverged must not look sound."""
+        largest: list[Tensor] = []
+
+        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.numel():
+                largest.append(output.abs().amax().double())
+
+        before = [each.portable for each in convolutions]
+        for each in convolutions:
+            each.portable = True
+        hooks = [module.register_forward_hook(note) for module in self.net.modules()]
+        try:
+            noise = torch.randn(1, *self.input_size, generator=torch.Generator().manual_seed(0))
+            self(noise)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not largest or bool(torch.stack(largest).amax() <= FAR_FROM_OVERFLOW):  # NaN is not
+            for each, own in zip(convolutions, before, strict=True):
+                each.portable = own
 
     @property
     def input_size(self) -> tuple[int, int, int]:

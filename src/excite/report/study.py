@@ -89,9 +89,12 @@ def per_class(predictions: Predictions) -> dict[str, Any]:
     ``rows``: a class each, in their order. ``macro``: the plain means over the classes that have images.
     """
     size = len(predictions.classes)
-    arguments = {"num_classes": size + 1, "average": "none"}  # "no class" is an answer, too, which is never right
-    predicted, labels = _answers(predictions)
-    answers = torch.where(predicted == NO_CLASS, size, predicted), labels
+    arguments: dict[str, Any] = {
+        "num_classes": size + 1,
+        "average": "none",
+    }  # "no class" is an answer, too, which is never right
+    said, labels = _answers(predictions)
+    answers = torch.where(said == NO_CLASS, size, said), labels
     measured = {
         "precision": multiclass_precision(*answers, **arguments)[:size],
         "recall": multiclass_recall(*answers, **arguments)[:size],

@@ -89,7 +89,7 @@ class Run:
         """The weights that are evaluated and shipped: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def meta(self, metrics: dict[str, float] | None) -> dict[str, Any]:
+    def meta(self, metrics: dict[str, Any] | None) -> dict[str, Any]:
         """What makes a weights file self-contained."""
         return {
             "model": {"name": self.model.model_name, "args": self.model.model_args},
