@@ -24,6 +24,7 @@ from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
+from excite.training.run_folder import folder_name
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, make_plan, run_name
 from excite.twins.report import collect, show, write_report
@@ -100,7 +101,7 @@ def _resolve(
         checked, note = load_recipe(recipe, list(overrides)).scaled()  # as the run folders' recipes will be
         if note is not None:
             display.message(note)
-        folder = Path("runs") / f"twins-{checked.name}" if out is None else Path(out)
+        folder = Path("runs") / f"twins-{folder_name(checked.name)}" if out is None else Path(out)
     if "://" in str(resume or out):
         raise ExciteError(f"{resume or out}: the folder of an experiment must be on this machine")
     if folder.is_file():
