@@ -3,8 +3,12 @@
 Nothing heavy is imported until a name is used.
 """
 
-from importlib import import_module, metadata
-from typing import TYPE_CHECKING, Any
+from excite.children import forget_current_folder
+
+forget_current_folder()  # before the imports that a file there could stand in for
+
+from importlib import import_module, metadata  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     from excite.errors import ExciteError as ExciteError

@@ -1,6 +1,5 @@
 """The command line: name -> function. Everything heavy is imported inside the functions, so that --help is instant."""
 
-import json
 import os
 import sys
 import traceback
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.errors import ExciteError
+from excite.children import make_children_safe
+from excite.errors import ExciteError, shown, shown_text
+from excite.files import to_json
 from excite.leaving import leave_quickly
 from excite.runtime.job import is_one_of_several
 from excite.text import print_json, printable, show, tell, tell_lines
@@ -167,6 +168,7 @@ RESULT_COLUMNS = [
     ("top1", "acc@top1", ".2f"),
     ("top5", "acc@top5", ".2f"),
     ("last_top1", "last top1", ".2f"),
+    ("test_top1", "test top1", ".2f"),
     ("recipe", "recipe", ""),
 ]
 
@@ -175,12 +177,11 @@ def _show_results(results: dict[str, Any]) -> None:
     from excite.training.display import Display, make_table
 
     display = Display()
+    columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
     if display.console.width >= 150:
-        display.table(make_table([results], RESULT_COLUMNS))
+        display.table(make_table([results], columns))
     else:  # the same, top to bottom
-        rows = [
-            {"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in RESULT_COLUMNS
-        ]
+        rows = [{"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in columns]
         display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
     run = Path(results["run"])
     display.message(f"{run}/")
@@ -191,13 +192,14 @@ def _show_results(results: dict[str, Any]) -> None:
         ("curves.png", "loss, accuracy and learning rate"),
         ("metrics.jsonl", "the same as numbers"),
         ("recipe.yaml", "everything that decided this run: excite train repeats it"),
+        ("validation_files.txt", "which images validated"),
         ("environment.json", "versions, device, git state"),
         ("log.txt", "what was printed"),
         ("checkpoints", "to go on with: excite train --resume"),
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"  {name:<18}{what}")
+            display.message(f"  {name:<21}{what}")
 
 
 @app.command()
@@ -264,7 +266,9 @@ def validate(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
@@ -280,6 +284,8 @@ def validate(
     Examples:
 
       excite validate runs/cifar10-seresnet20-20260101-120000 --per-class
+
+      excite validate runs/my-run data.part=test
 
       excite validate model.safetensors data.root=/other/images
     """
@@ -300,15 +306,29 @@ def validate(
     if not predictor.accelerator.is_main_process:
         return
     row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
+    row |= {"measured": result.measured, "notes": list(result.notes)}
     rows = result.per_class(predictor.classes)
     if as_json:
         print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        _tell_not_finite(result.warning, result.usable)
         return
-    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
-    display.table(make_table([row], [*columns, ("top5", "acc@top5", ".2f"), ("precision", "precision", "")]))
+    columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
+    columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
+    display.table(make_table([row], [*columns, ("precision", "precision", "")]))
+    for note in result.notes:
+        display.message(note)
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
         display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+    _tell_not_finite(result.warning, result.usable)
+
+
+def _tell_not_finite(warning: str | None, usable: bool) -> None:
+    """The sentence about images without finite logits; an error where the network has an answer for none of them."""
+    if warning is not None and not usable:
+        raise ExciteError(warning)
+    if warning is not None:
+        tell(f"warning: {warning}")
 
 
 def _check_precision(precision: str | None) -> str | None:
@@ -331,6 +351,8 @@ def predict(
 ) -> None:
     """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
 
+    So do images for which the network has no finite logits.
+
     Examples:
 
       excite predict runs/my-run photo.jpg
@@ -340,10 +362,11 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import Prediction, draw_grid, find_images, load, to_rows
+    from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load, to_rows
+    from excite.logits import sentence
     from excite.training.display import Display, make_table
 
-    files = find_images(images)
+    files = find_images(images, tell)
     predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
@@ -362,10 +385,15 @@ def predict(
     if as_json:
         print_json(to_rows(found))
     else:
-        rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
+        rows = [
+            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
+        ]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
         tell(f"grid: {draw_grid(found, grid)}")
+    without = [p.path for p in found if not p.top]
+    if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
+        bad.append(told)
     if bad:
         raise ExciteError("; ".join(bad))
 
@@ -723,6 +751,12 @@ def graft(
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
@@ -771,6 +805,7 @@ def export(
         result = run_export(
             source,
             format,
+            overrides or [],
             out=out,
             int8=int8,
             int8_gates=int8_gates,
@@ -793,6 +828,7 @@ def export(
     columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
+    display.message(result["timed"])
     display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
 
 
@@ -801,7 +837,9 @@ def prune(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
@@ -850,7 +888,11 @@ def prune(
         for i, row in enumerate(result.to_dict()["points"])
     ]
     columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
-    columns += [("top1", "acc@top1", ".2f"), ("loss", "loss", ".4f"), ("ms", f"ms/{batch} images", ".2f")]
+    columns += [
+        ("top1", "acc@top1", ".2f"),
+        ("loss", "loss", ".4f"),
+        ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
+    ]
     display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
     if out is not None:
         display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")
@@ -869,8 +911,8 @@ def _options_given(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ExciteError(f"--option {word!r} is not of the form NAME=VALUE (for example reduction=8)")
-        options[name] = parse_yaml(text, f"the value of --option {name}")
+            raise ExciteError(f"--option {shown(word)} is not of the form NAME=VALUE (for example reduction=8)")
+        options[name] = parse_yaml(text, f"the value of --option {shown_text(name)}")
     return options
 
 
@@ -947,6 +989,8 @@ def explain(
         print_json({**result.to_dict(), "folder": str(folder)})
     else:
         show(result, folder, Display())
+    if result.images and result.not_finite == result.images:
+        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
@@ -1013,6 +1057,8 @@ def compare(
         print_json({**result.to_dict(), "files": [str(path) for path in written]})
     else:
         show(result.to_dict(), written, Display())
+    if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
 
 
 @app.command()
@@ -1022,7 +1068,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Other data, such as data.root=PATH; or report.KEY=VALUE.",
+            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
         ),
     ] = None,
@@ -1068,18 +1114,23 @@ def report(
             device=device,
             progress=advance,
         )
+    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
     if as_json:
         print_json({**numbers, "file": str(path)})
+        _tell_not_finite(*not_finite)
         return
-    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images ({numbers['about']['measured']})"
+        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        *numbers["about"]["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:
         Display().message(line)
+    _tell_not_finite(*not_finite)
 
 
 @app.command()
@@ -1220,7 +1271,7 @@ def _show_gate(gate: dict[str, Any]) -> None:
         for what, value in facts:
             display.message(f"  {what:<14}{value}")
     if gate["options"]:
-        rows = [{**row, "default": json.dumps(row["default"])} for row in gate["options"]]
+        rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
         display.table(make_table(rows, columns))
@@ -1332,6 +1383,7 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
+    make_children_safe()
     sys.excepthook = _show_traceback
     try:
         app()

@@ -1,7 +1,16 @@
 """The one exception that users see, and the suggestion of a near name that its messages end with."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+#: Characters of somebody's input that a message repeats.
+LONGEST_SHOWN = 80
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother, _repr.maxlong = 3, LONGEST_SHOWN - 10, LONGEST_SHOWN, 40
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = _repr.maxset = _repr.maxfrozenset = 6
 
 
 class ExciteError(Exception):
@@ -12,7 +21,27 @@ class ExciteError(Exception):
     """
 
 
+def shown(value: Any) -> str:
+    """``repr`` of something that was given, on one line and never longer than 80 characters.
+
+    The middle of a long text and the depths of a nested value are left out before they are written: a value may hold
+    itself many times over, and then all of it has no end.
+    """
+    try:
+        text = _repr.repr(value)
+    except Exception:  # an integer of more digits than Python writes; an object whose repr fails
+        return f"a huge {type(value).__name__}" if isinstance(value, int) else f"a {type(value).__name__}"
+    text = text.replace("\n", " ")
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 4]} ..."
+
+
+def shown_text(text: str) -> str:
+    """The same for a text that stands in a sentence without quotation marks, such as a key or a name."""
+    plain = repr(text[: LONGEST_SHOWN + 1])[1:-1]
+    return plain if len(plain) <= LONGEST_SHOWN else f"{plain[: LONGEST_SHOWN - 4]} ..."
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``names``, or ``""`` where none is near."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name[: 2 * LONGEST_SHOWN], list(names), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown_text
 from excite.text import as_json
+
+#: Bytes. The longest of ours, the results of a run of many classes with its report, have some megabytes.
+LONGEST_JSON = 256 << 20
 
 
 def cache_folder() -> Path:
@@ -117,20 +120,39 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read."""
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON text, see :func:`excite.text.as_json`; one line is ASCII, indented text has people's letters."""
+    return as_json(value, indent, ascii_only=indent is None)
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON text says, with None for a bare NaN or Infinity, which former versions wrote.
+
+    Raises:
+        ValueError: it is no JSON, or nested so deep that Python gives up.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(text, parse_constant=lambda name: None)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path, remedy: str = "delete it to go on without it") -> dict[str, Any]:
+    """What :func:`write_json` wrote, an object. Raises ExciteError where it cannot be read; ``remedy`` ends it."""
+    try:
+        if path.stat().st_size > LONGEST_JSON:
+            raise ValueError(f"it has more than {LONGEST_JSON >> 20} MB")
+        value = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ExciteError(f"{path} cannot be read as JSON ({error}); delete it to go on without it") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else shown_text(str(error))
+        raise ExciteError(f"{path} cannot be read as JSON ({reason}); {remedy}") from None
     if not isinstance(value, dict):
-        raise ExciteError(f"{path} holds no JSON object; delete it to go on without it")
+        raise ExciteError(f"{path} holds no JSON object; {remedy}")
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, whole or not at all; it reads back as exactly ``value``. Raises ExciteError where it cannot
-    be written."""
+    """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
     write_text(path, as_json(value) + "\n")
 
 

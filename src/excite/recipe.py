@@ -4,30 +4,32 @@ Nothing heavy is imported here, so that the command line can list, print, check 
 """
 
 import json
+import math
 import os
 import re
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown, shown_text
 from excite.storage.address import is_remote
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
     """A part of a recipe: an unknown key or a wrong type is an error."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -148,7 +150,7 @@ class TrainConfig(Section):
     init_from: str | None = Field(
         None, description="run folder or checkpoint to start from; another number of classes gets a new head"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="weights, order, augmentation, dropout")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(0, description="weights, order, augmentation, dropout")
     deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
     device: str = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
     devices: Count | Literal["all"] = Field(
@@ -185,13 +187,31 @@ class ReportConfig(Section):
     """The page that `excite train` writes at the end of a run, and `excite report` any time."""
 
     write: bool = Field(True, description="write report.html after training; what fails in it never fails the run")
-    robustness_images: Annotated[int, Field(ge=0)] = Field(
+    robustness_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
         1000, description="validation images to blur, darken ... (class-balanced), 26 times evaluated; 0: none"
     )
-    gate_images: Annotated[int, Field(ge=0)] = Field(
+    gate_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
         1000, description="validation images for the statistics of the gates (class-balanced); 0: none"
     )
-    mistakes: Annotated[int, Field(ge=0)] = Field(24, description="most confident mistakes to show as pictures")
+    mistakes: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
+        24, description="most confident mistakes to show as pictures"
+    )
+
+
+#: Characters of a recipe's name; file systems take 255 bytes, and the time comes behind it.
+LONGEST_NAME = 100
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text may become a folder's name, on every system and in every terminal."""
+    fits = 0 < len(name) <= LONGEST_NAME and len(name.encode("utf-8", "surrogatepass")) <= 200
+    return fits and name.isprintable() and name == name.strip() and name[0] not in ".-" and not set(name) & set("/\\")
+
+
+def plain_name(name: str) -> str:
+    """The nearest plain name, for runs of versions that took any."""
+    kept = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in name).lstrip(".- ")[:LONGEST_NAME].strip()
+    return kept if is_plain_name(kept) else "recipe"
 
 
 class Recipe(Section):
@@ -208,13 +228,26 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     report: ReportConfig = ReportConfig()
+    #: The keys to which the user gave a value; None: all of them, as in a file of his own.
+    _own: frozenset[str] | None = PrivateAttr(None)
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not is_plain_name(name):
+            raise ValueError(
+                f"name is {shown(name)}, but becomes a folder's name: at most {LONGEST_NAME} printable characters, "
+                "without / and \\, no dot, dash or space first; give another, as in name=my-recipe"
+            )
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs "
-                f"({self.train.epochs})"
+                f"({self.train.epochs}); schedule.warmup_epochs=0 is no warm-up"
             )
         if self.train.batch_size % self.train.grad_accumulation:
             raise ValueError(
@@ -227,6 +260,45 @@ class Recipe(Section):
                 f"({self.augment.repeats})"
             )
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever their values are from."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # as lists in it have it, too
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how this recipe came about, one sentence each: what was shortened or replaced."""
+        return self._notes
+
+    def is_own(self, key: str) -> bool:
+        """Whether ``section.key`` is the user's own word: on the command line, or in a file that is not of ours."""
+        return self._own is None or key in self._own
+
+    def with_origin(self, own: Iterable[str] | None, notes: Iterable[str]) -> "Recipe":
+        """This recipe, with what was known of another one's origin: its ``_own`` keys (None: all) and its notes."""
+        recipe = self.model_copy()
+        recipe._own, recipe._notes = None if own is None else frozenset(own), tuple(notes)
+        return recipe
+
+    def origin(self) -> dict[str, Any]:
+        """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
+        return {"own": None if self._own is None else sorted(self._own), "notes": list(self._notes)}
+
+    def changed(self, overrides: Sequence[str], where: str = "recipe") -> "Recipe":
+        """This recipe with ``key=value`` overrides, as :func:`apply_overrides` puts them in. Raises ExciteError."""
+        if not overrides:
+            return self
+        values = self.model_dump(mode="json")
+        return _put_together(values, overrides, where, self._own, self._notes)
+
+    def replaced(self, key: str, value: Any, note: str) -> "Recipe":
+        """This recipe with another value of ``section.key``, which is not the user's word, and a note that says why."""
+        values = self.model_dump(mode="json")
+        section, name = key.split(".")
+        values[section][name] = value
+        return type(self).from_dict(values).with_origin(self._own, [*self._notes, note])
 
     def scaled(self) -> tuple["Recipe", str | None]:
         """Carry out ``train.scale_lr_to``: the recipe with that batch and its rates, and a line that says so.
@@ -251,7 +323,7 @@ class Recipe(Section):
             if before:
                 changes.append(f"{what}{before:g} -> {values[section][key]:g}")
         note = f"train.scale_lr_to: batch {old} -> {new}, learning rate {', '.join(changes)}"
-        return type(self).from_dict(values), note
+        return type(self).from_dict(values).with_origin(self._own, self._notes), note
 
     def to_yaml(self) -> str:
         """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
@@ -280,7 +352,9 @@ class Recipe(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise ExciteError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+            found = error.errors()
+            more = f"; and {len(found) - _MOST_ERRORS} more" if len(found) > _MOST_ERRORS else ""
+            raise ExciteError(f"{where}: " + "; ".join(_explain(e) for e in found[:_MOST_ERRORS]) + more) from None
 
 
 def json_schema() -> str:
@@ -291,24 +365,82 @@ def json_schema() -> str:
 # --- YAML ---------------------------------------------------------------------------------------------------------
 
 
+#: Bounds of YAML text. A recipe has 5 levels, and some hundred values; a list of class names may have 20,000.
+LONGEST_YAML, DEEPEST_YAML, MOST_VALUES = 2 << 20, 20, 100_000
+#: What a tag says in YAML beyond the values that recipes have: dates, sets, bytes.
+_NO_VALUES = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers (1e-4) and booleans (``off`` is a word), that refuses a key given twice."""
+    """SafeLoader with YAML 1.2's numbers (1e-4) and booleans (``off`` is a word), that refuses a key given twice.
+
+    Nor does it know dates, of which YAML 1.2 has none, either.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NO_VALUES]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    count, depth = 0, 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.count, self.depth = self.count + 1, self.depth + 1
+        if self.depth > DEEPEST_YAML:
+            raise _beyond(f"it is nested more than {DEEPEST_YAML} deep", self.peek_event().start_mark)
+        if self.count > MOST_VALUES:
+            raise _beyond(f"it has more than {MOST_VALUES:,} values", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def get_single_node(self) -> Any:
+        node = super().get_single_node()
+        _check_nodes(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, "<< is not read: write it out", key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | None):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"a key is a {type(key).__name__}", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    None, None, f"the key {shown(key)} is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _beyond(why: str, mark: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, why, mark)
+
+
+def _check_nodes(root: yaml.Node | None) -> None:
+    """Refuse what would have no end when written out: aliases of aliases of aliases, or of what they are in."""
+    sizes: dict[int, int] = {}
+
+    def inner(node: yaml.Node) -> list[yaml.Node]:
+        if isinstance(node, yaml.MappingNode):
+            return [each for pair in node.value for each in pair]
+        return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+    def measure(node: yaml.Node, depth: int) -> int:
+        if depth > DEEPEST_YAML:
+            raise _beyond(f"it is nested more than {DEEPEST_YAML} deep", node.start_mark)
+        if id(node) not in sizes:
+            sizes[id(node)] = 1 + sum(measure(each, depth + 1) for each in inner(node))
+        if sizes[id(node)] > MOST_VALUES:
+            raise _beyond(f"with its aliases written out it has more than {MOST_VALUES:,} values", node.start_mark)
+        return sizes[id(node)]
+
+    if root is not None:
+        measure(root, 0)
 
 
 _Loader.add_implicit_resolver(
@@ -324,13 +456,45 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> plain values. Raises ExciteError with the line of a syntax error."""
+    """YAML text -> texts, numbers, true, false, null, and lists and mappings of them.
+
+    Raises ExciteError with the line of a syntax error, and for everything else that YAML has.
+    """
+
+    def wrong(why: str) -> ExciteError:
+        return ExciteError(f"{where}: not valid YAML: {why}")
+
+    if len(text) > LONGEST_YAML:
+        raise wrong(f"it has {len(text):,} characters, and at most {LONGEST_YAML:,} are read")
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.reader.ReaderError as error:
+        raise wrong(f"it holds the character U+{ord(text[error.position]):04X}, which is none of YAML's") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ExciteError(f"{where}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        reason = shown_text(str(getattr(error, "problem", None) or error))
+        raise ExciteError(f"{where}{line}: not valid YAML: {reason}") from None
+    except RecursionError:
+        raise wrong("it is nested too deep") from None
+    except Exception as error:  # !!int abc, !!bool maybe, an integer of 5000 digits: PyYAML does not look first
+        raise wrong(
+            f"a value is not what it is said to be ({shown_text(str(error) or type(error).__name__)})"
+        ) from None
+    if (odd := _odd_value(value)) is not None:
+        raise wrong(f"{shown(odd)} is a {type(odd).__name__}; only texts, numbers, lists and mappings are read")
+    return value
+
+
+def _odd_value(value: Any) -> Any:
+    """A value that is none of JSON's, or None: bytes, sets and dates by their tags, numbers beyond every use."""
+    if isinstance(value, dict):
+        return next((odd for each in value.values() if (odd := _odd_value(each)) is not None), None)
+    if isinstance(value, list):
+        return next((odd for each in value if (odd := _odd_value(each)) is not None), None)
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return value
+    return None if isinstance(value, str | int | float | None) else value
 
 
 def as_yaml(value: Any) -> str:
@@ -340,6 +504,10 @@ def as_yaml(value: Any) -> str:
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
+
+
+#: Wrong keys that a message names, and characters of what a check of ours says.
+_MOST_ERRORS, _LONGEST_CLAUSE = 8, 600
 
 
 def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
@@ -363,17 +531,19 @@ def _explain(error: ErrorDetails) -> str:
     )
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(location[:-1])
-        return f"unknown key {key!r}{nearest(str(location[-1]), allowed)} (allowed: {', '.join(allowed)})"
+        return f"unknown key {shown(key)}{nearest(str(location[-1]), allowed)} (allowed: {', '.join(allowed)})"
+    key = shown_text(key)
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     if error["type"] == "literal_error":
         expected = error["ctx"]["expected"]
         names = re.findall(r"'([^']*)'", expected)
-        return f"{key} is {error['input']!r}{nearest(str(error['input']), names)} (allowed: {expected})"
+        return f"{key} is {shown(error['input'])}{nearest(str(error['input']), names)} (allowed: {expected})"
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        said = str(error["ctx"]["error"])
+        return said if len(said) <= _LONGEST_CLAUSE else f"{said[: _LONGEST_CLAUSE - 4]} ..."
     message = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{key} is {error['input']!r}, but {message.removeprefix('input ')}"
+    return f"{key} is {shown(error['input'])}, but {message.removeprefix('input ')}"
 
 
 # --- where recipes come from ----------------------------------------------------------------------------------------
@@ -396,11 +566,11 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
     if path.is_dir():
         path = path / "recipe.yaml"
     if not path.is_file():
-        hint = nearest(name_or_file, names)
-        raise ExciteError(
-            f"there is no recipe, file or run folder {name_or_file!r}{hint or '; `excite recipes` lists the recipes'}"
-        )
+        hint = nearest(name_or_file, names) or "; `excite recipes` lists the recipes"
+        raise ExciteError(f"there is no recipe, file or run folder {shown(name_or_file)}{hint}")
     try:
+        if path.stat().st_size > 4 * LONGEST_YAML:  # bytes of a character in UTF-8, at most
+            raise ExciteError(f"{path} cannot be read as a recipe: it has {path.stat().st_size:,} bytes")
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ExciteError(f"{path} cannot be read as a recipe: {error}") from None
@@ -424,28 +594,53 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
         ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
     """
     text, where = recipe_text(name_or_file)
-    values = parse_yaml(text, where)
-    if overrides and isinstance(values, dict):
-        values = apply_overrides(values, overrides)
-    return Recipe.from_dict(values, where)
+    own: set[str] | None = set() if where in list_recipes() else None
+    return _put_together(parse_yaml(text, where), overrides or [], where, own, [])
+
+
+def _put_together(
+    values: Any, overrides: Sequence[str], where: str, own: Iterable[str] | None, notes: Iterable[str]
+) -> Recipe:
+    """The recipe of ``values`` with overrides, which add to the user's ``own`` keys (None: all) and to the notes."""
+    if not overrides or not isinstance(values, dict):
+        return Recipe.from_dict(values, where).with_origin(own, notes)
+    typed = overridden(overrides)
+    after = apply_overrides(values, list(overrides))
+    shortened = _shortened(values, after, typed)
+    recipe = Recipe.from_dict(after, where)
+    return recipe.with_origin(None if own is None else {*own, *typed}, [*notes, *([shortened] if shortened else [])])
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller."""
+    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller.
+
+    A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless it is among the overrides.
+    """
+    before = values
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     written = _train_value(values, "batch_size")
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            raise ExciteError(f"{override!r} is not of the form key=value (for example train.epochs=10)")
+            raise ExciteError(f"{shown(override)} is not of the form key=value (for example train.epochs=10)")
         path = _full_key(key.strip()).split(".")
         node = values
-        for part in path[:-1]:
-            node[part] = dict(node.get(part) or {})
+        for depth, part in enumerate(path[:-1]):
+            inner = node.get(part)
+            if inner is not None and not isinstance(inner, dict):
+                above = shown_text(".".join(path[: depth + 1]))
+                remedy = f"give {above}=VALUE" if depth else f"write its keys below {above}: in the recipe"
+                raise ExciteError(
+                    f"{shown_text('.'.join(path))} cannot be set: {above} is {shown(inner)}, and no mapping; {remedy}"
+                )
+            node[part] = dict(inner or {})
             node = node[part]
         node[path[-1]] = _override_value(text, key) if text else None
-    if any(_full_key(o.partition("=")[0].strip()) == "train.batch_size" for o in overrides):
+    typed = overridden(overrides)
+    if "train.batch_size" in typed:
         _keep_reference_batch(values, written)
+    if "train.epochs" in typed and "schedule.warmup_epochs" not in typed:
+        _shorten_warm_up(before, values)
     return values
 
 
@@ -456,12 +651,44 @@ def _override_value(text: str, key: str) -> Any:
         yaml.reader.Reader(text)
     except yaml.reader.ReaderError:
         return text
-    return parse_yaml(text, f"the value of {key}")
+    return parse_yaml(text, f"the value of {shown_text(key)}")
+
+
+def _value(values: dict[str, Any], section: str, key: str) -> Any:
+    part = values.get(section)
+    return part.get(key) if isinstance(part, dict) else None
 
 
 def _train_value(values: dict[str, Any], key: str) -> Any:
-    train = values.get("train")
-    return train.get(key) if isinstance(train, dict) else None
+    return _value(values, "train", key)
+
+
+def _shorten_warm_up(before: dict[str, Any], values: dict[str, Any]) -> None:
+    """Keep the warm-up's share of the training where ``train.epochs`` no longer leaves room for all of it, in place.
+
+    A rate that changes once an epoch has whole epochs of warm-up: the share is rounded down.
+    """
+    warm_up, was = _value(before, "schedule", "warmup_epochs"), _train_value(before, "epochs")
+    epochs = _train_value(values, "epochs")
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in (warm_up, was, epochs)):
+        return  # whoever checks the recipe says what is wrong
+    if 0 < epochs <= warm_up < was:
+        share = float(f"{warm_up * epochs / was:.6g}")
+        if _value(values, "schedule", "unit") == "epoch":
+            share = float(math.floor(share))
+        values["schedule"] = {**values["schedule"], "warmup_epochs": share}
+
+
+def _shortened(before: dict[str, Any], after: dict[str, Any], typed: Iterable[str]) -> str | None:
+    """The sentence on a warm-up that :func:`apply_overrides` has shortened; None where it has not."""
+    was, now = (_value(values, "schedule", "warmup_epochs") for values in (before, after))
+    if was == now or any(key in typed for key in ("schedule", "schedule.warmup_epochs")):
+        return None
+    of, epochs = _train_value(before, "epochs"), _train_value(after, "epochs")
+    what = f"shortened from {was:g} of {of} epochs to {now:g} of {epochs}"
+    if not now:
+        what = f"left out: {was:g} of {of} epochs are less than one of {epochs}"
+    return f"the warm-up is {what} (schedule.warmup_epochs=... sets it)"
 
 
 def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
@@ -481,6 +708,11 @@ def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
     values["train"]["batch_size"] = written
 
 
+def overridden(overrides: Sequence[str]) -> set[str]:
+    """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
+    return {_full_key(override.partition("=")[0].strip()) for override in overrides}
+
+
 def is_override(word: str) -> bool:
     """Whether a word of the command line is ``key=value``, and no path with a "=" in it."""
     return "=" in word and "/" not in word.partition("=")[0] and not os.path.exists(word)
@@ -496,6 +728,10 @@ def override_keys() -> list[str]:
     ]
 
 
+def _sections(section: str) -> list[str]:
+    return [key for key in override_keys() if key.startswith(f"{section}.")]
+
+
 def _full_key(key: str) -> str:
     """``epochs`` -> ``train.epochs``; a key with its section, or of an options mapping, stays. Raises ExciteError."""
     keys = override_keys()
@@ -507,5 +743,11 @@ def _full_key(key: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise ExciteError(f"the key {key!r} is in several sections: write {' or '.join(matches)}")
-    raise ExciteError(f"unknown key {key!r} in an override{nearest(key, [*keys, *(k.split('.')[1] for k in keys)])}")
+        raise ExciteError(f"the key {shown(key)} is in several sections: write {' or '.join(matches)}")
+    if key in Recipe.model_fields:
+        raise ExciteError(
+            f"{key} is a section, not a key: give one of its keys, as in {next(iter(_sections(key)))}=VALUE"
+        )
+    raise ExciteError(
+        f"unknown key {shown(key)} in an override{nearest(key, [*keys, *(k.split('.')[1] for k in keys)])}"
+    )

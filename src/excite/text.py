@@ -7,6 +7,7 @@ do anything but be shown: text is made :func:`printable` at the doors through wh
 """
 
 import json
+import math
 import re
 import sys
 from typing import Any, TextIO
@@ -47,18 +48,28 @@ def printable_lines(text: object) -> str:
 
 
 def as_json(value: Any, indent: int | None = 2, *, ascii_only: bool = False) -> str:
-    """JSON that reads back as exactly ``value``, lone surrogates included, and holds no character that harms.
+    """JSON that reads back as ``value``, lone surrogates included, and holds no character that harms.
 
-    What :func:`printable` would escape is escaped in JSON's own way (RFC 8259, section 7).
+    What :func:`printable` would escape is escaped in JSON's own way (RFC 8259, section 7). A float that is not finite
+    becomes null: JSON has no NaN, and other readers of what Python makes of it end with an error. All JSON of ours is
+    written by this.
 
     Args:
         value: as for ``json.dumps``.
         indent: as for ``json.dumps``.
         ascii_only: escape everything beyond ASCII.
     """
-    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
     # Outside of strings there are only spaces and newlines, so that whatever else is found is inside of one.
     return _LINES.sub(lambda found: json.dumps(found.group())[1:-1], text)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def print_json(value: Any) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from excite.bench.settings import Setting
+from excite.children import SAFE_PATH, python_command
 from excite.errors import nearest
+from excite.files import to_json
 from excite.runtime.job import world_size
 
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
@@ -72,7 +74,8 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
     mistake = _unknown_model(setting)
     if mistake:
         return {"error": mistake}
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONIOENCODING": "utf-8:backslashreplace"}
+    environment = {**os.environ, **SAFE_PATH, "TORCHINDUCTOR_CACHE_DIR": cache}
+    environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
     if setting.threads:
         environment["OMP_NUM_THREADS"] = str(setting.threads)
     if setting.library == "mindcv":
@@ -80,12 +83,12 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
         command = [python, str(Path(__file__).with_name("mindspore_worker.py"))]
         environment.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
     else:
-        command = [sys.executable, "-m", "excite.bench.worker"]
+        command = python_command("-m", "excite.bench.worker")
     request = {"setting": setting.to_dict(), "profile": None if trace is None else str(trace)}
     try:
         done = subprocess.run(
             command,
-            input=json.dumps(request),
+            input=to_json(request),
             capture_output=True,
             encoding="utf-8",
             errors="replace",

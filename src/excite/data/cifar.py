@@ -1,22 +1,27 @@
 """CIFAR-10 and CIFAR-100, "python version": the pickles in a folder, or inside the .tar.gz as downloaded.
 
-A pickle may run any code when loaded. The unpickler here admits only what these files hold (arrays, their dtypes and
-byte strings) and refuses everything else by name, so a file from an unknown place cannot do harm.
+A pickle may run any code when loaded. The unpickler here has stand-ins for what these files hold (arrays, their dtypes
+and byte strings) and refuses everything else by name, so a file from an unknown place cannot do harm. NumPy itself sees
+no more of a pickle than bytes of the length that shape and dtype say: its own ``__setstate__`` believes flags that make
+it take bytes for addresses.
 """
 
+import bz2
+import gzip
 import io
-import pickle
+import lzma
 import tarfile
-import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import torch
 
 from excite.data.images import ArrayImages
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown, shown_text
+from excite.weights.pickles import Inert, StandInUnpickler, check_depth, instructions, latin1
+from excite.weights.raw import Damaged, count_elements
 
 #: folder inside the archive, training files, test file, file of names, key of labels, key of names, classes
 LAYOUTS: dict[str, tuple[str, list[str], str, str, str, str, int]] = {
@@ -32,68 +37,128 @@ LAYOUTS: dict[str, tuple[str, list[str], str, str, str, str, int]] = {
     "cifar100": ("cifar-100-python", ["train"], "test", "meta", "fine_labels", "fine_label_names", 100),
 }
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
-MAX_BYTES = 1 << 29  # the largest genuine file, CIFAR-100's `train`, has 155 MB
+MAX_BYTES = 1 << 29  # the largest genuine file, CIFAR-100's `train`, has 155 MB; all of a set together have 190 MB
+
+#: What `pickle` of Python 2 and 3 writes for such a file in any protocol. None takes memory on the file's word alone.
+_INSTRUCTIONS = """
+    APPEND APPENDS BINBYTES BINBYTES8 BINFLOAT BINGET BININT BININT1 BININT2 BINPUT BINSTRING BINUNICODE BINUNICODE8
+    BUILD BYTEARRAY8 DICT EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FLOAT FRAME GET GLOBAL INT LIST LONG LONG1 LONG_BINGET
+    LONG_BINPUT MARK MEMOIZE NEWFALSE NEWTRUE NONE PROTO PUT REDUCE SETITEM SETITEMS SHORT_BINBYTES SHORT_BINSTRING
+    SHORT_BINUNICODE STACK_GLOBAL STOP STRING TUPLE TUPLE1 TUPLE2 TUPLE3 UNICODE
+"""
+
+
+#: Codes of NumPy's numbers. Everything else is an object, a text or a record, which no set of images holds.
+_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
 class Refused(ExciteError):
     """A pickle that asks for more than arrays and strings."""
 
 
-def _empty_array(kind: type, shape: tuple[int, ...], code: bytes) -> np.ndarray:
-    """Stands in for numpy's `_reconstruct`: always an empty array, which the pickle's state then fills."""
-    if kind is not np.ndarray or tuple(shape) != (0,):
-        raise ValueError("an array that is not built as NumPy builds it")
-    return np.ndarray((0,), dtype=np.int8)
+class _Type(Inert):
+    """Stands for `numpy.dtype`: numbers of up to 8 bytes, and a name for everything else."""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = _text(code) if isinstance(code, str | bytes) else shown(code), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and _text(state[1]) in ("<", ">", "|", "="):
+            self.order = _text(state[1])
+
+    @property
+    def numbers(self) -> np.dtype[Any] | None:
+        return np.dtype(f"{self.order}{self.code}") if self.code in _NUMBERS else None
 
 
-def _latin1(text: str, codec: str) -> bytes:
-    if codec != "latin1":
-        raise ValueError(f"bytes in codec {codec!r}")
-    return text.encode("latin1")
+class _Array(Inert):
+    """Stands for an array as NumPy's `_reconstruct` begins it: empty, until its state fills it."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) not in (4, 5):
+            raise Damaged("an array that is not built as NumPy builds it")
+        shape, kind, fortran, raw = state[-4:]
+        if not isinstance(kind, _Type) or not isinstance(shape, tuple) or any(type(n) is not int for n in shape):
+            raise Damaged("an array without a shape or a type")
+        if kind.numbers is None:
+            raise Refused(f"an array of the type {shown(kind.code)}, which is no number")
+        expected = count_elements("an array", shape) * kind.numbers.itemsize
+        if not isinstance(raw, bytes) or len(raw) != expected:
+            found = f"{len(raw)} bytes" if isinstance(raw, bytes) else "none"
+            raise Damaged(f"an array of shape {shown(shape)} takes {expected} bytes, and there are {found}")
+        self.values = np.frombuffer(raw, kind.numbers).reshape(shape, order="F" if fortran is True else "C")
 
 
-class _Unpickler(pickle.Unpickler):
-    ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {  # noqa: RUF012 - a constant table
-        ("numpy.core.multiarray", "_reconstruct"): _empty_array,  # NumPy 1 wrote the originals
-        ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _latin1,
+def _reconstruct(kind: Any, shape: Any, *_: Any) -> _Array:
+    """Stands for NumPy's `_reconstruct`: always an empty array, which the pickle's state then fills."""
+    if kind is not _ndarray or shape != (0,):
+        raise Damaged("an array that is not built as NumPy builds it")
+    return _Array()
+
+
+def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
+    """Stands for NumPy's `_frombuffer`, by which protocol 5 (the default since Python 3.14) holds arrays."""
+    array = _Array()
+    array.__setstate__((shape, kind, order == "F", raw))
+    return array
+
+
+def _no_bytes(*arguments: Any) -> bytes:
+    """How Python 3 writes b"" in the protocols of Python 2. `bytes` itself would make as many as it is told to."""
+    if arguments:
+        raise Refused("builtins.bytes of a number or a list")
+    return b""
+
+
+def _ndarray(*_: Any) -> None:
+    raise Refused("numpy.ndarray of other things than NumPy's own pickles")
+
+
+class _Unpickler(StandInUnpickler):
+    dispatch: ClassVar[dict[int, Any]] = instructions(_INSTRUCTIONS, "pickle")
+    names: ClassVar[Mapping[str, Any]] = {
+        "numpy.core.multiarray._reconstruct": _reconstruct,  # NumPy 1 wrote the originals
+        "numpy._core.multiarray._reconstruct": _reconstruct,
+        "numpy.core.numeric._frombuffer": _frombuffer,
+        "numpy._core.numeric._frombuffer": _frombuffer,
+        "numpy.ndarray": _ndarray,
+        "numpy.dtype": _Type,
+        "_codecs.encode": latin1,
+        "builtins.bytes": _no_bytes,
     }
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        super().__init__(file, encoding="bytes")
-        self._name = name
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return self.ADMITTED[module, name]
-        except KeyError:
-            raise Refused(
-                f"{self._name} is not a CIFAR file and was not loaded: its pickle asks for {module}.{name}, "
-                "which could run code; get the file from the original source"
-            ) from None
+    def refused(self, full: str) -> ExciteError:
+        return Refused(f"{full}, which could run code")
 
 
 def load_pickle(data: bytes, name: str) -> dict[str, Any]:
     """Unpickle a CIFAR file's bytes; `name` is for messages. Keys become str.
 
-    Raises ExciteError where the pickle asks for anything but arrays and strings, or is damaged.
+    Raises ExciteError where the pickle asks for anything but arrays of numbers and strings, or is damaged.
     """
     try:
-        record = _Unpickler(io.BytesIO(data), name).load()
-    except Refused:
-        raise
+        record = _Unpickler(io.BytesIO(data), len(data), name, "bytes").load()
+        check_depth(record)
+    except Refused as error:
+        raise Refused(
+            f"{name} is not a CIFAR file and was not loaded: its pickle asks for {error}; get the file from the "
+            "original source"
+        ) from None
     except Exception as error:  # a damaged pickle raises nearly anything: EOFError, KeyError, MemoryError ...
-        reason = str(error) or type(error).__name__
-        raise ExciteError(f"{name} is damaged or truncated, download it again ({reason})") from error
+        reason = shown_text(str(error) or type(error).__name__)
+        raise ExciteError(f"{name} is damaged or truncated, download it again ({reason})") from None
     if not isinstance(record, dict):
-        raise ExciteError(f"{name} is not a CIFAR file: it holds a {type(record).__name__}, not a dictionary")
-    return {_text(key): value for key, value in record.items()}
+        kind = "array" if isinstance(record, _Array) else type(record).__name__
+        raise ExciteError(f"{name} is not a CIFAR file: it holds a {kind}, not a dictionary")
+    return {_text(key): value.values if isinstance(value, _Array) else value for key, value in record.items()}
 
 
 def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else shown(value)
 
 
 def read_cifar(kind: str, root: Path) -> tuple[list[str], ArrayImages, ArrayImages]:
@@ -124,7 +189,7 @@ def _images(record: dict[str, Any], where: str, label_key: str, classes: int) ->
         raise ExciteError(f"{where}: {len(data)} images need as many labels under {label_key!r}, found {found}")
     for position, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < classes:
-            raise ExciteError(f"{where}: label {label!r} of image {position} is outside 0..{classes - 1}")
+            raise ExciteError(f"{where}: label {shown(label)} of image {position} is outside 0..{classes - 1}")
     pixels = torch.from_numpy(np.ascontiguousarray(data).reshape(-1, 3, 32, 32).copy())
     return ArrayImages(pixels, torch.tensor(labels, dtype=torch.int64))
 
@@ -141,25 +206,57 @@ def _from_folder(kind: str, root: Path, folder: str, wanted: list[str]) -> dict[
     missing = [name for name in wanted if not (place / name).is_file()]
     if missing:
         raise ExciteError(f"{place} lacks {', '.join(missing)} of {kind}: the download or extraction is incomplete")
-    return {name: ((place / name).read_bytes(), str(place / name)) for name in wanted}
+    for name in wanted:
+        if (place / name).stat().st_size > MAX_BYTES:
+            raise ExciteError(f"{place / name} is not a {kind} file: it has more than {MAX_BYTES >> 20} MB")
+    try:
+        return {name: ((place / name).read_bytes(), str(place / name)) for name in wanted}
+    except OSError as error:
+        raise ExciteError(f"{error.filename} cannot be read: {error.strerror or error}") from None
+
+
+class _Measured(io.RawIOBase):
+    """A stream that ends with an error after `MAX_BYTES`: a few kilobytes may unpack to more than a disk holds."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.count = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.count += len(data)
+        if self.count > MAX_BYTES:
+            raise Damaged(f"it unpacks to more than {MAX_BYTES >> 20} MB")
+        return data
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        head = file.read(6)
+    for module, magic in ((gzip, b"\x1f\x8b"), (bz2, b"BZh"), (lzma, b"\xfd7zXZ")):
+        if head.startswith(magic):
+            return module.open(path)  # type: ignore[attr-defined,no-any-return]
+    return path.open("rb")
 
 
 def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple[bytes, str]]:
-    """Read the wanted members without extracting anything to disk."""
+    """Read the wanted members without extracting anything to disk.
+
+    Only files count, in whatever folder: links are no files, and where one points is never looked at.
+    """
     found: dict[str, tuple[bytes, str]] = {}
     try:
-        with tarfile.open(path, "r:*") as archive:
+        with _unpacked(path) as stream, tarfile.open(fileobj=_Measured(stream), mode="r|") as archive:
             for member in archive:
-                name = member.name.rpartition("/")[2]
-                if name in wanted and member.isfile() and member.size <= MAX_BYTES:
+                name = PurePosixPath(member.name).name
+                if name in wanted and member.isfile() and not member.issparse():
                     handle = archive.extractfile(member)
                     assert handle is not None  # isfile() above
-                    found[name] = (handle.read(), f"{path}:{member.name}")
+                    found[name] = (handle.read(), f"{path}:{shown_text(member.name)}")
                 if len(found) == len(wanted):
                     break
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        reason = str(error).split("\n")[0].rstrip(":- ")  # tarfile lists every method it tried, a line each
-        raise ExciteError(f"{path} is not a whole tar archive, download it again ({reason})") from error
+    except Exception as error:  # tarfile, gzip, bz2 and lzma raise nearly anything over a damaged file
+        reason = shown_text((str(error) or type(error).__name__).split("\n")[0].rstrip(":- "))
+        raise ExciteError(f"{path} is not a whole tar archive, download it again ({reason})") from None
     missing = [name for name in wanted if name not in found]
     if missing:
         raise ExciteError(f"{path} lacks {', '.join(missing)}: expected the archive with {folder}/ in it")

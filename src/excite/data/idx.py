@@ -11,15 +11,19 @@ import torch
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError
 
+MAX_BYTES = 1 << 30  # EMNIST, the largest set in this format, has 614 MB; a gzip file of 1 MB may unpack to 1 GB
 UBYTE = 0x08  # the only element type of image and label files
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Read one IDX file of unsigned bytes: uint8 of the shape in its header. Raises ExciteError for anything else."""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise ExciteError(f"{path} cannot be read, download it again ({error})") from error
+    if len(data) > MAX_BYTES:
+        raise ExciteError(f"{path} is no IDX file of images or labels: it holds more than {MAX_BYTES >> 20} MB")
     if len(data) < 4 or data[:3] != bytes((0, 0, UBYTE)) or data[3] not in (1, 3):
         raise ExciteError(f"{path} is not an IDX file of bytes: it begins with {data[:4].hex(' ') or 'nothing'}")
     dims = data[3]
@@ -73,7 +77,10 @@ def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str
     """
     names = class_names
     if names is None and (root / "classes.txt").is_file():
-        names = [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        try:
+            names = [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExciteError(f"{root / 'classes.txt'} is no readable list of class names: {error}") from None
     if names is None:
         names = [str(d) for d in range(10)]
     train = _read_part(root, "train", len(names))

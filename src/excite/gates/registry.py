@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown
 from excite.gates.base import Gate
 from excite.gates.blend import Blend
 from excite.gates.facts import Facts
+from excite.options import check_types, first_line
 
 #: ``"se"``, or ``{"name": "se", "reduction": 8}``.
 GateSpec = str | Mapping[str, Any]
@@ -54,7 +55,9 @@ def gate_table(spec: GateSpec) -> dict[str, Any]:
     """A new table {"name": ..., **options}. Raises ExciteError where there is no name."""
     table = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
     if not isinstance(table.get("name"), str):
-        raise ExciteError(f"a gate is a name or a table with a 'name', not {spec!r}; known: {', '.join(list_gates())}")
+        raise ExciteError(
+            f"a gate is a name or a table with a 'name', not {shown(spec)}; known: {', '.join(list_gates())}"
+        )
     return table
 
 
@@ -75,12 +78,19 @@ def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] 
     for option in options:
         if option not in allowed:
             raise ExciteError(
-                f"the gate {name!r} has no option {option!r}{nearest(option, [*allowed, 'identity'])} "
+                f"the gate {name!r} has no option {shown(option)}{nearest(str(option), [*allowed, 'identity'])} "
                 f"(allowed: {', '.join([*allowed, 'identity'])})"
             )
     if not isinstance(identity, bool):
-        raise ExciteError(f"the gate option 'identity' is true or false, not {identity!r}")
-    gate = gate_class(name)(channels, feature_size=feature_size, **options)
+        raise ExciteError(f"the gate option 'identity' is true or false, not {shown(identity)}")
+    check_types(gate_class(name).__init__, options, f"the gate {name!r}")
+    try:
+        gate = gate_class(name)(channels, feature_size=feature_size, **options)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        given = ", ".join(f"{key}={shown(value)}" for key, value in options.items())
+        raise ExciteError(
+            f"the gate {name!r} cannot be made with {given or 'these maps'}: {first_line(error)}"
+        ) from error
     if identity:
         gate = gate if gate.start_as_identity() else Blend(gate, channels)
         gate.identity = True
@@ -90,5 +100,5 @@ def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] 
 def gate_class(name: str) -> type[Gate]:
     """The class that is registered as ``name``. Raises ExciteError where there is none."""
     if name not in _GATES:
-        raise ExciteError(f"unknown gate {name!r}{nearest(name, _GATES)} (known: {', '.join(list_gates())})")
+        raise ExciteError(f"unknown gate {shown(name)}{nearest(name, _GATES)} (known: {', '.join(list_gates())})")
     return _GATES[name]

@@ -1,20 +1,21 @@
 """Grafted networks of other libraries in a file: the weights, and what is needed to put the gates where they were."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError
-from excite.files import written_aside
-from excite.gates import gate_options, list_gates
+from excite.errors import ExciteError, shown, shown_text
+from excite.files import to_json, written_aside
+from excite.gates import create_gate, gate_options, list_gates
 from excite.grafting.core import unwrap, wrap
 from excite.grafting.places import Place
 from excite.grafting.wrapper import Grafted
+from excite.header import GraftHeader, check_arguments, read_header
 from excite.models.base import Classifier
 from excite.models.factory import OPTION_NAMES, create_model
 from excite.models.timm_models import PREFIX
@@ -76,7 +77,7 @@ def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
             if tensor.data_ptr() in seen:
                 tensors[name] = tensor.clone()
             seen.add(tensor.data_ptr())
-        save_file(tensors, aside, metadata={"format": "pt", HEADER: json.dumps(about)})
+        save_file(tensors, aside, metadata={"format": "pt", HEADER: to_json(about)})
 
 
 def is_grafted_file(path: str | Path) -> bool:
@@ -106,48 +107,60 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise ExciteError(f"{path} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
     if text is None:
         raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
-    about, places = _read_header(path, text)
+    about, places = _read_header(path, text, tensors)
     if model is None:
         if not about["source"].startswith(PREFIX):
-            raise ExciteError(f"{path} does not say how to build its {about['network']}; give model= without gates")
+            raise ExciteError(
+                f"{path} does not say how to build its {shown_text(about['network'])}; give model= without gates"
+            )
         model = create_model(about["source"])
     names = {name for name, _ in model.named_modules()}
     for place, _ in places:
         if place.name not in names:
-            raise ExciteError(f"{path} has a gate behind {place.name!r}, which {type(model).__name__} does not have")
+            raise ExciteError(
+                f"{path} has a gate behind {shown(place.name)}, which {type(model).__name__} does not have"
+            )
     try:
         for place, spec in places:
             wrap(model, place, spec)
         wrong = _misfits(model, tensors)
         if wrong:
             raise ExciteError(f"{path} does not fit {type(model).__name__}: {'; '.join(wrong[:5])}")
-    except ExciteError:
+    except BaseException:
         unwrap(model)
         raise
     model.load_state_dict(tensors)
     return model
 
 
-def _read_header(path: str | Path, text: str) -> tuple[dict[str, Any], list[tuple[Place, dict[str, Any]]]]:
-    """The header, and its places with the gates' tables. Raises ExciteError where it is damaged or another format."""
-    damaged = ExciteError(f"{path} says that excite wrote it, but its header is damaged")
-    try:
-        about = json.loads(text)
-        version = about.get("format_version")
-        if version == FORMAT_VERSION:
-            places = [
-                (Place(e["name"], int(e["channels"]), _pair(e["size"]), bool(e["channels_last"])), dict(e["spec"]))
-                for e in about["places"]
-            ]
-            return {"source": str(about["source"]), "network": str(about["network"])}, places
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise damaged from None
-    raise ExciteError(f"{path} has format {version}; this version reads {FORMAT_VERSION}")
+def _read_header(
+    path: str | Path, text: str, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], list[tuple[Place, dict[str, Any]]]]:
+    """The header, and its places with the gates' tables, which have the file's tensors.
 
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = map(int, size)
-    return height, width
+    Raises:
+        ExciteError: it is damaged, of another format, or says something else than the tensors.
+    """
+    about = read_header(text, path, GraftHeader)
+    places, own = [], {}
+    for entry in about["places"]:
+        place = Place(entry["name"], entry["channels"], tuple(entry["size"]), entry["channels_last"])
+        spec = dict(entry["spec"])
+        check_arguments(path, {"channels": place.channels, **spec}, tensors)
+        with torch.device("meta"):  # a gate as large as a map may take more memory than there is
+            gate = create_gate(spec, place.channels, feature_size=place.size)
+        own |= {f"{place.name}.gate.{name}": tensor.shape for name, tensor in gate.state_dict().items()}
+        places.append((place, spec))
+    for name, shape in own.items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = f"of shape {tuple(tensors[name].shape)}" if name in tensors else "missing"
+            raise ExciteError(
+                f"{path} does not fit its own header: {shown_text(name)} is {found} instead of {tuple(shape)}; get or "
+                "write the file again"
+            )
+    if len({place.name for place, _ in places}) < len(places):
+        raise ExciteError(f"{path} says that excite wrote it, but its header is damaged: two gates have one place")
+    return about, places
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

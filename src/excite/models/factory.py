@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown
 from excite.gates import Gate, GateSpec, gate_options, gate_table
 from excite.models.base import Classifier
 from excite.models.catalog import Variant, get_variant
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
+from excite.options import check_types, first_line
 
 if TYPE_CHECKING:
     from excite.grafting.core import Init
@@ -96,8 +97,10 @@ def create_model(
     common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
+    lists = {"gate_at": gate_at, "out_indices": out_indices}
+    check_types(create_model, {key: value for key, value in lists.items() if value is not None}, name)
     spec, body = _split_options(name, variant, gate, options)
-    model = _BUILDERS[variant["family"]](**{**variant["arch"], **body, **common}, gate=spec)
+    model = _built(name, builder(variant), {**variant["arch"], **body, **common}, spec)
     model.model_name, model.gate_spec = name, spec
     if gate_at is not None:
         if spec is None:
@@ -116,6 +119,19 @@ def create_model(
     elif out_indices is not None:
         raise ExciteError("out_indices picks maps, so it needs features_only=True")
     return model
+
+
+def _built(
+    name: str, builder: type[ResNet] | type[TFSEResNet], arguments: dict[str, Any], gate: dict[str, Any] | None
+) -> Classifier:
+    """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
+    check_types(builder.__init__, arguments, name)
+    if arguments.get("in_chans", 1) < 1:
+        raise ExciteError(f"{name}: in_chans is {shown(arguments['in_chans'])}, but an image has channels")
+    try:
+        return builder(**arguments, gate=gate)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise ExciteError(f"{name} cannot be made with these options: {first_line(error)}") from error
 
 
 def _refuse_for_timm(
@@ -138,6 +154,11 @@ def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) ->
     example = torch.zeros(1, *model.input_size)  # type: ignore[misc]
     at = "auto" if gate_at is None else list(gate_at)
     return graft(model, table, at=at, init=init, inplace=True, example=example)
+
+
+def builder(variant: Variant) -> type[ResNet] | type[TFSEResNet]:
+    """The class that builds a variant of the catalog."""
+    return _BUILDERS[variant["family"]]
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:

@@ -28,7 +28,7 @@ def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
     curves = numbers["curves"]
     if curves is not None:
         train, evals = curves["train"], curves["eval"]
-        best = max(evals, key=lambda r: (r["top1"], -r["loss"])) if evals else None
+        best = max((r for r in evals if r["loss"] is not None), key=lambda r: (r["top1"], -r["loss"]), default=None)
         found["loss"] = attempt(curve, [("training", train, "loss"), ("validation", evals, "loss")], "loss, nats")
         lines = [("training", train, "accuracy"), ("validation", evals, "top1")]
         found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", best)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import sha256_of
+from excite.files import sha256_of, to_json
 from excite.progress import bar
 from excite.storage import address, web
 from excite.storage.address import READ_ONLY, Remote, RemoteError, explained, retried, without_secrets
@@ -90,7 +90,7 @@ class Workshop:
     def note(self, name: str, stored: Stored) -> None:
         """Write down that a file is whole."""
         with self._write, self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, **asdict(stored)}) + "\n")
+            file.write(to_json({"name": name, **asdict(stored)}) + "\n")
 
     def keep_only(self, names: Mapping[str, Any]) -> None:
         """Delete files that are no longer wanted."""

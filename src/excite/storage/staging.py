@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.files import cache_folder, write_text
+from excite.files import cache_folder, to_json, write_text
 from excite.storage.address import Remote, RemoteError, connect, is_remote, without_secrets
 from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
@@ -160,7 +160,7 @@ def _repair(remote: Remote, entries: Mapping[str, Entry], target: Path, place: P
 def write_manifest(folder: Path, url: str, stored: Mapping[str, Stored]) -> None:
     """Write down what a folder holds: from then on it counts as whole."""
     value = {"url": without_secrets(url), "files": {n: asdict(s) for n, s in stored.items()}}
-    write_text(folder / "manifest.json", json.dumps(value))
+    write_text(folder / "manifest.json", to_json(value))
 
 
 def read_manifest(folder: Path) -> dict[str, Stored]:

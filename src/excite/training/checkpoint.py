@@ -6,10 +6,9 @@ predict with and ship. Every safetensors file is self-contained: its header hold
 names, preprocessing, recipe, metrics and versions.
 """
 
-import json
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError
-from excite.files import written_aside
+from excite.errors import ExciteError, shown_text
+from excite.files import to_json, written_aside
 from excite.gates import Gate
+from excite.header import check_arguments, read_header
 from excite.storage import is_remote, weights_at
 
 FORMAT_VERSION = 1
@@ -47,9 +47,7 @@ class Checkpoint:
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(
-        tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})}
-    )
+    save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
 
 def save_step(
@@ -157,12 +155,51 @@ def read_weights(source: str | Path) -> Checkpoint:
         raise ExciteError(f"{path} is not a readable safetensors file: {_first_line(error)}") from None
     if header is None:
         raise ExciteError(f"{path} was not written by excite: its header does not say which model it belongs to")
-    meta = json.loads(header)
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise ExciteError(
-            f"{path} has checkpoint format {meta.get('format_version')}; this version of excite reads {FORMAT_VERSION}"
-        )
+    meta = read_header(header, path)
+    check_arguments(path, meta["model"]["args"], tensors)
     return Checkpoint(path, tensors, meta)
+
+
+def build_network(path: str | Path, model: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+    """The network that a header names, with fresh weights, once it is known to have the tensors of the file.
+
+    It is first built without memory for its weights (on the meta device), so that a header which says a billion classes
+    costs nothing.
+
+    Args:
+        path: the file, for messages.
+        model: ``model`` of a header that ``read_header`` checked.
+        tensors: of the file.
+
+    Raises:
+        ExciteError: there is no such network, its arguments are wrong, or it has other tensors.
+    """
+    from excite.models import create_model
+    from excite.models.timm_models import PREFIX
+
+    name, args = model["name"], dict(model["args"])
+    check_arguments(path, args, tensors)
+    try:
+        with torch.device("meta"):
+            misfits = mismatches(create_model(name, **args), tensors)
+    except Exception as error:
+        # Some of timm's code computes with numbers as it builds, which the meta device does not have.
+        if isinstance(error, ExciteError) or not name.startswith(PREFIX):
+            raise _not_made(path, error) from None
+        misfits = []
+    if misfits:
+        raise ExciteError(f"{path} does not fit this model: {_listed(misfits)}")
+    try:
+        return create_model(name, **args)
+    except Exception as error:
+        raise _not_made(path, error) from None
+
+
+def _not_made(path: str | Path, error: Exception) -> ExciteError:
+    if isinstance(error, ExciteError):
+        return ExciteError(f"{path}: the network of its header cannot be made: {error}")
+    reason = shown_text(_first_line(error) or type(error).__name__)
+    return ExciteError(f"{path}: the network of its header cannot be made: model.args are wrong ({reason})")
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -201,15 +238,27 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
     fresh += [k for k in lacking if any(k.startswith(f"{gate}.") for gate in gates)]
     misfits = mismatches(model, tensors, set(fresh))
     if misfits:
-        raise ExciteError(f"train.init_from: {checkpoint.path} does not fit {type(model).__name__}: {_listed(misfits)}")
+        raise ExciteError(_other_network(model, checkpoint, misfits))
     _check_gates(model, checkpoint, gates)
     model.load_state_dict(tensors, strict=False)
     return fresh
 
 
+def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) -> str:
+    """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
+    mine = str(getattr(model, "model_name", type(model).__name__))
+    theirs = checkpoint.meta.get("model", {}).get("name")
+    is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
+    return (
+        f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
+        f"{len(misfits)} tensors are missing, left over or of another shape: {_listed(misfits, 3)}"
+    )
+
+
 def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
     """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
     from excite.models import Classifier
+    from excite.weights.convert import check_blocks, gated
     from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
 
     written = checkpoint.meta.get("model")
@@ -223,6 +272,8 @@ def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str
     different = other_gates_of_ours(model, written["name"], written["args"])
     if others := {slot: two for slot, two in different.items() if slot not in slots}:
         raise refuse(f"train.init_from: {checkpoint.path}", others)
+    has_gates = gated(written["name"], written["args"])
+    check_blocks(model, f"train.init_from: {checkpoint.path}", written["name"], written["args"], has_gates)
 
 
 def fresh_gates(model: nn.Module, lacking: Collection[str]) -> list[str]:
@@ -238,7 +289,7 @@ def mismatches(model: nn.Module, tensors: dict[str, Tensor], may_lack: set[str] 
     """What is missing, left over or of another shape, one clause each."""
     own = model.state_dict()
     missing = [f"{k} is missing" for k in own if k not in tensors and k not in may_lack]
-    extra = [f"{k} is left over" for k in tensors if k not in own]
+    extra = [f"{shown_text(k)} is left over" for k in tensors if k not in own]
     shapes = [
         f"{k} has shape {tuple(v.shape)} instead of {tuple(own[k].shape)}"
         for k, v in tensors.items()

@@ -25,6 +25,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+#: What emulating a type costs on a CPU that has no instructions for it; the measurements are in docs/precision.md.
+SLOWER_ON_CPUS = {"bf16": "6 times", "fp16": "7 to 11 times"}
 #: What a recipe's ``device`` may name, and how people call it.
 DEVICES = {"cpu": "CPU", "cuda": "CUDA GPU", "npu": "Ascend NPU", "xpu": "Intel XPU", "mps": "Apple GPU"}
 #: The environment variable by which each driver is told to show some of its cards only.
@@ -210,14 +212,23 @@ def _module(kind: str) -> Any:
     return getattr(torch, kind)
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether the device can do the precision ("auto" is what it does well), but has no instructions for it."""
+    kind = device.type
+    if kind == "cpu":
+        return precision in ("bf16", "fp16") and not _cpu_has(precision)
+    return kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
+
+
 def precision_note(precision: Precision, device: torch.device) -> str | None:
     """A line for the user where the device can do the precision, but slower than fp32; None elsewhere."""
-    kind = device.type
-    on_cpu = kind == "cpu" and precision != "fp32" and not _cpu_has(precision)
-    on_gpu = kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
-    if not (on_cpu or on_gpu):
+    if not is_emulated(precision, device):
         return None
-    return f"{precision} is emulated on this {DEVICES[kind]}: it runs, but hardly faster than fp32, or slower"
+    speed = "it runs, but hardly faster than fp32, or slower"
+    if device.type == "cpu":
+        speed = f"{SLOWER_ON_CPUS[precision]} as slow as fp32 where that was measured (docs/precision.md)"
+    better = choose_precision("auto", device)
+    return f"{precision} is emulated on this {DEVICES[device.type]}: {speed}; type train.precision={better}"
 
 
 @cache

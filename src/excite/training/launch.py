@@ -21,8 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from excite.children import python_options
 from excite.errors import ExciteError
-from excite.files import write_json
+from excite.files import to_json, write_json
 from excite.recipe import Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank, world_size
 from excite.text import printable, tell, tell_lines
@@ -145,7 +146,7 @@ def _agree_on_name(store: Any) -> str:
     while heard("agreed") != [mine] * len(others):
         hellos = heard("hello")
         if hellos:
-            store.set("answer", json.dumps({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
+            store.set("answer", to_json({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
         _wait_to_meet(deadline)
     return mine
 
@@ -376,7 +377,7 @@ def run_on_this_machine(job: dict[str, Any], processes: int, threads: int | None
             logs_specs=DefaultLogsSpecs(log_dir=str(Path(scratch) / "logs")),
         )
         try:
-            elastic_launch(config, sys.executable)("-m", "excite.training.worker", str(order))
+            elastic_launch(config, sys.executable)(*python_options(), "-m", "excite.training.worker", str(order))
         except ChildFailedError as error:
             died = error.get_first_failure()
             raise _outcome(Path(scratch), died[0], died[1].exitcode) from None

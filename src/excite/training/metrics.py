@@ -11,10 +11,9 @@ from excite.models.timm_models import mend_torchvision
 
 _torchvision_fails = mend_torchvision()
 try:
-    from torchmetrics import MeanMetric, MetricCollection
+    from torchmetrics import MeanMetric, MetricCollection, MinMetric
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
     from torchmetrics.functional.classification import (
-        multiclass_calibration_error,
         multiclass_confusion_matrix,
         multiclass_f1_score,
         multiclass_precision,
@@ -35,9 +34,9 @@ except ValueError as error:  # Matplotlib's, which torchmetrics imports where it
 __all__ = [
     "MeanMetric",
     "MetricCollection",
+    "MinMetric",
     "MulticlassAccuracy",
     "MulticlassConfusionMatrix",
-    "multiclass_calibration_error",
     "multiclass_confusion_matrix",
     "multiclass_f1_score",
     "multiclass_precision",

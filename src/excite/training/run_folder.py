@@ -1,6 +1,5 @@
 """What a run leaves behind: environment, metrics, curves, results."""
 
-import json
 import platform
 import re
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.figures import COLORS, style, write
-from excite.files import write_text
+from excite.files import from_json, to_json, write_text
 from excite.runtime import git
 from excite.text import printable
 from excite.training import launch
@@ -116,13 +115,13 @@ class Metrics:
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``, which a resumed run is going to write again, and a half-written last line."""
         kept = [r for r in read_metrics(self.path) if r["step"] <= step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        write_text(self.path, "".join(to_json(r) + "\n" for r in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
         except OSError as error:
             raise ExciteError(f"{self.path} cannot be written: {error.strerror or error}") from None
         if self._writer is not None:
@@ -140,8 +139,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     # A disk that lost its last block leaves bytes that are no UTF-8: no more a record than half a line is.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = from_json(line)
+        except ValueError:
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -175,6 +174,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
         plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
         plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
         plot(rate, train, "lr", "learning rate", COLORS[3], 2)
+        evals = [r for r in evals if r.get("not_finite", 0) < r["images"]]
         if evals:
             best = max(evals, key=lambda r: r["top1"])
             place = (best["epoch"], best["top1"])

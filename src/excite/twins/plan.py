@@ -1,18 +1,19 @@
 """What an experiment is: a recipe, gates and seeds; how a gate is put into a recipe's model; ``twins.json``."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from excite.errors import ExciteError, nearest
-from excite.files import write_json
+from excite.errors import ExciteError, nearest, shown
+from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
+from excite.header import explain
 from excite.models.catalog import VARIANTS, get_variant
 from excite.recipe import ModelConfig, Recipe, parse_yaml
 
@@ -77,6 +78,17 @@ class Plan:
         write_json(folder / PLAN, plan)
 
 
+class _StoredPlan(BaseModel):
+    """``twins.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    format_version: Literal[1]
+    gates: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=1000)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 63)]], Field(min_length=1, max_length=10_000)]
+    recipe: dict[str, Any]
+
+
 def run_name(gate: str, seed: int) -> str:
     """Name of a run's folder."""
     return f"{gate.replace(':', '-')}-seed{seed}"
@@ -87,15 +99,18 @@ def load_plan(folder: Path) -> Plan | None:
     path = folder / PLAN
     if not path.is_file():
         return None
+    values = read_json(path, "the recipe, gates and seeds as they were, or another --out, begin anew")
+    version = values.get("format_version")
+    if type(version) is int and version != FORMAT_VERSION:
+        raise ExciteError(f"{path} has format {shown(version)}; this version of excite reads {FORMAT_VERSION}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        version, gates, seeds = values["format_version"], tuple(values["gates"]), tuple(values["seeds"])
-        recipe = values["recipe"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExciteError(f"{path} cannot be read as a plan of twins: {error!r}") from None
-    if version != FORMAT_VERSION:
-        raise ExciteError(f"{path} has format {version}; this version of excite reads {FORMAT_VERSION}")
-    return Plan(Recipe.from_dict(recipe, str(path)), gates, seeds)
+        stored = _StoredPlan.model_validate(values)
+    except ValidationError as error:
+        why = "; ".join(explain(e) for e in error.errors()[:3])
+        raise ExciteError(f"{path} cannot be read as a plan of twins: {why}") from None
+    plan = Plan(Recipe.from_dict(stored.recipe, str(path)), tuple(stored.gates), tuple(stored.seeds))
+    plan.check()
+    return plan
 
 
 def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None) -> Plan:
@@ -170,13 +185,13 @@ def parse_gate(label: str) -> GateTable:
     name, *options = label.split(":")
     known = known_gates()
     if name not in known:
-        raise ExciteError(f"--gates: unknown gate {name!r}{nearest(name, known)} (known: {', '.join(known)})")
+        raise ExciteError(f"--gates: unknown gate {shown(name)}{nearest(name, known)} (known: {', '.join(known)})")
     if not re.fullmatch(r"[\w.:=+-]+", label, re.ASCII):  # it becomes a folder's name
-        raise ExciteError(f"--gates: {label!r}: options are words and numbers, such as se:reduction=8")
+        raise ExciteError(f"--gates: {shown(label)}: options are words and numbers, such as se:reduction=8")
     table = known[name]
     if table is None:
         if options:
-            raise ExciteError(f"--gates: {label!r}: no gate has no options")
+            raise ExciteError(f"--gates: {shown(label)}: no gate has no options")
         return None
     allowed = [option for option in gate_options(table["name"]) if option not in table]
     table = dict(table)
@@ -185,11 +200,11 @@ def parse_gate(label: str) -> GateTable:
         if not equals or key not in allowed:
             hint = nearest(key, allowed)
             raise ExciteError(
-                f"--gates: the gate {name!r} has no option {option!r}{hint} "
+                f"--gates: the gate {name!r} has no option {shown(option)}{hint} "
                 f"(allowed, as NAME:OPTION=VALUE: {', '.join(allowed)})"
             )
         table[key] = parse_yaml(value, f"the value of {key} in --gates")
-    _try_gate(table, f"--gates: {label!r}: ")
+    _try_gate(table, f"--gates: {shown(label)}: ")
     return table
 
 

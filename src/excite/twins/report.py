@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.files import write_json, write_text
+from excite.files import from_json, write_json, write_text
 from excite.text import printable, printable_lines
 from excite.training.display import Display, make_table
 from excite.training.run_folder import read_metrics, versions
@@ -38,7 +38,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
     for gate, seed in plan.runs():
         run = folder / run_name(gate, seed)
         if (run / "results.json").is_file():
-            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            results = from_json((run / "results.json").read_text(encoding="utf-8"))
             results.pop("report", None)
             # A resumed run's results know the peak of its last process only, its metrics that of each.
             peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
@@ -99,6 +99,11 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
     differences = [own[seed] - base[seed] for seed in own if seed in base]
     mean, low, high = mean_interval(differences, confidence)
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
+
+
+def latency_form(latency: Mapping[str, Any]) -> str:
+    """In which form the networks were timed; what older versions stored does not say, but was never folded."""
+    return str(latency.get("form", f"not folded, {latency['precision']}"))
 
 
 def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
@@ -178,8 +183,14 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     if report["latency"] is not None:
         latency = report["latency"]
         said.append(
-            f"Latency: one image, all gates in turns in one process, {latency['rounds']} rounds of "
-            f"{latency['passes']}, median (quartiles); {latency['device']}, {latency['precision']}."
+            f"Latency: one prepared image to logits, all gates in turns in one process, {latency['rounds']} rounds of "
+            f"{latency['passes']}, median (quartiles); {latency['device']}, batch norms {latency_form(latency)}."
+        )
+    without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
+    if without:
+        said.append(
+            "Some validation images have no finite logits after the last epoch and count as wrong (how many in "
+            f"brackets): {', '.join(without)}."
         )
     if runs:
         said.append("Peak memory is that of the training process, or what was allocated on the accelerator.")

@@ -16,17 +16,18 @@ from typing import IO, Any
 
 from rich.text import Text
 
+from excite.children import python_command
 from excite.errors import ExciteError
 from excite.figures import dispensable
-from excite.files import write_json, write_text
-from excite.recipe import load_recipe
+from excite.files import from_json, to_json, write_json, write_text
+from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.run_folder import folder_name
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import PLAN, Plan, make_plan, run_name
+from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, show, write_report
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -98,10 +99,12 @@ def _resolve(
     elif recipe is None:
         raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
     else:
-        checked, note = load_recipe(recipe, list(overrides)).scaled()  # as the run folders' recipes will be
-        if note is not None:
-            display.message(note)
-        folder = Path("runs") / f"twins-{folder_name(checked.name)}" if out is None else Path(out)
+        # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
+        asked = load_recipe(recipe, list(overrides))
+        folder = Path("runs") / f"twins-{folder_name(asked.name)}" if out is None else Path(out)
+        checked, note = _settled(asked, folder).scaled()
+        for line in (*checked.notes, *([note] if note else [])):
+            display.message(line)
     if "://" in str(resume or out):
         raise ExciteError(f"{resume or out}: the folder of an experiment must be on this machine")
     if folder.is_file():
@@ -109,6 +112,25 @@ def _resolve(
     if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
         raise ExciteError(f"{folder} holds other files and no {PLAN}: the experiment needs a folder of its own")
     return folder, make_plan(folder, checked, gates, seeds)
+
+
+def _settled(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the precision of the experiment in ``folder``, or else with the one that a training on this
+    machine gives it; see ``settle_precision``."""
+    key = "train.precision"
+    if recipe.is_own(key) or recipe.train.precision in ("auto", "fp32"):
+        return recipe
+    begun = load_plan(folder)
+    if begun is not None:
+        now = begun.recipe.train.precision
+        same = now == recipe.train.precision
+        return recipe if same else recipe.replaced(key, now, f"{now}, in which this experiment was begun")
+    import torch
+
+    from excite.training.device import count_devices
+    from excite.training.precision import settle_precision
+
+    return settle_precision(recipe, torch.device(count_devices(recipe.train.device)[0]))
 
 
 def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> None:
@@ -124,7 +146,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
     """What a worker prints. Raises ExciteError with its sentence, or Interrupted where it was asked to stop."""
     done = subprocess.run(
         _worker(task),
-        input=json.dumps(question),
+        input=to_json(question),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -139,8 +161,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
 
 
 def _worker(*words: str) -> list[str]:
-    # -P: a file in the current folder must not stand in for a module.
-    return [sys.executable, "-P", "-m", "excite.twins.worker", *words]
+    return python_command("-m", "excite.twins.worker", *words)
 
 
 @contextmanager
@@ -220,7 +241,7 @@ class _Experiment:
         return (self._run_folder(gate, seed) / RESULTS).is_file()
 
     def _results(self, gate: str, seed: int) -> dict[str, Any]:
-        return json.loads((self._run_folder(gate, seed) / RESULTS).read_text(encoding="utf-8"))
+        return from_json((self._run_folder(gate, seed) / RESULTS).read_text(encoding="utf-8"))
 
     def _check_recipes(self) -> None:
         for gate, seed in self.plan.runs():
@@ -362,10 +383,11 @@ def _progress(metrics: Path, epochs: int) -> str:
         lines = file.read().decode(errors="replace").split("\n")[:-1]
     for line in reversed(lines):
         try:
-            record = json.loads(line)
+            record = from_json(line)
         except ValueError:
             continue
         if record.get("kind") == "train":
             left = format_seconds(record["seconds_left"])
-            return f"epoch {math.ceil(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  {left} left"
+            loss = "loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"
+            return f"epoch {math.ceil(record['epoch'])}/{epochs}  {loss}  {left} left"
     return "starting ..."

@@ -1,21 +1,23 @@
-"""A look through the pickle of a PyTorch checkpoint before ``torch.load`` may see it.
+"""Pickles gone through with stand-ins for everything they name: nothing that a file says is imported, run or believed.
 
+:class:`StandInUnpickler` is what all of them share, CIFAR's files (:mod:`excite.data.cifar`) among them.
+
+:func:`inspect` is a look through the pickle of a PyTorch checkpoint before ``torch.load`` may see it.
 ``torch.load(weights_only=True)`` runs nothing that it does not know, but it believes the sizes: a pickle of a hundred
 bytes may ask it for a tensor of a terabyte, or for one that reaches past its storage and so holds whatever was in
-memory. Here the pickle is gone through with stand-ins for everything it names, which only write sizes down; what it may
-name is less than what PyTorch admits.
+memory. The stand-ins here only write sizes down; what the pickle may name is less than what PyTorch admits.
 """
 
 import _compat_pickle
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown, shown_text
 from excite.weights.raw import Damaged, count_elements
 
 
@@ -39,6 +41,16 @@ class Inert:
 
     def __setstate__(self, state: Any) -> None:
         pass
+
+
+class Namespace(Inert):
+    """Stands for ``argparse.Namespace``: the command line of a training script, by which it says what it trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
 
 
 class Dtype(Inert):
@@ -65,7 +77,7 @@ def scalar(dtype: Any, raw: Any = None, *_: Any) -> Any:
 def latin1(text: Any, codec: Any = None) -> bytes:
     """Stands for ``_codecs.encode``, by which Python 2's pickles hold bytes."""
     if not isinstance(text, str) or codec != "latin1":
-        raise Damaged(f"bytes are written in the codec {codec!r}")
+        raise Damaged(f"bytes are written in the codec {shown(codec)}")
     return text.encode("latin-1")
 
 
@@ -78,7 +90,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": Inert,  # arrays: histories, class weights
     "numpy._core.multiarray._reconstruct": Inert,
     "numpy.ndarray": Inert,
-    "argparse.Namespace": Inert,  # the command line, as timm, Cadene and others keep it
+    "argparse.Namespace": Namespace,  # the command line, as timm, Cadene and others keep it
     "pathlib.PosixPath": Inert,
     "pathlib.WindowsPath": Inert,
     "mmengine.logging.history_buffer.HistoryBuffer": Inert,  # MMPretrain's training checkpoints
@@ -103,7 +115,7 @@ class _Tensor:
 
 def _number(value: Any) -> int:
     if type(value) is not int or value < 0:
-        raise Damaged(f"a size is {value!r}")
+        raise Damaged(f"a size is {shown(value)}")
     return value
 
 
@@ -115,7 +127,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _T
     itemsize = storage.itemsize if dtype is None else dtype.itemsize
     size, stride = [_number(n) for n in size], [_number(n) for n in stride]
     if len(size) != len(stride):
-        raise Damaged(f"a tensor has the shape {tuple(size)} and the strides {tuple(stride)}")
+        raise Damaged(f"a tensor has the shape {shown(tuple(size))} and the strides {shown(tuple(stride))}")
     count = count_elements("a tensor", size)
     span = _number(offset) + (1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if count else 0)
     if max(span, count) * itemsize > storage.nbytes:
@@ -127,15 +139,31 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
+def _key(key: Any) -> Any:
+    """A key of a dictionary. To hash a tuple whose parts are shared many times over would never end, or in a crash."""
+    plain = (str, bytes, int, float, type(None))
+    if isinstance(key, plain) or (isinstance(key, tuple) and len(key) < 9 and all(isinstance(k, plain) for k in key)):
+        return key
+    raise Damaged(f"a key is a {type(key).__name__}")
+
+
+def _ordered(items: Iterable[Any] = ()) -> "OrderedDict[Any, Any]":
+    return OrderedDict((_key(key), value) for key, value in items)
+
+
+def _set(items: Iterable[Any] = ()) -> set[Any]:
+    return {_key(item) for item in items}
+
+
 def _torch_names() -> dict[str, Any]:
     names: dict[str, Any] = {
-        "collections.OrderedDict": OrderedDict,
+        "collections.OrderedDict": _ordered,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor_v3": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
         "torch.Size": tuple,
-        "builtins.set": set,
+        "builtins.set": _set,
         "torch.device": Inert,
         "torch.storage.UntypedStorage": _StorageType(1),
         "_codecs.encode": latin1,
@@ -152,73 +180,114 @@ _NAMES: dict[str, Any] = {**_torch_names(), **STAND_INS}
 
 #: The instructions that torch.save writes and torch.load(weights_only=True) knows. None takes memory on the pickle's
 #: word alone, as BYTEARRAY8 would.
-_INSTRUCTIONS = [
-    "APPEND",
-    "APPENDS",
-    "BINFLOAT",
-    "BINGET",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "BINPERSID",
-    "BINPUT",
-    "BINUNICODE",
-    "BUILD",
-    "EMPTY_DICT",
-    "EMPTY_LIST",
-    "EMPTY_TUPLE",
-    "GLOBAL",
-    "LONG1",
-    "LONG_BINGET",
-    "LONG_BINPUT",
-    "MARK",
-    "NEWFALSE",
-    "NEWOBJ",
-    "NEWTRUE",
-    "NONE",
-    "PROTO",
-    "REDUCE",
-    "SETITEM",
-    "SETITEMS",
-    "SHORT_BINSTRING",
-    "STOP",
-    "TUPLE",
-    "TUPLE1",
-    "TUPLE2",
-    "TUPLE3",
-]
+_OF_TORCH = """
+    APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST
+    EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS
+    SHORT_BINSTRING STOP TUPLE TUPLE1 TUPLE2 TUPLE3
+"""
 
 
-class _Instructions(dict[int, Any]):
-    def __missing__(self, code: int) -> Any:
-        raise Damaged(f"its pickle has the instruction {code}, which torch.save does not write")
-
-
-class _Inspector(pickle._Unpickler):
-    """Goes through one pickle.
+class StandInUnpickler(pickle._Unpickler):
+    """An unpickler that knows a few names, for which it has stand-ins, and a few instructions.
 
     The Python form of the unpickler and not the C one, which sets aside memory for as many entries as the pickle says
-    that its memo has.
+    that its memo has. What the stand-ins make of the pickle's texts and lists takes no more memory than it is long:
+    else one text could be copied a million times.
     """
 
-    dispatch: ClassVar[dict[int, Any]] = _Instructions(
-        {getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _INSTRUCTIONS}
-    )
-
+    #: "module.name" (as in Python 3) -> what stands for it.
+    names: ClassVar[Mapping[str, Any]] = {}
     stack: list[Any]
 
-    def __init__(self, file: Readable, where: str, storages: dict[str, int]) -> None:
-        super().__init__(file, encoding="latin-1")
-        self.where, self.storages = where, storages
+    def __init__(self, file: Readable, size: int, where: str, encoding: str) -> None:
+        """``size``: of the pickle in bytes, or more; ``where``: the file's name, for messages."""
+        super().__init__(file, encoding=encoding)
+        self.where, self.left = where, size
+
+    def refused(self, full: str) -> ExciteError:
+        """The error for a pickle that names something else."""
+        return ExciteError(
+            f"{self.where} was not loaded: its pickle asks for {full}, which could run code; only tensors, numbers "
+            "and texts are read (where it was made, save model.state_dict() alone)"
+        )
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
-        if full not in _NAMES:
-            raise ExciteError(
-                f"{self.where} was not loaded: its pickle asks for {full}, which could run code; only tensors, numbers "
-                "and texts are read (where it was made, save model.state_dict() alone)"
-            )
-        return _NAMES[full]
+        if full not in self.names:
+            raise self.refused(shown_text(full))
+        return self.names[full]
+
+    def load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        made = self.stack[-1] = self.stack[-1](*arguments)
+        if isinstance(made, str | bytes | list | tuple | dict | set):
+            self.left -= len(made)
+            if self.left < 0:
+                raise Damaged("its pickle makes more of its content than there is")
+
+    def load_build(self) -> None:
+        """The state of an object: stand-ins look at it or do not."""
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            self.stack[-1].__setstate__(state)
+        elif not isinstance(self.stack[-1], OrderedDict):
+            raise Damaged(f"a {type(self.stack[-1]).__name__} is given a state")
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_items([key, value])
+
+    def load_setitems(self) -> None:
+        self._set_items(self.pop_mark())  # type: ignore[attr-defined]
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.append({})  # type: ignore[attr-defined]
+        self._set_items(items)
+
+    def load_bytearray8(self) -> None:
+        """As bytes: Python's own sets aside what the pickle says before there is anything to fill it."""
+        self.append(self.read(int.from_bytes(self.read(8), "little")))  # type: ignore[attr-defined]
+
+    def _set_items(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict):
+            raise Damaged(f"a {type(self.stack[-1]).__name__} is given entries")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self.stack[-1][_key(key)] = value
+
+
+class _Instructions(dict[int, Any]):
+    def __init__(self, known: Mapping[int, Any], writer: str) -> None:
+        super().__init__(known)
+        self.writer = writer
+
+    def __missing__(self, code: int) -> Any:
+        raise Damaged(f"its pickle has the instruction {code}, which {self.writer} does not write")
+
+
+def instructions(names: str, writer: str) -> dict[int, Any]:
+    """``dispatch`` of a :class:`StandInUnpickler` that knows these instructions, by their names in ``pickle``."""
+    own = {
+        "REDUCE": StandInUnpickler.load_reduce,
+        "BUILD": StandInUnpickler.load_build,
+        "SETITEM": StandInUnpickler.load_setitem,
+        "SETITEMS": StandInUnpickler.load_setitems,
+        "DICT": StandInUnpickler.load_dict,
+        "BYTEARRAY8": StandInUnpickler.load_bytearray8,
+    }
+    codes = {name: getattr(pickle, name)[0] for name in names.split()}
+    return _Instructions({c: own.get(n, pickle._Unpickler.dispatch[c]) for n, c in codes.items()}, writer)
+
+
+class _Inspector(StandInUnpickler):
+    """Goes through one pickle of PyTorch."""
+
+    dispatch: ClassVar[dict[int, Any]] = instructions(_OF_TORCH, "torch.save")
+    names: ClassVar[Mapping[str, Any]] = _NAMES
+
+    def __init__(self, file: Readable, size: int, where: str, storages: dict[str, int]) -> None:
+        super().__init__(file, size, where, encoding="latin-1")
+        self.storages = storages
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: ("storage", type, key, location, number of elements), with a view's place in older files."""
@@ -236,20 +305,13 @@ class _Inspector(pickle._Unpickler):
             return _Storage(key, kind.itemsize, size)
         return storage
 
-    def load_build(self) -> None:
-        """The state of an object: nothing here has any."""
-        self.stack.pop()
-        if not isinstance(self.stack[-1], Inert | OrderedDict):
-            raise Damaged(f"a {type(self.stack[-1]).__name__} is given a state")
 
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-def inspect(file: Readable, where: str, storages: dict[str, int]) -> Any:
+def inspect(file: Readable, size: int, where: str, storages: dict[str, int]) -> Any:
     """Go through the pickle at the file's place, up to its end.
 
     Args:
         file: a PyTorch checkpoint's pickle.
+        size: its length in bytes, or that of the file that it is in.
         where: the file's name, for messages.
         storages: gets the bytes of every storage that is declared, by key.
 
@@ -261,16 +323,17 @@ def inspect(file: Readable, where: str, storages: dict[str, int]) -> Any:
         Damaged: it is no pickle of a checkpoint, or a tensor does not fit its storage.
     """
     try:
-        value = _Inspector(file, where, storages).load()
+        value = _Inspector(file, size, where, storages).load()
     except (ExciteError, Damaged):
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise Damaged(f"its pickle cannot be read: {str(error) or type(error).__name__}") from None
-    _check_depth(value)
+        raise Damaged(f"its pickle cannot be read: {shown_text(str(error) or type(error).__name__)}") from None
+    check_depth(value)
     return value
 
 
-def _check_depth(value: Any) -> None:
+def check_depth(value: Any) -> None:
+    """Raise Damaged where lists, tuples and dictionaries are nested deeper than in any file that is read here."""
     seen, level = {id(value)}, [value]
     for _ in range(_DEEPEST):
         inner = [

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError, nearest
-from excite.weights.pickles import STAND_INS, Inert, inspect
+from excite.weights.pickles import STAND_INS, Inert, Namespace, inspect
 from excite.weights.raw import Damaged, listed, map_file
 from excite.weights.stored import Stored
 
@@ -113,7 +113,7 @@ def _check_zip(path: Path) -> None:
             root = pickled.filename.removesuffix("data.pkl")
             storages: dict[str, int] = {}
             with archive.open(pickled) as file:
-                inspect(file, where, storages)
+                inspect(file, pickled.file_size, where, storages)
             sizes = {entry.filename: entry.file_size for entry in entries}
     except (ExciteError, Damaged):
         raise
@@ -157,8 +157,8 @@ def _check_stream(path: Path) -> None:
     # A mapping, as reading from a file sets aside what the pickle says that a text is long.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in range(4):  # magic number, protocol version, system, content
-            inspect(mapped, str(path), storages)
-        keys = inspect(mapped, str(path), {})
+            inspect(mapped, len(mapped), str(path), storages)
+        keys = inspect(mapped, len(mapped), str(path), {})
         left = len(mapped) - mapped.tell()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise Damaged("the storages that it lists are not those of its tensors")
@@ -228,6 +228,8 @@ def _plain(value: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             return None
+        if isinstance(one, Namespace):
+            one = getattr(one, "values", {})  # NEWOBJ leaves out __init__
         if isinstance(one, dict) and depth:
             kept = {str(key): walk(inner, depth - 1) for key, inner in one.items() if _is_plain(inner)}
             return {key: inner for key, inner in kept.items() if inner not in (None, {}, [])}
@@ -241,4 +243,6 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, Namespace):
+        return True
     return isinstance(value, dict | list | tuple | str | int | float) and not isinstance(value, Inert)
