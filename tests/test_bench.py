@@ -260,9 +260,7 @@ torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_thresho
 
 def test_one_image_and_a_norm_with_one_value_per_channel_is_a_sentence():
     one = {**TINY, "batch": 1}
-    with pytest.raises(
-        ExciteError, match=r"batch norm layer1.0.gate.gather.1 would have one value per channel.*--infer"
-    ):
+    with pytest.raises(ExciteError, match=r"batch norm layer1.0.gate.gather.1 would have one value per channel.*--infer"):
         Workbench(Setting("excite", "cifar_geresnet20_theta", precision="fp32", **one))
     Workbench(Setting("excite", "cifar_geresnet20_theta", mode="infer", precision="fp32", **one))
     Workbench(Setting("excite", "cifar_resnet20", precision="fp32", **one))

@@ -1,7 +1,6 @@
 """What a run leaves behind: environment, metrics, curves, results."""
 
 import platform
-import re
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -12,20 +11,13 @@ from excite.errors import ExciteError
 from excite.figures import COLORS, style, write
 from excite.files import from_json, to_json, write_text
 from excite.runtime import git
-from excite.text import printable
 from excite.training import launch
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
 
 
-def folder_name(name: str) -> str:
-    """A recipe's name as that of one folder, which every console and shell can show."""
-    return re.sub(r"[\\/]", "_", printable(name))
-
-
 def new_run_folder(parent: Path, name: str) -> Path:
     """Make ``parent/name-YYYYMMDD-HHMMSS`` (with a number behind it where that exists). Raises ExciteError."""
-    name = folder_name(name)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = parent / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))

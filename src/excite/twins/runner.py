@@ -25,7 +25,6 @@ from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
-from excite.training.run_folder import folder_name
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, show, write_report
@@ -101,7 +100,7 @@ def _resolve(
     else:
         # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
         asked = load_recipe(recipe, list(overrides))
-        folder = Path("runs") / f"twins-{folder_name(asked.name)}" if out is None else Path(out)
+        folder = Path("runs") / f"twins-{asked.name}" if out is None else Path(out)
         checked, note = _settled(asked, folder).scaled()
         for line in (*checked.notes, *([note] if note else [])):
             display.message(line)
