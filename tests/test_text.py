@@ -202,7 +202,7 @@ def hostile(tmp_path):
     except OSError as error:
         pytest.skip(f"this disk has no such names: {error}")
     recipe = {
-        "name": "$x$ $ \x1b[31m",
+        "name": "x$ $y$ [red] {",
         "model": {"name": "cifar_seresnet20"},
         "data": {"source": "folder", "root": str(root), "image_size": 16, "on_bad_val": "skip", "workers": 0},
         "optimizer": {"lr": 0.05},

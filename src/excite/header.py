@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from excite.errors import ExciteError, shown, shown_text
@@ -18,6 +18,7 @@ from excite.recipe import is_plain_name, plain_name
 
 #: Characters. ImageNet-21k's names of classes take half a million.
 LONGEST = 16 << 20
+LONGEST_NAME = 10_000
 #: Levels of lists and tables: a recipe has 5.
 DEEPEST = 12
 #: An integer among a model's arguments is a number of channels, layers, pixels or classes, which is not above this or
@@ -28,6 +29,17 @@ _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _short(text: str) -> str:
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"a name has {len(text):,} characters, and at most {LONGEST_NAME:,} are read")
+    return text
+
+
+#: A name from a disk, that of a class, too: of bytes that are no UTF-8 there are lone surrogates in it (PEP 383), which
+#: pydantic refuses in a text whose length it is to check.
+_FileName = Annotated[str, AfterValidator(_short)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -104,7 +116,7 @@ class Header(_Part):
 
     format_version: Literal[1]
     model: ModelHeader
-    classes: Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(min_length=1, max_length=1 << 20)]
+    classes: Annotated[list[_FileName], Field(min_length=1, max_length=1 << 20)]
     preprocessing: PreprocessingHeader
     recipe: RecipeHeader
     metrics: MetricsHeader | None = None
@@ -148,7 +160,7 @@ class GraftHeader(_Part):
     """The header of a network of another library with grafted gates, ``format_version`` 1."""
 
     format_version: Literal[1]
-    source: Annotated[str, Field(max_length=1000)]
+    source: _FileName
     network: Annotated[str, Field(max_length=1000)]
     places: Annotated[list[PlaceHeader], Field(min_length=1, max_length=100_000)]
 

@@ -37,6 +37,7 @@ from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError, nearest
 from excite.storage import is_remote, stage
+from excite.text import printable
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which mode=auto holds a folder in memory
@@ -111,7 +112,7 @@ class DataSets:
             counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
         line = f"{counts} of {len(self.classes)} classes, {self.preprocessing.in_chans} x {size} x {size}, from {place}"
         skipped = [f"{len(self.bad)} broken images skipped, the first: {self.bad[0][0]}"] if self.bad else []
-        return "\n".join([line, *_class_lines(self), *skipped, *self.notes])
+        return "\n".join(map(printable, [line, *_class_lines(self), *skipped, *self.notes]))
 
 
 def _numbered(images: Images, numbers: Sequence[int]) -> Images:
@@ -125,17 +126,18 @@ def _class_lines(data: DataSets) -> list[str]:
     parts = {"training": data.train, "validation": data.val} | ({} if data.test is None else {"test": data.test})
     counts = {name: np.bincount(np.asarray(part.labels), minlength=len(data.classes)) for name, part in parts.items()}
     lines = []
-    if len(data.classes) <= LISTED_CLASSES:
-        width = min(40, max(len(name) for name in data.classes))
+    classes = [printable(name) for name in data.classes]
+    if len(classes) <= LISTED_CLASSES:
+        width = min(40, max(len(name) for name in classes))
         lines.append("  ".join([f"{'class':<{width}}", *counts]))
-        for k, name in enumerate(data.classes):
+        for k, name in enumerate(classes):
             short = name if len(name) <= width else f"{name[: width - 1]}…"
             lines.append("  ".join([f"{short:<{width}}", *(f"{n[k]:>{len(p)}}" for p, n in counts.items())]))
     else:
         for name, n in counts.items():
             low, high = int(n.argmin()), int(n.argmax())
-            lines.append(f"{name}: {n[low]} ({data.classes[low]}) to {n[high]} ({data.classes[high]}) images a class")
-    lacking = [name for name, n in zip(data.classes, counts["validation"], strict=True) if not n]
+            lines.append(f"{name}: {n[low]} ({classes[low]}) to {n[high]} ({classes[high]}) images a class")
+    lacking = [name for name, n in zip(classes, counts["validation"], strict=True) if not n]
     if lacking:
         lines.append(f"no validation image of {some(lacking)}")
     n, held = counts["training"], counts["validation"]

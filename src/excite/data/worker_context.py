@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import excite
+from excite.children import safe_children
 
 if sys.platform != "win32":
     from multiprocessing import forkserver
@@ -47,7 +48,6 @@ def _without_main() -> Iterator[None]:
     in the folder of the user's program: a ``random.py`` there is his affair and not the workers'."""
     with _starting:
         prepare, thread = spawn.get_preparation_data, threading.get_ident()
-        safe = os.environ.get("PYTHONSAFEPATH")
 
         def prepare_without_main(name: str) -> dict[str, Any]:
             data = prepare(name)
@@ -57,16 +57,11 @@ def _without_main() -> Iterator[None]:
             return {**data, "sys_path": _programs_folder_last(data["sys_path"])}
 
         spawn.get_preparation_data = prepare_without_main
-        # multiprocessing's helpers are `python -c ...`, which look into the current folder first.
-        os.environ["PYTHONSAFEPATH"] = "1"
         try:
-            yield
+            with safe_children():  # multiprocessing's helpers are `python -c ...`
+                yield
         finally:
             spawn.get_preparation_data = prepare
-            if safe is None:
-                del os.environ["PYTHONSAFEPATH"]
-            else:
-                os.environ["PYTHONSAFEPATH"] = safe
 
 
 def _programs_folder_last(path: list[str]) -> list[str]:

@@ -259,7 +259,7 @@ def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[
             # A connection that brings nothing worth the name does not count as a new beginning.
             failures, got = (1 if got >= CHUNK else failures + 1), 0
             if problem.lasting or failures == address.TRIES:
-                raise problem from error
+                raise problem from (None if problem is error else error)
             time.sleep(min(address.FIRST_WAIT * 2 ** (failures - 1), address.LONGEST_WAIT))
 
 

@@ -86,7 +86,8 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     parameters = sum(p.numel() for p in run.model.parameters())
     display.message(f"run folder {run.folder}" + (f", going on after step {run.step}" if resuming else ""))
     display.message(f"model      {run.model.model_name}, {parameters / 1e6:.2f} M parameters")
-    display.message(f"data       {run.data.describe()}")
+    for line in f"data       {run.data.describe()}".split("\n"):
+        display.message(line)
     display.message(
         f"device     {device_name(run.device)}, {run.accelerator.num_processes} process(es), {run.precision}, "
         f"batch {run.recipe.train.batch_size}, {run.total_steps} steps"
