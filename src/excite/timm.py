@@ -103,15 +103,13 @@ class _AsTimm(Classifier):
             raise ExciteError(f"maps come as NCHW, not {output_fmt!r}")
         stages = self.stages()
         wanted = _wanted(indices, 1 + len(stages))
-        run = self._runner()
         x = self.stem_map(x)
         maps = [x]
         x = self.before_stages(x)
         for number, stage in enumerate(stages, 1):
             if (stop_early or intermediates_only) and number > max(wanted):
                 break
-            for block in stage:
-                x = run(block, x)
+            x = self.run_stage(stage, x)
             if number == len(stages):
                 x = self.after_stages(x)
             maps.append(x)

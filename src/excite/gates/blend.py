@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from excite.gates.base import Gate
+from excite.gates.base import Gate, must_be_called
 
 
 class Blend(Gate):
@@ -18,6 +18,7 @@ class Blend(Gate):
     """
 
     identity = True
+    parts = ("gate",)
 
     def __init__(self, gate: Gate, channels: int) -> None:
         super().__init__()
@@ -34,6 +35,12 @@ class Blend(Gate):
 
     def scale(self, x: Tensor) -> Tensor:
         return self._blend(self.gate.scale(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" in vars(self) or not must_be_called(self.gate):
+            return super().forward(x)
+        strength = self.strength[:, None, None]
+        return torch.addcmul(x.to(strength.dtype), strength, (self.gate(x) - x).to(strength.dtype)).to(x.dtype)
 
     def _blend(self, scale: Tensor) -> Tensor:
         strength = self.strength if scale.ndim == 2 else self.strength[:, None, None]

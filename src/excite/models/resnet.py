@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import GateSpec
-from excite.models.base import Classifier
+from excite.models.activation import activation, norm_act
+from excite.models.base import Classifier, Stage
 from excite.models.blocks import (
     BLOCKS,
     POSITIONS,
@@ -20,7 +21,6 @@ from excite.models.blocks import (
 )
 from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
-from excite.ops import norm_relu
 
 CHOICES = {
     "stem": ("conv7", "conv3x3x3", "cifar"),
@@ -52,6 +52,8 @@ class ResNet(Classifier):
       ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
       basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
     - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
+    - ``act_layer``: the activation behind norms and additions, "relu" or another of
+      ``excite.models.activation.ACTIVATIONS``; the gates keep their own. Only ReLUs are part of the two-pass form.
     - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included.
     - ``init``: "he_normal" (convolutions He-normal over fan-out, gates and dense layer as PyTorch has them) or
       "he_uniform" (every convolution, the gates' included, He-uniform over fan-in with bias 0, dense layers from a
@@ -95,6 +97,7 @@ class ResNet(Classifier):
         block_conv: BlockConvSpec | None = None,
         gate: GateSpec | None = None,
         gate_position: str = "standard",
+        act_layer: str = "relu",
         bn_eps: float = 1e-5,
         bn_momentum: float = 0.1,
         init: str = "he_normal",
@@ -111,8 +114,10 @@ class ResNet(Classifier):
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         preact = block.startswith("pre")
         size = image_shape = as_size(image_size)
-        self.conv1, size = _stem(stem, in_chans, stem_width, size)
+        self.conv1, size = _stem(stem, in_chans, stem_width, size, act_layer)
         self.bn1: nn.Module | None = None if preact else nn.BatchNorm2d(stem_width)
+        if not preact:
+            self.act1 = activation(act_layer)
         self.maxpool: nn.Module | None = None
         if stem != "cifar":
             self.maxpool = nn.MaxPool2d(3, 2, padding=1) if max_pool == "pad1" else nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -121,10 +126,10 @@ class ResNet(Classifier):
         if preact and kernels is not None:
             raise ExciteError("block_conv: pre-activation blocks have no place for selective kernels")
         options = BlockOptions(
-            gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels
+            gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels, act_layer
         )
         channels, stride = stem_width, 1 if stem == "cifar" else 2
-        maps = [(channels, stride, "bn1" if not preact else "conv1")]
+        maps = [(channels, stride, "act1" if not preact else "conv1")]
         stride = 1 if stem == "cifar" else 4
         index, total = 0, sum(layers)
         self.num_stages = len(layers)
@@ -136,9 +141,11 @@ class ResNet(Classifier):
                 unit = BLOCKS[block](channels, planes, step, size, options, rate)
                 blocks.append(unit)
                 channels, size, stride, index = planes * unit.expansion, unit.out_size, stride * step, index + 1
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            maps.append((channels, stride, f"layer{i + 1}"))
+            self.add_module(f"layer{i + 1}", Stage(*blocks))
+            maps.append((channels, stride, "act" if preact and i + 1 == len(layers) else f"layer{i + 1}"))
         self.norm: nn.Module | None = nn.BatchNorm2d(channels) if preact else None
+        if preact:
+            self.act = activation(act_layer)
         self._finish(maps=maps, num_classes=num_classes, in_chans=in_chans, image_size=image_shape, drop_rate=drop_rate)
         set_batch_norms(self, bn_eps, bn_momentum)
         set_conv_padding(self, conv_padding)
@@ -149,7 +156,7 @@ class ResNet(Classifier):
 
     def stem_map(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return x if self.bn1 is None else norm_relu(x, self.bn1, fused=self.fused)
+        return x if self.bn1 is None else norm_act(x, self.bn1, self.act1, self.fused)
 
     def before_stages(self, x: Tensor) -> Tensor:
         return x if self.maxpool is None else self.maxpool(x)
@@ -158,7 +165,7 @@ class ResNet(Classifier):
         return [self.get_submodule(f"layer{i + 1}") for i in range(self.num_stages)]  # type: ignore[misc]
 
     def after_stages(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else norm_relu(x, self.norm, fused=self.fused)
+        return x if self.norm is None else norm_act(x, self.norm, self.act, self.fused)
 
 
 def check_choices(**options: str) -> None:
@@ -180,15 +187,16 @@ def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
             module.eps, module.momentum = eps, momentum
 
 
-def _stem(kind: str, in_chans: int, width: int, size: Size) -> tuple[nn.Module, Size]:
+def _stem(kind: str, in_chans: int, width: int, size: Size, act_layer: str) -> tuple[nn.Module, Size]:
     """Everything before the stem's last norm, and the map's size after it."""
     if kind == "conv7":
         return conv(in_chans, width, 7, 2), out_size(size, 7, 2, 3)
     if kind == "cifar":
         return conv(in_chans, width, 3), size
     half = width // 2
-    layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
-    layers += [conv(half, half, 3), nn.BatchNorm2d(half), nn.ReLU(inplace=True), conv(half, width, 3)]
+    # Not in place, which backward hooks on the norms would not stand.
+    layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), activation(act_layer)]
+    layers += [conv(half, half, 3), nn.BatchNorm2d(half), activation(act_layer), conv(half, width, 3)]
     return nn.Sequential(*layers), out_size(size, 3, 2, 1)
 
 
