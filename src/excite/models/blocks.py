@@ -19,6 +19,9 @@ from excite.ops.boundaries import NotScriptable, is_plain
 POSITIONS = ("standard", "pre", "post", "identity")
 
 Size = tuple[int, int]
+#: Of a stage with dilated convolutions: that of a block's first 3x3, which is the former stage's in the first block,
+#: and the stage's own.
+Dilation = tuple[int, int]
 
 
 def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
@@ -199,15 +202,16 @@ class BasicBlock(ResidualBlock):
     """3x3, 3x3 (He et al., arXiv 1512.03385, figure 5 left)."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0,
+        dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
-        self.conv1, self.bn1 = _wide_conv(in_channels, planes, stride, 1, options)
-        self.conv2 = conv(planes, planes, 3)
+        self.conv1, self.bn1 = _wide_conv(in_channels, planes, stride, 1, options, dilation[0])
+        self.conv2 = conv(planes, planes, 3, dilation=dilation[1])
         self.bn2 = nn.BatchNorm2d(planes)
         self.out_size = out_size(in_size, 3, stride, 1)
         self._add_gate(options, in_channels, in_size, planes, self.out_size)
-        self.downsample = _projection(in_channels, planes, stride, options)
+        self.downsample = _projection(in_channels, planes, stride, options, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._activate(self.conv1(self._enter(x)), self.bn1)
@@ -220,7 +224,8 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0,
+        dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
         width = int(planes * options.base_width / 64) * options.groups
@@ -228,12 +233,12 @@ class Bottleneck(ResidualBlock):
         stride1, stride2 = (stride, 1) if options.stride_on == "conv1" else (1, stride)
         self.conv1 = conv(in_channels, first, 1, stride1)
         self.bn1 = nn.BatchNorm2d(first)
-        self.conv2, self.bn2 = _wide_conv(first, width, stride2, options.groups, options)
+        self.conv2, self.bn2 = _wide_conv(first, width, stride2, options.groups, options, dilation[0])
         self.conv3 = conv(width, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.out_size = out_size(in_size, 3, stride, 1)
         self._add_gate(options, in_channels, in_size, planes * self.expansion, self.out_size)
-        self.downsample = _projection(in_channels, planes * self.expansion, stride, options)
+        self.downsample = _projection(in_channels, planes * self.expansion, stride, options, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._activate(self.conv1(self._enter(x)), self.bn1)
@@ -306,11 +311,11 @@ BLOCKS: dict[str, type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottle
 
 
 def _wide_conv(
-    in_channels: int, channels: int, stride: int, groups: int, options: BlockOptions
+    in_channels: int, channels: int, stride: int, groups: int, options: BlockOptions, dilation: int
 ) -> tuple[nn.Module, nn.BatchNorm2d | None]:
     """A block's 3x3 convolution and its norm, or selective kernels, which have their own."""
     if options.selective_kernel is None:
-        return conv(in_channels, channels, 3, stride, groups), nn.BatchNorm2d(channels)
+        return conv(in_channels, channels, 3, stride, groups, dilation), nn.BatchNorm2d(channels)
     unit = SelectiveKernel(
         in_channels,
         channels,
@@ -322,15 +327,18 @@ def _wide_conv(
     return unit, None
 
 
-def _projection(in_channels: int, channels: int, stride: int, options: BlockOptions) -> nn.Module | None:
+def _projection(
+    in_channels: int, channels: int, stride: int, options: BlockOptions, dilation: Dilation
+) -> nn.Module | None:
     if stride == 1 and in_channels == channels:
         return None
     if options.shortcut == "pad":
         if channels < in_channels:
             raise ExciteError(f"a 'pad' shortcut cannot lead from {in_channels} to {channels} channels")
         return PadShortcut(channels - in_channels, stride)
-    kernel = options.down_kernel if stride > 1 else 1
-    return nn.Sequential(conv(in_channels, channels, kernel, stride), nn.BatchNorm2d(channels))
+    # A dilated stage keeps the kernel that it has with a stride, so that the same weights fit.
+    kernel = options.down_kernel if stride > 1 or dilation[1] > 1 else 1
+    return nn.Sequential(conv(in_channels, channels, kernel, stride, 1, dilation[0] if kernel > 1 else 1), nn.BatchNorm2d(channels))
 
 
 def _bare_projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:

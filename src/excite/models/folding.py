@@ -40,6 +40,7 @@ from excite.models.resnet import ResNet
 from excite.models.selective_kernel import SelectiveKernel
 from excite.models.tf_seresnet import GatedConv, TFSEResNet
 from excite.ops import excite_residual, native, spatial_mean
+from excite.ops.boundaries import NotScriptable
 from excite.ops.same_padding import SameConv2d, pad_same
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -85,7 +86,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-class FoldedClassifier(nn.Module):
+class FoldedClassifier(NotScriptable):
     """What :func:`fold` gives: (N, in_chans, H, W) of any floating type -> logits (N, K), float32 or float64.
 
     A model made with ``features_only`` gives its list of maps, in ``dtype``. ``forward_features``,
@@ -388,7 +389,7 @@ class FoldedSelectiveKernel(SelectiveKernel):
         return super()._select(squeezed.to(self.fc1.weight.dtype))
 
 
-class FoldedBlock(nn.Module):
+class FoldedBlock(NotScriptable):
     """A residual block of any kind, as :class:`excite.models.blocks.ResidualBlock` computes it in evaluation mode.
 
     The parts have the names that they have there. ``norm`` is a pre-activation block's first.

@@ -48,6 +48,9 @@ class ResNet(Classifier):
       have it, where an even map gets a row of zeros less at the top and left than at the bottom and right.
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
       Caffe).
+    - ``output_stride``: 32, or 16 or 8: the last stages then have dilated convolutions in place of their strides, with
+      the same weights (as timm has it; Yu, Koltun, Funkhouser, arXiv 1705.09914). Not for CIFAR stems, whose maps are a
+      fourth of the image at the end, nor with ``block_conv``.
     - ``block_conv``: "sk", or a table with that name and options, puts selective kernels (see
       ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
       basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
@@ -94,6 +97,7 @@ class ResNet(Classifier):
         stride_on: str = "conv2",
         down_kernel: int = 1,
         shortcut: str = "conv",
+        output_stride: int = 32,
         block_conv: BlockConvSpec | None = None,
         gate: GateSpec | None = None,
         gate_position: str = "standard",
@@ -131,15 +135,22 @@ class ResNet(Classifier):
         channels, stride = stem_width, 1 if stem == "cifar" else 2
         maps = [(channels, stride, "act1" if not preact else "conv1")]
         stride = 1 if stem == "cifar" else 4
+        check_output_stride(output_stride, stem, kernels is not None)
         index, total = 0, sum(layers)
+        first = dilation = 1
         self.num_stages = len(layers)
         for i, (planes, count) in enumerate(zip(widths, layers, strict=True)):
             blocks: list[nn.Module] = []
+            entry = 2 if i > 0 else 1
+            if entry > 1 and stride >= output_stride:
+                dilation, entry = dilation * 2, 1
             for j in range(count):
-                step = 2 if i > 0 and j == 0 else 1
+                step = entry if j == 0 else 1
                 rate = drop_path_rate * index / max(total - 1, 1)
-                unit = BLOCKS[block](channels, planes, step, size, options, rate)
+                spread = {} if preact else {"dilation": (first, dilation)}
+                unit = BLOCKS[block](channels, planes, step, size, options, rate, **spread)
                 blocks.append(unit)
+                first = dilation
                 channels, size, stride, index = planes * unit.expansion, unit.out_size, stride * step, index + 1
             self.add_module(f"layer{i + 1}", Stage(*blocks))
             maps.append((channels, stride, "act" if preact and i + 1 == len(layers) else f"layer{i + 1}"))
@@ -173,6 +184,14 @@ def check_choices(**options: str) -> None:
         allowed = CHOICES[option]
         if value not in allowed:
             raise ExciteError(f"{option} is one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}")
+
+
+def check_output_stride(output_stride: int, stem: str, selective: bool) -> None:
+    if output_stride not in (8, 16, 32):
+        raise ExciteError(f"output_stride is 32, 16 or 8, not {output_stride!r}")
+    if output_stride != 32 and (stem == "cifar" or selective):
+        why = "selective kernels have dilations of their own" if selective else "a CIFAR net's last map has stride 4"
+        raise ExciteError(f"output_stride {output_stride} is not for this network: {why}; leave it out")
 
 
 def check_rates(**rates: float) -> None:

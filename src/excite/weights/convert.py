@@ -374,10 +374,13 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
 
 
 def _check_blocks(model: Classifier, foreign: Foreign) -> None:
-    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see."""
+    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see; activations none."""
     wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
     if wanted != found and any(".gate." in name for name in foreign.tensors):
         raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
+    act, own_act = foreign.options.get("act_layer", "relu"), setting(model, "act_layer", "relu")
+    if act != own_act:
+        raise ExciteError(f"{foreign.source} has act_layer {act!r}, this network {own_act!r}: not the same network")
     theirs = foreign.options.get("block_conv", _of_variant(foreign.name, "block_conv", None))
     check_kernels(setting(model, "block_conv", None), theirs, foreign.source)
 
