@@ -220,13 +220,11 @@ def as_ours(name: str, given: dict[str, Any]) -> dict[str, Any]:
         ours = _RENAMED.get(argument, argument)
         if argument in _SETTLED:
             raise ExciteError(f"{name} takes no {argument}: the name of a model says it; `excite models` lists them")
-        if argument == "act_layer":
-            options[argument] = value = _activation_name(value)
         if argument not in _RENAMED and argument not in _WITHOUT:
             continue
         del options[argument]
         if ours in allowed:
-            options[ours] = value
+            options[ours] = _activation_name(value) if argument == "act_layer" else value
         elif not any(value is w or (type(value) is type(w) and value == w) for w in _WITHOUT.get(argument, ())):
             raise ExciteError(f"{name} cannot do {argument}={_said(value)}: leave {argument} out")
     return options
@@ -282,7 +280,9 @@ def _config(name: str) -> dict[str, Any]:
     stem = {"conv3x3x3": "conv1.0"}.get(variant["arch"].get("stem", ""), "conv1")
     return {
         "input_size": (3, size, size),
-        "pool_size": (size // 4,) * 2 if variant["arch"].get("stem", "") == "cifar" or tensorflow else (size // 32,) * 2,
+        "pool_size": (size // 4,) * 2
+        if variant["arch"].get("stem", "") == "cifar" or tensorflow
+        else (size // 32,) * 2,
         "fixed_input_size": bound,
         "num_classes": variant["defaults"].get("num_classes", 1000),
         "first_conv": "stem.conv" if tensorflow else stem,

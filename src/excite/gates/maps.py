@@ -29,11 +29,7 @@ def column_means(x: Tensor) -> Tensor:
 
 
 def _pools_faster(x: Tensor) -> bool:
-    return (
-        not is_traced(x)
-        and x.device.type == "cpu"
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return not is_traced(x) and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def spatial_max(x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.ops import norm_excite_residual, norm_relu
-from excite.ops.boundaries import is_plain
+from excite.ops.boundaries import is_plain, is_symbolic
 
 ACTIVATIONS: dict[str, Any] = {
     "relu": nn.ReLU,
@@ -42,6 +42,6 @@ def rides_along(act: nn.Module) -> bool:
 
 def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, fused: str) -> Tensor:
     """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in one pass where ``act`` rides along."""
-    if rides_along(act):
+    if rides_along(act) and not is_symbolic(y):
         return norm_relu(y, norm, fused=fused)
     return act(norm_excite_residual(y, norm, fused=fused))

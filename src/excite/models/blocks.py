@@ -14,7 +14,7 @@ from excite.models.activation import activation, norm_act, rides_along
 from excite.models.convolution import conv
 from excite.models.selective_kernel import SelectiveKernel
 from excite.ops import excite_residual, norm_excite_residual
-from excite.ops.boundaries import NotScriptable, is_plain
+from excite.ops.boundaries import NotScriptable, is_plain, is_symbolic, one_node
 
 POSITIONS = ("standard", "pre", "post", "identity")
 
@@ -134,7 +134,7 @@ class ResidualBlock(NotScriptable):
         self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None = None
     ) -> Tensor:
         """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
-        relu = self.last_relu and rides_along(self.act)
+        relu = self.last_relu and rides_along(self.act) and not is_symbolic(y)
         gate = self.gate
         if gate is not None and must_be_called(gate) and self.position in ("standard", "identity"):
             out = self._with_gate_called(y, norm, gate, identity, identity_norm, relu)
@@ -193,8 +193,11 @@ def _scale(gate: Gate | None, z: Tensor, keep: Tensor | None) -> Tensor | None:
     if gate is None:
         return keep
     scale = gate.scale(z)
-    if keep is None:
-        return scale
+    return scale if keep is None else _joined(scale, keep)
+
+
+@one_node
+def _joined(scale: Tensor, keep: Tensor) -> Tensor:
     return scale * (keep.flatten(1) if scale.ndim == 2 else keep)
 
 
@@ -202,7 +205,13 @@ class BasicBlock(ResidualBlock):
     """3x3, 3x3 (He et al., arXiv 1512.03385, figure 5 left)."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0,
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        in_size: Size,
+        options: BlockOptions,
+        drop_path: float = 0.0,
         dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
@@ -224,7 +233,13 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0,
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        in_size: Size,
+        options: BlockOptions,
+        drop_path: float = 0.0,
         dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
@@ -338,7 +353,9 @@ def _projection(
         return PadShortcut(channels - in_channels, stride)
     # A dilated stage keeps the kernel that it has with a stride, so that the same weights fit.
     kernel = options.down_kernel if stride > 1 or dilation[1] > 1 else 1
-    return nn.Sequential(conv(in_channels, channels, kernel, stride, 1, dilation[0] if kernel > 1 else 1), nn.BatchNorm2d(channels))
+    return nn.Sequential(
+        conv(in_channels, channels, kernel, stride, 1, dilation[0] if kernel > 1 else 1), nn.BatchNorm2d(channels)
+    )
 
 
 def _bare_projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:

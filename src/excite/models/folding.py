@@ -408,7 +408,9 @@ class FoldedBlock(NotScriptable):
             if isinstance(conv, SelectiveKernel):
                 self.add_module(f"conv{i}", FoldedSelectiveKernel(conv, folder))
             else:
-                self.add_module(f"conv{i}", folder.conv(conv, norm, block.act if i < count or block.last_relu else None))
+                self.add_module(
+                    f"conv{i}", folder.conv(conv, norm, block.act if i < count or block.last_relu else None)
+                )
         self.gate = folder.gate(block.gate)
         self.downsample = block.downsample
         if isinstance(block.downsample, nn.Sequential):

@@ -16,15 +16,15 @@ from torch.nn.modules import module as _module
 
 from excite.errors import ExciteError
 
-_CALL = nn.Module.__call__
-_Arguments, _Result = ParamSpec("_Arguments"), TypeVar("_Result")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 
 def is_heard(module: nn.Module) -> bool:
     """Whether somebody would notice that ``module`` is not called.
 
-    By hooks of its own (pruning, weight norm and spectral norm are such, too), by hooks on all modules, by another
-    ``forward`` on the instance, or by another ``nn.Module.__call__`` (``torch.fx`` traces by it).
+    By hooks of its own (pruning, weight norm and spectral norm are such, too), by hooks on all modules, or by another
+    ``forward`` on the instance. A graph of ``torch.fx`` shows the path that is taken where nobody hears.
     """
     return bool(
         module._forward_hooks
@@ -36,7 +36,6 @@ def is_heard(module: nn.Module) -> bool:
         or _module._global_backward_hooks
         or _module._global_backward_pre_hooks
         or "forward" in module.__dict__
-        or nn.Module.__call__ is not _CALL
     )
 
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native, reference
-from excite.ops.boundaries import is_traced
+from excite.ops.boundaries import is_traced, one_node
 
 
 def _sum_positions(x: Tensor) -> Tensor:
@@ -111,6 +111,7 @@ def _tracked(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+@one_node
 def spatial_mean(x: Tensor) -> Tensor:
     """The squeeze: mean over positions (SE paper, section 3.1).
 
@@ -125,6 +126,7 @@ def spatial_mean(x: Tensor) -> Tensor:
     return _SpatialMean.apply(x) if _tracked(x) else _SpatialMean.forward(_NoContext(), x)
 
 
+@one_node
 def excite_residual(
     x: Tensor,
     scale: Tensor | None = None,
@@ -175,6 +177,7 @@ class _NativeGather(torch.autograd.Function):
         return grad_x, grad_weight
 
 
+@one_node
 def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
     """A depth-wise convolution over the whole map: one dot product per image and channel.
 

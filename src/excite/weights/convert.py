@@ -374,7 +374,7 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
 
 
 def _check_blocks(model: Classifier, foreign: Foreign) -> None:
-    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see; activations none."""
+    """Gates have the same shapes wherever they stand, selective kernels whatever they see; activations none."""
     wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
     if wanted != found and any(".gate." in name for name in foreign.tensors):
         raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
