@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-launch test-slow lint mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -19,8 +19,14 @@ test: $(VENV)/installed-dev  ## install what the tests need and run them
 test-launch: $(VENV)/installed-dev  ## launchers, nodes, killed runs, and two steps of every recipe (minutes; CI runs it)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training tests/test_twins.py tests/recipes
 
+test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, and run the tests beside it (minutes; CI runs it)
+	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal
+
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (an hour; see CONTRIBUTING.md)
+	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)
 
 lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ def cifar(test_data, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def timm():
-    """timm, from the environment or from where `make bench-cpu` puts it."""
+    """timm, from the environment or from where `make test-peers` puts it."""
     from excite.errors import ExciteError
     from excite.models.timm_models import PEERS, import_timm
 
@@ -46,7 +46,16 @@ def timm():
     try:
         return import_timm()
     except ExciteError as error:
-        pytest.skip(f"{error} (`make bench-cpu` puts it into .peers)")
+        if os.environ.get(PEERS):  # it was fetched, or is said to be there: to skip would hide that it does not work
+            pytest.fail(f"{error} ({PEERS} is {os.environ[PEERS]})")
+        pytest.skip(f"{error} (`make test-peers` puts it into .peers)")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that ask for timm are marked "peers": `make test-peers` fetches it and runs them."""
+    for item in items:
+        if "timm" in getattr(item, "fixturenames", ()):
+            item.add_marker("peers")
 
 
 @pytest.fixture

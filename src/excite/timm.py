@@ -3,13 +3,17 @@
 Every model of ours is registered under its own name with the tag ``excite``. Names that timm has, too (``seresnet50``),
 stay timm's: there only the tag gives ours. ``timm.list_models("*.excite", include_tags=True)`` lists them. They behave
 as timm's do: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
-``checkpoint_path``, ``img_size``, and options of ``excite.create_model``; weights have our parameter names.
+``checkpoint_path``, ``img_size``, ``device``, ``dtype``, ``act_layer``, ``output_stride``, ``zero_init_last`` and other
+arguments of timm's ResNet as far as a network of ours can do them (:func:`as_ours`), and options of
+``excite.create_model``; weights have our parameter names. Defaults are ours: residual branches do not start at zero
+unless ``zero_init_last=True``. TorchScript (``torch.jit.script``, timm's ``--torchscript``) is refused.
 """
 
 import functools
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,10 +24,13 @@ from excite.errors import ExciteError, nearest
 from excite.models import ResNet as _ResNet
 from excite.models import TFSEResNet as _TFSEResNet
 from excite.models import create_model as _create_model
+from excite.models.activation import ACTIVATIONS
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
+from excite.models.factory import model_options
 from excite.models.timm_models import import_timm
 from excite.ops import spatial_mean
+from excite.ops.boundaries import is_heard
 
 _timm = import_timm()  # before timm's parts, which only load where torchvision does or has a stand-in
 
@@ -80,7 +87,8 @@ class _AsTimm(Classifier):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """A map (N, C, H, W) -> logits (N, K), or with ``pre_logits`` what the dense layer sees."""
         # timm's average and ours are the same function; ours is the faster one.
-        x = spatial_mean(x) if self.global_pool.pool_type == "avg" else self.global_pool(x)
+        plain = self.global_pool.pool_type == "avg" and not any(is_heard(m) for m in self.global_pool.modules())
+        x = spatial_mean(x) if plain else self.global_pool(x)
         x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
@@ -103,15 +111,13 @@ class _AsTimm(Classifier):
             raise ExciteError(f"maps come as NCHW, not {output_fmt!r}")
         stages = self.stages()
         wanted = _wanted(indices, 1 + len(stages))
-        run = self._runner()
         x = self.stem_map(x)
         maps = [x]
         x = self.before_stages(x)
         for number, stage in enumerate(stages, 1):
             if (stop_early or intermediates_only) and number > max(wanted):
                 break
-            for block in stage:
-                x = run(block, x)
+            x = self.run_stage(stage, x)
             if number == len(stages):
                 x = self.after_stages(x)
             maps.append(x)
@@ -167,13 +173,77 @@ def _build(
     global_pool: str = "avg",
     img_size: int | Sequence[int] | None = None,
     drop_rate: float | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
     **options: Any,
 ) -> _AsTimm:
     """One of our models with timm's interface; the same object, so that parameter names stay."""
-    built: Any = _create_model(name, image_size=img_size, drop_rate=drop_rate, **options)
-    built.__class__ = TFSEResNet if isinstance(built, _TFSEResNet) else ResNet
-    built.adopt(global_pool)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ExciteError(f"dtype is a floating type of torch, such as torch.bfloat16, not {dtype!r}")
+    options = as_ours(name, options)
+    with nullcontext() if device is None else torch.device(device):
+        built: Any = _create_model(name, image_size=img_size, drop_rate=drop_rate, **options)
+        built.__class__ = TFSEResNet if isinstance(built, _TFSEResNet) else ResNet
+        if dtype is not None:
+            built.to(dtype=dtype)
+        built.adopt(global_pool)
     return built
+
+
+#: Arguments of timm's ResNet that our networks have under another name.
+_RENAMED = {"zero_init_last": "zero_init_last_gamma", "down_kernel_size": "down_kernel"}
+#: Those that say "without" with these values, as our networks are; with another value they are refused.
+_WITHOUT: dict[str, tuple[Any, ...]] = {
+    "aa_layer": (None, ""),
+    "avg_down": (False,),
+    "block_args": (None, {}),
+    "drop_block_rate": (None, 0, 0.0),
+    "norm_layer": (None, nn.BatchNorm2d, "batchnorm", "batchnorm2d"),
+    "output_stride": (),
+    "replace_stem_pool": (False,),
+    "zero_init_last": (False,),
+    "act_layer": (None, nn.ReLU, "relu"),
+}
+#: Those that the name of one of our networks has settled.
+_SETTLED = ("block", "layers", "channels", "cardinality", "base_width", "stem_width", "stem_type", "block_reduce_first")
+
+
+def as_ours(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of timm's ResNet -> options of ``excite.create_model``, which itself refuses what nobody knows.
+
+    Raises:
+        ExciteError: timm's ResNet has such an argument, but this network of ours cannot do it.
+    """
+    options = dict(given)
+    allowed = model_options(name)
+    for argument, value in given.items():
+        ours = _RENAMED.get(argument, argument)
+        if argument in _SETTLED:
+            raise ExciteError(f"{name} takes no {argument}: the name of a model says it; `excite models` lists them")
+        if argument not in _RENAMED and argument not in _WITHOUT:
+            continue
+        del options[argument]
+        if ours in allowed:
+            options[ours] = _activation_name(value) if argument == "act_layer" else value
+        elif not any(value is w or (type(value) is type(w) and value == w) for w in _WITHOUT.get(argument, ())):
+            raise ExciteError(f"{name} cannot do {argument}={_said(value)}: leave {argument} out")
+    return options
+
+
+def _activation_name(act: Any) -> Any:
+    """``act`` as ``excite.create_model`` names it: given by timm's or our name, or as one of PyTorch's classes."""
+    if act is None:
+        return "relu"
+    if isinstance(act, str):
+        return {"swish": "silu", "hardswish": "hard_swish"}.get(act, act)
+    known = next((name for name, kind in ACTIVATIONS.items() if kind is act), None)
+    if known is None:
+        raise ExciteError(f"act_layer={_said(act)} is unknown here: give one of {', '.join(ACTIVATIONS)}")
+    return known
+
+
+def _said(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)
 
 
 def _is_ours(pretrained_cfg: Any) -> bool:
@@ -206,12 +276,16 @@ def _config(name: str) -> dict[str, Any]:
     size, gate = variant["defaults"].get("image_size", 224), variant["gate"] or {}
     # A gather over the whole map by a kernel of the map's size (Gather-Excite theta with global extent).
     bound = gate.get("name") == "ge" and gate.get("variant") != "theta_minus" and "extent" not in gate
+    tensorflow = variant["family"] == "tf_seresnet"
     stem = {"conv3x3x3": "conv1.0"}.get(variant["arch"].get("stem", ""), "conv1")
     return {
         "input_size": (3, size, size),
+        "pool_size": (size // 4,) * 2
+        if variant["arch"].get("stem", "") == "cifar" or tensorflow
+        else (size // 32,) * 2,
         "fixed_input_size": bound,
         "num_classes": variant["defaults"].get("num_classes", 1000),
-        "first_conv": "stem.conv" if variant["family"] == "tf_seresnet" else stem,
+        "first_conv": "stem.conv" if tensorflow else stem,
         "classifier": "fc",
         "license": "apache-2.0",
         "origin_url": _ORIGIN,

@@ -1,6 +1,7 @@
 """Our models in timm, and timm's in our trainer. timm itself comes from .peers; these tests skip where it is absent."""
 
 import copy
+import inspect
 import json
 import shutil
 import sys
@@ -27,8 +28,7 @@ BODIES = ("seresnet18", "geresnet18_theta", "cifar_geresnet20_theta_plus", "cifa
 
 
 @pytest.fixture(scope="module")
-def registered(request):
-    timm = request.getfixturevalue("timm")
+def registered(timm):
     import excite.timm  # noqa: F401 - registers
 
     return timm
@@ -165,6 +165,125 @@ def test_arguments_arrive(registered):
         registered.create_model("cifar_seresnet20.excite", reductio=8)
     with pytest.raises(RuntimeError):
         registered.create_model("cifar_seresnet20.excite", pretrained=True)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"output_stride": 8},
+        {"output_stride": 16, "act_layer": "gelu"},
+        {"act_layer": torch.nn.SiLU},
+        {"act_layer": "swish"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_arguments_of_timms_resnet(name, given, registered):
+    """The same weights give the same maps and logits as timm's ResNet with the same arguments."""
+    torch.manual_seed(0)
+    theirs = registered.create_model(name, num_classes=5, **given).eval()
+    ours = registered.create_model(f"{name}.excite", num_classes=5, **given).eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        (last, maps), (expected, their_maps) = ours.forward_intermediates(x), theirs.forward_intermediates(x)
+        torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert [m.shape for m in maps] == [m.shape for m in their_maps]
+    assert [i["reduction"] for i in ours.feature_info] == [i["reduction"] for i in theirs.feature_info]
+    assert [i["module"] for i in ours.feature_info] == [i["module"] for i in theirs.feature_info]
+    again = create_model(name, **json.loads(json.dumps(ours.model_args))).eval()
+    again.load_state_dict(theirs.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), ours(x))
+
+
+def test_device_type_and_start(registered):
+    model = registered.create_model("resnet18.excite", device="meta", dtype=torch.bfloat16, global_pool="catavgmax")
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {("meta", torch.bfloat16)}
+    model = registered.create_model("cifar_seresnet20.excite", dtype=torch.float64, zero_init_last=True)
+    assert model(torch.randn(2, 3, 16, 16).double()).dtype is torch.float64
+    assert model.layer1[0].bn2.weight.abs().max() == 0
+    assert registered.create_model("cifar_resnet20.excite", zero_init_last=False).layer1[0].bn2.weight.min() == 1
+    model = registered.create_model("senet154.excite", device="meta", down_kernel_size=3, output_stride=8)
+    assert model.layer4[0].downsample[0].weight.shape[2:] == (3, 3)
+    assert model.feature_info[-1]["reduction"] == 8
+
+
+def test_every_argument_of_timms_resnet_is_known(registered):
+    """None is swallowed: each is taken or refused in a sentence that names it."""
+    from timm.models.resnet import ResNet
+
+    ours = sys.modules["excite.timm"]
+    taken = {"num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "device", "dtype"}
+    theirs = set(inspect.signature(ResNet.__init__).parameters) - {"self"}
+    assert theirs == taken | set(ours._RENAMED) | set(ours._WITHOUT) | set(ours._SETTLED)
+    odd = {"aa_layer": torch.nn.AvgPool2d, "norm_layer": "groupnorm", "block_args": {"attn_layer": "se"}}
+    for name in ("resnet18", "cifar_preresnet110", "cifar_seresnet110_tf"):
+        for argument in theirs - taken:
+            can = name == "resnet18" and argument in ("act_layer", "output_stride", *ours._RENAMED)
+            if not (can or (name == "cifar_preresnet110" and argument == "act_layer")):
+                with pytest.raises(ExciteError, match=rf"^{name} (takes no|cannot do) {argument}\b") as caught:
+                    registered.create_model(f"{name}.excite", **{argument: odd.get(argument, 64)})
+                assert "\n" not in str(caught.value)
+    fine = {"aa_layer": "", "avg_down": False, "drop_block_rate": 0.0, "norm_layer": "batchnorm", "act_layer": "relu"}
+    assert registered.create_model("cifar_resnet20.excite", replace_stem_pool=False, block_args={}, **fine)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_stride": 4}, "output_stride is 32, 16 or 8, not 4"),
+        ({"output_stride": 8, "block_conv": "sk"}, "selective kernels have dilations of their own; leave it out"),
+        ({"act_layer": "sillu"}, "act_layer is one of relu, .*did you mean 'silu'"),
+        ({"act_layer": torch.nn.Linear}, "act_layer=Linear is unknown here: give one of relu"),
+        ({"dtype": "float32"}, "dtype is a floating type of torch"),
+        ({"dtype": torch.int8}, "dtype is a floating type of torch"),
+    ],
+)
+def test_wrong_arguments(options, message, registered):
+    with pytest.raises(ExciteError, match=message) as caught:
+        registered.create_model("resnet18.excite", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_pool_size(registered):
+    for name in (*BODIES, "resnext26_32x4d", "senet154", "cifar_wrn16_8"):
+        about = registered.get_pretrained_cfg(f"{name}.excite").to_dict()
+        model = registered.create_model(f"{name}.excite", device="meta").eval()
+        size = model.forward_features(torch.zeros(1, *about["input_size"], device="meta")).shape[2:]
+        assert tuple(size) == about["pool_size"], name
+
+
+@pytest.mark.parametrize("name", ["seresnet18", "cifar_geresnet20_theta_plus", "cifar_wrn16_8", "cifar_seresnet110_tf"])
+def test_feature_classes(name, registered):
+    """All of timm's ways to take features out of a network give the same maps."""
+    arguments = {"features_only": True, "img_size": SIZE, **({"depth": 11} if name.endswith("_tf") else {})}
+    getter = registered.create_model(f"{name}.excite", **arguments, feature_cls="getter").eval()
+    state = {k.removeprefix("model."): v for k, v in getter.state_dict().items()}
+    x = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = getter(x)
+    for kind in ("hook", "list", "dict", "fx"):
+        other = registered.create_model(f"{name}.excite", **arguments, feature_cls=kind).eval()
+        body = {"hook": lambda net: net.body, "fx": lambda net: net.graph_module}.get(kind, lambda net: net)(other)
+        assert not body.load_state_dict({k: v for k, v in state.items() if k in body.state_dict()}, strict=True)[0]
+        with torch.no_grad():
+            maps = other(x)
+        maps = list(maps.values()) if isinstance(maps, dict) else maps
+        assert len(maps) == len(expected)
+        for mine, true in zip(maps, expected, strict=True):
+            torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
+
+
+def test_pooling_module_is_heard(registered):
+    model = registered.create_model("cifar_seresnet20.excite").eval()
+    x = torch.randn(2, 3, 16, 16)
+    expected, heard = model(x), []
+    for module in model.global_pool.modules():
+        module.register_forward_hook(lambda *_: heard.append(1))
+    torch.testing.assert_close(model(x), expected)
+    assert len(heard) == 3
 
 
 @pytest.mark.parametrize("indices", [(0, 1, 2, 3), (1, 3), (-2,), (2, 0)])

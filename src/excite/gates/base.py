@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from excite.gates.facts import Facts
 from excite.ops import excite_residual, spatial_mean
+from excite.ops.boundaries import NotScriptable, is_heard, is_symbolic
 
 
-class Gate(nn.Module):
+class Gate(NotScriptable):
     """A module that looks at a feature map and says how much of each channel (or position) to let through.
 
     ``scale(x)`` maps (N, C, H, W) to (N, C) where a gate weighs whole channels, or to (N, C, H, W) where it also weighs
     positions. ``gate(x)`` is ``x * scale(x)``; residual blocks call ``scale`` and leave the product to the fused end of
-    the block.
+    the block, unless :func:`must_be_called` says that somebody would notice.
 
     A gate with ``channelwise = True`` sees of its input nothing but the mean over positions. It implements
     ``excitation`` on those means (N, C), so that an operator that already has them (batch norm does) need not read the
@@ -29,6 +30,8 @@ class Gate(nn.Module):
     feature_size: tuple[int, int] | None = None
     #: What :meth:`squash` multiplies by: 1 as in the papers; 2 in a gate that was made to start as the identity.
     amplitude: float = 1.0
+    #: Names of the gates inside of this one. Such a gate has a ``forward`` that calls them where they must be called.
+    parts: ClassVar[tuple[str, ...]] = ()
     #: Whether the gate was made by ``create_gate({..., "identity": True})``, so that a fresh one changes nothing.
     identity: bool = False
 
@@ -80,12 +83,23 @@ class Gate(nn.Module):
         return True
 
 
+def must_be_called(gate: nn.Module) -> bool:
+    """Whether ``gate(x)`` is the only way to ask a module in a gate's place: somebody hears it or a gate inside of it,
+    or it is no :class:`Gate` at all (a wrapper that somebody put there)."""
+    if not isinstance(gate, Gate) or is_heard(gate):
+        return True
+    return bool(gate.parts) and any(must_be_called(gate.get_submodule(part)) for part in gate.parts)
+
+
 def in_gate_precision(excite: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``excite(x)`` in the type of ``x``, computed in float32 where autocast would make it float16.
 
     The squeeze of a deep map can leave float16's range and the sigmoid's tail its precision; SE is known to diverge
-    there. The arrays are small, so float32 costs nothing. bfloat16 has float32's range and needs no care.
+    there. The arrays are small, so float32 costs nothing. bfloat16 has float32's range and needs no care. A graph of
+    ``torch.fx`` cannot know of autocast, and does without.
     """
+    if is_symbolic(x):
+        return excite(x).to(x.dtype)
     kind = x.device.type
     # "meta" tensors carry no autocast state, and asking for it raises.
     if kind != "meta" and torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16:

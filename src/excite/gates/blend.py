@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from excite.gates.base import Gate
+from excite.gates.base import Gate, must_be_called
+from excite.ops.boundaries import one_node
 
 
 class Blend(Gate):
@@ -18,6 +19,7 @@ class Blend(Gate):
     """
 
     identity = True
+    parts = ("gate",)
 
     def __init__(self, gate: Gate, channels: int) -> None:
         super().__init__()
@@ -35,10 +37,14 @@ class Blend(Gate):
     def scale(self, x: Tensor) -> Tensor:
         return self._blend(self.gate.scale(x))
 
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" in vars(self) or not must_be_called(self.gate):
+            return super().forward(x)
+        strength = self.strength[:, None, None]
+        return torch.addcmul(x.to(strength.dtype), strength, (self.gate(x) - x).to(strength.dtype)).to(x.dtype)
+
     def _blend(self, scale: Tensor) -> Tensor:
-        strength = self.strength if scale.ndim == 2 else self.strength[:, None, None]
-        # In float32 where the strength is, whatever the scale's type: strength 0 gives exactly 1 in every type.
-        return torch.addcmul(torch.ones_like(strength), strength, scale.to(strength.dtype) - 1).to(scale.dtype)
+        return _blended(scale, self.strength)
 
     def resize(self, feature_size: tuple[int, int]) -> None:
         self.gate.resize(feature_size)
@@ -46,3 +52,10 @@ class Blend(Gate):
     def start_as_identity(self) -> bool:
         nn.init.zeros_(self.strength)
         return True
+
+
+@one_node
+def _blended(scale: Tensor, strength: Tensor) -> Tensor:
+    strength = strength if scale.ndim == 2 else strength[:, None, None]
+    # In float32 where the strength is, whatever the scale's type: strength 0 gives exactly 1 in every type.
+    return torch.addcmul(torch.ones_like(strength), strength, scale.to(strength.dtype) - 1).to(scale.dtype)

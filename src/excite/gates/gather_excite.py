@@ -12,6 +12,7 @@ from excite.gates.facts import Facts, Form
 from excite.gates.registry import register_gate
 from excite.gates.squeeze_excite import squeeze_width
 from excite.ops import weighted_sum
+from excite.ops.boundaries import is_plain, one_node
 from excite.ops.same_padding import SameConv2d
 
 VARIANTS = ("theta_minus", "theta", "theta_plus")
@@ -135,17 +136,15 @@ class GatherExcite(Gate):
         if self.gather is None:
             e = self.extent
             return F.avg_pool2d(x, 2 * e - 1, stride=e, padding=e - 1, count_include_pad=False)
-        if self.feature_size is not None and tuple(x.shape[-2:]) != self.feature_size:
-            (built_h, built_w), (h, w) = self.feature_size, x.shape[-2:]
-            raise ExciteError(
-                f"this Gather-Excite gate was built for maps of {built_h}x{built_w} and was given one of {h}x{w}; "
-                "excite.resize_gates(model, image_size) re-samples its kernel for another image size"
-            )
-        if self.extent:
+        if self.feature_size is not None:
+            x = _of_size(x, self.feature_size)
+        if self.extent or not is_plain(self.gather, nn.Sequential):
             return self.gather(x)
         *halving, depthwise, norm = self.gather
         for layer in halving:
             x = layer(x)
+        if not is_plain(depthwise, nn.Conv2d):
+            return norm(depthwise(x))
         # One position is left, so the convolution is a dot product per channel.
         gathered = weighted_sum(x, cast(nn.Conv2d, depthwise).weight[:, 0])
         return norm(gathered[:, :, None, None])
@@ -189,6 +188,18 @@ class GatherExcite(Gate):
         self.feature_size = feature_size
 
 
+@one_node
+def _of_size(x: Tensor, built: tuple[int, int]) -> Tensor:
+    """``x`` as it is. Raises ExciteError where it is no map of the size that a kernel was built for."""
+    if tuple(x.shape[-2:]) != built:
+        (built_h, built_w), (h, w) = built, x.shape[-2:]
+        raise ExciteError(
+            f"this Gather-Excite gate was built for maps of {built_h}x{built_w} and was given one of {h}x{w}; "
+            "excite.resize_gates(model, image_size) re-samples its kernel for another image size"
+        )
+    return x
+
+
 def resample_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, 1, H, W) -> (C, 1, *size), bicubic, with the sum over positions kept."""
     wide = kernel.double()
@@ -217,7 +228,7 @@ def _gather_layers(
     if extent == 0:
         layers += [_depthwise(channels, feature_size), nn.BatchNorm2d(channels)]
     for step in range(extent.bit_length() - 1):
-        layers += [nn.ReLU(inplace=True)] if step else []
+        layers += [nn.ReLU()] if step else []
         layers += [_depthwise(channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels)]
     return nn.Sequential(*layers)
 

@@ -9,6 +9,7 @@ from excite.gates.base import Gate, in_gate_precision
 from excite.gates.facts import Facts, Form
 from excite.gates.maps import spatial_norm
 from excite.gates.registry import register_gate
+from excite.ops.boundaries import one_node
 
 MODES = ("l2", "l1")
 # Of a learnable standard deviation: 3 * sigmoid(theta) + 1.
@@ -70,7 +71,7 @@ class GatedChannelTransformation(Gate):
         self.beta = nn.Parameter(torch.zeros(channels))
 
     def scale(self, x: Tensor) -> Tensor:
-        norms = spatial_norm(x) if self.mode == "l2" else x.abs().sum((2, 3), dtype=_wide(x))
+        norms = spatial_norm(x) if self.mode == "l2" else _absolute_sum(x)
         return self._excite(norms).to(x.dtype)
 
     def _excite(self, norms: Tensor) -> Tensor:
@@ -86,8 +87,9 @@ class GatedChannelTransformation(Gate):
         return True  # 1 + tanh(0)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+@one_node
+def _absolute_sum(x: Tensor) -> Tensor:
+    return x.abs().sum((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 @register_gate("gaussian_gct")

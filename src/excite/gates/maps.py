@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native
+from excite.ops.boundaries import is_symbolic, is_traced, one_node
 
 
 def row_means(x: Tensor) -> Tensor:
@@ -28,11 +29,7 @@ def column_means(x: Tensor) -> Tensor:
 
 
 def _pools_faster(x: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return not is_traced(x) and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def spatial_max(x: Tensor) -> Tensor:
@@ -41,9 +38,10 @@ def spatial_max(x: Tensor) -> Tensor:
     return F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
+@one_node
 def spatial_norm(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C), the square root of the sum of squares over positions, in float32 or wider."""
-    if not torch.compiler.is_compiling() and native.takes(x):
+    if not is_traced(x) and native.takes(x):
         return _NativeNorm.apply(x)
     return torch.linalg.vector_norm(x, dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
@@ -66,7 +64,7 @@ class _NativeNorm(torch.autograd.Function):
 
 def broadcast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """``function(a, b)``, two tensors that only together have the shape of ``like``, in the layout of ``like``."""
-    if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
+    if is_symbolic(like) or like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
         return function(a, b)
     a, b = (t.permute(0, 2, 3, 1).contiguous() for t in (a, b))  # small, and the result has the order of their strides
     return function(a, b).permute(0, 3, 1, 2)

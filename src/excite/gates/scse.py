@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
-from excite.gates.base import Gate, in_gate_precision
+from excite.gates.base import Gate, in_gate_precision, must_be_called
 from excite.gates.facts import Facts, Form
 from excite.gates.maps import broadcast
 from excite.gates.registry import register_gate
@@ -107,6 +107,7 @@ class SpatialChannelSqueezeExcite(Gate):
         ExciteError: another ``merge``, or a bad ``reduction``.
     """
 
+    parts = ("channel", "spatial")
     facts = Facts(
         title="Concurrent Spatial and Channel Squeeze-and-Excitation",
         paper=_PAPER,
@@ -141,6 +142,12 @@ class SpatialChannelSqueezeExcite(Gate):
         self.merge = merge
         self.channel = ChannelSqueezeExcite(channels, reduction=reduction, rd_divisor=rd_divisor, bias=bias)
         self.spatial = SpatialSqueezeExcite(channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "scale" in vars(self) or not (must_be_called(self.channel) or must_be_called(self.spatial)):
+            return super().forward(x)
+        merge = torch.add if self.merge == "add" else torch.maximum
+        return merge(self.channel(x), self.spatial(x))
 
     def scale(self, x: Tensor) -> Tensor:
         channel, spatial = self.channel.scale(x)[:, :, None, None], self.spatial.scale(x)

@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from excite.gates import Gate, create_gate
+from excite.ops.boundaries import NotScriptable
 
 INNER, GATE = "inner", "gate"
 
 
-class Grafted(nn.Module):
+class Grafted(NotScriptable):
     """``gate(inner(...))``, in the place of ``inner``.
 
     The names of a ``state_dict`` are those of ``inner``, and ``gate.*`` besides: where ``bn3`` was replaced,

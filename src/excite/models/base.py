@@ -12,6 +12,7 @@ from excite.errors import ExciteError, nearest
 from excite.gates import Gate
 from excite.models.checkpointing import Runner, run_checkpointed, run_plain
 from excite.ops import spatial_mean
+from excite.ops.boundaries import NotScriptable
 from excite.ops.gated_norm import check_mode
 
 
@@ -28,7 +29,16 @@ def match_slots(pattern: str, slots: Sequence[str]) -> list[str]:
     return hits
 
 
-class Classifier(nn.Module):
+class Stage(nn.Sequential):
+    """``layer1`` and the like: blocks one after another, each run by ``run``."""
+
+    def forward(self, x: Tensor, run: Runner = run_plain) -> Tensor:
+        for block in self:
+            x = run(block, x)
+        return x
+
+
+class Classifier(NotScriptable):
     """Stem, stages ``layer1`` ..., optional last norm, then mean over positions, dropout and a dense layer ``fc``.
 
     A body calls ``super().__init__()``, builds ``fc`` by ``_finish`` and implements ``stem_map``, ``stages`` and, where
@@ -102,22 +112,18 @@ class Classifier(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> the last map, (N, num_features, H', W')."""
-        run = self._runner()
         x = self.before_stages(self.stem_map(x))
         for stage in self.stages():
-            for block in stage:
-                x = run(block, x)
+            x = self.run_stage(stage, x)
         return self.after_stages(x)
 
     def forward_intermediates(self, x: Tensor) -> list[Tensor]:
         """Every map of ``feature_info``: the stem's, then one per stage (the last as ``forward_features`` gives it)."""
-        run = self._runner()
         x = self.stem_map(x)
         maps = [x]
         x = self.before_stages(x)
         for stage in self.stages():
-            for block in stage:
-                x = run(block, x)
+            x = self.run_stage(stage, x)
             maps.append(x)
         maps[-1] = self.after_stages(x)
         return maps
@@ -196,5 +202,8 @@ class Classifier(nn.Module):
             if name not in kept:
                 module.gate = None  # type: ignore[assignment]
 
-    def _runner(self) -> Runner:
-        return run_checkpointed if self.grad_checkpointing and self.training and torch.is_grad_enabled() else run_plain
+    def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        """``stage(x)``, with every block recomputed in the backward pass where gradients are checkpointed."""
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            return stage(x)
+        return stage(x, run=run_checkpointed) if isinstance(stage, Stage) else run_checkpointed(stage, x)

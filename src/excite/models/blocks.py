@@ -2,20 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import Gate, GateSpec, create_gate
+from excite.gates.base import must_be_called
+from excite.models.activation import activation, norm_act, rides_along
 from excite.models.convolution import conv
 from excite.models.selective_kernel import SelectiveKernel
-from excite.ops import excite_residual, norm_excite_residual, norm_relu
+from excite.ops import excite_residual, norm_excite_residual
+from excite.ops.boundaries import NotScriptable, is_plain, is_symbolic, one_node
 
 POSITIONS = ("standard", "pre", "post", "identity")
 
 Size = tuple[int, int]
+#: Of a stage with dilated convolutions: that of a block's first 3x3, which is the former stage's in the first block,
+#: and the stage's own.
+Dilation = tuple[int, int]
 
 
 def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
@@ -52,6 +58,8 @@ class BlockOptions:
     shortcut: str = "conv"
     #: Options of the selective kernels that stand for a bottleneck's 3x3 or a basic block's first; None for neither.
     selective_kernel: dict[str, Any] | None = None
+    #: Name of the activation behind norms and the addition; see ``excite.models.activation``.
+    act_layer: str = "relu"
 
 
 class PadShortcut(nn.Module):
@@ -66,7 +74,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.channels_added))
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(NotScriptable):
     """The end that all blocks share: last norm, gate, stochastic depth, addition, ReLU.
 
     A gate stands at one of four positions (SE paper, arXiv 1709.01507, ablation of integration strategies; what becomes
@@ -80,6 +88,10 @@ class ResidualBlock(nn.Module):
 
     Stochastic depth (Huang et al., arXiv 1603.09382) drops the branch per image and scales the survivors up; the factor
     joins the gate's (N, C) scale and costs no pass of its own.
+
+    ``act`` is the activation behind every norm and the addition. Norms, gate, projection and ``act`` are called as
+    modules wherever somebody would notice if they were not (hooks, replaced modules; see ``excite.ops.boundaries``);
+    otherwise the block's end does their work in two passes.
     """
 
     expansion: ClassVar[int] = 1
@@ -92,6 +104,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.position = options.gate_position
         self.drop_path = drop_path
+        self.act = activation(options.act_layer)
         self.gate: Gate | None = None
         self.downsample: nn.Module | None = None
 
@@ -108,35 +121,64 @@ class ResidualBlock(nn.Module):
 
     def _activate(self, y: Tensor, norm: nn.Module | None) -> Tensor:
         """Norm and ReLU behind a convolution; selective kernels have had theirs."""
-        return y if norm is None else norm_relu(y, norm, fused=self.fused)
+        return y if norm is None else norm_act(y, norm, self.act, self.fused)
 
     def _shortcut(self, x: Tensor) -> tuple[Tensor, nn.Module | None]:
         """The shortcut up to its norm, and that norm if it has one: the block's end runs it."""
-        if not isinstance(self.downsample, nn.Sequential) or len(self.downsample) != 2:
+        if not is_plain(self.downsample, nn.Sequential) or len(cast(nn.Sequential, self.downsample)) != 2:
             return x if self.downsample is None else self.downsample(x), None
-        projection, norm = self.downsample
+        projection, norm = cast(nn.Sequential, self.downsample)
         return projection(x), norm
 
     def _leave(
         self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None = None
     ) -> Tensor:
         """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
-        keep, relu = self._keep(y), self.last_relu
+        relu = self.last_relu and rides_along(self.act) and not is_symbolic(y)
+        gate = self.gate
+        if gate is not None and must_be_called(gate) and self.position in ("standard", "identity"):
+            out = self._with_gate_called(y, norm, gate, identity, identity_norm, relu)
+        else:
+            out = self._with_scale(y, norm, identity, identity_norm, relu)
+        if self.last_relu and not relu:
+            out = self.act(out)
+        return gate(out) if gate is not None and self.position == "post" else out
+
+    def _with_gate_called(
+        self,
+        y: Tensor,
+        norm: nn.Module | None,
+        gate: nn.Module,
+        identity: Tensor,
+        identity_norm: nn.Module | None,
+        relu: bool,
+    ) -> Tensor:
+        z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
+        if identity_norm is not None:
+            identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
+        if self.position == "standard":
+            z = gate(z)
+        else:
+            identity = gate(identity)
+        return excite_residual(z, self._keep(y), identity, relu, self.fused)
+
+    def _with_scale(
+        self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None, relu: bool
+    ) -> Tensor:
+        keep = self._keep(y)
         gate = self.gate if self.position == "standard" else None
         if norm is not None and self.position != "identity" and (gate is None or gate.channelwise):
             excitation = None if gate is None else gate.excitation
-            out = norm_excite_residual(
+            return norm_excite_residual(
                 y, norm, excitation, identity, identity_norm=identity_norm, keep=keep, relu=relu, fused=self.fused
             )
-        else:
-            if identity_norm is not None:
-                identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
-            z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
-            if self.gate is not None and self.position == "identity":
-                z = z if keep is None else excite_residual(z, keep)
-                return excite_residual(identity, self.gate.scale(identity), z, relu, self.fused)
-            out = excite_residual(z, _scale(gate, z, keep), identity, relu, self.fused)
-        return self.gate(out) if self.gate is not None and self.position == "post" else out
+        if identity_norm is not None:
+            identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
+        z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
+        if self.gate is not None and self.position == "identity":
+            z = z if keep is None else excite_residual(z, keep)
+            return excite_residual(identity, self.gate.scale(identity), z, relu, self.fused)
+        return excite_residual(z, _scale(gate, z, keep), identity, relu, self.fused)
 
     def _keep(self, z: Tensor) -> Tensor | None:
         """(N, 1, 1, 1): 0 for an image whose branch is dropped, 1 / (1 - drop_path) for the others."""
@@ -151,8 +193,11 @@ def _scale(gate: Gate | None, z: Tensor, keep: Tensor | None) -> Tensor | None:
     if gate is None:
         return keep
     scale = gate.scale(z)
-    if keep is None:
-        return scale
+    return scale if keep is None else _joined(scale, keep)
+
+
+@one_node
+def _joined(scale: Tensor, keep: Tensor) -> Tensor:
     return scale * (keep.flatten(1) if scale.ndim == 2 else keep)
 
 
@@ -160,15 +205,22 @@ class BasicBlock(ResidualBlock):
     """3x3, 3x3 (He et al., arXiv 1512.03385, figure 5 left)."""
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        in_size: Size,
+        options: BlockOptions,
+        drop_path: float = 0.0,
+        dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
-        self.conv1, self.bn1 = _wide_conv(in_channels, planes, stride, 1, options)
-        self.conv2 = conv(planes, planes, 3)
+        self.conv1, self.bn1 = _wide_conv(in_channels, planes, stride, 1, options, dilation[0])
+        self.conv2 = conv(planes, planes, 3, dilation=dilation[1])
         self.bn2 = nn.BatchNorm2d(planes)
         self.out_size = out_size(in_size, 3, stride, 1)
         self._add_gate(options, in_channels, in_size, planes, self.out_size)
-        self.downsample = _projection(in_channels, planes, stride, options)
+        self.downsample = _projection(in_channels, planes, stride, options, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._activate(self.conv1(self._enter(x)), self.bn1)
@@ -181,7 +233,14 @@ class Bottleneck(ResidualBlock):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
+        self,
+        in_channels: int,
+        planes: int,
+        stride: int,
+        in_size: Size,
+        options: BlockOptions,
+        drop_path: float = 0.0,
+        dilation: Dilation = (1, 1),
     ) -> None:
         super().__init__(options, drop_path)
         width = int(planes * options.base_width / 64) * options.groups
@@ -189,15 +248,15 @@ class Bottleneck(ResidualBlock):
         stride1, stride2 = (stride, 1) if options.stride_on == "conv1" else (1, stride)
         self.conv1 = conv(in_channels, first, 1, stride1)
         self.bn1 = nn.BatchNorm2d(first)
-        self.conv2, self.bn2 = _wide_conv(first, width, stride2, options.groups, options)
+        self.conv2, self.bn2 = _wide_conv(first, width, stride2, options.groups, options, dilation[0])
         self.conv3 = conv(width, planes * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(planes * self.expansion)
         self.out_size = out_size(in_size, 3, stride, 1)
         self._add_gate(options, in_channels, in_size, planes * self.expansion, self.out_size)
-        self.downsample = _projection(in_channels, planes * self.expansion, stride, options)
+        self.downsample = _projection(in_channels, planes * self.expansion, stride, options, dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = norm_relu(self.conv1(self._enter(x)), self.bn1, fused=self.fused)
+        y = self._activate(self.conv1(self._enter(x)), self.bn1)
         y = self._activate(self.conv2(y), self.bn2)
         return self._leave(self.conv3(y), self.bn3, *self._shortcut(x))
 
@@ -224,9 +283,9 @@ class PreactBasicBlock(ResidualBlock):
         self.downsample = _bare_projection(in_channels, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = norm_relu(x, self.bn1, fused=self.fused)
+        active = self._activate(x, self.bn1)
         y = self.conv1(self._enter(active))
-        y = self.conv2(norm_relu(y, self.bn2, fused=self.fused))
+        y = self.conv2(self._activate(y, self.bn2))
         return self._leave(y, None, x if self.downsample is None else self.downsample(active))
 
 
@@ -251,10 +310,10 @@ class PreactBottleneck(ResidualBlock):
         self.downsample = _bare_projection(in_channels, planes * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = norm_relu(x, self.bn1, fused=self.fused)
+        active = self._activate(x, self.bn1)
         y = self.conv1(self._enter(active))
-        y = self.conv2(norm_relu(y, self.bn2, fused=self.fused))
-        y = self.conv3(norm_relu(y, self.bn3, fused=self.fused))
+        y = self.conv2(self._activate(y, self.bn2))
+        y = self.conv3(self._activate(y, self.bn3))
         return self._leave(y, None, x if self.downsample is None else self.downsample(active))
 
 
@@ -267,23 +326,36 @@ BLOCKS: dict[str, type[BasicBlock | Bottleneck | PreactBasicBlock | PreactBottle
 
 
 def _wide_conv(
-    in_channels: int, channels: int, stride: int, groups: int, options: BlockOptions
+    in_channels: int, channels: int, stride: int, groups: int, options: BlockOptions, dilation: int
 ) -> tuple[nn.Module, nn.BatchNorm2d | None]:
     """A block's 3x3 convolution and its norm, or selective kernels, which have their own."""
     if options.selective_kernel is None:
-        return conv(in_channels, channels, 3, stride, groups), nn.BatchNorm2d(channels)
-    return SelectiveKernel(in_channels, channels, stride=stride, groups=groups, **options.selective_kernel), None
+        return conv(in_channels, channels, 3, stride, groups, dilation), nn.BatchNorm2d(channels)
+    unit = SelectiveKernel(
+        in_channels,
+        channels,
+        stride=stride,
+        groups=groups,
+        act_layer=options.act_layer,
+        **options.selective_kernel,
+    )
+    return unit, None
 
 
-def _projection(in_channels: int, channels: int, stride: int, options: BlockOptions) -> nn.Module | None:
+def _projection(
+    in_channels: int, channels: int, stride: int, options: BlockOptions, dilation: Dilation
+) -> nn.Module | None:
     if stride == 1 and in_channels == channels:
         return None
     if options.shortcut == "pad":
         if channels < in_channels:
             raise ExciteError(f"a 'pad' shortcut cannot lead from {in_channels} to {channels} channels")
         return PadShortcut(channels - in_channels, stride)
-    kernel = options.down_kernel if stride > 1 else 1
-    return nn.Sequential(conv(in_channels, channels, kernel, stride), nn.BatchNorm2d(channels))
+    # A dilated stage keeps the kernel that it has with a stride, so that the same weights fit.
+    kernel = options.down_kernel if stride > 1 or dilation[1] > 1 else 1
+    return nn.Sequential(
+        conv(in_channels, channels, kernel, stride, 1, dilation[0] if kernel > 1 else 1), nn.BatchNorm2d(channels)
+    )
 
 
 def _bare_projection(in_channels: int, channels: int, stride: int) -> nn.Module | None:

@@ -36,10 +36,12 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
         "gate_position",
         "init",
         "zero_init_last_gamma",
+        "act_layer",
+        "output_stride",
         *_NORMS,
     ),
-    "cifar_resnet": ("block_conv", "gate_position", "init", "shortcut", "zero_init_last_gamma", *_NORMS),
-    "preresnet": ("gate_position", "init", *_NORMS),
+    "cifar_resnet": ("act_layer", "block_conv", "gate_position", "init", "shortcut", "zero_init_last_gamma", *_NORMS),
+    "preresnet": ("act_layer", "gate_position", "init", *_NORMS),
     "tf_seresnet": ("depth", *_NORMS),
 }
 # A gate's option -> its name among a model's options, where "bias" alone would not say whose.

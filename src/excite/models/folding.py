@@ -34,12 +34,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError
 from excite.gates import Gate
+from excite.models.activation import norm_act
 from excite.models.base import Classifier
 from excite.models.blocks import ResidualBlock
 from excite.models.resnet import ResNet
 from excite.models.selective_kernel import SelectiveKernel
 from excite.models.tf_seresnet import GatedConv, TFSEResNet
-from excite.ops import excite_residual, native, norm_relu, spatial_mean
+from excite.ops import excite_residual, native, spatial_mean
+from excite.ops.boundaries import NotScriptable
 from excite.ops.same_padding import SameConv2d, pad_same
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -87,7 +89,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-class FoldedClassifier(nn.Module):
+class FoldedClassifier(NotScriptable):
     """What :func:`fold` gives: (N, in_chans, H, W) of any floating type -> logits (N, K), float32 or float64.
 
     A model made with ``features_only`` gives its list of maps, in ``dtype``. ``forward_features``,
@@ -222,22 +224,25 @@ class _Folder:
                     module.portable = True  # oneDNN's ReLU makes a zero of a NaN: what diverged must not look sound
 
     def _stem(self, net: ResNet) -> None:
-        norm, relu = net.bn1, net.bn1 is not None
+        norm, act = net.bn1, None if net.bn1 is None else net.act1
         if isinstance(net.conv1, nn.Sequential):
-            first, norm1, _, second, norm2, _, last = net.conv1
-            folded = [self.conv(first, norm1, relu=True), self.conv(second, norm2, relu=True)]
-            net.conv1 = nn.Sequential(*folded, self.conv(last, norm, relu=relu))
+            first, norm1, act1, second, norm2, act2, last = net.conv1
+            folded = [self.conv(first, norm1, act1), self.conv(second, norm2, act2)]
+            net.conv1 = nn.Sequential(*folded, self.conv(last, norm, act))
         else:
-            net.conv1 = self.conv(net.conv1, norm, relu=relu)
+            net.conv1 = self.conv(net.conv1, norm, act)
         net.bn1 = None
-        net.feature_info = [{**entry, "module": entry["module"].replace("bn1", "conv1")} for entry in net.feature_info]
+        net.feature_info = [{**entry, "module": entry["module"].replace("act1", "conv1")} for entry in net.feature_info]
 
-    def conv(self, conv: nn.Module, norm: nn.Module | None, *, relu: bool = False) -> "FoldedConv":
-        """``conv``, the norm behind it and a ReLU as one."""
-        assert isinstance(conv, nn.Conv2d)
-        return FoldedConv(conv, norm, relu, self.dtype, self.portable)
+    def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None = None) -> "FoldedConv":
+        """``conv``, the norm behind it and an activation as one."""
+        if not isinstance(conv, nn.Conv2d):
+            raise ExciteError(f"fold knows convolutions, and found a {type(conv).__name__} in the place of one")
+        return FoldedConv(conv, norm, act, self.dtype, self.portable)
 
-    def gate(self, gate: Gate | None) -> "FoldedGate | None":
+    def gate(self, gate: nn.Module | None) -> "FoldedGate | None":
+        if gate is not None and not isinstance(gate, Gate):
+            raise ExciteError(f"fold knows excite's gates, and found a {type(gate).__name__} in the place of one")
         return None if gate is None else FoldedGate(gate, self.dtype, self.portable)
 
 
@@ -262,23 +267,27 @@ class Prepared(NamedTuple):
 
 
 class FoldedConv(nn.Module):
-    """Convolution, addition of a shortcut and ReLU, the last two optional: (N, C, H, W) -> (N, C', H', W').
+    """Convolution, addition of a shortcut and activation, the last two optional: (N, C, H, W) -> (N, C', H', W').
 
     A norm without running statistics cannot be folded, and stays behind the convolution.
 
     Attributes:
         weight, bias: what the norm was folded into; frozen.
         relu: whether it ends with a ReLU.
+        act: what it ends with where that is another activation.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, relu: bool, dtype: torch.dtype, portable: bool) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, norm: nn.Module | None, act: nn.Module | None, dtype: torch.dtype, portable: bool
+    ) -> None:
         super().__init__()
         fixed = isinstance(norm, _BatchNorm) and norm.running_mean is not None
         weight, bias = fold_norm(conv, cast(_BatchNorm, norm), dtype) if fixed else (conv.weight, conv.bias)
         self.weight = nn.Parameter(weight.detach().to(dtype, copy=True), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
         self.norm = None if fixed else norm
-        self.relu = relu
+        self.relu = type(act) is nn.ReLU
+        self.act = None if self.relu else act
         self.stride, self.padding, self.dilation = conv.stride, cast(tuple[int, ...], conv.padding), conv.dilation
         self.groups = conv.groups
         self.pads_same = isinstance(conv, SameConv2d)
@@ -287,9 +296,13 @@ class FoldedConv(nn.Module):
 
     def forward(self, x: Tensor, identity: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
         """``relu(conv(x) + identity)``; with ``overwrite`` the result may be put where ``identity`` is."""
-        return self._run(x, identity, self.relu, overwrite)
+        return self.activate(self._run(x, identity, self.relu, overwrite))
 
-    def without_relu(self, x: Tensor) -> Tensor:
+    def activate(self, y: Tensor) -> Tensor:
+        """The activation that is no ReLU."""
+        return y if self.act is None else self.act(y)
+
+    def without_act(self, x: Tensor) -> Tensor:
         """``conv(x)``."""
         return self._run(x, None, False, False)
 
@@ -395,8 +408,8 @@ class FoldedSelectiveKernel(SelectiveKernel):
         nn.Module.__init__(self)
         self.fused, self.split_input = unit.fused, unit.split_input
         paths = [cast(nn.Sequential, path) for path in unit.paths]
-        self.paths = nn.ModuleList(folder.conv(path[0], path[1], relu=True) for path in paths)
-        self.fc1, self.bn, self.fc2 = unit.fc1, unit.bn, unit.fc2
+        self.paths = nn.ModuleList(folder.conv(path[0], path[1], unit.act) for path in paths)
+        self.fc1, self.bn, self.fc2, self.act = unit.fc1, unit.bn, unit.fc2, unit.act
 
     def _path(self, path: nn.Module, x: Tensor) -> Tensor:
         return path(x)
@@ -405,7 +418,7 @@ class FoldedSelectiveKernel(SelectiveKernel):
         return super()._select(squeezed.to(self.fc1.weight.dtype))
 
 
-class FoldedBlock(nn.Module):
+class FoldedBlock(NotScriptable):
     """A residual block of any kind, as :class:`excite.models.blocks.ResidualBlock` computes it in evaluation mode.
 
     The parts have the names that they have there. ``norm`` is a pre-activation block's first.
@@ -418,12 +431,15 @@ class FoldedBlock(nn.Module):
         count = 3 if "conv3" in parts else 2
         preact = not block.last_relu
         self.norm = parts["bn1"] if preact else None
+        self.act = block.act
         for i in range(1, count + 1):
             conv, norm = parts[f"conv{i}"], parts.get(f"bn{i + preact}")
             if isinstance(conv, SelectiveKernel):
                 self.add_module(f"conv{i}", FoldedSelectiveKernel(conv, folder))
             else:
-                self.add_module(f"conv{i}", folder.conv(conv, norm, relu=i < count or block.last_relu))
+                self.add_module(
+                    f"conv{i}", folder.conv(conv, norm, block.act if i < count or block.last_relu else None)
+                )
         self.gate = folder.gate(block.gate)
         self.downsample = block.downsample
         if isinstance(block.downsample, nn.Sequential):
@@ -433,7 +449,7 @@ class FoldedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = x
         if self.norm is not None:
-            active = self.norm(x).relu() if self.portable else norm_relu(x, self.norm)
+            active = self.act(self.norm(x)) if self.portable else norm_act(x, self.norm, self.act, "auto")
         y = self.gate(active) if self.gate is not None and self.position == "pre" else active
         for conv in self.convs[:-1]:
             y = conv(y)
@@ -451,9 +467,9 @@ class FoldedBlock(nn.Module):
             out = last(y, identity, overwrite=isinstance(self.downsample, FoldedConv))
             return out if gate is None or self.position == "pre" else gate(out)
         if self.position == "identity":
-            return excite_residual(identity, gate.scale(identity), last.without_relu(y), last.relu)
-        z = last.without_relu(y)
-        return excite_residual(z, gate.scale(z), identity, last.relu)
+            return last.activate(excite_residual(identity, gate.scale(identity), last.without_act(y), last.relu))
+        z = last.without_act(y)
+        return last.activate(excite_residual(z, gate.scale(z), identity, last.relu))
 
 
 def _means(x: Tensor, portable: bool) -> Tensor:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import GateSpec
-from excite.models.base import Classifier
+from excite.models.activation import activation, norm_act
+from excite.models.base import Classifier, Stage
 from excite.models.blocks import (
     BLOCKS,
     POSITIONS,
@@ -20,7 +21,6 @@ from excite.models.blocks import (
 )
 from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
-from excite.ops import norm_relu
 
 #: Batch norm's momentum in PyTorch, where a module is given none.
 TORCH_MOMENTUM = 0.1
@@ -50,10 +50,15 @@ class ResNet(Classifier):
       have it, where an even map gets a row of zeros less at the top and left than at the bottom and right.
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
       Caffe).
+    - ``output_stride``: 32, or 16 or 8: the last stages then have dilated convolutions in place of their strides, with
+      the same weights (as timm has it; Yu, Koltun, Funkhouser, arXiv 1705.09914). Not for CIFAR stems, whose maps are a
+      fourth of the image at the end, nor with ``block_conv``.
     - ``block_conv``: "sk", or a table with that name and options, puts selective kernels (see
       ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
       basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
     - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
+    - ``act_layer``: the activation behind norms and additions, "relu" or another of
+      ``excite.models.activation.ACTIVATIONS``; the gates keep their own. Only ReLUs are part of the two-pass form.
     - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included. With 0.1, PyTorch's own momentum and the
       default, a gate that comes with another one keeps it (CBAM: 0.01).
     - ``init``: "he_normal" (convolutions He-normal over fan-out, dense layer as PyTorch has it, gates as they start by
@@ -98,9 +103,11 @@ class ResNet(Classifier):
         stride_on: str = "conv2",
         down_kernel: int = 1,
         shortcut: str = "conv",
+        output_stride: int = 32,
         block_conv: BlockConvSpec | None = None,
         gate: GateSpec | None = None,
         gate_position: str = "standard",
+        act_layer: str = "relu",
         bn_eps: float = 1e-5,
         bn_momentum: float = TORCH_MOMENTUM,
         init: str = "he_normal",
@@ -117,8 +124,10 @@ class ResNet(Classifier):
         check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
         preact = block.startswith("pre")
         size = image_shape = as_size(image_size)
-        self.conv1, size = _stem(stem, in_chans, stem_width, size)
+        self.conv1, size = _stem(stem, in_chans, stem_width, size, act_layer)
         self.bn1: nn.Module | None = None if preact else nn.BatchNorm2d(stem_width)
+        if not preact:
+            self.act1 = activation(act_layer)
         self.maxpool: nn.Module | None = None
         if stem != "cifar":
             self.maxpool = nn.MaxPool2d(3, 2, padding=1) if max_pool == "pad1" else nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -127,24 +136,33 @@ class ResNet(Classifier):
         if preact and kernels is not None:
             raise ExciteError("block_conv: pre-activation blocks have no place for selective kernels")
         options = BlockOptions(
-            gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels
+            gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels, act_layer
         )
         channels, stride = stem_width, 1 if stem == "cifar" else 2
-        maps = [(channels, stride, "bn1" if not preact else "conv1")]
+        maps = [(channels, stride, "act1" if not preact else "conv1")]
         stride = 1 if stem == "cifar" else 4
+        check_output_stride(output_stride, stem, kernels is not None)
         index, total = 0, sum(layers)
+        first = dilation = 1
         self.num_stages = len(layers)
         for i, (planes, count) in enumerate(zip(widths, layers, strict=True)):
             blocks: list[nn.Module] = []
+            entry = 2 if i > 0 else 1
+            if entry > 1 and stride >= output_stride:
+                dilation, entry = dilation * 2, 1
             for j in range(count):
-                step = 2 if i > 0 and j == 0 else 1
+                step = entry if j == 0 else 1
                 rate = drop_path_rate * index / max(total - 1, 1)
-                unit = BLOCKS[block](channels, planes, step, size, options, rate)
+                spread = {} if preact else {"dilation": (first, dilation)}
+                unit = BLOCKS[block](channels, planes, step, size, options, rate, **spread)
                 blocks.append(unit)
+                first = dilation
                 channels, size, stride, index = planes * unit.expansion, unit.out_size, stride * step, index + 1
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            maps.append((channels, stride, f"layer{i + 1}"))
+            self.add_module(f"layer{i + 1}", Stage(*blocks))
+            maps.append((channels, stride, "act" if preact and i + 1 == len(layers) else f"layer{i + 1}"))
         self.norm: nn.Module | None = nn.BatchNorm2d(channels) if preact else None
+        if preact:
+            self.act = activation(act_layer)
         self._finish(maps=maps, num_classes=num_classes, in_chans=in_chans, image_size=image_shape, drop_rate=drop_rate)
         set_batch_norms(self, bn_eps, bn_momentum)
         set_conv_padding(self, conv_padding)
@@ -157,7 +175,7 @@ class ResNet(Classifier):
 
     def stem_map(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
-        return x if self.bn1 is None else norm_relu(x, self.bn1, fused=self.fused)
+        return x if self.bn1 is None else norm_act(x, self.bn1, self.act1, self.fused)
 
     def before_stages(self, x: Tensor) -> Tensor:
         return x if self.maxpool is None else self.maxpool(x)
@@ -166,7 +184,7 @@ class ResNet(Classifier):
         return [self.get_submodule(f"layer{i + 1}") for i in range(self.num_stages)]  # type: ignore[misc]
 
     def after_stages(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else norm_relu(x, self.norm, fused=self.fused)
+        return x if self.norm is None else norm_act(x, self.norm, self.act, self.fused)
 
 
 def check_choices(**options: str) -> None:
@@ -174,6 +192,14 @@ def check_choices(**options: str) -> None:
         allowed = CHOICES[option]
         if value not in allowed:
             raise ExciteError(f"{option} is one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}")
+
+
+def check_output_stride(output_stride: int, stem: str, selective: bool) -> None:
+    if output_stride not in (8, 16, 32):
+        raise ExciteError(f"output_stride is 32, 16 or 8, not {output_stride!r}")
+    if output_stride != 32 and (stem == "cifar" or selective):
+        why = "selective kernels have dilations of their own" if selective else "a CIFAR net's last map has stride 4"
+        raise ExciteError(f"output_stride {output_stride} is not for this network: {why}; leave it out")
 
 
 def check_rates(**rates: float) -> None:
@@ -191,15 +217,16 @@ def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
                 module.momentum = momentum
 
 
-def _stem(kind: str, in_chans: int, width: int, size: Size) -> tuple[nn.Module, Size]:
+def _stem(kind: str, in_chans: int, width: int, size: Size, act_layer: str) -> tuple[nn.Module, Size]:
     """Everything before the stem's last norm, and the map's size after it."""
     if kind == "conv7":
         return conv(in_chans, width, 7, 2), out_size(size, 7, 2, 3)
     if kind == "cifar":
         return conv(in_chans, width, 3), size
     half = width // 2
-    layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), nn.ReLU(inplace=True)]
-    layers += [conv(half, half, 3), nn.BatchNorm2d(half), nn.ReLU(inplace=True), conv(half, width, 3)]
+    # Not in place, which backward hooks on the norms would not stand.
+    layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), activation(act_layer)]
+    layers += [conv(half, half, 3), nn.BatchNorm2d(half), activation(act_layer), conv(half, width, 3)]
     return nn.Sequential(*layers), out_size(size, 3, 2, 1)
 
 

@@ -7,19 +7,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from excite.errors import ExciteError, nearest
 from excite.gates.base import in_gate_precision
 from excite.gates.squeeze_excite import squeeze_width
+from excite.models.activation import activation, norm_act
 from excite.models.convolution import conv
-from excite.ops import excite_residual, norm_relu, spatial_mean
+from excite.ops import excite_residual, spatial_mean
+from excite.ops.boundaries import NotScriptable, is_plain
 
 #: ``"sk"``, or ``{"name": "sk", "reduction": 8}``.
 BlockConvSpec = str | Mapping[str, Any]
+#: Arguments that blocks give, and no table.
+_OF_THE_BODY = ("stride", "groups", "act_layer")
 
 
-class SelectiveKernel(nn.Module):
+class SelectiveKernel(NotScriptable):
     """Convolutions of several kernel sizes on the same map, weighed per image and channel by what all of them found.
 
         U[m] = relu(BN(conv[m](x)))                                         M paths, (N, C, H, W) each
@@ -58,6 +61,7 @@ class SelectiveKernel(nn.Module):
         reduction: int = 16,
         min_width: int = 32,
         split_input: bool = False,
+        act_layer: str = "relu",
     ) -> None:
         super().__init__()
         sizes = _check_sizes(kernel_sizes)
@@ -73,28 +77,31 @@ class SelectiveKernel(nn.Module):
             layer = conv(in_channels // parts, channels, kernel, stride, groups, dilation)
             self.paths.append(nn.Sequential(OrderedDict(conv=layer, bn=nn.BatchNorm2d(channels))))
         width = max(squeeze_width(channels, reduction), min_width)
+        self.act = activation(act_layer)
         self.fc1 = nn.Linear(channels, width, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.fc2 = nn.Linear(width, len(sizes) * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         inputs = x.chunk(len(self.paths), 1) if self.split_input else [x] * len(self.paths)
-        maps = [self._path(cast(nn.Sequential, path), part) for path, part in zip(self.paths, inputs, strict=True)]
+        maps = [self._path(cast(nn.Sequential, path), inputs[m]) for m, path in enumerate(self.paths)]
         # The mean of the sum is the sum of the means: the sum of the maps is never made.
         weights = in_gate_precision(self._select, torch.stack([spatial_mean(u) for u in maps]).sum(0))
         out = None
-        for u, weight in zip(maps, weights.unbind(1), strict=True):
-            out = excite_residual(u, weight, out, fused=self.fused)
+        for m, u in enumerate(maps):
+            out = excite_residual(u, weights[:, m], out, fused=self.fused)
         assert out is not None
         return out
 
     def _path(self, path: nn.Sequential, x: Tensor) -> Tensor:
-        return norm_relu(path[0](x), path[1], fused=self.fused)
+        if not is_plain(path, nn.Sequential):
+            return self.act(path(x))
+        return norm_act(path[0](x), path[1], self.act, self.fused)
 
     def _select(self, squeezed: Tensor) -> Tensor:
         """(N, C) -> (N, M, C), which add up to 1 over M."""
         hidden = self.bn(self.fc1(squeezed)[:, :, None, None]).flatten(1)
-        return self.fc2(F.relu(hidden)).unflatten(1, (len(self.paths), -1)).softmax(1)
+        return self.fc2(self.act(hidden)).unflatten(1, (len(self.paths), -1)).softmax(1)
 
 
 def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
@@ -110,7 +117,7 @@ def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
     if name != "sk":
         raise ExciteError(f"block_conv is 'sk' or a table with name: sk and its options, not {spec!r}")
     parameters = inspect.signature(SelectiveKernel).parameters.values()
-    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("stride", "groups")]
+    allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OF_THE_BODY]
     for option in table:
         if option not in allowed:
             raise ExciteError(

@@ -7,16 +7,19 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import GateSpec, create_gate
-from excite.models.base import Classifier
+from excite.gates.base import must_be_called
+from excite.models.activation import activation, norm_act
+from excite.models.base import Classifier, Stage
 from excite.models.blocks import Size, as_size, out_size
 from excite.models.resnet import check_rates, set_batch_norms
-from excite.ops import excite_residual, norm_excite_residual, norm_relu
+from excite.ops import excite_residual, norm_excite_residual
+from excite.ops.boundaries import NotScriptable, is_plain
 
 #: The reference's gate. ``gate=None`` is the ungated twin, which the reference does not have.
 SE_WITHOUT_BIAS = {"name": "se", "bias": False}
 
 
-class GatedConv(nn.Module):
+class GatedConv(NotScriptable):
     """BN, ReLU, "same" convolution with bias, gate; the first two optional."""
 
     fused: str = "auto"
@@ -52,7 +55,7 @@ class GatedConv(nn.Module):
         return y if self.gate is None else self.gate(y)
 
 
-class TFBottleneck(nn.Module):
+class TFBottleneck(NotScriptable):
     """Three gated convolutions, 1x1 (with the stride), 3x3, 1x1, plus the shortcut; nothing after the addition.
 
     The last unit's scale goes into the addition. A projection is a gated convolution without BN and ReLU.
@@ -81,8 +84,11 @@ class TFBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
-        y = self.unit3.before_gate(self.unit2(self.unit1(x)))
-        return excite_residual(y, None if self.unit3.gate is None else self.unit3.gate.scale(y), identity)
+        y, unit3 = self.unit2(self.unit1(x)), self.unit3
+        if not is_plain(unit3, GatedConv) or (unit3.gate is not None and must_be_called(unit3.gate)):
+            return excite_residual(unit3(y), None, identity)
+        y = unit3.before_gate(y)
+        return excite_residual(y, None if unit3.gate is None else unit3.gate.scale(y), identity)
 
 
 class TFSEResNet(Classifier):
@@ -124,9 +130,10 @@ class TFSEResNet(Classifier):
                 block = TFBottleneck(channels, planes, width, stride, gate, size, first=i == j == 0)
                 blocks.append(block)
                 channels, size, strides = width, block.out_size, strides * stride
-            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-            maps.append((channels, strides, f"layer{i + 1}"))
+            self.add_module(f"layer{i + 1}", Stage(*blocks))
+            maps.append((channels, strides, f"layer{i + 1}" if i < 2 else "act"))
         self.norm = nn.BatchNorm2d(channels)
+        self.act = activation("relu")
         self._finish(
             maps=maps,
             num_classes=num_classes,
@@ -145,7 +152,7 @@ class TFSEResNet(Classifier):
         return [self.get_submodule(f"layer{i}") for i in (1, 2, 3)]  # type: ignore[misc]
 
     def after_stages(self, x: Tensor) -> Tensor:
-        return norm_relu(x, self.norm, fused=self.fused)
+        return norm_act(x, self.norm, self.act, self.fused)
 
 
 def _he_normal(model: nn.Module) -> None:

@@ -6,8 +6,9 @@ Why not ``x.mean((2, 3))`` and ``(x * s + identity).relu()``: on a CPU in channe
 positions is slow (16x256x56x56 bf16 on 2 cores: 22.7 ms; as a matrix product with ones 2.1; as a pooling over the
 whole map 0.66, which is what is done here); and left to autograd, every multiply, add and sum of the block's end saves
 or makes a tensor of the block's size. Both are written out here once, with their backward passes, and `benchmarks/`
-measures them. Under ``torch.compile`` the textbook form is left for Inductor to fuse. That form,
-``excite.ops.reference``, is what these are tested against.
+measures them. Under ``torch.compile`` the textbook form is left for Inductor to fuse, and
+for ``torch.jit.trace`` and ``torch.fx`` to write down. That form, ``excite.ops.reference``, is what these are tested
+against.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native, reference
+from excite.ops.boundaries import is_traced, one_node
 
 
 def _sum_positions(x: Tensor) -> Tensor:
@@ -109,6 +111,7 @@ def _tracked(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+@one_node
 def spatial_mean(x: Tensor) -> Tensor:
     """The squeeze: mean over positions (SE paper, section 3.1).
 
@@ -118,11 +121,12 @@ def spatial_mean(x: Tensor) -> Tensor:
     Returns:
         (N, C) in x's dtype, accumulated in float32.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(x):
         return reference.spatial_mean(x)
     return _SpatialMean.apply(x) if _tracked(x) else _SpatialMean.forward(_NoContext(), x)
 
 
+@one_node
 def excite_residual(
     x: Tensor,
     scale: Tensor | None = None,
@@ -142,7 +146,7 @@ def excite_residual(
     Returns:
         (N, C, H, W) in x's dtype.
     """
-    if torch.compiler.is_compiling():
+    if is_traced(x):
         return reference.excite_residual(x, scale, identity, relu)
     if identity is not None and identity.dtype != x.dtype:
         identity = identity.to(x.dtype)
@@ -173,6 +177,7 @@ class _NativeGather(torch.autograd.Function):
         return grad_x, grad_weight
 
 
+@one_node
 def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
     """A depth-wise convolution over the whole map: one dot product per image and channel.
 
@@ -183,7 +188,7 @@ def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (N, C) in x's dtype.
     """
-    if not torch.compiler.is_compiling() and weight.dtype is not torch.float64 and native.takes(x):
+    if not is_traced(x) and weight.dtype is not torch.float64 and native.takes(x):
         return _NativeGather.apply(x, weight.float().permute(1, 2, 0).contiguous()).to(x.dtype)
     # As a matrix product it takes a half to a fifth of the time of a depth-wise convolution with so large a kernel
     # (CPU, both passes, 7 to 56 pixels).

@@ -37,6 +37,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, nearest
 from excite.ops import native, plain, triton_kernels
+from excite.ops.boundaries import is_plain, is_recorded
 from excite.ops.excitation import excite_residual, spatial_mean
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums, Statistics
 from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
@@ -48,6 +49,7 @@ MODES = ("auto", "on", "plain", "off")
 #: docs/free-excitation.md.
 AUTO_TAKES_TRITON = False
 Excitation = Callable[[Tensor], Tensor]
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
 
 
 class BackwardPasses(Protocol):
@@ -138,7 +140,8 @@ def norm_excite_residual(
 def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
     """``relu(norm(y))``: (N, C, H, W) -> (N, C, H, W); see :func:`norm_excite_residual`."""
     if not torch.compiler.is_compiling() and _choose(y, norm, fused) is None:
-        return F.relu(norm(y), inplace=True)
+        # In place only where nobody can have kept what the norm gave.
+        return F.relu(norm(y), inplace=is_plain(norm, *_NORMS))
     return norm_excite_residual(y, norm, relu=True, fused=fused)
 
 
@@ -147,7 +150,7 @@ def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
 
 def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
     """Who runs the passes; None for the textbook form."""
-    if fused == "off" or not _is_batch_norm(norm):
+    if fused == "off" or is_recorded(y) or not _is_batch_norm(norm):
         return None
     differentiated = torch.is_grad_enabled() and (y.requires_grad or norm.weight.requires_grad)
     if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, autograd has it
@@ -201,12 +204,7 @@ for _constant in (_native_available, _triton_available, _is_exporting):
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
     """Exactly a batch norm as PyTorch has it (no parametrised or derived one), that nobody listens to."""
-    return (
-        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
-        and norm.weight is not None
-        and norm.running_mean is not None
-        and not (norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks)
-    )
+    return is_plain(norm, *_NORMS) and norm.weight is not None and norm.running_mean is not None
 
 
 def _go_together(norm: Any, other: nn.Module, passes: Passes | None) -> bool:

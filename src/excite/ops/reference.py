@@ -4,10 +4,18 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from excite.ops.boundaries import one_node
+
 
 def spatial_mean(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C): the mean over positions."""
     return x.mean((2, 3))
+
+
+@one_node
+def over_positions(scale: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, 1), which broadcasts against a map; any other as it is."""
+    return scale[:, :, None, None] if scale.ndim == 2 else scale
 
 
 def excite_residual(
@@ -15,7 +23,7 @@ def excite_residual(
 ) -> Tensor:
     """``relu(x * scale + identity)``, each part optional; ``x`` (N, C, H, W), ``scale`` (N, C) or broadcastable."""
     if scale is not None:
-        x = x * (scale[:, :, None, None] if scale.ndim == 2 else scale).to(x.dtype)
+        x = x * over_positions(scale).to(x.dtype)
     if identity is not None:
         x = x + identity.to(x.dtype)
     return x.relu() if relu else x

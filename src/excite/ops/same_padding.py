@@ -3,7 +3,10 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from excite.ops.boundaries import one_node
 
+
+@one_node
 def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
     """(N, C, H, W) with zeros around it, so that a convolution of that kernel and stride gives ceil(H / stride) rows.
 

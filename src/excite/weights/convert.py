@@ -485,12 +485,15 @@ def check_blocks(model: Classifier, source: str, name: str, options: Mapping[str
         gated: whether that one has gates, if only such as have no tensors.
 
     Raises:
-        ExciteError: they stand elsewhere, or see something else.
+        ExciteError: they stand elsewhere, or see something else; or the activation is another.
     """
     wanted = options.get("gate_position", _of_variant(name, "gate_position", "standard"))
     found = setting(model, "gate_position", "standard")
     if wanted != found and model.gate_spec is not None and gated:
         raise ExciteError(f"{source} has its gates at the position {wanted!r}, this network at {found!r}")
+    act, own_act = options.get("act_layer", "relu"), setting(model, "act_layer", "relu")
+    if act != own_act:  # activations have no tensors
+        raise ExciteError(f"{source} has act_layer {act!r}, this network {own_act!r}: not the same network")
     theirs = options.get("block_conv", _of_variant(name, "block_conv", None))
     check_kernels(setting(model, "block_conv", None), theirs, source)
 

@@ -1,0 +1,47 @@
+"""Activations behind norms and additions: a ReLU as a rule, which the fused operators bring along."""
+
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from excite.errors import ExciteError, nearest
+from excite.ops import norm_excite_residual, norm_relu
+from excite.ops.boundaries import is_plain, is_symbolic
+
+ACTIVATIONS: dict[str, Any] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "mish": nn.Mish,
+    "hard_swish": nn.Hardswish,
+}
+
+
+def check_activation(name: str) -> str:
+    """``name`` as it is. Raises ExciteError where it is none of ``ACTIVATIONS``."""
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ExciteError(f"act_layer is one of {known}, not {name!r}{nearest(str(name), ACTIVATIONS)}")
+    return name
+
+
+def activation(name: str) -> nn.Module:
+    """A module of that name. Raises ExciteError where there is none."""
+    return ACTIVATIONS[check_activation(name)]()
+
+
+def rides_along(act: nn.Module) -> bool:
+    """Whether ``act`` is the ReLU that the operators of ``excite.ops`` have inside, and nobody hears it."""
+    return is_plain(act, nn.ReLU)
+
+
+def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, fused: str) -> Tensor:
+    """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in one pass where ``act`` rides along."""
+    if rides_along(act) and not is_symbolic(y):
+        return norm_relu(y, norm, fused=fused)
+    return act(norm_excite_residual(y, norm, fused=fused))
