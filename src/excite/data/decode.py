@@ -252,7 +252,9 @@ def eval_transform(image: Image.Image, size: int, crop_pct: float, interpolation
         height, width = resized_shape(image.height, image.width, size, crop_pct)
         left, top = crop_offset(width, size), crop_offset(height, size)
         if height * width > _WHOLE * size * size:
-            return _thin(image, Span(image.height, height, top, size), Span(image.width, width, left, size), interpolation)
+            return _thin(
+                image, Span(image.height, height, top, size), Span(image.width, width, left, size), interpolation
+            )
         image = image.resize((width, height), FILTERS[interpolation])
         image = image.crop((left, top, left + size, top + size))
     return _pixels(image)

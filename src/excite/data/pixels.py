@@ -85,14 +85,18 @@ def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
             if 256 not in tags or not samples:
                 return None
             colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 1))
-            sample = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(tags.get(_SAMPLE_FORMAT, (1,))[0], "")
+            sample = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(
+                tags.get(_SAMPLE_FORMAT, (1,))[0], ""
+            )
     except Exception:  # a damaged one: that it is damaged is said elsewhere
         return None
     if colours is not None and samples > colours + 1:
         return _too_many(samples, colours)
     bands = f"{samples} band{'s' if samples > 1 else ''} of {max(bits)} {sample}bits"
     kind = tags.get(_PHOTOMETRIC)
-    return f"it is a TIFF with {bands} (photometric {kind}), which is not read here; save it as gray or RGB, 8 or 16 bits"
+    return (
+        f"it is a TIFF with {bands} (photometric {kind}), which is not read here; save it as gray or RGB, 8 or 16 bits"
+    )
 
 
 def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white: int) -> Image.Image:
@@ -146,7 +150,8 @@ def deep_values(source: str | os.PathLike[str] | bytes, image: Image.Image) -> n
     with open_image(source) as twin:
         tiles: Any = twin
         tiles.tile = [
-            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other) for tile in tiles.tile
+            tile._replace(args=(other, *tile.args[1:]) if isinstance(tile.args, tuple) else other)
+            for tile in tiles.tile
         ]
         twin.load()
         low = np.asarray(twin).astype(np.uint16)

@@ -20,7 +20,9 @@ LOOKED_AT, DECODED = 4096, 256
 Answer = TypeVar("Answer")
 
 
-def with_white(data: DataConfig, train: FileImages, val: FileImages, every: bool = False) -> tuple[DataConfig, list[str]]:
+def with_white(
+    data: DataConfig, train: FileImages, val: FileImages, every: bool = False
+) -> tuple[DataConfig, list[str]]:
     """The same description of the data with `white` filled in, and what a user should know of it.
 
     The smallest of 2**8 - 1, 2**10 - 1 ... 2**16 - 1 that holds the largest value of the training images. Both parts
@@ -37,7 +39,11 @@ def with_white(data: DataConfig, train: FileImages, val: FileImages, every: bool
         white = next(2**bits - 1 for bits in DEPTHS if (found or FULL_WHITE) < 2**bits)
         data = data.model_copy(update={"white": white})
         if white != FULL_WHITE:
-            images = f"a sample of {deep:,} 16-bit training images uses" if sampled else f"{deep:,} 16-bit training images use"
+            images = (
+                f"a sample of {deep:,} 16-bit training images uses"
+                if sampled
+                else f"{deep:,} 16-bit training images use"
+            )
             said.append(
                 f"{images} at most {found} of {FULL_WHITE}: {white} is taken as white (data.white={white}), larger values "
                 f"are clipped; data.white={FULL_WHITE} turns this off"
