@@ -64,11 +64,11 @@ _NEVER = (
     ".jxl .jxr .kdc .kra .lif .lsm .mef .mha .mhd .mng .mos .mrw .mrxs .msp .nd2 .ndpi .nef .nii .npy .npz .nrrd "
     ".nrw .oib .oif .orf .pam .pcd .pct .pdf .pef .pfm .pic .pict .ps .psb .psd .pxr .raf .raw .rw2 .rwl .scn "
     ".sr2 .srf .srw .svg .svgz .svs .vsi .wbmp .wdp .wmf .wpg .x3f .xbm .xcf .xpm"
-).split()  # noqa: SIM905
+)
 
 #: Endings of images that are not read here -> the line to type that changes it, "" where there is none.
 UNREAD: dict[str, str] = (
-    dict.fromkeys(_NEVER, "")
+    dict.fromkeys(_NEVER.split(), "")
     | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, "pip install 'excite[heif]'"))
     | {ending: "pip install --upgrade pillow" for kind in _MISSING for ending in _BY_CONTENT[kind]}
 )
