@@ -243,7 +243,7 @@ def test_tensor_resize_equals_pillow(interpolation: str):
         noise = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255  # the hardest case: overshoot everywhere
         expected = np.asarray(Image.fromarray(noise).resize((new_width, new_height), kind)).astype(int)
         got = resize_tensor(torch.from_numpy(noise).permute(2, 0, 1)[None], new_height, new_width, interpolation)
-        assert np.abs(got[0].permute(1, 2, 0).numpy() - expected).max() <= 1, (height, width, new_height, new_width)
+        assert (got[0].permute(1, 2, 0).numpy() == expected).all(), (height, width, new_height, new_width)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -260,6 +260,87 @@ def test_eval_transform_on_tensors_equals_the_one_on_images(interpolation: str):
         got = eval_transform_tensor(torch.from_numpy(image).permute(2, 0, 1)[None], size, crop_pct, interpolation)
         assert got.shape == (1, 3, size, size)
         assert np.abs(got[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+def resized_whole(image: Image.Image, size: int, crop_pct: float, interpolation: str) -> np.ndarray:
+    """The plain recipe: resize everything, then crop."""
+    height, width = resized_shape(image.height, image.width, size, crop_pct)
+    image = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_resizing_only_what_the_crop_needs_gives_the_same_pixels(interpolation: str):
+    rng = np.random.default_rng(4)
+    shapes = [(1, 2000), (2, 900), (3, 41), (7, 100), (40, 700), (90, 1300), (60, 90), (33, 32), (1, 1), (5, 61)]
+    for height, width in [*shapes, *(shape[::-1] for shape in shapes)]:
+        for size, crop_pct in ((32, 0.875), (31, 0.9), (8, 1.0), (20, 0.3), (1, 0.5)):
+            noise = rng.integers(0, 2, (height, width, 3), dtype=np.uint8) * 255
+            expected = resized_whole(Image.fromarray(noise), size, crop_pct, interpolation)
+            what = f"{height} x {width} to {size} with {crop_pct}"
+            got = eval_transform(Image.fromarray(noise), size, crop_pct, interpolation)
+            np.testing.assert_array_equal(got, expected, what)
+            tensor = torch.from_numpy(noise).permute(2, 0, 1)[None]
+            on_tensors = eval_transform_tensor(tensor, size, crop_pct, interpolation)[0].permute(1, 2, 0)
+            np.testing.assert_array_equal(on_tensors.numpy(), expected, what)
+            gray = eval_transform(Image.fromarray(noise[:, :, 0]), size, crop_pct, interpolation)
+            np.testing.assert_array_equal(gray[:, :, 0], expected[:, :, 0], what)
+
+
+@pytest.mark.parametrize("shape", [(1, 30000), (30000, 1), (2, 3_000_000), (1, 60_000_000)])
+def test_thin_images_take_no_more_memory_than_others(shape: tuple[int, int], monkeypatch):
+    resize = Image.Image.resize
+
+    def bounded(self, size, *args, **kwargs):
+        assert size[0] * size[1] < 1_000_000, size
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", bounded)
+    image = Image.new("L", shape, 77)
+    assert (eval_transform(image, 224, 0.875, "bicubic") == 77).all()
+    assert (
+        random_resized_crop(image, np.random.default_rng(0), (0.08, 1.0), (3 / 4, 4 / 3), 224, "bicubic") == 77
+    ).all()
+    if max(shape) < 100_000:
+        tensor = torch.full((1, 1, *shape), 77, dtype=torch.uint8)
+        assert (eval_transform_tensor(tensor, 224, 0.875, "bicubic") == 77).all()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OverflowError("too large"), ValueError("odd"), RecursionError("deep")]
+)
+def test_whatever_goes_wrong_with_an_image_is_a_bad_image(error: Exception, tmp_path, monkeypatch):
+    from excite.data import loader as loaders
+    from excite.data import preprocessing as prepared
+    from excite.data.config import AugmentConfig, DataConfig
+    from excite.data.folder import decode_all
+    from excite.data.images import FileImages
+
+    path = tmp_path / "a.png"
+    Image.fromarray(PICTURE).save(path)
+
+    def fail(*args, **kwargs):
+        raise error
+
+    files = FileImages([str(path)], [0])
+    data = DataConfig(source="folder", root=str(tmp_path), image_size=16, on_bad_val="skip")
+    for module, name in ((prepared, "eval_transform"), (loaders, "eval_transform"), (loaders, "random_resized_crop")):
+        monkeypatch.setattr(module, name, fail)
+    preprocessing = Preprocessing(16, 0.875, "bicubic", (0.1,), (0.4,), 1)
+    with pytest.raises(BadImageError) as caught:
+        preprocessing.load(path)
+    assert caught.value.path == str(path)
+    with pytest.raises(ExciteError, match="none of 1 images can be read"):
+        decode_all(files, preprocessing, data.max_pixels, "skip")
+    for augment in (None, AugmentConfig(crop="random_resized"), AugmentConfig()):
+        decoded = loaders.FileDecoder(files, data, augment, 0)[loaders.Request(0, [0])]
+        assert decoded.bad[0][0] == str(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "load", fail)
+        patch.setattr("PIL.ImageFile.ImageFile.load", fail)
+        with pytest.raises(BadImageError):
+            load_image(path)
 
 
 def test_an_image_of_the_right_size_is_left_alone():

@@ -94,7 +94,7 @@ class DataConfig(_Strict):
         default=None,
         ge=1,
         le=65535,
-        description="White in images of 16 bits a channel (folder only); null: from the training images' largest value.",
+        description="White in images of 16 bits a channel (folder only); null: by the training images' largest value.",
     )
     max_pixels: int = Field(
         default=PILLOW_LIMIT, ge=1, le=PILLOW_LIMIT, description="Larger images count as broken, before decoding."

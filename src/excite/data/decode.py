@@ -255,9 +255,9 @@ def crop_offset(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-# An image is resized whole and then cropped, by Pillow, unless that makes more than so many times the pixels of the result.
-# From there on (about 12 : 1 with crop_pct 0.875) only what the crop needs is computed: 1 x 30000 pixels would else become
-# 256 x 7,680,000.
+# An image is resized whole and then cropped, by Pillow, unless that makes more than so many times the pixels of the
+# result. From there on (about 12 : 1 with crop_pct 0.875) only what the crop needs is computed: 1 x 30000 pixels would
+# else become 256 x 7,680,000.
 _WHOLE = 16
 
 
@@ -286,7 +286,7 @@ class Span(NamedTuple):
     length: int  # of the image
     resized: int  # after the resize, before the crop
     first: int  # of the resized pixels inside the crop
-    count: int  # of these
+    wanted: int  # of these
 
     def window(self, interpolation: Interpolation) -> tuple[int, int]:
         """Pixels of the image, from and up to, that the crop depends on."""
@@ -347,19 +347,19 @@ def _round(values: torch.Tensor) -> torch.Tensor:
 
 
 def _taps(span: Span, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres of the wanted pixels on the image, and which of its pixels each depends on, from and up to: three (count,).
+    """Centres of the wanted pixels on the image, and which of its pixels each depends on, from and up to.
 
-    As in Pillow's libImaging/Resample.c, precompute_coeffs.
+    Three arrays (wanted,). As in Pillow's libImaging/Resample.c, precompute_coeffs.
     """
     scale = span.length / span.resized
     support = (2.0 if interpolation == "bicubic" else 1.0) * max(scale, 1.0)
-    centre = (np.arange(span.first, span.first + span.count) + 0.5) * scale
+    centre = (np.arange(span.first, span.first + span.wanted) + 0.5) * scale
     first = np.trunc(np.maximum(centre - support + 0.5, 0)).astype(np.int64)
     return centre, first, np.trunc(np.minimum(centre + support + 0.5, span.length)).astype(np.int64)
 
 
 def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (count, window).
+    """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (wanted, window).
 
     Rounded to multiples of 2**-22 as Pillow's are, so that products with uint8 are exact in float64.
     """

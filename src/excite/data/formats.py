@@ -13,6 +13,8 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 from PIL import Image, features
@@ -57,16 +59,16 @@ EXTENSIONS: frozenset[str] = frozenset(
 
 # Images of other programs and trades, for which a folder's reader should say that it leaves them out.
 _NEVER = (
-    ".3fr .ai .arw .blp .cdr .cin .cr2 .cr3 .crw .cur .cut .cxr .czi .dcm .dcr .dcx .dicom .djvu .dng .dpx .emf .eps .erf .exr"
-    " .fit .fits .fli .flif .fts .h5 .hdf5 .hdr .icns .iiq .im .img .indd .jbig .jbig2 .jng .jpm .jxl .jxr .kdc .kra"
-    " .lif .lsm .mef .mha .mhd .mng .mos .mrw .mrxs .msp .nd2 .ndpi .nef .nii .npy .npz .nrrd .nrw .oib .oif .orf .pam"
-    " .pcd .pct .pdf .pef .pfm .pic .pict .ps .psb .psd .pxr .raf .raw .rw2 .rwl .scn .sr2 .srf .srw .svg .svgz .svs"
-    " .vsi .wbmp .wdp .wmf .wpg .x3f .xbm .xcf .xpm"
-).split()
+    ".3fr .ai .arw .blp .cdr .cin .cr2 .cr3 .crw .cur .cut .cxr .czi .dcm .dcr .dcx .dicom .djvu .dng .dpx .emf "
+    ".eps .erf .exr .fit .fits .fli .flif .fts .h5 .hdf5 .hdr .icns .iiq .im .img .indd .jbig .jbig2 .jng .jpm "
+    ".jxl .jxr .kdc .kra .lif .lsm .mef .mha .mhd .mng .mos .mrw .mrxs .msp .nd2 .ndpi .nef .nii .npy .npz .nrrd "
+    ".nrw .oib .oif .orf .pam .pcd .pct .pdf .pef .pfm .pic .pict .ps .psb .psd .pxr .raf .raw .rw2 .rwl .scn "
+    ".sr2 .srf .srw .svg .svgz .svs .vsi .wbmp .wdp .wmf .wpg .x3f .xbm .xcf .xpm"
+)
 
 #: Endings of images that are not read here -> the line to type that changes it, "" where there is none.
 UNREAD: dict[str, str] = (
-    dict.fromkeys(_NEVER, "")
+    dict.fromkeys(_NEVER.split(), "")
     | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, "pip install 'excite[heif]'"))
     | {ending: "pip install --upgrade pillow" for kind in _MISSING for ending in _BY_CONTENT[kind]}
 )
@@ -102,7 +104,8 @@ _OPEN = threading.Lock()
 
 
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Read the header of an image file (or its bytes), with none but the formats above; the pixels when `load` is called.
+    """Read the header of an image file (or its bytes), with none but the formats above; the pixels when it is
+    loaded.
 
     Pillow's warning about large images is silenced: `data.max_pixels` replaces it. Raises what Pillow raises:
     UnidentifiedImageError where it is none of these formats, OSError, and on damaged bytes nearly anything.
@@ -116,9 +119,16 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
         file = source
         kind = _ENDING.get(os.path.splitext(source)[1].lower())
         tried = _CONTENT if kind is None else (*_CONTENT, kind)
+    with quietly():
+        return Image.open(file, formats=tried)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without Pillow's warnings, which name no file: what they warn of is told as a bad image, or harmless."""
     with _OPEN, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(file, formats=tried)
+        yield
 
 
 @cache

@@ -1,7 +1,8 @@
 """What the numbers in an opened image mean: bands that are no colours, and more than 8 bits a channel.
 
-Pillow drops both in silence. Of colours with 16 bits a channel it keeps the upper 8 bits, so that 12-bit colours have 16
-levels left; gray that is white at zero it leaves negative; bands without a meaning it cuts off or takes for transparency.
+Pillow drops both in silence. Of colours with 16 bits a channel it keeps the upper 8 bits, so that 12-bit colours have
+16 levels left; 16-bit gray that is white at zero it leaves negative; bands without a meaning it cuts off or takes for
+transparency.
 
 Shapes: H x W pixels. Everything here raises ValueError with a reason that names no file.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from excite.data.formats import open_image
+from excite.data.formats import open_image, quietly
 
 #: What 16-bit pixels can be at most, and white unless a recipe or the data say otherwise.
 FULL_WHITE = 65535
@@ -25,8 +26,8 @@ _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 258, 262, 277, 
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}  # PhotometricInterpretation -> bands of colour
 _ALPHA = (1, 2, 999)  # ExtraSamples that are transparency; Corel Draw writes 999
 
-# Rawmodes with 16 bits a channel, of which Pillow keeps the upper byte. Read as if in the other byte order, it keeps the
-# lower one. The four bytes of gray and alpha look like four channels.
+# Rawmodes with 16 bits a channel, of which Pillow keeps the upper byte. Read as if in the other byte order, it keeps
+# the lower one. The four bytes of gray and alpha look like four channels.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _DEEP_COLOURS, _DEEP_GRAY_ALPHA = ("RGB;16", "RGBA;16"), "LA;16B"
 
@@ -74,7 +75,7 @@ def _too_many(samples: int, colours: int) -> str:
 def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
     """Why a TIFF is not read that Pillow has no mode for; None for files that are no TIFF with a whole header."""
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        with quietly(), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             header = file.read(8)
             if header[:4] not in (b"II*\0", b"MM\0*"):
                 return None

@@ -45,8 +45,8 @@ def with_white(
                 else f"{deep:,} 16-bit training images use"
             )
             said.append(
-                f"{images} at most {found} of {FULL_WHITE}: {white} is taken as white (data.white={white}), larger values "
-                f"are clipped; data.white={FULL_WHITE} turns this off"
+                f"{images} at most {found} of {FULL_WHITE}: {white} is taken as white (data.white={white}), "
+                f"larger values are clipped; data.white={FULL_WHITE} turns this off"
             )
     assert data.white is not None
     train.white = val.white = data.white
@@ -85,7 +85,7 @@ def _spread(paths: Sequence[str], count: int) -> list[str]:
 
 
 def has_16_bits(path: str) -> bool:
-    """Whether a file may hold more than 8 bits a channel with no word on its white, by its first bytes: 10 microseconds."""
+    """Whether a file may hold more than 8 bits a channel with no word on its white, by its first bytes."""
     try:
         with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             head = file.read(32)

@@ -29,7 +29,7 @@ def reaches_its_end(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def missing_end(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the file has certainly broken off, for JPEG 2000: its decoder may show what there is as if it were whole."""
+    """Whether a JPEG 2000 file has certainly broken off: its decoder may show what there is as if it were whole."""
     if image.format != "JPEG2000":
         return False
     end, size = _codestream_end(file), file.seek(0, io.SEEK_END)
