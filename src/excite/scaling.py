@@ -12,7 +12,6 @@ Letters: N devices in n nodes of g, b images of one device and step; B bandwidth
 Nothing heavy is imported until something is measured.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
+from excite.training.run_folder import read_results
 
 #: Training images of the sources that have a fixed number, and of ImageNet for class folders.
 IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "folder": 1_281_167, "idx": 60_000}
@@ -257,10 +257,12 @@ def read_measurement(run: str) -> Measurement:
     """The speed in a run folder's ``results.json`` (or in that file). Raises ExciteError where there is none."""
     path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_results(path)
         devices, batch, ms = results["devices"], results["batch_size"], results["ms_per_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ExciteError, KeyError):
         raise ExciteError(f"--measured {run}: this is no finished run folder and no results.json") from None
+    if devices is None or batch is None:
+        raise ExciteError(f"--measured {run}: its results.json does not say on how many devices and with what batch")
     if ms is None:
         raise ExciteError(f"--measured {run}: the run was too short to time a step; train for more than one step")
     return Measurement(

@@ -1,9 +1,8 @@
 """Training, from a recipe to a run folder."""
 
-import json
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from excite.training.reporting import (
     record_evaluation,
     record_steps,
 )
-from excite.training.run_folder import Metrics, choose_run_folder
+from excite.training.run_folder import Metrics, choose_run_folder, read_results
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.stop import Interrupted, StopSignals
@@ -132,7 +131,8 @@ def _results_of_finished(run: Run) -> dict[str, Any] | None:
     """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
     path, found = run.folder / "results.json", [None]
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
-        found = [json.loads(path.read_text(encoding="utf-8"))]
+        with suppress(ExciteError):  # damaged: made again, like the rest that comes after the last step
+            found = [read_results(path)]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]
