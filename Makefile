@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-launch test-slow lint bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-slow lint mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ lint: $(VENV)/installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+mutation: $(VENV)/installed-dev  ## changes that no test notices: make mutation MODULE=src/excite/x.py TESTS=tests/test_x.py
+	$(PIP) mutmut
+	$(BIN)/python tests/mutate.py $(MODULE) $(TESTS)
 
 bench-cpu: $(VENV)/installed-dev .peers/installed  ## training speed beside timm's; adds rows to benchmarks/results
 	$(BIN)/python benchmarks/train_speed.py

@@ -58,7 +58,7 @@ def rows(folder: Path) -> Iterator[Row]:
     timm = import_timm()
     groups: dict[str, list[str]] = {"torchvision": [], "timm": [], "cadene": [], "cadene-senet154": []}
     for name in ARCHITECTURES["timm"]:
-        key = "cadene-senet154" if "senet154" in name else "cadene" if "legacy" in name else "timm"
+        key = "cadene-senet154" if name == "legacy_senet154" else "cadene" if "legacy" in name else "timm"
         groups[key if name.startswith(("se", "legacy")) else "torchvision"].append(name)
     for key, names in groups.items():
         error = max(_timm(folder, timm.create_model, name) for name in names)

@@ -258,6 +258,16 @@ torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_thresho
 """
 
 
+def test_one_image_and_a_norm_with_one_value_per_channel_is_a_sentence():
+    one = {**TINY, "batch": 1}
+    with pytest.raises(
+        ExciteError, match=r"batch norm layer1.0.gate.gather.1 would have one value per channel.*--infer"
+    ):
+        Workbench(Setting("excite", "cifar_geresnet20_theta", precision="fp32", **one))
+    Workbench(Setting("excite", "cifar_geresnet20_theta", mode="infer", precision="fp32", **one))
+    Workbench(Setting("excite", "cifar_resnet20", precision="fp32", **one))
+
+
 def test_timm_is_measured_even_beside_a_torchvision_that_does_not_load(tmp_path, monkeypatch):
     for name, text in (("timm", TIMM), ("torchvision", TORCHVISION)):
         (tmp_path / name).mkdir()

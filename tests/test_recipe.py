@@ -59,6 +59,87 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override, message):
         small(override)
 
 
+# --- a training shorter than its warm-up ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "warm_up", "sentence"),
+    [
+        ("cifar10-seresnet110", ["epochs=4"], 0.1, "shortened from 5 of 200 epochs to 0.1 of 4"),
+        ("cifar10-seresnet110", ["epochs=5"], 0.125, "shortened from 5 of 200 epochs to 0.125 of 5"),
+        ("cifar10-seresnet110", ["epochs=6"], 5.0, None),
+        ("digits-seresnet20", ["train.epochs=1", "seed=3"], 0.05, "shortened from 2 of 40 epochs to 0.05 of 1"),
+        # A rate that changes once an epoch warms up for whole epochs.
+        ("imagenet-seresnet50-100ep", ["epochs=2"], 0.0, "left out: 5 of 100 epochs are less than one of 2"),
+        ("cifar10-seresnet110-tf", ["epochs=1"], 0.0, "left out: 1 of 160 epochs"),
+        ("imagenet-seresnet50-100ep", ["epochs=2", "schedule.unit=step"], 0.1, "from 5 of 100 epochs to 0.1 of 2"),
+        # Without a warm-up there is nothing to say.
+        ("imagenet-seresnet18", ["epochs=1"], 0.0, None),
+    ],
+)
+def test_a_warm_up_longer_than_the_run_is_shortened_in_proportion(name, overrides, warm_up, sentence):
+    recipe = load_recipe(name, overrides)
+    assert recipe.schedule.warmup_epochs == pytest.approx(warm_up)
+    assert len(recipe.notes) == (sentence is not None)
+    if sentence is not None:
+        assert sentence in recipe.notes[0]
+        assert "schedule.warmup_epochs=... sets it" in recipe.notes[0]
+
+
+def test_a_warm_up_is_shortened_wherever_the_recipe_is_from(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(small("warmup_epochs=2.5").to_yaml())
+    for recipe in (load_recipe(str(file), ["epochs=1"]), load_recipe(str(file)).changed(["epochs=1"])):
+        assert recipe.schedule.warmup_epochs == pytest.approx(2.5 / 3, rel=1e-5)
+        assert "shortened from 2.5 of 3 epochs to 0.833333 of 1" in recipe.notes[0]
+    assert load_recipe(str(file)).notes == ()
+
+
+def test_a_warm_up_that_was_typed_beside_the_epochs_stays_an_error():
+    for words in (["epochs=2", "warmup_epochs=2"], ["schedule.warmup_epochs=7", "train.epochs=3"]):
+        with pytest.raises(
+            ExciteError, match=r"warmup_epochs \(\d\) must be below train.epochs .*warmup_epochs=0 is no"
+        ):
+            load_recipe("cifar10-seresnet110", words)
+    with pytest.raises(ExciteError, match=r"train.epochs is 'two'"):
+        load_recipe("cifar10-seresnet110", ["epochs=two"])
+
+
+def test_a_file_that_contradicts_itself_stays_an_error(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(small("warmup_epochs=2").to_yaml().replace("warmup_epochs: 2", "warmup_epochs: 9"))
+    for words in ([], ["epochs=2"]):
+        with pytest.raises(ExciteError, match=r"schedule.warmup_epochs \(9\) must be below"):
+            load_recipe(str(file), words)
+
+
+# --- whose word a value is --------------------------------------------------------------------------------------------
+
+
+def test_what_the_user_said_himself_is_known(tmp_path):
+    key = "train.precision"
+    assert not load_recipe("imagenet-seresnet18").is_own(key)
+    assert not load_recipe("imagenet-seresnet18", ["epochs=3", "scale_lr_to=64"]).scaled()[0].is_own(key)
+    assert load_recipe("imagenet-seresnet18", ["precision=fp16"]).is_own(key)
+    assert load_recipe("imagenet-seresnet18").changed(["train.precision=fp16"]).is_own(key)
+    file = tmp_path / "mine.yaml"
+    file.write_text(load_recipe("imagenet-seresnet18").to_yaml())
+    assert load_recipe(str(file)).is_own(key)
+    assert small().is_own(key)
+    sent = load_recipe("cifar10-seresnet110", ["epochs=2"])
+    arrived = Recipe.from_yaml(sent.to_yaml()).with_origin(**json.loads(json.dumps(sent.origin())))
+    assert (arrived.notes, arrived.origin()) == (sent.notes, sent.origin())
+
+
+def test_recipes_are_equal_that_say_the_same():
+    one = load_recipe("digits-seresnet20", ["epochs=1"])
+    other = Recipe.from_yaml(one.to_yaml())
+    assert one.notes
+    assert not other.notes
+    assert one == other
+    assert one != load_recipe("digits-seresnet20")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

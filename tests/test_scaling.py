@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from excite.data import TrainLoader, open_data
+from excite.data.cifar import LAYOUTS
+from excite.data.count import ASSUMED
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.scaling import (
@@ -24,6 +27,7 @@ from excite.scaling import (
     read_measurement,
     workload,
 )
+from tests.data.test_sources import write_folder, write_idx
 from tests.training.small import small
 
 IMAGENET = "imagenet-seresnet50-100ep"
@@ -145,6 +149,68 @@ def test_measured_runs_beside(tmp_path):
 def test_mistakes(words, sentence):
     with pytest.raises(ExciteError, match=sentence):
         plan(small(), **words)
+
+
+# --- what the data have ---------------------------------------------------------------------------------------------
+
+
+def test_images_and_classes_are_those_that_a_training_opens(tmp_path):
+    """Counted where the data are here: by the very function that opens them for training."""
+    cases = [load_recipe("digits-seresnet20"), load_recipe("digits-seresnet20", ["limit_train=100"])]
+    idx = write_idx(tmp_path / "idx", parts=("train",))  # no test part: a share is split off
+    cases.append(load_recipe("digits-seresnet20", ["data.source=idx", f"data.root={idx}", "val_fraction=0.25"]))
+    whole = write_folder(tmp_path / "one", count=10, classes=("ant", "bee", "cat"))
+    for words in ([], ["val_fraction=0.4"], ["data.mode=memory"]):
+        cases.append(load_recipe("folder-seresnet50", [f"data.root={whole}", "image_size=32", *words]))
+    for recipe in cases:
+        opened = open_data(recipe.data, recipe.augment)
+        found = plan(recipe, devices="1")
+        assert (found["images"], workload(recipe).count.classes) == (len(opened.train), len(opened.classes))
+        assert not any("assumed" in note for note in found["notes"])
+
+
+def test_what_is_assumed_is_said(tmp_path):
+    for words, images, classes, sentence in [
+        (["digits-seresnet20", "data.source=idx"], 60_000, 10, "data.root is not given: 60,000 training images of 10"),
+        (["cifar10-seresnet20", "data.source=cifar100"], 50_000, 100, "50,000 training images of 100 classes assumed"),
+        ([IMAGENET], 1_281_167, 1000, "1,281,167 training images of 1,000 classes assumed, as ImageNet has"),
+        ([IMAGENET, "data.root=/no/such/place"], 1_281_167, 1000, "data.root=/no/such/place is not here: 1,281,167"),
+        ([IMAGENET, "data.root=s3://bucket/images"], 1_281_167, 1000, "is an address, and not fetched: 1,281,167"),
+        ([IMAGENET, "limit_train=5000"], 5000, 1000, "5,000 training images"),
+    ]:
+        recipe = load_recipe(words[0], words[1:])
+        found = plan(recipe, devices="1")
+        assert (found["images"], workload(recipe).count.classes) == (images, classes)
+        assert sentence in found["notes"][0]
+    assert plan(load_recipe(IMAGENET), devices="1", images=1000)["images"] == 1000
+    assert not any("assumed" in note for note in plan(load_recipe(IMAGENET), devices="1", images=10**6)["notes"])
+
+
+def test_what_is_assumed_of_cifar_is_what_its_reader_expects():
+    assert {kind: layout[-1] for kind, layout in LAYOUTS.items()} == {k: ASSUMED[k][2] for k in LAYOUTS}
+
+
+def test_hours_are_of_whole_batches():
+    """As TrainLoader has them: 1437 images in batches of 64 are 22 steps, in batches of 2048 a single one."""
+    for batch, steps in ((64, 22), (1437, 1), (1438, 1), (2048, 1)):
+        recipe = load_recipe("digits-seresnet20", [f"batch_size={batch}"])
+        data = open_data(recipe.data, recipe.augment)
+        loader = TrainLoader(
+            data.train, batch_size=batch, seed=0, device="cpu", augment=recipe.augment, data_config=recipe.data
+        )
+        result = plan(recipe, devices="1")
+        assert loader.steps_per_epoch == steps
+        (row,) = result["rows"]
+        assert row["hours"] == pytest.approx(recipe.train.epochs * steps * row["step"] / 3.6e6)
+        assert any("less than one batch of 2,048" in note for note in result["notes"]) == (batch == 2048)
+
+
+def test_a_small_folder_is_decoded_before_training(tmp_path):
+    root = write_folder(tmp_path / "few")
+    few = load_recipe("folder-seresnet50", [f"data.root={root}", "augment.crop=none"])
+    assert workload(few).in_memory
+    assert not workload(load_recipe("folder-seresnet50", [f"data.root={root}"])).in_memory  # random crops of files
+    assert not workload(load_recipe("folder-seresnet50", ["augment.crop=none"])).in_memory  # ImageNet is assumed
 
 
 def test_the_command(excite):

@@ -404,6 +404,7 @@ def test_what_an_experiment_refuses(stand_in, monkeypatch):
         run_twins(resume="nowhere")
     with pytest.raises(ExciteError, match="give a recipe"):
         run_twins()
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ExciteError, match="not under torchrun"):
         run_twins("small.yaml")

@@ -1,17 +1,21 @@
 """The command line: name -> function. Everything heavy is imported inside the functions, so that --help is instant."""
 
-import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.children import make_children_safe
 from excite.errors import ExciteError, shown, shown_text
+from excite.files import to_json
 from excite.leaving import leave_quickly
+from excite.runtime.job import is_one_of_several
+from excite.text import print_json, printable, show, tell, tell_lines
 
 if TYPE_CHECKING:
     from excite.training.display import Display
@@ -120,7 +124,7 @@ def train(
     if checked.report.write:
         _report_on_run(Path(results["run"]), checked.train.device, quiet=as_json)
     if as_json:
-        _print_json(results)
+        print_json(results)
     else:
         _show_results(results)
     from excite.storage import left_behind
@@ -134,8 +138,7 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
 
     Only the first process of a job comes here, and waits for no other one: they may be gone.
     """
-    from excite.storage import left_behind, sync
-    from excite.storage.runs import MARKER
+    from excite.storage import left_behind, sync, uploads_to
     from excite.training.display import Display
 
     failed = "the report was not written"
@@ -145,12 +148,12 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
         with _stages() as advance:
             _, path = write_report(run, device=device, progress=advance)
         failed = f"{path} was written, but not uploaded"
-        if (run / MARKER).is_file() and not left_behind(run):
+        if uploads_to(run) and not left_behind(run):
             sync(run)
         Display(quiet=quiet).message(f"report {path}")
     except (Exception, KeyboardInterrupt) as error:
         reason = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}".rstrip(": ")
-        print(f"{failed} ({reason}); the run is whole, try again: excite report {run}", file=sys.stderr)
+        tell(f"{failed} ({reason}); the run is whole, try again: excite report {run}")
 
 
 RESULT_COLUMNS = [
@@ -165,6 +168,7 @@ RESULT_COLUMNS = [
     ("top1", "acc@top1", ".2f"),
     ("top5", "acc@top5", ".2f"),
     ("last_top1", "last top1", ".2f"),
+    ("test_top1", "test top1", ".2f"),
     ("recipe", "recipe", ""),
 ]
 
@@ -173,12 +177,11 @@ def _show_results(results: dict[str, Any]) -> None:
     from excite.training.display import Display, make_table
 
     display = Display()
+    columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
     if display.console.width >= 150:
-        display.table(make_table([results], RESULT_COLUMNS))
+        display.table(make_table([results], columns))
     else:  # the same, top to bottom
-        rows = [
-            {"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in RESULT_COLUMNS
-        ]
+        rows = [{"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in columns]
         display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
     run = Path(results["run"])
     display.message(f"{run}/")
@@ -189,13 +192,14 @@ def _show_results(results: dict[str, Any]) -> None:
         ("curves.png", "loss, accuracy and learning rate"),
         ("metrics.jsonl", "the same as numbers"),
         ("recipe.yaml", "everything that decided this run: excite train repeats it"),
+        ("validation_files.txt", "which images validated"),
         ("environment.json", "versions, device, git state"),
         ("log.txt", "what was printed"),
         ("checkpoints", "to go on with: excite train --resume"),
     ]
     for name, what in kinds:
         if (run / name).exists():
-            display.message(f"  {name:<18}{what}")
+            display.message(f"  {name:<21}{what}")
 
 
 @app.command()
@@ -247,7 +251,7 @@ def twins(
         quiet=as_json,
     )
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
         from excite.twins.report import show_files
 
@@ -262,7 +266,9 @@ def validate(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
@@ -278,6 +284,8 @@ def validate(
     Examples:
 
       excite validate runs/cifar10-seresnet20-20260101-120000 --per-class
+
+      excite validate runs/my-run data.part=test
 
       excite validate model.safetensors data.root=/other/images
     """
@@ -298,15 +306,29 @@ def validate(
     if not predictor.accelerator.is_main_process:
         return
     row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
+    row |= {"measured": result.measured, "notes": list(result.notes)}
     rows = result.per_class(predictor.classes)
     if as_json:
-        _print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        _tell_not_finite(result.warning, result.usable)
         return
-    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
-    display.table(make_table([row], [*columns, ("top5", "acc@top5", ".2f"), ("precision", "precision", "")]))
+    columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
+    columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
+    display.table(make_table([row], [*columns, ("precision", "precision", "")]))
+    for note in result.notes:
+        display.message(note)
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
         display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+    _tell_not_finite(result.warning, result.usable)
+
+
+def _tell_not_finite(warning: str | None, usable: bool) -> None:
+    """The sentence about images without finite logits; an error where the network has an answer for none of them."""
+    if warning is not None and not usable:
+        raise ExciteError(warning)
+    if warning is not None:
+        tell(f"warning: {warning}")
 
 
 def _check_precision(precision: str | None) -> str | None:
@@ -329,6 +351,8 @@ def predict(
 ) -> None:
     """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
 
+    So do images for which the network has no finite logits.
+
     Examples:
 
       excite predict runs/my-run photo.jpg
@@ -338,10 +362,11 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     from excite.data.decode import BadImageError
-    from excite.inference import Prediction, draw_grid, find_images, load, to_json
+    from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load, to_rows
+    from excite.logits import sentence
     from excite.training.display import Display, make_table
 
-    files = find_images(images)
+    files = find_images(images, tell)
     predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
@@ -358,12 +383,17 @@ def predict(
                         bad.append(str(error))
             advance(start + len(part), len(files))
     if as_json:
-        print(to_json(found))
+        print_json(to_rows(found))
     else:
-        rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
+        rows = [
+            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
+        ]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
-        print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
+        tell(f"grid: {draw_grid(found, grid)}")
+    without = [p.path for p in found if not p.top]
+    if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
+        bad.append(told)
     if bad:
         raise ExciteError("; ".join(bad))
 
@@ -389,11 +419,11 @@ def sync(
     """
     from excite.storage import sync as sync_run
 
-    address, sent = sync_run(run, url)
+    address, sent = sync_run(run, url, tell)
     if as_json:
-        _print_json({"run": run, "url": address, "uploaded": sent})
+        print_json({"run": run, "url": address, "uploaded": sent})
     else:
-        print(f"{address} has all of {run}: {sent} file(s) uploaded")
+        show(printable(f"{address} has all of {run}: {sent} file(s) uploaded"))
 
 
 @app.command()
@@ -552,10 +582,10 @@ def scale(
         images=images,
         price=price,
         assume=assume or [],
-        progress=lambda line: print(line, file=sys.stderr),
+        progress=tell,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     from excite.training.display import Display
 
@@ -637,7 +667,7 @@ def convert(
         progress=_progress,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
@@ -714,13 +744,19 @@ def graft(
         progress=_progress,
     )
     if as_json:
-        _print_json(result)
+        print_json(result)
 
 
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
@@ -769,6 +805,7 @@ def export(
         result = run_export(
             source,
             format,
+            overrides or [],
             out=out,
             int8=int8,
             int8_gates=int8_gates,
@@ -784,13 +821,14 @@ def export(
             progress=advance,
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
     columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
     columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
+    display.message(result["timed"])
     display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
 
 
@@ -799,7 +837,9 @@ def prune(
     source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Other data, such as data.root=PATH.", show_default=False),
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
     ] = None,
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
@@ -839,16 +879,20 @@ def prune(
         say=_teller(display, as_json),
     )
     if out is not None:
-        write(result, out, source)
+        write(result, out, source, _teller(display, as_json))
     if as_json:
-        _print_json(result.to_dict())
+        print_json(result.to_dict())
         return
     rows = [
         {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
         for i, row in enumerate(result.to_dict()["points"])
     ]
     columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
-    columns += [("top1", "acc@top1", ".2f"), ("loss", "loss", ".4f"), ("ms", f"ms/{batch} images", ".2f")]
+    columns += [
+        ("top1", "acc@top1", ".2f"),
+        ("loss", "loss", ".4f"),
+        ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
+    ]
     display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
     if out is not None:
         display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")
@@ -856,7 +900,7 @@ def prune(
 
 def _teller(display: "Display", as_json: bool) -> Callable[[str], None]:
     """Where sentences go: to the terminal, or, so that standard output is JSON alone, to standard error."""
-    return (lambda line: print(line, file=sys.stderr)) if as_json else display.message
+    return tell if as_json else display.message
 
 
 def _options_given(words: list[str]) -> dict[str, Any]:
@@ -942,9 +986,11 @@ def explain(
             progress=advance,
         )
     if as_json:
-        _print_json({**result.to_dict(), "folder": str(folder)})
+        print_json({**result.to_dict(), "folder": str(folder)})
     else:
         show(result, folder, Display())
+    if result.images and result.not_finite == result.images:
+        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
@@ -1008,9 +1054,11 @@ def compare(
             progress=advance,
         )
     if as_json:
-        _print_json({**result.to_dict(), "files": [str(path) for path in written]})
+        print_json({**result.to_dict(), "files": [str(path) for path in written]})
     else:
         show(result.to_dict(), written, Display())
+    if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
 
 
 @app.command()
@@ -1020,7 +1068,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Other data, such as data.root=PATH; or report.KEY=VALUE.",
+            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
         ),
     ] = None,
@@ -1066,18 +1114,23 @@ def report(
             device=device,
             progress=advance,
         )
-    if as_json:
-        _print_json({**numbers, "file": str(path)})
-        return
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
+    if as_json:
+        print_json({**numbers, "file": str(path)})
+        _tell_not_finite(*not_finite)
+        return
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images, calibration error {calibration['ece']:.2f} %",
+        f"{accuracy['images']:,} images ({numbers['about']['measured']})"
+        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        *numbers["about"]["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:
         Display().message(line)
+    _tell_not_finite(*not_finite)
 
 
 @app.command()
@@ -1107,7 +1160,7 @@ def models(
 
     rows = list_sizes(names)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     shown = [
         {
@@ -1157,10 +1210,10 @@ def gates(
 
     if name is None:
         rows = summarise()
-        _print_json(rows) if as_json else _show_gates(rows)
+        print_json(rows) if as_json else _show_gates(rows)
     else:
         gate = describe_gate(name)
-        _print_json(gate) if as_json else _show_gate(gate)
+        print_json(gate) if as_json else _show_gate(gate)
 
 
 def _show_gates(rows: list[dict[str, Any]]) -> None:
@@ -1205,7 +1258,8 @@ def _show_gate(gate: dict[str, Any]) -> None:
         display.message(gate["paper"])
     for form in gate["forms"]:
         channels, height, width = form["map"]
-        display.message(f"\n{form['gate']}: scale = {form['formula']}")
+        display.message("")
+        display.message(f"{form['gate']}: scale = {form['formula']}")
         facts = [
             ("sees", form["squeeze"]),
             ("scales", form["scales"]),
@@ -1217,12 +1271,13 @@ def _show_gate(gate: dict[str, Any]) -> None:
         for what, value in facts:
             display.message(f"  {what:<14}{value}")
     if gate["options"]:
-        rows = [{**row, "default": json.dumps(row["default"])} for row in gate["options"]]
+        rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
         display.table(make_table(rows, columns))
     display.message("every gate also has the option identity: true makes a fresh one a factor of exactly 1")
-    display.message(f"\n{gate['notes']}")
+    for line in ["", *gate["notes"].splitlines()]:
+        display.message(line)
 
 
 def _published(entry: dict[str, Any]) -> str:
@@ -1251,13 +1306,13 @@ def recipes(
     from excite.recipe import json_schema, list_recipes, load_recipe, recipe_text
 
     if schema:
-        print(json_schema(), end="")
+        show(json_schema().rstrip("\n"))
         return
     if name is not None:
         if as_json:
-            _print_json(load_recipe(name).model_dump(mode="json"))
+            print_json(load_recipe(name).model_dump(mode="json"))
         else:
-            print(recipe_text(name)[0], end="")
+            show(recipe_text(name)[0].rstrip("\n"))
         return
     rows = []
     for each in list_recipes():
@@ -1265,7 +1320,7 @@ def recipes(
         first = recipe_text(each)[0].split("\n", 1)[0].lstrip("# ").removeprefix(f"{each}: ")
         rows.append({"recipe": each, "model": recipe.model.name, "epochs": recipe.train.epochs, "what": first})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     from excite.training.display import Display, make_table
 
@@ -1277,10 +1332,11 @@ class _progress:
     """A progress bar on standard error, where that is a terminal; ``advance(done, total)`` moves it."""
 
     def __init__(self, what: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
 
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        from excite.progress import bar
+
+        self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> Any:
@@ -1302,10 +1358,6 @@ class _stages(_progress):
         return lambda what, done, total: self._bar.update(self._task, description=what, completed=done, total=total)
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib import metadata
@@ -1323,14 +1375,20 @@ def _options(
     pass
 
 
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A fault of ours, with its place; the names in it are no less other people's."""
+    tell_lines("".join(traceback.format_exception(kind, error, trace)))
+
+
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
     make_children_safe()
+    sys.excepthook = _show_traceback
     try:
         app()
     except Exception as error:
-        if _in_job():
+        if is_one_of_several():
             from excite.training.launch import tell_and_end
 
             tell_and_end(error)
@@ -1341,10 +1399,5 @@ def main() -> None:
             raise
         # A run that was asked to stop has an exit status of its own, and made no error.
         status = getattr(error, "exit_status", None)
-        print(error if status else f"error: {error}", file=sys.stderr)
+        tell(error if status else f"error: {error}")
         sys.exit(status or 1)
-
-
-def _in_job() -> bool:
-    """Whether this is one of several processes, of which one should speak for all."""
-    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"

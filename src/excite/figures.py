@@ -1,13 +1,18 @@
-"""What every drawing shares: colours, marks, and how Matplotlib is told to treat text. Imports nothing heavy."""
+"""What every drawing shares: colours, marks, how Matplotlib treats text, how a figure is written, and that a picture
+which cannot be drawn costs a sentence and nothing else. Imports nothing heavy."""
 
+import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
 
+from excite.errors import ExciteError
 from excite.files import written_aside
+from excite.text import printable, printable_lines
 
 #: Okabe & Ito's, which colour-blind readers can tell apart.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -25,11 +30,22 @@ def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     from matplotlib import rc_context
 
     # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
-    # Names of runs, classes and files are the user's, in which a $ is a $ and no formula (which may be no valid one).
-    options = {"svg.fonttype": "none", "svg.hashsalt": "excite", "font.size": 10, "text.parse_math": False}
+    # Names of runs, classes and files are the user's, in which a $ is a $ and no formula (which may be no valid one),
+    # a % no comment of LaTeX's; a user's own settings may ask for either.
+    options = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "excite",
+        "font.size": 10,
+        "text.parse_math": False,
+        "text.usetex": False,
+        "axes.formatter.use_mathtext": False,
+    }
     with rc_context({**options, **(more or {})}), warnings.catch_warnings():
         # Of a name in another script; in an SVG the reader's own fonts have it.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        warnings.filterwarnings("ignore", "Matplotlib currently does not support .* natively")
+        # Of labels that need all the room there is; the figure is written all the same.
+        warnings.filterwarnings("ignore", "constrained_layout not applied")
         yield
 
 
@@ -39,7 +55,8 @@ def drawn_width(text: str) -> int:
 
 
 def shortened(text: str, most: int) -> str:
-    """A name of the user's where there is room for ``most`` Latin characters only."""
+    """A name of the user's where there is room for ``most`` Latin characters only, on one line and printable."""
+    text = printable(text)
     if drawn_width(text) <= most:
         return text
     end = next(k for k in range(len(text), -1, -1) if drawn_width(text[:k]) < most)
@@ -53,11 +70,87 @@ def save(figure: Any, path: Path) -> list[Path]:
         figure: a matplotlib Figure.
         path: without suffix.
     """
-    written = []
+    return [write(figure, path.with_name(f"{path.name}.{kind}")) for kind in ("png", "svg")]
+
+
+def write(figure: Any, path: Path, dpi: int = 110) -> Path:
+    """Write a figure as PNG or SVG, by the name of ``path``, whole or not at all: the door that every figure leaves by.
+
+    Raises:
+        ExciteError: it cannot be written.
+    """
+    if isinstance(figure, Undrawn):
+        raise ExciteError(figure.reason)
+    kind = "svg" if path.suffix == ".svg" else "png"
+    with written_aside(path) as aside:
+        aside.write_bytes(_file(figure, kind, dpi))
+    return path
+
+
+def svg(figure: Any) -> str:
+    """A figure as the text of an SVG file."""
+    return _file(figure, "svg", 110).decode()
+
+
+def _file(figure: Any, kind: str, dpi: int) -> bytes:
+    out = io.BytesIO()
     with style():
-        for kind in ("png", "svg"):
-            file = path.with_name(f"{path.name}.{kind}")
-            with written_aside(file) as aside:
-                figure.savefig(aside, dpi=110, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            written.append(file)
-    return written
+        _make_printable(figure)
+        figure.savefig(out, dpi=dpi, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
+
+
+def _make_printable(figure: Any) -> None:
+    """Escape what a figure's texts must not hold: an SVG with a control character in it is no XML any more."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedFormatter, FuncFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = axis.get_major_formatter()
+            if isinstance(labels, FixedFormatter | FuncFormatter):  # labels that were given, not numbers of an axis
+                axis.set_major_formatter(FuncFormatter(_printable_labels(labels)))
+    for text in figure.findobj(Text):
+        text.set_text(printable_lines(text.get_text()))
+
+
+def _printable_labels(labels: Callable[..., str]) -> Callable[..., str]:
+    return lambda value, position=None: printable(labels(value, position))
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words."""
+    text = str(error).strip()
+    if isinstance(error, ExciteError):
+        return text
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Undrawn:
+    """What stands for a figure that could not be drawn: the reason."""
+
+    reason: str
+
+
+def attempt(draw: Callable[..., Any], *arguments: Any) -> Any:
+    """A figure in our style, or :class:`Undrawn`."""
+    try:
+        with style():
+            return draw(*arguments)
+    except Exception as error:
+        return Undrawn(reason(error))
+
+
+@contextmanager
+def dispensable(what: str, say: Callable[[str], object]) -> Iterator[None]:
+    """Around the drawing of ``what``, after the numbers were written: if it fails, that is a sentence and no error.
+
+    Args:
+        what: what is drawn, such as the file's name.
+        say: called with the sentence.
+    """
+    try:
+        yield
+    except Exception as error:
+        say(f"{what} could not be drawn ({reason(error)}); the numbers are whole")

@@ -5,12 +5,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError, shown_text
+from excite.text import as_json
 
 #: Bytes. The longest of ours, the results of a run of many classes with its report, have some megabytes.
 LONGEST_JSON = 256 << 20
@@ -19,6 +22,22 @@ LONGEST_JSON = 256 << 20
 def cache_folder() -> Path:
     """Where what can be made or fetched again is kept: EXCITE_CACHE, else ~/.cache/excite."""
     return Path(os.environ.get("EXCITE_CACHE") or "~/.cache/excite").expanduser()
+
+
+def not_ours(found: os.stat_result, kind: Callable[[int], bool] = stat.S_ISREG) -> str | None:
+    """Why others than this user could have put a file or folder there, or could change it; None where they could not.
+
+    Args:
+        found: of it, without following a link.
+        kind: what it should be, such as ``stat.S_ISDIR``.
+    """
+    if not kind(found.st_mode):
+        return "is not what it should be"
+    if sys.platform == "win32":  # rights are not in the mode there
+        return None
+    if found.st_uid != os.geteuid():
+        return "belongs to another user"
+    return "can be written to by others" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 def _sync(path: Path) -> None:
@@ -92,9 +111,18 @@ def check_writable(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all. Raises ExciteError where it cannot be written."""
+    """Write a text file (UTF-8) whole or not at all. Raises ExciteError where it cannot be written.
+
+    Lone surrogates, which stand for bytes of file names that are no UTF-8, become ``\\udce9``: a text is never lost for
+    a name in it.
+    """
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """``value`` as JSON text, see :func:`excite.text.as_json`; one line is ASCII, indented text has people's letters."""
+    return as_json(value, indent, ascii_only=indent is None)
 
 
 def from_json(text: str | bytes) -> Any:
@@ -125,7 +153,7 @@ def read_json(path: Path, remedy: str = "delete it to go on without it") -> dict
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, indented, whole or not at all. Raises ExciteError where it cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value) + "\n")
 
 
 def sha256_of(path: Path) -> str:

@@ -65,6 +65,7 @@ class PreprocessingHeader(_Part):
     std: Annotated[list[Annotated[_Finite, Field(gt=0)]], Field(min_length=1, max_length=LARGEST)]
     in_chans: Annotated[int, Field(ge=1, le=LARGEST)]
     interpolation: Literal["bicubic", "bilinear"]
+    white: Annotated[int, Field(ge=1, le=65535)] = 65535  # of images with 16 bits a channel
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "PreprocessingHeader":

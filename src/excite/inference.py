@@ -2,24 +2,30 @@
 
 import glob
 import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from excite.data import EvalLoader, Preprocessing, open_data
+from excite.data import DataSets, EvalLoader, Preprocessing, open_measured
 from excite.data.decode import BadImageError
-from excite.data.folder import EXTENSIONS
-from excite.errors import ExciteError
+from excite.data.folder import in_order, some
+from excite.data.formats import EXTENSIONS
+from excite.data.pixels import FULL_WHITE
+from excite.data.record import find_record
+from excite.data.walk import look_at, walk
+from excite.errors import ExciteError, nearest
 from excite.grafting.stored import is_grafted_file
+from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import expand, in_place, is_remote, local_file
+from excite.text import as_json
 from excite.training.checkpoint import Checkpoint, build_network, find_weights, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator
 from excite.training.evaluation import Evaluation, evaluate
@@ -28,10 +34,16 @@ from excite.training.run_folder import versions
 from excite.weights.convert import convert, is_foreign
 from excite.weights.meta import describe
 
+#: What stands for a class where the logits of an image are not all finite.
+NO_ANSWER = "no finite logits"
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's most likely classes: ``top`` holds (class name, probability), best first."""
+    """One image's most likely classes: ``top`` holds (class name, probability), best first.
+
+    It is empty where the network has no answer: its logits are not all finite (see ``excite.logits``).
+    """
 
     path: str
     top: list[tuple[str, float]]
@@ -97,10 +109,17 @@ class Predictor:
                 pending.append(path)
             if pending and (path is None or len(pending) == batch_size):
                 images = torch.stack([self._load(p) for p in pending])
-                best = self.logits(images).softmax(1).topk(min(top_k, len(self.classes)))
-                for name, values, indices in zip(pending, best.values.tolist(), best.indices.tolist(), strict=True):
-                    yield Prediction(name, [(self.classes[k], p) for k, p in zip(indices, values, strict=True)])
+                for name, logits in zip(pending, self.logits(images).cpu(), strict=True):
+                    yield Prediction(name, self.top(logits, top_k))
                 pending = []
+
+    def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
+        """The ``top_k`` classes with the largest of one image's logits (K), best first, as (class name, probability);
+        none where the logits are not all finite."""
+        if not bool(finite(logits[None])):
+            return []
+        best = logits.softmax(0).topk(min(top_k, len(self.classes)))
+        return [(self.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
     def _load(self, path: str) -> Tensor:
         try:
@@ -183,29 +202,168 @@ def validate(
     checkpoint = _read(source)
     precision = precision or checkpoint.meta["precision"]
     predictor = Predictor(checkpoint, device, precision, False if fold is None and precision != "fp32" else fold)
-    recipe = Recipe.from_dict(apply_overrides(checkpoint.meta["recipe"], list(overrides)), str(source))
-    data = open_data(recipe.data, recipe.augment)
-    match_classes(predictor, data.classes, source)
+    recipe, data = open_images(predictor, source, overrides)
     process = predictor.accelerator
-    loader = EvalLoader(
-        data.val,
-        batch_size=batch_size or recipe.eval.batch_size,
-        device=predictor.device,
-        data_config=recipe.data,
-        rank=process.process_index,
-        world=process.num_processes,
+    loader = measuring_loader(
+        data, recipe, predictor.device, batch_size, rank=process.process_index, world=process.num_processes
     )
     batches = _counted(loader, progress, len(data.val)) if progress else loader
     result = evaluate(
-        predictor.model, batches, predictor.preprocessing, len(data.classes), predictor.device, predictor.precision
+        predictor.model,
+        batches,
+        predictor.preprocessing,
+        len(data.classes),
+        predictor.device,
+        predictor.precision,
+        name_of=lambda index: data.val.names[index],
     )
-    return predictor, result
+    return predictor, replace(result, measured=data.measured, notes=(*data.notes, *left_out(data, loader)))
+
+
+def open_images(
+    predictor: Predictor,
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    limits: Mapping[str, int] | None = None,
+    train: bool = False,
+) -> tuple[Recipe, DataSets]:
+    """Open the images that a trained network is measured on, numbered by its own classes; they are ``val``.
+
+    Without other data that is the validation part of its training, or what ``data.part`` says. Of other data, it is the
+    part that is asked for, else all that there is to measure (see ``excite.data.open_measured``); its ``notes`` say
+    what was left out, and how many of the images the network was trained on.
+
+    Args:
+        predictor: the network; one that only numbers its classes gets their names.
+        source: where it came from.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images`` or ``data.part=test``.
+        limits: at most so many images, ``limit_val`` and ``limit_train``, beside the recipe's own limits.
+        train: whether training images are wanted, too.
+
+    Returns:
+        The recipe, with overrides and limits, and the images.
+
+    Raises:
+        ExciteError: the data cannot be read, or has classes that the network does not know.
+    """
+    recipe, data = data_for(predictor.meta, source, overrides, limits=limits, train=train)
+    match_classes(predictor, data.classes, source)
+    lacking = [name for name in predictor.classes if name not in data.classes]
+    if lacking:
+        data.notes.append(
+            f"the data have {len(data.classes)} of the network's {len(predictor.classes)} classes: no {some(lacking)}"
+        )
+    return recipe, data.relabelled(predictor.classes)
+
+
+def data_for(
+    meta: dict[str, Any],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    limits: Mapping[str, int] | None = None,
+    train: bool = False,
+) -> tuple[Recipe, DataSets]:
+    """The same from a checkpoint's header alone, numbered by the data's own classes, whatever the network's are."""
+    trained = Recipe.from_dict(meta["recipe"], str(source))
+    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
+    fewest = {k: min(n, getattr(recipe.data, k) or n) for k, n in (limits or {}).items()}
+    keys = overridden(overrides)
+    if "data.white" not in keys:  # what was found in the training images holds for others, too
+        fewest["white"] = meta["preprocessing"].get("white", FULL_WHITE)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=fewest)})
+    data = open_measured(
+        recipe.data,
+        recipe.augment,
+        elsewhere="converted_from" in meta or _elsewhere(trained, recipe),
+        asked="data.part" in keys,
+        train=train,
+        record=find_record(source),
+    )
+    if data.split and "val_from" not in meta["recipe"]["data"]:
+        data.notes.append(
+            "these weights are of a version that held out other images, so most of these were trained on: give images "
+            "that were not, data.root=PATH"
+        )
+    if recipe.data.source == "folder" and recipe.data.class_names is None:
+        check_order(meta, data.classes, recipe.data.class_order, source)
+    return recipe, data
+
+
+def measuring_loader(
+    data: DataSets,
+    recipe: Recipe,
+    device: torch.device,
+    batch_size: int | None = None,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    train: bool = False,
+) -> EvalLoader:
+    """Batches of the images that are measured, or (``train``) of training's, each under its own rule on broken ones."""
+    images = data.train if train else data.val
+    training = train or data.measured == "training"
+    return EvalLoader(
+        images,
+        batch_size=batch_size or recipe.eval.batch_size,
+        device=device,
+        data_config=recipe.data,
+        rank=rank,
+        world=world,
+        rule="train" if training else "val",
+    )
+
+
+def left_out(data: DataSets, loader: EvalLoader) -> list[str]:
+    """A sentence on the images that could not be read and were left out; none where there were none."""
+    bad = [*(data.bad[-data.bad_val :] if data.bad_val else []), *loader.bad]
+    if not bad:
+        return []
+    key = "data.on_bad_train" if data.measured == "training" else "data.on_bad_val"
+    path, reason = bad[0]
+    return [f"{len(bad):,} images could not be read and were left out ({key}=stop refuses them): {path}: {reason}"]
+
+
+def _elsewhere(trained: Recipe, now: Recipe) -> bool:
+    """Whether the data are others than those of the training."""
+    if trained.data.source != now.data.source:
+        return True
+    before, after = trained.data.root, now.data.root
+    if before is None or after is None or is_remote(before) or is_remote(after):
+        return before != after
+    return Path(before).expanduser().resolve() != Path(after).expanduser().resolve()
+
+
+def check_order(meta: dict[str, Any], classes: Sequence[str], order: str | None, source: str | Path) -> None:
+    """Refuse to guess how weights without class names number class folders, where two usual orders differ.
+
+    timm sorts them naturally (1, 2, 10), torchvision and most others as strings (1, 10, 2).
+
+    Args:
+        meta: header of the checkpoint.
+        classes: names of the class folders.
+        order: what was said, see ``DataConfig.class_order``.
+        source: where the weights came from, for the message.
+
+    Raises:
+        ExciteError: it matters, and nobody has said.
+    """
+    if not only_numbers_classes(meta) or order is not None:
+        return
+    if in_order(classes, "natural") == in_order(classes, "string"):
+        return
+    raise ExciteError(
+        f"{source} has no class names, and its classes may be numbered as {some(in_order(classes, 'string'))} or as "
+        f"{some(in_order(classes, 'natural'))}: say which with data.class_order=string (torchvision and most others) "
+        "or data.class_order=natural (timm)"
+    )
 
 
 def classes_fit(meta: dict[str, Any], classes: Sequence[str]) -> bool:
-    """Whether labels of data with these classes mean what the outputs of a checkpoint's network do."""
+    """Whether data with these classes can be numbered as the outputs of a checkpoint's network are."""
     own = meta["classes"]
-    return list(classes) == own or (only_numbers_classes(meta) and len(classes) == len(own))
+    return set(classes) <= set(own) or (only_numbers_classes(meta) and len(classes) == len(own))
 
 
 def only_numbers_classes(meta: dict[str, Any]) -> bool:
@@ -217,8 +375,8 @@ def only_numbers_classes(meta: dict[str, Any]) -> bool:
     return "converted_from" in meta and own == [str(number) for number in range(len(own))]
 
 
-def match_classes(predictor: Predictor, classes: list[str], source: str | Path) -> None:
-    """Check that labels of the data mean what the network's outputs do; one that only numbers them gets their names.
+def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Path) -> None:
+    """Check that the network knows the classes of the data, by their names; one that only numbers them gets these.
 
     Args:
         predictor: the network; other systems' checkpoints without class names have "0", "1" ... in ``classes``.
@@ -226,23 +384,22 @@ def match_classes(predictor: Predictor, classes: list[str], source: str | Path) 
         source: where the network came from, for the message.
 
     Raises:
-        ExciteError: the classes are others, or in another order.
+        ExciteError: it does not know one of them.
     """
     own = predictor.classes
-    if classes == own:
-        return
-    if classes_fit(predictor.meta, classes):
-        predictor.classes = list(classes)
+    if list(classes) == own:
         return
     if only_numbers_classes(predictor.meta):
-        raise ExciteError(f"the data has {len(classes)} classes, but {source} was trained with {len(own)}")
+        if len(classes) != len(own):
+            raise ExciteError(f"the data has {len(classes)} classes, but {source} was trained with {len(own)}")
+        predictor.classes = list(classes)
+        return
     unknown = [c for c in classes if c not in own]
-    what = (
-        f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
-        if unknown
-        else f"the {len(classes)} classes of the data are not the {len(own)} of {source} in their order"
-    )
-    raise ExciteError(f"{what}; give data with the classes that it was trained on (data.root=PATH)")
+    if unknown:
+        raise ExciteError(
+            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}{nearest(unknown[0], own)}; "
+            "give data with the classes that it was trained on (data.root=PATH)"
+        )
 
 
 def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total: int) -> Iterator[Any]:
@@ -253,31 +410,40 @@ def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total:
         progress(done, total)
 
 
-def find_images(sources: Sequence[str]) -> list[str]:
+def find_images(sources: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[str]:
     """Image files from files, folders (searched through) and glob patterns, in order, each once.
 
     Those at an address such as ``s3://bucket/photos`` are staged to the local cache, and keep their address as name.
 
+    Args:
+        sources: what to look for.
+        say: gets a sentence on what was left out of each folder, with counts.
+
     Raises:
-        ExciteError: a source is not there or holds no images.
+        ExciteError: a source is not there, holds no images, or is no file (a named pipe would be waited for).
     """
     found: dict[str, None] = {}
     for source in sources:
         source = in_place(source)
         path = Path(source)
+        left_out = None
         if is_remote(source):
             files = expand(source, EXTENSIONS)
         elif path.is_dir():
-            files = sorted(str(p) for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            listed = walk(path)
+            files, left_out = [file.path for file in listed.files], listed.ignored()
+        elif os.path.lexists(source):
+            file, reason = look_at(source)
+            if file is None:
+                raise ExciteError(f"{source!r} cannot be read: {reason}")
+            files = [source]
         else:
-            files = (
-                [source]
-                if path.is_file()
-                else sorted(f for f in glob.glob(source, recursive=True) if Path(f).is_file())
-            )
+            files = sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None)
         if not files:
             what = "holds no images" if path.is_dir() else "is neither a file, a folder nor a pattern that matches any"
-            raise ExciteError(f"{source!r} {what}")
+            raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
+        if left_out is not None:
+            say(f"{source}: {left_out}")
         found.update(dict.fromkeys(files))
     return list(found)
 
@@ -287,8 +453,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
-    from excite.figures import shortened, style
-    from excite.files import written_aside
+    from excite.figures import shortened, style, write
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))
@@ -301,14 +466,17 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
             axis.set_axis_off()
         for axis, prediction in zip(axes.flat, shown, strict=False):
             axis.imshow(load_image(local_file(prediction.path)))
-            name, probability = prediction.top[0]
-            axis.set_title(f"{shortened(name, 22)}\n{100 * probability:.1f} %", fontsize=9)
-        with written_aside(path) as aside:
-            figure.savefig(aside, dpi=100, format="png")
-    return path
+            name, probability = prediction.top[0] if prediction.top else (NO_ANSWER, None)
+            percent = "" if probability is None else f"{100 * probability:.1f} %"
+            axis.set_title(f"{shortened(name, 22)}\n{percent}", fontsize=9)
+        return write(figure, path, dpi=100)
+
+
+def to_rows(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as a list of {path, top: [{class, probability}]}; ``top`` is [] where there is no answer."""
+    return [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:
-    """Predictions as JSON: a list of {path, top: [{class, probability}]}."""
-    rows = [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
-    return json.dumps(rows, indent=2, ensure_ascii=False)
+    """Predictions as JSON: what :func:`to_rows` gives."""
+    return as_json(to_rows(predictions))

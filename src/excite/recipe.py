@@ -4,14 +4,16 @@ Nothing heavy is imported here, so that the command line can list, print, check 
 """
 
 import json
+import math
 import os
 import re
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
@@ -226,6 +228,9 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     report: ReportConfig = ReportConfig()
+    #: The keys to which the user gave a value; None: all of them, as in a file of his own.
+    _own: frozenset[str] | None = PrivateAttr(None)
+    _notes: tuple[str, ...] = PrivateAttr(())
 
     @field_validator("name")
     @classmethod
@@ -242,7 +247,7 @@ class Recipe(Section):
         if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs "
-                f"({self.train.epochs})"
+                f"({self.train.epochs}); schedule.warmup_epochs=0 is no warm-up"
             )
         if self.train.batch_size % self.train.grad_accumulation:
             raise ValueError(
@@ -255,6 +260,45 @@ class Recipe(Section):
                 f"({self.augment.repeats})"
             )
         return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever their values are from."""
+        return isinstance(other, Recipe) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # as lists in it have it, too
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how this recipe came about, one sentence each: what was shortened or replaced."""
+        return self._notes
+
+    def is_own(self, key: str) -> bool:
+        """Whether ``section.key`` is the user's own word: on the command line, or in a file that is not of ours."""
+        return self._own is None or key in self._own
+
+    def with_origin(self, own: Iterable[str] | None, notes: Iterable[str]) -> "Recipe":
+        """This recipe, with what was known of another one's origin: its ``_own`` keys (None: all) and its notes."""
+        recipe = self.model_copy()
+        recipe._own, recipe._notes = None if own is None else frozenset(own), tuple(notes)
+        return recipe
+
+    def origin(self) -> dict[str, Any]:
+        """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
+        return {"own": None if self._own is None else sorted(self._own), "notes": list(self._notes)}
+
+    def changed(self, overrides: Sequence[str], where: str = "recipe") -> "Recipe":
+        """This recipe with ``key=value`` overrides, as :func:`apply_overrides` puts them in. Raises ExciteError."""
+        if not overrides:
+            return self
+        values = self.model_dump(mode="json")
+        return _put_together(values, overrides, where, self._own, self._notes)
+
+    def replaced(self, key: str, value: Any, note: str) -> "Recipe":
+        """This recipe with another value of ``section.key``, which is not the user's word, and a note that says why."""
+        values = self.model_dump(mode="json")
+        section, name = key.split(".")
+        values[section][name] = value
+        return type(self).from_dict(values).with_origin(self._own, [*self._notes, note])
 
     def scaled(self) -> tuple["Recipe", str | None]:
         """Carry out ``train.scale_lr_to``: the recipe with that batch and its rates, and a line that says so.
@@ -279,7 +323,7 @@ class Recipe(Section):
             if before:
                 changes.append(f"{what}{before:g} -> {values[section][key]:g}")
         note = f"train.scale_lr_to: batch {old} -> {new}, learning rate {', '.join(changes)}"
-        return type(self).from_dict(values), note
+        return type(self).from_dict(values).with_origin(self._own, self._notes), note
 
     def to_yaml(self) -> str:
         """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
@@ -550,14 +594,29 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
         ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
     """
     text, where = recipe_text(name_or_file)
-    values = parse_yaml(text, where)
-    if overrides and isinstance(values, dict):
-        values = apply_overrides(values, overrides)
-    return Recipe.from_dict(values, where)
+    own: set[str] | None = set() if where in list_recipes() else None
+    return _put_together(parse_yaml(text, where), overrides or [], where, own, [])
+
+
+def _put_together(
+    values: Any, overrides: Sequence[str], where: str, own: Iterable[str] | None, notes: Iterable[str]
+) -> Recipe:
+    """The recipe of ``values`` with overrides, which add to the user's ``own`` keys (None: all) and to the notes."""
+    if not overrides or not isinstance(values, dict):
+        return Recipe.from_dict(values, where).with_origin(own, notes)
+    typed = overridden(overrides)
+    after = apply_overrides(values, list(overrides))
+    shortened = _shortened(values, after, typed)
+    recipe = Recipe.from_dict(after, where)
+    return recipe.with_origin(None if own is None else {*own, *typed}, [*notes, *([shortened] if shortened else [])])
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller."""
+    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller.
+
+    A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless it is among the overrides.
+    """
+    before = values
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     written = _train_value(values, "batch_size")
     for override in overrides:
@@ -576,15 +635,60 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, A
                 )
             node[part] = dict(inner or {})
             node = node[part]
-        node[path[-1]] = parse_yaml(text, f"the value of {shown_text(key)}") if text else None
-    if any(_full_key(o.partition("=")[0].strip()) == "train.batch_size" for o in overrides):
+        node[path[-1]] = _override_value(text, key) if text else None
+    typed = overridden(overrides)
+    if "train.batch_size" in typed:
         _keep_reference_batch(values, written)
+    if "train.epochs" in typed and "schedule.warmup_epochs" not in typed:
+        _shorten_warm_up(before, values)
     return values
 
 
+def _override_value(text: str, key: str) -> Any:
+    """What stands behind ``key=``: YAML, or where it holds characters that YAML cannot (a path that is no UTF-8, for
+    example), the text itself."""
+    try:
+        yaml.reader.Reader(text)
+    except yaml.reader.ReaderError:
+        return text
+    return parse_yaml(text, f"the value of {shown_text(key)}")
+
+
+def _value(values: dict[str, Any], section: str, key: str) -> Any:
+    part = values.get(section)
+    return part.get(key) if isinstance(part, dict) else None
+
+
 def _train_value(values: dict[str, Any], key: str) -> Any:
-    train = values.get("train")
-    return train.get(key) if isinstance(train, dict) else None
+    return _value(values, "train", key)
+
+
+def _shorten_warm_up(before: dict[str, Any], values: dict[str, Any]) -> None:
+    """Keep the warm-up's share of the training where ``train.epochs`` no longer leaves room for all of it, in place.
+
+    A rate that changes once an epoch has whole epochs of warm-up: the share is rounded down.
+    """
+    warm_up, was = _value(before, "schedule", "warmup_epochs"), _train_value(before, "epochs")
+    epochs = _train_value(values, "epochs")
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in (warm_up, was, epochs)):
+        return  # whoever checks the recipe says what is wrong
+    if 0 < epochs <= warm_up < was:
+        share = float(f"{warm_up * epochs / was:.6g}")
+        if _value(values, "schedule", "unit") == "epoch":
+            share = float(math.floor(share))
+        values["schedule"] = {**values["schedule"], "warmup_epochs": share}
+
+
+def _shortened(before: dict[str, Any], after: dict[str, Any], typed: Iterable[str]) -> str | None:
+    """The sentence on a warm-up that :func:`apply_overrides` has shortened; None where it has not."""
+    was, now = (_value(values, "schedule", "warmup_epochs") for values in (before, after))
+    if was == now or any(key in typed for key in ("schedule", "schedule.warmup_epochs")):
+        return None
+    of, epochs = _train_value(before, "epochs"), _train_value(after, "epochs")
+    what = f"shortened from {was:g} of {of} epochs to {now:g} of {epochs}"
+    if not now:
+        what = f"left out: {was:g} of {of} epochs are less than one of {epochs}"
+    return f"the warm-up is {what} (schedule.warmup_epochs=... sets it)"
 
 
 def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
@@ -602,6 +706,11 @@ def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
             f"to train with, and the learning rate is scaled to it from the recipe's {written}; give it alone"
         )
     values["train"]["batch_size"] = written
+
+
+def overridden(overrides: Sequence[str]) -> set[str]:
+    """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
+    return {_full_key(override.partition("=")[0].strip()) for override in overrides}
 
 
 def is_override(word: str) -> bool:

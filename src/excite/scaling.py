@@ -19,12 +19,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
 from excite.training.run_folder import read_results
 
-#: Training images of the sources that have a fixed number, and of ImageNet for class folders.
-IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "folder": 1_281_167, "idx": 60_000}
 #: DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20
 
@@ -75,6 +74,7 @@ class Workload:
         parameters: how many; their gradients are sent as float32.
         tensors: parameter tensors.
         norms: batch norms.
+        count: the data's images and classes; None: not known.
     """
 
     recipe: Recipe
@@ -82,11 +82,20 @@ class Workload:
     parameters: int
     tensors: int
     norms: int
+    count: Count | None = None
 
     @property
     def in_memory(self) -> bool:
         """Whether the images are decoded before training."""
-        return self.recipe.data.source != "folder" or self.recipe.data.mode == "memory"
+        data = self.recipe.data
+        if data.source != "folder" or data.mode != "auto":
+            return data.source != "folder" or data.mode == "memory"
+        if self.count is None or self.recipe.augment.crop == "random_resized":
+            return False
+        from excite.data.sources import MEMORY_LIMIT
+
+        pixels = self.count.train * data.image_size**2 + (self.count.val or 0) * data.evaluation_size**2
+        return pixels * data.in_chans <= MEMORY_LIMIT
 
 
 def workload(recipe: Recipe) -> Workload:
@@ -96,9 +105,9 @@ def workload(recipe: Recipe) -> Workload:
 
     from excite.models import create_model, describe
 
-    classes = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(recipe.data.source, 1000)
+    count = count_data(recipe.data, recipe.augment)
     arguments = {
-        "num_classes": classes,
+        "num_classes": count.classes,
         "in_chans": recipe.data.in_chans,
         "image_size": recipe.data.image_size,
         **recipe.model.options,
@@ -107,7 +116,7 @@ def workload(recipe: Recipe) -> Workload:
         model = create_model(recipe.model.name, **arguments)
     norms = sum(isinstance(m, _BatchNorm) for m in model.modules())
     size = describe(recipe.model.name, **arguments)
-    return Workload(recipe, size["gmacs"], size["params"], len(list(model.parameters())), norms)
+    return Workload(recipe, size["gmacs"], size["params"], len(list(model.parameters())), norms, count)
 
 
 @dataclass(frozen=True)
@@ -291,7 +300,8 @@ def measure(
     Returns:
         The measurements at ``batch_per_device``, by number of devices, and the fitted assumptions.
     """
-    from excite.training.launch import cores, run_on_this_machine
+    from excite.runtime.job import cores
+    from excite.training.launch import run_on_this_machine
 
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:
@@ -301,12 +311,18 @@ def measure(
         if progress is not None:
             progress(f"measuring {world} device(s) with {batch} images each")
         recipe = _for_timing(work.recipe, world * batch)
-        order = {"recipe": recipe.to_yaml(), "time_steps": {"steps": steps}}
+        order = {
+            "recipe": recipe.to_yaml(),
+            "origin": recipe.origin(),
+            "time_steps": {"steps": steps, "classes": work.count and work.count.classes},
+        }
         # However many run, each has the share of the cores that it has when all run: the same device.
         found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
     ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
     measured = [
-        Measurement(w, w * b, ms[w, b], "measured now", result["device"], _spread(result["seconds"]))
+        Measurement(
+            w, w * b, ms[w, b], "measured now", f"{result['device']}, {result['precision']}", _spread(result["seconds"])
+        )
         for (w, b), result in found.items()
         if b == batch_per_device
     ]
@@ -324,7 +340,8 @@ def _for_timing(recipe: Recipe, batch: int) -> Recipe:
     values["train"] |= {"batch_size": batch, "devices": 1, "grad_accumulation": 1, "init_from": None}
     if recipe.augment.crop == "random_resized":
         values["augment"] |= {"crop": "none"}
-    return Recipe.from_dict(values, "the recipe to time")
+    origin = recipe.origin() | {"notes": []}
+    return Recipe.from_dict(values, "the recipe to time").with_origin(**origin)
 
 
 def _fit(
@@ -433,7 +450,7 @@ def plan(
         measured: finished runs (folders or ``results.json``) to set beside the predictions.
         measure_on: numbers of processes to time steps in on this machine, as "1,2".
         steps: timed steps of each.
-        images: training images; None takes the number of the recipe's source.
+        images: training images; None counts them where the data are here, and else takes the source's published number.
         price: of a device for an hour.
         assume: ``name=value`` changes to the assumptions.
         progress: called with a line about what is being measured.
@@ -447,7 +464,7 @@ def plan(
     """
     counts, work, assumed = parse_counts(devices, "--devices"), workload(recipe), parse_assumptions(assume)
     runs = [read_measurement(run) for run in measured]
-    notes: list[str] = []
+    notes: list[str] = list(recipe.notes)
     origin: dict[str, str] = {}
     if runs:
         fitted = from_runs(work, assumed, runs)
@@ -465,9 +482,14 @@ def plan(
                 "something else is running on this machine, and the numbers are worth little."
             )
         notes.append("Measured steps are on random images: reading and cropping files is predicted, not measured.")
-    count = images or IMAGES[recipe.data.source]
+    assert work.count is not None
+    if images is None and work.count.note is not None:
+        notes.append(work.count.note)
+    count = images or work.count.train
     rows, impossible = _rows(recipe, work, assumed, counts, batch_per_device, runs, count, price)
     notes += impossible
+    if short := [row["batch_size"] for row in rows if row["batch_size"] > count]:
+        notes.append(f"An epoch has {count:,} images, less than one batch of {min(short):,}: its only step is smaller.")
     if not rows:
         raise ExciteError("; ".join(notes))
     if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):
@@ -512,7 +534,8 @@ def _rows(
         except ExciteError as error:
             notes.append(f"{number} devices: {error}")
             continue
-        hours = images * recipe.train.epochs / row["images_per_second"] / 3600
+        # Whole batches, as the training has them: what is left over at the end of an epoch takes no time.
+        hours = recipe.train.epochs * steps_per_epoch(images, row["batch_size"]) * row["step"] / 3.6e6
         row |= {"hours": hours, "cost": None if price is None else hours * number * price}
         row |= {"measured": None, "measured_efficiency": None, "source": None}
         if run is not None:

@@ -170,7 +170,7 @@ def test_streamed_and_stored_files_are_the_same(files: FileImages):
     from excite.data.folder import decode_all
     from excite.data.preprocessing import Preprocessing
 
-    stored, bad = decode_all(files, Preprocessing(8, 0.875, "bicubic", (0.0,), (1.0,), 3), 10**6, "stop")
+    stored, bad = decode_all(files, Preprocessing(8, 0.875, "bicubic", (0.0,), (1.0,), 3), 10**6)
     assert bad == []
     assert same(train(files).epoch(1), train(stored).epoch(1))
     assert same(evaluation(files), evaluation(stored))
@@ -215,8 +215,14 @@ def test_a_broken_image_stops_the_run_where_told_to(files: FileImages, workers: 
     Path(files.paths[3]).write_bytes(b"")
     expected = f"cannot read image {files.paths[3]}: it is empty (0 bytes)"
     loader = train(files, data=config(on_bad_train="stop", workers=workers), batch_size=14)
-    assert failure(loader.epoch(0)) == expected
-    assert failure(evaluation(files, config(workers=workers))) == expected
+    mend = "; mend or remove them, or leave them out with data.on_bad_{}=skip"
+    assert failure(loader.epoch(0)) == expected + mend.format("train")
+    assert failure(evaluation(files, config(workers=workers))) == expected + mend.format("val")
+    # Measured training images follow the rule for training images.
+    args = {"batch_size": 5, "device": "cpu", "data_config": config(workers=workers)}
+    measured = EvalLoader(files, rule="train", **args)
+    assert sum(len(labels) for _, labels, _ in measured) == 13
+    assert [path for path, _ in measured.bad] == [files.paths[3]]
 
 
 def test_nothing_but_broken_images_ends(files: FileImages):

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from excite.errors import ExciteError
 from excite.explain import ablate_gates, collect_scales, fixed_gates, outer_gates, time_without_gates
 from excite.explain.ablation import Outcome, compare, estimate_ablations
+from excite.intervals import Pairs, paired_interval
 
 
 @pytest.fixture
@@ -26,10 +28,28 @@ def test_an_interval_of_paired_images():
     assert (found.images, found.gates) == (6, ("a",))
     assert found.top1 == pytest.approx(50)
     assert found.top1_lost == pytest.approx(100 / 6)
-    # Agresti & Min: 2 lost and 1 won, half an image added to each of four cells.
-    difference = (2.5 - 1.5) / 8
-    half = 1.959963984540054 * math.sqrt(((2.5 + 1.5) / 8 - difference**2) / 8)
-    assert (found.low, found.high) == pytest.approx((100 * (difference - half), 100 * (difference + half)))
+    # Tango's score interval, which `excite compare` gives for the same pairs: two lost, one won.
+    low, high = paired_interval(Pairs(both=2, only_first=2, only_second=1, neither=1), 0.95)
+    assert (found.low, found.high) == (100 * low, 100 * high)
+    for share, sign in (
+        (low, 1),
+        (high, -1),
+    ):  # by the score equation, with the likeliest share of "only after" by hand
+        grid = np.linspace(max(0.0, -share), (1 - share) / 2, 400_001)[1:-1]
+        likelihood = 2 * np.log(grid + share) + np.log(grid) + 3 * np.log(1 - share - 2 * grid)
+        variance = (2 * grid[likelihood.argmax()] + share - share**2) / 6
+        assert (1 / 6 - share) / math.sqrt(variance) == pytest.approx(sign * 1.959963984540054, rel=1e-4)
+
+
+def test_images_without_finite_logits_are_wrong_and_not_in_the_loss():
+    nan = float("nan")
+    before = Outcome(torch.tensor([True, True, True, False]), torch.tensor([0.1, 0.2, 0.3, nan]).double())
+    after = Outcome(torch.tensor([True, False, False, False]), torch.tensor([0.4, nan, 0.8, nan]).double())
+    found = compare(["a"], before, after)
+    assert (found.not_finite, found.top1, found.top1_lost) == (2, 25.0, 50.0)
+    assert found.loss_added == pytest.approx(0.4)
+    nothing = compare(["a"], before, Outcome(after.right, torch.full((4,), nan).double()))
+    assert nothing.loss_added is None
 
 
 def test_each_gate_is_fixed_alone_and_compared_with_none_fixed(predictor, batches, means):

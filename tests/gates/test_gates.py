@@ -236,6 +236,28 @@ def test_resampled_kernels_keep_their_sum(size):
     torch.testing.assert_close(flat, torch.full((1, 1, *size), 0.5 * 49 / (size[0] * size[1]), dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("size", "axes"), [((2, 2), (2, 3)), ((2, 16), (2,)), ((16, 2), (3,))])
+def test_a_kernel_that_shrinks_is_antialiased_so_that_each_old_place_counts(size, axes):
+    """The corner's weight goes to the new corner; without antialiasing it lies between the samples and is spread."""
+    kernel = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
+    kernel[0, 0, 0, 0] = 1.0
+    new = resample_kernel(kernel, size)
+    near = new.narrow(axes[0], 0, 1)
+    near = near.narrow(axes[-1], 0, 1) if len(axes) > 1 else near
+    assert 0.6 < float(near.sum()) < 1.2
+
+
+def test_a_kernel_that_grows_is_interpolated_as_it_is():
+    """Keys' bicubic with a = -0.75, PyTorch's; the antialiasing one has a = -0.5."""
+    kernel = torch.zeros(1, 1, 1, 8, dtype=torch.float64)
+    kernel[..., 3] = 1.0
+    new = resample_kernel(kernel, (1, 16))[0, 0, 0]
+    a, t = -0.75, 0.25
+    near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+    assert float(new[6]) == pytest.approx(near / 2)
+    assert float(new[8]) == pytest.approx((a * 1.25**3 - 5 * a * 1.25**2 + 8 * a * 1.25 - 4 * a) / 2)
+
+
 def test_a_resized_gate_answers_a_smooth_map_alike():
     gate, _ = build({"name": "ge", "variant": "theta"}, (2, 8, 14, 14))
     blob = F.interpolate(torch.rand(8, 1, 4, 4, dtype=torch.float64), size=(14, 14), mode="bicubic")

@@ -39,3 +39,47 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     told = run(occupied)
     assert told.startswith("8 False False ")
     assert str(occupied) in told
+
+
+@needs_kernels
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path):
+    """What they put there would run as part of this process; here it is a library that cannot even be loaded."""
+    assert run(tmp_path) == "8 True True None"
+    folder = tmp_path / "kernels"
+    (kernels,) = folder.iterdir()
+    whole = kernels.read_bytes()
+    assert (folder.stat().st_mode & 0o777, kernels.stat().st_mode & 0o777) == (0o700, 0o700)
+
+    kernels.write_bytes(b"planted")
+    kernels.chmod(0o722)
+    assert run(tmp_path) == "8 True True None", "compiled again, over the file that others could write to"
+    assert kernels.read_bytes() == whole
+
+    kernels.write_bytes(b"planted")
+    folder.chmod(0o777)
+    assert run(tmp_path) == "8 True True None", "compiled in a folder of this process's own"
+    assert kernels.read_bytes() == b"planted"
+
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert run(tmp_path) == "8 True True None"
+    assert kernels.read_bytes() == b"planted"
+
+
+@needs_kernels
+def test_it_is_said_that_the_cache_is_not_used(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path))
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels").chmod(0o777)
+    private = native._private_folder()
+    assert private.stat().st_mode & 0o777 == 0o700
+    assert str(tmp_path) not in str(private)
+    told = capfd.readouterr().err
+    assert f"{tmp_path}/kernels, can be written to by others" in told
+    assert "EXCITE_CACHE" in told
+    assert len(told.splitlines()) == 1
+
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    (tmp_path / "kernels").chmod(0o700)
+    assert native._private_folder() != tmp_path / "kernels"
+    assert "belongs to another user" in capfd.readouterr().err

@@ -129,6 +129,20 @@ def test_the_genet_recipes_build_the_sources_network(form):
     assert all(isinstance(m, SameConv2d) for m in strided)
 
 
+@pytest.mark.parametrize("name", MINDCV)
+def test_the_mindcv_recipes_start_as_the_source(name):
+    """senet.py: HeUniform(mode="fan_in", nonlinearity="sigmoid") and bias 0 for every nn.Dense, SE's included."""
+    recipe = load_recipe(f"imagenet-se{name}")
+    torch.manual_seed(0)
+    model = create_model(recipe.model.name, image_size=224, **recipe.model.options)
+    dense = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert len(dense) > 10
+    for layer in dense:
+        assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(layer.in_features), rel=0.15)
+        assert layer.weight.abs().max().item() <= math.sqrt(3 / layer.in_features) * (1 + 1e-6)
+        assert not layer.bias.any()
+
+
 def test_the_tensorflow_recipe_scales_its_loss_as_the_source():
     train = load_recipe("cifar10-seresnet110-tf").train
     assert train.precision == "fp16"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, strength
+from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
 
 
 def images(count: int = 6, channels: int = 3, side: int = 32) -> torch.Tensor:
@@ -16,6 +16,23 @@ def images(count: int = 6, channels: int = 3, side: int = 32) -> torch.Tensor:
     rng = np.random.default_rng(3)
     values = gaussian_filter(rng.standard_normal((count, channels, side, side)), (0, 0, 2, 2))
     return torch.from_numpy((128 + 200 * values).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("side", [1, 64, 65, 224])
+def test_the_strengths_are_the_published_ones(side):
+    """Copied from the authors' make_imagenet_c.py and make_cifar_c.py (github.com/hendrycks/robustness)."""
+    published = {
+        "gaussian_noise": ([0.08, 0.12, 0.18, 0.26, 0.38], [0.04, 0.06, 0.08, 0.09, 0.10]),
+        "gaussian_blur": ([1, 2, 3, 4, 6], [0.4, 0.6, 0.7, 0.8, 1]),
+        "jpeg_compression": ([25, 18, 15, 10, 7], [80, 65, 58, 50, 40]),
+        "contrast": ([0.4, 0.3, 0.2, 0.1, 0.05], [0.75, 0.5, 0.4, 0.3, 0.15]),
+        "brightness": ([0.1, 0.2, 0.3, 0.4, 0.5], [0.05, 0.1, 0.15, 0.2, 0.3]),
+    }
+    assert set(STRENGTHS) == set(published)
+    small = side <= 64  # CIFAR-10-C is of 32 pixels, ImageNet-C of 224
+    for name, (large, of_cifar) in published.items():
+        assert [strength(name, severity, side) for severity in (1, 2, 3, 4, 5)] == (of_cifar if small else large)
+    assert definition(side) == ("CIFAR-10-C" if small else "ImageNet-C")
 
 
 @pytest.mark.parametrize("side", [32, 80])

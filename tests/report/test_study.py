@@ -128,7 +128,22 @@ def test_long_curves_become_means_of_stretches():
     assert thinned(points[:7], 250) == points[:7]
 
 
-def test_a_confidence_on_an_edge_is_in_the_bin_below_as_in_torchmetrics():
+def test_the_calibration_error_is_that_of_the_rows_beside_it(made_up):
+    """Of confidences of 1 and just below, the reliability diagram makes one bin, and so must the error."""
+    p = made_up(20, 2)
+    p.labels[:] = [0] * 10 + [0] * 9 + [1]
+    p.logits[:] = [[40.0, 0.0]] * 10 + [[3.0, 0.0]] * 10
+    found = study.calibration(p)
+    rows = [row for row in found["reliability"] if row["images"]]
+    assert [row["images"] for row in rows] == [20]
+    sure = (10 + 10 / (1 + np.exp(-3.0))) / 20
+    assert found["ece"] == pytest.approx(100 * abs(19 / 20 - sure), rel=1e-12)
+    assert found["ece"] == pytest.approx(abs(rows[0]["accuracy"] - rows[0]["confidence"]), rel=1e-12)
+    p.logits[0], p.labels[0] = [np.nan, 0.0], 1  # in no bin, and of no error
+    assert sum(row["images"] for row in study.calibration(p)["reliability"]) == 19
+
+
+def test_a_confidence_on_an_edge_is_in_the_bin_below():
     """The diagram's bars and the ECE are of the same bins: their weighted gaps are the error."""
     edge = 12 / study.BINS
     confidence = np.array([edge, edge, edge + 0.01, edge - 0.01, 1.0])

@@ -13,7 +13,7 @@ import pytest
 from excite.errors import ExciteError
 from excite.storage import fetch_run, left_behind, mirror, mirrored, open_run, runs, sync
 from excite.storage.mirror import Mirror
-from excite.storage.runs import complete_steps, read_marker, write_marker
+from excite.storage.runs import complete_steps, read_marker, uploads_to, write_marker
 from tests.storage.conftest import eventually, tree
 
 
@@ -246,6 +246,52 @@ def test_sync_says_what_it_lacks(run, words, message, tmp_path):
     make_run(tmp_path / "plain")
     with pytest.raises(ExciteError, match=message):
         sync(*words)
+
+
+@pytest.mark.parametrize("kind", ["bucket", "folder"])
+def test_a_run_folder_that_somebody_sent_uploads_nothing(kind, tmp_path, bucket, lines):
+    """Its marker may name any address, with this user's credentials and rights."""
+    foreign = make_run(tmp_path / "runs" / "sent", 2)
+    (foreign / "authorized_keys").write_text("theirs")
+    url = f"{bucket.url}/theirs" if kind == "bucket" else f"file://{tmp_path}/home/.ssh"
+    (foreign / "remote.json").write_text(json.dumps({"url": url, "fetched": False, "pending": 3}))
+    with mirrored(foreign, lines.append) as mirror:
+        assert mirror is None
+    assert len(lines) == 1
+    assert f"names {url}, an address that you have not given on this machine: nothing is uploaded" in lines[0]
+    assert "excite sync" in lines[0]
+    assert left_behind(foreign) == ""
+    assert uploads_to(foreign) is None
+    with pytest.raises(ExciteError, match="have not given on this machine"):
+        sync(foreign)
+    assert bucket.names("theirs") == []
+    assert not (tmp_path / "home").exists()
+
+    told: list[str] = []
+    assert sync(foreign, url, told.append) == (url, 7)
+    assert told == [f"uploading {foreign} to {url}"]
+    assert uploads_to(foreign) == url
+    assert sync(foreign, None)[0] == url, "now it is an address that was given"
+
+
+def test_given_addresses_are_believed_only_where_nobody_else_can_write_them(run, tmp_path, bucket):
+    assert uploads_to(run) == f"{bucket.url}/runs/r"
+    (given,) = (tmp_path / "cache").glob("upload-addresses.txt")
+    assert given.stat().st_mode & 0o777 == 0o600
+    given.chmod(0o666)
+    assert uploads_to(run) is None
+    write_marker(run, f"{bucket.url}/runs/r")
+    assert uploads_to(run) == f"{bucket.url}/runs/r"
+    assert given.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_job_that_is_started_again_gives_its_address_again(run, tmp_path, bucket):
+    for out, run_dir in ((f"{bucket.url}/runs", None), ("runs", f"{bucket.url}/runs/r")):
+        (tmp_path / "cache" / "upload-addresses.txt").unlink()  # another machine
+        runs.keep_at(run, f"{bucket.url}/elsewhere", None)
+        assert uploads_to(run) is None
+        runs.keep_at(run, out, run_dir)
+        assert uploads_to(run) == f"{bucket.url}/runs/r"
 
 
 def test_a_damaged_marker_and_wrong_seconds_are_one_sentence(run, monkeypatch):

@@ -35,6 +35,12 @@ def test_layer_decay_falls_block_by_block_from_the_head():
     assert depths["fc.bias"] == 10
     groups = parameter_groups(model, OptimizerConfig(layer_decay=0.5))
     assert sorted({g["lr_scale"] for g in groups}) == [0.5**k for k in range(10, -1, -1)]
+    names = {id(p): n for n, p in model.named_parameters()}
+    scales = {names[id(p)]: g["lr_scale"] for g in groups for p in g["params"]}
+    assert {scales[n] for n in scales if n.startswith("fc.")} == {1.0}  # the head learns as fast as ever
+    assert scales["layer3.2.conv2.weight"] == 0.5
+    assert scales["layer1.0.conv1.weight"] == 0.5**9
+    assert scales["conv1.weight"] == 0.5**10
 
 
 def test_freeze_takes_patterns_and_keeps_statistics():

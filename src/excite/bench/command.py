@@ -1,9 +1,6 @@
 """`excite bench`: from the words of the command line to tables."""
 
-import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +12,9 @@ from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
-from excite.training import launch
+from excite.runtime import git
+from excite.runtime.job import rank, world_size
+from excite.text import print_json, show, tell
 
 
 def bench_models(
@@ -33,12 +32,12 @@ def bench_models(
     Raises:
         ExciteError: rows failed (after the others were measured and written), or ``csv`` holds something else.
     """
-    first = launch.rank() == 0
-    if profile is not None and launch.world_size() > 1:
+    first = rank() == 0
+    if profile is not None and world_size() > 1:
         raise ExciteError("--profile is for one process: run it without torchrun")
     if csv is not None and first:
         check_csv(csv)
-    report = _tell if first else _keep_quiet
+    report = tell if first else _keep_quiet
     with tempfile.TemporaryDirectory(prefix="excite-bench-") as cache:
         rows = make_rows(settings, run_in_turns(settings, rounds, report, cache), source_version())
         profiles, unprofiled = ({}, []) if profile is None else _profiles(settings, rows, profile, cache)
@@ -47,21 +46,17 @@ def bench_models(
     if csv is not None:
         append_csv(csv, rows)
     if as_json:
-        print(json.dumps({"rows": rows, **({"profiles": profiles} if profiles else {})}, indent=2))
+        print_json({"rows": rows, **({"profiles": profiles} if profiles else {})})
     else:
-        print(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        show(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
         for trace, found in profiles.items():
-            print(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
-            print(operator_table(found["operators"]))
+            show(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
+            show(operator_table(found["operators"]))
             if found["floors"]:
-                print("\n" + floor_table(found["floors"]))
+                show("\n" + floor_table(found["floors"]))
     failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + unprofiled
     if failed:
         raise ExciteError("; ".join(dict.fromkeys(failed)))
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _keep_quiet(line: str) -> None:
@@ -103,23 +98,15 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
     from excite.bench.pipeline import measure_pipeline, pipeline_table
 
     result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
-    if launch.rank() == 0:
-        print(json.dumps(result, indent=2) if as_json else pipeline_table(result))
+    if rank() == 0:
+        print_json(result) if as_json else show(pipeline_table(result))
 
 
 def source_version() -> str:
     """The version of excite, with the commit where it runs from a checkout ("+" if that was changed since)."""
     home = Path(excite.__file__).parent
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(home), *words], capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
     # An environment may lie inside of somebody's repository, whose commit says nothing about the package.
-    if not git("ls-files", "--error-unmatch", "__init__.py"):
+    found = git.checkout(home, only=True) if git.knows(home, "__init__.py") else None
+    if found is None:
         return excite.__version__
-    commit = git("rev-parse", "--short=10", "HEAD")
-    return f"{excite.__version__}-{commit}" + ("+" if git("status", "--porcelain", ".") else "")
+    return f"{excite.__version__}-{found.commit[:10]}" + ("+" if found.changed else "")

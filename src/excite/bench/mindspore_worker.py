@@ -83,4 +83,4 @@ def _seconds(step: Any) -> float:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(json.load(sys.stdin)["setting"])))
+    print(json.dumps(measure(json.load(sys.stdin)["setting"]), allow_nan=False))

@@ -36,7 +36,8 @@ def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, w
 
     Returns:
         "rows", one a part, with img/s over all devices (median, quartiles over rounds) and ms a step; "waiting", the
-        share of the joint time in percent that training waited for data; "device", "processes", "batch", "recipe".
+        share of the joint time in percent that training waited for data; "device", "processes", "batch", "recipe",
+        "notes" (sentences on the recipe).
 
     Raises:
         ExciteError: the recipe's data, device or precision are not to be had.
@@ -64,6 +65,7 @@ def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, w
         "processes": accelerator.num_processes,
         "precision": run.precision,
         "batch": batch,
+        "notes": list(run.recipe.notes),
     }
 
 
@@ -108,7 +110,7 @@ def pipeline_table(result: dict[str, Any]) -> str:
     ]
     what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
     what += f", {result['processes']} processes" if result["processes"] > 1 else ""
-    return f"{what}\n\n{table(heads, lines, left=1)}\n\n{_verdict(result)}"
+    return "\n\n".join([*result["notes"], what, table(heads, lines, left=1), _verdict(result)])
 
 
 def _verdict(result: dict[str, Any]) -> str:

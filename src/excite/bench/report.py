@@ -21,7 +21,7 @@ COLUMNS = [
 ]
 #: Settings that get a column of their own where rows differ in them, and stand above the table where they do not.
 _SETTINGS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "mode": ("mode", lambda row: row["mode"]),
+    "mode": ("mode", lambda row: row["mode"] if row["mode"] == "train" else f"{row['mode']}, not folded"),
     "batch": ("batch", lambda row: f"batch {row['batch']}" + (" a device" if row["devices"] > 1 else "")),
     "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
     "precision": ("precision", lambda row: row["precision"]),

@@ -12,7 +12,8 @@ from typing import Any
 from excite.bench.settings import Setting
 from excite.children import SAFE_PATH, python_command
 from excite.errors import nearest
-from excite.training import launch
+from excite.files import to_json
+from excite.runtime.job import world_size
 
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
 MINDSPORE_PYTHON = "EXCITE_MINDSPORE_PYTHON"
@@ -38,7 +39,7 @@ def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache
         for setting, given in zip(settings, answers, strict=True):
             if given and "error" in given[-1]:
                 continue
-            answer = _in_place(setting) if launch.world_size() > 1 else _in_process(setting, cache)
+            answer = _in_place(setting) if world_size() > 1 else _in_process(setting, cache)
             if "error" in answer:
                 given.clear()
             given.append(answer)
@@ -74,6 +75,7 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
     if mistake:
         return {"error": mistake}
     environment = {**os.environ, **SAFE_PATH, "TORCHINDUCTOR_CACHE_DIR": cache}
+    environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
     if setting.threads:
         environment["OMP_NUM_THREADS"] = str(setting.threads)
     if setting.library == "mindcv":
@@ -84,7 +86,14 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answ
         command = python_command("-m", "excite.bench.worker")
     request = {"setting": setting.to_dict(), "profile": None if trace is None else str(trace)}
     try:
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            command,
+            input=to_json(request),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+        )
     except OSError as error:
         return {"error": f"{command[0]} cannot be run: {error.strerror}"}
     if done.returncode == -9:  # SIGKILL: the kernel's answer to a machine out of memory

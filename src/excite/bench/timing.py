@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from excite.bench.contenders import make_contender
 from excite.bench.settings import Setting
+from excite.errors import ExciteError
+from excite.models.folding import FoldedClassifier
+from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 from excite.training.device import (
     DTYPES,
@@ -70,6 +73,11 @@ def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step
     return step
 
 
+def form_of(net: nn.Module, precision: str) -> str:
+    """In which form a network is timed, in words for the head of a column: whether it was folded, and its precision."""
+    return f"{'folded' if isinstance(net, FoldedClassifier) else 'not folded'}, {precision}"
+
+
 def time_steps(step: Step, device: torch.device, count: int, per_sample: int = 1) -> list[float]:
     """Seconds of ``count`` steps; with ``per_sample`` > 1 the means of so many at a time."""
     seconds = []
@@ -116,6 +124,15 @@ def training_step_seconds(
     return time_steps(step, place, warm_up + steps)[warm_up:]
 
 
+def _refuse_one_value(model: nn.Module, image: tuple[int, int, int]) -> None:
+    norm = first_with_one_value(model, image)
+    if norm is not None:
+        raise ExciteError(
+            f"the batch norm {norm} would have one value per channel, and no variance, with one image: give batch=2 or "
+            "more, a larger image_size, or --infer"
+        )
+
+
 class Workbench:
     """One setting made ready: model and batch on the device, and the step to time.
 
@@ -142,6 +159,8 @@ class Workbench:
         self.warm_up = setting.warm_up if setting.warm_up is not None else 3 if on_cpu else 10
         reset_peak_memory(self.device)
         torch.manual_seed(0)
+        if self.batch == 1 and setting.mode == "train":
+            _refuse_one_value(contender.model, (contender.in_chans, self.image_size, self.image_size))
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         model = contender.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.model: nn.Module = model

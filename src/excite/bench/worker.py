@@ -10,6 +10,7 @@ from typing import Any
 
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.leaving import leave_quickly
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     profile = request.get("profile")
     result = answer(Setting(**request["setting"]), None if profile is None else Path(profile))
-    print(json.dumps(result))
+    print(to_json(result))
 
 
 if __name__ == "__main__":

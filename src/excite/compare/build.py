@@ -17,9 +17,10 @@ from excite.compare.study import study
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
-from excite.figures import save, style
+from excite.figures import dispensable, save
 from excite.files import check_writable, write_text
 from excite.recipe import apply_overrides
+from excite.text import tell
 from excite.twins.report import to_csv
 
 #: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
@@ -50,8 +51,7 @@ class Comparison:
     def to_html(self) -> str:
         """The page."""
         pictures = [[_png(image) for image in images] for images in self.pixels]
-        with style():
-            return make_page(self.found, pictures, figures(self.found)).render()
+        return make_page(self.found, pictures, figures(self.found)).render()
 
     def write(self, path: str | Path, *, force: bool = False) -> list[Path]:
         """Write the page, and the table beside it as CSV.
@@ -67,12 +67,12 @@ class Comparison:
             ExciteError: another suffix, a file is there already, or it cannot be written.
         """
         page, table = check_target(path, force)
+        write_text(table, self.to_csv())  # the numbers first
         write_text(page, self.to_html())
-        write_text(table, self.to_csv())
         return [page, table]
 
     def write_figures(self, folder: str | Path, *, force: bool = False) -> list[Path]:
-        """Write every figure as PNG and SVG into a folder.
+        """Write every figure as PNG and SVG into a folder; one that cannot be drawn is a sentence on standard error.
 
         Args:
             folder: a new one, or with ``force`` one in which files of the same names are replaced.
@@ -84,11 +84,13 @@ class Comparison:
         folder = check_folder(folder, force)
         written = []
         for name, figure in figures(self.found).items():
-            written += save(figure, folder / name)
+            with dispensable(name, tell):
+                written += save(figure, folder / name)
         for number, (pair, images) in enumerate(zip(self.found["only_one"] or [], self.pixels, strict=False), 1):
             if images:
                 name = re.sub(r"[^A-Za-z0-9._-]+", "-", pair["label"])
-                written += draw_images(pair, images, folder / f"images-{number}-{name}")
+                with dispensable(f"images-{number}-{name}", tell):
+                    written += draw_images(pair, images, folder / f"images-{number}-{name}")
         return written
 
 
@@ -177,7 +179,7 @@ def _image(data: DataSets, position: int) -> np.ndarray:
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:
-        image = load_image(data.val.paths[position])
+        image = load_image(data.val.paths[position], white=data.val.white)
     except BadImageError:  # deleted since it was predicted
         return np.full((32, 32, 3), 128, np.uint8)
     image = image.convert("RGB")

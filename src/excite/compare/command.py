@@ -93,7 +93,11 @@ def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
 
 def _cost_columns(found: Mapping[str, Any]) -> Columns:
     columns: Columns = [("params_m", "params(M)", ".3f"), ("gmacs", "GMACs", ".3f")]
-    columns += [("images_per_second", "img/s", ",.0f"), ("ms_per_step", "ms/step", ".1f"), ("memory_gb", "GB", ".2f")]
+    columns += [
+        ("images_per_second", "training img/s", ",.0f"),
+        ("ms_per_step", "training ms/step", ".1f"),
+        ("memory_gb", "GB", ".2f"),
+    ]
     conditions = {"device": "device", "devices": "devices", "batch_size": "batch size", "trained_in": "precision"}
     return columns + [(key, conditions[key], "") for key in differing(found["rows"], list(conditions))]
 

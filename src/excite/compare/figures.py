@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.figures import COLORS, MARKS, save, style
+from excite.figures import COLORS, MARKS, attempt, save, shortened, style
 
 _GRAY = "#808080"  # readable on white and on black
 #: With more classes only those with the largest differences are drawn, half of them from each end.
@@ -17,7 +17,8 @@ _MARKS_ON_LINE = 15
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure that the numbers of ``study`` allow: name -> matplotlib Figure."""
+    """Every figure that the numbers of ``study`` allow: name -> matplotlib Figure, or
+    :class:`excite.figures.Undrawn`."""
     drawn: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
     if any(row["top1"] is not None for row in found["rows"]):
         drawn["accuracy"] = _accuracy
@@ -27,8 +28,7 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
         drawn["classes"] = _classes
     if len(found["paired"]) > 2:  # of two there is one number
         drawn["agreement"] = _agreement
-    with style():
-        return {name: draw(found) for name, draw in drawn.items()}
+    return {name: attempt(draw, found) for name, draw in drawn.items()}
 
 
 def _look(position: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def _labels(found: Mapping[str, Any]) -> list[str]:
 
 def short(text: str, most: int = 28) -> str:
     """A label that a figure has room for."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return shortened(text, most)
 
 
 def _panel(axis: Any, title: str, x: str, y: str = "") -> None:

@@ -246,7 +246,7 @@ def _cost(section: Section, found: Mapping[str, Any]) -> None:
         Column("params", "parameters", ",d"),
         Column("gmacs", "GMACs", ".4f"),
         Column("images_per_second", "training img/s", ",.0f"),
-        Column("ms_per_step", "ms/step", ".2f"),
+        Column("ms_per_step", "training ms/step", ".2f"),
         Column("batch_size", "batch size", "d"),
         Column("train_seconds", "training s", ",.0f"),
         Column("memory_gb", "peak GB", ".2f"),

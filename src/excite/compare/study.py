@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import torch
 
 from excite.compare.recipes import differences
 from excite.compare.runs import Run
-from excite.report.statistics import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
+from excite.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
+from excite.logits import NO_CLASS, losses, mean_loss
 from excite.report.study import accuracy
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
@@ -78,7 +80,7 @@ class Compared(TypedDict):
     p: float
     p_holm: float
     test: str
-    loss_difference: float
+    loss_difference: float | None
     loss_difference_low: float | None
     loss_difference_high: float | None
 
@@ -139,7 +141,9 @@ def _compare(run: Run, base: Run, confidence: float) -> Compared:
     pairs = Pairs.count(run.predictions.right.tolist(), base.predictions.right.tolist())
     low, high = paired_interval(pairs, confidence)
     p, test = mcnemar(pairs)
-    loss, loss_low, loss_high = mean_difference((_losses(run) - _losses(base)).tolist(), confidence)
+    both = _losses(run) - _losses(base)
+    both = both[~np.isnan(both)]  # of the images that have finite logits in both
+    loss, loss_low, loss_high = mean_difference(both.tolist(), confidence) if len(both) else (None, None, None)
     return {
         "difference": 100 * pairs.difference,
         "difference_low": 100 * low,
@@ -158,12 +162,10 @@ def _compare(run: Run, base: Run, confidence: float) -> Compared:
 
 
 def _losses(run: Run) -> np.ndarray:
-    """float64 (N,): cross-entropy of each image, nats."""
+    """float64 (N,): cross-entropy of each image, nats; NaN where its logits are not finite."""
     assert run.predictions is not None
-    logits = run.predictions.logits.astype(np.float64)
-    logits -= logits.max(1, keepdims=True)
-    own = np.take_along_axis(logits, run.predictions.labels[:, None], 1)[:, 0]
-    return np.log(np.exp(logits).sum(1)) - own
+    logits, labels = torch.from_numpy(run.predictions.logits), torch.from_numpy(run.predictions.labels)
+    return losses(logits.double(), labels).numpy()
 
 
 # --- one run --------------------------------------------------------------------------------------------------------
@@ -209,20 +211,20 @@ def _row(run: Run, confidence: float) -> dict[str, Any]:
 
 
 def _accuracy(run: Run, confidence: float) -> dict[str, Any]:
-    keys = ("images", "right", "top1", "top1_low", "top1_high", "top5")
+    keys = ("images", "right", "top1", "top1_low", "top1_high", "top5", "not_finite")
     if run.predictions is not None:
         measured = accuracy(run.predictions, confidence)
         return {
             "measured": "predictions",
             **{key: measured[key] for key in keys},
-            "loss": float(_losses(run).mean()),
+            "loss": mean_loss(torch.from_numpy(_losses(run))),
         }
     found = run.meta.get("metrics")
     if not found:
         return dict.fromkeys(("measured", *keys, "loss"))
     images, right = found["images"], round(found["top1"] * found["images"] / 100)
     low, high = wilson(right, images, confidence)
-    values = (images, right, 100 * right / images, 100 * low, 100 * high, found["top5"])
+    values = (images, right, 100 * right / images, 100 * low, 100 * high, found["top5"], found.get("not_finite", 0))
     return {"measured": "training", **dict(zip(keys, values, strict=True)), "loss": found["loss"]}
 
 
@@ -233,7 +235,7 @@ def _curves(run: Run) -> dict[str, Any] | None:
     validation = [{**r, "minutes": minutes.get(r["step"])} for r in run.evaluations]
     if not train and not validation:
         return None
-    known = [r for r in train if r["loss"] is not None]
+    known = [r for r in train if r["loss"] is not None]  # fp16: not where all of a window overflowed
     window = max(1, round(len(known) / SMOOTHING))
     smooth = [statistics.fmean(r["loss"] for r in known[max(0, i - window + 1) : i + 1]) for i in range(len(known))]
     return {
@@ -274,9 +276,10 @@ def _agreement(runs: Sequence[Run]) -> dict[str, Any]:
     def table(cell: Any) -> list[list[float]]:
         return [[100 * float(cell(i, j)) for j in range(len(runs))] for i in range(len(runs))]
 
+    # Two that have no class for an image do not agree on it.
     return {
         "labels": [run.label for run in runs],
-        "same": table(lambda i, j: (predicted[i] == predicted[j]).mean()),
+        "same": table(lambda i, j: ((predicted[i] == predicted[j]) & (predicted[i] != NO_CLASS)).mean()),
         "both_wrong": table(lambda i, j: (~right[i] & ~right[j]).mean()),
         "chance": table(lambda i, j: (~right[i]).mean() * (~right[j]).mean() if i != j else (~right[i]).mean()),
     }
@@ -284,14 +287,15 @@ def _agreement(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _only_one(base: Run, run: Run) -> dict[str, Any]:
     """The images that only one of two networks gets right and on which both are most sure of themselves: the largest
-    product of the right one's probability of the true class and the wrong one's of its class."""
+    product of the right one's probability of the true class and the wrong one's of its class. One that has no finite
+    logits is sure of nothing."""
     a, b = base.predictions, run.predictions
     assert a is not None
     assert b is not None
     pa, pb = a.probabilities().max(1), b.probabilities().max(1)
     images: list[dict[str, Any]] = []
     for winner, chosen in ((run.label, b.right & ~a.right), (base.label, a.right & ~b.right)):
-        positions = np.flatnonzero(chosen)
+        positions = np.flatnonzero(chosen & a.finite & b.finite)
         best = positions[np.argsort(-(pa * pb)[positions], kind="stable")][:PICTURES]
         images += [
             {
@@ -328,12 +332,25 @@ def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[dict[str, Any]])
         if run.unfinished
     ]
     notes += [
+        f"{run.label}: {run.predictions.warning}."
+        for run in runs
+        if run.predictions is not None and run.predictions.warning is not None
+    ]
+    notes += [
         f"{run.label} comes from elsewhere: how it was trained is not known." for run in runs if run.recipe is None
     ]
     by_weights: dict[str, list[str]] = {}
     for run in runs:
         by_weights.setdefault(run.weights, []).append(run.label)
     notes += [f"{' and '.join(same)} have the same weights." for same in by_weights.values() if len(same) > 1]
+    of_images: dict[str, list[str]] = {}
+    for run in runs:
+        for note in [] if run.data is None else run.data.notes:
+            of_images.setdefault(note, []).append(run.label)
+    notes += [
+        f"{note[:1].upper()}{note[1:]}." if len(labels) == len(runs) else f"{', '.join(labels)}: {note}."
+        for note, labels in of_images.items()
+    ]
     notes += _fairness(runs, baseline, recipe)
     if moved := [words for run in runs if (words := _moved(run))]:
         notes.append(

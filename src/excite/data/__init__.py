@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from excite.data.images import ArrayImages, FileImages
     from excite.data.loader import EvalLoader, TrainLoader
     from excite.data.preprocessing import Preprocessing, normalize
-    from excite.data.sources import DataSets, open_data
+    from excite.data.sources import DataSets, open_data, open_measured
 
 _HOME = {
     "ArrayImages": "images",
@@ -32,6 +32,7 @@ _HOME = {
     "load_image": "decode",
     "normalize": "preprocessing",
     "open_data": "sources",
+    "open_measured": "sources",
 }
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "load_image",
     "normalize",
     "open_data",
+    "open_measured",
 ]
 
 

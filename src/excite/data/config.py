@@ -65,12 +65,37 @@ class DataConfig(_Strict):
     val_fraction: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="Share split off for validation where the source has no such part."
     )
+    val_from: Literal["auto", "train", "test"] = Field(
+        default="auto",
+        description="Validation images: split off from training's, or the test part, by which nothing is then chosen; "
+        "auto: the source's own, else test for CIFAR and IDX, train for folders.",
+    )
+    group_by: int | str | None = Field(
+        default=None,
+        description="Images that the split keeps together (a patient, a burst): level of a folder below the class, or "
+        "a regular expression on the path; null: each alone.",
+    )
     split_seed: int = Field(default=0, ge=0, description="Seed of that split and of limit_train/limit_val.")
+    part: Literal["val", "test", "train"] = Field(
+        default="val",
+        description="Which images validate, report, compare, explain and prune measure; not for training.",
+    )
+    class_order: Literal["string", "natural"] | None = Field(
+        default=None,
+        description="Folders: number classes as strings (1, 10, 2) or naturally (1, 2, 10); null: as strings, but "
+        "asked for where weights have no class names and it matters.",
+    )
     mean: Numbers | None = Field(
         default=None,
         description="Per-channel mean in 0..1; null: of the training images in memory, ImageNet's when streaming.",
     )
     std: Numbers | None = Field(default=None, description="Per-channel standard deviation in 0..1; null: as for mean.")
+    white: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="White in images of 16 bits a channel (folder only); null: from the training images' largest value.",
+    )
     max_pixels: int = Field(
         default=PILLOW_LIMIT, ge=1, le=PILLOW_LIMIT, description="Larger images count as broken, before decoding."
     )
@@ -99,6 +124,14 @@ class DataConfig(_Strict):
     def _eval_size_fits(self) -> Self:
         if self.evaluation_size != self.image_size and self.source != "folder":
             raise ValueError(f"eval_size is for source=folder: the images of {self.source} are all of one size")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.group_by is not None and self.source != "folder":
+            raise ValueError(f"group_by is for source=folder: the images of {self.source} have no paths")
+        if isinstance(self.group_by, int) and (isinstance(self.group_by, bool) or self.group_by < 1):
+            raise ValueError("group_by is a level of at least 1 (the first folder below the class), or a pattern")
         return self
 
     @model_validator(mode="after")

@@ -5,17 +5,20 @@ Shapes: C channels (1 or 3), H x W any image, S the wanted side; B boxes or imag
 Rules, the same wherever an image is read (training, validation, prediction):
 - gray, CMYK (Adobe's inverted one too), palette, YCbCr ... become RGB (or luma, ITU-R 601, for one channel);
 - alpha, palette transparency and a transparent key colour are laid over white;
-- 16-bit gray is scaled, round(v * 255 / 65535); Pillow's own conversion would clip everything above 255 to white;
+- 16 bits a channel, gray or colour, are scaled, round(v * 255 / white), where white is 65535 unless told otherwise;
+  Pillow's own conversions would clip gray above 255 to white, and leave 16 levels of 12-bit colours;
+- bands beyond colour and transparency (near infrared ...) are never taken for either: such images are refused;
 - the EXIF orientation is applied; a GIF or multi-page TIFF gives its first frame.
+
+Which formats are opened is in `excite.data.formats`.
 """
 
-import io
 import math
 import os
-import threading
-import warnings
-from collections.abc import Sequence
-from typing import Literal
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -23,6 +26,9 @@ import torch
 from PIL import Image, ImageOps
 
 from excite.data.config import PILLOW_LIMIT
+from excite.data.formats import open_image, what_it_is
+from excite.data.pixels import FULL_WHITE, bands_unsaid, deep_values, eight_bits, refuse_bands, tiff_bands, white_of
+from excite.data.whole import missing_end, open_again, reaches_its_end
 from excite.errors import ExciteError
 
 Interpolation = Literal["bicubic", "bilinear"]
@@ -31,9 +37,6 @@ FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BIL
 # Pillow 13 resizes down first where the height shrinks by more than twice as many pixels as the width (Resample.c,
 # ImagingResampleInner); older versions always go across first. On noise the order matters by up to 23 / 255.
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
-
-# warnings.catch_warnings is not thread-safe before Python 3.14; only headers are read while this is held.
-_OPEN = threading.Lock()
 
 
 class BadImageError(ExciteError):
@@ -47,59 +50,171 @@ class BadImageError(ExciteError):
         return type(self), (self.path, self.reason)  # so that it can cross a process boundary
 
 
+class BadImagesError(BadImageError):
+    """Images that cannot be used, all named, under a rule that stops at them.
+
+    Args:
+        bad: (path, reason) of each; ``path`` and ``reason`` are the first one's.
+        key: of the recipe, that leaves them out instead.
+    """
+
+    def __init__(self, bad: Sequence[tuple[str, str]], key: str) -> None:
+        self.bad, self.key = list(bad), key
+        super().__init__(*self.bad[0])
+        shown = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:20])
+        more = f"; and {len(self.bad) - 20:,} more" if len(self.bad) > 20 else ""
+        what = f"cannot read {len(self.bad):,} images: " if len(self.bad) > 1 else "cannot read image "
+        self.args = (f"{what}{shown}{more}; mend or remove them, or leave them out with {key}=skip",)
+
+    def __reduce__(self) -> tuple[type, tuple[list[tuple[str, str]], str]]:  # type: ignore[override]
+        return type(self), (self.bad, self.key)
+
+
+@contextmanager
+def reading(source: str | os.PathLike[str] | bytes) -> Iterator[str]:
+    """Everything that is done to one image, from opening to resizing: whatever goes wrong becomes a BadImageError.
+
+    Decoders raise nearly anything on damaged bytes (OSError, SyntaxError, KeyError, OverflowError, RecursionError ...),
+    and absurd shapes end in MemoryError. Gives the image's name.
+    """
+    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        yield name
+    except ExciteError:
+        raise
+    except FileNotFoundError:
+        raise BadImageError(name, "there is no such file") from None
+    except PermissionError:
+        raise BadImageError(name, "you may not read this file (permission denied)") from None
+    except Image.DecompressionBombError:
+        raise BadImageError(name, f"it has more than max_pixels = {PILLOW_LIMIT} pixels") from None
+    except MemoryError:
+        raise BadImageError(name, "there is not enough memory for it; a smaller data.max_pixels refuses it") from None
+    except Exception as error:
+        raise BadImageError(name, " ".join(str(error).split()) or type(error).__name__) from error
+
+
 def load_image(
     source: str | os.PathLike[str] | bytes,
     mode: Literal["RGB", "L"] = "RGB",
     max_pixels: int = PILLOW_LIMIT,
     enough: int | None = None,
+    white: int = FULL_WHITE,
 ) -> Image.Image:
     """Read an image file (or its bytes) into a Pillow image of the given mode, upright and opaque.
 
     With `enough`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, both sides staying at or above that many pixels
-    (libjpeg does it while decoding: 12 megapixels at 1/2 take 22 ms instead of 51).
+    (libjpeg does it while decoding: 12 megapixels at 1/2 take 22 ms instead of 51). `white` is the value that is white
+    in images of 16 bits a channel; larger ones are white, too.
 
-    Raises BadImageError where the file is missing, empty, truncated, not an image, or has more than `max_pixels`
-    pixels by its header (checked before anything is decoded).
+    Raises BadImageError where the file is missing, no regular file, empty, truncated, not an image, has bands that are
+    neither colour nor transparency, or more than `max_pixels` pixels by its header (checked before anything is
+    decoded).
     """
-    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    with reading(source) as name, opened(source, name, max_pixels) as image:
+        if enough is not None:
+            image.draft(None, (enough, enough))  # formats other than JPEG ignore it
+        if image.format == "JPEG2000":
+            with open_again(source) as file:
+                if missing_end(image, file):
+                    raise ValueError("it is truncated: the end of its JPEG 2000 codestream is missing")
+        eight = eight_bits(source, image, white)
+        _check_size(name, image, max_pixels)  # an .ico says one size and may hold another
+        return _upright(_convert(eight, mode), image)
+
+
+def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> None:
+    """Raise BadImageError for a file that `load_image` would refuse or that was cut off anywhere.
+
+    Reads the header and looks at the end of the file; only where one of them is unusual, it decodes the whole. So an
+    image that can be read is never refused. What this does not find is damage within a file of the right length.
+    """
+    with reading(path) as name:
+        with opened(path, name, max_pixels) as image:
+            # Pixels that turn out to have no agreed white: only their values tell.
+            unusual = image.mode == "I" or bands_unsaid(image)
+            if not unusual:
+                file = getattr(image, "fp", None)
+                if file is None:
+                    with open_again(path) as file:
+                        unusual = not reaches_its_end(image, file)
+                else:
+                    unusual = not reaches_its_end(image, file)
+        if unusual:
+            load_image(path, max_pixels=max_pixels)
+
+
+def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> int | None:
+    """The largest value of an image with 16 bits a channel, transparency apart; None for all others, and for formats
+    that tell what their white is.
+
+    Raises BadImageError as `load_image` does.
+    """
+    with reading(source) as name, opened(source, name, max_pixels) as image:
+        if white_of(image, 0):
+            return None
+        values = deep_values(source, image)
+        if values is None or not values.size:
+            return None
+        return int((values if values.ndim == 2 else values[..., : 3 if values.shape[2] > 2 else 1]).max())
+
+
+@contextmanager
+def opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header was read and found fit: its size, the meaning of its bands. Within `reading` only."""
+    if not isinstance(source, bytes):
+        check_regular(name)
     try:
-        with _open(source) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadImageError(name, f"it has {width} x {height} pixels, more than max_pixels = {max_pixels}")
-            if enough is not None:
-                image.draft(None, (enough, enough))  # formats other than JPEG ignore it
-            image.load()
-            return _upright(_convert(image, mode), image)
-    except BadImageError:
-        raise
-    except FileNotFoundError:
-        raise BadImageError(name, "there is no such file") from None
+        image = open_image(source)
     except Image.DecompressionBombError:
         raise BadImageError(name, f"it has more than max_pixels = {min(max_pixels, PILLOW_LIMIT)} pixels") from None
     except Image.UnidentifiedImageError:
         raise BadImageError(name, _unidentified(source)) from None
-    except Exception as error:  # decoders raise nearly anything on damaged bytes: OSError, SyntaxError, KeyError ...
-        raise BadImageError(name, " ".join(str(error).split()) or type(error).__name__) from error
+    with image:
+        _check_size(name, image, max_pixels)
+        refuse_bands(image)
+        yield image
 
 
-def _open(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Read the header only; Pillow's warning about large images is silenced because `max_pixels` replaces it."""
-    with _OPEN, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError for what is no file with content: opening a FIFO, a socket or a device may hang for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {
+            stat.S_IFDIR: "a folder",
+            stat.S_IFIFO: "a FIFO (named pipe)",
+            stat.S_IFSOCK: "a socket",
+            stat.S_IFCHR: "a device",
+            stat.S_IFBLK: "a device",
+        }
+        raise ValueError(f"it is {kinds.get(stat.S_IFMT(mode), 'something else')}, not a file")
+
+
+def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImageError(name, f"it has {width} x {height} pixels, more than max_pixels = {max_pixels}")
 
 
 def _unidentified(source: str | os.PathLike[str] | bytes) -> str:
-    size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-    return "it is empty (0 bytes)" if size == 0 else "it is not an image of a known format, or its header is damaged"
+    if isinstance(source, bytes):
+        head = source[:1024]
+    else:
+        with open(source, "rb") as file:
+            head = file.read(1024)
+    if not head:
+        return "it is empty (0 bytes)"
+    return (
+        tiff_bands(source)
+        or what_it_is(head)
+        or ("it holds nothing but zeros" if not any(head) else "")
+        or "it is not an image of a known format, or its header is damaged"
+    )
 
 
 def _convert(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
     if image.mode == mode and "transparency" not in image.info:
         return image.copy() if image.readonly else image
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep_gray(image).convert(mode)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (255, 255):
@@ -107,16 +222,6 @@ def _convert(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
     if mode == "L" and image.mode not in ("L", "1"):
         image = image.convert("RGB")  # luma of the colours, not of CMYK or palette numbers
     return image.convert(mode)
-
-
-def _from_deep_gray(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray (modes I;16, I;16B, I) to 8 bits."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels have no agreed white; save it with 8 or 16 bits a channel")
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise ValueError("32-bit integer pixels have no agreed white; save it with 8 or 16 bits a channel")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _upright(converted: Image.Image, original: Image.Image) -> Image.Image:
@@ -150,18 +255,50 @@ def crop_offset(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
+# An image is resized whole and then cropped, by Pillow, unless that makes more than so many times the pixels of the result.
+# From there on (about 12 : 1 with crop_pct 0.875) only what the crop needs is computed: 1 x 30000 pixels would else become
+# 256 x 7,680,000.
+_WHOLE = 16
+
+
 def eval_transform(image: Image.Image, size: int, crop_pct: float, interpolation: Interpolation) -> np.ndarray:
     """Resize the shorter side to floor(size / crop_pct), crop the centre: uint8 (S, S, C).
 
     An image that already is S x S is left alone, so that small images prepared at their final size (CIFAR) are seen
-    whole. The resize is Pillow's (antialiased).
+    whole. The resize is Pillow's (antialiased). Of a long and thin image only the part that the crop shows is resized,
+    with the same result.
     """
     if image.size != (size, size):
         height, width = resized_shape(image.height, image.width, size, crop_pct)
-        image = image.resize((width, height), FILTERS[interpolation])
         left, top = crop_offset(width, size), crop_offset(height, size)
+        if height * width > _WHOLE * size * size:
+            return _thin(
+                image, Span(image.height, height, top, size), Span(image.width, width, left, size), interpolation
+            )
+        image = image.resize((width, height), FILTERS[interpolation])
         image = image.crop((left, top, left + size, top + size))
     return _pixels(image)
+
+
+class Span(NamedTuple):
+    """One direction of a resize and crop, in pixels."""
+
+    length: int  # of the image
+    resized: int  # after the resize, before the crop
+    first: int  # of the resized pixels inside the crop
+    count: int  # of these
+
+    def window(self, interpolation: Interpolation) -> tuple[int, int]:
+        """Pixels of the image, from and up to, that the crop depends on."""
+        first, last = _taps(self, interpolation)[1:]
+        return int(first[0]), int(last[-1])
+
+
+def _thin(image: Image.Image, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
+    """Resize and crop, uint8 (S, S, C), in memory of the result's size, whatever the image's shape."""
+    (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
+    needed = torch.from_numpy(_pixels(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
+    return _resample(needed, down, across, interpolation).permute(1, 2, 0).numpy()
 
 
 def eval_transform_tensor(
@@ -172,29 +309,36 @@ def eval_transform_tensor(
     if (height, width) == (size, size):
         return images
     new_height, new_width = resized_shape(height, width, size, crop_pct)
-    images = resize_tensor(images, new_height, new_width, interpolation)
-    top, left = crop_offset(new_height, size), crop_offset(new_width, size)
-    return images[..., top : top + size, left : left + size]
+    down = Span(height, new_height, crop_offset(new_height, size), size)
+    return _cropped(images, down, Span(width, new_width, crop_offset(new_width, size), size), interpolation)
 
 
 def resize_tensor(images: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's resize on tensors: uint8 (..., H, W) -> uint8 (..., height, width), equal to it.
+    """Pillow's resize on tensors: uint8 (..., H, W) -> uint8 (..., height, width), equal to it."""
+    old_height, old_width = images.shape[-2:]
+    return _cropped(images, Span(old_height, height, 0, height), Span(old_width, width, 0, width), interpolation)
+
+
+def _cropped(images: torch.Tensor, down: Span, across: Span, interpolation: Interpolation) -> torch.Tensor:
+    (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
+    return _resample(images[..., top:bottom, left:right], down, across, interpolation)
+
+
+def _resample(needed: torch.Tensor, down: Span, across: Span, interpolation: Interpolation) -> torch.Tensor:
+    """Pillow's resize, of which only a crop is computed, from the window of the image that the crop depends on.
 
     Two matrix products with Pillow's weights, rounded to uint8 after each as Pillow does. F.interpolate(antialias=True)
     is not used: it takes uint8 on the CPU only, and always goes across first (500x375 -> 256x341 bicubic noise
     then differs from Pillow 13 by up to 14 / 255).
     """
-    out = images.to(torch.float32 if images.device.type == "mps" else torch.float64)  # MPS has no float64
-    old_height, old_width = images.shape[-2:]
-    across = _weights(old_width, width, interpolation).T.to(out) if old_width != width else None
-    down = _weights(old_height, height, interpolation).to(out) if old_height != height else None
-    vertical_first = PILLOW_13 and old_height > height and old_height - height > 2 * (old_width - width)
-    if down is not None and vertical_first:
-        out = _round(down @ out)
-    if across is not None:
-        out = _round(out @ across)
-    if down is not None and not vertical_first:
-        out = _round(down @ out)
+    out = needed.to(torch.float32 if needed.device.type == "mps" else torch.float64)  # MPS has no float64
+    shrinks = down.length > down.resized
+    vertical_first = PILLOW_13 and shrinks and down.length - down.resized > 2 * (across.length - across.resized)
+    passes = [(across, True), (down, False)]
+    for span, horizontal in reversed(passes) if vertical_first else passes:
+        # Pillow leaves a direction out that keeps its length; its weights would be ones.
+        weights = _weights(span, interpolation).to(out)
+        out = _round(out @ weights.T if horizontal else weights @ out)
     return out.to(torch.uint8)
 
 
@@ -202,26 +346,34 @@ def _round(values: torch.Tensor) -> torch.Tensor:
     return values.add_(0.5).floor_().clamp_(0, 255)  # in place: the product is ours
 
 
-def _weights(length: int, out: int, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (out, length).
+def _taps(span: Span, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres of the wanted pixels on the image, and which of its pixels each depends on, from and up to: three (count,).
+
+    As in Pillow's libImaging/Resample.c, precompute_coeffs.
+    """
+    scale = span.length / span.resized
+    support = (2.0 if interpolation == "bicubic" else 1.0) * max(scale, 1.0)
+    centre = (np.arange(span.first, span.first + span.count) + 0.5) * scale
+    first = np.trunc(np.maximum(centre - support + 0.5, 0)).astype(np.int64)
+    return centre, first, np.trunc(np.minimum(centre + support + 0.5, span.length)).astype(np.int64)
+
+
+def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
+    """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (count, window).
 
     Rounded to multiples of 2**-22 as Pillow's are, so that products with uint8 are exact in float64.
     """
-    scale = length / out
-    stretch = max(scale, 1.0)
-    support = (2.0 if interpolation == "bicubic" else 1.0) * stretch
-    centre = (np.arange(out)[:, None] + 0.5) * scale
-    first, last = np.trunc(np.maximum(centre - support + 0.5, 0)), np.trunc(np.minimum(centre + support + 0.5, length))
-    pixel = np.arange(length)[None]
-    distance = np.abs(pixel + 0.5 - centre) / stretch
+    centre, first, last = (each[:, None] for each in _taps(span, interpolation))
+    pixel = np.arange(first[0, 0], last[-1, 0])[None]
+    distance = np.abs(pixel - centre + 0.5) * (1.0 / max(span.length / span.resized, 1.0))
     if interpolation == "bicubic":
-        near = ((1.5 * distance) - 2.5) * distance**2 + 1
-        far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+        near = ((1.5 * distance) - 2.5) * distance * distance + 1
+        far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
         weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
     else:
         weights = np.maximum(1 - distance, 0.0)
     weights *= (pixel >= first) & (pixel < last)
-    weights /= weights.sum(1, keepdims=True)
+    weights /= weights.cumsum(1)[:, -1:]  # summed in order, as Pillow does: the last bit may decide a rounding
     return torch.from_numpy(np.trunc(weights * 2**22 + np.copysign(0.5, weights)) / 2**22)
 
 
@@ -269,6 +421,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of the image (`random_boxes`), resized in one Pillow call: uint8 (S, S, C)."""
     left, top, width, height = random_boxes(rng, 1, image.height, image.width, scale, ratio)[0].tolist()
+    if size * height > PILLOW_LIMIT and not PILLOW_13:  # going across first; only an absurd `ratio` gets here
+        raise ValueError(f"resizing {width} x {height} pixels of it would take {size} x {height} on the way")
     box = (left, top, left + width, top + height)
     return _pixels(image.resize((size, size), FILTERS[interpolation], box=box))
 

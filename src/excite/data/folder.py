@@ -1,89 +1,188 @@
-"""Class folders: `train/` with `val/`, `validation/` or `test/`, or one folder of class folders that is split."""
+"""Class folders, in parts or in one folder that is split; see ``parts`` for the layouts, ``walk`` for what counts."""
 
 import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
-from excite.data.decode import BadImageError
+from excite.data.decode import BadImageError, BadImagesError
+from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
+from excite.data.parts import PART_TITLES, Layout, find_layout
 from excite.data.preprocessing import Preprocessing
-from excite.errors import ExciteError
-
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jfif"))
-VALIDATION_NAMES = ("val", "validation", "test")
+from excite.data.walk import Found, Walk, folders_in, is_image, is_litter
+from excite.errors import ExciteError, nearest
 
 
-def scan(root: Path, classes: list[str] | None = None) -> tuple[list[str], FileImages]:
-    """List the images of a folder of class folders, sorted by class and path; sub-folders of a class belong to it.
+@dataclass
+class Part:
+    """The labelled files of one part, with what one ``stat`` told of each.
 
-    With `classes` (those of the training part) given, class folders must be among them. Raises ExciteError for a
-    folder without class folders, a class folder without images, and an unknown class.
+    Attributes:
+        images: paths and class numbers.
+        sizes: int64 (N,), bytes.
+        modified: int64 (N,), nanoseconds.
     """
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    if not found:
-        raise ExciteError(f"{root} has no class folders: put the images of each class into a folder named after it")
-    names = found if classes is None else classes
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        raise ExciteError(f"{root} has classes that the training images lack: {_some(unknown)}; remove or rename them")
-    paths: list[str] = []
-    labels: list[int] = []
-    empty: list[str] = []
-    for name in found:
-        images = sorted(_walk(root / name))
-        empty += [] if images else [name]
-        paths += images
-        labels += [names.index(name)] * len(images)
-    if len(empty) == len(found):
-        kinds = " ".join(sorted(EXTENSIONS))
-        raise ExciteError(f"{root} has no images: looked in {_some(found)} for {kinds}")
+
+    images: FileImages
+    sizes: np.ndarray
+    modified: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index: np.ndarray) -> "Part":
+        """The files of these positions, in this order."""
+        return Part(self.images.take(index), self.sizes[index], self.modified[index])
+
+
+@dataclass
+class Folder:
+    """Class folders, listed.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        layout: where the parts lie.
+        parts: "train", "val", "test" -> files; "all" alone where there are no parts.
+        notes: what was left out and the like, one sentence each.
+        unusable: (path, reason) of what is called like an image and is no file, and of folders that were not entered.
+    """
+
+    classes: list[str]
+    layout: Layout
+    parts: dict[str, Part]
+    notes: list[str]
+    unusable: list[tuple[str, str]]
+
+    def relative(self, part: Part) -> list[str]:
+        """Each path below the folder of the parts (or of the classes), with "/"."""
+        root = os.path.join(self.layout.root, "")
+        return [path.removeprefix(root).replace(os.sep, "/") for path in part.images.paths]
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts 2 before 10, upper and lower case alike, as timm sorts class folders."""
+    pieces = re.split(r"(\d+)", name.lower())
+    return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces)
+
+
+def in_order(names: Sequence[str], order: Literal["string", "natural"] | None) -> list[str]:
+    """Class names in the order of their numbers: as strings ("1", "10", "2"; the default) or naturally ("1", "2")."""
+    return sorted(names, key=(lambda name: (natural(name), name)) if order == "natural" else None)
+
+
+def read_folder(root: Path, order: Literal["string", "natural"] | None = None, least: int = 2) -> Folder:
+    """List the images of class folders, sorted by class and path; sub-folders of a class belong to it.
+
+    Args:
+        root: a folder with parts, or with class folders.
+        order: how the classes are numbered, see :func:`in_order`.
+        least: so many classes there must be; to measure, one is enough.
+
+    Raises:
+        ExciteError: no class folders, too few classes, a class folder of the training part without images, a class that
+            the training part lacks, no images at all; and see :func:`~excite.data.parts.find_layout`.
+    """
+    layout = find_layout(root)
+    places: Mapping[str, Path] = layout.parts or {"all": layout.root}
+    first = next(part for part in ("train", "all", "val", "test") if part in places)
+    names: dict[str, list[str]] = {part: folders_in(place) for part, place in places.items()}
+    if not names[first]:
+        raise ExciteError(_no_classes(places[first]))
+    classes = in_order(
+        names[first] if first in ("train", "all") else sorted({n for v in names.values() for n in v}), order
+    )
+    whole = Walk()
+    found: dict[str, dict[str, Found]] = {}
+    loose: dict[str, Found] = {}
+    for part, place in places.items():
+        unknown = [name for name in names[part] if name not in classes]
+        if unknown:
+            raise ExciteError(
+                f"{place} has classes that the training images lack: {some(unknown)}{nearest(unknown[0], classes)}; "
+                "remove or rename them"
+            )
+        found[part] = {name: whole.below(place / name) for name in names[part]}
+        loose[part] = Found(other=_directly(place))
+    whole.finish()
+    notes = list(layout.notes)
+    parts = {}
+    for part, by_class in found.items():
+        parts[part] = _part(places[part], by_class, classes, part in ("train", "all"), notes)
+        lying = loose[part].other.total()
+        if lying:
+            notes.append(f"{lying:,} images lie in no class folder of {places[part]} and are not used")
+    if len(classes) < least and first in ("train", "all"):
+        raise ExciteError(f"{root} has only one class, {classes[0]!r}: a classifier needs at least two class folders")
+    everything = Found()
+    for by_class in found.values():
+        for each in by_class.values():
+            everything.add(each)
+    if (left_out := everything.ignored()) is not None:
+        notes.append(left_out)
+    return Folder(classes, layout, parts, notes, everything.unusable)
+
+
+def _no_classes(place: Path) -> str:
+    lying = _directly(place).total()
+    what = f", but {lying:,} images" if lying else ""
+    return f"{place} has no class folders{what}: put the images of each class into a folder named after it"
+
+
+def _directly(place: Path) -> Counter[str]:
+    """Images that lie beside the class folders, by ending: nobody knows of which class they are."""
+    with os.scandir(place) as entries:
+        names = [entry.name for entry in entries if is_image(entry.name) and not is_litter(entry.name)]
+    return Counter(os.path.splitext(name)[1].lower() for name in names)
+
+
+def _part(place: Path, by_class: Mapping[str, Found], classes: list[str], strict: bool, notes: list[str]) -> Part:
+    """Put the files of a part together. ``strict``: a class folder without images is an error, else a note."""
+    ordered = sorted(by_class, key=classes.index)
+    empty = [name for name in ordered if not by_class[name].files]
+    if len(empty) == len(by_class):
+        everything = Found()
+        for each in by_class.values():
+            everything.add(each)
+        left_out = everything.ignored()
+        raise ExciteError(
+            f"{place} has no images: looked in {some(ordered)} for {' '.join(sorted(EXTENSIONS))}"
+            + (f" ({left_out})" if left_out else "")
+        )
+    if empty and strict:
+        raise ExciteError(f"{place} has class folders without images: {some(empty)}; fill or remove them")
     if empty:
-        raise ExciteError(f"{root} has class folders without images: {_some(empty)}; fill or remove them")
-    return names, FileImages(paths, labels)
+        notes.append(f"class folders without images in {place}: {some(empty)}")
+    files = [(file, classes.index(name)) for name in ordered for file in by_class[name].files]
+    images = FileImages([file.path for file, _ in files], [label for _, label in files])
+    sizes = np.array([file.size for file, _ in files], dtype=np.int64)
+    return Part(images, sizes, np.array([file.modified for file, _ in files], dtype=np.int64))
 
 
-def _walk(folder: Path) -> list[str]:
-    found = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            os.path.join(place, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return found
-
-
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def read_folder(root: Path) -> tuple[list[str], FileImages, FileImages | None]:
-    """Class names, training files, and validation files or None where the folder has no such part."""
-    if not (root / "train").is_dir():
-        names, train = scan(root)
-        if len(names) == 1 and names[0] in VALIDATION_NAMES:
-            raise ExciteError(f"{root} has {names[0]}/ but no train/: put the training images into {root / 'train'}")
-        val = None
-    else:
-        names, train = scan(root / "train")
-        held_out = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-        val = None if held_out is None else scan(held_out, names)[1]
-    if len(names) < 2:
-        raise ExciteError(f"{root} has only one class, {names[0]!r}: a classifier needs at least two class folders")
-    return names, train, val
+def title(part: str) -> str:
+    """What a part is called in a sentence: "validation" for "val"."""
+    return PART_TITLES[part]
 
 
 def decode_all(
-    files: FileImages, preprocessing: Preprocessing, max_pixels: int, on_bad: Literal["skip", "stop"]
+    files: FileImages, preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[ArrayImages, list[tuple[str, str]]]:
-    """Decode files into memory, in parallel: uint8 (N, C, S, S), and the (path, reason) of those left out.
+    """Decode files into memory, in parallel: uint8 (N, C, S, S), and the (path, reason) of those that cannot be read.
 
-    Raises BadImageError for the first broken image under "stop", ExciteError where no image is left.
+    What is to be done about these, :func:`refuse_bad` knows.
     """
 
     def some(paths: list[str]) -> list[torch.Tensor | BadImageError]:
@@ -106,16 +205,30 @@ def decode_all(
             if isinstance(result, torch.Tensor):
                 pixels[len(good)] = result
                 good.append(position)
-            elif on_bad == "stop":
-                pool.shutdown(cancel_futures=True)
-                raise result
             else:
                 bad.append((result.path, result.reason))
-    if not good:
-        raise ExciteError(f"none of {len(files)} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
     labels = torch.tensor([files.labels[i] for i in good], dtype=torch.int64)
     names = files.names
     return ArrayImages(pixels[: len(good)].clone() if bad else pixels, labels, [names[i] for i in good]), bad
+
+
+def refuse_bad(bad: Sequence[tuple[str, str]], on_bad: Literal["skip", "stop"], key: str, count: int) -> None:
+    """What ``data.on_bad_train`` and ``data.on_bad_val`` say about broken images, the same wherever they are met.
+
+    Args:
+        bad: (path, reason) of each.
+        on_bad: the rule.
+        key: that sets it.
+        count: of how many images.
+
+    Raises:
+        BadImagesError: under "stop", naming all of them.
+        ExciteError: there is no other image.
+    """
+    if bad and on_bad == "stop":
+        raise BadImagesError(bad, key)
+    if bad and len(bad) == count:
+        raise ExciteError(f"none of {count} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
 
 
 def _threads(paths: list[str]) -> int:

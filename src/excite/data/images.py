@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from excite.data.decode import Interpolation, eval_transform
+from excite.data.pixels import FULL_WHITE
 
 
 @dataclass
@@ -52,10 +53,14 @@ class ArrayImages:
 
 @dataclass
 class FileImages:
-    """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers."""
+    """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers.
+
+    `white` is the value that is white in those with 16 bits a channel.
+    """
 
     paths: list[str]
     labels: list[int]
+    white: int = FULL_WHITE
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,7 +74,7 @@ class FileImages:
 
     def take(self, index: np.ndarray) -> "FileImages":
         """The images of these positions, in this order."""
-        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index])
+        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white)
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:

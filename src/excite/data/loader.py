@@ -24,11 +24,23 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from excite.children import safe_children
 from excite.data.augment import crop_and_resize
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.decode import BadImageError, eval_transform, load_image, random_boxes, random_resized_crop
+from excite.data.decode import (
+    BadImageError,
+    BadImagesError,
+    eval_transform,
+    load_image,
+    random_boxes,
+    random_resized_crop,
+    reading,
+)
 from excite.data.images import ArrayImages, FileImages
+from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
+from excite.runtime.job import cores, local_world_size
 
 Batch = TypeVar("Batch")
+#: Whose rule on broken images holds: `data.on_bad_train` or `data.on_bad_val`.
+Rule = Literal["train", "val"]
 
 # The first number of every seed: SeedSequence pads with zeros, so (seed, epoch) alone would equal (seed, epoch, 0).
 ORDER, FILE_CROP, ARRAY_CROP = 0, 1, 2
@@ -75,10 +87,14 @@ class FileDecoder(Dataset[Decoded]):
     Errors come back as values: raised in a worker they would reach the user wrapped in two tracebacks.
     """
 
-    def __init__(self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int) -> None:
+    def __init__(
+        self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int, rule: Rule | None = None
+    ) -> None:
         self.files, self.data, self.augment, self.seed = files, data, augment, seed
         self.size = data.evaluation_size if augment is None else data.image_size
-        self.stop = (data.on_bad_val if augment is None else data.on_bad_train) == "stop"
+        rule = rule or ("val" if augment is None else "train")
+        self.key = f"data.on_bad_{rule}"
+        self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
 
     def __getitem__(self, request: Request) -> Decoded:
         size, channels = self.size, self.data.in_chans
@@ -96,7 +112,7 @@ class FileDecoder(Dataset[Decoded]):
                     break
                 except BadImageError as error:
                     bad.append((error.path, error.reason))
-                    fatal = BadImageError(error.path, error.reason) if self.stop else None
+                    fatal = BadImagesError([(error.path, error.reason)], self.key) if self.stop else None
             else:
                 if tries == TRIES:
                     fatal = ExciteError(
@@ -109,16 +125,18 @@ class FileDecoder(Dataset[Decoded]):
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        path = self.files.paths[index]
+        path, white = self.files.paths[index], self.files.white
         mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
-        if augment is None or augment.crop != "random_resized":
-            image = load_image(path, mode, data.max_pixels)
-            return eval_transform(image, self.size, data.crop_pct, data.interpolation)
-        # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
-        thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
-        image = load_image(path, mode, data.max_pixels, enough=math.ceil(data.image_size / math.sqrt(thinnest)))
-        rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
-        return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
+        with reading(path):
+            if augment is None or augment.crop != "random_resized":
+                image = load_image(path, mode, data.max_pixels, white=white)
+                return eval_transform(image, self.size, data.crop_pct, data.interpolation)
+            # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
+            thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
+            enough = math.ceil(data.image_size / math.sqrt(thinnest))
+            image = load_image(path, mode, data.max_pixels, enough, white)
+            rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
+            return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
 
 
 class _Plan(Sampler[Request]):
@@ -160,8 +178,7 @@ def _unchanged(decoded: Any) -> Any:
 
 def default_workers() -> int:
     """One worker a core that this process may use, shared among the ranks of a machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
 class _FileBatches:
@@ -170,15 +187,6 @@ class _FileBatches:
     def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
         self.decoder, self.plan = decoder, _Plan()
         workers = default_workers() if decoder.data.workers is None else decoder.data.workers
-        context = None
-        if workers:
-            # fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver
-            # forks from a clean process that has imported torch once (0.1 s a worker); spawn, where there is no
-            # forkserver (Windows), imports it in every worker (1.5 s each).
-            method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-            context = multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload(["excite.data.worker_server"])
         self.loader = DataLoader(
             decoder,
             batch_size=None,
@@ -187,7 +195,7 @@ class _FileBatches:
             collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             worker_init_fn=_start_worker,
-            multiprocessing_context=context,
+            multiprocessing_context=worker_context() if workers else None,
             persistent_workers=persistent and workers > 0,
             generator=torch.Generator(),  # else every epoch would draw a number from the global generator
         )
@@ -357,8 +365,9 @@ class EvalLoader(_Loader):
     """Evaluation batches of one rank: every image exactly once over all ranks, whatever the batch size.
 
     Iterating yields uint8 (B, C, S, S), int64 labels (B,) and int64 positions in `images` (B,), on the device. Rank r
-    has images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Raises BadImageError
-    (data.on_bad_val = "stop"); under "skip" broken images are left out and listed in `bad`.
+    has images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Raises BadImagesError
+    (data.on_bad_val = "stop", or with `rule` "train" data.on_bad_train); under "skip" broken images are left out and
+    listed in `bad`.
     """
 
     def __init__(
@@ -370,8 +379,10 @@ class EvalLoader(_Loader):
         data_config: DataConfig,
         rank: int = 0,
         world: int = 1,
+        rule: Rule = "val",
     ) -> None:
         super().__init__(images, batch_size, device, data_config)
+        self._rule: Rule = rule
         self._mine = np.arange(rank, len(images), world)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -379,7 +390,8 @@ class EvalLoader(_Loader):
         if isinstance(self.images, ArrayImages):
             return self._timed(self._from_arrays(self.images, shares))
         # Not persistent: between two evaluations the cores and the memory belong to the training workers.
-        files = _FileBatches(FileDecoder(self.images, self.data, None, 0), self.device, persistent=False)
+        decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
+        files = _FileBatches(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))
         return self._timed(batch for batch in streamed if len(batch[1]))
 

@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.decode import Interpolation, eval_transform, load_image
+from excite.data.decode import Interpolation, eval_transform, load_image, reading
+from excite.data.pixels import FULL_WHITE
 from excite.errors import ExciteError, nearest
 
 
@@ -33,7 +34,10 @@ def _constants(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`)."""
+    """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`).
+
+    `white` is the value that is white in images of 16 bits a channel: 4095 where a camera filled 12 of them.
+    """
 
     image_size: int
     crop_pct: float
@@ -41,14 +45,19 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     in_chans: int
+    white: int = FULL_WHITE
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, for JSON or a safetensors header."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """Plain numbers, strings and lists, for JSON or a safetensors header; `white` where it is not 65535."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        if self.white == FULL_WHITE:  # as it was before there was a choice: stored predictions still fit
+            del values["white"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ExciteError for a missing or unknown key."""
+        values = {"white": FULL_WHITE, **values}
         names = [field.name for field in fields(cls)]
         for key in values:
             if key not in names:
@@ -61,9 +70,10 @@ class Preprocessing:
 
     def load(self, path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
         """Read one image file: uint8 (C, S, S). Raises BadImageError where it cannot be read."""
-        image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels)
-        pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        with reading(path):
+            image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels, white=self.white)
+            pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 (B, C, S, S) -> normalised `dtype` of the same shape; one gray channel is repeated to `in_chans`."""

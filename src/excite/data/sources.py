@@ -1,17 +1,26 @@
-"""`open_data`: from what a recipe says to labelled images, their class names and their statistics."""
+"""`open_data`: from what a recipe says to labelled images, their class names and their statistics.
+
+A source has parts; which of them trains, chooses and is only measured, is decided in one place for all sources:
+
+    training     what weights are fitted to
+    validation   what chooses: the best epoch, later whatever a user chooses by it
+    test         measured at the end, and chooses nothing
+"""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from excite.data.checks import Checked, Progress, check_files
 from excite.data.cifar import read_cifar
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.digits import read_digits
-from excite.data.folder import EXTENSIONS, decode_all, read_folder
+from excite.data.folder import Folder, Part, decode_all, read_folder, refuse_bad, some, title
+from excite.data.formats import EXTENSIONS
 from excite.data.idx import read_idx_folder
 from excite.data.images import (
     ArrayImages,
@@ -20,30 +29,60 @@ from excite.data.images import (
     channel_statistics,
     fit,
     luma,
-    stratified_split,
 )
+from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
+from excite.data.record import Record, make_record, same_files, trained_among
+from excite.data.split import group_keys, stable_split
+from excite.data.white import with_white
 from excite.errors import ExciteError, nearest
 from excite.storage import is_remote, stage
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which mode=auto holds a folder in memory
 
+#: Up to so many classes are listed one by one with their counts.
+LISTED_CLASSES = 20
+#: From this ratio of the largest class to the smallest on, the majority's share is told.
+UNBALANCED = 3.0
+
 Images = ArrayImages | FileImages
 
 
 @dataclass
 class DataSets:
-    """An opened source. `train` and `val` are either both ArrayImages or both FileImages."""
+    """An opened source. `train` and `val` are either both ArrayImages or both FileImages.
+
+    Attributes:
+        classes: names, in the order of the labels.
+        train: what is trained on.
+        val: what chooses; of data opened to be measured, what is measured, whatever its part.
+        preprocessing: of an image that is measured.
+        fingerprint: hex digest: of contents and labels for arrays, of relative paths and sizes for files.
+        test: what is measured at the end; None where there is no such part.
+        measured: what `val` is, for a sentence: "validation", "test", "training", "all".
+        split: whether `val` was held out of the training images here.
+        val_is_test: whether `val` is the test part, so that nothing may be chosen by it.
+        bad: (path, reason) of images skipped while loading; bad_val: how many of these are validation images.
+        unusable: (path, reason) of what looked like an image by its name and was no file: dead links, named pipes ...
+        notes: what a user should know, one sentence each.
+        record: which files train and which validate, to be kept with a run; None for sources without files.
+    """
 
     classes: list[str]
     train: Images
     val: Images
     preprocessing: Preprocessing
-    fingerprint: str  # hex digest: of contents and labels for arrays, of relative paths and sizes for files
-    bad: list[tuple[str, str]] = field(default_factory=list)  # (path, reason) of images skipped while loading
-    bad_val: int = 0  # how many of these are validation images
-    notes: list[str] = field(default_factory=list)  # what a user should know, one sentence each
+    fingerprint: str
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    bad_val: int = 0
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    test: Images | None = None
+    measured: str = "validation"
+    val_is_test: bool = False
+    split: bool = False
+    record: Record | None = None
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -55,46 +94,329 @@ class DataSets:
         """Per-channel standard deviation in 0..1 units."""
         return self.preprocessing.std
 
+    def relabelled(self, classes: Sequence[str]) -> "DataSets":
+        """The same images, numbered by these classes, among which their own must be."""
+        numbers = [list(classes).index(name) for name in self.classes]
+        if numbers == list(range(len(classes))):
+            return self
+        done = {id(p): _numbered(p, numbers) for p in (self.train, self.val, self.test) if p is not None}
+        test = None if self.test is None else done[id(self.test)]
+        return replace(self, classes=list(classes), train=done[id(self.train)], val=done[id(self.val)], test=test)
+
     def describe(self) -> str:
-        """One line: counts, size, where the pixels live; and one line for each note."""
+        """One line: counts, size, where the pixels live; then the classes with their counts, and one line a note."""
         size, place = self.preprocessing.image_size, "memory" if isinstance(self.train, ArrayImages) else "files"
-        line = (
-            f"{len(self.train)} training and {len(self.val)} validation images of {len(self.classes)} classes, "
-            f"{self.preprocessing.in_chans} x {size} x {size}, from {place}"
-        )
+        counts = f"{len(self.train)} training and {len(self.val)} validation images"
+        if self.test is not None:
+            counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
+        line = f"{counts} of {len(self.classes)} classes, {self.preprocessing.in_chans} x {size} x {size}, from {place}"
         skipped = [f"{len(self.bad)} broken images skipped, the first: {self.bad[0][0]}"] if self.bad else []
-        return "\n".join([line, *skipped, *self.notes])
+        return "\n".join([line, *_class_lines(self), *skipped, *self.notes])
 
 
-def open_data(data: DataConfig, augment: AugmentConfig | None = None) -> DataSets:
-    """Open the source that `data` describes; `augment` decides, with the size, whether a folder is held in memory.
+def _numbered(images: Images, numbers: Sequence[int]) -> Images:
+    if isinstance(images, FileImages):
+        return replace(images, labels=[numbers[label] for label in images.labels])
+    return ArrayImages(images.images, images.labels.new_tensor(numbers)[images.labels], images.names)
 
-    Raises ExciteError for a path that does not exist, a source that is incomplete, damaged or empty, labels out of
-    range, and (by data.on_bad_train / on_bad_val) for images that cannot be read.
+
+def _class_lines(data: DataSets) -> list[str]:
+    """How many images each class has in each part, and what it means where they are unequal."""
+    parts = {"training": data.train, "validation": data.val} | ({} if data.test is None else {"test": data.test})
+    counts = {name: np.bincount(np.asarray(part.labels), minlength=len(data.classes)) for name, part in parts.items()}
+    lines = []
+    if len(data.classes) <= LISTED_CLASSES:
+        width = min(40, max(len(name) for name in data.classes))
+        lines.append("  ".join([f"{'class':<{width}}", *counts]))
+        for k, name in enumerate(data.classes):
+            short = name if len(name) <= width else f"{name[: width - 1]}…"
+            lines.append("  ".join([f"{short:<{width}}", *(f"{n[k]:>{len(p)}}" for p, n in counts.items())]))
+    else:
+        for name, n in counts.items():
+            low, high = int(n.argmin()), int(n.argmax())
+            lines.append(f"{name}: {n[low]} ({data.classes[low]}) to {n[high]} ({data.classes[high]}) images a class")
+    lacking = [name for name, n in zip(data.classes, counts["validation"], strict=True) if not n]
+    if lacking:
+        lines.append(f"no validation image of {some(lacking)}")
+    n, held = counts["training"], counts["validation"]
+    if n.max() >= UNBALANCED * max(1, n.min()) and held.sum():
+        k = int(n.argmax())
+        lines.append(
+            f"the classes are unequal: always saying {data.classes[k]!r} would be right for "
+            f"{100 * held[k] / held.sum():.1f} % of the validation images; the balanced accuracy tells"
+        )
+    return lines
+
+
+@dataclass
+class _Source:
+    """What a format gives: parts by name ("all" alone where it has none), and whether its test part is a benchmark's,
+    on which published numbers are measured after training on all the rest."""
+
+    classes: list[str]
+    parts: dict[str, "ArrayImages | Part"]
+    benchmark: bool = False
+    folder: Folder | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Roles:
+    """Which images do what; ``how``: "part", "split" or "test" (see DataConfig.val_from)."""
+
+    train: "ArrayImages | Part"
+    val: "ArrayImages | Part"
+    test: "ArrayImages | Part | None"
+    how: str
+    notes: list[str]
+
+
+def open_data(
+    data: DataConfig, augment: AugmentConfig | None = None, *, check: bool = False, progress: Progress | None = None
+) -> DataSets:
+    """Open the source that `data` describes, to train on it.
+
+    Args:
+        data: what and where.
+        augment: decides, with the size, whether a folder is held in memory.
+        check: look at every file of a folder first (:mod:`excite.data.checks`), and make the record for a run.
+        progress: called while files are checked.
+
+    Raises:
+        ExciteError: a path that does not exist, a source that is incomplete, damaged or empty, labels out of range, and
+            (by data.on_bad_train / on_bad_val) images that cannot be read.
     """
-    if data.root is not None and is_remote(data.root) and data.source != "digits":
-        staged = stage(data.root, EXTENSIONS if data.source == "folder" else None)
-        opened = open_data(data.model_copy(update={"root": str(staged.path)}), augment)
-        opened.notes += [staged.note] if staged.note else []
-        return opened
+    return _staged(data, lambda local: _open(local, augment or AugmentConfig(), check, progress))
+
+
+def open_measured(
+    data: DataConfig,
+    augment: AugmentConfig | None = None,
+    *,
+    elsewhere: bool = False,
+    asked: bool = False,
+    train: bool = False,
+    record: Record | None = None,
+) -> DataSets:
+    """Open the images that a trained network is measured on, as `val` of what is returned.
+
+    Those are the part `data.part` of the data that it was trained on. Of data that are elsewhere, they are the part
+    that was asked for, else all that the folder has to measure: its validation part, else its test part, else all.
+
+    Args:
+        data: what and where.
+        augment: see :func:`open_data`.
+        elsewhere: whether the data are others than those of the training.
+        asked: whether somebody asked for `data.part`.
+        train: whether the training part is wanted, too.
+        record: what the network was trained on, if it is known: a note tells how many of the images that is true of.
+
+    Raises:
+        ExciteError: see :func:`open_data`; there is no such part.
+    """
+    whole = elsewhere and not asked
+    return _staged(data, lambda local: _measured(local, augment or AugmentConfig(), elsewhere, whole, train, record))
+
+
+def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> DataSets:
+    """Bring data at an address here first."""
+    if data.root is None or not is_remote(data.root) or data.source == "digits":
+        return opening(data)
+    staged = stage(data.root, EXTENSIONS if data.source == "folder" else None)
+    opened = opening(data.model_copy(update={"root": str(staged.path)}))
+    opened.notes += [staged.note] if staged.note else []
+    return opened
+
+
+def _source(data: DataConfig, least_classes: int = 2) -> _Source:
+    """Read what the format has, brought to size where it is in memory."""
     if data.source == "folder":
-        return _open_folder(data, augment or AugmentConfig())
+        folder = read_folder(_root(data, "folder"), data.class_order, least_classes)
+        return _Source(folder.classes, dict(folder.parts), folder=folder, notes=list(folder.notes))
     if data.source == "digits":
         classes, train, val = read_digits()
-        held_out: ArrayImages | None = val
+        found = {"train": train, "val": val}
     elif data.source == "idx":
-        classes, train, held_out = read_idx_folder(_root(data, "folder"), data.class_names)
+        classes, train, test = read_idx_folder(_root(data, "folder"), data.class_names)
+        found = {"train": train} | ({} if test is None else {"test": test})
     else:
-        classes, train, held_out = read_cifar(data.source, _root(data, "any"))
-    train = _brought_to_size(train, data).canonical()
-    if held_out is None:
-        keep, out = stratified_split(train.labels.numpy(), data.val_fraction, data.split_seed)
-        train, held_out = train.take(keep), train.take(out)
+        classes, train, test = read_cifar(data.source, _root(data, "any"))
+        found = {"train": train, "test": test}
+    parts: dict[str, ArrayImages | Part] = {n: _brought_to_size(p, data).canonical() for n, p in found.items()}
+    return _Source(classes, parts, benchmark=data.source != "digits")
+
+
+def _roles(data: DataConfig, source: _Source) -> _Roles:
+    """Which images train, choose and are measured at the end."""
+    parts, notes = source.parts, []
+    train = parts.get("train") or parts.get("all")
+    if train is None:
+        there = ", ".join(f"{name}/" for name in sorted(parts))
+        root = data.root if source.folder is None else source.folder.layout.root
+        raise ExciteError(f"{root} has {there} but no train/: put the training images into {Path(str(root)) / 'train'}")
+    val, test, how = parts.get("val"), parts.get("test"), "part"
+    wanted: str = data.val_from
+    if wanted == "auto":
+        wanted = "part" if val is not None else "test" if source.benchmark and test is not None else "train"
+    if wanted == "test":
+        if test is None:
+            raise ExciteError("data.val_from=test, but there is no test part; data.val_from=train splits images off")
+        notes += ["the validation part is not used (data.val_from=test)"] if val is not None else []
+        val, test, how = test, None, "test"
+        notes.append(
+            "validated on the test part, so nothing is chosen by it: the weights of the last epoch are kept "
+            "(data.val_from=train splits validation images off)"
+        )
+    elif wanted == "train":
+        notes += ["the validation part is not used (data.val_from=train)"] if val is not None else []
+        whole = len(train)
+        train, val, more = _split(data, source, train)
+        how = "split"
+        notes.append(f"{len(val)} of {whole} images held out for validation (data.val_fraction={data.val_fraction:g})")
+        notes += more
+    assert val is not None
+    return _Roles(train, val, test, how, notes)
+
+
+def _split(
+    data: DataConfig, source: _Source, whole: "ArrayImages | Part"
+) -> tuple["ArrayImages | Part", "ArrayImages | Part", list[str]]:
+    """Hold out `val_fraction` of the images, each by what it is itself; see :mod:`excite.data.split`."""
+    notes: list[str] = []
+    if isinstance(whole, ArrayImages):
+        keys = whole.digests()
+        labels = whole.labels.numpy()
     else:
-        held_out = _brought_to_size(held_out, data).canonical()
-    train = train.take(balanced_beginning(train.labels.numpy(), data.limit_train, data.split_seed))
-    held_out = held_out.take(balanced_beginning(held_out.labels.numpy(), data.limit_val, data.split_seed))
-    return _in_memory(data, classes, train, held_out)
+        assert source.folder is not None
+        names = _within_part(source.folder, whole)
+        labels = np.asarray(whole.images.labels)
+        keys = [name.encode("utf-8", "surrogateescape") for name in names]
+        if data.group_by is not None:
+            keys, alone = group_keys(names, data.group_by)
+            notes.append(f"{len(set(keys)):,} groups are kept together (data.group_by={data.group_by})")
+            notes += [f"{alone:,} images match no group: each stands alone"] if alone else []
+    keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
+    only_train = sorted(set(labels[keep]) - set(labels[out]))
+    if only_train:
+        notes.append(
+            f"{len(only_train)} classes have too few images (or groups) to validate on: "
+            f"{some([source.classes[k] for k in only_train])}"
+        )
+    only_val = sorted(set(labels[out]) - set(labels[keep]))
+    if only_val:
+        notes.append(
+            f"{len(only_val)} classes have so few images that the split left them none to train on: "
+            f"{some([source.classes[k] for k in only_val])}"
+        )
+    return whole.take(keep), whole.take(out), notes
+
+
+def _within_part(folder: Folder, part: Part) -> list[str]:
+    """Each path below its part's folder, the class first: what a file is called, wherever its part lies."""
+    place = os.path.join(folder.layout.parts.get("train", folder.layout.root), "")
+    return [path.removeprefix(place).replace(os.sep, "/") for path in part.images.paths]
+
+
+def _limited(
+    part: "ArrayImages | Part", limit: int | None, seed: int, what: str, notes: list[str]
+) -> "ArrayImages | Part":
+    """At most `limit` images, class-balanced, and a note that says so."""
+    labels = part.labels.numpy() if isinstance(part, ArrayImages) else part.images.labels
+    if limit is None or limit >= len(labels):
+        return part
+    notes.append(f"{what}: {limit:,} of {len(labels):,} images")
+    return part.take(balanced_beginning(labels, limit, seed))
+
+
+def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progress | None) -> DataSets:
+    source = _source(data)
+    roles = _roles(data, source)
+    notes = [*source.notes, *roles.notes]
+    # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
+    train = _limited(roles.train, data.limit_train, data.split_seed, "data.limit_train", notes)
+    val = _limited(roles.val, data.limit_val, data.split_seed, "data.limit_val, validation", notes)
+    test = roles.test
+    if test is not None:
+        test = _limited(test, data.limit_val, data.split_seed, "data.limit_val, test", notes)
+    if isinstance(train, Part):
+        assert isinstance(val, Part) and source.folder is not None  # noqa: PT018
+        assert test is None or isinstance(test, Part)
+        opened = _of_files(data, augment, source, train, val, test, check, progress)
+    else:
+        assert isinstance(val, ArrayImages)
+        opened = _in_memory(data, source.classes, train, val)
+        opened.test = test if isinstance(test, ArrayImages) else None
+    opened.notes = notes + opened.notes
+    opened.val_is_test, opened.split = roles.how == "test", roles.how == "split"
+    return opened
+
+
+def _measured(
+    data: DataConfig, augment: AugmentConfig, elsewhere: bool, all_of_it: bool, with_train: bool, record: Record | None
+) -> DataSets:
+    source = _source(data, 1)
+    notes = list(source.notes)
+    images, what, sentence = _wanted(data, source, elsewhere, all_of_it)
+    whole = len(images)
+    if what == "validation" and not elsewhere:  # as while training, with its fingerprint
+        opened = _open(data, augment, False, None)
+        notes = opened.notes
+        if data.limit_val is None and data.val_from == "auto" and "val" in source.parts:
+            sentence = None
+    else:
+        images = _limited(images, data.limit_val, data.split_seed, "data.limit_val", notes)
+        train = images
+        if with_train:
+            train = source.parts.get("train") or source.parts.get("all") or images
+            train = _limited(train, data.limit_train, data.split_seed, "data.limit_train", notes)
+        if isinstance(images, Part):
+            assert isinstance(train, Part)
+            opened = _of_files(data, augment, source, train, images, None, False, None)
+        else:
+            assert isinstance(train, ArrayImages)
+            opened = _in_memory(data, source.classes, train, images)
+        if train is images:
+            opened.train = opened.val
+    if sentence is not None:
+        notes.append(f"measured: {sentence}, {len(opened.val):,} of {whole:,} images")
+    if record is not None and isinstance(images, Part) and source.folder is not None:
+        relative = source.folder.relative(images)
+        seen = 0 if same_files(record, relative) else trained_among(record, images)
+        if seen:
+            notes.append(
+                f"{seen:,} of these {len(images):,} images were trained on, which flatters the numbers"
+                + ("; data.part=val measures those held out alone" if what == "all" else "")
+            )
+    opened.notes, opened.measured = notes, what
+    return opened
+
+
+def _wanted(
+    data: DataConfig, source: _Source, elsewhere: bool, all_of_it: bool
+) -> tuple["ArrayImages | Part", str, str | None]:
+    """The images to measure, what they are, and a sentence on it."""
+    parts = source.parts
+    where = f" of {data.root}" if elsewhere else ""
+    if data.part == "test":
+        if "test" not in parts:
+            raise ExciteError(
+                f"data.part=test, but {data.root or data.source} has no test part (a folder test/ beside train/); it "
+                f"has: {', '.join(title(p) for p in parts)}"
+            )
+        return parts["test"], "test", f"the test part{where}"
+    if data.part == "train":
+        roles = _roles(data, source)
+        return roles.train, "training", f"the training images{where}"
+    if all_of_it and "val" not in parts:
+        if "test" in parts:
+            return parts["test"], "test", f"the test part{where}, which has no validation part"
+        every = parts.get("all") or parts["train"]
+        return every, "all", f"all images{where}"
+    if all_of_it:
+        return parts["val"], "validation", f"the validation part{where}"
+    roles = _roles(data, source)
+    what = {"part": "the validation part", "split": "the images held out for validation", "test": "the test part"}
+    return roles.val, "validation", what[roles.how] + where
 
 
 def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:
@@ -126,7 +448,8 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
     size = data.evaluation_size
-    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans)
+    white = data.white or FULL_WHITE
+    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans, white)
 
 
 def _renamed(classes: list[str], data: DataConfig) -> list[str]:
@@ -139,43 +462,89 @@ def _renamed(classes: list[str], data: DataConfig) -> list[str]:
     return data.class_names
 
 
-def _open_folder(data: DataConfig, augment: AugmentConfig) -> DataSets:
-    root = _root(data, "folder")
-    classes, train, val = read_folder(root)
-    notes: list[str] = []
-    if val is None:
-        keep, out = stratified_split(train.labels, data.val_fraction, data.split_seed)
-        train, val = train.take(keep), train.take(out)
-        unseen = len(set(val.labels) - set(train.labels))
-        if unseen:
-            notes.append(f"{unseen} classes have so few images that the split left them none to train on")
-    # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
-    train = train.take(balanced_beginning(train.labels, data.limit_train, data.split_seed))
-    val = val.take(balanced_beginning(val.labels, data.limit_val, data.split_seed))
+def _of_files(
+    data: DataConfig,
+    augment: AugmentConfig,
+    source: _Source,
+    train: Part,
+    val: Part,
+    test: Part | None,
+    check: bool,
+    progress: Progress | None,
+) -> DataSets:
+    """Files, decoded into memory where they are small, else when they are needed."""
+    folder, notes = source.folder, []
+    assert folder is not None
+    checked: dict[str, Checked] = {}
+    if check:
+        for name, part in (("train", train), ("val", val), ("test", test)):
+            if part is not None:
+                checked[name] = check_files(part, data.max_pixels, title(name), progress)
+        _refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
     if data.evaluation_size != data.image_size:
         notes.append(f"trained at {data.image_size} pixels, evaluated at {data.evaluation_size}")
     pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
-    if data.mode == "memory" or (data.mode == "auto" and small):
+    memory = data.mode == "memory" or (data.mode == "auto" and small)
+    data, said = with_white(data, train.images, val.images, every=memory)
+    notes += said
+    if test is not None:
+        test.images.white = train.images.white
+    if memory:
         plain = _preprocessing(data, (0.0,), (1.0,))  # decoding does not look at the statistics
         for_training = replace(plain, image_size=data.image_size)
-        train_images, bad_train = decode_all(train, for_training, data.max_pixels, data.on_bad_train)
-        val_images, bad_val = decode_all(val, plain, data.max_pixels, data.on_bad_val)
-        opened = _in_memory(data, classes, train_images.canonical(), val_images.canonical())
-        opened.bad, opened.bad_val, opened.notes = bad_train + bad_val, len(bad_val), notes
-        return opened
-    average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average
-    preprocessing = _preprocessing(data, data.mean or mean, data.std or std)
-    return DataSets(_renamed(classes, data), train, val, preprocessing, _files_digest(root, train, val), notes=notes)
+        val_images, bad_val = decode_all(val.images, plain, data.max_pixels)
+        train_images, bad_train = val_images, list[tuple[str, str]]()
+        if train is not val:
+            train_images, bad_train = decode_all(train.images, for_training, data.max_pixels)
+        _refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
+        opened = _in_memory(data, source.classes, train_images.canonical(), val_images.canonical())
+        opened.bad, opened.bad_val = bad_train + bad_val, len(bad_val)
+    else:
+        average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average
+        preprocessing = _preprocessing(data, data.mean or mean, data.std or std)
+        digest = _files_digest(folder, train, val)
+        opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest)
+        known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
+        if known:
+            notes.append(_skipped(known))
+    opened.notes, opened.unusable = notes, folder.unusable
+    opened.test = None if test is None else test.images
+    if check:
+        opened.record, more = make_record(folder, train, val, checked)
+        opened.notes += more
+    return opened
 
 
-def _files_digest(root: Path, *parts: FileImages) -> str:
+def _refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
+    """What the rules of the recipe say about broken files: all that stop a run are named at once."""
+    rules = {"train": ("data.on_bad_train", data.on_bad_train)}
+    stop: list[tuple[str, str]] = []
+    keys = []
+    for part, (found, count) in bad.items():
+        key, rule = rules.get(part, ("data.on_bad_val", data.on_bad_val))
+        if found and rule == "stop":
+            stop += found
+            keys += [] if key in keys else [key]
+        else:
+            refuse_bad(found, "skip", key, count)
+    if stop:
+        refuse_bad(stop, "stop", "=skip ".join(keys), len(stop))
+
+
+def _skipped(bad: Sequence[tuple[str, str]]) -> str:
+    path, reason = bad[0]
+    return (
+        f"{len(bad)} broken images will be skipped (data.on_bad_train=stop refuses them), the first: {path}: {reason}"
+    )
+
+
+def _files_digest(folder: Folder, *parts: Part) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for path, label in zip(part.paths, part.labels, strict=True):
-            relative = Path(path).relative_to(root).as_posix()
-            digest.update(f"{relative}\0{os.path.getsize(path)}\0{label}\n".encode("utf-8", "surrogateescape"))
+        for relative, size, label in zip(folder.relative(part), part.sizes.tolist(), part.images.labels, strict=True):
+            digest.update(f"{relative}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()
 

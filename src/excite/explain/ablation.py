@@ -3,7 +3,6 @@
 Letters: N images, C channels, S pixels a side.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from excite.errors import ExciteError
 from excite.explain.gates import changed_scales, fixed_gates, without_gates
 from excite.explain.statistics import Batches
 from excite.inference import Predictor
+from excite.intervals import Pairs, paired_interval
+from excite.logits import finite, losses, mean_loss, number, predicted
 
 #: A fresh pass over the same images each time it is called.
 Images = Callable[[], Batches]
 _TIMING_SECONDS = 30.0
-_NORMAL_95 = statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,11 @@ class Ablation:
         top1: with the gates fixed, percent; None in an estimate.
         top1_lost: percentage points; below 0 where fixing helped. None in an estimate.
         low, high: 95 % interval of ``top1_lost``, from the images that turned right and wrong. None in an estimate.
-        loss_added: nats of cross-entropy.
+        loss_added: nats of cross-entropy, the mean over the images that have finite logits before and after; None
+            where there are none.
         estimated: whether ``loss_added`` is a first-order estimate instead of an evaluation.
+        not_finite: images without finite logits with the gates fixed, which are wrong (see ``excite.logits``); in an
+            estimate those left out of it.
     """
 
     gates: tuple[str, ...]
@@ -44,13 +47,14 @@ class Ablation:
     top1_lost: float | None
     low: float | None
     high: float | None
-    loss_added: float
+    loss_added: float | None
     estimated: bool = False
+    not_finite: int = 0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of each image (N): whether the network was right, and its cross-entropy in nats."""
+    """Of each image (N): whether the network was right, and its cross-entropy in nats (NaN without finite logits)."""
 
     right: Tensor
     loss: Tensor
@@ -59,6 +63,11 @@ class Outcome:
     def top1(self) -> float:
         """Percent."""
         return 100 * float(self.right.double().mean())
+
+    @property
+    def not_finite(self) -> int:
+        """How many images have no finite logits."""
+        return int(self.loss.isnan().sum())
 
 
 def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None] = lambda images: None) -> Outcome:
@@ -70,8 +79,8 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
     right, loss = [], []
     for images, labels, _ in batches:
         logits, labels = predictor.logits(images).cpu(), labels.cpu()
-        right.append(logits.argmax(1) == labels)
-        loss.append(F.cross_entropy(logits.double(), labels, reduction="none"))
+        right.append(predicted(logits) == labels)
+        loss.append(losses(logits.double(), labels))
         advance(len(labels))
     if not right:
         raise ExciteError("there are no images to evaluate the network on")
@@ -81,23 +90,18 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
 def compare(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:
     """Two outcomes on the same images, in their order.
 
-    The interval is that of a mean of paired differences, which are -1, 0 or 1 (normal approximation; Agresti & Min
-    2005, "Simple improved confidence intervals for comparing matched proportions": half an image is added to each of
-    the four cells of the paired table, so that it is not of width 0 where no image changed sides).
+    The interval is Tango's score interval of paired shares, as in ``excite compare``.
     """
-    n = len(before.right)
-    lost = int((before.right & ~after.right).sum()) + 0.5
-    won = int((~before.right & after.right).sum()) + 0.5
-    middle, size = (lost - won) / (n + 2), n + 2
-    half = _NORMAL_95 * math.sqrt(((lost + won) / size - middle**2) / size)
+    low, high = paired_interval(Pairs.count(before.right.tolist(), after.right.tolist()))
     return Ablation(
         gates=tuple(gates),
-        images=n,
+        images=len(before.right),
         top1=after.top1,
         top1_lost=before.top1 - after.top1,
-        low=100 * (middle - half),
-        high=100 * (middle + half),
-        loss_added=float((after.loss - before.loss).mean()),
+        low=100 * low,
+        high=100 * high,
+        loss_added=mean_loss(after.loss - before.loss),
+        not_finite=after.not_finite,
     )
 
 
@@ -162,23 +166,28 @@ def estimate_ablations(
         ExciteError: no gates, or no images.
     """
     added = dict.fromkeys(means, 0.0)
-    count = 0
+    count = without = 0
     for images, labels, _ in batches:
-        loss, scales = _loss_and_scales(predictor, images, labels)
+        loss, scales, sound = _loss_and_scales(predictor, images, labels)
         gradients = torch.autograd.grad(loss, list(scales.values()), allow_unused=True)
         for (name, scale), gradient in zip(scales.items(), gradients, strict=True):
             if gradient is not None and name in added:
                 mean = means[name].to(scale.device, scale.dtype).view(1, -1, *[1] * (scale.ndim - 2))
-                added[name] += float(((mean - scale.detach()) * gradient).double().sum())
+                change = ((mean - scale.detach()) * gradient).double()
+                added[name] += float((change if bool(sound.all()) else change[sound]).sum())
         count += len(labels)
+        without += len(labels) - int(sound.sum())
         if progress is not None:
             progress(count, total)
     if not count:
         raise ExciteError("there are no images to evaluate the network on")
-    return [Ablation((name,), count, None, None, None, None, value / count, True) for name, value in added.items()]
+    known = count - without
+    per_image = {name: number(value / known) if known else None for name, value in added.items()}
+    return [Ablation((n,), count, None, None, None, None, value, True, without) for n, value in per_image.items()]
 
 
-def _loss_and_scales(predictor: Predictor, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _loss_and_scales(predictor: Predictor, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """The loss, summed over the images with finite logits; scale by gate; bool (N,), which images these are."""
     scales: dict[str, Tensor] = {}
 
     def keep(name: str, scale: Tensor) -> Tensor:
@@ -188,8 +197,10 @@ def _loss_and_scales(predictor: Predictor, images: Tensor, labels: Tensor) -> tu
 
     x = predictor.preprocessing.normalize(images.to(predictor.device)).contiguous(memory_format=torch.channels_last)
     with torch.enable_grad(), changed_scales(predictor.model, keep):  # in float32: gradients of half types are coarse
-        loss = F.cross_entropy(predictor.model(x).float(), labels.to(predictor.device), reduction="sum")
-    return loss, scales
+        logits = predictor.model(x).float()
+        sound = finite(logits.detach())
+        loss = F.cross_entropy(logits[sound], labels.to(predictor.device)[sound], reduction="sum")
+    return loss, scales, sound
 
 
 def time_without_gates(

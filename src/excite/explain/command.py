@@ -67,7 +67,7 @@ def _free_name(source: str) -> Path:
 def show(result: Explanation, folder: Path, display: Display) -> None:
     """Print tables and sentences."""
     if result.rows:
-        display.table(make_table([_shown_row(row) for row in result.rows], _columns(result.rows)))
+        display.table(make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed)))
         for line in _sentences(result):
             display.message(line)
     for image in result.explained:
@@ -77,14 +77,14 @@ def show(result: Explanation, folder: Path, display: Display) -> None:
     display.message(f"{folder}/: {_files(result)}")
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
+def _columns(rows: Sequence[Mapping[str, Any]], timed: str) -> Columns:
     columns = list(_COLUMNS)
     if rows[0]["estimated"]:
         columns.append(("loss_added", "loss added if fixed (estimate)", "+.4f"))
     elif rows[0]["top1_lost"] is not None:
         columns += [("price", "top-1 points lost if fixed (95 %)", ""), ("loss_added", "loss added", "+.4f")]
     if rows[0]["saved_ms"] is not None:
-        columns.append(("saving", f"ms saved, {rows[0]['batch']} images (quartiles)", ""))
+        columns.append(("saving", f"ms saved, {rows[0]['batch']} images, {timed} (quartiles)", ""))
     if rows[0]["could_go"] is not None:
         columns.append(("goes", "could go", ""))
     return columns
@@ -122,7 +122,7 @@ def _sentences(result: Explanation) -> list[str]:
             noise = (
                 " (noise: its quartiles lie on both sides of 0)" if last["saved_low"] < 0 < last["saved_high"] else ""
             )
-            saved = f" and saves {last['saved_ms']:.2f} of {whole:.2f} ms{noise}"
+            saved = f" and saves {last['saved_ms']:.2f} of {whole:.2f} ms ({result.timed}){noise}"
         lines.append(
             f"fixing {len(together.gates)} of {len(result.rows)} gates together ({', '.join(together.gates)}) costs "
             f"{together.top1_lost:+.2f} points (95 %: {together.low:+.2f} to {together.high:+.2f}){saved}; "

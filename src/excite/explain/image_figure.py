@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
-from excite.figures import COLORS, shortened, style
-from excite.files import written_aside
+from excite.figures import COLORS, shortened, style, write
+from excite.text import printable
 
 #: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).
 _CAM_MAP, _GATE_MAP = "cividis", "viridis"
@@ -35,10 +35,7 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
         for i, name in enumerate(chosen):
             axis = figure.add_subplot(grid[2 + i // COLUMNS, i % COLUMNS])
             _positions(figure, axis, explained, name)
-        with written_aside(path) as aside:
-            kind = path.suffix.removeprefix(".")
-            figure.savefig(aside, dpi=100, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return path
+        return write(figure, path, dpi=100)
 
 
 def _shown(explained: ExplainedImage) -> np.ndarray:
@@ -56,7 +53,7 @@ def _gray(explained: ExplainedImage) -> np.ndarray:
 def _picture(axis: Any, explained: ExplainedImage) -> None:
     axis.imshow(_shown(explained), cmap="gray", vmin=0, vmax=255)
     axis.set_axis_off()
-    axis.set_title(Path(explained.path).name[-30:], fontsize=10)
+    axis.set_title(printable(Path(explained.path).name)[-30:], fontsize=10)
 
 
 def _cam(axis: Any, explained: ExplainedImage) -> None:

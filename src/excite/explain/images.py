@@ -17,6 +17,7 @@ from excite.errors import ExciteError, nearest
 from excite.explain.gates import listening
 from excite.explain.statistics import ScaleStatistics
 from excite.inference import Predictor
+from excite.logits import NoFiniteLogits
 from excite.storage import local_file
 
 
@@ -118,6 +119,7 @@ def explain_image(
     Raises:
         ExciteError: no gates, no such class or layer, or a layer that gives no map.
         BadImageError: the image cannot be read.
+        NoFiniteLogits: the network has no answer to explain.
     """
     try:
         pixels = predictor.preprocessing.load(local_file(str(path)))
@@ -132,8 +134,9 @@ def explain_image(
 
     with listening(predictor.model, keep):
         logits = predictor.logits(pixels[None])[0]
-    best = logits.softmax(0).topk(min(top_k, len(predictor.classes)))
-    top = [(predictor.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    top = predictor.top(logits, top_k)
+    if not top:
+        raise NoFiniteLogits("the network has no finite logits for it")
     target = top[0][0] if target is None else target
     x = predictor.preprocessing.normalize(pixels[None].to(predictor.device)).contiguous(
         memory_format=torch.channels_last

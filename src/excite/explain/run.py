@@ -3,13 +3,15 @@
 import csv
 import dataclasses
 import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excite.data import EvalLoader, open_data
+from excite.data import EvalLoader
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.ablation import (
@@ -25,9 +27,11 @@ from excite.explain.ablation import (
 from excite.explain.gates import check_gates, fixed_gates, outer_gates
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
+from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
-from excite.inference import Predictor, load, match_classes
-from excite.recipe import Recipe, apply_overrides
+from excite.inference import Predictor, load, measuring_loader, open_images
+from excite.logits import NoFiniteLogits, sentence
+from excite.text import printable
 
 ABLATIONS = ("full", "estimate", "off")
 #: Called with (what is being done, done, in all).
@@ -76,10 +80,13 @@ class Explanation:
         model: its name.
         classes: of the network.
         images: how many the statistics are of; 0 without data.
+        not_finite: how many of them have no finite logits; they are wrong (see ``excite.logits``).
         top1: on them, percent; None where not measured.
         rows: one a gate, see docs/explain.md; empty without data.
         together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
         timing: what ``time_without_gates`` gave: the whole network, each gate, those of ``together``; or empty.
+        timed: in which form the network was timed, with gates and without: whether batch norms were folded, and the
+            precision; "" where it was not.
         max_drop: percentage points that the gates that could go may cost together.
         statistics: name -> the gate's; empty without data.
         explained: the images that were asked about.
@@ -93,11 +100,13 @@ class Explanation:
     model: str
     classes: list[str]
     images: int = 0
+    not_finite: int = 0
     top1: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     together: Ablation | None = None
     timing: list[dict[str, Any]] = field(default_factory=list)
     max_drop: float = 0.0
+    timed: str = ""
     statistics: dict[str, ScaleStatistics] = field(default_factory=dict)
     explained: list[ExplainedImage] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
@@ -113,11 +122,13 @@ class Explanation:
             "source": self.source,
             "model": self.model,
             "images": self.images,
+            "not_finite": self.not_finite,
             "top1": self.top1,
             "max_drop": self.max_drop,
             "gates": self.rows,
             "together": together,
             "ms": self.timing[0]["ms"] if self.timing else None,
+            "timed": self.timed or None,
             "together_saved_ms": self.timing[-1]["saved_ms"] if timed else None,
             "explained": [image.to_dict() for image in self.explained],
             "bad_images": [{"path": path, "reason": reason} for path, reason in self.bad],
@@ -133,7 +144,8 @@ class Explanation:
         return text.getvalue()
 
     def write(self, folder: Path) -> Path:
-        """Write tables and figures into a new folder, whole or not at all.
+        """Write tables and figures into a new folder, whole or not at all. Figures that cannot be drawn are missing,
+        and a note says so.
 
         Raises:
             ExciteError: the folder is there already or cannot be written.
@@ -145,8 +157,10 @@ class Explanation:
             write_json(aside / "explain.json", self.to_dict())
             if self.statistics:
                 write_text(aside / "gates.csv", self.to_csv())
-                self._draw(aside)
+                with dispensable("the gates", self.notes.append):
+                    self._draw(aside)
             self._draw_images(aside)
+            write_json(aside / "explain.json", self.to_dict())  # with what could not be drawn
         return folder
 
     def _draw(self, folder: Path) -> None:
@@ -170,12 +184,13 @@ class Explanation:
 
         taken: set[str] = set()
         for explained in self.explained:
-            stem = Path(explained.path).stem
+            stem = re.sub(r"\\|[^\w .-]", "_", printable(Path(explained.path).stem))[:80]
             name = next(
                 n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(self.explained) + 2))) if n not in taken
             )
             taken.add(name)
-            draw_image(explained, folder / "images" / f"{name}.png")
+            with dispensable(f"{name}.png", self.notes.append):
+                draw_image(explained, folder / "images" / f"{name}.png")
 
 
 def explain(
@@ -231,10 +246,10 @@ def explain(
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:
         check_layer(layer, predictor.model)
-    data, notes = None, []
+    data, notes = None, list[str]()
     if limit:
         try:
-            data = _validation_images(predictor, overrides, limit, str(source))
+            data = _validation_images(predictor, overrides, limit, str(source), notes)
         except ExciteError as error:
             if overrides or not images:
                 raise
@@ -253,22 +268,24 @@ def explain(
             result.explained.append(explained)
         except BadImageError as error:
             result.bad.append((str(path), error.reason))
+        except NoFiniteLogits as error:
+            result.bad.append((str(path), str(error)))
         tell("explaining images", i + 1, len(images))
     return result
 
 
-def _validation_images(predictor: Predictor, overrides: Sequence[str], limit: int, source: str) -> tuple[Images, int]:
-    """(a fresh pass over them each time it is called, how many there are)."""
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)
-    own = recipe.data.limit_val
-    limited = recipe.data.model_copy(update={"limit_val": limit if own is None else min(limit, own)})
-    data = open_data(limited, recipe.augment)
-    match_classes(predictor, data.classes, source)
+def _validation_images(
+    predictor: Predictor, overrides: Sequence[str], limit: int, source: str, notes: list[str]
+) -> tuple[Images, int, Callable[[int], str]]:
+    """(a fresh pass over them each time it is called, how many there are, the name of each by its position); adds to
+    the notes."""
+    recipe, data = open_images(predictor, source, overrides, limits={"limit_val": limit})
+    notes += data.notes
 
     def batches() -> EvalLoader:
-        return EvalLoader(data.val, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=limited)
+        return measuring_loader(data, recipe, predictor.device)
 
-    return batches, len(data.val)
+    return batches, len(data.val), lambda position: data.val.names[position]
 
 
 def _study(
@@ -276,16 +293,27 @@ def _study(
     predictor: Predictor,
     batches: Images,
     count: int,
+    name_of: Callable[[int], str],
     ablation: str,
     timing: bool,
     batch: int,
     tell: Progress,
 ) -> None:
     """Fill ``result`` with what the data says."""
-    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count)
+    without: list[int] = []
+    statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count, without)
     result.statistics = statistics
     some = next(iter(statistics.values()))
-    result.images = some.images
+    result.images = some.images + some.not_finite
+    result.not_finite = len(without)
+    if told := sentence(len(without), result.images, name_of(without[0]) if without else None):
+        result.notes.append(told)
+    for name, found_scales in statistics.items():
+        if found_scales.not_finite:
+            result.notes.append(
+                f"{name} says nothing finite for {found_scales.not_finite:,} of {result.images:,} images: its "
+                "statistics are of the others"
+            )
     for name in result.drawn_classes:
         if not some.count[predictor.classes.index(name)]:
             raise ExciteError(f"no image of the class {name!r} is among the {some.images} that were looked at")
@@ -318,8 +346,11 @@ def _study(
             )
         }
     if timing:
+        from excite.bench.timing import form_of
+
         groups: list[Sequence[str]] = [[name] for name in means]
         groups += [result.together.gates] if result.together is not None else []
+        result.timed = form_of(predictor.model, predictor.precision)
         result.timing = time_without_gates(
             predictor, groups, batch=batch, progress=partial(tell, "timing the network without each gate")
         )
@@ -351,7 +382,7 @@ def _most_together(
     Gates that cost nothing alone may cost much together, since each makes up for others; hence the evaluations.
     """
     # By loss: top-1 moves in whole images, and by chance would put a gate that does something before a dead one.
-    order = sorted((a for a in alone if _lost(a) <= max_drop), key=lambda a: a.loss_added)
+    order = sorted((a for a in alone if _lost(a) <= max_drop), key=_loss_added)
     names = [each.gates[0] for each in order]
     best, low, high, step = (order[0] if order else None), 1, len(names), 0
     steps = high.bit_length()
@@ -366,6 +397,10 @@ def _most_together(
         step += 1
         tell("fixing several gates together", min(step, steps), steps)
     return best
+
+
+def _loss_added(ablation: Ablation) -> float:
+    return math.inf if ablation.loss_added is None else ablation.loss_added
 
 
 def _lost(ablation: Ablation) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from excite.errors import ExciteError
 from excite.explain.gates import listening, outer_gates
 from excite.inference import Predictor
+from excite.logits import finite
 
 #: Shares of the range below and above which a scale counts as saturated.
 LOW, HIGH = 0.05, 0.95
@@ -48,6 +49,7 @@ class ScaleStatistics:
         histogram: counts over all images, channels and positions, bins of 1/1000 from -1 to 3.
         positions: mean over images and channels of the variance between the positions of one map.
         spatial: whether the gate weighs positions.
+        not_finite: how many images the gate had no finite scale for; they are in none of the numbers.
     """
 
     classes: int
@@ -60,6 +62,7 @@ class ScaleStatistics:
     histogram: Tensor = field(init=False)
     positions: float = field(init=False, default=0.0)
     spatial: bool = field(init=False, default=False)
+    not_finite: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         bins = round((_LAST - _FIRST) * _PER_UNIT)
@@ -75,6 +78,12 @@ class ScaleStatistics:
         scale, labels = scale.detach().float(), labels.cpu()
         if len(scale) != len(labels):
             raise ExciteError(f"a gate gave {len(scale)} scales for {len(labels)} images: it sees parts of images")
+        sound = scale.flatten(1).isfinite().all(1)
+        if not bool(sound.all()):  # one NaN would make every mean NaN
+            self.not_finite += int((~sound).sum())
+            scale, labels = scale[sound], labels[sound.cpu()]
+            if not len(labels):
+                return
         flat = scale.flatten(2) if scale.ndim > 2 else scale[:, :, None]
         channels = flat.shape[1]
         if not hasattr(self, "mean"):
@@ -106,7 +115,7 @@ class ScaleStatistics:
 
     @property
     def images(self) -> int:
-        """How many images there were."""
+        """How many images the numbers are of."""
         return int(self.count.sum())
 
     @property
@@ -197,6 +206,7 @@ class ScaleStatistics:
             "channels": self.channels,
             "spatial": self.spatial,
             "images": self.images,
+            "not_finite": self.not_finite,
             "mean": float(mean.mean()),
             "sd_images": float(sd.square().mean().sqrt()),
             "sd_channels": float(mean.std(correction=0)),
@@ -215,12 +225,21 @@ class ScaleStatistics:
         }
 
     def _check(self) -> None:
+        if not hasattr(self, "mean") and self.not_finite:
+            raise ExciteError(
+                f"a gate has no finite scale for any of {self.not_finite:,} images: the network is broken, or its "
+                "numbers overflow in a precision other than fp32"
+            )
         if not hasattr(self, "mean"):
             raise ExciteError("a gate was never asked: no images went through the network, or it stands aside of them")
 
 
 def collect_scales(
-    predictor: Predictor, batches: Batches, progress: Progress | None = None, total: int = 0
+    predictor: Predictor,
+    batches: Batches,
+    progress: Progress | None = None,
+    total: int = 0,
+    without: list[int] | None = None,
 ) -> dict[str, ScaleStatistics]:
     """Send images through a network once and keep statistics of what its gates said.
 
@@ -229,6 +248,7 @@ def collect_scales(
         batches: uint8 images (N, C, S, S), int64 labels (N), positions (N), as ``EvalLoader`` gives them.
         progress: called with (images done, ``total``) after each batch.
         total: images in all, for ``progress``.
+        without: gets the positions of the images whose logits are not all finite.
 
     Raises:
         ExciteError: the network has no gates, or there are no images.
@@ -242,8 +262,10 @@ def collect_scales(
         found[name].update(scale, labels)
 
     with listening(predictor.model, listen):
-        for images, labels, _ in batches:
-            predictor.logits(images)
+        for images, labels, positions in batches:
+            sound = finite(predictor.logits(images))
+            if without is not None:
+                without += positions[~sound.to(positions.device)].tolist()
             done += len(labels)
             if progress is not None:
                 progress(done, total)

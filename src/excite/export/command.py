@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from excite.errors import ExciteError
+from excite.export import runtimes
 from excite.export.deployable import Deployable, InputKind
 from excite.export.formats import OPSET, QUANTISER, RUNTIME, SUFFIX, check, open_artefact, quantise, write
-from excite.export.images import Samples, open_samples, prepare
+from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import describe, describe_int8
-from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, to_input
+from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
 from excite.files import check_writable
 from excite.inference import Predictor, load
 from excite.training.checkpoint import find_weights
@@ -36,6 +37,7 @@ Progress = Callable[[str, int, int], None]
 def export(
     source: str | Path,
     format: str,
+    overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
     int8: bool = False,
@@ -56,6 +58,7 @@ def export(
     Args:
         source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
         format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
+        overrides: of the images to prove it on, as for ``excite validate``: ``data.part=test``, ``data.root=...``.
         out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
         int8: quantise to int8 (onnx and openvino). It is done twice and measured twice, with the gates in float and
             with the gates quantised; the former is what is written.
@@ -72,9 +75,11 @@ def export(
         progress: gets what is done now, how much of it is done, and how much there is of it.
 
     Returns:
-        What ``excite export --json`` prints: ``artefact``, ``images``, ``threads``, ``tolerance`` and ``rows``, one for
-        the PyTorch model and one for each network measured (``written``: whether it is the artefact):
-        largest_difference (logits), agreement and top1 (percent), ms of a batch of 1 and of 16.
+        What ``excite export --json`` prints: ``artefact``, ``images``, ``threads``, ``tolerance``, ``runtimes`` (for
+        the float32 artefact and the one written: which were asked and which were not, the cases, and the largest
+        difference), ``timed`` (a sentence: what the milliseconds are of) and ``rows``, one for the PyTorch model and
+        one for each network measured (``written``: whether it is the artefact): largest_difference (logits), agreement
+        and top1 (percent), ms of a batch of 1 and of 16.
 
     Raises:
         ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
@@ -89,16 +94,13 @@ def export(
     weights = Path(source) if is_foreign(source) else find_weights(source)
     target = _target(weights, format, int8, out, force)
     predictor = load(source, "cpu", "fp32")
-    samples, note = open_samples(predictor.meta, verify, "val")
-    samples = samples.take(images)
-    for line in [*([note] if note else []), f"verified on {samples.name}"]:
-        say(line)
+    if overrides and verify is not None:
+        raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
+    samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
     meta = describe(predictor, weights, str(source), input)
     threads = torch.get_num_threads()
     with _put_in_place(target, format) as aside:
-        # With a conditional OpenVINO 2026.4 gave nonsense for the first batch (logits of 1e25; 97.2 % of 500 CIFAR-10
-        # images agreed), and without it the same network agrees. The resize alone was right with it: why is not known.
-        deployable = Deployable(predictor.model, predictor.preprocessing, input, branch=format != "openvino")
+        deployable = Deployable(predictor.model, predictor.preprocessing, input)
         progress("writing", 0, 1)
         fp32 = _beside(aside, "fp32") if int8 else aside
         write(format, deployable.trace(), fp32, meta, opset)
@@ -106,8 +108,11 @@ def export(
         if int8:
             calibration = _calibrate_on(predictor, calibrate, say, input, progress)
             paths |= _quantised(format, fp32, aside, int8_gates, calibration, meta)
+        progress("asking every runtime", 0, 1)
+        asked = _ask_all(format, paths, aside, predictor, input, tolerance, say)
         artefacts = {name: open_artefact(format, path, threads) for name, path in paths.items()}
         reference, outcomes = measure(predictor, artefacts, samples, input, partial(progress, "verifying"))
+        timed = sentence(predictor, reference, input, threads)
         written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
         _judge_fp32(reference, outcomes[0], tolerance, samples)
         if int8:
@@ -122,6 +127,8 @@ def export(
         "images": samples.name,
         "threads": threads,
         "tolerance": tolerance,
+        "runtimes": asked,
+        "timed": timed,
         "rows": [
             _row(reference, None, False),
             *(_row(o, compare(reference.logits, o.logits), o is written) for o in outcomes),
@@ -217,13 +224,28 @@ class Calibration:
         return {"images": self.name, "count": len(self.pixels), "sha256": digest}
 
 
+def _opened(
+    predictor: Predictor,
+    where: str | None,
+    part: Part,
+    limit: int,
+    say: Callable[[str], None],
+    what: str,
+    overrides: Sequence[str] = (),
+    source: str | Path = "",
+) -> Samples:
+    """At most ``limit`` images; those that cannot be read are left out or refused, as the recipe says. Tells of it."""
+    samples, note = open_samples(predictor.meta, where, part, overrides, source)
+    samples, broken = samples.take(limit).readable(predictor.meta["recipe"]["data"], part)
+    for line in [*filter(None, (note, broken)), f"{what} {samples.name}"]:
+        say(line)
+    return samples
+
+
 def _calibrate_on(
     predictor: Predictor, calibrate: str | None, say: Callable[[str], None], kind: InputKind, progress: Progress
 ) -> Calibration:
-    samples, note = open_samples(predictor.meta, calibrate, "train")
-    samples = samples.take(CALIBRATION)
-    for line in [*([note] if note else []), f"int8 calibrated on {samples.name}"]:
-        say(line)
+    samples = _opened(predictor, calibrate, "train", CALIBRATION, say, "int8 calibrated on")
     prepared = []
     for i in range(len(samples)):
         progress("reading calibration images", i, len(samples))
@@ -247,9 +269,42 @@ def _quantised(
     return paths
 
 
+def _ask_all(
+    format: str,
+    paths: dict[str, Path],
+    written: Path,
+    predictor: Predictor,
+    kind: InputKind,
+    tolerance: float,
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Ask every runtime that is here about the float32 artefact and, where it is another, the one that is written.
+
+    Raises ExciteError where one disagrees.
+    """
+    cases, macs = runtimes.make_cases(predictor, kind), runtimes.macs_of(predictor)
+    found = []
+    for name, path in paths.items():
+        is_fp32 = name == f"{format} fp32"
+        if not is_fp32 and path != written:
+            continue
+        asked = runtimes.ask(format, path, cases, torch.get_num_threads(), macs)
+        judge = runtimes.judge_fp32 if is_fp32 else runtimes.judge_int8
+        worst = judge(name, asked, cases, tolerance)
+        for line in runtimes.sentences(name, asked, cases, worst):
+            say(line)
+        found.append(runtimes.to_dict(name, asked, cases, worst))
+    return found
+
+
 def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
     """Raises ExciteError where the float32 artefact does not compute what the model does."""
     found = compare(reference.logits, fp32.logits)
+    if any(found.not_finite):
+        raise ExciteError(
+            f"no finite logits on {samples.name}: for {found.not_finite[1]:,} of {len(samples):,} from the PyTorch "
+            f"model, for {found.not_finite[0]:,} from {fp32.name}; nothing was written"
+        )
     if not found.relative <= tolerance:  # not `>`: NaN must fail
         raise ExciteError(
             f"{fp32.name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "
@@ -280,7 +335,7 @@ def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Sam
 
 def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> dict[str, Any]:
     return {
-        "what": outcome.name or "PyTorch",
+        "what": outcome.name,
         "written": written,
         "largest_difference": None if comparison is None else comparison.largest,
         "relative_difference": None if comparison is None else comparison.relative,

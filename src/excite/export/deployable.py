@@ -40,7 +40,6 @@ class Deployable(nn.Module):
         model: made by ``create_model``, timm's among them, in evaluation mode; left as it is.
         preprocessing: what it was trained with.
         kind: ``uint8`` or ``float``.
-        branch: whether the graph may have a conditional (``excite.export.resize``).
 
     Raises:
         ExciteError: the model cannot be folded, gives no logits, or sees another number of channels than 1 or 3.
@@ -49,13 +48,13 @@ class Deployable(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind, branch: bool = True) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind) -> None:
         super().__init__()
         if preprocessing.in_chans not in (1, 3):
             raise ExciteError(f"images have 1 or 3 channels, but this network sees {preprocessing.in_chans}")
         self.folded = not is_timm_model(model)
         self.net: nn.Module = _folded(model) if self.folded else _ready(model)
-        self.preprocessing, self.kind, self.branch = preprocessing, kind, branch
+        self.preprocessing, self.kind = preprocessing, kind
         level = 255.0 if kind == "uint8" else 1.0
         mean, std = (
             torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std)
@@ -66,7 +65,7 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if self.kind == "uint8":
             p = self.preprocessing
-            image = resize_and_crop(image.permute(0, 3, 1, 2), p.image_size, p.crop_pct, p.interpolation, self.branch)
+            image = resize_and_crop(image.permute(0, 3, 1, 2), p.image_size, p.crop_pct, p.interpolation)
         return self.net(image * self.scale + self.shift)
 
     def trace(self) -> ExportedProgram:

@@ -3,7 +3,6 @@
 Letters: N images, K classes.
 """
 
-import json
 import sys
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from torch.export import ExportedProgram
 from excite.errors import ExciteError, nearest
 from excite.export.deployable import GATE_SCOPE, INPUT, OUTPUT
 from excite.export.origin import KEY
+from excite.files import to_json
 
 #: uint8 or float32 images, as the artefact takes them -> float32 logits (N, K).
 Run = Callable[[np.ndarray], np.ndarray]
@@ -27,6 +27,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 OPSET = 20
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 RUNTIME = {"onnx": "onnxruntime", "openvino": "openvino", "pt2": "torch"}
+#: The packages that can run a file of the format, its own runtime first; "onnx" has a reference evaluator in NumPy.
+READERS = {"onnx": ("onnxruntime", "openvino", "onnx"), "openvino": ("openvino",), "pt2": ("torch",)}
 #: The package that makes an artefact int8.
 QUANTISER = {"onnx": "onnxruntime", "openvino": "nncf"}
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino"), "pt2": ()}
@@ -48,7 +50,7 @@ def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], o
     """Write the artefact (for ``openvino`` a ``.bin`` beside it), with ``meta`` inside."""
     if name == "pt2":
         with _quiet():
-            torch.export.save(graph, path, extra_files={f"{KEY}.json": json.dumps(meta)})
+            torch.export.save(graph, path, extra_files={f"{KEY}.json": to_json(meta)})
         return
     model = _to_onnx(graph, meta, opset)
     if name == "onnx":
@@ -58,26 +60,36 @@ def write(name: str, graph: ExportedProgram, path: Path, meta: dict[str, Any], o
 
     with _as_file(model, path) as file:
         converted = openvino.convert_model(file)
-    converted.set_rt_info(json.dumps(meta), [KEY])
+    converted.set_rt_info(to_json(meta), [KEY])
     openvino.save_model(converted, path, compress_to_fp16=False)
 
 
 def open_artefact(name: str, path: Path, threads: int) -> Run:
     """Load an artefact in its own runtime, on the CPU and in float32, with so many threads."""
-    if name == "onnx":
+    return open_in(RUNTIME[name], path, threads)
+
+
+def open_in(runtime: str, path: Path, threads: int) -> Run:
+    """Load an artefact in one of the packages of ``READERS``, as a new session that nothing was run in."""
+    if runtime == "onnxruntime":
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda images: session.run([OUTPUT], {INPUT: images})[0]
-    if name == "openvino":
+    if runtime == "openvino":
         import openvino
 
         # Without the hint OpenVINO computes in bfloat16 wherever the processor can.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino.Core().compile_model(str(path), "CPU", settings)
         return lambda images: np.array(compiled(images)[OUTPUT])
+    if runtime == "onnx":
+        from onnx.reference import ReferenceEvaluator
+
+        evaluator = ReferenceEvaluator(str(path))
+        return lambda images: evaluator.run([OUTPUT], {INPUT: images})[0]
     with _quiet():
         module = torch.export.load(path).module()
 
@@ -141,7 +153,7 @@ def _to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
 def _set_onnx_meta(model: Any, meta: dict[str, Any]) -> None:
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = KEY, json.dumps(meta)
+    entry.key, entry.value = KEY, to_json(meta)
     model.producer_name, model.producer_version = "excite", meta["export"]["versions"]["excite"]
 
 
@@ -263,7 +275,7 @@ def _quantise_openvino(
         quantised = nncf.quantize(
             model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
         )
-    quantised.set_rt_info(json.dumps(about(_int8_operators_openvino(quantised))), [KEY])
+    quantised.set_rt_info(to_json(about(_int8_operators_openvino(quantised))), [KEY])
     openvino.save_model(quantised, out, compress_to_fp16=False)
 
 

@@ -3,7 +3,7 @@
 Letters: N images, C channels (1 or 3), H x W pixels, S side of what the network sees.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from excite.data import ArrayImages, Preprocessing, eval_transform, open_data
-from excite.data.decode import load_image
-from excite.data.folder import EXTENSIONS
+from excite.data import ArrayImages, Preprocessing, eval_transform
+from excite.data.config import PILLOW_LIMIT
+from excite.data.decode import BadImageError, check_image, load_image
+from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
 from excite.errors import ExciteError
-from excite.inference import classes_fit, find_images, only_numbers_classes
-from excite.recipe import Recipe
+from excite.inference import check_order, classes_fit, data_for, find_images, only_numbers_classes
 from excite.storage import local_file
 
 Part = Literal["train", "val"]
@@ -31,6 +31,7 @@ class Samples:
         name: where they come from, for the report.
         labels: class numbers, or None where they are not known (random images: which is a class has no meaning).
         random: whether they are noise.
+        paths: of files; None for images in memory.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Samples:
     read: Callable[[int], np.ndarray]  # position -> uint8 (H, W, C)
     labels: Sequence[int] | None
     random: bool = False
+    paths: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -50,7 +52,37 @@ class Samples:
         chosen = balanced_order(classes, 0)[:limit].tolist()
         labels = None if self.labels is None else [self.labels[i] for i in chosen]
         name = f"{limit} of the {self.count:,} images of {self.name}"
-        return Samples(name, limit, lambda i: self.read(chosen[i]), labels, self.random)
+        return self._chosen(name, chosen, labels)
+
+    def _chosen(self, name: str, chosen: Sequence[int], labels: Sequence[int] | None) -> "Samples":
+        paths = None if self.paths is None else [self.paths[i] for i in chosen]
+        return Samples(name, len(chosen), lambda i: self.read(chosen[i]), labels, self.random, paths)
+
+    def readable(self, data: Mapping[str, Any], part: Part) -> tuple["Samples", str | None]:
+        """Those that can be read, by the recipe's rule on broken images, and a sentence where some were left out.
+
+        Args:
+            data: the recipe's section, as in a checkpoint's header.
+            part: whose rule holds.
+
+        Raises:
+            ExciteError: some cannot be read, and the rule is to stop; or none can.
+        """
+        bad: dict[int, str] = {}
+        for i, path in enumerate(self.paths or ()):
+            try:
+                check_image(local_file(path), data.get("max_pixels", PILLOW_LIMIT))
+            except BadImageError as error:
+                bad[i] = error.reason
+        if not bad:
+            return self, None
+        key = f"data.on_bad_{part}"
+        listed = [((self.paths or ())[i], reason) for i, reason in bad.items()]
+        refuse_bad(listed, data.get(f"on_bad_{part}", "stop"), key, self.count)
+        good = [i for i in range(self.count) if i not in bad]
+        labels = None if self.labels is None else [self.labels[i] for i in good]
+        note = f"{len(bad)} images cannot be read and are left out ({key}=stop refuses them): {listed[0][0]}"
+        return self._chosen(self.name, good, labels), note
 
 
 def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
@@ -59,23 +91,29 @@ def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return eval_transform(picture, preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
 
 
-def open_samples(meta: dict[str, Any], where: str | None, part: Part) -> tuple[Samples, str | None]:
+def open_samples(
+    meta: dict[str, Any], where: str | None, part: Part, overrides: Sequence[str] = (), source: str | Path = ""
+) -> tuple[Samples, str | None]:
     """The images at ``where``, or the run's own, or random ones; and a sentence where it is not what one would expect.
 
     Args:
         meta: of the checkpoint: classes, preprocessing, recipe.
         where: class folders (labelled), data of the recipe's format (labelled), or any images; None: the run's own.
         part: which part of a data set.
+        overrides: ``data.key=value`` strings, as for ``excite validate``; where there are any, no random ones are
+        taken. source: where the checkpoint came from.
 
     Raises:
         ExciteError: there are no images at ``where``, or their classes are not the network's.
     """
     preprocessing = Preprocessing.from_dict(meta["preprocessing"])
     if where is not None:
-        return _at(meta, where, part, preprocessing), None
+        return _at(meta, where, part, preprocessing)
     try:
-        return _of_recipe(meta, None, part, preprocessing), None
+        return _of_recipe(meta, list(overrides), part, preprocessing, source)
     except ExciteError as error:
+        if overrides:
+            raise
         note = f"the run's own images cannot be had ({error}); random ones are taken instead: name yours"
         return random_samples(preprocessing), note
 
@@ -87,74 +125,97 @@ def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
     def read(i: int) -> np.ndarray:
         rng = np.random.default_rng(i)
         height, width = (size, size) if i % 4 == 0 else rng.integers(max(1, size // 2), 3 * size + 1, 2).tolist()
-        small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
-        picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
-        return np.asarray(picture).reshape(height, width, channels)
+        return blurred_noise(rng, height, width, channels)
 
     return Samples(f"{count} random images, not real ones", count, read, None, random=True)
 
 
-def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing) -> Samples:
-    folders = _class_folders(Path(where), meta, part)
-    if folders:
-        paths, labels = [], []
-        for label, folder in folders:
-            found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS)
-            paths += found
-            labels += [label] * len(found)
-        if paths:
-            return _files(where, paths, labels, preprocessing)
+def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
+    """uint8 (H, W, C)."""
+    small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
+    picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
+    return np.asarray(picture).reshape(height, width, channels)
+
+
+def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
+    labelled = _labelled(meta, where, part, preprocessing)
+    if labelled is not None:
+        return labelled
     if meta["recipe"]["data"]["source"] not in ("folder", "digits"):
         try:
-            return _of_recipe(meta, where, part, preprocessing)
+            return _of_recipe(meta, [f"data.root={where}"], part, preprocessing, where)
         except ExciteError as error:
             as_data = error
         try:
-            return _files(where, find_images([where]), None, preprocessing)
+            return _files(where, find_images([where]), None, preprocessing), None
         except ExciteError:
             raise as_data from None
-    return _files(where, find_images([where]), None, preprocessing)
+    said: list[str] = []
+    return _files(where, find_images([where], said.append), None, preprocessing), "; ".join(said) or None
 
 
-def _class_folders(root: Path, meta: dict[str, Any], part: Part) -> list[tuple[int, Path]]:
-    """Number and folder of classes: in the root's part for ``part`` where it has such, else in the root itself."""
-    classes = meta["classes"]
-    for name in {"val": ("val", "test"), "train": ("train",)}[part] + ("",):
-        folders = (
-            sorted(p for p in (root / name).iterdir() if p.is_dir() and p.name[0] != ".")
-            if (root / name).is_dir()
-            else []
+def _labelled(
+    meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing
+) -> tuple[Samples, str | None] | None:
+    """The images in class folders, and what was left out; None where there are no folders of the network's classes."""
+    order = meta["recipe"]["data"].get("class_order")
+    try:
+        folder = read_folder(Path(where), order, least=1) if Path(where).is_dir() else None
+    except ExciteError:
+        return None
+    if folder is None:
+        return None
+    names, notes = list(meta["classes"]), list(folder.notes)
+    if only_numbers_classes(meta):
+        if len(folder.classes) != len(names):
+            return None
+        check_order(meta, folder.classes, order, where)
+        names = folder.classes
+    wanted = ("train", "all", "val", "test") if part == "train" else ("val", "test", "all", "train")
+    images = folder.parts[next(name for name in wanted if name in folder.parts)].images
+    numbers = {k: names.index(name) for k, name in enumerate(folder.classes) if name in names}
+    kept = [(path, numbers[k]) for path, k in zip(images.paths, images.labels, strict=True) if k in numbers]
+    if not kept:
+        return None
+    if len(kept) < len(images):
+        unknown = some([name for name in folder.classes if name not in names])
+        notes.append(
+            f"{len(images) - len(kept)} images of classes that the network does not have are left out: {unknown}"
         )
-        if only_numbers_classes(meta) and len(folders) == len(classes):
-            return list(enumerate(folders))
-        if found := [(classes.index(p.name), p) for p in folders if p.name in classes]:
-            return found
-    return []
+    samples = _files(where, [path for path, _ in kept], [label for _, label in kept], preprocessing)
+    return samples, "; ".join(notes) or None
 
 
 def _files(name: str, paths: list[str], labels: list[int] | None, preprocessing: Preprocessing) -> Samples:
     mode: Literal["RGB", "L"] = "L" if preprocessing.in_chans == 1 else "RGB"
 
     def read(i: int) -> np.ndarray:
-        pixels = np.asarray(load_image(local_file(paths[i]), mode))
+        pixels = np.asarray(load_image(local_file(paths[i]), mode, white=preprocessing.white))
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
-    return Samples(name, len(paths), read, labels)
+    return Samples(name, len(paths), read, labels, paths=paths)
 
 
-def _of_recipe(meta: dict[str, Any], root: str | None, part: Part, preprocessing: Preprocessing) -> Samples:
-    recipe = Recipe.from_dict(meta["recipe"], "the checkpoint's recipe")
-    config = recipe.data if root is None else recipe.data.model_copy(update={"root": root})
-    data = open_data(config, recipe.augment)
+def _of_recipe(
+    meta: dict[str, Any], overrides: list[str], part: Part, preprocessing: Preprocessing, source: str | Path
+) -> tuple[Samples, str | None]:
+    _, data = data_for(meta, source, overrides, train=part == "train")
     if not classes_fit(meta, data.classes):
-        raise ExciteError(f"the {len(data.classes)} classes of {root or 'the data'} are not the network's")
+        where = next(
+            (word.removeprefix("data.root=") for word in overrides if word.startswith("data.root=")), "the data"
+        )
+        raise ExciteError(f"the {len(data.classes)} classes of {where} are not the network's")
+    if not only_numbers_classes(meta):
+        data = data.relabelled(meta["classes"])
     images = data.val if part == "val" else data.train
-    name = f"the run's own {'validation' if part == 'val' else 'training'} images" if root is None else root
+    what = {"val": data.measured, "train": "training"}[part]
+    name = f"the run's own {what} images" if not overrides else f"the {what} images of {' '.join(overrides)}"
+    note = "; ".join(data.notes) or None
     if not isinstance(images, ArrayImages):
-        return _files(name, images.paths, images.labels, preprocessing)
+        return _files(name, images.paths, images.labels, preprocessing), note
 
     def read(i: int) -> np.ndarray:
         pixels = images.images[i].permute(1, 2, 0).numpy()
         return np.repeat(pixels, preprocessing.in_chans // pixels.shape[2], 2)
 
-    return Samples(name, len(images), read, images.labels.tolist())
+    return Samples(name, len(images), read, images.labels.tolist()), note

@@ -1,85 +1,76 @@
 """Pillow's resize and the centre crop as a graph of ordinary operators, for images of a size known only at run time.
 
-Letters: N images, C channels, H x W pixels of the image, S side of what the network sees, L = H or W.
+Letters: N images, C channels, H x W pixels of the image, S side of what the network sees, L = H or W, K side of the
+window of the image that the crop sees.
 
 ``excite.data.decode`` has the same with sizes known beforehand. Here sizes are tensors, so that the graph holds for
-every image. Pillow's weights are multiples of 2**-22, pixels are whole: products and sums need up to 31 bits, more than
-float32's 24. Each weight is therefore cut into a multiple of 2**-14 and a rest below 2**-15; the sums of either part
-are exact in float32 (and need no float64 product, which OpenVINO does not have), and so is the rounded total, as long
-as an output pixel has at most 512 taps (bicubic: images shrunk 127 times).
+every image, and it has no conditional: with one, OpenVINO 2026.4 gave nonsense (logits of 1e34) in the first call of a
+compiled network, whatever the size. What depends on the size is arithmetic instead: the weights of an S x S image are
+the identity, and the order of the two directions is a transposition before and behind.
+
+Pillow's weights are multiples of 2**-22, pixels are whole: products and sums need up to 31 bits, more than float32's
+24. Each weight is therefore cut into a multiple of 2**-14 and a rest below 2**-15; the sums of either part are exact in
+float32 (and need no float64 product, which OpenVINO does not have), and so is the rounded total, as long as an output
+pixel has at most 512 taps (bicubic: images shrunk 127 times).
+
+OpenVINO has 32 bits for whole numbers, too. Positions are therefore counted from the middle of the image, which the
+crop shares: that keeps products below 2**31 up to sides of 2**31 / (9 S) pixels.
 """
 
+from math import ceil
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 from excite.data.decode import PILLOW_13, Interpolation
 
 _COARSE, _FINE = 2.0**14, 2.0**22
+#: How far a filter reaches, in pixels of the smaller of image and result.
+_REACH = {"bicubic": 2, "bilinear": 1}
 
 
-class Axis(NamedTuple):
-    """One direction of a resize and crop: int64 scalars."""
+class Geometry(NamedTuple):
+    """Down and across, in this order: int64 (2,)."""
 
     length: Tensor  # pixels of the image
     resized: Tensor  # pixels after the resize, before the crop
-    first: Tensor  # first resized pixel inside the crop
+    off: Tensor  # twice the distance of the crop's middle from the image's, in resized pixels: -1, 0 or 1
 
 
-def resize_and_crop(
-    images: Tensor, size: int, crop_pct: float, interpolation: Interpolation, branch: bool = True
-) -> Tensor:
+def resize_and_crop(images: Tensor, size: int, crop_pct: float, interpolation: Interpolation) -> Tensor:
     """``excite.data.decode.eval_transform`` for a batch of images of one size, inside a graph.
 
     Args:
         images: (N, C, H, W) of any type, whole numbers 0 to 255.
         size: S. crop_pct, interpolation: as in the recipe's ``data`` section.
-        branch: whether the graph may have conditionals: S x S images then cost nothing, and others one order of the
-            two directions; otherwise the graph always resizes, in both orders, and takes one.
 
     Returns:
         float32 (N, C, S, S), whole numbers 0 to 255; equal to Pillow's where the graph is run with float64 scalars and
         weights (PyTorch, ONNX Runtime); OpenVINO has float32 weights only, which may round a pixel to the next level.
+        S x S images come out as they are, in all three.
     """
-    if not (branch and torch.compiler.is_compiling()):  # cond would compile first
-        return _resize(images, size, crop_pct, interpolation, branch)
-
-    def as_it_is(images: Tensor) -> Tensor:
-        # A slice that is the whole: it tells the tracer that S x S comes out of either branch.
-        side = torch.arange(size)
-        return images.index_select(2, side).index_select(3, side).float()
-
-    def resized(images: Tensor) -> Tensor:
-        return _resize(images, size, crop_pct, interpolation, branch)
-
-    height, width = (torch.scalar_tensor(length, dtype=torch.int64) for length in images.shape[2:])
-    # Half of a CIFAR network's time for one image went into resizing it to the size it had.
-    return torch.cond((height == size) & (width == size), as_it_is, resized, (images,))
-
-
-def _resize(images: Tensor, size: int, crop_pct: float, interpolation: Interpolation, branch: bool) -> Tensor:
-    """The same, always by the two matrix products."""
-    down, across = _axes(images.shape[2], images.shape[3], size, crop_pct)
-    down_weights = _weights(down, images.shape[2], size, interpolation)
-    across_weights = _weights(across, images.shape[3], size, interpolation).t().contiguous()
-    shrinks = down.length > down.resized
-    vertical_first = shrinks & (down.length - down.resized > 2 * (across.length - across.resized))
-
-    def down_then_across(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        return _total(torch.matmul(_total(torch.matmul(down, x), 2, size), across), 3, size)
-
-    def across_then_down(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-        return _total(torch.matmul(down, _total(torch.matmul(x, across), 3, size)), 2, size)
-
-    operands = (images.float(), down_weights, across_weights)
+    height, width = images.shape[2:]
+    axes = _geometry(height, width, size, crop_pct)
+    middle = torch.div(axes.length, 2, rounding_mode="floor")
+    side = _window(height, width, size, crop_pct, interpolation)
+    pixels = torch.arange(side)[None] + (middle - side // 2)[:, None]  # (2, K), some of them beyond the image
+    inside = torch.minimum(pixels.clamp(min=0), axes.length[:, None] - 1)
+    window = images.index_select(2, inside[0]).index_select(3, inside[1]).float()
+    weights = _weights(axes, pixels, pixels == inside, size, interpolation)
     if not PILLOW_13:
-        return across_then_down(*operands)
-    if not branch:
-        return torch.where(vertical_first, down_then_across(*operands), across_then_down(*operands))
-    if torch.compiler.is_compiling():
-        return torch.cond(vertical_first, down_then_across, across_then_down, operands)
-    return (down_then_across if vertical_first else across_then_down)(*operands)
+        return _across_then_down(window, weights[1], weights[0], size)
+    shrunk = axes.length - axes.resized
+    vertical_first = (shrunk[0] > 0) & (shrunk[0] > 2 * shrunk[1])
+    order = torch.stack([~vertical_first, vertical_first]).long()
+    first, second = weights.index_select(0, order)
+    turned = torch.where(vertical_first, window.transpose(2, 3), window)
+    result = _across_then_down(turned, first, second, size)
+    return torch.where(vertical_first, result.transpose(2, 3), result)
+
+
+def _across_then_down(x: Tensor, across: Tensor, down: Tensor, size: int) -> Tensor:
+    return _total(torch.matmul(down, _total(torch.matmul(x, across.t()), 3, size)), 2, size)
 
 
 def _total(parts: Tensor, dim: int, size: int) -> Tensor:
@@ -89,37 +80,53 @@ def _total(parts: Tensor, dim: int, size: int) -> Tensor:
     return (whole + torch.floor((coarse + 0.5 - whole) + fine)).clamp(0, 255)
 
 
-def _axes(height: int, width: int, size: int, crop_pct: float) -> tuple[Axis, Axis]:
-    """Down and across; ``resized_shape`` and ``crop_offset`` of ``excite.data.decode`` in whole numbers."""
-    h, w = (torch.scalar_tensor(length, dtype=torch.int64) for length in (height, width))
+def _geometry(height: int, width: int, size: int, crop_pct: float) -> Geometry:
+    """``resized_shape`` and ``crop_offset`` of ``excite.data.decode`` in whole numbers."""
+    length = torch.stack([torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)])
     # An image prepared at its final size is seen whole.
-    resizes = ((h - size).abs() + (w - size).abs()).clamp(max=1)
+    resizes = (length != size).sum().clamp(max=1)
     short = size + (int(size / crop_pct) - size) * resizes
-    lesser = torch.minimum(h, w)
-    axes = []
-    for length in (h, w):
-        resized = torch.div(short * length, lesser, rounding_mode="floor")
-        spare = resized - size
-        half = torch.div(spare, 2, rounding_mode="floor")
-        odd = half - 2 * torch.div(half, 2, rounding_mode="floor")
-        axes.append(Axis(length, resized, half + (spare - 2 * half) * odd))  # spare / 2, halves to even
-    return axes[0], axes[1]
+    resized = torch.div(short * length, torch.minimum(length[0], length[1]), rounding_mode="floor")
+    half = torch.div(resized - size, 2, rounding_mode="floor")
+    is_odd = resized - size - 2 * half
+    half_is_odd = half - 2 * torch.div(half, 2, rounding_mode="floor")
+    return Geometry(length, resized, is_odd * (2 * half_is_odd - 1))  # halves go to even
 
 
-def _weights(axis: Axis, length: int, size: int, interpolation: Interpolation) -> Tensor:
-    """float32 (2S, L): Pillow's weights (libImaging/Resample.c, precompute_coeffs), coarse parts over fine ones."""
-    rows = torch.arange(size)[:, None] + axis.first
-    pixels = torch.arange(length)[None]
-    # Twice the distance of centres in resized pixels, times the lengths: whole, so that it has no rounding error.
-    apart = ((2 * pixels + 1) * axis.resized - (2 * rows + 1) * axis.length).abs()
-    distance = apart.double() / (2 * torch.maximum(axis.length, axis.resized)).double()
+def _window(height: int, width: int, size: int, crop_pct: float, interpolation: Interpolation) -> int | SymInt:
+    """K: so many pixels around the middle of the image are all that the crop sees, in either direction.
+
+    Without it a strip of 1 x 30000 pixels would take as much memory as it is long, for a crop that sees six of them.
+    """
+    short, reach = int(size / crop_pct), _REACH[interpolation]
+    # A resized pixel is at most (short + 1) / short^2 of the shorter side, as resized lengths are cut to whole ones.
+    # In 64ths, rounded up, for OpenVINO's 32 bits.
+    share = ceil(64 * (size + 2 * reach) * (short + 1) / short**2)
+    seen = torch.sym_min(height, width) * share // 64 + 2 * reach + 3
+    return torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), torch.sym_max(seen, size))
+
+
+def _weights(axes: Geometry, pixels: Tensor, exist: Tensor, size: int, interpolation: Interpolation) -> Tensor:
+    """float32 (2, 2S, K): Pillow's weights (libImaging/Resample.c, precompute_coeffs), coarse parts over fine ones.
+
+    pixels: (2, K), places in the image. exist: (2, K), whether the image has them.
+    """
+    length, resized = axes.length[:, None, None], axes.resized[:, None, None]
+    # Twice the places from the middle of the image, of rows of the result and of pixels of the image.
+    rows = torch.arange(1 - size, size, 2)[:, None] + axes.off[:, None, None]
+    places = (2 * pixels + 1 - axes.length[:, None])[:, None]
+    # Twice the distance of centres in resized pixels, times the lengths: whole, so that it has no rounding error. Of
+    # whole numbers that come of an image's sizes OpenVINO takes no absolute value (it holds them to be positive).
+    apart = (places * resized - rows * length).double().abs()
+    distance = apart / (2 * torch.maximum(length, resized)).double()
     if interpolation == "bicubic":
         near = ((1.5 * distance) - 2.5) * distance * distance + 1
         far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
         weights = torch.where(distance < 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
     else:
         weights = (1 - distance).clamp(min=0.0)
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = weights * exist[:, None]
+    weights = weights / weights.sum(2, keepdim=True)
     weights = weights.sign() * torch.floor(weights.abs() * _FINE + 0.5) / _FINE
     coarse = torch.floor(weights * _COARSE + 0.5) / _COARSE
-    return torch.cat([coarse, weights - coarse]).float()
+    return torch.cat([coarse, weights - coarse], 1).float()

@@ -3,6 +3,7 @@
 Letters: N images, K classes.
 """
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from excite.export.deployable import InputKind
 from excite.export.formats import Run
 from excite.export.images import Samples, prepare
 from excite.inference import Predictor
+from excite.logits import NO_CLASS, predicted
+from excite.models import fold
+from excite.models.timm_models import is_timm_model
 
 BATCH = 16
 #: Seconds that the timing of one batch size takes, and the least and most rounds.
@@ -46,12 +50,14 @@ class Comparison:
     Attributes:
         largest: the largest absolute difference of two logits; NaN where either side is not finite.
         scale: the largest absolute logit of the PyTorch model.
-        agreement: percent of the images with the same top-1 class.
+        agreement: percent of the images with the same top-1 class; where either side is not finite there is none.
+        not_finite: images for which the artefact's logits are not all finite, and those for which the model's are not.
     """
 
     largest: float
     scale: float
     agreement: float
+    not_finite: tuple[int, int] = (0, 0)
 
     @property
     def relative(self) -> float:
@@ -63,8 +69,12 @@ def compare(reference: np.ndarray, logits: np.ndarray) -> Comparison:
     """Two arrays (N, K) of logits of the same images."""
     if reference.shape != logits.shape:
         return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
-    agreement = 100 * float((reference.argmax(1) == logits.argmax(1)).mean())
-    return Comparison(float(np.abs(reference - logits).max()), float(np.abs(reference).max()), agreement)
+    ours, theirs = predicted(torch.from_numpy(reference)), predicted(torch.from_numpy(logits))
+    agreement = 100 * float(((ours == theirs) & (ours != NO_CLASS)).double().mean())
+    without = int((theirs == NO_CLASS).sum()), int((ours == NO_CLASS).sum())
+    with np.errstate(invalid="ignore"):  # inf - inf
+        largest = float(np.abs(reference - logits).max())
+    return Comparison(largest, float(np.abs(reference).max()), agreement, without)
 
 
 def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
@@ -89,7 +99,8 @@ def measure(
     """Run the PyTorch model and every artefact on all images, then time them in turns.
 
     An artefact that takes uint8 gets the images as they are, and resizes them itself; the others get prepared ones.
-    Images of one size that follow one another share a batch.
+    Images of one size that follow one another share a batch. The logits are compared with those of the model as it was
+    built; timed is the form that ``excite predict`` runs on a CPU, folded where it can be, as the artefacts are.
     """
     logits: dict[str, list[np.ndarray]] = {name: [] for name in ["", *artefacts]}
     for batch in _batches(samples, kind, predictor):
@@ -99,12 +110,36 @@ def measure(
         for name, run in artefacts.items():
             logits[name].append(run(images))
         progress(sum(map(len, logits[""])), len(samples))
-    ms = _time(predictor, artefacts, samples, kind)
+    ms = _time(_as_predict(predictor), artefacts, samples, kind)
     outcomes = []
     for name, parts in logits.items():
         whole = np.concatenate(parts)
-        outcomes.append(Outcome(name, whole, _accuracy(whole, samples.labels), ms[name]))
+        title = name or f"PyTorch fp32, {'folded' if _folds(predictor) else 'not folded'}"
+        outcomes.append(Outcome(title, whole, _accuracy(whole, samples.labels), ms[name]))
     return outcomes[0], outcomes[1:]
+
+
+def _folds(predictor: Predictor) -> bool:
+    return not is_timm_model(predictor.model)
+
+
+def _as_predict(predictor: Predictor) -> Predictor:
+    """The same with the network in the form that ``excite predict`` runs on a CPU."""
+    folded = copy.copy(predictor)
+    if _folds(predictor):
+        folded.model = fold(predictor.model)
+    return folded
+
+
+def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads: int) -> str:
+    """What the milliseconds are of, on either side."""
+    size = predictor.preprocessing.image_size
+    norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded in the artefact alone"
+    resize = "" if kind == "float" else ", the artefact's resize to the same size among them"
+    return (
+        f"ms: median, in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared {size} x {size} pixels to "
+        f"logits{resize}; {reference.name}: what excite predict runs on a CPU; {norms}"
+    )
 
 
 def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterator[list[np.ndarray]]:
@@ -122,7 +157,9 @@ def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterato
 
 
 def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
-    return None if labels is None else 100 * float((logits.argmax(1) == np.asarray(labels)).mean())
+    if labels is None:
+        return None
+    return 100 * float((predicted(torch.from_numpy(logits)).numpy() == np.asarray(labels)).mean())
 
 
 def _time(

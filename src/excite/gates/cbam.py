@@ -12,6 +12,9 @@ from excite.gates.registry import register_gate
 from excite.gates.squeeze_excite import squeeze_width
 from excite.ops import excite_residual, spatial_mean
 
+#: Of the spatial part's batch norm, as in the authors' code.
+BN_MOMENTUM = 0.01
+
 
 @register_gate("cbam")
 class CBAM(Gate):
@@ -29,6 +32,10 @@ class CBAM(Gate):
 
     Source: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module" (arXiv 1807.06521), section 3,
     equations 1-3. The batch norm is not in equation 3, but in the authors' code (with momentum 0.01) and in timm.
+
+    The weights start as in the authors' code (github.com/Jongchan/attention-module, MODELS/cbam.py and the loop at the
+    end of ResNet in model_resnet.py): the spatial convolution He-normal over fan-out, its batch norm with weight 0 (a
+    fresh spatial scale is 1/2 everywhere), every bias 0, the weights of the mlp as PyTorch's dense layers start.
 
     Raises:
         ExciteError: both parts are off, or a bad ``reduction`` or ``kernel_size``.
@@ -78,7 +85,16 @@ class CBAM(Gate):
         self.fc1 = nn.Linear(channels, width, bias=bias) if channel else None
         self.fc2 = nn.Linear(width, channels, bias=bias) if channel else None
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False) if spatial else None
-        self.bn = nn.BatchNorm2d(1) if spatial else None
+        self.bn = nn.BatchNorm2d(1, momentum=BN_MOMENTUM) if spatial else None
+        self._start()
+
+    def _start(self) -> None:
+        for layer in (self.fc1, self.fc2):
+            if layer is not None and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if self.conv is not None and self.bn is not None:
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(self.bn.weight)
 
     def scale(self, x: Tensor) -> Tensor:
         if self.fc1 is None:

@@ -1,5 +1,6 @@
 """``excite graft``: a network from a file or by name, gates in it, and the proof that it computes what it did."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +84,10 @@ def run(
         grafted = graft(opened.model, gate, **settings)
         proof = prove(opened.model, grafted, batch, advance)
     result |= {"images": len(batch), "images_are": what, **proof}
+    if not all(math.isfinite(value) for value in proof.values()):
+        raise ExciteError(
+            f"nothing was proved: on {len(batch)} {what} the logits before or after are not finite; nothing was written"
+        )
     say(
         f"largest difference of the logits before and after on {len(batch)} {what}: {proof['difference']:g} (fp32; "
         f"largest logit {proof['largest']:g})"
@@ -120,7 +125,7 @@ def open_source(source: str, weights: str | None = None) -> Source:
     if weights is not None:
         if found.meta:
             raise ExciteError(f"--weights is for a model that is given by name; {source} has weights of its own")
-        _load_state(found.model, _read_state(weights), weights)
+        _load_state(found.model, _read_state(weights, found.model), weights)
     found.model.eval()
     return found
 
@@ -131,19 +136,19 @@ def _open_timm(source: str, weights: str | None) -> Source:
 
     model: nn.Module = create_model(source)
     if weights is not None:
-        tensors = _read_state(weights)
+        tensors = _read_state(weights, model)
         classes, channels = _size(tensors, classifier_name(model), 0), _size(tensors, first_name(model), 1)
         model = create_model(source, num_classes=classes, in_chans=channels or 3)
         _load_state(model, tensors, weights)
     return Source(model.eval(), source, preprocessing=_timm_preprocessing(model), library="timm")
 
 
-def _read_state(path: str) -> dict[str, Tensor]:
+def _read_state(path: str, model: nn.Module) -> dict[str, Tensor]:
     from excite.weights.hub import locate
-    from excite.weights.recognise import unwrapped
+    from excite.weights.prefixes import unwrapped
     from excite.weights.stored import read_weights
 
-    return unwrapped(read_weights(locate(path))).tensors
+    return unwrapped(read_weights(locate(path)), model.state_dict(), classifier_name(model)).tensors
 
 
 def _size(tensors: Mapping[str, Tensor], layer: str, axis: int) -> int | None:

@@ -22,7 +22,7 @@ class Scales:
 
     Attributes:
         mean: (C), float32.
-        spread: (C), the largest distance of one scale from the mean.
+        spread: (C), the largest distance of one scale from the mean; infinite where some scales were not finite.
     """
 
     mean: Tensor
@@ -47,7 +47,7 @@ class _Recorder(Gate):
         super().__init__()
         self.gate = gate
         self.channelwise = gate.channelwise
-        self.count = 0
+        self.count = self.not_finite = 0
         self.total: Tensor | float = 0.0  # on the device, in float64: millions of scales
         self.least: Tensor | None = None
         self.most: Tensor | None = None
@@ -61,6 +61,12 @@ class _Recorder(Gate):
     def _note(self, scale: Tensor, channels: int) -> Tensor:
         flat = scale.detach().float()
         flat = (flat if flat.ndim == 2 else flat.movedim(1, -1).flatten(0, -2)).expand(-1, channels)
+        sound = flat.isfinite().all(1)
+        if not bool(sound.all()):  # one NaN would be the mean of all, and then in the weights that it is folded into
+            self.not_finite += int((~sound).sum())
+            flat = flat[sound]
+            if not len(flat):
+                return scale
         self.count += len(flat)
         self.total = self.total + flat.double().sum(0)
         least, most = flat.amin(0), flat.amax(0)
@@ -70,9 +76,15 @@ class _Recorder(Gate):
 
     def scales(self) -> Scales:
         if self.least is None or self.most is None or isinstance(self.total, float):
+            if self.not_finite:
+                raise ExciteError(
+                    "a gate has no finite scale for any image: the network is broken, or its numbers overflow in a "
+                    "precision other than fp32"
+                )
             raise ExciteError("a gate was never asked: no images went through the network")
         mean = (self.total / self.count).float()
-        return Scales(mean, torch.maximum(self.most - mean, mean - self.least))
+        spread = torch.maximum(self.most - mean, mean - self.least)
+        return Scales(mean, spread if not self.not_finite else torch.full_like(spread, torch.inf))
 
 
 @contextmanager

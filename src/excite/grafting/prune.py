@@ -10,16 +10,18 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from excite.data import EvalLoader, open_data
+from excite.data import DataSets
 from excite.errors import ExciteError
 from excite.explain.gates import fixed_gates
-from excite.figures import COLORS, style
+from excite.figures import COLORS, dispensable, style
+from excite.figures import write as write_figure
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.grafting.stored import header
-from excite.inference import Predictor, match_classes
+from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe
+from excite.text import tell
 from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
 from excite.training.evaluation import Evaluation, evaluate
 
@@ -33,19 +35,21 @@ class Point:
     Attributes:
         place: what was taken out last; "" for the network as it was, "constant gates" for all that say always the same.
         gates: how many are left.
-        top1, loss: on the validation images; percent, nats.
+        top1, loss: on the validation images; percent, nats (None without finite logits).
         effect: percentage points of top-1 that this gate is worth alone, with all others in place.
         ms: median milliseconds of a batch.
         parameters: of the whole network.
+        not_finite: validation images without finite logits, which are wrong (see ``excite.logits``).
     """
 
     place: str
     gates: int
     top1: float
-    loss: float
+    loss: float | None
     effect: float
     ms: float
     parameters: int
+    not_finite: int = 0
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Pruned:
         batch: images of a timed batch.
         images: validation images.
         meta: header of the checkpoint it came from.
+        timed: in which form all networks of the curve were timed: whether batch norms were folded, and the precision.
     """
 
     model: nn.Module
@@ -69,6 +74,7 @@ class Pruned:
     batch: int
     images: int
     meta: dict[str, Any]
+    timed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the points, which one was chosen, and the constant gates."""
@@ -79,6 +85,7 @@ class Pruned:
             "constant": self.constant,
             "batch": self.batch,
             "images": self.images,
+            "timed": self.timed,
         }
 
 
@@ -125,12 +132,18 @@ def prune(
         raise ExciteError(f"{source} has no gates to prune")
     for name, holder in holders.items():
         layer_before(name, holder)
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides or [])), str(source))
-    scales, images = _measure_scales(predictor, recipe, calibration)
-    measure = _Validation(predictor, recipe)
+    recipe, data = open_images(predictor, source, overrides or [], limits={"limit_train": calibration}, train=True)
+    for note in data.notes:
+        say(note)
+    scales, images = _measure_scales(predictor, recipe, data)
+    measure = _Validation(predictor, recipe, data)
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
     say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
     before = measure(model)
+    if not before.usable:
+        raise ExciteError(f"{source}: {before.warning}; there is nothing to prune by")
+    if before.warning is not None:
+        say(f"warning: {before.warning}")
     effects = {}
     for name in holders:
         if name not in constant:
@@ -141,38 +154,45 @@ def prune(
     networks, points = _curve(model, scales, constant, order, effects, before, measure)
     times = _time(networks, predictor, batch, rounds)
     points = [Point(**{**asdict(point), "ms": ms}) for point, ms in zip(points, times, strict=True)]
-    within = [i for i, point in enumerate(points) if point.top1 >= before.top1 - max_drop]
+    within = [
+        i
+        for i, point in enumerate(points)
+        if point.top1 >= before.top1 - max_drop and point.not_finite <= before.not_finite
+    ]
     chosen = max(within, key=lambda i: (-points[i].gates, i))
-    return Pruned(networks[chosen], points, chosen, constant, batch, before.images, predictor.meta)
+    return Pruned(
+        networks[chosen], points, chosen, constant, batch, before.images, predictor.meta, _timed_as(model, predictor)
+    )
 
 
 class _Validation:
     """Evaluates a network on the validation images of a recipe."""
 
-    def __init__(self, predictor: Predictor, recipe: Recipe) -> None:
-        self.predictor, self.recipe = predictor, recipe
-        self.data = open_data(recipe.data, recipe.augment)
-        match_classes(predictor, self.data.classes, "the network")
+    def __init__(self, predictor: Predictor, recipe: Recipe, data: DataSets) -> None:
+        self.predictor, self.recipe, self.data = predictor, recipe, data
 
     def __call__(self, model: nn.Module) -> Evaluation:
         p = self.predictor
-        batches = EvalLoader(
-            self.data.val, batch_size=self.recipe.eval.batch_size, device=p.device, data_config=self.recipe.data
+        batches = measuring_loader(self.data, self.recipe, p.device)
+        return evaluate(
+            model,
+            batches,
+            p.preprocessing,
+            len(p.classes),
+            p.device,
+            p.precision,
+            name_of=lambda index: self.data.val.names[index],
         )
-        return evaluate(model, batches, p.preprocessing, len(p.classes), p.device, p.precision)
 
 
-def _measure_scales(predictor: Predictor, recipe: Recipe, images: int) -> tuple[dict[str, Scales], int]:
+def _measure_scales(predictor: Predictor, recipe: Recipe, data: DataSets) -> tuple[dict[str, Scales], int]:
     """Place -> what its gate said; and of how many images, which may be fewer than were asked for."""
-    limit = recipe.data.limit_train
-    limited = recipe.data.model_copy(update={"limit_train": images if limit is None else min(images, limit)})
-    data = open_data(limited, recipe.augment)
+    images = 0
     with recording(predictor.model) as recorders:
-        for pixels, _, _ in EvalLoader(
-            data.train, batch_size=recipe.eval.batch_size, device=predictor.device, data_config=recipe.data
-        ):
+        for pixels, _, _ in measuring_loader(data, recipe, predictor.device, train=True):
             predictor.logits(pixels)
-        return {name: recorder.scales() for name, recorder in recorders.items()}, len(data.train)
+            images += len(pixels)
+        return {name: recorder.scales() for name, recorder in recorders.items()}, images
 
 
 def _curve(
@@ -198,11 +218,22 @@ def _curve(
 
 def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> Point:
     parameters = sum(p.numel() for p in model.parameters())
-    return Point(place, len(gate_holders(model)), result.top1, result.loss, effect, 0.0, parameters)
+    gates = len(gate_holders(model))
+    return Point(place, gates, result.top1, result.loss, effect, 0.0, parameters, result.not_finite)
+
+
+def _timed_as(model: nn.Module, predictor: Predictor) -> str:
+    from excite.bench.timing import form_of
+
+    return form_of(model, predictor.precision)
 
 
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
-    """Median milliseconds of a forward pass of each, measured in turns."""
+    """Median milliseconds of a forward pass of each over the same normalised noise, measured in turns.
+
+    With their batch norms as they were trained, all of them: copies folded as ``excite predict`` folds them would
+    double the memory.
+    """
     from excite.bench.timing import inference_step, time_steps
 
     p = predictor.preprocessing
@@ -227,7 +258,7 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
         gates = [point.gates for point in result.points]
         for axis, values, label, color in (
             (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", COLORS[1]),
-            (time, [p.ms for p in result.points], f"ms for {result.batch} images (median)", COLORS[3]),
+            (time, [p.ms for p in result.points], f"ms for {result.batch} images (median; {result.timed})", COLORS[3]),
         ):
             axis.plot(gates, values, "o-", color=color)
             place = (gates[result.chosen], values[result.chosen])
@@ -243,13 +274,13 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
         accuracy.fill_between(gates, low, high, color=COLORS[1], alpha=0.15, linewidth=0, label=band)
         accuracy.legend(frameon=False)
         figure.suptitle(title)
-        with written_aside(path) as aside:
-            figure.savefig(aside, dpi=110, format="png")
-    return path
+        return write_figure(figure, path)
 
 
-def write(result: Pruned, folder: Path, source: str) -> None:
+def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
     """``model.safetensors``, ``prune.json`` and ``prune.png`` into a new folder, whole or not at all.
+
+    A picture that cannot be drawn is told to ``say``, and missing.
 
     Raises:
         ExciteError: the folder is there already, or cannot be written.
@@ -263,4 +294,5 @@ def write(result: Pruned, folder: Path, source: str) -> None:
         aside.mkdir(parents=True)
         save_weights(aside / WEIGHTS, model, meta)
         write_json(aside / "prune.json", result.to_dict())
-        draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")
+        with dispensable("prune.png", say):
+            draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")

@@ -1,6 +1,5 @@
 """Grafted networks of other libraries in a file: the weights, and what is needed to put the gates where they were."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, shown, shown_text
-from excite.files import written_aside
+from excite.files import to_json, written_aside
 from excite.gates import create_gate, gate_options, list_gates
 from excite.grafting.core import unwrap, wrap
 from excite.grafting.places import Place
@@ -78,7 +77,7 @@ def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
             if tensor.data_ptr() in seen:
                 tensors[name] = tensor.clone()
             seen.add(tensor.data_ptr())
-        save_file(tensors, aside, metadata={"format": "pt", HEADER: json.dumps(about)})
+        save_file(tensors, aside, metadata={"format": "pt", HEADER: to_json(about)})
 
 
 def is_grafted_file(path: str | Path) -> bool:

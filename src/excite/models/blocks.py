@@ -44,7 +44,7 @@ class BlockOptions:
     base_width: int = 64
     #: Width of a bottleneck's first convolution over that of its second: 0.5 in SENet-154.
     first_ratio: float = 1.0
-    #: The bottleneck's convolution that has the stride: "conv2" (the 3x3; torchvision) or "conv1" (Caffe, MindCV).
+    #: The bottleneck's convolution that has the stride: "conv2" (the 3x3; torchvision) or "conv1" (Caffe).
     stride_on: str = "conv2"
     #: Kernel of the strided projection shortcuts.
     down_kernel: int = 1

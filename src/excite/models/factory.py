@@ -100,7 +100,7 @@ def create_model(
     lists = {"gate_at": gate_at, "out_indices": out_indices}
     check_types(create_model, {key: value for key, value in lists.items() if value is not None}, name)
     spec, body = _split_options(name, variant, gate, options)
-    model = _built(name, _BUILDERS[variant["family"]], {**variant["arch"], **body, **common}, spec)
+    model = _built(name, builder(variant), {**variant["arch"], **body, **common}, spec)
     model.model_name, model.gate_spec = name, spec
     if gate_at is not None:
         if spec is None:
@@ -154,6 +154,11 @@ def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) ->
     example = torch.zeros(1, *model.input_size)  # type: ignore[misc]
     at = "auto" if gate_at is None else list(gate_at)
     return graft(model, table, at=at, init=init, inplace=True, example=example)
+
+
+def builder(variant: Variant) -> type[ResNet] | type[TFSEResNet]:
+    """The class that builds a variant of the catalog."""
+    return _BUILDERS[variant["family"]]
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:

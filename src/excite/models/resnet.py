@@ -22,6 +22,8 @@ from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
 from excite.ops import norm_relu
 
+#: Batch norm's momentum in PyTorch, where a module is given none.
+TORCH_MOMENTUM = 0.1
 CHOICES = {
     "stem": ("conv7", "conv3x3x3", "cifar"),
     "max_pool": ("pad1", "ceil"),
@@ -29,7 +31,7 @@ CHOICES = {
     "stride_on": ("conv2", "conv1"),
     "gate_position": POSITIONS,
     "shortcut": ("conv", "pad"),
-    "init": ("he_normal", "he_uniform"),
+    "init": ("he_normal", "he_uniform", "mindcv"),
 }
 
 
@@ -52,10 +54,13 @@ class ResNet(Classifier):
       ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
       basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
     - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
-    - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included.
-    - ``init``: "he_normal" (convolutions He-normal over fan-out, gates and dense layer as PyTorch has them) or
-      "he_uniform" (every convolution, the gates' included, He-uniform over fan-in with bias 0, dense layers from a
-      normal distribution of sd 0.01 cut off at two sd, bias 0: MindSpore's GENet_Res50).
+    - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included. With 0.1, PyTorch's own momentum and the
+      default, a gate that comes with another one keeps it (CBAM: 0.01).
+    - ``init``: "he_normal" (convolutions He-normal over fan-out, dense layer as PyTorch has it, gates as they start by
+      themselves), "he_uniform" (every convolution, the gates' included, He-uniform over fan-in with bias 0, dense
+      layers from a normal distribution of sd 0.01 cut off at two sd, bias 0: MindSpore's GENet_Res50) or "mindcv" (as
+      "he_normal", but every dense layer, the gates' included, from U(-b, b) with b = sqrt(3 / fan-in), bias 0: MindCV's
+      ResNets and SENets).
     - ``zero_init_last_gamma``: each block starts as its shortcut (Goyal et al., arXiv 1706.02677); not for
       pre-activation blocks, which end in a convolution.
     - ``drop_rate``: dropout before the classifier; ``drop_path_rate``: stochastic depth, rising linearly from 0 at the
@@ -69,9 +74,10 @@ class ResNet(Classifier):
 
     - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
       1x1. The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
-      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8``, the latter for the rounded squeeze, with the stride on the
-      3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is ``max_pool="ceil",
-      conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of 1e-4 and 0.05).
+      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8, init="mindcv"``, the second for the rounded squeeze, with
+      the stride on the 3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is
+      ``max_pool="ceil", conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of
+      1e-4 and 0.05).
     - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
     - ``cifar_wrn16_8`` has no dropout inside its blocks.
     """
@@ -96,7 +102,7 @@ class ResNet(Classifier):
         gate: GateSpec | None = None,
         gate_position: str = "standard",
         bn_eps: float = 1e-5,
-        bn_momentum: float = 0.1,
+        bn_momentum: float = TORCH_MOMENTUM,
         init: str = "he_normal",
         zero_init_last_gamma: bool = False,
         num_classes: int = 1000,
@@ -144,6 +150,8 @@ class ResNet(Classifier):
         set_conv_padding(self, conv_padding)
         if init == "he_uniform":
             _he_uniform(self)
+        if init == "mindcv":
+            _mindcv_dense(self)
         if zero_init_last_gamma:
             _zero_last_gammas(self)
 
@@ -175,9 +183,12 @@ def check_rates(**rates: float) -> None:
 
 
 def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
+    """Of every batch norm; PyTorch's own momentum leaves the gates that come with another one (CBAM) as they are."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eps, module.momentum = eps, momentum
+            module.eps = eps
+            if momentum != TORCH_MOMENTUM:
+                module.momentum = momentum
 
 
 def _stem(kind: str, in_chans: int, width: int, size: Size) -> tuple[nn.Module, Size]:
@@ -211,6 +222,16 @@ def _he_uniform(model: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=0.01, a=-0.02, b=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _mindcv_dense(model: nn.Module) -> None:
+    """MindSpore's HeUniform(mode="fan_in", nonlinearity="sigmoid"), whose gain is 1, as MindCV's resnet.py and senet.py
+    have it. Their convolutions and norms start as ours do: He-normal over fan-out; 1 and 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.is_meta:
+            nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="sigmoid")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _zero_last_gammas(model: nn.Module) -> None:

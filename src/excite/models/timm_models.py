@@ -170,6 +170,20 @@ def classifier_name(model: nn.Module) -> str:
     return _named_in_config(model, "classifier", "fc")
 
 
+def images_of_timm(model: nn.Module) -> dict[str, Any]:
+    """What timm says that the images of a model's weights go through; empty where it says nothing.
+
+    ``image_size`` (height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``, as in ``Preprocessing``.
+    """
+    about = getattr(model, "pretrained_cfg", None)
+    if not isinstance(about, dict) or not about.get("mean") or not about.get("std"):
+        return {}
+    images = {key: about[key] for key in ("interpolation", "crop_pct") if about.get(key)}
+    size = tuple(about.get("input_size") or ())[1:]
+    images |= {"image_size": size} if len(size) == 2 else {}
+    return images | {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
+
+
 def first_name(model: nn.Module) -> str:
     """The place of the first convolution, likewise ("conv1", "stem.conv", "conv_stem")."""
     return _named_in_config(model, "first_conv", "conv1")

@@ -4,12 +4,14 @@ No PyTorch headers are involved, so that it takes seconds and any C++17 compiler
 all the same in plain PyTorch, only slower; ``why_not()`` says what is missing.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from excite.files import cache_folder
+from excite.files import cache_folder, not_ours
+from excite.runtime.job import local_rank
+from excite.text import tell
 
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -111,16 +115,55 @@ def _load() -> ctypes.CDLL:
     # -march=native: what was built on one machine must not be loaded on another that shares the home folder.
     for part in (_version(compiler), " ".join(FLAGS), platform.machine(), _cpu_flags()):
         key.update(part.encode())
-    path = cache_folder() / "kernels" / f"cpu-{key.hexdigest()[:16]}.so"
-    if not path.is_file():
+    name = f"cpu-{key.hexdigest()[:16]}.so"
+    path = _private_folder() / name
+    descriptor = _open_own(path)
+    if descriptor is None:
         started = time.perf_counter()
         _build(compiler, source, path)
         _build_seconds = time.perf_counter() - started
+        descriptor = _open_own(path)
+        if descriptor is None:
+            raise RuntimeError(f"{path} is not as it was written")
     _share_openmp()
-    library = ctypes.CDLL(str(path))
+    # Through the descriptor: it is the file that was looked at, whatever has happened to its name since. It stays open,
+    # since the loader knows a library by its path.
+    library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, *map(_TYPES.get, arguments)]
     return library
+
+
+def _private_folder() -> Path:
+    """The folder of compiled kernels: that of the cache, or where others can write to it, a new one for this process.
+
+    Whoever can put a file there could have it run as part of this process.
+    """
+    folder = cache_folder() / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reason = not_ours(folder.lstat(), stat.S_ISDIR)
+    if reason is None:
+        return folder
+    private = Path(tempfile.mkdtemp(prefix="excite-kernels-"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    if local_rank() == 0:
+        tell(
+            f"the cache of compiled kernels, {folder}, {reason}: they are compiled anew for this process; delete that "
+            "folder, or set EXCITE_CACHE to one of your own"
+        )
+    return private
+
+
+def _open_own(path: Path) -> int | None:
+    """A descriptor of the compiled file; None where there is none, or others could have written it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    if not_ours(os.fstat(descriptor), stat.S_ISREG) is None:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _version(compiler: str) -> str:
@@ -141,7 +184,6 @@ def _cpu_flags() -> str:
 
 def _build(compiler: str, source: bytes, path: Path) -> None:
     """Compile to the side, then rename: processes that build at once end with the same whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         code, objects, aside = (Path(folder) / name for name in ("kernels.cpp", "kernels.o", path.name))
         code.write_bytes(source)
@@ -153,6 +195,7 @@ def _build(compiler: str, source: bytes, path: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode:
                 raise RuntimeError(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
+        aside.chmod(0o700)  # whatever the umask is
         aside.replace(path)
 
 

@@ -4,7 +4,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from excite.data import EvalLoader
 from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
-from excite.inference import Predictor, load
+from excite.inference import Predictor, load, measuring_loader
+from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.recipe import Recipe
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
@@ -58,6 +58,10 @@ SUMMARY = (
     "loss",
     "last_top1",
     "last_top5",
+    "test_top1",
+    "test_top5",
+    "test_images",
+    "measured",
     "images",
     "best_epoch",
     "epochs",
@@ -138,12 +142,13 @@ def report(
             raise ExciteError(f"{figures} exists already; name a new folder for the figures")
         check_writable(Path(figures))
     study = study_source(opened, overrides, files, keep=whole, quick=quick, progress=tell)
+    # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
+    if opened.run is not None and whole and (opened.run / "results.json").is_file():
+        write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
         make_page(study, Path(scratch)).write(path)
     if figures is not None:
         write_figures(study, Path(figures))
-    if opened.run is not None and whole and (opened.run / "results.json").is_file():
-        write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     tell("written", 1, 1)
     return study.numbers, path
 
@@ -256,7 +261,10 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
         "data_of_training": results.get("data_fingerprint"),
         "data_source": opened.recipe.data.source,
         "training_images": len(opened.data.train),
+        "measured": opened.data.measured,
+        "notes": opened.data.notes,
         "validation_images": len(predictions),
+        "warning": predictions.warning,
         "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
         "preprocessing": dict(predictions.preprocessing),
@@ -340,22 +348,23 @@ def study_robustness(
     total = 1 + len(STRENGTHS) * len(severities)
     count = sum(len(labels) for _, labels in batches)
     side = batches[0][0].shape[-1]
-    clean = _top1(opened.predictor, batches)
+    clean, without = _top1(opened.predictor, batches)
     progress(1, total)
     rows: list[dict[str, Any]] = []
     for name, (unit, _, _) in STRENGTHS.items():
         for severity in severities:
             change = corrupter(name, severity, side, seed)
-            top1 = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
+            top1, lost = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
             value = strength(name, severity, side)
             row = {"corruption": name, "severity": severity, "strength": value, "unit": unit, "top1": top1}
-            rows.append({**row, "lost": clean - top1})
+            rows.append({**row, "lost": clean - top1, "not_finite": lost})
             progress(1 + len(rows), total)
     return {
         "images": count,
         "seed": seed,
         "strengths_of": definition(side),
         "clean_top1": clean,
+        "not_finite": without,
         "mean_top1": statistics.fmean(row["top1"] for row in rows),
         "rows": rows,
     }
@@ -368,24 +377,21 @@ def _labels(opened: Source) -> np.ndarray:
 
 def _chosen_batches(opened: Source, chosen: np.ndarray) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """uint8 (B, C, S, S) and int64 (B,), both on the CPU, with as many channels as the network is given."""
-    loader = EvalLoader(
-        opened.data.val.take(chosen),
-        batch_size=opened.recipe.eval.batch_size,
-        device=opened.predictor.device,
-        data_config=opened.recipe.data,
-        rank=0,
-        world=1,
-    )
+    some = replace(opened.data, val=opened.data.val.take(chosen))
+    loader = measuring_loader(some, opened.recipe, opened.predictor.device)
     for pixels, labels, _ in loader:
         yield pixels.cpu().contiguous(), labels.cpu()
 
 
-def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    right = images = 0
+def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, int]:
+    """Percent, and how many of the images have no finite logits (and are wrong)."""
+    right = images = without = 0
     for pixels, labels in batches:
-        right += int((predictor.logits(pixels).argmax(1).cpu() == labels).sum())
+        answers = predicted(predictor.logits(pixels)).cpu()
+        right += int((answers == labels).sum())
+        without += int((answers == NO_CLASS).sum())
         images += len(labels)
-    return 100 * right / images
+    return 100 * right / images, without
 
 
 def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Progress) -> Explanation:
@@ -408,11 +414,13 @@ def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
 
 
 def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Milliseconds of a pass over 1 and over 16 images, as ``excite predict`` computes it (fp32, folded on a CPU).
+    """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
+
+    The network alone, of zeros: reading and preparing images is not in it.
 
     About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
     """
-    from excite.bench.timing import inference_step, time_steps
+    from excite.bench.timing import form_of, inference_step, time_steps
 
     predictor = load(opened.source, opened.predictor.device.type, "fp32", fold=None)
     preprocessing = predictor.preprocessing
@@ -428,4 +436,5 @@ def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda do
         rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(seconds)})
         rows[-1]["images_per_second"] = 1000 * batch / middle
         progress(i + 1, 2)
-    return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "rows": rows}
+    form = form_of(predictor.model, predictor.precision)
+    return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "form": form, "rows": rows}

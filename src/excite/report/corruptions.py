@@ -10,6 +10,7 @@ Letters: B images, C channels (1 or 3), S pixels a side.
 import io
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -79,12 +80,15 @@ def _blur(images: Tensor, sd: float) -> Tensor:
 def _jpeg(images: Tensor, quality: float) -> Tensor:
     from PIL import Image
 
+    from excite.data.decode import load_image
+
     out = torch.empty_like(images)
     for i, image in enumerate(images):
         pixels = image.permute(1, 2, 0).numpy()
         file = io.BytesIO()
         Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).save(file, "JPEG", quality=int(quality))
-        decoded = torch.from_numpy(np.array(Image.open(file)))
+        mode: Literal["RGB", "L"] = "RGB" if pixels.shape[2] == 3 else "L"
+        decoded = torch.from_numpy(np.array(load_image(file.getvalue(), mode)))
         out[i] = decoded.permute(2, 0, 1) if decoded.ndim == 3 else decoded
     return out
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from math import log1p
 from typing import Any
 
-from excite.figures import COLORS, MARKS, shortened, style
+from excite.figures import COLORS, MARKS, attempt, shortened, style
 from excite.report.page import STYLE
 
 _BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
@@ -22,22 +22,23 @@ def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, An
 
 
 def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure that the numbers of a report allow, but for those of the gates: name -> matplotlib Figure."""
+    """Every figure that the numbers of a report allow, but for those of the gates: name -> matplotlib Figure, or
+    :class:`excite.figures.Undrawn`."""
     found: dict[str, Any] = {}
     curves = numbers["curves"]
     if curves is not None:
         train, evals = curves["train"], curves["eval"]
-        best = max(evals, key=lambda r: (r["top1"], -r["loss"])) if evals else None
-        found["loss"] = curve([("training", train, "loss"), ("validation", evals, "loss")], "loss, nats")
+        best = max((r for r in evals if r["loss"] is not None), key=lambda r: (r["top1"], -r["loss"]), default=None)
+        found["loss"] = attempt(curve, [("training", train, "loss"), ("validation", evals, "loss")], "loss, nats")
         lines = [("training", train, "accuracy"), ("validation", evals, "top1")]
-        found["accuracy"] = curve(lines, "top-1 accuracy, %", best)
-        found["learning-rate"] = curve([("learning rate", train, "lr")], "learning rate")
+        found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", best)
+        found["learning-rate"] = attempt(curve, [("learning rate", train, "lr")], "learning rate")
     matrix = numbers["confusion"]
-    found["confusion"] = confusion(matrix["matrix"], matrix["labels"], matrix["block"])
-    found["reliability"] = reliability(numbers["calibration"]["reliability"], numbers["accuracy"]["images"])
+    found["confusion"] = attempt(confusion, matrix["matrix"], matrix["labels"], matrix["block"])
+    found["reliability"] = attempt(reliability, numbers["calibration"]["reliability"], numbers["accuracy"]["images"])
     robust = numbers["robustness"]
     if robust is not None:
-        found["robustness"] = robustness(robust["rows"], robust["clean_top1"])
+        found["robustness"] = attempt(robustness, robust["rows"], robust["clean_top1"])
     return {name: drawing for name, drawing in found.items() if drawing is not None}
 
 

@@ -7,7 +7,6 @@ Content-Security-Policy forbids the rest. All text is escaped. The look is in ``
 
 import base64
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from excite.figures import style
+from excite.errors import ExciteError
+from excite.figures import Undrawn, reason, svg
 from excite.files import write_text
+from excite.text import printable_lines, tell
 
 #: What stands where there is no value.
 ABSENT = "\u2013"
@@ -213,15 +214,26 @@ class Page:
         return made
 
     def figure(self, figure: Any, alt: str, caption: str = "", wide: bool = False) -> Figure:
-        """A Matplotlib figure, or the text of an SVG of Matplotlib's, ready for :meth:`Content.figures`."""
+        """A Matplotlib figure, or the text of an SVG of Matplotlib's, ready for :meth:`Content.figures`.
+
+        One that cannot be drawn becomes a sentence on the page and on standard error.
+        """
         self._drawn += 1
-        return Figure(inline_svg(figure, f"f{self._drawn}", alt), caption, wide)
+        try:
+            if isinstance(figure, Undrawn):
+                raise ExciteError(figure.reason)
+            return Figure(inline_svg(figure, f"f{self._drawn}", alt), caption, wide)
+        except Exception as error:  # a page is its numbers: they must not be lost for a picture
+            tell(f"a figure could not be drawn and is missing on the page ({alt}): {reason(error)}")
+            return Figure(Markup("<p>{}</p>").format(f"This figure could not be drawn ({reason(error)})."), alt, wide)
 
     def render(self) -> str:
         """The whole page as HTML."""
         script = _asset("page.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        return _template().render(page=self, style=Markup(_asset("page.css")), script=Markup(script), digest=digest)
+        html = _template().render(page=self, style=Markup(_asset("page.css")), script=Markup(script), digest=digest)
+        # A browser obeys marks of direction as a terminal does; what else is escaped has no place in HTML at all.
+        return printable_lines(html)
 
     def write(self, path: Path) -> Path:
         """Write the page whole or not at all, over one that is there. Raises ExciteError."""
@@ -266,7 +278,7 @@ def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
         prefix: letters and digits, another for each figure of a page.
         alt: says what the figure shows to those who cannot see it.
     """
-    text = figure if isinstance(figure, str) else _svg(figure)
+    text = figure if isinstance(figure, str) else svg(figure)
     text = text[text.index("<svg") :]
     for part in ("metadata", "style"):  # the style would hold for the whole page; page.css has it for figures
         text = re.sub(rf"<{part}\b.*?</{part}>", "", text, flags=re.DOTALL)
@@ -286,13 +298,6 @@ def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
         f'aria-label="{label}" viewBox="0 0 {box.group(1)} {box.group(2)}" style="width: {width}px">'
     )
     return Markup(opening + body)
-
-
-def _svg(figure: Any) -> str:
-    out = io.StringIO()
-    with style():
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return out.getvalue()
 
 
 def _asset(name: str) -> str:

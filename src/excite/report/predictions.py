@@ -3,7 +3,6 @@
 Letters: N images, K classes.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from excite.data import DataSets, EvalLoader, FileImages, Preprocessing, open_data
+from excite.data import DataSets, FileImages, Preprocessing
 from excite.errors import ExciteError
-from excite.files import from_json, written_aside
-from excite.inference import Predictor, load, match_classes, weights_digest
+from excite.files import from_json, to_json, written_aside
+from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
+from excite.logits import finite, predicted, sentence
 from excite.npz import read_npz
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe
 from excite.storage import is_remote
 
 #: In a run folder.
@@ -56,17 +57,37 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def finite(self) -> np.ndarray:
+        """bool (N,): the images whose logits are all finite; the others have no class and no probabilities."""
+        return finite(torch.from_numpy(self.logits)).numpy()
+
+    @property
+    def warning(self) -> str | None:
+        """The sentence about images without finite logits; None where there are none."""
+        without = np.flatnonzero(~self.finite)
+        return sentence(len(without), len(self), self.names[without[0]] if len(without) else None)
+
+    def answered(self) -> "Predictions":
+        """Those of the images whose logits are all finite."""
+        kept = np.flatnonzero(self.finite)
+        names = tuple(self.names[i] for i in kept.tolist())
+        return replace(
+            self, logits=self.logits[kept], labels=self.labels[kept], positions=self.positions[kept], names=names
+        )
+
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Softmax of logits / temperature: float64 (N, K)."""
-        scaled = self.logits.astype(np.float64) / temperature
+        """Softmax of logits / temperature: float64 (N, K); a row of NaN where logits are not finite."""
+        scaled = np.where(self.finite[:, None], self.logits.astype(np.float64), np.nan) / temperature
         scaled -= scaled.max(1, keepdims=True)
         np.exp(scaled, out=scaled)
         return scaled / scaled.sum(1, keepdims=True)
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 (N,): the class with the largest logit (the first of equals, as torch does it)."""
-        return self.logits.argmax(1)
+        """int64 (N,): the class with the largest logit (the first of equals, as torch does it); ``NO_CLASS`` (-1) where
+        logits are not finite."""
+        return predicted(torch.from_numpy(self.logits)).numpy()
 
     @property
     def right(self) -> np.ndarray:
@@ -82,7 +103,7 @@ class Predictions:
                 labels=self.labels,
                 positions=self.positions,
                 names=_packed("\0".join(self.names)),
-                about=_packed(json.dumps({**self._about(), "classes": self.classes})),
+                about=_packed(to_json({**self._about(), "classes": self.classes})),
             )
 
     def _about(self) -> dict[str, Any]:
@@ -191,12 +212,8 @@ def open_source(
         ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
     """
     predictor = load_trained(source, device, precision)
-    recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), str(source))
-    if images is not None:
-        fewest = min(images, recipe.data.limit_val or images)
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"limit_val": fewest})})
-    data = open_data(recipe.data, recipe.augment)
-    match_classes(predictor, data.classes, source)
+    limits = None if images is None else {"limit_val": images}
+    recipe, data = open_images(predictor, source, overrides, limits=limits)
     return Source(str(source), predictor, recipe, data, weights_digest(source), run_folder(source))
 
 
@@ -219,17 +236,10 @@ def predict_all(opened: Source, progress: Progress | None = None, batch_size: in
     Raises:
         ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there is none.
     """
-    loader = EvalLoader(
-        opened.data.val,
-        batch_size=batch_size or opened.recipe.eval.batch_size,
-        device=opened.predictor.device,
-        data_config=opened.recipe.data,
-        rank=0,
-        world=1,
-    )
-    logits, labels, positions, done = [], [], [], 0
+    loader = measuring_loader(opened.data, opened.recipe, opened.predictor.device, batch_size)
+    outputs, labels, positions, done = [], [], [], 0
     for images, truth, index in loader:
-        logits.append(opened.predictor.logits(images).cpu().numpy())
+        outputs.append(opened.predictor.logits(images).cpu().numpy())
         labels.append(truth.cpu().numpy())
         positions += index.tolist()
         done += len(truth)
@@ -238,7 +248,7 @@ def predict_all(opened: Source, progress: Progress | None = None, batch_size: in
     if not done:
         raise ExciteError(f"there are no validation images to predict in the data of {opened.source}")
     return Predictions(
-        logits=np.concatenate(logits),
+        logits=np.concatenate(outputs),
         labels=np.concatenate(labels).astype(np.int64),
         positions=np.array(positions, dtype=np.int64),
         names=_names(opened.data, positions),
@@ -272,7 +282,7 @@ def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bo
         opened.weights,
         opened.data.fingerprint,
         opened.predictor.precision,
-        json.loads(json.dumps(opened.preprocessing.to_dict())),
+        from_json(to_json(opened.preprocessing.to_dict())),
     )
     stored = None if path is None else Predictions.read(path)
     if (

@@ -1,7 +1,7 @@
 """The page of a report: reads the numbers of a study and draws; computes none."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
-from excite.figures import save
+from excite.figures import Undrawn, attempt, dispensable, save
 from excite.report import figures
 from excite.report.build import Study
 from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report.reproduce import RECIPE_FILE
+from excite.text import tell
 from excite.training.display import format_seconds
 
 #: Tables with more rows than this are folded.
@@ -69,12 +70,14 @@ def make_page(study: Study, scratch: Path) -> Page:
 
 
 def write_figures(study: Study, folder: Path) -> list[Path]:
-    """Every figure of the page as PNG and SVG in ``folder``, which is made. Raises ExciteError."""
+    """Every figure of the page as PNG and SVG in ``folder``, which is made; one that cannot be drawn is a sentence on
+    standard error."""
     written = []
     for name, drawing in figures.drawings(study.numbers).items():
-        written += save(drawing, folder / name)
+        with dispensable(name, tell):
+            written += save(drawing, folder / name)
     if study.explanation is not None:
-        names = [name for name, *_ in _gate_figures(study.explanation, folder)]
+        names = [name for name, drawn, *_ in _gate_figures(study.explanation, folder) if not isinstance(drawn, Undrawn)]
         written += [folder / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     return written
 
@@ -84,7 +87,7 @@ def _subtitle(numbers: dict[str, Any]) -> str:
     started = (about["environment"] or {}).get("started")
     parts = [
         f"{about['classes']:,} classes",
-        f"{accuracy['images']:,} validation images",
+        f"{accuracy['images']:,} {_measured(numbers)} images",
         *([f"trained {started[:10]}"] if started else []),
     ]
     return " · ".join(parts)
@@ -107,8 +110,11 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
             f"{format_value(summary['params_m'], '.2f')} M",
             f"{format_value(summary['gmacs'], '.3f')} GMACs an image",
         ),
-        Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"),
+        Card("calibration error", _unit(calibration["ece"], ".2f", "%") or "-", "ECE, top class"),
     ]
+    if summary.get("test_top1") is not None:
+        note = f"{summary['test_images']:,} images, once, at the end"
+        cards.append(Card("top-1 of the test part", f"{summary['test_top1']:.2f} %", note))
     robust = numbers["robustness"]
     if robust is not None:
         note = f"top-1; {robust['clean_top1']:.2f} % without"
@@ -127,6 +133,11 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
         section.note(sentence)
 
 
+def _measured(numbers: Mapping[str, Any]) -> str:
+    """What the images are: "validation", "test", "training", or nothing where they are all of a folder."""
+    return {"all": ""}.get(numbers["about"]["measured"], numbers["about"]["measured"])
+
+
 def _warnings(numbers: dict[str, Any]) -> list[str]:
     """What a reader must know before the numbers."""
     about, summary, accuracy = numbers["about"], numbers["summary"], numbers["accuracy"]
@@ -142,12 +153,17 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
             f"The training found a top-1 of {summary['top1']:.2f} %, the evaluation for this page "
             f"{accuracy['top1']:.2f} %: on another device or with other versions, rounding may turn single images."
         )
+    if about["warning"]:
+        found.append(f"{about['warning']}. They are in no bin and no cell of the sections on answers.")
     unreadable = about["unreadable_images"]
     if unreadable:
         found.append(
             f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read, and no number here counts them."
         )
-    if summary["best_epoch"] is not None and not other:
+    found += [f"{note[:1].upper()}{note[1:]}." for note in about["notes"]]
+    if summary.get("measured") == "test":
+        found.append("Measured on the test images throughout the training, so nothing was chosen by them.")
+    elif summary["best_epoch"] is not None and not other:
         found.append(
             f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
             f"images, which flatters them a little; after the last epoch it was {summary['last_top1']:.2f} %."
@@ -193,7 +209,8 @@ def _confusion(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
         )
     section.draw(drawing, f"Confusion matrix of {len(numbers['classes']['rows'])} classes", what, wide=len(labels) > 12)
     if not confusion["pairs"]:
-        section.paragraph("No image is classified wrongly.")
+        every = "No image is classified wrongly."
+        section.paragraph("No image is taken for another class." if numbers["accuracy"]["not_finite"] else every)
         return
     section.heading("Confused most often")
     columns = [Column("true", "true class"), Column("predicted", "taken for"), Column("images", "images", "d")]
@@ -229,11 +246,11 @@ def _calibration(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     )
     section.key_values(
         [
-            ("expected calibration error", f"{found['ece']:.2f} %"),
-            ("mean confidence", f"{found['mean_confidence']:.2f} %"),
+            ("expected calibration error", _unit(found["ece"], ".2f", "%")),
+            ("mean confidence", _unit(found["mean_confidence"], ".2f", "%")),
             ("accuracy", f"{numbers['accuracy']['top1']:.2f} %"),
-            ("negative log-likelihood", f"{found['nll']:.4f} nats"),
-            ("Brier score", f"{found['brier']:.4f} (0 is best, 2 worst)"),
+            ("negative log-likelihood", _unit(found["nll"], ".4f", "nats")),
+            ("Brier score", _unit(found["brier"], ".4f", "(0 is best, 2 worst)")),
             ("temperature that would mend it", format_value(found["temperature"], ".3f")),
         ]
     )
@@ -315,6 +332,8 @@ def _robustness(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
                 **{f"s{row['severity']}": row["top1"] for row in own},
             }
         )
+    if without := sum(row["not_finite"] for row in rows):
+        section.note(f"{without:,} answers to corrupted images are no finite logits, and count as wrong.")
     section.table(columns, lines, f"Top-1, %; mean over all corruptions and severities: {found['mean_top1']:.2f} %")
     section.paragraph(
         f"Corruptions and strengths are those of {found['strengths_of']} (",
@@ -329,9 +348,9 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
     if found is None or explanation is None:
         section.note(_why_no_gates(study.numbers["about"]))
         return
-    for name, alt, caption in _gate_figures(explanation, scratch):
-        svg = (scratch / f"{name}.svg").read_text(encoding="utf-8")
-        section.figures(page.figure(svg, alt, caption, wide=True))
+    for name, drawn, alt, caption in _gate_figures(explanation, scratch):
+        figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
+        section.figures(page.figure(figure, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
     columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
     columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
@@ -357,22 +376,22 @@ def _why_no_gates(about: dict[str, Any]) -> str:
     return "This network has no gates."
 
 
-def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, str, str]]:
-    """Write those figures of ``excite explain`` that fit on a page: (name of the file, what it shows, caption) each."""
+def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, list[Path] | Undrawn, str, str]]:
+    """Write those figures of ``excite explain`` that fit on a page: (name, files, what it shows, caption) each."""
     count = next(iter(explanation.statistics.values())).count
     present = [name for k, name in enumerate(explanation.classes) if count[k] > 0]
     shown = [explanation.classes.index(name) for name in choose_depths(present, 5)]
     chosen = {name: explanation.statistics[name] for name in choose_depths(list(explanation.statistics), GATES_DRAWN)}
-    draw_health(explanation.rows, scratch / "health", "")
     yield (
         "health",
+        attempt(draw_health, explanation.rows, scratch / "health", ""),
         "Health of the gates",
         "A row a gate, from the input to the output: how its scales are distributed, how much of their variance is "
         "between classes, and what fixing it at its mean would add to the loss (an estimate).",
     )
-    draw_excitations(chosen, explanation.classes, shown, scratch / "excitations", "")
     yield (
         "excitations",
+        attempt(draw_excitations, chosen, explanation.classes, shown, scratch / "excitations", ""),
         "Mean scale of each channel by class, a panel a gate",
         "Mean scale of each channel by class, at several depths (as in the SE paper, section 6.3).",
     )
@@ -397,7 +416,8 @@ def _speed(page: Page, numbers: dict[str, Any]) -> None:
     columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
     columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]
     threads = f", {speed['threads']} thread{'s' if speed['threads'] > 1 else ''}"
-    section.table(columns, speed["rows"], f"Inference in fp32 on {speed['device']}{threads}, as excite predict does it")
+    about = f"The network alone, {speed['form']}, on {speed['device']}{threads}: the form that excite predict runs"
+    section.table(columns, speed["rows"], f"{about}, without reading and preparing images")
 
 
 def _unit(value: float | None, spec: str, unit: str) -> str | None:

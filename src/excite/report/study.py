@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from excite.data.images import stratified_split
+from excite.intervals import wilson
+from excite.logits import NO_CLASS
 from excite.report.predictions import Predictions
-from excite.report.statistics import wilson
 from excite.training.metrics import (
-    multiclass_calibration_error,
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
@@ -37,6 +37,8 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str,
 
     Returns:
         ``accuracy``, ``classes``, ``confusion``, ``calibration`` and ``mistakes``; shares of accuracy in percent.
+        Images without finite logits are wrong: they are in ``accuracy`` and in the recall of ``classes``, but have no
+        place in ``confusion`` and ``calibration``, which tell of answers, nor among ``mistakes``.
     """
     counts = confusion(predictions)
     return {
@@ -49,13 +51,14 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str,
 
 
 def accuracy(predictions: Predictions, confidence: float = 0.95) -> dict[str, Any]:
-    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts."""
+    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts; ``not_finite`` images have no
+    finite logits, and are wrong."""
     right, images = int(predictions.right.sum()), len(predictions)
     low, high = wilson(right, images, confidence)
     most = min(5, len(predictions.classes))
     # As torchmetrics' top-k does it: among the k largest logits, the first of equals first.
     best = torch.from_numpy(predictions.logits).topk(most).indices.numpy()
-    among = int((best == predictions.labels[:, None]).any(1).sum())
+    among = int(((best == predictions.labels[:, None]).any(1) & predictions.finite).sum())
     return {
         "images": images,
         "right": right,
@@ -65,11 +68,13 @@ def accuracy(predictions: Predictions, confidence: float = 0.95) -> dict[str, An
         "top5": 100 * among / images,
         "top5_of": most,
         "confidence": confidence,
+        "not_finite": int((~predictions.finite).sum()),
     }
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """Counts int64 (K, K), rows true classes, columns predictions."""
+    """Counts int64 (K, K), rows true classes, columns predictions; without the images that have no class."""
+    predictions = predictions.answered()
     found = multiclass_confusion_matrix(*_answers(predictions), num_classes=len(predictions.classes))
     return found.numpy()
 
@@ -83,15 +88,17 @@ def per_class(predictions: Predictions) -> dict[str, Any]:
 
     ``rows``: a class each, in their order. ``macro``: the plain means over the classes that have images.
     """
-    arguments = {"num_classes": len(predictions.classes), "average": "none"}
-    answers = _answers(predictions)
+    size = len(predictions.classes)
+    arguments = {"num_classes": size + 1, "average": "none"}  # "no class" is an answer, too, which is never right
+    predicted, labels = _answers(predictions)
+    answers = torch.where(predicted == NO_CLASS, size, predicted), labels
     measured = {
-        "precision": multiclass_precision(*answers, **arguments),
-        "recall": multiclass_recall(*answers, **arguments),
-        "f1": multiclass_f1_score(*answers, **arguments),
+        "precision": multiclass_precision(*answers, **arguments)[:size],
+        "recall": multiclass_recall(*answers, **arguments)[:size],
+        "f1": multiclass_f1_score(*answers, **arguments)[:size],
     }
-    support = np.bincount(predictions.labels, minlength=len(predictions.classes))
-    predicted = np.bincount(predictions.predicted, minlength=len(predictions.classes))
+    support = np.bincount(predictions.labels, minlength=size)
+    predicted = np.bincount(answers[0].numpy(), minlength=size + 1)[:size]
     defined = {"precision": predicted > 0, "recall": support > 0, "f1": support + predicted > 0}
     rows = [
         {
@@ -146,17 +153,25 @@ def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
 
     The temperature is fitted by NLL (Guo et al., section 4.2) on half of each class's images, chosen by ``seed``;
     ``held_out`` has ECE and NLL of the other half, before and after.
+
+    Images without finite logits have no probabilities and are left out; without any other, the numbers are None.
     """
+    predictions = predictions.answered()
+    if not len(predictions):
+        keys = ("ece", "nll", "brier", "mean_confidence", "temperature", "held_out")
+        empty = reliability(np.zeros((0, 1)), np.zeros(0, dtype=bool))
+        return {"bins": BINS, "norm": "l1", "reliability": empty, **dict.fromkeys(keys)}
     probabilities = predictions.probabilities()
     labels = predictions.labels
+    rows = reliability(probabilities, predictions.right)
     result: dict[str, Any] = {
         "bins": BINS,
         "norm": "l1",
-        "ece": ece(probabilities, labels),
+        "ece": _gap(rows),
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
         "mean_confidence": 100 * float(probabilities.max(1).mean()),
-        "reliability": reliability(probabilities, predictions.right),
+        "reliability": rows,
         "temperature": None,
         "held_out": None,
     }
@@ -182,10 +197,17 @@ def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
 
 def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error in percent, see :func:`calibration`. Arguments: (N, K), (N,)."""
-    error = multiclass_calibration_error(
-        torch.from_numpy(probabilities), torch.from_numpy(labels), probabilities.shape[1], n_bins=BINS, norm="l1"
-    )
-    return 100 * float(error)
+    return _gap(reliability(probabilities, probabilities.argmax(1) == labels))
+
+
+def _gap(rows: Sequence[Mapping[str, Any]]) -> float:
+    """The error of the bins that :func:`reliability` gave: whoever adds up the rows of the diagram finds the number.
+
+    torchmetrics' error is of other bins: [low, high), in float32, with one of its own for a confidence of 1.
+    """
+    some = [row for row in rows if row["images"]]
+    total = sum(row["images"] for row in some)
+    return sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in some) / total
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -204,7 +226,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
 def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """A bin each: low, high (shares), images, mean confidence and accuracy in percent (None without images)."""
     confidence = probabilities.max(1)
-    # torchmetrics' own edges and sides: (low, high], with 0 in the first.
+    # The sides of Guo et al.: (low, high], with 0 in the first.
     edges = np.linspace(0, 1, BINS + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
     rows = []
@@ -250,7 +272,7 @@ def confident_mistakes(predictions: Predictions, most: int) -> list[dict[str, An
     """The wrong answers with the highest probability: name, true class, predicted class, both probabilities (0..1)."""
     probabilities = predictions.probabilities()
     confidence = probabilities.max(1)
-    wrong = np.flatnonzero(~predictions.right)
+    wrong = np.flatnonzero(~predictions.right & predictions.finite)
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     return [
         {

@@ -7,7 +7,16 @@ first used.
 
 from excite.storage.address import RemoteError, is_remote, refuse_secrets
 from excite.storage.mirror import left_behind, mirrored, sync
-from excite.storage.runs import check_writable, fetch_run, keep_at, local_parent, local_run, open_run, weights_at
+from excite.storage.runs import (
+    check_writable,
+    fetch_run,
+    keep_at,
+    local_parent,
+    local_run,
+    open_run,
+    uploads_to,
+    weights_at,
+)
 from excite.storage.staging import Staged, expand, in_place, local_file, stage
 
 __all__ = [
@@ -28,5 +37,6 @@ __all__ = [
     "refuse_secrets",
     "stage",
     "sync",
+    "uploads_to",
     "weights_at",
 ]

@@ -127,7 +127,7 @@ def connect(url: str) -> Remote:
             fs = _s3(os.getpid(), tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_SETTINGS))))
             path = fs._strip_protocol(url)
         else:
-            fs, path = fsspec.core.url_to_fs(url, **_options(scheme))
+            fs, path = fsspec.core.url_to_fs(url, **_options(scheme), **_bounds(url))
     except ImportError:
         package = _PACKAGES.get(scheme, "what `python -c \"import fsspec; fsspec.filesystem('" + scheme + "')\"` names")
         raise RemoteError(f"{url} needs a package that is not installed: pip install {package}", True) from None
@@ -164,6 +164,15 @@ def _options(scheme: str) -> dict[str, Any]:
             retries = {"max_attempts": 2, "mode": "standard"}
             options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": retries}
     return options
+
+
+def _bounds(url: str) -> dict[str, Any]:
+    """How fsspec is told to reach the web, also below another scheme (``zip://...::https://...``)."""
+    from excite.storage.web import client
+
+    first, *below = [part.partition("://")[0].lower() for part in url.split("::")]
+    bounds: dict[str, Any] = {scheme: {"get_client": client} for scheme in below if scheme in READ_ONLY}
+    return {**bounds, **({"get_client": client} if first in READ_ONLY else {})}
 
 
 def explained(error: BaseException, url: str) -> RemoteError:

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import sha256_of
-from excite.storage.address import Remote, RemoteError, retried
+from excite.files import sha256_of, to_json
+from excite.progress import bar
+from excite.storage import address, web
+from excite.storage.address import READ_ONLY, Remote, RemoteError, explained, retried, without_secrets
 from excite.storage.listing import THREADS, Entry
+from excite.text import tell
 
 CHUNK = 8 << 20  # bytes of one request: what a broken connection costs at most
+SPARE = 256 << 20  # bytes that a file of unknown size leaves free on the disk
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -86,7 +90,7 @@ class Workshop:
     def note(self, name: str, stored: Stored) -> None:
         """Write down that a file is whole."""
         with self._write, self._journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"name": name, **asdict(stored)}) + "\n")
+            file.write(to_json({"name": name, **asdict(stored)}) + "\n")
 
     def keep_only(self, names: Mapping[str, Any]) -> None:
         """Delete files that are no longer wanted."""
@@ -208,20 +212,59 @@ def _receive(remote: Remote, entry: Entry, part: Path, tick: Any) -> tuple[str, 
             sha256.update(data)
             md5.update(data)
         tick(0, have)
-        while entry.size is None or have < entry.size:
-            data = _chunk(remote, entry, have)
-            file.write(data)
-            sha256.update(data)
-            md5.update(data)
-            have += len(data)
-            tick(0, len(data))
-            if entry.size is None or not data:
-                break
+        try:
+            for data in _pieces_of(remote, entry, have, part.parent):
+                file.write(data)
+                sha256.update(data)
+                md5.update(data)
+                have += len(data)
+                tick(0, len(data))
+        except web.TooMuch:
+            file.truncate(0)
+            raise
     return sha256.hexdigest(), md5.hexdigest(), have
 
 
+def _pieces_of(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[bytes]:
+    """What a file lacks, piece by piece; nobody may send more than was announced, or than the disk holds."""
+    if entry.size is not None and have >= entry.size:
+        return
+    web.check_room(place, without_secrets(remote.url), (entry.size or 0) - have)
+    if remote.protocol in READ_ONLY:
+        yield from _from_web(remote, entry, have, place)
+        return
+    while entry.size is None or have < entry.size:
+        data = _chunk(remote, entry, have)
+        yield data
+        have += len(data)
+        if entry.size is None or not data:
+            return
+
+
+def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[bytes]:
+    """The same from a web server, with one request as long as the connection holds."""
+    failures = got = 0
+    while True:
+        try:
+            for data in web.pieces(remote, entry.path, have, entry.size):
+                web.check_room(place, without_secrets(remote.url), SPARE if entry.size is None else len(data))
+                yield data
+                have += len(data)
+                got += len(data)
+            return
+        except Exception as error:
+            problem = explained(error, remote.url)
+            if problem.missing:
+                raise Changed(entry.path) from error  # deleted or cut since it was listed
+            # A connection that brings nothing worth the name does not count as a new beginning.
+            failures, got = (1 if got >= CHUNK else failures + 1), 0
+            if problem.lasting or failures == address.TRIES:
+                raise problem from error
+            time.sleep(min(address.FIRST_WAIT * 2 ** (failures - 1), address.LONGEST_WAIT))
+
+
 def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:
-    """The next bytes of a file, at most CHUNK of them; all of it where its size is unknown."""
+    """The next bytes of a file in a store, at most CHUNK of them; all of it where its size is unknown."""
     if entry.size is None:
         return retried(lambda: remote.fs.cat_file(entry.path), remote.url)
     end = min(start + CHUNK, entry.size)
@@ -231,7 +274,7 @@ def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:
         if error.missing or "Range" in str(error.__cause__):
             raise Changed(entry.path) from error  # deleted or cut since it was listed
         raise
-    # A web server that knows no ranges sends all of it, whatever it was asked for.
+    # Who knows no ranges sends all of it, whatever was asked for.
     return data[start:end] if len(data) == entry.size else data[: end - start]
 
 
@@ -277,11 +320,9 @@ class progress:
 
     def __enter__(self) -> Any:
         if sys.stderr.isatty() and self._files:
-            from rich.console import Console
-            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+            from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = bar(BarColumn(24), DownloadColumn(), TransferSpeedColumn())
             self._task = self._bar.add_task(self._what, total=self._size or None)
             self._bar.start()
         return self._tick
@@ -295,7 +336,7 @@ class progress:
                 self._bar.update(self._task, completed=self._done[1], description=text)
             elif time.monotonic() - self._said > LINE_EVERY:
                 self._said = time.monotonic()
-                print(f"{text}, {self._done[1] / 1e6:,.0f} of {self._size / 1e6:,.0f} MB", file=sys.stderr, flush=True)
+                tell(f"{text}, {self._done[1] / 1e6:,.0f} of {self._size / 1e6:,.0f} MB")
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

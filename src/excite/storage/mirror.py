@@ -17,9 +17,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.storage.address import Remote, RemoteError, connect, explained, forget_connections, retried
+from excite.storage.address import (
+    Remote,
+    RemoteError,
+    connect,
+    explained,
+    forget_connections,
+    retried,
+    without_secrets,
+)
 from excite.storage.listing import Entry, exists, list_files
-from excite.storage.runs import check_writable, complete_steps, local_names, read_marker, same_run, write_marker
+from excite.storage.runs import (
+    check_writable,
+    complete_steps,
+    foreign_address,
+    local_names,
+    read_marker,
+    same_run,
+    uploads_to,
+    write_marker,
+)
 
 SCAN_SECONDS = 2.0  # between two looks at the folder
 CHANGING_SECONDS = 30.0  # between two copies of a file that grows (metrics, log), where no new checkpoint asks for it
@@ -251,17 +268,20 @@ def _seconds(variable: str, default: float) -> float:
 
 @contextmanager
 def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
-    """Keep a run folder copied, while the block runs, to the address that its marker names; nothing without a marker.
+    """Keep a run folder copied, while the block runs, to the address that its marker names and this user has given; it
+    is said before anything is sent. Nothing happens without a marker.
 
     The block is given the mirror, which knows what is still to be sent, or None without a marker. At the end it waits
     for the uploads, up to $EXCITE_UPLOAD_WAIT seconds (300), or 20 where the block raised, and says what is missing and
     how to upload it later. Nothing of this raises: the local folder is whole in any case.
     """
-    marker = read_marker(run)
-    if not marker:
+    url = uploads_to(run)
+    if url is None:
+        if foreign := foreign_address(run):
+            say(foreign)
         yield None
         return
-    url, wait, _ = marker["url"], _seconds("EXCITE_UPLOAD_WAIT", WAIT_AT_END), _changing_seconds()
+    wait, _ = _seconds("EXCITE_UPLOAD_WAIT", WAIT_AT_END), _changing_seconds()
     connect(url)  # an address that cannot work stops the run now, a lost connection never
     write_marker(run, url)
     mirror = Mirror(run, url, say)
@@ -281,31 +301,36 @@ def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
 def left_behind(run: Path) -> str:
     """What of a run is not at its address, and how to upload it; "" where nothing is missing."""
     marker = read_marker(run)
-    if not marker.get("pending"):
+    if not marker.get("pending") or uploads_to(run) is None:
         return ""
     command = f"excite sync {shlex.quote(str(run))}"
     return f"{marker['pending']} file(s) of {run} could not be uploaded to {marker['url']}; upload them with: {command}"
 
 
-def sync(run: str | Path, url: str | None = None) -> tuple[str, int]:
+def sync(run: str | Path, url: str | None = None, say: Callable[[str], object] = lambda line: None) -> tuple[str, int]:
     """Upload what the address of a run lacks, and delete checkpoints there that the run has deleted.
 
     Args:
         run: a run folder.
         url: the address of its copy; None: where it was kept before.
+        say: told where the files go, before the first.
 
     Returns:
         The address, and how many files it lacked.
 
     Raises:
-        ExciteError: no run folder, no address, another or a newer run there, no access, no connection.
+        ExciteError: no run folder, no address, or one of which only the folder tells, another or a newer run there, no
+            access, no connection.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
         raise ExciteError(f"{run} is no run folder (it has no {'recipe.yaml' if run.is_dir() else 'such folder'})")
-    url = url or read_marker(run).get("url")
+    given, url = url, url or read_marker(run).get("url")
     if url is None:
         raise ExciteError(f"{run} has no address yet: excite sync {run} s3://bucket/runs/{run.name}")
+    elif given is None and (foreign := foreign_address(run)):
+        raise ExciteError(foreign)
+    say(f"uploading {run} to {without_secrets(url)}")
     check_writable(url)
     mirror = Mirror(run, url, lambda line: None)
     missing = len(retried(mirror.missing, url))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import cache_folder, write_json
-from excite.storage.address import READ_ONLY, Remote, RemoteError, connect, is_remote, retried
+from excite.files import cache_folder, not_ours, write_json
+from excite.storage.address import READ_ONLY, Remote, RemoteError, connect, is_remote, retried, without_secrets
 from excite.storage.download import Changed, Workshop, disk_error, fetch
 from excite.storage.listing import Entry, exists, list_files, nothing
 from excite.storage.staging import _key, locked, stage
@@ -54,8 +55,61 @@ def read_marker(run: Path) -> dict[str, Any]:
 
 
 def write_marker(run: Path, url: str, *, fetched: bool = False, pending: int = 0) -> None:
-    """Write down where a run is kept."""
+    """Write down where a run is kept: in the run folder, and that it was this user who gave the address."""
+    remember_address(url)
     write_json(run / MARKER, {"url": url, "fetched": fetched, "pending": pending})
+
+
+def remember_address(url: str) -> None:
+    """Write down that this user gave an address to upload to; uploads go to no other, see :func:`uploads_to`."""
+    if _is_remembered(url):
+        return
+    path = _addresses()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not_ours(path.lstat()) is not None:
+            path.unlink()
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{url.rstrip('/')}\n")
+    except OSError as error:
+        raise disk_error(error, path) from error
+
+
+def _is_remembered(url: str) -> bool:
+    path = _addresses()
+    try:
+        if not_ours(path.lstat()) is not None:
+            return False
+        return url.rstrip("/") in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+
+
+def _addresses() -> Path:
+    return cache_folder() / "upload-addresses.txt"
+
+
+def uploads_to(run: Path) -> str | None:
+    """Where a run is kept copied to; None without an address, or with one that this user never gave.
+
+    A marker alone is no order: a run folder that somebody sent may name any address, also ``file://`` ones, and would
+    have this user's weights, logs and rights used for it.
+    """
+    url = read_marker(run).get("url")
+    return url if url is not None and _is_remembered(url) else None
+
+
+def foreign_address(run: Path) -> str:
+    """What to say of a run folder whose marker names an address that this user never gave; "" for any other."""
+    url = read_marker(run).get("url")
+    if url is None or _is_remembered(url):
+        return ""
+    return (
+        f"{run / MARKER} names {without_secrets(url)}, an address that you have not given on this machine: nothing is "
+        f"uploaded; to upload there: excite sync {shlex.quote(str(run))} {shlex.quote(without_secrets(url))}; if you "
+        f"do not know it, delete {MARKER}"
+    )
 
 
 def local_parent(out: str | Path) -> Path:
@@ -88,7 +142,11 @@ def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
 
     Where another machine began a run of that name in the same second, a number is put behind it there.
     """
-    if read_marker(folder):  # fetched from there, or this job was started again
+    marked = read_marker(folder).get("url")
+    if marked is not None:  # fetched from there, or this job was started again
+        given = connect(str(out if run_dir is None else run_dir)).url if is_remote(run_dir or out) else None
+        if given is not None and (marked == given if run_dir is not None else marked.rpartition("/")[0] == given):
+            remember_address(marked)
         return
     if run_dir is not None:
         if is_remote(run_dir):
@@ -140,8 +198,11 @@ def fetch_run(url: str) -> Path:
             if not same_run(remote, entries, local):
                 raise _another_run(local, url)
             if _newest(local_names(local)) >= _newest(entries):
-                if not read_marker(local):
+                marked = read_marker(local).get("url")
+                if marked is None:
                     write_marker(local, remote.url)
+                elif marked == remote.url:
+                    remember_address(marked)
                 return local
         return _fetched(remote, entries, local)
 

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,10 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.files import cache_folder, write_text
+from excite.files import cache_folder, to_json, write_text
 from excite.storage.address import Remote, RemoteError, connect, is_remote, without_secrets
 from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
+from excite.text import tell
 
 KEPT_VERSIONS = 2
 RELISTINGS = 3
@@ -113,7 +113,7 @@ def locked(place: Path) -> Iterator[None]:
                 lock.acquire(timeout=LINE_EVERY)
                 break
             except Timeout:
-                print(f"waiting for another process that stages into {place}", file=sys.stderr, flush=True)
+                tell(f"waiting for another process that stages into {place}")
     except OSError as error:
         raise disk_error(error, place.parent) from error
     try:
@@ -160,7 +160,7 @@ def _repair(remote: Remote, entries: Mapping[str, Entry], target: Path, place: P
 def write_manifest(folder: Path, url: str, stored: Mapping[str, Stored]) -> None:
     """Write down what a folder holds: from then on it counts as whole."""
     value = {"url": without_secrets(url), "files": {n: asdict(s) for n, s in stored.items()}}
-    write_text(folder / "manifest.json", json.dumps(value))
+    write_text(folder / "manifest.json", to_json(value))
 
 
 def read_manifest(folder: Path) -> dict[str, Stored]:

@@ -6,7 +6,6 @@ predict with and ship. Every safetensors file is self-contained: its header hold
 names, preprocessing, recipe, metrics and versions.
 """
 
-import json
 import math
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, shown, shown_text
-from excite.files import written_aside
+from excite.files import to_json, written_aside
 from excite.gates import Gate
 from excite.header import check_arguments, explain, read_header
 from excite.storage import is_remote, weights_at
@@ -50,9 +49,7 @@ class Checkpoint:
 def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(
-        tensors, path, metadata={"format": "pt", "excite": json.dumps({"format_version": FORMAT_VERSION, **meta})}
-    )
+    save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
 
 def save_step(
@@ -317,15 +314,27 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
     fresh += [k for k in lacking if any(k.startswith(f"{gate}.") for gate in gates)]
     misfits = mismatches(model, tensors, set(fresh))
     if misfits:
-        raise ExciteError(f"train.init_from: {checkpoint.path} does not fit {type(model).__name__}: {_listed(misfits)}")
+        raise ExciteError(_other_network(model, checkpoint, misfits))
     _check_gates(model, checkpoint, gates)
     model.load_state_dict(tensors, strict=False)
     return fresh
 
 
+def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) -> str:
+    """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
+    mine = str(getattr(model, "model_name", type(model).__name__))
+    theirs = checkpoint.meta.get("model", {}).get("name")
+    is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
+    return (
+        f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
+        f"{len(misfits)} tensors are missing, left over or of another shape: {_listed(misfits, 3)}"
+    )
+
+
 def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
     """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
     from excite.models import Classifier
+    from excite.weights.convert import check_blocks, gated
     from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
 
     written = checkpoint.meta.get("model")
@@ -339,6 +348,8 @@ def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str
     different = other_gates_of_ours(model, written["name"], written["args"])
     if others := {slot: two for slot, two in different.items() if slot not in slots}:
         raise refuse(f"train.init_from: {checkpoint.path}", others)
+    has_gates = gated(written["name"], written["args"])
+    check_blocks(model, f"train.init_from: {checkpoint.path}", written["name"], written["args"], has_gates)
 
 
 def fresh_gates(model: nn.Module, lacking: Collection[str]) -> list[str]:

@@ -18,12 +18,15 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
 from excite.errors import ExciteError
+from excite.runtime.job import local_world_size, world_size
 from excite.training import launch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+#: What emulating a type costs on a CPU that has no instructions for it; the measurements are in docs/precision.md.
+SLOWER_ON_CPUS = {"bf16": "6 times", "fp16": "7 to 11 times"}
 #: What a recipe's ``device`` may name, and how people call it.
 DEVICES = {"cpu": "CPU", "cuda": "CUDA GPU", "npu": "Ascend NPU", "xpu": "Intel XPU", "mps": "Apple GPU"}
 #: The environment variable by which each driver is told to show some of its cards only.
@@ -44,12 +47,13 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
         ExciteError: no such device, or it is not on this machine, or there are fewer than processes.
     """
     kind, count = count_devices(device)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = local_world_size()
     if kind != "cpu" and processes > count:
         raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
-    if launch.world_size() > 1 and "MASTER_ADDR" in os.environ:
+    if world_size() > 1:
+        _check_meeting_place()
         _register_meeting()
         handlers.append(InitProcessGroupKwargs(init_method="excite://"))
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)
@@ -57,6 +61,19 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     if device not in ("auto", found):  # several kinds in one machine, of which Accelerate prefers another
         raise ExciteError(f"device is {device!r}, but this machine offers {found!r}; use device=auto or device={found}")
     return accelerator
+
+
+def _check_meeting_place() -> None:
+    """MPI's launchers say who is who, but not where to meet."""
+    if torch.distributed.is_initialized():  # by the program that calls us
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise ExciteError(
+            f"{world_size()} processes were started, but {' and '.join(missing)} are not set, which tell them where to "
+            "meet: give the first machine and a free port of it, such as `mpirun -x MASTER_ADDR=localhost -x "
+            "MASTER_PORT=29400 ...`, or start them with torchrun (docs/scaling.md)"
+        )
 
 
 @cache
@@ -195,14 +212,23 @@ def _module(kind: str) -> Any:
     return getattr(torch, kind)
 
 
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether the device can do the precision ("auto" is what it does well), but has no instructions for it."""
+    kind = device.type
+    if kind == "cpu":
+        return precision in ("bf16", "fp16") and not _cpu_has(precision)
+    return kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
+
+
 def precision_note(precision: Precision, device: torch.device) -> str | None:
     """A line for the user where the device can do the precision, but slower than fp32; None elsewhere."""
-    kind = device.type
-    on_cpu = kind == "cpu" and precision != "fp32" and not _cpu_has(precision)
-    on_gpu = kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
-    if not (on_cpu or on_gpu):
+    if not is_emulated(precision, device):
         return None
-    return f"{precision} is emulated on this {DEVICES[kind]}: it runs, but hardly faster than fp32, or slower"
+    speed = "it runs, but hardly faster than fp32, or slower"
+    if device.type == "cpu":
+        speed = f"{SLOWER_ON_CPUS[precision]} as slow as fp32 where that was measured (docs/precision.md)"
+    better = choose_precision("auto", device)
+    return f"{precision} is emulated on this {DEVICES[device.type]}: {speed}; type train.precision={better}"
 
 
 @cache

@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
 from excite.errors import ExciteError
+from excite.progress import description
+from excite.text import lenient, printable
 
 
 def format_seconds(seconds: float) -> str:
@@ -49,7 +51,15 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         # A pipe or a file has no width: tables and lines are not folded there.
-        self.console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=True)
+        # Nothing in a text is rich's: a class may be called "[red]" or ":car:".
+        self.console = Console(
+            file=lenient(sys.stdout),
+            width=None if sys.stdout.isatty() else 180,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            soft_wrap=True,
+        )
         self._log: Path | None = None
         self._progress: Progress | None = None
         self._live: Live | None = None
@@ -58,12 +68,7 @@ class Display:
         """Start the log file (appending) and, on a terminal, the live lines: a bar and the place, then measurements."""
         self._log = log
         if self.console.is_terminal and not self.quiet:
-            columns = (
-                BarColumn(24),
-                TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
-                TextColumn("{task.description}"),
-            )
-            self._progress = Progress(*columns)
+            self._progress = Progress(BarColumn(24), TaskProgressColumn(), description())
             self._task = self._progress.add_task("starting ...", total=steps, completed=done)
             self._live = Live(self._progress, console=self.console, transient=True)
             self._live.start()
@@ -73,15 +78,15 @@ class Display:
         self._to_log(f"{place}  {measured}")
         if self._live is not None and self._progress is not None:
             self._progress.update(self._task, completed=step, description=place)
-            self._live.update(Group(self._progress, Text(measured)))
+            self._live.update(Group(self._progress, Text(printable(measured))))
         elif not self.quiet:
-            self.console.print(f"{place}  {measured}", markup=False)
+            self.console.print(printable(f"{place}  {measured}"))
 
     def message(self, line: str) -> None:
-        """A line that stays."""
+        """A line that stays; a line it is, whatever the names in it hold."""
         self._to_log(line)
         if not self.quiet:
-            self.console.print(line, markup=False)
+            self.console.print(printable(line))
 
     def table(self, table: Table) -> None:
         """Print a table."""
@@ -98,7 +103,7 @@ class Display:
         if self._log is not None:
             try:
                 with self._log.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
+                    file.write(printable(line) + "\n")
             except OSError as error:
                 raise ExciteError(f"{self._log} cannot be written: {error.strerror or error}") from None
 
@@ -108,13 +113,18 @@ def make_table(
 ) -> Table:
     """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None.
 
-    Texts are shown as they are: a "[" in the name of a class or a file is no markup of rich's.
+    Texts are shown as they are: a "[" in the name of a class or a file is no markup of rich's, and what a terminal
+    would obey is escaped.
     """
+
+    def text(value: object) -> Text:
+        return Text(printable(value))
+
     columns = list(columns)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=None if title is None else text(title), title_justify="left")
     for key, heading, _ in columns:
         numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
-        table.add_column(Text(heading), justify="right" if numeric else "left", overflow="fold")
+        table.add_column(text(heading), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if row.get(key) is None else format(row[key], spec)) for key, _, spec in columns))
+        table.add_row(*(text("-" if row.get(key) is None else format(row[key], spec)) for key, _, spec in columns))
     return table

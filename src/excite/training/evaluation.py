@@ -1,8 +1,9 @@
 """Evaluation: every image exactly once, over all processes."""
 
+import math
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
+from excite.logits import finite, losses, number, sentence
 from excite.training.device import DTYPES
 
 
@@ -19,26 +21,64 @@ class Evaluation:
 
     Attributes:
         images: how many there were.
-        loss: mean cross-entropy, nats.
+        loss: mean cross-entropy of those with finite logits, nats; None where there are none (see ``excite.logits``).
         top1, top5: accuracy in percent (top-5 is top-K where there are K < 5 classes).
-        confusion: (K, K) counts, rows true classes, columns predictions.
+        confusion: (K, K) counts, rows true classes, columns predictions; images without finite logits are in no column.
+        no_class: (K) counts of the images of each true class without finite logits; they are wrong.
+        first_not_finite: the name of the first of these, or "#" and its position in the data.
+        measured: which images these are: "validation", "test", "training", "all".
+        notes: what a user should know of them, one sentence each.
     """
 
     images: int
-    loss: float
+    loss: float | None
     top1: float
     top5: float
     confusion: list[list[int]]
+    no_class: list[int] = field(default_factory=list)
+    first_not_finite: str | None = None
+    measured: str = "validation"
+    notes: tuple[str, ...] = ()
 
-    def summary(self) -> dict[str, float]:
+    @property
+    def support(self) -> list[int]:
+        """How many images there are of each class."""
+        without = self.no_class or [0] * len(self.confusion)
+        return [sum(row) + extra for row, extra in zip(self.confusion, without, strict=True)]
+
+    @property
+    def balanced(self) -> float:
+        """Balanced accuracy in percent: the mean of the classes' own top-1, over those that have images."""
+        shares = [row[k] / n for k, (row, n) in enumerate(zip(self.confusion, self.support, strict=True)) if n]
+        return 100 * sum(shares) / max(1, len(shares))
+
+    @property
+    def not_finite(self) -> int:
+        """How many images have no finite logits."""
+        return sum(self.no_class)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the network has an answer for any image."""
+        return self.not_finite < self.images
+
+    @property
+    def warning(self) -> str | None:
+        """The sentence about images without finite logits; None where there are none."""
+        return sentence(self.not_finite, self.images, self.first_not_finite)
+
+    def summary(self) -> dict[str, Any]:
         """The scalar results, for a table or a line of JSON."""
-        return {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+        scalars = {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
+        scalars |= {"balanced": self.balanced}
+        return {**scalars, "not_finite": self.not_finite, "first_not_finite": self.first_not_finite}
 
     def per_class(self, classes: list[str]) -> list[dict[str, Any]]:
         """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""
         rows = []
+        without = self.no_class or [0] * len(classes)
         for k, name in enumerate(classes):
-            right, support = self.confusion[k][k], sum(self.confusion[k])
+            right, support = self.confusion[k][k], sum(self.confusion[k]) + without[k]
             predicted = sum(row[k] for row in self.confusion)
             rows.append(
                 {
@@ -60,44 +100,72 @@ def evaluate(
     device: torch.device,
     precision: str = "fp32",
     channels_last: bool = True,
+    name_of: Callable[[int], str] | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on (uint8 images (B, C, H, W), labels (B,), indices (B,)) batches.
 
     Sums are kept on the device and over all processes (torchmetrics), so that the numbers do not depend on the batch
-    size or the number of processes. The model's training mode is put back afterwards.
+    size or the number of processes. The model's training mode is put back afterwards. ``name_of`` gives the name of an
+    image by its index; it is asked where one has no finite logits.
     """
-    from excite.training.metrics import MeanMetric, MetricCollection, MulticlassAccuracy, MulticlassConfusionMatrix
+    from excite.training.metrics import (
+        MeanMetric,
+        MetricCollection,
+        MinMetric,
+        MulticlassAccuracy,
+        MulticlassConfusionMatrix,
+    )
 
+    answers = num_classes + 1  # the last one: no class
     metrics = MetricCollection(
         {
-            "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro", validate_args=False),
-            "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False),
+            "top5": MulticlassAccuracy(answers, top_k=min(5, num_classes), average="micro", validate_args=False),
+            "confusion": MulticlassConfusionMatrix(answers, validate_args=False),
         },
         compute_groups=False,
     ).to(device)
-    loss = MeanMetric().to(device)
+    loss, first = MeanMetric().to(device), MinMetric().to(device)
+    lowest = torch.full((), torch.inf, device=device)
     was_training = model.training
     model.eval()
-    for images, labels, _ in batches:
+    for images, labels, indices in batches:
         x = preprocessing.normalize(images)
         if channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
             logits = model(x)
         logits = logits.float()
-        metrics.update(logits, labels)
-        loss.update(F.cross_entropy(logits, labels, reduction="none"))
+        sound = finite(logits)
+        metrics.update(_with_no_class(logits, labels, sound), labels)
+        loss.update(torch.where(sound, losses(logits, labels), 0.0), sound.float())
+        lowest = torch.minimum(lowest, torch.where(sound, torch.inf, indices.to(device)).min())
     model.train(was_training)
+    first.update(lowest)
     with warnings.catch_warnings():  # a process that has no image at all never updates its metrics, and need not
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
-        values, mean_loss = metrics.compute(), float(loss.compute())
+        values, mean_loss, position = metrics.compute(), float(loss.compute()), float(first.compute())
     confusion = values["confusion"].long()
     count = int(confusion.sum())
+    name = None
+    if math.isfinite(position):
+        name = f"#{position:.0f}" if name_of is None else name_of(int(position))
     return Evaluation(
         images=count,
-        loss=mean_loss,
+        loss=number(mean_loss),
         top1=100 * float(confusion.trace()) / max(1, count),
         # A float32 share times the count is a whole number but for rounding: give exact quotients.
         top5=100 * round(float(values["top5"]) * count) / max(1, count),
-        confusion=confusion.tolist(),
+        confusion=confusion[:-1, :-1].tolist(),
+        no_class=confusion[:-1, -1].tolist(),
+        first_not_finite=name,
     )
+
+
+def _with_no_class(logits: Tensor, labels: Tensor, sound: Tensor) -> Tensor:
+    """(B, K + 1): a last column that says "no class". It is the least of all, but the largest where logits are not
+    ``sound``; the true class is then the least. Nothing waits for the device, as leaving images out would."""
+    sane = F.pad(logits, (0, 1), value=-torch.inf)
+    none = torch.zeros_like(sane)
+    none.scatter_(1, labels[:, None], -1.0)
+    none[:, -1] = 1.0
+    return torch.where(sound[:, None], sane, none)

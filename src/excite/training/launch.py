@@ -23,8 +23,10 @@ from typing import Any, NoReturn
 
 from excite.children import python_options
 from excite.errors import ExciteError
-from excite.files import write_json
+from excite.files import to_json, write_json
 from excite.recipe import Recipe
+from excite.runtime.job import cores, in_job, local_rank, rank, world_size
+from excite.text import printable, tell, tell_lines
 from excite.training.stop import Interrupted
 
 #: Where the processes that :func:`run_on_this_machine` started leave their outcome for it to read.
@@ -36,29 +38,6 @@ MEET_SECONDS = 1800
 #: Seconds that processes have to save and end after a SIGTERM or Ctrl-C (torch's default, 30, is short for a big step).
 SHUTDOWN_SECONDS = 120
 _WATCH = "watch for failures"
-
-# The first name is that of torch and its launchers; the others are those of the MPI launchers that Accelerate knows.
-_RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-_WORLD = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
-def _number(names: tuple[str, ...], default: int) -> int:
-    return next((int(os.environ[name]) for name in names if os.environ.get(name, "").isdigit()), default)
-
-
-def in_job() -> bool:
-    """Whether a launcher started this process (as the only one, perhaps)."""
-    return any(name in os.environ for name in _RANK) and any(name in os.environ for name in _WORLD)
-
-
-def rank() -> int:
-    """This process's number in its job; 0 outside of one."""
-    return _number(_RANK, 0) if in_job() else 0
-
-
-def world_size() -> int:
-    """How many processes the job has; 1 outside of one."""
-    return _number(_WORLD, 1) if in_job() else 1
 
 
 # --- what the processes tell each other ---------------------------------------------------------------------------
@@ -167,7 +146,7 @@ def _agree_on_name(store: Any) -> str:
     while heard("agreed") != [mine] * len(others):
         hellos = heard("hello")
         if hellos:
-            store.set("answer", json.dumps({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
+            store.set("answer", to_json({"name": mine, "hellos": dict(zip(others, hellos, strict=True))}))
         _wait_to_meet(deadline)
     return mine
 
@@ -278,7 +257,7 @@ def tell_and_end(error: BaseException) -> NoReturn:
         line = f"error: rank {rank()}: {message}"
         if _first_to(JobBoard.FAILURE, line):
             if not isinstance(error, ExciteError):  # a fault of ours: the place where it happened is wanted
-                traceback.print_exception(error)
+                tell_lines("".join(traceback.format_exception(error)))
             _say(error, line)
         else:
             _report_to_launcher((_board and _board.read(JobBoard.FAILURE)) or line)
@@ -315,7 +294,7 @@ def _first_to(name: str, text: str) -> bool:
             return notes.write_first(name, text)
     except RuntimeError:
         pass
-    return os.environ.get("LOCAL_RANK", "0") == "0"
+    return local_rank() == 0
 
 
 def _say(error: BaseException, line: str) -> None:
@@ -326,7 +305,7 @@ def _say(error: BaseException, line: str) -> None:
         status = getattr(error, "exit_status", 1)
         write_json(Path(outcome) / f"{kind}.json", {"message": line.removeprefix("error: "), "status": status})
         return
-    print(line, file=sys.stderr)
+    tell(line)
     _report_to_launcher(line)
 
 
@@ -334,6 +313,7 @@ def _report_to_launcher(line: str) -> None:
     """Leave a sentence for the summary with which torchrun ends."""
     report = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if report:  # torchrun shows "py_callstack" in its own summary
+        line = printable(line)  # torchrun prints it as it is
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         try:
             write_json(Path(report), {"message": {"message": line, "extraInfo": extra}})
@@ -452,11 +432,6 @@ def _launching(scratch: str, processes: int, threads: int | None) -> Iterator[No
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def cores() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from excite import storage
 from excite.errors import ExciteError
-from excite.recipe import Recipe, apply_overrides, load_recipe
+from excite.logits import predicted
+from excite.recipe import Recipe, load_recipe
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.compilation import compile_errors
@@ -29,10 +31,12 @@ from excite.training.reporting import (
     open_folder,
     record_evaluation,
     record_steps,
+    record_test,
 )
 from excite.training.run_folder import Metrics, choose_run_folder, read_results
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
+from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
 
 #: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
@@ -71,13 +75,16 @@ def train(
         raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
     resume = None if resume is None else storage.local_run(resume)
     recipe = _resolve(recipe, overrides, resume)
+    if resume is not None and (resume / "recipe.yaml").is_file():
+        recipe = as_begun(recipe, resume)
     asked = recipe
     recipe, note = recipe.scaled()
     processes = launch.processes_wanted(recipe)
     if processes > 1:
         places = {"resume": resume, "out": out, "run_dir": run_dir}
         order = {**{k: None if v is None else str(v) for k, v in places.items()}, "quiet": quiet}
-        return launch.run_on_this_machine({"recipe": asked.to_yaml(), "train": order}, processes)
+        job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
+        return launch.run_on_this_machine(job, processes)
     launch.watch_for_failures()
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
     launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
@@ -86,6 +93,7 @@ def train(
     target = out if run_dir is None else run_dir
     if main and resume is None and storage.is_remote(target):
         storage.check_writable(str(target))  # before hours of staging and training, not after
+    recipe = _as_begun(recipe, accelerator, resume, run_dir)
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
         run.notes.insert(0, note)
@@ -105,11 +113,32 @@ def train(
 
 def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str | Path | None) -> Recipe:
     if isinstance(recipe, Recipe):
-        return Recipe.from_dict(apply_overrides(recipe.model_dump(mode="json"), list(overrides)))
+        return recipe.changed(overrides)
     name = recipe if recipe is not None else resume
     if name is None:
         raise ExciteError("give a recipe to train, or a run folder to resume")
     return load_recipe(str(name), list(overrides))
+
+
+def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run_dir: str | Path | None) -> Recipe:
+    """A run that is gone on with stays in its precision, unless the user himself names another one now: what a shipped
+    recipe's means depends on the machine."""
+    key = "train.precision"
+    if recipe.is_own(key) or (resume is None and run_dir is None):
+        return recipe
+    begun: list[str | None] = [None]
+    if resume is None and run_dir is not None:
+        resume = storage.open_run(run_dir)  # on every machine, as the folder is opened later
+    if accelerator.is_main_process and resume is not None and (resume / "recipe.yaml").is_file():
+        begun = [load_recipe(str(resume)).train.precision]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(begun)
+    if begun[0] is None:
+        return recipe
+    if begun[0] != recipe.train.precision:
+        recipe = recipe.replaced(key, begun[0], f"{begun[0]}, in which this run was begun")
+    origin = recipe.origin()
+    return recipe.with_origin([*origin["own"], key], origin["notes"])
 
 
 def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:
@@ -178,6 +207,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
             save(run, clock)
         if _asked_to_stop(run, stop, clock) and not last:
             _leave(run, stop, meter, clock, metrics)
+    record_test(run, metrics)
     bad = bad_images(run)
     return finish(run, bad) if main else {}
 
@@ -210,7 +240,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
             loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels)
             run.scaler.scale(loss).backward()
         total += loss.detach()
-        correct += (logits.detach().argmax(1) == true).sum()
+        correct += (predicted(logits.detach()) == true).sum()
     if run.recipe.optimizer.clip_grad_norm is not None:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.clip_grad_norm, foreach=True)

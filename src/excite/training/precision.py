@@ -8,7 +8,26 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError
-from excite.training.device import DTYPES, Precision
+from excite.recipe import Recipe
+from excite.training.device import DTYPES, SLOWER_ON_CPUS, Precision, choose_precision, is_emulated
+
+
+def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """On a CPU, what "auto" means there in place of a recipe's fp16 (or bf16) that it would only emulate, many times
+    slower; the recipe's notes say so.
+
+    The sources' recipes name fp16 for the accelerators that they were made for. Where the user names a precision
+    himself, on the command line or in a file of his own, it stays; so it does on every other device.
+    """
+    asked = recipe.train.precision
+    if device.type != "cpu" or recipe.is_own("train.precision") or not is_emulated(asked, device):
+        return recipe
+    taken = choose_precision("auto", device)
+    note = (
+        f"{taken} in place of the recipe's {asked}, which this CPU has no instructions for "
+        f"({SLOWER_ON_CPUS[asked]} as slow as fp32 where measured, docs/precision.md); train.precision={asked} keeps it"
+    )
+    return recipe.replaced("train.precision", taken, note)
 
 
 def set_norm_precision(model: nn.Module, norm_precision: str, precision: Precision) -> None:

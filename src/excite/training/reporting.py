@@ -3,17 +3,21 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
+from excite.data import EvalLoader
 from excite.errors import ExciteError
+from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
+from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
+from excite.text import printable
 from excite.training import checkpoint as ckpt
 from excite.training.compilation import compile_timer
 from excite.training.device import device_name, peak_memory_gb
@@ -89,6 +93,8 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     )
     for note in run.notes:
         display.message(note)
+    if run.data.record is not None:
+        run.data.record.write(run.folder)
     _list_bad_images(run, run.data.bad)
 
 
@@ -173,54 +179,121 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     epoch = run.step / run.steps_per_epoch
     record = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
-    best = run.best is None or (evaluation.top1, -evaluation.loss) > (run.best["top1"], -run.best["loss"])
+    # A network without an answer for any image is nothing to keep, not even where there is nothing else. Test images
+    # choose nothing: with them the last epoch's weights are kept.
+    best = evaluation.usable and (
+        run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
+    )
     if best:
         run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
         with written_aside(run.folder / ckpt.WEIGHTS) as aside:
             ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
         clock.saved_at = time.monotonic()
+    kind, said = "validation", "  best so far" if best else ""
+    if run.data.val_is_test:
+        kind, said = "test", ""
     run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  validation loss {evaluation.loss:.4f}  "
-        f"top-1 {evaluation.top1:.2f} %  top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
-        f"{'  best so far' if best else ''}"
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  {_accuracies(evaluation)}{said}"
+    )
+    if evaluation.warning is not None:
+        run.display.message(f"warning: {evaluation.warning}")
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[float, float]:
+    """The larger, the better: by top-1, then by loss; one without a loss comes last."""
+    loss = result["loss"]
+    return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
+
+
+def _loss(evaluation: Evaluation) -> str:
+    return "none" if evaluation.loss is None else f"{evaluation.loss:.4f}"
+
+
+def _accuracies(evaluation: Evaluation) -> str:
+    """Top-1 and top-5; balanced accuracy beside them where the classes are unequal enough to make a difference."""
+    support = [n for n in evaluation.support if n]
+    unequal = bool(support) and max(support) >= 2 * min(support)
+    balanced = f"balanced {evaluation.balanced:.2f} %  " if unequal else ""
+    return f"top-1 {evaluation.top1:.2f} %  {balanced}top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
+
+
+def record_test(run: Run, metrics: Metrics | None) -> None:
+    """Measure the shipped weights on the test part, once, when nothing is left to be chosen; all processes call it."""
+    if run.test_loader is None or not (run.folder / ckpt.WEIGHTS).is_file():
+        return
+    weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if run.accelerator.is_main_process else None]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(weights)
+    assert weights[0] is not None
+    ckpt.load_into(run.evaluated, weights[0])
+    evaluation = evaluate_run(run, run.test_loader)
+    if metrics is None:
+        return
+    run.test = evaluation.summary()
+    metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
+    assert run.best is not None
+    run.display.message(
+        f"test images, measured once, with the weights of epoch {run.best['epoch']:g}: loss {_loss(evaluation)}  "
+        f"{_accuracies(evaluation)}; validation top-1 was {run.best['top1']:.2f} %"
     )
 
 
-def evaluate_run(run: Run) -> Evaluation:
-    """Evaluate the weights that the run would ship now."""
+def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
+    """Evaluate the weights that the run would ship now, on the validation images or on those of a loader."""
     share_buffers(run)
+    loader = loader or run.eval_loader
+    names = loader.images.names
     return evaluate(
         run.evaluated,
-        run.eval_loader,
+        loader,
         run.preprocessing,
         len(run.data.classes),
         run.device,
         run.precision,
         run.recipe.train.channels_last,
+        names.__getitem__,
     )
 
 
 def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
     """Write the images that were skipped, and why, to ``bad_images.txt``, and say how many."""
+    listed = [*run.data.unusable, *bad]
+    path = run.folder / "bad_images.txt"
+    if listed:
+        write_text(path, "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed))
     if bad:
-        path = run.folder / "bad_images.txt"
-        write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in bad))
-        run.display.message(f"{len(bad)} image(s) could not be read and were skipped: {path}")
+        run.display.message(
+            f"{len(bad)} image(s) could not be read and were skipped: {path} (data.on_bad_train=stop and "
+            "data.on_bad_val=stop refuse such images)"
+        )
 
 
 def bad_images(run: Run) -> dict[str, str]:
     """Path and reason of the images that any process could not read; all processes call this together."""
-    met = [*run.train_loader.bad, *run.eval_loader.bad]
+    met = [*run.train_loader.bad, *run.eval_loader.bad, *(run.test_loader.bad if run.test_loader else [])]
     return dict([*run.data.bad, *(met if run.accelerator.num_processes == 1 else gather_object(met))])
 
 
 def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
-    """Curves, results, and the last words; ``seen`` are the images that could not be read."""
+    """Results, curves, and the last words; ``seen`` are the images that could not be read.
+
+    Raises:
+        NonFiniteLoss: no evaluation found an answer to any image, so there are no best weights and no results.
+    """
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
-    draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
+    if run.best is None:
+        raise NonFiniteLoss(
+            "in no evaluation had any validation image finite logits, so there are no weights to keep and no results; "
+            f"{last_good(run)}"
+        )
     results = _results(run, len(seen))
     write_json(run.folder / "results.json", results)
+    if results["not_finite"]:
+        told = sentence(results["not_finite"], results["images"], run.best.get("first_not_finite"))
+        run.display.message(f"warning: with the weights that are kept, {told}")
+    with dispensable("curves.png", run.display.message):
+        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
     return results
 
@@ -260,12 +333,19 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         # Choosing the best epoch by these very images flatters it; the last epoch was not chosen.
         "last_top1": last["top1"],
         "last_top5": last["top5"],
+        "balanced": run.best.get("balanced"),
         "images": run.best["images"],
+        "measured": "test" if run.data.val_is_test else "validation",
+        **{f"test_{key}": None if run.test is None else run.test[key] for key in ("top1", "top5", "loss", "balanced")},
+        "test_images": None if run.test is None else run.test["images"],
         "best_epoch": run.best["epoch"],
         "epochs": run.recipe.train.epochs,
         "train_seconds": run.seconds,
         "memory_gb": peak_memory_gb(run.device),
         "skipped_steps": int(run.scaler.skipped.item()),
+        # Images without finite logits, which count as wrong: see excite.logits. Resumed runs of old did not count them.
+        "not_finite": run.best.get("not_finite", 0),
+        "last_not_finite": last.get("not_finite", 0),
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }

@@ -1,8 +1,6 @@
 """What a run leaves behind: environment, metrics, curves, results."""
 
-import json
 import platform
-import subprocess
 import sys
 from datetime import datetime
 from importlib import metadata
@@ -12,8 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excite.errors import ExciteError
-from excite.files import from_json, read_json, write_text, written_aside
+from excite.figures import COLORS, style, write
+from excite.files import from_json, read_json, to_json, write_text
 from excite.header import explain
+from excite.runtime import git
 from excite.training import launch
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
@@ -90,15 +90,8 @@ def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
 
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+    found = git.checkout(Path())
+    return None if found is None else {"commit": found.commit, "changed": found.changed}
 
 
 class Metrics:
@@ -117,13 +110,13 @@ class Metrics:
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``, which a resumed run is going to write again, and a half-written last line."""
         kept = [r for r in read_metrics(self.path) if r["step"] <= step]
-        write_text(self.path, "".join(json.dumps(r) + "\n" for r in kept))
+        write_text(self.path, "".join(to_json(r) + "\n" for r in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(to_json(record) + "\n")
         except OSError as error:
             raise ExciteError(f"{self.path} cannot be written: {error.strerror or error}") from None
         if self._writer is not None:
@@ -162,8 +155,10 @@ def is_record(record: Any) -> bool:
     """Whether this is a line of a ``metrics.jsonl``: of a known kind, with its measures, which are numbers."""
     if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
         return False
-    keys = _KEYS.get(record["kind"]) if isinstance(record.get("kind"), str) else None
-    if keys is None or any(key not in record for key in keys) or type(record["epoch"]) not in (int, float):
+    if not isinstance(record.get("kind"), str):
+        return False
+    keys = _KEYS.get(record["kind"], ())
+    if any(key not in record for key in keys) or type(record.get("epoch", 0)) not in (int, float):
         return False
     usual = {key: record[key] for key in (*keys, *_MEASURES) if key in record}
     return all(type(value) in (int, float, type(None)) for value in usual.values())
@@ -222,23 +217,22 @@ def draw_curves(run: Path, title: str) -> Path | None:
             axis.plot(*zip(*known, strict=True), label=label, color=color, linewidth=width)
             axis.legend(frameon=False)
 
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    loss, accuracy, rate = figure.subplots(1, 3)
-    plot(loss, train, "loss", "training", "#0072B2", 1)
-    plot(loss, evals, "loss", "validation", "#D55E00", 2)
-    plot(accuracy, train, "accuracy", "training", "#0072B2", 1)
-    plot(accuracy, evals, "top1", "validation", "#D55E00", 2)
-    plot(rate, train, "lr", "learning rate", "#009E73", 2)
-    if evals:
-        best = max(evals, key=lambda r: r["top1"])
-        place = (best["epoch"], best["top1"])
-        accuracy.plot(*place, "o", color="#D55E00")
-        accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
-    for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
-        axis.set(xlabel="epoch", title=label)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    path = run / "curves.png"
-    with written_aside(path) as aside:
-        figure.savefig(aside, dpi=110, format="png")
-    return path
+    with style():
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
+        loss, accuracy, rate = figure.subplots(1, 3)
+        plot(loss, train, "loss", "training", COLORS[1], 1)
+        plot(loss, evals, "loss", "validation", COLORS[2], 2)
+        plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
+        plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
+        plot(rate, train, "lr", "learning rate", COLORS[3], 2)
+        evals = [r for r in evals if r.get("not_finite", 0) < r["images"]]
+        if evals:
+            best = max(evals, key=lambda r: r["top1"])
+            place = (best["epoch"], best["top1"])
+            accuracy.plot(*place, "o", color=COLORS[2])
+            accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
+        for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
+            axis.set(xlabel="epoch", title=label)
+            axis.grid(alpha=0.3)
+        figure.suptitle(title)
+        return write(figure, run / "curves.png")

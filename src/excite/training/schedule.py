@@ -2,7 +2,7 @@
 
 import math
 
-from excite.recipe import ScheduleConfig
+from excite.recipe import Recipe, ScheduleConfig
 
 #: Periods of the cosine factor and floor (as a share of the peak) of "cosine_linear", as in MindSpore's model zoo.
 COSINE_LINEAR_PERIODS, COSINE_LINEAR_FLOOR = 0.47, 1e-5
@@ -47,3 +47,27 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_ep
         return schedule.end_lr + span * (1 - t) * wave + COSINE_LINEAR_FLOOR * peak
     shape = {"cosine": (1 + math.cos(math.pi * t)) / 2, "linear": 1 - t, "polynomial": (1 - t) ** schedule.power}
     return schedule.end_lr + span * shape[schedule.name]
+
+
+def beyond_the_end(recipe: Recipe) -> list[str]:
+    """What of a recipe is timed in epochs and comes after the last one, so that it never happens: a sentence each.
+
+    (A warm-up that is too long is no recipe at all; an evaluation or a checkpoint comes after the last epoch anyway.)
+    """
+    schedule, epochs, found = recipe.schedule, recipe.train.epochs, []
+    late = [m for m in schedule.milestones if m >= epochs]
+    if schedule.name == "multistep" and late:
+        which = ", ".join(map(str, late))
+        left = "the rate never falls" if len(late) == len(schedule.milestones) else "the rate does not fall there"
+        found.append(f"schedule.milestones {which} come after the end (train.epochs={epochs}): {left}")
+    if schedule.name == "step" and schedule.step_epochs >= epochs:
+        found.append(
+            f"schedule.step_epochs={schedule.step_epochs} comes after the end (train.epochs={epochs}): the rate never "
+            "falls"
+        )
+    if recipe.train.freeze and recipe.train.freeze_epochs is not None and recipe.train.freeze_epochs >= epochs:
+        found.append(
+            f"train.freeze_epochs={recipe.train.freeze_epochs} comes after the end (train.epochs={epochs}): what "
+            "train.freeze names stays as it is to the end"
+        )
+    return found

@@ -1,7 +1,7 @@
 """From a recipe to everything the loop needs."""
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast
 from torch import nn
 
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
+from excite.data.pixels import FULL_WHITE
+from excite.data.record import inherit
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models import Classifier, create_model
-from excite.models.timm_models import PREFIX, check_plain_norms, classifier_name, is_timm_model
+from excite.models.timm_models import PREFIX, check_plain_norms, images_of_timm, is_timm_model
 from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
+from excite.progress import Slowly
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
+from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
 from excite.training.device import (
     Precision,
@@ -31,12 +35,10 @@ from excite.training.device import (
 from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
-from excite.training.precision import BufferGuard, set_norm_precision
+from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
 from excite.training.run_folder import versions
-from excite.weights.convert import is_foreign, start_from
-from excite.weights.hub import locate
-from excite.weights.recognise import unwrapped
-from excite.weights.stored import read_weights as read_foreign_weights
+from excite.training.schedule import beyond_the_end
+from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Run:
     preprocessing: Preprocessing
     train_loader: TrainLoader
     eval_loader: EvalLoader
+    test_loader: EvalLoader | None
     augment: BatchAugment
     model: Classifier
     net: nn.Module
@@ -61,7 +64,8 @@ class Run:
     display: Display
     folder: Path = Path()
     step: int = 0
-    best: dict[str, float] | None = None
+    best: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -91,13 +95,20 @@ class Run:
             "model": {"name": self.model.model_name, "args": self.model.model_args},
             "classes": self.data.classes,
             "preprocessing": self.preprocessing.to_dict(),
-            "recipe": self.recipe.model_dump(mode="json"),
+            "recipe": self._recipe(),
             "metrics": metrics,
             "versions": versions(),
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "precision": self.precision,
         }
+
+    def _recipe(self) -> dict[str, Any]:
+        """The recipe with what was found out in its place, so that the data is read in the same way ever after."""
+        values = self.recipe.model_dump(mode="json")
+        if self.preprocessing.white != FULL_WHITE:
+            values["data"]["white"] = self.preprocessing.white
+        return values
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs besides the weights; plain values and tensors only."""
@@ -122,8 +133,9 @@ def set_up(
     Raises:
         ExciteError: the recipe asks for what cannot be.
     """
-    config = recipe.train
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    recipe = settle_precision(recipe, device)
+    config = recipe.train
     if config.batch_size % (world * config.grad_accumulation):
         raise ExciteError(
             f"train.batch_size ({config.batch_size}) must be a multiple of processes ({world}) x "
@@ -132,13 +144,31 @@ def set_up(
     if device.type == "cpu":
         keep_freed_memory()
     precision = choose_precision(config.precision, device)
-    data = open_data(recipe.data, recipe.augment) if data is None else data
-    model, notes = make_model(recipe, data, resuming)
+    data = _open_images(recipe, display) if data is None else data
+    model, taken, notes = _make_model(recipe, data, resuming)
+    if data.record is not None and recipe.train.init_from and (note := inherit(data.record, recipe.train.init_from)):
+        notes.append(note)
+    use, told = fit_images(recipe, data.preprocessing, taken)
+    data = replace(data, preprocessing=with_images(data.preprocessing, use))
+    recipe = resolved(recipe, taken, use)
+    patterns, adapted = fit_freeze(model, config.freeze)
+    notes += [*told, *([adapted] if adapted and not resuming else [])]
     if config.sync_bn and world > 1:  # before anything else takes hold of the norms
         if is_timm_model(model):
             check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
-    frozen_norms = freeze(model, config.freeze, config.freeze_epochs)
+    frozen_norms = freeze(model, patterns, config.freeze_epochs)
+    train_loader = TrainLoader(
+        data.train,
+        batch_size=config.batch_size // world,
+        seed=config.seed,
+        device=device,
+        augment=recipe.augment,
+        data_config=recipe.data,
+        rank=rank,
+        world=world,
+    )
+    check_batch_norms(model, recipe, train_loader, frozen_norms)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
@@ -146,6 +176,7 @@ def set_up(
     with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
         warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
         net = compile_model(accelerator.prepare_model(model), config.compile, device)
+    notes = [*recipe.notes, *beyond_the_end(recipe), *notes]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
         recipe=recipe,
@@ -153,18 +184,14 @@ def set_up(
         precision=precision,
         data=data,
         preprocessing=data.preprocessing,
-        train_loader=TrainLoader(
-            data.train,
-            batch_size=config.batch_size // world,
-            seed=config.seed,
-            device=device,
-            augment=recipe.augment,
-            data_config=recipe.data,
-            rank=rank,
-            world=world,
-        ),
+        train_loader=train_loader,
         eval_loader=EvalLoader(
             data.val, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
+        ),
+        test_loader=None
+        if data.test is None
+        else EvalLoader(
+            data.test, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
         ),
         augment=BatchAugment(recipe.augment, data.mean, data.std, len(data.classes), memory_format=layout),
         model=model,
@@ -177,6 +204,13 @@ def set_up(
         display=display,
         notes=notes,
     )
+
+
+def _open_images(recipe: Recipe, display: Display) -> DataSets:
+    """The recipe's images, every file looked at. Raises ExciteError."""
+    if recipe.data.part != "val":
+        raise ExciteError(f"data.part={recipe.data.part} is for measuring a trained network: train without it")
+    return open_data(recipe.data, recipe.augment, check=True, progress=Slowly(display.message))
 
 
 def gradient_exchange(recipe: Recipe) -> DistributedDataParallelKwargs:
@@ -220,6 +254,11 @@ def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
 
 def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[Classifier, list[str]]:
     """The network of a recipe, with weights from its seed or ``train.init_from``, and what there is to tell of it."""
+    model, _, notes = _make_model(recipe, data, resuming)
+    return model, notes
+
+
+def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classifier, Taken, list[str]]:
     seed_everything(recipe.train.seed)
     zero = (
         {"zero_init_last_gamma": True} if recipe.model.zero_init_last_gamma else {}
@@ -239,16 +278,16 @@ def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[
         **{**zero, **options},
     )
     _check_evaluation_size(model, recipe)
-    notes = []
+    taken, notes = Taken([]), []
     if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
-        notes.append(_start_from(model, recipe.train.init_from))
+        taken = take_weights(model, recipe.train.init_from)
     elif pretrained and not resuming:
-        notes.append(f"weights that timm has for {recipe.model.name}")
+        taken = Taken([f"weights that timm has for {recipe.model.name}"], images_of_timm(model))
     elif recipe.train.freeze and not resuming:
         notes.append("train.freeze keeps random weights as they are: train.init_from gives no others")
     if recipe.train.grad_checkpointing:
         _checkpoint_gradients(model)
-    return model, notes
+    return model, taken, [*taken.notes, *notes]
 
 
 def _checkpoint_gradients(model: Classifier) -> None:
@@ -256,33 +295,6 @@ def _checkpoint_gradients(model: Classifier) -> None:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):  # some of timm's models do not have it
         raise ExciteError(f"train.grad_checkpointing: {model.model_name} cannot recompute its blocks") from None
-
-
-def _start_from(model: Classifier, source: str) -> str:
-    """Take over weights of ours or of another system; what there is to tell of it."""
-    if is_timm_model(model):
-        checkpoint = _of_timm(model, source) if is_foreign(source) else ckpt.read_weights(source)
-        return f"weights from {source}: {_taken(model, ckpt.take_over(model, checkpoint, classifier_name(model)))}"
-    if is_foreign(source):
-        return f"weights from {start_from(model, source).sentence()}"
-    fresh = ckpt.init_from(model, source)
-    return f"weights from {source}: {_taken(model, fresh)}"
-
-
-def _of_timm(model: nn.Module, source: str) -> ckpt.Checkpoint:
-    """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
-    stored = read_foreign_weights(locate(source))
-    counts = {k: v for k, v in model.state_dict().items() if k.endswith("num_batches_tracked")}
-    return ckpt.Checkpoint(stored.path, counts | unwrapped(stored).tensors, {})
-
-
-def _taken(model: nn.Module, fresh: list[str]) -> str:
-    """What of ``model`` came from a checkpoint that lacked the tensors ``fresh``."""
-    gates = ckpt.fresh_gates(model, fresh)
-    tensors = [name for name in fresh if not any(name.startswith(f"{gate}.") for gate in gates)]
-    lacking = [f"{', '.join(tensors)} (another number of classes)"] if tensors else []
-    lacking += [f"{len(gates)} gates, which start as the identity"] if gates else []
-    return f"all but {' and '.join(lacking)}" if lacking else "all tensors"
 
 
 def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import distributed
 
 from excite.data import ArrayImages, DataSets, Preprocessing
+from excite.data.count import count_data
 from excite.recipe import Recipe
 from excite.training.device import device_name, make_accelerator, synchronize
 from excite.training.display import Display
@@ -18,7 +19,7 @@ from excite.training.setup import Run, gradient_exchange, set_up
 SMALL, LARGE = 4 << 10, 16 << 20
 
 
-def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3) -> dict[str, Any]:
+def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | None = None) -> dict[str, Any]:
     """Time ``steps`` training steps on random images, by ``train_step`` itself: augmentation in batches, both passes,
     the sum of gradients, the optimiser. Reading and cropping files is left out (``excite bench --data`` times it).
 
@@ -26,6 +27,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3) -> dict[str, Any
         recipe: its ``train.batch_size`` counts the images of all processes together.
         steps: how many are timed.
         warm_up: steps before those, in which buckets are arranged and kernels chosen.
+        classes: of the network; None: those of the recipe's data.
 
     Returns:
         On the first process: ``devices``, ``batch_size``, ``device``, ``precision``, ``seconds`` (of each step, of the
@@ -36,7 +38,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3) -> dict[str, Any
         ExciteError: the recipe asks for what cannot be.
     """
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
-    run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe))
+    run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe, classes))
     run.net.train()
     images, labels = next(run.train_loader.epoch(0))
     seconds = []
@@ -60,10 +62,10 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3) -> dict[str, Any
     return result if accelerator.is_main_process else {}
 
 
-def _random_data(recipe: Recipe) -> DataSets:
+def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
     """As many random images as a step has, of the recipe's size."""
     data, count = recipe.data, recipe.train.batch_size
-    classes = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(data.source, 1000)
+    classes = count_data(data, recipe.augment).classes if classes is None else classes
     generator = torch.Generator().manual_seed(0)
     shape = (count, data.in_chans, data.image_size, data.image_size)
     images = ArrayImages(

@@ -1,7 +1,7 @@
 """One process of a job that ``launch.run_on_this_machine`` started: ``python -m excite.training.worker ORDER``.
 
-ORDER is a JSON file: ``recipe`` (YAML text), and either ``train`` (arguments of ``excite.train``) or ``time_steps``
-(arguments of ``steptime.time_steps``).
+ORDER is a JSON file: ``recipe`` (YAML text), its ``origin`` (``Recipe.origin``), and either ``train`` (arguments of
+``excite.train``) or ``time_steps`` (arguments of ``steptime.time_steps``).
 """
 
 import json
@@ -18,7 +18,7 @@ from excite.training import launch
 
 def work(order: dict[str, Any]) -> dict[str, Any]:
     """Do what the order says; the first process returns the result, the others an empty one."""
-    recipe = Recipe.from_yaml(order["recipe"])
+    recipe = Recipe.from_yaml(order["recipe"]).with_origin(**order["origin"])
     if "train" in order:
         from excite.training.loop import train
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.figures import COLORS, style
-from excite.files import written_aside
+from excite.figures import COLORS, style, write
+from excite.twins.report import latency_form
 
 
 def draw(report: Mapping[str, Any], path: Path) -> Path:
@@ -34,10 +34,7 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
         _latency(panels[3], report)
         seeds = len(report["seeds"])
         figure.suptitle(f"{report['recipe']}: {seeds} seed{'s' if seeds > 1 else ''}, {_epochs(report)}")
-        with written_aside(path) as aside:
-            kind = path.suffix.removeprefix(".")
-            figure.savefig(aside, dpi=130, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return path
+        return write(figure, path, dpi=130)
 
 
 def _epochs(report: Mapping[str, Any]) -> str:
@@ -91,7 +88,8 @@ def _latency(panel: Any, report: Mapping[str, Any]) -> None:
             panel.plot([row["latency_low"], row["latency_high"]], [y + 0.2] * 2, color="#333333", linewidth=2)
     if report["latency"] is None:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
-    _title(panel, "latency of one image", "ms (less is better)")
+    form = f"; batch norms {latency_form(report['latency'])}" if report["latency"] is not None else ""
+    _title(panel, "latency of one image", f"ms (less is better{form})")
 
 
 def _bar(panel: Any, y: int, value: float | None, spec: str) -> None:

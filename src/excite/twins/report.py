@@ -9,6 +9,7 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
+from excite.text import printable, printable_lines
 from excite.training.display import Display, make_table
 from excite.training.run_folder import read_metrics, read_results, versions
 from excite.twins.plan import Plan, run_name
@@ -112,6 +113,11 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
 
 
+def latency_form(latency: Mapping[str, Any]) -> str:
+    """In which form the networks were timed; what older versions stored does not say, but was never folded."""
+    return str(latency.get("form", f"not folded, {latency['precision']}"))
+
+
 def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
     low, median, high = (None, None, None) if quartiles is None else quartiles
     return {"latency_ms": median, "latency_low": low, "latency_high": high}
@@ -189,8 +195,14 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     if report["latency"] is not None:
         latency = report["latency"]
         said.append(
-            f"Latency: one image, all gates in turns in one process, {latency['rounds']} rounds of "
-            f"{latency['passes']}, median (quartiles); {latency['device']}, {latency['precision']}."
+            f"Latency: one prepared image to logits, all gates in turns in one process, {latency['rounds']} rounds of "
+            f"{latency['passes']}, median (quartiles); {latency['device']}, batch norms {latency_form(latency)}."
+        )
+    without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
+    if without:
+        said.append(
+            "Some validation images have no finite logits after the last epoch and count as wrong (how many in "
+            f"brackets): {', '.join(without)}."
         )
     if runs:
         said.append("Peak memory is that of the training process, or what was allocated on the accelerator.")
@@ -204,7 +216,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     lines += ["", *(f"- {note}" for note in notes(report))]
     lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -213,7 +225,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return printable_lines(text.getvalue())
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:

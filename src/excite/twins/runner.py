@@ -14,15 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from rich.text import Text
+
 from excite.children import python_command
 from excite.errors import ExciteError
-from excite.files import write_json, write_text
-from excite.recipe import load_recipe
+from excite.figures import dispensable
+from excite.files import from_json, to_json, write_json, write_text
+from excite.recipe import Recipe, load_recipe
+from excite.runtime.job import world_size
+from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.run_folder import is_record, read_results
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import PLAN, Plan, make_plan, run_name
+from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, read_latency, show, write_report
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -65,7 +70,7 @@ def run_twins(
             found before anything trains.
         Interrupted: SIGTERM or Ctrl-C; the run that was under way saved a checkpoint first.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise ExciteError("start `excite twins` once, not under torchrun or accelerate: it starts each training itself")
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
@@ -94,10 +99,12 @@ def _resolve(
     elif recipe is None:
         raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
     else:
-        checked, note = load_recipe(recipe, list(overrides)).scaled()  # as the run folders' recipes will be
-        if note is not None:
-            display.message(note)
-        folder = Path("runs") / f"twins-{checked.name}" if out is None else Path(out)
+        # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
+        asked = load_recipe(recipe, list(overrides))
+        folder = Path("runs") / f"twins-{asked.name}" if out is None else Path(out)
+        checked, note = _settled(asked, folder).scaled()
+        for line in (*checked.notes, *([note] if note else [])):
+            display.message(line)
     if "://" in str(resume or out):
         raise ExciteError(f"{resume or out}: the folder of an experiment must be on this machine")
     if folder.is_file():
@@ -105,6 +112,25 @@ def _resolve(
     if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
         raise ExciteError(f"{folder} holds other files and no {PLAN}: the experiment needs a folder of its own")
     return folder, make_plan(folder, checked, gates, seeds)
+
+
+def _settled(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the precision of the experiment in ``folder``, or else with the one that a training on this
+    machine gives it; see ``settle_precision``."""
+    key = "train.precision"
+    if recipe.is_own(key) or recipe.train.precision in ("auto", "fp32"):
+        return recipe
+    begun = load_plan(folder)
+    if begun is not None:
+        now = begun.recipe.train.precision
+        same = now == recipe.train.precision
+        return recipe if same else recipe.replaced(key, now, f"{now}, in which this experiment was begun")
+    import torch
+
+    from excite.training.device import count_devices
+    from excite.training.precision import settle_precision
+
+    return settle_precision(recipe, torch.device(count_devices(recipe.train.device)[0]))
 
 
 def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> None:
@@ -120,10 +146,12 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
     """What a worker prints. Raises ExciteError with its sentence, or Interrupted where it was asked to stop."""
     done = subprocess.run(
         _worker(task),
-        input=json.dumps(question),
+        input=to_json(question),
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="replace",
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
     )
     if stop.received:
         raise Interrupted(f"stopped by {_signal_name(stop.received)}; nothing is lost", stop.received)
@@ -201,8 +229,9 @@ class _Experiment:
         if report["runs"]:
             from excite.twins.figure import draw
 
-            draw(report, self.folder / "twins.png")
-            draw(report, self.folder / "twins.svg")
+            with dispensable("twins.png", self.display.message):
+                draw(report, self.folder / "twins.png")
+                draw(report, self.folder / "twins.svg")
         return report
 
     def _run_folder(self, gate: str, seed: int) -> Path:
@@ -245,13 +274,14 @@ class _Experiment:
     def _watch(self, words: list[str], what: str, metrics: Path) -> tuple[int, str]:
         """Run ``excite train WORDS`` to its end: (exit status, standard error)."""
         shown = self.display.console.is_terminal and not self.display.quiet
-        live = self.display.console.status(what) if shown else nullcontext()
+        live = self.display.console.status(Text(printable(what)), spinner="line") if shown else nullcontext()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, live as status:
             process = subprocess.Popen(
                 _worker("train", *words),
                 stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see excite.twins.worker
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
                 # Ctrl-C reaches this process alone, which passes it on once: a second one would not wait for the save.
                 start_new_session=True,
                 pass_fds=() if self.lock is None else (self.lock,),
@@ -263,7 +293,8 @@ class _Experiment:
                         process.terminate()
                         told = True
                     if status is not None:
-                        status.update(f"{what}  {_progress(metrics, self.plan.recipe.train.epochs)}")
+                        where = _progress(metrics, self.plan.recipe.train.epochs)
+                        status.update(Text(printable(f"{what}  {where}")))
                     time.sleep(0.1)
             except BaseException:
                 process.kill()
@@ -353,10 +384,11 @@ def _progress(metrics: Path, epochs: int) -> str:
         lines = file.read().decode(errors="replace").split("\n")[:-1]
     for line in reversed(lines):
         try:
-            record = json.loads(line)
+            record = from_json(line)
         except ValueError:
             continue
         if is_record(record) and record["kind"] == "train":
             left = format_seconds(record["seconds_left"])
-            return f"epoch {math.ceil(record['epoch'])}/{epochs}  loss {record['loss']:.4f}  {left} left"
+            loss = "loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"
+            return f"epoch {math.ceil(record['epoch'])}/{epochs}  {loss}  {left} left"
     return "starting ..."

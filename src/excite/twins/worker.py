@@ -13,7 +13,9 @@ import time
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.leaving import leave_quickly
+from excite.text import tell
 
 
 def train(words: list[str]) -> None:
@@ -60,7 +62,7 @@ def latency() -> None:
     predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}
     some = next(iter(predictors.values()))
     found = measure_latency(predictors)
-    print(json.dumps({**found, "device": device_name(some.device), "precision": some.precision}))
+    print(to_json({**found, "device": device_name(some.device), "precision": some.precision}))
 
 
 def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: int = 5) -> dict[str, Any]:
@@ -72,11 +74,12 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
         passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
 
     Returns:
-        ``rounds``, ``passes``, and for each gate ``[lower quartile, median, upper quartile]`` in milliseconds.
+        ``rounds``, ``passes``, ``form`` (whether batch norms were folded, and the precision) and ``ms``: for each gate
+        ``[lower quartile, median, upper quartile]`` in milliseconds.
     """
     import torch
 
-    from excite.bench.timing import time_steps
+    from excite.bench.timing import form_of, time_steps
 
     def turn(predictor: Any) -> list[float]:
         pre = predictor.preprocessing
@@ -93,9 +96,11 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
         for gate, predictor in predictors.items():
             times[gate] += turn(predictor)
         rounds += 1
+    some = next(iter(predictors.values()))
     return {
         "rounds": rounds,
         "passes": passes,
+        "form": form_of(some.model, some.precision),
         "ms": {gate: statistics.quantiles(values, n=4) for gate, values in times.items()},
     }
 
@@ -110,7 +115,7 @@ def main() -> None:
     try:
         {"check": check, "latency": latency}[task]()
     except ExciteError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(1)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from excite.errors import ExciteError, nearest
 from excite.files import written_aside
+from excite.logits import finite
 from excite.models import Classifier
 from excite.progress import Progress, silent
 from excite.training.checkpoint import read_weights as read_own
@@ -196,6 +197,8 @@ def _image(path: str, meta: dict[str, Any]) -> Tensor:
 
 
 def _top(logits: Tensor, meta: dict[str, Any]) -> str:
+    if not bool(finite(logits[:1])):
+        return "most likely: no class, for the logits are not finite"
     best = logits[0].softmax(0).topk(min(5, logits.shape[1]))
     names = [meta["classes"][k] for k in best.indices.tolist()]
     return "most likely: " + ", ".join(f"{n} {100 * p:.1f} %" for n, p in zip(names, best.values.tolist(), strict=True))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from excite.storage import is_remote
 from excite.training.checkpoint import build_network
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.hub import locate
-from excite.weights.layouts import Anatomy, Layout, listed
-from excite.weights.layouts.base import CIFAR
-from excite.weights.recognise import check_named, dissect, find_layout, model_name, model_options, unwrapped
+from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
+from excite.weights.layouts.base import BICUBIC, CIFAR
+from excite.weights.prefixes import unwrapped
+from excite.weights.recognise import dissect, find_layout, model_name, model_options, unsaid
+from excite.weights.said import Said, check_named, check_pool, config_beside, said_by
+from excite.weights.stem import fit_channels
 from excite.weights.stored import Stored, read_weights
 
-#: Options of a model that change what its tensors compute, but not their shapes.
+#: Options of a model that change what its tensors compute, but not their shapes, and that are set on it. Where its
+#: gates stand cannot be changed afterwards.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
 FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
@@ -48,6 +53,10 @@ class Foreign:
         preprocessing: what images go through, all but their size; empty where the file does not say.
         meta: the header of a file of ours, else empty.
         gate: the table of the gates of another system's checkpoint, as far as tensors tell; None where it has none.
+        choice: which of the file's tensors these are, where it has others.
+        assumed: settings that neither the layout nor the file says, with the values that the network has by default.
+        said: what the file says of itself.
+        anatomy: what the shapes say; None where the file says which network it is.
     """
 
     source: str
@@ -61,6 +70,10 @@ class Foreign:
     preprocessing: dict[str, Any]
     meta: dict[str, Any] = field(default_factory=dict)
     gate: dict[str, Any] | None = None
+    choice: Choice = field(default_factory=Choice)
+    assumed: dict[str, Any] = field(default_factory=dict)
+    said: Said = field(default_factory=Said)
+    anatomy: Anatomy | None = None
 
     def sentence(self) -> str:
         """What was recognised, for people."""
@@ -69,7 +82,19 @@ class Foreign:
         said = "".join(f", {key}={value}" for key, value in plain.items())
         classes = self.options.get("num_classes")
         head = f", {classes} classes" if classes else ", no classifier"
-        return f"{self.source}: {self.format} with {names}: {self.name}{head}{said}; {len(self.tensors)} tensors"
+        what = f"{self.source}: {self.format} with {names}: {self.name}{head}{said}; {len(self.tensors)} tensors"
+        return "; ".join(part for part in (what, self.choice.sentence(), *self._doubts()) if part)
+
+    def _doubts(self) -> list[str]:
+        """What the file does not say, and where it says something else than its tensors."""
+        doubts = []
+        if self.assumed:
+            values = ", ".join(f"{key}={value}" for key, value in self.assumed.items())
+            doubts.append(f"the file does not say how it was made, so these are the defaults of {self.name}: {values}")
+        called = self.said.variant
+        if called is not None and called != self.name:
+            doubts.append(f"its {self.said.where} says {self.said.name}, its tensors are those of {self.name}")
+        return doubts
 
 
 @dataclass(frozen=True)
@@ -81,12 +106,14 @@ class Loaded:
         fresh: our tensors that the checkpoint has no values for, which stay as they were.
         left_over: stored tensors that found no place.
         settings: options of the model that were changed to those of the checkpoint.
+        adapted: what was done to a stem of another number of channels; "" for nothing.
     """
 
     foreign: Foreign
     fresh: list[str]
     left_over: list[str]
     settings: dict[str, Any]
+    adapted: str = ""
 
     def sentence(self) -> str:
         """What was recognised and what does not fit, for people."""
@@ -94,7 +121,7 @@ class Loaded:
 
     def misfits(self) -> str:
         """What was set, what is missing and what is left over, counted; empty where all went in as it is."""
-        parts = []
+        parts = [self.adapted] if self.adapted else []
         if self.settings:
             parts.append("the model was set to " + ", ".join(f"{k}={v}" for k, v in self.settings.items()))
         if self.fresh:
@@ -222,30 +249,106 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
     own = own_header(stored)
     if own is not None:
         return _ours(str(source), stored, own)
-    wrapped = unwrapped(stored)
+    said = said_by(stored)
+    if arch not in (None, said.variant):  # the user knows better
+        said = replace(said, name="", options={}, global_pool=None)
+    wrapped = unwrapped(stored, None if like is None else like.state_dict())
+    named = _named(str(source), stored, wrapped, said)
+    if named is not None:
+        return named
     if like is not None and _is_plain(wrapped.tensors, like):
-        return _plain(str(source), stored, wrapped.tensors, like)
-    layout = find_layout(wrapped, str(source))
+        return replace(_plain(str(source), stored, wrapped.tensors, like), choice=wrapped.choice, said=said)
     if arch is None:
-        check_named(str(source), stored.metadata)
+        check_named(str(source), said)
+    wrapped = replace(wrapped, metadata={**wrapped.metadata, "config": config_beside(stored.path)})
+    return _recognised(str(source), stored, wrapped, said, arch or (None if like is None else like.model_name))
+
+
+def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: str | None) -> Foreign:
+    """A checkpoint under the names of a known layout; ``name`` is that of the network, where it is known."""
+    layout = find_layout(wrapped, source)
     tensors, origin, unknown = layout.read(wrapped)
-    anatomy = dissect(tensors, str(source))
+    anatomy = dissect(tensors, source)
     if anatomy.gate is None and layout.silent_gate is not None:
         anatomy = replace(anatomy, gate=dict(layout.silent_gate))
-    name = arch or (like.model_name if like is not None else model_name(anatomy, str(source)))
-    options = model_options(name, anatomy, layout.options(anatomy, wrapped))
+    if anatomy.image_size is None and said.image_size is not None:
+        anatomy = replace(anatomy, image_size=said.image_size)
+    name = name or model_name(anatomy, source)
+    extra = layout.options(anatomy, wrapped) | {k: v for k, v in said.options.items() if k == "bn_eps"}
+    gate = None if anatomy.gate is None else {"identity": extra.get("identity", False), **anatomy.gate}
     return Foreign(
-        source=str(source),
+        source=source,
         format=stored.description(),
         layout=layout,
         name=name,
-        options=options,
+        options=model_options(name, anatomy, extra),
         tensors={n: _as_float(t, origin[n]) for n, t in tensors.items()},
         origin=origin,
         unknown=unknown,
-        preprocessing=_preprocessing(layout, anatomy),
-        gate=anatomy.gate,
+        preprocessing={**_preprocessing(layout, anatomy), **said.preprocessing},
+        gate=gate,
+        choice=wrapped.choice,
+        assumed=unsaid(name, anatomy, extra),
+        said=said,
+        anatomy=anatomy,
     )
+
+
+def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign | None:
+    """The network of ours that a file says it is, as timm's trainer writes it of ``NAME.excite``; None if it does not.
+
+    Raises:
+        ExciteError: it says so, but its tensors are not that network's, or the network cannot be made so.
+    """
+    tensors, name = wrapped.tensors, said.variant
+    if name is None or not (said.is_ours or _only_ours(name, tensors)):
+        return None
+    check_pool(source, said)
+    options = _sizes(tensors) | {k: v for k, v in said.options.items() if k not in ("num_classes", "in_chans")}
+    if said.image_size is not None:
+        height, width = said.image_size
+        options["image_size"] = height if height == width else [height, width]
+    claim = f"{source} says ({said.where}) that it is {said.name}"
+    try:
+        with torch.device("meta"):
+            own = create_model(name, **options).state_dict()
+    except (ExciteError, TypeError) as error:
+        raise ExciteError(f"{claim}, which cannot be made so: {error}; --arch NAME where that is wrong") from None
+    wrong = [n for n in own if n not in tensors and not n.endswith(COUNTERS)] + [n for n in tensors if n not in own]
+    wrong += [n for n, t in tensors.items() if n in own and own[n].shape != t.shape]
+    if wrong:
+        if not said.is_ours:  # somebody else's network of that name
+            return None
+        raise ExciteError(f"{claim}, but its tensors are not: {listed(wrong)}; --arch NAME where that is wrong")
+    small = VARIANTS[name]["defaults"].get("image_size") == 32
+    return Foreign(
+        source=source,
+        format=stored.description(),
+        layout=None,
+        name=name,
+        options=options,
+        tensors={n: _as_float(t, n) for n, t in tensors.items()},
+        origin={name: name for name in tensors},
+        unknown=[],
+        preprocessing={**BICUBIC, **(CIFAR if small else {}), **said.preprocessing},
+        choice=wrapped.choice,
+        said=said,
+    )
+
+
+def _only_ours(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether nobody else has a network of that name, or names of tensors like these."""
+    variant = VARIANTS[name]
+    shared = variant["family"] == "resnet" and variant["gate"] in (None, {"name": "se"}) and "sk" not in name
+    return not shared or any(".gate." in tensor for tensor in tensors)
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Classes and channels of a network of ours, by its tensors."""
+    head = tensors.get("fc.weight")
+    stem = next((tensors[n] for n in ("conv1.weight", "conv1.0.weight", "stem.conv.weight") if n in tensors), None)
+    sizes: dict[str, Any] = {"num_classes": 0 if head is None or not head.ndim else head.shape[0]}
+    return sizes if stem is None or stem.ndim < 2 or stem.shape[1] == 3 else {**sizes, "in_chans": stem.shape[1]}
 
 
 def _is_plain(tensors: Mapping[str, Tensor], like: Classifier) -> bool:
@@ -323,7 +426,9 @@ def load_into(
         ExciteError: tensors are missing, left over or of another shape (with ``allow_partial``: none fits).
     """
     own = model.state_dict()
-    fits = {n: t for n, t in foreign.tensors.items() if n in own and own[n].shape == t.shape}
+    tensors, adapted = fit_channels(foreign.tensors, own)
+    foreign = replace(foreign, tensors=tensors)
+    fits = {n: t for n, t in tensors.items() if n in own and own[n].shape == t.shape}
     different = _different_gates(model, foreign)
     if different and not allow_partial:
         raise refuse(foreign.source, different)
@@ -334,14 +439,15 @@ def load_into(
     unused = [n for n in foreign.tensors if n not in fits]
     misfits = {*fresh, *unused} - {*may_be_fresh}
     if (misfits or foreign.unknown) and not allow_partial:
-        raise ExciteError(misfit(foreign, own, fresh))
+        raise ExciteError(misfit(foreign, own, fresh, model.model_name))
     if not any(not n.startswith("fc.") and not n.endswith(COUNTERS) for n in fits):
         raise ExciteError(f"{foreign.source}: not one of its tensors fits {model.model_name}")
     _check_values(fits, foreign)
-    _check_blocks(model, foreign)
-    settings = apply_settings(model, foreign)
+    check_blocks(model, foreign.source, foreign.name, foreign.options, _is_gated(foreign))
+    settings = apply_settings(model, foreign.name, foreign.options)
     model.load_state_dict(fits, strict=False)
-    return Loaded(foreign, fresh, [*(foreign.origin[n] for n in unused), *foreign.unknown], settings)
+    left_over = [*(foreign.origin[n] for n in unused), *foreign.unknown]
+    return Loaded(foreign, fresh, left_over, settings, adapted)
 
 
 def _without_halves(fits: dict[str, Tensor], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
@@ -369,17 +475,41 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
     return {} if same else other_gates_of_ours(model, foreign.name, foreign.options)
 
 
-def _check_blocks(model: Classifier, foreign: Foreign) -> None:
-    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see."""
-    wanted, found = foreign.options.get("gate_position", "standard"), setting(model, "gate_position", "standard")
-    if wanted != found and any(".gate." in name for name in foreign.tensors):
-        raise ExciteError(f"{foreign.source} has its gates at the position {wanted!r}, this network at {found!r}")
-    theirs = foreign.options.get("block_conv", _of_variant(foreign.name, "block_conv", None))
-    check_kernels(setting(model, "block_conv", None), theirs, foreign.source)
+def check_blocks(model: Classifier, source: str, name: str, options: Mapping[str, Any], gated: bool) -> None:
+    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see.
+
+    Args:
+        model: the network to fill.
+        source: for the message.
+        name, options: of the checkpoint's network, as for ``create_model``.
+        gated: whether that one has gates, if only such as have no tensors.
+
+    Raises:
+        ExciteError: they stand elsewhere, or see something else.
+    """
+    wanted = options.get("gate_position", _of_variant(name, "gate_position", "standard"))
+    found = setting(model, "gate_position", "standard")
+    if wanted != found and model.gate_spec is not None and gated:
+        raise ExciteError(f"{source} has its gates at the position {wanted!r}, this network at {found!r}")
+    theirs = options.get("block_conv", _of_variant(name, "block_conv", None))
+    check_kernels(setting(model, "block_conv", None), theirs, source)
 
 
-def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str]) -> str:
-    """One sentence on everything that does not fit, counted."""
+def _is_gated(foreign: Foreign) -> bool:
+    if foreign.layout is None:
+        return gated(foreign.name, foreign.options)
+    return foreign.gate is not None or any(".gate." in name for name in foreign.tensors)
+
+
+def gated(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether ``create_model(name, **options)`` has gates, if only such as have no tensors."""
+    return options.get("gate", VARIANTS.get(name, {}).get("gate")) not in (None, "none")
+
+
+def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: str) -> str:
+    """One sentence on everything that does not fit the network ``name``, counted, and which one it is of."""
+    found = _found(foreign)
+    is_other = f"it is {found}, which model.name={found} takes; " if found not in (None, name) else ""
     missing = [n for n in fresh if n not in foreign.tensors]
     extra = [foreign.origin[n] for n in foreign.tensors if n not in own] + foreign.unknown
     shapes = [
@@ -392,19 +522,26 @@ def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str]) -> str
         for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
         if names
     ]
-    what = "; ".join(parts)
-    return (
-        f"{foreign.source} does not fit {foreign.name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
-    )
+    what = is_other + "; ".join(parts)
+    return f"{foreign.source} does not fit {name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
 
 
-def apply_settings(model: Classifier, foreign: Foreign) -> dict[str, Any]:
-    """Make ``model`` compute as the checkpoint's network does; what was changed, by option."""
+def _found(foreign: Foreign) -> str | None:
+    """The network of ours that a checkpoint is of, where that is known."""
+    if foreign.anatomy is None:
+        return foreign.name
+    with suppress(ExciteError):
+        return model_name(foreign.anatomy, foreign.source)
+    return None
+
+
+def apply_settings(model: Classifier, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make ``model`` compute as ``create_model(name, **options)`` does; what was changed, by option."""
     changed: dict[str, Any] = {}
     for key, default in _setting_defaults(model).items():
-        wanted = foreign.options.get(key, _of_variant(foreign.name, key, default))
+        wanted = options.get(key, _of_variant(name, key, default))
         # A running average's pace has no part in what the network computes, so the model's own may stay.
-        if wanted != setting(model, key, default) and (key != "bn_momentum" or key in foreign.options):
+        if wanted != setting(model, key, default) and (key != "bn_momentum" or key in options):
             changed[key] = wanted
     model.model_args |= changed
     for norm in model.modules():
@@ -412,8 +549,8 @@ def apply_settings(model: Classifier, foreign: Foreign) -> dict[str, Any]:
             norm.eps = changed.get("bn_eps", norm.eps)
             norm.momentum = changed.get("bn_momentum", norm.momentum)
     if "max_pool" in changed:
-        options: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
-        model.maxpool = nn.MaxPool2d(3, 2, **options)
+        how: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
+        model.maxpool = nn.MaxPool2d(3, 2, **how)
     if "stride_on" in changed:
         _move_strides(model, changed["stride_on"])
     if {"stride_on", "conv_padding"} & changed.keys():

@@ -43,6 +43,16 @@ class Inert:
         pass
 
 
+class Namespace(Inert):
+    """Stands for ``argparse.Namespace``: the command line of a training script, by which it says what it trained."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.values = state if isinstance(state, dict) else {}
+
+
 class Dtype(Inert):
     """Stands for ``numpy.dtype``; knows numbers of up to 16 bytes and forgets the rest."""
 
@@ -80,7 +90,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray._reconstruct": Inert,  # arrays: histories, class weights
     "numpy._core.multiarray._reconstruct": Inert,
     "numpy.ndarray": Inert,
-    "argparse.Namespace": Inert,  # the command line, as timm, Cadene and others keep it
+    "argparse.Namespace": Namespace,  # the command line, as timm, Cadene and others keep it
     "pathlib.PosixPath": Inert,
     "pathlib.WindowsPath": Inert,
     "mmengine.logging.history_buffer.HistoryBuffer": Inert,  # MMPretrain's training checkpoints

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError, nearest
-from excite.weights.pickles import STAND_INS, Inert, inspect
+from excite.weights.pickles import STAND_INS, Inert, Namespace, inspect
 from excite.weights.raw import Damaged, listed, map_file
 from excite.weights.stored import Stored
 
@@ -228,6 +228,8 @@ def _plain(value: Any) -> Any:
         left[0] -= 1
         if left[0] < 0:
             return None
+        if isinstance(one, Namespace):
+            one = getattr(one, "values", {})  # NEWOBJ leaves out __init__
         if isinstance(one, dict) and depth:
             kept = {str(key): walk(inner, depth - 1) for key, inner in one.items() if _is_plain(inner)}
             return {key: inner for key, inner in kept.items() if inner not in (None, {}, [])}
@@ -241,4 +243,6 @@ def _plain(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
+    if isinstance(value, Namespace):
+        return True
     return isinstance(value, dict | list | tuple | str | int | float) and not isinstance(value, Inert)

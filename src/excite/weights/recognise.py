@@ -1,5 +1,6 @@
 """Which layout a checkpoint has, and which of our models its tensors are, read off names and shapes."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,33 +10,22 @@ from torch import Tensor
 from excite.errors import ExciteError, nearest
 from excite.gates.squeeze_excite import squeeze_width
 from excite.models.catalog import VARIANTS, Variant, list_models
-from excite.weights.layouts import LAYOUTS, Anatomy, Layout, Source, listed
-from excite.weights.stored import Stored
+from excite.models.factory import builder
+from excite.models.factory import model_options as options_of_model
+from excite.weights.layouts import Anatomy, Layout, Source, listed
+from excite.weights.prefixes import layout_of
+from excite.weights.prefixes import unwrapped as unwrapped
+from excite.weights.timms import network_of_timm
 
-#: What DistributedDataParallel, torch.compile, Lightning and hand-written trainers put before every name.
-WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "state_dict.", "encoder.", "backbone.")
+#: Options of a model that change what its tensors compute, and not their shapes; and those of its batch norms.
+SETTINGS = ("max_pool", "conv_padding", "stride_on", "gate_position", "bn_eps")
 #: Rules for the width of a squeeze, the usual ones first: (reduction, rd_divisor).
 SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
-#: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors of its own.
-_ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
 #: Rows of a map from which on MindSpore's GENet_Res50 halves it before the gather; the only network that does.
 HALVE_FROM = 56
 _SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
 #: What a variant in our catalog may be made of for its tensors to tell it from all others.
 _TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
-
-
-def unwrapped(stored: Stored) -> Source:
-    """The tensors with the prefixes taken off that all names have; integers and scalars of trainers stay."""
-    tensors = dict(stored.tensors)
-    stripped = True
-    while stripped and tensors:
-        stripped = False
-        for prefix in WRAPPERS:
-            if all(name.startswith(prefix) for name in tensors):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-                stripped = True
-    return Source(tensors, stored.metadata)
 
 
 def find_layout(source: Source, where: str) -> Layout:
@@ -45,33 +35,14 @@ def find_layout(source: Source, where: str) -> Layout:
         ExciteError: none does; the message names some of the tensors.
     """
     names = list(source.tensors)
-    for layout in LAYOUTS:
-        if layout.recognises(names):
-            return layout
-    raise ExciteError(
-        f"{where} holds no network whose names are known ({listed(names, 4)}); docs/weights.md lists the known sources"
-    )
-
-
-def check_named(source: str, metadata: Mapping[str, Any]) -> None:
-    """Refuse what is called a network that has a ResNet's very tensors and computes something else.
-
-    Args:
-        source: as the user wrote it: a file's or a repository's name often says which network it is.
-        metadata: of the file; PyTorch's training scripts write the architecture's name beside the weights.
-
-    Raises:
-        ExciteError: it is called so.
-    """
-    values = metadata.get("values", {})
-    names = [source, metadata.get("architecture"), *(values.get(key) for key in ("arch", "architecture", "model_name"))]
-    for name in names:
-        match = _ALIASED.search(name) if isinstance(name, str) else None
-        if match is not None:
-            raise ExciteError(
-                f"{source} is called {match[1]}, which has a ResNet's tensors but smooths before it strides, which "
-                f"excite's do not: timm:{match[1]} as the model's name runs it; --arch where the name misleads"
-            )
+    layout = layout_of(names)
+    if layout is not None:
+        return layout
+    theirs = network_of_timm(source.tensors, [where])
+    hint = "docs/weights.md lists the known sources"
+    if theirs is not None:
+        hint = f"it is timm's {theirs}, which model.name=timm:{theirs} takes"
+    raise ExciteError(f"{where} holds no network whose names are known ({listed(names, 4)}); {hint}")
 
 
 def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
@@ -265,8 +236,34 @@ def in_words(anatomy: Anatomy) -> str:
     return " ".join([*words, f"and a {anatomy.stem} stem of {anatomy.stem_width} channels"])
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """The ``SETTINGS`` that a network of ours has, with the values it has unless told otherwise."""
+    variant = VARIANTS[name]
+    defaults = inspect.signature(builder(variant).__init__).parameters
+    known = options_of_model(name)
+    return {key: variant["arch"].get(key, defaults[key].default) for key in SETTINGS if key in known}
+
+
+def unsaid(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that this network has and of which a layout says nothing, with the network's own values."""
+    return {k: v for k, v in settings_of(name).items() if k not in extra and k not in _idle(anatomy)}
+
+
+def _idle(anatomy: Anatomy) -> set[str]:
+    """Settings of parts that the network does not have."""
+    idle = {"max_pool"} if anatomy.stem == "cifar" else set()
+    idle |= {"stride_on"} if anatomy.block == "basic" else set()
+    return idle | ({"gate_position"} if anatomy.gate is None else set())
+
+
 def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of ``create_model(name, ...)`` that make the network of the checkpoint: only those that are needed."""
+    """Options of ``create_model(name, ...)`` that make the network of the checkpoint: only those that are needed.
+
+    Args:
+        name: of the network.
+        anatomy: what shapes say.
+        extra: what the layout says.
+    """
     variant = VARIANTS[name]
     defaults: Mapping[str, Any] = variant["defaults"]
     options: dict[str, Any] = {"num_classes": anatomy.num_classes}
@@ -289,4 +286,14 @@ def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict
             options["gate_bias" if key == "bias" else key] = value
     if own.get("bias") is False and "bias" not in (anatomy.gate or {}):
         options["gate_bias"] = True
-    return {**options, **{k: v for k, v in extra.items() if variant["arch"].get(k) != v}}
+    return options | _said(name, anatomy, extra)
+
+
+def _said(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a layout says, less what the network has anyway and what it has no part for."""
+    arch, own = VARIANTS[name]["arch"], settings_of(name)
+    defaults = inspect.signature(builder(VARIANTS[name]).__init__).parameters
+    said = {k: v for k, v in extra.items() if k in defaults and k not in _idle(anatomy)}
+    if anatomy.family == "tf_seresnet":
+        return {key: value for key, value in said.items() if arch.get(key) != value}
+    return {key: value for key, value in said.items() if own.get(key, defaults[key].default) != value}

@@ -19,7 +19,7 @@ from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TORCHVISION, L
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
 EPS = 1e-5
-#: Settings of torchvision's ResNets, and of timm's but the legacy ones.
+#: Settings of torchvision's ResNets, and of timm's but the legacy ones and senet154.
 PLAIN = (
     ("max_pool", "pad1"),
     ("conv_padding", "symmetric"),
@@ -36,6 +36,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
         "resnext101_32x4d",
         *(f"seresnet{depth}" for depth in (18, 34, 50, 101, 152)),
         *(f"seresnext{depth}_32x4d" for depth in (50, 101)),
+        "senet154",
         *(f"legacy_seresnet{depth}" for depth in (50, 101, 152)),
         *(f"legacy_seresnext{depth}_32x4d" for depth in (26, 50, 101)),
         "legacy_senet154",
@@ -106,6 +107,11 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
     gates = {name: m for name, m in model.named_modules() if name.rpartition(".")[2] == "gate"}
     if not all(isinstance(gate, SqueezeExcite) for gate in gates.values()):
         raise ExciteError(f"{model.model_name} has gates that are not SE, and timm's ResNets have no such ones")
+    if any(gate.identity for gate in gates.values() if isinstance(gate, SqueezeExcite)):
+        raise ExciteError(
+            f"{model.model_name} has gates that started as the identity: twice a sigmoid, where timm's SE is a sigmoid "
+            "of the same tensors: not the same network"
+        )
     blocks = [block for stage in model.stages() for block in stage]
     if len(gates) != len(blocks) or setting(model, "gate_position", "standard") != "standard":
         raise ExciteError(f"{model.model_name}: timm's SE gates are at the end of every block's branch, and only there")
@@ -125,7 +131,8 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
         )
         _check_widths(model, gates, None)
         return (CADENE_SENET154 if senet154 else CADENE), _known(f"legacy_{model.model_name}", "timm")
-    _need(model, "timm", PLAIN)
+    deep = (("stem", "conv3x3x3"), ("down_kernel", 3)) if senet154 else ()
+    _need(model, "timm", tuple((dict(PLAIN) | dict(deep)).items()))
     _check_widths(model, gates, 8)
     return TIMM, _known(model.model_name, "timm")
 

@@ -1,6 +1,6 @@
 """The key maps, one table for each family of sources; the first whose signature fits is taken."""
 
-from excite.weights.layouts.base import Anatomy, Layout, Source, listed
+from excite.weights.layouts.base import Anatomy, Choice, Layout, Source, listed
 from excite.weights.layouts.cadene import CADENE, CADENE_SENET154
 from excite.weights.layouts.caffe import CAFFE
 from excite.weights.layouts.genet import GENET
@@ -31,4 +31,15 @@ LAYOUTS: tuple[Layout, ...] = (
     TORCHVISION,
 )
 
-__all__ = ["CADENE", "CADENE_SENET154", "LAYOUTS", "TIMM", "TORCHVISION", "Anatomy", "Layout", "Source", "listed"]
+__all__ = [
+    "CADENE",
+    "CADENE_SENET154",
+    "LAYOUTS",
+    "TIMM",
+    "TORCHVISION",
+    "Anatomy",
+    "Choice",
+    "Layout",
+    "Source",
+    "listed",
+]

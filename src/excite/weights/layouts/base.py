@@ -141,16 +141,74 @@ class Anatomy:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which of a file's tensors are the network, where not all are.
+
+    Attributes:
+        prefix: what their names begin with; "" for all of them.
+        beside: what else is there -> how many tensors: "criterion." ..., or a single name.
+        head: where the classifier was found, if not with the rest.
+    """
+
+    prefix: str = ""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    head: str = ""
+
+    def sentence(self) -> str:
+        """For people; empty where there was nothing to choose."""
+        if not self.beside and not self.head:
+            return ""
+        parts = [f"taken: {self.prefix}*"] if self.prefix else []
+        if self.head:
+            parts.append(f"its classifier: {self.head}*")
+        if self.beside:
+            names = (f"{name}* ({count})" if name.endswith(".") else name for name, count in self.beside.items())
+            parts.append(f"left: {listed(names)}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
 class Source:
     """The tensors of a checkpoint with wrappers taken off their names, and what else the file says."""
 
     tensors: dict[str, Tensor]
     metadata: Mapping[str, Any]
+    choice: Choice = Choice()
 
 
-def no_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
-    """Nothing beyond what the shapes say."""
-    return {}
+def settings(
+    *, max_pool: str, conv_padding: str, stride_on: str, gate_position: str, bn_eps: float, identity: bool
+) -> dict[str, Any]:
+    """What a ResNet computes and its tensors do not show. None has a default: a layout says each of them.
+
+    Args:
+        max_pool, conv_padding, stride_on, gate_position, bn_eps: as in ``excite.models.ResNet``.
+        identity: whether the gates' sigmoids are doubled, as in ours that started as the identity.
+    """
+    return {
+        "max_pool": max_pool,
+        "conv_padding": conv_padding,
+        "stride_on": stride_on,
+        "gate_position": gate_position,
+        "bn_eps": bn_eps,
+        "identity": identity,
+    }
+
+
+#: torchvision's ResNet, and all that build on it: padded pooling, the stride of bottlenecks on the 3x3.
+PLAIN = settings(
+    max_pool="pad1",
+    conv_padding="symmetric",
+    stride_on="conv2",
+    gate_position="standard",
+    bn_eps=1e-5,
+    identity=False,
+)
+
+
+def plain_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+    """As torchvision has it."""
+    return dict(PLAIN)
 
 
 @dataclass(frozen=True)
@@ -165,7 +223,8 @@ class Layout:
         leaves: names of a module's tensors, for each kind of row.
         ignored: patterns of stored names that are no part of the network (optimiser state ...).
         refused: pattern -> why a checkpoint with such a name cannot be loaded.
-        options: what neither names nor shapes say, as options of ``create_model``.
+        options: what neither names nor shapes say: all of :func:`settings`, or those that its networks have. What it
+            leaves out is the network's own default, and the user is told so.
         preprocessing: what their images go through (all but size and channels), see ``excite.data.Preprocessing``.
         classes: their names, where a classifier of just so many classes has always the same.
         prepare: rewrites tensors that a table of names cannot express.
@@ -177,11 +236,11 @@ class Layout:
     title: str
     signature: tuple[str, ...]
     rows: tuple[Row, ...]
+    options: Callable[[Anatomy, Source], dict[str, Any]]
+    preprocessing: Mapping[str, Any]
     leaves: Mapping[str, tuple[Leaf, ...]] = field(default_factory=lambda: TORCH_LEAVES)
     ignored: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
-    options: Callable[[Anatomy, Source], dict[str, Any]] = no_options
-    preprocessing: Mapping[str, Any] = field(default_factory=lambda: BILINEAR)
     classes: tuple[str, ...] = ()
     prepare: Callable[[Source], dict[str, Tensor]] | None = None
     silent_gate: Mapping[str, Any] | None = None

@@ -4,12 +4,29 @@ from dataclasses import replace
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.weights.layouts.base import Anatomy, Layout, Row, Source, block_rows, gate_rows, stem_rows
+from excite.weights.layouts.base import (
+    BILINEAR,
+    Anatomy,
+    Layout,
+    Row,
+    Source,
+    block_rows,
+    gate_rows,
+    settings,
+    stem_rows,
+)
 
 
 def caffe_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
     """As the authors' prototxt files have it: the stride on the first 1x1, but on the 3x3 where that is grouped."""
-    return {"max_pool": "ceil", "stride_on": "conv1" if anatomy.groups == 1 else "conv2"}
+    return settings(
+        max_pool="ceil",
+        conv_padding="symmetric",
+        stride_on="conv1" if anatomy.groups == 1 else "conv2",
+        gate_position="standard",
+        bn_eps=1e-5,
+        identity=False,
+    )
 
 
 def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
@@ -32,6 +49,7 @@ CADENE = Layout(
         Row("fc", "last_linear", "dense"),
     ),
     options=_options,
+    preprocessing=BILINEAR,
     source="timm 1.0.31, models/senet.py",
 )
 CADENE_SENET154 = replace(

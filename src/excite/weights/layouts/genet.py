@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from excite.weights.layouts.base import BILINEAR, MINDSPORE_LEAVES, Anatomy, Layout, Row, Source
+from excite.weights.layouts.base import BILINEAR, MINDSPORE_LEAVES, Anatomy, Layout, Row, Source, settings
 from excite.weights.layouts.mindspore import OPTIMISER_STATE
 
 #: Epsilon of the stem's batch norm, and of all others (MindSpore's default and that of its Conv2dBnAct).
@@ -29,7 +29,14 @@ def _as_dense(weight: Tensor) -> Tensor:
 
 def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
     """``pad_mode="same"`` everywhere: strided convolutions and the pooling are padded on the right and bottom first."""
-    return {"max_pool": "ceil", "conv_padding": "same"}
+    return settings(
+        max_pool="ceil",
+        conv_padding="same",
+        stride_on="conv2",
+        gate_position="standard",
+        bn_eps=EPS,
+        identity=False,
+    )
 
 
 _GATE = (

@@ -1,6 +1,26 @@
-"""Hugging Face transformers' ResNet (``ResNetForImageClassification``): no gates, the stride on the 3x3."""
+"""Hugging Face transformers' ResNet (``ResNetForImageClassification``): no gates, the stride on the 3x3.
 
-from excite.weights.layouts.base import BICUBIC, Layout, Row, stem_rows
+The ``config.json`` beside the weights may say otherwise.
+"""
+
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.weights.layouts.base import BICUBIC, PLAIN, Anatomy, Layout, Row, Source, stem_rows
+
+
+def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+    """As torchvision's, or with the stride on the first 1x1 where the configuration says ``downsample_in_bottleneck``.
+
+    Raises:
+        ExciteError: it says an activation or a first stage that ours do not have.
+    """
+    config = source.metadata.get("config", {})
+    for key, usual in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
+        if config.get(key, usual) != usual:
+            raise ExciteError(f"config.json says {key}={config[key]!r}; excite's ResNets have {usual!r} and no other")
+    return {**PLAIN, "stride_on": "conv1" if config.get("downsample_in_bottleneck") else "conv2"}
+
 
 _BLOCK = "encoder.stages.{s-1}.layers.{b}"
 HUGGING_FACE = Layout(
@@ -21,6 +41,7 @@ HUGGING_FACE = Layout(
             )
         ),
     ),
+    options=_options,
     preprocessing=BICUBIC,
     source="transformers, models/resnet/modeling_resnet.py",
 )

@@ -12,6 +12,7 @@ from excite.weights.layouts.base import (
     Source,
     block_rows,
     gate_rows,
+    settings,
     stem_rows,
 )
 
@@ -25,7 +26,14 @@ OPTIMISER_STATE = (
 
 def mindcv_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
     """Pooling padded on the right and bottom only; the stride of bottlenecks on the 3x3."""
-    return {"max_pool": "ceil"}
+    return settings(
+        max_pool="ceil",
+        conv_padding="symmetric",
+        stride_on="conv2",
+        gate_position="standard",
+        bn_eps=1e-5,
+        identity=False,
+    )
 
 
 MINDCV = Layout(

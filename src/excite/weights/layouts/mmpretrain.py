@@ -1,13 +1,37 @@
 """OpenMMLab's MMPretrain and MMClassification: ``backbone.`` with ``se_layer``, ``head.fc``."""
 
+import re
+from typing import Any
+
 from torch import Tensor
 
-from excite.weights.layouts.base import Layout, Row, Source, block_rows, gate_rows, stem_rows
+from excite.weights.layouts.base import (
+    BILINEAR,
+    PLAIN,
+    Anatomy,
+    Layout,
+    Row,
+    Source,
+    block_rows,
+    gate_rows,
+    stem_rows,
+)
 from excite.weights.layouts.torchvision import AVERAGE_DOWN
 
 
 def _without_backbone(source: Source) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): tensor for name, tensor in source.tensors.items()}
+
+
+def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+    """As torchvision's (``style='pytorch'``), or with the stride on the first 1x1 where the file says 'caffe'.
+
+    The configuration that trained it is a text in ``meta``.
+    """
+    meta = source.metadata.get("values", {}).get("meta", {})
+    text = str(meta.get("cfg") or meta.get("config") or "") if isinstance(meta, dict) else ""
+    style = re.search(r"""['"]?style['"]?\s*[=:]\s*['"](caffe|pytorch)['"]""", text)
+    return {**PLAIN, "stride_on": "conv1" if style is not None and style[1] == "caffe" else "conv2"}
 
 
 _BODY = (*stem_rows("conv1", "bn1"), *block_rows())
@@ -21,6 +45,8 @@ MMPRETRAIN = Layout(
     title="MMPretrain's names",
     signature=(r"(^|\.)layer1\.0\.se_layer\.conv1\.conv\.weight$",),
     rows=(*_BODY, *gate_rows("se_layer.conv1.conv", "se_layer.conv2.conv"), *_HEAD),
+    options=_options,
+    preprocessing=BILINEAR,
     ignored=_IGNORED,
     refused=AVERAGE_DOWN,
     prepare=_without_backbone,
@@ -31,6 +57,8 @@ MMPRETRAIN_UNGATED = Layout(
     title="MMPretrain's names, without gates",
     signature=(r"^backbone\.layer1\.0\.conv1\.weight$", r"^backbone\.conv1\.weight$", r"^head\.fc\.weight$"),
     rows=(*_BODY, *_HEAD),
+    options=_options,
+    preprocessing=BILINEAR,
     ignored=_IGNORED,
     refused=AVERAGE_DOWN,
     prepare=_without_backbone,

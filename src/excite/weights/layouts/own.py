@@ -1,6 +1,8 @@
 """``state_dict()`` of our own networks with SE or GE, saved without the header of a weights file."""
 
-from excite.weights.layouts.base import Layout, Row, block_rows
+from typing import Any
+
+from excite.weights.layouts.base import BILINEAR, Anatomy, Layout, Row, Source, block_rows
 from excite.weights.layouts.torchvision import HEAD, STEMS
 
 _GATE = "layer{s}.{b}.gate"
@@ -10,6 +12,12 @@ _GATHERS = tuple(
     for k in range(3)
     for n, kind in enumerate(("conv", "norm"))
 )
+
+
+def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+    """Nothing: such a file may be of any of our networks, and only a header would say how it was made."""
+    return {}
+
 
 OWN = Layout(
     key="excite",
@@ -22,5 +30,7 @@ OWN = Layout(
         *(Row(f"{_GATE}.{layer}", f"{_GATE}.{layer}", "dense") for layer in ("fc1", "fc2")),
         *HEAD,
     ),
+    options=_options,
+    preprocessing=BILINEAR,
     source="excite.models.resnet",
 )

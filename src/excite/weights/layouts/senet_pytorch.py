@@ -4,7 +4,7 @@ Both call the layer ``se`` and its two dense layers ``fc.0`` and ``fc.2``, of wi
 What users of that code call the layer differs, so the usual spellings have a row each.
 """
 
-from excite.weights.layouts.base import Layout, block_rows, gate_rows, stem_rows
+from excite.weights.layouts.base import BILINEAR, Layout, block_rows, gate_rows, plain_options, stem_rows
 from excite.weights.layouts.torchvision import AVERAGE_DOWN, HEAD
 
 SPELLINGS = ("se", "se_layer", "selayer", "se_module", "se_block")
@@ -19,6 +19,8 @@ SENET_PYTORCH = Layout(
         *(row for spelling in SPELLINGS for row in gate_rows(f"{spelling}.fc.0", f"{spelling}.fc.2")),
         *HEAD,
     ),
+    options=plain_options,
+    preprocessing=BILINEAR,
     refused=AVERAGE_DOWN,
     source="moskomule/senet.pytorch, senet/se_resnet.py and se_module.py; ModelZoo-PyTorch, contrib/cv/classification/"
     "SE-ResNet-50/senet.py and se_module.py",

@@ -69,7 +69,8 @@ def _by_place(source: Source) -> dict[str, Tensor]:
 
 
 def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
-    return {"bn_eps": 1e-3, "bn_momentum": 0.1}
+    """The other settings are not for this network: it has one stride, no pooling, and its gates have one place."""
+    return {"bn_eps": 1e-3, "bn_momentum": 0.1, "identity": False}
 
 
 _UNITS = tuple(f"layer{{s}}.{{b}}.{unit}" for unit in ("unit1", "unit2", "unit3", "downsample"))

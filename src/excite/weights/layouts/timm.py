@@ -1,6 +1,6 @@
 """timm's SE-ResNets and SE-ResNeXts (``timm.models.resnet`` with ``attn_layer="se"``)."""
 
-from excite.weights.layouts.base import BICUBIC, Layout, block_rows, gate_rows
+from excite.weights.layouts.base import BICUBIC, Layout, block_rows, gate_rows, plain_options
 from excite.weights.layouts.torchvision import AVERAGE_DOWN, HEAD, STEMS
 
 TIMM = Layout(
@@ -8,7 +8,8 @@ TIMM = Layout(
     title="the names of timm's ResNet with SE",
     signature=(r"^layer1\.0\.se\.fc1\.weight$", r"^conv1\.(0\.)?weight$"),
     rows=(*STEMS, *block_rows(), *gate_rows("se.fc1", "se.fc2"), *HEAD),
-    refused=AVERAGE_DOWN,
+    options=plain_options,
     preprocessing=BICUBIC,
+    refused=AVERAGE_DOWN,
     source="timm 1.0.31, models/resnet.py and layers/squeeze_excite.py",
 )

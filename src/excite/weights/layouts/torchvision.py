@@ -1,6 +1,6 @@
 """Ungated ResNets and ResNeXts of torchvision and timm, whose names ours are, too."""
 
-from excite.weights.layouts.base import Layout, Row, block_rows, stem_rows
+from excite.weights.layouts.base import BILINEAR, Layout, Row, block_rows, plain_options, stem_rows
 
 AVERAGE_DOWN = {
     r"\.downsample\.2\.": "a ResNet-D, whose shortcuts have an average pooling, and excite's ResNet has no such option"
@@ -14,6 +14,8 @@ TORCHVISION = Layout(
     title="the names of torchvision's and timm's ResNet",
     signature=(r"^layer1\.0\.conv1\.weight$", r"^conv1\.(0\.)?weight$"),
     rows=(*STEMS, *block_rows(), *HEAD),
+    options=plain_options,
+    preprocessing=BILINEAR,
     refused=AVERAGE_DOWN,
     source="torchvision/models/resnet.py",
 )

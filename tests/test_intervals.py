@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excite.report.statistics import (
+from excite.intervals import (
     FEW_DISCORDANT,
     Pairs,
     holm,
@@ -123,7 +123,7 @@ def test_mcnemar_gives_the_published_values():
 
 
 def test_mcnemar_is_exact_for_few_and_mid_p_for_many():
-    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "compare.md").read_text(encoding="utf-8")
     assert f"exact binomial below {FEW_DISCORDANT} images" in page
     assert mcnemar(Pairs(0, FEW_DISCORDANT - 1, 0, 0))[1] == "exact"
     assert mcnemar(Pairs(0, FEW_DISCORDANT, 0, 0))[1] == "mid-p"

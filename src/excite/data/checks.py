@@ -1,0 +1,185 @@
+"""A look at every file of class folders before the first step: is it whole, and was it seen before?
+
+What was found is kept in the cache folder by name, size and date, so that a second run looks at new files only. Nothing
+here decodes an image that looks whole.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from excite.data.decode import BadImageError, check_image
+from excite.data.folder import Part
+from excite.errors import ExciteError
+from excite.files import cache_folder, written_aside
+from excite.storage.staging import locked
+
+#: Of the format of the cache, and of what counts as whole.
+VERSION = 1
+#: A digest is over the whole of a file up to this many bytes, else over its size, its beginning and its end ...
+ENDS = 16 << 10
+#: ... which tell compressed files apart; of pixels as they are, single pieces from all over are looked at, too.
+PLAIN = frozenset((".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga"))
+THREADS = 8
+CHUNK = 128
+
+#: Called with (what is being done, done, in all).
+Progress = Callable[[str, int, int], object]
+
+
+@dataclass
+class Checked:
+    """What there is to know of the files of a part.
+
+    Attributes:
+        digests: uint64 (N,), of the contents; 0 where a file cannot be read.
+        bad: (path, reason) of the files that cannot be decoded.
+    """
+
+    digests: np.ndarray
+    bad: list[tuple[str, str]]
+
+
+def digest_of(path: str, size: int) -> int:
+    """64 bits that are the same for copies of a file, whatever they are called; 0 where it cannot be read."""
+    state = hashlib.blake2b(str(size).encode(), digest_size=8)
+    places = [(0, ENDS), (max(0, size - ENDS), ENDS)]
+    if os.path.splitext(path)[1].lower() in PLAIN:
+        places += [(size * i // 17, 1024) for i in range(1, 17)]
+    if size <= 2 * ENDS:
+        places = [(0, 2 * ENDS)]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            for start, length in places:
+                file.seek(start)
+                state.update(file.read(length) or b"")
+    except OSError:
+        return 0
+    return int.from_bytes(state.digest(), "little") or 1
+
+
+def check_files(part: Part, max_pixels: int, what: str, progress: Progress | None = None) -> Checked:
+    """Look at the files of a part, or remember what was found when they were looked at.
+
+    Args:
+        part: files with sizes and dates.
+        max_pixels: larger images count as broken.
+        what: the part's name, for the progress.
+        progress: called as the work goes on.
+    """
+    paths, count = part.images.paths, len(part)
+    place = _place(paths, max_pixels)
+    with _alone(place):  # the processes of a job: the first one looks, the others read what it found
+        known = _read(place)
+        keys = _keys(paths)
+        index = np.minimum(np.searchsorted(known["keys"], keys), max(0, len(known["keys"]) - 1))
+        same = np.zeros(count, dtype=bool)
+        digests = np.zeros(count, dtype=np.uint64)
+        reasons: dict[int, str] = {}
+        if len(known["keys"]):
+            for name, now in (("keys", keys), ("sizes", part.sizes), ("modified", part.modified)):
+                match = known[name][index] == now
+                same = match if name == "keys" else same & match
+            digests[same] = known["digests"][index[same]]
+            texts = known["reasons"]
+            reasons = {int(i): texts[k] for i in np.flatnonzero(same) if (k := int(keys[i])) in texts}
+        todo = np.flatnonzero(~same)
+        for i, found, reason in _look(part, todo, max_pixels, what, progress):
+            digests[i] = found
+            if reason is not None:
+                reasons[int(i)] = reason
+        if len(todo):
+            _write(place, keys, part, digests, reasons)
+    return Checked(digests, [(paths[i], reasons[i]) for i in sorted(reasons)])
+
+
+def _look(
+    part: Part, todo: np.ndarray, max_pixels: int, what: str, progress: Progress | None
+) -> Iterable[tuple[int, int, str | None]]:
+    paths, sizes = part.images.paths, part.sizes
+
+    def some(positions: np.ndarray) -> list[tuple[int, int, str | None]]:
+        found = []
+        for i in positions.tolist():
+            reason = None
+            try:
+                check_image(paths[i], max_pixels)
+            except BadImageError as error:
+                reason = error.reason
+            found.append((i, 0 if reason is not None else digest_of(paths[i], int(sizes[i])), reason))
+        return found
+
+    chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:  # what takes the time is the disk, above all one across a network
+        for found in pool.map(some, chunks):
+            done += len(found)
+            if progress is not None:
+                progress(f"checking {what} images", done, len(todo))
+            yield from found
+
+
+def _keys(paths: Sequence[str]) -> np.ndarray:
+    """uint64 (N,): what each absolute path hashes to."""
+    keys = np.empty(len(paths), dtype=np.uint64)
+    base = os.path.join(os.getcwd(), "")
+    for i, path in enumerate(paths):
+        whole = path if os.path.isabs(path) else base + path
+        digest = hashlib.blake2b(os.fsencode(whole), digest_size=8).digest()
+        keys[i] = int.from_bytes(digest, "little")
+    return keys
+
+
+def _place(paths: Sequence[str], max_pixels: int) -> Path:
+    """The cache file of a folder of images; another Pillow may read other files."""
+    root = os.path.abspath(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    name = hashlib.sha256(f"{VERSION}\0{max_pixels}\0{PIL.__version__}\0".encode() + os.fsencode(root)).hexdigest()[:24]
+    return cache_folder() / "checked" / f"{name}.npz"
+
+
+def _alone(place: Path) -> ExitStack:
+    """The lock of a cache file; without one where it cannot be written, so that every process looks for itself."""
+    held = ExitStack()
+    with suppress(ExciteError):
+        held.enter_context(locked(place))
+    return held
+
+
+_EMPTY = {name: np.zeros(0, np.uint64) for name in ("keys", "sizes", "modified", "digests")}
+
+
+def _read(place: Path) -> dict[str, Any]:
+    """What was written; nothing where it is damaged: it is only a cache."""
+    try:
+        with np.load(place, allow_pickle=False) as file:
+            found = {name: file[name] for name in _EMPTY}
+            bad, texts = file["bad"], file["texts"].tobytes().decode().split("\0")
+    except Exception:  # whatever a damaged archive makes of itself
+        return {**_EMPTY, "reasons": {}}
+    sized = {len(values) for values in found.values()}
+    if len(sized) > 1 or (len(bad) and len(bad) != len(texts)):
+        return {**_EMPTY, "reasons": {}}
+    return {**found, "reasons": dict(zip(bad.tolist(), texts, strict=False))}
+
+
+def _write(place: Path, keys: np.ndarray, part: Part, digests: np.ndarray, reasons: dict[int, str]) -> None:
+    order = np.argsort(keys, kind="stable")
+    bad = sorted(reasons)
+    with suppress(ExciteError, OSError), written_aside(place) as aside, aside.open("wb") as file:
+        np.savez(
+            file,
+            keys=keys[order],
+            sizes=part.sizes[order],
+            modified=part.modified[order],
+            digests=digests[order],
+            bad=keys[bad] if bad else np.zeros(0, np.uint64),
+            texts=np.frombuffer("\0".join(reasons[i] for i in bad).encode("utf-8", "replace"), np.uint8),
+        )

@@ -1,0 +1,238 @@
+"""Which image files are read: by their endings when a folder is searched, by their first bytes when one is opened.
+
+Every image file is opened by `open_image`, with an explicit list of formats: Pillow would else try all it knows, among
+them EPS, which starts Ghostscript, and stubs that hand a file to whoever registered for it. What is inside decides, not
+the ending; only formats that have no unmistakable first bytes are tried for files that say so by their ending, since
+Pillow would take damaged photographs for one of those.
+
+Nothing heavy is imported here, so that listing files needs no torch.
+"""
+
+import importlib.util
+import io
+import os
+import threading
+import warnings
+from functools import cache
+
+from PIL import Image, features
+
+# Format as Pillow names it -> endings.
+_BY_CONTENT: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "ICO": (".ico",),
+    "SUN": (".ras",),
+}
+_BY_ENDING: dict[str, tuple[str, ...]] = {
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "PCX": (".pcx",),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "DIB": (".dib",),
+}
+_CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow may have been built without
+_HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
+_HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+
+_MISSING = tuple(k for k, codec in _CODECS.items() if codec not in features.get_supported())
+_CONTENT = tuple(kind for kind in _BY_CONTENT if kind not in _MISSING) + (("HEIF",) if _HAS_HEIF else ())
+_ENDING = {ending: kind for kind, endings in _BY_ENDING.items() for ending in endings}
+
+#: Formats that are opened, as Pillow names them; the last few only where the ending says so.
+FORMATS: tuple[str, ...] = (*_CONTENT, *_BY_ENDING)
+
+#: Endings of the files that are read, in lower case, with the dot.
+EXTENSIONS: frozenset[str] = frozenset(
+    [e for kind in _CONTENT for e in _BY_CONTENT.get(kind, _HEIF)] + [e for ends in _BY_ENDING.values() for e in ends]
+)
+
+# Images of other programs and trades, for which a folder's reader should say that it leaves them out.
+_NEVER = [
+    ".3fr",
+    ".ai",
+    ".arw",
+    ".blp",
+    ".cdr",
+    ".cin",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".cur",
+    ".cut",
+    ".cxr",
+    ".czi",
+    ".dcm",
+    ".dcr",
+    ".dcx",
+    ".dicom",
+    ".djvu",
+    ".dng",
+    ".dpx",
+    ".emf",
+    ".eps",
+    ".erf",
+    ".exr",
+    ".fit",
+    ".fits",
+    ".fli",
+    ".flif",
+    ".fts",
+    ".h5",
+    ".hdf5",
+    ".hdr",
+    ".icns",
+    ".iiq",
+    ".im",
+    ".img",
+    ".indd",
+    ".jbig",
+    ".jbig2",
+    ".jng",
+    ".jpm",
+    ".jxl",
+    ".jxr",
+    ".kdc",
+    ".kra",
+    ".lif",
+    ".lsm",
+    ".mef",
+    ".mha",
+    ".mhd",
+    ".mng",
+    ".mos",
+    ".mrw",
+    ".mrxs",
+    ".msp",
+    ".nd2",
+    ".ndpi",
+    ".nef",
+    ".nii",
+    ".npy",
+    ".npz",
+    ".nrrd",
+    ".nrw",
+    ".oib",
+    ".oif",
+    ".orf",
+    ".pam",
+    ".pcd",
+    ".pct",
+    ".pdf",
+    ".pef",
+    ".pfm",
+    ".pic",
+    ".pict",
+    ".ps",
+    ".psb",
+    ".psd",
+    ".pxr",
+    ".raf",
+    ".raw",
+    ".rw2",
+    ".rwl",
+    ".scn",
+    ".sr2",
+    ".srf",
+    ".srw",
+    ".svg",
+    ".svgz",
+    ".svs",
+    ".vsi",
+    ".wbmp",
+    ".wdp",
+    ".wmf",
+    ".wpg",
+    ".x3f",
+    ".xbm",
+    ".xcf",
+    ".xpm",
+]
+
+#: Endings of images that are not read here -> the line to type that changes it, "" where there is none.
+UNREAD: dict[str, str] = (
+    dict.fromkeys(_NEVER, "")
+    | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, "pip install 'excite[heif]'"))
+    | {ending: "pip install --upgrade pillow" for kind in _MISSING for ending in _BY_CONTENT[kind]}
+)
+
+# First bytes of what is often found under an image's name, where Pillow says nothing but "cannot identify".
+_KNOWN_BY: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"%!PS", "it is PostScript (EPS), a program"),
+    (0, b"\xc5\xd0\xd3\xc6", "it is PostScript (EPS), a program"),
+    (0, b"%PDF", "it is a PDF document"),
+    (0, b"8BPS", "it is a Photoshop document"),
+    (0, b"\xd7\xcd\xc6\x9a", "it is a Windows metafile"),
+    (0, b"\xff\x0a", "it is JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "it is JPEG XL"),
+    (0, b"v/1\x01", "it is OpenEXR"),
+    (0, b"#?RADIANCE", "it is Radiance HDR"),
+    (0, b"SIMPLE  =", "it is FITS"),
+    (0, b"\x93NUMPY", "it is a NumPy array"),
+    (0, b"\x89HDF", "it is HDF5"),
+    (128, b"DICM", "it is DICOM"),
+    (0, b"<svg", "it is SVG"),
+    (0, b"<?xml", "it is XML, perhaps SVG"),
+    (0, b"<!DOCTYPE", "it is a web page"),
+    (0, b"<html", "it is a web page"),
+    (0, b"version https://git-lfs", "it is a Git LFS pointer; type: git lfs pull"),
+    (0, b"PK\x03\x04", "it is a ZIP archive"),
+    (0, b"\x1f\x8b", "it is gzip-compressed"),
+    (0, b"MM\0+", "it is a BigTIFF of a kind that is not read here"),
+    (0, b"II+\0", "it is a BigTIFF of a kind that is not read here"),
+)
+
+# warnings.catch_warnings is not thread-safe before Python 3.14; only headers are read while this is held.
+_OPEN = threading.Lock()
+
+
+def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """Read the header of an image file (or its bytes), with none but the formats above; the pixels when `load` is called.
+
+    Pillow's warning about large images is silenced: `data.max_pixels` replaces it. Raises what Pillow raises:
+    UnidentifiedImageError where it is none of these formats, OSError, and on damaged bytes nearly anything.
+    """
+    _register_heif()
+    if isinstance(source, bytes):
+        file: io.BytesIO | str | os.PathLike[str] = io.BytesIO(source)
+        # Bytes have no ending; of the formats without first bytes only TGA has something at its end that tells it.
+        tried = (*_CONTENT, "TGA") if source.endswith(b"TRUEVISION-XFILE.\0") else _CONTENT
+    else:
+        file = source
+        kind = _ENDING.get(os.path.splitext(source)[1].lower())
+        tried = _CONTENT if kind is None else (*_CONTENT, kind)
+    with _OPEN, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Image.open(file, formats=tried)
+
+
+@cache
+def _register_heif() -> None:
+    """HEIC is Pillow's plug-in: a process has to register it before it opens one."""
+    if _HAS_HEIF:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
+def what_it_is(head: bytes) -> str | None:
+    """One clause on a file that `open_image` does not know, from its first 150 or more bytes; None: no idea."""
+    if head[4:8] == b"ftyp":
+        brand = head[8:12].decode("latin-1")
+        if brand in ("avif", "avis"):
+            return "it is AVIF" + ("; type: pip install --upgrade pillow" if "AVIF" in _MISSING else ", but damaged")
+        if brand[:3] in ("hei", "hev", "mif", "msf"):
+            return "it is HEIC" + (", but damaged" if _HAS_HEIF else "; type: pip install 'excite[heif]'")
+        return f"it is a video or another file of brand {brand.strip()!a}"
+    for kind, start in (("WEBP", b"RIFF"), ("JPEG2000", b"\0\0\0\x0cjP  ")):
+        if kind in _MISSING and head.startswith(start):
+            return f"it is {kind}, which this Pillow was built without; type: pip install --upgrade pillow"
+    return next((said for at, start, said in _KNOWN_BY if head[at:].startswith(start)), None)

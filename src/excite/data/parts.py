@@ -1,0 +1,204 @@
+"""Which folders of a data set are its parts: training, validation, test.
+
+    root/train root/val root/test    parts, under any of the usual names, in any case
+    root/cat root/dog                no parts: class folders, of which some images are split off
+    root/photos/...                  either of these one level down, as an unpacked archive has it
+
+Nothing here opens an image or imports torch.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from excite.data.walk import folders_in, is_image, is_litter
+from excite.errors import ExciteError
+
+#: The usual names of each part, in lower case.
+PART_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+#: What a part is called in a sentence.
+PART_TITLES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test", "all": "all"}
+
+_KNOWN = {name: part for part, names in PART_NAMES.items() for name in names}
+#: With what people put before or behind such a name: training_set, seg_train, val-images, 2_test.
+_DRESSED = re.compile(
+    rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})"
+    r"(?:[ _.-]?(?:set|data|images?|imgs?|split|part))?"
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a data set lie.
+
+    Attributes:
+        root: the folder of the parts, or of the class folders.
+        parts: "train", "val", "test" -> folder; empty where ``root`` holds class folders.
+        unused: folders of ``root`` that are no part, and so are not used; empty without parts.
+        notes: what a user should know, one sentence each.
+    """
+
+    root: Path
+    parts: Mapping[str, Path]
+    unused: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def part_named(name: str) -> str | None:
+    """The part that a folder of this name is, by its usual names; None for any other name."""
+    return _KNOWN.get(name.strip().lower())
+
+
+def part_resembled(name: str) -> str | None:
+    """The part that a name looks like, with words around it (``training_set``, ``seg_test``); None for any other."""
+    match = _DRESSED.fullmatch(name.strip().lower())
+    return None if match is None else _KNOWN[match[1]]
+
+
+def find_layout(root: Path) -> Layout:
+    """Find the parts of a data set, or its class folders.
+
+    Raises:
+        ExciteError: a folder that cannot be listed; two folders for one part; several data sets in one; class folders
+            that have parts of their own, or names of parts; parts without class folders.
+    """
+    found = _layout(root)
+    if found is not None:
+        return found
+    inner = _wrapped(root)
+    if inner is not None:
+        deeper = _layout(inner) or Layout(inner, {})
+        deeper.notes.insert(0, f"the data set is one level down, in {os.path.relpath(inner, root)}/")
+        return deeper
+    _refuse_names_of_parts(root, _listed(root))
+    _refuse_parts_in_classes(root, _listed(root))
+    return Layout(root, {})
+
+
+def _listed(place: Path) -> list[str]:
+    try:
+        return folders_in(place)
+    except OSError as error:
+        raise ExciteError(f"{place} cannot be read: {error.strerror or error}") from None
+
+
+def _layout(root: Path) -> Layout | None:
+    """The parts that lie in a folder; None where there are none."""
+    names = _listed(root)
+    by_part: dict[str, list[str]] = {}
+    for name in names:
+        part = part_named(name)
+        if part is not None and _listed(root / name):  # without folders in it, it is a class: trains among cars
+            by_part.setdefault(part, []).append(name)
+    if not by_part:
+        return _dressed(root, names)
+    for part, several in by_part.items():
+        if len(several) > 1:
+            raise ExciteError(
+                f"{root} has {len(several)} folders for the {PART_TITLES[part]} part: {_some(several)}; keep one, and "
+                "move or rename the others"
+            )
+    chosen = {part: root / several[0] for part, several in by_part.items()}
+    parts = {part: _unwrapped(folder) for part, folder in chosen.items()}
+    unused = [name for name in names if root / name not in chosen.values()]
+    notes = (
+        [f"not used, as {'they are' if len(unused) > 1 else 'it is'} no part: {_some(unused, '/')}"] if unused else []
+    )
+    for name in unused:
+        if part_named(name) is not None:
+            notes.append(f"{name}/ has no class folders: its images have no labels and are not used")
+    return Layout(root, parts, unused, notes)
+
+
+def _dressed(root: Path, names: Sequence[str]) -> Layout | None:
+    """Parts with words around their names, such as ``training_set`` and ``test_set``: where all folders are such."""
+    resembled = {name: part_resembled(name) for name in names}
+    parts = [part for part in resembled.values() if part is not None]
+    if len(parts) < max(2, len(names)) or "train" not in parts or len(set(parts)) < len(parts):
+        return None
+    if not all(_listed(root / name) for name in names):
+        return None
+    found = {str(part): _unwrapped(root / name) for name, part in resembled.items()}
+    return Layout(root, found, (), [f"parts by their names: {_some(names, '/')}"])
+
+
+def _unwrapped(part: Path) -> Path:
+    """A part's folder, or the only one in it where that repeats its name: ``seg_train/seg_train/CLASS``."""
+    inside = _listed(part)
+    if len(inside) == 1 and (inside[0] == part.name or part_named(inside[0])) and _listed(part / inside[0]):
+        return part / inside[0]
+    return part
+
+
+def _wrapped(root: Path) -> Path | None:
+    """The folder one level down that holds the data set: the only one there, or the only one with parts."""
+    names = _listed(root)
+    with_parts = [name for name in names if _has_parts(root / name)]
+    if len(with_parts) == 1 and (len(names) == 1 or not _holds_images(root, [n for n in names if n != with_parts[0]])):
+        return root / with_parts[0]
+    if len(with_parts) > 1:
+        if len(with_parts) == len(names):
+            raise ExciteError(
+                f"the folders of {root} have parts of their own ({_some(with_parts, '/')} hold train/ and the like): "
+                f"give one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts "
+                f"outside: train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
+            )
+        raise ExciteError(
+            f"{root} holds several data sets with parts ({_some(with_parts, '/')}): give one of them, as in "
+            f"data.root={root / with_parts[0]}"
+        )
+    if len(names) == 1 and len(_listed(root / names[0])) > 1 and not _images_directly(root / names[0]):
+        return root / names[0]
+    return None
+
+
+def _has_parts(folder: Path) -> bool:
+    """Whether a folder has a training part, or two parts at least: a single folder called "test" is little to go by."""
+    found = {part_named(name) for name in _listed(folder) if part_named(name) and _listed(folder / name)} - {None}
+    return "train" in found or len(found) > 1
+
+
+def _holds_images(root: Path, names: Sequence[str]) -> bool:
+    return any(_images_directly(root / name) for name in names)
+
+
+def _images_directly(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image(entry.name) and not is_litter(entry.name) for entry in entries)
+
+
+def _refuse_names_of_parts(root: Path, names: Sequence[str]) -> None:
+    """Class folders that are called like parts would train a network that tells "Testing" from "Training"."""
+    resembled = [part_named(name) or part_resembled(name) for name in names]
+    if len(names) >= 2 and all(resembled) and len(set(resembled)) > 1:
+        raise ExciteError(
+            f"{root} has no class folders, only parts of a data set without classes in them ({_some(names, '/')}): put "
+            f"the images of each class into a folder of its own, as in {root / names[0]}/CLASS/"
+        )
+    if len(names) == 1 and resembled[0] is not None:
+        raise ExciteError(
+            f"{root} has only {names[0]}/, without class folders in it: put the images of each class into a folder of "
+            f"its own, as in {root / names[0]}/CLASS/"
+        )
+
+
+def _refuse_parts_in_classes(root: Path, names: Sequence[str]) -> None:
+    """``cat/train/1.jpg``: to mix what somebody kept apart would train on the test images."""
+    for name in names:
+        inside = {part_named(each) for each in _listed(root / name)} - {None}
+        if "train" in inside and len(inside) > 1:
+            raise ExciteError(
+                f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): "
+                f"put the parts outside and the classes inside, as in {root / 'train' / name}/"
+            )
+
+
+def _some(names: Sequence[str], end: str = "") -> str:
+    shown = ", ".join(f"{name}{end}" for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,215 @@
+"""One walk through folders for every command: which files are images, which are not, and what could not be looked at.
+
+Nothing here opens a file, so that a FIFO or a device cannot hang it, and nothing imports torch.
+"""
+
+import errno
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+
+from excite.data.formats import EXTENSIONS, UNREAD
+
+#: What operating systems, archives and editors leave behind; none of it is a class of images.
+LITTER = frozenset(
+    ("__macosx", "lost+found", "@eadir", "$recycle.bin", "#recycle", "system volume information", "__pycache__")
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """An image file as the walk found it: its path, and what one ``stat`` tells (bytes; nanoseconds)."""
+
+    path: str
+    size: int
+    modified: int
+
+
+@dataclass
+class Found:
+    """What a walk found.
+
+    Attributes:
+        files: the images, sorted by path.
+        other: how many files have each ending that is not read here (lower case, with the dot; "" for none).
+        hidden: how many hidden files there were (``._photo.jpg``, ``.DS_Store``).
+        unusable: (path, reason) of links that lead nowhere or in a circle, of what is no file, of unreadable folders.
+    """
+
+    files: list[File] = field(default_factory=list)
+    other: Counter[str] = field(default_factory=Counter)
+    hidden: int = 0
+    unusable: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, more: "Found") -> None:
+        """Count another walk in; its files come behind."""
+        self.files += more.files
+        self.other.update(more.other)
+        self.hidden += more.hidden
+        self.unusable += more.unusable
+
+    def ignored(self) -> str | None:
+        """What was left out, as one sentence with counts; None where nothing was."""
+        parts = []
+        if self.other:
+            kinds = ", ".join(f"{n:,} {_kind_of(ending)}" for ending, n in self.other.most_common(8))
+            rest = sum(n for _, n in self.other.most_common()[8:])
+            parts.append(f"{_files(self.other.total())} ignored: {kinds}" + (f", {rest:,} others" if rest else ""))
+        if self.hidden:
+            parts.append(f"{self.hidden:,} hidden file{'s' if self.hidden > 1 else ''} ignored")
+        if self.unusable:
+            path, reason = self.unusable[0]
+            more = f" and {len(self.unusable) - 1:,} more" if len(self.unusable) > 1 else ""
+            parts.append(f"left out: {path} ({reason}){more}")
+        return "; ".join(parts) or None
+
+
+def _kind_of(ending: str) -> str:
+    """An ending as it is told, with the line to type where there is one that makes such files readable."""
+    mend = UNREAD.get(ending)
+    return (ending or "without an ending") + (f" ({mend} reads them)" if mend else "")
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file{'s' if count != 1 else ''}"
+
+
+def is_litter(name: str) -> bool:
+    """Whether a folder or file of this name is hidden, or known to hold no data."""
+    return name.startswith(".") or name.lower() in LITTER
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image: by its ending, in any case."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """(device, inode) of what a path leads to; None where it leads nowhere."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def folders_in(place: str | os.PathLike[str]) -> list[str]:
+    """Names of the folders in a folder, sorted, links to folders among them, litter not. Raises OSError."""
+    with os.scandir(place) as entries:
+        return sorted(entry.name for entry in entries if not is_litter(entry.name) and _is_dir(entry))
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+class Walk:
+    """Walks through several folders of one data set, each folder entered once, real ones before links.
+
+    A link back up, or across to another class or part, would count images twice, and give them a second label. So links
+    are only followed by :meth:`finish`, when all real folders are known.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[int, int]] = set()  # (device, inode): names can differ for the same folder
+        self._links: list[tuple[str, Found]] = []
+        self._given: list[Found] = []
+
+    def below(self, folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
+        """Begin to find the images below a folder; :meth:`finish` completes what is returned.
+
+        Args:
+            folder: a folder, or a link to one.
+            deep: whether to look into sub-folders.
+        """
+        found = Found()
+        self._given.append(found)
+        # What is above is never below: a link up there would bring the other classes, and whatever lies beside.
+        for path in {os.path.abspath(folder), os.path.realpath(folder)}:
+            while (above := os.path.dirname(path)) != path:
+                path = above
+                self._seen.add(identity(path) or (0, 0))
+        self._enter(os.fspath(folder), found, deep)
+        return found
+
+    def finish(self) -> None:
+        """Follow the links, then sort what every :meth:`below` gave by path."""
+        while self._links:
+            self._enter(*self._links.pop(0), True)
+        for found in self._given:
+            found.files.sort(key=lambda file: file.path)
+            found.unusable.sort()
+
+    def _enter(self, top: str, found: Found, deep: bool) -> None:
+        todo = [top]
+        while todo:
+            place = todo.pop()
+            own = identity(place)
+            if own in self._seen:
+                found.unusable.append((place, "it leads to a folder that is looked through already"))
+                continue
+            if own is not None:
+                self._seen.add(own)
+            try:
+                with os.scandir(place) as entries:
+                    listed = list(entries)
+            except OSError as error:
+                found.unusable.append((place, f"the folder cannot be read: {error.strerror or error}"))
+                continue
+            for entry in listed:
+                if not _is_dir(entry):
+                    _sort_in(entry, found)
+                elif deep and not is_litter(entry.name):
+                    if entry.is_symlink():
+                        self._links.append((entry.path, found))
+                    else:
+                        todo.append(entry.path)
+
+
+def walk(folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
+    """Find the images below one folder, sorted by path; see :class:`Walk`."""
+    whole = Walk()
+    found = whole.below(folder, deep=deep)
+    whole.finish()
+    return found
+
+
+def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
+    """Count one entry that is no folder where it belongs."""
+    if is_litter(entry.name):
+        found.hidden += 1
+    elif not is_image(entry.name):
+        found.other[_ending(entry.name)] += 1
+    else:
+        file, reason = look_at(entry.path)
+        if file is not None:
+            found.files.append(file)
+        else:
+            found.unusable.append((entry.path, str(reason)))
+
+
+def _ending(name: str) -> str:
+    ending = os.path.splitext(name)[1].lower()
+    return ending if len(ending) <= 12 else ""  # "photo.of my cat in the garden" has none
+
+
+def look_at(path: str) -> tuple[File | None, str | None]:
+    """One ``stat`` of a path: the file, or the reason why it is none that could be opened."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if not os.path.islink(path):
+            return None, "it has vanished" if isinstance(error, FileNotFoundError) else str(error.strerror)
+        return None, "a link that leads in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
+    if not stat.S_ISREG(status.st_mode):
+        return None, f"it is {_kind(status.st_mode)}, not a file"
+    return File(path, status.st_size, status.st_mtime_ns), None
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+    return next((name for is_it, name in kinds if is_it(mode)), "a device")

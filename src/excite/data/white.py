@@ -1,0 +1,101 @@
+"""What is white in images of 16 bits a channel: cameras and scanners fill 10, 12 or 14 of them, and no file says so."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from excite.data.config import DataConfig
+from excite.data.decode import BadImageError, largest_value
+from excite.data.images import FileImages
+from excite.data.pixels import FULL_WHITE
+
+#: Bits that sensors have. In between, a dark set of 12-bit images would be taken for one of 11 bits, and clipped later.
+DEPTHS = (8, 10, 12, 14, 16)
+#: When images are streamed: files whose first bytes are looked at, and 16-bit ones that are decoded before training.
+LOOKED_AT, DECODED = 4096, 256
+
+Answer = TypeVar("Answer")
+
+
+def with_white(
+    data: DataConfig, train: FileImages, val: FileImages, every: bool = False
+) -> tuple[DataConfig, list[str]]:
+    """The same description of the data with `white` filled in, and what a user should know of it.
+
+    The smallest of 2**8 - 1, 2**10 - 1 ... 2**16 - 1 that holds the largest value of the training images. Both parts
+    are told (`FileImages.white`). Images that cannot be read count nothing here: they are met again.
+
+    Args:
+        data: where `white` is given, that is taken and nothing looked at.
+        train: what it is found from. val: only told.
+        every: look at every training image with 16 bits a channel, otherwise at no more than `DECODED` of them.
+    """
+    said: list[str] = []
+    if data.white is None:
+        found, deep, sampled = _largest(train.paths, data.max_pixels, every)
+        white = next(2**bits - 1 for bits in DEPTHS if (found or FULL_WHITE) < 2**bits)
+        data = data.model_copy(update={"white": white})
+        if white != FULL_WHITE:
+            images = (
+                f"a sample of {deep:,} 16-bit training images uses"
+                if sampled
+                else f"{deep:,} 16-bit training images use"
+            )
+            said.append(
+                f"{images} at most {found} of {FULL_WHITE}: {white} is taken as white (data.white={white}), larger values "
+                f"are clipped; data.white={FULL_WHITE} turns this off"
+            )
+    assert data.white is not None
+    train.white = val.white = data.white
+    return data, said
+
+
+def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | None, int, bool]:
+    """The largest value among 16-bit images, how many were decoded for it, and whether these are but a sample."""
+    looked = list(paths) if every else _spread(paths, LOOKED_AT)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
+        deep = [path for path, is_deep in zip(looked, _in_chunks(pool, has_16_bits, looked), strict=True) if is_deep]
+        decoded = deep if every else _spread(deep, DECODED)
+
+        def largest(path: str) -> int | None:
+            try:
+                return largest_value(path, max_pixels)
+            except BadImageError:
+                return None
+
+        values = [value for value in _in_chunks(pool, largest, decoded) if value is not None]
+    values = [value for value in values if 0 <= value <= FULL_WHITE]
+    return max(values, default=None), len(values), len(decoded) < len(deep) or len(looked) < len(paths)
+
+
+def _in_chunks(pool: ThreadPoolExecutor, ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
+    """`ask` of every path, 64 at a time: handing over a single one costs more than the smallest of the questions."""
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
+    return [answer for part in pool.map(lambda chunk: [ask(path) for path in chunk], chunks) for answer in part]
+
+
+def _spread(paths: Sequence[str], count: int) -> list[str]:
+    """At most so many of them, evenly spread."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
+
+
+def has_16_bits(path: str) -> bool:
+    """Whether a file may hold more than 8 bits a channel with no word on its white, by its first bytes: 10 microseconds."""
+    try:
+        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+            head = file.read(32)
+    except (OSError, ValueError):
+        return False
+    if head.startswith(b"\x89PNG"):
+        return head[24:25] == b"\x10"
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+") or (head[:2] in (b"P5", b"P2"))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a FIFO that nobody writes to would hang for ever."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

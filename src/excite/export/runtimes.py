@@ -1,0 +1,229 @@
+"""Before an artefact is written, every installed runtime that can read it is asked, from new sessions.
+
+A verification that runs one session over many images does not see a first call that is wrong, nor a size of image that
+the user's own images do not have: OpenVINO 2026.4 gave nonsense in the first call of a graph with a conditional, and
+for images smaller than the network's with an absolute value in its whole numbers, where ONNX Runtime was right.
+
+Letters: N images, H x W pixels, C channels, S side of what the network sees, K classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from excite.errors import ExciteError
+from excite.export.deployable import InputKind
+from excite.export.formats import READERS, Run, open_in
+from excite.export.images import blurred_noise, prepare
+from excite.export.verify import Comparison, compare, reference_logits, to_input
+from excite.inference import Predictor
+
+#: The reference evaluator is written in NumPy: a network with more multiply-accumulates an image would take minutes.
+REFERENCE_MACS = 2e8
+#: Two runtimes round an int8 network at different places. What is more than this is no rounding: times the difference
+#: of the artefact's own runtime from PyTorch, and share of the largest logit; the larger of both counts.
+INT8_TIMES, INT8_SHARE = 2.0, 0.1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Images of one size, and what the PyTorch model makes of them.
+
+    Attributes:
+        images: as the artefact takes them.
+        logits: (N, K).
+        size: in words.
+    """
+
+    images: np.ndarray
+    logits: np.ndarray
+    size: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one session: which case, which call of the session (from 0), and its logits."""
+
+    case: int
+    number: int
+    logits: np.ndarray
+
+
+@dataclass
+class Asked:
+    """What the runtimes said of an artefact.
+
+    Attributes:
+        calls: runtime, with its version -> its calls; the artefact's own runtime is the first.
+        left_out: runtime -> why it was not asked.
+    """
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
+    """The network's size, and for ``uint8`` a larger and a narrow one; batches of 1 to 3 images (blurred noise)."""
+    p = predictor.preprocessing
+    size = p.image_size
+    shapes = [(1, size, size), (3, size, size)]
+    if kind == "uint8":
+        shapes += [(1, size + size // 2 + 1, 2 * size + 3), (2, 2 * size + 1, size // 2 + 1)]
+    cases = []
+    for count, height, width in shapes:
+        rng = np.random.default_rng(len(cases))
+        images = np.stack([blurred_noise(rng, height, width, p.in_chans) for _ in range(count)])
+        prepared = np.stack([prepare(image, p) for image in images])
+        text = f"{count} image{'s' if count > 1 else ''} of {height} x {width} pixels"
+        taken = images if kind == "uint8" else prepared
+        cases.append(Case(to_input(taken, kind), reference_logits(predictor, prepared), text))
+    return cases
+
+
+def ask(format: str, path: Path, cases: Sequence[Case], threads: int, macs: float) -> Asked:
+    """Run all cases in all installed runtimes: each in a new session, twice; then all in the last one, in turns.
+
+    Args:
+        format: of the artefact. path: its file.
+        cases: what is run.
+        threads: of a runtime.
+        macs: multiply-accumulates of the network for an image; the reference evaluator is left out where there are too
+            many, and runs each case once.
+
+    Raises:
+        ExciteError: the artefact's own runtime cannot open it, or any that opened it cannot run a case.
+    """
+    asked = Asked()
+    for runtime in READERS[format]:
+        if find_spec(runtime) is None:
+            asked.left_out[runtime] = "not installed (pip install 'excite[export]')"
+        elif runtime == "onnx" and macs > REFERENCE_MACS:
+            asked.left_out[runtime] = f"its reference evaluator would take minutes for {macs / 1e9:.2g} G products"
+        else:
+            _ask_one(runtime, path, cases, threads, asked, own=runtime == READERS[format][0])
+    return asked
+
+
+def _ask_one(runtime: str, path: Path, cases: Sequence[Case], threads: int, asked: Asked, own: bool) -> None:
+    name = f"{'the reference evaluator of ' if runtime == 'onnx' else ''}{runtime} {metadata.version(runtime)}"
+    calls: list[Call] = []
+    run: Run | None = None
+    for i in range(len(cases)):
+        try:
+            run = open_in(runtime, path, threads)
+        except Exception as error:  # each has errors of its own
+            if own:
+                raise ExciteError(
+                    f"{name} cannot open the artefact: {_first_line(error)}; nothing was written"
+                ) from error
+            asked.left_out[runtime] = f"it cannot open this file, so do not use it with it: {_first_line(error)}"
+            return
+        calls += [_call(name, run, cases, i, number) for number in range(1 if runtime == "onnx" else 2)]
+    if run is not None and runtime != "onnx":
+        calls += [_call(name, run, cases, i, 2 + i) for i in range(len(cases))]
+    asked.calls[name] = calls
+
+
+def _call(name: str, run: Run, cases: Sequence[Case], case: int, number: int) -> Call:
+    try:
+        return Call(case, number, run(cases[case].images))
+    except Exception as error:
+        raise ExciteError(
+            f"{name} opens the artefact, but cannot run {cases[case].size}: {_first_line(error)}; nothing was written"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
+
+
+def judge_fp32(name: str, asked: Asked, cases: Sequence[Case], tolerance: float) -> float:
+    """The largest difference from the PyTorch model's logits, in units of its largest logit.
+
+    Raises ExciteError where a call of any runtime differs by more than ``tolerance``.
+    """
+    worst = 0.0
+    for runtime, calls in asked.calls.items():
+        for call in calls:
+            found = compare(cases[call.case].logits, call.logits)
+            if not found.relative <= tolerance:  # not `>`: NaN must fail
+                raise ExciteError(_disagrees(name, runtime, "the PyTorch model", call, cases, found, f"{tolerance:g}"))
+            worst = max(worst, found.relative)
+    return worst
+
+
+def judge_int8(name: str, asked: Asked, cases: Sequence[Case], tolerance: float) -> float:
+    """The largest difference of two runtimes' logits, in units of the PyTorch model's largest logit.
+
+    Raises ExciteError where a session's calls with the same images differ by more than ``tolerance``, or a runtime
+    differs from the artefact's own by more than int8's rounding.
+    """
+    worst, own = 0.0, _first_calls(next(iter(asked.calls.values())))
+    for runtime, calls in asked.calls.items():
+        first = _first_calls(calls)
+        for call in calls:
+            case = cases[call.case]
+            scale = max(1.0, float(np.abs(case.logits).max()))
+            itself = compare(first[call.case], call.logits)
+            if not itself.largest <= tolerance * scale:
+                raise ExciteError(
+                    _disagrees(name, runtime, "its own first call", call, cases, itself, f"{tolerance:g}")
+                )
+            found = compare(own[call.case], call.logits)
+            allowed = max(INT8_TIMES * compare(case.logits, own[call.case]).largest / scale, INT8_SHARE)
+            if not found.largest <= allowed * scale:
+                other = next(iter(asked.calls))
+                raise ExciteError(_disagrees(name, runtime, other, call, cases, found, f"{allowed:.2g}"))
+            worst = max(worst, found.largest / scale)
+    return worst
+
+
+def _first_calls(calls: Sequence[Call]) -> dict[int, np.ndarray]:
+    return {call.case: call.logits for call in calls if call.number == 0}
+
+
+def _disagrees(
+    name: str, runtime: str, other: str, call: Call, cases: Sequence[Case], found: Comparison, allowed: str
+) -> str:
+    which = "the first call of a new session" if call.number == 0 else f"call {call.number + 1} of a session"
+    return (
+        f"{name} in {runtime} disagrees with {other}: in {which}, with {cases[call.case].size}, logits differ by up to "
+        f"{found.largest:.3g} ({allowed} of the largest is tolerated); nothing was written"
+    )
+
+
+def sentences(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> list[str]:
+    """Who was asked for what, and who was not, and why."""
+    lines = [
+        f"{name} agrees in {', '.join(asked.calls)}, from the first call of new sessions on: "
+        f"{', '.join(case.size for case in cases)} (within {worst:.2g} of the largest logit)"
+    ]
+    lines += [f"{name} was not run in {runtime}: {why}" for runtime, why in asked.left_out.items()]
+    return lines
+
+
+def to_dict(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> dict[str, Any]:
+    """For ``excite export --json``."""
+    return {
+        "what": name,
+        "asked": list(asked.calls),
+        "not_asked": dict(asked.left_out),
+        "cases": [case.size for case in cases],
+        "relative_difference": worst,
+    }
+
+
+def macs_of(predictor: Predictor) -> float:
+    """Multiply-accumulates of the network for one image."""
+    p = predictor.preprocessing
+    with FlopCounterMode(display=False) as counter:
+        predictor.logits(torch.zeros(1, p.in_chans, p.image_size, p.image_size, dtype=torch.uint8))
+    return counter.get_total_flops() / 2

@@ -1,0 +1,305 @@
+"""Where a run's weights come from (``train.init_from``), and what else of that network the run takes over.
+
+A network expects the images that it was trained with. Mean and deviation are taken over where the recipe leaves them to
+be found (``data.mean: null``); what the recipe says itself stays, and the user is told what differs and what to type.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from excite.data import Preprocessing
+from excite.errors import ExciteError
+from excite.models import Classifier
+from excite.models.catalog import VARIANTS
+from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
+from excite.recipe import Recipe, as_yaml, load_recipe
+from excite.training import checkpoint as ckpt
+from excite.training.optimizer import layer_depths
+from excite.weights.convert import SETTINGS, Loaded, apply_settings, is_foreign, read_foreign, start_from
+from excite.weights.hub import locate
+from excite.weights.prefixes import unwrapped
+from excite.weights.said import said_by
+from excite.weights.stem import STEMS, fit_channels
+from excite.weights.stored import read_weights
+from excite.weights.timms import network_of_timm
+
+#: Means, deviations and crops that differ by less are the same, written shorter.
+_CLOSE = 2e-3
+#: What our recipes call the stem, in whichever network.
+_STEM_WORDS = ("conv1", "bn1", "stem")
+_STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a run took over from a network.
+
+    Attributes:
+        notes: for the user.
+        images: what that network's images went through, as in ``Preprocessing``; without what nobody knows.
+        settings: options of the model that were changed to those of that network.
+    """
+
+    notes: list[str]
+    images: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def take_weights(model: Classifier, source: str) -> Taken:
+    """Fill ``model`` with weights of ours or of another system.
+
+    Raises:
+        ExciteError: there are none, or they are of another network.
+    """
+    foreign = is_foreign(source)
+    if foreign and not is_timm_model(model):
+        return _of_foreign(model, source)
+    checkpoint, images, said = _of_timm(model, source) if foreign else _of_ours(source)
+    stems = (f"{first_name(model)}.weight",) if is_timm_model(model) else STEMS
+    checkpoint.tensors, adapted = fit_channels(checkpoint.tensors, model.state_dict(), stems)
+    fresh = ckpt.take_over(model, checkpoint, classifier_name(model))
+    settings = {}
+    if not foreign and not is_timm_model(model):
+        written = checkpoint.meta["model"]
+        settings = apply_settings(model, written["name"], written["args"])
+    notes = [f"weights from {source}: {_taken(model, fresh)}", said, adapted, _set(settings)]
+    return Taken(["; ".join(note for note in notes if note)], images, settings)
+
+
+def _of_foreign(model: Classifier, source: str) -> Taken:
+    loaded = start_from(model, source)
+    note = f"weights from {loaded.sentence()}"
+    if any(name.startswith("fc.") for name in loaded.fresh):
+        note += f"; the head is new, for {model.num_classes} classes"
+    return Taken([note], _images_of(loaded), loaded.settings)
+
+
+def _images_of(loaded: Loaded) -> dict[str, Any]:
+    """What the images of a foreign network go through, and their size where it is known."""
+    foreign = loaded.foreign
+    size = foreign.options.get("image_size", VARIANTS.get(foreign.name, {}).get("defaults", {}).get("image_size", 224))
+    return {**foreign.preprocessing, "image_size": size, "in_chans": foreign.options.get("in_chans", 3)}
+
+
+def _of_ours(source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
+    checkpoint = ckpt.read_weights(source)
+    return checkpoint, dict(checkpoint.meta.get("preprocessing", {})), ""
+
+
+def _of_timm(model: Classifier, source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
+    """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
+    stored = read_weights(locate(source))
+    said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
+    found = unwrapped(stored, own, head)
+    counts = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
+    images = {**images_of_timm(model), **said.preprocessing}
+    if said.image_size is not None:
+        images["image_size"] = said.image_size
+    _check_timm(model, source, found.tensors, said.name)
+    tensors, note = counts | found.tensors, found.choice.sentence()
+    if f"{head}.weight" in own and f"{head}.weight" not in tensors:  # a body alone: a head of no classes
+        tensors |= {name: tensor[:0] for name, tensor in own.items() if name.startswith(f"{head}.")}
+        note = "; ".join(part for part in (note, "it has no classifier that fits") if part)
+    return ckpt.Checkpoint(stored.path, tensors, {}), images, note
+
+
+def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], said: str) -> None:
+    """Raise ExciteError where most of a file does not fit, and it is known which network it is of."""
+    own = model.state_dict()
+    fitting = sum(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
+    if fitting > len(own) / 2:
+        return
+    mine, theirs = model.model_name, network_of_timm(tensors, [said, source])
+    name = None if theirs is None else f"{PREFIX}{theirs}"
+    if name is None:
+        with suppress(ExciteError):
+            name = read_foreign(source).name
+    if name is not None:
+        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name}, which model.name={name} takes")
+
+
+def _set(settings: Mapping[str, Any]) -> str:
+    return "the model was set to " + ", ".join(f"{k}={v}" for k, v in settings.items()) if settings else ""
+
+
+def _taken(model: Classifier, fresh: list[str]) -> str:
+    """What of ``model`` came from a checkpoint that lacked the tensors ``fresh``."""
+    gates = ckpt.fresh_gates(model, fresh)
+    tensors = [name for name in fresh if not any(name.startswith(f"{gate}.") for gate in gates)]
+    lacking = [f"{', '.join(tensors)} (another number of classes)"] if tensors else []
+    lacking += [f"{len(gates)} gates, which start as the identity"] if gates else []
+    head = f"; the head is new, for {model.num_classes} classes" if tensors else ""
+    return f"all but {' and '.join(lacking)}{head}" if lacking else "all tensors"
+
+
+# --- the images that the network was trained with -------------------------------------------------------------------
+
+
+def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[dict[str, Any], list[str]]:
+    """What of the network's preprocessing the run takes over, and what there is to tell.
+
+    Args:
+        recipe: of the run.
+        preprocessing: what the run's images go through by the recipe.
+        taken: what ``take_weights`` found.
+
+    Returns:
+        (``mean`` and ``std`` to use, as lists, or nothing; sentences).
+    """
+    images, data = _for_channels(taken.images, preprocessing.in_chans), recipe.data
+    notes, use = [], {}
+    if "mean" in images and data.mean is None:
+        use = {key: list(images.pop(key)) for key in ("mean", "std")}
+        notes.append(f"data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as the network was trained")
+    differing = {k: v for k, v in images.items() if not _same(v, getattr(preprocessing, k))}
+    if differing:
+        there = ", ".join(f"data.{k}={as_yaml(_plain(v))}" for k, v in differing.items())
+        here = ", ".join(as_yaml(_plain(getattr(preprocessing, k))) for k in differing)
+        lines = " ".join(f'"data.{k}={as_yaml(_plain(v))}"' for k, v in differing.items() if _can_be_given(k, v))
+        how = f"; to take them: {lines}" if lines else ""
+        notes.append(f"the network was trained with {there}; this recipe has {here}{how}")
+    return use, notes
+
+
+def _for_channels(images: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+    """The same for images of ``in_chans`` channels; numbers for any other number than 1 and 3 are left out."""
+    found = {k: v for k, v in images.items() if k != "in_chans" and v is not None}
+    if "mean" not in found or "std" not in found:
+        return {k: v for k, v in found.items() if k not in ("mean", "std")}
+    known = images.get("in_chans", len(found["mean"]))
+    for key in ("mean", "std"):
+        values = tuple(found[key])
+        if len(values) != known or (len(values) != in_chans and 1 not in (len(values), in_chans)):
+            return {k: v for k, v in found.items() if k not in ("mean", "std")}
+        if len(values) != in_chans:
+            values = (round(sum(values) / len(values), 4),) if in_chans == 1 else values * in_chans
+        found[key] = values
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list) and len(value) == 2 and value[0] == value[1] and isinstance(value[0], int):
+        return value[0]  # a square
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _same(theirs: Any, mine: Any) -> bool:
+    theirs, mine = _plain(theirs), _plain(mine)
+    if isinstance(theirs, list) and isinstance(mine, list):
+        return len(theirs) == len(mine) and all(_same(a, b) for a, b in zip(theirs, mine, strict=True))
+    if isinstance(theirs, float) and isinstance(mine, float | int):
+        return abs(theirs - mine) <= _CLOSE
+    return bool(theirs == mine)
+
+
+def _can_be_given(key: str, value: Any) -> bool:
+    """Whether a recipe takes that value: squares only, and two filters."""
+    if key == "image_size":
+        return isinstance(_plain(value), int)
+    return key != "interpolation" or value in ("bicubic", "bilinear")
+
+
+def resolved(recipe: Recipe, taken: Taken, use: Mapping[str, Any]) -> Recipe:
+    """The recipe with what the run took over written out, so that it can be resumed without the source."""
+    if not use and not taken.settings:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    values["data"] |= use
+    values["model"]["options"] |= taken.settings
+    return Recipe.from_dict(values)
+
+
+def as_begun(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe to go on with, and what its run took over when it began, which its folder has by :func:`resolved`."""
+    if recipe.train.init_from is None and not recipe.model.options.get("pretrained"):
+        return recipe
+    begun = load_recipe(str(folder))
+    if (begun.train.init_from, begun.model.name) != (recipe.train.init_from, recipe.model.name):
+        return recipe
+    use = {"mean": begun.data.mean, "std": begun.data.std} if recipe.data.mean is None else {}
+    settings = {key: value for key, value in begun.model.options.items() if key in SETTINGS}
+    return resolved(recipe, Taken([], settings=settings), use)
+
+
+def with_images(preprocessing: Preprocessing, use: Mapping[str, Any]) -> Preprocessing:
+    """``preprocessing`` with the mean and deviation that the run takes over."""
+    if not use:
+        return preprocessing
+    return replace(preprocessing, mean=tuple(use["mean"]), std=tuple(use["std"]))
+
+
+# --- what stays as it is --------------------------------------------------------------------------------------------
+
+
+def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], str]:
+    """The patterns of ``train.freeze`` for a network that has other names than the recipe's own.
+
+    Our words for the stem (``conv1``, ``bn1``) become the parameters of depth 0, all stages (``layer*``) all but stem
+    and head, ``fc`` the classifier, each where it matches nothing itself.
+
+    Returns:
+        The patterns, and a sentence; "" where nothing had to be changed.
+
+    Raises:
+        ExciteError: one matches nothing and is none of these; the message has lines to type.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    head = classifier_name(model)
+    fitted: list[str] = []
+    changed: dict[str, str] = {}
+    taken_out = False  # once a pattern takes names out again, the order counts
+    for pattern in patterns:
+        sign, bare = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
+        if any(fnmatch.fnmatch(n, bare) or fnmatch.fnmatch(n, f"{bare}.*") for n in names):
+            fitted += [] if pattern in fitted and not taken_out else [pattern]
+            taken_out |= bool(sign)
+            continue
+        put = _parts_called(model, bare, names, head)
+        if put is None:
+            stem = ", ".join(_modules(_stem(model, names)))
+            raise ExciteError(
+                f"train.freeze: no parameter of {getattr(model, 'model_name', 'the model')} matches {bare!r}; "
+                f"\"freeze=['*', '!{head}']\" keeps all but the head"
+                + (f', "freeze=[{stem}]" the stem,' if stem else ",")
+                + ' "freeze=[]" nothing'
+            )
+        fitted += [name for name in (f"{sign}{part}" for part in put) if taken_out or name not in fitted]
+        taken_out |= bool(sign)
+        changed[pattern] = ", ".join(put) or "nothing"
+    said = "; ".join(f"{theirs} is {ours}" for theirs, ours in changed.items())
+    return fitted, f"train.freeze in {getattr(model, 'model_name', 'this model')}: {said}" if said else ""
+
+
+def _parts_called(model: nn.Module, pattern: str, names: list[str], head: str) -> list[str] | None:
+    """Modules of ``model`` for a pattern of our recipes; None where it is none of theirs."""
+    if pattern in _STEM_WORDS:
+        return _modules(_stem(model, names)) or None
+    if pattern in ("fc", "fc.*"):
+        return [head]
+    if all(fnmatch.fnmatch(stage, pattern) for stage in _STAGES):
+        stem = _stem(model, names)
+        return _tops([n for n in names if n not in stem and not n.startswith(f"{head}.")])
+    return None
+
+
+def _stem(model: nn.Module, names: list[str]) -> list[str]:
+    """Parameters of depth 0, where the model says in which order it has its layers."""
+    try:
+        depths = layer_depths(model)
+    except ExciteError:
+        return []
+    return [name for name in names if depths.get(name) == 0]
+
+
+def _modules(parameters: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] or name for name in parameters))
+
+
+def _tops(parameters: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in parameters))

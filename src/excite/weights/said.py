@@ -1,0 +1,189 @@
+"""What a checkpoint says of its network beside the tensors: the architecture's name, its options, its images.
+
+timm's and torchvision's training scripts keep their command line (``args``) with the weights, Lightning its
+``hyper_parameters``; the hub has a ``config.json`` beside them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.models.catalog import VARIANTS
+from excite.weights.stored import Stored
+
+#: Under which key of a training script's dictionary its settings are.
+_SETTINGS = ("args", "hyper_parameters", "hparams", "config", "opt")
+_NAMES = ("arch", "architecture", "model", "model_name", "model_arch")
+#: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors of its own.
+_ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
+#: Average pooling under timm's names; None leaves it to the network, which averages.
+_MEAN = (None, "", "avg", "fast", "fastavg")
+#: Options of other libraries' ResNets that have no part in what a trained network computes, or show in its tensors.
+_HARMLESS = (
+    *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained"),
+    *("zero_init_residual", "width_per_group", "groups", "cardinality", "base_width", "attn_layer", "bn_eps"),
+)
+#: Options that matter, and the values that ours have.
+_USUAL: dict[str, tuple[Any, ...]] = {
+    "output_stride": (32, None),
+    "act_layer": ("relu", None),
+    "norm_layer": ("batchnorm2d", None),
+}
+TAG = "excite"
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        name: of the architecture, as written; "" where it says none.
+        where: the key that says so.
+        options: of the network, as its library's ``create_model`` takes them.
+        global_pool: timm's word for the pooling before the classifier; None where nothing is said.
+        image_size: (height, width) of the images, or None.
+        preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct``, those that are said.
+    """
+
+    name: str = ""
+    where: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    global_pool: str | None = None
+    image_size: tuple[int, int] | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def variant(self) -> str | None:
+        """The network of ours of that name ("seresnet50", "seresnet50.excite"), or None."""
+        base = self.name.partition(".")[0]
+        return base if base in VARIANTS else None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the name has the tag by which ``excite.timm`` registers our networks."""
+        return self.variant is not None and self.name.partition(".")[2] == TAG
+
+
+def said_by(stored: Stored) -> Said:
+    """What the file says, or the ``config.json`` beside a hub's ``model.safetensors``."""
+    values = stored.metadata.get("values", {})
+    settings: dict[str, Any] = {}
+    for key in _SETTINGS:
+        found = values.get(key)
+        settings |= found if isinstance(found, dict) else {}
+    beside = config_beside(stored.path)
+    about = _table(beside.get("pretrained_cfg")) or beside
+    name, where = _name(stored.metadata, values, settings, beside)
+    options = {**_table(beside.get("model_args")), **_table(settings.get("model_kwargs"))}
+    if isinstance(settings.get("bn_eps"), float):
+        options.setdefault("bn_eps", settings["bn_eps"])
+    pool = options.pop("global_pool", None) or settings.get("gp") or settings.get("global_pool")
+    pool = pool or beside.get("global_pool")
+    size = options.pop("img_size", None) or options.pop("image_size", None)
+    return Said(
+        name=name,
+        where=where,
+        options=options,
+        global_pool=pool if isinstance(pool, str) else None,
+        image_size=_size(size) or _size_in(settings) or _size_in(about),
+        preprocessing={**_images(about), **_images(settings)},
+    )
+
+
+def _name(
+    metadata: Mapping[str, Any], values: Mapping[str, Any], settings: Mapping[str, Any], beside: Mapping[str, Any]
+) -> tuple[str, str]:
+    places = [("", values), ("args.", settings), ("", metadata), ("config.json: ", beside)]
+    for where, table in places:
+        for key in _NAMES:
+            if isinstance(table.get(key), str) and table[key]:
+                return table[key].rpartition("/")[2], f"{where}{key}"
+    return "", ""
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """The ``config.json`` that the hub's repositories have beside the weights; empty where there is none."""
+    from excite.weights.hub import FILES
+
+    config = path.with_name("config.json")
+    if path.name not in FILES or not config.is_file():
+        return {}
+    with suppress(OSError, ValueError):
+        found = json.loads(config.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {}
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    """A number, (height, width) or (channels, height, width)."""
+    two = [value, value] if isinstance(value, int) else list(value)[-2:] if isinstance(value, list | tuple) else []
+    if len(two) != 2 or not all(type(n) is int and n > 0 for n in two):
+        return None
+    return two[0], two[1]
+
+
+def _size_in(table: Mapping[str, Any]) -> tuple[int, int] | None:
+    found = (_size(table.get(key)) for key in ("input_size", "img_size", "image_size", "val_crop_size"))
+    return next((size for size in found if size is not None), None)
+
+
+def _images(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean, deviation, filter and crop, where they are such as ours know."""
+    images: dict[str, Any] = {}
+    for key in ("mean", "std"):
+        value = table.get(key)
+        if isinstance(value, list | tuple) and value and all(type(v) in (int, float) for v in value):
+            images[key] = tuple(float(v) for v in value)
+    if table.get("interpolation") in ("bilinear", "bicubic"):
+        images["interpolation"] = table["interpolation"]
+    crop, resize = table.get("val_crop_size"), table.get("val_resize_size")
+    share = crop / resize if type(crop) is int and type(resize) is int and resize else table.get("crop_pct")
+    if isinstance(share, float | int) and 0 < share <= 1:
+        images["crop_pct"] = float(share)
+    both = "mean" in images and "std" in images
+    return {key: value for key, value in images.items() if both or key not in ("mean", "std")}
+
+
+def check_named(source: str, said: Said) -> None:
+    """Refuse what says that it is another network than one with its tensors would be taken for.
+
+    Args:
+        source: as the user wrote it: a file's or a repository's name often says which network it is.
+        said: what the file says.
+
+    Raises:
+        ExciteError: it is called so, or was made with options that we do not have.
+    """
+    for name in (source, said.name):
+        match = _ALIASED.search(name)
+        if match is not None:
+            raise ExciteError(
+                f"{source} is called {match[1]}, which has a ResNet's tensors but smooths before it strides, which "
+                f"excite's do not: timm:{match[1]} as the model's name runs it; --arch where the name misleads"
+            )
+    check_pool(source, said)
+    for key, value in said.options.items():
+        if key not in _HARMLESS and value not in _USUAL.get(key, ()):
+            raise ExciteError(
+                f"{source} says that {said.name or 'its network'} was made with {key}={value!r}, which may change what "
+                f"its tensors compute and which excite does not know; timm:{said.name or 'NAME'} as the model's name "
+                f"may run it; --arch where that does not matter"
+            )
+
+
+def check_pool(source: str, said: Said) -> None:
+    """Raise ExciteError where the network pools otherwise than by the mean before its classifier."""
+    if said.global_pool not in _MEAN:
+        raise ExciteError(
+            f"{source} says that {said.name or 'its network'} has global_pool={said.global_pool!r} before its "
+            "classifier; excite's networks take the mean and would compute something else; --arch where that is wrong"
+        )

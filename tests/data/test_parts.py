@@ -1,0 +1,417 @@
+"""Which images train, choose and are measured: parts by name, the split, and what a walk leaves out."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
+from excite.data.folder import in_order
+from excite.data.record import Record, inherit
+from excite.data.split import group_keys, stable_split
+from excite.data.walk import walk
+from excite.errors import ExciteError
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def picture(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(value)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+def fill(root: Path, count: int, classes=CLASSES, first: int = 0) -> Path:
+    """``count`` pictures a class, no two alike but for the same (first, root's place)."""
+    for k, name in enumerate(classes):
+        for i in range(count):
+            picture(root / name / f"{i:03d}.png", 1000 * k + first + i)
+    return root
+
+
+def config(root: Path, **options) -> DataConfig:
+    return DataConfig(source="folder", root=str(root), **{"image_size": 8, **options})
+
+
+def opened(root: Path, **options) -> DataSets:
+    return open_data(config(root, **options), check=True)
+
+
+def sizes(data: DataSets) -> tuple[int, int, int]:
+    return len(data.train), len(data.val), 0 if data.test is None else len(data.test)
+
+
+# --- parts by name ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("train", "valid", "test"),
+        ("Train", "Validation", "TEST"),
+        ("training", "dev", "testing"),
+        ("TRAINING", "Val", "Testing"),
+        ("training_set", "validation_set", "test_set"),
+        ("seg_train", "seg_val", "seg_test"),
+        ("train-images", "val-images", "test-images"),
+    ],
+)
+@pytest.mark.parametrize("wrapper", ["", "photos"])
+def test_three_parts_under_their_usual_names(tmp_path, names, wrapper):
+    for first, (name, count) in enumerate(zip(names, (6, 4, 3), strict=True)):
+        fill(tmp_path / wrapper / name, count, first=100 * first)
+    data = opened(tmp_path)
+    assert data.classes == list(CLASSES)
+    assert sizes(data) == (12, 8, 6)
+    assert not data.val_is_test
+    assert "12 training, 8 validation and 6 test images of 2 classes" in data.describe()
+    assert ("one level down, in photos/" in data.describe()) == bool(wrapper)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "Testing"), ("training_set", "test_set")])
+def test_a_test_part_alone_validates_nothing(tmp_path, names):
+    fill(tmp_path / names[0], 20)
+    fill(tmp_path / names[1], 5, first=100)
+    data = opened(tmp_path)
+    assert data.classes == list(CLASSES)
+    assert sum(sizes(data)[:2]) == 40
+    assert sizes(data)[2] == 10
+    assert "of 40 images held out for validation (data.val_fraction=0.2)" in data.describe()
+    watched = opened(tmp_path, val_from="test")
+    assert sizes(watched) == (40, 10, 0)
+    assert watched.val_is_test
+    assert "nothing is chosen by it" in watched.describe()
+
+
+def test_the_same_word_repeated_inside_a_part(tmp_path):
+    for name, count in (("seg_train", 6), ("seg_test", 4)):
+        fill(tmp_path / name / name, count, first=len(name))
+    assert sizes(opened(tmp_path))[2] == 8
+
+
+def test_litter_and_other_folders_are_left_out_and_said(tmp_path):
+    fill(tmp_path / "photos" / "train", 6)
+    fill(tmp_path / "photos" / "val", 3, first=50)
+    fill(tmp_path / "photos" / "extra", 3)
+    for litter in ("__MACOSX", "lost+found", "@eaDir", ".ipynb_checkpoints"):
+        fill(tmp_path / litter / "train", 2)
+        fill(tmp_path / "photos" / "train" / "cat" / litter, 2)
+        fill(tmp_path / "photos" / "train" / litter, 2)
+    (tmp_path / "photos" / "train" / "cat" / "._000.png").write_bytes(b"\0\5\x16\7")
+    for name in ("a.xyz", "b.XYZ", "c.txt"):
+        (tmp_path / "photos" / "train" / "dog" / name).write_bytes(b"text")
+    data = opened(tmp_path)
+    assert sizes(data) == (12, 6, 0)
+    assert "3 files ignored: 2 .xyz, 1 .txt" in data.describe()
+    assert "1 hidden file ignored" in data.describe()
+    assert "not used, as it is no part: extra/" in data.describe()
+
+
+def test_a_class_that_is_called_like_a_part(tmp_path):
+    """Trains among cars: no folders in it, so it is a class."""
+    fill(tmp_path, 20, classes=("bus", "car", "train"))
+    data = opened(tmp_path)
+    assert data.classes == ["bus", "car", "train"]
+    fill(tmp_path / "again" / "train", 6, classes=("bus", "train"))
+    fill(tmp_path / "again" / "test", 3, classes=("bus", "train"), first=70)
+    assert opened(tmp_path / "again").classes == ["bus", "train"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda d: fill(d, 3, ("Training", "Testing")), "only parts of a data set without classes in them"),
+        (lambda d: fill(d, 3, ("train_set", "test_set")), "only parts of a data set without classes in them"),
+        (lambda d: fill(d, 3, ("train",)), "has only train/, without class folders in it"),
+        (
+            lambda d: [fill(d / n, 3) for n in ("train", "val", "valid")],
+            "2 folders for the validation part: val, valid",
+        ),
+        (lambda d: [fill(d / n, 3) for n in ("val", "test")], r"has test/, val/ but no train/"),
+        (lambda d: [fill(d / a / b, 3) for a in "xy" for b in ("train", "val")], "parts of their own"),
+        (lambda d: [fill(d / a, 3, ("train", "test")) for a in CLASSES], "cat has parts in it"),
+        (lambda d: [fill(d / "train", 3), fill(d / "test", 3, ("cats", "dog"))], "cats; did you mean 'cat'"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ExciteError, match=message):
+        opened(tmp_path)
+
+
+def test_flat_images_beside_class_folders_are_counted(tmp_path):
+    fill(tmp_path / "train", 6)
+    fill(tmp_path / "val", 3, first=40)
+    (tmp_path / "test").mkdir()
+    for i in range(4):
+        picture(tmp_path / "test" / f"{i}.png", i)
+        picture(tmp_path / "train" / f"{i}.png", i)
+    text = opened(tmp_path).describe()
+    assert "test/ has no class folders: its images have no labels and are not used" in text
+    assert f"4 images lie in no class folder of {tmp_path / 'train'}" in text
+
+
+def test_counts_of_every_class_and_a_warning_where_they_are_unequal(tmp_path):
+    fill(tmp_path / "train", 20, ("healthy",))
+    fill(tmp_path / "train", 3, ("sick",))
+    fill(tmp_path / "val", 9, ("healthy",), first=60)
+    fill(tmp_path / "val", 1, ("sick",), first=60)
+    text = opened(tmp_path).describe()
+    assert "healthy        20           9" in text
+    assert "sick            3           1" in text
+    assert "always saying 'healthy' would be right for 90.0 % of the validation images" in text
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measured(root: Path, elsewhere: bool = True, asked: bool = False, record: Record | None = None, **options):
+    return open_measured(config(root, **options), elsewhere=elsewhere, asked=asked, record=record)
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_a_folder_elsewhere_is_measured_whole(tmp_path, mode):
+    fill(tmp_path / "flat", 20)
+    data = measured(tmp_path / "flat", mode=mode)
+    assert (len(data.val), data.measured) == (40, "all")
+    assert f"measured: all images of {tmp_path / 'flat'}, 40 of 40 images" in data.notes
+    for name, what in (("val", "validation"), ("test", "test")):
+        fill(tmp_path / name / name, 10)
+        data = measured(tmp_path / name, mode=mode)
+        assert (len(data.val), data.measured) == (20, what)
+    fill(tmp_path / "both" / "train", 9)
+    fill(tmp_path / "both" / "test", 7)
+    assert len(measured(tmp_path / "both", mode=mode).val) == 14
+    fill(tmp_path / "trained" / "train", 9)
+    assert len(measured(tmp_path / "trained", mode=mode).val) == 18
+    data = measured(tmp_path / "flat", mode=mode, limit_val=6)
+    assert len(data.val) == 6
+    assert "data.limit_val: 6 of 40 images" in data.notes
+    assert any(note.endswith("6 of 40 images") and note.startswith("measured") for note in data.notes)
+
+
+def test_the_part_that_is_asked_for(tmp_path):
+    for first, (name, count) in enumerate((("train", 8), ("val", 5), ("test", 3))):
+        fill(tmp_path / name, count, first=100 * first)
+    for part, count in (("val", 10), ("test", 6), ("train", 16)):
+        for elsewhere in (False, True):
+            assert len(measured(tmp_path, elsewhere, asked=True, part=part).val) == count
+    fill(tmp_path / "flat", 20)
+    held_out = len(opened(tmp_path / "flat").val)
+    assert len(measured(tmp_path / "flat", asked=True).val) == held_out
+    assert len(measured(tmp_path / "flat", elsewhere=False).val) == held_out
+    with pytest.raises(ExciteError, match="has no test part"):
+        measured(tmp_path / "flat", part="test", asked=True)
+
+
+def test_images_that_were_trained_on_are_told(tmp_path):
+    fill(tmp_path / "before", 20)
+    data = opened(tmp_path / "before")
+    assert data.record is not None
+    fill(tmp_path / "after", 20)
+    picture(tmp_path / "after" / "dog" / "new.png", 77777)
+    (tmp_path / "run").mkdir()
+    data.record.write(tmp_path / "run")
+    record = Record.read(tmp_path / "run")
+    assert record is not None
+    assert sorted(record.validation) == sorted(data.record.validation)
+    note = f"{len(data.train)} of these 41 images were trained on, which flatters the numbers"
+    assert any(each.startswith(note) for each in measured(tmp_path / "after", record=record).notes)
+    assert not any("trained on" in n for n in measured(tmp_path / "after", asked=True, record=record).notes)
+    assert not any("trained on" in n for n in measured(tmp_path / "before", elsewhere=False, record=record).notes)
+    assert any(
+        "trained on" in n for n in measured(tmp_path / "before", elsewhere=False, part="train", record=record).notes
+    )
+    fill(tmp_path / "other", 20, first=500)
+    assert not any("trained on" in n for n in measured(tmp_path / "other", record=record).notes)
+
+
+def test_weights_to_begin_with_have_seen_images_too(tmp_path):
+    fill(tmp_path / "photos", 20)
+    (tmp_path / "run").mkdir()
+    first = opened(tmp_path / "photos").record
+    assert first is not None
+    first.write(tmp_path / "run")
+    again = opened(tmp_path / "photos").record
+    assert again is not None
+    assert inherit(again, str(tmp_path / "run" / "model.safetensors")) is None  # the same images were held out
+    other = opened(tmp_path / "photos", split_seed=5).record
+    assert other is not None
+    seen = len(set(other.validation) - set(first.validation))
+    sentence = inherit(other, str(tmp_path / "run"))
+    assert sentence is not None
+    assert sentence.startswith(f"{seen} of {len(other.validation)} validation images were trained on by ")
+    assert set(first.trained) < set(other.trained)
+    assert inherit(other, "timm:resnet50") is None
+
+
+def test_copies_across_the_parts_are_told(tmp_path):
+    fill(tmp_path / "train", 6)
+    fill(tmp_path / "val", 3, first=50)
+    picture(tmp_path / "val" / "cat" / "copy.png", 2)
+    assert (
+        "1 of 7 validation images are copies of training images, the first: val/cat/copy.png" in opened(tmp_path).notes
+    )
+
+
+# --- the split -------------------------------------------------------------------------------------------------------
+
+
+def side_of_each(root: Path, **options) -> dict[str, str]:
+    data = open_data(config(root, **options), AugmentConfig(crop="random_resized"))
+    return {os.path.relpath(p, root): side for side in ("train", "val") for p in getattr(data, side).paths}
+
+
+def test_an_added_file_moves_no_other_across(tmp_path):
+    fill(tmp_path, 25)
+    before = side_of_each(tmp_path)
+    assert 4 < list(before.values()).count("val") < 18
+    for name in ("000-new", "013-new", "zzz"):
+        picture(tmp_path / "dog" / f"{name}.png", len(name))
+        after = side_of_each(tmp_path)
+        assert {path: after[path] for path in before} == before
+    (tmp_path / "cat" / "003.png").unlink()
+    fill(tmp_path / "fox", 9)
+    after = side_of_each(tmp_path)
+    assert all(after[path] == before[path] for path in before if path in after)
+    assert side_of_each(tmp_path, split_seed=1) != after
+    moved = tmp_path.rename(tmp_path.parent / f"{tmp_path.name}-moved")
+    assert side_of_each(moved) == after
+
+
+def test_every_class_is_on_both_sides():
+    for seed in range(50):
+        labels = np.repeat([0, 1, 2, 3], [2, 3, 5, 40])
+        train, val = stable_split([f"{i}".encode() for i in range(50)], labels, 0.2, seed)
+        assert sorted([*train, *val]) == list(range(50))
+        assert set(labels[train]) == set(labels[val]) == {0, 1, 2, 3}
+    train, val = stable_split([b"a", b"b", b"c"], [0, 0, 1], 0.2, 0)  # the only image of a class trains
+    assert 2 in train
+    with pytest.raises(ExciteError, match="in one group cannot be split"):
+        stable_split([b"a", b"a"], [0, 1], 0.2, 0)
+
+
+def test_the_share_that_validates_is_about_the_fraction():
+    keys = [f"{i}".encode() for i in range(20000)]
+    for fraction in (0.05, 0.2, 0.7):
+        _, val = stable_split(keys, np.arange(20000) % 10, fraction, 3)
+        assert abs(len(val) / 20000 - fraction) < 0.01
+
+
+def test_groups_stay_together(tmp_path):
+    for k, name in enumerate(CLASSES):
+        for patient in range(12):
+            for i in range(3):
+                picture(tmp_path / name / f"patient{patient}" / f"{i}.png", 1000 * k + 10 * patient + i)
+    for group_by in (1, r"patient(\d+)"):
+        sides: dict[str, set[str]] = {}
+        for path, side in side_of_each(tmp_path, group_by=group_by).items():
+            sides.setdefault(Path(path).parts[1], set()).add(side)
+        assert all(len(found) == 1 for found in sides.values())  # across classes, too
+        assert set().union(*sides.values()) == {"train", "val"}
+    data = opened(tmp_path, group_by=1)
+    assert "12 groups are kept together (data.group_by=1)" in data.notes
+    keys, alone = group_keys(["cat/p1/a.png", "cat/b.png", "dog/p1/c.png"], 1)
+    assert keys[0] == keys[2] != keys[1]
+    assert alone == 1
+    for bad, message in ((3, "no folder at level 3"), ("(", "no regular expression"), ("xyz", "no match in 'cat/")):
+        with pytest.raises(ExciteError, match=message):
+            opened(tmp_path, group_by=bad)
+
+
+# --- the walk --------------------------------------------------------------------------------------------------------
+
+
+def test_links_are_entered_once_and_label_nothing_twice(tmp_path):
+    fill(tmp_path / "train", 6)
+    fill(tmp_path / "val", 3, first=50)
+    inside = tmp_path / "train" / "dog"
+    picture(inside / "more" / "x.png", 99)
+    fill(tmp_path / "pool", 2, ("owl",), first=90)
+    for name, target in {
+        "back": "..",
+        "again": ".",
+        "across": "../cat",
+        "over": "../../val/dog",
+        "away": "../../pool/owl",
+        "same": "more",
+    }.items():
+        os.symlink(target, inside / name)
+    os.symlink("../dog/more", tmp_path / "train" / "cat" / "stolen")
+    data = opened(tmp_path)
+    assert sizes(data) == (12 + 1 + 2, 6, 0)
+    assert np.bincount(data.train.labels).tolist() == [6, 9]
+    assert "it leads to a folder that is looked through already" in data.describe()
+    assert "and 5 more" in data.describe()
+
+
+def test_what_is_no_file_is_never_opened(tmp_path):
+    fill(tmp_path, 6)
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    os.symlink("/nowhere/x.png", tmp_path / "cat" / "lost.png")
+    os.symlink("round.png", tmp_path / "cat" / "round.png")
+    (tmp_path / "cat" / "folder.png").mkdir()
+    found = walk(tmp_path)
+    assert len(found.files) == 12
+    assert {os.path.basename(path): reason for path, reason in found.unusable} == {
+        "pipe.png": "it is a named pipe, not a file",
+        "lost.png": "a link that leads nowhere",
+        "round.png": "a link that leads in a circle",
+    }
+    assert "left out: " in str(found.ignored())
+    assert len(opened(tmp_path).unusable) == 3
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    fill(tmp_path / "train", 6)
+    fill(tmp_path / "val", 3, first=50)
+    for part in ("train", "val"):
+        os.rename(tmp_path / part / "cat" / "000.png", tmp_path / part / "cat" / os.fsdecode(b"caf\xe9.png"))
+    data = opened(tmp_path)
+    assert sizes(data) == (12, 6, 0)
+    assert data.record is not None
+    data.record.write(tmp_path)
+    again = Record.read(tmp_path)
+    assert again is not None
+    assert os.fsdecode(b"val/cat/caf\xe9.png") in again.validation
+
+
+def test_orders_of_numbered_classes():
+    names = ["10", "1", "2", "b", "B", "a2", "a10"]
+    assert in_order(names, "string") == in_order(names, None) == ["1", "10", "2", "B", "a10", "a2", "b"]
+    assert in_order(names, "natural") == ["1", "2", "10", "a2", "a10", "B", "b"]
+
+
+# --- files are looked at first ----------------------
+
+
+def test_all_broken_files_are_named_before_the_first_step(tmp_path, monkeypatch):
+    for part, first in (("train", 0), ("val", 50), ("test", 90)):
+        fill(tmp_path / part, 6, first=first)
+    broken = [tmp_path / "train" / "cat" / "001.png", *(tmp_path / p / "dog" / "002.png" for p in ("val", "test"))]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:60])
+    for mode in ("memory", "stream"):
+        with pytest.raises(ExciteError) as caught:
+            opened(tmp_path, mode=mode)
+        assert str(caught.value).startswith("cannot read 2 images: ")
+        assert all(str(path) in str(caught.value) for path in broken[1:])
+        assert str(caught.value).endswith("data.on_bad_val=skip")
+        with pytest.raises(ExciteError, match="cannot read 3 images") as caught:
+            opened(tmp_path, mode=mode, on_bad_train="stop")
+        assert str(caught.value).endswith("data.on_bad_train=skip data.on_bad_val=skip")
+    looked = []
+    monkeypatch.setattr("excite.data.checks.check_image", lambda path, most: looked.append(path))
+    assert sizes(opened(tmp_path, mode="stream", on_bad_val="skip")) == (12, 12, 12)
+    assert looked == []  # all remembered
+    picture(broken[0], 123)
+    opened(tmp_path, mode="stream", on_bad_val="skip")
+    assert looked == [str(broken[0])]
