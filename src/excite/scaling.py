@@ -21,8 +21,8 @@ from typing import Any
 
 from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
-from excite.files import from_json
 from excite.recipe import Recipe
+from excite.training.run_folder import read_results
 
 #: DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20
@@ -266,10 +266,12 @@ def read_measurement(run: str) -> Measurement:
     """The speed in a run folder's ``results.json`` (or in that file). Raises ExciteError where there is none."""
     path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
     try:
-        results = from_json(path.read_text(encoding="utf-8"))
+        results = read_results(path)
         devices, batch, ms = results["devices"], results["batch_size"], results["ms_per_step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ExciteError, KeyError):
         raise ExciteError(f"--measured {run}: this is no finished run folder and no results.json") from None
+    if devices is None or batch is None:
+        raise ExciteError(f"--measured {run}: its results.json does not say on how many devices and with what batch")
     if ms is None:
         raise ExciteError(f"--measured {run}: the run was too short to time a step; train for more than one step")
     return Measurement(

@@ -11,7 +11,6 @@ from torch import nn
 from excite.data import DataSets
 from excite.errors import ExciteError, nearest
 from excite.explain import foreign_gates
-from excite.files import read_json
 from excite.gates import Gate
 from excite.grafting.wrapper import Grafted
 from excite.inference import Predictor, weights_digest
@@ -27,7 +26,7 @@ from excite.report.predictions import (
 )
 from excite.storage import is_remote, local_run
 from excite.training.checkpoint import find_weights
-from excite.training.run_folder import read_metrics
+from excite.training.run_folder import read_metrics, read_results
 from excite.weights.convert import is_foreign
 
 #: Called with (what is being done, done, in all).
@@ -186,7 +185,7 @@ def _recipe(meta: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_results(folder: Path | None) -> dict[str, Any] | None:
     if folder is None or not (folder / "results.json").is_file():
         return None
-    return read_json(folder / "results.json")
+    return read_results(folder / "results.json")
 
 
 # --- which runs, and their names ------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """What an artefact says of itself: where it came from and how it computes, written into it as JSON under ``excite``."""
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from excite.errors import ExciteError
+from excite.files import read_json
 from excite.inference import Predictor, weights_digest
 from excite.training.run_folder import git_state, versions
 
@@ -87,7 +88,7 @@ def _training_git(folder: Path) -> Any:
     """Commit that the run was made with, from its environment.json."""
     for run in (folder, *folder.parents[1:2]):
         try:
-            return json.loads((run / "environment.json").read_text(encoding="utf-8"))["git"]
-        except (OSError, KeyError, ValueError):
+            return read_json(run / "environment.json")["git"]
+        except (ExciteError, KeyError):
             continue
     return None

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
 from excite.logits import finite, predicted, sentence
+from excite.npz import read_npz
 from excite.recipe import Recipe
 from excite.storage import is_remote
 
@@ -113,16 +113,25 @@ class Predictions:
     def read(cls, path: Path) -> "Predictions | None":
         """What :meth:`save` wrote; None where there is nothing readable (it can be made again)."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                about = from_json(_unpacked(file["about"]))
-                if about.pop("format_version") != FORMAT_VERSION:
-                    return None
-                names, classes = tuple(_unpacked(file["names"]).split("\0")), tuple(about.pop("classes"))
-                found = cls(file["logits"], file["labels"], file["positions"], names, classes, **about)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile):
+            file = read_npz(path)
+            about = from_json(_unpacked(file["about"]))
+            if about.pop("format_version") != FORMAT_VERSION:
+                return None
+            names, classes = tuple(_unpacked(file["names"]).split("\0")), tuple(about.pop("classes"))
+            found = cls(file["logits"], file["labels"], file["positions"], names, classes, **about)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        counted = {len(found.labels), len(found.positions), len(names)}
-        return found if found.logits.shape == (len(names), len(classes)) and counted == {len(names)} else None
+        return found if found._plausible() else None
+
+    def _plausible(self) -> bool:
+        """Whether the parts fit each other, whatever they say."""
+        images, classes = len(self.names), len(self.classes)
+        fits = self.logits.shape == (images, classes) and self.logits.dtype == np.float32
+        fits = fits and all(a.shape == (images,) and a.dtype == np.int64 for a in (self.labels, self.positions))
+        texts = (*self.classes, self.fingerprint, self.weights, self.precision)
+        if not fits or not all(isinstance(text, str) for text in texts) or not isinstance(self.preprocessing, dict):
+            return False
+        return not images or bool(self.labels.min() >= 0 and self.labels.max() < classes and self.positions.min() >= 0)
 
 
 def _about(weights: str, fingerprint: str, precision: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:

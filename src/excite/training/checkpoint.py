@@ -6,22 +6,24 @@ predict with and ship. Every safetensors file is self-contained: its header hold
 names, preprocessing, recipe, metrics and versions.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError, shown_text
+from excite.errors import ExciteError, shown, shown_text
 from excite.files import to_json, written_aside
 from excite.gates import Gate
-from excite.header import check_arguments, read_header
+from excite.header import check_arguments, explain, read_header
 from excite.storage import is_remote, weights_at
 
 FORMAT_VERSION = 1
@@ -103,13 +105,87 @@ def prune(run: Path, keep_last: int, best: int | None) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Read ``state.pt`` of a checkpoint folder; executes nothing. Raises ExciteError where it is damaged."""
+    """Read ``state.pt`` of a checkpoint folder; executes nothing, and takes no memory on the file's word alone.
+
+    Raises:
+        ExciteError: it is damaged.
+    """
+    from excite.weights.pytorch import check_zip
+
+    path = folder / STATE
+    remedy = f"delete {folder} to resume from the checkpoint before it"
     try:
-        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+        check_zip(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        _State.model_validate(state)
+    except ValidationError as error:
+        why = "; ".join(explain(e) for e in error.errors()[:3])
+        raise ExciteError(f"{path} is damaged ({why}); {remedy}") from None
+    except Exception as error:  # what a damaged file makes of it is nearly anything
+        raise ExciteError(f"{path} is damaged ({shown_text(_first_line(error))}); {remedy}") from None
+    return state
+
+
+class _Best(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    step: Annotated[int, Field(ge=0, lt=1 << 53)]
+    top1: float | None
+    loss: float | None
+
+
+class _State(BaseModel):
+    """What ``Run.state`` gives: counters, and the optimiser's, which is compared with the run's own in ``restore``."""
+
+    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
+
+    step: Annotated[int, Field(ge=0, lt=1 << 53)]
+    steps_per_epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    best: _Best | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    fingerprint: str
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], where: Path) -> None:
+    """``optimizer.load_state_dict`` for a state that may be another's or damaged. Raises ExciteError in that case."""
+    try:
+        own = optimizer.state_dict()["param_groups"]
+        groups = stored["param_groups"]
+        if len(groups) != len(own):
+            raise ValueError(f"it has {len(groups)} groups of parameters, this run {len(own)}")
+        for mine, theirs in zip(own, groups, strict=True):
+            for key, value in mine.items():
+                _check_setting(key, value, theirs[key])
+        optimizer.load_state_dict(stored)
+        if type(optimizer).__module__.startswith("torch.optim"):  # others keep what has other shapes
+            for parameter, kept in optimizer.state.items():
+                for name, value in kept.items():
+                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
     except Exception as error:
+        reason = shown_text(
+            f"no {error}" if isinstance(error, KeyError) else _first_line(error) or type(error).__name__
+        )
         raise ExciteError(
-            f"{folder / STATE} is damaged ({_first_line(error)}); resume from an older checkpoint"
+            f"the optimiser's state in {where} does not fit this run ({reason}); delete that folder to resume from the "
+            "checkpoint before it"
         ) from None
+
+
+def _check_setting(key: str, mine: Any, theirs: Any) -> None:
+    """A rate stays a finite number, a switch a switch; what it is, the schedule or the recipe has said."""
+    numbers = (int, float)
+    both = [type(v) in numbers for v in (mine, theirs)]
+    if both[0] != both[1] or (
+        not both[0] and mine is not None and theirs is not None and type(mine) is not type(theirs)
+    ):
+        raise ValueError(f"{key} is {shown(theirs)}")
+    if both[1] and not math.isfinite(theirs):
+        raise ValueError(f"{key} is {shown(theirs)}")
+    if isinstance(mine, tuple) and len(mine) != len(theirs):
+        raise ValueError(f"{key} is {shown(theirs)}")
 
 
 def find_weights(source: str | Path) -> Path:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from excite import storage
 from excite.errors import ExciteError
-from excite.files import from_json
 from excite.logits import predicted
 from excite.recipe import Recipe, load_recipe
 from excite.training import checkpoint as ckpt
@@ -34,7 +33,7 @@ from excite.training.reporting import (
     record_steps,
     record_test,
 )
-from excite.training.run_folder import Metrics, choose_run_folder
+from excite.training.run_folder import Metrics, choose_run_folder, read_results
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.start import as_begun
@@ -161,7 +160,8 @@ def _results_of_finished(run: Run) -> dict[str, Any] | None:
     """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
     path, found = run.folder / "results.json", [None]
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
-        found = [from_json(path.read_text(encoding="utf-8"))]
+        with suppress(ExciteError):  # damaged: made again, like the rest that comes after the last step
+            found = [read_results(path)]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

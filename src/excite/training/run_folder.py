@@ -7,9 +7,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from excite.errors import ExciteError
 from excite.figures import COLORS, style, write
-from excite.files import from_json, to_json, write_text
+from excite.files import from_json, read_json, to_json, write_text
+from excite.header import explain
 from excite.runtime import git
 from excite.training import launch
 
@@ -134,9 +137,65 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = from_json(line)
         except ValueError:
             continue
-        if isinstance(record, dict):
+        if is_record(record):
             records.append(record)
     return records
+
+
+#: What every record of a kind has; None where a measure does not apply or is not finite.
+_KEYS = {"train": ("epoch", "loss", "lr"), "eval": ("epoch", "loss", "top1")}
+#: Numbers that it may have.
+_MEASURES = (
+    *("top5", "images", "accuracy", "images_per_second", "ms_per_step", "data_wait", "compile_seconds", "memory_gb"),
+    *("loss_scale", "seconds_left"),
+)
+
+
+def is_record(record: Any) -> bool:
+    """Whether this is a line of a ``metrics.jsonl``: of a known kind, with its measures, which are numbers."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
+        return False
+    if not isinstance(record.get("kind"), str):
+        return False
+    keys = _KEYS.get(record["kind"], ())
+    if any(key not in record for key in keys) or type(record.get("epoch", 0)) not in (int, float):
+        return False
+    usual = {key: record[key] for key in (*keys, *_MEASURES) if key in record}
+    return all(type(value) in (int, float, type(None)) for value in usual.values())
+
+
+class _Results(BaseModel):
+    """Numbers in ``results.json`` that others compute with."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    top1: float | None = None
+    top5: float | None = None
+    last_top1: float | None = None
+    best_epoch: float | None = None
+    train_seconds: float | None = None
+    images_per_second: float | None = None
+    ms_per_step: float | None = None
+    memory_gb: float | None = None
+    params_m: float | None = None
+    gmacs: float | None = None
+    devices: int | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    model: str | None = None
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's ``results.json``. Raises ExciteError where it is damaged, with what to do about it."""
+    remedy = f"delete it, and `excite train --resume {path.parent}` writes it again"
+    results = read_json(path, remedy)
+    try:
+        _Results.model_validate(results)
+    except ValidationError as error:
+        why = "; ".join(explain(e) for e in error.errors()[:3])
+        raise ExciteError(f"{path} is damaged: {why}; {remedy}") from None
+    return results
 
 
 def draw_curves(run: Path, title: str) -> Path | None:

@@ -341,7 +341,12 @@ def restore(run: Run) -> None:
     ckpt.load_into(run.model, weights)
     if run.ema is not None and ema is not None:
         ckpt.load_into(run.ema.module, ema)
-    run.optimizer.load_state_dict(state["optimizer"])
+    ckpt.load_optimizer(run.optimizer, state["optimizer"], ckpt.step_folder(run.folder, state["step"]))
     if run.scaler.is_enabled():
-        run.scaler.load_state_dict(state["scaler"])
+        try:
+            run.scaler.load_state_dict(state["scaler"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ExciteError(
+                f"{run.folder} cannot be resumed: the state of its loss scale is damaged ({error})"
+            ) from None
     run.step, run.best, run.seconds = state["step"], state["best"], state["seconds"]

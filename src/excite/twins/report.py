@@ -2,20 +2,33 @@
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.files import from_json, write_json, write_text
+from excite.errors import ExciteError
+from excite.files import read_json, write_json, write_text
 from excite.text import printable, printable_lines
 from excite.training.display import Display, make_table
-from excite.training.run_folder import read_metrics, versions
+from excite.training.run_folder import read_metrics, read_results, versions
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 
 WIDE = 150  # columns of a terminal that the whole table fits in
+
+
+def read_latency(path: Path) -> dict[str, Any] | None:
+    """The latencies that were measured; None where none can be read: they are measured again."""
+    try:
+        found = read_json(path)
+    except ExciteError:
+        return None
+    ms = found.get("ms")
+    numbers = isinstance(ms, dict) and all(
+        isinstance(row, list) and len(row) == 3 and all(type(v) in (int, float) for v in row) for row in ms.values()
+    )
+    return found if numbers else None
 
 
 def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
@@ -38,13 +51,12 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
     for gate, seed in plan.runs():
         run = folder / run_name(gate, seed)
         if (run / "results.json").is_file():
-            results = from_json((run / "results.json").read_text(encoding="utf-8"))
+            results = read_results(run / "results.json")
             results.pop("report", None)
             # A resumed run's results know the peak of its last process only, its metrics that of each.
             peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             runs.append({"gate": gate, "seed": seed, **results, "memory_gb": max([results["memory_gb"], *peaks])})
-    path = folder / "latency.json"
-    latency = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    latency = read_latency(folder / "latency.json")
     top1 = {gate: {r["seed"]: r["last_top1"] for r in runs if r["gate"] == gate} for gate in plan.gates}
     rows = []
     for gate in plan.gates:

@@ -25,9 +25,10 @@ from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
+from excite.training.run_folder import is_record, read_results
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
-from excite.twins.report import collect, show, write_report
+from excite.twins.report import collect, read_latency, show, write_report
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
 #: A training whose experiment was killed needs a moment to save and end.
@@ -240,7 +241,7 @@ class _Experiment:
         return (self._run_folder(gate, seed) / RESULTS).is_file()
 
     def _results(self, gate: str, seed: int) -> dict[str, Any]:
-        return from_json((self._run_folder(gate, seed) / RESULTS).read_text(encoding="utf-8"))
+        return read_results(self._run_folder(gate, seed) / RESULTS)
 
     def _check_recipes(self) -> None:
         for gate, seed in self.plan.runs():
@@ -337,7 +338,8 @@ class _Experiment:
         seeds = {gate: seed for gate, seed in reversed(self.plan.runs()) if self._finished(gate, seed)}  # the first one
         seeds = {gate: seeds[gate] for gate in self.plan.gates if gate in seeds}
         path = self.folder / LATENCY
-        if not seeds or (path.is_file() and json.loads(path.read_text(encoding="utf-8"))["ms"].keys() == seeds.keys()):
+        kept = read_latency(path)
+        if not seeds or (kept is not None and kept["ms"].keys() == seeds.keys()):
             return
         path.unlink(missing_ok=True)
         self.display.message("measuring the latency of one image ...")
@@ -385,7 +387,7 @@ def _progress(metrics: Path, epochs: int) -> str:
             record = from_json(line)
         except ValueError:
             continue
-        if record.get("kind") == "train":
+        if is_record(record) and record["kind"] == "train":
             left = format_seconds(record["seconds_left"])
             loss = "loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"
             return f"epoch {math.ceil(record['epoch'])}/{epochs}  {loss}  {left} left"

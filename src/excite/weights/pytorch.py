@@ -66,7 +66,7 @@ def read(path: Path, part: str | None = None) -> Stored:
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     if is_zip:
-        _check_zip(path)
+        check_zip(path)
     else:
         _check_stream(path)
     content = _load(path, is_zip)
@@ -92,7 +92,7 @@ def read(path: Path, part: str | None = None) -> Stored:
 # --- before torch.load ----------------------------------------------------------------------------------------------
 
 
-def _check_zip(path: Path) -> None:
+def check_zip(path: Path) -> None:
     """Refuse an archive that torch.save did not write: compressed, overlapping, damaged, or not a checkpoint."""
     where, size = str(path), path.stat().st_size
     try:

@@ -1,6 +1,5 @@
 """Do two networks compute the same, and where do they part?"""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from excite.errors import ExciteError, nearest
 from excite.models import Classifier
+from excite.npz import read_npz
 from excite.ops import spatial_mean
 
 #: Largest relative difference of float32 networks that count as the same.
@@ -132,13 +132,13 @@ def read_reference(path: str | Path) -> Reference:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if isinstance(file, np.ndarray):
+        with path.open("rb") as file:
+            if file.read(6) == b"\x93NUMPY":
                 raise ExciteError(f"{path} is one array; an .npz with input and logits is needed")
-            return {key: file[key] for key in file.files}
+        return read_npz(path)
     except FileNotFoundError:
         raise ExciteError(f"there is no file {path} to verify with") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ExciteError(f"{path} is no readable .npz of numbers: {reason}") from None
 
