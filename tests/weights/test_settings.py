@@ -136,6 +136,13 @@ def test_a_bare_state_dict_of_ours_says_what_is_assumed(tmp_path):
     assert "these are the defaults of cifar_seresnet20: gate_position=standard, bn_eps=1e-05" in loaded.sentence()
 
 
+def test_gates_without_tensors_may_be_there_and_that_is_said(tmp_path):
+    torch.save(make("cifar_geresnet20_theta_minus", num_classes=3).state_dict(), tmp_path / "x.pth")
+    assert "gates that have no tensors (ge theta_minus) would not show" in convert(tmp_path / "x.pth")[1].sentence()
+    model = make("cifar_geresnet20_theta_minus", num_classes=3)
+    assert "would not show" not in load_weights(model, tmp_path / "x.pth").sentence()
+
+
 def test_gates_that_started_as_the_identity_are_not_timms():
     """Twice a sigmoid of the same tensors: nothing in a state dict would show it."""
     with torch.device("meta"):

@@ -138,6 +138,8 @@ def _summary(model: Classifier, loaded: Loaded) -> dict[str, Any]:
         "tensors": len(foreign.tensors),
         "fresh": loaded.fresh,
         "left_over": loaded.left_over,
+        "beside": dict(foreign.choice.beside),
+        "assumed": foreign.assumed,
     }
 
 

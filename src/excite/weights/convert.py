@@ -56,6 +56,7 @@ class Foreign:
         choice: which of the file's tensors these are, where it has others.
         assumed: settings that neither the layout nor the file says, with the values that the network has by default.
         said: what the file says of itself.
+        may_hide_gates: nobody says which network it is, and its names are such as hardly anybody but us has.
         anatomy: what the shapes say; None where the file says which network it is.
     """
 
@@ -73,6 +74,7 @@ class Foreign:
     choice: Choice = field(default_factory=Choice)
     assumed: dict[str, Any] = field(default_factory=dict)
     said: Said = field(default_factory=Said)
+    may_hide_gates: bool = False
     anatomy: Anatomy | None = None
 
     def sentence(self) -> str:
@@ -91,6 +93,8 @@ class Foreign:
         if self.assumed:
             values = ", ".join(f"{key}={value}" for key, value in self.assumed.items())
             doubts.append(f"the file does not say how it was made, so these are the defaults of {self.name}: {values}")
+        if self.may_hide_gates:
+            doubts.append("gates that have no tensors (ge theta_minus) would not show; --arch names such a network")
         called = self.said.variant
         if called is not None and called != self.name:
             doubts.append(f"its {self.said.where} says {self.said.name}, its tensors are those of {self.name}")
@@ -273,6 +277,7 @@ def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: 
         anatomy = replace(anatomy, gate=dict(layout.silent_gate))
     if anatomy.image_size is None and said.image_size is not None:
         anatomy = replace(anatomy, image_size=said.image_size)
+    may_hide_gates = name is None and not said.name and anatomy.stem == "cifar" and anatomy.gate is None
     name = name or model_name(anatomy, source)
     extra = layout.options(anatomy, wrapped) | {k: v for k, v in said.options.items() if k == "bn_eps"}
     gate = None if anatomy.gate is None else {"identity": extra.get("identity", False), **anatomy.gate}
@@ -290,6 +295,7 @@ def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: 
         choice=wrapped.choice,
         assumed=unsaid(name, anatomy, extra),
         said=said,
+        may_hide_gates=may_hide_gates,
         anatomy=anatomy,
     )
 
