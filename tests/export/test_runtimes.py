@@ -69,7 +69,7 @@ def test_one_wrong_first_call_and_nothing_is_written(tmp_path, monkeypatch):
     weights = checkpoint(tmp_path)
     predictor = load(weights, "cpu", "fp32")
     monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor, lambda call, images: call == 1))
-    with pytest.raises(ExciteError, match="in the first call of a new session.*nothing was written"):
+    with pytest.raises(ExciteError, match=r"in the first call of a new session.*nothing was written"):
         export(weights, "pt2", images=4)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
