@@ -4,12 +4,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from excite.data.decode import eval_transform
 from excite.export.resize import resize_and_crop
 
 # Across first and down first; enlarged and shrunk; S x S; one pixel wide; odd and even spare rows.
-SHAPES = [(375, 500), (500, 375), (32, 32), (33, 32), (600, 40), (40, 600), (20, 37), (31, 31), (1, 7), (401, 300)]
+SHAPES = [
+    (375, 500),
+    (500, 375),
+    (32, 32),
+    (33, 32),
+    (600, 40),
+    (40, 600),
+    (20, 37),
+    (31, 31),
+    (1, 7),
+    (401, 300),
+    (1, 1),
+    (2, 2),
+]
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -23,11 +37,34 @@ def test_it_is_pillows_to_the_last_pixel(interpolation, size, crop_pct):
         np.testing.assert_array_equal(got[0].permute(1, 2, 0).numpy(), wanted, err_msg=f"{height} x {width}")
 
 
-@pytest.mark.parametrize("height", [40, 90])
-def test_without_a_conditional_it_is_the_same(height):
-    images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (1, 3, height, 60), dtype=np.uint8))
-    wanted = resize_and_crop(images, 16, 0.875, "bicubic")
-    assert torch.equal(resize_and_crop(images, 16, 0.875, "bicubic"), wanted)
+@pytest.mark.parametrize("shape", [(1, 6000), (6000, 1), (3, 4000)])
+def test_a_strip_is_exact_and_takes_no_memory_for_what_the_crop_does_not_see(shape):
+    """A dense product with the whole strip would hold tensors of its length; its window has a few pixels."""
+    image = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    wanted = eval_transform(Image.fromarray(image), 32, 0.875, "bicubic")
+    largest = Largest()
+    with largest:
+        got = resize_and_crop(torch.from_numpy(image).permute(2, 0, 1)[None], 32, 0.875, "bicubic")
+    np.testing.assert_array_equal(got[0].permute(1, 2, 0).numpy(), wanted)
+    assert largest.elements < 20_000  # of 32 x 6000 weights a direction it would be 384,000
+
+
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor of other memory than an input's has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("size", [31, 32, 224])
+def test_an_image_of_the_networks_size_comes_out_as_it_is(size):
+    images = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (2, 3, size, size), dtype=np.uint8))
+    assert torch.equal(resize_and_crop(images, size, 0.875, "bicubic"), images.float())
 
 
 def test_a_photo_shrunk_fifty_times_is_exact_too():

@@ -1,11 +1,14 @@
 """Every installed runtime is asked before an artefact is written, from the first call of new sessions."""
 
+from importlib import metadata
+
 import numpy as np
 import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.export import export, formats, runtimes
+from excite.export import export, formats, runtimes, verify
+from excite.export.deployable import Deployable
 from excite.inference import load
 from excite.models.folding import FoldedClassifier
 from tests.export.test_export import SIZE, checkpoint, needs
@@ -17,19 +20,28 @@ def short_timing(monkeypatch):
     monkeypatch.setattr("excite.export.verify.TIMING_SECONDS", 0.0)
 
 
-def wrong_in(which):
-    """A runtime that gives nonsense in one call of each session, or for some images."""
+def sessions_of_a_model(predictor, which=lambda call, images: False):
+    """Sessions of a runtime that gives nonsense in the calls that ``which`` names (number in its session, images)."""
+    deployable = Deployable(predictor.model, predictor.preprocessing, "uint8")
 
-    def open_in(runtime, path, threads):
-        run, calls = formats.open_in(runtime, path, threads), []
+    def sessions_of(runtime, path, threads):
+        if runtime == "numpy":
+            raise RuntimeError("no such operator")
 
-        def broken(images):
-            calls.append(images.shape)
-            return run(images) * np.float32(1e30 if which(len(calls), images) else 1)
+        def session():
+            calls = []
 
-        return broken
+            def run(images):
+                calls.append(images.shape)
+                nonsense = np.float32(1e30 if which(len(calls), images) else 1)
+                with torch.no_grad():
+                    return deployable(torch.from_numpy(images)).numpy() * nonsense
 
-    return open_in
+            return run
+
+        return session
+
+    return sessions_of
 
 
 @pytest.mark.parametrize(
@@ -37,15 +49,27 @@ def wrong_in(which):
     [
         (lambda call, images: call == 1, f"the first call of a new session, with 1 image of {SIZE} x {SIZE} pixels"),
         (lambda call, images: call == 2, "call 2 of a session"),
+        (lambda call, images: call > 2 and len(images) == 2, "call 6 of a session, with 2 images of 17 x 5"),
         (lambda call, images: len(images) == 3, f"with 3 images of {SIZE} x {SIZE}"),
         (lambda call, images: images.shape[2] > SIZE, "with 1 image of 13 x 19"),
         (lambda call, images: images.shape[2] < SIZE, "with 2 images of 17 x 5"),
     ],
 )
-def test_a_call_that_is_wrong_in_any_session_writes_nothing(tmp_path, monkeypatch, which, sentence):
+def test_a_call_that_is_wrong_in_any_session_is_found(tmp_path, monkeypatch, which, sentence):
+    predictor = load(checkpoint(tmp_path), "cpu", "fp32")
+    cases = runtimes.make_cases(predictor, "uint8")
+    monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor))
+    assert runtimes.judge_fp32("it", runtimes.ask("pt2", tmp_path, cases, 1, 0), cases, 1e-3) < 1e-5
+    monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor, which))
+    with pytest.raises(ExciteError, match=f"it in torch .* disagrees with the PyTorch model: in .*{sentence}"):
+        runtimes.judge_fp32("it", runtimes.ask("pt2", tmp_path, cases, 1, 0), cases, 1e-3)
+
+
+def test_one_wrong_first_call_and_nothing_is_written(tmp_path, monkeypatch):
     weights = checkpoint(tmp_path)
-    monkeypatch.setattr(runtimes, "open_in", wrong_in(which))
-    with pytest.raises(ExciteError, match=f"in torch .* disagrees with the PyTorch model: in .*{sentence}"):
+    predictor = load(weights, "cpu", "fp32")
+    monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor, lambda call, images: call == 1))
+    with pytest.raises(ExciteError, match=r"in the first call of a new session.*nothing was written"):
         export(weights, "pt2", images=4)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
@@ -55,31 +79,26 @@ def test_who_was_asked_and_who_was_not_is_said(tmp_path, monkeypatch):
     said = []
     result = export(checkpoint(tmp_path), "pt2", images=4, say=said.append)
     [found] = result["runtimes"]
-    assert found["asked"] == [f"torch {torch.__version__}"]
+    assert found["asked"] == [f"torch {metadata.version('torch')}"]
     assert "not installed" in found["not_asked"]["a_runtime_of_tomorrow"]
     assert len(found["cases"]) == 4
     assert any("agrees in torch" in line and "first call" in line for line in said)
     assert any("was not run in a_runtime_of_tomorrow: not installed" in line for line in said)
+    assert result["rows"][0]["what"] == "PyTorch fp32, folded"
+    assert "batch norms folded on both sides" in result["timed"]
 
 
 def test_another_runtime_that_refuses_the_file_is_said_and_its_own_stops_it(tmp_path, monkeypatch):
-    def refuse(refusing):
-        def open_in(runtime, path, threads):
-            if runtime == refusing:
-                raise RuntimeError("no such operator")
-            return formats.open_in("torch", path, threads)
-
-        return open_in
-
-    weights = checkpoint(tmp_path)
-    monkeypatch.setitem(formats.READERS, "pt2", ("torch", "numpy"))
-    monkeypatch.setattr(runtimes, "open_in", refuse("torch"))
+    predictor = load(checkpoint(tmp_path), "cpu", "fp32")
+    cases = runtimes.make_cases(predictor, "uint8")
+    monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor))
+    monkeypatch.setitem(formats.READERS, "pt2", ("numpy", "torch"))
     with pytest.raises(ExciteError, match="cannot open the artefact: RuntimeError: no such operator"):
-        export(weights, "pt2", images=4)
-    monkeypatch.setattr(runtimes, "open_in", refuse("numpy"))
-    said = []
-    export(weights, "pt2", images=4, say=said.append)
-    assert any("was not run in numpy: it cannot open this file" in line for line in said)
+        runtimes.ask("pt2", tmp_path, cases, 1, 0)
+    monkeypatch.setitem(formats.READERS, "pt2", ("torch", "numpy"))
+    asked = runtimes.ask("pt2", tmp_path, cases, 1, 0)
+    assert list(asked.calls) == [f"torch {metadata.version('torch')}"]
+    assert "it cannot open this file" in asked.left_out["numpy"]
 
 
 def test_int8_is_held_to_its_own_first_call_and_to_the_other_runtimes():
@@ -99,20 +118,10 @@ def test_int8_is_held_to_its_own_first_call_and_to_the_other_runtimes():
         judge([logits] * 2, [logits * np.nan] * 2)
 
 
-def test_pytorchs_side_is_timed_in_the_form_that_predict_runs(tmp_path, monkeypatch):
-    timed = []
-
-    def time(predictor, artefacts, samples, kind):
-        timed.append(predictor.model)
-        return {name: {1: 1.0, 16: 2.0} for name in ["", *artefacts]}
-
-    monkeypatch.setattr("excite.export.verify._time", time)
+def test_pytorchs_side_is_timed_in_the_form_that_predict_runs(tmp_path):
     weights = checkpoint(tmp_path)
-    result = export(weights, "pt2", images=4)
-    assert isinstance(timed[0], FoldedClassifier)
-    assert isinstance(load(weights, "cpu", "fp32", fold=None).model, FoldedClassifier)  # as the command loads it
-    assert result["rows"][0]["what"] == "PyTorch fp32, folded"
-    assert "batch norms folded on both sides" in result["timed"]
+    timed = verify._as_predict(load(weights, "cpu", "fp32")).model
+    assert type(timed) is type(load(weights, "cpu", "fp32", fold=None).model) is FoldedClassifier
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])

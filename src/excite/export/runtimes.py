@@ -7,7 +7,7 @@ for images smaller than the network's with an absolute value in its whole number
 Letters: N images, H x W pixels, C channels, S side of what the network sees, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from excite.errors import ExciteError
 from excite.export.deployable import InputKind
-from excite.export.formats import READERS, Run, open_in
+from excite.export.formats import READERS, Run, sessions_of
 from excite.export.images import blurred_noise, prepare
 from excite.export.verify import Comparison, compare, reference_logits, to_input
 from excite.inference import Predictor
@@ -115,9 +115,11 @@ def _ask_one(runtime: str, path: Path, cases: Sequence[Case], threads: int, aske
     name = f"{'the reference evaluator of ' if runtime == 'onnx' else ''}{runtime} {metadata.version(runtime)}"
     calls: list[Call] = []
     run: Run | None = None
+    sessions: Callable[[], Run] | None = None
     for i in range(len(cases)):
         try:
-            run = open_in(runtime, path, threads)
+            sessions = sessions or sessions_of(runtime, path, threads)
+            run = sessions()
         except Exception as error:  # each has errors of its own
             if own:
                 raise ExciteError(
