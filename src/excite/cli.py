@@ -362,7 +362,7 @@ def predict(
         rows = [{"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top)} for p in found]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
-        print(f"grid: {draw_grid(found, grid)}", file=sys.stderr)
+        print(f"grid: {draw_grid(found, grid, white=predictor.preprocessing.white)}", file=sys.stderr)
     if bad:
         raise ExciteError("; ".join(bad))
 

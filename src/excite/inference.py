@@ -61,6 +61,9 @@ class Predictor:
         self.meta = checkpoint.meta
         self.classes: list[str] = checkpoint.meta["classes"]
         self.preprocessing = Preprocessing.from_dict(checkpoint.meta["preprocessing"])
+        data = self.meta["recipe"]["data"]
+        if data["source"] == "folder" and data.get("white") is None:  # not to be found anew, in other images
+            data["white"] = self.preprocessing.white
         self.model: nn.Module = create_model(checkpoint.meta["model"]["name"], **checkpoint.meta["model"]["args"])
         load_into(self.model, checkpoint)
         self.accelerator = make_accelerator(device)
@@ -283,8 +286,13 @@ def find_images(sources: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50) -> Path:
-    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them."""
+def draw_grid(
+    predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50, white: int = 65535
+) -> Path:
+    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them.
+
+    ``white`` is the value that is white in images of 16 bits a channel: the network's ``preprocessing.white``.
+    """
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
@@ -301,7 +309,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, prediction in zip(axes.flat, shown, strict=False):
-            axis.imshow(load_image(local_file(prediction.path)))
+            axis.imshow(load_image(local_file(prediction.path), white=white))
             name, probability = prediction.top[0]
             axis.set_title(f"{shortened(name, 22)}\n{100 * probability:.1f} %", fontsize=9)
         with written_aside(path) as aside:
