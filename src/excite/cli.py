@@ -390,7 +390,7 @@ def predict(
         ]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
     if grid is not None and found:
-        tell(f"grid: {draw_grid(found, grid)}")
+        tell(f"grid: {draw_grid(found, grid, white=predictor.preprocessing.white)}")
     without = [p.path for p in found if not p.top]
     if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
         bad.append(told)

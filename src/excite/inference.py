@@ -449,8 +449,13 @@ def find_images(sources: Sequence[str], say: Callable[[str], None] = lambda line
     return list(found)
 
 
-def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50) -> Path:
-    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them."""
+def draw_grid(
+    predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50, white: int = 65535
+) -> Path:
+    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them.
+
+    ``white`` is the value that is white in images of 16 bits a channel: the network's ``preprocessing.white``.
+    """
     from matplotlib.figure import Figure
 
     from excite.data.decode import load_image
@@ -466,7 +471,7 @@ def draw_grid(predictions: Sequence[Prediction], path: str | Path, columns: int 
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, prediction in zip(axes.flat, shown, strict=False):
-            axis.imshow(load_image(local_file(prediction.path)))
+            axis.imshow(load_image(local_file(prediction.path), white=white))
             name, probability = prediction.top[0] if prediction.top else (NO_ANSWER, None)
             percent = "" if probability is None else f"{100 * probability:.1f} %"
             axis.set_title(f"{shortened(name, 22)}\n{percent}", fontsize=9)

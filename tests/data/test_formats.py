@@ -459,3 +459,28 @@ def test_white_travels_and_old_checkpoints_have_none():
     plain = Preprocessing(16, 0.875, "bilinear", (0.1,), (0.4,), 1)
     assert "white" not in plain.to_dict()
     assert Preprocessing.from_dict(plain.to_dict()).white == 65535
+
+
+@pytest.mark.parametrize("white", [65535, 4095])
+def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_path):
+    from pathlib import Path
+
+    from excite.inference import Predictor
+    from excite.models import create_model
+    from excite.recipe import Recipe, load_recipe
+    from excite.training.checkpoint import Checkpoint
+
+    model = create_model("cifar_resnet20", num_classes=2)
+    config = folder(tmp_path, 900)  # would be taken for 10 bits
+    values = load_recipe("cifar10-resnet20").model_dump(mode="json")
+    values["data"] |= {"source": "folder", "root": config.root, "image_size": 8, "white": None}
+    del values["data"]["white"]  # as in files written before there was a choice
+    meta = {
+        "model": {"name": model.model_name, "args": model.model_args},
+        "classes": ["a", "b"],
+        "preprocessing": Preprocessing(8, 1.0, "bicubic", (0.5,) * 3, (0.5,) * 3, 3, white).to_dict(),
+        "recipe": values,
+    }
+    predictor = Predictor(Checkpoint(Path(tmp_path), model.state_dict(), meta), device="cpu")
+    again = open_data(Recipe.from_dict(predictor.meta["recipe"], "test").data)
+    assert again.preprocessing.white == predictor.preprocessing.white == white
