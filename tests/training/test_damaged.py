@@ -18,8 +18,8 @@ from excite.training.run_folder import read_metrics, read_results
 from tests.bounded import bounded
 
 
-def state_of(optimizer: torch.optim.Optimizer, **changes: object) -> dict[str, object]:
-    state = {"step": 3, "steps_per_epoch": 6, "optimizer": optimizer.state_dict(), "scaler": {}, "best": None}
+def state_of(made: torch.optim.Optimizer, **changes: object) -> dict[str, object]:
+    state = {"step": 3, "steps_per_epoch": 6, "optimizer": made.state_dict(), "scaler": {}, "best": None}
     return {**state, "seconds": 1.0, "fingerprint": "abc", **changes}
 
 
@@ -111,7 +111,7 @@ def test_an_array_that_says_it_is_huge_is_not_made(tmp_path):
             read_npz(path)
         assert Predictions.read(path) is None
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("logits.npy", declared(f"({200 << 20},)", bytes(200 << 20)))
+        archive.writestr("logits.npy", declared(f"({80 << 20},)", bytes(80 << 20)))
     with bounded(128), pytest.raises(ValueError, match="unpacks to far more"):
         read_npz(path)
     np.savez(path, x=np.array([{}], dtype=object))
