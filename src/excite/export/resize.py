@@ -102,8 +102,9 @@ def _window(height: int, width: int, size: int, crop_pct: float, interpolation: 
     # A resized pixel is at most (short + 1) / short^2 of the shorter side, as resized lengths are cut to whole ones.
     # In 64ths, rounded up, for OpenVINO's 32 bits.
     share = ceil(64 * (size + 2 * reach) * (short + 1) / short**2)
-    seen = torch.sym_min(height, width) * share // 64 + 2 * reach + 3
-    return torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), torch.sym_max(seen, size))
+    lesser = torch.sym_min(height, width)
+    seen = torch.sym_max(lesser * share // 64 + 2 * reach + 3, torch.sym_min(lesser, size))  # S x S is seen whole
+    return torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), seen)
 
 
 def _weights(axes: Geometry, pixels: Tensor, exist: Tensor, size: int, interpolation: Interpolation) -> Tensor:
