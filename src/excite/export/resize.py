@@ -18,10 +18,10 @@ crop shares: that keeps products below 2**31 up to sides of 2**31 / (9 S) pixels
 """
 
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
-from torch import SymInt, Tensor
+from torch import Tensor
 
 from excite.data.decode import PILLOW_13, Interpolation
 
@@ -93,7 +93,7 @@ def _geometry(height: int, width: int, size: int, crop_pct: float) -> Geometry:
     return Geometry(length, resized, is_odd * (2 * half_is_odd - 1))  # halves go to even
 
 
-def _window(height: int, width: int, size: int, crop_pct: float, interpolation: Interpolation) -> int | SymInt:
+def _window(height: int, width: int, size: int, crop_pct: float, interpolation: Interpolation) -> int:
     """K: so many pixels around the middle of the image are all that the crop sees, in either direction.
 
     Without it a strip of 1 x 30000 pixels would take as much memory as it is long, for a crop that sees six of them.
@@ -102,8 +102,9 @@ def _window(height: int, width: int, size: int, crop_pct: float, interpolation: 
     # A resized pixel is at most (short + 1) / short^2 of the shorter side, as resized lengths are cut to whole ones.
     # In 64ths, rounded up, for OpenVINO's 32 bits.
     share = ceil(64 * (size + 2 * reach) * (short + 1) / short**2)
-    seen = torch.sym_min(height, width) * share // 64 + 2 * reach + 3
-    return torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), torch.sym_max(seen, size))
+    lesser = torch.sym_min(height, width)
+    seen = torch.sym_max(lesser * share // 64 + 2 * reach + 3, torch.sym_min(lesser, size))  # S x S is seen whole
+    return cast(int, torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), seen))  # a SymInt in a graph
 
 
 def _weights(axes: Geometry, pixels: Tensor, exist: Tensor, size: int, interpolation: Interpolation) -> Tensor:

@@ -76,7 +76,7 @@ def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
     shapes = [(1, size, size), (3, size, size)]
     if kind == "uint8":
         shapes += [(1, size + size // 2 + 1, 2 * size + 3), (2, 2 * size + 1, size // 2 + 1)]
-    cases = []
+    cases: list[Case] = []
     for count, height, width in shapes:
         rng = np.random.default_rng(len(cases))
         images = np.stack([blurred_noise(rng, height, width, p.in_chans) for _ in range(count)])
