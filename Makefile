@@ -25,7 +25,7 @@ test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, and run the t
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (an hour; see CONTRIBUTING.md)
+test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)
 
 lint: $(VENV)/installed-dev  ## style and types

@@ -62,7 +62,7 @@ def test_grad_cam_is_the_formula_of_the_paper(predictor):
     """Weights: gradients averaged over positions; then the ReLU of the weighted sum of maps."""
     model = predictor.model
     x = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert last_map(model, x) == "layer3.2"
+    assert last_map(model, x) == "layer3"
     kept = []
     hook = model.layer3[2].register_forward_hook(lambda module, inputs, output: kept.append(output))
     logits = model(x)
@@ -72,6 +72,7 @@ def test_grad_cam_is_the_formula_of_the_paper(predictor):
     plain = F.interpolate(plain, size=(8, 8), mode="bilinear", align_corners=False)[0, 0]
     found = grad_cam(model, "layer3.2", x, 4)
     assert torch.allclose(found, plain / plain.max().clamp(min=1e-12), atol=1e-5)
+    assert torch.equal(grad_cam(model, "layer3", x, 4), found), "a stage gives the map of its last block"
     assert any(float(grad_cam(model, "layer3.2", x, k).max()) > 0.99 for k in range(10))
 
 
@@ -87,8 +88,9 @@ def test_layers_that_grad_cam_cannot_look_at(predictor, photo):
         explain_image(predictor, photo, layer="layer3.9")
     with pytest.raises(ExciteError, match="'fc': it does not give a map"):
         explain_image(predictor, photo, layer="fc")
-    with pytest.raises(ExciteError, match="'layer3': it is not called as a module"):
-        explain_image(predictor, photo, layer="layer3")
+    predictor.model.aside = nn.Conv2d(1, 1, 1)
+    with pytest.raises(ExciteError, match="'aside': it is not called as a module"):
+        explain_image(predictor, photo, layer="aside")
     with pytest.raises(ExciteError, match="no module of the network gives a map"):
         last_map(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 1, 2, 2))
 

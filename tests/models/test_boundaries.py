@@ -278,7 +278,9 @@ def test_symbolic_trace(gate, fused):
         called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
         leaves = {n for n, m in model.named_modules() if type(m).__module__.startswith("torch.nn.modules")}
         holders = {n for n in leaves if isinstance(model.get_submodule(n), nn.Sequential | nn.ModuleList)}
-        assert all(".gate.gather." in name for name in leaves - called - holders), "a kernel of the map's size: a product"
+        assert all(".gate.gather." in name for name in leaves - called - holders), (
+            "a kernel of the map's size: a product"
+        )
 
 
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
