@@ -121,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as JSON text, see :func:`excite.text.as_json`; one line is ASCII, indented text has people's letters."""
+    """``value`` as JSON text, see :func:`excite.text.as_json`; one line is ASCII, indented text is for people."""
     return as_json(value, indent, ascii_only=indent is None)
 
 

@@ -13,7 +13,7 @@ import lzma
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -234,7 +234,7 @@ def _unpacked(path: Path) -> IO[bytes]:
         head = file.read(6)
     for module, magic in ((gzip, b"\x1f\x8b"), (bz2, b"BZh"), (lzma, b"\xfd7zXZ")):
         if head.startswith(magic):
-            return module.open(path)  # type: ignore[attr-defined,no-any-return]
+            return cast(IO[bytes], module.open(path))
     return path.open("rb")
 
 

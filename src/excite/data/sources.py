@@ -213,7 +213,7 @@ def open_measured(
         asked: whether somebody asked for `data.part`.
         train: whether the training part is wanted, too.
         record: what the network was trained on, if it is known: a note tells how many of the images that is true of.
-        limits: `limit_val` and `limit_train` of the caller's own, who tells of them; those of `data` are told in a note.
+        limits: `limit_val` and `limit_train` of the caller, who tells of them; those of `data` are told in a note.
 
     Raises:
         ExciteError: see :func:`open_data`; there is no such part.

@@ -142,7 +142,8 @@ def _read_header(
         ExciteError: it is damaged, of another format, or says something else than the tensors.
     """
     about = read_header(text, path, GraftHeader)
-    places, own = [], {}
+    places: list[tuple[Place, dict[str, Any]]] = []
+    own: dict[str, Any] = {}
     for entry in about["places"]:
         place = Place(entry["name"], entry["channels"], tuple(entry["size"]), entry["channels_last"])
         spec = dict(entry["spec"])

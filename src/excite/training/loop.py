@@ -158,7 +158,7 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
 
 def _results_of_finished(run: Run) -> dict[str, Any] | None:
     """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
-    path, found = run.folder / "results.json", [None]
+    path, found = run.folder / "results.json", list[dict[str, Any] | None]([None])
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
         with suppress(ExciteError):  # damaged: made again, like the rest that comes after the last step
             found = [read_results(path)]

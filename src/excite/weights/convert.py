@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -230,7 +230,7 @@ def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool 
             )
         del options["num_classes"]
     if foreign.meta and not allow_partial:  # which says itself what it is
-        model = build_network(source, {"name": foreign.name, "args": options}, foreign.tensors)
+        model = cast(Classifier, build_network(source, {"name": foreign.name, "args": options}, foreign.tensors))
     else:
         model = create_model(foreign.name, **options)
     return model, load_into(model, foreign, allow_partial=allow_partial)
