@@ -27,7 +27,7 @@ from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import expand, in_place, is_remote, local_file
 from excite.text import as_json
 from excite.training.checkpoint import Checkpoint, build_network, find_weights, load_into, read_weights
-from excite.training.device import DTYPES, choose_precision, make_accelerator
+from excite.training.device import DTYPES, choose_precision, make_accelerator, precision_note
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
 from excite.training.run_folder import versions
@@ -217,7 +217,9 @@ def validate(
         predictor.precision,
         name_of=lambda index: data.val.names[index],
     )
-    return predictor, replace(result, measured=data.measured, notes=(*data.notes, *left_out(data, loader)))
+    slow = precision_note(predictor.precision, predictor.device, "--precision ")
+    notes = (*data.notes, *left_out(data, loader), *([slow] if slow else []))
+    return predictor, replace(result, measured=data.measured, notes=notes)
 
 
 def open_images(

@@ -220,15 +220,18 @@ def is_emulated(precision: str, device: torch.device) -> bool:
     return kind in ("cuda", "xpu") and precision == "bf16" and not _has_fast_bf16(kind)
 
 
-def precision_note(precision: Precision, device: torch.device) -> str | None:
-    """A line for the user where the device can do the precision, but slower than fp32; None elsewhere."""
+def precision_note(precision: Precision, device: torch.device, option: str = "train.precision=") -> str | None:
+    """A line for the user where the device can do the precision, but slower than fp32; None elsewhere.
+
+    ``option`` is what sets it, to be typed with the better one behind it.
+    """
     if not is_emulated(precision, device):
         return None
     speed = "it runs, but hardly faster than fp32, or slower"
     if device.type == "cpu":
         speed = f"{SLOWER_ON_CPUS[precision]} as slow as fp32 where that was measured (docs/precision.md)"
     better = choose_precision("auto", device)
-    return f"{precision} is emulated on this {DEVICES[device.type]}: {speed}; type train.precision={better}"
+    return f"{precision} is emulated on this {DEVICES[device.type]}: {speed}; type {option}{better}"
 
 
 @cache

@@ -94,7 +94,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     )
     for note in run.notes:
         display.message(note)
-    if run.data.record is not None:
+    if run.data.record is not None and not resuming:  # it begins with what train.init_from was trained on
         run.data.record.write(run.folder)
     _list_bad_images(run, run.data.bad)
 
@@ -220,12 +220,15 @@ def _accuracies(evaluation: Evaluation) -> str:
 
 def record_test(run: Run, metrics: Metrics | None) -> None:
     """Measure the shipped weights on the test part, once, when nothing is left to be chosen; all processes call it."""
-    if run.test_loader is None or not (run.folder / ckpt.WEIGHTS).is_file():
+    if run.test_loader is None:
         return
-    weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if run.accelerator.is_main_process else None]
+    # One process reads for all: the others may be on machines that do not see the folder. No answer, no best weights.
+    main = run.accelerator.is_main_process and run.best is not None
+    weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if main else None]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(weights)
-    assert weights[0] is not None
+    if weights[0] is None:
+        return
     ckpt.load_into(run.evaluated, weights[0])
     evaluation = evaluate_run(run, run.test_loader)
     if metrics is None:
