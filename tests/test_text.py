@@ -168,7 +168,7 @@ def test_a_figure_that_cannot_be_drawn_costs_a_sentence(tmp_path, capsys):
 
 def test_curves_of_a_recipe_with_dollars(tmp_path):
     """It ended a finished run in a traceback."""
-    record = {"kind": "train", "epoch": 1.0, "loss": 1.0, "accuracy": None, "lr": 0.1}
+    record = {"kind": "train", "step": 1, "epoch": 1.0, "loss": 1.0, "accuracy": None, "lr": 0.1}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     path = draw_curves(tmp_path, "costs $1 and $\\frac$ \x1b[31m: cifar_resnet20")
     assert path is not None

@@ -425,7 +425,7 @@ def test_damaged_or_foreign_folders_are_refused(stand_in):
     with pytest.raises(ExciteError, match=r"exp/se-seed0 was trained by another recipe than exp/twins.json says"):
         run_twins(resume="exp", quiet=True)
     Path("exp/twins.json").write_text('{"format_version": 1')
-    with pytest.raises(ExciteError, match=r"exp/twins.json cannot be read as a plan"):
+    with pytest.raises(ExciteError, match=r"exp/twins.json cannot be read as JSON"):
         run_twins(resume="exp", quiet=True)
     Path("exp/twins.json").write_text('{"format_version": 2, "gates": [], "seeds": [], "recipe": {}}')
     with pytest.raises(ExciteError, match="has format 2"):
@@ -463,7 +463,7 @@ def report(tmp_path) -> dict[str, Any]:
             folder.mkdir()
             (folder / "results.json").write_text(json.dumps(results))
     # A run that was interrupted: its first process needed more memory than its last.
-    record = json.dumps({"kind": "train", "memory_gb": 4.5})
+    record = json.dumps({"kind": "train", "step": 1, "epoch": 1.0, "loss": 1.0, "lr": 0.1, "memory_gb": 4.5})
     (tmp_path / "se-seed0" / "metrics.jsonl").write_text(f'{record}\n{{"kind": "eval"}}\n')
     ms = {gate: [1.0, 1.5 + i, 2.25 + i] for i, gate in enumerate(plan.gates)}
     latency = {"rounds": 7, "passes": 5, "ms": ms, "device": "stand-in", "precision": "fp32"}

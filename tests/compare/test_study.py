@@ -121,7 +121,7 @@ def test_the_images_that_only_one_gets_right_come_most_confident_first(three, la
 
 def test_the_surest_is_the_largest_product_of_probabilities():
     """Two that are rather sure come before one that is certain and one that guesses, whose sum is larger."""
-    pairs = [(0.99, 0.40), (0.68, 0.68), (0.50, 0.90), (0.65, 0.72)]  # of the wrong one, and of the right one
+    pairs = [(0.99, 0.40), (0.68, 0.68), (0.51, 0.90), (0.65, 0.72)]  # of the wrong one, and of the right one
     wrong, right = (np.log([[1 - p, p - 1e-3, 1e-3] for p in column]) for column in zip(*pairs, strict=True))
     right = right[:, [1, 0, 2]]
     right[0] = np.log([0.4, 0.3, 0.3])

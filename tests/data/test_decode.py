@@ -314,7 +314,7 @@ def test_whatever_goes_wrong_with_an_image_is_a_bad_image(error: Exception, tmp_
     from excite.data import loader as loaders
     from excite.data import preprocessing as prepared
     from excite.data.config import AugmentConfig, DataConfig
-    from excite.data.folder import decode_all
+    from excite.data.folder import decode_all, refuse_bad
     from excite.data.images import FileImages
 
     path = tmp_path / "a.png"
@@ -331,8 +331,10 @@ def test_whatever_goes_wrong_with_an_image_is_a_bad_image(error: Exception, tmp_
     with pytest.raises(BadImageError) as caught:
         preprocessing.load(path)
     assert caught.value.path == str(path)
+    left, bad = decode_all(files, preprocessing, data.max_pixels)
+    assert (len(left), bad[0][0]) == (0, str(path))
     with pytest.raises(ExciteError, match="none of 1 images can be read"):
-        decode_all(files, preprocessing, data.max_pixels, "skip")
+        refuse_bad(bad, "skip", "data.on_bad_train", len(files))
     for augment in (None, AugmentConfig(crop="random_resized"), AugmentConfig()):
         decoded = loaders.FileDecoder(files, data, augment, 0)[loaders.Request(0, [0])]
         assert decoded.bad[0][0] == str(path)

@@ -465,9 +465,9 @@ def test_white_travels_and_old_checkpoints_have_none():
 def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_path):
     from pathlib import Path
 
-    from excite.inference import Predictor
+    from excite.inference import Predictor, open_images
     from excite.models import create_model
-    from excite.recipe import Recipe, load_recipe
+    from excite.recipe import load_recipe
     from excite.training.checkpoint import Checkpoint
 
     model = create_model("cifar_resnet20", num_classes=2)
@@ -482,5 +482,7 @@ def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_
         "recipe": values,
     }
     predictor = Predictor(Checkpoint(Path(tmp_path), model.state_dict(), meta), device="cpu")
-    again = open_data(Recipe.from_dict(predictor.meta["recipe"], "test").data)
-    assert again.preprocessing.white == predictor.preprocessing.white == white
+    recipe, again = open_images(predictor, "test")
+    assert again.preprocessing.white == recipe.data.white == predictor.preprocessing.white == white
+    _, asked = open_images(predictor, "test", ["data.white=255"])
+    assert asked.preprocessing.white == 255

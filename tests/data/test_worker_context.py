@@ -66,7 +66,7 @@ def test_a_program_without_a_guard_runs_once(how, program, folder, tmp_path):
 def test_workers_find_pythons_own_modules_before_those_beside_the_program(tmp_path, monkeypatch):
     folder, other = str(tmp_path), "/usr/lib/python3"
     (tmp_path / "program.py").write_text("")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{folder}/program.py")
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", f"{folder}/program.py", raising=False)  # pytest-xdist's
     ours = [folder, other] if sys.flags.safe_path else [other, folder]
     assert worker_context_module._programs_folder_last([folder, other]) == ours
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")  # then it is the current folder

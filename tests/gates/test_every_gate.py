@@ -222,7 +222,7 @@ def test_defaults_are_those_of_the_constructor():
     [
         ({"name": "ese", "activation": "sigmoit"}, "one of hard_sigmoid, sigmoid, not 'sigmoit'; did you mean 'sigm"),
         ({"name": "eca", "kernel_size": 4}, "kernel_size of the gate 'eca' is an odd whole number, not 4"),
-        ({"name": "eca", "kernel_size": "3"}, "odd whole number, not '3'"),
+        ({"name": "eca", "kernel_size": "3"}, "kernel_size is '3', but should be a valid integer"),
         ({"name": "eca", "gamma": 0}, "gamma of the gate 'eca' must be above 0"),
         ({"name": "cse", "reduction": 0}, "reduction must be"),
         ({"name": "scse", "merge": "mean"}, "merge of the gate 'scse' is one of add, max, not 'mean'"),
@@ -230,7 +230,7 @@ def test_defaults_are_those_of_the_constructor():
         ({"name": "cbam", "kernel_size": 6}, "kernel_size of the gate 'cbam' is an odd whole number, not 6"),
         ({"name": "cbam", "channel": False, "spatial": False}, "does nothing; leave one on"),
         ({"name": "coordinate", "min_width": 0}, "min_width must be a whole number of at least 1"),
-        ({"name": "coordinate", "reduction": 1.5}, "reduction must be a whole number"),
+        ({"name": "coordinate", "reduction": 1.5}, "reduction is 1.5, but should be a valid integer"),
         ({"name": "gct", "mode": "l3"}, "mode of the gate 'gct' is l2 or l1, not 'l3'"),
         ({"name": "gct", "epsilon": 0}, "epsilon of the gate 'gct' must be a number above 0"),
         ({"name": "gaussian_gct", "std": -1}, "std of the gate 'gaussian_gct' must be a number above 0"),

@@ -255,7 +255,7 @@ def test_a_kernel_that_grows_is_interpolated_as_it_is():
     a, t = -0.75, 0.25
     near = (a + 2) * t**3 - (a + 3) * t**2 + 1
     assert float(new[6]) == pytest.approx(near / 2)
-    assert float(new[8]) == pytest.approx((a * 1.25**3 - 5 * a * 1.25**2 + 8 * a * 1.25 - 4 * a) / 2)
+    assert float(new[9]) == pytest.approx((a * 1.25**3 - 5 * a * 1.25**2 + 8 * a * 1.25 - 4 * a) / 2)
 
 
 def test_a_resized_gate_answers_a_smooth_map_alike():

@@ -287,9 +287,11 @@ def test_symbolic_trace(gate, fused):
 @pytest.mark.parametrize("gate", [None, *GATES], ids=named)
 def test_jit_trace(gate, train):
     """With gradients on, in the memory format of the kernels; and the trace trains."""
-    model = build("bottleneck", gate).float().to(memory_format=torch.channels_last).train(train)
+    # CBAM picks maxima: rounding of float32 may pick others in the kernels than in the trace (0.07 % of a gradient).
+    dtype = torch.float64 if gate == "cbam" else torch.float32
+    model = build("bottleneck", gate).to(dtype).to(memory_format=torch.channels_last).train(train)
     model.set_fused("auto")
-    x = images().float().to(memory_format=torch.channels_last)
+    x = images().to(dtype).to(memory_format=torch.channels_last)
     before = copy.deepcopy(model.state_dict())
     traced = torch.jit.trace(model, (x,), check_trace=False)
     model.load_state_dict(before)

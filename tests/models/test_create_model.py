@@ -95,6 +95,7 @@ def test_mistakes(name, args, message):
 
 def test_options_are_listed():
     assert model_options("resnet18") == [
+        "act_layer",
         "block_conv",
         "bn_eps",
         "bn_momentum",
@@ -102,6 +103,7 @@ def test_options_are_listed():
         "down_kernel",
         "init",
         "max_pool",
+        "output_stride",
         "stem",
         "zero_init_last_gamma",
     ]

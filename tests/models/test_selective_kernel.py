@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.models import create_model, describe, model_options, selective_kernel
+from excite.models import activation, create_model, describe, model_options, selective_kernel
 from excite.models.blocks import BasicBlock, BlockOptions, Bottleneck
 from excite.models.selective_kernel import SelectiveKernel
 
@@ -181,8 +181,8 @@ def test_norms_and_products_run_in_the_chosen_form(fused, monkeypatch):
 
         return run
 
-    for name in ("norm_relu", "excite_residual"):
-        monkeypatch.setattr(selective_kernel, name, listening(getattr(selective_kernel, name)))
+    for module, name in ((activation, "norm_relu"), (selective_kernel, "excite_residual")):
+        monkeypatch.setattr(module, name, listening(getattr(module, name)))
     made = unit()
     made.fused = fused
     made(torch.randn(2, 8, 7, 6, dtype=torch.float64))

@@ -30,7 +30,10 @@ def test_weights_file_is_self_contained(run):
         meta = json.loads(file.metadata()["excite"])
     assert meta["classes"] == [str(d) for d in range(10)]
     assert Recipe.from_dict(meta["recipe"]) == small("checkpoint.keep_last=2")
-    assert meta["metrics"].keys() == {"images", "loss", "top1", "top5"}
+    assert meta["metrics"].keys() == {
+        *("images", "loss", "top1", "top5", "balanced"),
+        *("not_finite", "first_not_finite"),
+    }
     assert meta["versions"]["torch"] == torch.__version__
     assert meta["preprocessing"]["image_size"] == 8
     model = create_model(meta["model"]["name"], **meta["model"]["args"])

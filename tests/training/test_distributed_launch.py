@@ -86,7 +86,10 @@ def bad_image_of_rank_1(folder: Path) -> Path:
                 Image.new("L", (8, 8), 8 * i).save(path)
                 paths += [path] if part == "train" else []
     broken = sorted(paths)[epoch_order(len(paths), 0, 0)[1]]
-    broken.write_bytes(b"no image")
+    # Damaged inside: header and end are whole, so that the look before the first step does not find it.
+    whole = broken.read_bytes()
+    inside = whole.index(b"IDAT") + 6
+    broken.write_bytes(whole[:inside] + b"\xff" * 6 + whole[inside + 6 :])
     return broken
 
 

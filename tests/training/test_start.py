@@ -147,7 +147,16 @@ def test_weights_of_ours_for_other_channels(tmp_path):
 
 
 def meta(model):
-    return {"model": {"name": model.model_name, "args": model.model_args}, "preprocessing": {}}
+    args = model.model_args
+    channels = args["in_chans"]
+    preprocessing = Preprocessing(args["image_size"], 0.875, "bicubic", (0.5,) * channels, (0.5,) * channels, channels)
+    values = load_recipe("cifar10-resnet20").model_dump(mode="json")
+    return {
+        "model": {"name": model.model_name, "args": args},
+        "classes": [str(k) for k in range(args["num_classes"])],
+        "preprocessing": preprocessing.to_dict(),
+        "recipe": values,
+    }
 
 
 @pytest.mark.parametrize(

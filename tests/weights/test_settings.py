@@ -26,8 +26,10 @@ from .nets import images, logits, make, randomise
 SHOWN = {"stem", "down_kernel", "shortcut", "depth", "reduction", "rd_divisor", "gate_bias", "halve_from"}
 #: Options of which a trained network's function is independent.
 TRAINING = {"init", "zero_init_last_gamma", "bn_momentum"}
-#: Options that excite.weights.function compares: what a gate or a selective kernel computes.
-COMPARED = {"variant", "extent", "block_conv"}
+#: Options that are compared when weights are loaded: what a gate, a selective kernel or an activation computes.
+COMPARED = {"variant", "extent", "block_conv", "act_layer"}
+#: The same weights serve at each of its values on purpose (dilated convolutions for dense prediction); none by default.
+DILATED = {"output_stride"}
 OTHER = {"max_pool": ("pad1", "ceil"), "conv_padding": ("symmetric", "same"), "stride_on": ("conv1", "conv2")}
 OTHER |= {"gate_position": ("standard", "pre"), "bn_eps": (1e-5, 1e-3)}
 
@@ -62,7 +64,7 @@ def said_of(layout, name):
 def test_every_option_is_known_to_change_the_function_or_not():
     """A new option of a model fails here until somebody says which it is; if it does, every layout must name it."""
     options = {option for name in VARIANTS for option in model_options(name)}
-    assert options == SHOWN | TRAINING | COMPARED | set(SETTINGS)
+    assert options == SHOWN | TRAINING | COMPARED | DILATED | set(SETTINGS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.key)

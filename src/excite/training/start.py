@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from excite.data import Preprocessing
-from excite.errors import ExciteError
+from excite.errors import ExciteError, nearest
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
@@ -263,9 +263,11 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
         put = _parts_called(model, bare, names, head)
         if put is None:
             stem = ", ".join(_modules(_stem(model, names)))
+            known = [*names, *dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name)]
+            known += dict.fromkeys(name.partition(".")[0] for name in names)
             raise ExciteError(
-                f"train.freeze: no parameter of {getattr(model, 'model_name', 'the model')} matches {bare!r}; "
-                f"\"freeze=['*', '!{head}']\" keeps all but the head"
+                f"train.freeze: no parameter of {getattr(model, 'model_name', 'the model')} matches {bare!r}"
+                f"{nearest(bare, known)}; \"freeze=['*', '!{head}']\" keeps all but the head"
                 + (f', "freeze=[{stem}]" the stem,' if stem else ",")
                 + ' "freeze=[]" nothing'
             )
