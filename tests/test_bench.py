@@ -561,6 +561,7 @@ def test_the_real_step_is_timed_on_a_recipe():
 def test_the_verdict_names_what_limits_the_training():
     rows = [{"part": part, **summarise([seconds], 32)} for part, seconds in zip(PARTS, (0.1, 0.4, 0.4), strict=True)]
     result = {"recipe": "r", "rows": rows, "waiting": 1.2, "device": "d", "processes": 1, "precision": "p", "batch": 32}
+    result["notes"] = []
     table = pipeline_table(result)
     assert "| both together        |  80.0 |   80.0 to 80.0 |  400.00 |" in table
     assert table.endswith(

@@ -147,5 +147,5 @@ def test_test_images_alone_choose_nothing(tmp_path):
     log = (Path(watched["run"]) / "log.txt").read_text()
     assert "best so far" not in log
     assert "nothing is chosen by it" in log
-    with pytest.raises(ExciteError, match="data.part=test is for measuring"):
+    with pytest.raises(ExciteError, match=r"data\.part=test is for measuring"):
         train(recipe(tmp_path / "photos", "data.part=test"), out=tmp_path / "runs", quiet=True)

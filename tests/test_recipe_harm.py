@@ -153,7 +153,7 @@ def test_messages_repeat_little_of_what_was_given(override):
     [
         ("data.root.x=1", "data.root is {'x': 1}, but should be a valid string"),
         ("model.name.x=1", "model.name.x cannot be set: model.name is 'cifar_seresnet20', and no mapping"),
-        ("train.epochs.x.y=1", "train.epochs.x.y cannot be set: train.epochs is 3, and no mapping; give train.epochs=VALUE"),
+        ("train.epochs.x.y=1", "train.epochs.x.y cannot be set: train.epochs is 3, and no mapping; give train.epochs="),
         ("train=3", "train is a section, not a key: give one of its keys, as in train.epochs=VALUE"),
         ("name=a/b", "name is 'a/b', but becomes a folder's name"),
         ("name=../x", "becomes a folder's name"),
@@ -173,14 +173,17 @@ def test_messages_repeat_little_of_what_was_given(override):
     ],
 )  # fmt: skip
 def test_overrides_that_fit_nowhere(override, message):
-    with pytest.raises(ExciteError, match=message):
+    def use() -> None:
         recipe = small(override)
         create_model(recipe.model.name, **recipe.model.options)
+
+    with pytest.raises(ExciteError, match=message):
+        use()
 
 
 def test_a_section_that_is_no_mapping():
     for value in (3, "x", [1]):
-        with pytest.raises(ExciteError, match="train.epochs cannot be set: train is .*, and no mapping"):
+        with pytest.raises(ExciteError, match=r"train\.epochs cannot be set: train is .*, and no mapping"):
             apply_overrides({**SMALL, "train": value}, ["epochs=1"])
 
 

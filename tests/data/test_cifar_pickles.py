@@ -1,4 +1,4 @@
-"""CIFAR's pickles from anywhere: every genuine form is read; nothing in a forged one is run, believed or copied at will."""
+"""CIFAR's pickles from anywhere: every genuine form is read; nothing in a forged one is run, believed or copied."""
 
 import io
 import lzma
@@ -86,7 +86,9 @@ FORGED = {
     "tuples without end as a codec": (name("_codecs", "encode") + b"Vx\n" + halves(60) + b"\x86R.", "in the codec"),
     "tuples without end as a shape": (record(array(halves(60), kind(b"u1"), short(b"A"))), "without a shape"),
     "tuples without end as a label": (
-        record(array(number(1) + number(3072) + b"\x86", kind(b"u1"), b"B" + struct.pack("<I", 3072) + b"\0" * 3072))[:-1]
+        record(array(number(1) + number(3072) + b"\x86", kind(b"u1"), b"B" + struct.pack("<I", 3072) + bytes(3072)))[
+            :-1
+        ]
         + short(b"labels") + b"](" + halves(60) + b"es.",
         "label .* is outside",
     ),
@@ -156,7 +158,7 @@ def test_archives_of_every_kind_and_their_damage(form, tmp_path):
     expected = read_cifar("cifar10", folder)
     assert read_cifar("cifar10", path)[1].images.equal(expected[1].images)
     rng = random.Random(form)
-    refused = 0
+    refused, said = 0, []
     with bounded(128, 60):
         for _ in range(60):
             damaged = bytearray(whole)
@@ -167,8 +169,9 @@ def test_archives_of_every_kind_and_their_damage(form, tmp_path):
                 read_cifar("cifar10", path)
             except ExciteError as error:
                 refused += 1
-                assert "\n" not in str(error)
+                said.append(str(error))
     assert refused > 20
+    assert not any("\n" in text for text in said)
 
 
 def test_links_in_an_archive_are_no_files(tmp_path):
@@ -241,15 +244,16 @@ def test_mutated_pickles_are_read_or_refused(seed, tmp_path):
     rng = random.Random(seed)
     whole = [pickle.dumps({"data": np.zeros((2, 3), np.uint8), "labels": [0, 1]}, p) for p in (0, 2, 4, 5)]
     whole += [python2_pickle({b"labels": [1], b"data": np.zeros((1, 4), np.float32), b"n": [b"x"]})]
-    refused = 0
+    refused, said = 0, []
     with bounded(128, 110):
         for _ in range(3000 if seed == 0 else 100_000):
             try:
                 load_pickle(mutated(rng, rng.choice(whole)), "x")
             except ExciteError as error:
                 refused += 1
-                assert "\n" not in str(error)
+                said.append(str(error))
     assert refused > 1000
+    assert not any("\n" in text for text in said)
 
 
 def test_the_archive_as_the_world_has_it(cifar, tmp_path):

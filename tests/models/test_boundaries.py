@@ -288,7 +288,7 @@ def test_symbolic_trace(gate, fused):
 def test_jit_trace(gate, train):
     """With gradients on, in the memory format of the kernels; and the trace trains."""
     # CBAM picks maxima: rounding of float32 may pick others in the kernels than in the trace (0.07 % of a gradient).
-    dtype = torch.float64 if gate == "cbam" else torch.float32
+    dtype = torch.float64 if "cbam" in str(gate) else torch.float32
     model = build("bottleneck", gate).to(dtype).to(memory_format=torch.channels_last).train(train)
     model.set_fused("auto")
     x = images().to(dtype).to(memory_format=torch.channels_last)

@@ -88,8 +88,8 @@ def _latency(panel: Any, report: Mapping[str, Any]) -> None:
             panel.plot([row["latency_low"], row["latency_high"]], [y + 0.2] * 2, color="#333333", linewidth=2)
     if report["latency"] is None:
         panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
-    form = f"; batch norms {latency_form(report['latency'])}" if report["latency"] is not None else ""
-    _title(panel, "latency of one image", f"ms (less is better{form})")
+    form = f"\nbatch norms {latency_form(report['latency'])}" if report["latency"] is not None else ""
+    _title(panel, "latency of one image", f"ms (less is better){form}")
 
 
 def _bar(panel: Any, y: int, value: float | None, spec: str) -> None:
