@@ -193,6 +193,7 @@ def _show_results(results: dict[str, Any]) -> None:
         ("metrics.jsonl", "the same as numbers"),
         ("recipe.yaml", "everything that decided this run: excite train repeats it"),
         ("validation_files.txt", "which images validated"),
+        ("bad_images.txt", "what could not be read, and why"),
         ("environment.json", "versions, device, git state"),
         ("log.txt", "what was printed"),
         ("checkpoints", "to go on with: excite train --resume"),
@@ -312,8 +313,10 @@ def validate(
         print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
         _tell_not_finite(result.warning, result.usable)
         return
-    columns = [("model", "model", ""), ("measured", "measured", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
-    columns += [("top1", "acc@top1", ".2f"), ("balanced", "balanced", ".2f"), ("top5", "acc@top5", ".2f")]
+    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
+    if format(result.balanced, ".2f") != format(result.top1, ".2f"):
+        columns.append(("balanced", "balanced", ".2f"))
+    columns.append(("top5", "acc@top5", ".2f"))
     display.table(make_table([row], [*columns, ("precision", "precision", "")]))
     for note in result.notes:
         display.message(note)

@@ -14,7 +14,7 @@ from excite.errors import ExciteError
 from excite.npz import read_npz
 from excite.report.predictions import Predictions
 from excite.training import checkpoint as ckpt
-from excite.training.run_folder import read_metrics, read_results
+from excite.training.run_folder import Metrics, read_metrics, read_results
 from tests.bounded import bounded
 
 
@@ -175,3 +175,6 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
     lines = [json.dumps(each) for each in (good, *bad, cut, good)]
     path.write_text("\n".join([*lines, "[" * 100_000, '{"kind": "tr']))
     assert read_metrics(path) == [good, good]
+    assert Metrics(tmp_path).rewind(good["step"]) == len(bad) + 2  # said on resuming; the last one a kill may leave
+    assert read_metrics(path) == [good, good]
+    assert Metrics(tmp_path).rewind(good["step"]) == 0

@@ -51,7 +51,7 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     why = "data.root is not given"
     if data.root:
         why = f"data.root={data.root} is {'an address, and not fetched' if is_remote(data.root) else 'not here'}"
-    if getattr(data, "val_from", "auto") == "train":
+    if data.val_from == "train":
         images -= round(images * data.val_fraction)
     if data.limit_train is not None:
         images = min(images, data.limit_train)

@@ -68,7 +68,8 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     assert metrics is not None
     recipe_file = run.folder / "recipe.yaml"
     if resuming:
-        metrics.rewind(run.step)
+        if damaged := metrics.rewind(run.step):
+            run.notes.append(f"{damaged} damaged line(s) of {metrics.path.name} are left out")
         if load_recipe(str(recipe_file)) != run.recipe:
             kept = run.folder / f"recipe-until-step-{run.step}.yaml"
             write_text(kept, recipe_file.read_text(encoding="utf-8"))

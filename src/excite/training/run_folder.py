@@ -107,10 +107,15 @@ class Metrics:
                 raise ExciteError("log.tensorboard needs TensorBoard: pip install 'excite[track]'") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``, which a resumed run is going to write again, and a half-written last line."""
-        kept = [r for r in read_metrics(self.path) if r["step"] <= step]
-        write_text(self.path, "".join(to_json(r) + "\n" for r in kept))
+    def rewind(self, step: int) -> int:
+        """Drop the lines after ``step``, which a resumed run is going to write again, and those that are no records.
+
+        Returns:
+            How many of the latter there were, but for a last one, which a kill may leave half-written.
+        """
+        records, damaged = _read_lines(self.path)
+        write_text(self.path, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
+        return damaged
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
@@ -127,19 +132,27 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    """The records of a ``metrics.jsonl``; a last line cut off by a kill is left out, and others that are no records."""
+    return _read_lines(path)[0]
+
+
+def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The records, and how many lines but the last are none."""
     if not path.is_file():
-        return []
-    records = []
+        return [], 0
+    records, damaged = [], 0
     # A disk that lost its last block leaves bytes that are no UTF-8: no more a record than half a line is.
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             record = from_json(line)
         except ValueError:
-            continue
+            record = None
         if is_record(record):
             records.append(record)
-    return records
+        else:
+            damaged += number < len(lines)
+    return records, damaged
 
 
 #: What every record of a kind has; None where a measure does not apply or is not finite.
