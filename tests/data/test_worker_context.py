@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from PIL import Image
@@ -87,3 +88,18 @@ def test_the_users_own_processes_are_left_alone():
     assert process.exitcode == 0
     assert multiprocessing.spawn.get_preparation_data is before
     assert type(multiprocessing.get_context(context.get_start_method())).Process is not type(context).Process
+
+
+class _SlowToPickle:
+    def __reduce__(self):
+        time.sleep(0.3)
+        return (int, ())
+
+
+def test_a_closed_queue_has_no_thread_left():
+    """A feeding thread that outlives its queue takes semaphores along: "leaked", says the interpreter's end."""
+    queue = worker_context().Queue()
+    queue.put(_SlowToPickle())
+    queue.cancel_join_thread()  # as torch's loader does
+    queue.close()
+    assert not queue._thread.is_alive()

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import context, resource_tracker, spawn
+from multiprocessing import context, queues, resource_tracker, spawn
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,27 @@ def _programs_folder_last(path: list[str]) -> list[str]:
     return [*(place for place in path if place != folder), folder]
 
 
+class _Queue(queues.Queue):
+    """A queue whose feeding thread has ended when it is closed.
+
+    torch's loader lets go of that thread. At the end of a program it then holds the last reference to a semaphore, and
+    the interpreter may stop it between removing that semaphore and reporting so: a warning about a leak.
+    """
+
+    def close(self) -> None:
+        super().close()
+        thread = getattr(self, "_thread", None)
+        if thread is not None:
+            thread.join(timeout=5)  # at once, unless its worker was killed with a full pipe
+
+
+class _OwnQueues:
+    """For contexts: queues of ours."""
+
+    def Queue(self, maxsize: int = 0) -> _Queue:
+        return _Queue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]
+
+
 if sys.platform != "win32":
 
     class _ServedProcess(context.ForkServerProcess):
@@ -84,7 +105,7 @@ if sys.platform != "win32":
             with _without_main():
                 return context.ForkServerProcess._Popen(process_obj)
 
-    class _ForkServer(context.ForkServerContext):
+    class _ForkServer(_OwnQueues, context.ForkServerContext):
         Process = _ServedProcess
 
 
@@ -95,5 +116,5 @@ class _SpawnedProcess(context.SpawnProcess):
             return context.SpawnProcess._Popen(process_obj)
 
 
-class _Spawn(context.SpawnContext):
+class _Spawn(_OwnQueues, context.SpawnContext):
     Process = _SpawnedProcess
