@@ -281,9 +281,7 @@ def stored_metadata(format: str, path: Path) -> dict:
         import onnxruntime
 
         return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["excite"])
-    import openvino
-
-    return json.loads(openvino.Core().read_model(path).get_rt_info(["excite"]).astype(str))
+    return json.loads(formats.openvino_core().read_model(path).get_rt_info(["excite"]).astype(str))
 
 
 def quantised_gate_inputs(format: str, path: Path) -> int:
@@ -305,9 +303,7 @@ def quantised_gate_inputs(format: str, path: Path) -> int:
             return quantise is None or (source is not None and source.name.startswith("gate_scale/"))
 
         return sum(node.name.startswith("gate_scale/") and any(map(own, node.input)) for node in nodes)
-    import openvino
-
-    ops = openvino.Core().read_model(path).get_ops()
+    ops = formats.openvino_core().read_model(path).get_ops()
     return sum("FakeQuantize" in op.get_type_name() and "gate_scale/" in op.get_friendly_name() for op in ops)
 
 

@@ -1,6 +1,5 @@
 """Every installed runtime is asked before an artefact is written, from the first call of new sessions."""
 
-import os
 import subprocess
 import sys
 from importlib import metadata
@@ -15,9 +14,6 @@ from excite.export.deployable import Deployable
 from excite.inference import load
 from excite.models.folding import FoldedClassifier
 from tests.export.test_export import SIZE, checkpoint, needs
-
-#: Set in the process that runs a test by itself.
-ALONE = "EXCITE_TEST_ALONE"
 
 
 @pytest.fixture(autouse=True)
@@ -133,13 +129,6 @@ def test_pytorchs_side_is_timed_in_the_form_that_predict_runs(tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_the_first_call_is_right_in_every_runtime_that_is_here(tmp_path, format):
     needs(*formats._NEEDS[format])
-    if not os.environ.get(ALONE):
-        # OpenVINO ended a test process that had run many other tests, without a word (alone it never did): by itself.
-        name = f"{__file__}::test_the_first_call_is_right_in_every_runtime_that_is_here[{format}]"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
-        done = subprocess.run(command, env={**os.environ, ALONE: "1"}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return
     weights = checkpoint(tmp_path, in_chans=1)
     result = export(weights, format, images=4)
     [found] = result["runtimes"]
@@ -159,3 +148,28 @@ def test_the_first_call_is_right_in_every_runtime_that_is_here(tmp_path, format)
         ready = torch.from_numpy(image[:, :1].repeat(SIZE, 1).repeat(SIZE, 2)).permute(0, 3, 1, 2)
         got = run(image.reshape(shape))
         np.testing.assert_allclose(got, predictor.logits(ready).numpy(), rtol=1e-3, atol=1e-3, err_msg=str(shape))
+
+
+SIGNALLED = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+import numpy as np
+from excite.export.formats import open_in
+
+faulthandler.enable()  # signal handlers have a stack of their own now
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch's DataLoader does
+first, second = (open_in("openvino", Path(sys.argv[1]), 1) for _ in range(2))
+del first
+del second
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_a_signal_after_two_sessions_of_openvino_does_not_end_the_process(tmp_path):
+    """Of two objects ``openvino.Core`` the second leaves signal handlers on a stack that is gone."""
+    needs(*formats._NEEDS["openvino"])
+    export(checkpoint(tmp_path), "openvino", images=4)
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

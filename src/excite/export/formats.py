@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, redirect_stdout
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,9 @@ def open_in(runtime: str, path: Path, threads: int) -> Run:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda images: session.run([OUTPUT], {INPUT: images})[0]
     if runtime == "openvino":
-        import openvino
-
         # Without the hint OpenVINO computes in bfloat16 wherever the processor can.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-        compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+        compiled = openvino_core().compile_model(str(path), "CPU", settings)
         return lambda images: np.array(compiled(images)[OUTPUT])
     if runtime == "onnx":
         from onnx.reference import ReferenceEvaluator
@@ -92,6 +90,19 @@ def open_in(runtime: str, path: Path, threads: int) -> Run:
         evaluator = ReferenceEvaluator(str(path))
         return lambda images: evaluator.run([OUTPUT], {INPUT: images})[0]
     return sessions_of(runtime, path, threads)()
+
+
+@cache
+def openvino_core() -> Any:
+    """The one ``openvino.Core`` of this process.
+
+    Each Core's CPU plugin gives the thread a stack for signal handlers, and when it goes puts back the one that it
+    found. Of two, the one made last puts back the other's, which is gone: the next signal ends the process without a
+    word (OpenVINO 2026.4, where Python's faulthandler is on and any child process ends).
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def sessions_of(runtime: str, path: Path, threads: int) -> Callable[[], Run]:
@@ -276,7 +287,7 @@ def _quantise_openvino(
     import openvino
 
     nncf.set_log_level(logging.ERROR)
-    model = openvino.Core().read_model(fp32)
+    model = openvino_core().read_model(fp32)
     wanted = ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)
     ops = model.get_ops()
     floats = [op.get_friendly_name() for op in ops if not op.get_friendly_name().startswith(wanted)]
