@@ -53,7 +53,7 @@ def resize_and_crop(images: Tensor, size: int, crop_pct: float, interpolation: I
     height, width = images.shape[2:]
     axes = _geometry(height, width, size, crop_pct)
     middle = torch.div(axes.length, 2, rounding_mode="floor")
-    side = _window(height, width, size, crop_pct, interpolation)
+    side = _window(axes.length, size, crop_pct, interpolation)
     pixels = torch.arange(side)[None] + (middle - side // 2)[:, None]  # (2, K), some of them beyond the image
     inside = torch.minimum(pixels.clamp(min=0), axes.length[:, None] - 1)
     window = images.index_select(2, inside[0]).index_select(3, inside[1]).float()
@@ -93,7 +93,7 @@ def _geometry(height: int, width: int, size: int, crop_pct: float) -> Geometry:
     return Geometry(length, resized, is_odd * (2 * half_is_odd - 1))  # halves go to even
 
 
-def _window(height: int, width: int, size: int, crop_pct: float, interpolation: Interpolation) -> int:
+def _window(length: Tensor, size: int, crop_pct: float, interpolation: Interpolation) -> int:
     """K: so many pixels around the middle of the image are all that the crop sees, in either direction.
 
     Without it a strip of 1 x 30000 pixels would take as much memory as it is long, for a crop that sees six of them.
@@ -102,9 +102,14 @@ def _window(height: int, width: int, size: int, crop_pct: float, interpolation: 
     # A resized pixel is at most (short + 1) / short^2 of the shorter side, as resized lengths are cut to whole ones.
     # In 64ths, rounded up, for OpenVINO's 32 bits.
     share = ceil(64 * (size + 2 * reach) * (short + 1) / short**2)
-    lesser = torch.sym_min(height, width)
-    seen = torch.sym_max(lesser * share // 64 + 2 * reach + 3, torch.sym_min(lesser, size))  # S x S is seen whole
-    return cast(int, torch.sym_min(torch.sym_max(torch.sym_max(height, width), 2), seen))  # a SymInt in a graph
+    lesser, greater = torch.minimum(length[0], length[1]), torch.maximum(length[0], length[1])
+    part = torch.div(lesser * share, 64, rounding_mode="floor") + 2 * reach + 3
+    seen = torch.maximum(part, lesser.clamp(max=size))  # S x S is seen whole
+    # A number of its own: as an expression in H and W it would stand in every shape, and a saved graph would take ten
+    # times as long to load, since torch reads each with SymPy.
+    side = cast(int, torch.minimum(greater.clamp(min=2), seen).item())
+    torch._check(side >= 2)
+    return side
 
 
 def _weights(axes: Geometry, pixels: Tensor, exist: Tensor, size: int, interpolation: Interpolation) -> Tensor:
