@@ -14,7 +14,8 @@ from typing import Any
 def bounded(megabytes: int = 256, seconds: int = 60) -> Iterator[None]:
     """In this block the process gets so much memory beyond what it has, and so much time; then it is an error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    gc.collect()  # a second or so: a test with many cases has one fence around all
+    gc.collect()
+    gc.freeze()  # what is alive now the next collection leaves alone: it would take a second or so
     ctypes.CDLL(None).malloc_trim(0)  # what earlier tests freed would count as room
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = signal.signal(signal.SIGALRM, _hangs)

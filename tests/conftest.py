@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "timm" in getattr(item, "fixturenames", ()):
             item.add_marker("peers")
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays until the end: every later collection would look through it, for 0.5 s or more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
