@@ -54,6 +54,7 @@ def test_the_trap_works(trap, monkeypatch):
     assert "PYTHONSAFEPATH" not in os.environ
 
 
+@pytest.mark.slow
 def test_workers_that_decode_images_and_processes_of_a_training(trap):
     """``data.workers`` are forked from a server, ``train.devices`` are started by torch's launcher."""
     for part, name in [(part, name) for part in ("train", "val") for name in "ab"]:

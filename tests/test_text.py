@@ -222,6 +222,17 @@ def command(folder: Path, *words: object, **environment: str) -> subprocess.Comp
     )
 
 
+@pytest.mark.parametrize(
+    "words", [[HOSTILE], ["train", "--" + HOSTILE], ["models", "a", HOSTILE], ["models", f"--json={HOSTILE}"]]
+)
+def test_a_word_that_no_command_knows(words, excite):
+    done = excite(*words, check=False)
+    assert done.returncode == 2
+    assert harmful(done.stdout + done.stderr) == []
+    assert "Error" in done.stderr
+
+
+@pytest.mark.slow
 def test_from_training_to_prediction_on_an_ascii_console(hostile, tmp_path):
     recipe, root = hostile
     done = command(tmp_path, "train", recipe, "--run-dir", "run")

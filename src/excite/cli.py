@@ -3,12 +3,14 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from excite.children import make_children_safe
 from excite.errors import ExciteError, shown, shown_text
@@ -20,8 +22,32 @@ from excite.text import print_json, printable, show, tell, tell_lines
 if TYPE_CHECKING:
     from excite.training.display import Display
 
+
+class _Commands(typer.core.TyperGroup):
+    """Commands whose usage errors, which repeat what was typed, show control characters and do not send them."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _shown_as_typed():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _shown_as_typed():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shown_as_typed() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a ClickException: typer has a click of its own, private
+        if hasattr(error, "format_message") and hasattr(error, "message"):
+            error.message = printable(error.message)
+        raise
+
+
 app = typer.Typer(
     name="excite",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train, measure and ship image classifiers with Squeeze-and-Excitation and Gather-Excite gates.",

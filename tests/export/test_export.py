@@ -111,6 +111,19 @@ def test_a_broken_export_fails_and_leaves_what_was_there(tmp_path, monkeypatch):
     assert out.read_text() == "before"
 
 
+def test_what_the_exporter_cannot_write_is_one_sentence(tmp_path, monkeypatch):
+    def fails(self):
+        raise RuntimeError("no such operator\nand a page of graphs")
+
+    monkeypatch.setattr("excite.export.deployable.Deployable.trace", fails)
+    sentence = (
+        r"^this network cannot be written in the format pt2 \(RuntimeError: no such operator\); nothing was written"
+    )
+    with pytest.raises(ExciteError, match=sentence):
+        export(checkpoint(tmp_path), "pt2", images=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_what_is_not_finite_never_agrees():
     a = np.ones((2, 3), np.float32)
     assert compare(a, a).relative == 0

@@ -126,6 +126,7 @@ def test_pytorchs_side_is_timed_in_the_form_that_predict_runs(tmp_path):
     assert type(timed) is type(load(weights, "cpu", "fp32", fold=None).model) is FoldedClassifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_the_first_call_is_right_in_every_runtime_that_is_here(tmp_path, format):
     needs(*formats._NEEDS[format])

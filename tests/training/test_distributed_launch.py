@@ -59,6 +59,7 @@ def trainers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [p for p in children if "RANK" in p.environ()]
 
 
+@pytest.mark.slow
 def test_devices_starts_processes(tmp_path):
     """``devices=2``: one run, one voice, and the same weights as any other way of starting two processes."""
     process = start(tmp_path, "train", write_recipe(tmp_path), "epochs=1", "devices=2", "--json", "--out", "runs")
@@ -93,6 +94,7 @@ def bad_image_of_rank_1(folder: Path) -> Path:
     return broken
 
 
+@pytest.mark.slow
 def test_the_process_that_fails_says_why_and_all_end(tmp_path):
     broken = bad_image_of_rank_1(tmp_path / "images")
     data = ["data.source=folder", "data.root=images", "data.mode=stream", "data.workers=0", "limit_train=null"]

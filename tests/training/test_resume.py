@@ -40,6 +40,7 @@ def wait_for_step(process: Command, parent: Path, step: int) -> Path:
     raise AssertionError(f"step {step} was not reached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["memory", "stream"])
 def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, source, request):
     extra: list[str] = []

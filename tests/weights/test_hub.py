@@ -14,6 +14,7 @@ from excite.errors import ExciteError
 from excite.storage import address, staging
 from excite.weights import hub
 from excite.weights.convert import convert
+from excite.weights.meta import describe
 
 from .nets import make
 
@@ -191,6 +192,37 @@ def way(request, monkeypatch):
 def test_a_repository_of_the_hub(web, weights, way):
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
     assert hub.locate("hf:owner/net").read_bytes() == weights
+
+
+CONFIG = b"""{"architecture": "tiny_seresnet", "num_classes": 4, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3],
+    "std": [0.4, 0.5, 0.6], "input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bilinear"}}"""
+
+
+def test_what_a_repository_says_of_its_network_comes_with_it(web, weights, way):
+    web.files["/owner/net/resolve/main/model.safetensors"] = weights
+    web.files["/owner/net/resolve/main/config.json"] = CONFIG
+    preprocessing = describe(*convert("hf:owner/net"))["preprocessing"]
+    assert (preprocessing["mean"], preprocessing["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert (preprocessing["image_size"], preprocessing["crop_pct"]) == (48, 0.9)
+    path = hub.locate("hf:owner/net")
+    assert path.read_bytes() == weights
+    web.files["/owner/net/resolve/main/config.json"] = CONFIG.replace(b"48", b"40")
+    if way == "plain":  # the library's own cache goes by the commit, which stays the same here
+        assert describe(*convert("hf:owner/net"))["preprocessing"]["image_size"] == 40
+
+
+def test_weights_that_came_without_what_is_said_of_them(web, weights, monkeypatch, capsys):
+    fetch = hub._by_address
+
+    def fails_for_the_config(repository, file, revision):
+        if file == "config.json":
+            raise ExciteError("the line is down")
+        return fetch(repository, file, revision)
+
+    monkeypatch.setattr(hub, "_by_address", fails_for_the_config)
+    web.files["/owner/net/resolve/main/model.safetensors"] = weights
+    assert hub.locate("hf:owner/net").read_bytes() == weights
+    assert "without what config.json says of the network and its images: the line is down" in capsys.readouterr().err
 
 
 def test_the_second_best_file_of_a_repository(web, weights, way):

@@ -103,7 +103,7 @@ def export(
         deployable = Deployable(predictor.model, predictor.preprocessing, input)
         progress("writing", 0, 1)
         fp32 = _beside(aside, "fp32") if int8 else aside
-        write(format, deployable.trace(), fp32, meta, opset)
+        _write(format, deployable, fp32, meta, opset)
         paths = {f"{format} fp32": fp32}
         if int8:
             calibration = _calibrate_on(predictor, calibrate, say, input, progress)
@@ -134,6 +134,20 @@ def export(
             *(_row(o, compare(reference.logits, o.logits), o is written) for o in outcomes),
         ],
     }
+
+
+def _write(format: str, deployable: Deployable, path: Path, meta: dict[str, Any], opset: int) -> None:
+    try:
+        write(format, deployable.trace(), path, meta, opset)
+    except (ExciteError, OSError):
+        raise
+    except Exception as error:  # torch's exporters have dozens of kinds
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        others = " or ".join(other for other in SUFFIX if other != format)
+        raise ExciteError(
+            f"this network cannot be written in the format {format} ({type(error).__name__}: {line[:200]}); nothing "
+            f"was written; try --format {others}"
+        ) from error
 
 
 def _target(weights: Path, format: str, int8: bool, out: str | Path | None, force: bool) -> Path:

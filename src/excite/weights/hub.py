@@ -3,10 +3,12 @@
 What is fetched stays in a cache and is compared with its hash where there is one: ``https://host/file#sha256=...``.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from excite.storage import is_remote
 from excite.storage.address import connect
 from excite.storage.listing import exists
 from excite.storage.staging import stage
+from excite.text import tell
 
 #: What a repository or a folder of weights holds, best first.
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth")
 #: In a checkpoint folder of ours: the moving average goes before the raw weights.
 RUN_FILES = ("ema.safetensors", "model.safetensors")
+CONFIG = "config.json"
+#: (owner/name, file, revision) -> its local path, or None where there is no such file.
+Fetch = Callable[[str, str, str], Path | None]
 _HASH = re.compile(r"(?P<url>[^#]+)#sha256=(?P<hash>[0-9a-fA-F]{64})")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 _HUB = "https://huggingface.co"
@@ -112,12 +118,36 @@ def _from_hub(source: str) -> Path:
     for name in (file,) if file else FILES:
         path = fetch(repository, name, revision)
         if path is not None:
-            return path
+            return _with_config(path, fetch, repository, revision) if name in FILES else path
     what = repr(file) if file else f"none of {', '.join(FILES)}"
     raise ExciteError(
         f"{source}: the hub has no such public repository, revision or file ({what}); check the spelling, or log in "
         "with `hf auth login` where it is private"
     )
+
+
+def _with_config(path: Path, fetch: Fetch, repository: str, revision: str) -> Path:
+    """The same weights in a folder that has the repository's ``config.json`` beside them, where there is one.
+
+    It says the network's name, options and preprocessing. Weights that are at hand are used without it, and that is
+    said.
+    """
+    if path.with_name(CONFIG).is_file():
+        return path
+    try:
+        config = fetch(repository, CONFIG, revision)
+    except ExciteError as error:
+        tell(f"without what {CONFIG} says of the network and its images: {error}")
+        return path
+    if config is None or config.parent == path.parent:
+        return path
+    key = hashlib.sha256(f"{path}\0{sha256_of(config)}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "weights" / f"{repository.replace('/', '--')}-{key}"
+    for source in (config, path):
+        if not (folder / source.name).is_file():
+            with written_aside(folder / source.name) as aside:
+                _link_or_copy(source, aside)
+    return folder / path.name
 
 
 def endpoint() -> str:

@@ -108,9 +108,9 @@ def _name(
 
 def config_beside(path: Path) -> dict[str, Any]:
     """The ``config.json`` that the hub's repositories have beside the weights; empty where there is none."""
-    from excite.weights.hub import FILES
+    from excite.weights.hub import CONFIG, FILES
 
-    config = path.with_name("config.json")
+    config = path.with_name(CONFIG)
     if path.name not in FILES or not config.is_file():
         return {}
     with suppress(OSError, ValueError):
