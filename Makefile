@@ -16,9 +16,9 @@ quickstart: $(VENV)/installed  ## install, then train a network on handwritten d
 test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-launch: $(VENV)/installed-dev  ## launchers, killed runs, two steps of every recipe, every runtime (minutes; CI runs it)
+test-launch: $(VENV)/installed-dev  ## launchers, killed runs, every recipe, model, hook and runtime (minutes; CI runs it)
 	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training tests/test_twins.py tests/recipes \
-		tests/test_children.py tests/test_text.py tests/export/test_runtimes.py
+		tests/test_children.py tests/test_text.py tests/export/test_runtimes.py tests/models
 
 test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, and run the tests beside it (minutes; CI runs it)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal

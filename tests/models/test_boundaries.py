@@ -105,6 +105,7 @@ def check_every_module(model, train, kind):
     return handles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES, ids=named)
 @pytest.mark.parametrize("body", ["basic", "bottleneck", "pre_basic", "selective", "tf"])
 def test_forward_hooks_fire_in_every_family_with_every_gate(body, gate):
@@ -112,6 +113,7 @@ def test_forward_hooks_fire_in_every_family_with_every_gate(body, gate):
         check_every_module(build(body, gate), train, "forward_hook")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("body", [*BODIES, "tf"])
 def test_every_kind_of_hook_fires_in_every_body(body, kind):

@@ -26,6 +26,7 @@ def logits(model, x):
         return model.eval()(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_name_builds_and_can_be_built_again(name):
     with torch.device("meta"):

@@ -85,6 +85,7 @@ def test_a_different_seed_gives_different_weights(tmp_path):
     assert not same(tensors(runs[0]), tensors(runs[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("SIGTERM", signal.SIGTERM), ("Ctrl-C", signal.SIGINT)])
 def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
     path = write_recipe(tmp_path, "checkpoint.every_steps=null", "epochs=4")
