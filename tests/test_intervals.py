@@ -23,6 +23,7 @@ from excite.intervals import (
 # 2012), as used by Fagerland, Lydersen & Laake, Statistics in Medicine 33:2850, 2014.
 BENTUR = Pairs(1, 1, 7, 12)
 CAVO = Pairs(59, 6, 16, 80)
+FEW = [Pairs(1, 1, 0, 0), Pairs(1, 0, 1, 0), Pairs(0, 1, 1, 1), Pairs(2, 1, 0, 0), Pairs(3, 0, 1, 1), Pairs(9, 1, 0, 0)]
 
 
 def test_pairs_are_counted():
@@ -50,13 +51,20 @@ def test_wilsons_ends_are_so_many_standard_errors_away(confidence):
     assert wilson(50, 50)[1] == pytest.approx(1)
 
 
+def test_wilson_stays_within_0_and_1():
+    """Rounding would carry the ends out of it at some of these sizes."""
+    for images in range(1, 500):
+        assert wilson(0, images)[0] >= 0
+        assert wilson(images, images)[1] <= 1
+
+
 @pytest.mark.parametrize(("pairs", "low", "high"), [(BENTUR, -0.517, -0.026), (CAVO, -0.1240, -0.0054)])
 def test_tango_gives_the_published_intervals(pairs, low, high):
     places = len(str(high).split(".")[1])
     assert [round(end, places) for end in paired_interval(pairs)] == pytest.approx([low, high])
 
 
-@pytest.mark.parametrize("pairs", [BENTUR, CAVO, Pairs(50, 9, 3, 5), Pairs(5, 0, 4, 11)])
+@pytest.mark.parametrize("pairs", [BENTUR, CAVO, Pairs(50, 9, 3, 5), Pairs(5, 0, 4, 11), *FEW])
 def test_tangos_ends_are_where_the_score_of_the_likelihood_says(pairs):
     """The restricted likelihood maximised by search instead of by formula."""
     z, n = normal_quantile(0.95), pairs.images
@@ -147,3 +155,4 @@ def test_the_mean_difference_has_the_normal_interval():
     half = 1.6448536 * values.std(ddof=1) / 20
     assert (low, high) == pytest.approx((mean - half, mean + half))
     assert mean_difference([0.5]) == (0.5, None, None)
+    assert mean_difference([0.0, 2.0]) == pytest.approx((1.0, 1 - 1.959964, 1 + 1.959964), abs=1e-6)  # 95 % unless said

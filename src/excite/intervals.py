@@ -93,9 +93,8 @@ def _score(pairs: Pairs, delta: float) -> float:
     constant = -c * delta * (1 - delta)
     q = (math.sqrt(max(0.0, linear * linear - 8 * n * constant)) - linear) / (4 * n)
     distance, variance = b - c - n * delta, n * (2 * q + delta * (1 - delta))
-    if variance > 0:
-        return distance / math.sqrt(variance)
-    return 0.0 if distance == 0 else math.copysign(math.inf, distance)
+    # No variance: all images are discordant the same way, or none is, and delta is what was observed.
+    return distance / math.sqrt(variance) if variance > 0 else 0.0
 
 
 def _solve(falling: Callable[[float], float], low: float, high: float) -> float:
