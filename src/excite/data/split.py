@@ -66,7 +66,7 @@ def stable_split(
     def move(g: int, side: int, own: int) -> bool:
         """Let a group train (0) or validate (1), unless another class would have none on the side that it leaves."""
         affected = np.array(classes_of.get(g, [own]))
-        if (counts[affected, 1 - side] == 1).any() and (affected != own).any():
+        if (counts[affected[affected != own], 1 - side] == 1).any():
             return False
         held_out[g] = bool(side)
         counts[affected, side] += 1

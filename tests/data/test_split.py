@@ -1,0 +1,90 @@
+"""The rule of which images are held out, beside the same rule in plain Python with sets."""
+
+import hashlib
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from excite.data.split import draw, stable_split
+from excite.errors import ExciteError
+
+
+def number_of(key: bytes, seed: int) -> float:
+    digest = hashlib.blake2b(f"excite split {seed}\0".encode() + key, digest_size=8).digest()
+    return sum(byte << (8 * place) for place, byte in enumerate(digest)) / 2**64
+
+
+def test_the_numbers_are_these_for_ever():
+    """A run that goes on next year must hold out the same images."""
+    assert draw([b"cat/1.jpg", b"\xe9"], 3).tolist() == [number_of(b"cat/1.jpg", 3), number_of(b"\xe9", 3)]
+    assert draw([b"a"], 0)[0] != draw([b"a"], 1)[0]
+
+
+def plainly(keys: list[bytes], labels: list[int], fraction: float, seed: int) -> set[bytes]:
+    """The groups that validate."""
+    number = {key: number_of(key, seed) for key in keys}
+    held = {key for key in number if number[key] < fraction}
+    groups, classes = defaultdict(set), defaultdict(set)
+    for key, label in zip(keys, labels, strict=True):
+        groups[label].add(key)
+        classes[key].add(label)
+
+    def is_last_of_another(key: bytes, own: int) -> bool:
+        same_side = held if key in held else set(number) - held
+        return any(groups[label] & same_side == {key} for label in classes[key] - {own})
+
+    for label in sorted(groups):
+        mine = groups[label]
+        if not mine - held:  # none trains: the one that came nearest to training does
+            for key in sorted(mine, key=lambda k: -number[k]):
+                if not is_last_of_another(key, label):
+                    held.remove(key)
+                    break
+        if not mine & held and len(mine) > 1:
+            for key in sorted(mine, key=lambda k: number[k]):
+                if not is_last_of_another(key, label):
+                    held.add(key)
+                    break
+    if not held:
+        held = {key for key in number if number[key] < fraction} | {min(number, key=lambda k: number[k])}
+        if len(held) == len(number):
+            held.remove(max(number, key=lambda k: number[k]))
+    return held
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["groups of one class", "groups across classes"])
+def test_the_rule_is_the_plain_one(shared):
+    moved = 0
+    for case in range(600):
+        rng = np.random.default_rng(case)
+        images, kinds = int(rng.integers(2, 30)), int(rng.integers(1, 6))
+        labels = rng.integers(0, kinds, images).tolist()
+        of = rng.integers(0, max(2, int(rng.integers(2, 20))), images)
+        keys = [f"{g}{'' if shared else f' of {label}'}".encode() for g, label in zip(of, labels, strict=True)]
+        if case % 5 == 0:
+            keys = [f"{i}".encode() for i in range(images)]  # every image for itself
+        if len(set(keys)) < 2:
+            continue
+        fraction, seed = float(rng.choice([0.05, 0.2, 0.5, 0.95])), case % 7
+        held = plainly(keys, labels, fraction, seed)
+        train, val = stable_split(keys, labels, fraction, seed)
+        assert val.tolist() == [i for i, key in enumerate(keys) if key in held], case
+        assert train.tolist() == [i for i, key in enumerate(keys) if key not in held], case
+        moved += held != {key for key in keys if number_of(key, seed) < fraction}
+    assert moved > 100  # else the cases would ask nothing
+
+
+def test_a_class_of_one_group_trains_though_the_group_has_other_classes():
+    """Of 40 patients one has the rare disease: whatever his number, his images of it are trained on."""
+    for seed in range(40):
+        keys = [*(f"patient {i}".encode() for i in range(40)), b"patient 0"]
+        train, _ = stable_split(keys, [*[0] * 40, 1], 0.3, seed)
+        assert 40 in train, seed
+
+
+def test_two_groups_are_the_fewest():
+    train, val = stable_split([b"a", b"b"], [0, 0], 0.2, 0)
+    assert (len(train), len(val)) == (1, 1)
+    with pytest.raises(ExciteError, match=r"2 images in one group .* add some, or give a validation folder$"):
+        stable_split([b"a", b"a"], [0, 1], 0.2, 0)
