@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from excite.data.split import draw, stable_split
+from excite.data.split import draw, group_keys, stable_split
 from excite.errors import ExciteError
 
 
@@ -56,9 +56,9 @@ def plainly(keys: list[bytes], labels: list[int], fraction: float, seed: int) ->
 @pytest.mark.parametrize("shared", [False, True], ids=["groups of one class", "groups across classes"])
 def test_the_rule_is_the_plain_one(shared):
     moved = 0
-    for case in range(600):
+    for case in range(1000):
         rng = np.random.default_rng(case)
-        images, kinds = int(rng.integers(2, 30)), int(rng.integers(1, 6))
+        images, kinds = int(rng.integers(2, 60)), int(rng.integers(1, 13))
         labels = rng.integers(0, kinds, images).tolist()
         of = rng.integers(0, max(2, int(rng.integers(2, 20))), images)
         keys = [f"{g}{'' if shared else f' of {label}'}".encode() for g, label in zip(of, labels, strict=True)]
@@ -88,3 +88,18 @@ def test_two_groups_are_the_fewest():
     assert (len(train), len(val)) == (1, 1)
     with pytest.raises(ExciteError, match=r"2 images in one group .* add some, or give a validation folder$"):
         stable_split([b"a", b"a"], [0, 1], 0.2, 0)
+
+
+def test_names_that_differ_in_their_last_byte_only():
+    train, val = stable_split([b"a", b"a\0"], [0, 0], 0.5, 0)  # NumPy's byte strings would be equal
+    assert (len(train), len(val)) == (1, 1)
+
+
+def test_what_names_a_group():
+    paths = ["cat/b1/x/a-2.png", "cat/b1/y/a-3.png", "dog/b1/a.png", "dog/\udce9/c.png"]
+    assert group_keys(paths, 1) == ([b"b1", b"b1", b"b1", b"\xe9"], 0)
+    assert group_keys(paths, 2) == ([b"b1/x", b"b1/y", b"\0dog/b1/a.png", b"\0dog/\xe9/c.png"], 2)
+    assert group_keys(paths, r"a-\d") == ([b"a-2", b"a-3", b"\0dog/b1/a.png", b"\0dog/\xe9/c.png"], 2)
+    assert group_keys(paths, r"/(\w+)/(?:(\w)/)?a") == ([b"b1\0x", b"b1\0y", b"b1\0", b"\0dog/\xe9/c.png"], 1)
+    with pytest.raises(ExciteError, match=r"none of 2 images has a group \(no match in 'cat/b1/x/a-2.png'\)"):
+        group_keys(paths[:2], "z")
