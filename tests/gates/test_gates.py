@@ -46,6 +46,7 @@ def test_the_names():
 def test_the_two_width_rules(channels, floor, rounded):
     assert squeeze_width(channels) == squeeze_width(channels, rd_divisor=1) == floor
     assert squeeze_width(channels, rd_divisor=8) == rounded
+    assert squeeze_width(channels, reduction=1) == squeeze_width(channels, 1, 1) == channels
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

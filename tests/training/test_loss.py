@@ -53,3 +53,9 @@ def test_a_network_learns_by_bce(tmp_path):
     recipe = small("train.loss=bce", "lr=0.3", "epochs=5", "grad_accumulation=2", "rotation=0.0", "ema_decay=0.0")
     results = train(recipe, out=tmp_path, quiet=True)
     assert results["top1"] > 25  # of ten classes
+
+
+def test_bce_of_a_batch_that_lacks_the_last_classes():
+    wanted = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    bce = config("train.loss=bce")
+    assert training_loss(LOGITS, torch.tensor([1, 0]), bce) == training_loss(LOGITS, wanted, bce)

@@ -71,6 +71,38 @@ def test_optimizers_reduce_a_loss(name):
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.parametrize("name", ["sgd", "SGD", "adamw", "AdamW", "lion"])
+def test_what_a_recipe_says_reaches_the_optimizer(name):
+    config = OptimizerConfig(
+        name=name, lr=0.3, weight_decay=0.07, momentum=0.6, betas=[0.5, 0.6], nesterov=True, decay_norm_and_bias=False
+    )
+    optimizer = make_optimizer(nn.Linear(4, 1), config)
+    [matrix, vector] = sorted(optimizer.param_groups, key=lambda group: -group["params"][0].ndim)
+    assert type(optimizer).__name__.lower() == name.lower()
+    assert (matrix["lr"], matrix["weight_decay"]) == (0.3, 0.07)
+    assert vector["weight_decay"] == 0.0
+    if name.lower() == "sgd":
+        assert (matrix["momentum"], matrix["nesterov"], matrix["fused"]) == (0.6, True, True)
+        assert all(not s["momentum_buffer"].any() for s in optimizer.state.values())
+        assert len(optimizer.state) == 2
+    else:
+        assert tuple(matrix["betas"]) == (0.5, 0.6)
+        assert matrix.get("fused", True)
+    if name == "lion":
+        said = OptimizerConfig(name=name, lr=0.3, options={"betas": [0.1, 0.2]})
+        assert list(make_optimizer(nn.Linear(4, 1), said).param_groups[0]["betas"]) == [0.1, 0.2]
+
+
+def test_what_is_at_the_head_has_its_depth():
+    model = create_model("cifar_preresnet110")  # a last norm behind the blocks
+    depths = layer_depths(model)
+    last = max(depths.values())
+    assert last == 1 + len({n for n, _ in model.named_modules() if n.startswith("layer") and n.count(".") == 1})
+    for name, depth in depths.items():
+        assert (depth == 0) == (not name.startswith(("layer", "fc.", "norm"))), name
+        assert (depth == last) == (not name.startswith("layer") and depth != 0), name
+
+
 def test_fused_sgd_is_the_plain_formula_on_channels_last_weights():
     torch.manual_seed(0)
     model = nn.Conv2d(3, 5, 3).double().to(memory_format=torch.channels_last)
