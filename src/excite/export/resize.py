@@ -105,7 +105,7 @@ def _window(length: Tensor, size: int, crop_pct: float, interpolation: Interpola
     lesser, greater = torch.minimum(length[0], length[1]), torch.maximum(length[0], length[1])
     part = torch.div(lesser * share, 64, rounding_mode="floor") + 2 * reach + 3
     seen = torch.maximum(part, lesser.clamp(max=size))  # S x S is seen whole
-    # A number of its own: as an expression in H and W it would stand in every shape, and a saved graph would take ten
+    # A number of its own: as an expression in H and W it would stand in every shape, and a saved graph would take three
     # times as long to load, since torch reads each with SymPy.
     side = cast(int, torch.minimum(greater.clamp(min=2), seen).item())
     torch._check(side >= 2)

@@ -103,7 +103,7 @@ def _from_address(url: str) -> Path:
 
 def _link_or_copy(source: Path, to: Path) -> None:
     try:
-        os.link(source, to)
+        os.link(source.resolve(), to)  # the hub's library keeps symbolic links, which would lead nowhere from here
     except OSError:  # a file system without hard links
         shutil.copyfile(source, to)
 
