@@ -3,8 +3,8 @@
 mutmut changes one operator, number, word or argument at a time and runs the tests; a change that no test notices has
 survived, and is printed as a difference. It works on a copy in a temporary folder, in which nothing is left behind.
 Give only the tests that are about the module and fast: they run once for each change. ``make mutation`` calls this.
-Words that begin with ``-`` are for pytest: ``--deselect=tests/X.py::test_y`` leaves out a test that needs the code as it
-is written (one that compiles it into one graph, say).
+Words that begin with ``-`` are for pytest: ``--deselect=tests/X.py::test_y`` leaves out a test that needs the code as
+it is written (one that compiles it into one graph, say).
 """
 
 import os

@@ -41,6 +41,11 @@ def shown_text(text: str) -> str:
     return plain if len(plain) <= LONGEST_SHOWN else f"{plain[: LONGEST_SHOWN - 4]} ..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of ``names``, or ``""`` where none is near."""
     matches = difflib.get_close_matches(name[: 2 * LONGEST_SHOWN], list(names), n=1, cutoff=0.5)

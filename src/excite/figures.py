@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unicodedata import east_asian_width
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.files import written_aside
 from excite.text import printable, printable_lines
 
@@ -123,7 +123,7 @@ def reason(error: BaseException) -> str:
     text = str(error).strip()
     if isinstance(error, ExciteError):
         return text
-    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}" if text else type(error).__name__
 
 
 @dataclass(frozen=True)

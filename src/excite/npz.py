@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from excite.errors import first_line
+
 #: A file may unpack to so many times its size, or to so many bytes, whichever is more.
 _TIMES, _BYTES = 50, 64 << 20
 
@@ -33,7 +35,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # zipfile and NumPy raise nearly anything over a damaged file
-        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from None
+        raise ValueError(first_line(error)) from None
 
 
 def _check(name: str, file: Any, size: int) -> None:

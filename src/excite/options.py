@@ -50,8 +50,3 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any], what: s
             message = error.errors()[0]["msg"]
             message = (message[:1].lower() + message[1:]).removeprefix("input ")
             raise ExciteError(f"{what}: {shown_text(name)} is {shown(value)}, but {message}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind, in at most 80 characters."""
-    return shown_text((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from excite.data.images import ArrayImages
-from excite.errors import ExciteError, shown, shown_text
+from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.weights.pickles import Inert, StandInUnpickler, check_depth, instructions, latin1
 from excite.weights.raw import Damaged, count_elements
 
@@ -255,7 +255,7 @@ def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple
                 if len(found) == len(wanted):
                     break
     except Exception as error:  # tarfile, gzip, bz2 and lzma raise nearly anything over a damaged file
-        reason = shown_text((str(error) or type(error).__name__).split("\n")[0].rstrip(":- "))
+        reason = shown_text(first_line(error).rstrip(":- "))
         raise ExciteError(f"{path} is not a whole tar archive, download it again ({reason})") from None
     missing = [name for name in wanted if name not in found]
     if missing:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.export import runtimes
 from excite.export.deployable import Deployable, InputKind
 from excite.export.formats import OPSET, QUANTISER, RUNTIME, SUFFIX, check, open_artefact, quantise, write
@@ -142,11 +142,10 @@ def _write(format: str, deployable: Deployable, path: Path, meta: dict[str, Any]
     except (ExciteError, OSError):
         raise
     except Exception as error:  # torch's exporters have dozens of kinds
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         others = " or ".join(other for other in SUFFIX if other != format)
         raise ExciteError(
-            f"this network cannot be written in the format {format} ({type(error).__name__}: {line[:200]}); nothing "
-            f"was written; try --format {others}"
+            f"this network cannot be written in the format {format} ({type(error).__name__}: "
+            f"{first_line(error)[:200]}); nothing was written; try --format {others}"
         ) from error
 
 

@@ -123,9 +123,9 @@ def _ask_one(runtime: str, path: Path, cases: Sequence[Case], threads: int, aske
         except Exception as error:  # each has errors of its own
             if own:
                 raise ExciteError(
-                    f"{name} cannot open the artefact: {_first_line(error)}; nothing was written"
+                    f"{name} cannot open the artefact: {_last_line(error)}; nothing was written"
                 ) from error
-            asked.left_out[runtime] = f"it cannot open this file, so do not use it with it: {_first_line(error)}"
+            asked.left_out[runtime] = f"it cannot open this file, so do not use it with it: {_last_line(error)}"
             return
         calls += [_call(name, run, cases, i, number) for number in range(1 if runtime == "onnx" else 2)]
     if run is not None and runtime != "onnx":
@@ -138,11 +138,11 @@ def _call(name: str, run: Run, cases: Sequence[Case], case: int, number: int) ->
         return Call(case, number, run(cases[case].images))
     except Exception as error:
         raise ExciteError(
-            f"{name} opens the artefact, but cannot run {cases[case].size}: {_first_line(error)}; nothing was written"
+            f"{name} opens the artefact, but cannot run {cases[case].size}: {_last_line(error)}; nothing was written"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def _last_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1][:300]}" if lines else type(error).__name__
 

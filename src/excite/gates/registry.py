@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from excite.errors import ExciteError, nearest, shown
+from excite.errors import ExciteError, first_line, nearest, shown, shown_text
 from excite.gates.base import Gate
 from excite.gates.blend import Blend
 from excite.gates.facts import Facts
-from excite.options import check_types, first_line
+from excite.options import check_types
 
 #: ``"se"``, or ``{"name": "se", "reduction": 8}``.
 GateSpec = str | Mapping[str, Any]
@@ -38,6 +38,15 @@ def gate_options(name: str) -> list[str]:
     """The options of one gate, as its constructor declares them (all keyword-only, save the map's size)."""
     parameters = inspect.signature(gate_class(name).__init__).parameters.values()
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "feature_size"]
+
+
+#: A gate's option -> its name among a model's options, where "bias" alone would not say whose.
+_AMONG_A_MODELS = {"bias": "gate_bias"}
+
+
+def model_option_names(gate: str) -> dict[str, str]:
+    """The options of one gate: the name by which ``create_model`` takes each -> its name in the gate's table."""
+    return {_AMONG_A_MODELS.get(option, option): option for option in gate_options(gate)}
 
 
 def gate_defaults(name: str) -> dict[str, Any]:
@@ -89,7 +98,7 @@ def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] 
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
         given = ", ".join(f"{key}={shown(value)}" for key, value in options.items())
         raise ExciteError(
-            f"the gate {name!r} cannot be made with {given or 'these maps'}: {first_line(error)}"
+            f"the gate {name!r} cannot be made with {given or 'these maps'}: {shown_text(first_line(error))}"
         ) from error
     if identity:
         gate = gate if gate.start_as_identity() else Blend(gate, channels)

@@ -8,14 +8,14 @@ from typing import Any, Literal, TypeVar, cast, overload
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, nearest
-from excite.gates import Gate, GateSpec, create_gate, gate_options
+from excite.errors import ExciteError, first_line, nearest
+from excite.gates import Gate, GateSpec, create_gate
 from excite.gates.blend import Blend
+from excite.gates.registry import model_option_names
 from excite.grafting.places import Example, Found, Place, find_places, run_once
 from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
-from excite.models.factory import OPTION_NAMES
 from excite.models.timm_models import is_timm_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -258,7 +258,7 @@ def record_gates(model: Classifier, spec: dict[str, Any]) -> None:
     if not args:
         return
     # The gate is told by its table; options beside it would be counted twice, and are no options of an ungated net.
-    for key in ("gate", "gate_at", *_option_names(spec), *(() if filled else ("gate_position",))):
+    for key in ("gate", "gate_at", *model_option_names(spec["name"]), *(() if filled else ("gate_position",))):
         args.pop(key, None)
     own = VARIANTS[model.model_name]["gate"]
     if filled:
@@ -293,11 +293,6 @@ def _refuse_another_kind(model: nn.Module, spec: dict[str, Any]) -> None:
             f"{model.model_name} has gates of another kind at {len(earlier)} of its places ({model.gate_spec}); one "
             "network has one kind of gate: give the same, or take those away (excite.ungraft)"
         )
-
-
-def _option_names(spec: Mapping[str, Any]) -> list[str]:
-    """A gate's options under the names that they have among a model's."""
-    return [OPTION_NAMES.get(option, option) for option in gate_options(spec["name"])]
 
 
 def wrap(model: nn.Module, place: Place, spec: Mapping[str, Any]) -> None:
@@ -399,9 +394,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
         try:
             run_once(model, ((image,), {}))
         except Exception as error:
-            tried.append(
-                f"{'x'.join(map(str, shape))}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            )
+            tried.append(f"{'x'.join(map(str, shape))}: {first_line(error)}")
             continue
         return (image,), {}
     raise ExciteError(

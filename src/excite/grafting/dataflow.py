@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.gates import Gate
 from excite.grafting.wrapper import Grafted
 
@@ -88,7 +88,7 @@ def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> 
             with evaluating(model), torch.no_grad(), _quiet():
                 return DataFlow(tracer(model, args, kwargs), name)
         except Exception as error:
-            problems.append(f"{name}: {_first_line(error)}")
+            problems.append(f"{name}: {first_line(error).rstrip('.')[:160]}")
     raise ExciteError(
         f"the residual branches of {type(model).__name__} cannot be found, because it cannot be traced "
         f"({'; '.join(problems)}); name modules to put gates behind, such as at=['layer1.0.bn2', 'layer2.*.bn2']"
@@ -117,11 +117,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.split("\n")[0].rstrip(".")[:160]
 
 
 # --- torch.fx -------------------------------------------------------------------------------------------------------

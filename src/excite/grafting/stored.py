@@ -9,15 +9,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError, shown, shown_text
+from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import to_json, written_aside
-from excite.gates import create_gate, gate_options, list_gates
+from excite.gates import create_gate, list_gates
+from excite.gates.registry import model_option_names
 from excite.grafting.core import unwrap, wrap
 from excite.grafting.places import Place
 from excite.grafting.wrapper import Grafted
 from excite.header import GraftHeader, check_arguments, read_header
 from excite.models.base import Classifier
-from excite.models.factory import OPTION_NAMES, create_model
+from excite.models.factory import create_model
 from excite.models.timm_models import PREFIX
 
 HEADER, FORMAT_VERSION = "excite_graft", 1
@@ -36,7 +37,7 @@ def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] |
         "gate",
         "gate_at",
         "gate_position",
-        *(OPTION_NAMES.get(o, o) for name in list_gates() for o in gate_options(name)),
+        *(option for name in list_gates() for option in model_option_names(name)),
     }
     kept = {k: v for k, v in (recipe["model"].get("options") or {}).items() if k not in of_gates}
     recipe["model"] = {**recipe["model"], "options": {**kept, **{k: v for k, v in args.items() if k in of_gates}}}
@@ -104,7 +105,7 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             text = (file.metadata() or {}).get(HEADER)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ExciteError(f"{path} is not a readable safetensors file: {str(error).splitlines()[0]}") from None
+        raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
     if text is None:
         raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
     about, places = _read_header(path, text, tensors)

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, nearest, shown
+from excite.errors import ExciteError, first_line, nearest, shown, shown_text
 from excite.gates import Gate, GateSpec, gate_options, gate_table
+from excite.gates.registry import model_option_names
 from excite.models.base import Classifier
 from excite.models.catalog import Variant, get_variant
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
-from excite.options import check_types, first_line
+from excite.options import check_types
 
 if TYPE_CHECKING:
     from excite.grafting.core import Init
@@ -44,8 +45,6 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
     "preresnet": ("act_layer", "gate_position", "init", *_NORMS),
     "tf_seresnet": ("depth", *_NORMS),
 }
-# A gate's option -> its name among a model's options, where "bias" alone would not say whose.
-OPTION_NAMES = {"bias": "gate_bias"}
 
 
 def create_model(
@@ -133,7 +132,7 @@ def _built(
     try:
         return builder(**arguments, gate=gate)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise ExciteError(f"{name} cannot be made with these options: {first_line(error)}") from error
+        raise ExciteError(f"{name} cannot be made with these options: {shown_text(first_line(error))}") from error
 
 
 def _refuse_for_timm(
@@ -172,7 +171,7 @@ def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
     table = _gate_table(variant, gate)
     if table is None:
         return sorted(option for option in body if option != "gate_position")
-    return sorted(body) + sorted(OPTION_NAMES.get(option, option) for option in gate_options(table["name"]))
+    return sorted(body) + sorted(model_option_names(table["name"]))
 
 
 def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | None:
@@ -193,7 +192,7 @@ def _split_options(
     """``options`` -> (the gate's table, the body's arguments)."""
     allowed = model_options(name, gate)
     table = _gate_table(variant, gate)
-    of_gate = {OPTION_NAMES.get(o, o): o for o in gate_options(table["name"])} if table is not None else {}
+    of_gate = model_option_names(table["name"]) if table is not None else {}
     body = {}
     for option, value in options.items():
         if option == "pretrained":

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, first_line, nearest
 from excite.models.blocks import as_size
 
 PREFIX = "timm:"
@@ -70,7 +70,7 @@ def mend_torchvision() -> str:
                 _stand_ins.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             return mend_torchvision()
         sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's own sign for "not to be imported"
-        _torchvision_fails = _first_line(error)
+        _torchvision_fails = first_line(error)
         return _torchvision_fails
 
 
@@ -90,7 +90,7 @@ def import_timm() -> ModuleType:
     try:
         return importlib.import_module("timm")
     except Exception as error:
-        raise ExciteError(f"timm cannot be imported: {_first_line(error)}") from error
+        raise ExciteError(f"timm cannot be imported: {first_line(error)}") from error
 
 
 def check_timm_name(timm: ModuleType, name: str) -> None:
@@ -156,7 +156,7 @@ def create_timm_model(
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm checks little itself: whatever its code meets comes out
-        raise ExciteError(f"timm cannot make {name!r} so: {_first_line(error)}") from error
+        raise ExciteError(f"timm cannot make {name!r} so: {first_line(error)}") from error
     args = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if k != "img_size"}
     args["image_size"] = size[0] if size[0] == size[1] else list(size)
     described: Any = model
@@ -221,7 +221,3 @@ def check_plain_norms(model: nn.Module) -> None:
             f"train.sync_bn: {model.model_name} has norms of the kind {type(odd).__name__}, which have an activation "
             "inside and cannot be synchronised; leave it off"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

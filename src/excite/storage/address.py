@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, first_line, nearest
 
 T = TypeVar("T")
 
@@ -218,7 +218,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _line(error: BaseException) -> str:
     """The error's first line, without any secret of the environment."""
-    text = (str(error).strip() or type(error).__name__).split("\n")[0]
+    text = first_line(error)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         secret = os.environ.get(name)
         text = text.replace(secret, "***") if secret else text

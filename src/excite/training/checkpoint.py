@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError, shown, shown_text
+from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import to_json, written_aside
 from excite.gates import Gate
 from excite.header import check_arguments, explain, read_header
@@ -122,7 +122,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} is damaged ({why}); {remedy}") from None
     except Exception as error:  # what a damaged file makes of it is nearly anything
-        raise ExciteError(f"{path} is damaged ({shown_text(_first_line(error))}); {remedy}") from None
+        raise ExciteError(f"{path} is damaged ({shown_text(first_line(error))}); {remedy}") from None
     return state
 
 
@@ -165,9 +165,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], whe
                     if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
                         raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
     except Exception as error:
-        reason = shown_text(
-            f"no {error}" if isinstance(error, KeyError) else _first_line(error) or type(error).__name__
-        )
+        reason = shown_text(f"no {error}" if isinstance(error, KeyError) else first_line(error))
         raise ExciteError(
             f"the optimiser's state in {where} does not fit this run ({reason}); delete that folder to resume from the "
             "checkpoint before it"
@@ -228,7 +226,7 @@ def read_weights(source: str | Path) -> Checkpoint:
             header = (file.metadata() or {}).get("excite")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
-        raise ExciteError(f"{path} is not a readable safetensors file: {_first_line(error)}") from None
+        raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
     if header is None:
         raise ExciteError(f"{path} was not written by excite: its header does not say which model it belongs to")
     meta = read_header(header, path)
@@ -274,7 +272,7 @@ def build_network(path: str | Path, model: Mapping[str, Any], tensors: dict[str,
 def _not_made(path: str | Path, error: Exception) -> ExciteError:
     if isinstance(error, ExciteError):
         return ExciteError(f"{path}: the network of its header cannot be made: {error}")
-    reason = shown_text(_first_line(error) or type(error).__name__)
+    reason = shown_text(first_line(error))
     return ExciteError(f"{path}: the network of its header cannot be made: model.args are wrong ({reason})")
 
 
@@ -377,7 +375,3 @@ def mismatches(model: nn.Module, tensors: dict[str, Tensor], may_lack: set[str] 
 def _listed(clauses: list[str], most: int = 8) -> str:
     more = f"; and {len(clauses) - most} more" if len(clauses) > most else ""
     return "; ".join(clauses[:most]) + more
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.runtime.job import local_world_size, world_size
 from excite.training import launch
 
@@ -106,7 +106,7 @@ def _load_plugins(device: str) -> None:
     try:
         importlib.import_module("torch_npu")
     except Exception as error:  # whatever its compiled library says where the driver is not set up
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         reason = f"torch_npu is installed but cannot be imported: {why}"
         if device == "npu":
             raise ExciteError(f"device is 'npu', but {reason}") from None

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from excite.children import python_options
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.files import to_json, write_json
 from excite.recipe import Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank, world_size
@@ -248,7 +248,7 @@ def tell_and_end(error: BaseException) -> NoReturn:
     elif _is_lost_peer(error):
         message = (
             "another process of this job ended without a word (killed? out of memory? its machine gone?): "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{first_line(error)}"
         )
         if _nobody_tells() and _first_to(f"lost-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", message):
             _say(error, f"error: rank {rank()}: {message}")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.files import cache_folder, sha256_of, written_aside
 from excite.storage import is_remote
 from excite.storage.address import connect
@@ -187,10 +187,9 @@ def _by_address(repository: str, file: str, revision: str) -> Path | None:
 
 
 def _unreachable(repository: str, error: Exception) -> ExciteError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ExciteError(
-        f"hf:{repository} could not be fetched from {endpoint()} ({reason}); check the network, or copy the file here "
-        "and give its path"
+        f"hf:{repository} could not be fetched from {endpoint()} ({first_line(error)}); check the network, or copy the "
+        "file here and give its path"
     )
 
 

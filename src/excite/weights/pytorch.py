@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, first_line, nearest
 from excite.weights.pickles import STAND_INS, Inert, Namespace, inspect
 from excite.weights.raw import Damaged, listed, map_file
 from excite.weights.stored import Stored
@@ -173,8 +173,7 @@ def _load(path: Path, is_zip: bool) -> Any:
             warnings.simplefilter("ignore")  # of protocols that it may not know: it says so when it does not
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # what a damaged file makes of it is nearly anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Damaged(f"PyTorch cannot read it: {reason}") from None
+        raise Damaged(f"PyTorch cannot read it: {first_line(error)}") from None
 
 
 # --- after it -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, first_line, nearest
 from excite.models import Classifier
 from excite.npz import read_npz
 from excite.ops import spatial_mean
@@ -139,8 +139,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except FileNotFoundError:
         raise ExciteError(f"there is no file {path} to verify with") from None
     except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ExciteError(f"{path} is no readable .npz of numbers: {reason}") from None
+        raise ExciteError(f"{path} is no readable .npz of numbers: {first_line(error)}") from None
 
 
 def _as_tensor(array: np.ndarray[Any, Any], key: str) -> Tensor:
