@@ -20,9 +20,10 @@ from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.grafting.stored import HEADER, load_grafted, save_grafted
 from excite.recipe import Recipe
-from excite.training import checkpoint as ckpt
 from excite.training import train
+from excite.training.start import init_from
 from excite.weights.convert import convert
+from excite.weights.own import read_own
 from tests.bounded import bounded
 from tests.training.small import small
 
@@ -112,7 +113,7 @@ def use(path: Path) -> None:
 
 
 def read_recipe(path: Path) -> None:
-    Recipe.from_dict(ckpt.read_weights(path).meta["recipe"])
+    Recipe.from_dict(read_own(path).meta["recipe"])
 
 
 def try_all(
@@ -168,7 +169,7 @@ def test_one_changed_value_in_a_checkpoint_that_is_taken_over(count, real, tmp_p
     """``train.init_from`` and ``excite convert`` read the same header another way."""
 
     def take_over(path: Path) -> None:
-        ckpt.init_from(create_model("cifar_resnet20", in_chans=1, gate="se", reduction=8), str(path))
+        init_from(create_model("cifar_resnet20", in_chans=1, gate="se", reduction=8), str(path))
 
     _, other = split(header_of(real, "excite"))
     model = [c for c in other if c[0].startswith(("model", "format_version", "preprocessing"))]

@@ -23,8 +23,8 @@ from excite.grafting.fold import recording
 from excite.inference import load, validate
 from excite.logits import NO_CLASS, finite, losses, mean_loss, predicted, sentence
 from excite.training import evaluate, train
-from excite.training.checkpoint import save_weights
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
+from excite.weights.own import save_weights
 from tests.training.small import metrics, small
 
 NAN, INF = float("nan"), float("inf")

@@ -26,13 +26,13 @@ from excite.models.timm_models import is_timm_model
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import expand, in_place, is_remote, local_file
 from excite.text import as_json
-from excite.training.checkpoint import Checkpoint, build_network, find_weights, load_into, read_weights
 from excite.training.device import DTYPES, choose_precision, make_accelerator, precision_note
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
 from excite.training.run_folder import versions
 from excite.weights.convert import convert, is_foreign
 from excite.weights.meta import describe
+from excite.weights.own import Checkpoint, build_network, find_weights, load_into, read_own
 
 #: What stands for a class where the logits of an image are not all finite.
 NO_ANSWER = "no finite logits"
@@ -53,7 +53,7 @@ class Predictor:
     """A trained network with everything it needs to be used: preprocessing, class names, where it came from.
 
     Args:
-        checkpoint: what ``read_weights`` returned.
+        checkpoint: what ``read_own`` returned.
         device: "auto", "cpu", "cuda" ...
         precision: "auto" (what it was trained with, where the device can), "fp32", "bf16", "fp16".
         fold: fold the batch norms into the convolutions (see ``excite.fold``); None does so where it was measured to be
@@ -147,7 +147,7 @@ def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold
 def _read(source: str | Path) -> Checkpoint:
     """A checkpoint of ours, or another system's, converted on the way (see docs/weights.md)."""
     if not is_foreign(source):
-        return read_weights(source)
+        return read_own(source)
     if is_grafted_file(source):
         raise ExciteError(
             f"{source} is another library's network with grafted gates, without classes and preprocessing; from "

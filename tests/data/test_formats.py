@@ -468,7 +468,7 @@ def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_
     from excite.inference import Predictor, open_images
     from excite.models import create_model
     from excite.recipe import load_recipe
-    from excite.training.checkpoint import Checkpoint
+    from excite.weights.own import Checkpoint
 
     model = create_model("cifar_resnet20", num_classes=2)
     config = folder(tmp_path, 900)  # would be taken for 10 bits

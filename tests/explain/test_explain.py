@@ -16,7 +16,7 @@ from excite.explain import ScaleStatistics, outer_gates
 from excite.explain.figures import choose_depths, draw_excitations
 from excite.explain.run import SCALARS
 from excite.figures import style
-from excite.training.checkpoint import save_weights
+from excite.weights.own import save_weights
 from tests.report.conftest import numbered
 
 NUMBER, OPTIONAL = {"type": "number"}, {"type": ["number", "null"]}

@@ -23,8 +23,8 @@ from excite.export.verify import compare
 from excite.gates import list_gates
 from excite.inference import load
 from excite.models import create_model
-from excite.training.checkpoint import save_weights
 from excite.training.run_folder import versions
+from excite.weights.own import save_weights
 from tests.training.small import small
 
 ROOT = Path(__file__).parents[2]

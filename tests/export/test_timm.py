@@ -13,8 +13,8 @@ from excite.export.norms import fold_norms
 from excite.grafting.core import wrap
 from excite.grafting.places import Place
 from excite.models import create_model
-from excite.training.checkpoint import save_weights
 from excite.training.run_folder import versions
+from excite.weights.own import save_weights
 from tests.export.test_export import SIZE, needs
 from tests.training.small import small
 

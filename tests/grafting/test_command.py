@@ -19,7 +19,7 @@ from excite.grafting.command import prove
 from excite.grafting.prune import prune, write
 from excite.inference import load
 from excite.training import train
-from excite.training.checkpoint import read_weights
+from excite.weights.own import read_own
 from tests.grafting import networks
 from tests.grafting.networks import randomised
 from tests.training.small import small
@@ -49,11 +49,11 @@ def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
     assert said[0].startswith(f"largest difference of the logits before and after on 3 images from {photos}: 0 (fp32;")
     before, after = (package.validate(source, precision="fp32")[1] for source in (ungated_run, out))
     assert after.confusion == before.confusion
-    meta = read_weights(out).meta
+    meta = read_own(out).meta
     assert (
         meta["model"]["args"]["gate"] == meta["recipe"]["model"]["options"]["gate"] == {"name": "se", "identity": True}
     )
-    assert meta["trained_as"] == read_weights(ungated_run).meta["model"]
+    assert meta["trained_as"] == read_own(ungated_run).meta["model"]
     from excite.report.build import report
 
     assert report(out, images=8, quick=True)[0]["about"]["command"] is None
@@ -129,7 +129,7 @@ def test_the_command_line(ungated_run, command_line, tmp_path):
     assert "layer3.2" in text
     assert "3 block(s) of cifar_resnet20" in text
     assert "on 8 random images (normal noise): 0 (fp32" in " ".join(text.split())
-    assert read_weights(tmp_path / "a.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
+    assert read_own(tmp_path / "a.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
     kept = (tmp_path / "a.safetensors").read_bytes()
     assert command_line(*words) == "error: a.safetensors exists already; --force writes over it"
     assert (tmp_path / "a.safetensors").read_bytes() == kept
@@ -263,14 +263,14 @@ def test_a_grafted_run_of_timms_is_a_checkpoint_like_any_other(timm_run, tmp_pat
     assert (result["difference"], len(result["places"])) == (0.0, 2)
     before, after = (package.validate(source, precision="fp32")[1] for source in (timm_run, out))
     assert after.confusion == before.confusion
-    meta = read_weights(out).meta
+    meta = read_own(out).meta
     gates = {"gate": {"name": "se", "identity": True}, "gate_at": ["layer3.0.bn3", "layer4.0.bn2"]}
     assert {k: v for k, v in meta["model"]["args"].items() if k in gates} == gates
-    assert meta["recipe"]["model"] | {"options": {}} == read_weights(timm_run).meta["recipe"]["model"]
+    assert meta["recipe"]["model"] | {"options": {}} == read_own(timm_run).meta["recipe"]["model"]
     assert meta["recipe"]["model"]["options"] == gates
 
     run(out, out=tmp_path / "all.safetensors")  # the two places that are left
-    assert len(read_weights(tmp_path / "all.safetensors").meta["model"]["args"]["gate_at"]) == 4
+    assert len(read_own(tmp_path / "all.safetensors").meta["model"]["args"]["gate_at"]) == 4
     with pytest.raises(ExciteError, match="has gates of another kind at 2 of its places"):
         run(out, gate="eca")
 

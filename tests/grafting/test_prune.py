@@ -18,7 +18,7 @@ from excite.grafting.fold import fold_gates, gate_holders, recording
 from excite.grafting.prune import prune
 from excite.recipe import Recipe
 from excite.training import train
-from excite.training.checkpoint import read_weights, save_weights
+from excite.weights.own import read_own, save_weights
 from tests.grafting import networks
 from tests.grafting.networks import randomised
 from tests.training.small import small
@@ -131,7 +131,7 @@ def gated(tmp_path_factory):
         "model.options={reduction: 4}",
     )
     run = train(recipe, out=folder, quiet=True)["run"]
-    checkpoint = read_weights(run)
+    checkpoint = read_own(run)
     model = package.create_model(checkpoint.meta["model"]["name"], **checkpoint.meta["model"]["args"])
     model.load_state_dict(checkpoint.tensors)
     nn.init.zeros_(model.layer2[1].gate.fc2.weight)

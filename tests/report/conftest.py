@@ -12,7 +12,7 @@ from excite.inference import load
 from excite.recipe import as_yaml
 from excite.report.predictions import Predictions
 from excite.training import train
-from excite.training.checkpoint import save_weights
+from excite.weights.own import save_weights
 from tests.training.small import small
 
 #: Of the digits: no valid formula of Matplotlib's, one that is markup, one in another script. Sorted, as folders are.

@@ -11,7 +11,7 @@ from excite.errors import ExciteError
 from excite.inference import find_images
 from excite.storage import address, check_writable, is_remote, refuse_secrets, stage
 from excite.storage.address import explained
-from excite.training.checkpoint import read_weights
+from excite.weights.own import read_own
 from tests.storage.conftest import SECRET
 
 
@@ -70,7 +70,7 @@ def test_an_address_may_hold_what_only_looks_like_it():
     ],
 )
 def test_a_useless_address_is_one_sentence(url, message):
-    for use in (lambda: open_data(DataConfig(source="folder", root=url, image_size=8)), lambda: read_weights(url)):
+    for use in (lambda: open_data(DataConfig(source="folder", root=url, image_size=8)), lambda: read_own(url)):
         with pytest.raises(ExciteError, match=message) as caught:
             use()
         assert "\n" not in str(caught.value)

@@ -14,8 +14,8 @@ from excite.inference import find_images
 from excite.recipe import load_recipe
 from excite.storage.runs import MARKER
 from excite.training import train
-from excite.training.checkpoint import init_from
 from excite.training.run_folder import read_metrics
+from excite.training.start import init_from
 from tests.command import Command
 from tests.storage.conftest import SECRET, eventually
 from tests.training.small import metrics, same, small, tensors

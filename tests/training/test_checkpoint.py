@@ -16,6 +16,8 @@ from excite.models import create_model
 from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
 from excite.training import train
+from excite.training.start import init_from
+from excite.weights.own import find_weights, load_into, read_own, saved_steps, step_folder
 from tests.training.small import small
 
 
@@ -37,15 +39,15 @@ def test_weights_file_is_self_contained(run):
     assert meta["versions"]["torch"] == torch.__version__
     assert meta["preprocessing"]["image_size"] == 8
     model = create_model(meta["model"]["name"], **meta["model"]["args"])
-    ckpt.load_into(model, ckpt.read_weights(run))
+    load_into(model, read_own(run))
 
 
 def test_state_loads_with_weights_only_and_old_checkpoints_go(run):
-    steps = ckpt.saved_steps(run)
+    steps = saved_steps(run)
     best = json.loads((run / "results.json").read_text())["best_epoch"] * 6
     assert set(steps) == {16, 18, best}
     for step in steps:
-        torch.load(ckpt.step_folder(run, step) / "state.pt", weights_only=True)
+        torch.load(step_folder(run, step) / "state.pt", weights_only=True)
     names = {p.name for p in run.rglob("*") if p.is_file()}
     assert names == {
         *("curves.png", "environment.json", "ema.safetensors", "log.txt", "metrics.jsonl", "model.safetensors"),
@@ -54,15 +56,15 @@ def test_state_loads_with_weights_only_and_old_checkpoints_go(run):
 
 
 def test_checkpoint_folder_means_the_moving_average_and_a_run_means_its_best(run):
-    assert ckpt.find_weights(run) == run / "model.safetensors"
-    folder = ckpt.step_folder(run, 18)
-    assert ckpt.find_weights(folder) == folder / "ema.safetensors"
+    assert find_weights(run) == run / "model.safetensors"
+    folder = step_folder(run, 18)
+    assert find_weights(folder) == folder / "ema.safetensors"
 
 
 @pytest.mark.parametrize("when", ["model.safetensors", "state.pt"])
 def test_a_failed_write_leaves_the_previous_checkpoint_whole(run, monkeypatch, when):
     """The disk fills up while this file is written: the error says so, and nothing half-written stays."""
-    folder = ckpt.step_folder(run, 18)
+    folder = step_folder(run, 18)
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     real = files._sync
 
@@ -78,7 +80,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint_whole(run, monkeypatch, w
         ckpt.save_step(run, 99, model, None, state, {})
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert not list(run.rglob("*.tmp-*"))
-    assert 99 not in ckpt.saved_steps(run)
+    assert 99 not in saved_steps(run)
 
 
 def test_a_really_full_disk(tmp_path, excite):
@@ -98,42 +100,42 @@ def test_a_really_full_disk(tmp_path, excite):
         assert "the disk is full" in done.stderr
         assert "Traceback" not in done.stderr
         run = next(disk.iterdir())
-        steps = ckpt.saved_steps(run)
+        steps = saved_steps(run)
         assert steps  # and the last of them is whole:
-        ckpt.load_state(ckpt.step_folder(run, steps[-1]))
-        ckpt.read_weights(ckpt.step_folder(run, steps[-1]))
+        ckpt.load_state(step_folder(run, steps[-1]))
+        read_own(step_folder(run, steps[-1]))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path, run):
     with pytest.raises(ExciteError, match="there is no run folder or checkpoint"):
-        ckpt.read_weights(tmp_path / "nothing")
+        read_own(tmp_path / "nothing")
     with pytest.raises(ExciteError, match="it is no run folder"):
-        ckpt.read_weights(tmp_path)
+        read_own(tmp_path)
     foreign = tmp_path / "foreign.safetensors"
     from safetensors.torch import save_file
 
     save_file({"w": torch.zeros(1)}, foreign)
     with pytest.raises(ExciteError, match="was not written by excite"):
-        ckpt.read_weights(foreign)
+        read_own(foreign)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes((run / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ExciteError, match="not a readable safetensors file"):
-        ckpt.read_weights(cut)
+        read_own(cut)
     pickled = tmp_path / "model.pth"
     torch.save({"w": torch.zeros(1)}, pickled)
     with pytest.raises(ExciteError, match="not a readable safetensors file"):
-        ckpt.read_weights(pickled)
+        read_own(pickled)
 
 
 def test_init_from_gives_another_number_of_classes_a_new_head(run):
     model = create_model("cifar_seresnet20", in_chans=1, num_classes=3)
-    fresh = ckpt.init_from(model, str(run))
+    fresh = init_from(model, str(run))
     assert sorted(fresh) == ["fc.bias", "fc.weight"]
-    assert torch.equal(model.conv1.weight, ckpt.read_weights(run).tensors["conv1.weight"])
+    assert torch.equal(model.conv1.weight, read_own(run).tensors["conv1.weight"])
     with pytest.raises(ExciteError, match=r"does not fit .*: layer1\.0"):
-        ckpt.init_from(create_model("cifar_resnet20", in_chans=1), str(run))
+        init_from(create_model("cifar_resnet20", in_chans=1), str(run))
 
 
 def test_init_from_refuses_gates_whose_tensors_fit_but_compute_something_else(run):
@@ -141,5 +143,5 @@ def test_init_from_refuses_gates_whose_tensors_fit_but_compute_something_else(ru
     model = create_model("cifar_resnet20", in_chans=1, gate={"name": "se", "identity": True, "reduction": 16})
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ExciteError, match=r"init_from: .*layer1\.0 the gate se identity=False, .*identity=True"):
-        ckpt.init_from(model, str(run))
+        init_from(model, str(run))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

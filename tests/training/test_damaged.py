@@ -15,6 +15,7 @@ from excite.npz import read_npz
 from excite.report.predictions import Predictions
 from excite.training import checkpoint as ckpt
 from excite.training.run_folder import Metrics, read_metrics, read_results
+from excite.weights.own import STATE
 from tests.bounded import bounded
 
 
@@ -33,7 +34,7 @@ def optimizer() -> torch.optim.Optimizer:
 
 
 def test_a_damaged_state_is_one_sentence(tmp_path, optimizer):
-    path = tmp_path / ckpt.STATE
+    path = tmp_path / STATE
     torch.save(state_of(optimizer), path)
     whole = path.read_bytes()
     assert ckpt.load_state(tmp_path)["step"] == 3
@@ -67,7 +68,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path, optimizer):
     ],
 )
 def test_one_changed_value_of_a_state(changes, message, tmp_path, optimizer):
-    torch.save(state_of(optimizer, **changes), tmp_path / ckpt.STATE)
+    torch.save(state_of(optimizer, **changes), tmp_path / STATE)
     with pytest.raises(ExciteError, match=message):
         ckpt.load_state(tmp_path)
 

@@ -9,10 +9,10 @@ import torch
 import excite
 from excite.errors import ExciteError
 from excite.models import create_model
-from excite.training import checkpoint as ckpt
 from excite.training import train
 from excite.training.device import seed_everything
 from excite.training.reporting import NonFiniteLoss
+from excite.weights.own import saved_steps, step_folder
 from tests.training.small import metrics, same, small, tensors
 
 # Without randomness and mixing, so that runs can be compared.
@@ -88,9 +88,9 @@ def test_a_diverging_run_names_step_rate_and_checkpoint(tmp_path):
     message = str(caught.value)
     assert "learning rate 1e+30" in message
     assert "the loss is nan at step" in message or "weights are no longer finite after step" in message
-    steps = ckpt.saved_steps(run)
+    steps = saved_steps(run)
     if steps:
-        assert str(ckpt.step_folder(run, steps[-1])) in message
+        assert str(step_folder(run, steps[-1])) in message
         assert all(t.isfinite().all() for t in tensors(run).values())
     else:
         assert "there is no checkpoint from before it" in message

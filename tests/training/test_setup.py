@@ -13,7 +13,6 @@ from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.training import device, loop, train
 from excite.training.batch_parts import check_batch_norms, smallest_part
-from excite.training.checkpoint import read_weights
 from excite.training.device import make_accelerator
 from excite.training.display import Display
 from excite.training.loop import train_step
@@ -22,6 +21,7 @@ from excite.training.reporting import record_evaluation
 from excite.training.schedule import beyond_the_end
 from excite.training.setup import make_model, set_up
 from excite.twins import runner
+from excite.weights.own import read_own
 from tests.training.small import metrics, small
 
 LINE = "train.scale_lr_to: batch 32 -> 64, learning rate 0.05 -> 0.1"
@@ -244,7 +244,7 @@ def test_a_recipes_fp16_is_what_the_cpu_is_good_at(shipped, best, tmp_path):
     assert results["precision"] == json.loads((run / "environment.json").read_text())["precision"] == best
     assert results["skipped_steps"] == 0
     assert {r["loss_scale"] for r in metrics(run)} == {None}
-    weights = read_weights(run)
+    weights = read_own(run)
     assert (weights.meta["precision"], weights.meta["recipe"]["train"]["precision"]) == (best, best)
     assert load_recipe(str(run)).train.precision == best
 

@@ -12,10 +12,10 @@ from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import load_recipe
 from excite.training import train
-from excite.training.checkpoint import read_weights, save_weights
 from excite.training.setup import make_model
 from excite.training.start import Taken, fit_freeze, fit_images, take_weights
 from excite.weights.layouts.base import CIFAR10_MEAN, CIFAR10_STD
+from excite.weights.own import read_own, save_weights
 from tests.weights.nets import images, logits, make
 
 from .small import same, small, tensors
@@ -54,7 +54,7 @@ def test_a_recipe_without_mean_takes_the_networks_and_goes_on_without_the_source
     written = load_recipe(results["run"])
     assert (written.data.mean, written.data.std) == ([*CIFAR10_MEAN], [*CIFAR10_STD])
     assert written.model.options["bn_eps"] == 1e-5
-    assert read_weights(results["run"]).meta["preprocessing"]["mean"] == [*CIFAR10_MEAN]
+    assert read_own(results["run"]).meta["preprocessing"]["mean"] == [*CIFAR10_MEAN]
     foreign.unlink()
     for again in (None, recipe):  # its own recipe, or the one that it was begun with
         part = tmp_path / f"part-{again is None}"
@@ -116,7 +116,7 @@ def test_means_for_other_channels(theirs, in_chans, mean):
 def test_a_run_of_ours_brings_its_mean_too(tmp_path):
     first = train(small(*SHORT, "epochs=1", "data.mean=[0.2]", "data.std=[0.4]"), out=tmp_path, quiet=True)["run"]
     second = train(small(*SHORT, "epochs=1", f"init_from={first}"), out=tmp_path, quiet=True)["run"]
-    assert read_weights(second).meta["preprocessing"]["mean"] == [0.2]
+    assert read_own(second).meta["preprocessing"]["mean"] == [0.2]
 
 
 def test_images_that_are_the_same_are_no_news(foreign):

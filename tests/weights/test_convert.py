@@ -16,10 +16,10 @@ from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import load_recipe
 from excite.training import train
-from excite.training.checkpoint import read_weights, save_weights
 from excite.weights.command import run
 from excite.weights.convert import convert, is_foreign, load_weights, start_from
 from excite.weights.meta import describe
+from excite.weights.own import read_own, save_weights
 from excite.weights.verify import differences, first_apart, relative_error, trace
 from excite.weights.write import export_state_dict
 
@@ -57,7 +57,7 @@ def test_a_converted_file_is_one_of_ours(foreign, tmp_path):
     result, said = quietly(str(source), destination, classes=names)
     assert result["model"] == "tiny_seresnet"
     assert "PyTorch checkpoint with the names of timm's ResNet with SE: tiny_seresnet, 4 classes" in said[0]
-    checkpoint = read_weights(destination)
+    checkpoint = read_own(destination)
     assert checkpoint.meta["classes"] == ["ant", "bee", "cat", "dog"]
     assert checkpoint.meta["converted_from"] == {"source": str(source), "format": result["format"], "layout": "timm"}
     assert checkpoint.meta["preprocessing"]["interpolation"] == "bicubic"
@@ -113,7 +113,7 @@ def test_a_converted_file_can_be_converted_again(foreign, tmp_path):
     source, _ = foreign
     quietly(str(source), tmp_path / "a.safetensors")
     quietly(str(tmp_path / "a.safetensors"), tmp_path / "b.safetensors", against=str(source))
-    first, second = read_weights(tmp_path / "a.safetensors"), read_weights(tmp_path / "b.safetensors")
+    first, second = read_own(tmp_path / "a.safetensors"), read_own(tmp_path / "b.safetensors")
     assert first.meta == second.meta
     assert all(torch.equal(first.tensors[name], tensor) for name, tensor in second.tensors.items())
 
@@ -134,7 +134,7 @@ def test_nothing_is_written_over_without_force(foreign, tmp_path):
         quietly(str(source), destination)
     assert destination.read_bytes() == b"mine"
     quietly(str(source), destination, force=True)
-    assert read_weights(destination).meta["model"]["name"] == "tiny_seresnet"
+    assert read_own(destination).meta["model"]["name"] == "tiny_seresnet"
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_an_image_shows_its_classes_and_compares_with_float64(foreign, tmp_path)
     result, said = quietly(str(source), tmp_path / "x.safetensors", verify=str(tmp_path / "x.png"))
     assert any(line.startswith("most likely: ") for line in said)
     assert result["verified"]["with"] == "the same in float64"
-    written = read_weights(tmp_path / "x.safetensors").tensors
+    written = read_own(tmp_path / "x.safetensors").tensors
     assert {tensor.dtype for tensor in written.values()} == {torch.float32, torch.int64}
 
 
@@ -495,7 +495,7 @@ def test_the_command_on_tensorflows_own_outputs(tmp_path, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     assert (result["layout"], result["args"]["depth"]) == ("tensorflow", 20)
     assert result["verified"]["places"][0]["relative"] < 1e-5
-    assert read_weights(tmp_path / "x.safetensors").meta["classes"][3] == "cat"
+    assert read_own(tmp_path / "x.safetensors").meta["classes"][3] == "cat"
 
 
 def test_the_commands_exit_status(foreign, tmp_path, monkeypatch, capsys):
@@ -590,7 +590,7 @@ def test_init_from_takes_foreign_weights(tiny, tmp_path):
         }
     )
     results = train(recipe, out=tmp_path, quiet=True)
-    trained = read_weights(results["run"]).tensors
+    trained = read_own(results["run"]).tensors
     assert torch.equal(trained["conv1.weight"], source.conv1.weight)
     log = (Path(results["run"]) / "log.txt").read_text()
     assert "names of timm's ResNet with SE: cifar_seresnet20, 4 classes" in log

@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 from excite.errors import ExciteError
-from excite.weights.stored import Stored, read_weights
+from excite.weights.read import read_weights
+from excite.weights.stored import Stored
 
 from . import writers
 from .test_readers import ROOT, TENSORS, VARIANTS, caffe_layers, with_fixtures

@@ -22,8 +22,8 @@ from excite.weights.layouts.mindspore import MINDCV, MINDCV_SENET154
 from excite.weights.layouts.mmpretrain import MMPRETRAIN
 from excite.weights.layouts.senet_pytorch import SENET_PYTORCH
 from excite.weights.meta import describe
+from excite.weights.read import read_weights
 from excite.weights.recognise import dissect, find_layout, model_name, model_options, unwrapped
-from excite.weights.stored import read_weights
 from excite.weights.verify import relative_error
 from excite.weights.write import ARCHITECTURES
 

@@ -22,7 +22,7 @@ from excite.weights import mindspore, pytorch
 from excite.weights.crc32c import crc32c
 from excite.weights.leveldb import _uncompressed
 from excite.weights.raw import Damaged
-from excite.weights.stored import read_weights
+from excite.weights.read import read_weights
 from excite.weights.wire import fields
 
 from . import writers

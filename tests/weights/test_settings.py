@@ -14,9 +14,10 @@ from excite.weights import recognise
 from excite.weights.convert import convert, load_weights
 from excite.weights.layouts import LAYOUTS, TIMM, Anatomy, Source
 from excite.weights.layouts.own import OWN
+from excite.weights.read import read_weights
 from excite.weights.recognise import SETTINGS, settings_of, unsaid
 from excite.weights.said import said_by
-from excite.weights.stored import Stored, read_weights
+from excite.weights.stored import Stored
 from excite.weights.verify import relative_error
 from excite.weights.write import export_state_dict
 

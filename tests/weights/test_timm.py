@@ -19,7 +19,7 @@ from excite.models.catalog import VARIANTS
 from excite.models.timm_models import check_plain_norms, create_timm_model
 from excite.training.optimizer import layer_depths
 from excite.training.setup import make_model
-from excite.weights.stored import read_weights
+from excite.weights.read import read_weights
 from tests.training.small import metrics, same, small, tensors
 
 SIZE = 32

@@ -25,9 +25,9 @@ from excite.report.predictions import (
     run_folder,
 )
 from excite.storage import is_remote, local_run
-from excite.training.checkpoint import find_weights
 from excite.training.run_folder import read_metrics, read_results
 from excite.weights.convert import is_foreign
+from excite.weights.own import find_weights
 
 #: Called with (what is being done, done, in all).
 Progress = Callable[[str, int, int], None]

@@ -23,8 +23,8 @@ from excite.export.origin import describe, describe_int8
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
 from excite.files import check_writable
 from excite.inference import Predictor, load
-from excite.training.checkpoint import find_weights
 from excite.weights.convert import is_foreign
+from excite.weights.own import find_weights
 
 #: Largest difference of two logits, in units of the largest logit, that is rounding.
 TOLERANCE = 1e-3

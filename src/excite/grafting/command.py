@@ -146,7 +146,7 @@ def _open_timm(source: str, weights: str | None) -> Source:
 def _read_state(path: str, model: nn.Module) -> dict[str, Tensor]:
     from excite.weights.hub import locate
     from excite.weights.prefixes import unwrapped
-    from excite.weights.stored import read_weights
+    from excite.weights.read import read_weights
 
     return unwrapped(read_weights(locate(path)), model.state_dict(), classifier_name(model)).tensors
 
@@ -231,8 +231,8 @@ def _logits(output: Any) -> Tensor:
 
 def _write(source: Source, grafted: nn.Module, out: Path) -> None:
     """As a checkpoint of ours, which every command takes; what it says of itself is the source's, but for the gates."""
-    from excite.training.checkpoint import save_weights
     from excite.weights.meta import describe_timm
+    from excite.weights.own import save_weights
 
     described: Any = grafted
     meta = source.meta or describe_timm(described, source.preprocessing, source.name)

@@ -22,8 +22,8 @@ from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
 from excite.recipe import Recipe
 from excite.text import tell
-from excite.training.checkpoint import WEIGHTS, read_weights, save_weights
 from excite.training.evaluation import Evaluation, evaluate
+from excite.weights.own import WEIGHTS, read_own, save_weights
 
 Say = Callable[[str], None]
 
@@ -124,7 +124,7 @@ def prune(
     """
     if tolerance < 0 or max_drop < 0:
         raise ExciteError("tolerance and max_drop are 0 or more")
-    checkpoint = read_weights(source)
+    checkpoint = read_own(source)
     predictor = Predictor(checkpoint, device, checkpoint.meta["precision"])  # the numbers are those of the training
     model = predictor.model
     holders = gate_holders(model)

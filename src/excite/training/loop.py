@@ -38,6 +38,7 @@ from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
+from excite.weights.own import saved_steps
 
 #: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
@@ -150,7 +151,7 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
     if run.accelerator.is_main_process:
         folder = choose_run_folder(run.recipe.name, storage.local_parent(out), local)
         storage.keep_at(folder, out, run_dir)
-        agreed = [(str(folder), bool(ckpt.saved_steps(folder)))]
+        agreed = [(str(folder), bool(saved_steps(folder)))]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(agreed)
     return Path(agreed[0][0]), agreed[0][1]

@@ -18,7 +18,6 @@ from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.text import printable
-from excite.training import checkpoint as ckpt
 from excite.training.compilation import compile_timer
 from excite.training.device import device_name, peak_memory_gb
 from excite.training.display import format_seconds, format_step
@@ -27,6 +26,7 @@ from excite.training.meter import Meter
 from excite.training.run_folder import Metrics, draw_curves, environment, read_metrics
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
+from excite.weights.own import WEIGHTS, load_into, read_own, save_weights, saved_steps, step_folder
 
 #: Under fp16, after so many skipped steps without one that counts, the run stops: from 2^32 a dynamic scale has by then
 #: come down to nothing, even if it takes two overflows to halve it, and a fixed one will not mend itself.
@@ -164,12 +164,12 @@ def _always_skipped(run: Run) -> str:
 
 
 def last_good(run: Run) -> str:
-    steps = ckpt.saved_steps(run.folder)
+    steps = saved_steps(run.folder)
     if not steps:
         return (
             "there is no checkpoint from before it; try a lower learning rate, a longer warm-up or train.precision=fp32"
         )
-    good = ckpt.step_folder(run.folder, steps[-1])
+    good = step_folder(run.folder, steps[-1])
     return f"the last good checkpoint is {good}; try a lower learning rate, clipping (optimizer.clip_grad_norm) or fp32"
 
 
@@ -188,8 +188,8 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     )
     if best:
         run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
-        with written_aside(run.folder / ckpt.WEIGHTS) as aside:
-            ckpt.save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
+        with written_aside(run.folder / WEIGHTS) as aside:
+            save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
         clock.saved_at = time.monotonic()
     kind, said = "validation", "  best so far" if best else ""
     if run.data.val_is_test:
@@ -225,12 +225,12 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
         return
     # One process reads for all: the others may be on machines that do not see the folder. No answer, no best weights.
     main = run.accelerator.is_main_process and run.best is not None
-    weights = [ckpt.read_weights(run.folder / ckpt.WEIGHTS) if main else None]
+    weights = [read_own(run.folder / WEIGHTS) if main else None]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(weights)
     if weights[0] is None:
         return
-    ckpt.load_into(run.evaluated, weights[0])
+    load_into(run.evaluated, weights[0])
     evaluation = evaluate_run(run, run.test_loader)
     if metrics is None:
         return

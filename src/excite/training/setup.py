@@ -39,6 +39,7 @@ from excite.training.precision import BufferGuard, set_norm_precision, settle_pr
 from excite.training.run_folder import versions
 from excite.training.schedule import beyond_the_end
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
+from excite.weights.own import EMA, WEIGHTS, Checkpoint, load_into, read_own, saved_steps, step_folder
 
 
 @dataclass
@@ -308,16 +309,16 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
         )
 
 
-def _read_latest(run: Run) -> tuple[dict[str, Any], ckpt.Checkpoint, ckpt.Checkpoint | None]:
+def _read_latest(run: Run) -> tuple[dict[str, Any], Checkpoint, Checkpoint | None]:
     """State, weights and (with EMA) their moving average, from the latest checkpoint of the run's folder."""
-    steps = ckpt.saved_steps(run.folder)
+    steps = saved_steps(run.folder)
     if not steps:
         raise ExciteError(
             f"{run.folder} holds no checkpoint to resume from; start it anew with `excite train {run.folder}`"
         )
-    folder = ckpt.step_folder(run.folder, steps[-1])
-    ema = None if run.ema is None else ckpt.read_weights(folder / ckpt.EMA)
-    return ckpt.load_state(folder), ckpt.read_weights(folder / ckpt.WEIGHTS), ema
+    folder = step_folder(run.folder, steps[-1])
+    ema = None if run.ema is None else read_own(folder / EMA)
+    return ckpt.load_state(folder), read_own(folder / WEIGHTS), ema
 
 
 def restore(run: Run) -> None:
@@ -338,10 +339,10 @@ def restore(run: Run) -> None:
     ):
         if state[key] != now:
             raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {state[key]}, now {now})")
-    ckpt.load_into(run.model, weights)
+    load_into(run.model, weights)
     if run.ema is not None and ema is not None:
-        ckpt.load_into(run.ema.module, ema)
-    ckpt.load_optimizer(run.optimizer, state["optimizer"], ckpt.step_folder(run.folder, state["step"]))
+        load_into(run.ema.module, ema)
+    ckpt.load_optimizer(run.optimizer, state["optimizer"], step_folder(run.folder, state["step"]))
     if run.scaler.is_enabled():
         try:
             run.scaler.load_state_dict(state["scaler"])

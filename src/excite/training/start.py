@@ -5,7 +5,7 @@ be found (``data.mean: null``); what the recipe says itself stays, and the user 
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,14 +19,24 @@ from excite.models import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
 from excite.recipe import Recipe, as_yaml, load_recipe
-from excite.training import checkpoint as ckpt
 from excite.training.optimizer import layer_depths
-from excite.weights.convert import SETTINGS, Loaded, apply_settings, is_foreign, read_foreign, start_from
+from excite.weights.convert import (
+    SETTINGS,
+    Loaded,
+    apply_settings,
+    check_blocks,
+    gated,
+    is_foreign,
+    read_foreign,
+    start_from,
+)
+from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
 from excite.weights.hub import locate
+from excite.weights.own import Checkpoint, fresh_gates, listed, mismatches, read_own
 from excite.weights.prefixes import unwrapped
+from excite.weights.read import read_weights
 from excite.weights.said import said_by
 from excite.weights.stem import STEMS, fit_channels
-from excite.weights.stored import read_weights
 from excite.weights.timms import network_of_timm
 
 #: Means, deviations and crops that differ by less are the same, written shorter.
@@ -63,7 +73,7 @@ def take_weights(model: Classifier, source: str) -> Taken:
     checkpoint, images, said = _of_timm(model, source) if foreign else _of_ours(source)
     stems = (f"{first_name(model)}.weight",) if is_timm_model(model) else STEMS
     checkpoint.tensors, adapted = fit_channels(checkpoint.tensors, model.state_dict(), stems)
-    fresh = ckpt.take_over(model, checkpoint, classifier_name(model))
+    fresh = take_over(model, checkpoint, classifier_name(model))
     settings = {}
     if not foreign and not is_timm_model(model):
         written = checkpoint.meta["model"]
@@ -87,12 +97,12 @@ def _images_of(loaded: Loaded) -> dict[str, Any]:
     return {**foreign.preprocessing, "image_size": size, "in_chans": foreign.options.get("in_chans", 3)}
 
 
-def _of_ours(source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
-    checkpoint = ckpt.read_weights(source)
+def _of_ours(source: str) -> tuple[Checkpoint, dict[str, Any], str]:
+    checkpoint = read_own(source)
     return checkpoint, dict(checkpoint.meta.get("preprocessing", {})), ""
 
 
-def _of_timm(model: Classifier, source: str) -> tuple[ckpt.Checkpoint, dict[str, Any], str]:
+def _of_timm(model: Classifier, source: str) -> tuple[Checkpoint, dict[str, Any], str]:
     """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
     stored = read_weights(locate(source))
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
@@ -106,7 +116,7 @@ def _of_timm(model: Classifier, source: str) -> tuple[ckpt.Checkpoint, dict[str,
     if f"{head}.weight" in own and f"{head}.weight" not in tensors:  # a body alone: a head of no classes
         tensors |= {name: tensor[:0] for name, tensor in own.items() if name.startswith(f"{head}.")}
         note = "; ".join(part for part in (note, "it has no classifier that fits") if part)
-    return ckpt.Checkpoint(stored.path, tensors, {}), images, note
+    return Checkpoint(stored.path, tensors, {}), images, note
 
 
 def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], said: str) -> None:
@@ -130,12 +140,74 @@ def _set(settings: Mapping[str, Any]) -> str:
 
 def _taken(model: Classifier, fresh: list[str]) -> str:
     """What of ``model`` came from a checkpoint that lacked the tensors ``fresh``."""
-    gates = ckpt.fresh_gates(model, fresh)
+    gates = fresh_gates(model, fresh)
     tensors = [name for name in fresh if not any(name.startswith(f"{gate}.") for gate in gates)]
     lacking = [f"{', '.join(tensors)} (another number of classes)"] if tensors else []
     lacking += [f"{len(gates)} gates, which start as the identity"] if gates else []
     head = f"; the head is new, for {model.num_classes} classes" if tensors else ""
     return f"all but {' and '.join(lacking)}{head}" if lacking else "all tensors"
+
+
+def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
+    """Start ``model`` from a checkpoint; a classifier of another size keeps its fresh weights.
+
+    So do gates that start as the identity (``create_gate({..., "identity": True})``) and of which the checkpoint has
+    nothing: with them the network computes what the one without gates did.
+
+    Returns:
+        The names of the tensors that were not taken over (the classifier's, the gates', or none).
+
+    Raises:
+        ExciteError: the checkpoint does not fit otherwise.
+    """
+    return take_over(model, read_own(source), head)
+
+
+def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> list[str]:
+    """:func:`init_from` for a checkpoint that is read already."""
+    own = model.state_dict()
+    resized = [
+        k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape
+    ]
+    tensors = {k: v for k, v in checkpoint.tensors.items() if not (resized and k.startswith(f"{head}."))}
+    fresh = [k for k in own if resized and k.startswith(f"{head}.")]
+    lacking = [k for k in own if k not in tensors]
+    gates = fresh_gates(model, lacking)
+    fresh += [k for k in lacking if any(k.startswith(f"{gate}.") for gate in gates)]
+    misfits = mismatches(model, tensors, set(fresh))
+    if misfits:
+        raise ExciteError(_other_network(model, checkpoint, misfits))
+    _check_gates(model, checkpoint, gates)
+    model.load_state_dict(tensors, strict=False)
+    return fresh
+
+
+def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) -> str:
+    """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
+    mine = str(getattr(model, "model_name", type(model).__name__))
+    theirs = checkpoint.meta.get("model", {}).get("name")
+    is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
+    return (
+        f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
+        f"{len(misfits)} tensors are missing, left over or of another shape: {listed(misfits, 3)}"
+    )
+
+
+def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
+    """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
+    written = checkpoint.meta.get("model")
+    if not written:
+        return
+    if not isinstance(model, Classifier):
+        if two := other_gates_of_timms(model, written["args"]):
+            raise refuse(f"train.init_from: {checkpoint.path}", two)
+        return
+    slots = {name.removesuffix(".gate") for name in fresh}
+    different = other_gates_of_ours(model, written["name"], written["args"])
+    if others := {slot: two for slot, two in different.items() if slot not in slots}:
+        raise refuse(f"train.init_from: {checkpoint.path}", others)
+    has_gates = gated(written["name"], written["args"])
+    check_blocks(model, f"train.init_from: {checkpoint.path}", written["name"], written["args"], has_gates)
 
 
 # --- the images that the network was trained with -------------------------------------------------------------------

@@ -23,12 +23,12 @@ from excite.files import from_json, to_json, write_json, write_text
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
-from excite.training.checkpoint import saved_steps
 from excite.training.display import Display, format_seconds
 from excite.training.run_folder import is_record, read_results
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, read_latency, show, write_report
+from excite.weights.own import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
 #: A training whose experiment was killed needs a moment to save and end.

@@ -20,16 +20,17 @@ from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
 from excite.models.convolution import set_conv_padding
 from excite.storage import is_remote
-from excite.training.checkpoint import build_network
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.hub import locate
 from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
 from excite.weights.layouts.base import BICUBIC, CIFAR
+from excite.weights.own import build_network
 from excite.weights.prefixes import unwrapped
+from excite.weights.read import read_weights
 from excite.weights.recognise import dissect, find_layout, model_name, model_options, unsaid
 from excite.weights.said import Said, check_named, check_pool, config_beside, said_by
 from excite.weights.stem import fit_channels
-from excite.weights.stored import Stored, read_weights
+from excite.weights.stored import Stored
 
 #: Options of a model that change what its tensors compute, but not their shapes, and that are set on it. Where its
 #: gates stand cannot be changed afterwards.

@@ -7,8 +7,8 @@ import torch
 
 from excite.models.resnet import ResNet
 from excite.weights.layouts.genet import GENET
+from excite.weights.read import read_weights
 from excite.weights.recognise import unwrapped
-from excite.weights.stored import read_weights
 from excite.weights.verify import relative_error
 
 FOLDER = Path(__file__).parent
