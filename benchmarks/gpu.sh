@@ -131,7 +131,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from excite.training.device import device_name
+from excite.runtime.device import device_name
 
 
 def of(name):

@@ -103,7 +103,7 @@ def rows_of(seconds: dict[tuple[str, int], list[float]], args: argparse.Namespac
     timm = import_timm().__version__
     import torch
 
-    from excite.training.device import device_name
+    from excite.runtime.device import device_name
 
     speed = {key: key[1] / median(times) for key, times in seconds.items()}
     rows = []

@@ -42,7 +42,7 @@ def run_one(spec: dict[str, object], args: argparse.Namespace) -> list[float]:
         model = import_timm().create_model(name)
     else:
         from excite import create_model
-        from excite.training.device import keep_freed_memory
+        from excite.runtime.device import keep_freed_memory
 
         if spec["keep_freed_memory"]:
             keep_freed_memory()
@@ -79,7 +79,7 @@ def rows_of(seconds: dict[str, list[float]], args: argparse.Namespace) -> list[d
     """One row a contender: the table's and the CSV's."""
     import torch
 
-    from excite.training.device import device_name
+    from excite.runtime.device import device_name
 
     speed = {name: args.batch / median(times) for name, times in seconds.items()}
     default, best = (speed[n] for n in speed if n.startswith(f"timm {args.model}"))

@@ -27,7 +27,7 @@ from torch import Tensor
 from excite.ops import plain, triton_kernels
 from excite.ops.native import OPEN, OUTPUT, GradSums, Statistics
 from excite.ops.triton_kernels import launch
-from excite.training.device import device_name
+from excite.runtime.device import device_name
 from excite.training.display import Display, make_table
 
 RESULTS = Path(__file__).parent / "results" / "triton_passes.csv"

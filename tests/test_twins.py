@@ -22,8 +22,8 @@ from excite.errors import ExciteError
 from excite.gates import GatherExcite, SqueezeExcite
 from excite.models import VARIANTS, create_model, list_models, model_options
 from excite.recipe import ModelConfig, list_recipes, load_recipe
+from excite.runtime.device import seed_everything
 from excite.training import train
-from excite.training.device import seed_everything
 from excite.training.stop import Interrupted
 from excite.twins import run_twins, runner
 from excite.twins.figure import draw

@@ -24,9 +24,9 @@ from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
 from excite.recipe import Recipe, apply_overrides, overridden
+from excite.runtime.device import DTYPES, choose_precision, make_accelerator, precision_note
 from excite.storage import expand, in_place, is_remote, local_file
 from excite.text import as_json
-from excite.training.device import DTYPES, choose_precision, make_accelerator, precision_note
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
 from excite.training.run_folder import versions

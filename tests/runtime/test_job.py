@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from excite.errors import ExciteError
-from excite.runtime import job
-from excite.training import device, launch
+from excite.runtime import device, job
+from excite.training import launch
 
 NAMES = {
     "torch": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from excite.storage import address, mirror
+from excite.storage import connection, mirror
 
 SECRET = "tHiSiSvErYsEcReT"
 
@@ -123,7 +123,7 @@ def quick(monkeypatch, tmp_path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(address, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(mirror, "SCAN_SECONDS", 0.05)
     monkeypatch.chdir(tmp_path)
 

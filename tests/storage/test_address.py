@@ -9,8 +9,8 @@ import pytest
 from excite.data import DataConfig, open_data
 from excite.errors import ExciteError
 from excite.inference import find_images
-from excite.storage import address, check_writable, is_remote, refuse_secrets, stage
-from excite.storage.address import explained
+from excite.storage import check_writable, connection, is_remote, refuse_secrets, stage
+from excite.storage.connection import explained
 from excite.weights.own import read_own
 from tests.storage.conftest import SECRET
 
@@ -81,7 +81,7 @@ def test_without_s3fs_the_pip_command_is_told(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3", raising=False)
-    address.forget_connections()
+    connection.forget_connections()
     with pytest.raises(ExciteError, match=r"pip install 'excite\[remote\]'"):
         stage("s3://bucket/x")
 
@@ -126,7 +126,7 @@ def test_wrong_and_missing_credentials_and_a_dead_server_are_one_sentence_each(b
     for use in uses:
         with pytest.raises(ExciteError, match="no credentials were found"):
             use()
-    monkeypatch.setattr(address, "TRIES", 1)
+    monkeypatch.setattr(connection, "TRIES", 1)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

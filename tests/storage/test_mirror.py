@@ -357,9 +357,9 @@ def test_fetching_refuses_another_run_and_what_is_no_run(run, bucket, tmp_path):
 
 
 def test_fetching_without_a_connection_names_the_local_copy(run, bucket, proxy, monkeypatch):
-    from excite.storage import address
+    from excite.storage import connection
 
-    monkeypatch.setattr(address, "TRIES", 1)
+    monkeypatch.setattr(connection, "TRIES", 1)
     sync(run)
     proxy.cut()
     with pytest.raises(ExciteError, match="to go on from the local copy: excite train --resume runs/r"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from excite.errors import ExciteError
-from excite.storage import address, download, expand, local_file, stage
+from excite.storage import connection, download, expand, local_file, stage
 from excite.storage.listing import Entry, digest, safe
 from tests.storage.conftest import tree
 
@@ -334,7 +334,7 @@ def test_a_web_server_without_ranges(tmp_path, monkeypatch):
 
 
 def test_a_lost_connection_names_the_copy_in_the_cache(bucket, proxy, monkeypatch):
-    monkeypatch.setattr(address, "TRIES", 1)
+    monkeypatch.setattr(connection, "TRIES", 1)
     bucket.put({"d/x.jpg": b"x"})
     path = stage(f"{bucket.url}/d").path
     proxy.cut()

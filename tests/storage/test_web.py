@@ -10,7 +10,7 @@ import time
 import pytest
 
 from excite.errors import ExciteError
-from excite.storage import address, stage, staging, web
+from excite.storage import connection, stage, staging, web
 from excite.weights import hub
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'excite[remote]'")
@@ -67,7 +67,7 @@ def server(monkeypatch):
     monkeypatch.setattr(web, "ANSWER_SECONDS", 3.0)
     monkeypatch.setattr(web, "MOST_OF_UNKNOWN", 8 << 20)
     monkeypatch.setattr(web, "MOST_OF_A_PAGE", 1 << 20)
-    monkeypatch.setattr(address, "TRIES", 2)
+    monkeypatch.setattr(connection, "TRIES", 2)
     running = Server()
     yield running
     running.stop()

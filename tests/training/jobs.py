@@ -20,8 +20,8 @@ from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
 from excite.ops import norm_excite_residual
 from excite.ops.sync_norm import convert_sync_batchnorm
+from excite.runtime.device import make_accelerator
 from excite.training import evaluate
-from excite.training.device import make_accelerator
 from excite.training.loop import train
 from tests.training.small import small
 

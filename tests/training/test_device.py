@@ -11,8 +11,8 @@ import torch
 
 import excite
 from excite.errors import ExciteError
-from excite.training import device as devices
-from excite.training.device import DEVICES, choose_precision, make_accelerator, precision_note
+from excite.runtime import device as devices
+from excite.runtime.device import DEVICES, choose_precision, make_accelerator, precision_note
 
 SOURCES = Path(excite.__file__).parent
 
@@ -26,7 +26,7 @@ def test_only_one_file_calls_a_device_by_name():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if pattern.search(line)
     }
-    here = {f for f in found if f.startswith("training/device.py:")}
+    here = {f for f in found if f.startswith("runtime/device.py:")}
     assert len(here) >= 8
     # Operators know nothing of training. They ask what PyTorch asks of any device; none of them names one.
     below = {f for f in found if f.startswith(("ops/triton_kernels/", "models/folding.py:"))}
@@ -211,7 +211,7 @@ torch._register_device_module("npu", npu)
 
 USE = """
 import torch
-from excite.training import device as d
+from excite.runtime import device as d
 
 assert d.make_accelerator("npu").device.type == "npu"
 place = d.make_accelerator("auto").device

@@ -9,8 +9,8 @@ import torch
 import excite
 from excite.errors import ExciteError
 from excite.models import create_model
+from excite.runtime.device import seed_everything
 from excite.training import train
-from excite.training.device import seed_everything
 from excite.training.reporting import NonFiniteLoss
 from excite.weights.own import saved_steps, step_folder
 from tests.training.small import metrics, same, small, tensors

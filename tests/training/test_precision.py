@@ -14,9 +14,9 @@ import excite
 from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import OptimizerConfig
+from excite.runtime.device import DTYPES
 from excite.training import loop, train
 from excite.training.compilation import CompileTimer, compile_errors, compile_model
-from excite.training.device import DTYPES
 from excite.training.optimizer import LossScaler, make_optimizer
 from excite.training.precision import BufferGuard, LowPrecisionBatchNorm2d, set_norm_precision
 from excite.training.reporting import NonFiniteLoss

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from excite.errors import ExciteError
-from excite.storage import address, staging
+from excite.storage import connection, staging
 from excite.weights import hub
 from excite.weights.convert import convert
 from excite.weights.meta import describe
@@ -86,7 +86,7 @@ def web(monkeypatch, tmp_path):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"), raising=False)
-    monkeypatch.setattr(address, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(staging, "_LOCAL", {})
     server = Web()
     monkeypatch.setenv("HF_ENDPOINT", server.url)

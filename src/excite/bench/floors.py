@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.bench.timing import Workbench
-from excite.training.device import DTYPES, synchronize
+from excite.runtime.device import DTYPES, synchronize
 
 #: Reads and writes of a map between two convolutions. Training: statistics R; normalise and ReLU R W; backward the sums
 #: R R, and the gradient R R W. Inference: in the convolution's own epilogue.

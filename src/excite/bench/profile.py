@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from excite.bench.floors import floors
 from excite.bench.timing import Workbench, time_steps
 from excite.files import written_aside
-from excite.training.device import peak_memory_gb
+from excite.runtime.device import peak_memory_gb
 
 #: Enough to see what repeats; a trace of more is slow to open.
 STEPS = 3

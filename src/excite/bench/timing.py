@@ -15,9 +15,7 @@ from excite.bench.contenders import make_contender
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.models.folding import FoldedClassifier
-from excite.training.batch_parts import first_with_one_value
-from excite.training.compilation import compile_errors, compile_model, compile_timer
-from excite.training.device import (
+from excite.runtime.device import (
     DTYPES,
     choose_precision,
     device_name,
@@ -27,6 +25,8 @@ from excite.training.device import (
     reset_peak_memory,
     synchronize,
 )
+from excite.training.batch_parts import first_with_one_value
+from excite.training.compilation import compile_errors, compile_model, compile_timer
 
 #: On an accelerator so many seconds are timed as one, so that the wait at their end is no part worth mention of them.
 BLOCK_SECONDS = 0.05

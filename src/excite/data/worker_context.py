@@ -16,7 +16,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import excite
 from excite.children import safe_children
 
 if sys.platform != "win32":
@@ -70,7 +69,7 @@ def _programs_folder_last(path: list[str]) -> list[str]:
         return path
     file = getattr(sys.modules["__main__"], "__file__", None)
     folder = os.path.dirname(os.path.abspath(file)) if file and os.path.isfile(file) else os.getcwd()
-    own = str(Path(excite.__file__).parents[1])
+    own = str(Path(__file__).parents[2])
     if folder not in path or os.path.realpath(folder) == os.path.realpath(own):
         return path
     return [*(place for place in path if place != folder), folder]

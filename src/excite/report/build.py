@@ -4,7 +4,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from excite.inference import Predictor, load, measuring_loader
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.recipe import Recipe
+from excite.report.contents import KEY, SUMMARY, Study
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
 from excite.report.predictions import (
     Predictions,
@@ -29,70 +30,21 @@ from excite.report.predictions import (
     pictures,
     predictions_of,
 )
+from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import curves, study_predictions
+from excite.runtime.device import device_name
 from excite.storage import is_remote, local_file
-from excite.training.device import device_name
 from excite.training.run_folder import read_metrics, versions
 
 #: Called with (what is being done, done, in all).
 Progress = Callable[[str, int, int], None]
-#: The key in results.json.
-KEY = "report"
-#: What a report takes from results.json: the columns of the reference systems' tables, and what goes with them.
-SUMMARY = (
-    "recipe",
-    "model",
-    "params_m",
-    "gmacs",
-    "devices",
-    "device",
-    "precision",
-    "batch_size",
-    "resolution",
-    "compile_seconds",
-    "ms_per_step",
-    "images_per_second",
-    "top1",
-    "top5",
-    "loss",
-    "last_top1",
-    "last_top5",
-    "test_top1",
-    "test_top5",
-    "test_images",
-    "measured",
-    "images",
-    "best_epoch",
-    "epochs",
-    "train_seconds",
-    "memory_gb",
-    "skipped_steps",
-    "bad_images",
-    "data_fingerprint",
-)
 #: Points of a curve that are kept; more become means of as many stretches.
 POINTS = 200
 QUICK_IMAGES = 200
 #: That the timing of one batch size takes, about.
 _TIMING_SECONDS = 1.0
 _RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
-
-
-@dataclass
-class Study:
-    """All that a page is made of: ``numbers`` (JSON-able; see docs/report.md), and what is no number.
-
-    Attributes:
-        photographs: of the mistakes, uint8 (S, S, C), in their order.
-        explanation: what the gates do; None without gates, or where it was not asked for.
-        recipe: YAML.
-    """
-
-    numbers: dict[str, Any]
-    photographs: list[np.ndarray] = field(default_factory=list)
-    explanation: Explanation | None = None
-    recipe: str = ""
 
 
 def report(
@@ -128,8 +80,6 @@ def report(
         ExciteError: nothing trained there, the data cannot be read or has other classes, the file cannot be written,
             or the folder for figures is there already.
     """
-    from excite.report.render import make_page, write_figures
-
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
     files = run_files(source)

@@ -1,17 +1,11 @@
-"""Addresses of remote files: which strings are one, how to connect, and what went wrong in one sentence."""
+"""Addresses of remote files: which strings are one, what may not stand in them, and the error of everything below."""
 
-import os
 import re
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from excite.errors import ExciteError, first_line, nearest
-
-T = TypeVar("T")
+from excite.errors import ExciteError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::|://)")
 #: Query parameters that sign an address: whoever reads them can use it.
@@ -23,20 +17,6 @@ OBJECT_STORES = frozenset(
     ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "oss", "obs", "tos", "r2", "oci", "memory")
 )
 READ_ONLY = frozenset(("http", "https"))
-#: What to install for the common schemes; fsspec names the others itself.
-_PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "'excite[remote]'"),
-    **dict.fromkeys(("http", "https"), "'excite[remote]'"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
-    "oss": "ossfs",
-    **dict.fromkeys(("sftp", "ssh"), "paramiko"),
-}
-_NO_CREDENTIALS = frozenset(
-    ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "SSOTokenLoadError")
-)
-_SETTINGS = ("AWS_", "FSSPEC_")
-TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 60.0  # of one request; seconds
 
 
 class RemoteError(ExciteError):
@@ -108,131 +88,3 @@ def refuse_secrets(url: str) -> None:
 def without_secrets(url: str) -> str:
     """The address without user, password and query, for messages."""
     return "::".join(re.sub(r"\?.*$", "", re.sub(r"://[^/]*@", "://", part)) for part in url.split("::"))
-
-
-def connect(url: str) -> Remote:
-    """The file system of an address; nothing is sent yet.
-
-    Raises:
-        ExciteError: the address holds credentials, its scheme is unknown, or a package for it is not installed.
-    """
-    refuse_secrets(url)
-    scheme = re.split(r"::|://", url, maxsplit=1)[0].lower()
-    if re.fullmatch(r"[^:]+://[/]*", url):
-        raise RemoteError(f"{url} names no bucket or folder: write {scheme}://bucket/folder", True)
-    import fsspec
-
-    try:
-        if scheme in ("s3", "s3a") and "::" not in url:
-            fs = _s3(os.getpid(), tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_SETTINGS))))
-            path = fs._strip_protocol(url)
-        else:
-            fs, path = fsspec.core.url_to_fs(url, **_options(scheme), **_bounds(url))
-    except ImportError:
-        package = _PACKAGES.get(scheme, "what `python -c \"import fsspec; fsspec.filesystem('" + scheme + "')\"` names")
-        raise RemoteError(f"{url} needs a package that is not installed: pip install {package}", True) from None
-    except ValueError as error:
-        hint = nearest(scheme, ["s3", "gs", "abfs", "https", "file", "memory", "sftp"])
-        raise RemoteError(f"{url} cannot be used: {_line(error)}{hint}", True) from None
-    except Exception as error:
-        raise explained(error, url) from error
-    return Remote(fs, path, url.rstrip("/"))
-
-
-@lru_cache(maxsize=4)
-def _s3(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
-    """The S3 file system for these settings of the environment; making one takes a third of a second."""
-    import fsspec
-
-    return fsspec.filesystem("s3", **_options("s3"))
-
-
-def forget_connections() -> None:
-    """Connect anew next time: credentials may have been renewed since."""
-    _s3.cache_clear()
-
-
-def _options(scheme: str) -> dict[str, Any]:
-    """What fsspec is told beyond its configuration: lists are never remembered, and requests give up in time."""
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in ("s3", "s3a"):
-        from fsspec.config import conf
-
-        # Our own retries come on top of these, with longer waits; botocore's defaults would hang for minutes first.
-        given = {k: v for protocol in ("s3", "s3a") for k, v in conf.get(protocol, {}).items()}
-        if "config_kwargs" not in given:
-            retries = {"max_attempts": 2, "mode": "standard"}
-            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": retries}
-    return options
-
-
-def _bounds(url: str) -> dict[str, Any]:
-    """How fsspec is told to reach the web, also below another scheme (``zip://...::https://...``)."""
-    from excite.storage.web import client
-
-    first, *below = [part.partition("://")[0].lower() for part in url.split("::")]
-    bounds: dict[str, Any] = {scheme: {"get_client": client} for scheme in below if scheme in READ_ONLY}
-    return {**bounds, **({"get_client": client} if first in READ_ONLY else {})}
-
-
-def explained(error: BaseException, url: str) -> RemoteError:
-    """An error of fsspec or of a library below it as one sentence."""
-    if isinstance(error, RemoteError):
-        return error
-    if isinstance(error, ExciteError):
-        return RemoteError(str(error), True)
-    shown = without_secrets(url)
-    chain = list(_chain(error))
-    names = {cls.__name__ for one in chain for cls in type(one).__mro__}
-    reason = _line(error)
-    if any(isinstance(one, ImportError) for one in chain):
-        return RemoteError(f"{shown} needs a package that is not installed: {reason}", True)
-    if names & _NO_CREDENTIALS:
-        return RemoteError(
-            f"{shown}: no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), or "
-            "FSSPEC_S3_ANON=true for a public bucket",
-            True,
-        )
-    if "PermissionError" in names:
-        return RemoteError(
-            f"{shown}: access was denied ({reason}); check the credentials and the bucket's policy", True
-        )
-    unreachable = RemoteError(f"{shown} could not be reached ({reason}); check the network and the endpoint", False)
-    if any(
-        re.search("Timeout|Connect|Disconnect", name) for name in names
-    ):  # fsspec calls a dead web server "not found"
-        return unreachable
-    if "FileNotFoundError" in names:
-        what = "there is no such bucket" if "bucket" in reason.lower() else "there is nothing at this address"
-        return RemoteError(f"{shown}: {what}; check its spelling", True, missing=True)
-    if any(isinstance(one, OSError) for one in chain):
-        return unreachable
-    return RemoteError(f"{shown}: {reason}", False)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-def _line(error: BaseException) -> str:
-    """The error's first line, without any secret of the environment."""
-    text = first_line(error)
-    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        secret = os.environ.get(name)
-        text = text.replace(secret, "***") if secret else text
-    return text
-
-
-def retried(action: Callable[[], T], url: str) -> T:
-    """Do ``action``, again after a growing pause where the connection failed. Raises RemoteError when all tries did."""
-    for attempt in range(TRIES):
-        try:
-            return action()
-        except Exception as error:
-            problem = explained(error, url)
-            if problem.lasting or attempt + 1 == TRIES:
-                raise problem from error
-            time.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
-    raise AssertionError("unreachable")

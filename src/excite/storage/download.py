@@ -21,8 +21,9 @@ from typing import Any
 from excite.errors import ExciteError
 from excite.files import sha256_of, to_json
 from excite.progress import bar
-from excite.storage import address, web
-from excite.storage.address import READ_ONLY, Remote, RemoteError, explained, retried, without_secrets
+from excite.storage import connection, web
+from excite.storage.address import READ_ONLY, Remote, RemoteError, without_secrets
+from excite.storage.connection import explained, retried
 from excite.storage.listing import THREADS, Entry
 from excite.text import tell
 
@@ -258,9 +259,9 @@ def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[
                 raise Changed(entry.path) from error  # deleted or cut since it was listed
             # A connection that brings nothing worth the name does not count as a new beginning.
             failures, got = (1 if got >= CHUNK else failures + 1), 0
-            if problem.lasting or failures == address.TRIES:
+            if problem.lasting or failures == connection.TRIES:
                 raise problem from (None if problem is error else error)
-            time.sleep(min(address.FIRST_WAIT * 2 ** (failures - 1), address.LONGEST_WAIT))
+            time.sleep(min(connection.FIRST_WAIT * 2 ** (failures - 1), connection.LONGEST_WAIT))
 
 
 def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:

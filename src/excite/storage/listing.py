@@ -12,7 +12,8 @@ from datetime import datetime
 from typing import Any
 
 from excite.errors import ExciteError, nearest
-from excite.storage.address import READ_ONLY, Remote, RemoteError, retried
+from excite.storage.address import READ_ONLY, Remote, RemoteError
+from excite.storage.connection import retried
 
 THREADS = 16  # requests at a time: a small file costs a round trip, not bandwidth
 

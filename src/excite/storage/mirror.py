@@ -17,15 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.storage.address import (
-    Remote,
-    RemoteError,
-    connect,
-    explained,
-    forget_connections,
-    retried,
-    without_secrets,
-)
+from excite.storage.address import Remote, RemoteError, without_secrets
+from excite.storage.connection import connect, explained, forget_connections, retried
 from excite.storage.listing import Entry, exists, list_files
 from excite.storage.runs import (
     check_writable,

@@ -14,7 +14,8 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.files import cache_folder, not_ours, write_json
-from excite.storage.address import READ_ONLY, Remote, RemoteError, connect, is_remote, retried, without_secrets
+from excite.storage.address import READ_ONLY, Remote, RemoteError, is_remote, without_secrets
+from excite.storage.connection import connect, retried
 from excite.storage.download import Changed, Workshop, disk_error, fetch
 from excite.storage.listing import Entry, exists, list_files, nothing
 from excite.storage.staging import _key, locked, stage

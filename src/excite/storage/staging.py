@@ -23,7 +23,8 @@ from pathlib import Path
 
 from excite.errors import ExciteError
 from excite.files import cache_folder, to_json, write_text
-from excite.storage.address import Remote, RemoteError, connect, is_remote, without_secrets
+from excite.storage.address import Remote, RemoteError, is_remote, without_secrets
+from excite.storage.connection import connect
 from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
 from excite.text import tell

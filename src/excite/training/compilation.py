@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from excite.errors import ExciteError
-from excite.training.device import compile_obstacle
+from excite.runtime.device import compile_obstacle
 
 
 class CompileTimer:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from excite.data import Preprocessing
 from excite.logits import finite, losses, number, sentence
-from excite.training.device import DTYPES
+from excite.runtime.device import DTYPES
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from excite import storage
 from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Recipe, load_recipe
+from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.compilation import compile_errors
-from excite.training.device import DTYPES, make_accelerator, seed_everything, synchronize
 from excite.training.display import Display
 from excite.training.loss import training_loss
 from excite.training.meter import Meter

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError
 from excite.recipe import Recipe
-from excite.training.device import DTYPES, SLOWER_ON_CPUS, Precision, choose_precision, is_emulated
+from excite.runtime.device import DTYPES, SLOWER_ON_CPUS, Precision, choose_precision, is_emulated
 
 
 def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:

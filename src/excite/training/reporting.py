@@ -17,9 +17,9 @@ from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
+from excite.runtime.device import device_name, peak_memory_gb
 from excite.text import printable
 from excite.training.compilation import compile_timer
-from excite.training.device import device_name, peak_memory_gb
 from excite.training.display import format_seconds, format_step
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter

@@ -14,7 +14,7 @@ from excite.figures import COLORS, style, write
 from excite.files import from_json, read_json, to_json, write_text
 from excite.header import explain
 from excite.runtime import git
-from excite.training import launch
+from excite.runtime.meeting import folder_of_job
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
 
@@ -48,7 +48,7 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
         ExciteError: the folder cannot be made, or holds something else.
     """
     if run_dir is None:
-        return launch.folder_of_job(lambda: new_run_folder(out, name))
+        return folder_of_job(lambda: new_run_folder(out, name))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         strange = any(run_dir.iterdir()) and not (run_dir / "recipe.yaml").is_file()

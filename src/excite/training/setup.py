@@ -21,10 +21,7 @@ from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.progress import Slowly
 from excite.recipe import Recipe
-from excite.training import checkpoint as ckpt
-from excite.training.batch_parts import check_batch_norms
-from excite.training.compilation import compile_model
-from excite.training.device import (
+from excite.runtime.device import (
     Precision,
     choose_precision,
     has_sync_batchnorm,
@@ -32,6 +29,9 @@ from excite.training.device import (
     precision_note,
     seed_everything,
 )
+from excite.training import checkpoint as ckpt
+from excite.training.batch_parts import check_batch_norms
+from excite.training.compilation import compile_model
 from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer

@@ -10,7 +10,7 @@ from torch import distributed
 from excite.data import ArrayImages, DataSets, Preprocessing
 from excite.data.count import count_data
 from excite.recipe import Recipe
-from excite.training.device import device_name, make_accelerator, synchronize
+from excite.runtime.device import device_name, make_accelerator, synchronize
 from excite.training.display import Display
 from excite.training.loop import train_step
 from excite.training.setup import Run, gradient_exchange, set_up

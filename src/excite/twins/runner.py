@@ -127,7 +127,7 @@ def _settled(recipe: Recipe, folder: Path) -> Recipe:
         return recipe if same else recipe.replaced(key, now, f"{now}, in which this experiment was begun")
     import torch
 
-    from excite.training.device import count_devices
+    from excite.runtime.device import count_devices
     from excite.training.precision import settle_precision
 
     return settle_precision(recipe, torch.device(count_devices(recipe.train.device)[0]))

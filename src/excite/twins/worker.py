@@ -38,7 +38,7 @@ def check() -> None:
     """Standard input: {gate: recipe}. Finds the device, opens the data and sets every run up, short of training."""
     from excite.data import open_data
     from excite.recipe import Recipe
-    from excite.training.device import make_accelerator
+    from excite.runtime.device import make_accelerator
     from excite.training.display import Display
     from excite.training.setup import set_up
 
@@ -56,7 +56,7 @@ def check() -> None:
 def latency() -> None:
     """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints what ``measure_latency`` gives."""
     from excite.inference import load
-    from excite.training.device import device_name
+    from excite.runtime.device import device_name
 
     task = json.load(sys.stdin)
     predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}

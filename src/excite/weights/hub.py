@@ -15,7 +15,7 @@ from typing import Any
 from excite.errors import ExciteError, first_line
 from excite.files import cache_folder, sha256_of, written_aside
 from excite.storage import is_remote
-from excite.storage.address import connect
+from excite.storage.connection import connect
 from excite.storage.listing import exists
 from excite.storage.staging import stage
 from excite.text import tell

@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from excite.errors import ExciteError, first_line
 from excite.runtime.job import local_world_size, world_size
-from excite.training import launch
+from excite.runtime.meeting import meet
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +78,7 @@ def _check_meeting_place() -> None:
 
 @cache
 def _register_meeting() -> None:
-    torch.distributed.register_rendezvous_handler("excite", launch.meet)
+    torch.distributed.register_rendezvous_handler("excite", meet)
 
 
 def count_devices(device: str) -> tuple[str, int]:
