@@ -18,8 +18,8 @@ from torch import nn
 
 from excite import create_model
 from excite.bench.timing import time_steps, training_step
+from excite.console import Display, make_table
 from excite.runtime.device import device_name, keep_freed_memory
-from excite.training.display import Display, make_table
 
 RESULTS = Path(__file__).parent / "results" / "fused_speed.csv"
 

@@ -122,7 +122,7 @@ def main() -> None:
         print(json.dumps(run_one(json.loads(args.only), args)))
         return
     rows = rows_of(run_in_turns(args), args)
-    from excite.training.display import Display, make_table
+    from excite.console import Display, make_table
 
     columns = [
         ("contender", "training", ""),

@@ -24,11 +24,11 @@ import torch
 from record import append_rows, commit
 from torch import Tensor
 
+from excite.console import Display, make_table
 from excite.ops import plain, triton_kernels
 from excite.ops.native import OPEN, OUTPUT, GradSums, Statistics
 from excite.ops.triton_kernels import launch
 from excite.runtime.device import device_name
-from excite.training.display import Display, make_table
 
 RESULTS = Path(__file__).parent / "results" / "triton_passes.csv"
 #: Batch, channels, pixels a side.

@@ -15,13 +15,12 @@ import yaml
 from PIL import Image
 
 from excite import text
+from excite.console import Display, bar, make_table
 from excite.errors import ExciteError
 from excite.figures import Undrawn, attempt, dispensable, save, style, write
 from excite.files import read_json, write_json, write_text
-from excite.progress import bar
 from excite.recipe import load_recipe
 from excite.report.page import Column, Page
-from excite.training.display import Display, make_table
 from excite.training.run_folder import draw_curves
 
 #: Renames a terminal's window, clears it, turns the direction of writing, forges a line, is no UTF-8, is C1, is markup.

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from excite.runtime.job import is_one_of_several
 from excite.text import print_json, printable, show, tell, tell_lines
 
 if TYPE_CHECKING:
-    from excite.training.display import Display
+    from excite.console import Display
 
 
 class _Commands(typer.core.TyperGroup):
@@ -164,15 +165,15 @@ def _report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
 
     Only the first process of a job comes here, and waits for no other one: they may be gone.
     """
+    from excite.console import Display, ProgressBar
     from excite.storage import left_behind, sync, uploads_to
-    from excite.training.display import Display
 
     failed = "the report was not written"
     try:
         from excite.report.build import report as write_report
 
-        with _stages() as advance:
-            _, path = write_report(run, device=device, progress=advance)
+        with ProgressBar() as progress:
+            _, path = write_report(run, device=device, progress=progress)
         failed = f"{path} was written, but not uploaded"
         if uploads_to(run) and not left_behind(run):
             sync(run)
@@ -200,7 +201,7 @@ RESULT_COLUMNS = [
 
 
 def _show_results(results: dict[str, Any]) -> None:
-    from excite.training.display import Display, make_table
+    from excite.console import Display, make_table
 
     display = Display()
     columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
@@ -316,11 +317,11 @@ def validate(
 
       excite validate model.safetensors data.root=/other/images
     """
+    from excite.console import Display, ProgressBar, make_table
     from excite.inference import validate as run_validation
-    from excite.training.display import Display, make_table
 
     display = Display()
-    with _progress("evaluating") as advance:
+    with ProgressBar("evaluating") as progress:
         predictor, result = run_validation(
             source,
             overrides or [],
@@ -328,7 +329,7 @@ def validate(
             precision=_check_precision(precision),
             batch_size=batch_size,
             fold=fold,
-            progress=advance,
+            progress=partial(progress, "evaluating"),
         )
     if not predictor.accelerator.is_main_process:
         return
@@ -390,16 +391,16 @@ def predict(
 
       excite predict runs/my-run photos/ --grid out.png
     """
+    from excite.console import Display, ProgressBar, make_table
     from excite.data.decode import BadImageError
     from excite.inference import NO_ANSWER, Prediction, draw_grid, find_images, load, to_rows
     from excite.logits import sentence
-    from excite.training.display import Display, make_table
 
     files = find_images(images, tell)
     predictor = load(source, device, _check_precision(precision) or "fp32", fold)
     found: list[Prediction] = []
     bad: list[str] = []
-    with _progress("classifying") as advance:
+    with ProgressBar("classifying") as progress:
         for start in range(0, len(files), batch_size):
             part = files[start : start + batch_size]
             try:
@@ -410,7 +411,7 @@ def predict(
                         found += predictor.predict([file], top_k)
                     except BadImageError as error:
                         bad.append(str(error))
-            advance(start + len(part), len(files))
+            progress("classifying", start + len(part), len(files))
     if as_json:
         print_json(to_rows(found))
     else:
@@ -616,7 +617,7 @@ def scale(
     if as_json:
         print_json(result)
         return
-    from excite.training.display import Display
+    from excite.console import Display
 
     display = Display()
     for table in plan_tables(result):
@@ -671,7 +672,7 @@ def convert(
 
       excite convert runs/my-run seresnet50.pth --to timm
     """
-    from excite.training.display import Display, make_table
+    from excite.console import Display, ProgressBar, make_table
     from excite.weights.command import run as run_conversion
 
     display = Display()
@@ -680,21 +681,22 @@ def convert(
         ("shape", "shape", ""),
         ("relative", "largest difference / largest value", ".2e"),
     ]
-    result = run_conversion(
-        source,
-        destination,
-        arch=arch,
-        verify=verify,
-        against=against,
-        tolerance=tolerance,
-        allow_partial=allow_partial,
-        to=to,
-        classes=classes,
-        force=force,
-        say=_teller(display, as_json),
-        show=None if as_json else lambda rows: display.table(make_table(rows, columns)),
-        progress=_progress,
-    )
+    with ProgressBar() as progress:
+        result = run_conversion(
+            source,
+            destination,
+            arch=arch,
+            verify=verify,
+            against=against,
+            tolerance=tolerance,
+            allow_partial=allow_partial,
+            to=to,
+            classes=classes,
+            force=force,
+            say=progress.beside(_teller(display, as_json)),
+            show=None if as_json else progress.beside(lambda rows: display.table(make_table(rows, columns))),
+            progress=progress,
+        )
     if as_json:
         print_json(result)
 
@@ -744,8 +746,8 @@ def graft(
 
       excite graft timm:resnet50 --weights resnet50.safetensors --gate eca --out grafted.safetensors
     """
+    from excite.console import Display, ProgressBar, make_table
     from excite.grafting.command import run as run_graft
-    from excite.training.display import Display, make_table
 
     display = Display()
 
@@ -757,21 +759,22 @@ def graft(
         for note in plan.notes:
             display.message(note)
 
-    result = run_graft(
-        source,
-        gate=gate,
-        at=at or [],
-        init=init,
-        options=_options_given(option or []),
-        dry_run=dry_run,
-        images=images,
-        weights=weights,
-        out=out,
-        force=force,
-        say=_teller(display, as_json),
-        show=(lambda plan: None) if as_json else show,
-        progress=_progress,
-    )
+    with ProgressBar() as progress:
+        result = run_graft(
+            source,
+            gate=gate,
+            at=at or [],
+            init=init,
+            options=_options_given(option or []),
+            dry_run=dry_run,
+            images=images,
+            weights=weights,
+            out=out,
+            force=force,
+            say=progress.beside(_teller(display, as_json)),
+            show=(lambda plan: None) if as_json else progress.beside(show),
+            progress=progress,
+        )
     if as_json:
         print_json(result)
 
@@ -826,11 +829,11 @@ def export(
 
       excite export model.safetensors --format pt2 --verify photos/ --input float
     """
+    from excite.console import Display, ProgressBar, make_table
     from excite.export import export as run_export
-    from excite.training.display import Display, make_table
 
     display = Display()
-    with _stages() as advance:
+    with ProgressBar() as progress:
         result = run_export(
             source,
             format,
@@ -846,8 +849,8 @@ def export(
             tolerance=tolerance,
             max_drop=max_drop,
             force=force,
-            say=_teller(display, as_json),
-            progress=advance,
+            say=progress.beside(_teller(display, as_json)),
+            progress=progress,
         )
     if as_json:
         print_json(result)
@@ -890,9 +893,9 @@ def prune(
 
       excite prune runs/my-run data.root=/other/images --max-drop 0.2 --out pruned
     """
+    from excite.console import Display, make_table
     from excite.grafting.prune import prune as run_prune
     from excite.grafting.prune import write
-    from excite.training.display import Display, make_table
 
     if out is not None and out.exists():
         raise ExciteError(f"{out} exists already; name a new folder")
@@ -990,11 +993,11 @@ def explain(
 
       excite explain model.safetensors data.root=/other/images --class cat --class dog --ablation estimate --json
     """
+    from excite.console import Display, ProgressBar
     from excite.explain.command import run as run_explain
     from excite.explain.command import show
-    from excite.training.display import Display
 
-    with _stages() as advance:
+    with ProgressBar() as progress:
         result, folder = run_explain(
             source,
             words or [],
@@ -1012,7 +1015,7 @@ def explain(
             top_k=top_k,
             device=device,
             precision=_check_precision(precision) or "auto",
-            progress=advance,
+            progress=progress,
         )
     if as_json:
         print_json({**result.to_dict(), "folder": str(folder)})
@@ -1067,9 +1070,9 @@ def compare(
     """
     from excite.compare.command import run as run_comparison
     from excite.compare.command import show
-    from excite.training.display import Display
+    from excite.console import Display, ProgressBar
 
-    with _stages() as advance:
+    with ProgressBar() as progress:
         result, written = run_comparison(
             words or [],
             out=out,
@@ -1080,7 +1083,7 @@ def compare(
             confidence=confidence,
             device=device,
             precision=_check_precision(precision),
-            progress=advance,
+            progress=progress,
         )
     if as_json:
         print_json({**result.to_dict(), "files": [str(path) for path in written]})
@@ -1129,10 +1132,10 @@ def report(
 
       excite report model.safetensors --images 500 --figures figures --json
     """
+    from excite.console import Display, ProgressBar
     from excite.report.build import report as write_report
-    from excite.training.display import Display
 
-    with _stages() as advance:
+    with ProgressBar() as progress:
         numbers, path = write_report(
             source,
             overrides or [],
@@ -1141,7 +1144,7 @@ def report(
             images=images,
             quick=quick,
             device=device,
-            progress=advance,
+            progress=progress,
         )
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
     not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
@@ -1184,8 +1187,8 @@ def models(
     if not names:
         hint = nearest(pattern.strip("*"), list_models())
         raise ExciteError(f"no model matches {pattern!r}{hint}")
+    from excite.console import Display, make_table
     from excite.models.sizes import list_sizes
-    from excite.training.display import Display, make_table
 
     rows = list_sizes(names)
     if as_json:
@@ -1246,7 +1249,7 @@ def gates(
 
 
 def _show_gates(rows: list[dict[str, Any]]) -> None:
-    from excite.training.display import Display, make_table
+    from excite.console import Display, make_table
 
     display, (channels, height, width) = Display(), rows[0]["map"]
     display.table(
@@ -1279,7 +1282,7 @@ def _citation(paper: str | None) -> str | None:
 
 
 def _show_gate(gate: dict[str, Any]) -> None:
-    from excite.training.display import Display, make_table
+    from excite.console import Display, make_table
 
     display = Display()
     display.message(f"{gate['name']}: {gate['title'] or 'a gate without a data sheet'}")
@@ -1351,40 +1354,10 @@ def recipes(
     if as_json:
         print_json(rows)
         return
-    from excite.training.display import Display, make_table
+    from excite.console import Display, make_table
 
     columns = [("recipe", "recipe", ""), ("model", "model", ""), ("epochs", "epochs", "d"), ("what", "what", "")]
     Display().table(make_table(rows, columns))
-
-
-class _progress:
-    """A progress bar on standard error, where that is a terminal; ``advance(done, total)`` moves it."""
-
-    def __init__(self, what: str) -> None:
-        from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
-
-        from excite.progress import bar
-
-        self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._task = self._bar.add_task(what, total=None)
-
-    def __enter__(self) -> Any:
-        self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-
-class _stages(_progress):
-    """The same for work in several stages; ``advance(what, done, total)``."""
-
-    def __init__(self) -> None:
-        super().__init__("loading")
-
-    def __enter__(self) -> Any:
-        super().__enter__()
-        return lambda what, done, total: self._bar.update(self._task, description=what, completed=done, total=total)
 
 
 def _version(wanted: bool) -> None:

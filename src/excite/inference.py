@@ -23,6 +23,7 @@ from excite.grafting.stored import is_grafted_file
 from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
+from excite.progress import Advance
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator, precision_note
 from excite.storage import expand, in_place, is_remote, local_file
@@ -181,7 +182,7 @@ def validate(
     precision: str | None = None,
     batch_size: int | None = None,
     fold: bool | None = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> tuple[Predictor, Evaluation]:
     """Evaluate a trained network on the validation images of its recipe, or on others.
 
@@ -405,7 +406,7 @@ def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Pa
         )
 
 
-def _counted(loader: Iterable[Any], progress: Callable[[int, int], None], total: int) -> Iterator[Any]:
+def _counted(loader: Iterable[Any], progress: Advance, total: int) -> Iterator[Any]:
     done = 0
     for batch in loader:
         yield batch

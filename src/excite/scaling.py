@@ -565,7 +565,7 @@ def _changed(before: Assumptions, after: Assumptions) -> list[str]:
 
 def plan_tables(result: dict[str, Any]) -> list[Any]:
     """The predictions, and what they assume, as tables."""
-    from excite.training.display import make_table
+    from excite.console import make_table
 
     shown = [
         {

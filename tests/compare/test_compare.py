@@ -141,7 +141,7 @@ def test_hostile_names_are_text_on_the_page_and_on_the_terminal(labels, three, h
     from rich.console import Console
 
     from excite.compare.command import show
-    from excite.training.display import Display
+    from excite.console import Display
 
     display = Display()
     display.console = Console(width=400, record=True, quiet=False)

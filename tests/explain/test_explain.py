@@ -148,8 +148,8 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
 
 
 def test_python_and_the_table(trained, tmp_path, capsys):
+    from excite.console import Display
     from excite.explain.command import show
-    from excite.training.display import Display
 
     done = set()
     options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["$x^$"], "device": "cpu"}

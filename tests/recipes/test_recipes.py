@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from excite.console import Display
 from excite.data import ArrayImages, DataSets, Preprocessing
 from excite.models import create_model
 from excite.ops.same_padding import SameConv2d
 from excite.recipe import Recipe, json_schema, list_recipes, load_recipe, parse_yaml, recipe_text
 from excite.runtime.device import make_accelerator
-from excite.training.display import Display
 from excite.training.loop import train_step
 from excite.training.schedule import learning_rate
 from excite.training.setup import set_up

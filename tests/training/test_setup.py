@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from excite.console import Display
 from excite.data import TrainLoader, open_data
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
@@ -15,7 +16,6 @@ from excite.runtime import device
 from excite.runtime.device import make_accelerator
 from excite.training import loop, train
 from excite.training.batch_parts import check_batch_norms, smallest_part
-from excite.training.display import Display
 from excite.training.loop import train_step
 from excite.training.precision import settle_precision
 from excite.training.reporting import record_evaluation

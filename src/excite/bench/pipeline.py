@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from excite.bench.report import summarise, table
+from excite.console import Display
 from excite.data import FileImages
 from excite.data.loader import default_workers
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, synchronize
 from excite.training.compilation import compile_errors
-from excite.training.display import Display
 from excite.training.loop import train_step
 from excite.training.setup import Run, set_up
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
-from excite.compare.runs import Progress, Run, check_sources, choose_baseline, choose_labels, read_run
+from excite.compare.runs import Run, check_sources, choose_baseline, choose_labels, read_run
 from excite.compare.study import study
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
 from excite.figures import dispensable, save
 from excite.files import check_writable, write_text
+from excite.progress import Progress
 from excite.recipe import apply_overrides
 from excite.text import tell
 from excite.twins.report import to_csv

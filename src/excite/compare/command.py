@@ -6,8 +6,8 @@ from typing import Any
 
 from excite.compare.build import Comparison, check_folder, check_target, compare
 from excite.compare.table import differing, interval, sentences, shown
+from excite.console import Display, make_table
 from excite.recipe import is_override
-from excite.training.display import Display, make_table
 
 #: Columns of a terminal that the whole table fits in.
 WIDE = 150

@@ -1,7 +1,7 @@
 """The runs that are compared: what each is, what its folder tells, and what it says about every image."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from excite.gates import Gate
 from excite.grafting.wrapper import Grafted
 from excite.inference import Predictor, weights_digest
 from excite.models.summary import count_macs
+from excite.progress import Progress
 from excite.recipe import Recipe, apply_overrides
 from excite.report.predictions import (
     FILE,
@@ -29,8 +30,6 @@ from excite.training.run_folder import read_metrics, read_results
 from excite.weights.convert import is_foreign
 from excite.weights.own import find_weights
 
-#: Called with (what is being done, done, in all).
-Progress = Callable[[str, int, int], None]
 #: Characters of a label: it stands in tables, figures and headings.
 LONGEST_LABEL = 60
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")

@@ -6,7 +6,7 @@ here decodes an image that looks whole.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from excite.data.decode import BadImageError, check_image
 from excite.data.folder import Part
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
+from excite.progress import Progress
 from excite.storage.staging import locked
 
 #: Of the format of the cache, and of what counts as whole.
@@ -30,9 +31,6 @@ ENDS = 16 << 10
 PLAIN = frozenset((".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga"))
 THREADS = 8
 CHUNK = 128
-
-#: Called with (what is being done, done, in all).
-Progress = Callable[[str, int, int], object]
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from excite.data.checks import Checked, Progress, check_files
+from excite.data.checks import Checked, check_files
 from excite.data.cifar import read_cifar
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.digits import read_digits
@@ -36,6 +36,7 @@ from excite.data.record import Record, make_record, same_files, trained_among
 from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError, nearest
+from excite.progress import Progress
 from excite.storage import is_remote, stage
 from excite.text import printable
 

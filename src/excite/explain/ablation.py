@@ -18,6 +18,7 @@ from excite.explain.statistics import Batches
 from excite.inference import Predictor
 from excite.intervals import Pairs, paired_interval
 from excite.logits import finite, losses, mean_loss, number, predicted
+from excite.progress import Advance
 
 #: A fresh pass over the same images each time it is called.
 Images = Callable[[], Batches]
@@ -112,7 +113,7 @@ def ablate_gates(
     groups: Iterable[Sequence[str]] | None = None,
     *,
     before: Outcome | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
     total: int = 0,
 ) -> list[Ablation]:
     """Fix gates at their means, one evaluation a group, on the same images as without.
@@ -152,7 +153,7 @@ def estimate_ablations(
     predictor: Predictor,
     batches: Batches,
     means: Mapping[str, Tensor],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
     total: int = 0,
 ) -> list[Ablation]:
     """The loss that fixing each gate at its mean adds, to first order: one forward and backward pass for all gates.
@@ -209,7 +210,7 @@ def time_without_gates(
     *,
     batch: int = 16,
     rounds: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Advance | None = None,
 ) -> list[dict[str, Any]]:
     """Milliseconds of a forward pass with all gates, and what is saved without those of each group.
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.explain.images import ExplainedImage
-from excite.explain.run import Explanation, Progress, explain
+from excite.explain.run import Explanation, explain
 from excite.inference import find_images
+from excite.progress import Progress
 from excite.recipe import is_override
-from excite.training.display import Display, make_table
 
 Columns = list[tuple[str, str, str]]
 _COLUMNS: Columns = [

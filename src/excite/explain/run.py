@@ -31,11 +31,10 @@ from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images
 from excite.logits import NoFiniteLogits, sentence
+from excite.progress import Progress
 from excite.text import printable
 
 ABLATIONS = ("full", "estimate", "off")
-#: Called with (what is being done, done, in all).
-Progress = Callable[[str, int, int], None]
 
 #: The scalar columns of the table of gates, in the order of gates.csv.
 SCALARS = (

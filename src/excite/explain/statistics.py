@@ -3,7 +3,7 @@
 Letters: N images, K classes, C channels, H x W positions.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from excite.errors import ExciteError
 from excite.explain.gates import listening, outer_gates
 from excite.inference import Predictor
 from excite.logits import finite
+from excite.progress import Advance
 
 #: Shares of the range below and above which a scale counts as saturated.
 LOW, HIGH = 0.05, 0.95
@@ -26,7 +27,6 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _FIRST, _LAST, _PER_UNIT = -1.0, 3.0, 1000
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -237,7 +237,7 @@ class ScaleStatistics:
 def collect_scales(
     predictor: Predictor,
     batches: Batches,
-    progress: Progress | None = None,
+    progress: Advance | None = None,
     total: int = 0,
     without: list[int] | None = None,
 ) -> dict[str, ScaleStatistics]:

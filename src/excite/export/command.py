@@ -23,6 +23,7 @@ from excite.export.origin import describe, describe_int8
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
 from excite.files import check_writable
 from excite.inference import Predictor, load
+from excite.progress import Progress
 from excite.weights.convert import is_foreign
 from excite.weights.own import find_weights
 
@@ -31,7 +32,6 @@ TOLERANCE = 1e-3
 #: What int8 may cost: percentage points of top-1; where the classes are not known, it must agree in so many percent.
 MAX_DROP, INT8_AGREEMENT = 0.5, 95.0
 CALIBRATION = 300
-Progress = Callable[[str, int, int], None]
 
 
 def export(

@@ -21,6 +21,7 @@ from excite.inference import Predictor
 from excite.logits import NO_CLASS, predicted
 from excite.models import fold
 from excite.models.timm_models import is_timm_model
+from excite.progress import Advance
 
 BATCH = 16
 #: Seconds that the timing of one batch size takes, and the least and most rounds.
@@ -94,7 +95,7 @@ def measure(
     artefacts: dict[str, Run],
     samples: Samples,
     kind: InputKind,
-    progress: Callable[[int, int], None],
+    progress: Advance,
 ) -> tuple[Outcome, list[Outcome]]:
     """Run the PyTorch model and every artefact on all images, then time them in turns.
 

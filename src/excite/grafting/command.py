@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,22 +68,22 @@ def run(
         raise ExciteError("--dry-run writes nothing: leave --out away")
     if out is not None and out.exists() and not force:
         raise ExciteError(f"{out} exists already; --force writes over it")
-    with progress("reading"):
-        opened = open_source(source, weights)
+    progress("reading", 0, 0)
+    opened = open_source(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:
         raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
     settings: dict[str, Any] = {"at": at or "auto", "init": init, **options}
-    with progress("tracing"):
-        plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
+    progress("tracing", 0, 0)
+    plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
     show(plan)
     parameters = sum(p.numel() for p in opened.model.parameters())
     result: dict[str, Any] = {"source": source, "parameters": parameters, **plan.to_dict()}
     if dry_run:
         return result
-    with progress("comparing") as advance:
-        batch, what = proof_images(opened, images)
-        grafted = graft(opened.model, gate, **settings)
-        proof = prove(opened.model, grafted, batch, advance)
+    progress("comparing", 0, 0)
+    batch, what = proof_images(opened, images)
+    grafted = graft(opened.model, gate, **settings)
+    proof = prove(opened.model, grafted, batch, partial(progress, "comparing"))
     result |= {"images": len(batch), "images_are": what, **proof}
     if not all(math.isfinite(value) for value in proof.values()):
         raise ExciteError(

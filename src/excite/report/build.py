@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load, measuring_loader
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
+from excite.progress import Advance, Progress
 from excite.recipe import Recipe
 from excite.report.contents import KEY, SUMMARY, Study
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
@@ -37,8 +38,6 @@ from excite.runtime.device import device_name
 from excite.storage import is_remote, local_file
 from excite.training.run_folder import read_metrics, versions
 
-#: Called with (what is being done, done, in all).
-Progress = Callable[[str, int, int], None]
 #: Points of a curve that are kept; more become means of as many stretches.
 POINTS = 200
 QUICK_IMAGES = 200
@@ -280,7 +279,7 @@ def study_robustness(
     *,
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Advance = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Top-1 under five corruptions, on the same images as without; None for 0 images.
 
@@ -363,7 +362,7 @@ def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
     return {"images": explanation.images, "rows": rows}
 
 
-def study_speed(opened: Source, progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+def study_speed(opened: Source, progress: Advance = lambda done, total: None) -> dict[str, Any]:
     """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
 
     The network alone, of zeros: reading and preparing images is not in it.

@@ -3,7 +3,7 @@
 Letters: N images, K classes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +18,13 @@ from excite.files import from_json, to_json, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
 from excite.logits import finite, predicted, sentence
 from excite.npz import read_npz
+from excite.progress import Advance
 from excite.recipe import Recipe
 from excite.storage import is_remote
 
 #: In a run folder.
 FILE = "predictions.npz"
 FORMAT_VERSION = 2
-#: Called with (images done, images in all).
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def run_folder(source: str | Path) -> Path | None:
     return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
 
 
-def predict_all(opened: Source, progress: Progress | None = None, batch_size: int | None = None) -> Predictions:
+def predict_all(opened: Source, progress: Advance | None = None, batch_size: int | None = None) -> Predictions:
     """Classify all validation images in this process, each once, in their order.
 
     Under a launcher, too: the other processes may be gone, and nothing here waits for them.
@@ -265,7 +264,7 @@ def _names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
     return tuple(names[position] for position in positions)
 
 
-def predictions_of(opened: Source, progress: Progress | None = None, *, keep: bool = True) -> Predictions:
+def predictions_of(opened: Source, progress: Advance | None = None, *, keep: bool = True) -> Predictions:
     """The predictions stored in the run folder, where weights, data, precision and preprocessing are the same; else
     made anew, and stored there.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from excite.console import format_seconds
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
 from excite.figures import Undrawn, attempt, dispensable, save
@@ -15,7 +16,6 @@ from excite.report.contents import Study
 from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report.reproduce import RECIPE_FILE
 from excite.text import tell
-from excite.training.display import format_seconds
 
 #: Tables with more rows than this are folded.
 LONG = 30

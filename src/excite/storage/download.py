@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from excite.console import bar
 from excite.errors import ExciteError
 from excite.files import sha256_of, to_json
-from excite.progress import bar
 from excite.storage import connection, web
 from excite.storage.address import READ_ONLY, Remote, RemoteError, without_secrets
 from excite.storage.connection import explained, retried

@@ -12,6 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from excite import storage
+from excite.console import Display
 from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Recipe, load_recipe
@@ -19,7 +20,6 @@ from excite.runtime.device import DTYPES, make_accelerator, seed_everything, syn
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.compilation import compile_errors
-from excite.training.display import Display
 from excite.training.loss import training_loss
 from excite.training.meter import Meter
 from excite.training.reporting import (

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list, gather_object
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
+from excite.console import format_seconds
 from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.figures import dispensable
@@ -20,7 +21,6 @@ from excite.recipe import load_recipe
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.text import printable
 from excite.training.compilation import compile_timer
-from excite.training.display import format_seconds, format_step
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
 from excite.training.run_folder import Metrics, draw_curves, environment, read_metrics
@@ -61,6 +61,24 @@ class Clock:
         self.ms_per_step = 1000 * seconds / steps
         self.start(waited)
         return seconds, share, compiled
+
+
+def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> tuple[str, str]:
+    """One training record as text: where the run stands, and its measurements."""
+    place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
+    parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
+    if record["accuracy"] is not None:
+        parts.append(f"acc {record['accuracy']:.2f} %")
+    parts += [
+        f"lr {record['lr']:.4g}",
+        f"{record['images_per_second']:,.0f} img/s",
+        f"{record['ms_per_step']:.1f} ms/step",
+        f"data wait {100 * record['data_wait']:.0f} %",
+        f"{record['memory_gb']:.2f} GB",
+    ]
+    if record["loss_scale"] is not None:
+        parts.append(f"loss scale {record['loss_scale']:g}, {record['skipped_steps']} skipped")
+    return f"{place}  {format_seconds(record['seconds_left'])} left", "  ".join(parts)
 
 
 def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
 from torch import nn
 
+from excite.console import Display
 from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
@@ -32,7 +33,6 @@ from excite.runtime.device import (
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
-from excite.training.display import Display
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision

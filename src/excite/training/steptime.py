@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import distributed
 
+from excite.console import Display
 from excite.data import ArrayImages, DataSets, Preprocessing
 from excite.data.count import count_data
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, synchronize
-from excite.training.display import Display
 from excite.training.loop import train_step
 from excite.training.setup import Run, gradient_exchange, set_up
 

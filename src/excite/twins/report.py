@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
 from excite.text import printable, printable_lines
-from excite.training.display import Display, make_table
 from excite.training.run_folder import read_metrics, read_results, versions
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd

@@ -17,13 +17,13 @@ from typing import IO, Any
 from rich.text import Text
 
 from excite.children import python_command
+from excite.console import Display, format_seconds
 from excite.errors import ExciteError
 from excite.figures import dispensable
 from excite.files import from_json, to_json, write_json, write_text
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
-from excite.training.display import Display, format_seconds
 from excite.training.run_folder import is_record, read_results
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name

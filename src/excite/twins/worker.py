@@ -36,10 +36,10 @@ def train(words: list[str]) -> None:
 
 def check() -> None:
     """Standard input: {gate: recipe}. Finds the device, opens the data and sets every run up, short of training."""
+    from excite.console import Display
     from excite.data import open_data
     from excite.recipe import Recipe
     from excite.runtime.device import make_accelerator
-    from excite.training.display import Display
     from excite.training.setup import set_up
 
     recipes = {gate: Recipe.from_dict(values) for gate, values in json.load(sys.stdin).items()}

@@ -83,27 +83,24 @@ def run(
         ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
     """
     _check_destination(destination, to, force)
-    with progress("reading"):
-        model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
+    progress("reading", 0, 0)
+    model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
     model.eval()
     say(loaded.foreign.sentence())
     _say_misfits(loaded, say)
     meta = {**describe(model, loaded, None if classes is None else read_classes(classes)), "versions": versions()}
     result: dict[str, Any] = {"source": source, **_summary(model, loaded), "destination": str(destination)}
     if verify is not None or against is not None:
-        told: list[str] = []
-        with progress("comparing"):
-            verified = _verify(model, meta, verify, against, tolerance, told.append)
-        for sentence in told:  # not beside a bar
-            say(sentence)
+        progress("comparing", 0, 0)
+        verified = _verify(model, meta, verify, against, tolerance, say)
         if show is not None:
             show([d.row() for d in verified.differences])
         for note in verified.notes:
             say(note)
         _judge(verified, tolerance)
         result["verified"] = {"with": verified.against, "places": [d.row() for d in verified.differences]}
-    with progress("writing"):
-        written = _write(model, meta, destination, to)
+    progress("writing", 0, 0)
+    written = _write(model, meta, destination, to)
     say(written)
     return result
 

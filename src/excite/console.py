@@ -1,20 +1,18 @@
-"""What the user sees while a run goes on: a live line on a terminal, plain lines elsewhere; all of it in log.txt."""
+"""What the user sees: messages, tables, a bar on a terminal, plain lines elsewhere; those of a run also in log.txt."""
 
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskProgressColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from excite.errors import ExciteError
-from excite.progress import description
 from excite.text import lenient, printable
 
 
@@ -23,22 +21,49 @@ def format_seconds(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> tuple[str, str]:
-    """One training record as text: where the run stands, and its measurements."""
-    place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
-    parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
-    if record["accuracy"] is not None:
-        parts.append(f"acc {record['accuracy']:.2f} %")
-    parts += [
-        f"lr {record['lr']:.4g}",
-        f"{record['images_per_second']:,.0f} img/s",
-        f"{record['ms_per_step']:.1f} ms/step",
-        f"data wait {100 * record['data_wait']:.0f} %",
-        f"{record['memory_gb']:.2f} GB",
-    ]
-    if record["loss_scale"] is not None:
-        parts.append(f"loss scale {record['loss_scale']:g}, {record['skipped_steps']} skipped")
-    return f"{place}  {format_seconds(record['seconds_left'])} left", "  ".join(parts)
+class _Description(ProgressColumn):
+    """What is being done. File names in it are shown as they are: they are no markup of rich's."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description))
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """rich's progress bar on standard error, where that is a terminal; ``columns`` come after what is being done."""
+    console = Console(file=lenient(sys.stderr))
+    return Progress(_Description(), *columns, console=console, transient=True, disable=not sys.stderr.isatty())
+
+
+class ProgressBar:
+    """A :data:`excite.progress.Progress` that is shown as a bar on standard error, where that is a terminal.
+
+    ``with ProgressBar("loading") as progress:`` shows it from the beginning; it leaves nothing behind.
+    """
+
+    def __init__(self, what: str = "loading") -> None:
+        self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._task = self._bar.add_task(what, total=None)
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show what is being done, and how much of it is; a ``total`` of 0 is not known."""
+        self._bar.update(self._task, description=what, completed=done, total=total or None)
+
+    def beside(self, say: Callable[..., None]) -> Callable[..., None]:
+        """``say``, whose lines come above the bar and not into it."""
+
+        def said(*words: Any) -> None:
+            self._bar.stop()
+            say(*words)
+            self._bar.start()
+
+        return said
 
 
 class Display:
@@ -68,7 +93,7 @@ class Display:
         """Start the log file (appending) and, on a terminal, the live lines: a bar and the place, then measurements."""
         self._log = log
         if self.console.is_terminal and not self.quiet:
-            self._progress = Progress(BarColumn(24), TaskProgressColumn(), description())
+            self._progress = Progress(BarColumn(24), TaskProgressColumn(), _Description())
             self._task = self._progress.add_task("starting ...", total=steps, completed=done)
             self._live = Live(self._progress, console=self.console, transient=True)
             self._live.start()
