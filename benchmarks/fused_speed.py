@@ -17,9 +17,10 @@ from record import append_rows, commit
 from torch import nn
 
 from excite import create_model
-from excite.bench.timing import time_steps, training_step
+from excite.bench.timing import training_step
 from excite.console import Display, make_table
 from excite.runtime.device import device_name, keep_freed_memory
+from excite.runtime.timing import time_steps
 
 RESULTS = Path(__file__).parent / "results" / "fused_speed.csv"
 

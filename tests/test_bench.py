@@ -5,6 +5,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,13 @@ from excite.bench import command, floors, runner, timing, worker
 from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_table
 from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, markdown, summarise
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
-from excite.bench.timing import Workbench, time_steps, training_step_seconds
+from excite.bench.timing import Workbench, training_step_seconds
 from excite.cli import app
 from excite.errors import ExciteError
 from excite.gates.squeeze_excite import squeeze_width
 from excite.models import create_model
 from excite.models.timm_models import import_timm
+from excite.runtime.timing import time_steps
 from tests.training.small import small
 
 TINY = {"batch": 2, "image_size": 16, "warm_up": 2, "steps": 2}
@@ -75,7 +77,7 @@ def test_time_steps_counts_steps_and_blocks(monkeypatch):
         calls.append(None)
         now["time"] += 1.0 + len(calls)  # 2, 3, 4 ... seconds
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now["time"])
+    monkeypatch.setattr(time, "perf_counter", lambda: now["time"])
     assert time_steps(step, CPU, 3) == [2.0, 3.0, 4.0]
     assert time_steps(step, CPU, 4, per_sample=2) == [5.5, 7.5]
     assert len(calls) == 7
@@ -535,7 +537,7 @@ def test_pipeline_step_and_both_are_told_apart(monkeypatch):
 
     def slow(self, *args):
         for batch in real(self, *args):
-            timing.time.sleep(0.05)
+            time.sleep(0.05)
             yield batch
 
     monkeypatch.setattr(TrainLoader, "_from_arrays", slow)

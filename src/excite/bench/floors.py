@@ -8,7 +8,6 @@ for the optimizer each number read and written once.
 """
 
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.bench.timing import Workbench
-from excite.runtime.device import DTYPES, synchronize
+from excite.runtime.device import DTYPES
+from excite.runtime.timing import Step, time_steps
 
 #: Reads and writes of a map between two convolutions. Training: statistics R; normalise and ReLU R W; backward the sums
 #: R R, and the gradient R R W. Inference: in the convolution's own epilogue.
@@ -120,12 +120,5 @@ def _copy_bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
 
 
-def _median_seconds(call: Any, device: torch.device, rounds: int = 7) -> float:
-    seconds = []
-    for _ in range(rounds + 2):
-        synchronize(device)
-        started = time.perf_counter()
-        call()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+def _median_seconds(call: Step, device: torch.device, rounds: int = 7) -> float:
+    return statistics.median(time_steps(call, device, rounds + 2)[2:])

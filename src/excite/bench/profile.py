@@ -9,9 +9,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from excite.bench.floors import floors
-from excite.bench.timing import Workbench, time_steps
+from excite.bench.timing import Workbench
 from excite.files import written_aside
 from excite.runtime.device import peak_memory_gb
+from excite.runtime.timing import time_steps
 
 #: Enough to see what repeats; a trace of more is slow to open.
 STEPS = 3

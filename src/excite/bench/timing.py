@@ -1,8 +1,6 @@
 """The timing core: one model, one step, seconds. Letters: N images, S pixels a side."""
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from torch.nn import functional as F
 from excite.bench.contenders import make_contender
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
-from excite.models.folding import FoldedClassifier
 from excite.runtime.device import (
     DTYPES,
     choose_precision,
@@ -23,15 +20,13 @@ from excite.runtime.device import (
     make_accelerator,
     peak_memory_gb,
     reset_peak_memory,
-    synchronize,
 )
+from excite.runtime.timing import Step, inference_step, time_steps
 from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 
 #: On an accelerator so many seconds are timed as one, so that the wait at their end is no part worth mention of them.
 BLOCK_SECONDS = 0.05
-
-Step = Callable[[], Any]
 
 
 def training_step(
@@ -56,39 +51,6 @@ def training_step(
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step:
-    """A function that runs the network on (N, C, S, S) images as ``excite predict`` does."""
-    kind = images.device.type
-    net.eval()
-
-    def step() -> torch.Tensor:
-        with (
-            torch.inference_mode(),
-            torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32"),
-        ):
-            return net(images).float()
-
-    return step
-
-
-def form_of(net: nn.Module, precision: str) -> str:
-    """In which form a network is timed, in words for the head of a column: whether it was folded, and its precision."""
-    return f"{'folded' if isinstance(net, FoldedClassifier) else 'not folded'}, {precision}"
-
-
-def time_steps(step: Step, device: torch.device, count: int, per_sample: int = 1) -> list[float]:
-    """Seconds of ``count`` steps; with ``per_sample`` > 1 the means of so many at a time."""
-    seconds = []
-    for _ in range(max(1, count // per_sample)):
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(per_sample):
-            step()
-        synchronize(device)
-        seconds.append((time.perf_counter() - started) / per_sample)
-    return seconds
 
 
 def training_step_seconds(

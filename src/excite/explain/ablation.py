@@ -19,6 +19,7 @@ from excite.inference import Predictor
 from excite.intervals import Pairs, paired_interval
 from excite.logits import finite, losses, mean_loss, number, predicted
 from excite.progress import Advance
+from excite.runtime.timing import in_turns, inference_step, quartiles
 
 #: A fresh pass over the same images each time it is called.
 Images = Callable[[], Batches]
@@ -232,41 +233,31 @@ def time_without_gates(
     Raises:
         ExciteError: no such gate.
     """
-    from excite.bench.timing import inference_step, time_steps
-
     p = predictor.preprocessing
     shape = (batch, p.in_chans, p.image_size, p.image_size)
     images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
     step = inference_step(predictor.model, images, predictor.precision)
     networks: list[Sequence[str]] = [(), *groups]
-    milliseconds: list[list[float]] = [[] for _ in networks]
-
-    def one_round(turn: int) -> list[float]:
-        """Milliseconds of each network, in the order of ``networks``."""
-        found = [0.0] * len(networks)
-        for j in range(len(networks)) if turn % 2 else reversed(range(len(networks))):
-            with without_gates(predictor.model, networks[j]):
-                found[j] = 1000 * min(time_steps(step, predictor.device, 4)[1:])  # the first finds cold caches
-        return found
-
-    warm_up = sum(one_round(0))
-    if rounds is None:
-        rounds = min(25, max(5, int(_TIMING_SECONDS / (4e-3 * warm_up))))
-    for i in range(1, rounds + 1):
-        for found, ms in zip(milliseconds, one_round(i), strict=True):
-            found.append(ms)
-        if progress is not None:
-            progress(i, rounds)
-    return [_saving(group, own, milliseconds[0]) for group, own in zip(networks, milliseconds, strict=True)]
+    timed = in_turns(
+        dict.fromkeys(range(len(networks)), step),
+        predictor.device,
+        seconds=_TIMING_SECONDS,
+        rounds=(5, 25) if rounds is None else (rounds, rounds),
+        passes=3,
+        cold=1,
+        within=lambda i: without_gates(predictor.model, networks[i]),
+        progress=progress or (lambda done, total: None),
+    )
+    return [_saving(group, timed[i].best_ms, timed[0].best_ms) for i, group in enumerate(networks)]
 
 
 def _saving(group: Sequence[str], own: list[float], whole: list[float]) -> dict[str, Any]:
     saved = [a - b for a, b in zip(whole, own, strict=True)]
-    quartiles = statistics.quantiles(saved, n=4, method="inclusive") if len(saved) > 1 else [saved[0]] * 3
+    low, middle, high = quartiles(saved)
     return {
         "gates": list(group),
         "ms": statistics.median(own),
-        "saved_ms": quartiles[1],
-        "saved_low": quartiles[0],
-        "saved_high": quartiles[2],
+        "saved_ms": middle,
+        "saved_low": low,
+        "saved_high": high,
     }

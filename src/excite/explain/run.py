@@ -345,7 +345,7 @@ def _study(
             )
         }
     if timing:
-        from excite.bench.timing import form_of
+        from excite.models.folding import form_of
 
         groups: list[Sequence[str]] = [[name] for name in means]
         groups += [result.together.gates] if result.together is not None else []

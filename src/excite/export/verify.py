@@ -4,11 +4,9 @@ Letters: N images, K classes.
 """
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from excite.logits import NO_CLASS, predicted
 from excite.models import fold
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
+from excite.runtime.timing import in_turns
 
 BATCH = 16
 #: Seconds that the timing of one batch size takes, and the least and most rounds.
@@ -174,14 +173,7 @@ def _time(
         images = to_input(pixels, kind)
         calls: dict[str, Callable[[], Any]] = {"": partial(reference_logits, predictor, pixels)}
         calls |= {name: partial(run, images) for name, run in artefacts.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
-        began, rounds = time.perf_counter(), 0
-        while rounds < ROUNDS[0] + 1 or (rounds <= ROUNDS[1] and time.perf_counter() - began < TIMING_SECONDS):
-            for name, call in calls.items():
-                started = time.perf_counter()
-                call()
-                seconds[name].append(time.perf_counter() - started)
-            rounds += 1
-        for name in calls:
-            found[name][size] = 1000 * median(seconds[name][1:])  # the first warms up
+        timed = in_turns(calls, predictor.device, seconds=TIMING_SECONDS, rounds=ROUNDS)
+        for name, taken in timed.items():
+            found[name][size] = taken.median_ms
     return found

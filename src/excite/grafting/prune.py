@@ -1,7 +1,6 @@
 """``excite prune``: take gates out in the order of what they do, and show what that costs and saves."""
 
 import copy
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before,
 from excite.grafting.stored import header
 from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
+from excite.models.folding import form_of
 from excite.recipe import Recipe
+from excite.runtime.timing import in_turns, inference_step
 from excite.text import tell
 from excite.training.evaluation import Evaluation, evaluate
 from excite.weights.own import WEIGHTS, read_own, save_weights
@@ -161,7 +162,14 @@ def prune(
     ]
     chosen = max(within, key=lambda i: (-points[i].gates, i))
     return Pruned(
-        networks[chosen], points, chosen, constant, batch, before.images, predictor.meta, _timed_as(model, predictor)
+        networks[chosen],
+        points,
+        chosen,
+        constant,
+        batch,
+        before.images,
+        predictor.meta,
+        form_of(model, predictor.precision),
     )
 
 
@@ -222,29 +230,18 @@ def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> P
     return Point(place, gates, result.top1, result.loss, effect, 0.0, parameters, result.not_finite)
 
 
-def _timed_as(model: nn.Module, predictor: Predictor) -> str:
-    from excite.bench.timing import form_of
-
-    return form_of(model, predictor.precision)
-
-
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
     """Median milliseconds of a forward pass of each over the same normalised noise, measured in turns.
 
     With their batch norms as they were trained, all of them: copies folded as ``excite predict`` folds them would
     double the memory.
     """
-    from excite.bench.timing import inference_step, time_steps
-
     p = predictor.preprocessing
     images = torch.randn(batch, p.in_chans, p.image_size, p.image_size, device=predictor.device)
     images = images.contiguous(memory_format=torch.channels_last)
-    steps = [inference_step(network, images, predictor.precision) for network in networks]
-    seconds: list[list[float]] = [[] for _ in steps]
-    for _ in range(rounds + 1):
-        for step, found in zip(steps, seconds, strict=True):
-            found += time_steps(step, predictor.device, 3)
-    return [1000 * statistics.median(found[3:]) for found in seconds]
+    steps = {i: inference_step(network, images, predictor.precision) for i, network in enumerate(networks)}
+    timed = in_turns(steps, predictor.device, rounds=(rounds, rounds), passes=3)
+    return [timed[i].median_ms for i in steps]
 
 
 def draw(result: Pruned, path: Path, title: str) -> Path:

@@ -479,3 +479,8 @@ def _means(x: Tensor, portable: bool) -> Tensor:
     if native.takes(x):
         return native.moments(x)[0]
     return spatial_mean(x).to(wide(x.dtype))
+
+
+def form_of(net: nn.Module, precision: str) -> str:
+    """In which form a network is timed, in words for the head of a column: whether it was folded, and its precision."""
+    return f"{'folded' if isinstance(net, FoldedClassifier) else 'not folded'}, {precision}"

@@ -20,6 +20,7 @@ from excite.files import check_writable, read_json, write_json
 from excite.inference import Predictor, load, measuring_loader
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
+from excite.models.folding import form_of
 from excite.progress import Advance, Progress
 from excite.recipe import Recipe
 from excite.report.contents import KEY, SUMMARY, Study
@@ -35,6 +36,7 @@ from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import curves, study_predictions
 from excite.runtime.device import device_name
+from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.storage import is_remote, local_file
 from excite.training.run_folder import read_metrics, versions
 
@@ -369,8 +371,6 @@ def study_speed(opened: Source, progress: Advance = lambda done, total: None) ->
 
     About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
     """
-    from excite.bench.timing import form_of, inference_step, time_steps
-
     predictor = load(opened.source, opened.predictor.device.type, "fp32", fold=None)
     preprocessing = predictor.preprocessing
     rows = []
@@ -378,11 +378,9 @@ def study_speed(opened: Source, progress: Advance = lambda done, total: None) ->
         shape = (batch, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
         images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
         step = inference_step(predictor.model, images, "fp32")
-        once = max(time_steps(step, predictor.device, 3)[1:])
-        rounds = max(5, min(200, int(_TIMING_SECONDS / max(once, 1e-6))))
-        seconds = time_steps(step, predictor.device, rounds)
-        low, middle, high = (1000 * q for q in statistics.quantiles(seconds, n=4))
-        rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(seconds)})
+        taken = in_turns({batch: step}, predictor.device, seconds=_TIMING_SECONDS, rounds=(5, 200))[batch].ms
+        low, middle, high = quartiles(taken)
+        rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(taken)})
         rows[-1]["images_per_second"] = 1000 * batch / middle
         progress(i + 1, 2)
     form = form_of(predictor.model, predictor.precision)

@@ -1,7 +1,7 @@
 """Timing the real training step, and the sum of gradients alone, in however many processes there are, without data."""
 
 import statistics
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from excite.console import Display
 from excite.data import ArrayImages, DataSets, Preprocessing
 from excite.data.count import count_data
 from excite.recipe import Recipe
-from excite.runtime.device import device_name, make_accelerator, synchronize
+from excite.runtime import timing
+from excite.runtime.device import device_name, make_accelerator
 from excite.training.loop import train_step
 from excite.training.setup import Run, gradient_exchange, set_up
 
@@ -41,14 +42,10 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
     run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe, classes))
     run.net.train()
     images, labels = next(run.train_loader.epoch(0))
-    seconds = []
+    seconds: list[float] = []
     for _ in range(warm_up + steps):
         accelerator.wait_for_everyone()
-        synchronize(run.device)
-        started = time.perf_counter()
-        train_step(run, images, labels)
-        synchronize(run.device)
-        seconds.append(time.perf_counter() - started)
+        seconds += timing.time_steps(partial(train_step, run, images, labels), run.device, 1)
         run.step = min(run.step + 1, run.total_steps - 1)  # the schedule ends where the recipe does
     slowest = accelerator.gather(torch.tensor([seconds], device=run.device)).amax(0).tolist()
     result = {
@@ -84,11 +81,7 @@ def _time_all_reduce(run: Run, repeats: int = 9) -> dict[str, float]:
         message, seconds = torch.zeros(size // 4, device=run.device), []
         for _ in range(repeats):
             run.accelerator.wait_for_everyone()
-            synchronize(run.device)
-            started = time.perf_counter()
-            distributed.all_reduce(message)
-            synchronize(run.device)
-            seconds.append(time.perf_counter() - started)
+            seconds += timing.time_steps(partial(distributed.all_reduce, message), run.device, 1)
         taken[size] = statistics.median(seconds)
     rate = (LARGE - SMALL) / max(taken[LARGE] - taken[SMALL], 1e-9)
     return {"latency_us": 1e6 * taken[SMALL], "gb_per_second": rate / 1e9}

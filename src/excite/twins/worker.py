@@ -6,10 +6,9 @@ A process each, so that every training has its own peak of memory and starts wit
 import json
 import os
 import signal
-import statistics
 import sys
 import threading
-import time
+from functools import partial
 from typing import Any
 
 from excite.errors import ExciteError
@@ -79,29 +78,23 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
     """
     import torch
 
-    from excite.bench.timing import form_of, time_steps
+    from excite.models.folding import form_of
+    from excite.runtime.timing import in_turns, quartiles
 
-    def turn(predictor: Any) -> list[float]:
+    def step(predictor: Any) -> Any:
         pre = predictor.preprocessing
         image = torch.randint(0, 256, (1, pre.in_chans, pre.image_size, pre.image_size), dtype=torch.uint8)
-        image = image.to(predictor.device)
-        timed = time_steps(lambda: predictor.logits(image), predictor.device, 1 + passes)
-        return [1000 * seconds for seconds in timed[1:]]
+        return partial(predictor.logits, image.to(predictor.device))
 
-    for predictor in predictors.values():  # first touches, lazy kernels
-        turn(predictor)
-    times: dict[str, list[float]] = {gate: [] for gate in predictors}
-    started, rounds = time.perf_counter(), 0
-    while rounds < 5 or time.perf_counter() - started < seconds * len(predictors):
-        for gate, predictor in predictors.items():
-            times[gate] += turn(predictor)
-        rounds += 1
     some = next(iter(predictors.values()))
+    steps = {gate: step(predictor) for gate, predictor in predictors.items()}
+    longest = seconds * len(predictors)
+    timed = in_turns(steps, some.device, seconds=longest, rounds=(5, 1000), passes=passes, cold=1)
     return {
-        "rounds": rounds,
+        "rounds": len(next(iter(timed.values())).rounds),
         "passes": passes,
         "form": form_of(some.model, some.precision),
-        "ms": {gate: statistics.quantiles(values, n=4) for gate, values in times.items()},
+        "ms": {gate: list(quartiles(taken.ms)) for gate, taken in timed.items()},
     }
 
 
