@@ -18,11 +18,11 @@ from torch import nn
 from excite import create_model, load, load_recipe
 from excite.errors import ExciteError
 from excite.grafting import graft
-from excite.grafting.stored import HEADER, load_grafted, save_grafted
 from excite.recipe import Recipe
 from excite.training import train
 from excite.training.start import init_from
 from excite.weights.convert import convert
+from excite.weights.grafted import HEADER, load_grafted, save_grafted
 from excite.weights.own import read_own
 from tests.bounded import bounded
 from tests.training.small import small

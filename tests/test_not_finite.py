@@ -357,7 +357,7 @@ def test_a_gate_that_was_not_finite_once_is_not_constant(trained):
         recorder = next(iter(recorders.values()))
         assert recorder.scales().constant(10.0)
         mean = recorder.scales().mean
-        recorder._note(torch.full((1, len(mean)), NAN), len(mean))
+        recorder.note(torch.full((1, len(mean)), NAN))
         assert torch.equal(recorder.scales().mean, mean)
         assert not recorder.scales().constant(10.0)
 

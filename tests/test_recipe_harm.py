@@ -8,10 +8,10 @@ import pytest
 from excite import recipe as recipe_module
 from excite.errors import LONGEST_SHOWN, ExciteError
 from excite.gates import create_gate, list_gates
-from excite.header import Header, read_header
 from excite.models import create_model
 from excite.recipe import LONGEST_NAME, Recipe, apply_overrides, load_recipe, parse_yaml, plain_name
 from excite.twins.plan import load_plan, parse_gate
+from excite.weights.header import Header, read_header
 from tests.bounded import bounded
 from tests.training.small import SMALL, small
 

@@ -19,19 +19,19 @@ from excite.data.pixels import FULL_WHITE
 from excite.data.record import find_record
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, nearest
-from excite.grafting.stored import is_grafted_file
 from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator, precision_note
+from excite.runtime.environment import versions
 from excite.storage import expand, in_place, is_remote, local_file
 from excite.text import as_json
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.precision import set_norm_precision
-from excite.training.run_folder import versions
 from excite.weights.convert import convert, is_foreign
+from excite.weights.grafted import is_grafted_file
 from excite.weights.meta import describe
 from excite.weights.own import Checkpoint, build_network, find_weights, load_into, read_own
 

@@ -75,7 +75,7 @@ def test_each_gate_is_fixed_alone_and_compared_with_none_fixed(predictor, batche
 
 def test_an_estimate_is_the_slope_towards_the_mean(predictor, batches, means):
     """A hundredth of the way to the mean, the loss moves by a hundredth of the estimate."""
-    from excite.explain.gates import changed_scales
+    from excite.models.listening import changed_scales
 
     found = {each.gates[0]: each for each in estimate_ablations(predictor, batches, means)}
     assert list(found) == list(means)

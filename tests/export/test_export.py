@@ -23,7 +23,7 @@ from excite.export.verify import compare
 from excite.gates import list_gates
 from excite.inference import load
 from excite.models import create_model
-from excite.training.run_folder import versions
+from excite.runtime.environment import versions
 from excite.weights.own import save_weights
 from tests.training.small import small
 

@@ -10,10 +10,10 @@ from excite.data import Preprocessing
 from excite.export import export
 from excite.export.deployable import GATE_SCOPE, Deployable
 from excite.export.norms import fold_norms
-from excite.grafting.core import wrap
-from excite.grafting.places import Place
 from excite.models import create_model
-from excite.training.run_folder import versions
+from excite.models.grafting.core import wrap
+from excite.models.grafting.places import Place
+from excite.runtime.environment import versions
 from excite.weights.own import save_weights
 from tests.export.test_export import SIZE, needs
 from tests.training.small import small

@@ -250,7 +250,7 @@ def test_checkpointed_stages_are_heard():
 
 def test_explain_changes_gates_that_are_hooked():
     """Both at once: the scale is the one that was fixed, and the hook fires."""
-    from excite.explain.gates import fixed_gates, outer_gates
+    from excite.models.listening import fixed_gates, outer_gates
 
     for gate in ("se", "scse", {"name": "ge", "identity": True}):
         model = build("bottleneck", gate).eval()

@@ -7,7 +7,7 @@ import pytest
 
 from excite.bench.command import source_version
 from excite.runtime import git
-from excite.training.run_folder import git_state
+from excite.runtime.environment import git_state
 
 
 def run(folder, *words):

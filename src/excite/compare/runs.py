@@ -12,8 +12,8 @@ from excite.data import DataSets
 from excite.errors import ExciteError, nearest
 from excite.explain import foreign_gates
 from excite.gates import Gate
-from excite.grafting.wrapper import Grafted
 from excite.inference import Predictor, weights_digest
+from excite.models.grafting.wrapper import Grafted
 from excite.models.summary import count_macs
 from excite.progress import Progress
 from excite.recipe import Recipe, apply_overrides

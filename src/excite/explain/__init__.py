@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from excite.explain.ablation import Ablation, ablate_gates, time_without_gates
-    from excite.explain.gates import fixed_gates, foreign_gates, listening, outer_gates, without_gates
     from excite.explain.images import ExplainedImage, explain_image
     from excite.explain.run import Explanation, explain
     from excite.explain.statistics import ScaleStatistics, collect_scales
+    from excite.models.listening import fixed_gates, foreign_gates, listening, outer_gates, without_gates
 
 _HOMES = {
     "Ablation": "ablation",

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
-from excite.explain.gates import changed_scales, fixed_gates, without_gates
 from excite.explain.statistics import Batches
 from excite.inference import Predictor
 from excite.intervals import Pairs, paired_interval
 from excite.logits import finite, losses, mean_loss, number, predicted
+from excite.models.listening import changed_scales, fixed_gates, without_gates
 from excite.progress import Advance
 from excite.runtime.timing import in_turns, inference_step, quartiles
 

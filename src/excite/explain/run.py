@@ -24,13 +24,13 @@ from excite.explain.ablation import (
     judge,
     time_without_gates,
 )
-from excite.explain.gates import check_gates, fixed_gates, outer_gates
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images
 from excite.logits import NoFiniteLogits, sentence
+from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.progress import Progress
 from excite.text import printable
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.explain.gates import listening, outer_gates
 from excite.inference import Predictor
 from excite.logits import finite
+from excite.models.listening import listening, outer_gates
 from excite.progress import Advance
 
 #: Shares of the range below and above which a scale counts as saturated.

@@ -9,7 +9,7 @@ from typing import Any
 from excite.errors import ExciteError
 from excite.files import read_json
 from excite.inference import Predictor, weights_digest
-from excite.training.run_folder import git_state, versions
+from excite.runtime.environment import git_state, versions
 
 KEY = "excite"
 _RUNTIMES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.files import written_aside
-from excite.grafting.core import GraftPlan, example_for, graft
-from excite.grafting.stored import header, is_grafted_file
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
+from excite.models.grafting.core import GraftPlan, example_for, graft
 from excite.models.timm_models import PREFIX, classifier_name, first_name
 from excite.progress import Advance, Progress, silent
+from excite.weights.grafted import header, is_grafted_file
 
 #: Images for the proof, where a folder holds more, and random ones where none are given.
 MOST_IMAGES, RANDOM_IMAGES = 64, 8

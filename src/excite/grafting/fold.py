@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.grafting.core import record_gates, record_wrappers, unwrap
-from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.blocks import PreactBasicBlock, PreactBottleneck, ResidualBlock
+from excite.models.grafting.core import record_gates, record_wrappers, unwrap
+from excite.models.grafting.wrapper import Grafted
+from excite.models.listening import listening
 from excite.models.tf_seresnet import GatedConv
 
 
@@ -21,8 +22,8 @@ class Scales:
     """What a gate multiplied each channel by, over some images and all positions.
 
     Attributes:
-        mean: (C), float32.
-        spread: (C), the largest distance of one scale from the mean; infinite where some scales were not finite.
+        mean: (C), float32; (1) of a gate that gives all channels the same.
+        spread: likewise, the largest distance of one scale from the mean; infinite where some scales were not finite.
     """
 
     mean: Tensor
@@ -40,41 +41,33 @@ def gate_holders(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
 
 
-class _Recorder(Gate):
-    """Stands in for a gate and notes what that says."""
+class Recorder:
+    """What one gate says, over all images and positions."""
 
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self.gate = gate
-        self.channelwise = gate.channelwise
+    def __init__(self) -> None:
         self.count = self.not_finite = 0
         self.total: Tensor | float = 0.0  # on the device, in float64: millions of scales
         self.least: Tensor | None = None
         self.most: Tensor | None = None
 
-    def excitation(self, squeezed: Tensor) -> Tensor:
-        return self._note(self.gate.excitation(squeezed), squeezed.shape[1])
-
-    def scale(self, x: Tensor) -> Tensor:
-        return self._note(self.gate.scale(x), x.shape[1])
-
-    def _note(self, scale: Tensor, channels: int) -> Tensor:
-        flat = scale.detach().float()
-        flat = (flat if flat.ndim == 2 else flat.movedim(1, -1).flatten(0, -2)).expand(-1, channels)
+    def note(self, scale: Tensor) -> None:
+        """Take in (N, C) scales, or (N, C, H, W); C is 1 where a gate gives all channels the same."""
+        flat = scale.float()
+        flat = flat if flat.ndim == 2 else flat.movedim(1, -1).flatten(0, -2)
         sound = flat.isfinite().all(1)
         if not bool(sound.all()):  # one NaN would be the mean of all, and then in the weights that it is folded into
             self.not_finite += int((~sound).sum())
             flat = flat[sound]
             if not len(flat):
-                return scale
+                return
         self.count += len(flat)
         self.total = self.total + flat.double().sum(0)
         least, most = flat.amin(0), flat.amax(0)
         self.least = least if self.least is None else torch.minimum(self.least, least)
         self.most = most if self.most is None else torch.maximum(self.most, most)
-        return scale
 
     def scales(self) -> Scales:
+        """Mean and spread so far. Raises ExciteError where there is nothing finite."""
         if self.least is None or self.most is None or isinstance(self.total, float):
             if self.not_finite:
                 raise ExciteError(
@@ -88,19 +81,17 @@ class _Recorder(Gate):
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[dict[str, _Recorder]]:
-    """Within the block every gate of ``model`` notes its scales; ``recorder.scales()`` gives them."""
-    recorders: dict[str, _Recorder] = {}
-    holders = gate_holders(model)
-    for name, holder in holders.items():
-        assert isinstance(holder.gate, Gate)
-        recorders[name] = _Recorder(holder.gate)
-        holder.gate = recorders[name]
-    try:
+def recording(model: nn.Module) -> Iterator[dict[str, Recorder]]:
+    """Within the block every gate of :func:`gate_holders` is noted; ``recorder.scales()`` gives what it said."""
+    recorders = {name: Recorder() for name in gate_holders(model)}
+    by_gate = {f"{name}.gate": recorder for name, recorder in recorders.items()}
+
+    def note(gate: str, scale: Tensor) -> None:
+        if gate in by_gate:
+            by_gate[gate].note(scale)
+
+    with listening(model, note):
         yield recorders
-    finally:
-        for name, holder in holders.items():
-            holder.gate = recorders[name].gate
 
 
 def layer_before(name: str, holder: nn.Module) -> nn.Module:
@@ -135,13 +126,14 @@ def _can_take(layer: nn.Module) -> bool:
 
 @torch.no_grad()
 def fold_scale(layer: nn.Module, scale: Tensor) -> None:
-    """Multiply what ``layer`` gives by ``scale`` (C), in its weights."""
+    """Multiply what ``layer`` gives by ``scale`` (C or 1), in its weights."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     scale = scale.to(weight.device)
     if isinstance(layer, nn.modules.conv._ConvTransposeNd):
-        shaped = scale.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
-        weight.copy_((weight.view(layer.groups, -1, *weight.shape[1:]) * shaped).view_as(weight))
+        grouped = weight.view(layer.groups, -1, *weight.shape[1:])
+        shaped = scale.expand(layer.groups * weight.shape[1]).reshape(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
+        weight.copy_((grouped * shaped).view_as(weight))
     else:
         weight.mul_(scale.view(-1, *[1] * (weight.ndim - 1)).to(weight.dtype))
     if isinstance(bias, Tensor):

@@ -11,19 +11,19 @@ from torch import nn
 
 from excite.data import DataSets
 from excite.errors import ExciteError
-from excite.explain.gates import fixed_gates
 from excite.figures import COLORS, dispensable, style
 from excite.figures import write as write_figure
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
-from excite.grafting.stored import header
 from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
 from excite.models.folding import form_of
+from excite.models.listening import fixed_gates
 from excite.recipe import Recipe
 from excite.runtime.timing import in_turns, inference_step
 from excite.text import tell
 from excite.training.evaluation import Evaluation, evaluate
+from excite.weights.grafted import header
 from excite.weights.own import WEIGHTS, read_own, save_weights
 
 Say = Callable[[str], None]

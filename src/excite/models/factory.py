@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -12,13 +12,11 @@ from excite.gates import Gate, GateSpec, gate_options, gate_table
 from excite.gates.registry import model_option_names
 from excite.models.base import Classifier
 from excite.models.catalog import Variant, get_variant
+from excite.models.grafting.core import Init, graft
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
 from excite.options import check_types
-
-if TYPE_CHECKING:
-    from excite.grafting.core import Init
 
 _BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
     "resnet": ResNet,
@@ -148,7 +146,6 @@ def _refuse_for_timm(
 
 def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) -> nn.Module:
     """One of timm's models with gates in it; they are found as ``excite.graft`` finds them, at the size it is for."""
-    from excite.grafting.core import graft  # the room above, which only this one name needs
 
     table = gate_table(gate)
     init: Init = "identity" if table.pop("identity", False) else "paper"

@@ -36,9 +36,10 @@ from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import curves, study_predictions
 from excite.runtime.device import device_name
+from excite.runtime.environment import versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.storage import is_remote, local_file
-from excite.training.run_folder import read_metrics, versions
+from excite.training.run_folder import read_metrics
 
 #: Points of a curve that are kept; more become means of as many stretches.
 POINTS = 200

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import written_aside
-from excite.header import explain
+from excite.weights.header import explain
 from excite.weights.own import EMA, STATE, WEIGHTS, save_weights, saved_steps, step_folder
 from excite.weights.pytorch import check_zip
 

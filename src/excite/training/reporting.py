@@ -19,11 +19,12 @@ from excite.logits import sentence
 from excite.models import describe
 from excite.recipe import load_recipe
 from excite.runtime.device import device_name, peak_memory_gb
+from excite.runtime.environment import environment
 from excite.text import printable
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
-from excite.training.run_folder import Metrics, draw_curves, environment, read_metrics
+from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
 from excite.weights.own import WEIGHTS, load_into, read_own, save_weights, saved_steps, step_folder

@@ -1,9 +1,6 @@
 """What a run leaves behind: environment, metrics, curves, results."""
 
-import platform
-import sys
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from excite.errors import ExciteError
 from excite.figures import COLORS, style, write
 from excite.files import from_json, read_json, to_json, write_text
-from excite.header import explain
-from excite.runtime import git
 from excite.runtime.meeting import folder_of_job
-
-PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
+from excite.weights.header import explain
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
@@ -57,41 +51,6 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
     if strange:
         raise ExciteError(f"{run_dir} is not empty and no run folder (it has no recipe.yaml); name a new one")
     return run_dir
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run does."""
-    import torch
-
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    # With its build (+cpu, +cu130), which the package's metadata leaves out in some of them.
-    return {**found, "torch": str(torch.__version__)}
-
-
-def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
-    """Where and with what a run was made: command, versions, device, git state of the current folder."""
-    return {
-        "command": " ".join(sys.argv),
-        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": versions(),
-        "platform": platform.platform(),
-        "device": device,
-        "processes": processes,
-        "precision": precision,
-        "git": git_state(),
-    }
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
-
-    found = git.checkout(Path())
-    return None if found is None else {"commit": found.commit, "changed": found.changed}
 
 
 class Metrics:

@@ -30,13 +30,13 @@ from excite.runtime.device import (
     precision_note,
     seed_everything,
 )
+from excite.runtime.environment import versions
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
-from excite.training.run_folder import versions
 from excite.training.schedule import beyond_the_end
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
 from excite.weights.own import EMA, WEIGHTS, Checkpoint, load_into, read_own, saved_steps, step_folder

@@ -13,9 +13,9 @@ from excite.errors import ExciteError, nearest, shown
 from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
-from excite.header import explain
 from excite.models.catalog import VARIANTS, get_variant
 from excite.recipe import ModelConfig, Recipe, parse_yaml
+from excite.weights.header import explain
 
 DEFAULT_GATES = ("none", "se", "ge_theta_minus", "ge_theta", "ge_theta_plus")
 DEFAULT_SEEDS = 3

@@ -10,8 +10,9 @@ from typing import Any
 from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
+from excite.runtime.environment import versions
 from excite.text import printable, printable_lines
-from excite.training.run_folder import read_metrics, read_results, versions
+from excite.training.run_folder import read_metrics, read_results
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 

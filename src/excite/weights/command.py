@@ -13,7 +13,7 @@ from excite.files import written_aside
 from excite.logits import finite
 from excite.models import Classifier
 from excite.progress import Progress, silent
-from excite.training.run_folder import versions
+from excite.runtime.environment import versions
 from excite.weights.convert import Loaded, convert
 from excite.weights.meta import describe, read_classes
 from excite.weights.own import read_own, save_weights

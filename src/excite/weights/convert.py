@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.header import ConvertedHeader, read_header
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
 from excite.models.convolution import set_conv_padding
 from excite.storage import is_remote
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
+from excite.weights.header import ConvertedHeader, read_header
 from excite.weights.hub import locate
 from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
 from excite.weights.layouts.base import BICUBIC, CIFAR

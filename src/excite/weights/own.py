@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from excite.errors import ExciteError, first_line, shown_text
 from excite.files import to_json
 from excite.gates import Gate
-from excite.header import check_arguments, read_header
 from excite.models import create_model
 from excite.models.timm_models import PREFIX
 from excite.storage import is_remote, weights_at
+from excite.weights.header import check_arguments, read_header
 
 FORMAT_VERSION = 1
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"

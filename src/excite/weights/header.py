@@ -147,7 +147,7 @@ class ConvertedHeader(_Part):
 
 
 class PlaceHeader(_Part):
-    """A gate in a network of another library, see ``excite.grafting.places.Place``."""
+    """A gate in a network of another library, see ``excite.models.grafting.places.Place``."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
     channels: Annotated[int, Field(ge=1, lt=1 << 31)]

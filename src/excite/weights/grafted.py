@@ -13,13 +13,13 @@ from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import to_json, written_aside
 from excite.gates import create_gate, list_gates
 from excite.gates.registry import model_option_names
-from excite.grafting.core import unwrap, wrap
-from excite.grafting.places import Place
-from excite.grafting.wrapper import Grafted
-from excite.header import GraftHeader, check_arguments, read_header
 from excite.models.base import Classifier
 from excite.models.factory import create_model
+from excite.models.grafting.core import unwrap, wrap
+from excite.models.grafting.places import Place
+from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import PREFIX
+from excite.weights.header import GraftHeader, check_arguments, read_header
 
 HEADER, FORMAT_VERSION = "excite_graft", 1
 
@@ -29,7 +29,7 @@ def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] |
 
     ``model``: one of ours, or one of timm's from ``create_model("timm:...")``.
     """
-    from excite.training.run_folder import versions
+    from excite.runtime.environment import versions
 
     args = model.model_args
     recipe = dict(meta["recipe"])

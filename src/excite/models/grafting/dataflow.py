@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from excite.errors import ExciteError, first_line
 from excite.gates import Gate
-from excite.grafting.wrapper import Grafted
+from excite.models.grafting.wrapper import Grafted
 
 #: Modules that learn a linear map or a norm: what a residual branch ends in.
 LAYERS = (

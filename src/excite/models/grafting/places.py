@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
-from excite.grafting.dataflow import DataFlow, Step, evaluating, trace
-from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier, match_slots
+from excite.models.grafting.dataflow import DataFlow, Step, evaluating, trace
+from excite.models.grafting.wrapper import Grafted
 
 Example = tuple[tuple[Any, ...], dict[str, Any]]
 

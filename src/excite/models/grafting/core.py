@@ -12,10 +12,10 @@ from excite.errors import ExciteError, first_line, nearest
 from excite.gates import Gate, GateSpec, create_gate
 from excite.gates.blend import Blend
 from excite.gates.registry import model_option_names
-from excite.grafting.places import Example, Found, Place, find_places, run_once
-from excite.grafting.wrapper import Grafted
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
+from excite.models.grafting.places import Example, Found, Place, find_places, run_once
+from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import is_timm_model
 
 Model = TypeVar("Model", bound=nn.Module)

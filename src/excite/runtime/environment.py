@@ -1,0 +1,47 @@
+"""With what a result was made: versions, command, machine, state of the checkout."""
+
+import platform
+import sys
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from excite.runtime import git
+
+PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run does."""
+    import torch
+
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    # With its build (+cpu, +cu130), which the package's metadata leaves out in some of them.
+    return {**found, "torch": str(torch.__version__)}
+
+
+def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
+    """Where and with what a run was made: command, versions, device, git state of the current folder."""
+    return {
+        "command": " ".join(sys.argv),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": device,
+        "processes": processes,
+        "precision": precision,
+        "git": git_state(),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
+
+    found = git.checkout(Path())
+    return None if found is None else {"commit": found.commit, "changed": found.changed}
