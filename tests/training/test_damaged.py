@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.npz import read_npz
 from excite.report.predictions import Predictions
 from excite.training import checkpoint as ckpt
 from excite.training.run_folder import Metrics, read_metrics, read_results
+from excite.untrusted.npz import read_npz
 from excite.weights.own import STATE
 from tests.bounded import bounded
 

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
+from excite.untrusted.raw import Damaged
 from excite.weights import mindspore, pytorch
 from excite.weights.crc32c import crc32c
 from excite.weights.leveldb import _uncompressed
-from excite.weights.raw import Damaged
 from excite.weights.read import read_weights
 from excite.weights.wire import fields
 

@@ -20,8 +20,8 @@ import torch
 
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError, first_line, shown, shown_text
-from excite.weights.pickles import Inert, StandInUnpickler, check_depth, instructions, latin1
-from excite.weights.raw import Damaged, count_elements
+from excite.untrusted.pickles import Inert, StandInUnpickler, check_depth, instructions, latin1
+from excite.untrusted.raw import Damaged, count_elements
 
 #: folder inside the archive, training files, test file, file of names, key of labels, key of names, classes
 LAYOUTS: dict[str, tuple[str, list[str], str, str, str, str, int]] = {

@@ -17,10 +17,10 @@ from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
 from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
 from excite.logits import finite, predicted, sentence
-from excite.npz import read_npz
 from excite.progress import Advance
 from excite.recipe import Recipe
 from excite.storage import is_remote
+from excite.untrusted.npz import read_npz
 
 #: In a run folder.
 FILE = "predictions.npz"

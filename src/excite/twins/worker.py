@@ -5,6 +5,7 @@ A process each, so that every training has its own peak of memory and starts wit
 
 import json
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -22,7 +23,6 @@ def train(words: list[str]) -> None:
 
     The experiment holds the other end of standard input: it closes when that process ends, however it ends.
     """
-    from excite.cli import main
 
     def wait_for_the_end() -> None:
         os.read(0, 1)  # not sys.stdin: a thread that holds its lock crashes the interpreter at exit
@@ -30,7 +30,7 @@ def train(words: list[str]) -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     sys.argv = ["excite", "train", *words]
-    main()
+    runpy.run_module("excite", run_name="__main__", alter_sys=True)  # python -m excite train WORDS, in this process
 
 
 def check() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.weights.raw import Damaged, as_tensor
+from excite.untrusted.raw import Damaged, as_tensor
 from excite.weights.stored import Stored
 from excite.weights.wire import BYTES, FIXED32, FIXED64, Field, fields, packed_ints
 

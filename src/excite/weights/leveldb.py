@@ -7,8 +7,8 @@ gives only what differs from the one before it; behind each block stand its comp
 import struct
 from collections.abc import Iterator
 
+from excite.untrusted.raw import Damaged
 from excite.weights.crc32c import crc32c, unmask
-from excite.weights.raw import Damaged
 from excite.weights.wire import read_varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")

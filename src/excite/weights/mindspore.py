@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.weights.raw import Damaged, as_tensor, count_elements
+from excite.untrusted.raw import Damaged, as_tensor, count_elements
 from excite.weights.stored import Stored
 from excite.weights.wire import Field, fields
 

@@ -1,7 +1,7 @@
 """PyTorch checkpoints: ``.pth``, ``.pth.tar``, ``.pt``, ``.bin``, of any version since 0.4, and nothing in them is run.
 
 Both forms are read by ``torch.load(weights_only=True)``: the zip archive of PyTorch 1.6 and later, whose tensors stay
-in the file until they are used (memory mapping), and the stream of pickles before it. :mod:`excite.weights.pickles`
+in the file until they are used (memory mapping), and the stream of pickles before it. :mod:`excite.untrusted.pickles`
 looks through them first.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError, first_line, nearest
-from excite.weights.pickles import STAND_INS, Inert, Namespace, inspect
-from excite.weights.raw import Damaged, listed, map_file
+from excite.untrusted.pickles import STAND_INS, Inert, Namespace, inspect
+from excite.untrusted.raw import Damaged, listed, map_file
 from excite.weights.stored import Stored
 
 FORMAT = "PyTorch checkpoint"

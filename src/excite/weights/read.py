@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from excite.errors import ExciteError
+from excite.untrusted.raw import Damaged, map_file
 from excite.weights import caffe, mindspore, pytorch, safetensors, tensorflow
 from excite.weights.leveldb import is_table
-from excite.weights.raw import Damaged, map_file
 from excite.weights.stored import Stored
 
 #: Beginnings of files that are often mistaken for checkpoints, and what to do about them.

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from excite.weights.raw import Damaged
+from excite.untrusted.raw import Damaged
 from excite.weights.stored import Stored
 
 _LONGEST_HEADER = 100_000_000  # the library's own limit

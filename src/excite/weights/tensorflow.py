@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
+from excite.untrusted.raw import Damaged, as_tensor, as_text, count_elements, map_file
 from excite.weights.crc32c import crc32c, unmask
 from excite.weights.leveldb import read_table
-from excite.weights.raw import Damaged, as_tensor, as_text, count_elements, map_file
 from excite.weights.stored import Stored
 from excite.weights.wire import FIXED32, Field, fields
 

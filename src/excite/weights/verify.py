@@ -11,8 +11,8 @@ from torch import Tensor
 
 from excite.errors import ExciteError, first_line, nearest
 from excite.models import Classifier
-from excite.npz import read_npz
 from excite.ops import spatial_mean
+from excite.untrusted.npz import read_npz
 
 #: Largest relative difference of float32 networks that count as the same.
 TOLERANCE = 1e-4

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from excite.weights.raw import Damaged, as_text
+from excite.untrusted.raw import Damaged, as_text
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {FIXED64: 8, FIXED32: 4}

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from excite.errors import ExciteError, shown, shown_text
-from excite.weights.raw import Damaged, count_elements
+from excite.untrusted.raw import Damaged, count_elements
 
 
 class Readable(Protocol):
