@@ -30,7 +30,7 @@ def train(words: list[str]) -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     sys.argv = ["excite", "train", *words]
-    runpy.run_module("excite", run_name="__main__", alter_sys=True)  # python -m excite train WORDS, in this process
+    runpy.run_module("excite", run_name="__main__")  # python -m excite train WORDS, in this process
 
 
 def check() -> None:
