@@ -21,7 +21,7 @@ PRELOADED = [
     "matplotlib.backends.backend_agg",
     "excite.cli",
     "excite.training.loop",
-    "excite.inference",
+    "excite.trained.accuracy",
     "excite.models.summary",
     __name__,
 ]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer
 
-from excite.bench import command, floors, runner, timing, worker
+from excite.bench import build, floors, runner, timing, worker
 from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_table
 from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, markdown, summarise
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
@@ -412,16 +412,16 @@ def test_examples_in_the_help_parse():
 
 def test_the_version_is_the_packages_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # not the current folder's
-    version = command.source_version()
+    version = build.source_version()
     assert version.startswith("0.")
     commit = subprocess.run(
-        ["git", "-C", str(Path(command.__file__).parent), "rev-parse", "--short=10", "HEAD"],
+        ["git", "-C", str(Path(build.__file__).parent), "rev-parse", "--short=10", "HEAD"],
         capture_output=True,
         text=True,
     ).stdout.strip()
     assert commit in version
-    monkeypatch.setattr(command.excite, "__file__", str(tmp_path / "__init__.py"))
-    assert command.source_version() == command.excite.__version__
+    monkeypatch.setattr(build.excite, "__file__", str(tmp_path / "__init__.py"))
+    assert build.source_version() == build.excite.__version__
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------
@@ -438,7 +438,7 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
 
     monkeypatch.setattr(runner, "_in_process", in_process)
     setting = Setting("excite", "cifar_seresnet20", precision="fp32", **TINY)
-    command.bench_models([setting], rounds=1, csv=None, profile=tmp_path / "traces", as_json=False)
+    build.bench_models([setting], rounds=1, csv=None, profile=tmp_path / "traces", as_json=False)
     (trace,) = (tmp_path / "traces").iterdir()
     assert trace.name == "cifar_seresnet20-train-b2-16-fp32.json"
     events = json.loads(trace.read_text())["traceEvents"]
@@ -467,11 +467,11 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
 
 
 def test_each_row_has_a_trace_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "run_profile", lambda setting, trace, cache: {"operators": [], "floors": []})
+    monkeypatch.setattr(build, "run_profile", lambda setting, trace, cache: {"operators": [], "floors": []})
     changes = ({}, {"fused": "off"}, {"fused_sgd": False}, {"channels_last": False}, {"threads": 1}, {"threads": 2})
     settings = [Setting("excite", "cifar_seresnet20", **change) for change in changes]
     row = {"batch": 2, "image_size": 16, "precision": "fp32"}
-    found, failed = command._profiles(settings, [row] * len(settings), tmp_path, "")
+    found, failed = build._profiles(settings, [row] * len(settings), tmp_path, "")
     assert not failed
     assert len(found) == len(settings)
     assert {Path(trace).name for trace in found} >= {
@@ -522,7 +522,7 @@ def test_a_row_without_a_profile_keeps_its_measurement(tmp_path, capsys, monkeyp
     monkeypatch.setattr(runner, "_in_process", lambda *_: canned([0.1]))
     table, settings = tmp_path / "b.csv", [Setting("mindcv", "seresnet18")]
     with pytest.raises(ExciteError, match=r"^mindcv:seresnet18: --profile knows PyTorch's models only$"):
-        command.bench_models(settings, rounds=1, csv=table, profile=tmp_path / "traces", as_json=False)
+        build.bench_models(settings, rounds=1, csv=table, profile=tmp_path / "traces", as_json=False)
     assert len(table.read_text().splitlines()) == 2
     assert "| mindcv:seresnet18 | 20.00 |" in capsys.readouterr().out
 

@@ -165,7 +165,7 @@ def test_help_and_lists_are_instant_because_nothing_heavy_is_imported(words, hea
 def test_predicting_imports_neither_the_compiler_nor_metrics():
     """3 s of every command, on a machine where the rest of ``excite predict`` takes 4."""
     code = (
-        "import sys, torch, excite.inference\n"
+        "import sys, torch, excite.trained.files\n"
         "from excite.models import create_model\n"
         "create_model('cifar_seresnet20')(torch.randn(2, 3, 32, 32))\n"
         "print([m for m in ('torch._dynamo', 'torchmetrics', 'scipy') if m in sys.modules])"
@@ -175,8 +175,9 @@ def test_predicting_imports_neither_the_compiler_nor_metrics():
 
 
 def test_completion_knows_recipes_models_and_keys(excite):
-    from excite.cli import _complete_model, _complete_override, _complete_recipe
+    from excite.commands.common import complete_model, complete_override
+    from excite.commands.recipes import _complete_recipe
 
     assert _complete_recipe("digits") == ["digits-seresnet20"]
-    assert "train.epochs=" in _complete_override("train.ep")
-    assert "senet154" in _complete_model("senet")
+    assert "train.epochs=" in complete_override("train.ep")
+    assert "senet154" in complete_model("senet")

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from excite.errors import ExciteError
-from excite.figures import save, style
 from excite.files import check_writable, read_json, write_json
+from excite.pages.figures import save, style
 
 
 def test_a_place_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch):

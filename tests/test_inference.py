@@ -55,12 +55,12 @@ def test_validate(run):
 
 @pytest.mark.parametrize("words", [[], ["--no-fold"], ["--fold", "--precision", "bf16"]], ids=str)
 def test_the_command_folds_unless_told_otherwise(run, photos, words, monkeypatch, capsys):
-    from excite import inference
     from excite.cli import app
+    from excite.trained import predictor
 
     made = []
-    load = inference.load
-    monkeypatch.setattr(inference, "load", lambda *args: made.append(load(*args)) or made[-1])
+    load = predictor.load
+    monkeypatch.setattr(predictor, "load", lambda *args: made.append(load(*args)) or made[-1])
     app(["predict", str(run), str(photos), "--device", "cpu", "--json", "-k", "1", *words], standalone_mode=False)
     assert len(json.loads(capsys.readouterr().out)) == 5
     assert isinstance(made[0].model, FoldedClassifier) is ("--no-fold" not in words)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from excite.intervals import (
+from excite.pages.intervals import (
     FEW_DISCORDANT,
     Pairs,
     holm,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import excite
 from excite.cli import app
 from excite.errors import ExciteError
-from excite.inference import check_order
+from excite.trained.classes import check_order
 from excite.training import train
 from excite.training.run_folder import read_metrics
 from tests.training.small import small

@@ -20,8 +20,9 @@ from excite.explain.statistics import ScaleStatistics
 from excite.export.verify import compare as compare_artefact
 from excite.files import from_json, read_json, to_json, write_json
 from excite.grafting.fold import recording
-from excite.inference import load, validate
 from excite.logits import NO_CLASS, finite, losses, mean_loss, predicted, sentence
+from excite.trained.accuracy import validate
+from excite.trained.predictor import load
 from excite.training import evaluate, train
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.weights.own import save_weights

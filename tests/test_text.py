@@ -17,10 +17,10 @@ from PIL import Image
 from excite import text
 from excite.console import Display, bar, make_table
 from excite.errors import ExciteError
-from excite.figures import Undrawn, attempt, dispensable, save, style, write
 from excite.files import read_json, write_json, write_text
+from excite.pages.figures import Undrawn, attempt, dispensable, save, style, write
+from excite.pages.page import Column, Page
 from excite.recipe import load_recipe
-from excite.report.page import Column, Page
 from excite.training.run_folder import draw_curves
 
 #: Renames a terminal's window, clears it, turns the direction of writing, forges a line, is no UTF-8, is C1, is markup.

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from excite.gates import list_gates as list_gates
     from excite.grafting import graft as graft
     from excite.grafting import ungraft as ungraft
-    from excite.inference import Predictor as Predictor
-    from excite.inference import load as load
-    from excite.inference import validate as validate
     from excite.models import create_model as create_model
     from excite.models import fold as fold
     from excite.models import list_models as list_models
@@ -25,15 +22,18 @@ if TYPE_CHECKING:
     from excite.recipe import Recipe as Recipe
     from excite.recipe import list_recipes as list_recipes
     from excite.recipe import load_recipe as load_recipe
+    from excite.trained.accuracy import validate as validate
+    from excite.trained.predictor import Predictor as Predictor
+    from excite.trained.predictor import load as load
     from excite.training import train as train
     from excite.twins import run_twins as run_twins
     from excite.weights.convert import load_weights as load_weights
 
 _HOMES = {
     "ExciteError": "excite.errors",
-    "Predictor": "excite.inference",
-    "load": "excite.inference",
-    "validate": "excite.inference",
+    "Predictor": "excite.trained.predictor",
+    "load": "excite.trained.predictor",
+    "validate": "excite.trained.accuracy",
     "create_model": "excite.models",
     "fold": "excite.models",
     "list_models": "excite.models.catalog",

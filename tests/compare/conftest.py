@@ -8,7 +8,7 @@ import pytest
 
 from excite.compare.runs import Run
 from excite.recipe import load_recipe
-from excite.report.predictions import Predictions
+from excite.trained.predictions import Predictions
 from excite.training import train
 from tests.report.conftest import browser as browser
 from tests.training.small import small

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from excite import inference
 from excite.cli import app
+from excite.commands.compare import _free_name
 from excite.compare import compare
 from excite.compare.build import Comparison
-from excite.compare.command import _free_name
 from excite.compare.page import make_page
 from excite.compare.runs import LONGEST_LABEL, _gate, choose_labels
 from excite.compare.study import study
@@ -23,7 +22,7 @@ from excite.compare.table import format_p
 from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.models import create_model
-from excite.report import predictions
+from excite.trained import images, predictions
 from tests.compare.conftest import made_up
 from tests.report.conftest import numbered
 
@@ -140,7 +139,7 @@ def test_hostile_names_are_text_on_the_page_and_on_the_terminal(labels, three, h
 
     from rich.console import Console
 
-    from excite.compare.command import show
+    from excite.commands.compare import show_comparison as show
     from excite.console import Display
 
     display = Display()
@@ -195,7 +194,7 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     def gone(*_: object, **__: object) -> None:
         raise ExciteError("data.root=/gone does not exist")
 
-    monkeypatch.setattr(inference, "open_measured", gone)
+    monkeypatch.setattr(images, "open_measured", gone)
     stored = compare(copies).to_dict()
     assert stored["rows"][1]["p"] == before["rows"][1]["p"]
     assert all("so its stored predictions are used" in note for note in stored["notes"])

@@ -14,8 +14,8 @@ from excite.compare.runs import _gate
 from excite.compare.study import PICTURES, study
 from excite.grafting import graft
 from excite.models import create_model
+from excite.pages.intervals import Pairs, holm, mcnemar, paired_interval, wilson
 from excite.recipe import load_recipe
-from excite.report.statistics import Pairs, holm, mcnemar, paired_interval, wilson
 from excite.report.study import accuracy as report_accuracy
 from tests.compare.conftest import made_up
 

@@ -465,9 +465,10 @@ def test_white_travels_and_old_checkpoints_have_none():
 def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_path):
     from pathlib import Path
 
-    from excite.inference import Predictor, open_images
     from excite.models import create_model
     from excite.recipe import load_recipe
+    from excite.trained.images import open_images
+    from excite.trained.predictor import Predictor
     from excite.weights.own import Checkpoint
 
     model = create_model("cifar_resnet20", num_classes=2)

@@ -73,7 +73,9 @@ def test_workers_find_pythons_own_modules_before_those_beside_the_program(tmp_pa
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "<stdin>")  # then it is the current folder
     monkeypatch.chdir(tmp_path)
     assert worker_context_module._programs_folder_last([folder, other]) == ours
-    monkeypatch.setattr("excite.__file__", f"{folder}/excite/__init__.py")  # this package lies in it itself
+    monkeypatch.setattr(
+        "excite.data.worker_context.__file__", f"{folder}/excite/data/worker_context.py"
+    )  # this package lies in it itself
     assert worker_context_module._programs_folder_last([folder, other]) == [folder, other]
 
 

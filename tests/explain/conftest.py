@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from excite.inference import load
+from excite.trained.predictor import load
 from excite.training import train
 from tests.training.small import small
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from excite.errors import ExciteError
 from excite.explain import ablate_gates, collect_scales, fixed_gates, outer_gates, time_without_gates
 from excite.explain.ablation import Outcome, compare, estimate_ablations
-from excite.intervals import Pairs, paired_interval
+from excite.pages.intervals import Pairs, paired_interval
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from excite.errors import ExciteError
 from excite.explain import ScaleStatistics, outer_gates
 from excite.explain.figures import choose_depths, draw_excitations
 from excite.explain.run import SCALARS
-from excite.figures import style
+from excite.pages.figures import style
 from excite.weights.own import save_weights
 from tests.report.conftest import numbered
 
@@ -128,7 +128,7 @@ def test_figures_have_a_panel_a_gate_and_a_line_a_class(made):
 
 
 def test_it_never_writes_over_anything(made, trained):
-    from excite.explain.command import run
+    from excite.commands.explain import write_explanation as run
 
     _, out = made
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -138,7 +138,7 @@ def test_it_never_writes_over_anything(made, trained):
 
 
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
-    from excite.explain.command import _free_name
+    from excite.commands.explain import _free_name
 
     monkeypatch.chdir(tmp_path)
     assert str(_free_name("runs/a-run/")) == "explain-a-run"
@@ -148,8 +148,8 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
 
 
 def test_python_and_the_table(trained, tmp_path, capsys):
+    from excite.commands.explain import show_explanation as show
     from excite.console import Display
-    from excite.explain.command import show
 
     done = set()
     options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["$x^$"], "device": "cpu"}

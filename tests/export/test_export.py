@@ -17,13 +17,13 @@ from PIL import Image
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.export import export, formats
-from excite.export.command import _put_in_place, _target
+from excite.export.build import _put_in_place, _target
 from excite.export.images import open_samples, prepare, random_samples
 from excite.export.verify import compare
 from excite.gates import list_gates
-from excite.inference import load
 from excite.models import create_model
 from excite.runtime.environment import versions
+from excite.trained.predictor import load
 from excite.weights.own import save_weights
 from tests.training.small import small
 
@@ -104,7 +104,7 @@ def test_a_broken_export_fails_and_leaves_what_was_there(tmp_path, monkeypatch):
         run = opened(*arguments)
         return lambda images: run(images) * np.float32(1.01)
 
-    monkeypatch.setattr("excite.export.command.open_artefact", open_broken)
+    monkeypatch.setattr("excite.export.build.open_artefact", open_broken)
     with pytest.raises(ExciteError, match="disagrees with the PyTorch model"):
         export(weights, "pt2", out=out, input="float", images=20, force=True)
     assert [p.name for p in out.parent.iterdir()] == ["model.pt2"]
@@ -178,8 +178,8 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
     weights = checkpoint(tmp_path)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "m" / "model.bin").mkdir(parents=True)
-    monkeypatch.setattr("excite.export.command.check", lambda name, int8: None)  # whether OpenVINO is installed
-    monkeypatch.setattr("excite.export.command.load", lambda *a: pytest.fail("the network was loaded first"))
+    monkeypatch.setattr("excite.export.build.check", lambda name, int8: None)  # whether OpenVINO is installed
+    monkeypatch.setattr("excite.export.build.load", lambda *a: pytest.fail("the network was loaded first"))
     with pytest.raises(ExciteError, match=sentence):
         export(weights, format, out=tmp_path / out, force=True)
     assert (tmp_path / "file").read_text() == "mine"

@@ -11,8 +11,8 @@ import torch
 from excite.errors import ExciteError
 from excite.export import export, formats, runtimes, verify
 from excite.export.deployable import Deployable
-from excite.inference import load
 from excite.models.folding import FoldedClassifier
+from excite.trained.predictor import load
 from tests.export.test_export import SIZE, checkpoint, needs
 
 

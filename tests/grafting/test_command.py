@@ -13,10 +13,10 @@ from torch import nn
 
 import excite as package
 from excite.errors import ExciteError
-from excite.grafting import Grafted, command, graft, load_grafted, save_grafted
-from excite.grafting.command import prove
+from excite.grafting import Grafted, graft, load_grafted, proof, save_grafted
+from excite.grafting.proof import prove
 from excite.grafting.prune import prune, write
-from excite.inference import load
+from excite.trained.predictor import load
 from excite.training import train
 from excite.weights.own import read_own
 from tests.grafting import networks
@@ -36,7 +36,7 @@ def run(source, **changes):
     said = []
     settings = {"gate": "se", "at": [], "init": "identity", "options": {}, "dry_run": False, "images": None}
     settings |= {"weights": None, "out": None, "force": False, "say": said.append, "show": lambda plan: None, **changes}
-    return command.run(str(source), **settings), said
+    return proof.graft_and_prove(str(source), **settings), said
 
 
 def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 from excite.errors import ExciteError
-import excite.inference, excite.report.build  # torchmetrics imports torchvision where it is
+import excite.trained.accuracy, excite.report.build  # torchmetrics imports torchvision where it is
 from excite.models import create_model
 try:
     create_model("timm:resnet18")

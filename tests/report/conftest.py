@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from excite import cli
-from excite.inference import load
 from excite.recipe import as_yaml
-from excite.report.predictions import Predictions
+from excite.trained.predictions import Predictions
+from excite.trained.predictor import load
 from excite.training import train
 from excite.weights.own import save_weights
 from tests.training.small import small

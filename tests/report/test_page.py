@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import matplotlib.figure
 import pytest
 
-from excite.report.page import Column, Page, Picture, data_address, inline_svg, link
+from excite.pages.page import Column, Page, Picture, data_address, inline_svg, link
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -10,16 +10,17 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
-from excite.inference import validate
-from excite.report import predictions as module
-from excite.report.predictions import FILE, Predictions, open_source, pictures, predict_all, predictions_of
+from excite.trained import predictions as module
+from excite.trained.accuracy import validate
+from excite.trained.opened import open_trained
+from excite.trained.predictions import FILE, Predictions, pictures, predict_all, predictions_of
 from tests.report.conftest import CLASSES, numbered
 
 
 def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
     _, evaluation = validate(run)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: pytest.fail("asked for the other processes"))
-    opened = open_source(run)
+    opened = open_trained(run)
     seen = []
     found = predict_all(opened, lambda done, total: seen.append((done, total)), batch_size=30)
     assert found.logits.shape == (100, 10)
@@ -39,7 +40,7 @@ def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
 
 
 def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run, monkeypatch):
-    opened = open_source(run)
+    opened = open_trained(run)
     made = predictions_of(opened)
     calls = []
     monkeypatch.setattr(module, "predict_all", lambda *a, **k: calls.append(1) or made)
@@ -51,8 +52,8 @@ def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run,
     for change in ({"weights": "other"}, {"data": dataclasses.replace(opened.data, fingerprint="other")}):
         predictions_of(dataclasses.replace(opened, **change), keep=False)
     for overrides in (["data.crop_pct=0.9"], ["data.limit_val=50"]):
-        predictions_of(open_source(run, overrides), keep=False)
-    predictions_of(open_source(run, precision="bf16"), keep=False)
+        predictions_of(open_trained(run, overrides), keep=False)
+    predictions_of(open_trained(run, precision="bf16"), keep=False)
     assert len(calls) == 5
     (run / FILE).write_bytes(b"PK broken")
     predictions_of(opened, keep=False)
@@ -90,7 +91,7 @@ def test_files_go_by_their_paths_streamed_and_in_memory(run, folders):
     (root / "val" / "5" / "broken.png").write_bytes(b"no image")
     found = {}
     for mode in ("stream", "memory"):
-        opened = open_source(run, [*words, f"data.mode={mode}"])
+        opened = open_trained(run, [*words, f"data.mode={mode}"])
         found[mode] = predict_all(opened)
         assert sorted(found[mode].names) == sorted(f"{name}/val-ä.png" for name in CLASSES)
         for name, label, picture in zip(
@@ -100,7 +101,7 @@ def test_files_go_by_their_paths_streamed_and_in_memory(run, folders):
             assert (picture == 25 * label).all()
     order = [found["memory"].names.index(name) for name in found["stream"].names]
     assert np.array_equal(found["memory"].logits.argmax(1)[order], found["stream"].logits.argmax(1))
-    few = [predict_all(open_source(run, [*words, f"data.mode={mode}"], images=5)).names for mode in found]
+    few = [predict_all(open_trained(run, [*words, f"data.mode={mode}"], images=5)).names for mode in found]
     assert sorted(few[0]) == sorted(few[1])
 
 
@@ -108,9 +109,9 @@ def test_renamed_files_are_not_called_by_their_old_names(run, folders):
     """In memory the fingerprint is of the pixels, which are the same."""
     root, words = folders
     words = [*words, "data.mode=memory"]
-    before = predictions_of(open_source(run, words))
+    before = predictions_of(open_trained(run, words))
     (root / "val" / "3" / "val-ä.png").rename(root / "val" / "3" / "other.png")
-    opened = open_source(run, words)
+    opened = open_trained(run, words)
     assert opened.data.fingerprint == before.fingerprint
     after = predictions_of(opened)
     assert set(after.names) - set(before.names) == {"3/other.png"}
@@ -119,14 +120,14 @@ def test_renamed_files_are_not_called_by_their_old_names(run, folders):
 
 def test_the_preprocessing_told_is_the_one_predicted_with(run):
     """Other images have another mean; the network goes on with that of its training."""
-    own, other = (open_source(run, words) for words in ([], ["data.mean=[0.5]", "data.std=[0.5]"]))
+    own, other = (open_trained(run, words) for words in ([], ["data.mean=[0.5]", "data.std=[0.5]"]))
     found = [predict_all(each) for each in (own, other)]
     assert found[1].preprocessing == found[0].preprocessing == own.predictor.preprocessing.to_dict()
     assert np.array_equal(found[0].logits, found[1].logits)
 
 
 def test_files_of_an_older_format_are_made_anew(run, monkeypatch):
-    made = predictions_of(open_source(run))
+    made = predictions_of(open_trained(run))
     assert Predictions.read(run / FILE).names == made.names
     monkeypatch.setattr(module, "FORMAT_VERSION", module.FORMAT_VERSION - 1)
     made.save(run / FILE)
@@ -135,12 +136,12 @@ def test_files_of_an_older_format_are_made_anew(run, monkeypatch):
 
 
 def test_a_network_that_numbers_its_classes_has_those_of_the_data(run, tmp_path):
-    opened = open_source(numbered(run, tmp_path / "theirs.safetensors"))
+    opened = open_trained(numbered(run, tmp_path / "theirs.safetensors"))
     found = predict_all(opened)
     assert found.classes == tuple(CLASSES)
-    assert np.array_equal(found.logits, predict_all(open_source(run)).logits)
+    assert np.array_equal(found.logits, predict_all(open_trained(run)).logits)
     with pytest.raises(ExciteError, match=r"the data has classes that .*ours.safetensors does not know: "):
-        open_source(numbered(run, tmp_path / "ours.safetensors", classes=list("abcdefghij")))
+        open_trained(numbered(run, tmp_path / "ours.safetensors", classes=list("abcdefghij")))
 
 
 def test_other_classes_are_a_sentence(run, folders):
@@ -148,4 +149,4 @@ def test_other_classes_are_a_sentence(run, folders):
     for part in ("val", "train"):
         (root / part / "8").rename(root / part / "x")
     with pytest.raises(ExciteError, match=r"the data has classes that .* does not know: x; give data"):
-        open_source(run, words)
+        open_trained(run, words)

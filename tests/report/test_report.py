@@ -11,10 +11,11 @@ from PIL import Image
 
 from excite import cli
 from excite.errors import ExciteError
-from excite.inference import validate
 from excite.recipe import as_yaml, load_recipe
+from excite.report.after_training import report_on_run
 from excite.report.build import report
 from excite.report.reproduce import overrides_between, reproducing_command
+from excite.trained.accuracy import validate
 from tests.report.conftest import CLASSES
 from tests.report.test_page import Reader
 from tests.training.small import small
@@ -158,9 +159,9 @@ def test_every_figure_has_files(run, tmp_path):
 @pytest.mark.parametrize("severity", [*range(2)])
 def test_robustness_repeats(run, severity):
     from excite.report.build import study_robustness
-    from excite.report.predictions import open_source
+    from excite.trained.opened import open_trained
 
-    found = [study_robustness(open_source(run), 15, severities=[5], seed=severity) for _ in range(2)]
+    found = [study_robustness(open_trained(run), 15, severities=[5], seed=severity) for _ in range(2)]
     assert found[0] == found[1]
 
 
@@ -182,7 +183,7 @@ def test_where_it_cannot_be_written_is_told_before_the_work(run, tmp_path, monke
     def never(*arguments, **options):
         raise AssertionError("it has begun to measure")
 
-    monkeypatch.setattr("excite.report.build.study_source", never)
+    monkeypatch.setattr("excite.report.build.study_opened", never)
     (tmp_path / "file").touch()
     with pytest.raises(ExciteError, match=r"file is no folder"):
         report(run, out=tmp_path / "file" / "page.html")
@@ -230,7 +231,7 @@ def test_a_report_that_fails_does_not_fail_the_training(run, monkeypatch, capsys
         raise error
 
     monkeypatch.setattr("excite.report.build.report", fail)
-    cli._report_on_run(run, quiet=False)
+    report_on_run(run, quiet=False)
     told = capsys.readouterr().err
     assert told.startswith(f"the report was not written ({str(error) or type(error).__name__}); the run is whole")
     assert told.count("\n") == 1

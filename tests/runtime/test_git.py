@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from excite.bench.command import source_version
+from excite.bench.build import source_version
 from excite.runtime import git
 from excite.runtime.environment import git_state
 

@@ -191,7 +191,7 @@ def test_the_address_that_stands_for_the_hub_is_bounded_too(server, monkeypatch)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     server.answer = lambda handler: (handler.start(200), handler.send_for_ever(bytes(1 << 16)))
     with pytest.raises(ExciteError, match="does not end after"):
-        hub.locate("hf:owner/net/model.safetensors")
+        hub.local_weights("hf:owner/net/model.safetensors")
 
 
 def test_https_does_not_lead_to_http():

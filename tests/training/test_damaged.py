@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.report.predictions import Predictions
+from excite.trained.predictions import Predictions
 from excite.training import checkpoint as ckpt
 from excite.training.run_folder import Metrics, read_metrics, read_results
 from excite.untrusted.npz import read_npz

@@ -16,8 +16,9 @@ from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import load_recipe
 from excite.training import train
-from excite.weights.command import run
-from excite.weights.convert import convert, is_foreign, load_weights, start_from
+from excite.weights.conversion import convert_file as run
+from excite.weights.convert import convert, load_weights, start_from
+from excite.weights.locate import is_foreign
 from excite.weights.meta import describe
 from excite.weights.own import read_own, save_weights
 from excite.weights.verify import differences, first_apart, relative_error, trace

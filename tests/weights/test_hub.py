@@ -109,11 +109,11 @@ def sha256(content):
 def test_an_address_with_its_hash_is_fetched_once(web, weights):
     web.files["/a/net.safetensors"] = weights
     source = f"{web.url}/a/net.safetensors#sha256={sha256(weights)}"
-    path = hub.locate(source)
+    path = hub.local_weights(source)
     assert path.read_bytes() == weights
     assert path.name == "net.safetensors"
     web.stop()
-    assert hub.locate(source) == path
+    assert hub.local_weights(source) == path
     assert convert(source)[1].foreign.name == "tiny_seresnet"
 
 
@@ -123,50 +123,50 @@ def test_a_wrong_hash_is_refused_and_forgotten(web, weights):
     web.files["/net.pth"] = damaged
     source = f"{web.url}/net.pth#sha256={sha256(weights)}"
     with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)} and not {sha256(weights)}"):
-        hub.locate(source)
+        hub.local_weights(source)
     web.files["/net.pth"] = weights
-    assert hub.locate(source).read_bytes() == weights
+    assert hub.local_weights(source).read_bytes() == weights
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(web, weights):
     web.files["/net.pth"] = weights
     source = f"{web.url}/net.pth#sha256={sha256(weights)}"
-    path = hub.locate(source)
+    path = hub.local_weights(source)
     content = bytearray(weights)
     content[-1] ^= 1
     path.unlink()  # a hard link: the staged copy must not change with it
     path.write_bytes(content)
-    assert hub.locate(source).read_bytes() == weights
+    assert hub.local_weights(source).read_bytes() == weights
 
 
 @pytest.mark.parametrize("fragment", ["sha256=12", "md5=" + "0" * 32, "x"])
 def test_a_hash_must_be_whole(web, fragment):
     with pytest.raises(ExciteError, match="must be sha256= and 64 hexadecimal digits"):
-        hub.locate(f"{web.url}/net.pth#{fragment}")
+        hub.local_weights(f"{web.url}/net.pth#{fragment}")
 
 
 def test_a_connection_that_breaks_is_taken_up_again(web, weights):
     web.files["/net.pth"], web.cut = weights, 1
-    assert hub.locate(f"{web.url}/net.pth").read_bytes() == weights
+    assert hub.local_weights(f"{web.url}/net.pth").read_bytes() == weights
     assert len(web.bodies()) > 1
 
 
 def test_a_connection_that_keeps_breaking_is_one_sentence(web, weights):
     web.files["/net.pth"], web.cut = weights, 1000
     with pytest.raises(ExciteError, match=r"net\.pth") as error:
-        hub.locate(f"{web.url}/net.pth#sha256={sha256(weights)}")
+        hub.local_weights(f"{web.url}/net.pth#sha256={sha256(weights)}")
     assert "\n" not in str(error.value)
 
 
 def test_nothing_there(web):
     with pytest.raises(ExciteError, match=r"does not exist; check its spelling"):
-        hub.locate(f"{web.url}/net.pth")
+        hub.local_weights(f"{web.url}/net.pth")
 
 
 def test_no_network(web):
     web.stop()
     with pytest.raises(ExciteError, match="could not be reached"):
-        hub.locate(f"{web.url}/net.pth")
+        hub.local_weights(f"{web.url}/net.pth")
 
 
 # --- the Hugging Face hub ---------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def way(request, monkeypatch):
 
 def test_a_repository_of_the_hub(web, weights, way):
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
-    assert hub.locate("hf:owner/net").read_bytes() == weights
+    assert hub.local_weights("hf:owner/net").read_bytes() == weights
 
 
 CONFIG = b"""{"architecture": "tiny_seresnet", "num_classes": 4, "pretrained_cfg": {"mean": [0.1, 0.2, 0.3],
@@ -204,7 +204,7 @@ def test_what_a_repository_says_of_its_network_comes_with_it(web, weights, way):
     preprocessing = describe(*convert("hf:owner/net"))["preprocessing"]
     assert (preprocessing["mean"], preprocessing["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert (preprocessing["image_size"], preprocessing["crop_pct"]) == (48, 0.9)
-    path = hub.locate("hf:owner/net")
+    path = hub.local_weights("hf:owner/net")
     assert path.read_bytes() == weights
     web.files["/owner/net/resolve/main/config.json"] = CONFIG.replace(b"48", b"40")
     if way == "plain":  # the library's own cache goes by the commit, which stays the same here
@@ -221,37 +221,37 @@ def test_weights_that_came_without_what_is_said_of_them(web, weights, monkeypatc
 
     monkeypatch.setattr(hub, "_by_address", fails_for_the_config)
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
-    assert hub.locate("hf:owner/net").read_bytes() == weights
+    assert hub.local_weights("hf:owner/net").read_bytes() == weights
     assert "without what config.json says of the network and its images: the line is down" in capsys.readouterr().err
 
 
 def test_the_second_best_file_of_a_repository(web, weights, way):
     web.files["/owner/net/resolve/main/pytorch_model.bin"] = weights
-    assert hub.locate("hf:owner/net").read_bytes() == weights
+    assert hub.local_weights("hf:owner/net").read_bytes() == weights
 
 
 def test_a_file_and_a_revision_of_a_repository(web, weights, way):
     web.files["/owner/net/resolve/v1.0/sub/net.ckpt"] = weights
-    path = hub.locate("hf:owner/net/sub/net.ckpt@v1.0")
+    path = hub.local_weights("hf:owner/net/sub/net.ckpt@v1.0")
     assert (path.name, path.read_bytes()) == ("net.ckpt", weights)
 
 
 def test_a_repository_without_weights(web, way):
     with pytest.raises(ExciteError, match=r"no such public repository, revision or file \(none of model.safetensors"):
-        hub.locate("hf:owner/net")
+        hub.local_weights("hf:owner/net")
 
 
 def test_the_hub_out_of_reach(web, way):
     web.stop()
     with pytest.raises(ExciteError, match=r"could not be (fetched|reached)") as error:
-        hub.locate("hf:owner/net")
+        hub.local_weights("hf:owner/net")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("source", ["hf:owner", "hf:", "hf:a/b@", "hf:a b/c"])
 def test_malformed_names_of_repositories(web, source):
     with pytest.raises(ExciteError, match="is not of the form hf:owner/name"):
-        hub.locate(source)
+        hub.local_weights(source)
     assert web.requests == []
 
 
@@ -261,18 +261,18 @@ def test_malformed_names_of_repositories(web, source):
 def test_timms_weights_without_timm(web, weights, monkeypatch):
     monkeypatch.setattr(hub, "_timm_config", lambda name: None)
     web.files["/timm/seresnet50.ra2_in1k/resolve/main/model.safetensors"] = weights
-    assert hub.locate("timm:seresnet50.ra2_in1k").read_bytes() == weights
+    assert hub.local_weights("timm:seresnet50.ra2_in1k").read_bytes() == weights
     with pytest.raises(ExciteError, match=r"must be said in full, such as timm:seresnet50\.ra2_in1k"):
-        hub.locate("timm:seresnet50")
+        hub.local_weights("timm:seresnet50")
 
 
 def test_timms_own_record_of_its_weights(web, weights, timm):
     web.files["/timm/seresnet50.a1_in1k/resolve/main/model.safetensors"] = weights
-    assert hub.locate("timm:seresnet50").read_bytes() == weights
+    assert hub.local_weights("timm:seresnet50").read_bytes() == weights
     with pytest.raises(ExciteError, match="timm has no model 'seresnet51'; did you mean"):
-        hub.locate("timm:seresnet51")
+        hub.local_weights("timm:seresnet51")
     with pytest.raises(ExciteError, match="timm has no pretrained weights of that name"):
-        hub.locate("timm:seresnet18")
+        hub.local_weights("timm:seresnet18")
 
 
 # --- places of this machine -------------------------------------------------------------------------------------------
@@ -280,14 +280,14 @@ def test_timms_own_record_of_its_weights(web, weights, timm):
 
 def test_local_places(tmp_path, monkeypatch):
     torch.save({}, tmp_path / "net.pth")
-    assert hub.locate(tmp_path / "net.pth") == tmp_path / "net.pth"
+    assert hub.local_weights(tmp_path / "net.pth") == tmp_path / "net.pth"
     with pytest.raises(ExciteError, match=r"there are no weights at 'nowhere\.pth': give a file, https"):
-        hub.locate("nowhere.pth")
+        hub.local_weights("nowhere.pth")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ExciteError, match="holds no weights"):
-        hub.locate(tmp_path / "empty")
+        hub.local_weights(tmp_path / "empty")
     (tmp_path / "tf.ckpt.index").touch()
-    assert hub.locate(tmp_path / "tf.ckpt") == tmp_path / "tf.ckpt"
+    assert hub.local_weights(tmp_path / "tf.ckpt") == tmp_path / "tf.ckpt"
 
 
 def test_the_newest_checkpoint_of_a_run_folder(tmp_path):
@@ -295,8 +295,8 @@ def test_the_newest_checkpoint_of_a_run_folder(tmp_path):
     for step in steps:
         step.mkdir(parents=True)
         (step / "model.safetensors").touch()
-    assert hub.locate(tmp_path) == steps[1] / "model.safetensors"
+    assert hub.local_weights(tmp_path) == steps[1] / "model.safetensors"
     (steps[1] / "ema.safetensors").touch()
-    assert hub.locate(tmp_path) == steps[1] / "ema.safetensors"
+    assert hub.local_weights(tmp_path) == steps[1] / "ema.safetensors"
     (tmp_path / "model.safetensors").touch()
-    assert hub.locate(tmp_path) == Path(tmp_path / "model.safetensors")
+    assert hub.local_weights(tmp_path) == Path(tmp_path / "model.safetensors")

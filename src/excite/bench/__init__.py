@@ -1,7 +1,8 @@
-"""How fast: what `excite bench` and the scripts in benchmarks/ share. Nothing heavy is imported until it is used."""
+"""How fast: what `excite bench` and the scripts in benchmarks/ share."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
     from excite.bench.runner import run_in_turns as run_in_turns
@@ -9,14 +10,9 @@ if TYPE_CHECKING:
     from excite.bench.timing import training_step_seconds as training_step_seconds
 
 _HOMES = {
-    "Setting": "settings",
-    "run_in_turns": "runner",
-    "training_step_seconds": "timing",
+    "Setting": "excite.bench.settings",
+    "run_in_turns": "excite.bench.runner",
+    "training_step_seconds": "excite.bench.timing",
 }
-__all__ = ["Setting", "run_in_turns", "training_step_seconds"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from excite.bench.report import summarise, table
+from excite.bench.report import summarise
 from excite.console import Display
 from excite.data import FileImages
 from excite.data.loader import default_workers
+from excite.pages.tables import markdown_table
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, synchronize
 from excite.training.compilation import compile_errors
@@ -110,7 +111,7 @@ def pipeline_table(result: dict[str, Any]) -> str:
     ]
     what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
     what += f", {result['processes']} processes" if result["processes"] > 1 else ""
-    return "\n\n".join([*result["notes"], what, table(heads, lines, left=1), _verdict(result)])
+    return "\n\n".join([*result["notes"], what, markdown_table(heads, lines, left=1), _verdict(result)])
 
 
 def _verdict(result: dict[str, Any]) -> str:

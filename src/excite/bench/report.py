@@ -1,8 +1,8 @@
 """Rows of a benchmark as a Markdown table and as lines of a CSV file."""
 
-import csv
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from excite.bench.runner import Answer
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
+from excite.pages import tables
 
 Row = dict[str, Any]
 
@@ -111,14 +112,14 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row['ratio']:.2f}",
         ]
         lines.append([row["model"], *(text(row) for _, text in varied), *measured])
-    return table(heads, lines, left=1 + len(varied))
+    return tables.markdown_table(heads, lines, left=1 + len(varied))
 
 
 def operator_table(operators: Sequence[Mapping[str, Any]]) -> str:
     """The most expensive operators of a profile as Markdown."""
     heads = ["operator", "ms a step", "share", "calls a step"]
     lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
-    return table(heads, lines, left=1)
+    return tables.markdown_table(heads, lines, left=1)
 
 
 def floor_table(floors: Sequence[Mapping[str, Any]]) -> str:
@@ -133,45 +134,24 @@ def floor_table(floors: Sequence[Mapping[str, Any]]) -> str:
         for row in floors
     ]
     ceilings = f"{floors[0]['tflops']:.3g} TFLOP/s in a matrix product and {floors[0]['gb_per_s']:.3g} GB/s in a copy"
-    return f"Floors: at {ceilings}, measured in the same process.\n\n" + table(heads, lines, left=1)
-
-
-def table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns padded, so that it reads as plain text too; all but the first ``left`` are numbers."""
-    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "| " + " | ".join(parts) + " |"
-
-    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line(heads), line(rule), *map(line, lines)])
+    return f"Floors: at {ceilings}, measured in the same process.\n\n" + tables.markdown_table(heads, lines, left=1)
 
 
 def check_csv(path: Path) -> None:
     """Refuse a file that holds something else, before time is spent. Raises ExciteError."""
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return
-        with path.open(newline="", encoding="utf-8") as file:
-            found = next(csv.reader(file), None)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExciteError(f"--csv {path} cannot be used: {error}") from None
-    if found not in (None, COLUMNS):
-        raise ExciteError(f"--csv {path} has other columns than excite bench writes; give another file")
+    with _about_option():
+        tables.check_csv(path, COLUMNS)
 
 
 def append_csv(path: Path, rows: Iterable[Row]) -> None:
     """Add the rows that were measured to a CSV file, which gets a header if it is new. Raises ExciteError."""
-    check_csv(path)
+    with _about_option():
+        tables.append_csv(path, [row for row in rows if "error" not in row], COLUMNS)
+
+
+@contextmanager
+def _about_option() -> Iterator[None]:
     try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            if file.tell() == 0:
-                writer.writeheader()
-            for row in rows:
-                if "error" not in row:
-                    writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-    except OSError as error:
-        raise ExciteError(f"--csv {path} cannot be written: {error.strerror or error}") from None
+        yield
+    except ExciteError as error:
+        raise ExciteError(f"--csv {error}") from None

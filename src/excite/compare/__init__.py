@@ -1,16 +1,16 @@
-"""Several trained networks side by side, image by image: ``excite compare``. Names are imported when first used."""
+"""Several trained networks side by side, image by image: ``excite compare``."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
-    from excite.compare.build import Comparison, compare
+    from excite.compare.build import Comparison as Comparison
+    from excite.compare.build import compare as compare
 
-_HOMES = {"Comparison": "build", "compare": "build"}
-__all__ = ["Comparison", "compare"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+_HOMES = {
+    "Comparison": "excite.compare.build",
+    "compare": "excite.compare.build",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

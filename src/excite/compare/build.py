@@ -17,12 +17,12 @@ from excite.compare.study import study
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
-from excite.figures import dispensable, save
 from excite.files import check_writable, write_text
+from excite.pages.figures import dispensable, save
+from excite.pages.tables import to_csv
 from excite.progress import Progress
 from excite.recipe import apply_overrides
 from excite.text import tell
-from excite.twins.report import to_csv
 
 #: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
 LONGEST_SIDE = 224

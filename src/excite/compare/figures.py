@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.figures import COLORS, MARKS, attempt, save, shortened, style
+from excite.pages.figures import COLORS, MARKS, attempt, save, shortened, style
 
 _GRAY = "#808080"  # readable on white and on black
 #: With more classes only those with the largest differences are drawn, half of them from each end.
@@ -18,7 +18,7 @@ _MARKS_ON_LINE = 15
 
 def figures(found: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure that the numbers of ``study`` allow: name -> matplotlib Figure, or
-    :class:`excite.figures.Undrawn`."""
+    :class:`excite.pages.figures.Undrawn`."""
     drawn: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
     if any(row["top1"] is not None for row in found["rows"]):
         drawn["accuracy"] = _accuracy

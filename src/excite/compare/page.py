@@ -5,7 +5,7 @@ from typing import Any
 
 from excite.compare.figures import wrong_answer
 from excite.compare.table import sentences, shown
-from excite.report.page import ABSENT, Card, Column, Page, Picture, Section, mono
+from excite.pages.page import ABSENT, Card, Column, Page, Picture, Section, mono
 
 #: Of the table of classes so many lines are open at once; more are folded away.
 OPEN_CLASSES = 40

@@ -12,23 +12,16 @@ from excite.data import DataSets
 from excite.errors import ExciteError, nearest
 from excite.explain import foreign_gates
 from excite.gates import Gate
-from excite.inference import Predictor, weights_digest
 from excite.models.grafting.wrapper import Grafted
 from excite.models.summary import count_macs
 from excite.progress import Progress
 from excite.recipe import Recipe, apply_overrides
-from excite.report.predictions import (
-    FILE,
-    Predictions,
-    load_trained,
-    open_source,
-    predictions_of,
-    run_folder,
-)
 from excite.storage import is_remote, local_run
+from excite.trained.opened import open_trained
+from excite.trained.predictions import FILE, Predictions, predictions_of
+from excite.trained.predictor import Predictor
 from excite.training.run_folder import read_metrics, read_results
-from excite.weights.convert import is_foreign
-from excite.weights.own import find_weights
+from excite.weights.locate import locate, run_folder
 
 #: Characters of a label: it stands in tables, figures and headings.
 LONGEST_LABEL = 60
@@ -97,25 +90,23 @@ def read_run(
         source: run folder, checkpoint or another system's weights.
         label: what to call it.
         overrides: ``data.key=value`` strings.
-        device, precision: see ``excite.report.predictions.open_source``.
+        device, precision: see ``excite.trained.opened.open_trained``.
         progress: called with ("predicting LABEL", images done, images in all).
 
     Raises:
         ExciteError: there are no weights at ``source``, or an override is wrong. Data that is not there is no error.
     """
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
+    opened = open_trained(source, overrides, device=device, precision=precision)
+    predictor = opened.predictor
     predictions = data = problem = None
     try:
-        opened = open_source(source, overrides, device=device, precision=precision)
-        predictor, data = opened.predictor, opened.data
-        predictions = predictions_of(opened, advance)
+        predictions, data = predictions_of(opened, advance), opened.data
     except ExciteError as error:
+        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)  # raises where it was that
         problem = str(error)
-        predictor = load_trained(source, device, precision)  # raises again where it was the weights or the precision
-        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)  # or an override
-        data = None
     folder = _folder(source)
-    weights = weights_digest(source)
+    weights = opened.weights
     if predictions is None and folder is not None and not overrides:
         predictions = _stored(folder, weights, predictor.precision)
     return Run(
@@ -197,7 +188,8 @@ def check_sources(sources: Sequence[str]) -> None:
         raise ExciteError(f"a comparison needs at least two runs, and {given}")
     seen: dict[str, str] = {}
     for source in sources:
-        place = source if is_foreign(source) or is_remote(source) else str(find_weights(source).resolve())
+        found = None if is_remote(source) else locate(source)
+        place = source if found is None or found.kind != "own" else str(found.path.resolve())
         if place in seen:
             raise ExciteError(f"{seen[place]!r} and {source!r} are the same network; give each run once")
         seen[place] = source

@@ -12,8 +12,8 @@ import torch
 
 from excite.compare.recipes import differences
 from excite.compare.runs import Run
-from excite.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 from excite.logits import NO_CLASS, losses, mean_loss
+from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 from excite.report.study import accuracy
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.

@@ -1,54 +1,43 @@
 """What the gates of a trained network do: statistics of their scales, figures, and what they did to an image.
 
-Names are imported when first used: the figures need Matplotlib, Grad-CAM needs Captum.
+The figures need Matplotlib, Grad-CAM needs Captum.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
-    from excite.explain.ablation import Ablation, ablate_gates, time_without_gates
-    from excite.explain.images import ExplainedImage, explain_image
-    from excite.explain.run import Explanation, explain
-    from excite.explain.statistics import ScaleStatistics, collect_scales
-    from excite.models.listening import fixed_gates, foreign_gates, listening, outer_gates, without_gates
+    from excite.explain.ablation import Ablation as Ablation
+    from excite.explain.ablation import ablate_gates as ablate_gates
+    from excite.explain.ablation import time_without_gates as time_without_gates
+    from excite.explain.images import ExplainedImage as ExplainedImage
+    from excite.explain.images import explain_image as explain_image
+    from excite.explain.run import Explanation as Explanation
+    from excite.explain.run import explain as explain
+    from excite.explain.statistics import ScaleStatistics as ScaleStatistics
+    from excite.explain.statistics import collect_scales as collect_scales
+    from excite.models.listening import fixed_gates as fixed_gates
+    from excite.models.listening import foreign_gates as foreign_gates
+    from excite.models.listening import listening as listening
+    from excite.models.listening import outer_gates as outer_gates
+    from excite.models.listening import without_gates as without_gates
 
 _HOMES = {
-    "Ablation": "ablation",
-    "ExplainedImage": "images",
-    "Explanation": "run",
-    "ScaleStatistics": "statistics",
-    "ablate_gates": "ablation",
-    "collect_scales": "statistics",
-    "explain": "run",
-    "explain_image": "images",
-    "fixed_gates": "gates",
-    "foreign_gates": "gates",
-    "listening": "gates",
-    "outer_gates": "gates",
-    "time_without_gates": "ablation",
-    "without_gates": "gates",
+    "Ablation": "excite.explain.ablation",
+    "ExplainedImage": "excite.explain.images",
+    "Explanation": "excite.explain.run",
+    "ScaleStatistics": "excite.explain.statistics",
+    "ablate_gates": "excite.explain.ablation",
+    "collect_scales": "excite.explain.statistics",
+    "explain": "excite.explain.run",
+    "explain_image": "excite.explain.images",
+    "fixed_gates": "excite.models.listening",
+    "foreign_gates": "excite.models.listening",
+    "listening": "excite.models.listening",
+    "outer_gates": "excite.models.listening",
+    "time_without_gates": "excite.explain.ablation",
+    "without_gates": "excite.models.listening",
 }
-
-__all__ = [
-    "Ablation",
-    "ExplainedImage",
-    "Explanation",
-    "ScaleStatistics",
-    "ablate_gates",
-    "collect_scales",
-    "explain",
-    "explain_image",
-    "fixed_gates",
-    "foreign_gates",
-    "listening",
-    "outer_gates",
-    "time_without_gates",
-    "without_gates",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.explain.statistics import Batches
-from excite.inference import Predictor
-from excite.intervals import Pairs, paired_interval
 from excite.logits import finite, losses, mean_loss, number, predicted
 from excite.models.listening import changed_scales, fixed_gates, without_gates
+from excite.pages.intervals import Pairs, paired_interval
 from excite.progress import Advance
 from excite.runtime.timing import in_turns, inference_step, quartiles
+from excite.trained.predictor import Predictor
 
 #: A fresh pass over the same images each time it is called.
 Images = Callable[[], Batches]

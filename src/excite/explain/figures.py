@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
-from excite.figures import COLORS, MARKS, drawn_width, save, shortened, style
+from excite.pages.figures import COLORS, MARKS, drawn_width, save, shortened, style
 
 _GRAY = "#666666"
 #: Up to so many channels the lines have a mark for each.

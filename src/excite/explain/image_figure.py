@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
-from excite.figures import COLORS, shortened, style, write
+from excite.pages.figures import COLORS, shortened, style, write
 from excite.text import printable
 
 #: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.statistics import ScaleStatistics
-from excite.inference import Predictor
 from excite.logits import NoFiniteLogits
 from excite.models.listening import listening
 from excite.storage import local_file
+from excite.trained.predictor import Predictor
 
 
 @dataclass(frozen=True)

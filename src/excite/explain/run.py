@@ -1,17 +1,14 @@
 """``excite explain``: from a trained network to tables and figures."""
 
-import csv
 import dataclasses
-import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from excite.data import EvalLoader
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.ablation import (
@@ -26,13 +23,15 @@ from excite.explain.ablation import (
 )
 from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
 from excite.explain.statistics import ScaleStatistics, collect_scales
-from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
-from excite.inference import Predictor, load, measuring_loader, open_images
 from excite.logits import NoFiniteLogits, sentence
 from excite.models.listening import check_gates, fixed_gates, outer_gates
+from excite.pages.figures import dispensable
+from excite.pages.tables import to_csv
 from excite.progress import Progress
 from excite.text import printable
+from excite.trained.opened import Opened, open_trained
+from excite.trained.predictor import Predictor
 
 ABLATIONS = ("full", "estimate", "off")
 
@@ -136,11 +135,7 @@ class Explanation:
 
     def to_csv(self) -> str:
         """The scalar columns of the gates, a line each."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, SCALARS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
+        return to_csv(self.rows, SCALARS)
 
     def write(self, folder: Path) -> Path:
         """Write tables and figures into a new folder, whole or not at all. Figures that cannot be drawn are missing,
@@ -193,7 +188,7 @@ class Explanation:
 
 
 def explain(
-    source: str | Path,
+    source: str | Path | Opened,
     images: Sequence[str] = (),
     overrides: Sequence[str] = (),
     *,
@@ -214,7 +209,8 @@ def explain(
     """Find out what the gates of a trained network do, on data and to single images.
 
     Args:
-        source: a run folder or a checkpoint, as for ``excite.load``.
+        source: a run folder or a checkpoint, as for ``excite.load``; or what is opened already, with the images that
+            it has, in its own precision.
         images: image files to explain one by one.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
         limit: validation images (class-balanced, seeded) that statistics and accuracy are of; 0 does without data.
@@ -241,14 +237,19 @@ def explain(
         raise ExciteError("limit and max_drop are 0 or more, and batch is at least 1")
     if limit == 0 and not images:
         raise ExciteError("without data there is nothing to explain but images: name some, or let limit be above 0")
-    predictor = load(source, device, precision)
+    if isinstance(source, Opened):
+        opened = source
+    else:
+        opened = open_trained(source, overrides, device=device, precision=precision, limits={"limit_val": limit})
+    predictor = opened.predictor
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:
         check_layer(layer, predictor.model)
-    data, notes = None, list[str]()
+    studied, notes = False, list[str]()
     if limit:
         try:
-            data = _validation_images(predictor, overrides, limit, str(source), notes)
+            notes += opened.data.notes
+            studied = True
         except ExciteError as error:
             if overrides or not images:
                 raise
@@ -256,11 +257,11 @@ def explain(
     for name in (*drawn_classes, *([] if target is None else [target])):
         check_class(name, predictor.classes)  # after the data, which has the names where the network has only numbers
     model = predictor.meta["model"]["name"]
-    result = Explanation(str(source), model, predictor.classes, max_drop=max_drop, notes=notes)
+    result = Explanation(opened.source, model, predictor.classes, max_drop=max_drop, notes=notes)
     result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
     tell = progress or (lambda what, done, total: None)
-    if data is not None:
-        _study(result, predictor, *data, ablation, timing, batch, tell)
+    if studied:
+        _study(result, opened, ablation, timing, batch, tell)
     for i, path in enumerate(images):
         try:
             explained = explain_image(predictor, path, result.statistics, target=target, layer=layer, top_k=top_k)
@@ -273,39 +274,16 @@ def explain(
     return result
 
 
-def _validation_images(
-    predictor: Predictor, overrides: Sequence[str], limit: int, source: str, notes: list[str]
-) -> tuple[Images, int, Callable[[int], str]]:
-    """(a fresh pass over them each time it is called, how many there are, the name of each by its position); adds to
-    the notes."""
-    recipe, data = open_images(predictor, source, overrides, limits={"limit_val": limit})
-    notes += data.notes
-
-    def batches() -> EvalLoader:
-        return measuring_loader(data, recipe, predictor.device)
-
-    return batches, len(data.val), lambda position: data.val.names[position]
-
-
-def _study(
-    result: Explanation,
-    predictor: Predictor,
-    batches: Images,
-    count: int,
-    name_of: Callable[[int], str],
-    ablation: str,
-    timing: bool,
-    batch: int,
-    tell: Progress,
-) -> None:
+def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, batch: int, tell: Progress) -> None:
     """Fill ``result`` with what the data says."""
+    predictor, batches, count = opened.predictor, opened.batches, len(opened.data.val)
     without: list[int] = []
     statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count, without)
     result.statistics = statistics
     some = next(iter(statistics.values()))
     result.images = some.images + some.not_finite
     result.not_finite = len(without)
-    if told := sentence(len(without), result.images, name_of(without[0]) if without else None):
+    if told := sentence(len(without), result.images, opened.name_of(without[0]) if without else None):
         result.notes.append(told)
     for name, found_scales in statistics.items():
         if found_scales.not_finite:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.inference import Predictor
 from excite.logits import finite
 from excite.models.listening import listening, outer_gates
 from excite.progress import Advance
+from excite.trained.predictor import Predictor
 
 #: Shares of the range below and above which a scale counts as saturated.
 LOW, HIGH = 0.05, 0.95

@@ -17,8 +17,10 @@ from excite.data.decode import BadImageError, check_image, load_image
 from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
 from excite.errors import ExciteError
-from excite.inference import check_order, classes_fit, data_for, find_images, only_numbers_classes
 from excite.storage import local_file
+from excite.trained.classes import check_order, classes_fit, only_numbers_classes
+from excite.trained.files import find_images
+from excite.trained.images import data_for
 
 Part = Literal["train", "val"]
 

@@ -8,20 +8,20 @@ from typing import Any
 
 from excite.errors import ExciteError
 from excite.files import read_json
-from excite.inference import Predictor, weights_digest
 from excite.runtime.environment import git_state, versions
+from excite.trained.predictor import Predictor
+from excite.weights.locate import Located
 
 KEY = "excite"
 _RUNTIMES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
 
-def describe(predictor: Predictor, path: Path, source: str, kind: str) -> dict[str, Any]:
+def describe(predictor: Predictor, located: Located, kind: str) -> dict[str, Any]:
     """What the float32 artefact says of itself, JSON-able; :func:`describe_int8` makes it an int8 one's.
 
     Args:
         predictor: the trained network.
-        path: the weights file, or another system's checkpoint (a file, a folder, or the prefix of several files).
-        source: what the user named.
+        located: where it came from.
         kind: ``uint8`` or ``float``, see ``Deployable``.
     """
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.in_chans
@@ -34,15 +34,15 @@ def describe(predictor: Predictor, path: Path, source: str, kind: str) -> dict[s
         | {"range": [0, 255] if kind == "uint8" else [0, 1], "colour": "gray" if channels == 1 else "RGB"},
         "output": {"name": "logits", "dtype": "float32", "shape": ["N", len(predictor.classes)]},
         "preprocessing": predictor.preprocessing.to_dict(),
-        "source": str(Path(source).absolute()) if Path(source).exists() else source,
-        "weights_sha256": weights_digest(path) or None,
+        "source": str(Path(located.source).absolute()) if Path(located.source).exists() else located.source,
+        "weights_sha256": located.digest() or None,
         "precision": "fp32",
         "quantisation": None,
         "recipe": meta["recipe"],
         "metrics": meta.get("metrics"),
         "step": meta.get("step"),
         "converted_from": meta.get("converted_from"),
-        "training": {"versions": meta.get("versions"), "git": _training_git(path.parent)},
+        "training": {"versions": meta.get("versions"), "git": _training_git(located.path.parent)},
         "export": {
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "versions": versions() | _installed(),

@@ -23,7 +23,7 @@ from excite.export.deployable import InputKind
 from excite.export.formats import READERS, Run, sessions_of
 from excite.export.images import blurred_noise, prepare
 from excite.export.verify import Comparison, compare, reference_logits, to_input
-from excite.inference import Predictor
+from excite.trained.predictor import Predictor
 
 #: The reference evaluator is written in NumPy: a network with more multiply-accumulates an image would take minutes.
 REFERENCE_MACS = 2e8

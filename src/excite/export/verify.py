@@ -3,7 +3,6 @@
 Letters: N images, K classes.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +14,11 @@ import torch
 from excite.export.deployable import InputKind
 from excite.export.formats import Run
 from excite.export.images import Samples, prepare
-from excite.inference import Predictor
 from excite.logits import NO_CLASS, predicted
-from excite.models import fold
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.runtime.timing import in_turns
+from excite.trained.predictor import Predictor
 
 BATCH = 16
 #: Seconds that the timing of one batch size takes, and the least and most rounds.
@@ -110,7 +108,7 @@ def measure(
         for name, run in artefacts.items():
             logits[name].append(run(images))
         progress(sum(map(len, logits[""])), len(samples))
-    ms = _time(_as_predict(predictor), artefacts, samples, kind)
+    ms = _time(predictor.as_predicting(), artefacts, samples, kind)
     outcomes = []
     for name, parts in logits.items():
         whole = np.concatenate(parts)
@@ -121,14 +119,6 @@ def measure(
 
 def _folds(predictor: Predictor) -> bool:
     return not is_timm_model(predictor.model)
-
-
-def _as_predict(predictor: Predictor) -> Predictor:
-    """The same with the network in the form that ``excite predict`` runs on a CPU."""
-    folded = copy.copy(predictor)
-    if _folds(predictor):
-        folded.model = fold(predictor.model)
-    return folded
 
 
 def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads: int) -> str:

@@ -9,21 +9,21 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from excite.data import DataSets
 from excite.errors import ExciteError
-from excite.figures import COLORS, dispensable, style
-from excite.figures import write as write_figure
 from excite.files import write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
-from excite.inference import Predictor, measuring_loader, open_images
 from excite.models.base import Classifier
 from excite.models.folding import form_of
 from excite.models.listening import fixed_gates
-from excite.recipe import Recipe
+from excite.pages.figures import COLORS, dispensable, style
+from excite.pages.figures import write as write_figure
 from excite.runtime.timing import in_turns, inference_step
 from excite.text import tell
-from excite.training.evaluation import Evaluation, evaluate
+from excite.trained.opened import Opened
+from excite.trained.predictor import Predictor
+from excite.training.evaluation import Evaluation
 from excite.weights.grafted import header
+from excite.weights.locate import locate
 from excite.weights.own import WEIGHTS, read_own, save_weights
 
 Say = Callable[[str], None]
@@ -133,11 +133,11 @@ def prune(
         raise ExciteError(f"{source} has no gates to prune")
     for name, holder in holders.items():
         layer_before(name, holder)
-    recipe, data = open_images(predictor, source, overrides or [], limits={"limit_train": calibration}, train=True)
-    for note in data.notes:
+    opened = Opened(locate(source), predictor, overrides or [], limits={"limit_train": calibration}, train=True)
+    for note in opened.data.notes:
         say(note)
-    scales, images = _measure_scales(predictor, recipe, data)
-    measure = _Validation(predictor, recipe, data)
+    scales, images = _measure_scales(opened)
+    measure = opened.evaluate
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
     say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
     before = measure(model)
@@ -173,32 +173,12 @@ def prune(
     )
 
 
-class _Validation:
-    """Evaluates a network on the validation images of a recipe."""
-
-    def __init__(self, predictor: Predictor, recipe: Recipe, data: DataSets) -> None:
-        self.predictor, self.recipe, self.data = predictor, recipe, data
-
-    def __call__(self, model: nn.Module) -> Evaluation:
-        p = self.predictor
-        batches = measuring_loader(self.data, self.recipe, p.device)
-        return evaluate(
-            model,
-            batches,
-            p.preprocessing,
-            len(p.classes),
-            p.device,
-            p.precision,
-            name_of=lambda index: self.data.val.names[index],
-        )
-
-
-def _measure_scales(predictor: Predictor, recipe: Recipe, data: DataSets) -> tuple[dict[str, Scales], int]:
+def _measure_scales(opened: Opened) -> tuple[dict[str, Scales], int]:
     """Place -> what its gate said; and of how many images, which may be fewer than were asked for."""
     images = 0
-    with recording(predictor.model) as recorders:
-        for pixels, _, _ in measuring_loader(data, recipe, predictor.device, train=True):
-            predictor.logits(pixels)
+    with recording(opened.predictor.model) as recorders:
+        for pixels, _, _ in opened.batches(train=True):
+            opened.predictor.logits(pixels)
             images += len(pixels)
         return {name: recorder.scales() for name, recorder in recorders.items()}, images
 
@@ -210,7 +190,7 @@ def _curve(
     order: list[str],
     effects: dict[str, float],
     before: Evaluation,
-    measure: _Validation,
+    measure: Callable[[nn.Module], Evaluation],
 ) -> tuple[list[nn.Module], list[Point]]:
     """The network as it was, without its constant gates, then with one gate less at a time."""
     steps = [("constant gates", constant)] if constant else []

@@ -1,18 +1,18 @@
-"""One self-contained page about a trained network: ``excite report``. Names are imported when first used."""
+"""One self-contained page about a trained network: ``excite report``."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
-    from excite.report.build import report
-    from excite.report.page import Page
-    from excite.report.predictions import Predictions
+    from excite.pages.page import Page as Page
+    from excite.report.build import report as report
+    from excite.trained.predictions import Predictions as Predictions
 
-_HOMES = {"Page": "page", "Predictions": "predictions", "report": "build"}
-__all__ = ["Page", "Predictions", "report"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+_HOMES = {
+    "Page": "excite.pages.page",
+    "Predictions": "excite.trained.predictions",
+    "report": "excite.report.build",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -4,20 +4,16 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_writable, read_json, write_json
-from excite.inference import Predictor, load, measuring_loader
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.models.folding import form_of
@@ -25,13 +21,6 @@ from excite.progress import Advance, Progress
 from excite.recipe import Recipe
 from excite.report.contents import KEY, SUMMARY, Study
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
-from excite.report.predictions import (
-    Predictions,
-    Source,
-    open_source,
-    pictures,
-    predictions_of,
-)
 from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import curves, study_predictions
@@ -39,6 +28,9 @@ from excite.runtime.device import device_name
 from excite.runtime.environment import versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.storage import is_remote, local_file
+from excite.trained.opened import Opened, open_trained
+from excite.trained.predictions import Predictions, pictures, predictions_of
+from excite.trained.predictor import Predictor
 from excite.training.run_folder import read_metrics
 
 #: Points of a curve that are kept; more become means of as many stretches.
@@ -85,7 +77,8 @@ def report(
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
     files = run_files(source)
-    opened = open_source(source, overrides, images=images, device=device)
+    limits = None if images is None else {"limit_val": images}
+    opened = open_trained(source, overrides, device=device, limits=limits)
     whole = images is None and _same_data(opened, files)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
@@ -93,7 +86,7 @@ def report(
         if Path(figures).exists():
             raise ExciteError(f"{figures} exists already; name a new folder for the figures")
         check_writable(Path(figures))
-    study = study_source(opened, overrides, files, keep=whole, quick=quick, progress=tell)
+    study = study_opened(opened, files, keep=whole, quick=quick, progress=tell)
     # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
@@ -123,13 +116,13 @@ def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
     return read_json(files[name]) if name in files else None
 
 
-def _same_data(opened: Source, files: Mapping[str, Path]) -> bool:
+def _same_data(opened: Opened, files: Mapping[str, Path]) -> bool:
     """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
     results = _read_json(files, "results.json")
     return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
 
 
-def _place(opened: Source, whole: bool) -> Path:
+def _place(opened: Opened, whole: bool) -> Path:
     suffix = "" if whole else f"-{opened.data.fingerprint[:8]}"
     if opened.run is not None:
         return opened.run / f"report{suffix}.html"
@@ -140,9 +133,8 @@ def _place(opened: Source, whole: bool) -> Path:
     return parent / f"{name.removesuffix('.safetensors')}-report{suffix}.html"
 
 
-def study_source(
-    opened: Source,
-    overrides: Sequence[str],
+def study_opened(
+    opened: Opened,
     files: Mapping[str, Path],
     *,
     keep: bool = False,
@@ -153,7 +145,6 @@ def study_source(
 
     Args:
         opened: network and data.
-        overrides: those that it was opened with.
         files: what :func:`run_files` found.
         keep: whether to keep the predictions in the run folder.
         quick: see :func:`report`.
@@ -173,7 +164,7 @@ def study_source(
     )
     study.numbers["gates"] = None
     if settings.gate_images and has_gates(opened.predictor):
-        study.explanation = _explain(opened, overrides, fewer(settings.gate_images), progress)
+        study.explanation = _explain(opened, fewer(settings.gate_images), progress)
         study.numbers["gates"] = _gate_numbers(study.explanation)
     study.numbers["speed"] = study_speed(opened, partial(progress, "timing"))
     study.photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
@@ -190,7 +181,7 @@ def has_gates(predictor: Predictor) -> bool:
         return False
 
 
-def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
     """Where the numbers come from."""
     environment = _read_json(files, "environment.json")
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
@@ -230,7 +221,7 @@ def _about(opened: Source, predictions: Predictions, files: Mapping[str, Path]) 
     }
 
 
-def _summary(opened: Source, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
     """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
     results = _read_json(files, "results.json")
     if results is not None:
@@ -277,7 +268,7 @@ def thinned(points: Sequence[Mapping[str, Any]], most: int = POINTS) -> list[dic
 
 
 def study_robustness(
-    opened: Source,
+    opened: Opened,
     images: int,
     *,
     severities: Sequence[int] = SEVERITIES,
@@ -295,8 +286,7 @@ def study_robustness(
     """
     if not images:
         return None
-    chosen = balanced_beginning(_labels(opened), images, seed)
-    batches = list(_chosen_batches(opened, chosen))
+    batches = list(_chosen_batches(opened.taking(images, seed)))
     total = 1 + len(STRENGTHS) * len(severities)
     count = sum(len(labels) for _, labels in batches)
     side = batches[0][0].shape[-1]
@@ -322,16 +312,9 @@ def study_robustness(
     }
 
 
-def _labels(opened: Source) -> np.ndarray:
-    labels = opened.data.val.labels
-    return labels.cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
-
-
-def _chosen_batches(opened: Source, chosen: np.ndarray) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """uint8 (B, C, S, S) and int64 (B,), both on the CPU, with as many channels as the network is given."""
-    some = replace(opened.data, val=opened.data.val.take(chosen))
-    loader = measuring_loader(some, opened.recipe, opened.predictor.device)
-    for pixels, labels, _ in loader:
+    for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
 
 
@@ -346,17 +329,9 @@ def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tens
     return 100 * right / images, without
 
 
-def _explain(opened: Source, overrides: Sequence[str], images: int, progress: Progress) -> Explanation:
-    return explain(
-        opened.source,
-        overrides=overrides,
-        limit=min(images, len(opened.data.val)),
-        ablation="estimate",
-        timing=False,
-        device=opened.predictor.device.type,
-        precision=opened.predictor.precision,
-        progress=progress,
-    )
+def _explain(opened: Opened, images: int, progress: Progress) -> Explanation:
+    some = opened.taking(images, opened.recipe.data.split_seed)
+    return explain(some, limit=len(some.data.val), ablation="estimate", timing=False, progress=progress)
 
 
 def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
@@ -365,14 +340,14 @@ def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
     return {"images": explanation.images, "rows": rows}
 
 
-def study_speed(opened: Source, progress: Advance = lambda done, total: None) -> dict[str, Any]:
+def study_speed(opened: Opened, progress: Advance = lambda done, total: None) -> dict[str, Any]:
     """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
 
     The network alone, of zeros: reading and preparing images is not in it.
 
     About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
     """
-    predictor = load(opened.source, opened.predictor.device.type, "fp32", fold=None)
+    predictor = opened.predictor.as_predicting()
     preprocessing = predictor.preprocessing
     rows = []
     for i, batch in enumerate((1, 16)):

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from math import log1p
 from typing import Any
 
-from excite.figures import COLORS, MARKS, attempt, shortened, style
-from excite.report.page import STYLE
+from excite.pages.figures import COLORS, MARKS, attempt, shortened, style
+from excite.pages.page import STYLE
 
 _BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
 
@@ -23,7 +23,7 @@ def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, An
 
 def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """Every figure that the numbers of a report allow, but for those of the gates: name -> matplotlib Figure, or
-    :class:`excite.figures.Undrawn`."""
+    :class:`excite.pages.figures.Undrawn`."""
     found: dict[str, Any] = {}
     curves = numbers["curves"]
     if curves is not None:

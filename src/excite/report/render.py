@@ -10,10 +10,10 @@ import numpy as np
 from excite.console import format_seconds
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
-from excite.figures import Undrawn, attempt, dispensable, save
+from excite.pages.figures import Undrawn, attempt, dispensable, save
+from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report import figures
 from excite.report.contents import Study
-from excite.report.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report.reproduce import RECIPE_FILE
 from excite.text import tell
 

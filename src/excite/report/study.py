@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from excite.data.images import stratified_split
-from excite.intervals import wilson
 from excite.logits import NO_CLASS
-from excite.report.predictions import Predictions
+from excite.pages.intervals import wilson
+from excite.trained.predictions import Predictions
 from excite.training.metrics import (
     multiclass_confusion_matrix,
     multiclass_f1_score,

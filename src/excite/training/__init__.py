@@ -1,17 +1,18 @@
-"""Training and evaluation. Names are imported when first used: timing a step needs no metrics library."""
+"""Training and evaluation: timing a step needs no metrics library."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
-    from excite.training.evaluation import Evaluation, evaluate
-    from excite.training.loop import train
+    from excite.training.evaluation import Evaluation as Evaluation
+    from excite.training.evaluation import evaluate as evaluate
+    from excite.training.loop import train as train
 
-_HOME = {"Evaluation": "evaluation", "evaluate": "evaluation", "train": "loop"}
-__all__ = ["Evaluation", "evaluate", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+_HOMES = {
+    "Evaluation": "excite.training.evaluation",
+    "evaluate": "excite.training.evaluation",
+    "train": "excite.training.loop",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

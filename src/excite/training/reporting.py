@@ -13,10 +13,10 @@ import excite.training.metrics  # noqa: F401  what is wrong with it is said now,
 from excite.console import format_seconds
 from excite.data import EvalLoader
 from excite.errors import ExciteError
-from excite.figures import dispensable
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
 from excite.models import describe
+from excite.pages.figures import dispensable
 from excite.recipe import load_recipe
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from excite.errors import ExciteError
-from excite.figures import COLORS, style, write
 from excite.files import from_json, read_json, to_json, write_text
+from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
 from excite.weights.header import explain
 

@@ -26,12 +26,12 @@ from excite.weights.convert import (
     apply_settings,
     check_blocks,
     gated,
-    is_foreign,
     read_foreign,
     start_from,
 )
 from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
-from excite.weights.hub import locate
+from excite.weights.hub import local_weights
+from excite.weights.locate import is_foreign
 from excite.weights.own import Checkpoint, fresh_gates, listed, mismatches, read_own
 from excite.weights.prefixes import unwrapped
 from excite.weights.read import read_weights
@@ -104,7 +104,7 @@ def _of_ours(source: str) -> tuple[Checkpoint, dict[str, Any], str]:
 
 def _of_timm(model: Classifier, source: str) -> tuple[Checkpoint, dict[str, Any], str]:
     """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
-    stored = read_weights(locate(source))
+    stored = read_weights(local_weights(source))
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
     found = unwrapped(stored, own, head)
     counts = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}

@@ -1,16 +1,14 @@
 """Twins: one recipe trained with each gate and each seed, side by side; what the gates gain and what they cost."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
 
 if TYPE_CHECKING:
-    from excite.twins.runner import run_twins
+    from excite.twins.runner import run_twins as run_twins
 
-__all__ = ["run_twins"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "run_twins":
-        from excite.twins.runner import run_twins
-
-        return run_twins
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_HOMES = {
+    "run_twins": "excite.twins.runner",
+}
+__all__ = sorted(_HOMES)
+__getattr__ = lazily(__name__, _HOMES)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from excite.figures import COLORS, style, write
+from excite.pages.figures import COLORS, style, write
 from excite.twins.report import latency_form
 
 

@@ -1,7 +1,5 @@
 """What came out: one row a gate, as a table on the terminal, Markdown, CSV and JSON."""
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,8 +8,9 @@ from typing import Any
 from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
+from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
-from excite.text import printable, printable_lines
+from excite.text import printable
 from excite.training.run_folder import read_metrics, read_results
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
@@ -213,20 +212,10 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def markdown(report: Mapping[str, Any]) -> str:
     """The table and its notes as Markdown."""
     rows = table(report)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    lines += ["", *(f"- {note}" for note in notes(report))]
+    lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows], left=1).split("\n"), ""]
+    lines += [f"- {note}" for note in notes(report)]
     lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
     return "\n".join(map(printable, lines)) + "\n"
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV with a heading; None, and a key that a row lacks, becomes an empty field."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return printable_lines(text.getvalue())
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> None:

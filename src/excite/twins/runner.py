@@ -19,8 +19,8 @@ from rich.text import Text
 from excite.children import python_command
 from excite.console import Display, format_seconds
 from excite.errors import ExciteError
-from excite.figures import dispensable
 from excite.files import from_json, to_json, write_json, write_text
+from excite.pages.figures import dispensable
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable

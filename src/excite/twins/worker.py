@@ -54,8 +54,8 @@ def check() -> None:
 
 def latency() -> None:
     """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints what ``measure_latency`` gives."""
-    from excite.inference import load
     from excite.runtime.device import device_name
+    from excite.trained.predictor import load
 
     task = json.load(sys.stdin)
     predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}
@@ -68,7 +68,7 @@ def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: in
     """Time one image through every network, in turns.
 
     Args:
-        predictors: gate -> :class:`excite.inference.Predictor`.
+        predictors: gate -> :class:`excite.Predictor`.
         seconds: about how long to measure each network for; at least 5 rounds are made.
         passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
 

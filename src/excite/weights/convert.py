@@ -6,10 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from excite.errors import ExciteError
@@ -18,10 +16,9 @@ from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS
 from excite.models.convolution import set_conv_padding
-from excite.storage import is_remote
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.header import ConvertedHeader, read_header
-from excite.weights.hub import locate
+from excite.weights.hub import local_weights
 from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
 from excite.weights.layouts.base import BICUBIC, CIFAR
 from excite.weights.own import build_network
@@ -36,7 +33,6 @@ from excite.weights.stored import Stored
 #: gates stand cannot be changed afterwards.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
-FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
 
 
 @dataclass(frozen=True)
@@ -180,36 +176,6 @@ def _fresh_identities(model: Classifier, foreign: Foreign) -> list[str]:
     return found
 
 
-def is_foreign(source: str | Path) -> bool:
-    """Whether a source is something else than a run folder or a weights file of this package.
-
-    Only names and a file's header are looked at. What is not there counts as ours, whose reader then says so.
-    """
-    text = str(source)
-    if text.startswith(("hf:", "timm:")) or "#sha256=" in text:
-        return True
-    if is_remote(source):
-        return Path(urlsplit(text).path).suffix.lower() in FOREIGN_SUFFIXES
-    path = Path(source)
-    if path.is_dir():
-        own = (path / "recipe.yaml").exists() or (path / "checkpoints").is_dir()
-        files = [file for file in path.iterdir() if file.is_file()]
-        own = own or any(_has_own_header(file) for file in files if file.suffix == ".safetensors")
-        known = (*FOREIGN_SUFFIXES, ".safetensors")
-        return not own and any(file.suffix in known or file.name == "checkpoint" for file in files)
-    if path.is_file():
-        return not _has_own_header(path)
-    return path.with_name(f"{path.name}.index").is_file()
-
-
-def _has_own_header(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "excite" in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
-
-
 def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool = False) -> tuple[Classifier, Loaded]:
     """Build the network that a checkpoint is of, and load it.
 
@@ -250,7 +216,7 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
     """
     if arch is not None and arch not in VARIANTS:
         create_model(arch)  # raises with the nearest name
-    stored = read_weights(locate(source))
+    stored = read_weights(local_weights(source))
     own = own_header(stored)
     if own is not None:
         return _ours(str(source), stored, own)

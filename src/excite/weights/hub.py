@@ -33,7 +33,7 @@ _HUB = "https://huggingface.co"
 _TIMM_OWNER = "timm"
 
 
-def locate(source: str | Path) -> Path:
+def local_weights(source: str | Path) -> Path:
     """The local path of weights, fetched first where they are elsewhere.
 
     Args:

@@ -1,16 +1,20 @@
-"""The body of ``excite explain``: where things go, and the tables on the terminal; nothing else imports this."""
+"""``excite explain``"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from excite.console import Display, make_table
+import typer
+
+from excite.commands.common import Device, Json, check_precision
 from excite.errors import ExciteError
-from excite.explain.images import ExplainedImage
-from excite.explain.run import Explanation, explain
-from excite.inference import find_images
-from excite.progress import Progress
-from excite.recipe import is_override
+from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.console import Display
+    from excite.explain.images import ExplainedImage
+    from excite.explain.run import Explanation
+    from excite.progress import Progress
 
 Columns = list[tuple[str, str, str]]
 _COLUMNS: Columns = [
@@ -24,15 +28,91 @@ _COLUMNS: Columns = [
 ]
 
 
-def run(
+def explain(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE|FOLDER|GLOB|KEY=VALUE]...",
+            help="Images to explain one by one; other data, such as data.root=PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="Validation images to look at (class-balanced); 0: only the images named.")
+    ] = 2000,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder (default: explain-NAME here).")
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option("--class", help="Draw this class; may be repeated.")] = None,
+    gates: Annotated[list[str] | None, typer.Option("--gate", help="Draw this gate; may be repeated.")] = None,
+    ablation: Annotated[
+        str, typer.Option(help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.")
+    ] = "full",
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a timed pass.")] = 16,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that the gates that could go may cost together.")
+    ] = 0.1,
+    target: Annotated[str | None, typer.Option(help="Grad-CAM for this class (default: the most likely).")] = None,
+    layer: Annotated[str | None, typer.Option(help="Grad-CAM on this module (default: the last map).")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for an image.")] = 5,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto (what it was trained with), fp32, bf16 or fp16.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Show what the gates do: scales by class and depth, which gates matter, and what each did to an image.
+
+    Examples:
+
+      excite explain runs/my-run
+
+      excite explain runs/my-run photo.jpg --images 500 --out explained
+
+      excite explain model.safetensors data.root=/other/images --class cat --class dog --ablation estimate --json
+    """
+    from excite.console import Display, ProgressBar
+
+    with ProgressBar() as progress:
+        result, folder = write_explanation(
+            source,
+            words or [],
+            data,
+            out,
+            limit=images,
+            drawn_classes=classes or [],
+            drawn_gates=gates or [],
+            ablation=ablation,
+            timing=timing,
+            batch=batch,
+            max_drop=max_drop,
+            target=target,
+            layer=layer,
+            top_k=top_k,
+            device=device,
+            precision=check_precision(precision) or "auto",
+            progress=progress,
+        )
+    if as_json:
+        print_json({**result.to_dict(), "folder": str(folder)})
+    else:
+        show_explanation(result, folder, Display())
+    if result.images and result.not_finite == result.images:
+        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
+    if result.bad:
+        raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
+
+
+def write_explanation(
     source: str,
     words: Sequence[str],
     data: str | None,
     out: Path | None,
     *,
-    progress: Progress | None,
+    progress: "Progress | None",
     **options: Any,
-) -> tuple[Explanation, Path]:
+) -> "tuple[Explanation, Path]":
     """Explain, write everything into a folder, and give both.
 
     Args:
@@ -46,12 +126,16 @@ def run(
     Raises:
         ExciteError: see ``explain``; the folder is there already, an image is not.
     """
+    from excite.explain.run import explain as run_explain
+    from excite.recipe import is_override
+    from excite.trained.files import find_images
+
     if out is not None and out.exists():
         raise ExciteError(f"{out} exists already; name a new folder")
     overrides = [word for word in words if is_override(word)]
     overrides += [f"data.root={data}"] if data is not None else []
     images = find_images([word for word in words if not is_override(word)])
-    result = explain(source, images, overrides, progress=progress, **options)
+    result = run_explain(source, images, overrides, progress=progress, **options)
     folder = out if out is not None else _free_name(source)
     return result, result.write(folder)
 
@@ -65,8 +149,10 @@ def _free_name(source: str) -> Path:
     return found
 
 
-def show(result: Explanation, folder: Path, display: Display) -> None:
+def show_explanation(result: "Explanation", folder: Path, display: "Display") -> None:
     """Print tables and sentences."""
+    from excite.console import make_table
+
     if result.rows:
         display.table(make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed)))
         for line in _sentences(result):
@@ -108,7 +194,7 @@ def _shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sentences(result: Explanation) -> list[str]:
+def _sentences(result: "Explanation") -> list[str]:
     lines = [f"{result.images:,} images" + ("" if result.top1 is None else f", top-1 {result.top1:.2f} %")]
     chance = result.rows[0]["class_share_by_chance"]
     if chance is not None:
@@ -132,7 +218,9 @@ def _sentences(result: Explanation) -> list[str]:
     return lines
 
 
-def _show_image(image: ExplainedImage, display: Display) -> None:
+def _show_image(image: "ExplainedImage", display: "Display") -> None:
+    from excite.console import make_table
+
     display.message(f"{image.path}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in image.top))
     rows = []
     for name, answer in image.gates.items():
@@ -151,7 +239,7 @@ def _list(channels: Sequence[Mapping[str, Any]]) -> str:
     return "  ".join(parts)
 
 
-def _files(result: Explanation) -> str:
+def _files(result: "Explanation") -> str:
     names = ["explain.json"]
     if result.statistics:
         names += ["gates.csv", "excitations.png", "spread.png", "health.png (and .svg)"]

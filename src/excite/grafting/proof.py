@@ -25,7 +25,7 @@ MOST_IMAGES, RANDOM_IMAGES = 64, 8
 
 
 @dataclass
-class Source:
+class Network:
     """What a network came from.
 
     Attributes:
@@ -43,7 +43,7 @@ class Source:
     library: str = "excite"
 
 
-def run(
+def graft_and_prove(
     source: str,
     *,
     gate: str,
@@ -69,7 +69,7 @@ def run(
     if out is not None and out.exists() and not force:
         raise ExciteError(f"{out} exists already; --force writes over it")
     progress("reading", 0, 0)
-    opened = open_source(source, weights)
+    opened = open_network(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:
         raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
     settings: dict[str, Any] = {"at": at or "auto", "init": init, **options}
@@ -104,7 +104,7 @@ def run(
     return result
 
 
-def open_source(source: str, weights: str | None = None) -> Source:
+def open_network(source: str, weights: str | None = None) -> Network:
     """A run folder, a checkpoint (ours or another system's), ``timm:NAME``, or the name of a model of ours.
 
     ``weights``: a file with a state dict for a model that is given by name, which has random ones otherwise.
@@ -114,14 +114,14 @@ def open_source(source: str, weights: str | None = None) -> Source:
     if source in VARIANTS and not Path(source).exists():
         from excite.models import create_model
 
-        found = Source(create_model(source), source)
+        found = Network(create_model(source), source)
     elif Path(source).is_file() and is_grafted_file(source):
         raise ExciteError(f"{source} is a grafted network already; excite.grafting.load_grafted loads it")
     else:
-        from excite.inference import load
+        from excite.trained.predictor import load
 
         predictor = load(source, "cpu")
-        found = Source(predictor.model, source, predictor.meta, predictor.preprocessing)
+        found = Network(predictor.model, source, predictor.meta, predictor.preprocessing)
         found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if weights is not None:
         if found.meta:
@@ -131,7 +131,7 @@ def open_source(source: str, weights: str | None = None) -> Source:
     return found
 
 
-def _open_timm(source: str, weights: str | None) -> Source:
+def _open_timm(source: str, weights: str | None) -> Network:
     """A model of timm; one with weights has their classes and sees their channels."""
     from excite.models import create_model
 
@@ -141,15 +141,15 @@ def _open_timm(source: str, weights: str | None) -> Source:
         classes, channels = _size(tensors, classifier_name(model), 0), _size(tensors, first_name(model), 1)
         model = create_model(source, num_classes=classes, in_chans=channels or 3)
         _load_state(model, tensors, weights)
-    return Source(model.eval(), source, preprocessing=_timm_preprocessing(model), library="timm")
+    return Network(model.eval(), source, preprocessing=_timm_preprocessing(model), library="timm")
 
 
 def _read_state(path: str, model: nn.Module) -> dict[str, Tensor]:
-    from excite.weights.hub import locate
+    from excite.weights.hub import local_weights
     from excite.weights.prefixes import unwrapped
     from excite.weights.read import read_weights
 
-    return unwrapped(read_weights(locate(path)), model.state_dict(), classifier_name(model)).tensors
+    return unwrapped(read_weights(local_weights(path)), model.state_dict(), classifier_name(model)).tensors
 
 
 def _size(tensors: Mapping[str, Tensor], layer: str, axis: int) -> int | None:
@@ -179,7 +179,7 @@ def _timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     return Preprocessing(height, config.get("crop_pct", 0.875), config["interpolation"], mean, std, channels)
 
 
-def proof_images(source: Source, folder: str | None) -> tuple[Tensor, str]:
+def proof_images(source: Network, folder: str | None) -> tuple[Tensor, str]:
     """A batch for the proof, (N, C, H, W) float32, and what it is."""
     if folder is None:
         (example,), _ = example_for(source.model)
@@ -187,7 +187,7 @@ def proof_images(source: Source, folder: str | None) -> tuple[Tensor, str]:
         return torch.randn((RANDOM_IMAGES, *example.shape[1:]), generator=generator), "random images (normal noise)"
     if source.preprocessing is None:
         raise ExciteError(f"--images: {source.name} does not say how images become its input; leave --images away")
-    from excite.inference import find_images
+    from excite.trained.files import find_images
 
     files = find_images([folder])[:MOST_IMAGES]
     pixels = torch.stack([source.preprocessing.load(file) for file in files])
@@ -230,7 +230,7 @@ def _logits(output: Any) -> Tensor:
     return logits.float()
 
 
-def _write(source: Source, grafted: nn.Module, out: Path) -> None:
+def _write(source: Network, grafted: nn.Module, out: Path) -> None:
     """As a checkpoint of ours, which every command takes; what it says of itself is the source's, but for the gates."""
     from excite.weights.meta import describe_timm
     from excite.weights.own import save_weights

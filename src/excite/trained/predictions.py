@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from excite.data import DataSets, FileImages, Preprocessing
+from excite.data import DataSets, FileImages
 from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
-from excite.inference import Predictor, load, measuring_loader, open_images, weights_digest
 from excite.logits import finite, predicted, sentence
 from excite.progress import Advance
-from excite.recipe import Recipe
-from excite.storage import is_remote
+from excite.trained.opened import Opened
 from excite.untrusted.npz import read_npz
 
 #: In a run folder.
@@ -152,92 +150,21 @@ def _unpacked(values: np.ndarray) -> str:
     return values.tobytes().decode()
 
 
-@dataclass(frozen=True)
-class Source:
-    """A trained network with its validation images, opened.
-
-    Attributes:
-        source: what was asked for.
-        predictor: the unfolded network, in the precision of its training unless another was asked for.
-        recipe: its own, with the overrides and the limit.
-        data: what the recipe says; ``data.val`` is what is predicted.
-        weights: sha256 (hex) of the weights file.
-        run: the run folder, where ``source`` is one on this machine; else None.
-    """
-
-    source: str
-    predictor: Predictor
-    recipe: Recipe
-    data: DataSets
-    weights: str
-    run: Path | None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """What is predicted with: size and crop as the recipe says, mean and standard deviation of the training."""
-        own = self.predictor.preprocessing
-        return replace(self.data.preprocessing, mean=own.mean, std=own.std)
-
-
-def load_trained(source: str | Path, device: str = "auto", precision: str | None = None) -> Predictor:
-    """Load a network as ``excite validate`` does: unfolded and, for None, in the precision that it was trained in.
-
-    Raises:
-        ExciteError: see ``excite.load``.
-    """
-    predictor = load(source, device, precision or "fp32")
-    trained = predictor.meta["precision"]
-    return predictor if precision or trained == predictor.precision else load(source, device, trained)
-
-
-def open_source(
-    source: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    images: int | None = None,
-    device: str = "auto",
-    precision: str | None = None,
-) -> Source:
-    """Load a network and open its validation images.
-
-    Args:
-        source: a run folder, a checkpoint (of other systems, too), or an address of either.
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
-        images: at most so many validation images (class-balanced); None takes as many as the recipe.
-        device: "auto", "cpu", "cuda" ...
-        precision: None takes what it was trained in.
-
-    Raises:
-        ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
-    """
-    predictor = load_trained(source, device, precision)
-    limits = None if images is None else {"limit_val": images}
-    recipe, data = open_images(predictor, source, overrides, limits=limits)
-    return Source(str(source), predictor, recipe, data, weights_digest(source), run_folder(source))
-
-
-def run_folder(source: str | Path) -> Path | None:
-    """``source`` as a path where it is a run folder on this machine, else None."""
-    path = Path(source)
-    return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
-
-
-def predict_all(opened: Source, progress: Advance | None = None, batch_size: int | None = None) -> Predictions:
+def predict_all(opened: Opened, progress: Advance | None = None, batch_size: int | None = None) -> Predictions:
     """Classify all validation images in this process, each once, in their order.
 
     Under a launcher, too: the other processes may be gone, and nothing here waits for them.
 
     Args:
-        opened: what :func:`open_source` gave.
+        opened: what :func:`excite.trained.opened.open_trained` gave.
         progress: called after each batch.
         batch_size: images at a time; None takes the recipe's. Has no influence on the result but for rounding.
 
     Raises:
         ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there is none.
     """
-    loader = measuring_loader(opened.data, opened.recipe, opened.predictor.device, batch_size)
     outputs, labels, positions, done = [], [], [], 0
-    for images, truth, index in loader:
+    for images, truth, index in opened.batches(batch_size):
         outputs.append(opened.predictor.logits(images).cpu().numpy())
         labels.append(truth.cpu().numpy())
         positions += index.tolist()
@@ -264,12 +191,12 @@ def _names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
     return tuple(names[position] for position in positions)
 
 
-def predictions_of(opened: Source, progress: Advance | None = None, *, keep: bool = True) -> Predictions:
+def predictions_of(opened: Opened, progress: Advance | None = None, *, keep: bool = True) -> Predictions:
     """The predictions stored in the run folder, where weights, data, precision and preprocessing are the same; else
     made anew, and stored there.
 
     Args:
-        opened: what :func:`open_source` gave.
+        opened: what :func:`excite.trained.opened.open_trained` gave.
         progress: called after each batch that is predicted.
         keep: whether to store what is made anew. A folder that cannot be written is no error: it is only a cache.
 
@@ -299,7 +226,7 @@ def predictions_of(opened: Source, progress: Advance | None = None, *, keep: boo
     return made
 
 
-def pictures(opened: Source, positions: Sequence[int]) -> list[np.ndarray]:
+def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
     """Validation images by their positions in the data, as the network sees them: uint8 (S, S, C) each.
 
     Raises:

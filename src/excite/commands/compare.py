@@ -1,27 +1,95 @@
-"""The body of ``excite compare``: which words are runs, where things go, and the tables on the terminal."""
+"""``excite compare``"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from excite.compare.build import Comparison, check_folder, check_target, compare
-from excite.compare.table import differing, interval, sentences, shown
-from excite.console import Display, make_table
-from excite.recipe import is_override
+import typer
+
+from excite.commands.common import Device, Json, check_precision
+from excite.errors import ExciteError
+from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.compare.build import Comparison
+    from excite.console import Display
 
 #: Columns of a terminal that the whole table fits in.
 WIDE = 150
 Columns = list[tuple[str, str, str]]
 
 
-def run(
+def compare(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN|CHECKPOINT... [KEY=VALUE]...",
+            help="Two or more; then other data for all, such as data.root=PATH.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", help="The page; a CSV goes beside it.  [default: compare.html]", show_default=False
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="RUN", help="What the others are compared with (default: the first).")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="What to call each run.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what each network was trained in.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare trained networks on the same images: differences with intervals, McNemar's test, recipes, curves.
+
+    Examples:
+
+      excite compare runs/my-seresnet runs/my-resnet
+
+      excite compare runs/a runs/b runs/c --labels none,se,ge --baseline none --out gates.html --figures gates
+
+      excite compare runs/a model.safetensors data.root=/other/images --json
+    """
+    from excite.console import Display, ProgressBar
+
+    with ProgressBar() as progress:
+        result, written = write_comparison(
+            words or [],
+            out=out,
+            figures=figures,
+            force=force,
+            labels=None if labels is None else labels.split(","),
+            baseline=baseline,
+            confidence=confidence,
+            device=device,
+            precision=check_precision(precision),
+            progress=progress,
+        )
+    if as_json:
+        print_json({**result.to_dict(), "files": [str(path) for path in written]})
+    else:
+        show_comparison(result.to_dict(), written, Display())
+    if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
+        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
+
+
+def write_comparison(
     words: Sequence[str],
     *,
     out: Path | None,
     figures: Path | None,
     force: bool,
     **options: Any,
-) -> tuple[Comparison, list[Path]]:
+) -> "tuple[Comparison, list[Path]]":
     """Compare, write page, CSV and figures, and give the comparison and the files.
 
     Args:
@@ -34,12 +102,16 @@ def run(
     Raises:
         ExciteError: see ``compare``; something is there already.
     """
+    from excite.compare.build import check_folder, check_target
+    from excite.compare.build import compare as run_comparison
+    from excite.recipe import is_override
+
     out = _free_name() if out is None else out
     check_target(out, force)
     if figures is not None:
         check_folder(figures, force)
     overrides = [word for word in words if is_override(word)]
-    result = compare([word for word in words if not is_override(word)], overrides, **options)
+    result = run_comparison([word for word in words if not is_override(word)], overrides, **options)
     written = result.write(out, force=force)
     if figures is not None:
         written += result.write_figures(figures, force=force)
@@ -55,8 +127,11 @@ def _free_name() -> Path:
         number += 1
 
 
-def show(found: Mapping[str, Any], written: Sequence[Path], display: Display) -> None:
+def show_comparison(found: Mapping[str, Any], written: Sequence[Path], display: "Display") -> None:
     """Print the table of runs, what differs in their recipes, and how to read it."""
+    from excite.compare.table import sentences, shown
+    from excite.console import make_table
+
     rows = [_cells(row) for row in shown(found)]
     accuracy, cost = _accuracy_columns(found), _cost_columns(found)
     if display.console.width >= WIDE:
@@ -73,6 +148,8 @@ def show(found: Mapping[str, Any], written: Sequence[Path], display: Display) ->
 
 def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with numbers and their intervals in one cell."""
+    from excite.compare.table import interval
+
     top1 = None if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
     change = row["difference_interval"]
     if row["difference"] is not None:
@@ -81,6 +158,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
+    from excite.compare.table import differing
+
     percent = f"{100 * found['confidence']:g} %"
     columns: Columns = [("label", "run", "")]
     columns += [("model", "model", "")] if differing(found["rows"], ["model"]) else []
@@ -92,6 +171,8 @@ def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
 
 
 def _cost_columns(found: Mapping[str, Any]) -> Columns:
+    from excite.compare.table import differing
+
     columns: Columns = [("params_m", "params(M)", ".3f"), ("gmacs", "GMACs", ".3f")]
     columns += [
         ("images_per_second", "training img/s", ",.0f"),
@@ -102,7 +183,9 @@ def _cost_columns(found: Mapping[str, Any]) -> Columns:
     return columns + [(key, conditions[key], "") for key in differing(found["rows"], list(conditions))]
 
 
-def _show_recipe(found: Mapping[str, Any], display: Display) -> None:
+def _show_recipe(found: Mapping[str, Any], display: "Display") -> None:
+    from excite.console import make_table
+
     if not found["recipe"]:
         return
     rows = [{"key": row["key"], **{f"v{i}": v for i, v in enumerate(row["values"])}} for row in found["recipe"]]

@@ -18,8 +18,8 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from excite.errors import ExciteError
-from excite.figures import Undrawn, reason, svg
 from excite.files import write_text
+from excite.pages.figures import Undrawn, reason, svg
 from excite.text import printable_lines, tell
 
 #: What stands where there is no value.
@@ -263,7 +263,7 @@ def data_address(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-#: Of figures that go into a page, over ``excite.figures.style``.
+#: Of figures that go into a page, over ``excite.pages.figures.style``.
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11}
 
 
@@ -301,7 +301,7 @@ def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return (resources.files("excite.report") / name).read_text(encoding="utf-8")
+    return (resources.files("excite.pages") / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -22,10 +22,9 @@ from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import describe, describe_int8
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
 from excite.files import check_writable
-from excite.inference import Predictor, load
 from excite.progress import Progress
-from excite.weights.convert import is_foreign
-from excite.weights.own import find_weights
+from excite.trained.predictor import Predictor, load
+from excite.weights.locate import locate
 
 #: Largest difference of two logits, in units of the largest logit, that is rounding.
 TOLERANCE = 1e-3
@@ -91,13 +90,14 @@ def export(
         raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
     if calibrate is not None and not int8:
         raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
-    weights = Path(source) if is_foreign(source) else find_weights(source)
+    located = locate(source)
+    weights = located.path
     target = _target(weights, format, int8, out, force)
     predictor = load(source, "cpu", "fp32")
     if overrides and verify is not None:
         raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
     samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
-    meta = describe(predictor, weights, str(source), input)
+    meta = describe(predictor, located, input)
     threads = torch.get_num_threads()
     with _put_in_place(target, format) as aside:
         deployable = Deployable(predictor.model, predictor.preprocessing, input)

@@ -43,7 +43,7 @@ class Verified:
     notes: list[str]
 
 
-def run(
+def convert_file(
     source: str,
     destination: Path,
     *,

@@ -1,0 +1,93 @@
+"""``excite export``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Json, teller
+from excite.text import print_json
+
+
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Quantise to int8, gates in float; with the gates, too, to compare.")
+    ] = False,
+    int8_gates: Annotated[
+        bool, typer.Option("--int8-gates", help="The same, but write the one with quantised gates.")
+    ] = False,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images for --int8.  [default: the run's training images]")
+    ] = None,
+    verify: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images to prove it on.  [default: the run's validation images]")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="At most so many of them; 0: all.")] = 2000,
+    input_kind: Annotated[
+        str, typer.Option("--input", metavar="KIND", help="uint8: images of any size; float: prepared ones, 0 to 1.")
+    ] = "uint8",
+    opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of logits, in units of the largest logit.")
+    ] = 1e-3,
+    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Top-1 that int8 may lose.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a network as one file that runs without this package, proven to compute the same, or nothing.
+
+    Examples:
+
+      excite export runs/my-run --format onnx
+
+      excite export runs/my-run --format openvino --int8 --out model.int8.xml
+
+      excite export runs/my-run --format onnx --int8-gates --calibrate photos/train --verify photos/val
+
+      excite export model.safetensors --format pt2 --verify photos/ --input float
+    """
+    from excite.console import Display, ProgressBar, make_table
+    from excite.export import export as run_export
+
+    display = Display()
+    with ProgressBar() as progress:
+        result = run_export(
+            source,
+            format,
+            overrides or [],
+            out=out,
+            int8=int8,
+            int8_gates=int8_gates,
+            calibrate=calibrate,
+            verify=verify,
+            images=images,
+            input=input_kind,  # type: ignore[arg-type]
+            opset=opset,
+            tolerance=tolerance,
+            max_drop=max_drop,
+            force=force,
+            say=progress.beside(teller(display, as_json)),
+            progress=progress,
+        )
+    if as_json:
+        print_json(result)
+        return
+    rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
+    columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
+    columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
+    columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
+    display.table(make_table(rows, columns))
+    display.message(result["timed"])
+    display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")

@@ -1,0 +1,100 @@
+"""``excite graft``"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from excite.commands.common import Json, complete_model, teller
+from excite.errors import ExciteError, shown, shown_text
+from excite.text import print_json
+
+
+def graft(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A run folder, a checkpoint (of other systems, too), timm:NAME, or a model's name.",
+            autocompletion=complete_model,
+        ),
+    ],
+    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.")] = "se",
+    at: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
+    ] = None,
+    init: Annotated[
+        str, typer.Option(help="identity: changes nothing at first, and learns; paper: the usual start.")
+    ] = "identity",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Of the gate, such as reduction=8; may be given several times."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the places and what the gates cost.")] = False,
+    images: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Images for the proof; without it, random ones.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of a timm: model; without it, they are random.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the grafted network (.safetensors).")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put gates into a network that was trained without them, and prove that it computes what it did.
+
+    Examples:
+
+      excite graft timm:resnet50 --gate se --dry-run
+
+      excite graft runs/my-run --images photos/ --out grafted.safetensors
+
+      excite graft runs/my-run --gate ge --option variant=theta --option extent=4 --at layer3 --at layer4
+
+      excite graft timm:resnet50 --weights resnet50.safetensors --gate eca --out grafted.safetensors
+    """
+    from excite.console import Display, ProgressBar, make_table
+    from excite.grafting.proof import graft_and_prove
+
+    display = Display()
+
+    def show(plan: Any) -> None:
+        columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
+        columns += [("parameters", "new parameters", ",d"), ("what", "gate", "")]
+        display.table(make_table(plan.rows(), columns))
+        display.message(f"{plan.sentence}; {plan.added:,} new parameters")
+        for note in plan.notes:
+            display.message(note)
+
+    with ProgressBar() as progress:
+        result = graft_and_prove(
+            source,
+            gate=gate,
+            at=at or [],
+            init=init,
+            options=_options_given(option or []),
+            dry_run=dry_run,
+            images=images,
+            weights=weights,
+            out=out,
+            force=force,
+            say=progress.beside(teller(display, as_json)),
+            show=(lambda plan: None) if as_json else progress.beside(show),
+            progress=progress,
+        )
+    if as_json:
+        print_json(result)
+
+
+def _options_given(words: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the values as in a recipe. Raises ExciteError where a word is of another form."""
+    from excite.recipe import parse_yaml
+
+    options = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name:
+            raise ExciteError(f"--option {shown(word)} is not of the form NAME=VALUE (for example reduction=8)")
+        options[name] = parse_yaml(text, f"the value of --option {shown_text(name)}")
+    return options

@@ -1,0 +1,62 @@
+"""``excite models``"""
+
+from typing import Annotated, Any
+
+import typer
+
+from excite.commands.common import Json, complete_model
+from excite.errors import ExciteError
+from excite.text import print_json
+
+
+def models(
+    pattern: Annotated[
+        str, typer.Argument(help='A pattern, such as "*seresnet50*".', autocompletion=complete_model)
+    ] = "*",
+    as_json: Json = False,
+) -> None:
+    """List the models: parameters, GMACs, input size, gate, published accuracy with its source.
+
+    Examples:
+
+      excite models "*seresnet*"
+
+      excite models "*50*" --json
+    """
+    from excite.errors import nearest
+    from excite.models.catalog import list_models
+
+    names = list_models(pattern)
+    if not names:
+        hint = nearest(pattern.strip("*"), list_models())
+        raise ExciteError(f"no model matches {pattern!r}{hint}")
+    from excite.console import Display, make_table
+    from excite.models.sizes import list_sizes
+
+    rows = list_sizes(names)
+    if as_json:
+        print_json(rows)
+        return
+    shown = [
+        {
+            **row,
+            "params_m": row["params"] / 1e6,
+            "input": "x".join(map(str, row["input_size"])),
+            "published": "; ".join(_published(p) for p in row["published"]) or None,
+        }
+        for row in rows
+    ]
+    columns = [
+        ("name", "model", ""),
+        ("params_m", "params(M)", ".2f"),
+        ("gmacs", "GMACs", ".3f"),
+        ("input", "input", ""),
+    ]
+    Display().table(
+        make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")])
+    )
+
+
+def _published(entry: dict[str, Any]) -> str:
+    numbers = "/".join(f"{entry[key]:.2f}" for key in ("top1", "top5") if entry.get(key) is not None)
+    return f"{numbers} ({entry['source']}{'' if entry.get('confirmed', True) else ', unconfirmed'})"

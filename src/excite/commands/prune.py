@@ -1,0 +1,75 @@
+"""``excite prune``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Device, Json, teller
+from excite.errors import ExciteError
+from excite.text import print_json
+
+
+def prune(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
+    ] = 0.0,
+    tolerance: Annotated[float, typer.Option(min=0, help="A scale this near to its mean is constant.")] = 1e-4,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images that the scales are measured on.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Images of a timed batch.")] = 16,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write model.safetensors, prune.json, prune.png into it.")
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Take gates out, the least useful first: accuracy and time with ever fewer, what they do on average folded in.
+
+    Examples:
+
+      excite prune runs/my-run --out pruned
+
+      excite prune runs/my-run data.root=/other/images --max-drop 0.2 --out pruned
+    """
+    from excite.console import Display, make_table
+    from excite.grafting.prune import prune as run_prune
+    from excite.grafting.prune import write
+
+    if out is not None and out.exists():
+        raise ExciteError(f"{out} exists already; name a new folder")
+    display = Display()
+    result = run_prune(
+        source,
+        overrides,
+        tolerance=tolerance,
+        max_drop=max_drop,
+        calibration=calibration,
+        batch=batch,
+        device=device,
+        say=teller(display, as_json),
+    )
+    if out is not None:
+        write(result, out, source, teller(display, as_json))
+    if as_json:
+        print_json(result.to_dict())
+        return
+    rows = [
+        {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
+        for i, row in enumerate(result.to_dict()["points"])
+    ]
+    columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
+    columns += [
+        ("top1", "acc@top1", ".2f"),
+        ("loss", "loss", ".4f"),
+        ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
+    ]
+    display.table(make_table(rows, [*columns, ("parameters", "parameters", ",d")]))
+    if out is not None:
+        display.message(f"{out}/: model.safetensors (the row with the arrow), prune.json, prune.png")

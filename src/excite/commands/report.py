@@ -1,0 +1,80 @@
+"""``excite report``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Device, Json, tell_not_finite
+from excite.text import print_json
+
+
+def report(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The page.  [default: report.html in the run folder]")
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="At most so many validation images (class-balanced).  [default: all]")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Robustness and gates on 200 images, severities 1, 3 and 5 only.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a trained network; its numbers go to results.json, too.
+
+    Accuracy with its interval, curves, confusion matrix, classes, calibration, most confident mistakes, robustness,
+    gates, speed, and how to reproduce it. `excite train` writes it at the end of a run (report.write=false: not).
+
+    Examples:
+
+      excite report runs/my-run
+
+      excite report runs/my-run data.root=/other/images --quick --out report.html
+
+      excite report model.safetensors --images 500 --figures figures --json
+    """
+    from excite.console import Display, ProgressBar
+    from excite.report.build import report as write_report
+
+    with ProgressBar() as progress:
+        numbers, path = write_report(
+            source,
+            overrides or [],
+            out=out,
+            figures=figures,
+            images=images,
+            quick=quick,
+            device=device,
+            progress=progress,
+        )
+    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
+    if as_json:
+        print_json({**numbers, "file": str(path)})
+        tell_not_finite(*not_finite)
+        return
+    lines = [
+        f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
+        f"{accuracy['images']:,} images ({numbers['about']['measured']})"
+        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
+        *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
+        *numbers["about"]["notes"],
+        f"{path}  {path.stat().st_size / 1e6:.2f} MB",
+    ]
+    for line in lines:
+        Display().message(line)
+    tell_not_finite(*not_finite)

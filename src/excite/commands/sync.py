@@ -1,0 +1,35 @@
+"""``excite sync``"""
+
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Json
+from excite.text import print_json, printable, show, tell
+
+
+def sync(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    url: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[URL]", help="Where its copy is kept; without it, where it was kept before.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload what the remote copy of a run lacks, for example after a lost connection.
+
+    Examples:
+
+      excite sync runs/cifar10-seresnet20-20260101-120000
+
+      excite sync runs/my-run s3://bucket/runs/my-run
+    """
+    from excite.storage import sync as sync_run
+
+    address, sent = sync_run(run, url, tell)
+    if as_json:
+        print_json({"run": run, "url": address, "uploaded": sent})
+    else:
+        show(printable(f"{address} has all of {run}: {sent} file(s) uploaded"))

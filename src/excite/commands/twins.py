@@ -1,0 +1,68 @@
+"""``excite twins``"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Json, RecipeWords
+from excite.errors import ExciteError
+from excite.text import print_json
+
+
+def twins(
+    args: RecipeWords = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="How many, counted up from the recipe's train.seed.  [default: 3]")
+    ] = None,
+    gates: Annotated[
+        str | None,
+        typer.Option(
+            metavar="GATE,...",
+            help="none, or any of `excite gates`, with options if need be, such as se:reduction=8.  [default: "
+            "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder of the experiment.  [default: runs/twins-RECIPE]", show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Go on with an experiment; the same command again does it, too.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe with each gate and each seed: what the gates gain and what they cost, side by side.
+
+    Examples:
+
+      excite twins digits-seresnet20
+
+      excite twins cifar10-seresnet20 data.root=cifar-10-python.tar.gz --gates none,se --seeds 5
+
+      excite twins --resume runs/twins-cifar10-seresnet20
+    """
+    from excite.twins import run_twins
+
+    words = list(args or [])
+    if words and "=" in words[0] and not Path(words[0]).exists() and resume is None:
+        raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
+    report = run_twins(
+        words[0] if words else None,
+        words[1:],
+        gates=None if gates is None else [gate.strip() for gate in gates.split(",")],
+        seeds=seeds,
+        out=out,
+        resume=resume,
+        confidence=confidence,
+        quiet=as_json,
+    )
+    if as_json:
+        print_json(report)
+    else:
+        from excite.twins.report import show_files
+
+        show_files(report)
+    if report["failures"]:
+        failed = "; ".join(f"{f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"])
+        raise ExciteError(f"{len(report['failures'])} run(s) failed, and the same command tries them again: {failed}")

@@ -1,0 +1,72 @@
+"""``excite validate``"""
+
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from excite.commands.common import Device, Fold, Json, check_precision, tell_not_finite
+from excite.text import print_json
+
+
+def validate(
+    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        ),
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
+    device: Device = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what the network was trained with.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
+    fold: Fold = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a trained network: loss, top-1, top-5, every image exactly once.
+
+    Examples:
+
+      excite validate runs/cifar10-seresnet20-20260101-120000 --per-class
+
+      excite validate runs/my-run data.part=test
+
+      excite validate model.safetensors data.root=/other/images
+    """
+    from excite.console import Display, ProgressBar, make_table
+    from excite.trained.accuracy import validate as run_validation
+
+    display = Display()
+    with ProgressBar("evaluating") as progress:
+        predictor, result = run_validation(
+            source,
+            overrides or [],
+            device=device,
+            precision=check_precision(precision),
+            batch_size=batch_size,
+            fold=fold,
+            progress=partial(progress, "evaluating"),
+        )
+    if not predictor.accelerator.is_main_process:
+        return
+    row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
+    row |= {"measured": result.measured, "notes": list(result.notes)}
+    rows = result.per_class(predictor.classes)
+    if as_json:
+        print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
+        tell_not_finite(result.warning, result.usable)
+        return
+    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
+    if format(result.balanced, ".2f") != format(result.top1, ".2f"):
+        columns.append(("balanced", "balanced", ".2f"))
+    columns.append(("top5", "acc@top5", ".2f"))
+    display.table(make_table([row], [*columns, ("precision", "precision", "")]))
+    for note in result.notes:
+        display.message(note)
+    if per_class:
+        table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
+        display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+    tell_not_finite(result.warning, result.usable)

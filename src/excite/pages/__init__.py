@@ -1,0 +1,1 @@
+"""What is shown to be kept: pages, figures, tables, and the intervals in them."""

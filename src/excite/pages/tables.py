@@ -1,0 +1,69 @@
+"""Tables as text: Markdown and CSV. (Those on a terminal are rich's: ``excite.console.make_table``.)"""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from excite.errors import ExciteError
+from excite.text import printable_lines
+
+
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns padded, so that it reads as plain text too; all but the first ``left`` are numbers."""
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+
+    def line(cells: Sequence[str]) -> str:
+        parts = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(parts) + " |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(heads), line(rule), *map(line, lines)])
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV with a heading; None, and a key that a row lacks, becomes an empty field.
+
+    Args:
+        rows: the values by column.
+        columns: which, in their order; None takes every key, in the order in which they appear.
+    """
+    text = io.StringIO()
+    names = list(dict.fromkeys(key for row in rows for key in row)) if columns is None else columns
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return printable_lines(text.getvalue())
+
+
+def check_csv(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a file that has other columns, before time is spent. Raises ExciteError."""
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            found = next(csv.reader(file), None)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ExciteError(f"{path} cannot be used: {error}") from None
+    if found not in (None, list(columns)):
+        raise ExciteError(f"{path} has other columns than these rows; give another file")
+
+
+def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Add rows to a CSV file, which gets a heading if it is new; numbers are rounded to 4 decimals.
+
+    Raises:
+        ExciteError: the file has other columns, or cannot be written.
+    """
+    check_csv(path, columns)
+    rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerows(rounded)
+    except OSError as error:
+        raise ExciteError(f"{path} cannot be written: {error.strerror or error}") from None
