@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint regenerate mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -29,10 +29,20 @@ test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)
 
-lint: $(VENV)/installed-dev  ## style and types
+lint: $(VENV)/installed-dev  ## style, types, and which package may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+regenerate: $(VENV)/installed-dev  ## rewrite recipes, goldens and tables from the code; then read the diff, and say why
+	$(BIN)/python tests/recipes/rewrite.py
+	$(BIN)/python tests/gates/rewrite.py
+	$(BIN)/python -m excite.models.sizes
+	$(BIN)/python -m tests.models.make_golden
+	$(BIN)/python -m tests.training.make_golden
+	$(BIN)/python docs/layers.py
+	EXCITE_FIXTURES=$${EXCITE_FIXTURES:-$(CURDIR)/../shared/fixtures} $(BIN)/python docs/weights_table.py
 
 mutation: $(VENV)/installed-dev  ## changes that no test notices: make mutation MODULE=src/excite/x.py TESTS=tests/test_x.py
 	$(PIP) mutmut

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from excite.data import TrainLoader, open_data
+from excite.data.catalog import SOURCES
 from excite.data.cifar import LAYOUTS
-from excite.data.count import ASSUMED
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.scaling import (
@@ -187,7 +187,7 @@ def test_what_is_assumed_is_said(tmp_path):
 
 
 def test_what_is_assumed_of_cifar_is_what_its_reader_expects():
-    assert {kind: layout[-1] for kind, layout in LAYOUTS.items()} == {k: ASSUMED[k][2] for k in LAYOUTS}
+    assert {kind: layout[-1] for kind, layout in LAYOUTS.items()} == {k: SOURCES[k].assumed.classes for k in LAYOUTS}
 
 
 def test_hours_are_of_whole_batches():

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from excite.data.catalog import SOURCES
 from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
@@ -88,8 +89,8 @@ class Workload:
     def in_memory(self) -> bool:
         """Whether the images are decoded before training."""
         data = self.recipe.data
-        if data.source != "folder" or data.mode != "auto":
-            return data.source != "folder" or data.mode == "memory"
+        if not SOURCES[data.source].class_folders or data.mode != "auto":
+            return not SOURCES[data.source].class_folders or data.mode == "memory"
         if self.count is None or self.recipe.augment.crop == "random_resized":
             return False
         from excite.data.sources import MEMORY_LIMIT

@@ -23,6 +23,7 @@ from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.models import create_model
 from excite.trained import images, predictions
+from excite.trained.opened import open_trained
 from tests.compare.conftest import made_up
 from tests.report.conftest import numbered
 
@@ -112,7 +113,7 @@ def test_the_page_shows_the_numbers_of_the_json_and_pictures_of_the_data(trained
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == len(found["only_one"][0]["images"]) == sum(map(len, result.pixels)) > 0
     assert all(attributes["src"].startswith("data:image/png") for attributes in images)
-    data = predictions.open_source(trained[0]).data
+    data = open_trained(trained[0]).data
     first = found["only_one"][0]["images"][0]
     assert np.array_equal(result.pixels[0][0][:, :, 0], data.val.images[first["position"], 0].numpy())
     assert str(data.val.labels[first["position"]].item()) == first["class"]

@@ -10,9 +10,9 @@ from torch import nn
 
 from excite.data import DataSets
 from excite.errors import ExciteError, nearest
-from excite.explain import foreign_gates
 from excite.gates import Gate
 from excite.models.grafting.wrapper import Grafted
+from excite.models.listening import foreign_gates
 from excite.models.summary import count_macs
 from excite.progress import Progress
 from excite.recipe import Recipe, apply_overrides

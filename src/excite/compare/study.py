@@ -4,7 +4,7 @@ Accuracies and differences are in percent and percentage points; N images, K cla
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,7 +14,7 @@ from excite.compare.recipes import differences
 from excite.compare.runs import Run
 from excite.logits import NO_CLASS, losses, mean_loss
 from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
-from excite.report.study import accuracy
+from excite.trained.predictions import accuracy
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
 PICTURES = 6
@@ -213,7 +213,7 @@ def _row(run: Run, confidence: float) -> dict[str, Any]:
 def _accuracy(run: Run, confidence: float) -> dict[str, Any]:
     keys = ("images", "right", "top1", "top1_low", "top1_high", "top5", "not_finite")
     if run.predictions is not None:
-        measured = accuracy(run.predictions, confidence)
+        measured: Mapping[str, Any] = accuracy(run.predictions, confidence)
         return {
             "measured": "predictions",
             **{key: measured[key] for key in keys},

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import PIL
 
+from excite.data.contents import Part
 from excite.data.decode import BadImageError, check_image
-from excite.data.folder import Part
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 from excite.progress import Progress

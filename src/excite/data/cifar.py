@@ -18,6 +18,8 @@ from typing import IO, Any, ClassVar, cast
 import numpy as np
 import torch
 
+from excite.data.config import DataConfig
+from excite.data.contents import Contents
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.untrusted.pickles import Inert, StandInUnpickler, check_depth, instructions, latin1
@@ -261,3 +263,9 @@ def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple
     if missing:
         raise ExciteError(f"{path} lacks {', '.join(missing)}: expected the archive with {folder}/ in it")
     return found
+
+
+def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
+    """CIFAR's python version, in a folder or its archive. Raises ExciteError; see :func:`read_cifar`."""
+    classes, train, test = read_cifar(data.source, root)
+    return Contents(classes, {"train": train, "test": test})

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from excite.data.catalog import SOURCES, SourceName
 from excite.storage.address import is_remote, refuse_secrets
 
 #: Pillow refuses larger images (twice Image.MAX_IMAGE_PIXELS) whatever we say, so a larger `max_pixels` would be a lie.
@@ -29,7 +30,7 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """The source of the images, how they are brought to one size, and what happens to broken ones."""
 
-    source: Literal["digits", "cifar10", "cifar100", "folder", "idx"] = Field(
+    source: SourceName = Field(
         description="Format of the data: embedded 8x8 digits, CIFAR python version, class folders, or MNIST-style IDX."
     )
     root: str | None = Field(
@@ -122,13 +123,13 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _eval_size_fits(self) -> Self:
-        if self.evaluation_size != self.image_size and self.source != "folder":
+        if self.evaluation_size != self.image_size and not SOURCES[self.source].class_folders:
             raise ValueError(f"eval_size is for source=folder: the images of {self.source} are all of one size")
         return self
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if self.group_by is not None and self.source != "folder":
+        if self.group_by is not None and not SOURCES[self.source].class_folders:
             raise ValueError(f"group_by is for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and (isinstance(self.group_by, bool) or self.group_by < 1):
             raise ValueError("group_by is a level of at least 1 (the first folder below the class), or a pattern")

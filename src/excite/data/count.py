@@ -3,16 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from excite.data.catalog import SOURCES
 from excite.data.config import AugmentConfig, DataConfig
 from excite.storage.address import is_remote
 
-#: What a source is taken for where its data are not here: name, training images, classes.
-ASSUMED = {
-    "cifar10": ("CIFAR-10", 50_000, 10),
-    "cifar100": ("CIFAR-100", 50_000, 100),
-    "folder": ("ImageNet", 1_281_167, 1000),
-    "idx": ("MNIST", 60_000, 10),
-}
 #: Counting has no need of large pixels; sources that are held in memory are opened at this size at most.
 LARGEST = 64
 
@@ -40,14 +34,15 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     Raises:
         ExciteError: the data are here, and damaged or incomplete.
     """
-    if data.source == "digits" or (data.root and not is_remote(data.root) and Path(data.root).expanduser().exists()):
+    facts = SOURCES[data.source]
+    if facts.assumed is None or (data.root and not is_remote(data.root) and Path(data.root).expanduser().exists()):
         from excite.data.sources import open_data
 
-        size = {} if data.source == "folder" else {"image_size": min(data.image_size, LARGEST)}
+        size = {} if facts.class_folders else {"image_size": min(data.image_size, LARGEST)}
         # Streaming, so that a folder is listed only.
         opened = open_data(data.model_copy(update={"mode": "stream", **size}), augment)
         return Count(len(opened.train), len(opened.classes), len(opened.val))
-    name, images, classes = ASSUMED[data.source]
+    images, classes = facts.assumed.train, facts.assumed.classes
     why = "data.root is not given"
     if data.root:
         why = f"data.root={data.root} is {'an address, and not fetched' if is_remote(data.root) else 'not here'}"
@@ -58,7 +53,7 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     if data.class_names is not None:
         classes = len(data.class_names)
     note = (
-        f"{why}: {images:,} training images of {classes:,} classes assumed, as {name} has"
+        f"{why}: {images:,} training images of {classes:,} classes assumed, as {facts.assumed.name} has"
         f"{' after data.limit_train' if images == data.limit_train else ''} (--images for another number)."
     )
     return Count(images, classes, note=note)

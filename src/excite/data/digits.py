@@ -5,6 +5,8 @@ from importlib.resources import files
 import numpy as np
 import torch
 
+from excite.data.config import DataConfig
+from excite.data.contents import Contents
 from excite.data.images import ArrayImages
 
 
@@ -16,3 +18,9 @@ def read_digits() -> tuple[list[str], ArrayImages, ArrayImages]:
     pixels = torch.from_numpy(((ink.astype(np.uint16) * 255 + 8) // 16).astype(np.uint8))[:, None]
     every = ArrayImages(pixels, torch.from_numpy(labels))
     return [str(d) for d in range(10)], every.take(np.flatnonzero(~test)), every.take(np.flatnonzero(test))
+
+
+def read_source(data: DataConfig, root: None, least_classes: int) -> Contents:
+    """The digits; their test images validate."""
+    classes, train, val = read_digits()
+    return Contents(classes, {"train": train, "val": val})

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -13,59 +12,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from excite.data.config import DataConfig
+from excite.data.contents import Contents, Folder, Part
 from excite.data.decode import BadImageError, BadImagesError
 from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
-from excite.data.parts import PART_TITLES, Layout, find_layout
+from excite.data.parts import PART_TITLES, find_layout
 from excite.data.preprocessing import Preprocessing
 from excite.data.walk import Found, Walk, folders_in, is_image, is_litter
 from excite.errors import ExciteError, nearest
-
-
-@dataclass
-class Part:
-    """The labelled files of one part, with what one ``stat`` told of each.
-
-    Attributes:
-        images: paths and class numbers.
-        sizes: int64 (N,), bytes.
-        modified: int64 (N,), nanoseconds.
-    """
-
-    images: FileImages
-    sizes: np.ndarray
-    modified: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def take(self, index: np.ndarray) -> "Part":
-        """The files of these positions, in this order."""
-        return Part(self.images.take(index), self.sizes[index], self.modified[index])
-
-
-@dataclass
-class Folder:
-    """Class folders, listed.
-
-    Attributes:
-        classes: names, in the order of the labels.
-        layout: where the parts lie.
-        parts: "train", "val", "test" -> files; "all" alone where there are no parts.
-        notes: what was left out and the like, one sentence each.
-        unusable: (path, reason) of what is called like an image and is no file, and of folders that were not entered.
-    """
-
-    classes: list[str]
-    layout: Layout
-    parts: dict[str, Part]
-    notes: list[str]
-    unusable: list[tuple[str, str]]
-
-    def relative(self, part: Part) -> list[str]:
-        """Each path below the folder of the parts (or of the classes), with "/"."""
-        root = os.path.join(self.layout.root, "")
-        return [path.removeprefix(root).replace(os.sep, "/") for path in part.images.paths]
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -238,3 +193,9 @@ def _threads(paths: list[str]) -> int:
     if sum(os.path.getsize(path) for path in sample if os.path.exists(path)) < 8192 * len(sample):
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
+    """List class folders. Raises ExciteError; see :func:`read_folder`."""
+    folder = read_folder(root, data.class_order, least_classes)
+    return Contents(folder.classes, dict(folder.parts), folder, list(folder.notes))

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from excite.data.config import DataConfig
+from excite.data.contents import Contents, Part
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError
 
@@ -87,3 +89,10 @@ def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str
     if train is None:
         raise ExciteError(f"{root} holds no IDX data: expected train-images-idx3-ubyte (or .gz) in it")
     return names, train, _read_part(root, "t10k", len(names))
+
+
+def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
+    """The IDX files in a folder. Raises ExciteError; see :func:`read_idx_folder`."""
+    classes, train, test = read_idx_folder(root, data.class_names)
+    parts: dict[str, ArrayImages | Part] = {"train": train} | ({} if test is None else {"test": test})
+    return Contents(classes, parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from excite.data.checks import THREADS, Checked, digest_of
-from excite.data.folder import Folder, Part
+from excite.data.contents import Folder, Part
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.storage import is_remote, local_file

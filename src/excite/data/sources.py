@@ -11,17 +11,17 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from excite.data.catalog import SOURCES
 from excite.data.checks import Checked, check_files
-from excite.data.cifar import read_cifar
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.digits import read_digits
-from excite.data.folder import Folder, Part, decode_all, read_folder, refuse_bad, some, title
+from excite.data.contents import Contents, Folder, Part
+from excite.data.folder import decode_all, refuse_bad, some, title
 from excite.data.formats import EXTENSIONS
-from excite.data.idx import read_idx_folder
 from excite.data.images import (
     ArrayImages,
     FileImages,
@@ -152,18 +152,6 @@ def _class_lines(data: DataSets) -> list[str]:
 
 
 @dataclass
-class _Source:
-    """What a format gives: parts by name ("all" alone where it has none), and whether its test part is a benchmark's,
-    on which published numbers are measured after training on all the rest."""
-
-    classes: list[str]
-    parts: dict[str, "ArrayImages | Part"]
-    benchmark: bool = False
-    folder: Folder | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass
 class _Roles:
     """Which images do what; ``how``: "part", "split" or "test" (see DataConfig.val_from)."""
 
@@ -226,33 +214,27 @@ def open_measured(
 
 def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> DataSets:
     """Bring data at an address here first."""
-    if data.root is None or not is_remote(data.root) or data.source == "digits":
+    facts = SOURCES[data.source]
+    if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
-    staged = stage(data.root, EXTENSIONS if data.source == "folder" else None)
+    staged = stage(data.root, EXTENSIONS if facts.class_folders else None)
     opened = opening(data.model_copy(update={"root": str(staged.path)}))
     opened.notes += [staged.note] if staged.note else []
     return opened
 
 
-def _source(data: DataConfig, least_classes: int = 2) -> _Source:
-    """Read what the format has, brought to size where it is in memory."""
-    if data.source == "folder":
-        folder = read_folder(_root(data, "folder"), data.class_order, least_classes)
-        return _Source(folder.classes, dict(folder.parts), folder=folder, notes=list(folder.notes))
-    if data.source == "digits":
-        classes, train, val = read_digits()
-        found = {"train": train, "val": val}
-    elif data.source == "idx":
-        classes, train, test = read_idx_folder(_root(data, "folder"), data.class_names)
-        found = {"train": train} | ({} if test is None else {"test": test})
-    else:
-        classes, train, test = read_cifar(data.source, _root(data, "any"))
-        found = {"train": train, "test": test}
-    parts: dict[str, ArrayImages | Part] = {n: _brought_to_size(p, data).canonical() for n, p in found.items()}
-    return _Source(classes, parts, benchmark=data.source != "digits")
+def _source(data: DataConfig, least_classes: int = 2) -> Contents:
+    """Read what the source has, brought to size where it is in memory."""
+    facts = SOURCES[data.source]
+    root = None if facts.root is None else _root(data, facts.root)
+    contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
+    for name, part in contents.parts.items():
+        if isinstance(part, ArrayImages):
+            contents.parts[name] = _brought_to_size(part, data).canonical()
+    return contents
 
 
-def _roles(data: DataConfig, source: _Source) -> _Roles:
+def _roles(data: DataConfig, source: Contents) -> _Roles:
     """Which images train, choose and are measured at the end."""
     parts, notes = source.parts, []
     train = parts.get("train") or parts.get("all")
@@ -263,7 +245,9 @@ def _roles(data: DataConfig, source: _Source) -> _Roles:
     val, test, how = parts.get("val"), parts.get("test"), "part"
     wanted: str = data.val_from
     if wanted == "auto":
-        wanted = "part" if val is not None else "test" if source.benchmark and test is not None else "train"
+        wanted = (
+            "part" if val is not None else "test" if SOURCES[data.source].benchmark and test is not None else "train"
+        )
     if wanted == "test":
         if test is None:
             raise ExciteError("data.val_from=test, but there is no test part; data.val_from=train splits images off")
@@ -285,7 +269,7 @@ def _roles(data: DataConfig, source: _Source) -> _Roles:
 
 
 def _split(
-    data: DataConfig, source: _Source, whole: "ArrayImages | Part"
+    data: DataConfig, source: Contents, whole: "ArrayImages | Part"
 ) -> tuple["ArrayImages | Part", "ArrayImages | Part", list[str]]:
     """Hold out `val_fraction` of the images, each by what it is itself; see :mod:`excite.data.split`."""
     notes: list[str] = []
@@ -408,7 +392,7 @@ def _measured(
 
 
 def _wanted(
-    data: DataConfig, source: _Source, elsewhere: bool, all_of_it: bool
+    data: DataConfig, source: Contents, elsewhere: bool, all_of_it: bool
 ) -> tuple["ArrayImages | Part", str, str | None, int]:
     """The images to measure, what they are, a clause on it, and of how many they are taken."""
     parts = source.parts
@@ -482,7 +466,7 @@ def _renamed(classes: list[str], data: DataConfig) -> list[str]:
 def _of_files(
     data: DataConfig,
     augment: AugmentConfig,
-    source: _Source,
+    source: Contents,
     train: Part,
     val: Part,
     test: Part | None,

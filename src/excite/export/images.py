@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from excite.data import ArrayImages, Preprocessing, eval_transform
+from excite.data.catalog import SOURCES
 from excite.data.config import PILLOW_LIMIT
 from excite.data.decode import BadImageError, check_image, load_image
 from excite.data.folder import read_folder, refuse_bad, some
@@ -143,7 +144,8 @@ def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessi
     labelled = _labelled(meta, where, part, preprocessing)
     if labelled is not None:
         return labelled
-    if meta["recipe"]["data"]["source"] not in ("folder", "digits"):
+    facts = SOURCES[meta["recipe"]["data"]["source"]]
+    if facts.root is not None and not facts.class_folders:
         try:
             return _of_recipe(meta, [f"data.root={where}"], part, preprocessing, where)
         except ExciteError as error:

@@ -11,8 +11,7 @@ import torch
 
 from excite.data.images import stratified_split
 from excite.logits import NO_CLASS
-from excite.pages.intervals import wilson
-from excite.trained.predictions import Predictions
+from excite.trained.predictions import Predictions, accuracy
 from excite.training.metrics import (
     multiclass_confusion_matrix,
     multiclass_f1_score,
@@ -47,28 +46,6 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str,
         "confusion": confusion_summary(counts, predictions.classes),
         "calibration": calibration(predictions),
         "mistakes": confident_mistakes(predictions, mistakes),
-    }
-
-
-def accuracy(predictions: Predictions, confidence: float = 0.95) -> dict[str, Any]:
-    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts; ``not_finite`` images have no
-    finite logits, and are wrong."""
-    right, images = int(predictions.right.sum()), len(predictions)
-    low, high = wilson(right, images, confidence)
-    most = min(5, len(predictions.classes))
-    # As torchmetrics' top-k does it: among the k largest logits, the first of equals first.
-    best = torch.from_numpy(predictions.logits).topk(most).indices.numpy()
-    among = int(((best == predictions.labels[:, None]).any(1) & predictions.finite).sum())
-    return {
-        "images": images,
-        "right": right,
-        "top1": 100 * right / images,
-        "top1_low": 100 * low,
-        "top1_high": 100 * high,
-        "top5": 100 * among / images,
-        "top5_of": most,
-        "confidence": confidence,
-        "not_finite": int((~predictions.finite).sum()),
     }
 
 

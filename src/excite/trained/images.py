@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from excite.data import DataSets, EvalLoader, open_measured
+from excite.data.catalog import SOURCES
 from excite.data.folder import some
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import find_record
@@ -83,7 +84,7 @@ def data_for(
             "these weights are of a version that held out other images, so most of these were trained on: give images "
             "that were not, data.root=PATH"
         )
-    if recipe.data.source == "folder" and recipe.data.class_names is None:
+    if SOURCES[recipe.data.source].class_folders and recipe.data.class_names is None:
         check_order(meta, data.classes, recipe.data.class_order, source)
     return recipe, data
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from excite.data import DataSets, FileImages
 from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
 from excite.logits import finite, predicted, sentence
+from excite.pages.intervals import wilson
 from excite.progress import Advance
 from excite.trained.opened import Opened
 from excite.untrusted.npz import read_npz
@@ -241,3 +242,43 @@ def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
             pixels = images.images[position]
         found.append(pixels.permute(1, 2, 0).numpy())
     return found
+
+
+class Accuracy(TypedDict):
+    """How often predictions are right; shares in percent.
+
+    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval at ``confidence``. ``top5_of`` is K where K < 5.
+    ``not_finite`` images have no finite logits, and are wrong.
+    """
+
+    images: int
+    right: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float
+    top5_of: int
+    confidence: float
+    not_finite: int
+
+
+def accuracy(predictions: Predictions, confidence: float = 0.95) -> Accuracy:
+    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts; ``not_finite`` images have no
+    finite logits, and are wrong."""
+    right, images = int(predictions.right.sum()), len(predictions)
+    low, high = wilson(right, images, confidence)
+    most = min(5, len(predictions.classes))
+    # As torchmetrics' top-k does it: among the k largest logits, the first of equals first.
+    best = torch.from_numpy(predictions.logits).topk(most).indices.numpy()
+    among = int(((best == predictions.labels[:, None]).any(1) & predictions.finite).sum())
+    return {
+        "images": images,
+        "right": right,
+        "top1": 100 * right / images,
+        "top1_low": 100 * low,
+        "top1_high": 100 * high,
+        "top5": 100 * among / images,
+        "top5_of": most,
+        "confidence": confidence,
+        "not_finite": int((~predictions.finite).sum()),
+    }
