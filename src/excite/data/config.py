@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from excite.data.catalog import SOURCES, SourceName
+from excite.data.catalog import SOURCES, SourceName, formats
 from excite.storage.address import is_remote, refuse_secrets
 
 #: Pillow refuses larger images (twice Image.MAX_IMAGE_PIXELS) whatever we say, so a larger `max_pixels` would be a lie.
@@ -30,9 +30,7 @@ class _Strict(BaseModel):
 class DataConfig(_Strict):
     """The source of the images, how they are brought to one size, and what happens to broken ones."""
 
-    source: SourceName = Field(
-        description="Format of the data: embedded 8x8 digits, CIFAR python version, class folders, or MNIST-style IDX."
-    )
+    source: SourceName = Field(description=f"Format of the data: {formats()}.")
     root: str | None = Field(
         default=None,
         description="Folder (or, for CIFAR, .tar.gz file) with the data, also at s3:// and the like; not for digits.",

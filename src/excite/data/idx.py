@@ -94,5 +94,7 @@ def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     """The IDX files in a folder. Raises ExciteError; see :func:`read_idx_folder`."""
     classes, train, test = read_idx_folder(root, data.class_names)
-    parts: dict[str, ArrayImages | Part] = {"train": train} | ({} if test is None else {"test": test})
+    parts: dict[str, ArrayImages | Part] = {"train": train}
+    if test is not None:
+        parts["test"] = test
     return Contents(classes, parts)
