@@ -1,6 +1,7 @@
 """Every source is whole, and one more takes a module and a line."""
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 
@@ -36,7 +37,8 @@ def test_a_toy_source_is_a_module_and_a_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "toy", ModuleType("toy"))
     sys.modules["toy"].read_source = read_source
-    monkeypatch.setitem(SOURCES, "toy", SourceFacts("shades", "toy", None, False, False, None))
+    facts = SourceFacts(what="shades", reader="toy", root=None, class_folders=False, benchmark=False, assumed=None)
+    monkeypatch.setitem(SOURCES, "toy", facts)
     config = DataConfig(source="digits", image_size=8, in_chans=1).model_copy(update={"source": "toy"})
     opened = open_data(config)
     assert opened.classes == ["dark", "light"]
@@ -44,5 +46,5 @@ def test_a_toy_source_is_a_module_and_a_line(monkeypatch):
     counted = count_data(config)
     assert (counted.train, counted.val) == (len(opened.train), len(opened.val))
     missing = config.model_copy(update={"root": "nowhere"})
-    monkeypatch.setitem(SOURCES, "toy", SourceFacts("shades", "toy", "folder", False, True, Assumed("Shades", 7, 2)))
+    monkeypatch.setitem(SOURCES, "toy", replace(facts, root="folder", assumed=Assumed("Shades", 7, 2)))
     assert count_data(missing).train == 7

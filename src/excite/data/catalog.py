@@ -22,7 +22,7 @@ class Assumed:
     classes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceFacts:
     """What is known of a source.
 
@@ -44,17 +44,46 @@ class SourceFacts:
 
 
 SOURCES = {
-    "digits": SourceFacts("embedded 8x8 digits", "excite.data.digits", None, False, False, None),
+    "digits": SourceFacts(
+        what="embedded 8x8 digits",
+        reader="excite.data.digits",
+        root=None,
+        class_folders=False,
+        benchmark=False,
+        assumed=None,
+    ),
     "cifar10": SourceFacts(
-        "CIFAR python version", "excite.data.cifar", "any", False, True, Assumed("CIFAR-10", 50_000, 10)
+        what="CIFAR python version",
+        reader="excite.data.cifar",
+        root="any",
+        class_folders=False,
+        benchmark=True,
+        assumed=Assumed("CIFAR-10", 50_000, 10),
     ),
     "cifar100": SourceFacts(
-        "CIFAR python version", "excite.data.cifar", "any", False, True, Assumed("CIFAR-100", 50_000, 100)
+        what="CIFAR python version",
+        reader="excite.data.cifar",
+        root="any",
+        class_folders=False,
+        benchmark=True,
+        assumed=Assumed("CIFAR-100", 50_000, 100),
     ),
     "folder": SourceFacts(
-        "class folders", "excite.data.folder", "folder", True, False, Assumed("ImageNet", 1_281_167, 1000)
+        what="class folders",
+        reader="excite.data.folder",
+        root="folder",
+        class_folders=True,
+        benchmark=False,
+        assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
-    "idx": SourceFacts("MNIST-style IDX", "excite.data.idx", "folder", False, True, Assumed("MNIST", 60_000, 10)),
+    "idx": SourceFacts(
+        what="MNIST-style IDX",
+        reader="excite.data.idx",
+        root="folder",
+        class_folders=False,
+        benchmark=True,
+        assumed=Assumed("MNIST", 60_000, 10),
+    ),
 }
 
 
