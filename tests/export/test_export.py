@@ -16,9 +16,11 @@ from PIL import Image
 
 from excite.data import Preprocessing
 from excite.errors import ExciteError
-from excite.export import export, formats
+from excite.export import export, formats, sessions
 from excite.export.build import _put_in_place, _target
+from excite.export.formats.base import OPSET
 from excite.export.images import open_samples, prepare, random_samples
+from excite.export.sessions import open_in, openvino_core
 from excite.export.verify import compare
 from excite.gates import list_gates
 from excite.models import create_model
@@ -98,13 +100,13 @@ def test_a_broken_export_fails_and_leaves_what_was_there(tmp_path, monkeypatch):
     weights, out = checkpoint(tmp_path), tmp_path / "out" / "model.pt2"
     out.parent.mkdir()
     out.write_text("before")
-    opened = formats.open_artefact
+    opened = sessions.open_in
 
     def open_broken(*arguments):
         run = opened(*arguments)
         return lambda images: run(images) * np.float32(1.01)
 
-    monkeypatch.setattr("excite.export.build.open_artefact", open_broken)
+    monkeypatch.setattr("excite.export.build.open_in", open_broken)
     with pytest.raises(ExciteError, match="disagrees with the PyTorch model"):
         export(weights, "pt2", out=out, input="float", images=20, force=True)
     assert [p.name for p in out.parent.iterdir()] == ["model.pt2"]
@@ -144,7 +146,7 @@ def test_a_pair_of_files_is_replaced_together_or_not_at_all(tmp_path, monkeypatc
     monkeypatch.setattr(os, "replace", fail_for_xml)
 
     def write_both():
-        with _put_in_place(tmp_path / "m.xml", "openvino") as aside:
+        with _put_in_place(tmp_path / "m.xml", formats.get("openvino")) as aside:
             aside.write_text("new")
             aside.with_suffix(".bin").write_text("new")
 
@@ -186,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
 
 
 def test_a_network_at_a_hub_is_exported_to_the_current_folder():
-    assert _target(Path("hf:someone/some-net"), "onnx", True, None, False) == Path("some-net.int8.onnx")
+    assert _target(Path("hf:someone/some-net"), formats.get("onnx"), True, None, False) == Path("some-net.int8.onnx")
 
 
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
@@ -215,7 +217,7 @@ def lines_of(format: str) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
 def test_the_lines_in_the_docs_classify_as_predict_does(tmp_path, format):
-    needs(*formats._NEEDS[format])
+    needs(*formats.get(format).needs)
     weights = checkpoint(tmp_path)
     export(weights, format, verify=str(photos(tmp_path / "photos")))
     Image.open(tmp_path / "photos" / "1.png").save(tmp_path / "photo.png")
@@ -228,16 +230,16 @@ def test_the_lines_in_the_docs_classify_as_predict_does(tmp_path, format):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("opset", [18, formats.OPSET])
+@pytest.mark.parametrize("opset", [18, OPSET])
 def test_onnx_takes_any_number_of_images_of_any_size(tmp_path, opset):
-    needs(*formats._NEEDS["onnx"])
+    needs(*formats.get("onnx").needs)
     import onnx
 
     weights = checkpoint(tmp_path)
     path = export(weights, "onnx", images=20, opset=opset)["artefact"]
     onnx.checker.check_model(path, full_check=True)
     assert [entry.version for entry in onnx.load(path).opset_import if not entry.domain] == [opset]
-    predictor, run = load(weights), formats.open_artefact("onnx", Path(path), 1)
+    predictor, run = load(weights), open_in("onnxruntime", Path(path), 1)
     for count, height, width in [(n, *size) for n in (1, 7) for size in ((SIZE, SIZE), (20, 33), (300, 200))]:
         images = np.random.default_rng(count).integers(0, 256, (count, height, width, 1), dtype=np.uint8)
         ready = torch.from_numpy(np.stack([prepare(i, predictor.preprocessing) for i in images])).permute(0, 3, 1, 2)
@@ -249,7 +251,7 @@ def test_onnx_takes_any_number_of_images_of_any_size(tmp_path, opset):
 @pytest.mark.parametrize("gate", GATES, ids=str)
 @pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
 def test_every_gate_exports(tmp_path, gate, format):
-    needs(*formats._NEEDS[format])
+    needs(*formats.get(format).needs)
     result = export(checkpoint(tmp_path, gate), format, input="float", images=20)
     assert result["rows"][1]["agreement"] == 100
 
@@ -257,10 +259,10 @@ def test_every_gate_exports(tmp_path, gate, format):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_leaves_the_gates_in_float_unless_told_otherwise(tmp_path, format):
-    needs(*formats._NEEDS[format], *(["nncf"] if format == "openvino" else []))
+    needs(*formats.get(format).needs, *(["nncf"] if format == "openvino" else []))
     weights, found = checkpoint(tmp_path), {}
     for name, options in {"float": {}, "int8": {"int8_gates": True}}.items():
-        out = tmp_path / f"{name}{formats.SUFFIX[format]}"
+        out = tmp_path / f"{name}{formats.get(format).suffix}"
         result = export(weights, format, out=out, int8=True, max_drop=100, images=50, **options)
         assert [row["written"] for row in result["rows"]] == [False, False, name == "float", name == "int8"]
         assert result["rows"][2]["largest_difference"] != result["rows"][3]["largest_difference"]
@@ -294,7 +296,7 @@ def stored_metadata(format: str, path: Path) -> dict:
         import onnxruntime
 
         return json.loads(onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map["excite"])
-    return json.loads(formats.openvino_core().read_model(path).get_rt_info(["excite"]).astype(str))
+    return json.loads(openvino_core().read_model(path).get_rt_info(["excite"]).astype(str))
 
 
 def quantised_gate_inputs(format: str, path: Path) -> int:
@@ -316,7 +318,7 @@ def quantised_gate_inputs(format: str, path: Path) -> int:
             return quantise is None or (source is not None and source.name.startswith("gate_scale/"))
 
         return sum(node.name.startswith("gate_scale/") and any(map(own, node.input)) for node in nodes)
-    ops = formats.openvino_core().read_model(path).get_ops()
+    ops = openvino_core().read_model(path).get_ops()
     return sum("FakeQuantize" in op.get_type_name() and "gate_scale/" in op.get_friendly_name() for op in ops)
 
 

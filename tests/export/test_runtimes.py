@@ -2,15 +2,20 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.export import export, formats, runtimes, verify
+from excite.export import export, formats, runtimes
 from excite.export.deployable import Deployable
+from excite.export.formats import pt2
+from excite.export.sessions import open_in
 from excite.models.folding import FoldedClassifier
 from excite.trained.predictor import load
 from tests.export.test_export import SIZE, checkpoint, needs
@@ -76,8 +81,31 @@ def test_one_wrong_first_call_and_nothing_is_written(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def read_by(monkeypatch, readers):
+    monkeypatch.setattr(pt2, "FORMAT", replace(pt2.FORMAT, readers=readers))
+
+
+@pytest.mark.parametrize("name", formats.MODULES)
+def test_a_format_has_all_that_it_needs(name):
+    chosen = formats.get(name)
+    assert (chosen.name, chosen.suffix[0]) == (name, ".")
+    assert set(chosen.readers) <= {"torch", "onnxruntime", "openvino", "onnx"}
+    assert chosen.files(Path("net" + chosen.suffix))[-1] == Path("net" + chosen.suffix)
+
+
+def test_a_toy_format_is_a_module_and_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "toy", ModuleType("toy"))
+    sys.modules["toy"].FORMAT = replace(pt2.FORMAT, name="toy", suffix=".toy")
+    monkeypatch.setitem(formats.MODULES, "toy", "toy")
+    result = export(checkpoint(tmp_path), "toy", images=4)
+    assert Path(result["artefact"]) == tmp_path / "model.toy"
+    assert (result["format"], result["runtime"].split()[0]) == ("toy", "torch")
+    with pytest.raises(ExciteError, match="--int8 is for the formats onnx and openvino; toy has none"):
+        export(tmp_path / "model.safetensors", "toy", int8=True)
+
+
 def test_who_was_asked_and_who_was_not_is_said(tmp_path, monkeypatch):
-    monkeypatch.setitem(formats.READERS, "pt2", ("torch", "a_runtime_of_tomorrow"))
+    read_by(monkeypatch, ("torch", "a_runtime_of_tomorrow"))
     said = []
     result = export(checkpoint(tmp_path), "pt2", images=4, say=said.append)
     [found] = result["runtimes"]
@@ -94,10 +122,10 @@ def test_another_runtime_that_refuses_the_file_is_said_and_its_own_stops_it(tmp_
     predictor = load(checkpoint(tmp_path), "cpu", "fp32")
     cases = runtimes.make_cases(predictor, "uint8")
     monkeypatch.setattr(runtimes, "sessions_of", sessions_of_a_model(predictor))
-    monkeypatch.setitem(formats.READERS, "pt2", ("numpy", "torch"))
+    read_by(monkeypatch, ("numpy", "torch"))
     with pytest.raises(ExciteError, match="cannot open the artefact: RuntimeError: no such operator"):
         runtimes.ask("pt2", tmp_path, cases, 1, 0)
-    monkeypatch.setitem(formats.READERS, "pt2", ("torch", "numpy"))
+    read_by(monkeypatch, ("torch", "numpy"))
     asked = runtimes.ask("pt2", tmp_path, cases, 1, 0)
     assert list(asked.calls) == [f"torch {metadata.version('torch')}"]
     assert "it cannot open this file" in asked.left_out["numpy"]
@@ -122,18 +150,18 @@ def test_int8_is_held_to_its_own_first_call_and_to_the_other_runtimes():
 
 def test_pytorchs_side_is_timed_in_the_form_that_predict_runs(tmp_path):
     weights = checkpoint(tmp_path)
-    timed = verify._as_predict(load(weights, "cpu", "fp32")).model
+    timed = load(weights, "cpu", "fp32").as_predicting().model
     assert type(timed) is type(load(weights, "cpu", "fp32", fold=None).model) is FoldedClassifier
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_the_first_call_is_right_in_every_runtime_that_is_here(tmp_path, format):
-    needs(*formats._NEEDS[format])
+    needs(*formats.get(format).needs)
     weights = checkpoint(tmp_path, in_chans=1)
     result = export(weights, format, images=4)
     [found] = result["runtimes"]
-    here = {name for name in formats.READERS[format] if name not in found["not_asked"]}
+    here = {name for name in formats.get(format).readers if name not in found["not_asked"]}
     assert len(found["asked"]) == len(here) >= 1
     assert found["relative_difference"] < 1e-3
     if format == "onnx":
@@ -141,7 +169,7 @@ def test_the_first_call_is_right_in_every_runtime_that_is_here(tmp_path, format)
 
         graph = onnx.load(result["artefact"]).graph
         assert not [node.op_type for node in graph.node if node.op_type in ("If", "Loop", "Scan")]
-    run = formats.open_artefact(format, tmp_path / f"model{formats.SUFFIX[format]}", 1)
+    run = open_in(formats.get(format).runtime, tmp_path / f"model{formats.get(format).suffix}", 1)
     predictor = load(weights)
     rng = np.random.default_rng(0)
     for shape in ((1, 30000, 1, 1), (2, 1, 3000, 1), (1, 1, 1, 1)):  # strips: the middle is all that is seen
@@ -156,7 +184,7 @@ import faulthandler, signal, subprocess, sys
 from pathlib import Path
 import openvino
 from openvino import opset13
-from excite.export.formats import open_in
+from excite.export.sessions import open_in
 
 x = opset13.parameter([1, 8], name="x")
 openvino.save_model(openvino.Model([opset13.relu(x)], [x]), sys.argv[1])
@@ -172,7 +200,7 @@ print("alive")
 
 def test_a_signal_after_two_sessions_of_openvino_does_not_end_the_process(tmp_path):
     """Of two objects ``openvino.Core`` the second leaves signal handlers on a stack that is gone."""
-    needs(*formats._NEEDS["openvino"])
+    needs(*formats.get("openvino").needs)
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -10,8 +10,6 @@ from excite.lazy import lazily
 if TYPE_CHECKING:
     from excite.export.build import export as export
 
-FORMATS = ("onnx", "openvino", "pt2")
-
 _HOMES = {
     "export": "excite.export.build",
 }

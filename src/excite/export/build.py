@@ -15,11 +15,13 @@ import numpy as np
 import torch
 
 from excite.errors import ExciteError, first_line
-from excite.export import runtimes
+from excite.export import formats, runtimes
 from excite.export.deployable import Deployable, InputKind
-from excite.export.formats import OPSET, QUANTISER, RUNTIME, SUFFIX, check, open_artefact, quantise, write
+from excite.export.formats import check
+from excite.export.formats.base import OPSET, Format
 from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import describe, describe_int8
+from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
 from excite.files import check_writable
 from excite.progress import Progress
@@ -90,27 +92,28 @@ def export(
         raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
     if calibrate is not None and not int8:
         raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
+    chosen = formats.get(format)
     located = locate(source)
     weights = located.path
-    target = _target(weights, format, int8, out, force)
+    target = _target(weights, chosen, int8, out, force)
     predictor = load(source, "cpu", "fp32")
     if overrides and verify is not None:
         raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
     samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
     meta = describe(predictor, located, input)
     threads = torch.get_num_threads()
-    with _put_in_place(target, format) as aside:
+    with _put_in_place(target, chosen) as aside:
         deployable = Deployable(predictor.model, predictor.preprocessing, input)
         progress("writing", 0, 1)
         fp32 = _beside(aside, "fp32") if int8 else aside
-        _write(format, deployable, fp32, meta, opset)
+        _write(chosen, deployable, fp32, meta, opset)
         paths = {f"{format} fp32": fp32}
         if int8:
             calibration = _calibrate_on(predictor, calibrate, say, input, progress)
-            paths |= _quantised(format, fp32, aside, int8_gates, calibration, meta)
+            paths |= _quantised(chosen, fp32, aside, int8_gates, calibration, meta)
         progress("asking every runtime", 0, 1)
         asked = _ask_all(format, paths, aside, predictor, input, tolerance, say)
-        artefacts = {name: open_artefact(format, path, threads) for name, path in paths.items()}
+        artefacts = {name: open_in(chosen.runtime, path, threads) for name, path in paths.items()}
         reference, outcomes = measure(predictor, artefacts, samples, input, partial(progress, "verifying"))
         timed = sentence(predictor, reference, input, threads)
         written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
@@ -118,12 +121,12 @@ def export(
         if int8:
             _judge_int8(reference, written, max_drop, samples)
         del artefacts  # OpenVINO maps the file
-        size = sum(f.stat().st_size for f in _files(aside, format))
+        size = sum(f.stat().st_size for f in chosen.files(aside))
     return {
         "artefact": str(target),
         "bytes": size,
         "format": format,
-        "runtime": f"{RUNTIME[format]} {meta['export']['versions'].get(RUNTIME[format])}",
+        "runtime": f"{chosen.runtime} {meta['export']['versions'].get(chosen.runtime)}",
         "images": samples.name,
         "threads": threads,
         "tolerance": tolerance,
@@ -136,41 +139,36 @@ def export(
     }
 
 
-def _write(format: str, deployable: Deployable, path: Path, meta: dict[str, Any], opset: int) -> None:
+def _write(format: Format, deployable: Deployable, path: Path, meta: dict[str, Any], opset: int) -> None:
     try:
-        write(format, deployable.trace(), path, meta, opset)
+        format.write(deployable.trace(), path, meta, opset)
     except (ExciteError, OSError):
         raise
     except Exception as error:  # torch's exporters have dozens of kinds
-        others = " or ".join(other for other in SUFFIX if other != format)
+        others = " or ".join(other for other in formats.MODULES if other != format.name)
         raise ExciteError(
-            f"this network cannot be written in the format {format} ({type(error).__name__}: "
+            f"this network cannot be written in the format {format.name} ({type(error).__name__}: "
             f"{first_line(error)[:200]}); nothing was written; try --format {others}"
         ) from error
 
 
-def _target(weights: Path, format: str, int8: bool, out: str | Path | None, force: bool) -> Path:
-    suffix = SUFFIX[format]
+def _target(weights: Path, format: Format, int8: bool, out: str | Path | None, force: bool) -> Path:
+    suffix = format.suffix
     if out is None and not weights.exists() and not weights.parent.is_dir():  # at a hub
         weights = Path(weights.name)
     target = weights.with_name(f"{weights.stem}{'.int8' if int8 else ''}{suffix}") if out is None else Path(out)
     if target.suffix != suffix:
-        raise ExciteError(f"--out {target}: the name of a file of the format {format} ends in {suffix}")
-    for file in _files(target, format):  # before minutes of work
+        raise ExciteError(f"--out {target}: the name of a file of the format {format.name} ends in {suffix}")
+    for file in format.files(target):  # before minutes of work
         check_writable(file)
-    there = [file for file in _files(target, format) if file.exists()]
+    there = [file for file in format.files(target) if file.exists()]
     if there and not force:
         raise ExciteError(f"{there[0]} exists already; name another file with --out, or write over it with --force")
     return target
 
 
-def _files(path: Path, format: str) -> list[Path]:
-    """What an artefact consists of."""
-    return [path.with_suffix(".bin"), path] if format == "openvino" else [path]
-
-
 @contextmanager
-def _put_in_place(target: Path, format: str) -> Iterator[Path]:
+def _put_in_place(target: Path, format: Format) -> Iterator[Path]:
     """Give a path in a new folder beside ``target``; all that the artefact consists of moves when the block ends well.
 
     On any error, what was at ``target`` before is there as it was, and nothing else.
@@ -181,14 +179,14 @@ def _put_in_place(target: Path, format: str) -> Iterator[Path]:
     try:
         final.parent.mkdir(parents=True)
         yield final
-        for file in _files(final, format):
+        for file in format.files(final):
             place = target.parent / file.name
             if place.exists():
                 os.replace(place, folder / file.name)
                 replaced.append((folder / file.name, place))
         moved: list[Path] = []
         try:
-            for file in _files(final, format):
+            for file in format.files(final):
                 os.replace(file, target.parent / file.name)
                 moved.append(target.parent / file.name)
         except OSError:
@@ -267,18 +265,19 @@ def _calibrate_on(
 
 
 def _quantised(
-    format: str, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: dict[str, Any]
+    format: Format, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: dict[str, Any]
 ) -> dict[str, Path]:
     """Write both int8 artefacts: the one that is wanted to ``aside``, the other to be measured beside it."""
-    paths = {}
+    assert format.int8 is not None  # checked at the beginning
+    quantiser, paths = format.int8.quantiser, {}
     for with_gates in (False, True):
         path = aside if with_gates == int8_gates else _beside(aside, "other")
 
         def about(layers: Counter[str], with_gates: bool = with_gates) -> dict[str, Any]:
-            return describe_int8(meta, QUANTISER[format], with_gates, layers, calibration.describe())
+            return describe_int8(meta, quantiser, with_gates, layers, calibration.describe())
 
-        quantise(format, fp32, path, calibration.batches, with_gates, about)
-        paths[f"{format} int8, gates {'too' if with_gates else 'in float'}"] = path
+        format.int8.make(fp32, path, calibration.batches, with_gates, about)
+        paths[f"{format.name} int8, gates {'too' if with_gates else 'in float'}"] = path
     return paths
 
 

@@ -19,9 +19,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.errors import ExciteError
+from excite.export import formats
 from excite.export.deployable import InputKind
-from excite.export.formats import READERS, Run, sessions_of
 from excite.export.images import blurred_noise, prepare
+from excite.export.sessions import Run, sessions_of
 from excite.export.verify import Comparison, compare, reference_logits, to_input
 from excite.trained.predictor import Predictor
 
@@ -101,13 +102,14 @@ def ask(format: str, path: Path, cases: Sequence[Case], threads: int, macs: floa
         ExciteError: the artefact's own runtime cannot open it, or any that opened it cannot run a case.
     """
     asked = Asked()
-    for runtime in READERS[format]:
+    readers = formats.get(format).readers
+    for runtime in readers:
         if find_spec(runtime) is None:
             asked.left_out[runtime] = "not installed (pip install 'excite[export]')"
         elif runtime == "onnx" and macs > REFERENCE_MACS:
             asked.left_out[runtime] = f"its reference evaluator would take minutes for {macs / 1e9:.2g} G products"
         else:
-            _ask_one(runtime, path, cases, threads, asked, own=runtime == READERS[format][0])
+            _ask_one(runtime, path, cases, threads, asked, own=runtime == readers[0])
     return asked
 
 

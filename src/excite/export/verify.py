@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from excite.export.deployable import InputKind
-from excite.export.formats import Run
 from excite.export.images import Samples, prepare
+from excite.export.sessions import Run
 from excite.logits import NO_CLASS, predicted
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance

@@ -1,0 +1,39 @@
+"""The formats of an artefact, one module each. Nothing heavy is imported until one is used.
+
+To add one: a module with an object ``FORMAT`` (see :mod:`excite.export.formats.base`), and a line in :data:`MODULES`.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from excite.errors import ExciteError, nearest
+
+if TYPE_CHECKING:
+    from excite.export.formats.base import Format
+
+MODULES = {
+    "onnx": "excite.export.formats.onnx",
+    "openvino": "excite.export.formats.openvino",
+    "pt2": "excite.export.formats.pt2",
+}
+
+
+def get(name: str) -> "Format":
+    """A format by its name. Raises ExciteError where there is none."""
+    if name not in MODULES:
+        raise ExciteError(f"there is no format {name!r}{nearest(name, MODULES)}; choose one of {', '.join(MODULES)}")
+    found: Format = import_module(MODULES[name]).FORMAT
+    return found
+
+
+def check(name: str, int8: bool) -> None:
+    """Raises ExciteError for an unknown format, one that has no int8, and packages that are not installed."""
+    chosen = get(name)
+    if int8 and chosen.int8 is None:
+        able = [other for other in MODULES if get(other).int8 is not None]
+        raise ExciteError(f"--int8 is for the formats {' and '.join(able)}; {name} has none")
+    needs = chosen.needs + ((chosen.int8.quantiser,) if int8 and chosen.int8 is not None else ())
+    missing = [package for package in dict.fromkeys(needs) if find_spec(package) is None]
+    if missing:
+        raise ExciteError(f"the format {name} needs {', '.join(missing)}: pip install 'excite[export]'")
