@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import pickle
 import struct
@@ -461,4 +462,12 @@ def test_preprocessing_round_trip_and_errors(tmp_path):
         [0.4, 0.5, 0.6]
     ).view(3, 1, 1)
     assert (got[0] - expected).abs().max() < 1e-5
-    assert one.normalize(loaded[None, :1]).shape == (1, 3, 16, 16)
+    assert one.normalize(loaded[None, :1].repeat(2, 1, 1, 1)).shape == (2, 3, 16, 16)
+    assert one.normalize(loaded[None], torch.bfloat16).dtype == torch.bfloat16
+    assert one.normalize(loaded[None].to("meta")).is_meta  # its constants follow the images to their device
+    assert json.loads(json.dumps(one.to_dict())) == one.to_dict()  # what a report stored is compared with this
+    gray = Preprocessing(30, 1.0, "bicubic", (0.1,), (0.4,), 1)
+    square = Image.fromarray(PICTURE[:, :30])
+    assert (gray.load(saved(square, "PNG"))[0].numpy() == np.asarray(square.convert("L"))).all()
+    with pytest.raises(BadImageError, match="30 x 30 pixels, more than max_pixels = 899"):
+        gray.load(saved(square, "PNG"), 899)

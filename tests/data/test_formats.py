@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -74,6 +75,13 @@ def tiff(
     head.seek(8)
     tags.save(head)
     return head.getvalue() + b"".join(content)
+
+
+def entry(data: bytes, number: int, *, tag: int | None = None, value: int | None = None) -> bytes:
+    """What `tiff` made, with another tag or value in the entry of this number."""
+    at = next(at for at in range(10, len(data), 12) if data[at : at + 2] == struct.pack("<H", number))
+    head = struct.pack("<H", number if tag is None else tag) + data[at + 2 : at + 8]
+    return data[:at] + head + (data[at + 8 : at + 12] if value is None else struct.pack("<I", value)) + data[at + 12 :]
 
 
 def scaled(values: np.ndarray, white: int = 65535) -> np.ndarray:
@@ -285,8 +293,13 @@ def test_damaged_bytes_raise_nothing_but_bad_image_error(kind: str, tmp_path):
 )  # fmt: skip
 def test_bands_without_a_meaning_are_never_taken_for_colour_or_transparency(photometric, bands, extra, planes, dtype):
     data = tiff(RNG.integers(0, 255, (30, 40, bands)).astype(dtype), photometric, extra, planes)
+    colours, kind = {1: (1, "gray"), 2: (3, "RGB"), 5: (4, "colours")}[photometric]
+    said = f"{bands} bands"
+    if dtype == np.uint8:  # of 16 bits Pillow knows some not at all, and then this is all that is said
+        kept = "-b 1 -b 2 -b 3 -colorinterp red,green,blue" if bands > 2 else "-b 1"  # to be copied and run
+        said += f", {colours} of {kind} and {bands - colours} that .* gdal_translate {kept} IN.tif OUT.tif$"
     for read in (load_image, check_image):
-        with pytest.raises(BadImageError, match=f"{bands} bands"):
+        with pytest.raises(BadImageError, match=said):
             read(data)
 
 
@@ -310,10 +323,46 @@ def test_bands_that_are_transparency_are():
         (np.zeros((4, 4, 3), np.uint32), 2, "3 bands of 32 bits"),
     ],
 )
-def test_numbers_without_an_agreed_meaning_are_refused_with_the_reason(values, photometric, said):
-    for read in (load_image, check_image):
-        with pytest.raises(BadImageError, match=said):
-            read(tiff(values, photometric))
+def test_numbers_without_an_agreed_meaning_are_refused_with_the_reason(values, photometric, said, tmp_path):
+    data, path = tiff(values, photometric), tmp_path / "a.tif"
+    path.write_bytes(data)
+    for source in (data, path):
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError, match=said):
+                read(source)
+
+
+def test_a_tiff_that_pillow_knows_no_mode_for_is_described():
+    gray = tiff(np.zeros((4, 4, 1), np.uint8), 4)
+    deep = _big_endian(np.zeros((4, 4, 3), np.uint16))
+    for data, said in (
+        (gray, "1 band of 8 bits (photometric 4)"),
+        (entry(entry(gray, 258, tag=65000), 277, tag=65001), "1 band of 1 bits (photometric 4)"),  # as TIFF means it
+        (deep.replace(struct.pack(">3H", 16, 16, 16), struct.pack(">3H", 32, 32, 32)), "3 bands of 32 bits"),
+        (tiff(np.zeros((4, 4, 2), np.float64), 1), "2 bands of 64 float bits (photometric 1)"),
+        (entry(gray, 256, tag=255), "its header is damaged"),
+    ):
+        with pytest.raises(BadImageError, match=re.escape(said)):
+            load_image(data)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_bands_in_planes_of_their_own_are_read_right_or_refused(deflate: bool):
+    gray = PICTURE[..., :1]
+    assert (pixels(tiff(PICTURE, 2, planes=True, deflate=deflate)) == PICTURE).all()
+    assert (pixels(tiff(gray, 1, planes=True, deflate=deflate), "L") == gray[..., 0]).all()
+    deep = tiff(gray * np.uint16(257), 1, planes=True, deflate=deflate)
+    negative = tiff(255 - gray, 0, planes=True, deflate=deflate)
+    refused = {"16-bit colours in separate planes": tiff(PICTURE * np.uint16(257), 2, planes=True, deflate=deflate)}
+    if deflate:  # libtiff knows what a single plane means, Pillow's own decoder does not
+        assert (pixels(deep, "L") == gray[..., 0]).all()
+        assert (pixels(negative, "L") == gray[..., 0]).all()
+    else:
+        refused |= {"only band is stored as a plane": deep, "only band is stored as": negative}
+    for said, data in refused.items():
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError, match=said):
+                read(data)
 
 
 # --- 16 bits ---------------------------------------------------------------------------------------------------------
@@ -331,6 +380,12 @@ def test_sixteen_bit_colours_keep_all_their_levels(order: str, white: int):
     }[order]()
     assert (pixels(data, white=white) == scaled(values, white)).all()
     assert largest_value(data) == values.max()
+    clear = np.where(RNG.random((30, 40, 1)) < 0.5, 0, 65535).astype(np.uint16)
+    if order in ("PNG", "TIFF little"):
+        alpha = np.dstack([values, clear])
+        data = deep_png(alpha) if order == "PNG" else tiff(alpha, 2, (2,))
+        assert (pixels(data, white=white) == np.where(clear == 0, 255, scaled(values, white))).all()
+        assert largest_value(data) == values.max()  # how opaque it is says nothing about what is white
 
 
 def _big_endian(values: np.ndarray) -> bytes:
@@ -352,6 +407,7 @@ def test_sixteen_bit_gray_of_every_kind():
         assert (pixels(tiff(values, 0), "L", white) == 255 - levels).all()  # zero is white, as in radiographs
         assert (pixels(saved(Image.fromarray(values[..., 0]), "PPM"), "L", white) == levels).all()
     clear = np.where(RNG.random((30, 40, 1)) < 0.5, 0, 65535).astype(np.uint16)
+    assert largest_value(deep_png(np.dstack([values, clear]))) == values.max()
     got = pixels(deep_png(np.dstack([values, clear])), "L", 4095)
     assert (got == np.where(clear[..., 0] == 0, 255, scaled(values[..., 0], 4095))).all()
 
@@ -361,6 +417,15 @@ def test_formats_that_tell_their_white_are_left_alone():
     for white in (65535, 4095, 255):
         assert pixels(twelve, "L", white).ravel().tolist() == [0, 62, 125, 255]
     assert largest_value(twelve) is None
+    values = RNG.integers(0, 4096, (2, 4)).astype(np.uint16)
+    bits = "".join(f"{value:012b}" for value in values.ravel())  # two values in three bytes
+    packed = entry(entry(tiff(np.zeros((2, 6, 1), np.uint8), 1), 256, value=4), 258, value=12)
+    packed = packed[:-12] + int(bits, 2).to_bytes(12, "big")
+    wavelets = saved(Image.fromarray(values), "JPEG2000")
+    for data, most in ((packed, 4095), (wavelets, 65535)):
+        for white in (65535, 255):
+            assert (pixels(data, "L", white) == scaled(values, most)).all()
+        assert largest_value(data) is None
     assert largest_value(CUT["png"]) is None
 
 
