@@ -77,6 +77,16 @@ def tiff(
     return head.getvalue() + b"".join(content)
 
 
+def _big_endian(values: np.ndarray) -> bytes:
+    height, width, bands = values.shape
+    behind = 8 + 2 + 8 * 12 + 4
+    shorts = {256: width, 257: height, 259: 1, 262: 2, 277: bands}
+    entries = [(tag, 3, 1, value << 16) for tag, value in shorts.items()]
+    entries = sorted([*entries, (258, 3, 3, behind), (273, 4, 1, behind + 6), (279, 4, 1, values.nbytes)])
+    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHII", *e) for e in entries)
+    return head + bytes(4) + struct.pack(">3H", 16, 16, 16) + values.astype(">u2").tobytes()
+
+
 def entry(data: bytes, number: int, *, tag: int | None = None, value: int | None = None) -> bytes:
     """What `tiff` made, with another tag or value in the entry of this number."""
     at = next(at for at in range(10, len(data), 12) if data[at : at + 2] == struct.pack("<H", number))
@@ -242,17 +252,47 @@ def test_files_cut_off_anywhere_are_found_and_whole_ones_are_not_refused(kind: s
         load_image(path)
 
 
+def unusual_forms() -> dict[str, bytes]:
+    """Whole files as other programs than Pillow write them."""
+    gif, box = CUT["gif"], CUT["jp2"].index(b"jp2c") - 4
+    table = 3 << (gif[10] & 7) + 1
+    at = 13 + table  # the only image's descriptor
+    own = gif[:10] + bytes([gif[10] & 0x7F]) + gif[11:13] + gif[at : at + 9] + bytes([gif[at + 9] | 0x80 | gif[10] & 7])
+    length = struct.unpack(">I", CUT["jp2"][box : box + 4])[0]
+    comment = b"!\xfe\x03two\x06blocks\0"
+    tiles = entry(entry(tiff(PICTURE, 2), 278, tag=323), 284, tag=322, value=40)
+    return {
+        "gif with comments": gif[:at] + comment * 2 + gif[at:],
+        "gif with a table of its own": own + gif[13:at] + gif[at + 10 :],
+        "jp2 up to the end": CUT["jp2"][:box] + bytes(4) + CUT["jp2"][box + 4 :],
+        "jp2 of 64 bits": CUT["jp2"][:box] + struct.pack(">I4sQ", 1, b"jp2c", length + 8) + CUT["jp2"][box + 8 :],
+        "tiff of tiles": entry(entry(tiles, 273, tag=324), 279, tag=325),
+        "tiff big": _big_endian(PICTURE * np.uint16(257)),
+    }
+
+
 def test_whole_files_are_not_decoded_to_find_out(tmp_path, monkeypatch):
     from PIL import ImageFile
 
     def refuse(self):
         raise AssertionError("decoded")
 
-    for kind in ("jpeg", "progressive", "png", "webp", "gif", "bmp", "tiff", "tiff lzw", "avif", "jp2", "j2k"):
-        (tmp_path / kind).write_bytes(CUT[kind])
+    usual = ("jpeg", "progressive", "png", "webp", "gif", "bmp", "tiff", "tiff lzw", "avif", "jp2", "j2k")
+    for data in (*(CUT[kind] for kind in usual), *unusual_forms().values()):
+        (tmp_path / "a").write_bytes(data)
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile.ImageFile, "load", refuse)
-            check_image(tmp_path / kind)
+            check_image(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", unusual_forms())
+def test_unusual_forms_are_read_and_found_where_they_are_cut_off(kind: str):
+    data = unusual_forms()[kind]
+    assert np.abs(pixels(data) - (pixels(CUT["gif"]) if "gif" in kind else PICTURE)).max() == 0
+    for length in range(len(data) // 2, len(data) - 2, len(data) // 50):
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError):
+                read(data[:length])
 
 
 def test_check_looks_at_the_size_and_at_what_the_header_says(tmp_path):
@@ -386,16 +426,6 @@ def test_sixteen_bit_colours_keep_all_their_levels(order: str, white: int):
         data = deep_png(alpha) if order == "PNG" else tiff(alpha, 2, (2,))
         assert (pixels(data, white=white) == np.where(clear == 0, 255, scaled(values, white))).all()
         assert largest_value(data) == values.max()  # how opaque it is says nothing about what is white
-
-
-def _big_endian(values: np.ndarray) -> bytes:
-    height, width, bands = values.shape
-    behind = 8 + 2 + 8 * 12 + 4
-    shorts = {256: width, 257: height, 259: 1, 262: 2, 277: bands}
-    entries = [(tag, 3, 1, value << 16) for tag, value in shorts.items()]
-    entries = sorted([*entries, (258, 3, 3, behind), (273, 4, 1, behind + 6), (279, 4, 1, values.nbytes)])
-    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHII", *e) for e in entries)
-    return head + bytes(4) + struct.pack(">3H", 16, 16, 16) + values.astype(">u2").tobytes()
 
 
 def test_sixteen_bit_gray_of_every_kind():
