@@ -1,5 +1,6 @@
 """Which images train, choose and are measured: parts by name, the split, and what a walk leaves out."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
-from excite.data.folder import in_order
+from excite.data.checks import check_files, digest_of
+from excite.data.folder import in_order, read_folder
 from excite.data.record import Record, inherit
 from excite.data.split import group_keys, stable_split
 from excite.data.walk import walk
@@ -418,3 +420,53 @@ def test_all_broken_files_are_named_before_the_first_step(tmp_path, monkeypatch)
     picture(broken[0], 123)
     opened(tmp_path, mode="stream", on_bad_val="skip")
     assert looked == [str(broken[0])]
+
+
+def test_what_was_found_is_remembered_of_the_same_files_only(tmp_path, monkeypatch):
+    fill(tmp_path, 3)
+    (tmp_path / "dog" / "001.png").write_bytes(b"text")
+    part = read_folder(tmp_path).parts["all"]
+    told: list[tuple] = []
+    first = check_files(part, 10**6, "training", lambda *what: told.append(what))
+    assert told == [("checking training images", 6, 6)]
+    assert [os.path.relpath(path, tmp_path) for path, _ in first.bad] == ["dog/001.png"]
+    assert np.flatnonzero(first.digests == 0).tolist() == [4]
+    looked = []
+
+    def look(path, most):
+        looked.append(os.path.relpath(path, tmp_path))
+
+    monkeypatch.setattr("excite.data.checks.check_image", look)
+    picture(tmp_path / "cat" / "003.png", 9)
+    resized = tmp_path / "cat" / "000.png"
+    date = resized.stat().st_mtime_ns
+    resized.write_bytes(b"of another size")
+    os.utime(resized, ns=(date, date))
+    os.utime(tmp_path / "cat" / "001.png", ns=(1, 1))
+    part = read_folder(tmp_path).parts["all"]
+    again = check_files(part, 10**6, "training")
+    assert sorted(looked) == ["cat/000.png", "cat/001.png", "cat/003.png"]
+    assert again.bad == first.bad  # with the reason that was remembered, not looked for
+    assert again.digests[[1, 2, 4, 5, 6]].tolist() == first.digests[[1, 2, 3, 4, 5]].tolist()
+    looked.clear()
+    check_files(part, 10**6, "training")
+    assert looked == []
+    check_files(part, 10**6 - 1, "training")  # then other images are too large
+    assert len(looked) == 7
+    for file in Path(os.environ["EXCITE_CACHE"]).rglob("*.npz"):
+        file.write_bytes(b"damaged")
+    check_files(part, 10**6, "training")
+    assert len(looked) == 14
+
+
+def test_digests_are_these_for_ever(tmp_path):
+    """They are kept in run folders: of small files all bytes, of large ones both ends, of plain pixels pieces, too."""
+    for name, size in (("a.png", 100), ("a.png", 32768), ("b.jpg", 70000), ("c.BMP", 70000), ("c.tif", 32769)):
+        content = np.random.default_rng(size).bytes(size)
+        (tmp_path / name).write_bytes(content)
+        seen = content if size <= 32768 else content[:16384] + content[-16384:]
+        if size > 32768 and name[0] == "c":
+            seen += b"".join(content[size * i // 17 :][:1024] for i in range(1, 17))
+        expected = hashlib.blake2b(f"{size}".encode() + seen, digest_size=8).digest()
+        assert digest_of(str(tmp_path / name), size) == int.from_bytes(expected, "little")
+    assert digest_of(str(tmp_path / "none.png"), 5) == 0
