@@ -172,6 +172,39 @@ def test_counts_of_every_class_and_a_warning_where_they_are_unequal(tmp_path):
     assert "always saying 'healthy' would be right for 90.0 % of the validation images" in text
 
 
+def test_many_classes_are_told_by_their_extremes(tmp_path):
+    classes = [f"c{k:02}" for k in range(21)]
+    fill(tmp_path / "train", 2, classes)
+    fill(tmp_path / "train", 3, classes[5:6], first=50)
+    picture(tmp_path / "train" / "c05" / "more.png", 5)
+    fill(tmp_path / "val", 1, classes[:14], first=90)
+    lines = opened(tmp_path, mode="stream").describe().splitlines()
+    assert lines[1:4] == [
+        "training: 2 (c00) to 4 (c05) images a class",
+        "validation: 0 (c14) to 1 (c00) images a class",
+        "no validation image of c14, c15, c16, c17, c18 and 2 more",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_images_are_numbered_by_the_classes_of_a_network(tmp_path, mode):
+    for first, (name, count) in enumerate((("train", 6), ("val", 3), ("test", 2))):
+        fill(tmp_path / name, count, first=100 * first)
+        picture(tmp_path / name / "dog" / "more.png", 60 + first)
+    data = opened(tmp_path, mode=mode)
+    assert data.relabelled(["cat", "dog"]) is data
+    assert data.relabelled(["cat", "dog", "owl"]).classes == ["cat", "dog", "owl"]
+    other = data.relabelled(["dog", "bird", "cat"])
+    assert other.classes == ["dog", "bird", "cat"]
+    for part, cats in (("train", 6), ("val", 3), ("test", 2)):
+        before, after = getattr(data, part), getattr(other, part)
+        assert [2 - 2 * int(label) for label in before.labels] == [int(label) for label in after.labels]
+        assert np.bincount(np.asarray(after.labels)).tolist() == [cats + 1, 0, cats]
+        assert after.names == before.names
+    same = measured(tmp_path, asked=True, part="test", mode=mode).relabelled(["dog", "cat"])
+    assert same.train is same.val  # one set of images, held in memory once
+
+
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +248,25 @@ def test_the_part_that_is_asked_for(tmp_path):
     assert own.notes == [f"measured: the images held out for validation, {held_out} of 40 images"]
     with pytest.raises(ExciteError, match="has no test part"):
         measured(tmp_path / "flat", part="test", asked=True)
+    with pytest.raises(ExciteError, match=r"val_from=test, but there is no test part"):
+        opened(tmp_path / "flat", val_from="test")
+
+
+def test_how_many_are_measured_and_by_whose_limit(tmp_path):
+    for first, (name, count) in enumerate((("train", 8), ("val", 5), ("test", 3))):
+        fill(tmp_path / name, count, first=100 * first)
+    for mode in ("memory", "stream"):
+        data = open_measured(config(tmp_path, part="test", mode=mode, limit_train=4), asked=True, train=True)
+        assert sizes(data) == (4, 6, 0)
+        assert np.bincount(np.asarray(data.train.labels)).tolist() == [2, 2]
+        assert data.notes == ["measured: the test part, 6 of 6 images"]
+    data = measured(tmp_path, part="test", asked=True, elsewhere=True, limit_val=5, record=None)
+    assert (len(data.val), data.measured) == (5, "test")
+    assert data.notes == [f"measured: the test part of {tmp_path}, 5 of 6 images (data.limit_val=5)"]
+    told = "measured: the validation part, 4 of 10 images (data.limit_val=4)"
+    for own, callers, notes in ((4, 8, [told]), (4, 4, [told]), (8, 4, []), (10, 12, [])):  # the smaller limit holds
+        data = open_measured(config(tmp_path, limit_val=own), limits={"limit_val": callers})
+        assert (len(data.val), data.notes) == (min(own, callers), notes)  # callers tell of their limit themselves
 
 
 def test_images_that_were_trained_on_are_told(tmp_path):
