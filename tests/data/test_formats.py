@@ -459,6 +459,14 @@ def test_formats_that_tell_their_white_are_left_alone():
     assert largest_value(CUT["png"]) is None
 
 
+def test_a_tiff_without_a_number_of_bits_has_one_a_pixel():
+    rows = RNG.integers(0, 256, (4, 2, 1), dtype=np.uint8)
+    data = entry(entry(tiff(rows, 1), 256, value=16), 258, tag=65000)
+    assert (pixels(data, "L") == 255 * np.unpackbits(rows[..., 0], axis=1)).all()
+    check_image(data)
+    assert largest_value(data) is None
+
+
 def test_a_key_colour_of_sixteen_bits_is_transparent_and_its_neighbours_are_not():
     gray = np.array([[[1000], [1001]]], np.uint16)
     assert pixels(deep_png(gray, (1000,)), "L").tolist() == [[255, 4]]
@@ -536,6 +544,35 @@ def test_a_sample_of_streamed_images_is_called_one(tmp_path, monkeypatch):
     assert "12 16-bit training images" in with_white(config, train, val, every=True)[1][0]
     monkeypatch.setattr(module, "LOOKED_AT", 3)
     assert "a sample of 3" in with_white(config, train, val)[1][0]
+
+
+def test_white_is_found_in_every_format_with_16_bits_and_evenly_among_many(tmp_path, monkeypatch):
+    import excite.data.white as module
+
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=8)
+
+    def white(*contents: bytes) -> int | None:
+        paths = [tmp_path / f"{i:02}" for i in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        files = FileImages([str(path) for path in paths], [0] * len(paths))
+        return with_white(config, files, files)[0].white
+
+    values = np.full((4, 4, 1), 4000, np.uint16)
+    gray = Image.fromarray(values[..., 0])
+    bright = deep_png(values)
+    for content in (bright, tiff(values, 1), _big_endian(np.dstack([values] * 3)), saved(gray, "TIFF", big_tiff=True),
+                    saved(gray, "PPM"), b"P2 2 1 65535 9 4000"):  # fmt: skip
+        assert white(content, CUT["jpeg"], CUT["png"]) == 4095
+    dark = deep_png(values // 5)
+    unfit = [tiff(np.full((4, 4, 1), -5, np.int16), 1), tiff(np.full((4, 4, 1), 70000, np.int32), 1)]
+    assert white(dark, *unfit) == 1023  # these are refused when they are met
+    assert white(*unfit) == 65535
+    monkeypatch.setattr(module, "DECODED", 3)
+    for at in range(7):
+        contents = [dark] * 7
+        contents[at] = bright
+        assert white(*contents) == (4095 if at in (0, 3, 6) else 1023)
 
 
 def test_broken_and_black_images_say_nothing_about_white(tmp_path):

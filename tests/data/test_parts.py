@@ -127,9 +127,38 @@ def test_a_class_that_is_called_like_a_part(tmp_path):
     assert opened(tmp_path / "again").classes == ["bus", "train"]
 
 
+def test_a_data_set_one_level_down_beside_other_folders(tmp_path):
+    fill(tmp_path / "photos" / "train", 6)
+    fill(tmp_path / "photos" / "val", 3, first=50)
+    (tmp_path / "docs" / "pages").mkdir(parents=True)
+    (tmp_path / "docs" / "a.txt").write_text("about")
+    assert sizes(opened(tmp_path)) == (12, 6, 0)
+    (tmp_path / "docs" / ".a.png").write_bytes(b"")  # hidden
+    assert sizes(opened(tmp_path)) == (12, 6, 0)
+    picture(tmp_path / "docs" / "a.png", 1)  # now it may be a class
+    with pytest.raises(ExciteError, match=f"photos has parts in it .train/, val/.: .* as in {tmp_path}/train/photos/"):
+        opened(tmp_path)
+    fill(tmp_path / "alone" / "photos", 9, ("cat", "dog", "fox"))  # classes one level down
+    data = opened(tmp_path / "alone")
+    assert data.classes == ["cat", "dog", "fox"]
+    assert "the data set is one level down, in photos/" in data.describe()
+    picture(tmp_path / "alone" / "photos" / "a.png", 1)  # then it is itself the only class
+    with pytest.raises(ExciteError, match="only one class, 'photos'"):
+        opened(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda d: (
+                [fill(d / a / b, 3) for a in "xyz" for b in ("train", "val")[: 3 - "xyz".index(a)] if a != "z"]
+                + [fill(d / "z", 3)]
+            ),
+            r"holds several data sets with parts \(x/, y/\): give one of them, as in data.root=.*/x$",
+        ),
+        (lambda d: [picture(d / f"{i}.png", i) for i in range(1000)], "no class folders, but 1,000 images: put the"),
+        (lambda d: [fill(d / "train", 3), (d / "train" / "fox").mkdir()], "without images: fox; fill or remove them"),
         (lambda d: fill(d, 3, ("Training", "Testing")), "only parts of a data set without classes in them"),
         (lambda d: fill(d, 3, ("train_set", "test_set")), "only parts of a data set without classes in them"),
         (lambda d: fill(d, 3, ("train",)), "has only train/, without class folders in it"),
@@ -147,6 +176,17 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ExciteError, match=message):
         opened(tmp_path)
+
+
+def test_a_class_that_only_other_parts_lack_is_said(tmp_path):
+    fill(tmp_path / "train", 6, [f"c{k}" for k in range(8)])
+    fill(tmp_path / "val", 3, ["c0"], first=50)
+    for k in range(1, 8):
+        (tmp_path / "val" / f"c{k}").mkdir()
+    (tmp_path / "val" / "c1" / "a.txt").write_text("no image")
+    notes = opened(tmp_path).notes
+    assert notes[0] == f"class folders without images in {tmp_path / 'val'}: c1, c2, c3, c4, c5 and 2 more"
+    assert "1 file ignored: 1 .txt" in notes
 
 
 def test_flat_images_beside_class_folders_are_counted(tmp_path):
