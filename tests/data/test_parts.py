@@ -11,7 +11,7 @@ from PIL import Image
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
 from excite.data.checks import check_files, digest_of
 from excite.data.folder import in_order, read_folder
-from excite.data.record import Record, inherit
+from excite.data.record import Record, find_record, inherit, same_files
 from excite.data.split import group_keys, stable_split
 from excite.data.walk import walk
 from excite.errors import ExciteError
@@ -151,13 +151,10 @@ def test_a_data_set_one_level_down_beside_other_folders(tmp_path):
     ("make", "message"),
     [
         (
-            lambda d: (
-                [fill(d / a / b, 3) for a in "xyz" for b in ("train", "val")[: 3 - "xyz".index(a)] if a != "z"]
-                + [fill(d / "z", 3)]
-            ),
+            lambda d: [fill(d / a / b, 3) for a in "xy" for b in ("train", "val")] + [fill(d / "z", 3)],
             r"holds several data sets with parts \(x/, y/\): give one of them, as in data.root=.*/x$",
         ),
-        (lambda d: [picture(d / f"{i}.png", i) for i in range(1000)], "no class folders, but 1,000 images: put the"),
+        (lambda d: [picture(d / f"{i}.png", i) for i in range(12)], "no class folders, but 12 images: put the"),
         (lambda d: [fill(d / "train", 3), (d / "train" / "fox").mkdir()], "without images: fox; fill or remove them"),
         (lambda d: fill(d, 3, ("Training", "Testing")), "only parts of a data set without classes in them"),
         (lambda d: fill(d, 3, ("train_set", "test_set")), "only parts of a data set without classes in them"),
@@ -350,6 +347,29 @@ def test_weights_to_begin_with_have_seen_images_too(tmp_path):
     assert inherit(other, "timm:resnet50") is None
 
 
+def test_a_record_is_found_from_whatever_lies_in_its_run_folder(tmp_path):
+    digests = [7, 2**64 - 1, 9]
+    Record(["a/\udce9.png", "b/1.png"], np.array(digests, np.uint64)).write(tmp_path)
+    assert (tmp_path / "trained_files.bin").read_bytes() == b"".join(n.to_bytes(8, "little") for n in digests)
+    deep = tmp_path / "checkpoints" / "last"
+    deep.mkdir(parents=True)
+    for source in (tmp_path, tmp_path / "model.safetensors", deep, deep / "state.safetensors"):
+        found = find_record(source)
+        assert found is not None
+        assert (found.validation, found.trained.tolist()) == (["a/\udce9.png", "b/1.png"], sorted(digests))
+    assert find_record(deep / "too" / "deep") is None
+    assert found.has(np.array([9, 8, 0, 7], np.uint64)).tolist() == [True, False, False, True]
+    found.trained = np.array([0, 9], np.uint64)
+    assert found.has(np.array([0, 9], np.uint64)).tolist() == [False, True]  # 0: a file that could not be read
+    assert same_files(found, ["b/1.png", "a/\udce9.png"])
+    assert not same_files(found, ["b/1.png"])
+    with (tmp_path / "trained_files.bin").open("ab") as file:
+        file.write(b"cut")
+    assert Record.read(tmp_path).trained.tolist() == sorted(digests)
+    (tmp_path / "trained_files.bin").unlink()
+    assert find_record(tmp_path) is None
+
+
 def test_copies_across_the_parts_are_told(tmp_path):
     fill(tmp_path / "train", 6)
     fill(tmp_path / "val", 3, first=50)
@@ -465,6 +485,30 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     }
     assert "left out: " in str(found.ignored())
     assert len(opened(tmp_path).unusable) == 3
+
+
+def test_what_a_walk_tells_of_files_and_of_what_it_leaves_out(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "sub/c.jpg", "a.png"):
+        (tmp_path / name).write_bytes(name.encode())
+        os.utime(tmp_path / name, ns=(1, 1234567890123456789))
+    found = walk(tmp_path)
+    assert [(os.path.relpath(f.path, tmp_path), f.size, f.modified) for f in found.files] == [
+        (name, len(name), 1234567890123456789) for name in ("a.png", "b.PNG", "sub/c.jpg")
+    ]
+    assert found.ignored() is None
+    assert [os.path.basename(f.path) for f in walk(tmp_path, deep=False).files] == ["a.png", "b.PNG"]
+    for k in range(9):
+        for i in range(12 - k):
+            (tmp_path / f"{i}.x{k}").write_bytes(b"")
+    for name in ("a photo.of my cat in the garden", *(f"plain{i}" for i in range(20)), ".hidden", ".too"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    (tmp_path / "round.png").symlink_to("round.png")
+    assert walk(tmp_path).ignored() == (
+        "93 files ignored: 21 without an ending, 12 .x0, 11 .x1, 10 .x2, 9 .x3, 8 .x4, 7 .x5, 6 .x6, 9 others; "
+        f"2 hidden files ignored; left out: {tmp_path}/lost.png (a link that leads nowhere) and 1 more"
+    )
 
 
 def test_names_that_are_no_utf8(tmp_path):
