@@ -94,6 +94,32 @@ def test_the_global_seed_decides_everything():
     assert not torch.equal(results[0][0], results[2][0])
 
 
+@pytest.mark.parametrize(
+    ("asked", "operation"),
+    [
+        ({"rand_augment": {"n": 2, "m": 20}}, lambda ops, x: ops.rand_augment(x, 2, 20)),
+        ({"trivial_augment": True}, lambda ops, x: ops.trivial_augment(x)),
+        ({"rotation": 40.0}, lambda ops, x: ops.random_rotation(x, 40.0)),
+        ({"color_jitter": [0.4, 0.3, 0.2, 0.1]}, lambda ops, x: ops.color_jitter(x, [0.4, 0.3, 0.2, 0.1])),
+    ],
+    ids=["RandAugment", "TrivialAugment", "rotation", "jitter"],
+)
+def test_what_is_asked_for_is_done(asked: dict, operation, ops):
+    images = coordinates(16, 12)
+    torch.manual_seed(3)
+    out = pixels_of(AugmentConfig.model_validate({"hflip": 0, **asked}), images)
+    torch.manual_seed(3)
+    assert torch.allclose(out, operation(ops, images.float() / 255) * 255, atol=1e-3)
+    assert not torch.allclose(out, images.float(), atol=1)
+
+
+@pytest.mark.parametrize("asked", [{"cutout": 4}, {"random_erasing": 1.0}])
+def test_what_is_cut_out_becomes_the_mean_colour(asked: dict):
+    make = BatchAugment(AugmentConfig.model_validate({"hflip": 0, **asked}), (0.5,), (0.25,), 2)
+    out, _ = make(torch.full((64, 1, 9, 9), 255, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    assert torch.allclose(out.unique(), torch.tensor([0.0, 2.0]))
+
+
 def test_kornia_is_imported_only_when_asked_for():
     code = (
         "import sys, torch; from excite.data import *; x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)\n"
@@ -185,6 +211,17 @@ def test_crop_and_resize_takes_the_box():
     assert wide[1].min() >= 16
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_box_of_the_wanted_size_is_copied_from_images_that_are_not_square(interpolation: str):
+    images = torch.randint(0, 256, (3, 3, 20, 41), dtype=torch.uint8)
+    boxes = np.array([[0, 0, 8, 8], [33, 12, 8, 8], [5, 3, 8, 8]])
+    out = crop_and_resize(images, boxes, 8, interpolation)
+    for image, got, (left, top, _, _) in zip(images, out, boxes, strict=True):
+        assert torch.equal(got, image[:, top : top + 8, left : left + 8])
+    even = torch.full((3, 1, 20, 41), 77, dtype=torch.uint8)
+    assert (crop_and_resize(even, boxes, 30, interpolation) == 77).all()  # nothing dark comes in over the border
+
+
 # --- cutout and erasing -----------------------------------------------------------------------------------------------
 
 
@@ -253,6 +290,18 @@ def test_random_erasing_rate_area_shape_and_place():
     assert ks_same(relative(left, size - (right - left)), relative(x, size - w))
     assert not ks_same((bottom - top) * (right - left), h * w * 0.8)
     assert not ks_same((right - left) / (bottom - top) * 1.3, h / w)
+
+
+def test_every_place_of_an_image_that_is_not_square_is_cut_out_and_erased():
+    pixel = cutout(torch.ones(6000, 1, 4, 9), 1)[:, 0] == 0
+    assert chi_square_ok(pixel.sum(0).numpy())
+    assert pixel.sum() == 6000  # the centre is always inside
+    for shape in ((8, 64), (64, 8)):
+        mask = random_erasing(torch.ones(3000, 1, *shape), 1.0)[:, 0] == 0
+        top, bottom, left, right = rectangles(mask[mask.any(2).any(1)]).T
+        assert (top.min(), left.min(), bottom.max(), right.max()) == (0, 0, *shape)
+        assert (bottom - top).max() < shape[0]
+        assert (right - left).max() < shape[1]
 
 
 # --- mixing ----------------------------------------------------------------------------------------------------------
@@ -393,11 +442,11 @@ def test_rotation_angles_are_uniform_about_the_centre(ops):
 # --- RandAugment and TrivialAugment -----------------------------------------------------------------------------------
 
 
-def recorded(monkeypatch, ops) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+def recorded(monkeypatch, ops) -> list[tuple]:
+    calls: list[tuple] = []
 
     def fake(images, operation, strength, reach, relative_translation):
-        calls.append((operation, strength))
+        calls.append((operation, strength, reach, relative_translation))
         return images
 
     monkeypatch.setattr(ops, "_apply", fake)
@@ -409,7 +458,9 @@ def test_rand_augment_draws_operations_independently_per_image(monkeypatch, ops)
     kinds = len(ops.OPERATIONS)
     ops.rand_augment(torch.zeros(8000, 1, 1, 1), 2, 9.0)
     assert len(calls) == 2
-    (first, strength), (second, _) = calls
+    (first, strength, reach, relative), (second, *_) = calls
+    assert relative
+    assert reach == {"shear": 0.3, "translate": 150 / 331, "rotate": 30, "blend": 0.9, "bits": 4}  # torchvision's
     assert torch.allclose(strength, torch.full((8000,), 0.3))
     assert chi_square_ok(np.bincount(first, minlength=kinds))
     assert chi_square_ok(np.bincount(first * kinds + second, minlength=kinds**2)), "rounds are independent"
@@ -422,10 +473,27 @@ def test_trivial_augment_draws_operation_and_strength_uniformly(monkeypatch, ops
     calls = recorded(monkeypatch, ops)
     kinds = len(ops.OPERATIONS)
     ops.trivial_augment(torch.zeros(12000, 1, 1, 1))
-    ((operation, strength),) = calls
+    ((operation, strength, reach, relative),) = calls
+    assert not relative
+    assert reach == {"shear": 0.99, "translate": 32, "rotate": 135, "blend": 0.99, "bits": 6}  # the paper's wide space
     joint = np.bincount(operation * 31 + (strength * 30).round().long(), minlength=kinds * 31)
     assert chi_square_ok(joint)
     assert not chi_square_ok(np.bincount(operation * 31 + torch.randint(0, 30, (12000,)), minlength=kinds * 31))
+
+
+def test_geometry_knows_height_from_width(ops):
+    """Shifts and half turns of images that are not square, which are exact."""
+    images = torch.rand(6, 1, 20, 40)
+    names = ["translate_x", "translate_x", "translate_y", "translate_y", "rotate", "rotate"]
+    operation = torch.tensor([ops.OPERATIONS.index(name) for name in names])
+    for relative, reach, steps in ((True, 0.25, (10, 5)), (False, 3.0, (3, 3))):
+        out = ops._apply(images, operation, torch.ones(6), {"shear": 9, "translate": reach, "rotate": 180}, relative)
+        for i in range(4):
+            step = steps[i // 2]
+            pads = [(a, -a) if i < 2 else (0, 0, a, -a) for a in (step, -step)]  # either way
+            shifted = [torch.nn.functional.pad(images[i], pad) for pad in pads]
+            assert any(torch.allclose(out[i], one, atol=1e-4) for one in shifted)
+        assert torch.allclose(out[4:], images[4:].flip(2, 3), atol=1e-3)
 
 
 def smooth_images(count: int, size: int = 24) -> torch.Tensor:

@@ -44,6 +44,12 @@ def test_lists_and_tuples_are_accepted_and_survive_a_round_trip():
         {"mean": [0.5] * 3, "std": [0.5, 0.5, 0.0]},
         {"limit_train": 0},
         {"max_pixels": 10**12},
+        {"eval_size": 16},
+        {"group_by": 1},
+        {"source": "folder", "group_by": 0},
+        {"source": "folder", "group_by": True},
+        {"std": [0.5] * 3},
+        {"in_chans": 1, "mean": [0.5], "std": [0.5] * 3},
     ],
 )
 def test_wrong_data_settings_are_refused(change: dict):
@@ -58,6 +64,10 @@ def test_wrong_data_settings_are_refused(change: dict):
         {"hflip": float("nan")},
         {"scale": [0.5, 0.2]},
         {"scale": [0.5]},
+        {"scale": [0.0, 1.0]},
+        {"scale": [0.5, 1.1]},
+        {"ratio": [2, 1]},
+        {"color_jitter": [0.4, -0.1, 0.4, 0.1]},
         {"ratio": [0, 1]},
         {"color_jitter": [0.4, 0.4, 0.4]},
         {"color_jitter": [0.4, 0.4, 0.4, 0.6]},
@@ -72,3 +82,17 @@ def test_wrong_data_settings_are_refused(change: dict):
 def test_wrong_augment_settings_are_refused(change: dict):
     with pytest.raises(ValidationError):
         AugmentConfig.model_validate(change)
+
+
+def test_settings_at_the_edge_of_what_is_refused_are_accepted():
+    for values in (
+        {"eval_size": 8},  # as large as in training
+        {"source": "folder", "group_by": 1, "eval_size": 16},
+        {"source": "folder", "group_by": "(.)"},
+        {"in_chans": 1, "mean": [0.0], "std": [1e-3]},
+    ):
+        DataConfig.model_validate({"source": "digits", "image_size": 8, **values})
+    AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), color_jitter=(0.0, 3.0, 0.0, 0.5))
+    assert AugmentConfig(mixup=0.1).mixes
+    assert AugmentConfig(cutmix=0.1).mixes
+    assert not AugmentConfig().mixes

@@ -1,4 +1,5 @@
 import io
+import json
 import math
 import pickle
 import struct
@@ -14,6 +15,7 @@ from stats import ks_ok, ks_same, uniform
 
 from excite.data.decode import (
     BadImageError,
+    BadImagesError,
     eval_transform,
     eval_transform_tensor,
     load_image,
@@ -173,6 +175,21 @@ def test_broken_images_name_the_path_and_the_reason(data: bytes, reason: str, tm
     assert isinstance(caught.value, ExciteError)
     copy = pickle.loads(pickle.dumps(caught.value))  # crosses from a worker to the main process
     assert (copy.path, copy.reason) == (caught.value.path, caught.value.reason)
+
+
+def test_all_images_that_stop_a_run_are_named_up_to_a_number():
+    mend = "; mend or remove them, or leave them out with data.on_bad_val=skip"
+    for count, begins, ends in (
+        (1, "cannot read image 0.png: why 0" + mend, mend),
+        (20, "cannot read 20 images: 0.png: why 0; 1.png: why 1; ", "; 19.png: why 19" + mend),
+        (2021, "cannot read 2,021 images: 0.png", "; 19.png: why 19; and 2,001 more" + mend),
+    ):
+        error = BadImagesError([(f"{i}.png", f"why {i}") for i in range(count)], "data.on_bad_val")
+        copy = pickle.loads(pickle.dumps(error))  # crosses from a worker to the main process
+        for one in (error, copy):
+            assert str(one).startswith(begins)
+            assert str(one).endswith(ends)
+            assert (one.path, one.reason, one.key, len(one.bad)) == ("0.png", "why 0", "data.on_bad_val", count)
 
 
 def test_missing_file_and_pixel_limit(tmp_path):
@@ -461,4 +478,12 @@ def test_preprocessing_round_trip_and_errors(tmp_path):
         [0.4, 0.5, 0.6]
     ).view(3, 1, 1)
     assert (got[0] - expected).abs().max() < 1e-5
-    assert one.normalize(loaded[None, :1]).shape == (1, 3, 16, 16)
+    assert one.normalize(loaded[None, :1].repeat(2, 1, 1, 1)).shape == (2, 3, 16, 16)
+    assert one.normalize(loaded[None], torch.bfloat16).dtype == torch.bfloat16
+    assert one.normalize(loaded[None].to("meta")).is_meta  # its constants follow the images to their device
+    assert json.loads(json.dumps(one.to_dict())) == one.to_dict()  # what a report stored is compared with this
+    gray = Preprocessing(30, 1.0, "bicubic", (0.1,), (0.4,), 1)
+    square = Image.fromarray(PICTURE[:, :30])
+    assert (gray.load(saved(square, "PNG"))[0].numpy() == np.asarray(square.convert("L"))).all()
+    with pytest.raises(BadImageError, match="30 x 30 pixels, more than max_pixels = 899"):
+        gray.load(saved(square, "PNG"), 899)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -74,6 +75,23 @@ def tiff(
     head.seek(8)
     tags.save(head)
     return head.getvalue() + b"".join(content)
+
+
+def _big_endian(values: np.ndarray) -> bytes:
+    height, width, bands = values.shape
+    behind = 8 + 2 + 8 * 12 + 4
+    shorts = {256: width, 257: height, 259: 1, 262: 2, 277: bands}
+    entries = [(tag, 3, 1, value << 16) for tag, value in shorts.items()]
+    entries = sorted([*entries, (258, 3, 3, behind), (273, 4, 1, behind + 6), (279, 4, 1, values.nbytes)])
+    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHII", *e) for e in entries)
+    return head + bytes(4) + struct.pack(">3H", 16, 16, 16) + values.astype(">u2").tobytes()
+
+
+def entry(data: bytes, number: int, *, tag: int | None = None, value: int | None = None) -> bytes:
+    """What `tiff` made, with another tag or value in the entry of this number."""
+    at = next(at for at in range(10, len(data), 12) if data[at : at + 2] == struct.pack("<H", number))
+    head = struct.pack("<H", number if tag is None else tag) + data[at + 2 : at + 8]
+    return data[:at] + head + (data[at + 8 : at + 12] if value is None else struct.pack("<I", value)) + data[at + 12 :]
 
 
 def scaled(values: np.ndarray, white: int = 65535) -> np.ndarray:
@@ -234,17 +252,47 @@ def test_files_cut_off_anywhere_are_found_and_whole_ones_are_not_refused(kind: s
         load_image(path)
 
 
+def unusual_forms() -> dict[str, bytes]:
+    """Whole files as other programs than Pillow write them."""
+    gif, box = CUT["gif"], CUT["jp2"].index(b"jp2c") - 4
+    table = 3 << (gif[10] & 7) + 1
+    at = 13 + table  # the only image's descriptor
+    own = gif[:10] + bytes([gif[10] & 0x7F]) + gif[11:13] + gif[at : at + 9] + bytes([gif[at + 9] | 0x80 | gif[10] & 7])
+    length = struct.unpack(">I", CUT["jp2"][box : box + 4])[0]
+    comment = b"!\xfe\x03two\x06blocks\0"
+    tiles = entry(entry(tiff(PICTURE, 2), 278, tag=323), 284, tag=322, value=40)
+    return {
+        "gif with comments": gif[:at] + comment * 2 + gif[at:],
+        "gif with a table of its own": own + gif[13:at] + gif[at + 10 :],
+        "jp2 up to the end": CUT["jp2"][:box] + bytes(4) + CUT["jp2"][box + 4 :],
+        "jp2 of 64 bits": CUT["jp2"][:box] + struct.pack(">I4sQ", 1, b"jp2c", length + 8) + CUT["jp2"][box + 8 :],
+        "tiff of tiles": entry(entry(tiles, 273, tag=324), 279, tag=325),
+        "tiff big": _big_endian(PICTURE * np.uint16(257)),
+    }
+
+
 def test_whole_files_are_not_decoded_to_find_out(tmp_path, monkeypatch):
     from PIL import ImageFile
 
     def refuse(self):
         raise AssertionError("decoded")
 
-    for kind in ("jpeg", "progressive", "png", "webp", "gif", "bmp", "tiff", "tiff lzw", "avif", "jp2", "j2k"):
-        (tmp_path / kind).write_bytes(CUT[kind])
+    usual = ("jpeg", "progressive", "png", "webp", "gif", "bmp", "tiff", "tiff lzw", "avif", "jp2", "j2k")
+    for data in (*(CUT[kind] for kind in usual), *unusual_forms().values()):
+        (tmp_path / "a").write_bytes(data)
         with monkeypatch.context() as patch:
             patch.setattr(ImageFile.ImageFile, "load", refuse)
-            check_image(tmp_path / kind)
+            check_image(tmp_path / "a")
+
+
+@pytest.mark.parametrize("kind", unusual_forms())
+def test_unusual_forms_are_read_and_found_where_they_are_cut_off(kind: str):
+    data = unusual_forms()[kind]
+    assert np.abs(pixels(data) - (pixels(CUT["gif"]) if "gif" in kind else PICTURE)).max() == 0
+    for length in range(len(data) // 2, len(data) - 2, len(data) // 50):
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError):
+                read(data[:length])
 
 
 def test_check_looks_at_the_size_and_at_what_the_header_says(tmp_path):
@@ -285,8 +333,13 @@ def test_damaged_bytes_raise_nothing_but_bad_image_error(kind: str, tmp_path):
 )  # fmt: skip
 def test_bands_without_a_meaning_are_never_taken_for_colour_or_transparency(photometric, bands, extra, planes, dtype):
     data = tiff(RNG.integers(0, 255, (30, 40, bands)).astype(dtype), photometric, extra, planes)
+    colours, kind = {1: (1, "gray"), 2: (3, "RGB"), 5: (4, "colours")}[photometric]
+    said = f"{bands} bands"
+    if dtype == np.uint8:  # of 16 bits Pillow knows some not at all, and then this is all that is said
+        kept = "-b 1 -b 2 -b 3 -colorinterp red,green,blue" if bands > 2 else "-b 1"  # to be copied and run
+        said += f", {colours} of {kind} and {bands - colours} that .* gdal_translate {kept} IN.tif OUT.tif$"
     for read in (load_image, check_image):
-        with pytest.raises(BadImageError, match=f"{bands} bands"):
+        with pytest.raises(BadImageError, match=said):
             read(data)
 
 
@@ -310,10 +363,46 @@ def test_bands_that_are_transparency_are():
         (np.zeros((4, 4, 3), np.uint32), 2, "3 bands of 32 bits"),
     ],
 )
-def test_numbers_without_an_agreed_meaning_are_refused_with_the_reason(values, photometric, said):
-    for read in (load_image, check_image):
-        with pytest.raises(BadImageError, match=said):
-            read(tiff(values, photometric))
+def test_numbers_without_an_agreed_meaning_are_refused_with_the_reason(values, photometric, said, tmp_path):
+    data, path = tiff(values, photometric), tmp_path / "a.tif"
+    path.write_bytes(data)
+    for source in (data, path):
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError, match=said):
+                read(source)
+
+
+def test_a_tiff_that_pillow_knows_no_mode_for_is_described():
+    gray = tiff(np.zeros((4, 4, 1), np.uint8), 4)
+    deep = _big_endian(np.zeros((4, 4, 3), np.uint16))
+    for data, said in (
+        (gray, "1 band of 8 bits (photometric 4)"),
+        (entry(entry(gray, 258, tag=65000), 277, tag=65001), "1 band of 1 bits (photometric 4)"),  # as TIFF means it
+        (deep.replace(struct.pack(">3H", 16, 16, 16), struct.pack(">3H", 32, 32, 32)), "3 bands of 32 bits"),
+        (tiff(np.zeros((4, 4, 2), np.float64), 1), "2 bands of 64 float bits (photometric 1)"),
+        (entry(gray, 256, tag=255), "its header is damaged"),
+    ):
+        with pytest.raises(BadImageError, match=re.escape(said)):
+            load_image(data)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_bands_in_planes_of_their_own_are_read_right_or_refused(deflate: bool):
+    gray = PICTURE[..., :1]
+    assert (pixels(tiff(PICTURE, 2, planes=True, deflate=deflate)) == PICTURE).all()
+    assert (pixels(tiff(gray, 1, planes=True, deflate=deflate), "L") == gray[..., 0]).all()
+    deep = tiff(gray * np.uint16(257), 1, planes=True, deflate=deflate)
+    negative = tiff(255 - gray, 0, planes=True, deflate=deflate)
+    refused = {"16-bit colours in separate planes": tiff(PICTURE * np.uint16(257), 2, planes=True, deflate=deflate)}
+    if deflate:  # libtiff knows what a single plane means, Pillow's own decoder does not
+        assert (pixels(deep, "L") == gray[..., 0]).all()
+        assert (pixels(negative, "L") == gray[..., 0]).all()
+    else:
+        refused |= {"only band is stored as a plane": deep, "only band is stored as": negative}
+    for said, data in refused.items():
+        for read in (load_image, check_image):
+            with pytest.raises(BadImageError, match=said):
+                read(data)
 
 
 # --- 16 bits ---------------------------------------------------------------------------------------------------------
@@ -331,16 +420,12 @@ def test_sixteen_bit_colours_keep_all_their_levels(order: str, white: int):
     }[order]()
     assert (pixels(data, white=white) == scaled(values, white)).all()
     assert largest_value(data) == values.max()
-
-
-def _big_endian(values: np.ndarray) -> bytes:
-    height, width, bands = values.shape
-    behind = 8 + 2 + 8 * 12 + 4
-    shorts = {256: width, 257: height, 259: 1, 262: 2, 277: bands}
-    entries = [(tag, 3, 1, value << 16) for tag, value in shorts.items()]
-    entries = sorted([*entries, (258, 3, 3, behind), (273, 4, 1, behind + 6), (279, 4, 1, values.nbytes)])
-    head = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + b"".join(struct.pack(">HHII", *e) for e in entries)
-    return head + bytes(4) + struct.pack(">3H", 16, 16, 16) + values.astype(">u2").tobytes()
+    clear = np.where(RNG.random((30, 40, 1)) < 0.5, 0, 65535).astype(np.uint16)
+    if order in ("PNG", "TIFF little"):
+        alpha = np.dstack([values, clear])
+        data = deep_png(alpha) if order == "PNG" else tiff(alpha, 2, (2,))
+        assert (pixels(data, white=white) == np.where(clear == 0, 255, scaled(values, white))).all()
+        assert largest_value(data) == values.max()  # how opaque it is says nothing about what is white
 
 
 def test_sixteen_bit_gray_of_every_kind():
@@ -352,6 +437,7 @@ def test_sixteen_bit_gray_of_every_kind():
         assert (pixels(tiff(values, 0), "L", white) == 255 - levels).all()  # zero is white, as in radiographs
         assert (pixels(saved(Image.fromarray(values[..., 0]), "PPM"), "L", white) == levels).all()
     clear = np.where(RNG.random((30, 40, 1)) < 0.5, 0, 65535).astype(np.uint16)
+    assert largest_value(deep_png(np.dstack([values, clear]))) == values.max()
     got = pixels(deep_png(np.dstack([values, clear])), "L", 4095)
     assert (got == np.where(clear[..., 0] == 0, 255, scaled(values[..., 0], 4095))).all()
 
@@ -361,7 +447,24 @@ def test_formats_that_tell_their_white_are_left_alone():
     for white in (65535, 4095, 255):
         assert pixels(twelve, "L", white).ravel().tolist() == [0, 62, 125, 255]
     assert largest_value(twelve) is None
+    values = RNG.integers(0, 4096, (2, 4)).astype(np.uint16)
+    bits = "".join(f"{value:012b}" for value in values.ravel())  # two values in three bytes
+    packed = entry(entry(tiff(np.zeros((2, 6, 1), np.uint8), 1), 256, value=4), 258, value=12)
+    packed = packed[:-12] + int(bits, 2).to_bytes(12, "big")
+    wavelets = saved(Image.fromarray(values), "JPEG2000")
+    for data, most in ((packed, 4095), (wavelets, 65535)):
+        for white in (65535, 255):
+            assert (pixels(data, "L", white) == scaled(values, most)).all()
+        assert largest_value(data) is None
     assert largest_value(CUT["png"]) is None
+
+
+def test_a_tiff_without_a_number_of_bits_has_one_a_pixel():
+    rows = RNG.integers(0, 256, (4, 2, 1), dtype=np.uint8)
+    data = entry(entry(tiff(rows, 1), 256, value=16), 258, tag=65000)
+    assert (pixels(data, "L") == 255 * np.unpackbits(rows[..., 0], axis=1)).all()
+    check_image(data)
+    assert largest_value(data) is None
 
 
 def test_a_key_colour_of_sixteen_bits_is_transparent_and_its_neighbours_are_not():
@@ -441,6 +544,35 @@ def test_a_sample_of_streamed_images_is_called_one(tmp_path, monkeypatch):
     assert "12 16-bit training images" in with_white(config, train, val, every=True)[1][0]
     monkeypatch.setattr(module, "LOOKED_AT", 3)
     assert "a sample of 3" in with_white(config, train, val)[1][0]
+
+
+def test_white_is_found_in_every_format_with_16_bits_and_evenly_among_many(tmp_path, monkeypatch):
+    import excite.data.white as module
+
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=8)
+
+    def white(*contents: bytes) -> int | None:
+        paths = [tmp_path / f"{i:02}" for i in range(len(contents))]
+        for path, content in zip(paths, contents, strict=True):
+            path.write_bytes(content)
+        files = FileImages([str(path) for path in paths], [0] * len(paths))
+        return with_white(config, files, files)[0].white
+
+    values = np.full((4, 4, 1), 4000, np.uint16)
+    gray = Image.fromarray(values[..., 0])
+    bright = deep_png(values)
+    for content in (bright, tiff(values, 1), _big_endian(np.dstack([values] * 3)), saved(gray, "TIFF", big_tiff=True),
+                    saved(gray, "PPM"), b"P2 2 1 65535 9 4000"):  # fmt: skip
+        assert white(content, CUT["jpeg"], CUT["png"]) == 4095
+    dark = deep_png(values // 5)
+    unfit = [tiff(np.full((4, 4, 1), -5, np.int16), 1), tiff(np.full((4, 4, 1), 70000, np.int32), 1)]
+    assert white(dark, *unfit) == 1023  # these are refused when they are met
+    assert white(*unfit) == 65535
+    monkeypatch.setattr(module, "DECODED", 3)
+    for at in range(7):
+        contents = [dark] * 7
+        contents[at] = bright
+        assert white(*contents) == (4095 if at in (0, 3, 6) else 1023)
 
 
 def test_broken_and_black_images_say_nothing_about_white(tmp_path):

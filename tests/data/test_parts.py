@@ -1,5 +1,6 @@
 """Which images train, choose and are measured: parts by name, the split, and what a walk leaves out."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
-from excite.data.folder import in_order
-from excite.data.record import Record, inherit
+from excite.data.checks import check_files, digest_of
+from excite.data.folder import in_order, read_folder
+from excite.data.record import Record, find_record, inherit, same_files
 from excite.data.split import group_keys, stable_split
 from excite.data.walk import walk
 from excite.errors import ExciteError
@@ -125,9 +127,35 @@ def test_a_class_that_is_called_like_a_part(tmp_path):
     assert opened(tmp_path / "again").classes == ["bus", "train"]
 
 
+def test_a_data_set_one_level_down_beside_other_folders(tmp_path):
+    fill(tmp_path / "photos" / "train", 6)
+    fill(tmp_path / "photos" / "val", 3, first=50)
+    (tmp_path / "docs" / "pages").mkdir(parents=True)
+    (tmp_path / "docs" / "a.txt").write_text("about")
+    assert sizes(opened(tmp_path)) == (12, 6, 0)
+    (tmp_path / "docs" / ".a.png").write_bytes(b"")  # hidden
+    assert sizes(opened(tmp_path)) == (12, 6, 0)
+    picture(tmp_path / "docs" / "a.png", 1)  # now it may be a class
+    with pytest.raises(ExciteError, match=f"photos has parts in it .train/, val/.: .* as in {tmp_path}/train/photos/"):
+        opened(tmp_path)
+    fill(tmp_path / "alone" / "photos", 9, ("cat", "dog", "fox"))  # classes one level down
+    data = opened(tmp_path / "alone")
+    assert data.classes == ["cat", "dog", "fox"]
+    assert "the data set is one level down, in photos/" in data.describe()
+    picture(tmp_path / "alone" / "photos" / "a.png", 1)  # then it is itself the only class
+    with pytest.raises(ExciteError, match="only one class, 'photos'"):
+        opened(tmp_path / "alone")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda d: [fill(d / a / b, 3) for a in "xy" for b in ("train", "val")] + [fill(d / "z", 3)],
+            r"holds several data sets with parts \(x/, y/\): give one of them, as in data.root=.*/x$",
+        ),
+        (lambda d: [picture(d / f"{i}.png", i) for i in range(12)], "no class folders, but 12 images: put the"),
+        (lambda d: [fill(d / "train", 3), (d / "train" / "fox").mkdir()], "without images: fox; fill or remove them"),
         (lambda d: fill(d, 3, ("Training", "Testing")), "only parts of a data set without classes in them"),
         (lambda d: fill(d, 3, ("train_set", "test_set")), "only parts of a data set without classes in them"),
         (lambda d: fill(d, 3, ("train",)), "has only train/, without class folders in it"),
@@ -145,6 +173,17 @@ def test_what_cannot_be_told_apart_is_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ExciteError, match=message):
         opened(tmp_path)
+
+
+def test_a_class_that_only_other_parts_lack_is_said(tmp_path):
+    fill(tmp_path / "train", 6, [f"c{k}" for k in range(8)])
+    fill(tmp_path / "val", 3, ["c0"], first=50)
+    for k in range(1, 8):
+        (tmp_path / "val" / f"c{k}").mkdir()
+    (tmp_path / "val" / "c1" / "a.txt").write_text("no image")
+    notes = opened(tmp_path).notes
+    assert notes[0] == f"class folders without images in {tmp_path / 'val'}: c1, c2, c3, c4, c5 and 2 more"
+    assert "1 file ignored: 1 .txt" in notes
 
 
 def test_flat_images_beside_class_folders_are_counted(tmp_path):
@@ -168,6 +207,39 @@ def test_counts_of_every_class_and_a_warning_where_they_are_unequal(tmp_path):
     assert "healthy        20           9" in text
     assert "sick            3           1" in text
     assert "always saying 'healthy' would be right for 90.0 % of the validation images" in text
+
+
+def test_many_classes_are_told_by_their_extremes(tmp_path):
+    classes = [f"c{k:02}" for k in range(21)]
+    fill(tmp_path / "train", 2, classes)
+    fill(tmp_path / "train", 3, classes[5:6], first=50)
+    picture(tmp_path / "train" / "c05" / "more.png", 5)
+    fill(tmp_path / "val", 1, classes[:14], first=90)
+    lines = opened(tmp_path, mode="stream").describe().splitlines()
+    assert lines[1:4] == [
+        "training: 2 (c00) to 4 (c05) images a class",
+        "validation: 0 (c14) to 1 (c00) images a class",
+        "no validation image of c14, c15, c16, c17, c18 and 2 more",
+    ]
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_images_are_numbered_by_the_classes_of_a_network(tmp_path, mode):
+    for first, (name, count) in enumerate((("train", 6), ("val", 3), ("test", 2))):
+        fill(tmp_path / name, count, first=100 * first)
+        picture(tmp_path / name / "dog" / "more.png", 60 + first)
+    data = opened(tmp_path, mode=mode)
+    assert data.relabelled(["cat", "dog"]) is data
+    assert data.relabelled(["cat", "dog", "owl"]).classes == ["cat", "dog", "owl"]
+    other = data.relabelled(["dog", "bird", "cat"])
+    assert other.classes == ["dog", "bird", "cat"]
+    for part, cats in (("train", 6), ("val", 3), ("test", 2)):
+        before, after = getattr(data, part), getattr(other, part)
+        assert [2 - 2 * int(label) for label in before.labels] == [int(label) for label in after.labels]
+        assert np.bincount(np.asarray(after.labels)).tolist() == [cats + 1, 0, cats]
+        assert after.names == before.names
+    same = measured(tmp_path, asked=True, part="test", mode=mode).relabelled(["dog", "cat"])
+    assert same.train is same.val  # one set of images, held in memory once
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -213,6 +285,25 @@ def test_the_part_that_is_asked_for(tmp_path):
     assert own.notes == [f"measured: the images held out for validation, {held_out} of 40 images"]
     with pytest.raises(ExciteError, match="has no test part"):
         measured(tmp_path / "flat", part="test", asked=True)
+    with pytest.raises(ExciteError, match=r"val_from=test, but there is no test part"):
+        opened(tmp_path / "flat", val_from="test")
+
+
+def test_how_many_are_measured_and_by_whose_limit(tmp_path):
+    for first, (name, count) in enumerate((("train", 8), ("val", 5), ("test", 3))):
+        fill(tmp_path / name, count, first=100 * first)
+    for mode in ("memory", "stream"):
+        data = open_measured(config(tmp_path, part="test", mode=mode, limit_train=4), asked=True, train=True)
+        assert sizes(data) == (4, 6, 0)
+        assert np.bincount(np.asarray(data.train.labels)).tolist() == [2, 2]
+        assert data.notes == ["measured: the test part, 6 of 6 images"]
+    data = measured(tmp_path, part="test", asked=True, elsewhere=True, limit_val=5, record=None)
+    assert (len(data.val), data.measured) == (5, "test")
+    assert data.notes == [f"measured: the test part of {tmp_path}, 5 of 6 images (data.limit_val=5)"]
+    told = "measured: the validation part, 4 of 10 images (data.limit_val=4)"
+    for own, callers, notes in ((4, 8, [told]), (4, 4, [told]), (8, 4, []), (10, 12, [])):  # the smaller limit holds
+        data = open_measured(config(tmp_path, limit_val=own), limits={"limit_val": callers})
+        assert (len(data.val), data.notes) == (min(own, callers), notes)  # callers tell of their limit themselves
 
 
 def test_images_that_were_trained_on_are_told(tmp_path):
@@ -254,6 +345,29 @@ def test_weights_to_begin_with_have_seen_images_too(tmp_path):
     assert sentence.startswith(f"{seen} of {len(other.validation)} validation images were trained on by ")
     assert set(first.trained) < set(other.trained)
     assert inherit(other, "timm:resnet50") is None
+
+
+def test_a_record_is_found_from_whatever_lies_in_its_run_folder(tmp_path):
+    digests = [7, 2**64 - 1, 9]
+    Record(["a/\udce9.png", "b/1.png"], np.array(digests, np.uint64)).write(tmp_path)
+    assert (tmp_path / "trained_files.bin").read_bytes() == b"".join(n.to_bytes(8, "little") for n in digests)
+    deep = tmp_path / "checkpoints" / "last"
+    deep.mkdir(parents=True)
+    for source in (tmp_path, tmp_path / "model.safetensors", deep, deep / "state.safetensors"):
+        found = find_record(source)
+        assert found is not None
+        assert (found.validation, found.trained.tolist()) == (["a/\udce9.png", "b/1.png"], sorted(digests))
+    assert find_record(deep / "too" / "deep") is None
+    assert found.has(np.array([9, 8, 0, 7], np.uint64)).tolist() == [True, False, False, True]
+    found.trained = np.array([0, 9], np.uint64)
+    assert found.has(np.array([0, 9], np.uint64)).tolist() == [False, True]  # 0: a file that could not be read
+    assert same_files(found, ["b/1.png", "a/\udce9.png"])
+    assert not same_files(found, ["b/1.png"])
+    with (tmp_path / "trained_files.bin").open("ab") as file:
+        file.write(b"cut")
+    assert Record.read(tmp_path).trained.tolist() == sorted(digests)
+    (tmp_path / "trained_files.bin").unlink()
+    assert find_record(tmp_path) is None
 
 
 def test_copies_across_the_parts_are_told(tmp_path):
@@ -373,6 +487,30 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     assert len(opened(tmp_path).unusable) == 3
 
 
+def test_what_a_walk_tells_of_files_and_of_what_it_leaves_out(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.PNG", "sub/c.jpg", "a.png"):
+        (tmp_path / name).write_bytes(name.encode())
+        os.utime(tmp_path / name, ns=(1, 1234567890123456789))
+    found = walk(tmp_path)
+    assert [(os.path.relpath(f.path, tmp_path), f.size, f.modified) for f in found.files] == [
+        (name, len(name), 1234567890123456789) for name in ("a.png", "b.PNG", "sub/c.jpg")
+    ]
+    assert found.ignored() is None
+    assert [os.path.basename(f.path) for f in walk(tmp_path, deep=False).files] == ["a.png", "b.PNG"]
+    for k in range(9):
+        for i in range(12 - k):
+            (tmp_path / f"{i}.x{k}").write_bytes(b"")
+    for name in ("a photo.of my cat in the garden", *(f"plain{i}" for i in range(20)), ".hidden", ".too"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    (tmp_path / "round.png").symlink_to("round.png")
+    assert walk(tmp_path).ignored() == (
+        "93 files ignored: 21 without an ending, 12 .x0, 11 .x1, 10 .x2, 9 .x3, 8 .x4, 7 .x5, 6 .x6, 9 others; "
+        f"2 hidden files ignored; left out: {tmp_path}/lost.png (a link that leads nowhere) and 1 more"
+    )
+
+
 def test_names_that_are_no_utf8(tmp_path):
     fill(tmp_path / "train", 6)
     fill(tmp_path / "val", 3, first=50)
@@ -418,3 +556,53 @@ def test_all_broken_files_are_named_before_the_first_step(tmp_path, monkeypatch)
     picture(broken[0], 123)
     opened(tmp_path, mode="stream", on_bad_val="skip")
     assert looked == [str(broken[0])]
+
+
+def test_what_was_found_is_remembered_of_the_same_files_only(tmp_path, monkeypatch):
+    fill(tmp_path, 3)
+    (tmp_path / "dog" / "001.png").write_bytes(b"text")
+    part = read_folder(tmp_path).parts["all"]
+    told: list[tuple] = []
+    first = check_files(part, 10**6, "training", lambda *what: told.append(what))
+    assert told == [("checking training images", 6, 6)]
+    assert [os.path.relpath(path, tmp_path) for path, _ in first.bad] == ["dog/001.png"]
+    assert np.flatnonzero(first.digests == 0).tolist() == [4]
+    looked = []
+
+    def look(path, most):
+        looked.append(os.path.relpath(path, tmp_path))
+
+    monkeypatch.setattr("excite.data.checks.check_image", look)
+    picture(tmp_path / "cat" / "003.png", 9)
+    resized = tmp_path / "cat" / "000.png"
+    date = resized.stat().st_mtime_ns
+    resized.write_bytes(b"of another size")
+    os.utime(resized, ns=(date, date))
+    os.utime(tmp_path / "cat" / "001.png", ns=(1, 1))
+    part = read_folder(tmp_path).parts["all"]
+    again = check_files(part, 10**6, "training")
+    assert sorted(looked) == ["cat/000.png", "cat/001.png", "cat/003.png"]
+    assert again.bad == first.bad  # with the reason that was remembered, not looked for
+    assert again.digests[[1, 2, 4, 5, 6]].tolist() == first.digests[[1, 2, 3, 4, 5]].tolist()
+    looked.clear()
+    check_files(part, 10**6, "training")
+    assert looked == []
+    check_files(part, 10**6 - 1, "training")  # then other images are too large
+    assert len(looked) == 7
+    for file in Path(os.environ["EXCITE_CACHE"]).rglob("*.npz"):
+        file.write_bytes(b"damaged")
+    check_files(part, 10**6, "training")
+    assert len(looked) == 14
+
+
+def test_digests_are_these_for_ever(tmp_path):
+    """They are kept in run folders: of small files all bytes, of large ones both ends, of plain pixels pieces, too."""
+    for name, size in (("a.png", 100), ("a.png", 32768), ("b.jpg", 70000), ("c.BMP", 70000), ("c.tif", 32769)):
+        content = np.random.default_rng(size).bytes(size)
+        (tmp_path / name).write_bytes(content)
+        seen = content if size <= 32768 else content[:16384] + content[-16384:]
+        if size > 32768 and name[0] == "c":
+            seen += b"".join(content[size * i // 17 :][:1024] for i in range(1, 17))
+        expected = hashlib.blake2b(f"{size}".encode() + seen, digest_size=8).digest()
+        assert digest_of(str(tmp_path / name), size) == int.from_bytes(expected, "little")
+    assert digest_of(str(tmp_path / "none.png"), 5) == 0

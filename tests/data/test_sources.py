@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import pickle
 import subprocess
@@ -67,6 +68,36 @@ def test_channel_statistics_and_luma():
     assert channel_statistics(torch.full((2, 1, 2, 2), 7, dtype=torch.uint8)) == ([7 / 255], [1 / 255])
     expected = [np.asarray(Image.fromarray(i.permute(1, 2, 0).numpy()).convert("L")) for i in images]
     assert (luma(images)[:, 0].numpy() == np.stack(expected)).all()
+
+
+def test_statistics_and_luma_of_more_images_than_are_looked_at_at_once():
+    images = torch.randint(0, 256, (5000, 3, 2, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    values = images.double().transpose(0, 1).flatten(1) / 255
+    mean, std = channel_statistics(images)
+    assert np.allclose(mean, values.mean(1))
+    assert np.allclose(std, values.std(1, correction=0))
+    assert torch.equal(luma(images)[4090:], luma(images[4090:]))
+
+
+def test_images_are_called_and_told_apart_by_what_they_are():
+    images = torch.arange(24, dtype=torch.uint8).view(4, 1, 2, 3)[[0, 1, 2, 1]]
+    arrays = ArrayImages(images, torch.tensor([5, 6, 7, 8]))
+    assert arrays.names == ["#0", "#1", "#2", "#3"]
+    some = arrays.take(np.array([3, 0]))
+    assert (some.names, some.labels.tolist(), some.images[0].tolist()) == (["#3", "#0"], [8, 5], images[1].tolist())
+    # By these, images are split: a run that goes on next year must hold out the same ones.
+    plain = [bytes(one.flatten().tolist()) + bytes([label, 0, 0, 0, 0, 0, 0, 0]) for one, label in zip(
+        images, (5, 6, 7, 8), strict=True)]  # fmt: skip
+    expected = [hashlib.blake2b(one, digest_size=16).digest() for one in plain]
+    assert arrays.digests() == expected
+    ordered = arrays.canonical()
+    assert ordered.digests() == sorted(expected)
+    assert ordered.names == [f"#{expected.index(digest)}" for digest in sorted(expected)]
+    turned = arrays.take(np.array([3, 2, 1, 0])).canonical()
+    assert (turned.names, turned.labels.tolist()) == (ordered.names, ordered.labels.tolist())
+    files = FileImages(["/x/a/1.png", "/x/a/b/\udce9.png", "/x/c/3.png"], [0, 1, 2], 4095)
+    assert files.names == ["a/1.png", "a/b/\ufffd.png", "c/3.png"]
+    assert files.take(np.array([1, 0])) == FileImages([files.paths[1], files.paths[0]], [1, 0], 4095)
 
 
 # --- digits ----------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ class DataConfig(_Strict):
     def _groups_fit(self) -> Self:
         if self.group_by is not None and not SOURCES[self.source].class_folders:
             raise ValueError(f"group_by is for source=folder: the images of {self.source} have no paths")
-        if isinstance(self.group_by, int) and (isinstance(self.group_by, bool) or self.group_by < 1):
+        if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by is a level of at least 1 (the first folder below the class), or a pattern")
         return self
 

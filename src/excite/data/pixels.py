@@ -48,8 +48,16 @@ def refuse_bands(image: Image.Image) -> None:
     extra = samples - colours
     if extra > 0 and not (extra == 1 and (meaning is None or meaning[0] in _ALPHA)):
         raise ValueError(_too_many(samples, colours))
-    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8 and colours > 1:
+    if tags.get(_PLANAR) != 2:
+        return
+    bits = max(tags.get(_BITS, (1,)))
+    if bits > 8 and colours > 1:
         raise ValueError("it has 16-bit colours in separate planes, which is not read here; save them interleaved")
+    # Of planes that it unpacks itself, Pillow cuts the rawmode down to a letter: gray that is white at zero ("L;I")
+    # would come out as its negative, 16 bits ("I;16") not at all.
+    decoded = samples > 1 or (bits == 8 and tags.get(_PHOTOMETRIC) != 0)
+    if not decoded and any(tile.codec_name != "libtiff" for tile in image.tile):  # type: ignore[attr-defined]
+        raise ValueError("its only band is stored as a plane, which is not read here; save it interleaved")
 
 
 def _tags(image: Image.Image) -> Any:
