@@ -166,6 +166,18 @@ def test_gradients(spec):
         ({"name": "ge", "variant": "theta", "extent": 8}, 3 * 11 * 64),
         ({"name": "ge", "variant": "theta_plus", "extent": 4}, 2 * 11 * 64 + 2 * 64 * 4 + 4 + 64),
         ({"name": "ge", "variant": "theta_plus", "bias": False, "reduction": 8}, 64 * 37 + 2 * 64 * 8),
+        ({"name": "ge", "variant": "theta_plus", "rd_divisor": 8}, 64 * 37 + 2 * 64 * 8 + 8 + 64),
+        ({"name": "ge", "variant": "theta", "halve_from": 5}, 9 * 64 * 64 + 2 * 64 + 64 * 4 * 3 + 2 * 64),
+        ({"name": "ge", "variant": "theta", "halve_from": 6}, 64 * 37),  # the map has 5 columns
+        ({"name": "cbam", "channel": False}, 2 * 7 * 7 + 2),
+        ({"name": "cbam", "spatial": False, "reduction": 4}, 2 * 64 * 16 + 16 + 64),
+        ({"name": "cbam", "rd_divisor": 8, "bias": False, "kernel_size": 1}, 2 * 64 * 8 + 2 + 2),
+        ({"name": "coordinate", "reduction": 4}, 3 * 64 * 16 + 2 * 16 + 16 + 2 * 64),
+        ({"name": "coordinate", "min_width": 1, "bias": False}, 3 * 64 * 2 + 2 * 2),
+        ({"name": "cse", "reduction": 16, "rd_divisor": 8, "bias": False}, 2 * 64 * 8),
+        ({"name": "scse", "reduction": 16, "rd_divisor": 8}, 2 * 64 * 8 + 8 + 64 + 65),
+        ({"name": "scse", "bias": False}, 2 * 64 * 32 + 64),
+        ({"name": "eca", "kernel_size": 1}, 1),
     ],
     ids=str,
 )
