@@ -249,10 +249,11 @@ def clock(monkeypatch):
 
 def test_the_steps_after_the_warm_up_are_timed_in_the_slowest_process(monkeypatch, clock):
     """Step k takes 2**k s here, and in another process they come in the reverse order."""
-    seen = []
+    seen, classes = [], []
 
     def step(run, images, labels):
-        assert run.net.training
+        assert run.model.num_classes == len(run.data.classes)
+        classes.append(run.model.num_classes)
         clock[0] += 2.0 ** len(seen)
         seen.append((run.step, images, labels))
 
@@ -273,9 +274,11 @@ def test_the_steps_after_the_warm_up_are_timed_in_the_slowest_process(monkeypatc
         assert (images.shape, labels.shape, images.dtype) == ((6, 3, 10, 10), (6,), torch.uint8)
         assert images.float().std() > 50  # noise, not a constant that a kernel might be quick at
         assert set(labels.tolist()) <= {0, 1, 2}
+    assert set(classes) == {3}
     seen.clear()
+    classes.clear()
     assert len(steptime.time_steps(recipe, steps=1)["seconds"]) == 1
-    assert len(seen) == 1 + 3
+    assert classes == [10] * (3 + 1)  # of the recipe's data
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     assert steptime.time_steps(recipe, steps=1, warm_up=0, classes=3) == {}
 
