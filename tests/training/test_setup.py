@@ -174,20 +174,22 @@ def test_the_first_norm_with_one_value_is_named_and_the_network_stays_as_it_is()
 
 
 def test_a_share_of_one_image_is_refused_without_synchronised_norms():
-    for words in ([], ["sync_bn=true"]):
+    for words in ([], ["sync_bn=true"], ["limit_train=3"]):
         recipe = small(*DEEP, "batch_size=4", "grad_accumulation=2", *words)
         data = open_data(recipe.data, recipe.augment)
         loader = TrainLoader(
             data.train, batch_size=2, seed=0, device="cpu", augment=recipe.augment, data_config=recipe.data, world=2
         )
         model, _ = make_model(recipe, data)
-        if words:
+        if "sync_bn=true" in words:
             check_batch_norms(model, recipe, loader, [])
             continue
         shared = (
-            r"train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or more"
+            r"\(train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or"
         )
-        with pytest.raises(ExciteError, match=rf"{shared}, .*, or fewer devices, or train.sync_bn=true"):
+        if words:
+            shared = r"\(3 training images in 4 part\(s\)\); give more training images"
+        with pytest.raises(ExciteError, match=rf"{shared} .*, or fewer devices, or train.sync_bn=true"):
             check_batch_norms(model, recipe, loader, [])
 
 
