@@ -7,9 +7,12 @@ import shlex
 import subprocess
 from dataclasses import replace as changed
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from accelerate import Accelerator
 
 from excite.data import TrainLoader, open_data
 from excite.data.catalog import SOURCES
@@ -27,6 +30,7 @@ from excite.scaling import (
     read_measurement,
     workload,
 )
+from excite.training import steptime
 from tests.data.test_sources import write_folder, write_idx
 from tests.training.small import small
 
@@ -233,6 +237,70 @@ def test_measuring_on_this_machine(excite):
     assert four["measured"] is None
     sources = {entry["name"]: entry["source"] for entry in result["assumptions"]}
     assert all("measured now" in sources[name] for name in ("tflops", "node_gb_s", "node_latency_us", "overlap"))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of ``steptime``: a list whose only number the test moves on."""
+    now = [100.0]
+    monkeypatch.setattr("excite.runtime.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_the_steps_after_the_warm_up_are_timed_in_the_slowest_process(monkeypatch, clock):
+    """Step k takes 2**k s here, and in another process they come in the reverse order."""
+    seen, classes = [], []
+
+    def step(run, images, labels):
+        assert run.model.num_classes == len(run.data.classes)
+        classes.append(run.model.num_classes)
+        clock[0] += 2.0 ** len(seen)
+        seen.append((run.step, images, labels))
+
+    monkeypatch.setattr(steptime, "train_step", step)
+    monkeypatch.setattr(Accelerator, "gather", lambda self, tensor: torch.cat([tensor, tensor.flip(1)]))
+    recipe = small("batch_size=6", "image_size=10", "epochs=4", "data.in_chans=3")
+    found = steptime.time_steps(recipe, steps=4, warm_up=2, classes=3)
+    assert found["seconds"] == [8.0, 8.0, 16.0, 32.0]
+    assert {name: found[name] for name in ("devices", "batch_size", "precision")} == {
+        "devices": 1,
+        "batch_size": 6,
+        "precision": "fp32",
+    }
+    assert "latency_us" not in found
+    # The data is one batch, so that the schedule has 4 steps, and it stays in the last of them.
+    assert [number for number, *_ in seen] == [0, 1, 2, 3, 3, 3]
+    for _, images, labels in seen:
+        assert (images.shape, labels.shape, images.dtype) == ((6, 3, 10, 10), (6,), torch.uint8)
+        assert images.float().std() > 50  # noise, not a constant that a kernel might be quick at
+        assert set(labels.tolist()) <= {0, 1, 2}
+    assert set(classes) == {3}
+    seen.clear()
+    classes.clear()
+    assert len(steptime.time_steps(recipe, steps=1)["seconds"]) == 1
+    assert classes == [10] * (3 + 1)  # of the recipe's data
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    assert steptime.time_steps(recipe, steps=1, warm_up=0, classes=3) == {}
+
+
+def test_the_time_of_an_all_reduce_is_latency_and_bandwidth(monkeypatch, clock):
+    """Messages take 300 us and 4 GB/s, but for a few that are held up; what a process waits before is no part of it."""
+    sizes = []
+
+    def all_reduce(message):
+        sizes.append(message.numel() * message.element_size())
+        clock[0] += 300e-6 + sizes[-1] / 4e9 + (5.0 if len(sizes) % 9 in (0, 1, 2, 5) else 0.0)
+
+    def wait():
+        clock[0] += 1.0
+
+    monkeypatch.setattr(steptime.distributed, "all_reduce", all_reduce)
+    run = SimpleNamespace(device=torch.device("cpu"), accelerator=SimpleNamespace(wait_for_everyone=wait))
+    found = steptime._time_all_reduce(run)
+    assert found == {"latency_us": pytest.approx(300 + 4096 / 4e3), "gb_per_second": pytest.approx(4.0)}
+    assert sizes == [4096] * 9 + [1 << 24] * 9
+    monkeypatch.setattr(steptime.distributed, "all_reduce", lambda message: None)
+    assert steptime._time_all_reduce(run)["gb_per_second"] > 1e6  # a clock too coarse is no division by zero
 
 
 # --- the manifests of docs/scaling.md ---------------------------------------------------------------------------------

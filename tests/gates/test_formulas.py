@@ -92,13 +92,22 @@ def coordinate(w, x):
     return part(x.mean(3), "conv_h")[:, :, :, None] * part(x.mean(2), "conv_w")[:, :, None, :]
 
 
-def gct(w, x, mode):
+def gather(x):
+    """Gather-Excite theta_minus with extent 2: means of 3x3 windows, as far as they lie in the map."""
+    near = [[slice(max(i // 2 * 2 - 1, 0), i // 2 * 2 + 2) for i in range(size)] for size in x.shape[2:]]
+    means = np.stack(
+        [np.stack([x[:, :, rows, columns].mean((2, 3)) for columns in near[1]], -1) for rows in near[0]], 2
+    )
+    return sigmoid(means)
+
+
+def gct(w, x, mode, epsilon=1e-5):
     if mode == "l2":
-        s = w["alpha"] * np.sqrt((x**2).sum((2, 3)) + 1e-5)
-        normed = s * np.sqrt(s.shape[1]) / np.sqrt((s**2).sum(1, keepdims=True) + s.shape[1] * 1e-5)
+        s = w["alpha"] * np.sqrt((x**2).sum((2, 3)) + epsilon)
+        normed = s * np.sqrt(s.shape[1]) / np.sqrt((s**2).sum(1, keepdims=True) + s.shape[1] * epsilon)
     else:
         s = w["alpha"] * np.abs(x).sum((2, 3))
-        normed = s * s.shape[1] / (np.abs(s).sum(1, keepdims=True) + s.shape[1] * 1e-5)
+        normed = s * s.shape[1] / (np.abs(s).sum(1, keepdims=True) + s.shape[1] * epsilon)
     return 1 + np.tanh(w["gamma"] * normed + w["beta"])
 
 
@@ -126,9 +135,15 @@ CASES = [
     ({"name": "coordinate", "reduction": 2, "min_width": 1, "bias": False}, coordinate),
     ({"name": "gct"}, lambda w, x: gct(w, x, "l2")),
     ({"name": "gct", "mode": "l1"}, lambda w, x: gct(w, x, "l1")),
+    ({"name": "gct", "mode": "l2", "epsilon": 3}, lambda w, x: gct(w, x, "l2", 3)),
+    ({"name": "gct", "mode": "l1", "epsilon": 3}, lambda w, x: gct(w, x, "l1", 3)),
     ({"name": "gaussian_gct"}, lambda w, x: gaussian_gct(w, x, 2)),
     ({"name": "gaussian_gct", "std": 0.7}, lambda w, x: gaussian_gct(w, x, 0.7)),
     ({"name": "gaussian_gct", "learnable": True}, lambda w, x: gaussian_gct(w, x, 3 * sigmoid(w["theta"]) + 1)),
+    # Twice the sigmoid, or blended in, whatever was learnt since.
+    ({"name": "eca", "identity": True}, lambda w, x: 2 * eca(w, x)),
+    ({"name": "gaussian_gct", "identity": True}, lambda w, x: 1 + w["strength"] * (gaussian_gct(w, x, 2) - 1)),
+    ({"name": "ge", "extent": 2, "identity": True}, lambda w, x: 1 + w["strength"][:, None, None] * (gather(x) - 1)),
 ]
 
 

@@ -5,7 +5,19 @@ import torch
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
-from excite.gates import Gate, create_gate, gate_options, list_gates, register_gate
+from excite.gates import (
+    CBAM,
+    CoordinateAttention,
+    EfficientChannelAttention,
+    Gate,
+    GatedChannelTransformation,
+    GatherExcite,
+    SqueezeExcite,
+    create_gate,
+    gate_options,
+    list_gates,
+    register_gate,
+)
 from excite.gates.gather_excite import resample_kernel
 from excite.gates.squeeze_excite import squeeze_width
 
@@ -15,6 +27,9 @@ GE_SPECS = [
     for variant in ("theta_minus", "theta", "theta_plus")
     for extent in (2, 4, 8, "global")
 ]
+
+
+START = [{"name": "ge", "halve_from": 16}, {"name": "ge", "extent": 4, "identity": True}]
 
 
 def build(spec, shape, dtype=torch.float64):
@@ -99,6 +114,7 @@ def test_ge_theta_minus_by_loops(shape, extent):
 def test_ge_theta_minus_global_sees_the_mean_alone(extent):
     gate, x = build({"name": "ge", "extent": extent}, (2, 24, 7, 5))
     assert gate.channelwise
+    assert create_gate({"name": "ge", "extent": extent, "identity": True}, 24).channelwise  # and blended in, too
     torch.testing.assert_close(gate.scale(x), torch.sigmoid(x.mean((2, 3))))
 
 
@@ -145,6 +161,29 @@ def test_ge_theta_is_a_chain_of_strided_windows(shape, variant, extent):
         torch.testing.assert_close(gate.scale(given), expected)
 
 
+@pytest.mark.parametrize("variant", ["theta", "theta_plus"])
+def test_ge_halves_a_map_that_is_large_enough_first(variant):
+    """Of 8 rows, "same" padding has none above and one below; of 5 columns, one at either side."""
+    gate, x = build({"name": "ge", "variant": variant, "halve_from": 5}, (2, 6, 8, 5))
+    dense, norm, kernel, last = gate.gather
+    halved = normalised(F.conv2d(F.pad(x, (1, 1, 0, 1)), dense.weight, stride=2), norm)
+    gathered = torch.einsum("nchw,chw->nc", halved, kernel.weight[:, 0])[..., None, None]
+    expected = torch.sigmoid(bottleneck(gate, normalised(gathered, last))).flatten(1)
+    for given in layouts(x):
+        torch.testing.assert_close(gate.scale(given), expected)
+
+
+def test_ge_starts_he_normal_over_fan_in():
+    """A depth-wise kernel sees one channel: fan-in is its own size. As the identity, its last norm is zeroed alone."""
+    torch.manual_seed(0)
+    gates = [create_gate({**spec, "variant": "theta"}, 128, feature_size=(16, 32)) for spec in START]
+    found = [m.weight for gate in gates for m in gate.gather if isinstance(m, torch.nn.Conv2d)]
+    for weight, fan_in in zip(found, (9 * 128, 8 * 16, 9, 9), strict=True):
+        assert weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.08)
+        assert weight.mean().item() == pytest.approx(0, abs=0.1 * (2 / fan_in) ** 0.5)
+    assert [bool(m.weight.any()) for m in gates[1].gather if hasattr(m, "weight")] == [True, True, True, False]
+
+
 @pytest.mark.parametrize("spec", ["se", *GE_SPECS], ids=str)
 def test_gradients(spec):
     gate, x = build(spec, (2, 4, 5, 3))
@@ -166,6 +205,18 @@ def test_gradients(spec):
         ({"name": "ge", "variant": "theta", "extent": 8}, 3 * 11 * 64),
         ({"name": "ge", "variant": "theta_plus", "extent": 4}, 2 * 11 * 64 + 2 * 64 * 4 + 4 + 64),
         ({"name": "ge", "variant": "theta_plus", "bias": False, "reduction": 8}, 64 * 37 + 2 * 64 * 8),
+        ({"name": "ge", "variant": "theta_plus", "rd_divisor": 8}, 64 * 37 + 2 * 64 * 8 + 8 + 64),
+        ({"name": "ge", "variant": "theta", "halve_from": 5}, 9 * 64 * 64 + 2 * 64 + 64 * 4 * 3 + 2 * 64),
+        ({"name": "ge", "variant": "theta", "halve_from": 6}, 64 * 37),  # the map has 5 columns
+        ({"name": "cbam", "channel": False}, 2 * 7 * 7 + 2),
+        ({"name": "cbam", "spatial": False, "reduction": 4}, 2 * 64 * 16 + 16 + 64),
+        ({"name": "cbam", "rd_divisor": 8, "bias": False, "kernel_size": 1}, 2 * 64 * 8 + 2 + 2),
+        ({"name": "coordinate", "reduction": 4}, 3 * 64 * 16 + 2 * 16 + 16 + 2 * 64),
+        ({"name": "coordinate", "min_width": 1, "bias": False}, 3 * 64 * 2 + 2 * 2),
+        ({"name": "cse", "reduction": 16, "rd_divisor": 8, "bias": False}, 2 * 64 * 8),
+        ({"name": "scse", "reduction": 16, "rd_divisor": 8}, 2 * 64 * 8 + 8 + 64 + 65),
+        ({"name": "scse", "bias": False}, 2 * 64 * 32 + 64),
+        ({"name": "eca", "kernel_size": 1}, 1),
     ],
     ids=str,
 )
@@ -250,9 +301,9 @@ def test_a_kernel_that_shrinks_is_antialiased_so_that_each_old_place_counts(size
 
 def test_a_kernel_that_grows_is_interpolated_as_it_is():
     """Keys' bicubic with a = -0.75, PyTorch's; the antialiasing one has a = -0.5."""
-    kernel = torch.zeros(1, 1, 1, 8, dtype=torch.float64)
+    kernel = torch.zeros(1, 1, 20, 8, dtype=torch.float64)
     kernel[..., 3] = 1.0
-    new = resample_kernel(kernel, (1, 16))[0, 0, 0]
+    new = resample_kernel(kernel, (20, 16))[0, 0, 0]
     a, t = -0.75, 0.25
     near = (a + 2) * t**3 - (a + 3) * t**2 + 1
     assert float(new[6]) == pytest.approx(near / 2)
@@ -269,3 +320,66 @@ def test_a_resized_gate_answers_a_smooth_map_alike():
     assert gate.feature_size == (20, 20)
     after = gate.scale(F.interpolate(x, size=(20, 20), mode="bicubic"))
     torch.testing.assert_close(after, before, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("built", "kernel", "other", "new", "refused"),
+    [((8, 7), (4, 4), (10, 13), (5, 7), (5, 9)), ((5, 9), (5, 9), (4, 4), (4, 4), (6, 6))],
+)
+def test_a_gate_that_halves_is_resized_to_what_halves_too(built, kernel, other, new, refused):
+    torch.manual_seed(0)
+    gate = create_gate({"name": "ge", "variant": "theta", "halve_from": 6}, 3, feature_size=built).eval()
+    conv = gate.gather[-2]
+    old = conv.weight.requires_grad_(False)  # frozen, and frozen it stays
+    assert old.shape[2:] == kernel
+    gate.resize(built)
+    assert conv.weight is old
+    with pytest.raises(ExciteError, match=r"from 6 rows on: .* from {}x{} to {}x{}, where".format(*built, *refused)):
+        gate.resize(refused)
+    assert (gate.feature_size, conv.weight is old) == (built, True)
+    gate.resize(other)
+    assert (gate.feature_size, conv.kernel_size) == (other, new)
+    assert torch.equal(conv.weight, resample_kernel(old, new))
+    assert (conv.weight.dtype, conv.weight.requires_grad) == (torch.float32, False)
+    assert gate.scale(torch.randn(2, 3, *other)).shape == (2, 3)
+
+
+def test_strided_kernels_fit_every_map():
+    gate = create_gate({"name": "ge", "variant": "theta", "extent": 2}, 3, feature_size=(8, 8))
+    old = gate.gather[0].weight
+    gate.resize((16, 16))
+    assert gate.gather[0].weight is old
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CBAM(8, kernel_size=3.0), "kernel_size of the gate 'cbam' is an odd"),
+        (lambda: EfficientChannelAttention(8, kernel_size=3.0), "kernel_size of the gate 'eca' is an odd"),
+        (lambda: EfficientChannelAttention(8, kernel_size=-1), "kernel_size of the gate 'eca' is an odd"),
+        (lambda: CoordinateAttention(8, min_width=8.0), "min_width must be"),
+        (lambda: SqueezeExcite(8, reduction=2.0), "reduction must be"),
+        (lambda: SqueezeExcite(8, rd_divisor=8.0), "rd_divisor must be"),
+        (lambda: GatedChannelTransformation(8, epsilon=True), "epsilon of the gate 'gct' must be a number above 0"),
+        (lambda: GatedChannelTransformation(8, epsilon="1"), "epsilon of the gate 'gct' must be a number above 0"),
+        (lambda: GatherExcite(8, variant="theta", halve_from=True, feature_size=(8, 8)), "from 2 on, not True"),
+        (lambda: GatherExcite(8, variant="theta", halve_from=1, feature_size=(8, 8)), "from 2 on, not 1"),
+        (lambda: GatherExcite(8, halve_from=8), "halve_from is for the gate 'ge' with a kernel of the map's size"),
+        (lambda: GatherExcite(8, variant="theta", extent=2, halve_from=8), "halve_from is for the gate 'ge'"),
+    ],
+)
+def test_classes_refuse_what_create_gate_does(make, message):
+    with pytest.raises(ExciteError, match=message):
+        make()
+
+
+def test_the_smallest_options_are_taken():
+    assert GatherExcite(8, variant="theta", halve_from=2, feature_size=(2, 2)).gather[2].kernel_size == (1, 1)
+    assert SqueezeExcite(8, reduction=1).fc1.out_features == 8
+
+
+def test_gct_starts_by_seeing_all_channels_alike_and_changing_none():
+    gate, x = create_gate("gct", 5), torch.randn(2, 5, 3, 3)
+    assert [p.tolist() for p in (gate.alpha, gate.gamma, gate.beta)] == [[1.0] * 5, [0.0] * 5, [0.0] * 5]
+    assert torch.equal(gate(x), x)
+    assert create_gate({"name": "gaussian_gct", "learnable": True}, 5).theta.item() == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from excite.training.loss import training_loss
+from excite.training.meter import Meter
 from tests.training.small import small
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, -2.0]])
@@ -59,3 +60,18 @@ def test_bce_of_a_batch_that_lacks_the_last_classes():
     wanted = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     bce = config("train.loss=bce")
     assert training_loss(LOGITS, torch.tensor([1, 0]), bce) == training_loss(LOGITS, wanted, bce)
+
+
+def test_the_meter_gives_the_losses_and_counts_since_it_was_read_last():
+    meter = Meter(3, torch.device("cpu"))
+    for steps in ([(0.5, 7, 32), (0.25, 8, 32), (2.0, 1, 16)], [(1.5, 3, 8)], []):
+        for loss, correct, images in steps:
+            meter.add(torch.tensor(loss), torch.tensor(correct), images)
+        assert (meter.count, meter.images) == (len(steps), sum(images for *_, images in steps))
+        losses, counts = meter.read()
+        assert losses.tolist() == [loss for loss, *_ in steps]
+        assert counts.tolist() == [correct for _, correct, _ in steps]
+    meter.add(torch.tensor(4.0), torch.tensor(2), 8)
+    kept = meter.read()
+    meter.add(torch.tensor(9.0), torch.tensor(9), 9)
+    assert kept.tolist() == [[4.0], [2.0]]  # a copy, which later steps do not write into

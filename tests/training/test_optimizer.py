@@ -212,17 +212,21 @@ def test_a_fixed_scale_knows_no_hysteresis():
         assert scaler.get_scale() == 256.0
 
 
-def test_ema_follows_weights_and_statistics():
+@pytest.mark.parametrize("fp16", [False, True])  # where a step may be skipped, which only the device knows
+def test_ema_follows_weights_and_statistics(fp16):
     model = create_model("cifar_resnet20")
-    ema = Ema(model, 0.5)
+    ema = Ema(model, 0.3)
     expected = {k: v.clone() for k, v in model.state_dict().items()}
-    for step in range(4):
+    for step in range(6):  # 1/10, 2/11, 3/12, then 0.3
         for tensor in model.state_dict().values():
             tensor.add_(1)
-        decay = min(0.5, (1 + step) / (10 + step))
+        skipped = fp16 and step in (0, 4)
+        decay = 1.0 if skipped else min(0.3, (1 + step) / (10 + step))
         for k, v in model.state_dict().items():
             expected[k] = decay * expected[k] + (1 - decay) * v if v.is_floating_point() else v.clone()
-        ema.update(model, step)
+        ema.update(model, step, torch.tensor(float(skipped)) if fp16 else None)
     for k, v in ema.module.state_dict().items():
         torch.testing.assert_close(v, expected[k])
     assert not any(p.requires_grad for p in ema.module.parameters())
+    assert model.training
+    assert not any(m.training for m in ema.module.modules())

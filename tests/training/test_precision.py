@@ -61,11 +61,15 @@ def test_each_norm_precision_is_what_it_says(name, precision):
         assert after["layer1.0.bn1.num_batches_tracked"] == 1
 
 
-def test_low_precision_norm_is_batch_norm_on_rounded_numbers():
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.3, "eps": 0.1, "affine": False}, {"track_running_stats": False}]
+)
+def test_low_precision_norm_is_batch_norm_on_rounded_numbers(options):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm2d(6))
+    model = nn.Sequential(nn.BatchNorm2d(6, **options))
     with torch.no_grad():
-        model[0].weight.uniform_(0.5, 2)
+        for parameter in model.parameters():
+            parameter.uniform_(0.5, 2)
     exact = copy.deepcopy(model)
     set_norm_precision(model, "same", "bf16")
     assert isinstance(model[0], LowPrecisionBatchNorm2d)
@@ -74,10 +78,14 @@ def test_low_precision_norm_is_batch_norm_on_rounded_numbers():
         x = torch.randn(8, 6, 5, 5) * (step + 1)
         assert torch.equal(model(x), exact(x.bfloat16()))
     for key, value in exact.state_dict().items():
-        if "running" in key:
-            assert torch.equal(model.state_dict()[key], value.float())
+        if "weight" not in key and "bias" not in key:  # those are rounded at each use only
+            assert torch.equal(model.state_dict()[key].double(), value.double())
     model.eval(), exact.eval()
+    if options.get("track_running_stats", True):  # as another run may have left them: not rounded, and not to be
+        exact[0].running_mean.copy_(model[0].running_mean.add_(1e-4))
+    before = copy.deepcopy(model.state_dict())
     assert torch.equal(model(x), exact(x.bfloat16()))
+    assert same(model.state_dict(), before)
 
 
 def test_norm_precision_changes_nothing_under_fp32():
@@ -237,6 +245,12 @@ def test_the_guard_puts_back_every_kind_of_buffer():
         guard.restore(torch.tensor(overflowed))
         assert same(before, model.state_dict()) == bool(overflowed)
     assert model[1].num_batches_tracked == 1
+    alone = nn.Module()
+    alone.register_buffer("seen", torch.ones(2, 3))
+    guard = BufferGuard(alone)
+    alone.seen.zero_()
+    guard.restore(torch.tensor(1.0))
+    assert alone.seen.tolist() == [[1.0] * 3] * 2
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------

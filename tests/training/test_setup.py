@@ -1,12 +1,15 @@
 """What a run makes of a recipe's wishes: the scaled rate, frozen weights, another size in evaluation."""
 
+import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from excite.console import Display
 from excite.data import TrainLoader, open_data
@@ -15,7 +18,7 @@ from excite.recipe import load_recipe
 from excite.runtime import device
 from excite.runtime.device import make_accelerator
 from excite.training import loop, train
-from excite.training.batch_parts import check_batch_norms, smallest_part
+from excite.training.batch_parts import check_batch_norms, first_with_one_value, smallest_part
 from excite.training.loop import train_step
 from excite.training.precision import settle_precision
 from excite.training.reporting import record_evaluation
@@ -23,7 +26,7 @@ from excite.training.schedule import beyond_the_end
 from excite.training.setup import make_model, set_up
 from excite.twins import runner
 from excite.weights.own import read_own
-from tests.training.small import metrics, small
+from tests.training.small import metrics, same, small
 
 LINE = "train.scale_lr_to: batch 32 -> 64, learning rate 0.05 -> 0.1"
 
@@ -106,6 +109,7 @@ DEEP = ["model.name=resnet18", "model.drop_path_rate=0.0"]  # 8 pixels end as a 
         ([*THETA, "batch_size=2", "grad_accumulation=2", "fused=on"], "a smaller train.grad_accumulation"),
         # Frozen norms do not count, but those that thaw do.
         ([*DEEP, "batch_size=1", "freeze=[layer2, layer3, layer4]", "freeze_epochs=2"], r"layer2.0.bn1"),
+        ([*DEEP, "batch_size=1", "sync_bn=true"], r"layer2.0.bn1"),  # nothing to synchronise with
         (["model.name=timm:resnet18", "model.drop_path_rate=0.0", "batch_size=1"], "layer"),
     ],
 )
@@ -124,6 +128,7 @@ def test_one_value_per_channel_is_refused_before_the_first_step(overrides, messa
         [*DEEP, "batch_size=8", "grad_accumulation=4"],
         [*DEEP, "limit_train=5", "grad_accumulation=2"],  # 3 and 2
         [*DEEP, "batch_size=1", "freeze=[layer2, layer3, layer4]"],  # their norms use what they know
+        [*DEEP, "batch_size=1", "freeze=[layer2, layer3, layer4]", "freeze_epochs=3"],  # to the end
         ["batch_size=1", "model.name=cifar_geresnet20_theta_minus"],
     ],
 )
@@ -151,21 +156,41 @@ def test_the_smallest_part_is_that_of_the_loop(images, batch, parts):
     assert smallest_part(loader, parts) == min(sizes)
 
 
+def test_the_first_norm_with_one_value_is_named_and_the_network_stays_as_it_is():
+    layers = {"wide": nn.BatchNorm2d(3), "drop": nn.Dropout(), "pool": nn.AdaptiveAvgPool2d(1)}
+    layers |= {"one": nn.BatchNorm2d(3), "flat": nn.Flatten(), "last": nn.BatchNorm1d(3)}
+    model = nn.Sequential(OrderedDict(layers)).eval()
+    before, stream = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for image, frozen, name in [
+        ((3, 4, 5), (), "one"),
+        ((3, 1, 2), (), "one"),
+        ((3, 1, 1), (), "wide"),
+        ((3, 4, 5), {"one"}, "last"),
+        ((3, 4, 5), {"one", "last"}, None),
+    ]:
+        assert first_with_one_value(model, image, frozen) == name
+    assert torch.equal(torch.get_rng_state(), stream)  # dropout drew from another
+    assert not any(m.training or m._forward_pre_hooks for m in model.modules())
+    assert same(model.state_dict(), before)
+
+
 def test_a_share_of_one_image_is_refused_without_synchronised_norms():
-    for words in ([], ["sync_bn=true"]):
+    for words in ([], ["sync_bn=true"], ["limit_train=3"]):
         recipe = small(*DEEP, "batch_size=4", "grad_accumulation=2", *words)
         data = open_data(recipe.data, recipe.augment)
         loader = TrainLoader(
             data.train, batch_size=2, seed=0, device="cpu", augment=recipe.augment, data_config=recipe.data, world=2
         )
         model, _ = make_model(recipe, data)
-        if words:
+        if "sync_bn=true" in words:
             check_batch_norms(model, recipe, loader, [])
             continue
         shared = (
-            r"train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or more"
+            r"\(train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or"
         )
-        with pytest.raises(ExciteError, match=rf"{shared}, .*, or fewer devices, or train.sync_bn=true"):
+        if words:
+            shared = r"\(3 training images in 4 part\(s\)\); give more training images"
+        with pytest.raises(ExciteError, match=rf"{shared} .*, or fewer devices, or train.sync_bn=true"):
             check_batch_norms(model, recipe, loader, [])
 
 

@@ -248,7 +248,7 @@ def _check_halving(variant: str, extent: int, halve_from: int | None) -> int | N
         return None
     if variant == "theta_minus" or extent:
         raise ExciteError("halve_from is for the gate 'ge' with a kernel of the map's size: global theta or theta_plus")
-    if isinstance(halve_from, bool) or not isinstance(halve_from, int) or halve_from < 2:
+    if not isinstance(halve_from, int) or halve_from < 2:  # True is 1
         raise ExciteError(f"halve_from of the gate 'ge' is a number of rows from 2 on, not {halve_from!r}")
     return halve_from
 
