@@ -294,6 +294,8 @@ def test_the_table_shows_intervals_and_how_far_a_run_has_come():
     assert texts(epochs=13, finished=False)["epochs_text"] == "0 of 13"
     base = texts(label="base")
     assert (base["difference_interval"], base["loss_interval"]) == ("baseline", "baseline")
+    alone = shown({"rows": [base], "baseline": "base", "paired": []})[0]
+    assert (alone["difference_interval"], alone["loss_interval"]) == (None, None)  # of nothing
     assert differing([{"a": 1, "b": 1, "c": 1}, {"a": 2, "b": None, "c": 1}], ["c", "b", "a"]) == ["a"]
 
 
