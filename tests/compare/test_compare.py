@@ -16,12 +16,13 @@ from excite.commands.compare import _free_name
 from excite.compare import compare
 from excite.compare.build import Comparison
 from excite.compare.page import make_page
-from excite.compare.runs import LONGEST_LABEL, _gate, choose_labels
+from excite.compare.runs import LONGEST_LABEL, _gate, _recipe, choose_baseline, choose_labels, read_run
 from excite.compare.study import study
-from excite.compare.table import format_p
+from excite.compare.table import differing, format_p, sentences, shown
 from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.models import create_model
+from excite.recipe import load_recipe
 from excite.trained import images, predictions
 from excite.trained.opened import open_trained
 from tests.compare.conftest import made_up
@@ -201,6 +202,13 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     assert all("so its stored predictions are used" in note for note in stored["notes"])
     assert len(stored["notes"]) == 2
     assert "the images are only named" in make_page(stored, [[]], {}).render()
+    # They are of these weights, in that precision, and of the images of the recipe as it is.
+    run = str(copies[0])
+    assert read_run(run, "x").predictions is not None
+    assert read_run(run, "x", ["data.limit_val=9"]).predictions is None
+    assert read_run(run, "x", precision="bf16").predictions is None
+    shutil.copy(copies[1] / predictions.FILE, copies[0] / predictions.FILE)
+    assert read_run(run, "x").predictions is None
     for copy in copies:
         (copy / predictions.FILE).unlink()
     (copies[1] / "results.json").unlink()
@@ -228,13 +236,93 @@ def test_labels_come_from_paths_without_the_time_where_that_is_enough():
     assert choose_labels(["x/run", "y/run"]) == ["run (1)", "run (2)"]
     assert choose_labels(["x/run/model.safetensors", "net.safetensors"]) == ["run", "net"]
     assert choose_labels(["r/checkpoints/step-00000010", "r"]) == ["r/step-00000010", "r"]
-    assert len(choose_labels(["n" * 200, "b"])[0]) == LONGEST_LABEL
+    assert choose_labels(["x/run", "y/run", "z/run (1)", "z/run"]) == ["run (2)", "run (3)", "run (1)", "run (4)"]
+    twice = choose_labels(["a/run", "b/run", "c/run (1)", "d/run (1)"])
+    assert twice == ["run (2)", "run (3)", "run (1) (1)", "run (1) (2)"]
+    assert choose_labels(["n" * 200, "b"]) == ["n" * (LONGEST_LABEL - 1) + "…", "b"]
+    assert choose_labels(["n" * LONGEST_LABEL, "n" * (LONGEST_LABEL + 1)])[0] == "n" * LONGEST_LABEL
+    assert choose_labels(["a/model.ckpt", "model.safetensors", "hf:timm/net"]) == ["model.ckpt", "model", "net"]
+    assert choose_labels(["a", "b"], [" one", "n" * LONGEST_LABEL]) == ["one", "n" * LONGEST_LABEL]
+
+
+def test_a_baseline_goes_by_its_path_or_by_its_name(here):
+    sources, labels = ["runs/a", "runs/b", "c"], ["first", "second", "runs/a"]
+    wanted = {None: 0, "runs/b": 1, "second": 1, "runs/../c": 2, str(here / "runs" / "b"): 1, "runs/a": 0}
+    assert {name: choose_baseline(name, sources, labels) for name in wanted} == wanted
+
+
+def test_a_run_is_what_its_folder_and_its_network_say(trained, tmp_path):
+    told = []
+    run = Path(shutil.copytree(trained[1], tmp_path / "run"))
+    (run / predictions.FILE).unlink(missing_ok=True)
+    found = read_run(str(run), "gated", device="cpu", progress=lambda *words: told.append(words))
+    results = json.loads((run / "results.json").read_text())
+    assert told[-1] == ("predicting gated", results["images"], results["images"])
+    assert (found.label, found.source, found.gate, found.problem) == ("gated", str(run), "se", None)
+    assert (found.params / 1e6, found.gmacs) == pytest.approx((results["params_m"], results["gmacs"]), abs=1e-6)
+    assert (found.started, found.unfinished, found.results) == (True, False, results)
+    assert found.recipe == load_recipe(str(run)).model_dump(mode="json")
+    assert [r["kind"] for r in found.evaluations] == ["eval"]
+    theirs = read_run(str(numbered(run, tmp_path / "theirs.safetensors")), "theirs", device="cpu")
+    assert (theirs.started, theirs.results, theirs.records) == (False, None, [])
+    assert theirs.recipe is None  # the one in its header is only the nearest
+    assert theirs.body == read_run(str(trained[0]), "bare", device="cpu").body  # the same network but for the gates
+    assert ("conv1.weight", (16, 1, 3, 3)) in theirs.body
+    assert _recipe({"recipe": {"of": "another version"}}) == {"of": "another version"}
+
+
+def texts(**values):
+    """What the table shows of a run of which this is known."""
+    row = dict.fromkeys(("gate", "p", "p_holm", "epochs", "epochs_done", "finished")) | {"params": 1234567}
+    row |= {f"{key}_{end}": None for key in ("top1", "difference", "loss_difference") for end in ("low", "high")}
+    return shown({"rows": [{"label": "run", **row, **values}], "baseline": "base", "paired": ["base", "run"]})[0]
+
+
+def test_the_table_shows_intervals_and_how_far_a_run_has_come():
+    known = texts(
+        gate="se", p=0.0123, p_holm=1.0, epochs=13, epochs_done=13.0, finished=True, top1_low=84.006, top1_high=90.5,
+        difference_low=-0.004, difference_high=1.5, loss_difference_low=-0.12345, loss_difference_high=0.5,
+    )  # fmt: skip
+    ends = [known[f"{key}_interval"] for key in ("top1", "difference", "loss")]
+    assert ends == ["84.01 to 90.50", "-0.00 to +1.50", "-0.1235 to +0.5000"]
+    assert [known[key] for key in ("gate", "p_text", "p_holm_text", "params_m")] == ["se", "0.012", "1.00", 1.234567]
+    assert known["epochs_text"] == "13"
+    nothing = texts()
+    assert {nothing[f"{key}_interval"] for key in ("top1", "difference", "loss")} == {None}
+    assert (nothing["gate"], nothing["epochs_text"], nothing["p_text"]) == ("none", None, None)
+    assert texts(epochs=13, epochs_done=7.5, finished=False)["epochs_text"] == "7.5 of 13"
+    assert texts(epochs=13, finished=False)["epochs_text"] == "0 of 13"
+    base = texts(label="base")
+    assert (base["difference_interval"], base["loss_interval"]) == ("baseline", "baseline")
+    alone = shown({"rows": [base], "baseline": "base", "paired": []})[0]
+    assert (alone["difference_interval"], alone["loss_interval"]) == (None, None)  # of nothing
+    assert differing([{"a": 1, "b": 1, "c": 1}, {"a": 2, "b": None, "c": 1}], ["c", "b", "a"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("better", "form"), [((1.3,), "mid-p; "), ((0.99,), "exact binomial; "), ((0.99, 1.3), "both forms occur; ")]
+)
+def test_the_sentences_tell_the_test_and_how_many_there_are(labels, better, form):
+    """Two networks that differ little are right on nearly the same images: few pairs, an exact test."""
+    rng, truth = np.random.default_rng(1), np.eye(3)[labels]
+    noise = rng.normal(size=(200, 3))
+    runs = [
+        made_up(f"{s}", s * truth + (noise if s < 1.1 else rng.normal(size=(200, 3))), labels) for s in (1, *better)
+    ]
+    told = sentences(study(runs, confidence=0.9))
+    assert "90 %" in told[0]
+    assert "90 %" in told[1]
+    assert "the same 200 images" in told[1]
+    assert f"({form}" in told[2]
+    assert [f"{len(better)} runs are tested" in line for line in told[3:]] == [True, False][2 - len(better) :]
+    assert sentences(study([runs[0], made_up("x", truth, labels, fingerprint="y")], confidence=0.9)) == told[:1]
 
 
 @pytest.mark.parametrize(
     ("p", "text"),
-    [(None, None), (1.0, "1.00"), (0.4652, "0.47"), (0.0123, "0.012"), (0.00312, "0.0031"), (1e-9, "< 0.0001")],
-)
+    [(None, None), (1.0, "1.00"), (0.4652, "0.47"), (0.0123, "0.012"), (0.00312, "0.0031"), (1e-9, "< 0.0001"),
+     (0.1, "0.10"), (0.0996, "0.10"), (0.04996, "0.050"), (1e-4, "0.00010"), (0.999e-4, "< 0.0001")],
+)  # fmt: skip
 def test_p_values_have_two_digits_that_count(p, text):
     assert format_p(p) == text
 

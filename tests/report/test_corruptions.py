@@ -1,6 +1,7 @@
 """The corruptions are those of the paper."""
 
 import io
+from math import erf
 
 import numpy as np
 import pytest
@@ -43,10 +44,12 @@ def test_blur_contrast_and_brightness(side):
         sd, factor, added = (strength(n, severity, side) for n in ("gaussian_blur", "contrast", "brightness"))
         blurred = gaussian_filter(values, (0, 0, sd, sd), mode="nearest", truncate=4)
         found = corrupter("gaussian_blur", severity, side)(x).numpy()
-        assert np.abs(found - 255 * blurred).max() <= 1.01
+        assert np.abs(found - 255 * blurred).max() <= 0.55
         mean = values.mean((2, 3), keepdims=True)
         expected = 255 * ((values - mean) * factor + mean).clip(0, 1)
         assert np.abs(corrupter("contrast", severity, side)(x).numpy() - expected).max() <= 0.51
+        gray = corrupter("brightness", severity, side)(x[:, :1]).numpy()
+        assert np.abs(gray - 255 * np.minimum(values[:, :1] + added, 1)).max() <= 0.51
         bright = corrupter("brightness", severity, side)(x).numpy() / 255
         value = values.max(1)  # hue and saturation stay, so that all three colours grow by one factor
         grown = np.minimum(value + added, 1)
@@ -56,13 +59,19 @@ def test_blur_contrast_and_brightness(side):
 
 def test_noise_has_its_deviation_and_does_not_depend_on_batches():
     gray = torch.full((8, 3, 32, 32), 128, dtype=torch.uint8)
+    noises = []
     for severity in SEVERITIES:
         sd = strength("gaussian_noise", severity, 32)
         found = corrupter("gaussian_noise", severity, 32)(gray).numpy() / 255
         assert found.std() == pytest.approx(sd, rel=0.02)
+        noises.append(found.ravel())
         parts = corrupter("gaussian_noise", severity, 32)
         assert np.array_equal(torch.cat([parts(gray[:3]), parts(gray[3:])]).numpy() / 255, found)
         assert not np.array_equal(corrupter("gaussian_noise", severity, 32, seed=1)(gray).numpy() / 255, found)
+        for level in (0, 255):  # what goes beyond the range stays at its end
+            at_the_end = corrupter("gaussian_noise", severity, 32)(torch.full_like(gray, level)) == level
+            assert float(at_the_end.float().mean()) == pytest.approx(0.5 + 0.5 * erf(0.5 / 255 / sd / 2**0.5), abs=0.01)
+    assert np.abs(np.corrcoef(noises) - np.eye(5)).max() < 0.05  # a severity's noise is not another's, scaled
 
 
 @pytest.mark.parametrize("channels", [1, 3])

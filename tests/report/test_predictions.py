@@ -1,6 +1,7 @@
 """Predictions are those of the evaluation, and are read back only while they hold."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from excite.trained import predictions as module
 from excite.trained.accuracy import validate
 from excite.trained.opened import open_trained
 from excite.trained.predictions import FILE, Predictions, pictures, predict_all, predictions_of
+from excite.weights.locate import run_folder
 from tests.report.conftest import CLASSES, numbered
 
 
@@ -74,6 +76,99 @@ def test_nothing_stored_is_executed(tmp_path, made_up):
     assert Predictions.read(tmp_path / "none.npz") is None
 
 
+def test_parts_that_do_not_fit_each_other_are_not_read(tmp_path, made_up):
+    good = dataclasses.replace(made_up(4, 3), labels=np.array([0, 1, 2, 2]), preprocessing={"size": [8, 8]})
+    path = tmp_path / "p.npz"
+
+    def read(**changes):
+        dataclasses.replace(good, **changes).save(path)
+        return Predictions.read(path)
+
+    found = read()
+    for name in ("logits", "labels", "positions"):
+        assert np.array_equal(getattr(found, name), getattr(good, name))
+        assert getattr(found, name).dtype == getattr(good, name).dtype
+    texts = ("names", "classes", "fingerprint", "weights", "precision", "preprocessing")
+    assert [getattr(found, name) for name in texts] == [getattr(good, name) for name in texts]
+    for changes in (
+        {"logits": good.logits.astype(np.float64)},
+        {"logits": good.logits[:3]},
+        {"logits": good.logits[:, :2]},
+        {"labels": good.labels.astype(np.int32)},
+        {"labels": good.labels[:3]},
+        {"labels": np.array([0, 1, 2, 3])},
+        {"labels": np.array([0, 1, 2, -1])},
+        {"positions": good.positions.astype(np.float64)},
+        {"positions": good.positions[:, None]},
+        {"positions": good.positions - 1},
+        {"names": ("a", "b", "c")},
+        {"classes": ("a", "b", 3)},
+        {"fingerprint": None},
+        {"weights": 1},
+        {"precision": ["fp32"]},
+    ):
+        assert read(**changes) is None, changes
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    about = json.loads(arrays["about"].tobytes()) | {"precision": "fp32"}
+    lists = {**about, "preprocessing": [1]}
+    for other in ([about], "about", {**about, "more": 1}, {k: v for k, v in about.items() if k != "classes"}, lists):
+        np.savez(path, **{**arrays, "about": np.frombuffer(json.dumps(other).encode(), np.uint8)})
+        assert Predictions.read(path) is None, other
+    np.savez(path, **{**arrays, "about": np.frombuffer(json.dumps(about).encode(), np.uint8)})
+    assert Predictions.read(path) is not None
+    np.savez(path, **{name: array for name, array in arrays.items() if name != "labels"})
+    assert Predictions.read(path) is None
+
+
+def test_what_logits_that_are_not_finite_leave(made_up):
+    p = made_up(6, 3)
+    p.positions[:] += 10
+    assert p.warning is None
+    assert np.array_equal(p.answered().logits, p.logits)
+    p.logits[2, 1], p.logits[4] = np.nan, np.inf
+    p.logits[0] = [1e4, 1e4, -1e4]  # the first of equals; exp() of these alone would be infinite
+    assert p.finite.tolist() == [True, True, False, True, False, True]
+    assert (p.predicted[[0, 2, 4]].tolist(), p.right[[2, 4]].tolist()) == ([0, -1, -1], [False, False])
+    assert p.warning.startswith("2 of 6 images have no finite logits, the first: #2")
+    for temperature in (1.0, 2.5):
+        expected = F.softmax(torch.from_numpy(p.logits).double() / temperature, 1).numpy()
+        expected[[2, 4]] = np.nan
+        assert np.allclose(p.probabilities(temperature), expected, rtol=1e-12, atol=0, equal_nan=True)
+    assert np.array_equal(p.probabilities(), p.probabilities(1), equal_nan=True)
+    rest = p.answered()
+    assert (rest.names, rest.positions.tolist()) == (("#0", "#1", "#3", "#5"), [10, 11, 13, 15])
+    assert np.array_equal(rest.logits, p.logits[[0, 1, 3, 5]])
+    assert np.array_equal(rest.labels, p.labels[[0, 1, 3, 5]])
+    assert (rest.weights, rest.classes) == (p.weights, p.classes)
+
+
+def test_only_a_run_folder_on_this_machine_keeps_predictions(run, tmp_path):
+    assert (run_folder(run), run_folder(str(run))) == (run, run)
+    assert run_folder(run / "model.safetensors") is run_folder(tmp_path) is run_folder("s3://bucket/run") is None
+    opened = open_trained(run, limits={"limit_val": 25})
+    (run / FILE).unlink(missing_ok=True)
+    made = predictions_of(opened, keep=False)
+    assert len(made) == 25
+    assert not (run / FILE).exists()
+    assert np.array_equal(predictions_of(opened).logits, made.logits)
+    assert (run / FILE).is_file()
+    # The names of the classes may be other ones since, with the same weights and images.
+    opened.predictor.classes = [f"new {name}" for name in opened.predictor.classes]
+    assert predictions_of(opened).classes == tuple(f"new {name}" for name in CLASSES)
+
+
+def test_they_are_made_in_the_precision_of_the_training_unless_another_is_asked_for(run, tmp_path):
+    half = numbered(run, tmp_path / "half.safetensors", precision="bf16")
+    found = {
+        asked: predict_all(open_trained(half, limits={"limit_val": 5}, precision=asked))
+        for asked in (None, "fp32", "bf16")
+    }
+    assert {asked: each.precision for asked, each in found.items()} == {None: "bf16", "fp32": "fp32", "bf16": "bf16"}
+    assert np.array_equal(found[None].logits, found["bf16"].logits)
+    assert not np.array_equal(found[None].logits, found["fp32"].logits)
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Class folders of the network's classes, an image a class and part; and the words that make them the data."""
@@ -101,7 +196,9 @@ def test_files_go_by_their_paths_streamed_and_in_memory(run, folders):
             assert (picture == 25 * label).all()
     order = [found["memory"].names.index(name) for name in found["stream"].names]
     assert np.array_equal(found["memory"].logits.argmax(1)[order], found["stream"].logits.argmax(1))
-    few = [predict_all(open_trained(run, [*words, f"data.mode={mode}"], images=5)).names for mode in found]
+    few = [
+        predict_all(open_trained(run, [*words, f"data.mode={mode}"], limits={"limit_val": 5})).names for mode in found
+    ]
     assert sorted(few[0]) == sorted(few[1])
 
 
@@ -141,7 +238,7 @@ def test_a_network_that_numbers_its_classes_has_those_of_the_data(run, tmp_path)
     assert found.classes == tuple(CLASSES)
     assert np.array_equal(found.logits, predict_all(open_trained(run)).logits)
     with pytest.raises(ExciteError, match=r"the data has classes that .*ours.safetensors does not know: "):
-        open_trained(numbered(run, tmp_path / "ours.safetensors", classes=list("abcdefghij")))
+        _ = open_trained(numbered(run, tmp_path / "ours.safetensors", classes=list("abcdefghij"))).data
 
 
 def test_other_classes_are_a_sentence(run, folders):
@@ -149,4 +246,4 @@ def test_other_classes_are_a_sentence(run, folders):
     for part in ("val", "train"):
         (root / part / "8").rename(root / part / "x")
     with pytest.raises(ExciteError, match=r"the data has classes that .* does not know: x; give data"):
-        open_trained(run, words)
+        _ = open_trained(run, words).data

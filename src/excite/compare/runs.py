@@ -1,5 +1,6 @@
 """The runs that are compared: what each is, what its folder tells, and what it says about every image."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -214,7 +215,13 @@ def choose_labels(sources: Sequence[str], labels: Sequence[str] | None = None) -
     short = [_STAMP.sub("", name) for name in names]
     names = [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
     names = [n if len(n) <= LONGEST_LABEL else f"{n[: LONGEST_LABEL - 1]}…" for n in names]
-    return [n if names.count(n) == 1 else f"{n} ({names[: i + 1].count(n)})" for i, n in enumerate(names)]
+    taken = set(names)  # "run (1)", too, may be the name of a folder
+    found = []
+    for name in names:
+        numbered = (f"{name} ({number})" for number in itertools.count(1))
+        found.append(name if names.count(name) == 1 else next(each for each in numbered if each not in taken))
+        taken.add(found[-1])
+    return found
 
 
 def _name(source: str) -> str:

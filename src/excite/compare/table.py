@@ -12,7 +12,7 @@ def format_p(p: float | None) -> str | None:
         return None
     if p < 1e-4:
         return "< 0.0001"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.2g}"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:#.2g}"  # "#" keeps the 0 of 0.050
 
 
 def interval(row: Mapping[str, Any], key: str, spec: str) -> str | None:

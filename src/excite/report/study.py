@@ -106,7 +106,7 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> dict[str, A
         ``labels`` of the rows, ``pairs``: {true, predicted, images, share: percent of the true class}.
     """
     size = len(classes)
-    block = 1 if size <= WHOLE else -(-size // WHOLE)
+    block = -(-size // WHOLE)
     edges = np.arange(0, size, block)
     pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
     labels = list(classes) if block == 1 else [f"{e + 1}-{min(e + block, size)}" for e in edges.tolist()]

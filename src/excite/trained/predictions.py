@@ -129,7 +129,7 @@ class Predictions:
         texts = (*self.classes, self.fingerprint, self.weights, self.precision)
         if not fits or not all(isinstance(text, str) for text in texts) or not isinstance(self.preprocessing, dict):
             return False
-        return not images or bool(self.labels.min() >= 0 and self.labels.max() < classes and self.positions.min() >= 0)
+        return bool(self.labels.min() >= 0 and self.labels.max() < classes and self.positions.min() >= 0)
 
 
 def _about(weights: str, fingerprint: str, precision: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
