@@ -27,9 +27,9 @@ def test_what_is_said_stands_beside_the_bar_and_not_in_it(monkeypatch):
         say = progress.beside(lambda line: terminal.write(f"<{line}>\n"))
         progress("reading [red] \x1b]0;x", 1, 4)
         say("a sentence")
-        before, after = terminal.getvalue().split("<a sentence>\n")
         progress("writing", 3, 4)
         progress("unknown", 0, 0)
+    before, after = terminal.getvalue().split("<a sentence>\n")
     # Rich shows the cursor again when a bar is gone: nothing of it is on the line of the sentence.
     assert before.endswith(("\x1b[?25h", "\x1b[2K"))
     assert "reading [red] \\x1b]0;x" in before

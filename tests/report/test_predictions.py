@@ -1,5 +1,6 @@
 """Predictions are those of the evaluation, and are read back only while they hold."""
 
+import copy
 import dataclasses
 import json
 
@@ -51,8 +52,11 @@ def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run,
     assert np.array_equal(again.logits, made.logits)
     arrays = {"logits": made.logits, "labels": made.labels, "positions": made.positions}
     assert dataclasses.replace(again, **arrays) == made
-    for change in ({"weights": "other"}, {"data": dataclasses.replace(opened.data, fingerprint="other")}):
-        predictions_of(dataclasses.replace(opened, **change), keep=False)
+    changed = copy.copy(opened), copy.copy(opened)
+    changed[0].weights = "other"
+    changed[1]._opened = opened.recipe, dataclasses.replace(opened.data, fingerprint="other")
+    for other in changed:
+        predictions_of(other, keep=False)
     for overrides in (["data.crop_pct=0.9"], ["data.limit_val=50"]):
         predictions_of(open_trained(run, overrides), keep=False)
     predictions_of(open_trained(run, precision="bf16"), keep=False)

@@ -104,9 +104,10 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     assert {row["severity"] for row in numbers["robustness"]["rows"]} == {1, 3, 5}
     from excite.explain import outer_gates
     from excite.report import build, render
+    from excite.trained.predictor import load
 
-    assert build.has_gates(build.load(alone))
-    assert outer_gates(build.load(alone).model)
+    assert build.has_gates(load(alone))
+    assert outer_gates(load(alone).model)
     changed = {"gated": False, "command": None, "trained_as": "cifar_senet", "unreadable_images": 3}
     study = build.Study({**numbers, "gates": None, "about": {**numbers["about"], **changed}})
     study.photographs = [__import__("numpy").zeros((8, 8, 1), "uint8")] * len(numbers["mistakes"])

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from excite.errors import ExciteError
-from excite.runtime import device, job
+from excite.runtime import device, job, meeting
 from excite.training import launch
 
 NAMES = {
@@ -40,7 +40,7 @@ def test_every_launcher_says_who_this_is(launcher, monkeypatch):
     for name, value in zip(NAMES[launcher], (5, 8, 1, 4), strict=True):
         monkeypatch.setenv(name, str(value))
     assert who() == (True, 5, 8, 1, 4, True)
-    assert (launch.rank(), launch.world_size(), launch.in_job()) == (5, 8, True)
+    assert (launch.rank(), meeting.world_size(), launch.in_job()) == (5, 8, True)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from excite.console import bar
 from excite.errors import ExciteError
 from excite.files import sha256_of, to_json
 from excite.storage import connection, web
@@ -322,6 +321,8 @@ class progress:
     def __enter__(self) -> Any:
         if sys.stderr.isatty() and self._files:
             from rich.progress import BarColumn, DownloadColumn, TransferSpeedColumn
+
+            from excite.console import bar  # rich takes a while to import
 
             self._bar = bar(BarColumn(24), DownloadColumn(), TransferSpeedColumn())
             self._task = self._bar.add_task(self._what, total=self._size or None)
