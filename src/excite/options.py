@@ -3,8 +3,9 @@
 import numbers
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
@@ -50,3 +51,18 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any], what: s
             message = error.errors()[0]["msg"]
             message = (message[:1].lower() + message[1:]).removeprefix("input ")
             raise ExciteError(f"{what}: {shown_text(name)} is {shown(value)}, but {message}") from None
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a key of a recipe has a say in, where that is not what is learned. Stands among the key's annotations.
+
+    Attributes:
+        what: "network": which network it is, its gate among it; "neutral": how fast, where or how often something is
+            written down.
+    """
+
+    what: Literal["network", "neutral"]
+
+
+NETWORK, NEUTRAL = Says("network"), Says("neutral")

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, nearest, shown, shown_text
+from excite.options import NETWORK, NEUTRAL, Says
 from excite.storage.address import is_remote
 
 Positive = Annotated[float, Field(gt=0)]
@@ -35,14 +36,14 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network."""
 
-    name: str = Field(description="a name from `excite models`, or timm:NAME for a model of timm")
+    name: Annotated[str, NETWORK] = Field(description="a name from `excite models`, or timm:NAME for a model of timm")
     drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
     drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
     zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
-    fused: Literal["auto", "on", "plain", "off"] = Field(
+    fused: Annotated[Literal["auto", "on", "plain", "off"], NEUTRAL] = Field(
         "auto", description="norm, gate, addition and ReLU in two passes: where that is faster, always, or never"
     )
-    options: dict[str, Any] = Field(
+    options: Annotated[dict[str, Any], NETWORK] = Field(
         default_factory=dict, description="further arguments of create_model (gate options ...)"
     )
 
@@ -137,11 +138,15 @@ class TrainConfig(Section):
     loss_scale_hysteresis: Count = Field(
         1, description="fp16, dynamic: overflows, since the scale last changed, before it is halved"
     )
-    channels_last: bool = Field(True, description="NHWC memory layout: faster convolutions on CPU and GPU")
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+    channels_last: Annotated[bool, NEUTRAL] = Field(
+        True, description="NHWC memory layout: faster convolutions on CPU and GPU"
+    )
+    compile: Annotated[Literal["off", "default", "reduce-overhead", "max-autotune"], NEUTRAL] = Field(
         "off", description="torch.compile mode"
     )
-    grad_checkpointing: bool = Field(False, description="recompute blocks in the backward pass: less memory, more time")
+    grad_checkpointing: Annotated[bool, NEUTRAL] = Field(
+        False, description="recompute blocks in the backward pass: less memory, more time"
+    )
     freeze: list[str] = Field(
         default_factory=list,
         description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]; !pattern: but not these",
@@ -152,19 +157,21 @@ class TrainConfig(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(0, description="weights, order, augmentation, dropout")
     deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
-    device: str = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
-    devices: Count | Literal["all"] = Field(
+    device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
+    devices: Annotated[Count | Literal["all"], NEUTRAL] = Field(
         1, description="processes started on this machine, one a device, or all; torchrun and the like start their own"
     )
     sync_bn: bool = Field(False, description="batch norm over the images of all devices instead of each device's own")
-    bucket_mb: Positive = Field(25.0, description="gradients that are summed over the devices at a time, MB")
+    bucket_mb: Annotated[Positive, NEUTRAL] = Field(
+        25.0, description="gradients that are summed over the devices at a time, MB"
+    )
 
 
 class EvalConfig(Section):
     """Evaluation while training."""
 
     every_epochs: Count = Field(1, description="evaluate after so many epochs, and after the last")
-    batch_size: Count = Field(256, description="images at a time; has no influence on the result")
+    batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images at a time; has no influence on the result")
 
 
 class CheckpointConfig(Section):
@@ -217,7 +224,7 @@ def plain_name(name: str) -> str:
 class Recipe(Section):
     """Everything that decides what a run does."""
 
-    name: str = Field(description="name of the recipe, and first part of the run folder's name")
+    name: Annotated[str, NEUTRAL] = Field(description="name of the recipe, and first part of the run folder's name")
     model: ModelConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -225,9 +232,9 @@ class Recipe(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    report: ReportConfig = ReportConfig()
+    checkpoint: Annotated[CheckpointConfig, NEUTRAL] = CheckpointConfig()
+    log: Annotated[LogConfig, NEUTRAL] = LogConfig()
+    report: Annotated[ReportConfig, NEUTRAL] = ReportConfig()
     #: The keys to which the user gave a value; None: all of them, as in a file of his own.
     _own: frozenset[str] | None = PrivateAttr(None)
     _notes: tuple[str, ...] = PrivateAttr(())
@@ -325,18 +332,26 @@ class Recipe(Section):
         note = f"train.scale_lr_to: batch {old} -> {new}, learning rate {', '.join(changes)}"
         return type(self).from_dict(values).with_origin(self._own, self._notes), note
 
-    def to_yaml(self) -> str:
-        """The whole recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back."""
+    def to_yaml(self, changes_only: bool = False) -> str:
+        """The recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back.
+
+        Args:
+            changes_only: leave out what is as by default, which the files of the package do.
+        """
         lines = [f"name: {as_yaml(self.name)}"]
         for name, field in type(self).model_fields.items():
             section = getattr(self, name)
             if not isinstance(section, BaseModel):
                 continue
             doc = (type(section).__doc__ or field.description or "").strip().split("\n")[0]
-            lines += ["", f"{name}:  # {doc}"]
+            values, entries = section.model_dump(mode="json"), []
             for key, sub in type(section).model_fields.items():
-                entry = f"  {key}: {as_yaml(section.model_dump(mode='json')[key])}"
-                lines.append(f"{entry:<40}  # {sub.description}" if sub.description else entry)
+                default = ... if sub.is_required() else sub.get_default(call_default_factory=True)
+                if changes_only and getattr(section, key) == default:
+                    continue
+                entry = f"  {key}: {as_yaml(values[key])}"
+                entries.append(f"{entry:<40}  # {sub.description}" if sub.description else entry)
+            lines += ["", f"{name}:  # {doc}", *entries] if entries else []
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -546,6 +561,22 @@ def _explain(error: ErrorDetails) -> str:
     return f"{key} is {shown(error['input'])}, but {message.removeprefix('input ')}"
 
 
+def says(key: str) -> str:
+    """What a dotted key has a say in: "network", "neutral" or "training"; see :class:`excite.options.Says`."""
+    model: type[BaseModel] = Recipe
+    for part in key.split("."):
+        field = model.model_fields.get(part)
+        if field is None:  # below a mapping without a model of its own
+            break
+        found = next((mark.what for mark in field.metadata if isinstance(mark, Says)), None)
+        if found is not None:
+            return found
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        model = field.annotation
+    return "training"
+
+
 # --- where recipes come from ----------------------------------------------------------------------------------------
 
 
@@ -555,13 +586,24 @@ def list_recipes() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
+def _shipped_text(name: str) -> str:
+    """The file of a recipe that comes with the package: a header, and what differs from the defaults."""
+    return (resources.files("excite") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def recipe_title(name: str) -> str:
+    """What a recipe that comes with the package is, in one line."""
+    return _shipped_text(name).split("\n", 1)[0].lstrip("# ").removeprefix(f"{name}: ")
+
+
 def recipe_text(name_or_file: str) -> tuple[str, str]:
-    """The text of a recipe and where it is from: a shipped name; a YAML file or a run folder, perhaps at an address."""
+    """The text of a recipe and where it is from: a shipped name, whose defaults are written out; a YAML file or a run
+    folder, perhaps at an address."""
     names = list_recipes()
     if name_or_file in names:
-        return (resources.files("excite") / "recipes" / f"{name_or_file}.yaml").read_text(
-            encoding="utf-8"
-        ), name_or_file
+        text = _shipped_text(name_or_file)
+        header = text[: text.index("\n\n")]
+        return f"{header}\n\n{Recipe.from_yaml(text, name_or_file).to_yaml()}", name_or_file
     path = Path(_at_address(name_or_file) if is_remote(name_or_file) else name_or_file)
     if path.is_dir():
         path = path / "recipe.yaml"
@@ -593,9 +635,11 @@ def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe
     Raises:
         ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
     """
+    if name_or_file in list_recipes():
+        shipped = Recipe.from_yaml(_shipped_text(name_or_file), name_or_file).model_dump(mode="json")
+        return _put_together(shipped, overrides or [], name_or_file, set(), [])
     text, where = recipe_text(name_or_file)
-    own: set[str] | None = set() if where in list_recipes() else None
-    return _put_together(parse_yaml(text, where), overrides or [], where, own, [])
+    return _put_together(parse_yaml(text, where), overrides or [], where, None, [])
 
 
 def _put_together(

@@ -1,4 +1,5 @@
-"""Dump every shipped recipe anew, its header kept: run this after a change of the schema, then read the diff."""
+"""Write every shipped recipe anew, its header kept and defaults left out: run this after a change of the schema, then
+read the diff."""
 
 from pathlib import Path
 
@@ -9,10 +10,10 @@ FOLDER = Path(excite.__file__).parent / "recipes"
 
 
 def rewritten(text: str, where: str) -> str:
-    """The header (the comment lines at the top) and the recipe with all its keys."""
+    """The header (the comment lines at the top) and the keys that differ from the defaults."""
     lines = text.splitlines()
     end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
-    return "\n".join(lines[:end]) + "\n\n" + Recipe.from_yaml(text, where).to_yaml()
+    return "\n".join(lines[:end]) + "\n\n" + Recipe.from_yaml(text, where).to_yaml(changes_only=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def recipes(
 
       excite recipes --schema > excite-recipe.schema.json
     """
-    from excite.recipe import json_schema, list_recipes, load_recipe, recipe_text
+    from excite.recipe import json_schema, list_recipes, load_recipe, recipe_text, recipe_title
 
     if schema:
         show(json_schema().rstrip("\n"))
@@ -45,8 +45,8 @@ def recipes(
     rows = []
     for each in list_recipes():
         recipe = load_recipe(each)
-        first = recipe_text(each)[0].split("\n", 1)[0].lstrip("# ").removeprefix(f"{each}: ")
-        rows.append({"recipe": each, "model": recipe.model.name, "epochs": recipe.train.epochs, "what": first})
+        what = recipe_title(each)
+        rows.append({"recipe": each, "model": recipe.model.name, "epochs": recipe.train.epochs, "what": what})
     if as_json:
         print_json(rows)
         return

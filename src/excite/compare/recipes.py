@@ -3,31 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from excite.recipe import as_yaml
-
-#: What decides how fast, where or how often something is written down, but not what is learned.
-NEUTRAL = (
-    "name",
-    "log.",
-    "checkpoint.",
-    "report.",
-    "eval.batch_size",
-    "data.root",  # whether the images are the same, their fingerprints say
-    "data.class_names",
-    "data.workers",
-    "data.mode",
-    "data.max_pixels",
-    "data.on_bad_val",
-    "model.fused",
-    "train.device",
-    "train.devices",
-    "train.compile",
-    "train.channels_last",
-    "train.grad_checkpointing",
-    "train.bucket_mb",
-)
-#: What says which network it is, its gate among it.
-NETWORK = ("model.name", "model.options.")
+from excite.recipe import as_yaml, says
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -58,12 +34,5 @@ def differences(recipes: Sequence[Mapping[str, Any] | None]) -> list[dict[str, A
     for key in dict.fromkeys(key for recipe in flat for key in recipe):
         values = [as_yaml(recipe[key]) if key in recipe else None for recipe in flat]
         if len({values[i] for i in known}) > 1:
-            rows.append({"key": key, "kind": _kind(key), "values": values})
+            rows.append({"key": key, "kind": says(key), "values": values})
     return rows
-
-
-def _kind(key: str) -> str:
-    def among(names: Sequence[str]) -> bool:
-        return any(key == name or (name.endswith(".") and key.startswith(name)) for name in names)
-
-    return "network" if among(NETWORK) else "neutral" if among(NEUTRAL) else "training"

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from excite.data.catalog import SOURCES, SourceName, formats
+from excite.options import NEUTRAL
 from excite.storage.address import is_remote, refuse_secrets
 
 #: Pillow refuses larger images (twice Image.MAX_IMAGE_PIXELS) whatever we say, so a larger `max_pixels` would be a lie.
@@ -31,7 +32,7 @@ class DataConfig(_Strict):
     """The source of the images, how they are brought to one size, and what happens to broken ones."""
 
     source: SourceName = Field(description=f"Format of the data: {formats()}.")
-    root: str | None = Field(
+    root: Annotated[str | None, NEUTRAL] = Field(
         default=None,
         description="Folder (or, for CIFAR, .tar.gz file) with the data, also at s3:// and the like; not for digits.",
     )
@@ -54,11 +55,11 @@ class DataConfig(_Strict):
         le=4096,
         description="Side of the images in evaluation, in pixels, where it differs (folder only); null: image_size.",
     )
-    mode: Literal["auto", "memory", "stream"] = Field(
+    mode: Annotated[Literal["auto", "memory", "stream"], NEUTRAL] = Field(
         default="auto",
         description="Folders only: decode all images once into memory, stream them, or decide by size (2 GiB).",
     )
-    workers: int | None = Field(
+    workers: Annotated[int | None, NEUTRAL] = Field(
         default=None, ge=0, le=256, description="Decoding processes when streaming; null: from the number of cores."
     )
     val_fraction: float = Field(
@@ -95,13 +96,13 @@ class DataConfig(_Strict):
         le=65535,
         description="White in images of 16 bits a channel (folder only); null: by the training images' largest value.",
     )
-    max_pixels: int = Field(
+    max_pixels: Annotated[int, NEUTRAL] = Field(
         default=PILLOW_LIMIT, ge=1, le=PILLOW_LIMIT, description="Larger images count as broken, before decoding."
     )
     on_bad_train: Literal["skip", "stop"] = Field(
         default="skip", description="A broken training image is skipped and listed, or stops the run."
     )
-    on_bad_val: Literal["skip", "stop"] = Field(
+    on_bad_val: Annotated[Literal["skip", "stop"], NEUTRAL] = Field(
         default="stop", description="A broken validation image is skipped and listed, or stops the run."
     )
     limit_train: int | None = Field(
@@ -110,7 +111,7 @@ class DataConfig(_Strict):
     limit_val: int | None = Field(
         default=None, ge=1, description="Validate on only this many images (seeded, class-balanced), for smoke tests."
     )
-    class_names: list[str] | None = Field(
+    class_names: Annotated[list[str] | None, NEUTRAL] = Field(
         default=None, description="Names to show in place of the source's own, in the order of the labels."
     )
 
