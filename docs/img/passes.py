@@ -12,7 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from excite.figures import COLORS, save, style
+from excite.pages.figures import COLORS, save, style
 
 HERE = Path(__file__).parent
 READ, WRITE = COLORS[6], COLORS[2]

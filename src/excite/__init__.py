@@ -55,7 +55,7 @@ __version__ = metadata.version("excite")
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    if name == "explain":  # a room of its own, as `excite.explain.explain(run)`
+    if name == "explain":  # a package: `excite.explain.explain(run)`
         return import_module("excite.explain")
     raise AttributeError(f"module 'excite' has no attribute {name!r}")
 

@@ -1,1 +1,1 @@
-"""What this process is and runs among: the job that it belongs to, the checkout around it. Imports nothing heavy."""
+"""What this process is, what it runs among and on: job, device, versions, checkout; and how long its steps take."""

@@ -1,4 +1,4 @@
-"""Training and evaluation: timing a step needs no metrics library."""
+"""Training and evaluation: the loop, its set-up, optimizer, schedule, checkpoints of a run."""
 
 from typing import TYPE_CHECKING
 
