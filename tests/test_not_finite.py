@@ -17,7 +17,7 @@ from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
 from excite.errors import ExciteError
 from excite.explain.statistics import ScaleStatistics
-from excite.export.verify import compare as compare_artefact
+from excite.export.verify import compare_logits as compare_artefact
 from excite.files import from_json, read_json, to_json, write_json
 from excite.grafting.fold import recording
 from excite.logits import NO_CLASS, finite, losses, mean_loss, predicted, sentence

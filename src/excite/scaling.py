@@ -280,7 +280,7 @@ def read_measurement(run: str) -> Measurement:
     )
 
 
-def measure(
+def measure_steps(
     work: Workload,
     assumed: Assumptions,
     worlds: Sequence[int],
@@ -474,7 +474,7 @@ def plan(
     if measure_on is not None:
         worlds = parse_counts(measure_on, "--measure")
         batch_per_device = batch_per_device or max(2, min(32, recipe.train.batch_size // max(worlds)))
-        now, fitted = measure(work, assumed, worlds, batch_per_device, steps, progress)
+        now, fitted = measure_steps(work, assumed, worlds, batch_per_device, steps, progress)
         origin |= dict.fromkeys(_changed(assumed, fitted), f"measured now: {now[0].device}")
         assumed, runs = fitted, [*runs, *now]
         if max(m.spread for m in now) > 0.1:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.explain import ablate_gates, collect_scales, fixed_gates, outer_gates, time_without_gates
-from excite.explain.ablation import Outcome, compare, estimate_ablations
+from excite.explain.ablation import Outcome, compare_outcomes, estimate_ablations
 from excite.pages.intervals import Pairs, paired_interval
 
 
@@ -24,7 +24,7 @@ def outcome(*right: int) -> Outcome:
 
 def test_an_interval_of_paired_images():
     before, after = outcome(1, 1, 1, 1, 0, 0), outcome(0, 0, 1, 1, 1, 0)
-    found = compare(["a"], before, after)
+    found = compare_outcomes(["a"], before, after)
     assert (found.images, found.gates) == (6, ("a",))
     assert found.top1 == pytest.approx(50)
     assert found.top1_lost == pytest.approx(100 / 6)
@@ -45,10 +45,10 @@ def test_images_without_finite_logits_are_wrong_and_not_in_the_loss():
     nan = float("nan")
     before = Outcome(torch.tensor([True, True, True, False]), torch.tensor([0.1, 0.2, 0.3, nan]).double())
     after = Outcome(torch.tensor([True, False, False, False]), torch.tensor([0.4, nan, 0.8, nan]).double())
-    found = compare(["a"], before, after)
+    found = compare_outcomes(["a"], before, after)
     assert (found.not_finite, found.top1, found.top1_lost) == (2, 25.0, 50.0)
     assert found.loss_added == pytest.approx(0.4)
-    nothing = compare(["a"], before, Outcome(after.right, torch.full((4,), nan).double()))
+    nothing = compare_outcomes(["a"], before, Outcome(after.right, torch.full((4,), nan).double()))
     assert nothing.loss_added is None
 
 

@@ -21,7 +21,7 @@ from excite.export.build import _put_in_place, _target
 from excite.export.formats.base import OPSET
 from excite.export.images import open_samples, prepare, random_samples
 from excite.export.sessions import open_in, openvino_core
-from excite.export.verify import compare
+from excite.export.verify import compare_logits as compare
 from excite.gates import list_gates
 from excite.models import create_model
 from excite.runtime.environment import versions

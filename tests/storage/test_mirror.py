@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from excite.errors import ExciteError
-from excite.storage import fetch_run, left_behind, mirror, mirrored, open_run, runs, sync
+from excite.storage import fetch_run, left_behind, mirror, mirrored, open_run, runs, upload_missing
 from excite.storage.mirror import Mirror
 from excite.storage.runs import complete_steps, read_marker, uploads_to, write_marker
 from tests.storage.conftest import eventually, tree
@@ -179,10 +179,10 @@ def test_the_end_waits_a_bounded_time_and_says_what_is_missing(run, bucket, prox
         server.thaw()
         with contextlib.suppress(OSError):
             proxy.mend()
-    assert sync(run)[0] == f"{bucket.url}/runs/r"
+    assert upload_missing(run)[0] == f"{bucket.url}/runs/r"
     assert copied(bucket, "runs/r") == own_files(run)
     assert left_behind(run) == ""
-    assert sync(run) == (f"{bucket.url}/runs/r", 0)
+    assert upload_missing(run) == (f"{bucket.url}/runs/r", 0)
 
 
 def test_what_was_sent_but_could_not_be_compared_is_not_taken_for_kept(run, bucket, proxy, lines, monkeypatch):
@@ -222,7 +222,7 @@ def test_the_training_is_never_held_up(run, bucket, server, monkeypatch, lines):
 
 def test_nothing_there_that_is_newer_or_another_run_is_overwritten(run, bucket, lines, tmp_path):
     newer = make_run(tmp_path / "newer", 4, 8)
-    sync(newer, f"{bucket.url}/runs/r")
+    upload_missing(newer, f"{bucket.url}/runs/r")
     before = copied(bucket, "runs/r")
     with mirrored(run, lines.append):
         eventually(lambda: len(lines) == 2)
@@ -230,7 +230,7 @@ def test_nothing_there_that_is_newer_or_another_run_is_overwritten(run, bucket, 
     assert copied(bucket, "runs/r") == before
     other = make_run(tmp_path / "other", 9, started="2026-02-02T12:00:00")
     with pytest.raises(ExciteError, match="holds another run than"):
-        sync(other, f"{bucket.url}/runs/r")
+        upload_missing(other, f"{bucket.url}/runs/r")
     assert copied(bucket, "runs/r") == before
 
 
@@ -245,7 +245,7 @@ def test_nothing_there_that_is_newer_or_another_run_is_overwritten(run, bucket, 
 def test_sync_says_what_it_lacks(run, words, message, tmp_path):
     make_run(tmp_path / "plain")
     with pytest.raises(ExciteError, match=message):
-        sync(*words)
+        upload_missing(*words)
 
 
 @pytest.mark.parametrize("kind", ["bucket", "folder"])
@@ -263,15 +263,15 @@ def test_a_run_folder_that_somebody_sent_uploads_nothing(kind, tmp_path, bucket,
     assert left_behind(foreign) == ""
     assert uploads_to(foreign) is None
     with pytest.raises(ExciteError, match="have not given on this machine"):
-        sync(foreign)
+        upload_missing(foreign)
     assert bucket.names("theirs") == []
     assert not (tmp_path / "home").exists()
 
     told: list[str] = []
-    assert sync(foreign, url, told.append) == (url, 7)
+    assert upload_missing(foreign, url, told.append) == (url, 7)
     assert told == [f"uploading {foreign} to {url}"]
     assert uploads_to(foreign) == url
-    assert sync(foreign, None)[0] == url, "now it is an address that was given"
+    assert upload_missing(foreign, None)[0] == url, "now it is an address that was given"
 
 
 def test_given_addresses_are_believed_only_where_nobody_else_can_write_them(run, tmp_path, bucket):
@@ -306,7 +306,7 @@ def test_a_damaged_marker_and_wrong_seconds_are_one_sentence(run, monkeypatch):
 def test_fetching_a_run_takes_whole_checkpoints_only_and_once(run, bucket, tmp_path, monkeypatch):
     (run / "checkpoints" / "step-00000006").mkdir()
     (run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"half")
-    sync(run)
+    upload_missing(run)
     remove_step(run, 6)
     here = own_files(run)
     shutil.rmtree(tmp_path / "runs")
@@ -323,7 +323,7 @@ def test_fetching_a_run_takes_whole_checkpoints_only_and_once(run, bucket, tmp_p
 
 
 def test_the_newer_copy_wins_and_the_older_is_kept(run, bucket, tmp_path):
-    sync(run)
+    upload_missing(run)
     add_step(run, 6)
     newer_here = own_files(run)
     assert fetch_run(f"{bucket.url}/runs/r") == Path("runs/r")
@@ -331,20 +331,20 @@ def test_the_newer_copy_wins_and_the_older_is_kept(run, bucket, tmp_path):
     elsewhere = tmp_path / "elsewhere" / "r"
     shutil.copytree(run, elsewhere)
     add_step(elsewhere, 8)
-    sync(elsewhere)
+    upload_missing(elsewhere)
     fetch_run(f"{bucket.url}/runs/r")
     assert own_files(run) == own_files(elsewhere)
     kept = [p for p in run.parent.iterdir() if p.name.startswith("r-older-")]
     assert [own_files(p) for p in kept] == [newer_here]
     add_step(elsewhere, 10)
-    sync(elsewhere)
+    upload_missing(elsewhere)
     fetch_run(f"{bucket.url}/runs/r")  # what was here is a mere copy of what was there: nothing to keep
     assert own_files(run) == own_files(elsewhere)
     assert len([p for p in run.parent.iterdir() if p.name.startswith("r-older-")]) == 1
 
 
 def test_fetching_refuses_another_run_and_what_is_no_run(run, bucket, tmp_path):
-    sync(run)
+    upload_missing(run)
     shutil.rmtree(run)
     make_run(run, 2, started="2026-02-02T12:00:00")
     with pytest.raises(ExciteError, match="is not the run at"):
@@ -360,14 +360,14 @@ def test_fetching_without_a_connection_names_the_local_copy(run, bucket, proxy, 
     from excite.storage import connection
 
     monkeypatch.setattr(connection, "TRIES", 1)
-    sync(run)
+    upload_missing(run)
     proxy.cut()
     with pytest.raises(ExciteError, match="to go on from the local copy: excite train --resume runs/r"):
         fetch_run(f"{bucket.url}/runs/r")
 
 
 def test_a_run_that_changes_while_it_is_fetched_is_listed_again(run, bucket, monkeypatch, tmp_path):
-    sync(run)
+    upload_missing(run)
     shutil.copytree(run, tmp_path / "elsewhere")
     shutil.rmtree(run)
     genuine, once = runs.fetch, iter([True])
@@ -376,7 +376,7 @@ def test_a_run_that_changes_while_it_is_fetched_is_listed_again(run, bucket, mon
         if next(once, False):
             add_step(tmp_path / "elsewhere", 6)
             remove_step(tmp_path / "elsewhere", 2)
-            sync(tmp_path / "elsewhere")
+            upload_missing(tmp_path / "elsewhere")
         return genuine(remote, entries, workshop, reuse)
 
     monkeypatch.setattr(runs, "fetch", racing)

@@ -26,9 +26,9 @@ def sync(
 
       excite sync runs/my-run s3://bucket/runs/my-run
     """
-    from excite.storage import sync as sync_run
+    from excite.storage import upload_missing
 
-    address, sent = sync_run(run, url, tell)
+    address, sent = upload_missing(run, url, tell)
     if as_json:
         print_json({"run": run, "url": address, "uploaded": sent})
     else:

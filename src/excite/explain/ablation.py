@@ -89,7 +89,7 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
     return Outcome(torch.cat(right), torch.cat(loss))
 
 
-def compare(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:
+def compare_outcomes(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:
     """Two outcomes on the same images, in their order.
 
     The interval is Tango's score interval of paired shares, as in ``excite compare``.
@@ -146,7 +146,7 @@ def ablate_gates(
     found = []
     for group in wanted:
         with fixed_gates(predictor.model, {name: means[name].float() for name in group}):
-            found.append(compare(group, before, judge(predictor, images(), advance)))
+            found.append(compare_outcomes(group, before, judge(predictor, images(), advance)))
     return found
 
 

@@ -16,7 +16,7 @@ from excite.explain.ablation import (
     Images,
     Outcome,
     ablate_gates,
-    compare,
+    compare_outcomes,
     estimate_ablations,
     judge,
     time_without_gates,
@@ -366,7 +366,7 @@ def _most_together(
     while low < high:
         middle = (low + high + 1) // 2
         with fixed_gates(predictor.model, {name: means[name].float() for name in names[:middle]}):
-            found = compare(names[:middle], before, judge(predictor, batches()))
+            found = compare_outcomes(names[:middle], before, judge(predictor, batches()))
         if _lost(found) <= max_drop:
             best, low = found, middle
         else:

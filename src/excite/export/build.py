@@ -22,7 +22,7 @@ from excite.export.formats.base import OPSET, Format
 from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import describe, describe_int8
 from excite.export.sessions import open_in
-from excite.export.verify import BATCH, Comparison, Outcome, compare, measure, sentence, to_input
+from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
 from excite.files import check_writable
 from excite.progress import Progress
 from excite.trained.predictor import Predictor, load
@@ -114,7 +114,7 @@ def export(
         progress("asking every runtime", 0, 1)
         asked = _ask_all(format, paths, aside, predictor, input, tolerance, say)
         artefacts = {name: open_in(chosen.runtime, path, threads) for name, path in paths.items()}
-        reference, outcomes = measure(predictor, artefacts, samples, input, partial(progress, "verifying"))
+        reference, outcomes = measure_artefacts(predictor, artefacts, samples, input, partial(progress, "verifying"))
         timed = sentence(predictor, reference, input, threads)
         written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
         _judge_fp32(reference, outcomes[0], tolerance, samples)
@@ -134,7 +134,7 @@ def export(
         "timed": timed,
         "rows": [
             _row(reference, None, False),
-            *(_row(o, compare(reference.logits, o.logits), o is written) for o in outcomes),
+            *(_row(o, compare_logits(reference.logits, o.logits), o is written) for o in outcomes),
         ],
     }
 
@@ -311,7 +311,7 @@ def _ask_all(
 
 def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
     """Raises ExciteError where the float32 artefact does not compute what the model does."""
-    found = compare(reference.logits, fp32.logits)
+    found = compare_logits(reference.logits, fp32.logits)
     if any(found.not_finite):
         raise ExciteError(
             f"no finite logits on {samples.name}: for {found.not_finite[1]:,} of {len(samples):,} from the PyTorch "
@@ -337,7 +337,7 @@ def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Sam
                 f"{samples.name}), more than --max-drop {max_drop:g}; nothing was written"
             )
         return
-    agreement = compare(reference.logits, int8.logits).agreement
+    agreement = compare_logits(reference.logits, int8.logits).agreement
     if not samples.random and agreement < INT8_AGREEMENT:
         raise ExciteError(
             f"{int8.name} agrees with the PyTorch model on only {agreement:.2f} % of {samples.name}, less than "

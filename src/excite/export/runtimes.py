@@ -23,7 +23,7 @@ from excite.export import formats
 from excite.export.deployable import InputKind
 from excite.export.images import blurred_noise, prepare
 from excite.export.sessions import Run, sessions_of
-from excite.export.verify import Comparison, compare, reference_logits, to_input
+from excite.export.verify import Comparison, compare_logits, reference_logits, to_input
 from excite.trained.predictor import Predictor
 
 #: The reference evaluator is written in NumPy: a network with more multiply-accumulates an image would take minutes.
@@ -157,7 +157,7 @@ def judge_fp32(name: str, asked: Asked, cases: Sequence[Case], tolerance: float)
     worst = 0.0
     for runtime, calls in asked.calls.items():
         for call in calls:
-            found = compare(cases[call.case].logits, call.logits)
+            found = compare_logits(cases[call.case].logits, call.logits)
             if not found.relative <= tolerance:  # not `>`: NaN must fail
                 raise ExciteError(_disagrees(name, runtime, "the PyTorch model", call, cases, found, f"{tolerance:g}"))
             worst = max(worst, found.relative)
@@ -176,13 +176,13 @@ def judge_int8(name: str, asked: Asked, cases: Sequence[Case], tolerance: float)
         for call in calls:
             case = cases[call.case]
             scale = max(1.0, float(np.abs(case.logits).max()))
-            itself = compare(first[call.case], call.logits)
+            itself = compare_logits(first[call.case], call.logits)
             if not itself.largest <= tolerance * scale:
                 raise ExciteError(
                     _disagrees(name, runtime, "its own first call", call, cases, itself, f"{tolerance:g}")
                 )
-            found = compare(own[call.case], call.logits)
-            allowed = max(INT8_TIMES * compare(case.logits, own[call.case]).largest / scale, INT8_SHARE)
+            found = compare_logits(own[call.case], call.logits)
+            allowed = max(INT8_TIMES * compare_logits(case.logits, own[call.case]).largest / scale, INT8_SHARE)
             if not found.largest <= allowed * scale:
                 other = next(iter(asked.calls))
                 raise ExciteError(_disagrees(name, runtime, other, call, cases, found, f"{allowed:.2g}"))

@@ -63,7 +63,7 @@ class Comparison:
         return self.largest / max(1.0, self.scale)
 
 
-def compare(reference: np.ndarray, logits: np.ndarray) -> Comparison:
+def compare_logits(reference: np.ndarray, logits: np.ndarray) -> Comparison:
     """Two arrays (N, K) of logits of the same images."""
     if reference.shape != logits.shape:
         return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
@@ -87,7 +87,7 @@ def reference_logits(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
     return predictor.logits(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).cpu().numpy()
 
 
-def measure(
+def measure_artefacts(
     predictor: Predictor,
     artefacts: dict[str, Run],
     samples: Samples,

@@ -41,7 +41,7 @@ def summarise_gate(name: str, size: tuple[int, int, int] = MAP) -> list[dict[str
 def _row(name: str, form: Form | None, size: tuple[int, int, int]) -> dict[str, Any]:
     facts = gate_facts(name)
     options = dict(form.options) if form else {}
-    params, macs, fused = measure({"name": name, **options}, size)
+    params, macs, fused = count_cost({"name": name, **options}, size)
     return {
         "gate": _label(name, options),
         "name": name,
@@ -77,7 +77,7 @@ def count_formula(form: Form) -> str:
     return ", ".join([form.parameters, *(f"{letter} = {value}" for letter, value in form.letters.items())])
 
 
-def measure(spec: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[int, int, bool]:
+def count_cost(spec: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[int, int, bool]:
     """(parameters, multiply-adds for one image, whether it is a function of the channel means) of a gate."""
     channels, height, width = size
     with torch.device("meta"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from excite.console import Display, ProgressBar
 from excite.errors import ExciteError
-from excite.storage import left_behind, sync, uploads_to
+from excite.storage import left_behind, upload_missing, uploads_to
 from excite.text import tell
 
 
@@ -21,7 +21,7 @@ def report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
             _, path = report(run, device=device, progress=progress)
         failed = f"{path} was written, but not uploaded"
         if uploads_to(run) and not left_behind(run):
-            sync(run)
+            upload_missing(run)
         Display(quiet=quiet).message(f"report {path}")
     except (Exception, KeyboardInterrupt) as error:
         reason = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}".rstrip(": ")

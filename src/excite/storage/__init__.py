@@ -6,7 +6,7 @@ first used.
 """
 
 from excite.storage.address import RemoteError, is_remote, refuse_secrets
-from excite.storage.mirror import left_behind, mirrored, sync
+from excite.storage.mirror import left_behind, mirrored, upload_missing
 from excite.storage.runs import (
     check_writable,
     fetch_run,
@@ -36,7 +36,7 @@ __all__ = [
     "open_run",
     "refuse_secrets",
     "stage",
-    "sync",
+    "upload_missing",
     "uploads_to",
     "weights_at",
 ]

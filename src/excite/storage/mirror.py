@@ -300,7 +300,9 @@ def left_behind(run: Path) -> str:
     return f"{marker['pending']} file(s) of {run} could not be uploaded to {marker['url']}; upload them with: {command}"
 
 
-def sync(run: str | Path, url: str | None = None, say: Callable[[str], object] = lambda line: None) -> tuple[str, int]:
+def upload_missing(
+    run: str | Path, url: str | None = None, say: Callable[[str], object] = lambda line: None
+) -> tuple[str, int]:
     """Upload what the address of a run lacks, and delete checkpoints there that the run has deleted.
 
     Args:

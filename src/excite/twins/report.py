@@ -227,7 +227,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
         write_text(folder / "runs.csv", to_csv(report["runs"]))
 
 
-def show(report: Mapping[str, Any], display: Display) -> None:
+def show_report(report: Mapping[str, Any], display: Display) -> None:
     """Print the table: as one where the terminal is wide, as two elsewhere."""
     rows = table(report)
     headings = list(rows[0])

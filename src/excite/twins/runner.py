@@ -27,7 +27,7 @@ from excite.text import printable
 from excite.training.run_folder import is_record, read_results
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
-from excite.twins.report import collect, read_latency, show, write_report
+from excite.twins.report import collect, read_latency, show_report, write_report
 from excite.weights.own import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -355,7 +355,7 @@ class _Experiment:
         report = collect(self.plan, self.folder, self.failures, self.confidence)
         write_report(report, self.folder)
         if show_it:
-            show(report, self.display)
+            show_report(report, self.display)
         return report
 
 
