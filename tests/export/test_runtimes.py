@@ -93,6 +93,7 @@ def test_a_format_has_all_that_it_needs(name):
     assert chosen.files(Path("net" + chosen.suffix))[-1] == Path("net" + chosen.suffix)
 
 
+@pytest.mark.slow  # it writes a whole artefact
 def test_a_toy_format_is_a_module_and_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "toy", ModuleType("toy"))
     sys.modules["toy"].FORMAT = replace(pt2.FORMAT, name="toy", suffix=".toy")

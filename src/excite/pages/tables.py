@@ -10,8 +10,19 @@ from excite.errors import ExciteError
 from excite.text import printable_lines
 
 
-def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns padded, so that it reads as plain text too; all but the first ``left`` are numbers."""
+def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: int | None = None) -> str:
+    """A table in Markdown.
+
+    Args:
+        heads: over the columns.
+        lines: the cells, as text.
+        left: pads the columns, so that the table reads as plain text too; all but so many are numbers. None: no
+            padding, for documents in which a changed number should change one line.
+    """
+    if left is None:
+        rows = [heads, *lines]
+        text = ["| " + " | ".join(cells) + " |" for cells in rows]
+        return "\n".join([text[0], "|" + "---|" * len(heads), *text[1:]])
     widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
 
     def line(cells: Sequence[str]) -> str:

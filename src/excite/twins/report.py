@@ -212,7 +212,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
 def markdown(report: Mapping[str, Any]) -> str:
     """The table and its notes as Markdown."""
     rows = table(report)
-    lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows], left=1).split("\n"), ""]
+    lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows]).split("\n"), ""]
     lines += [f"- {note}" for note in notes(report)]
     lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
     return "\n".join(map(printable, lines)) + "\n"
