@@ -30,6 +30,7 @@ from excite.twins.figure import draw
 from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, parse_gate, run_name, with_gate
 from excite.twins.report import collect, notes, table, write_report
 from excite.twins.statistics import mean_interval, mean_sd, student_t
+from excite.weights.own import saved_steps
 from tests.training.small import same, small, tensors
 
 ROOT = Path(__file__).parents[1]
@@ -613,7 +614,7 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
 def wait_for_checkpoint(process: subprocess.Popen[str], place: Path, step: int) -> None:
     """Until a training has saved ``step`` or a later one."""
     until = time.monotonic() + 240
-    while not any(int(p.parent.name[5:]) >= step for p in place.glob("**/step-*/state.pt")):
+    while not any(saved >= step for saved in saved_steps(place)):  # looks into no folder that may be gone by then
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.02)
