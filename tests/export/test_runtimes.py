@@ -5,16 +5,17 @@ import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from excite.errors import ExciteError
-from excite.export import export, formats, runtimes
+from excite.export import export, formats, runtimes, verify
 from excite.export.deployable import Deployable
 from excite.export.formats import pt2
+from excite.export.images import random_samples
 from excite.export.sessions import open_in
 from excite.models.folding import FoldedClassifier
 from excite.trained.predictor import load
@@ -185,6 +186,7 @@ import faulthandler, signal, subprocess, sys
 from pathlib import Path
 import openvino
 from openvino import opset13
+from excite.export.images import random_samples
 from excite.export.sessions import open_in
 
 x = opset13.parameter([1, 8], name="x")
@@ -205,3 +207,22 @@ def test_a_signal_after_two_sessions_of_openvino_does_not_end_the_process(tmp_pa
     command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "model.xml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+def test_nobody_pays_for_the_threads_of_another_runtime(tmp_path, monkeypatch):
+    """A pass after one of the artefact's takes 50 s longer here, as threads that still spin make it."""
+    now, last = [0.0], ["network"]
+
+    def pass_of(who, seconds):
+        def one(*_):
+            now[0] += seconds + (50.0 if last[0] != who else 0.0)
+            last[0] = who
+
+        return one
+
+    monkeypatch.setattr("excite.runtime.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(verify, "reference_logits", pass_of("network", 2.0))
+    predictor = load(checkpoint(tmp_path), "cpu", "fp32")
+    samples = random_samples(predictor.preprocessing)
+    found = verify._time(predictor, {"artefact": pass_of("artefact", 1.0)}, samples, "uint8")
+    assert found == {"": {1: 2000.0, 16: 2000.0}, "artefact": {1: 1000.0, 16: 1000.0}}
