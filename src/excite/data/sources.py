@@ -315,8 +315,10 @@ def _limited(part: "ArrayImages | Part", limit: int | None, seed: int) -> "Array
     return part.take(balanced_beginning(labels, limit, seed))
 
 
-def _open(data: DataConfig, augment: AugmentConfig, check: bool, progress: Progress | None) -> DataSets:
-    source = _source(data)
+def _open(
+    data: DataConfig, augment: AugmentConfig, check: bool, progress: Progress | None, source: Contents | None = None
+) -> DataSets:
+    source = _source(data) if source is None else source
     roles = _roles(data, source)
     notes = [*source.notes, *roles.notes]
     # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
@@ -358,7 +360,7 @@ def _measured(
     fewest = {key: min(n, getattr(data, key) or n) for key, n in limits.items()}
     data = data.model_copy(update=fewest)
     if what == "validation" and not elsewhere:  # as while training, with its fingerprint
-        opened = _open(data, augment, False, None)
+        opened = _open(data, augment, False, None, source)
         part = "val" in source.parts and data.val_from == "auto"
         sentence = None if part and not said else sentence
     else:
