@@ -181,7 +181,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path, monkey
     (tmp_path / "file").write_text("mine")
     (tmp_path / "m" / "model.bin").mkdir(parents=True)
     monkeypatch.setattr("excite.export.build.check", lambda name, int8: None)  # whether OpenVINO is installed
-    monkeypatch.setattr("excite.export.build.load", lambda *a: pytest.fail("the network was loaded first"))
+    monkeypatch.setattr("excite.export.build.read_checkpoint", lambda *a: pytest.fail("the network was loaded first"))
     with pytest.raises(ExciteError, match=sentence):
         export(weights, format, out=tmp_path / out, force=True)
     assert (tmp_path / "file").read_text() == "mine"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.commands.common import Device, Json, check_precision
+from excite.commands.common import Device, Json, Trained, check_precision
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -29,7 +29,7 @@ _COLUMNS: Columns = [
 
 
 def explain(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    source: Trained,
     words: Annotated[
         list[str] | None,
         typer.Argument(

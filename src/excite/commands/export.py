@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Json, teller
+from excite.commands.common import Json, Trained, teller
 from excite.text import print_json
 
 
 def export(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    source: Trained,
     format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
     overrides: Annotated[
         list[str] | None,

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, check_precision
+from excite.commands.common import Device, Fold, Json, Trained, check_precision
 from excite.errors import ExciteError
 from excite.text import print_json, tell
 
 
 def predict(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    source: Trained,
     images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="What to classify.")],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
     grid: Annotated[Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.")] = None,

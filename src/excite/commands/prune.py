@@ -5,19 +5,14 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Json, teller
+from excite.commands.common import Device, Json, OtherImages, Trained, teller
 from excite.errors import ExciteError
 from excite.text import print_json
 
 
 def prune(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
-        ),
-    ] = None,
+    source: Trained,
+    overrides: OtherImages = None,
     max_drop: Annotated[
         float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
     ] = 0.0,

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Json, tell_not_finite
+from excite.commands.common import Device, Json, Trained, tell_not_finite
 from excite.text import print_json
 
 
 def report(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
+    source: Trained,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

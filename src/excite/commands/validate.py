@@ -5,18 +5,13 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, check_precision, tell_not_finite
+from excite.commands.common import Device, Fold, Json, OtherImages, Trained, check_precision, tell_not_finite
 from excite.text import print_json
 
 
 def validate(
-    source: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
-        ),
-    ] = None,
+    source: Trained,
+    overrides: OtherImages = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
     precision: Annotated[

@@ -245,9 +245,8 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
     val, test, how = parts.get("val"), parts.get("test"), "part"
     wanted: str = data.val_from
     if wanted == "auto":
-        wanted = (
-            "part" if val is not None else "test" if SOURCES[data.source].benchmark and test is not None else "train"
-        )
+        has_benchmark = test is not None and SOURCES[data.source].benchmark
+        wanted = "part" if val is not None else "test" if has_benchmark else "train"
     if wanted == "test":
         if test is None:
             raise ExciteError("data.val_from=test, but there is no test part; data.val_from=train splits images off")
@@ -354,7 +353,7 @@ def _measured(
     record: Record | None,
     limits: Mapping[str, int],
 ) -> DataSets:
-    source = _source(data, 1)
+    source = _source(data, 1 if elsewhere or data.part != "val" else 2)  # as while training, or what there is
     images, what, sentence, of = _wanted(data, source, elsewhere, all_of_it)
     said = data.limit_val is not None and data.limit_val < min(len(images), limits.get("limit_val", len(images)) + 1)
     fewest = {key: min(n, getattr(data, key) or n) for key, n in limits.items()}

@@ -25,7 +25,7 @@ from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
 from excite.files import check_writable
 from excite.progress import Progress
-from excite.trained.predictor import Predictor, load
+from excite.trained.predictor import Predictor, read_checkpoint
 from excite.weights.locate import locate
 
 #: Largest difference of two logits, in units of the largest logit, that is rounding.
@@ -86,19 +86,12 @@ def export(
         ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
             it was.
     """
-    check(format, int8 or int8_gates)
     int8 = int8 or int8_gates
-    if input not in ("uint8", "float"):
-        raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
-    if calibrate is not None and not int8:
-        raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
-    chosen = formats.get(format)
-    located = locate(source)
-    weights = located.path
-    target = _target(weights, chosen, int8, out, force)
-    predictor = load(source, "cpu", "fp32")
-    if overrides and verify is not None:
-        raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
+    check(format, int8)
+    _check_arguments(input, calibrate, int8, overrides, verify)
+    chosen, located = formats.get(format), locate(source)
+    target = _target(located.path, chosen, int8, out, force)
+    predictor = Predictor(read_checkpoint(located), "cpu", "fp32")
     samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
     meta = describe(predictor, located, input)
     threads = torch.get_num_threads()
@@ -137,6 +130,17 @@ def export(
             *(_row(o, compare_logits(reference.logits, o.logits), o is written) for o in outcomes),
         ],
     }
+
+
+def _check_arguments(
+    input: str, calibrate: str | None, int8: bool, overrides: Sequence[str], verify: str | None
+) -> None:
+    if input not in ("uint8", "float"):
+        raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
+    if calibrate is not None and not int8:
+        raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
+    if overrides and verify is not None:
+        raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
 
 
 def _write(format: Format, deployable: Deployable, path: Path, meta: dict[str, Any], opset: int) -> None:

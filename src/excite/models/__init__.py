@@ -1,8 +1,8 @@
 """Models by name. Names and published numbers cost no torch import; the rest is loaded when first asked for."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from excite.lazy import lazily
 from excite.models.catalog import VARIANTS, list_models
 from excite.models.published import PUBLISHED
 
@@ -45,9 +45,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, {name: f"{__name__}.{module}" for name, module in _LAZY.items()})

@@ -10,7 +10,7 @@ from excite.runtime.device import precision_note
 from excite.trained.images import left_out
 from excite.trained.opened import open_trained
 from excite.trained.predictor import Predictor
-from excite.training.evaluation import Evaluation, evaluate
+from excite.training.evaluation import Evaluation
 
 
 def validate(
@@ -44,15 +44,7 @@ def validate(
     process = predictor.accelerator
     loader = opened.batches(batch_size, rank=process.process_index, world=process.num_processes)
     batches = _counted(loader, progress, len(data.val)) if progress else loader
-    result = evaluate(
-        predictor.model,
-        batches,
-        predictor.preprocessing,
-        len(data.classes),
-        predictor.device,
-        predictor.precision,
-        name_of=opened.name_of,
-    )
+    result = opened.evaluate(batches=batches)
     slow = precision_note(predictor.precision, predictor.device, "--precision ")
     notes = (*data.notes, *left_out(data, loader), *([slow] if slow else []))
     return predictor, replace(result, measured=data.measured, notes=notes)

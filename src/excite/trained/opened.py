@@ -1,6 +1,6 @@
 """A trained network with its images, opened once, however many studies look at it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from excite.data.sources import balanced_beginning
 from excite.recipe import Recipe
 from excite.trained.images import measuring_loader, open_images
 from excite.trained.predictor import Predictor, read_checkpoint
-from excite.training.evaluation import Evaluation, evaluate
+from excite.training.evaluation import Batch, Evaluation, evaluate
 from excite.weights.locate import Located, locate
 
 
@@ -102,12 +102,17 @@ class Opened:
         device = self.predictor.device
         return measuring_loader(self.data, self.recipe, device, batch_size, rank=rank, world=world, train=train)
 
-    def evaluate(self, model: nn.Module | None = None) -> Evaluation:
-        """Measure the network on all its images, or another one in its place that takes the same input."""
+    def evaluate(self, model: nn.Module | None = None, batches: Iterable[Batch] | None = None) -> Evaluation:
+        """Measure the network on all its images, or another one in its place that takes the same input.
+
+        Args:
+            model: the other one.
+            batches: of the images; None: a fresh pass of :meth:`batches`.
+        """
         p = self.predictor
         return evaluate(
             p.model if model is None else model,
-            self.batches(),
+            self.batches() if batches is None else batches,
             p.preprocessing,
             len(p.classes),
             p.device,

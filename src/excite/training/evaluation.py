@@ -14,6 +14,9 @@ from excite.data import Preprocessing
 from excite.logits import finite, losses, number, sentence
 from excite.runtime.device import DTYPES
 
+#: uint8 images (B, C, H, W), labels (B,), positions in the data (B,).
+Batch = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -94,7 +97,7 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable[Batch],
     preprocessing: Preprocessing,
     num_classes: int,
     device: torch.device,
