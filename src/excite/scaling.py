@@ -23,7 +23,7 @@ from excite.data.catalog import SOURCES
 from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
-from excite.training.run_folder import read_results
+from excite.training.results import read_results
 
 #: DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20

@@ -13,7 +13,8 @@ import torch
 from excite.errors import ExciteError
 from excite.trained.predictions import Predictions
 from excite.training import checkpoint as ckpt
-from excite.training.run_folder import Metrics, read_metrics, read_results
+from excite.training.results import read_results
+from excite.training.run_folder import Metrics, read_metrics
 from excite.untrusted.npz import read_npz
 from excite.weights.own import STATE
 from tests.bounded import bounded

@@ -21,7 +21,8 @@ from excite.storage import is_remote, local_run
 from excite.trained.opened import open_trained
 from excite.trained.predictions import FILE, Predictions, predictions_of
 from excite.trained.predictor import Predictor
-from excite.training.run_folder import read_metrics, read_results
+from excite.training.results import read_results
+from excite.training.run_folder import read_metrics
 from excite.weights.locate import locate, run_folder
 
 #: Characters of a label: it stands in tables, figures and headings.

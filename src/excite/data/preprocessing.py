@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, Self
+from typing import Any, NotRequired, Self, TypedDict
 
 import torch
 
@@ -32,6 +32,18 @@ def _constants(
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
 
 
+class PreprocessingValues(TypedDict):
+    """A :class:`Preprocessing` in JSON; ``white`` is there where it is not 65535."""
+
+    image_size: int
+    crop_pct: float
+    interpolation: Interpolation
+    mean: list[float]
+    std: list[float]
+    in_chans: int
+    white: NotRequired[int]
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`).
@@ -47,9 +59,17 @@ class Preprocessing:
     in_chans: int
     white: int = FULL_WHITE
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> PreprocessingValues:
         """Plain numbers, strings and lists, for JSON or a safetensors header; `white` where it is not 65535."""
-        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values: PreprocessingValues = {
+            "image_size": self.image_size,
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "in_chans": self.in_chans,
+            "white": self.white,
+        }
         if self.white == FULL_WHITE:  # as it was before there was a choice: stored predictions still fit
             del values["white"]
         return values

@@ -4,7 +4,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from excite.data import Preprocessing
 from excite.logits import finite, losses, number, sentence
 from excite.runtime.device import DTYPES
+from excite.training.results import ClassRow, Summary
 
 #: uint8 images (B, C, H, W), labels (B,), positions in the data (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -70,15 +70,21 @@ class Evaluation:
         """The sentence about images without finite logits; None where there are none."""
         return sentence(self.not_finite, self.images, self.first_not_finite)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Summary:
         """The scalar results, for a table or a line of JSON."""
-        scalars = {"images": self.images, "loss": self.loss, "top1": self.top1, "top5": self.top5}
-        scalars |= {"balanced": self.balanced}
-        return {**scalars, "not_finite": self.not_finite, "first_not_finite": self.first_not_finite}
+        return {
+            "images": self.images,
+            "loss": self.loss,
+            "top1": self.top1,
+            "top5": self.top5,
+            "balanced": self.balanced,
+            "not_finite": self.not_finite,
+            "first_not_finite": self.first_not_finite,
+        }
 
-    def per_class(self, classes: list[str]) -> list[dict[str, Any]]:
+    def per_class(self, classes: list[str]) -> list[ClassRow]:
         """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""
-        rows = []
+        rows: list[ClassRow] = []
         without = self.no_class or [0] * len(classes)
         for k, name in enumerate(classes):
             right, support = self.confusion[k][k], sum(self.confusion[k]) + without[k]

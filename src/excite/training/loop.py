@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +33,8 @@ from excite.training.reporting import (
     record_steps,
     record_test,
 )
-from excite.training.run_folder import Metrics, choose_run_folder, read_results
+from excite.training.results import Results, read_results, summary_of
+from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.start import as_begun
@@ -52,7 +53,7 @@ def train(
     out: str | Path = "runs",
     run_dir: str | Path | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Results:
     """Train a network and leave a run folder behind; ``train.devices`` above 1 starts so many processes for it.
 
     Args:
@@ -85,7 +86,7 @@ def train(
         places = {"resume": resume, "out": out, "run_dir": run_dir}
         order = {**{k: None if v is None else str(v) for k, v in places.items()}, "quiet": quiet}
         job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
-        return launch.run_on_this_machine(job, processes)
+        return cast(Results, launch.run_on_this_machine(job, processes))
     launch.watch_for_failures()
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
     launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
@@ -157,9 +158,9 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
     return Path(agreed[0][0]), agreed[0][1]
 
 
-def _results_of_finished(run: Run) -> dict[str, Any] | None:
+def _results_of_finished(run: Run) -> Results | None:
     """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
-    path, found = run.folder / "results.json", list[dict[str, Any] | None]([None])
+    path, found = run.folder / "results.json", list[Results | None]([None])
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
         with suppress(ExciteError):  # damaged: made again, like the rest that comes after the last step
             found = [read_results(path)]
@@ -168,7 +169,7 @@ def _results_of_finished(run: Run) -> dict[str, Any] | None:
     return found[0]
 
 
-def _train(run: Run, stop: StopSignals, resuming: bool) -> dict[str, Any]:
+def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
     """The loop: for every epoch its steps, then evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
@@ -271,7 +272,7 @@ def save(run: Run, clock: Clock) -> None:
     if not all(bool(v.isfinite().all()) for v in run.model.state_dict().values() if v.is_floating_point()):
         raise NonFiniteLoss(f"the weights are no longer finite after step {run.step}; {last_good(run)}")
     synchronize(run.device)
-    metrics = None if run.best is None else {k: v for k, v in run.best.items() if k not in ("step", "epoch")}
+    metrics = None if run.best is None else summary_of(run.best)
     ema = None if run.ema is None else run.ema.module
     ckpt.save_step(run.folder, run.step, run.model, ema, run.state(), run.meta(metrics))
     ckpt.prune(run.folder, run.recipe.checkpoint.keep_last, None if run.best is None else int(run.best["step"]))

@@ -24,6 +24,7 @@ from excite.text import printable
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
+from excite.training.results import EvalRecord, Results, Summary, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
@@ -64,7 +65,7 @@ class Clock:
         return seconds, share, compiled
 
 
-def format_step(record: Mapping[str, Any], epochs: int, steps: int) -> tuple[str, str]:
+def format_step(record: TrainRecord, epochs: int, steps: int) -> tuple[str, str]:
     """One training record as text: where the run stands, and its measurements."""
     place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
     parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
@@ -140,7 +141,7 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
         raise NonFiniteLoss(_always_skipped(run))
     rate = run.optimizer.param_groups[-1]["lr"] / run.optimizer.param_groups[-1]["lr_scale"]
     ms = 1000 * seconds / len(losses)
-    record = {
+    record: TrainRecord = {
         "kind": "train",
         "step": run.step,
         "epoch": run.step / run.steps_per_epoch,
@@ -198,7 +199,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     if metrics is None:
         return
     epoch = run.step / run.steps_per_epoch
-    record = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
+    record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
     # A network without an answer for any image is nothing to keep, not even where there is nothing else. Test images
     # choose nothing: with them the last epoch's weights are kept.
@@ -220,7 +221,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
         run.display.message(f"warning: {evaluation.warning}")
 
 
-def _rank(result: Mapping[str, Any]) -> tuple[float, float]:
+def _rank(result: Summary) -> tuple[float, float]:
     """The larger, the better: by top-1, then by loss; one without a loss comes last."""
     loss = result["loss"]
     return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
@@ -298,7 +299,7 @@ def bad_images(run: Run) -> dict[str, str]:
     return dict([*run.data.bad, *(met if run.accelerator.num_processes == 1 else gather_object(met))])
 
 
-def finish(run: Run, seen: dict[str, str]) -> dict[str, Any]:
+def finish(run: Run, seen: dict[str, str]) -> Results:
     """Results, curves, and the last words; ``seen`` are the images that could not be read.
 
     Raises:
@@ -330,7 +331,7 @@ def _speed(run: Run) -> tuple[float | None, float]:
     return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
 
 
-def _results(run: Run, bad: int) -> dict[str, Any]:
+def _results(run: Run, bad: int) -> Results:
     """The columns of the reference systems' tables, and what else identifies the result."""
     assert run.best is not None
     last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
@@ -360,7 +361,10 @@ def _results(run: Run, bad: int) -> dict[str, Any]:
         "balanced": run.best.get("balanced"),
         "images": run.best["images"],
         "measured": "test" if run.data.val_is_test else "validation",
-        **{f"test_{key}": None if run.test is None else run.test[key] for key in ("top1", "top5", "loss", "balanced")},
+        "test_top1": None if run.test is None else run.test["top1"],
+        "test_top5": None if run.test is None else run.test["top5"],
+        "test_loss": None if run.test is None else run.test["loss"],
+        "test_balanced": None if run.test is None else run.test["balanced"],
         "test_images": None if run.test is None else run.test["images"],
         "best_epoch": run.best["epoch"],
         "epochs": run.recipe.train.epochs,

@@ -1,16 +1,15 @@
 """What a run leaves behind: environment, metrics, curves, results."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any, TypeGuard
 
 from excite.errors import ExciteError
-from excite.files import from_json, read_json, to_json, write_text
+from excite.files import from_json, to_json, write_text
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
-from excite.weights.header import explain
+from excite.training.results import Record
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
@@ -76,7 +75,7 @@ class Metrics:
         write_text(self.path, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
         return damaged
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -90,12 +89,12 @@ class Metrics:
             self._writer.flush()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Record]:
     """The records of a ``metrics.jsonl``; a last line cut off by a kill is left out, and others that are no records."""
     return _read_lines(path)[0]
 
 
-def _read_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_lines(path: Path) -> tuple[list[Record], int]:
     """The records, and how many lines but the last are none."""
     if not path.is_file():
         return [], 0
@@ -123,7 +122,7 @@ _MEASURES = (
 )
 
 
-def is_record(record: Any) -> bool:
+def is_record(record: Any) -> TypeGuard[Record]:
     """Whether this is a line of a ``metrics.jsonl``: of a known kind, with its measures, which are numbers."""
     if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
         return False
@@ -134,40 +133,6 @@ def is_record(record: Any) -> bool:
         return False
     usual = {key: record[key] for key in (*keys, *_MEASURES) if key in record}
     return all(type(value) in (int, float, type(None)) for value in usual.values())
-
-
-class _Results(BaseModel):
-    """Numbers in ``results.json`` that others compute with."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    top1: float | None = None
-    top5: float | None = None
-    last_top1: float | None = None
-    best_epoch: float | None = None
-    train_seconds: float | None = None
-    images_per_second: float | None = None
-    ms_per_step: float | None = None
-    memory_gb: float | None = None
-    params_m: float | None = None
-    gmacs: float | None = None
-    devices: int | None = None
-    batch_size: int | None = None
-    device: str | None = None
-    precision: str | None = None
-    model: str | None = None
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A run's ``results.json``. Raises ExciteError where it is damaged, with what to do about it."""
-    remedy = f"delete it, and `excite train --resume {path.parent}` writes it again"
-    results = read_json(path, remedy)
-    try:
-        _Results.model_validate(results)
-    except ValidationError as error:
-        why = "; ".join(explain(e) for e in error.errors()[:3])
-        raise ExciteError(f"{path} is damaged: {why}; {remedy}") from None
-    return results
 
 
 def draw_curves(run: Path, title: str) -> Path | None:
@@ -183,7 +148,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
     if not train:
         return None
 
-    def plot(axis: Any, rows: list[dict[str, Any]], key: str, label: str, color: str, width: int) -> None:
+    def plot(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, color: str, width: int) -> None:
         known = [(r["epoch"], r[key]) for r in rows if r[key] is not None]
         if known:
             axis.plot(*zip(*known, strict=True), label=label, color=color, linewidth=width)

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -37,8 +37,10 @@ from excite.training.compilation import compile_model
 from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
+from excite.training.results import Best, Summary
 from excite.training.schedule import beyond_the_end
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
+from excite.weights.header import Meta, RecipeMeta
 from excite.weights.own import EMA, WEIGHTS, Checkpoint, load_into, read_own, saved_steps, step_folder
 
 
@@ -65,8 +67,8 @@ class Run:
     display: Display
     folder: Path = Path()
     step: int = 0
-    best: dict[str, Any] | None = None
-    test: dict[str, Any] | None = None
+    best: Best | None = None
+    test: Summary | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -90,7 +92,7 @@ class Run:
         """The weights that are evaluated and shipped: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
-    def meta(self, metrics: dict[str, Any] | None) -> dict[str, Any]:
+    def meta(self, metrics: Summary | None) -> Meta:
         """What makes a weights file self-contained."""
         return {
             "model": {"name": self.model.model_name, "args": self.model.model_args},
@@ -104,9 +106,9 @@ class Run:
             "precision": self.precision,
         }
 
-    def _recipe(self) -> dict[str, Any]:
+    def _recipe(self) -> RecipeMeta:
         """The recipe with what was found out in its place, so that the data is read in the same way ever after."""
-        values = self.recipe.model_dump(mode="json")
+        values = cast(RecipeMeta, self.recipe.model_dump(mode="json"))
         if self.preprocessing.white != FULL_WHITE:
             values["data"]["white"] = self.preprocessing.white
         return values

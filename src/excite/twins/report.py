@@ -11,7 +11,8 @@ from excite.files import read_json, write_json, write_text
 from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
 from excite.text import printable
-from excite.training.run_folder import read_metrics, read_results
+from excite.training.results import read_results
+from excite.training.run_folder import read_metrics
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 

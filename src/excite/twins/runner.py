@@ -24,7 +24,8 @@ from excite.pages.figures import dispensable
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
-from excite.training.run_folder import is_record, read_results
+from excite.training.results import read_results
+from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import collect, read_latency, show_report, write_report

@@ -7,11 +7,12 @@ sizes that it should have; ``excite.training.checkpoint.build_network`` makes a 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import from_json
 from excite.recipe import is_plain_name, plain_name
@@ -137,6 +138,50 @@ class Header(_Part):
                 f"model.args.in_chans is {channels}, but preprocessing.in_chans is {self.preprocessing.in_chans}"
             )
         return self
+
+
+class ModelMeta(TypedDict):
+    """``create_model(name, **args)``; which arguments there are depends on the network."""
+
+    name: str
+    args: dict[str, Any]
+
+
+class RecipeMeta(TypedDict):
+    """A recipe's values, section by section, as another version may have written them: ``Recipe.from_dict`` checks."""
+
+    name: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    train: dict[str, Any]
+
+
+class Meta(TypedDict):
+    """What :class:`Header` has checked, as it is written and read: the values of JSON.
+
+    Attributes:
+        model: which network; trained_as: which one it was before a change that keeps its answers.
+        classes: their names, in the order of the logits.
+        preprocessing: how images become its input.
+        recipe: what it was trained by, defaults filled in.
+        metrics: of these weights on the validation images; None where they were not evaluated.
+        versions: of packages, by name.
+        step, epoch: how long it was trained.
+        precision: in which it was trained.
+        converted_from: ``source``, ``format``, ``layout`` of weights from elsewhere.
+    """
+
+    model: ModelMeta
+    classes: list[str]
+    preprocessing: PreprocessingValues
+    recipe: RecipeMeta
+    metrics: Mapping[str, Any] | None
+    versions: NotRequired[Mapping[str, str | None] | None]
+    step: int
+    epoch: float
+    precision: str
+    converted_from: NotRequired[dict[str, str] | None]
+    trained_as: NotRequired[ModelMeta | None]
 
 
 class ConvertedHeader(_Part):
