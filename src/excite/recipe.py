@@ -7,13 +7,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
@@ -25,6 +26,17 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+#: A recipe, or parts of one, as it stands in YAML: anything, until :class:`Recipe` has checked it.
+Values = dict[str, Any]
+
+
+class Origin(TypedDict):
+    """Keys that are the user's own word (None: all), and notes, see :meth:`Recipe.with_origin`."""
+
+    own: list[str] | None
+    notes: list[str]
 
 
 class Section(BaseModel):
@@ -289,7 +301,7 @@ class Recipe(Section):
         recipe._own, recipe._notes = None if own is None else frozenset(own), tuple(notes)
         return recipe
 
-    def origin(self) -> dict[str, Any]:
+    def origin(self) -> Origin:
         """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
         return {"own": None if self._own is None else sorted(self._own), "notes": list(self._notes)}
 
@@ -525,7 +537,7 @@ def as_yaml(value: Any) -> str:
 _MOST_ERRORS, _LONGEST_CLAUSE = 8, 600
 
 
-def _fields_at(location: tuple[int | str, ...]) -> dict[str, Any]:
+def _fields_at(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     """The fields of the section that ``location`` points into."""
     model: Any = Recipe
     for part in location:
@@ -655,7 +667,7 @@ def _put_together(
     return recipe.with_origin(None if own is None else {*own, *typed}, [*notes, *([shortened] if shortened else [])])
 
 
-def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> Values:
     """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller.
 
     A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless it is among the overrides.
@@ -698,16 +710,16 @@ def _override_value(text: str, key: str) -> Any:
     return parse_yaml(text, f"the value of {shown_text(key)}")
 
 
-def _value(values: dict[str, Any], section: str, key: str) -> Any:
+def _value(values: Mapping[str, Any], section: str, key: str) -> Any:
     part = values.get(section)
     return part.get(key) if isinstance(part, dict) else None
 
 
-def _train_value(values: dict[str, Any], key: str) -> Any:
+def _train_value(values: Mapping[str, Any], key: str) -> Any:
     return _value(values, "train", key)
 
 
-def _shorten_warm_up(before: dict[str, Any], values: dict[str, Any]) -> None:
+def _shorten_warm_up(before: Mapping[str, Any], values: Values) -> None:
     """Keep the warm-up's share of the training where ``train.epochs`` no longer leaves room for all of it, in place.
 
     A rate that changes once an epoch has whole epochs of warm-up: the share is rounded down.
@@ -723,7 +735,7 @@ def _shorten_warm_up(before: dict[str, Any], values: dict[str, Any]) -> None:
         values["schedule"] = {**values["schedule"], "warmup_epochs": share}
 
 
-def _shortened(before: dict[str, Any], after: dict[str, Any], typed: Iterable[str]) -> str | None:
+def _shortened(before: Values, after: Values, typed: Iterable[str]) -> str | None:
     """The sentence on a warm-up that :func:`apply_overrides` has shortened; None where it has not."""
     was, now = (_value(values, "schedule", "warmup_epochs") for values in (before, after))
     if was == now or any(key in typed for key in ("schedule", "schedule.warmup_epochs")):
@@ -735,7 +747,7 @@ def _shortened(before: dict[str, Any], after: dict[str, Any], typed: Iterable[st
     return f"the warm-up is {what} (schedule.warmup_epochs=... sets it)"
 
 
-def _keep_reference_batch(values: dict[str, Any], written: Any) -> None:
+def _keep_reference_batch(values: Values, written: Any) -> None:
     """``batch_size=256 scale_lr_to=256`` means: scale from the batch that the recipe was written with.
 
     Overwriting that batch first would leave nothing to scale from, and so the rate as it was: the very mistake that the

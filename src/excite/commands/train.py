@@ -1,13 +1,17 @@
 """``excite train``"""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.commands.common import Json, RecipeWords
 from excite.errors import ExciteError
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.training.results import Results
 
 RESULT_COLUMNS = [
     ("model", "model", ""),
@@ -91,7 +95,7 @@ def train(
         raise ExciteError(missing)
 
 
-def _show_results(results: dict[str, Any]) -> None:
+def _show_results(results: "Results") -> None:
     from excite.console import Display, make_table
 
     display = Display()
@@ -99,7 +103,8 @@ def _show_results(results: dict[str, Any]) -> None:
     if display.console.width >= 150:
         display.table(make_table([results], columns))
     else:  # the same, top to bottom
-        rows = [{"what": h, "value": "-" if results[k] is None else format(results[k], f)} for k, h, f in columns]
+        values: Mapping[str, Any] = results
+        rows = [{"what": h, "value": "-" if values[k] is None else format(values[k], f)} for k, h, f in columns]
         display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
     run = Path(results["run"])
     display.message(f"{run}/")

@@ -44,6 +44,19 @@ class PreprocessingValues(TypedDict):
     white: NotRequired[int]
 
 
+class KnownPreprocessing(TypedDict, total=False):
+    """What is known of how somebody else's network sees images: of the keys of :class:`Preprocessing`, those that are
+    said, as they are said. ``image_size`` may be (height, width)."""
+
+    image_size: int | Sequence[int] | None
+    crop_pct: float
+    interpolation: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    in_chans: int
+    white: int
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`).

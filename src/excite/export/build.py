@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from excite.export.deployable import Deployable, InputKind
 from excite.export.formats import check
 from excite.export.formats.base import OPSET, Format
 from excite.export.images import Part, Samples, open_samples, prepare
-from excite.export.origin import describe, describe_int8
+from excite.export.origin import ArtefactMeta, CalibrationMeta, describe, describe_int8
 from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
 from excite.files import check_writable
@@ -33,6 +33,51 @@ TOLERANCE = 1e-3
 #: What int8 may cost: percentage points of top-1; where the classes are not known, it must agree in so many percent.
 MAX_DROP, INT8_AGREEMENT = 0.5, 95.0
 CALIBRATION = 300
+
+
+class ExportRow(TypedDict):
+    """The PyTorch model or one of the networks measured beside it.
+
+    Attributes:
+        what: its name; written: whether it is the artefact.
+        largest_difference, relative_difference: of logits from PyTorch's; in units of the largest logit.
+        agreement, top1: percent of images with the same class, with the right one; None where that is not known.
+        ms_1, ms_16: of a batch of 1 and of 16.
+    """
+
+    what: str
+    written: bool
+    largest_difference: float | None
+    relative_difference: float | None
+    agreement: float | None
+    top1: float | None
+    ms_1: float
+    ms_16: float
+
+
+class Exported(TypedDict):
+    """What ``excite export`` did.
+
+    Attributes:
+        artefact: the file; bytes: of all that it consists of.
+        runtime: of the format, with its version.
+        images: what it was measured on; threads: of the processor.
+        tolerance: largest difference allowed, in units of the largest logit.
+        runtimes: who was asked about the float32 artefact and the one written.
+        timed: a sentence: what the milliseconds are of.
+        rows: the PyTorch model first.
+    """
+
+    artefact: str
+    bytes: int
+    format: str
+    runtime: str
+    images: str
+    threads: int
+    tolerance: float
+    runtimes: list[runtimes.Verdict]
+    timed: str
+    rows: list[ExportRow]
 
 
 def export(
@@ -53,7 +98,7 @@ def export(
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda what, done, total: None,
-) -> dict[str, Any]:
+) -> Exported:
     """Export a trained network, and prove that the artefact computes the same.
 
     Args:
@@ -76,11 +121,7 @@ def export(
         progress: gets what is done now, how much of it is done, and how much there is of it.
 
     Returns:
-        What ``excite export --json`` prints: ``artefact``, ``images``, ``threads``, ``tolerance``, ``runtimes`` (for
-        the float32 artefact and the one written: which were asked and which were not, the cases, and the largest
-        difference), ``timed`` (a sentence: what the milliseconds are of) and ``rows``, one for the PyTorch model and
-        one for each network measured (``written``: whether it is the artefact): largest_difference (logits), agreement
-        and top1 (percent), ms of a batch of 1 and of 16.
+        What ``excite export --json`` prints.
 
     Raises:
         ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
@@ -143,7 +184,7 @@ def _check_arguments(
         raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
 
 
-def _write(format: Format, deployable: Deployable, path: Path, meta: dict[str, Any], opset: int) -> None:
+def _write(format: Format, deployable: Deployable, path: Path, meta: ArtefactMeta, opset: int) -> None:
     try:
         format.write(deployable.trace(), path, meta, opset)
     except (ExciteError, OSError):
@@ -233,7 +274,7 @@ class Calibration:
         """As the artefact takes them; anew at each call."""
         return (to_input(self.pixels[i : i + BATCH], self.kind) for i in range(0, len(self.pixels), BATCH))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> CalibrationMeta:
         """What the artefact says of them; sha256 of the pixels, image by image, row by row."""
         digest = hashlib.sha256(self.pixels.tobytes()).hexdigest()
         return {"images": self.name, "count": len(self.pixels), "sha256": digest}
@@ -269,7 +310,7 @@ def _calibrate_on(
 
 
 def _quantised(
-    format: Format, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: dict[str, Any]
+    format: Format, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: ArtefactMeta
 ) -> dict[str, Path]:
     """Write both int8 artefacts: the one that is wanted to ``aside``, the other to be measured beside it."""
     assert format.int8 is not None  # checked at the beginning
@@ -277,7 +318,7 @@ def _quantised(
     for with_gates in (False, True):
         path = aside if with_gates == int8_gates else _beside(aside, "other")
 
-        def about(layers: Counter[str], with_gates: bool = with_gates) -> dict[str, Any]:
+        def about(layers: Counter[str], with_gates: bool = with_gates) -> ArtefactMeta:
             return describe_int8(meta, quantiser, with_gates, layers, calibration.describe())
 
         format.int8.make(fp32, path, calibration.batches, with_gates, about)
@@ -293,7 +334,7 @@ def _ask_all(
     kind: InputKind,
     tolerance: float,
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
+) -> list[runtimes.Verdict]:
     """Ask every runtime that is here about the float32 artefact and, where it is another, the one that is written.
 
     Raises ExciteError where one disagrees.
@@ -349,7 +390,7 @@ def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Sam
         )
 
 
-def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> dict[str, Any]:
+def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> ExportRow:
     return {
         "what": outcome.name,
         "written": written,
@@ -357,5 +398,6 @@ def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> dict
         "relative_difference": None if comparison is None else comparison.relative,
         "agreement": None if comparison is None else comparison.agreement,
         "top1": outcome.accuracy,
-        **{f"ms_{size}": value for size, value in outcome.ms.items()},
+        "ms_1": outcome.ms[1],
+        "ms_16": outcome.ms[16],
     }

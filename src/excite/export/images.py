@@ -22,6 +22,7 @@ from excite.storage import local_file
 from excite.trained.classes import check_order, classes_fit, only_numbers_classes
 from excite.trained.files import find_images
 from excite.trained.images import data_for
+from excite.weights.header import Meta
 
 Part = Literal["train", "val"]
 
@@ -95,7 +96,7 @@ def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def open_samples(
-    meta: dict[str, Any], where: str | None, part: Part, overrides: Sequence[str] = (), source: str | Path = ""
+    meta: Meta, where: str | None, part: Part, overrides: Sequence[str] = (), source: str | Path = ""
 ) -> tuple[Samples, str | None]:
     """The images at ``where``, or the run's own, or random ones; and a sentence where it is not what one would expect.
 
@@ -140,7 +141,7 @@ def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: i
     return np.asarray(picture).reshape(height, width, channels)
 
 
-def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
+def _at(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
     labelled = _labelled(meta, where, part, preprocessing)
     if labelled is not None:
         return labelled
@@ -158,9 +159,7 @@ def _at(meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessi
     return _files(where, find_images([where], said.append), None, preprocessing), "; ".join(said) or None
 
 
-def _labelled(
-    meta: dict[str, Any], where: str, part: Part, preprocessing: Preprocessing
-) -> tuple[Samples, str | None] | None:
+def _labelled(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None] | None:
     """The images in class folders, and what was left out; None where there are no folders of the network's classes."""
     order = meta["recipe"]["data"].get("class_order")
     try:
@@ -201,7 +200,7 @@ def _files(name: str, paths: list[str], labels: list[int] | None, preprocessing:
 
 
 def _of_recipe(
-    meta: dict[str, Any], overrides: list[str], part: Part, preprocessing: Preprocessing, source: str | Path
+    meta: Meta, overrides: list[str], part: Part, preprocessing: Preprocessing, source: str | Path
 ) -> tuple[Samples, str | None]:
     _, data = data_for(meta, source, overrides, train=part == "train")
     if not classes_fit(meta, data.classes):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -214,7 +214,24 @@ def sentences(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> l
     return lines
 
 
-def to_dict(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> dict[str, Any]:
+class Verdict(TypedDict):
+    """What the runtimes said about an artefact.
+
+    Attributes:
+        what: its name.
+        asked: names of runtimes; not_asked: others, and why.
+        cases: sizes of images.
+        relative_difference: the largest of logits, in units of the largest logit.
+    """
+
+    what: str
+    asked: list[str]
+    not_asked: dict[str, str]
+    cases: list[str]
+    relative_difference: float
+
+
+def to_dict(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> Verdict:
     """For ``excite export --json``."""
     return {
         "what": name,

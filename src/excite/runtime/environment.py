@@ -5,7 +5,7 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from excite.runtime import git
 
@@ -26,7 +26,27 @@ def versions() -> dict[str, str]:
     return {**found, "torch": str(torch.__version__)}
 
 
-def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
+class GitState(TypedDict):
+    """A commit, and whether the checkout has changes."""
+
+    commit: str
+    changed: bool
+
+
+class Environment(TypedDict):
+    """Where and with what a run was made, as in its ``environment.json``."""
+
+    command: str
+    started: str
+    versions: dict[str, str]
+    platform: str
+    device: str
+    processes: int
+    precision: str
+    git: GitState | None
+
+
+def environment(device: str, precision: str, processes: int) -> Environment:
     """Where and with what a run was made: command, versions, device, git state of the current folder."""
     return {
         "command": " ".join(sys.argv),
@@ -40,7 +60,7 @@ def environment(device: str, precision: str, processes: int) -> dict[str, Any]:
     }
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> GitState | None:
     """Commit of the current folder and whether it has changes; None outside a checkout or without git."""
 
     found = git.checkout(Path())

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from excite.data.folder import in_order, some
 from excite.errors import ExciteError, nearest
 from excite.trained.predictor import Predictor
+from excite.weights.header import Meta
 
 
-def check_order(meta: dict[str, Any], classes: Sequence[str], order: str | None, source: str | Path) -> None:
+def check_order(meta: Meta, classes: Sequence[str], order: str | None, source: str | Path) -> None:
     """Refuse to guess how weights without class names number class folders, where two usual orders differ.
 
     timm sorts them naturally (1, 2, 10), torchvision and most others as strings (1, 10, 2).
@@ -34,13 +34,13 @@ def check_order(meta: dict[str, Any], classes: Sequence[str], order: str | None,
     )
 
 
-def classes_fit(meta: dict[str, Any], classes: Sequence[str]) -> bool:
+def classes_fit(meta: Meta, classes: Sequence[str]) -> bool:
     """Whether data with these classes can be numbered as the outputs of a checkpoint's network are."""
     own = meta["classes"]
     return set(classes) <= set(own) or (only_numbers_classes(meta) and len(classes) == len(own))
 
 
-def only_numbers_classes(meta: dict[str, Any]) -> bool:
+def only_numbers_classes(meta: Meta) -> bool:
     """Whether a checkpoint has "0", "1" ... for names: other systems number the sorted class folders, as we do.
 
     As they store no names, as many classes of data are those classes.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import is_remote
 from excite.trained.classes import check_order, match_classes
 from excite.trained.predictor import Predictor
+from excite.weights.header import Meta
 
 
 def open_images(
@@ -56,7 +56,7 @@ def open_images(
 
 
 def data_for(
-    meta: dict[str, Any],
+    meta: Meta,
     source: str | Path,
     overrides: Sequence[str] = (),
     *,

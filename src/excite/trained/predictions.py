@@ -3,16 +3,17 @@
 Letters: N images, K classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from excite.data import DataSets, FileImages
+from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
 from excite.logits import finite, predicted, sentence
@@ -24,6 +25,14 @@ from excite.untrusted.npz import read_npz
 #: In a run folder.
 FILE = "predictions.npz"
 FORMAT_VERSION = 2
+
+
+class _About(TypedDict):
+    format_version: int
+    weights: str
+    fingerprint: str
+    precision: str
+    preprocessing: PreprocessingValues
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class Predictions:
     fingerprint: str
     weights: str
     precision: str
-    preprocessing: Mapping[str, Any]
+    preprocessing: PreprocessingValues
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,7 +113,7 @@ class Predictions:
                 about=_packed(to_json({**self._about(), "classes": self.classes})),
             )
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> _About:
         return _about(self.weights, self.fingerprint, self.precision, self.preprocessing)
 
     @classmethod
@@ -132,14 +141,14 @@ class Predictions:
         return bool(self.labels.min() >= 0 and self.labels.max() < classes and self.positions.min() >= 0)
 
 
-def _about(weights: str, fingerprint: str, precision: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+def _about(weights: str, fingerprint: str, precision: str, preprocessing: PreprocessingValues) -> _About:
     """What must agree for stored predictions to hold."""
     return {
         "format_version": FORMAT_VERSION,
         "weights": weights,
         "fingerprint": fingerprint,
         "precision": precision,
-        "preprocessing": dict(preprocessing),
+        "preprocessing": preprocessing,
     }
 
 

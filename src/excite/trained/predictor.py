@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,18 @@ def read_checkpoint(located: Located) -> Checkpoint:
     return Checkpoint(located.path, model.state_dict(), {**describe(model, loaded), "versions": versions()})
 
 
-def to_rows(predictions: Iterable[Prediction]) -> list[dict[str, Any]]:
+#: A class and its probability; "class" is a word of Python's.
+ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
+
+
+class PredictionRow(TypedDict):
+    """A :class:`Prediction` in JSON."""
+
+    path: str
+    top: list[ClassProbability]
+
+
+def to_rows(predictions: Iterable[Prediction]) -> list[PredictionRow]:
     """Predictions as a list of {path, top: [{class, probability}]}; ``top`` is [] where there is no answer."""
     return [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
 

@@ -9,23 +9,37 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import written_aside
-from excite.weights.header import explain
+from excite.training.results import Best
+from excite.weights.header import Meta, explain
 from excite.weights.own import EMA, STATE, WEIGHTS, save_weights, saved_steps, step_folder
 from excite.weights.pytorch import check_zip
 
 
-def save_step(
-    run: Path, step: int, model: nn.Module, ema: nn.Module | None, state: dict[str, Any], meta: dict[str, Any]
-) -> Path:
+@with_config(ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True))
+class State(TypedDict):
+    """What a resumed run needs besides the weights, plain values and tensors only. ``optimizer``, which is
+    :mod:`torch.optim`'s own, is compared with the run's in :func:`load_optimizer`."""
+
+    step: Annotated[int, Field(ge=0, lt=1 << 53)]
+    steps_per_epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
+    best: Best | None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    fingerprint: str
+
+
+def save_step(run: Path, step: int, model: nn.Module, ema: nn.Module | None, state: State, meta: Meta) -> Path:
     """Write ``checkpoints/step-N`` whole or not at all, and return it. Raises ExciteError when the disk is full."""
     folder = step_folder(run, step)
     if (folder / STATE).is_file():  # a run is a function of its step: this is the same checkpoint
@@ -62,7 +76,7 @@ def prune(run: Path, keep_last: int, best: int | None) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path) -> State:
     """Read ``state.pt`` of a checkpoint folder; executes nothing, and takes no memory on the file's word alone.
 
     Raises:
@@ -73,35 +87,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-        _State.model_validate(state)
+        TypeAdapter(State).validate_python(state)
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} is damaged ({why}); {remedy}") from None
     except Exception as error:  # what a damaged file makes of it is nearly anything
         raise ExciteError(f"{path} is damaged ({shown_text(first_line(error))}); {remedy}") from None
-    return state
-
-
-class _Best(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    step: Annotated[int, Field(ge=0, lt=1 << 53)]
-    top1: float | None
-    loss: float | None
-
-
-class _State(BaseModel):
-    """What ``Run.state`` gives: counters, and the optimiser's, which is compared with the run's own in ``restore``."""
-
-    model_config = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
-
-    step: Annotated[int, Field(ge=0, lt=1 << 53)]
-    steps_per_epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
-    optimizer: dict[str, Any]
-    scaler: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
-    best: _Best | None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    fingerprint: str
+    return cast(State, state)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], where: Path) -> None:

@@ -18,12 +18,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, NotRequired, TypedDict
 
 from excite.children import python_options
 from excite.errors import ExciteError, first_line
 from excite.files import write_json
-from excite.recipe import Recipe
+from excite.recipe import Origin, Recipe
 from excite.runtime.job import cores, in_job, local_rank, rank
 from excite.runtime.meeting import JobBoard, board, failure
 from excite.text import printable, tell, tell_lines
@@ -201,16 +201,41 @@ def processes_wanted(recipe: Recipe) -> int:
     return devices
 
 
-def run_on_this_machine(job: dict[str, Any], processes: int, threads: int | None = None) -> dict[str, Any]:
+class TrainOrder(TypedDict):
+    """Arguments of ``excite.train``."""
+
+    resume: str | None
+    out: str
+    run_dir: str | None
+    quiet: bool
+
+
+class TimeOrder(TypedDict):
+    """Arguments of ``steptime.time_steps``."""
+
+    steps: int
+    classes: int | None
+
+
+class Job(TypedDict):
+    """What each process is to do with a recipe (YAML text): train by it, or time steps of it."""
+
+    recipe: str
+    origin: Origin
+    train: NotRequired[TrainOrder]
+    time_steps: NotRequired[TimeOrder]
+
+
+def run_on_this_machine(job: Job, processes: int, threads: int | None = None) -> Any:
     """Run ``excite.training.worker`` in ``processes`` processes under torch's elastic launcher, and wait for them.
 
     Args:
-        job: what each of them is to do; see ``worker.py``.
+        job: what each of them is to do.
         processes: how many.
         threads: of each; None leaves it to OMP_NUM_THREADS, and without that gives each its share of the cores.
 
     Returns:
-        What the first one left as its result.
+        What the first one left as its result: what the function of the job gives there, from JSON.
 
     Raises:
         ExciteError: the sentence of the process that failed, with its rank.
@@ -244,10 +269,18 @@ def run_on_this_machine(job: dict[str, Any], processes: int, threads: int | None
             told = _read(Path(scratch), "interrupted")
             message = told["message"] if told else f"stopped by {signal.Signals(number).name} before the first step"
             raise Interrupted(message, number) from None
-        return _read(Path(scratch), "result") or {}
+        result = Path(scratch) / "result.json"
+        return json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
 
 
-def _read(folder: Path, kind: str) -> dict[str, Any] | None:
+class _Told(TypedDict):
+    """What a process leaves for the launching one, by :func:`tell_and_end`."""
+
+    message: str
+    status: int
+
+
+def _read(folder: Path, kind: str) -> _Told | None:
     path = folder / f"{kind}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

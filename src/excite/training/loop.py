@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -83,10 +83,11 @@ def train(
     recipe, note = recipe.scaled()
     processes = launch.processes_wanted(recipe)
     if processes > 1:
-        places = {"resume": resume, "out": out, "run_dir": run_dir}
-        order = {**{k: None if v is None else str(v) for k, v in places.items()}, "quiet": quiet}
-        job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
-        return cast(Results, launch.run_on_this_machine(job, processes))
+        resume_at, new_at = (None if place is None else str(place) for place in (resume, run_dir))
+        order: launch.TrainOrder = {"resume": resume_at, "out": str(out), "run_dir": new_at, "quiet": quiet}
+        job: launch.Job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
+        results: Results = launch.run_on_this_machine(job, processes)
+        return results
     launch.watch_for_failures()
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
     launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
@@ -140,7 +141,7 @@ def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run
     if begun[0] != recipe.train.precision:
         recipe = recipe.replaced(key, begun[0], f"{begun[0]}, in which this run was begun")
     origin = recipe.origin()
-    return recipe.with_origin([*origin["own"], key], origin["notes"])
+    return recipe.with_origin([*(origin["own"] or ()), key], origin["notes"])
 
 
 def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:

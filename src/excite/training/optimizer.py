@@ -3,7 +3,7 @@
 import fnmatch
 import inspect
 import re
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -79,7 +79,16 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
     return {name: last if depth < 0 else depth for name, depth in depths.items()}
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+class ParameterGroup(TypedDict):
+    """What :mod:`torch.optim` takes, with keys of ours: a factor on the learning rate, the epoch it learns from."""
+
+    params: list[nn.Parameter]
+    weight_decay: float
+    lr_scale: float
+    thaws_at: int
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
     """Trainable parameters grouped by (weight decay, learning-rate scale, epoch from which they learn).
 
     Vectors (norms, biases) may go undecayed; gates have ``gate_lr_factor`` times the rate of their layer.

@@ -3,9 +3,8 @@
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 

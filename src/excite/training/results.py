@@ -8,25 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.errors import ExciteError
 from excite.files import read_json
-from excite.weights.header import explain
-
-
-class Summary(TypedDict):
-    """One evaluation in a few numbers, see :class:`excite.training.evaluation.Evaluation`."""
-
-    images: int
-    loss: float | None
-    top1: float
-    top5: float
-    balanced: float
-    not_finite: int
-    first_not_finite: str | None
-
+from excite.weights.header import Summary, explain
 
 #: A class's accuracy, see ``Evaluation.per_class``; "class" is a word of Python's.
 ClassRow = TypedDict("ClassRow", {"class": str, "images": int, "top1": float | None, "precision": float | None})
@@ -89,6 +76,7 @@ def summary_of(best: Best) -> Summary:
     return cast(Summary, {key: value for key, value in best.items() if key not in ("step", "epoch")})
 
 
+@with_config(ConfigDict(strict=True, extra="allow"))
 class Results(TypedDict, total=False):
     """The columns of the reference systems' tables, and what else identifies a result: ``results.json``.
 
@@ -107,8 +95,6 @@ class Results(TypedDict, total=False):
         data_fingerprint: of the training images, hexadecimal.
         report: numbers of the report, see ``excite.report.contents.Numbers``.
     """
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
 
     run: str
     recipe: str

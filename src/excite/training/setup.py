@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -113,7 +113,7 @@ class Run:
             values["data"]["white"] = self.preprocessing.white
         return values
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> ckpt.State:
         """What a resumed run needs besides the weights; plain values and tensors only."""
         return {
             "step": self.step,
@@ -311,7 +311,7 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
         )
 
 
-def _read_latest(run: Run) -> tuple[dict[str, Any], Checkpoint, Checkpoint | None]:
+def _read_latest(run: Run) -> tuple[ckpt.State, Checkpoint, Checkpoint | None]:
     """State, weights and (with EMA) their moving average, from the latest checkpoint of the run's folder."""
     steps = saved_steps(run.folder)
     if not steps:
@@ -331,16 +331,14 @@ def restore(run: Run) -> None:
         broadcast_object_list(read)
     assert read[0] is not None
     state, weights, ema = read[0]
-    for key, now, what in (
-        ("fingerprint", run.data.fingerprint, "the training images are not those that this run was started with"),
-        (
-            "steps_per_epoch",
-            run.steps_per_epoch,
-            "the batch size or the number of images is not what this run was started with",
-        ),
+    images = "the training images are not those that this run was started with"
+    batches = "the batch size or the number of images is not what this run was started with"
+    for then, now, what in (
+        (state["fingerprint"], run.data.fingerprint, images),
+        (state["steps_per_epoch"], run.steps_per_epoch, batches),
     ):
-        if state[key] != now:
-            raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {state[key]}, now {now})")
+        if then != now:
+            raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {then}, now {now})")
     load_into(run.model, weights)
     if run.ema is not None and ema is not None:
         load_into(run.ema.module, ema)

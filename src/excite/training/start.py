@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
 
 from excite.data import Preprocessing
+from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError, nearest
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
@@ -30,6 +31,7 @@ from excite.weights.convert import (
     start_from,
 )
 from excite.weights.function import other_gates_of_ours, other_gates_of_timms, refuse
+from excite.weights.header import ModelMeta
 from excite.weights.hub import local_weights
 from excite.weights.locate import is_foreign
 from excite.weights.own import Checkpoint, fresh_gates, listed, mismatches, read_own
@@ -46,6 +48,13 @@ _STEM_WORDS = ("conv1", "bn1", "stem")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
+class Statistics(TypedDict):
+    """Of the images that a network was trained with, a value a channel, as in ``data.mean`` and ``data.std``."""
+
+    mean: list[float]
+    std: list[float]
+
+
 @dataclass(frozen=True)
 class Taken:
     """What a run took over from a network.
@@ -57,7 +66,7 @@ class Taken:
     """
 
     notes: list[str]
-    images: Mapping[str, Any] = field(default_factory=dict)
+    images: KnownPreprocessing = field(default_factory=KnownPreprocessing)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,14 +79,13 @@ def take_weights(model: Classifier, source: str) -> Taken:
     foreign = is_foreign(source)
     if foreign and not is_timm_model(model):
         return _of_foreign(model, source)
-    checkpoint, images, said = _of_timm(model, source) if foreign else _of_ours(source)
+    found, images, said = _of_timm(model, source) if foreign else _of_ours(source)
     stems = (f"{first_name(model)}.weight",) if is_timm_model(model) else STEMS
-    checkpoint.tensors, adapted = fit_channels(checkpoint.tensors, model.state_dict(), stems)
-    fresh = take_over(model, checkpoint, classifier_name(model))
-    settings = {}
-    if not foreign and not is_timm_model(model):
-        written = checkpoint.meta["model"]
-        settings = apply_settings(model, written["name"], written["args"])
+    found.tensors, adapted = fit_channels(found.tensors, model.state_dict(), stems)
+    fresh = take_over(model, found, classifier_name(model))
+    settings: Mapping[str, Any] = {}
+    if found.model is not None and not is_timm_model(model):
+        settings = apply_settings(model, found.model["name"], found.model["args"])
     notes = [f"weights from {source}: {_taken(model, fresh)}", said, adapted, _set(settings)]
     return Taken(["; ".join(note for note in notes if note)], images, settings)
 
@@ -90,25 +98,39 @@ def _of_foreign(model: Classifier, source: str) -> Taken:
     return Taken([note], _images_of(loaded), loaded.settings)
 
 
-def _images_of(loaded: Loaded) -> dict[str, Any]:
+def _images_of(loaded: Loaded) -> KnownPreprocessing:
     """What the images of a foreign network go through, and their size where it is known."""
     foreign = loaded.foreign
     size = foreign.options.get("image_size", VARIANTS.get(foreign.name, {}).get("defaults", {}).get("image_size", 224))
-    return {**foreign.preprocessing, "image_size": size, "in_chans": foreign.options.get("in_chans", 3)}
+    channels = foreign.options.get("in_chans", 3)
+    return {**cast(KnownPreprocessing, foreign.preprocessing), "image_size": size, "in_chans": channels}
 
 
-def _of_ours(source: str) -> tuple[Checkpoint, dict[str, Any], str]:
+@dataclass
+class Found:
+    """Tensors in a file, and the network that its header names; None where it has none."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    model: ModelMeta | None
+
+
+def _of_ours(source: str) -> tuple[Found, KnownPreprocessing, str]:
     checkpoint = read_own(source)
-    return checkpoint, dict(checkpoint.meta.get("preprocessing", {})), ""
+    return _with_model(checkpoint), {**checkpoint.meta["preprocessing"]}, ""
 
 
-def _of_timm(model: Classifier, source: str) -> tuple[Checkpoint, dict[str, Any], str]:
+def _with_model(checkpoint: Checkpoint) -> Found:
+    return Found(checkpoint.path, checkpoint.tensors, checkpoint.meta["model"])
+
+
+def _of_timm(model: Classifier, source: str) -> tuple[Found, KnownPreprocessing, str]:
     """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
     stored = read_weights(local_weights(source))
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
     found = unwrapped(stored, own, head)
     counts = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
-    images = {**images_of_timm(model), **said.preprocessing}
+    images = cast(KnownPreprocessing, {**images_of_timm(model), **said.preprocessing})
     if said.image_size is not None:
         images["image_size"] = said.image_size
     _check_timm(model, source, found.tensors, said.name)
@@ -116,7 +138,7 @@ def _of_timm(model: Classifier, source: str) -> tuple[Checkpoint, dict[str, Any]
     if f"{head}.weight" in own and f"{head}.weight" not in tensors:  # a body alone: a head of no classes
         tensors |= {name: tensor[:0] for name, tensor in own.items() if name.startswith(f"{head}.")}
         note = "; ".join(part for part in (note, "it has no classifier that fits") if part)
-    return Checkpoint(stored.path, tensors, {}), images, note
+    return Found(stored.path, tensors, None), images, note
 
 
 def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], said: str) -> None:
@@ -160,10 +182,10 @@ def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
     Raises:
         ExciteError: the checkpoint does not fit otherwise.
     """
-    return take_over(model, read_own(source), head)
+    return take_over(model, _with_model(read_own(source)), head)
 
 
-def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> list[str]:
+def take_over(model: nn.Module, checkpoint: Found, head: str = "fc") -> list[str]:
     """:func:`init_from` for a checkpoint that is read already."""
     own = model.state_dict()
     resized = [
@@ -182,10 +204,10 @@ def take_over(model: nn.Module, checkpoint: Checkpoint, head: str = "fc") -> lis
     return fresh
 
 
-def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str]) -> str:
+def _other_network(model: nn.Module, checkpoint: Found, misfits: list[str]) -> str:
     """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
     mine = str(getattr(model, "model_name", type(model).__name__))
-    theirs = checkpoint.meta.get("model", {}).get("name")
+    theirs = None if checkpoint.model is None else checkpoint.model["name"]
     is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
     return (
         f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
@@ -193,10 +215,10 @@ def _other_network(model: nn.Module, checkpoint: Checkpoint, misfits: list[str])
     )
 
 
-def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str]) -> None:
+def _check_gates(model: nn.Module, checkpoint: Found, fresh: Collection[str]) -> None:
     """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
-    written = checkpoint.meta.get("model")
-    if not written:
+    written = checkpoint.model
+    if written is None:
         return
     if not isinstance(model, Classifier):
         if two := other_gates_of_timms(model, written["args"]):
@@ -213,7 +235,7 @@ def _check_gates(model: nn.Module, checkpoint: Checkpoint, fresh: Collection[str
 # --- the images that the network was trained with -------------------------------------------------------------------
 
 
-def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[dict[str, Any], list[str]]:
+def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[Statistics | None, list[str]]:
     """What of the network's preprocessing the run takes over, and what there is to tell.
 
     Args:
@@ -222,12 +244,13 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
         taken: what ``take_weights`` found.
 
     Returns:
-        (``mean`` and ``std`` to use, as lists, or nothing; sentences).
+        (``mean`` and ``std`` to use, or None; sentences).
     """
     images, data = _for_channels(taken.images, preprocessing.in_chans), recipe.data
-    notes, use = [], {}
+    notes: list[str] = []
+    use: Statistics | None = None
     if "mean" in images and data.mean is None:
-        use = {key: list(images.pop(key)) for key in ("mean", "std")}
+        use = {"mean": list(images.pop("mean")), "std": list(images.pop("std"))}
         notes.append(f"data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as the network was trained")
     differing = {k: v for k, v in images.items() if not _same(v, getattr(preprocessing, k))}
     if differing:
@@ -239,20 +262,24 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
     return use, notes
 
 
-def _for_channels(images: Mapping[str, Any], in_chans: int) -> dict[str, Any]:
+def _for_channels(images: KnownPreprocessing, in_chans: int) -> KnownPreprocessing:
     """The same for images of ``in_chans`` channels; numbers for any other number than 1 and 3 are left out."""
-    found = {k: v for k, v in images.items() if k != "in_chans" and v is not None}
-    if "mean" not in found or "std" not in found:
-        return {k: v for k, v in found.items() if k not in ("mean", "std")}
-    known = images.get("in_chans", len(found["mean"]))
-    for key in ("mean", "std"):
-        values = tuple(found[key])
-        if len(values) != known or (len(values) != in_chans and 1 not in (len(values), in_chans)):
-            return {k: v for k, v in found.items() if k not in ("mean", "std")}
-        if len(values) != in_chans:
-            values = (round(sum(values) / len(values), 4),) if in_chans == 1 else values * in_chans
-        found[key] = values
-    return found
+    apart = ("in_chans", "mean", "std")
+    others = cast(KnownPreprocessing, {k: v for k, v in images.items() if k not in apart and v is not None})
+    mean, std = images.get("mean"), images.get("std")
+    if mean is None or std is None:
+        return others
+    known = images.get("in_chans", len(mean))
+    if any(len(v) != known or (len(v) != in_chans and 1 not in (len(v), in_chans)) for v in (mean, std)):
+        return others
+    return {**others, "mean": _repeated(mean, in_chans), "std": _repeated(std, in_chans)}
+
+
+def _repeated(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Of one channel for all, or the mean of all for one."""
+    if len(values) == in_chans:
+        return tuple(values)
+    return (round(sum(values) / len(values), 4),) if in_chans == 1 else tuple(values) * in_chans
 
 
 def _plain(value: Any) -> Any:
@@ -277,12 +304,12 @@ def _can_be_given(key: str, value: Any) -> bool:
     return key != "interpolation" or value in ("bicubic", "bilinear")
 
 
-def resolved(recipe: Recipe, taken: Taken, use: Mapping[str, Any]) -> Recipe:
+def resolved(recipe: Recipe, taken: Taken, use: Statistics | None) -> Recipe:
     """The recipe with what the run took over written out, so that it can be resumed without the source."""
     if not use and not taken.settings:
         return recipe
     values = recipe.model_dump(mode="json")
-    values["data"] |= use
+    values["data"] |= use or {}
     values["model"]["options"] |= taken.settings
     return Recipe.from_dict(values)
 
@@ -294,12 +321,14 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     begun = load_recipe(str(folder))
     if (begun.train.init_from, begun.model.name) != (recipe.train.init_from, recipe.model.name):
         return recipe
-    use = {"mean": begun.data.mean, "std": begun.data.std} if recipe.data.mean is None else {}
+    use: Statistics | None = None
+    if recipe.data.mean is None and begun.data.mean is not None and begun.data.std is not None:
+        use = {"mean": list(begun.data.mean), "std": list(begun.data.std)}
     settings = {key: value for key, value in begun.model.options.items() if key in SETTINGS}
     return resolved(recipe, Taken([], settings=settings), use)
 
 
-def with_images(preprocessing: Preprocessing, use: Mapping[str, Any]) -> Preprocessing:
+def with_images(preprocessing: Preprocessing, use: Statistics | None) -> Preprocessing:
     """``preprocessing`` with the mean and deviation that the run takes over."""
     if not use:
         return preprocessing

@@ -2,7 +2,7 @@
 
 import statistics
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import distributed
@@ -20,7 +20,24 @@ from excite.training.setup import Run, gradient_exchange, set_up
 SMALL, LARGE = 4 << 10, 16 << 20
 
 
-def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | None = None) -> dict[str, Any]:
+class StepTimes(TypedDict, total=False):
+    """What :func:`time_steps` gives.
+
+    Attributes:
+        seconds: of each step, of the slowest process.
+        latency_us, gb_per_second: of an all-reduce, microseconds and GB/s of message; with several processes.
+    """
+
+    devices: int
+    batch_size: int
+    device: str
+    precision: str
+    seconds: list[float]
+    latency_us: float
+    gb_per_second: float
+
+
+def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | None = None) -> StepTimes:
     """Time ``steps`` training steps on random images, by ``train_step`` itself: augmentation in batches, both passes,
     the sum of gradients, the optimiser. Reading and cropping files is left out (``excite bench --data`` times it).
 
@@ -31,9 +48,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
         classes: of the network; None: those of the recipe's data.
 
     Returns:
-        On the first process: ``devices``, ``batch_size``, ``device``, ``precision``, ``seconds`` (of each step, of the
-        slowest process) and, with several processes, ``latency_us`` and ``gb_per_second`` of an all-reduce. On the
-        others: nothing.
+        On the first process; nothing on the others.
 
     Raises:
         ExciteError: the recipe asks for what cannot be.
@@ -48,14 +63,15 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
         seconds += timing.time_steps(partial(train_step, run, images, labels), run.device, 1)
         run.step = min(run.step + 1, run.total_steps - 1)  # the schedule ends where the recipe does
     slowest = accelerator.gather(torch.tensor([seconds], device=run.device)).amax(0).tolist()
-    result = {
+    result: StepTimes = {
         "devices": accelerator.num_processes,
         "batch_size": recipe.train.batch_size,
         "device": device_name(run.device),
         "precision": run.precision,
         "seconds": slowest[warm_up:],
-        **(_time_all_reduce(run) if accelerator.num_processes > 1 else {}),
     }
+    if accelerator.num_processes > 1:
+        result["latency_us"], result["gb_per_second"] = _time_all_reduce(run)
     return result if accelerator.is_main_process else {}
 
 
@@ -74,7 +90,7 @@ def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
     return DataSets([str(k) for k in range(classes)], images, images, preprocessing, fingerprint="random")
 
 
-def _time_all_reduce(run: Run, repeats: int = 9) -> dict[str, float]:
+def _time_all_reduce(run: Run, repeats: int = 9) -> tuple[float, float]:
     """Latency (microseconds) and bandwidth (GB/s of message) of one all-reduce over all processes."""
     taken = {}
     for size in (SMALL, LARGE):
@@ -84,4 +100,4 @@ def _time_all_reduce(run: Run, repeats: int = 9) -> dict[str, float]:
             seconds += timing.time_steps(partial(distributed.all_reduce, message), run.device, 1)
         taken[size] = statistics.median(seconds)
     rate = (LARGE - SMALL) / max(taken[LARGE] - taken[SMALL], 1e-9)
-    return {"latency_us": 1e6 * taken[SMALL], "gb_per_second": rate / 1e9}
+    return 1e6 * taken[SMALL], rate / 1e9

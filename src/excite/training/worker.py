@@ -1,22 +1,22 @@
 """One process of a job that ``launch.run_on_this_machine`` started: ``python -m excite.training.worker ORDER``.
 
-ORDER is a JSON file: ``recipe`` (YAML text), its ``origin`` (``Recipe.origin``), and either ``train`` (arguments of
-``excite.train``) or ``time_steps`` (arguments of ``steptime.time_steps``).
+ORDER is a JSON file, see :class:`excite.training.launch.Job`.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from excite.files import write_json
 from excite.leaving import leave_quickly
 from excite.recipe import Recipe
 from excite.training import launch
+from excite.training.results import Results
+from excite.training.steptime import StepTimes
 
 
-def work(order: dict[str, Any]) -> dict[str, Any]:
+def work(order: launch.Job) -> Results | StepTimes:
     """Do what the order says; the first process returns the result, the others an empty one."""
     recipe = Recipe.from_yaml(order["recipe"]).with_origin(**order["origin"])
     if "train" in order:

@@ -19,12 +19,12 @@ from excite.models.grafting.core import unwrap, wrap
 from excite.models.grafting.places import Place
 from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import PREFIX
-from excite.weights.header import GraftHeader, check_arguments, read_header
+from excite.weights.header import GraftHeader, GraftMeta, Meta, Summary, check_arguments, read_header
 
 HEADER, FORMAT_VERSION = "excite_graft", 1
 
 
-def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] | None) -> dict[str, Any]:
+def header(meta: Meta, model: Classifier, metrics: Summary | None) -> Meta:
     """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one.
 
     ``model``: one of ours, or one of timm's from ``create_model("timm:...")``.
@@ -32,7 +32,7 @@ def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] |
     from excite.runtime.environment import versions
 
     args = model.model_args
-    recipe = dict(meta["recipe"])
+    recipe = meta["recipe"].copy()
     of_gates = {
         "gate",
         "gate_at",
@@ -41,9 +41,14 @@ def header(meta: Mapping[str, Any], model: Classifier, metrics: dict[str, Any] |
     }
     kept = {k: v for k, v in (recipe["model"].get("options") or {}).items() if k not in of_gates}
     recipe["model"] = {**recipe["model"], "options": {**kept, **{k: v for k, v in args.items() if k in of_gates}}}
-    changed = {"model": {"name": model.model_name, "args": args}, "recipe": recipe, "metrics": metrics}
-    changed["trained_as"] = meta.get("trained_as", meta["model"])  # no training of that recipe gives these weights
-    return {**meta, **changed, "versions": versions()}
+    return {
+        **meta,
+        "model": {"name": model.model_name, "args": args},
+        "recipe": recipe,
+        "metrics": metrics,
+        "trained_as": meta.get("trained_as", meta["model"]),  # no training of that recipe gives these weights
+        "versions": versions(),
+    }
 
 
 def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
@@ -136,7 +141,7 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 def _read_header(
     path: str | Path, text: str, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], list[tuple[Place, dict[str, Any]]]]:
+) -> tuple[GraftMeta, list[tuple[Place, dict[str, Any]]]]:
     """The header, and its places with the gates' tables, which have the file's tensors.
 
     Raises:
@@ -144,9 +149,10 @@ def _read_header(
     """
     about = read_header(text, path, GraftHeader)
     places: list[tuple[Place, dict[str, Any]]] = []
-    own: dict[str, Any] = {}
+    own: dict[str, torch.Size] = {}
     for entry in about["places"]:
-        place = Place(entry["name"], entry["channels"], tuple(entry["size"]), entry["channels_last"])
+        height, width = entry["size"]
+        place = Place(entry["name"], entry["channels"], (height, width), entry["channels_last"])
         spec = dict(entry["spec"])
         check_arguments(path, {"channels": place.channels, **spec}, tensors)
         with torch.device("meta"):  # a gate as large as a map may take more memory than there is

@@ -7,12 +7,13 @@ sizes that it should have; ``excite.training.checkpoint.build_network`` makes a 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
+from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
-from excite.data.preprocessing import PreprocessingValues
+from excite.data.preprocessing import KnownPreprocessing, PreprocessingValues
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import from_json
 from excite.recipe import is_plain_name, plain_name
@@ -156,6 +157,21 @@ class RecipeMeta(TypedDict):
     train: dict[str, Any]
 
 
+class Summary(TypedDict):
+    """One evaluation in a few numbers, see :class:`excite.training.evaluation.Evaluation`.
+
+    The last three came after 0.1; what was measured in passing, as by ``excite prune``, is top-1 and loss alone.
+    """
+
+    images: NotRequired[int]
+    loss: float | None
+    top1: float
+    top5: NotRequired[float]
+    balanced: NotRequired[float]
+    not_finite: NotRequired[int]
+    first_not_finite: NotRequired[str | None]
+
+
 class Meta(TypedDict):
     """What :class:`Header` has checked, as it is written and read: the values of JSON.
 
@@ -175,7 +191,7 @@ class Meta(TypedDict):
     classes: list[str]
     preprocessing: PreprocessingValues
     recipe: RecipeMeta
-    metrics: Mapping[str, Any] | None
+    metrics: Summary | None
     versions: NotRequired[Mapping[str, str | None] | None]
     step: int
     epoch: float
@@ -189,6 +205,13 @@ class ConvertedHeader(_Part):
 
     model: ModelHeader
     preprocessing: dict[str, Any] = {}
+
+
+class ConvertedMeta(TypedDict):
+    """What :class:`ConvertedHeader` has checked."""
+
+    model: ModelMeta
+    preprocessing: NotRequired[KnownPreprocessing]
 
 
 class PlaceHeader(_Part):
@@ -210,7 +233,32 @@ class GraftHeader(_Part):
     places: Annotated[list[PlaceHeader], Field(min_length=1, max_length=100_000)]
 
 
-def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> dict[str, Any]:
+class PlaceMeta(TypedDict):
+    """What :class:`PlaceHeader` has checked; ``spec`` is the gate's table."""
+
+    name: str
+    channels: int
+    size: list[int]
+    channels_last: bool
+    spec: dict[str, Any]
+
+
+class GraftMeta(TypedDict):
+    """What :class:`GraftHeader` has checked."""
+
+    format_version: int
+    source: str
+    network: str
+    places: list[PlaceMeta]
+
+
+@overload
+def read_header(text: str, path: str | Path) -> Meta: ...
+@overload
+def read_header(text: str, path: str | Path, model: type[ConvertedHeader]) -> ConvertedMeta: ...
+@overload
+def read_header(text: str, path: str | Path, model: type[GraftHeader]) -> GraftMeta: ...
+def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any:
     """The header of a file of this package, checked; keys that old files lack have the value that they stood for.
 
     Args:

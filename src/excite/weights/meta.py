@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError
 from excite.models import Classifier
 from excite.recipe import Recipe, load_recipe
 from excite.weights.convert import Loaded
+from excite.weights.header import Meta, RecipeMeta
 
 #: Arguments of ``create_model`` that a recipe has keys of its own for, or that follow from the data.
 _ELSEWHERE = ("num_classes", "in_chans", "image_size", "drop_rate", "drop_path_rate")
 
 
-def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = None) -> dict[str, Any]:
+def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = None) -> Meta:
     """The header of the converted file (without ``versions``), JSON-able; see ``excite.training.checkpoint``.
 
     Args:
@@ -27,7 +28,7 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
     """
     foreign = loaded.foreign
     if foreign.meta:
-        meta = {**foreign.meta, "model": {"name": model.model_name, "args": model.model_args}}
+        meta: Meta = {**foreign.meta, "model": {"name": model.model_name, "args": model.model_args}}
         return meta if classes is None else {**meta, "classes": _names(model, loaded, classes)}
     preprocessing = Preprocessing.from_dict(
         {**foreign.preprocessing, "image_size": _image_size(model), "in_chans": model.in_chans}
@@ -38,7 +39,7 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
     return _header(model, _names(model, loaded, classes), preprocessing, {"source": foreign.source, **origin})
 
 
-def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source: str) -> dict[str, Any]:
+def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source: str) -> Meta:
     """The same header for a model of timm that is no run of ours; its classes are numbers.
 
     Args:
@@ -60,7 +61,7 @@ def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source
 
 def _header(
     model: Classifier, classes: list[str], preprocessing: Preprocessing, converted_from: dict[str, str]
-) -> dict[str, Any]:
+) -> Meta:
     return {
         "model": {"name": model.model_name, "args": model.model_args},
         "classes": classes,
@@ -102,7 +103,7 @@ def read_classes(path: Path) -> list[str]:
         raise ExciteError(f"{path} is no readable list of class names: {error}") from None
 
 
-def _recipe(model: Classifier, preprocessing: Preprocessing) -> dict[str, Any]:
+def _recipe(model: Classifier, preprocessing: Preprocessing) -> RecipeMeta:
     """The nearest shipped recipe with this network and these images: for ``excite validate`` and fine-tuning."""
     if model.model_name.endswith("_tf"):
         base = "cifar10-seresnet110-tf"
@@ -117,4 +118,5 @@ def _recipe(model: Classifier, preprocessing: Preprocessing) -> dict[str, Any]:
     }
     images = preprocessing.to_dict()
     values["data"] |= {**images, "eval_size": None}
-    return Recipe.from_dict(values, "the recipe of a converted network").model_dump(mode="json")
+    recipe = Recipe.from_dict(values, "the recipe of a converted network")
+    return cast(RecipeMeta, recipe.model_dump(mode="json"))

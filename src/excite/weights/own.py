@@ -3,10 +3,9 @@ recipe, metrics and versions, so that each is whole by itself; where a run folde
 """
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ from excite.gates import Gate
 from excite.models import create_model
 from excite.models.timm_models import PREFIX
 from excite.storage import is_remote, weights_at
-from excite.weights.header import check_arguments, read_header
+from excite.weights.header import Meta, ModelMeta, check_arguments, read_header
 
 FORMAT_VERSION = 1
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
@@ -32,16 +31,15 @@ class Checkpoint:
     Attributes:
         path: the file the tensors came from.
         tensors: name -> tensor, on the CPU.
-        meta: ``model`` {name, args}, ``classes``, ``preprocessing``, ``recipe``, ``metrics``, ``versions``, ``step``,
-            ``epoch``, ``precision``.
+        meta: its header.
     """
 
     path: Path
     tensors: dict[str, Tensor]
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Meta
 
 
-def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
+def save_weights(path: Path, model: nn.Module, meta: Meta) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
@@ -108,7 +106,7 @@ def read_own(source: str | Path) -> Checkpoint:
     return Checkpoint(path, tensors, meta)
 
 
-def build_network(path: str | Path, model: Mapping[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
+def build_network(path: str | Path, model: ModelMeta, tensors: dict[str, Tensor]) -> nn.Module:
     """The network that a header names, with fresh weights, once it is known to have the tensors of the file.
 
     It is first built without memory for its weights (on the meta device), so that a header which says a billion classes

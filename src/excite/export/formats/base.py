@@ -4,24 +4,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch.export import ExportedProgram
 
 from excite.export.deployable import GATE_SCOPE
+from excite.export.origin import ArtefactMeta
 
 OPSET = 20
 #: Gives the calibration images anew at each call, as the artefact takes them.
 Batches = Callable[[], Iterator[np.ndarray]]
 #: From how many operators of each kind take int8 inputs to what the artefact says of itself.
-About = Callable[[Counter[str]], dict[str, Any]]
+About = Callable[[Counter[str]], ArtefactMeta]
 
 
 class Write(Protocol):
     """Write the artefact, with ``meta`` inside."""
 
-    def __call__(self, graph: ExportedProgram, path: Path, meta: dict[str, Any], opset: int) -> None: ...
+    def __call__(self, graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None: ...
 
 
 class Quantise(Protocol):

@@ -13,12 +13,12 @@ from torch.export import ExportedProgram
 from excite.errors import ExciteError
 from excite.export.deployable import GATE_SCOPE, INPUT, OUTPUT
 from excite.export.formats.base import About, Batches, Format, Int8, quantised_scopes
-from excite.export.origin import KEY
+from excite.export.origin import KEY, ArtefactMeta
 from excite.export.sessions import quiet
 from excite.files import to_json
 
 
-def write(graph: ExportedProgram, path: Path, meta: dict[str, Any], opset: int) -> None:
+def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
     """Write a ``.onnx`` file."""
     _save_onnx(to_onnx(graph, meta, opset), path)
 
@@ -33,7 +33,7 @@ def quantise(fp32: Path, out: Path, batches: Batches, with_gates: bool, about: A
     onnx.save(model, out)
 
 
-def to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
+def to_onnx(graph: ExportedProgram, meta: ArtefactMeta, opset: int) -> Any:
     with quiet():
         program = torch.onnx.export(
             graph, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], verbose=False
@@ -53,7 +53,7 @@ def to_onnx(graph: ExportedProgram, meta: dict[str, Any], opset: int) -> Any:
     return model
 
 
-def _set_onnx_meta(model: Any, meta: dict[str, Any]) -> None:
+def _set_onnx_meta(model: Any, meta: ArtefactMeta) -> None:
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, to_json(meta)

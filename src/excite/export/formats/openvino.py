@@ -11,12 +11,12 @@ from torch.export import ExportedProgram
 from excite.export.deployable import GATE_SCOPE
 from excite.export.formats.base import About, Batches, Format, Int8, quantised_scopes
 from excite.export.formats.onnx import as_file, to_onnx
-from excite.export.origin import KEY
+from excite.export.origin import KEY, ArtefactMeta
 from excite.export.sessions import openvino_core, quiet
 from excite.files import to_json
 
 
-def write(graph: ExportedProgram, path: Path, meta: dict[str, Any], opset: int) -> None:
+def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
     """Write an ``.xml`` file and the ``.bin`` beside it."""
     import openvino
 

@@ -1,18 +1,17 @@
 """PyTorch's own: an exported program."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from excite.export.formats.base import Format
-from excite.export.origin import KEY
+from excite.export.origin import KEY, ArtefactMeta
 from excite.export.sessions import quiet
 from excite.files import to_json
 
 
-def write(graph: ExportedProgram, path: Path, meta: dict[str, Any], opset: int) -> None:
+def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
     """Write a ``.pt2`` file; it knows no ``opset``."""
     with quiet():
         torch.export.save(graph, path, extra_files={f"{KEY}.json": to_json(meta)})
