@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.command import run_command
+from tests.training.small import Tiny, make_tiny
 
 # pytest-xdist runs one worker a core: more threads than cores make every barrier wait. In the commands they start, too.
 torch.set_num_threads(1)
@@ -33,6 +35,17 @@ def cifar(test_data, tmp_path_factory):
         command = [sys.executable, str(test_data / "unpack.py"), f"cifar-{form}", str(root / form)]
         subprocess.run([*command, "--train", "600", "--test", "200"], check=True, capture_output=True)
     return {"batches": root / "batches", "folder": root / "folder"}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Tiny:
+    """A small gated network and its ungated twin, trained for two epochs; all processes of the tests share them."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root  # the one that this session's workers share
+    with FileLock(root / "tiny.lock"):
+        if not (root / "tiny").is_dir():
+            make_tiny(root / "tiny")
+    return Tiny(*(next((root / "tiny" / name).iterdir()) for name in ("gated", "bare")))
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,11 @@ from PIL import Image
 
 import excite
 from excite.models import FoldedClassifier
-from excite.training import train
-from tests.training.small import small
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return train(small("epochs=2"), out=tmp_path_factory.mktemp("runs"), quiet=True)["run"]
+def run(tiny):
+    return tiny.gated
 
 
 @pytest.fixture(scope="module")

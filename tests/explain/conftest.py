@@ -6,33 +6,18 @@ import pytest
 import torch
 
 from excite.trained.predictor import load
-from excite.training import train
-from tests.training.small import small
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
-    """A small gated network's run folder, trained for one epoch."""
-    return Path(
-        train(
-            # The first class's name is no valid formula of Matplotlib's.
-            small(
-                "train.epochs=1",
-                "mixup=0.0",
-                "data.limit_train=64",
-                "data.class_names=[$x^$,'1','2','3','4','5','6','7','8','9']",
-            ),
-            out=tmp_path_factory.mktemp("explain"),
-            quiet=True,
-        )["run"]
-    )
+def trained(tiny) -> Path:
+    """A small gated network's run folder."""
+    return tiny.gated
 
 
 @pytest.fixture(scope="session")
-def ungated(tmp_path_factory) -> Path:
+def ungated(tiny) -> Path:
     """The same without gates."""
-    recipe = small("train.epochs=1", "mixup=0.0", "data.limit_train=64", "model.name=cifar_resnet20")
-    return Path(train(recipe, out=tmp_path_factory.mktemp("ungated"), quiet=True)["run"])
+    return tiny.bare
 
 
 @pytest.fixture

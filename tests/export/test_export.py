@@ -8,6 +8,7 @@ import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from excite.export.verify import compare_logits as compare
 from excite.gates import list_gates
 from excite.models import create_model
 from excite.runtime.environment import versions
+from excite.trained.opened import Opened, open_trained
 from excite.trained.predictor import load
 from excite.weights.own import save_weights
 from tests.training.small import small
@@ -283,8 +285,9 @@ def check_int8_metadata(format: str, path: Path, weights: Path, gates: str) -> N
     assert about["layers"][{"onnx": "Conv", "openvino": "Convolution"}[format]] >= 19  # of a ResNet-20
     product = {"onnx": "Mul", "openvino": "Multiply"}[format]  # with the scale
     assert (product in about["layers"]) == (gates == "int8")
-    predictor = load(weights)
-    samples, _ = open_samples(predictor.meta, None, "train")
+    opened = open_trained(weights, train=True)
+    predictor = opened.predictor
+    samples, _ = open_samples(opened, None, "train")
     samples = samples.take(300)
     pixels = b"".join(prepare(samples.read(i), predictor.preprocessing).tobytes() for i in range(len(samples)))
     wanted = {"images": samples.name, "count": len(samples), "sha256": hashlib.sha256(pixels).hexdigest()}
@@ -330,7 +333,12 @@ def test_folders_are_the_classes_of_a_network_that_only_numbers_them(tmp_path, n
     classes = ["0", "1"] if numbered else ["dogs", "cats"]
     preprocessing = Preprocessing(SIZE, 0.875, "bicubic", (0.4,), (0.3,), 1).to_dict()
     meta = {"classes": classes, "converted_from": {"format": "torchvision"}, "preprocessing": preprocessing}
-    samples, _ = open_samples({**meta, "recipe": {"data": {"source": "folder"}}}, str(tmp_path), "val")
+
+    def opened(meta: dict) -> Opened:
+        header = {**meta, "recipe": {"data": {"source": "folder"}}}
+        return Opened(None, SimpleNamespace(meta=header, preprocessing=Preprocessing.from_dict(preprocessing)))
+
+    samples, _ = open_samples(opened(meta), str(tmp_path), "val")
     assert samples.labels == ([0, 1, 1] if numbered else [1, 0, 0])
-    three = {**meta, "classes": ["0", "1", "2"], "recipe": {"data": {"source": "folder"}}}
-    assert open_samples(three, str(tmp_path), "val")[0].labels is None
+    three = {**meta, "classes": ["0", "1", "2"]}
+    assert open_samples(opened(three), str(tmp_path), "val")[0].labels is None

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 
 from excite import cli
-from excite.recipe import as_yaml
 from excite.trained.predictions import Predictions
 from excite.trained.predictor import load
-from excite.training import train
 from excite.weights.own import save_weights
-from tests.training.small import small
-
-#: Of the digits: no valid formula of Matplotlib's, one that is markup, one in another script. Sorted, as folders are.
-CLASSES = ["$x^$", *"2345678", "<i>9", "二"]
 
 
 def numbered(run: Path, path: Path, **changes: object) -> Path:
@@ -40,11 +34,9 @@ def short_timing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory) -> Path:
+def trained(tiny) -> Path:
     """A small gated network's run folder; copy it before a test that writes into it."""
-    words = ("report.robustness_images=20", "report.gate_images=20", f"data.class_names={as_yaml(CLASSES)}")
-    recipe = small("train.epochs=2", "mixup=0.0", *words)
-    return Path(train(recipe, out=tmp_path_factory.mktemp("report"), quiet=True)["run"])
+    return tiny.gated
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from excite.trained.accuracy import validate
 from excite.trained.opened import open_trained
 from excite.trained.predictions import FILE, Predictions, pictures, predict_all, predictions_of
 from excite.weights.locate import run_folder
-from tests.report.conftest import CLASSES, numbered
+from tests.report.conftest import numbered
+from tests.training.small import CLASSES
 
 
 def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):

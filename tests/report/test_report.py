@@ -16,9 +16,8 @@ from excite.report.after_training import report_on_run
 from excite.report.build import report
 from excite.report.reproduce import overrides_between, reproducing_command
 from excite.trained.accuracy import validate
-from tests.report.conftest import CLASSES
 from tests.report.test_page import Reader
-from tests.training.small import small
+from tests.training.small import CLASSES, small
 
 
 def leaves(value):

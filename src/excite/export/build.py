@@ -25,6 +25,7 @@ from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
 from excite.files import check_writable
 from excite.progress import Progress
+from excite.trained.opened import Opened
 from excite.trained.predictor import Predictor, read_checkpoint
 from excite.weights.locate import locate
 
@@ -133,8 +134,9 @@ def export(
     chosen, located = formats.get(format), locate(source)
     target = _target(located.path, chosen, int8, out, force)
     predictor = Predictor(read_checkpoint(located), "cpu", "fp32")
-    samples = _opened(predictor, verify, "val", images, say, "verified on", overrides, source)
-    meta = describe(predictor, located, input)
+    meta = describe(predictor, located, input)  # before the data's class names become the network's, if it has none
+    opened = Opened(located, predictor, overrides, train=int8 and calibrate is None)
+    samples = _samples(opened, verify, "val", images, say, "verified on")
     threads = torch.get_num_threads()
     with _put_in_place(target, chosen) as aside:
         deployable = Deployable(predictor.model, predictor.preprocessing, input)
@@ -143,7 +145,8 @@ def export(
         _write(chosen, deployable, fp32, meta, opset)
         paths = {f"{format} fp32": fp32}
         if int8:
-            calibration = _calibrate_on(predictor, calibrate, say, input, progress)
+            own = Opened(located, predictor, train=True) if overrides else opened  # which change what is measured
+            calibration = _calibrate_on(own, calibrate, say, input, progress)
             paths |= _quantised(chosen, fp32, aside, int8_gates, calibration, meta)
         progress("asking every runtime", 0, 1)
         asked = _ask_all(format, paths, aside, predictor, input, tolerance, say)
@@ -280,32 +283,25 @@ class Calibration:
         return {"images": self.name, "count": len(self.pixels), "sha256": digest}
 
 
-def _opened(
-    predictor: Predictor,
-    where: str | None,
-    part: Part,
-    limit: int,
-    say: Callable[[str], None],
-    what: str,
-    overrides: Sequence[str] = (),
-    source: str | Path = "",
+def _samples(
+    opened: Opened, where: str | None, part: Part, limit: int, say: Callable[[str], None], what: str
 ) -> Samples:
     """At most ``limit`` images; those that cannot be read are left out or refused, as the recipe says. Tells of it."""
-    samples, note = open_samples(predictor.meta, where, part, overrides, source)
-    samples, broken = samples.take(limit).readable(predictor.meta["recipe"]["data"], part)
+    samples, note = open_samples(opened, where, part)
+    samples, broken = samples.take(limit).readable(opened.predictor.meta["recipe"]["data"], part)
     for line in [*filter(None, (note, broken)), f"{what} {samples.name}"]:
         say(line)
     return samples
 
 
 def _calibrate_on(
-    predictor: Predictor, calibrate: str | None, say: Callable[[str], None], kind: InputKind, progress: Progress
+    opened: Opened, calibrate: str | None, say: Callable[[str], None], kind: InputKind, progress: Progress
 ) -> Calibration:
-    samples = _opened(predictor, calibrate, "train", CALIBRATION, say, "int8 calibrated on")
+    samples = _samples(opened, calibrate, "train", CALIBRATION, say, "int8 calibrated on")
     prepared = []
     for i in range(len(samples)):
         progress("reading calibration images", i, len(samples))
-        prepared.append(prepare(samples.read(i), predictor.preprocessing))
+        prepared.append(prepare(samples.read(i), opened.predictor.preprocessing))
     return Calibration(samples.name, np.stack(prepared), kind)
 
 

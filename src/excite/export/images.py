@@ -19,9 +19,9 @@ from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
 from excite.errors import ExciteError
 from excite.storage import local_file
-from excite.trained.classes import check_order, classes_fit, only_numbers_classes
+from excite.trained.classes import check_order, only_numbers_classes
 from excite.trained.files import find_images
-from excite.trained.images import data_for
+from excite.trained.opened import Opened
 from excite.weights.header import Meta
 
 Part = Literal["train", "val"]
@@ -95,28 +95,24 @@ def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     return eval_transform(picture, preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
 
 
-def open_samples(
-    meta: Meta, where: str | None, part: Part, overrides: Sequence[str] = (), source: str | Path = ""
-) -> tuple[Samples, str | None]:
+def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples, str | None]:
     """The images at ``where``, or the run's own, or random ones; and a sentence where it is not what one would expect.
 
     Args:
-        meta: of the checkpoint: classes, preprocessing, recipe.
+        opened: the network with its images; where these are others than the run's own, no random ones are taken.
         where: class folders (labelled), data of the recipe's format (labelled), or any images; None: the run's own.
         part: which part of a data set.
-        overrides: ``data.key=value`` strings, as for ``excite validate``; where there are any, no random ones are
-        taken. source: where the checkpoint came from.
 
     Raises:
         ExciteError: there are no images at ``where``, or their classes are not the network's.
     """
-    preprocessing = Preprocessing.from_dict(meta["preprocessing"])
+    preprocessing = opened.predictor.preprocessing
     if where is not None:
-        return _at(meta, where, part, preprocessing)
+        return _at(opened, where, part, preprocessing)
     try:
-        return _of_recipe(meta, list(overrides), part, preprocessing, source)
+        return _of_recipe(opened, part, preprocessing)
     except ExciteError as error:
-        if overrides:
+        if opened.overrides:
             raise
         note = f"the run's own images cannot be had ({error}); random ones are taken instead: name yours"
         return random_samples(preprocessing), note
@@ -141,14 +137,16 @@ def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: i
     return np.asarray(picture).reshape(height, width, channels)
 
 
-def _at(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
+def _at(opened: Opened, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
+    meta = opened.predictor.meta
     labelled = _labelled(meta, where, part, preprocessing)
     if labelled is not None:
         return labelled
     facts = SOURCES[meta["recipe"]["data"]["source"]]
     if facts.root is not None and not facts.class_folders:
         try:
-            return _of_recipe(meta, [f"data.root={where}"], part, preprocessing, where)
+            there = Opened(opened.located, opened.predictor, [f"data.root={where}"], train=part == "train")
+            return _of_recipe(there, part, preprocessing)
         except ExciteError as error:
             as_data = error
         try:
@@ -199,17 +197,8 @@ def _files(name: str, paths: list[str], labels: list[int] | None, preprocessing:
     return Samples(name, len(paths), read, labels, paths=paths)
 
 
-def _of_recipe(
-    meta: Meta, overrides: list[str], part: Part, preprocessing: Preprocessing, source: str | Path
-) -> tuple[Samples, str | None]:
-    _, data = data_for(meta, source, overrides, train=part == "train")
-    if not classes_fit(meta, data.classes):
-        where = next(
-            (word.removeprefix("data.root=") for word in overrides if word.startswith("data.root=")), "the data"
-        )
-        raise ExciteError(f"the {len(data.classes)} classes of {where} are not the network's")
-    if not only_numbers_classes(meta):
-        data = data.relabelled(meta["classes"])
+def _of_recipe(opened: Opened, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
+    data, overrides = opened.data, opened.overrides
     images = data.val if part == "val" else data.train
     what = {"val": data.measured, "train": "training"}[part]
     name = f"the run's own {what} images" if not overrides else f"the {what} images of {' '.join(overrides)}"

@@ -34,12 +34,6 @@ def check_order(meta: Meta, classes: Sequence[str], order: str | None, source: s
     )
 
 
-def classes_fit(meta: Meta, classes: Sequence[str]) -> bool:
-    """Whether data with these classes can be numbered as the outputs of a checkpoint's network are."""
-    own = meta["classes"]
-    return set(classes) <= set(own) or (only_numbers_classes(meta) and len(classes) == len(own))
-
-
 def only_numbers_classes(meta: Meta) -> bool:
     """Whether a checkpoint has "0", "1" ... for names: other systems number the sorted class folders, as we do.
 

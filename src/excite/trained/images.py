@@ -45,7 +45,7 @@ def open_images(
     Raises:
         ExciteError: the data cannot be read, or has classes that the network does not know.
     """
-    recipe, data = data_for(predictor.meta, source, overrides, limits=limits, train=train)
+    recipe, data = _open_data(predictor.meta, source, overrides, limits, train)
     match_classes(predictor, data.classes, source)
     lacking = [name for name in predictor.classes if name not in data.classes]
     if lacking:
@@ -55,15 +55,10 @@ def open_images(
     return recipe, data.relabelled(predictor.classes)
 
 
-def data_for(
-    meta: Meta,
-    source: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    limits: Mapping[str, int] | None = None,
-    train: bool = False,
+def _open_data(
+    meta: Meta, source: str | Path, overrides: Sequence[str], limits: Mapping[str, int] | None, train: bool
 ) -> tuple[Recipe, DataSets]:
-    """The same from a checkpoint's header alone, numbered by the data's own classes, whatever the network's are."""
+    """The same, numbered by the data's own classes, whatever the network's are."""
     trained = Recipe.from_dict(meta["recipe"], str(source))
     recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
     keys = overridden(overrides)

@@ -39,14 +39,14 @@ class Opened:
         train: bool = False,
     ) -> None:
         self.located, self.predictor = located, predictor
-        self._overrides, self._limits, self._train = tuple(overrides), limits, train
+        self.overrides, self._limits, self._train = tuple(overrides), limits, train
         self._opened: tuple[Recipe, DataSets] | None = None
 
     @property
     def _images(self) -> tuple[Recipe, DataSets]:
         if self._opened is None:
             self._opened = open_images(
-                self.predictor, self.source, self._overrides, limits=self._limits, train=self._train
+                self.predictor, self.source, self.overrides, limits=self._limits, train=self._train
             )
         return self._opened
 
@@ -132,7 +132,7 @@ class Opened:
 
     def with_images(self, positions: np.ndarray) -> "Opened":
         """The same network with some of its images."""
-        some = Opened(self.located, self.predictor, self._overrides)
+        some = Opened(self.located, self.predictor, self.overrides)
         some._opened = (self.recipe, replace(self.data, val=self.data.val.take(positions)))
         return some
 

@@ -48,8 +48,9 @@ _STEM_WORDS = ("conv1", "bn1", "stem")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
-class Statistics(TypedDict):
-    """Of the images that a network was trained with, a value a channel, as in ``data.mean`` and ``data.std``."""
+class Statistics(TypedDict, total=False):
+    """Of the images that a network was trained with, a value a channel, as in ``data.mean`` and ``data.std``; both or
+    none."""
 
     mean: list[float]
     std: list[float]
@@ -235,7 +236,7 @@ def _check_gates(model: nn.Module, checkpoint: Found, fresh: Collection[str]) ->
 # --- the images that the network was trained with -------------------------------------------------------------------
 
 
-def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[Statistics | None, list[str]]:
+def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[Statistics, list[str]]:
     """What of the network's preprocessing the run takes over, and what there is to tell.
 
     Args:
@@ -244,11 +245,11 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
         taken: what ``take_weights`` found.
 
     Returns:
-        (``mean`` and ``std`` to use, or None; sentences).
+        (``mean`` and ``std`` to use, or nothing; sentences).
     """
     images, data = _for_channels(taken.images, preprocessing.in_chans), recipe.data
     notes: list[str] = []
-    use: Statistics | None = None
+    use: Statistics = {}
     if "mean" in images and data.mean is None:
         use = {"mean": list(images.pop("mean")), "std": list(images.pop("std"))}
         notes.append(f"data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as the network was trained")
@@ -264,15 +265,14 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
 
 def _for_channels(images: KnownPreprocessing, in_chans: int) -> KnownPreprocessing:
     """The same for images of ``in_chans`` channels; numbers for any other number than 1 and 3 are left out."""
-    apart = ("in_chans", "mean", "std")
-    others = cast(KnownPreprocessing, {k: v for k, v in images.items() if k not in apart and v is not None})
-    mean, std = images.get("mean"), images.get("std")
-    if mean is None or std is None:
-        return others
-    known = images.get("in_chans", len(mean))
-    if any(len(v) != known or (len(v) != in_chans and 1 not in (len(v), in_chans)) for v in (mean, std)):
-        return others
-    return {**others, "mean": _repeated(mean, in_chans), "std": _repeated(std, in_chans)}
+    found = cast(KnownPreprocessing, {k: v for k, v in images.items() if k != "in_chans" and v is not None})
+    mean, std = found.get("mean"), found.get("std")
+    if mean is not None and std is not None:
+        known = images.get("in_chans", len(mean))
+        if all(len(v) == known and (len(v) == in_chans or 1 in (len(v), in_chans)) for v in (mean, std)):
+            found["mean"], found["std"] = _repeated(mean, in_chans), _repeated(std, in_chans)
+            return found
+    return cast(KnownPreprocessing, {k: v for k, v in found.items() if k not in ("mean", "std")})
 
 
 def _repeated(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
@@ -304,12 +304,12 @@ def _can_be_given(key: str, value: Any) -> bool:
     return key != "interpolation" or value in ("bicubic", "bilinear")
 
 
-def resolved(recipe: Recipe, taken: Taken, use: Statistics | None) -> Recipe:
+def resolved(recipe: Recipe, taken: Taken, use: Statistics) -> Recipe:
     """The recipe with what the run took over written out, so that it can be resumed without the source."""
     if not use and not taken.settings:
         return recipe
     values = recipe.model_dump(mode="json")
-    values["data"] |= use or {}
+    values["data"] |= use
     values["model"]["options"] |= taken.settings
     return Recipe.from_dict(values)
 
@@ -321,14 +321,14 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     begun = load_recipe(str(folder))
     if (begun.train.init_from, begun.model.name) != (recipe.train.init_from, recipe.model.name):
         return recipe
-    use: Statistics | None = None
+    use: Statistics = {}
     if recipe.data.mean is None and begun.data.mean is not None and begun.data.std is not None:
         use = {"mean": list(begun.data.mean), "std": list(begun.data.std)}
     settings = {key: value for key, value in begun.model.options.items() if key in SETTINGS}
     return resolved(recipe, Taken([], settings=settings), use)
 
 
-def with_images(preprocessing: Preprocessing, use: Statistics | None) -> Preprocessing:
+def with_images(preprocessing: Preprocessing, use: Statistics) -> Preprocessing:
     """``preprocessing`` with the mean and deviation that the run takes over."""
     if not use:
         return preprocessing
