@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from excite.recipe import as_yaml, says
+from excite.weights.header import RecipeMeta
 
 
 class Difference(TypedDict):
@@ -30,13 +31,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(recipes: Sequence[Mapping[str, Any] | None]) -> list[Difference]:
+def differences(recipes: Sequence[RecipeMeta | None]) -> list[Difference]:
     """The keys in which recipes differ, in their order there.
 
     Args:
         recipes: defaults filled in; None for a network that has none, which differs in nothing.
     """
-    flat = [flatten(recipe or {}) for recipe in recipes]
+    flat = [flatten({} if recipe is None else recipe) for recipe in recipes]
     known = [i for i, recipe in enumerate(recipes) if recipe is not None]
     rows: list[Difference] = []
     for key in dict.fromkeys(key for recipe in flat for key in recipe):
