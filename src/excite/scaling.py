@@ -17,13 +17,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 from excite.data.catalog import SOURCES
 from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
 from excite.training.results import read_results
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 #: DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20
@@ -137,6 +140,74 @@ class Prediction:
     images_per_second: float
     efficiency: float
     limit: str
+
+
+class PredictionValues(TypedDict):
+    """A :class:`Prediction` as JSON."""
+
+    devices: int
+    nodes: int
+    batch_size: int
+    local_batch: float
+    compute: float
+    exposed: float
+    sync_bn: float
+    waiting: float
+    data: float
+    step: float
+    images_per_second: float
+    efficiency: float
+    limit: str
+
+
+class ScalingRow(PredictionValues):
+    """A prediction, and where there is a run with so many devices and images of each its speed.
+
+    Attributes:
+        hours: of the whole training; cost: of all devices in that time, in the price's currency.
+        measured: images a second; measured_efficiency: see :func:`measured_efficiency`; source: which run.
+    """
+
+    hours: float
+    cost: float | None
+    measured: float | None
+    measured_efficiency: float | None
+    source: str | None
+
+
+class AssumptionRow(TypedDict):
+    """``source``: where the value is from."""
+
+    name: str
+    value: float
+    unit: str
+    source: str
+
+
+class ScalingPlan(TypedDict):
+    """All that ``excite scale`` shows; ``gmacs``: of an image's forward pass, 1e9; ``images``: of an epoch."""
+
+    name: str
+    model: str
+    gmacs: float
+    parameters: int
+    images: int
+    epochs: int
+    rows: list[ScalingRow]
+    assumptions: list[AssumptionRow]
+    notes: list[str]
+
+
+class TimedSteps(TypedDict):
+    """What ``excite.training.steptime.time_steps`` found; the last two, of an all-reduce, with several processes."""
+
+    devices: int
+    batch_size: int
+    device: str
+    precision: str
+    seconds: list[float]
+    latency_us: NotRequired[float]
+    gb_per_second: NotRequired[float]
 
 
 def compute_ms(work: Workload, assumed: Assumptions, local_batch: float) -> float:
@@ -307,7 +378,7 @@ def measure_steps(
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:
         raise ExciteError("measuring needs at least 2 images a device; give --batch-per-device 2 or more")
-    found: dict[tuple[int, int], dict[str, Any]] = {}
+    found: dict[tuple[int, int], TimedSteps] = {}
     for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
         if progress is not None:
             progress(f"measuring {world} device(s) with {batch} images each")
@@ -318,7 +389,8 @@ def measure_steps(
             "time_steps": {"steps": steps, "classes": work.count and work.count.classes},
         }
         # However many run, each has the share of the cores that it has when all run: the same device.
-        found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
+        times = run_on_this_machine(order, world, threads=max(1, cores() // most))
+        found[world, batch] = cast(TimedSteps, times)
     ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
     measured = [
         Measurement(
@@ -352,7 +424,7 @@ def _fit(
     full_ms: float,
     half: int,
     full: int,
-    found: dict[tuple[int, int], dict[str, Any]],
+    found: dict[tuple[int, int], TimedSteps],
 ) -> Assumptions:
     per_image = (full_ms - half_ms) / (full - half)
     if per_image <= 0:  # the fixed cost is all there is to see
@@ -441,7 +513,7 @@ def plan(
     price: float | None = None,
     assume: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> ScalingPlan:
     """All that ``excite scale`` shows.
 
     Args:
@@ -455,10 +527,6 @@ def plan(
         price: of a device for an hour.
         assume: ``name=value`` changes to the assumptions.
         progress: called with a line about what is being measured.
-
-    Returns:
-        ``rows`` (a prediction each, with the measured speed where there is one), ``assumptions`` (name, value, unit,
-        source), ``notes`` (sentences), and the recipe's ``name``, ``model``, ``images`` and ``epochs``.
 
     Raises:
         ExciteError: what cannot be parsed, read or measured.
@@ -499,11 +567,13 @@ def plan(
             "(train.scale_lr_to scales it)."
         )
     origin = dict.fromkeys((_assumption_name(word) for word in assume), "given") | origin
-    size = {"gmacs": work.gmacs, "parameters": work.parameters, "images": count, "epochs": recipe.train.epochs}
     return {
         "name": recipe.name,
         "model": recipe.model.name,
-        **size,
+        "gmacs": work.gmacs,
+        "parameters": work.parameters,
+        "images": count,
+        "epochs": recipe.train.epochs,
         "rows": rows,
         "assumptions": _listed(work, assumed, origin),
         "notes": notes,
@@ -519,9 +589,9 @@ def _rows(
     runs: Sequence[Measurement],
     images: int,
     price: float | None,
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[ScalingRow], list[str]]:
     """A prediction for each number of devices and each run, and a sentence for each that cannot be."""
-    rows: list[dict[str, Any]] = []
+    rows: list[ScalingRow] = []
     notes: list[str] = []
     ran = {(m.devices, m.batch_size // m.devices) for m in runs}
     local_batches = {n: batch_per_device or recipe.train.batch_size // n for n in counts}
@@ -531,23 +601,26 @@ def _rows(
     wanted += [(m.devices, max(1, m.batch_size // m.devices), m) for m in runs]
     for number, local, run in sorted(wanted, key=lambda entry: entry[0]):
         try:
-            row = asdict(predict(work, assumed, number, local))
+            found = predict(work, assumed, number, local)
         except ExciteError as error:
             notes.append(f"{number} devices: {error}")
             continue
         # Whole batches, as the training has them: what is left over at the end of an epoch takes no time.
-        hours = recipe.train.epochs * steps_per_epoch(images, row["batch_size"]) * row["step"] / 3.6e6
-        row |= {"hours": hours, "cost": None if price is None else hours * number * price}
-        row |= {"measured": None, "measured_efficiency": None, "source": None}
-        if run is not None:
-            row |= {"measured": run.images_per_second, "measured_efficiency": measured_efficiency(run, runs)}
-            row["source"] = run.source
+        hours = recipe.train.epochs * steps_per_epoch(images, found.batch_size) * found.step / 3.6e6
+        row: ScalingRow = {
+            **cast(PredictionValues, asdict(found)),
+            "hours": hours,
+            "cost": None if price is None else hours * number * price,
+            "measured": None if run is None else run.images_per_second,
+            "measured_efficiency": None if run is None else measured_efficiency(run, runs),
+            "source": None if run is None else run.source,
+        }
         rows.append(row)
     return rows, notes
 
 
-def _listed(work: Workload, assumed: Assumptions, origin: dict[str, str]) -> list[dict[str, Any]]:
-    """Every assumption: name, value, unit, and where its value is from."""
+def _listed(work: Workload, assumed: Assumptions, origin: dict[str, str]) -> list[AssumptionRow]:
+    """Every assumption, with its value."""
     values = {e.name: getattr(assumed, e.name) for e in fields(assumed)} | {"fixed_ms": fixed_ms(work, assumed)}
     return [
         {
@@ -564,7 +637,7 @@ def _changed(before: Assumptions, after: Assumptions) -> list[str]:
     return [e.name for e in fields(before) if getattr(before, e.name) != getattr(after, e.name)]
 
 
-def plan_tables(result: dict[str, Any]) -> list[Any]:
+def plan_tables(result: ScalingPlan) -> "list[Table]":
     """The predictions, and what they assume, as tables."""
     from excite.console import make_table
 

@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import excite
 from excite.bench.report import Row, append_csv, caption, check_csv, floor_table, make_rows, markdown, operator_table
@@ -15,6 +15,9 @@ from excite.recipe import load_recipe
 from excite.runtime import git
 from excite.runtime.job import rank, world_size
 from excite.text import print_json, show, tell
+
+if TYPE_CHECKING:
+    from excite.bench.profile import Profile
 
 
 def bench_models(
@@ -65,9 +68,9 @@ def _keep_quiet(line: str) -> None:
 
 def _profiles(
     settings: Sequence[Setting], rows: Sequence[Row], folder: Path, cache: str
-) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], list[str]]:
+) -> "tuple[dict[str, Profile], list[str]]":
     """Trace file -> most expensive operators and floors, of every row that could be measured; and what went wrong."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, Profile] = {}
     failed = []
     for setting, row in zip(settings, rows, strict=True):
         if "error" in row:

@@ -36,7 +36,7 @@ def _from_excite(setting: Setting) -> Contender:
 def _from_timm(setting: Setting) -> Contender:
     timm = import_timm()
     check_timm_name(timm, setting.model)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, int] = {}
     if setting.image_size is not None:
         arguments["img_size"] = setting.image_size
     try:

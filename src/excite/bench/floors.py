@@ -9,7 +9,7 @@ for the optimizer each number read and written once.
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,27 @@ _NAMES = {
 }
 
 
-def floors(bench: Workbench, milliseconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One row a part of the step: ``part``, ``floor_ms``, ``measured_ms`` and ``ratio`` (None where there is no floor).
+class FloorRow(TypedDict):
+    """A part of the step; floor and ratio are None where there is no floor. The ceilings are those of all rows."""
+
+    part: str
+    floor_ms: float | None
+    measured_ms: float
+    ratio: float | None
+    tflops: float
+    gb_per_s: float
+
+
+class Work(TypedDict):
+    """Floating-point operations, values of maps that must move, parameters."""
+
+    flops: int
+    map_values: int
+    parameters: int
+
+
+def floors(bench: Workbench, milliseconds: Mapping[str, float]) -> list[FloorRow]:
+    """One row a part of the step, and one of all.
 
     Args:
         bench: warm.
@@ -60,15 +79,19 @@ def floors(bench: Workbench, milliseconds: Mapping[str, float]) -> list[dict[str
     measured = dict.fromkeys([MATRIX, MAPS, OPTIMIZER, REST], 0.0)
     for name, ms in milliseconds.items():
         measured[part_of(name)] += ms
-    rows = []
-    for part, ms in measured.items():
-        floor = 1000 * seconds[part] if part in seconds else None
-        rows.append({"part": part, "floor_ms": floor, "measured_ms": ms, "ratio": ms / floor if floor else None})
-    all_floors = sum(1000 * s for s in seconds.values())
-    whole = sum(measured.values())
-    rows.append({"part": "all", "floor_ms": all_floors, "measured_ms": whole, "ratio": whole / all_floors})
-    ceilings = {"tflops": rate / 1e12, "gb_per_s": bandwidth / 1e9}
-    return [{**row, **ceilings} for row in rows]
+
+    def row(part: str, floor: float | None, ms: float) -> FloorRow:
+        return {
+            "part": part,
+            "floor_ms": floor,
+            "measured_ms": ms,
+            "ratio": ms / floor if floor else None,
+            "tflops": rate / 1e12,
+            "gb_per_s": bandwidth / 1e9,
+        }
+
+    rows = [row(part, 1000 * seconds[part] if part in seconds else None, ms) for part, ms in measured.items()]
+    return [*rows, row("all", sum(1000 * s for s in seconds.values()), sum(measured.values()))]
 
 
 def part_of(operator: str) -> str:
@@ -76,8 +99,7 @@ def part_of(operator: str) -> str:
     return next((part for part, names in _NAMES.items() if any(name in operator for name in names)), REST)
 
 
-def _work(bench: Workbench) -> dict[str, float]:
-    """Floating-point operations, values of maps that must move, parameters."""
+def _work(bench: Workbench) -> Work:
     net, mode = bench.model, bench.setting.mode
     values = 0
 

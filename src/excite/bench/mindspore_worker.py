@@ -11,11 +11,16 @@ import json
 import resource
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from excite.bench.settings import SettingValues
+    from excite.bench.timing import StepTimes
+    from excite.bench.worker import Failure
 
 
-def measure(setting: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the steps of a setting in graph mode, as a dict; what is impossible, under "error"."""
+def measure(setting: "SettingValues") -> "StepTimes | Failure":
+    """Seconds of the steps of a setting in graph mode."""
     try:
         ms, mindcv = importlib.import_module("mindspore"), importlib.import_module("mindcv")
     except ImportError as error:

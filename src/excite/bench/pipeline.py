@@ -3,12 +3,12 @@
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from excite.bench.report import summarise
+from excite.bench.report import Speed, summarise
 from excite.console import Display
 from excite.data import FileImages
 from excite.data.loader import default_workers
@@ -23,7 +23,32 @@ from excite.training.setup import Run, set_up
 PARTS = ("input pipeline alone", "training step alone", "both together")
 
 
-def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, warm_up: int = 3) -> dict[str, Any]:
+class PartRow(Speed):
+    """One of :data:`PARTS`; img/s over all devices."""
+
+    part: str
+
+
+class Pipeline(TypedDict):
+    """The parts of a recipe's training.
+
+    Attributes:
+        waiting: percent of the joint time in which training waited for data.
+        batch: images a step.
+        notes: sentences on the recipe.
+    """
+
+    recipe: str
+    rows: list[PartRow]
+    waiting: float
+    device: str
+    processes: int
+    precision: str
+    batch: int
+    notes: list[str]
+
+
+def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, warm_up: int = 3) -> Pipeline:
     """Time the parts of a recipe's training in turns.
 
     The pipeline is reading, decoding, cropping and the way to the device; the step is `excite train`'s own, with the
@@ -34,11 +59,6 @@ def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, w
         rounds: how often each part is timed.
         seconds: about how long each time.
         warm_up: batches or steps before each timing.
-
-    Returns:
-        "rows", one a part, with img/s over all devices (median, quartiles over rounds) and ms a step; "waiting", the
-        share of the joint time in percent that training waited for data; "device", "processes", "batch", "recipe",
-        "notes" (sentences on the recipe).
 
     Raises:
         ExciteError: the recipe's data, device or precision are not to be had.
@@ -97,7 +117,7 @@ def _go(run: Run, batches: Iterator[Any], steps: int, train: bool) -> tuple[floa
     return spent / steps, (run.train_loader.wait_seconds - waited) / spent
 
 
-def pipeline_table(result: dict[str, Any]) -> str:
+def pipeline_table(result: Pipeline) -> str:
     """What :func:`measure_pipeline` found, as Markdown, and a sentence on what limits the training."""
     heads = ["", "img/s", "quartiles", "ms/step"]
     lines = [
@@ -114,7 +134,7 @@ def pipeline_table(result: dict[str, Any]) -> str:
     return "\n\n".join([*result["notes"], what, markdown_table(heads, lines, left=1), _verdict(result)])
 
 
-def _verdict(result: dict[str, Any]) -> str:
+def _verdict(result: Pipeline) -> str:
     pipeline, step, _ = (row["ms_per_step"] for row in result["rows"])
     waiting = f"Training waits for data {result['waiting']:.0f} % of the time"
     if pipeline > step:

@@ -1,14 +1,14 @@
 """Where the time goes: a trace for Chrome or Perfetto, and the most expensive operators."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, final
 
 import psutil
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from excite.bench.floors import floors
+from excite.bench.floors import FloorRow, floors
 from excite.bench.timing import Workbench
 from excite.files import written_aside
 from excite.runtime.device import peak_memory_gb
@@ -18,13 +18,27 @@ from excite.runtime.timing import time_steps
 STEPS = 3
 
 
-def profile_steps(bench: Workbench, trace: Path) -> dict[str, list[dict[str, Any]]]:
-    """Profile some steps after the warm-up, write the trace, and tell where the time went.
+class OperatorRow(TypedDict):
+    """``calls`` a step; ``ms``: its own milliseconds a step, on the accelerator where there is one; ``share``: of all
+    operators', percent."""
 
-    Returns:
-        ``operators``: the ten that take the most time, one row each: name, calls a step, its own milliseconds a step
-        (on the accelerator where there is one), its share of all operators' in percent. ``floors``: see
-        :func:`excite.bench.floors.floors`; none for a compiled network, whose operators are the compiler's.
+    operator: str
+    calls: float
+    ms: float
+    share: float
+
+
+@final
+class Profile(TypedDict):
+    """The ten ``operators`` that take the most time. ``floors``: none for a compiled network, whose operators are the
+    compiler's."""
+
+    operators: list[OperatorRow]
+    floors: list[FloorRow]
+
+
+def profile_steps(bench: Workbench, trace: Path) -> Profile:
+    """Profile some steps after the warm-up, write the trace, and tell where the time went.
 
     Raises:
         ExciteError: the trace cannot be written.
@@ -45,7 +59,7 @@ def profile_steps(bench: Workbench, trace: Path) -> dict[str, list[dict[str, Any
     events = sorted(listed, key=lambda event: getattr(event, own), reverse=True)
     total = sum(getattr(event, own) for event in events) or 1
     milliseconds = {event.key: getattr(event, own) / 1000 / STEPS for event in events}
-    operators = [
+    operators: list[OperatorRow] = [
         {
             "operator": event.key,
             "calls": event.count / STEPS,

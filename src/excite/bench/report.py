@@ -1,18 +1,69 @@
 """Rows of a benchmark as a Markdown table and as lines of a CSV file."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, final
 
-from excite.bench.runner import Answer
-from excite.bench.settings import Setting
+from excite.bench.settings import Asked, Setting, SettingValues
 from excite.errors import ExciteError
 from excite.pages import tables
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from excite.bench.floors import FloorRow
+    from excite.bench.profile import OperatorRow
+    from excite.bench.timing import StepTimes
+    from excite.bench.worker import Failure
+
+
+class Speed(TypedDict):
+    """Medians over all timed steps, and the quartiles of img/s."""
+
+    images_per_second: float
+    lower_quartile: float
+    upper_quartile: float
+    ms_per_step: float
+
+
+@final
+class BenchRow(Asked, Speed):
+    """A setting that was measured; ``model`` with its library's name in front where it is not ours.
+
+    Attributes:
+        batch: images a step and device.
+        image_size: pixels a side.
+        steps: timed, of all rounds.
+        compile_seconds: of the first round, in which no cache had helped.
+        memory_gb: the largest peak of a process, 1e9 bytes.
+        torch, library_version, excite: versions.
+        date: ISO 8601.
+        ratio: of the img/s to the first row's.
+    """
+
+    batch: int
+    image_size: int
+    steps: int
+    compile_seconds: float | None
+    memory_gb: float
+    devices: int
+    torch: str
+    library_version: str
+    excite: str
+    date: str
+    rounds: int
+    ratio: float
+
+
+@final
+class FailedRow(SettingValues):
+    """A setting that could not be measured, and why."""
+
+    error: str
+
+
+Row = BenchRow | FailedRow
 
 #: The columns of a CSV file, in order.
 COLUMNS = [
@@ -21,7 +72,7 @@ COLUMNS = [
     *("lower_quartile", "upper_quartile", "ms_per_step", "compile_seconds", "memory_gb", "ratio"),
 ]
 #: Settings that get a column of their own where rows differ in them, and stand above the table where they do not.
-_SETTINGS: dict[str, tuple[str, Callable[[Row], str]]] = {
+_SETTINGS: dict[str, tuple[str, Callable[[BenchRow], str]]] = {
     "mode": ("mode", lambda row: row["mode"] if row["mode"] == "train" else f"{row['mode']}, not folded"),
     "batch": ("batch", lambda row: f"batch {row['batch']}" + (" a device" if row["devices"] > 1 else "")),
     "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
@@ -35,7 +86,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[Row], str]]] = {
 }
 
 
-def summarise(seconds: Sequence[float], images: int) -> dict[str, float]:
+def summarise(seconds: Sequence[float], images: int) -> Speed:
     """Median and quartiles of img/s, and the median ms/step, of steps over ``images`` images each."""
     speeds = [images / s for s in seconds]
     low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
@@ -48,27 +99,37 @@ def summarise(seconds: Sequence[float], images: int) -> dict[str, float]:
     }
 
 
-def make_rows(settings: Sequence[Setting], answers: Sequence[Sequence[Answer]], commit: str) -> list[Row]:
+def make_rows(
+    settings: Sequence[Setting], answers: "Sequence[Sequence[StepTimes | Failure]]", commit: str
+) -> list[Row]:
     """One row a setting: what it was, medians over all steps of all rounds with quartiles, ratio to the first row.
 
     A setting that failed has an "error" instead of measurements. ``commit`` names the version of excite.
     """
-    rows = []
+    rows: list[Row] = []
+    first: Speed | None = None
     for setting, given in zip(settings, answers, strict=True):
-        row: Row = {**setting.to_dict(), "model": setting.name}
-        rows.append(row)
-        if "error" in given[-1]:
-            row["error"] = given[-1]["error"]
+        last, measured = given[-1], [answer for answer in given if "error" not in answer]
+        if "error" in last:
+            rows.append({**setting.to_dict(), "model": setting.name, "error": last["error"]})
             continue
-        row |= {k: v for k, v in given[-1].items() if k != "seconds"}
-        row |= {"excite": commit, "date": date.today().isoformat(), "rounds": len(given)}
-        row["steps"] = sum(answer["steps"] for answer in given)
-        row |= summarise([s for answer in given for s in answer["seconds"]], row["batch"] * row["devices"])
-        row["compile_seconds"] = given[0]["compile_seconds"]  # the first round's: no cache had helped it
-        row["memory_gb"] = max(answer["memory_gb"] for answer in given)
-    good = [row for row in rows if "error" not in row]
-    for row in good:
-        row["ratio"] = row["images_per_second"] / good[0]["images_per_second"]
+        speed = summarise([s for answer in measured for s in answer["seconds"]], last["batch"] * last["devices"])
+        first = first or speed
+        row: BenchRow = {
+            **setting.to_dict(),
+            "model": setting.name,
+            **last,
+            "seconds": setting.seconds,  # a round's, as it was asked for
+            "excite": commit,
+            "date": date.today().isoformat(),
+            "rounds": len(measured),
+            "steps": sum(answer["steps"] for answer in measured),
+            **speed,
+            "compile_seconds": measured[0]["compile_seconds"],
+            "memory_gb": max(answer["memory_gb"] for answer in measured),
+            "ratio": speed["images_per_second"] / first["images_per_second"],
+        }
+        rows.append(row)
     return rows
 
 
@@ -83,7 +144,7 @@ def caption(rows: Iterable[Row]) -> str:
     return ", ".join([*shared, f"{max(row['rounds'] for row in good)} round(s) in turns"])
 
 
-def _shown(good: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+def _shown(good: Sequence[BenchRow]) -> list[tuple[str, Callable[[BenchRow], str]]]:
     """The settings that mean something to these rows."""
     hidden = set()
     if not any(row["mode"] == "train" for row in good):
@@ -115,14 +176,14 @@ def markdown(rows: Sequence[Row]) -> str:
     return tables.markdown_table(heads, lines, left=1 + len(varied))
 
 
-def operator_table(operators: Sequence[Mapping[str, Any]]) -> str:
+def operator_table(operators: "Sequence[OperatorRow]") -> str:
     """The most expensive operators of a profile as Markdown."""
     heads = ["operator", "ms a step", "share", "calls a step"]
     lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
     return tables.markdown_table(heads, lines, left=1)
 
 
-def floor_table(floors: Sequence[Mapping[str, Any]]) -> str:
+def floor_table(floors: "Sequence[FloorRow]") -> str:
     """Parts of a step beside the least they could take, as Markdown."""
 
     def cell(value: float | None, spec: str) -> str:

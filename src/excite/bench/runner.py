@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 from excite.bench.settings import Setting
 from excite.children import SAFE_PATH, python_command
@@ -18,11 +18,17 @@ from excite.runtime.job import world_size
 #: The interpreter that has MindSpore, where it is not the one that runs excite.
 MINDSPORE_PYTHON = "EXCITE_MINDSPORE_PYTHON"
 
-Answer = dict[str, Any]
+if TYPE_CHECKING:
+    from excite.bench.profile import Profile
+    from excite.bench.timing import StepTimes
+    from excite.bench.worker import Failure
+
 Report = Callable[[str], None]
 
 
-def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache: str) -> list[list[Answer]]:
+def run_in_turns(
+    settings: Sequence[Setting], rounds: int, report: Report, cache: str
+) -> "list[list[StepTimes | Failure]]":
     """The answers of every setting, one a round; a setting that failed once has only that answer, with "error".
 
     Under torchrun all processes of the job come here together and measure in place, row after row, as one data-parallel
@@ -34,7 +40,7 @@ def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache
         report: told a line after each measurement.
         cache: folder of the compiler's cache; where it is empty at first, compile seconds are those of a first run.
     """
-    answers: list[list[Answer]] = [[] for _ in settings]
+    answers: list[list[StepTimes | Failure]] = [[] for _ in settings]
     for turn in range(rounds):
         for setting, given in zip(settings, answers, strict=True):
             if given and "error" in given[-1]:
@@ -47,21 +53,21 @@ def run_in_turns(settings: Sequence[Setting], rounds: int, report: Report, cache
     return answers
 
 
-def run_profile(setting: Setting, trace: Path, cache: str) -> Answer:
-    """Profile one setting in a process of its own: {"operators": [...], "floors": [...]} or {"error": ...}."""
+def run_profile(setting: Setting, trace: Path, cache: str) -> "Profile | Failure":
+    """Profile one setting in a process of its own."""
     if setting.library == "mindcv":
         return {"error": "--profile knows PyTorch's models only"}
     return _in_process(setting, cache, trace)
 
 
-def _gist(answer: Answer) -> str:
+def _gist(answer: "StepTimes | Failure") -> str:
     if "error" in answer:
         return answer["error"]
     images = answer["batch"] * answer["devices"]
     return f"{images / sorted(answer['seconds'])[len(answer['seconds']) // 2]:,.1f} img/s"
 
 
-def _in_place(setting: Setting) -> Answer:
+def _in_place(setting: Setting) -> "StepTimes | Failure":
     if setting.library == "mindcv":
         return {"error": "mindcv models are measured alone, without torchrun"}
     from excite.bench.worker import answer
@@ -69,7 +75,15 @@ def _in_place(setting: Setting) -> Answer:
     return answer(setting)
 
 
-def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> Answer:
+@overload
+def _in_process(setting: Setting, cache: str) -> "StepTimes | Failure": ...
+
+
+@overload
+def _in_process(setting: Setting, cache: str, trace: Path) -> "Profile | Failure": ...
+
+
+def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> "StepTimes | Profile | Failure":
     """Ask a worker."""
     mistake = _unknown_model(setting)
     if mistake:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from excite.errors import ExciteError, nearest
 
@@ -13,6 +13,31 @@ CHOICES = {
     "compile": ("off", "default", "reduce-overhead", "max-autotune"),
     "fused": ("auto", "on", "plain", "off"),
 }
+
+
+class Asked(TypedDict):
+    """What of a :class:`Setting` holds whatever it is measured with."""
+
+    library: str
+    model: str
+    mode: str
+    precision: str
+    channels_last: bool
+    compile: str
+    fused: str
+    fused_sgd: bool
+    device: str
+    threads: int | None
+    warm_up: int | None
+    seconds: float
+
+
+class SettingValues(Asked):
+    """A :class:`Setting` as JSON."""
+
+    batch: int | None
+    image_size: int | None
+    steps: int | None
 
 
 @dataclass(frozen=True)
@@ -58,9 +83,9 @@ class Setting:
         """The model as the user writes it."""
         return self.model if self.library == "excite" else f"{self.library}:{self.model}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SettingValues:
         """Plain values, for another process."""
-        return asdict(self)
+        return cast(SettingValues, asdict(self))
 
 
 #: What may stand behind a model's name for its row alone.

@@ -1,7 +1,7 @@
 """The timing core: one model, one step, seconds. Letters: N images, S pixels a side."""
 
 import math
-from typing import Any
+from typing import NotRequired, TypedDict, final
 
 import torch
 from accelerate import Accelerator
@@ -27,6 +27,36 @@ from excite.training.compilation import compile_errors, compile_model, compile_t
 
 #: On an accelerator so many seconds are timed as one, so that the wait at their end is no part worth mention of them.
 BLOCK_SECONDS = 0.05
+
+
+@final
+class StepTimes(TypedDict):
+    """One measurement: seconds of the samples, and what they were taken with.
+
+    Attributes:
+        seconds: a step's, of each sample; of the slowest process.
+        steps: how many were timed; a sample may be several.
+        memory_gb: peak of the process, 1e9 bytes.
+        batch: images a step and device.
+        image_size: pixels a side.
+        torch: version of the framework.
+        channels_last, compile, fused_sgd: only where they are not what was asked for.
+    """
+
+    seconds: list[float]
+    steps: int
+    compile_seconds: float | None
+    memory_gb: float
+    batch: int
+    image_size: int
+    precision: str
+    devices: int
+    device: str
+    torch: str
+    library_version: str
+    channels_last: NotRequired[bool]
+    compile: NotRequired[str]
+    fused_sgd: NotRequired[bool]
 
 
 def training_step(
@@ -141,8 +171,8 @@ class Workbench:
         with compile_errors(self.setting.compile):
             return time_steps(self.step, self.device, max(2, self.warm_up))[-1]
 
-    def measure(self) -> dict[str, Any]:
-        """Warm up, time, and tell: seconds of the samples, and what they were taken with."""
+    def measure(self) -> StepTimes:
+        """Warm up, and time."""
         compiled = compile_timer.seconds
         last = self.warm()
         count, per_sample = self._plan(last)

@@ -6,16 +6,39 @@ echo '{"setting": {"library": "excite", "model": "cifar_seresnet20"}}' | python 
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, final, overload
 
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.files import to_json
 from excite.leaving import leave_quickly
 
+if TYPE_CHECKING:
+    from excite.bench.profile import Profile
+    from excite.bench.timing import StepTimes
 
-def answer(setting: Setting, profile: Path | None = None) -> dict[str, Any]:
-    """Measure (or profile into the file ``profile``); what failed is told under "error" in one sentence."""
+
+@final
+class Failure(TypedDict):
+    """Why there is nothing else, in one sentence."""
+
+    error: str
+
+
+@overload
+def answer(setting: Setting) -> "StepTimes | Failure": ...
+
+
+@overload
+def answer(setting: Setting, profile: Path) -> "Profile | Failure": ...
+
+
+@overload
+def answer(setting: Setting, profile: Path | None) -> "StepTimes | Profile | Failure": ...
+
+
+def answer(setting: Setting, profile: Path | None = None) -> "StepTimes | Profile | Failure":
+    """Measure, or profile into the file ``profile``."""
     import torch
 
     try:

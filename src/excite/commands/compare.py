@@ -1,6 +1,6 @@
 """``excite compare``"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,8 @@ from excite.text import print_json
 
 if TYPE_CHECKING:
     from excite.compare.build import Comparison
+    from excite.compare.study import Study
+    from excite.compare.table import Differing, ShownRow
     from excite.console import Display
 
 #: Columns of a terminal that the whole table fits in.
@@ -127,12 +129,12 @@ def _free_name() -> Path:
         number += 1
 
 
-def show_comparison(found: Mapping[str, Any], written: Sequence[Path], display: "Display") -> None:
+def show_comparison(found: "Study", written: Sequence[Path], display: "Display") -> None:
     """Print the table of runs, what differs in their recipes, and how to read it."""
     from excite.compare.table import sentences, shown
     from excite.console import make_table
 
-    rows = [_cells(row) for row in shown(found)]
+    rows = [{**row, **_cells(row)} for row in shown(found)]
     accuracy, cost = _accuracy_columns(found), _cost_columns(found)
     if display.console.width >= WIDE:
         display.table(make_table(rows, [*accuracy, *cost]))
@@ -146,18 +148,18 @@ def show_comparison(found: Mapping[str, Any], written: Sequence[Path], display: 
     display.message(f"page: {page}, table: {table}" + (f", figures: {rest[0].parent}/" if rest else ""))
 
 
-def _cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row with numbers and their intervals in one cell."""
+def _cells(row: "ShownRow") -> dict[str, str | None]:
+    """Numbers and their intervals in one cell."""
     from excite.compare.table import interval
 
     top1 = None if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
     change = row["difference_interval"]
     if row["difference"] is not None:
-        change = f"{row['difference']:+.2f} [{interval(row, 'difference', '+.2f')}]"
-    return {**row, "top1_text": top1, "difference_text": change}
+        change = f"{row['difference']:+.2f} [{interval(row['difference_low'], row['difference_high'], '+.2f')}]"
+    return {"top1_text": top1, "difference_text": change}
 
 
-def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
+def _accuracy_columns(found: "Study") -> Columns:
     from excite.compare.table import differing
 
     percent = f"{100 * found['confidence']:g} %"
@@ -170,7 +172,7 @@ def _accuracy_columns(found: Mapping[str, Any]) -> Columns:
     return columns
 
 
-def _cost_columns(found: Mapping[str, Any]) -> Columns:
+def _cost_columns(found: "Study") -> Columns:
     from excite.compare.table import differing
 
     columns: Columns = [("params_m", "params(M)", ".3f"), ("gmacs", "GMACs", ".3f")]
@@ -179,11 +181,12 @@ def _cost_columns(found: Mapping[str, Any]) -> Columns:
         ("ms_per_step", "training ms/step", ".1f"),
         ("memory_gb", "GB", ".2f"),
     ]
-    conditions = {"device": "device", "devices": "devices", "batch_size": "batch size", "trained_in": "precision"}
+    conditions: dict[Differing, str] = {"device": "device", "devices": "devices"}
+    conditions |= {"batch_size": "batch size", "trained_in": "precision"}
     return columns + [(key, conditions[key], "") for key in differing(found["rows"], list(conditions))]
 
 
-def _show_recipe(found: Mapping[str, Any], display: "Display") -> None:
+def _show_recipe(found: "Study", display: "Display") -> None:
     from excite.console import make_table
 
     if not found["recipe"]:

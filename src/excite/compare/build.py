@@ -3,17 +3,16 @@
 import io
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
 from excite.compare.runs import Run, check_sources, choose_baseline, choose_labels, read_run
-from excite.compare.study import study
+from excite.compare.study import OnlyOne, Study, study
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
@@ -33,15 +32,14 @@ class Comparison:
     """What came out.
 
     Attributes:
-        found: all numbers and sentences, JSON-able; see ``excite.compare.study.study``, and ``command``, which makes
-            the same page again.
+        found: all numbers and sentences, JSON-able.
         pixels: for each entry of ``found["only_one"]`` its images, uint8 (H, W, C); nothing where they cannot be had.
     """
 
-    found: dict[str, Any]
+    found: Study
     pixels: list[list[np.ndarray]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Study:
         """Everything that the page shows, but for the pictures."""
         return self.found
 
@@ -165,7 +163,7 @@ def compare(
     return Comparison(found, _pixels(runs, found["only_one"] or []))
 
 
-def _pixels(runs: Sequence[Run], pairs: Sequence[Mapping[str, Any]]) -> list[list[np.ndarray]]:
+def _pixels(runs: Sequence[Run], pairs: Sequence[OnlyOne]) -> list[list[np.ndarray]]:
     """The images of every pair, from the data of either of the two; none where neither has them."""
     by_label = {run.label: run for run in runs}
     found = []

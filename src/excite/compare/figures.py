@@ -3,11 +3,15 @@
 Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every run has a mark of its own besides.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from excite.pages.figures import COLORS, MARKS, attempt, save, shortened, style
+from excite.compare.study import Curves, OneRight, OnlyOne, Study
+from excite.pages.figures import COLORS, MARKS, Undrawn, attempt, save, shortened, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _GRAY = "#808080"  # readable on white and on black
 #: With more classes only those with the largest differences are drawn, half of them from each end.
@@ -16,10 +20,9 @@ MOST_CLASSES = 40
 _MARKS_ON_LINE = 15
 
 
-def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure that the numbers of ``study`` allow: name -> matplotlib Figure, or
-    :class:`excite.pages.figures.Undrawn`."""
-    drawn: dict[str, Callable[[Mapping[str, Any]], Any]] = {}
+def figures(found: Study) -> "dict[str, Figure | Undrawn]":
+    """Every figure that the numbers of ``study`` allow, by name."""
+    drawn: dict[str, Callable[[Study], Figure]] = {}
     if any(row["top1"] is not None for row in found["rows"]):
         drawn["accuracy"] = _accuracy
     if found["curves"]:
@@ -31,7 +34,12 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
     return {name: attempt(draw, found) for name, draw in drawn.items()}
 
 
-def _look(position: int) -> dict[str, Any]:
+class _Look(TypedDict):
+    color: str
+    marker: str
+
+
+def _look(position: int) -> _Look:
     """Colour and mark of the run at a position: 49 different pairs."""
     return {
         "color": COLORS[position % len(COLORS)],
@@ -39,7 +47,7 @@ def _look(position: int) -> dict[str, Any]:
     }
 
 
-def _labels(found: Mapping[str, Any]) -> list[str]:
+def _labels(found: Study) -> list[str]:
     return [row["label"] for row in found["rows"]]
 
 
@@ -57,13 +65,13 @@ def _panel(axis: Any, title: str, x: str, y: str = "") -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _accuracy(found: Mapping[str, Any]) -> Any:
+def _accuracy(found: Study) -> "Figure":
     """Top-1 with Wilson's interval, and the difference to the baseline with the paired one: a row a run."""
     rows, percent = found["rows"], f"{100 * found['confidence']:g} %"
     figure = _figure(8.5, 1.4 + 0.42 * len(rows))
@@ -89,29 +97,25 @@ def _interval(axis: Any, y: int, value: float | None, low: float | None, high: f
         axis.plot(value, y, markersize=7, **look)
 
 
-def _curves(found: Mapping[str, Any]) -> Any:
+def _curves(found: Study) -> "Figure":
     """Validation by epoch and by time, and the training loss, of all runs over one another."""
     timed = any(m is not None for curve in found["curves"] for m in curve["validation"]["minutes"])
     figure = _figure(8.5, 6.4)
     axes = figure.subplots(2, 2)
     panels = [
-        (axes[0, 0], "validation", "epoch", "top1", "validation top-1", "epoch", "%"),
-        (axes[0, 1], "validation", "minutes" if timed else None, "top1", "the same by time", "minutes of training", ""),
-        (axes[1, 0], "validation", "epoch", "loss", "validation loss", "epoch", "nats"),
-        (axes[1, 1], "training", "epoch", "loss", "training loss, smoothed", "epoch", ""),
+        (axes[0, 0], "validation top-1", "epoch", "%"),
+        (axes[0, 1], "the same by time", "minutes of training", ""),
+        (axes[1, 0], "validation loss", "epoch", "nats"),
+        (axes[1, 1], "training loss, smoothed", "epoch", ""),
     ]
     names = _labels(found)
     for curve in found["curves"]:
         look = _look(names.index(curve["label"]))
-        for axis, kind, x, y, *_ in panels:
-            points = (
-                [pair for pair in zip(curve[kind][x], curve[kind][y], strict=True) if None not in pair] if x else []
-            )
+        for axis, points in zip(axes.flat, _lines(curve, timed), strict=True):
             if points:
-                every = -(-len(points) // _MARKS_ON_LINE)
-                style = {"linewidth": 1.5, "markersize": 4, "markevery": every, **look}
-                axis.plot(*zip(*points, strict=True), label=short(curve["label"]), **style)
-    for axis, _, _, _, title, x_label, y_label in panels:
+                every, name = -(-len(points) // _MARKS_ON_LINE), short(curve["label"])
+                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.5, markersize=4, markevery=every, **look)
+    for axis, title, x_label, y_label in panels:
         _panel(axis, title, x_label, y_label)
         if not axis.lines:
             axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
@@ -120,9 +124,21 @@ def _curves(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _classes(found: Mapping[str, Any]) -> Any:
+def _lines(curve: Curves, timed: bool) -> list[list[tuple[float, float]]]:
+    """The points of a run, for each panel of :func:`_curves`."""
+    seen, learned = curve["validation"], curve["training"]
+    lines = (
+        (seen["epoch"], seen["top1"]),
+        (seen["minutes"] if timed else [], seen["top1"] if timed else []),
+        (seen["epoch"], seen["loss"]),
+        (learned["epoch"], learned["loss"]),
+    )
+    return [[(x, y) for x, y in zip(*line, strict=True) if x is not None and y is not None] for line in lines]
+
+
+def _classes(found: Study) -> "Figure":
     """By how many points each class is better or worse than with the baseline; a mark a run."""
-    known = [row for row in found["per_class"] if row["difference"][0] is not None]
+    known = [row for row in found["per_class"] or [] if row["difference"][0] is not None]
     shown = known if len(known) <= MOST_CLASSES else known[: MOST_CLASSES // 2] + known[-MOST_CLASSES // 2 :]
     figure = _figure(8.5, 1.5 + 0.26 * len(shown))
     axis = figure.subplots()
@@ -131,7 +147,7 @@ def _classes(found: Mapping[str, Any]) -> Any:
     single = len(found["paired"]) == 2
     for i, label in enumerate(found["paired"][1:], start=1):
         look = _look(names.index(label))
-        values = [row["difference"][i] for row in shown]
+        values = [value for row in shown if (value := row["difference"][i]) is not None]
         if single:
             axis.hlines(range(len(shown)), 0, values, color=look["color"], linewidth=2, alpha=0.6)
         axis.plot(values, range(len(shown)), linestyle="", markersize=6, label=short(label), **look)
@@ -145,16 +161,18 @@ def _classes(found: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _agreement(found: Mapping[str, Any]) -> Any:
+def _agreement(found: Study) -> "Figure":
     """Two matrices: how often two runs say the same, and how often both are wrong. The diagonal would be no news."""
     agreement = found["agreement"]
+    assert agreement is not None
     names = [short(label, 20) for label in agreement["labels"]]
     size = len(names)
     figure = _figure(8.5, 2.4 + 0.36 * size)
     panels = figure.subplots(1, 2)
-    for panel, key, title in ((panels[0], "same", "say the same, %"), (panels[1], "both_wrong", "both wrong, %")):
-        known = [agreement[key][i][j] for i in range(size) for j in range(size) if i != j]
-        table = [[agreement[key][i][j] if i != j else float("nan") for j in range(size)] for i in range(size)]
+    shares = ((agreement["same"], "say the same, %"), (agreement["both_wrong"], "both wrong, %"))
+    for panel, (share, title) in zip(panels, shares, strict=True):
+        known = [share[i][j] for i in range(size) for j in range(size) if i != j]
+        table = [[share[i][j] if i != j else float("nan") for j in range(size)] for i in range(size)]
         low, high = min(known) - 1, max(known) + 1
         panel.imshow(table, cmap="Blues", vmin=low, vmax=high, aspect="auto", alpha=0.9)
         for i in range(size):
@@ -164,14 +182,14 @@ def _agreement(found: Mapping[str, Any]) -> Any:
                     ink = "#fefefe" if table[i][j] > (low + high) / 2 else "#010101"
                     panel.text(j, i, f"{table[i][j]:.1f}", ha="center", va="center", color=ink, fontsize=9)
         panel.set_xticks(range(size), names, rotation=30, ha="right")
-        panel.set_yticks(range(size), names if key == "same" else [""] * size)
+        panel.set_yticks(range(size), names if panel is panels[0] else [""] * size)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
         panel.set_title(title, fontsize=11)
     return figure
 
 
-def draw_images(pair: Mapping[str, Any], pixels: Sequence[Any], path: Path) -> list[Path]:
+def draw_images(pair: OnlyOne, pixels: Sequence[Any], path: Path) -> list[Path]:
     """The images that only one of two runs gets right, as a file.
 
     Args:
@@ -193,6 +211,6 @@ def draw_images(pair: Mapping[str, Any], pixels: Sequence[Any], path: Path) -> l
         return save(figure, path)
 
 
-def wrong_answer(pair: Mapping[str, Any], image: Mapping[str, Any]) -> str:
+def wrong_answer(pair: OnlyOne, image: OneRight) -> str:
     """What the network says that gets the image wrong."""
     return image["this_says"] if image["right"] == pair["baseline"] else image["baseline_says"]

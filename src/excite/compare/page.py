@@ -1,24 +1,31 @@
 """The page of a comparison. Every number on it is one of ``study``'s, which ``--json`` prints."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excite.compare.figures import wrong_answer
-from excite.compare.table import sentences, shown
+from excite.compare.study import OneRight, OnlyOne, Study
+from excite.compare.table import ShownRow, sentences, shown
+from excite.pages.figures import Undrawn
 from excite.pages.page import ABSENT, Card, Column, Page, Picture, Section, mono
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    Figures = Mapping[str, Figure | Undrawn]
 
 #: Of the table of classes so many lines are open at once; more are folded away.
 OPEN_CLASSES = 40
 _KINDS = {"network": "network", "training": "training", "neutral": "no say in what is learned"}
 
 
-def make_page(found: Mapping[str, Any], pictures: Sequence[Sequence[bytes]], figures: Mapping[str, Any]) -> Page:
+def make_page(found: Study, pictures: Sequence[Sequence[bytes]], figures: "Figures") -> Page:
     """The page.
 
     Args:
         found: what ``study`` gives, with ``command``.
         pictures: PNG files, one list for each entry of ``found["only_one"]``, empty where there are none.
-        figures: Matplotlib figures by name, see ``excite.compare.figures``.
+        figures: by name, see ``excite.compare.figures``.
     """
     names = [row["label"] for row in found["rows"]]
     others = ", ".join(name for name in names if name != found["baseline"])
@@ -40,7 +47,7 @@ def make_page(found: Mapping[str, Any], pictures: Sequence[Sequence[bytes]], fig
     return page
 
 
-def _subtitle(found: Mapping[str, Any]) -> str:
+def _subtitle(found: Study) -> str:
     count = f"{len(found['rows'])} networks"
     if not found["paired"]:
         return f"{count}, not compared image by image"
@@ -49,7 +56,7 @@ def _subtitle(found: Mapping[str, Any]) -> str:
     return f"{count}{some} on the same {images:,} images"
 
 
-def _summary(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+def _summary(section: Section, found: Study, figures: "Figures") -> None:
     section.cards([Card(row["label"], _percent(row["top1"]), _card_note(row)) for row in shown(found)])
     for note in found["notes"]:
         section.note(note)
@@ -86,7 +93,7 @@ def _percent(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.2f} %"
 
 
-def _card_note(row: Mapping[str, Any]) -> str:
+def _card_note(row: ShownRow) -> str:
     if row["top1"] is None:
         return "not known"
     if row["difference"] is None:
@@ -99,7 +106,7 @@ def _marked(text: str) -> list[str]:
     return [mono(part) if i % 2 else part for i, part in enumerate(text.split("`"))]
 
 
-def _pairs(section: Section, found: Mapping[str, Any]) -> None:
+def _pairs(section: Section, found: Study) -> None:
     rows = [row for row in shown(found) if row["p"] is not None]
     base = found["baseline"]
     section.table(
@@ -119,7 +126,7 @@ def _pairs(section: Section, found: Mapping[str, Any]) -> None:
     )
 
 
-def _recipe(section: Section, found: Mapping[str, Any]) -> None:
+def _recipe(section: Section, found: Study) -> None:
     names = [row["label"] for row in found["rows"]]
     if not found["recipe"]:
         known = len(found["recipes_known"])
@@ -137,7 +144,7 @@ def _recipe(section: Section, found: Mapping[str, Any]) -> None:
     section.table([*columns, Column("kind", "about")], rows, "The keys that differ; defaults are filled in")
 
 
-def _curves_caption(found: Mapping[str, Any]) -> str:
+def _curves_caption(found: Study) -> str:
     windows = [curve["training"]["window"] for curve in found["curves"]]
     few, many = min(windows), max(windows)
     smooth = str(few) if few == many else f"{few} to {many}"
@@ -147,7 +154,7 @@ def _curves_caption(found: Mapping[str, Any]) -> str:
     )
 
 
-def _classes(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+def _classes(section: Section, found: Study, figures: "Figures") -> None:
     alt = f"Difference in top-1 of each class to {found['baseline']}, sorted"
     if "classes" in figures:
         section.draw(figures["classes"], alt, wide=True)
@@ -161,15 +168,16 @@ def _classes(section: Section, found: Mapping[str, Any], figures: Mapping[str, A
             **{f"top1_{i}": value for i, value in enumerate(row["top1"])},
             **{f"difference_{i}": value for i, value in enumerate(row["difference"])},
         }
-        for row in found["per_class"]
+        for row in found["per_class"] or []
     ]
     fold = len(rows) > OPEN_CLASSES
     place = section.details(f"All {len(rows)} classes") if fold else section
     place.table(columns, rows, "Top-1 of each class (recall), percent")
 
 
-def _agreement(section: Section, found: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+def _agreement(section: Section, found: Study, figures: "Figures") -> None:
     agreement = found["agreement"]
+    assert agreement is not None
     if "agreement" in figures:
         alt = "For every two runs the share of the images on which they say the same, and on which both are wrong"
         section.draw(figures["agreement"], alt, wide=True)
@@ -196,12 +204,12 @@ def _agreement(section: Section, found: Mapping[str, Any], figures: Mapping[str,
     )
 
 
-def _only_one(section: Section, found: Mapping[str, Any], pictures: Sequence[Sequence[bytes]]) -> None:
+def _only_one(section: Section, found: Study, pictures: Sequence[Sequence[bytes]]) -> None:
     section.paragraph(
         "The images on which the two are most sure of themselves, and one of them is wrong: largest product of the "
         "probabilities that they give their answers."
     )
-    for pair, images in zip(found["only_one"], pictures, strict=True):
+    for pair, images in zip(found["only_one"] or [], pictures, strict=True):
         for winner in (pair["label"], pair["baseline"]):
             chosen = [i for i, image in enumerate(pair["images"]) if image["right"] == winner]
             loser = pair["baseline"] if winner == pair["label"] else pair["label"]
@@ -225,20 +233,28 @@ _IMAGE_COLUMNS = [
 ]
 
 
-def _image_row(pair: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+class _ImageRow(OneRight):
+    """With the probabilities of the answer of the one that is right, and of the other's."""
+
+    sure: float
+    wrong: str
+    wrongly_sure: float
+
+
+def _image_row(pair: OnlyOne, image: OneRight) -> _ImageRow:
     probabilities = (image["this_probability"], image["baseline_probability"])
     sure, wrongly = probabilities if image["right"] == pair["label"] else probabilities[::-1]
     return {**image, "sure": sure, "wrong": wrong_answer(pair, image), "wrongly_sure": wrongly}
 
 
-def _picture(pair: Mapping[str, Any], image: Mapping[str, Any], png: bytes) -> Picture:
+def _picture(pair: OnlyOne, image: OneRight, png: bytes) -> Picture:
     row = _image_row(pair, image)
     lines = [row["class"], f"{100 * row['sure']:.1f} %", f"not {row['wrong']}, {100 * row['wrongly_sure']:.1f} %"]
     width = int.from_bytes(png[16:20], "big")  # of the PNG header
     return Picture(png, f"{row['name']}: {row['class']}", [*lines, row["name"]], pixelated=width <= 64)
 
 
-def _cost(section: Section, found: Mapping[str, Any]) -> None:
+def _cost(section: Section, found: Study) -> None:
     rows = shown(found)
     columns = [
         Column("label", "run"),
@@ -259,7 +275,7 @@ def _cost(section: Section, found: Mapping[str, Any]) -> None:
                       " measures networks in turns.")  # fmt: skip
 
 
-def _origin(section: Section, found: Mapping[str, Any]) -> None:
+def _origin(section: Section, found: Study) -> None:
     columns = [
         Column("label", "run"),
         Column("model", "model"),

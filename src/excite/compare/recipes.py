@@ -1,9 +1,23 @@
 """In what the recipes of several runs differ, and whether that has a say in what they learn."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from excite.recipe import as_yaml, says
+from excite.weights.header import RecipeMeta
+
+
+class Difference(TypedDict):
+    """A key in which recipes differ.
+
+    ``values`` are in the order of the recipes, as YAML (None where one has no such key, which only options of gates and
+    the like may lack). ``kind``: "network" for the network and its gate, "neutral" for what has no say in what is
+    learned, else "training".
+    """
+
+    key: str
+    kind: str
+    values: list[str | None]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -17,20 +31,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(recipes: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+def differences(recipes: Sequence[RecipeMeta | None]) -> list[Difference]:
     """The keys in which recipes differ, in their order there.
 
     Args:
         recipes: defaults filled in; None for a network that has none, which differs in nothing.
-
-    Returns:
-        Rows of ``key``; ``values``, one a recipe, as YAML (None where it has no such key, which only options of
-        gates and the like may lack); and ``kind``: "network" for the network and its gate, "neutral" for what has no
-        say in what is learned, else "training".
     """
-    flat = [flatten(recipe or {}) for recipe in recipes]
+    flat = [flatten({} if recipe is None else recipe) for recipe in recipes]
     known = [i for i, recipe in enumerate(recipes) if recipe is not None]
-    rows = []
+    rows: list[Difference] = []
     for key in dict.fromkeys(key for recipe in flat for key in recipe):
         values = [as_yaml(recipe[key]) if key in recipe else None for recipe in flat]
         if len({values[i] for i in known}) > 1:

@@ -2,10 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from torch import nn
 
@@ -21,8 +21,9 @@ from excite.storage import is_remote, local_run
 from excite.trained.opened import open_trained
 from excite.trained.predictions import FILE, Predictions, predictions_of
 from excite.trained.predictor import Predictor
-from excite.training.results import read_results
+from excite.training.results import EvalRecord, Record, Results, read_results
 from excite.training.run_folder import read_metrics
+from excite.weights.header import Meta, RecipeMeta
 from excite.weights.locate import locate, run_folder
 
 #: Characters of a label: it stands in tables, figures and headings.
@@ -37,7 +38,7 @@ class Run:
     Attributes:
         label: what it is called everywhere.
         source: what was asked for.
-        meta: the header of its weights, see ``excite.training.checkpoint.Checkpoint``.
+        meta: the header of its weights.
         gate: the names of its gates, "unknown" where another library may have built some in; None without any.
         params, gmacs: trained parameters; multiply-accumulates of an image, 1e9 (None where they cannot be counted).
         body: name and shape of every tensor that belongs to no gate: equal for networks that differ in gates only.
@@ -52,15 +53,15 @@ class Run:
 
     label: str
     source: str
-    meta: Mapping[str, Any]
+    meta: Meta
     gate: str | None
     params: int
     gmacs: float | None
     body: frozenset[tuple[str, tuple[int, ...]]]
     weights: str
-    recipe: dict[str, Any] | None
-    results: dict[str, Any] | None = None
-    records: list[dict[str, Any]] = field(default_factory=list)
+    recipe: RecipeMeta | None
+    results: Results | None = None
+    records: list[Record] = field(default_factory=list)
     started: bool = False
     predictions: Predictions | None = None
     data: DataSets | None = None
@@ -72,7 +73,7 @@ class Run:
         return self.started and self.results is None
 
     @property
-    def evaluations(self) -> list[dict[str, Any]]:
+    def evaluations(self) -> list[EvalRecord]:
         """The validation records of its training."""
         return [r for r in self.records if r["kind"] == "eval"]
 
@@ -101,6 +102,7 @@ def read_run(
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
     opened = open_trained(source, overrides, device=device, precision=precision)
     predictor = opened.predictor
+    meta = cast(Meta, predictor.meta)
     predictions = data = problem = None
     try:
         predictions, data = predictions_of(opened, advance), opened.data
@@ -114,13 +116,13 @@ def read_run(
     return Run(
         label=label,
         source=source,
-        meta=predictor.meta,
+        meta=meta,
         gate=_gate(predictor.model),
         params=sum(p.numel() for p in predictor.model.parameters()),
         gmacs=_gmacs(predictor),
         body=_body(predictor.model),
         weights=weights,
-        recipe=_recipe(predictor.meta),
+        recipe=_recipe(meta),
         results=_read_results(folder),
         records=[] if folder is None else read_metrics(folder / "metrics.jsonl"),
         started=folder is not None,
@@ -165,16 +167,16 @@ def _body(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...]]]:
     return frozenset((name, tuple(v.shape)) for name, v in model.state_dict().items() if not name.startswith(gates))
 
 
-def _recipe(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+def _recipe(meta: Meta) -> RecipeMeta | None:
     if "converted_from" in meta:  # the recipe in there is only the nearest of ours
         return None
     try:
-        return Recipe.from_dict(meta["recipe"]).model_dump(mode="json")
+        return cast(RecipeMeta, Recipe.from_dict(meta["recipe"]).model_dump(mode="json"))
     except ExciteError:  # of another version: as it is written
-        return dict(meta["recipe"])
+        return meta["recipe"].copy()
 
 
-def _read_results(folder: Path | None) -> dict[str, Any] | None:
+def _read_results(folder: Path | None) -> Results | None:
     if folder is None or not (folder / "results.json").is_file():
         return None
     return read_results(folder / "results.json")

@@ -1,20 +1,21 @@
-"""From runs to numbers: one JSON-able dict that the page, the terminal, the CSV and ``--json`` all read.
+"""From runs to numbers: one JSON-able :class:`Study` that the page, the terminal, the CSV and ``--json`` all read.
 
 Accuracies and differences are in percent and percentage points; N images, K classes, R runs.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Sequence
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 import torch
 
-from excite.compare.recipes import differences
+from excite.compare.recipes import Difference, differences
 from excite.compare.runs import Run
 from excite.logits import NO_CLASS, losses, mean_loss
 from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 from excite.trained.predictions import accuracy
+from excite.training.results import Results
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
 PICTURES = 6
@@ -26,25 +27,189 @@ WHAT_IT_SAYS = (
 )
 
 
-def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> dict[str, Any]:
+class Measured(TypedDict):
+    """How often a run is right: by the predictions made now, or by its own training; all None where neither is there.
+
+    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval; ``not_finite`` images have no finite logits.
+    """
+
+    measured: Literal["predictions", "training"] | None
+    images: int | None
+    right: int | None
+    top1: float | None
+    top1_low: float | None
+    top1_high: float | None
+    top5: float | None
+    not_finite: int | None
+    loss: float | None
+
+
+class AloneRow(Measured):
+    """What is known of a run by itself. Speed and memory are those of its own training.
+
+    ``gate``: see ``Run``; ``recipe``: its name; ``epochs``: those of the recipe; ``finished``: None where there is no
+    run folder; ``training_top1`` and ``last_top1``: found in its training, of the kept weights and of the last epoch;
+    ``trained_in`` and ``precision``: of the training and of the predictions.
+    """
+
+    label: str
+    source: str
+    model: str
+    gate: str | None
+    params: int
+    gmacs: float | None
+    epochs: int | None
+    epochs_done: float | None
+    best_epoch: float | None
+    finished: bool | None
+    seed: int | None
+    recipe: str | None
+    training_top1: float | None
+    last_top1: float | None
+    images_per_second: float | None
+    ms_per_step: float | None
+    batch_size: int | None
+    memory_gb: float | None
+    train_seconds: float | None
+    device: str | None
+    devices: int | None
+    trained_in: str | None
+    precision: str | None
+    weights: str
+    data_fingerprint: str | None
+
+
+class Compared(TypedDict):
+    """What the pairs of a run and the baseline say; ``difference`` in percentage points, ``loss_difference`` in nats.
+
+    ``only_this`` and ``only_baseline`` count the images that only one of the two gets right; ``p`` is McNemar's, in the
+    form ``test``; ``p_holm`` is adjusted for the number of runs; ``_low`` and ``_high`` are ends of intervals. All None
+    for the baseline itself, and for a run that is not compared image by image.
+    """
+
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+    only_this: int | None
+    only_baseline: int | None
+    both_right: int | None
+    both_wrong: int | None
+    p: float | None
+    p_holm: float | None
+    test: str | None
+    loss_difference: float | None
+    loss_difference_low: float | None
+    loss_difference_high: float | None
+
+
+class RunRow(AloneRow, Compared):
+    """One row of the table."""
+
+
+class ValidationCurve(TypedDict):
+    """After each evaluation; ``minutes`` of training steps, None where no training record is of the same step."""
+
+    epoch: list[float]
+    minutes: list[float | None]
+    top1: list[float]
+    loss: list[float | None]
+
+
+class TrainingCurve(TypedDict):
+    """The loss is a mean over the last ``window`` records."""
+
+    epoch: list[float]
+    loss: list[float]
+    window: int
+
+
+class Curves(TypedDict):
+    label: str
+    validation: ValidationCurve
+    training: TrainingCurve
+
+
+#: A class: ``top1`` (recall, percent) by run and ``difference`` to the first run, both in the order of the paired runs;
+#: None for a class without images.
+ClassDifference = TypedDict(
+    "ClassDifference", {"class": str, "images": int, "top1": list[float | None], "difference": list[float | None]}
+)
+
+
+class Agreement(TypedDict):
+    """(R, R) shares in percent: ``same``: both give the same class, right or wrong; ``both_wrong``; and ``chance``:
+    how often both would be wrong if the errors of one had nothing to do with those of the other."""
+
+    labels: list[str]
+    same: list[list[float]]
+    both_wrong: list[list[float]]
+    chance: list[list[float]]
+
+
+#: An image that only the run ``right`` gets right, and the probabilities that both give to what they say.
+OneRight = TypedDict(
+    "OneRight",
+    {
+        "position": int,
+        "name": str,
+        "class": str,
+        "right": str,
+        "baseline_says": str,
+        "baseline_probability": float,
+        "this_says": str,
+        "this_probability": float,
+    },
+)
+
+
+class OnlyOne(TypedDict):
+    """The images that only one of a run and the baseline gets right, see :func:`_only_one`."""
+
+    label: str
+    baseline: str
+    images: list[OneRight]
+
+
+class Study(TypedDict):
+    """What :func:`study` finds.
+
+    Attributes:
+        baseline: its label.
+        confidence: of the intervals.
+        paired: labels of the runs that are compared image by image, the baseline first; empty where none can be.
+        recipe: in what the recipes differ; recipes_known: labels of the runs that have one.
+        per_class: sorted by the difference of the second run, then by name. None without paired runs, as
+            ``agreement`` and ``only_one`` are.
+        notes: sentences.
+        command: that makes the page again.
+    """
+
+    baseline: str
+    confidence: float
+    rows: list[RunRow]
+    paired: list[str]
+    recipe: list[Difference]
+    recipes_known: list[str]
+    curves: list[Curves]
+    per_class: list[ClassDifference] | None
+    agreement: Agreement | None
+    only_one: list[OnlyOne] | None
+    notes: list[str]
+    command: NotRequired[str]
+
+
+def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> Study:
     """Compare.
 
     Args:
         runs: two or more.
         baseline: position of the run that the others are compared with.
         confidence: of the intervals.
-
-    Returns:
-        ``rows``, one a run, see :func:`_row`; ``paired``: the labels of the runs that are compared image by image (the
-        baseline first; empty where none can be); ``recipe``, see ``recipes.differences``; ``curves``; ``per_class``,
-        ``agreement`` and ``only_one`` for the paired runs, else None; ``notes``, sentences; ``confidence``;
-        ``baseline``, its label.
     """
     notes = [_problem(run) for run in runs if run.problem is not None]
     group = _paired_group(runs, baseline, notes)
-    rows = [_row(run, confidence) for run in runs]
-    for row, comparison in zip(rows, _comparisons(runs, baseline, group, confidence), strict=True):
-        row.update(comparison)
+    compared = _comparisons(runs, baseline, group, confidence)
+    rows: list[RunRow] = [{**_row(run, confidence), **pairs} for run, pairs in zip(runs, compared, strict=True)]
     paired = [runs[i] for i in group]
     recipe = differences([run.recipe for run in runs])
     notes += _notes(runs, baseline, recipe)
@@ -61,28 +226,6 @@ def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> d
         "only_one": [_only_one(paired[0], run) for run in paired[1:]] if paired else None,
         "notes": notes,
     }
-
-
-class Compared(TypedDict):
-    """What the pairs of a run and the baseline say; ``difference`` in percentage points, ``loss_difference`` in nats.
-
-    ``only_this`` and ``only_baseline`` count the images that only one of the two gets right; ``p`` is McNemar's, in the
-    form ``test``; ``p_holm`` is adjusted for the number of runs; ``_low`` and ``_high`` are ends of intervals.
-    """
-
-    difference: float
-    difference_low: float
-    difference_high: float
-    only_this: int
-    only_baseline: int
-    both_right: int
-    both_wrong: int
-    p: float
-    p_holm: float
-    test: str
-    loss_difference: float | None
-    loss_difference_low: float | None
-    loss_difference_high: float | None
 
 
 # --- which can be compared image by image ---------------------------------------------------------------------------
@@ -126,19 +269,23 @@ def _no_pairs(base: Run, run: Run) -> str | None:
     return None
 
 
-def _comparisons(runs: Sequence[Run], baseline: int, group: Sequence[int], confidence: float) -> list[dict[str, Any]]:
+def _comparisons(runs: Sequence[Run], baseline: int, group: Sequence[int], confidence: float) -> list[Compared]:
     """For each run what the pairs with the baseline say; None everywhere for those without."""
     others = [i for i in group if i != baseline]
-    found = {i: _compare(runs[i], runs[baseline], confidence) for i in others}
-    for i, adjusted in zip(others, holm([found[i]["p"] for i in others]), strict=True):
-        found[i]["p_holm"] = adjusted
-    return [dict(found[i]) if i in found else dict.fromkeys(Compared.__annotations__) for i in range(len(runs))]
+    pairs = {i: _pairs(runs[i], runs[baseline]) for i in others}
+    adjusted = dict(zip(others, holm([mcnemar(pairs[i])[0] for i in others]), strict=True))
+    found = {i: _compare(runs[i], runs[baseline], pairs[i], adjusted[i], confidence) for i in others}
+    without = cast(Compared, dict.fromkeys(Compared.__annotations__))
+    return [found.get(i, without) for i in range(len(runs))]
 
 
-def _compare(run: Run, base: Run, confidence: float) -> Compared:
+def _pairs(run: Run, base: Run) -> Pairs:
     assert run.predictions is not None
     assert base.predictions is not None
-    pairs = Pairs.count(run.predictions.right.tolist(), base.predictions.right.tolist())
+    return Pairs.count(run.predictions.right.tolist(), base.predictions.right.tolist())
+
+
+def _compare(run: Run, base: Run, pairs: Pairs, p_holm: float, confidence: float) -> Compared:
     low, high = paired_interval(pairs, confidence)
     p, test = mcnemar(pairs)
     both = _losses(run) - _losses(base)
@@ -153,7 +300,7 @@ def _compare(run: Run, base: Run, confidence: float) -> Compared:
         "both_right": pairs.both,
         "both_wrong": pairs.neither,
         "p": p,
-        "p_holm": p,
+        "p_holm": p_holm,
         "test": test,
         "loss_difference": loss,
         "loss_difference_low": loss_low,
@@ -171,15 +318,9 @@ def _losses(run: Run) -> np.ndarray:
 # --- one run --------------------------------------------------------------------------------------------------------
 
 
-def _row(run: Run, confidence: float) -> dict[str, Any]:
-    """What is known of a run by itself.
-
-    ``top1``, ``top5`` and ``loss`` are of the predictions made now, or of the training (``measured``: "predictions",
-    "training"); ``top1_low`` and ``top1_high`` Wilson's interval. Speed and memory are those of its own training.
-    """
-    results = run.results or {}
-    recipe = run.recipe or {}
-    evaluations = run.evaluations
+def _row(run: Run, confidence: float) -> AloneRow:
+    results: Results = run.results or {}
+    recipe, evaluations = run.recipe, run.evaluations
     return {
         "label": run.label,
         "source": run.source,
@@ -187,12 +328,12 @@ def _row(run: Run, confidence: float) -> dict[str, Any]:
         "gate": run.gate,
         "params": run.params,
         "gmacs": results.get("gmacs", run.gmacs),
-        "epochs": None if run.recipe is None else recipe["train"]["epochs"],
+        "epochs": None if recipe is None else recipe["train"]["epochs"],
         "epochs_done": evaluations[-1]["epoch"] if evaluations else None,
-        "best_epoch": run.meta.get("epoch") if run.recipe is not None else None,
+        "best_epoch": run.meta.get("epoch") if recipe is not None else None,
         "finished": None if not run.started else not run.unfinished,
-        "seed": recipe.get("train", {}).get("seed"),
-        "recipe": recipe.get("name"),
+        "seed": None if recipe is None else recipe["train"].get("seed"),
+        "recipe": None if recipe is None else recipe.get("name"),
         **_accuracy(run, confidence),
         "training_top1": (run.meta.get("metrics") or {}).get("top1"),
         "last_top1": results.get("last_top1", evaluations[-1]["top1"] if evaluations else None),
@@ -210,53 +351,70 @@ def _row(run: Run, confidence: float) -> dict[str, Any]:
     }
 
 
-def _accuracy(run: Run, confidence: float) -> dict[str, Any]:
-    keys = ("images", "right", "top1", "top1_low", "top1_high", "top5", "not_finite")
+def _accuracy(run: Run, confidence: float) -> Measured:
     if run.predictions is not None:
-        measured: Mapping[str, Any] = accuracy(run.predictions, confidence)
+        measured = accuracy(run.predictions, confidence)
         return {
             "measured": "predictions",
-            **{key: measured[key] for key in keys},
+            "images": measured["images"],
+            "right": measured["right"],
+            "top1": measured["top1"],
+            "top1_low": measured["top1_low"],
+            "top1_high": measured["top1_high"],
+            "top5": measured["top5"],
+            "not_finite": measured["not_finite"],
             "loss": mean_loss(torch.from_numpy(_losses(run))),
         }
     found = run.meta.get("metrics")
     if not found:
-        return dict.fromkeys(("measured", *keys, "loss"))
+        return cast(Measured, dict.fromkeys(Measured.__annotations__))
     images, right = found["images"], round(found["top1"] * found["images"] / 100)
     low, high = wilson(right, images, confidence)
-    values = (images, right, 100 * right / images, 100 * low, 100 * high, found["top5"], found.get("not_finite", 0))
-    return {"measured": "training", **dict(zip(keys, values, strict=True)), "loss": found["loss"]}
+    return {
+        "measured": "training",
+        "images": images,
+        "right": right,
+        "top1": 100 * right / images,
+        "top1_low": 100 * low,
+        "top1_high": 100 * high,
+        "top5": found["top5"],
+        "not_finite": found.get("not_finite", 0),
+        "loss": found["loss"],
+    }
 
 
-def _curves(run: Run) -> dict[str, Any] | None:
+def _curves(run: Run) -> Curves | None:
     """What happened in training, by epoch and by minutes of training steps; None without records."""
-    train = [r for r in run.records if r["kind"] == "train"]
-    minutes = {r["step"]: r["seconds"] / 60 for r in train}
-    validation = [{**r, "minutes": minutes.get(r["step"])} for r in run.evaluations]
+    train, validation = [r for r in run.records if r["kind"] == "train"], run.evaluations
     if not train and not validation:
         return None
-    known = [r for r in train if r["loss"] is not None]  # fp16: not where all of a window overflowed
+    minutes = {r["step"]: r["seconds"] / 60 for r in train}
+    # fp16: not where all of a window overflowed
+    known = [(r["epoch"], r["loss"]) for r in train if r["loss"] is not None]
     window = max(1, round(len(known) / SMOOTHING))
-    smooth = [statistics.fmean(r["loss"] for r in known[max(0, i - window + 1) : i + 1]) for i in range(len(known))]
+    smooth = [statistics.fmean(loss for _, loss in known[max(0, i - window + 1) : i + 1]) for i in range(len(known))]
     return {
         "label": run.label,
-        "validation": {k: [r[k] for r in validation] for k in ("epoch", "minutes", "top1", "loss")},
-        "training": {"epoch": [r["epoch"] for r in known], "loss": smooth, "window": window},
+        "validation": {
+            "epoch": [r["epoch"] for r in validation],
+            "minutes": [minutes.get(r["step"]) for r in validation],
+            "top1": [r["top1"] for r in validation],
+            "loss": [r["loss"] for r in validation],
+        },
+        "training": {"epoch": [epoch for epoch, _ in known], "loss": smooth, "window": window},
     }
 
 
 # --- the paired runs ------------------------------------------------------------------------------------------------
 
 
-def _per_class(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row a class: ``class``, ``images``, ``top1`` (recall, percent) by run and ``difference`` to the first, both
-    in the order of the runs (None for a class without images); sorted by the difference of the second, then by name."""
+def _per_class(runs: Sequence[Run]) -> list[ClassDifference]:
     predictions = [run.predictions for run in runs]
     first = predictions[0]
     assert first is not None
     count = np.bincount(first.labels, minlength=len(first.classes))
     right = [np.bincount(p.labels[p.right], minlength=len(first.classes)) for p in predictions if p is not None]
-    rows = []
+    rows: list[ClassDifference] = []
     for k, name in enumerate(first.classes):
         top1 = [100 * int(each[k]) / int(count[k]) if count[k] else None for each in right]
         change = [None if value is None or top1[0] is None else value - top1[0] for value in top1]
@@ -264,16 +422,14 @@ def _per_class(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["difference"][1] is None, row["difference"][1] or 0.0, row["class"]))
 
 
-def _agreement(runs: Sequence[Run]) -> dict[str, Any]:
-    """(R, R) shares in percent: ``same``: both give the same class, right or wrong; ``both_wrong``; and ``chance``:
-    how often both would be wrong if the errors of one had nothing to do with those of the other."""
+def _agreement(runs: Sequence[Run]) -> Agreement:
     predicted, right = [], []
     for run in runs:
         assert run.predictions is not None
         predicted.append(run.predictions.predicted)
         right.append(run.predictions.right)
 
-    def table(cell: Any) -> list[list[float]]:
+    def table(cell: Callable[[int, int], np.floating]) -> list[list[float]]:
         return [[100 * float(cell(i, j)) for j in range(len(runs))] for i in range(len(runs))]
 
     # Two that have no class for an image do not agree on it.
@@ -285,7 +441,7 @@ def _agreement(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _only_one(base: Run, run: Run) -> dict[str, Any]:
+def _only_one(base: Run, run: Run) -> OnlyOne:
     """The images that only one of two networks gets right and on which both are most sure of themselves: the largest
     product of the right one's probability of the true class and the wrong one's of its class. One that has no finite
     logits is sure of nothing."""
@@ -293,7 +449,7 @@ def _only_one(base: Run, run: Run) -> dict[str, Any]:
     assert a is not None
     assert b is not None
     pa, pb = a.probabilities().max(1), b.probabilities().max(1)
-    images: list[dict[str, Any]] = []
+    images: list[OneRight] = []
     for winner, chosen in ((run.label, b.right & ~a.right), (base.label, a.right & ~b.right)):
         positions = np.flatnonzero(chosen & a.finite & b.finite)
         best = positions[np.argsort(-(pa * pb)[positions], kind="stable")][:PICTURES]
@@ -324,7 +480,7 @@ def _problem(run: Run) -> str:
     return f"{run.label} could not be evaluated here ({run.problem}), so {what}."
 
 
-def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[dict[str, Any]]) -> list[str]:
+def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> list[str]:
     notes = [
         f"{run.label} is unfinished: {_epochs_done(run)}; compared are its "
         f"{'best weights so far' if run.evaluations else 'latest weights'}."
@@ -365,7 +521,7 @@ def _epochs_done(run: Run) -> str:
     return f"{done:g} of {'?' if run.recipe is None else run.recipe['train']['epochs']} epochs are done"
 
 
-def _fairness(runs: Sequence[Run], baseline: int, recipe: Sequence[dict[str, Any]]) -> list[str]:
+def _fairness(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> list[str]:
     """What else differs than the gates."""
     notes = []
     keys = [row["key"] for row in recipe if row["kind"] == "training"]

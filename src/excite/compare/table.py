@@ -1,9 +1,24 @@
 """How numbers are shown, on the terminal and on the page alike."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
-from excite.compare.study import WHAT_IT_SAYS
+from excite.compare.study import WHAT_IT_SAYS, RunRow, Study
+
+#: What may differ between runs and gets a column of its own then.
+Differing = Literal["model", "device", "devices", "batch_size", "trained_in"]
+
+
+class ShownRow(RunRow):
+    """A row with texts for intervals, p-values and the like beside its numbers; ``gate`` is "none" without any."""
+
+    params_m: float
+    epochs_text: str | None
+    top1_interval: str | None
+    difference_interval: str | None
+    loss_interval: str | None
+    p_text: str | None
+    p_holm_text: str | None
 
 
 def format_p(p: float | None) -> str | None:
@@ -15,13 +30,12 @@ def format_p(p: float | None) -> str | None:
     return f"{p:.2f}" if p >= 0.1 else f"{p:#.2g}"  # "#" keeps the 0 of 0.050
 
 
-def interval(row: Mapping[str, Any], key: str, spec: str) -> str | None:
+def interval(low: float | None, high: float | None, spec: str) -> str | None:
     """ "84.01 to 85.42"; None where there is none."""
-    low, high = row[f"{key}_low"], row[f"{key}_high"]
     return None if low is None else f"{low:{spec}} to {high:{spec}}"
 
 
-def epochs(row: Mapping[str, Any]) -> str | None:
+def epochs(row: RunRow) -> str | None:
     """ "13", or "7 of 13" of an unfinished run."""
     if row["finished"] is False:
         done = 0 if row["epochs_done"] is None else row["epochs_done"]
@@ -29,25 +43,27 @@ def epochs(row: Mapping[str, Any]) -> str | None:
     return None if row["epochs"] is None else str(row["epochs"])
 
 
-def differing(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+def differing(rows: Sequence[RunRow], keys: Sequence[Differing]) -> list[Differing]:
     """Those of the keys in which the rows differ (what is not known differs from nothing)."""
     return [key for key in keys if len({row[key] for row in rows if row[key] is not None}) > 1]
 
 
-def shown(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+def shown(found: Study) -> list[ShownRow]:
     """The rows with texts for intervals, p-values and the like beside their numbers."""
-    rows = []
+    rows: list[ShownRow] = []
     for row in found["rows"]:
         base = row["label"] == found["baseline"] and bool(found["paired"])
+        change = interval(row["difference_low"], row["difference_high"], "+.2f")
+        loss = interval(row["loss_difference_low"], row["loss_difference_high"], "+.4f")
         rows.append(
             {
                 **row,
                 "gate": row["gate"] or "none",
                 "params_m": row["params"] / 1e6,
                 "epochs_text": epochs(row),
-                "top1_interval": interval(row, "top1", ".2f"),
-                "difference_interval": "baseline" if base else interval(row, "difference", "+.2f"),
-                "loss_interval": "baseline" if base else interval(row, "loss_difference", "+.4f"),
+                "top1_interval": interval(row["top1_low"], row["top1_high"], ".2f"),
+                "difference_interval": "baseline" if base else change,
+                "loss_interval": "baseline" if base else loss,
                 "p_text": format_p(row["p"]),
                 "p_holm_text": format_p(row["p_holm"]),
             }
@@ -55,7 +71,7 @@ def shown(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(found: Study) -> list[str]:
     """How the numbers were made and what they say; only what applies."""
     percent = f"{100 * found['confidence']:g} %"
     told = [f"Top-1 with Wilson's {percent} interval."]
@@ -63,7 +79,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         return told
     compared = [row for row in found["rows"] if row["p"] is not None]
     base = next(row for row in found["rows"] if row["label"] == found["baseline"])
-    tests = {row["test"] for row in compared}
+    tests = {row["test"] for row in compared if row["test"] is not None}
     told.append(
         f"Differences to {found['baseline']} are paired, on the same {base['images']:,} images (equal fingerprints "
         f"and labels), in percentage points with Tango's {percent} interval."

@@ -1,14 +1,14 @@
 """The picture: accuracy, its difference to the ungated twin, and speed, side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from excite.pages.figures import COLORS, style, write
-from excite.twins.report import latency_form
+from excite.twins.report import Report, known, latency_form
 
 
-def draw(report: Mapping[str, Any], path: Path) -> Path:
+def draw(report: Report, path: Path) -> Path:
     """Draw a report into a PNG or SVG file, by the name of ``path``: a row for each gate, in four panels.
 
     Dots are seeds. In the first panel the line is the sample standard deviation either way, in the second Student's
@@ -37,26 +37,27 @@ def draw(report: Mapping[str, Any], path: Path) -> Path:
         return write(figure, path, dpi=130)
 
 
-def _epochs(report: Mapping[str, Any]) -> str:
+def _epochs(report: Report) -> str:
     return f"{report['runs'][0]['epochs']} epochs" if report["runs"] else "no run finished"
 
 
-def _accuracy(panel: Any, report: Mapping[str, Any]) -> None:
+def _accuracy(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
         mean, sd = row["top1_mean"], row["top1_sd"]
-        ends = None if sd is None else (mean - sd, mean + sd)
-        _values(panel, y, mean, ends, [r["last_top1"] for r in report["runs"] if r["gate"] == row["gate"]])
+        ends = None if mean is None or sd is None else (mean - sd, mean + sd)
+        _values(panel, y, mean, ends, known(r["last_top1"] for r in report["runs"] if r["gate"] == row["gate"]))
     _title(panel, "accuracy after the last epoch", "top-1, %: mean ± sd, seeds")
 
 
-def _difference(panel: Any, report: Mapping[str, Any]) -> None:
+def _difference(panel: Any, report: Report) -> None:
     top1 = {(r["gate"], r["seed"]): r["last_top1"] for r in report["runs"]}
     base = report["baseline"]
     panel.axvline(0, color="#666666", linewidth=1)
     for y, row in enumerate(report["rows"]):
         both = [(top1.get((row["gate"], seed)), top1.get((base, seed))) for seed in report["seeds"]]
         values = [own - other for own, other in both if own is not None and other is not None]
-        ends = None if row["difference_low"] is None else (row["difference_low"], row["difference_high"])
+        low, high = row["difference_low"], row["difference_high"]
+        ends = None if low is None or high is None else (low, high)
         _values(panel, y, row["difference"], ends, values)
     _title(panel, f"difference to {base}", f"points: mean, {100 * report['confidence']:g} % interval, pairs")
 
@@ -72,16 +73,15 @@ def _values(panel: Any, y: int, mean: float | None, ends: tuple[float, float] | 
     panel.plot(values, [y + 0.2] * len(values), "o", color=color, markersize=5, alpha=0.5, markeredgewidth=0)
 
 
-def _speed(panel: Any, report: Mapping[str, Any]) -> None:
+def _speed(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
-        values = [r["images_per_second"] for r in report["runs"] if r["gate"] == row["gate"]]
-        values = [value for value in values if value is not None]
+        values = known(r["images_per_second"] for r in report["runs"] if r["gate"] == row["gate"])
         _bar(panel, y, row["images_per_second"], ",.0f")
         panel.plot(values, [y + 0.2] * len(values), "o", color="white", markersize=4, markeredgecolor="#333333")
     _title(panel, "training speed", "images/s (more is better)")
 
 
-def _latency(panel: Any, report: Mapping[str, Any]) -> None:
+def _latency(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
         _bar(panel, y, row["latency_ms"], ".2f")
         if row["latency_ms"] is not None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,8 +23,8 @@ UNGATED = "none"
 PLAN = "twins.json"
 FORMAT_VERSION = 1
 
-#: A gate's table, such as {"name": "ge", "variant": "theta"}; None for no gate.
-GateTable = dict[str, Any] | None
+#: A gate's name and options, such as {"name": "ge", "variant": "theta"}; which options there are depends on the gate.
+GateTable = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -169,14 +169,14 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- a gate's label -------------------------------------------------------------------------------------------------
 
 
-def known_gates() -> dict[str, GateTable]:
-    """Every label without options, and its gate's table."""
-    known: dict[str, GateTable] = {UNGATED: None}
+def known_gates() -> dict[str, dict[str, str] | None]:
+    """Every label without options, and its gate's table; None for no gate."""
+    known: dict[str, dict[str, str] | None] = {UNGATED: None}
     known |= {name: {"name": name} for name in list_gates() if name != "ge"}
     return known | {f"ge_{variant}": {"name": "ge", "variant": variant} for variant in GE_VARIANTS}
 
 
-def parse_gate(label: str) -> GateTable:
+def parse_gate(label: str) -> GateTable | None:
     """``none``, ``se``, ``ge_theta``, ``se:reduction=8``, ``ge_theta_plus:extent=4:reduction=8`` -> the gate's table.
 
     Raises:
@@ -188,13 +188,13 @@ def parse_gate(label: str) -> GateTable:
         raise ExciteError(f"--gates: unknown gate {shown(name)}{nearest(name, known)} (known: {', '.join(known)})")
     if not re.fullmatch(r"[\w.:=+-]+", label, re.ASCII):  # it becomes a folder's name
         raise ExciteError(f"--gates: {shown(label)}: options are words and numbers, such as se:reduction=8")
-    table = known[name]
-    if table is None:
+    known_table = known[name]
+    if known_table is None:
         if options:
             raise ExciteError(f"--gates: {shown(label)}: no gate has no options")
         return None
-    allowed = [option for option in gate_options(table["name"]) if option not in table]
-    table = dict(table)
+    allowed = [option for option in gate_options(known_table["name"]) if option not in known_table]
+    table: GateTable = {**known_table}
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or key not in allowed:
@@ -208,7 +208,7 @@ def parse_gate(label: str) -> GateTable:
     return table
 
 
-def _try_gate(table: dict[str, Any], where: str = "") -> None:
+def _try_gate(table: GateTable, where: str = "") -> None:
     """Build the gate for some map; raises ExciteError where its options are wrong."""
     try:
         with torch.device("meta"):
@@ -250,12 +250,14 @@ def with_gate(model: ModelConfig, label: str) -> ModelConfig:
     return model.model_copy(update={"name": name, "options": {**body, **left}})
 
 
-def _split(model: ModelConfig) -> tuple[GateTable, dict[str, Any]]:
+def _split(model: ModelConfig) -> tuple[GateTable | None, dict[str, Any]]:
     """The recipe's own gate with all its options, and the options that are not the gate's."""
     variant = get_variant(model.name)
     spec = model.options.get("gate", variant["gate"])
-    own = None if spec in (None, UNGATED) else {"name": spec} if isinstance(spec, str) else dict(spec)
-    of_gate = [] if own is None else gate_options(own.get("name", ""))
+    own: GateTable | None = None
+    if spec not in (None, UNGATED):
+        own = {"name": spec} if isinstance(spec, str) else dict(spec)
+    of_gate = [] if own is None else gate_options(cast(str, own.get("name", "")))
     body = {}
     for option, value in model.options.items():
         if own is not None and _in_gate(option) in of_gate:
@@ -267,10 +269,10 @@ def _split(model: ModelConfig) -> tuple[GateTable, dict[str, Any]]:
     return own, body
 
 
-def _inherit(gate: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _inherit(gate: GateTable, own: GateTable) -> GateTable:
     """The gate with those options of the recipe's own gate that it has, too."""
     for option, value in own.items():
-        if option in gate or option == "variant" or option not in gate_options(gate["name"]):
+        if option in gate or option == "variant" or option not in gate_options(cast(str, gate["name"])):
             continue
         try:
             _try_gate(gate | {option: value})
@@ -280,7 +282,7 @@ def _inherit(gate: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return gate
 
 
-def _nearest_variant(name: str, gate: GateTable) -> tuple[str, dict[str, Any]]:
+def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, dict[str, Any]]:
     """The catalogue's name for this net with this gate, and the model options that say what the name does not."""
     own = get_variant(name)
     siblings = {

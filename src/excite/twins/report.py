@@ -1,9 +1,9 @@
 """What came out: one row a gate, as a table on the terminal, Markdown, CSV and JSON."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from excite.console import Display, make_table
 from excite.errors import ExciteError
@@ -11,15 +11,97 @@ from excite.files import read_json, write_json, write_text
 from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
 from excite.text import printable
-from excite.training.results import read_results
+from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
+from excite.twins.worker import Latency
 
 WIDE = 150  # columns of a terminal that the whole table fits in
 
 
-def read_latency(path: Path) -> dict[str, Any] | None:
+class Failure(TypedDict):
+    gate: str
+    seed: int
+    reason: str
+
+
+class TwinRun(Results):
+    """A run's ``results.json`` with the peak memory over all resumptions, without ``report``: the long study of one."""
+
+    gate: str
+    seed: int
+
+
+class Trained(TypedDict):
+    """What the runs of a gate have in common.
+
+    Attributes:
+        finished, planned: how many runs.
+        top1_mean, top1_sd: accuracy of the LAST epoch in percent, sample standard deviation.
+        best_top1_mean, best_top1_sd: of the best epoch, which was chosen by the same images.
+        images_per_second: the median over runs, with the extremes.
+        memory_gb: the largest peak of a training process; train_seconds: the mean.
+    """
+
+    model: str | None
+    finished: int
+    planned: int
+    top1_mean: float | None
+    top1_sd: float | None
+    best_top1_mean: float | None
+    best_top1_sd: float | None
+    params_m: float | None
+    gmacs: float | None
+    images_per_second: float | None
+    images_per_second_low: float | None
+    images_per_second_high: float | None
+    memory_gb: float | None
+    train_seconds: float | None
+
+
+class Difference(TypedDict):
+    """Mean over ``pairs`` equal seeds of top1 - the baseline's, with the ends of its interval."""
+
+    pairs: int
+    difference: float | None
+    difference_low: float | None
+    difference_high: float | None
+
+
+class GateLatency(TypedDict):
+    """The median, with the quartiles."""
+
+    latency_ms: float | None
+    latency_low: float | None
+    latency_high: float | None
+
+
+class TwinRow(Trained, Difference, GateLatency):
+    """One row of the table; what is not known (yet) is None."""
+
+    gate: str
+
+
+class Report(TypedDict):
+    """``results.json`` of an experiment; ``missing`` are folders of runs that are not finished."""
+
+    folder: str
+    recipe: str
+    gates: list[str]
+    seeds: list[int]
+    baseline: str
+    confidence: float
+    rows: list[TwinRow]
+    runs: list[TwinRun]
+    failures: list[Failure]
+    missing: list[str]
+    devices: list[str]
+    versions: dict[str, str]
+    latency: Latency | None
+
+
+def read_latency(path: Path) -> Latency | None:
     """The latencies that were measured; None where none can be read: they are measured again."""
     try:
         found = read_json(path)
@@ -29,26 +111,12 @@ def read_latency(path: Path) -> dict[str, Any] | None:
     numbers = isinstance(ms, dict) and all(
         isinstance(row, list) and len(row) == 3 and all(type(v) in (int, float) for v in row) for row in ms.values()
     )
-    return found if numbers else None
+    return cast(Latency, found) if numbers else None
 
 
-def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], confidence: float) -> dict[str, Any]:
-    """Everything about an experiment, from the ``results.json`` of its runs.
-
-    Returns:
-        ``rows``, one a gate. ``top1_*`` are accuracies of the LAST epoch in percent (mean, sample standard deviation),
-        ``best_top1_*`` those of the best epoch, which was chosen by the same images; ``difference`` is the mean over
-        ``pairs`` equal seeds of top1 - the baseline's, with ``difference_low`` and ``_high``;
-        ``images_per_second`` the median over runs with ``_low`` and ``_high``, the extremes; ``latency_ms`` the median
-        with ``_low`` and ``_high``, the quartiles; ``memory_gb`` the largest peak of a training process;
-        ``train_seconds`` the mean. What is not known (yet) is None.
-        ``runs``: each run's own ``results.json``, with ``gate``, ``seed`` and its peak memory over all resumptions, and
-        without ``report``, the long study of one network.
-        ``failures``: gate, seed, reason.
-        Then ``folder``, ``recipe``, ``gates``, ``seeds``, ``baseline``, ``confidence``, ``missing``, ``devices``,
-        ``versions``, ``latency``.
-    """
-    runs = []
+def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: float) -> Report:
+    """Everything about an experiment, from the ``results.json`` of its runs."""
+    runs: list[TwinRun] = []
     for gate, seed in plan.runs():
         run = folder / run_name(gate, seed)
         if (run / "results.json").is_file():
@@ -56,10 +124,14 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
             results.pop("report", None)
             # A resumed run's results know the peak of its last process only, its metrics that of each.
             peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
-            runs.append({"gate": gate, "seed": seed, **results, "memory_gb": max([results["memory_gb"], *peaks])})
+            peak = max(known([results["memory_gb"], *peaks]), default=None)
+            runs.append({"gate": gate, "seed": seed, **results, "memory_gb": peak})
     latency = read_latency(folder / "latency.json")
-    top1 = {gate: {r["seed"]: r["last_top1"] for r in runs if r["gate"] == gate} for gate in plan.gates}
-    rows = []
+    top1: dict[str, dict[int, float]] = {gate: {} for gate in plan.gates}
+    for r in runs:
+        if r["last_top1"] is not None:
+            top1[r["gate"]][r["seed"]] = r["last_top1"]
+    rows: list[TwinRow] = []
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
         pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
@@ -75,7 +147,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
         "confidence": confidence,
         "rows": rows,
         "runs": runs,
-        "failures": [dict(failure) for failure in failures],
+        "failures": [failure.copy() for failure in failures],
         "missing": [run_name(gate, seed) for gate, seed in plan.runs() if (gate, seed) not in trained],
         "devices": sorted({f"{r['devices']} x {r['device']}, {r['precision']}" for r in runs}),
         "versions": versions(),
@@ -83,11 +155,16 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Mapping[str, Any]], con
     }
 
 
-def _row(runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    top1, sd = mean_sd([r["last_top1"] for r in runs])
-    best, best_sd = mean_sd([r["top1"] for r in runs])
-    speeds = [r["images_per_second"] for r in runs if r["images_per_second"] is not None]
-    some = runs[0] if runs else {}
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are not None."""
+    return [value for value in values if value is not None]
+
+
+def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
+    top1, sd = mean_sd(known(r["last_top1"] for r in runs))
+    best, best_sd = mean_sd(known(r["top1"] for r in runs))
+    speeds = known(r["images_per_second"] for r in runs)
+    some: Results = runs[0] if runs else {}
     return {
         "model": some.get("model"),
         "finished": len(runs),
@@ -101,12 +178,12 @@ def _row(runs: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, A
         "images_per_second": statistics.median(speeds) if speeds else None,
         "images_per_second_low": min(speeds, default=None),
         "images_per_second_high": max(speeds, default=None),
-        "memory_gb": max((r["memory_gb"] for r in runs), default=None),
-        "train_seconds": mean_sd([r["train_seconds"] for r in runs])[0],
+        "memory_gb": max(known(r["memory_gb"] for r in runs), default=None),
+        "train_seconds": mean_sd(known(r["train_seconds"] for r in runs))[0],
     }
 
 
-def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float) -> dict[str, Any]:
+def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float) -> Difference:
     """Of runs with equal seeds; a seed that only one of the two has says nothing and is left out."""
     own, base = pairs if pairs is not None else ({}, {})
     differences = [own[seed] - base[seed] for seed in own if seed in base]
@@ -114,12 +191,12 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
 
 
-def latency_form(latency: Mapping[str, Any]) -> str:
+def latency_form(latency: Latency) -> str:
     """In which form the networks were timed; what older versions stored does not say, but was never folded."""
     return str(latency.get("form", f"not folded, {latency['precision']}"))
 
 
-def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
+def _latency(quartiles: Sequence[float] | None) -> GateLatency:
     low, median, high = (None, None, None) if quartiles is None else quartiles
     return {"latency_ms": median, "latency_low": low, "latency_high": high}
 
@@ -127,7 +204,7 @@ def _latency(quartiles: Sequence[float] | None) -> dict[str, Any]:
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def table(report: Mapping[str, Any]) -> list[dict[str, str]]:
+def table(report: Report) -> list[dict[str, str]]:
     """The rows as text: heading -> cell."""
     percent = f"{100 * report['confidence']:g} %"
     return [
@@ -139,8 +216,10 @@ def table(report: Mapping[str, Any]) -> list[dict[str, str]]:
             "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
             "params (M)": _number(row["params_m"], ".3f"),
             "GMACs": _number(row["gmacs"], ".4f"),
-            "training img/s": _spread(row, "images_per_second", "images_per_second", ",.0f"),
-            "latency ms": _spread(row, "latency_ms", "latency", ".2f"),
+            "training img/s": _spread(
+                row["images_per_second"], row["images_per_second_low"], row["images_per_second_high"], ",.0f"
+            ),
+            "latency ms": _spread(row["latency_ms"], row["latency_low"], row["latency_high"], ".2f"),
             "peak GB": _number(row["memory_gb"], ".2f"),
         }
         for row in report["rows"]
@@ -155,7 +234,7 @@ def _plus_minus(mean: float | None, sd: float | None) -> str:
     return _number(mean, ".2f") + ("" if sd is None else f" ± {sd:.2f}")
 
 
-def _signed(row: Mapping[str, Any]) -> str:
+def _signed(row: TwinRow) -> str:
     if row["difference"] is None:
         return "-"
     if row["difference_low"] is None:
@@ -163,16 +242,13 @@ def _signed(row: Mapping[str, Any]) -> str:
     return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
 
 
-def _spread(row: Mapping[str, Any], key: str, prefix: str, spec: str) -> str:
-    if row[key] is None:
-        return "-"
-    low, high = row[f"{prefix}_low"], row[f"{prefix}_high"]
-    if low == high:
-        return format(row[key], spec)
-    return f"{format(row[key], spec)} ({format(low, spec)} to {format(high, spec)})"
+def _spread(value: float | None, low: float | None, high: float | None, spec: str) -> str:
+    if value is None or low == high:
+        return _number(value, spec)
+    return f"{_number(value, spec)} ({_number(low, spec)} to {_number(high, spec)})"
 
 
-def notes(report: Mapping[str, Any]) -> list[str]:
+def notes(report: Report) -> list[str]:
     """How to read the table, one sentence each; only what applies to it."""
     runs, seeds = report["runs"], report["seeds"]
     said = []
@@ -210,7 +286,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: Report) -> str:
     """The table and its notes as Markdown."""
     rows = table(report)
     lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows]).split("\n"), ""]
@@ -219,7 +295,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
-def write_report(report: Mapping[str, Any], folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``twins.csv`` (one row a gate), ``runs.csv`` (one a run) and ``twins.md``."""
     write_json(folder / "results.json", report)
     write_text(folder / "twins.csv", to_csv(report["rows"]))
@@ -228,7 +304,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> None:
         write_text(folder / "runs.csv", to_csv(report["runs"]))
 
 
-def show_report(report: Mapping[str, Any], display: Display) -> None:
+def show_report(report: Report, display: Display) -> None:
     """Print the table: as one where the terminal is wide, as two elsewhere."""
     rows = table(report)
     headings = list(rows[0])
@@ -237,7 +313,7 @@ def show_report(report: Mapping[str, Any], display: Display) -> None:
         display.table(make_table(rows, [(heading, heading, "") for heading in part]))
 
 
-def show_files(report: Mapping[str, Any]) -> None:
+def show_files(report: Report) -> None:
     """Say how to read the table, and what the experiment left where."""
     display = Display()
     for note in notes(report):

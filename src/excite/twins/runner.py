@@ -24,11 +24,11 @@ from excite.pages.figures import dispensable
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
-from excite.training.results import read_results
+from excite.training.results import Results, read_results
 from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
-from excite.twins.report import collect, read_latency, show_report, write_report
+from excite.twins.report import Failure, Report, collect, known, read_latency, show_report, write_report
 from excite.weights.own import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -46,7 +46,7 @@ def run_twins(
     resume: str | Path | None = None,
     confidence: float = 0.95,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Train one recipe with each gate and each seed, and report accuracy, size and speed side by side.
 
     Runs that are finished are kept, an interrupted one goes on exactly where it was; so the same call again goes on
@@ -64,7 +64,7 @@ def run_twins(
 
     Returns:
         What ``results.json`` of the experiment holds: ``rows`` (one a gate), ``runs``, ``failures`` and what they were
-        made with. See :func:`excite.twins.report.collect`.
+        made with.
 
     Raises:
         ExciteError: a gate does not fit, the recipe or its data are wrong, or the folder is another experiment's; all
@@ -213,9 +213,9 @@ class _Experiment:
     display: Display
     stop: StopSignals
     lock: int | None
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Report:
         """Train what is missing, measure the latencies, and report."""
         self._check_recipes()
         for number, (gate, seed) in enumerate(self.plan.runs(), 1):
@@ -241,7 +241,7 @@ class _Experiment:
     def _finished(self, gate: str, seed: int) -> bool:
         return (self._run_folder(gate, seed) / RESULTS).is_file()
 
-    def _results(self, gate: str, seed: int) -> dict[str, Any]:
+    def _results(self, gate: str, seed: int) -> Results:
         return read_results(self._run_folder(gate, seed) / RESULTS)
 
     def _check_recipes(self) -> None:
@@ -309,17 +309,18 @@ class _Experiment:
 
     def _announce(self, gate: str, seed: int, what: str) -> None:
         results = self._results(gate, seed)
-        speed = results["images_per_second"]
+        speed, seconds = results["images_per_second"], results["train_seconds"]
+        assert seconds is not None
         self.display.message(
             f"{what}: top-1 {results['last_top1']:.2f} % (last epoch), "
             + ("" if speed is None else f"{speed:,.0f} img/s, ")
-            + format_seconds(results["train_seconds"])
+            + format_seconds(seconds)
         )
 
     def _time_left(self) -> str:
         """A guess: all runs take as long as those that are finished, without start-up and evaluation."""
         runs = self.plan.runs()
-        done = [self._results(gate, seed)["train_seconds"] for gate, seed in runs if self._finished(gate, seed)]
+        done = known(self._results(gate, seed)["train_seconds"] for gate, seed in runs if self._finished(gate, seed))
         if not done:
             return ""
         return f"  (about {format_seconds((len(runs) - len(done)) * sum(done) / len(done))} left)"
@@ -351,7 +352,7 @@ class _Experiment:
         }
         write_json(path, json.loads(_ask("latency", task, self.stop)))
 
-    def _report(self, show_it: bool) -> dict[str, Any]:
+    def _report(self, show_it: bool) -> Report:
         """Collect, write and show what there is so far."""
         report = collect(self.plan, self.folder, self.failures, self.confidence)
         write_report(report, self.folder)

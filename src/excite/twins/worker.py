@@ -10,12 +10,38 @@ import signal
 import sys
 import threading
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from excite.errors import ExciteError
 from excite.files import to_json
 from excite.leaving import leave_quickly
 from excite.text import tell
+
+if TYPE_CHECKING:
+    from excite.runtime.timing import Step
+    from excite.trained.predictor import Predictor
+
+
+class Times(TypedDict):
+    """Of one image through every network, in turns.
+
+    Attributes:
+        rounds, passes: turns of each network, and timed passes a turn.
+        form: whether batch norms were folded, and the precision; files of older versions lack it.
+        ms: gate -> [lower quartile, median, upper quartile], milliseconds.
+    """
+
+    rounds: int
+    passes: int
+    form: NotRequired[str]
+    ms: dict[str, list[float]]
+
+
+class Latency(Times):
+    """``latency.json``"""
+
+    device: str
+    precision: str
 
 
 def train(words: list[str]) -> None:
@@ -53,7 +79,7 @@ def check() -> None:
 
 
 def latency() -> None:
-    """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints what ``measure_latency`` gives."""
+    """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints a :class:`Latency`."""
     from excite.runtime.device import device_name
     from excite.trained.predictor import load
 
@@ -61,27 +87,24 @@ def latency() -> None:
     predictors = {gate: load(run, task["device"], task["precision"]) for gate, run in task["runs"].items()}
     some = next(iter(predictors.values()))
     found = measure_latency(predictors)
-    print(to_json({**found, "device": device_name(some.device), "precision": some.precision}))
+    latency: Latency = {**found, "device": device_name(some.device), "precision": some.precision}
+    print(to_json(latency))
 
 
-def measure_latency(predictors: dict[str, Any], seconds: float = 1.0, passes: int = 5) -> dict[str, Any]:
+def measure_latency(predictors: "dict[str, Predictor]", seconds: float = 1.0, passes: int = 5) -> Times:
     """Time one image through every network, in turns.
 
     Args:
-        predictors: gate -> :class:`excite.Predictor`.
+        predictors: by gate.
         seconds: about how long to measure each network for; at least 5 rounds are made.
         passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
-
-    Returns:
-        ``rounds``, ``passes``, ``form`` (whether batch norms were folded, and the precision) and ``ms``: for each gate
-        ``[lower quartile, median, upper quartile]`` in milliseconds.
     """
     import torch
 
     from excite.models.folding import form_of
     from excite.runtime.timing import in_turns, quartiles
 
-    def step(predictor: Any) -> Any:
+    def step(predictor: "Predictor") -> "Step":
         pre = predictor.preprocessing
         image = torch.randint(0, 256, (1, pre.in_chans, pre.image_size, pre.image_size), dtype=torch.uint8)
         return partial(predictor.logits, image.to(predictor.device))
