@@ -1,8 +1,8 @@
 """``excite explain``"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
@@ -12,8 +12,8 @@ from excite.text import print_json
 
 if TYPE_CHECKING:
     from excite.console import Display
-    from excite.explain.images import ExplainedImage
-    from excite.explain.run import Explanation
+    from excite.explain.images import ChannelAnswer, ExplainedImage
+    from excite.explain.run import Explanation, GateRow
     from excite.progress import Progress
 
 Columns = list[tuple[str, str, str]]
@@ -26,6 +26,22 @@ _COLUMNS: Columns = [
     ("constant", "constant", "d"),
     ("class_percent", "by class %", ".0f"),
 ]
+
+
+class _ShownGate(TypedDict):
+    """A line of the table on a terminal: numbers, and texts where two or three numbers share a column."""
+
+    gate: str
+    channels: int
+    mean: float
+    sd_images: float
+    saturated: str
+    constant: int
+    class_percent: float | None
+    loss_added: float | None
+    price: str | None
+    saving: str | None
+    goes: str
 
 
 def explain(
@@ -164,7 +180,7 @@ def show_explanation(result: "Explanation", folder: Path, display: "Display") ->
     display.message(f"{folder}/: {_files(result)}")
 
 
-def _columns(rows: Sequence[Mapping[str, Any]], timed: str) -> Columns:
+def _columns(rows: "Sequence[GateRow]", timed: str) -> Columns:
     columns = list(_COLUMNS)
     if rows[0]["estimated"]:
         columns.append(("loss_added", "loss added if fixed (estimate)", "+.4f"))
@@ -177,17 +193,21 @@ def _columns(rows: Sequence[Mapping[str, Any]], timed: str) -> Columns:
     return columns
 
 
-def _shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def _shown_row(row: "GateRow") -> _ShownGate:
     price = saving = None
     if row["top1_lost"] is not None:
         price = f"{row['top1_lost']:+.2f} ({row['top1_lost_low']:+.2f} to {row['top1_lost_high']:+.2f})"
     if row["saved_ms"] is not None:
         saving = f"{row['saved_ms']:.2f} ({row['saved_ms_low']:.2f} to {row['saved_ms_high']:.2f})"
     return {
-        **row,
+        "gate": row["gate"],
+        "channels": row["channels"],
+        "mean": row["mean"],
+        "sd_images": row["sd_images"],
         "saturated": f"{100 * row['saturated_low']:.1f} + {100 * row['saturated_high']:.1f}",
         "constant": len(row["constant"]),
         "class_percent": None if row["class_share"] is None else 100 * row["class_share"],
+        "loss_added": row["loss_added"],
         "price": price,
         "saving": saving,
         "goes": "yes" if row["could_go"] else "",
@@ -231,7 +251,7 @@ def _show_image(image: "ExplainedImage", display: "Display") -> None:
     display.table(make_table(rows, [("gate", "gate", ""), ("raised", names[0], ""), ("lowered", names[1], "")]))
 
 
-def _list(channels: Sequence[Mapping[str, Any]]) -> str:
+def _list(channels: "Sequence[ChannelAnswer]") -> str:
     parts = []
     for each in channels:
         change = "" if each["difference"] is None else f" ({each['difference']:+.2f})"

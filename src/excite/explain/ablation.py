@@ -6,7 +6,7 @@ Letters: N images, C channels, S pixels a side.
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -52,6 +52,34 @@ class Ablation:
     loss_added: float | None
     estimated: bool = False
     not_finite: int = 0
+
+
+class AblationValues(TypedDict):
+    """An :class:`Ablation` in JSON."""
+
+    gates: Sequence[str]
+    images: int
+    top1: float | None
+    top1_lost: float | None
+    low: float | None
+    high: float | None
+    loss_added: float | None
+    estimated: bool
+    not_finite: int
+
+
+class GateTiming(TypedDict):
+    """A network's forward pass, milliseconds: medians, and the quartiles of what it saves.
+
+    Attributes:
+        gates: those that are taken away; none for the whole network.
+    """
+
+    gates: list[str]
+    ms: float
+    saved_ms: float
+    saved_low: float
+    saved_high: float
 
 
 @dataclass(frozen=True)
@@ -212,7 +240,7 @@ def time_without_gates(
     batch: int = 16,
     rounds: int | None = None,
     progress: Advance | None = None,
-) -> list[dict[str, Any]]:
+) -> list[GateTiming]:
     """Milliseconds of a forward pass with all gates, and what is saved without those of each group.
 
     The networks are timed in turns, the order reversed every other round, so that a slow moment of the machine hits all
@@ -227,8 +255,7 @@ def time_without_gates(
         progress: called with (rounds done, rounds in all).
 
     Returns:
-        For the whole network (``gates`` empty) and for each group: ``gates``, ``ms`` (median), ``saved_ms`` (median)
-        with its quartiles ``saved_low`` and ``saved_high``.
+        For the whole network, then for each group.
 
     Raises:
         ExciteError: no such gate.
@@ -251,7 +278,7 @@ def time_without_gates(
     return [_saving(group, timed[i].best_ms, timed[0].best_ms) for i, group in enumerate(networks)]
 
 
-def _saving(group: Sequence[str], own: list[float], whole: list[float]) -> dict[str, Any]:
+def _saving(group: Sequence[str], own: list[float], whole: list[float]) -> GateTiming:
     saved = [a - b for a, b in zip(whole, own, strict=True)]
     low, middle, high = quartiles(saved)
     return {

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from excite.explain.run import GateRow
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
 from excite.pages.figures import COLORS, MARKS, drawn_width, save, shortened, style
 
@@ -73,7 +74,7 @@ def draw_spread(
     return written
 
 
-def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> list[Path]:
+def draw_health(rows: Sequence[GateRow], path: Path, title: str) -> list[Path]:
     """The table of gates as a picture: a row a gate; scales, share of the classes, price of fixing, time saved.
 
     The latter two only where they were measured.
@@ -105,7 +106,7 @@ def draw_health(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> li
         return save(figure, path)
 
 
-def _scales_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _scales_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     top = max(row["range_top"] for row in rows)
     panel.axvspan(0, LOW * top, color=_GRAY, alpha=0.12, linewidth=0)
     panel.axvspan(HIGH * top, top, color=_GRAY, alpha=0.12, linewidth=0)
@@ -119,14 +120,14 @@ def _scales_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     _heading(panel, "distribution of scales", "median, middle half, 5-95 %, range; gray: saturated")
 
 
-def _classes_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _classes_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     for y, row in enumerate(rows):
         _bar(panel, y, None if row["class_share"] is None else 100 * row["class_share"], ".0f", COLORS[3])
     panel.set_xlim(0, 100)
     _heading(panel, "set by the class", "between-class variance, % of all")
 
 
-def _price_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _price_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     panel.axvline(0, color=_GRAY, linewidth=1)
     estimated = any(row["estimated"] for row in rows)
     for y, row in enumerate(rows):
@@ -139,7 +140,7 @@ def _price_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     _heading(panel, "fixed at its mean", unit)
 
 
-def _time_panel(panel: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _time_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     panel.axvline(0, color=_GRAY, linewidth=1)
     for y, row in enumerate(rows):
         if row["saved_ms"] is not None:
@@ -174,7 +175,9 @@ def _steps(values: Any) -> tuple[list[float], list[float]]:
 
 
 @contextmanager
-def _panels(statistics: Mapping[str, Any], path: Path, title: str, unit: str) -> Iterator[tuple[list[Any], list[Path]]]:
+def _panels(
+    statistics: Mapping[str, ScaleStatistics], path: Path, title: str, unit: str
+) -> Iterator[tuple[list[Any], list[Path]]]:
     """Axes, one a gate, in a figure that is written when the block ends; the second list then holds the files."""
     from matplotlib.figure import Figure
 

@@ -6,7 +6,7 @@ Letters: C channels, H x W positions, S pixels a side.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,37 @@ from excite.logits import NoFiniteLogits
 from excite.models.listening import listening
 from excite.storage import local_file
 from excite.trained.predictor import Predictor
+
+
+class ChannelAnswer(TypedDict):
+    """What a gate did to one channel of an image, by its number; see :class:`GateAnswer`."""
+
+    channel: int
+    scale: float
+    difference: float | None
+    deviations: float | None
+
+
+class GateExtremes(TypedDict):
+    """The channels that a gate raised and lowered most."""
+
+    gate: str
+    raised: list[ChannelAnswer]
+    lowered: list[ChannelAnswer]
+
+
+#: One of the likeliest classes of an image; "class" is a word of Python's.
+ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
+
+
+class ImageValues(TypedDict):
+    """An :class:`ExplainedImage` in JSON, without its maps."""
+
+    path: str
+    top: list[ClassProbability]
+    target: str
+    layer: str
+    gates: list[GateExtremes]
 
 
 @dataclass(frozen=True)
@@ -37,7 +68,7 @@ class GateAnswer:
     deviations: Tensor | None
     positions: Tensor | None
 
-    def extremes(self, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def extremes(self, count: int) -> tuple[list[ChannelAnswer], list[ChannelAnswer]]:
         """The channels (raised most, lowered most), at most ``count`` each, against the mean over the data.
 
         Without data: those with the largest and the smallest scales.
@@ -51,7 +82,7 @@ class GateAnswer:
             low = [c for c in order[::-1][:count] if values[c] < 0]
         return [self._channel(c) for c in high], [self._channel(c) for c in low]
 
-    def _channel(self, c: int) -> dict[str, Any]:
+    def _channel(self, c: int) -> ChannelAnswer:
         return {
             "channel": c,
             "scale": float(self.scale[c]),
@@ -82,9 +113,9 @@ class ExplainedImage:
     cam: Tensor
     gates: dict[str, GateAnswer]
 
-    def to_dict(self, channels: int = 5) -> dict[str, Any]:
+    def to_dict(self, channels: int = 5) -> ImageValues:
         """JSON-able; ``channels``: how many raised and lowered ones to list for each gate. Maps are left out."""
-        rows = []
+        rows: list[GateExtremes] = []
         for name, answer in self.gates.items():
             raised, lowered = answer.extremes(channels)
             rows.append({"gate": name, "raised": raised, "lowered": lowered})

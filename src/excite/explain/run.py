@@ -7,12 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
+
+from torch import Tensor
 
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.ablation import (
     Ablation,
+    AblationValues,
+    GateTiming,
     Images,
     Outcome,
     ablate_gates,
@@ -21,8 +25,8 @@ from excite.explain.ablation import (
     judge,
     time_without_gates,
 )
-from excite.explain.images import ExplainedImage, check_class, check_layer, explain_image
-from excite.explain.statistics import ScaleStatistics, collect_scales
+from excite.explain.images import ExplainedImage, ImageValues, check_class, check_layer, explain_image
+from excite.explain.statistics import ScaleColumns, ScaleDetails, ScaleStatistics, collect_scales
 from excite.files import write_json, write_text, written_aside
 from excite.logits import NoFiniteLogits, sentence
 from excite.models.listening import check_gates, fixed_gates, outer_gates
@@ -35,38 +39,79 @@ from excite.trained.predictor import Predictor
 
 ABLATIONS = ("full", "estimate", "off")
 
-#: The scalar columns of the table of gates, in the order of gates.csv.
-SCALARS = (
-    "gate",
-    "kind",
-    "parameters",
-    "channels",
-    "spatial",
-    "images",
-    "mean",
-    "sd_images",
-    "sd_channels",
-    "sd_positions",
-    "range_top",
-    "saturated_low",
-    "saturated_high",
-    "constant_share",
-    "class_share",
-    "class_share_by_chance",
-    "top1_lost",
-    "top1_lost_low",
-    "top1_lost_high",
-    "loss_added",
-    "estimated",
-    "saved_ms",
-    "saved_ms_low",
-    "saved_ms_high",
-    "batch",
-    "could_go",
-)
+
+class GateName(TypedDict):
+    """Which gate it is: its place in the network, its class, how many parameters it has."""
+
+    gate: str
+    kind: str
+    parameters: int
+
+
+class GatePrice(TypedDict):
+    """What fixing a gate at its mean costs, see :class:`Ablation`; None where that was not measured."""
+
+    top1_lost: float | None
+    top1_lost_low: float | None
+    top1_lost_high: float | None
+    loss_added: float | None
+    estimated: bool
+
+
+class GateSaving(TypedDict):
+    """Milliseconds that a pass over ``batch`` images saves without a gate; None where that was not timed."""
+
+    saved_ms: float | None
+    saved_ms_low: float | None
+    saved_ms_high: float | None
+    batch: int | None
+
+
+class GateColumns(GateName, ScaleColumns, GatePrice, GateSaving):
+    """The scalar columns of the table of gates; ``could_go`` is None where no evaluation told."""
+
+    could_go: bool | None
+
+
+class GateRow(GateColumns, ScaleDetails):
+    """A row of the table of gates, see docs/explain.md."""
+
+
+#: In the order of gates.csv.
+SCALARS = tuple(GateColumns.__annotations__)
 
 #: Where the interval of what gates cost reaches beyond so many points of top-1, a sentence says so.
 CLEAR_POINTS = 1.0
+
+
+class BadImage(TypedDict):
+    """An image that cannot be explained, and why."""
+
+    path: str
+    reason: str
+
+
+class ExplanationValues(TypedDict):
+    """An :class:`Explanation` in JSON: ``explain.json``.
+
+    Attributes:
+        ms: of a pass with all gates; together_saved_ms: what it saves without those that could go.
+    """
+
+    source: str
+    model: str
+    images: int
+    not_finite: int
+    top1: float | None
+    max_drop: float
+    gates: list[GateRow]
+    together: AblationValues | None
+    ms: float | None
+    timed: str | None
+    together_saved_ms: float | None
+    explained: list[ImageValues]
+    bad_images: list[BadImage]
+    notes: list[str]
 
 
 @dataclass
@@ -100,9 +145,9 @@ class Explanation:
     images: int = 0
     not_finite: int = 0
     top1: float | None = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[GateRow] = field(default_factory=list)
     together: Ablation | None = None
-    timing: list[dict[str, Any]] = field(default_factory=list)
+    timing: list[GateTiming] = field(default_factory=list)
     max_drop: float = 0.0
     timed: str = ""
     statistics: dict[str, ScaleStatistics] = field(default_factory=dict)
@@ -112,9 +157,9 @@ class Explanation:
     drawn_classes: list[str] = field(default_factory=list)
     drawn_gates: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ExplanationValues:
         """JSON-able: everything but maps and pictures."""
-        together = None if self.together is None else dataclasses.asdict(self.together)
+        together = None if self.together is None else cast(AblationValues, dataclasses.asdict(self.together))
         timed = self.together is not None and bool(self.timing) and self.timing[-1]["gates"]
         return {
             "source": self.source,
@@ -335,10 +380,16 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
     gates = outer_gates(predictor.model)
     for i, (name, found_scales) in enumerate(statistics.items()):
         timed = result.timing[i + 1] if result.timing else None
-        row = {"gate": name, "kind": type(gates[name]).__name__}
-        row["parameters"] = sum(p.numel() for p in gates[name].parameters())  # type: ignore[assignment]
-        row |= found_scales.to_dict() | _price(ablations.get(name)) | _saving(timed, batch)
-        result.rows.append({**row, "could_go": name in going if ablation == "full" else None})
+        row: GateRow = {
+            "gate": name,
+            "kind": type(gates[name]).__name__,
+            "parameters": sum(p.numel() for p in gates[name].parameters()),
+            **found_scales.to_dict(),
+            **_price(ablations.get(name)),
+            **_saving(timed, batch),
+            "could_go": name in going if ablation == "full" else None,
+        }
+        result.rows.append(row)
     if all(len(row["constant"]) == row["channels"] for row in result.rows):
         result.notes.append(
             "all channels of all gates say the same for every image, as they do right after grafting: train the network"
@@ -348,7 +399,7 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
 def _most_together(
     predictor: Predictor,
     batches: Images,
-    means: Mapping[str, Any],
+    means: Mapping[str, Tensor],
     alone: Sequence[Ablation],
     before: Outcome,
     max_drop: float,
@@ -385,7 +436,7 @@ def _lost(ablation: Ablation) -> float:
     return ablation.top1_lost
 
 
-def _price(ablation: Ablation | None) -> dict[str, Any]:
+def _price(ablation: Ablation | None) -> GatePrice:
     return {
         "top1_lost": None if ablation is None else ablation.top1_lost,
         "top1_lost_low": None if ablation is None else ablation.low,
@@ -395,7 +446,7 @@ def _price(ablation: Ablation | None) -> dict[str, Any]:
     }
 
 
-def _saving(timed: Mapping[str, Any] | None, batch: int) -> dict[str, Any]:
+def _saving(timed: GateTiming | None, batch: int) -> GateSaving:
     return {
         "saved_ms": None if timed is None else timed["saved_ms"],
         "saved_ms_low": None if timed is None else timed["saved_low"],

@@ -6,7 +6,7 @@ Letters: N images, K classes, C channels, H x W positions.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -27,6 +27,53 @@ QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _FIRST, _LAST, _PER_UNIT = -1.0, 3.0, 1000
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
+
+
+class ScaleColumns(TypedDict):
+    """The scalars of a gate's scales, in the order of gates.csv; docs/explain.md says what they are."""
+
+    channels: int
+    spatial: bool
+    images: int
+    mean: float
+    sd_images: float
+    sd_channels: float
+    sd_positions: float | None
+    range_top: float
+    saturated_low: float
+    saturated_high: float
+    constant_share: float
+    class_share: float | None
+    class_share_by_chance: float | None
+
+
+class Histogram(TypedDict):
+    """``shares`` of the scales between each two of the ``edges``."""
+
+    edges: list[float]
+    shares: list[float]
+
+
+class ScaleDetails(TypedDict):
+    """What there is about a gate's scales besides scalars.
+
+    Attributes:
+        not_finite: images without finite scales, which no number here is of.
+        quantiles: by the share as text, "0.05".
+        constant: numbers of the channels that say the same for all images.
+        channel_mean, channel_sd: a number a channel.
+    """
+
+    not_finite: int
+    quantiles: dict[str, float]
+    histogram: Histogram
+    constant: list[int]
+    channel_mean: list[float]
+    channel_sd: list[float]
+
+
+class ScaleSummary(ScaleColumns, ScaleDetails):
+    """A :class:`ScaleStatistics` in JSON."""
 
 
 @dataclass
@@ -196,7 +243,7 @@ class ScaleStatistics:
         self._check()
         return (self.most - self.least <= tolerance).nonzero().flatten().tolist()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ScaleSummary:
         """JSON-able, a row of the table of gates; see docs/explain.md for the columns."""
         ceiling = self.ceiling()
         edges, shares = self.coarse_histogram()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unicodedata import east_asian_width
 
 from excite.errors import ExciteError, first_line
@@ -18,6 +18,9 @@ from excite.text import printable, printable_lines
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: A mark of its own for each line besides, for those who see no colours.
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
+
+_P = ParamSpec("_P")
+_Drawn = TypeVar("_Drawn")
 
 
 @contextmanager
@@ -133,11 +136,11 @@ class Undrawn:
     reason: str
 
 
-def attempt(draw: Callable[..., Any], *arguments: Any) -> Any:
+def attempt(draw: Callable[_P, _Drawn], *arguments: _P.args, **options: _P.kwargs) -> _Drawn | Undrawn:
     """A figure in our style, or :class:`Undrawn`."""
     try:
         with style():
-            return draw(*arguments)
+            return draw(*arguments, **options)
     except Exception as error:
         return Undrawn(reason(error))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from markupsafe import Markup, escape
 
@@ -39,7 +39,7 @@ def mono(text: str) -> Markup:
     return Markup("<code>{}</code>").format(text)
 
 
-def format_value(value: Any, spec: str = "") -> str:
+def format_value(value: object, spec: str = "") -> str:
     """``format(value, spec)``, with a dash for None; texts take no spec."""
     if value is None:
         return ABSENT
@@ -105,6 +105,28 @@ class Figure:
     wide: bool = False
 
 
+class Head(TypedDict):
+    """A column's heading, what it means, and whether the column stands on the right."""
+
+    text: str
+    title: str | None
+    right: bool
+
+
+class Cell(TypedDict):
+    """A cell of a table.
+
+    Attributes:
+        sort: what the script sorts numbers by; texts, where it is None, are sorted as they are shown.
+        whole: whether it is never broken into lines.
+    """
+
+    text: str
+    right: bool
+    sort: str | None
+    whole: bool
+
+
 @dataclass
 class Block:
     """Something on the page; ``kind`` names the template's macro, ``values`` are its arguments."""
@@ -135,7 +157,7 @@ class Content:
         """A heading below the section's own."""
         self._add("heading", text=text)
 
-    def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
+    def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, object]], caption: str = "") -> None:
         """A table that can be sorted by each column and scrolls in its box where the screen is narrow.
 
         Args:
@@ -144,11 +166,13 @@ class Content:
             caption: says what the table shows.
         """
         right = [_on_the_right(column, rows) for column in columns]
-        heads = [{"text": c.heading, "title": c.title, "right": r} for c, r in zip(columns, right, strict=True)]
+        heads: list[Head] = [
+            {"text": c.heading, "title": c.title, "right": r} for c, r in zip(columns, right, strict=True)
+        ]
         lines = [[_cell(row.get(c.key), c.spec, r) for c, r in zip(columns, right, strict=True)] for row in rows]
         self._add("table", heads=heads, lines=lines, caption=caption)
 
-    def key_values(self, pairs: Sequence[tuple[str, Any]]) -> None:
+    def key_values(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Names and values, a pair a line; values None are shown as a dash."""
         self._add("key_values", pairs=[(name, v if isinstance(v, Markup) else format_value(v)) for name, v in pairs])
 
@@ -241,14 +265,13 @@ class Page:
         return path
 
 
-def _on_the_right(column: Column, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _on_the_right(column: Column, rows: Sequence[Mapping[str, object]]) -> bool:
     if column.align is not None:
         return column.align == "right"
     return all(isinstance(row.get(column.key), int | float | None) for row in rows)
 
 
-def _cell(value: Any, spec: str, right: bool) -> dict[str, Any]:
-    """``sort``: what the script sorts numbers by; texts are sorted as they are shown."""
+def _cell(value: object, spec: str, right: bool) -> Cell:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     text = format_value(value, spec)
     return {"text": text, "right": right, "sort": repr(value) if number else None, "whole": len(text) <= UNBROKEN}

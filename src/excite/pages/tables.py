@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from excite.errors import ExciteError
 from excite.text import printable_lines
@@ -33,7 +32,7 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: i
     return "\n".join([line(heads), line(rule), *map(line, lines)])
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+def to_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
     """Rows as CSV with a heading; None, and a key that a row lacks, becomes an empty field.
 
     Args:
@@ -62,7 +61,7 @@ def check_csv(path: Path, columns: Sequence[str]) -> None:
         raise ExciteError(f"{path} has other columns than these rows; give another file")
 
 
-def append_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def append_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
     """Add rows to a CSV file, which gets a heading if it is new; numbers are rounded to 4 decimals.
 
     Raises:

@@ -6,10 +6,11 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 
+from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
@@ -19,11 +20,25 @@ from excite.models import describe
 from excite.models.folding import form_of
 from excite.progress import Advance, Progress
 from excite.recipe import Recipe
-from excite.report.contents import KEY, SUMMARY, Study
+from excite.report.contents import (
+    KEY,
+    SUMMARY,
+    About,
+    Environment,
+    GateNumbers,
+    Gates,
+    Numbers,
+    Robustness,
+    RobustnessRow,
+    Speed,
+    SpeedRow,
+    Study,
+    TrainingSummary,
+)
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
 from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
-from excite.report.study import curves, study_predictions
+from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
 from excite.runtime.environment import versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
@@ -31,6 +46,7 @@ from excite.storage import is_remote, local_file
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictions import Predictions, pictures, predictions_of
 from excite.trained.predictor import Predictor
+from excite.training.results import Results
 from excite.training.run_folder import read_metrics
 
 #: Points of a curve that are kept; more become means of as many stretches.
@@ -39,6 +55,8 @@ QUICK_IMAGES = 200
 #: That the timing of one batch size takes, about.
 _TIMING_SECONDS = 1.0
 _RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
+
+_Point = TypeVar("_Point", bound=Mapping[str, object])
 
 
 def report(
@@ -51,7 +69,7 @@ def report(
     quick: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[Numbers, Path]:
     """Study a trained network and write the page about it, over one that is there.
 
     The numbers also go into the run's ``results.json`` under ``"report"``, unless they are of other data.
@@ -112,13 +130,13 @@ def run_files(source: str | Path) -> dict[str, Path]:
     return found
 
 
-def _read_json(files: Mapping[str, Path], name: str) -> dict[str, Any] | None:
-    return read_json(files[name]) if name in files else None
+def _results(files: Mapping[str, Path]) -> Results | None:
+    return cast(Results, read_json(files["results.json"])) if "results.json" in files else None
 
 
 def _same_data(opened: Opened, files: Mapping[str, Path]) -> bool:
     """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
-    results = _read_json(files, "results.json")
+    results = _results(files)
     return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
 
 
@@ -155,22 +173,26 @@ def study_opened(
     severities = SEVERITIES[::2] if quick else SEVERITIES
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
-    study = Study({"about": _about(opened, predictions, files), "summary": _summary(opened, predictions, files)})
-    study.numbers["curves"] = _curves(files)
-    study.numbers |= found
+    about, summary = _about(opened, predictions, files), _summary(opened, predictions, files)
+    drawn = _curves(files)
     robust = partial(progress, "measuring robustness")
-    study.numbers["robustness"] = study_robustness(
-        opened, fewer(settings.robustness_images), severities=severities, progress=robust
-    )
-    study.numbers["gates"] = None
+    robustness = study_robustness(opened, fewer(settings.robustness_images), severities=severities, progress=robust)
+    explanation = None
     if settings.gate_images and has_gates(opened.predictor):
-        study.explanation = _explain(opened, fewer(settings.gate_images), progress)
-        study.numbers["gates"] = _gate_numbers(study.explanation)
-    study.numbers["speed"] = study_speed(opened, partial(progress, "timing"))
-    study.photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
+        explanation = _explain(opened, fewer(settings.gate_images), progress)
+    numbers: Numbers = {
+        "about": about,
+        "summary": summary,
+        "curves": drawn,
+        **found,
+        "robustness": robustness,
+        "gates": None if explanation is None else _gate_numbers(explanation),
+        "speed": study_speed(opened, partial(progress, "timing")),
+    }
+    photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
     # The recipe of the training, not with the other data that were looked at now.
-    study.recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
-    return study
+    recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
+    return Study(numbers, photographs, explanation, recipe)
 
 
 def has_gates(predictor: Predictor) -> bool:
@@ -181,11 +203,12 @@ def has_gates(predictor: Predictor) -> bool:
         return False
 
 
-def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> About:
     """Where the numbers come from."""
-    environment = _read_json(files, "environment.json")
+    path = files.get("environment.json")
+    environment = None if path is None else cast(Environment, read_json(path))
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
-    results = _read_json(files, "results.json") or {}
+    results: Results = _results(files) or {}
     # Where it is now, which a run folder that was moved does not know itself.
     run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
@@ -210,7 +233,7 @@ def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) 
         "warning": predictions.warning,
         "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
-        "preprocessing": dict(predictions.preprocessing),
+        "preprocessing": cast(PreprocessingValues, dict(predictions.preprocessing)),
         "precision": predictions.precision,
         "device": device_name(opened.predictor.device),
         "versions": versions(),
@@ -221,14 +244,19 @@ def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) 
     }
 
 
-def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> dict[str, Any]:
+def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> TrainingSummary:
     """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
-    results = _read_json(files, "results.json")
-    if results is not None:
-        return {key: results.get(key) for key in SUMMARY}
+    results = _results(files)
+    if results is None:
+        results = _told_by_checkpoint(opened, predictions)
+    return cast(TrainingSummary, {key: results.get(key) for key in SUMMARY})
+
+
+def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
     meta = opened.predictor.meta
+    metrics = meta.get("metrics") or {}
     size = describe(meta["model"]["name"], **meta["model"]["args"])
-    known = {
+    told: Results = {
         "recipe": opened.recipe.name,
         "model": meta["model"]["name"],
         "params_m": size["params"] / 1e6,
@@ -236,31 +264,35 @@ def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]
         "precision": predictions.precision,
         "batch_size": None if meta.get("converted_from") else opened.recipe.train.batch_size,
         "resolution": f"{opened.predictor.preprocessing.image_size}x{opened.predictor.preprocessing.image_size}",
-        **{key: (meta.get("metrics") or {}).get(key) for key in ("top1", "top5", "loss", "images")},
+        "top1": metrics.get("top1"),
+        "top5": metrics.get("top5"),
+        "loss": metrics.get("loss"),
     }
-    return {key: known.get(key) for key in SUMMARY}
+    if (images := metrics.get("images")) is not None:
+        told["images"] = images
+    return told
 
 
-def _curves(files: Mapping[str, Path]) -> dict[str, Any] | None:
+def _curves(files: Mapping[str, Path]) -> Curves | None:
     if "metrics.jsonl" not in files:
         return None
     found = curves(read_metrics(files["metrics.jsonl"]))
-    return {kind: thinned(points) for kind, points in found.items()}
+    return {"train": thinned(found["train"]), "eval": thinned(found["eval"])}
 
 
-def thinned(points: Sequence[Mapping[str, Any]], most: int = POINTS) -> list[dict[str, Any]]:
+def thinned(points: Sequence[_Point], most: int = POINTS) -> list[_Point]:
     """At most ``most`` points: the means of as many stretches, at the step and epoch of their last ones."""
     if len(points) <= most:
-        return [dict(point) for point in points]
+        return list(points)
     edges = [round(i * len(points) / most) for i in range(most + 1)]
-    rows = []
+    rows: list[_Point] = []
     for start, end in itertools.pairwise(edges):
-        part = points[start:end]
-        row = {}
+        part = cast(Sequence[Mapping[str, float | None]], points[start:end])
+        row: dict[str, float | None] = {}
         for key in part[0]:
-            values = [p[key] for p in part if p[key] is not None]
+            values = [value for p in part if (value := p[key]) is not None]
             row[key] = part[-1][key] if key in ("step", "epoch") else (statistics.fmean(values) if values else None)
-        rows.append(row)
+        rows.append(cast(_Point, row))
     return rows
 
 
@@ -274,7 +306,7 @@ def study_robustness(
     severities: Sequence[int] = SEVERITIES,
     seed: int = 0,
     progress: Advance = lambda done, total: None,
-) -> dict[str, Any] | None:
+) -> Robustness | None:
     """Top-1 under five corruptions, on the same images as without; None for 0 images.
 
     Args:
@@ -292,14 +324,23 @@ def study_robustness(
     side = batches[0][0].shape[-1]
     clean, without = _top1(opened.predictor, batches)
     progress(1, total)
-    rows: list[dict[str, Any]] = []
+    rows: list[RobustnessRow] = []
     for name, (unit, _, _) in STRENGTHS.items():
         for severity in severities:
             change = corrupter(name, severity, side, seed)
             top1, lost = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
             value = strength(name, severity, side)
-            row = {"corruption": name, "severity": severity, "strength": value, "unit": unit, "top1": top1}
-            rows.append({**row, "lost": clean - top1, "not_finite": lost})
+            rows.append(
+                {
+                    "corruption": name,
+                    "severity": severity,
+                    "strength": value,
+                    "unit": unit,
+                    "top1": top1,
+                    "lost": clean - top1,
+                    "not_finite": lost,
+                }
+            )
             progress(1 + len(rows), total)
     return {
         "images": count,
@@ -334,13 +375,12 @@ def _explain(opened: Opened, images: int, progress: Progress) -> Explanation:
     return explain(some, limit=len(some.data.val), ablation="estimate", timing=False, progress=progress)
 
 
-def _gate_numbers(explanation: Explanation) -> dict[str, Any]:
-    keys = [key for key in SCALARS if key in explanation.rows[0]]
-    rows = [{**{key: row[key] for key in keys}, "constant": len(row["constant"])} for row in explanation.rows]
-    return {"images": explanation.images, "rows": rows}
+def _gate_numbers(explanation: Explanation) -> Gates:
+    rows = [{**{key: row.get(key) for key in SCALARS}, "constant": len(row["constant"])} for row in explanation.rows]
+    return {"images": explanation.images, "rows": cast(list[GateNumbers], rows)}
 
 
-def study_speed(opened: Opened, progress: Advance = lambda done, total: None) -> dict[str, Any]:
+def study_speed(opened: Opened, progress: Advance = lambda done, total: None) -> Speed:
     """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
 
     The network alone, of zeros: reading and preparing images is not in it.
@@ -349,15 +389,22 @@ def study_speed(opened: Opened, progress: Advance = lambda done, total: None) ->
     """
     predictor = opened.predictor.as_predicting()
     preprocessing = predictor.preprocessing
-    rows = []
+    rows: list[SpeedRow] = []
     for i, batch in enumerate((1, 16)):
         shape = (batch, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
         images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
         step = inference_step(predictor.model, images, "fp32")
         taken = in_turns({batch: step}, predictor.device, seconds=_TIMING_SECONDS, rounds=(5, 200))[batch].ms
         low, middle, high = quartiles(taken)
-        rows.append({"batch": batch, "ms": middle, "ms_low": low, "ms_high": high, "steps": len(taken)})
-        rows[-1]["images_per_second"] = 1000 * batch / middle
+        row: SpeedRow = {
+            "batch": batch,
+            "ms": middle,
+            "ms_low": low,
+            "ms_high": high,
+            "steps": len(taken),
+            "images_per_second": 1000 * batch / middle,
+        }
+        rows.append(row)
         progress(i + 1, 2)
     form = form_of(predictor.model, predictor.precision)
     return {"device": device_name(predictor.device), "threads": torch.get_num_threads(), "form": form, "rows": rows}

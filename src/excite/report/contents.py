@@ -1,46 +1,198 @@
 """What a report is made of, between the study that finds it and the page that shows it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from excite.explain import Explanation
+from excite.data.preprocessing import PreprocessingValues
+from excite.explain.run import Explanation, GateColumns
+from excite.report.study import Answers, Curves
 
 #: The key in results.json.
 KEY = "report"
-#: What a report takes from results.json: the columns of the reference systems' tables, and what goes with them.
-SUMMARY = (
-    "recipe",
-    "model",
-    "params_m",
-    "gmacs",
-    "devices",
-    "device",
-    "precision",
-    "batch_size",
-    "resolution",
-    "compile_seconds",
-    "ms_per_step",
-    "images_per_second",
-    "top1",
-    "top5",
-    "loss",
-    "last_top1",
-    "last_top5",
-    "test_top1",
-    "test_top5",
-    "test_images",
-    "measured",
-    "images",
-    "best_epoch",
-    "epochs",
-    "train_seconds",
-    "memory_gb",
-    "skipped_steps",
-    "bad_images",
-    "data_fingerprint",
-)
+
+
+class Commit(TypedDict):
+    """State of the folder that a run was started in; ``changed``: whether it had changes that were not committed."""
+
+    commit: str
+    changed: bool
+
+
+class Environment(TypedDict, total=False):
+    """What a report reads of ``environment.json``, which :func:`excite.runtime.environment.environment` makes."""
+
+    command: str
+    started: str
+    versions: dict[str, str]
+    platform: str
+    device: str
+    processes: int
+    precision: str
+    git: Commit | None
+
+
+class About(TypedDict):
+    """Where the numbers come from.
+
+    Attributes:
+        is_run: whether there are metrics of a training; finished: whether it has results, None where it is no run.
+        gated: whether there are gates of excite's; gates_of_timm: what timm built in, which excite cannot explain.
+        weights_sha256: of the weights file.
+        epoch, step: how long these weights were trained; epochs: how long the recipe trains.
+        data_fingerprint: of the images measured; data_of_training: of the training, None where no run tells.
+        measured: which part of the data; notes: what to know about it, a sentence each.
+        warning: of images without finite logits; None where there are none.
+        classes: how many.
+        command: trains the network again; None where nothing does.
+        trained_as: what the network was before a change that keeps its answers.
+        converted_from: the file of weights from elsewhere.
+    """
+
+    source: str
+    is_run: bool
+    finished: bool | None
+    gated: bool
+    gates_of_timm: list[str]
+    weights_sha256: str
+    epoch: float | None
+    epochs: int
+    step: int | None
+    data_fingerprint: str
+    data_of_training: str | None
+    data_source: str
+    training_images: int
+    measured: str
+    notes: list[str]
+    validation_images: int
+    warning: str | None
+    unreadable_images: int
+    classes: int
+    preprocessing: PreprocessingValues
+    precision: str
+    device: str
+    versions: dict[str, str]
+    environment: Environment | None
+    command: str | None
+    trained_as: str | None
+    converted_from: str | None
+
+
+class TrainingSummary(TypedDict):
+    """What a report takes from results.json: the columns of the reference systems' tables, and what goes with them.
+
+    See :class:`excite.training.results.Results`; None for what the files do not tell.
+    """
+
+    recipe: str | None
+    model: str | None
+    params_m: float | None
+    gmacs: float | None
+    devices: int | None
+    device: str | None
+    precision: str | None
+    batch_size: int | None
+    resolution: str | None
+    compile_seconds: float | None
+    ms_per_step: float | None
+    images_per_second: float | None
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    last_top1: float | None
+    last_top5: float | None
+    test_top1: float | None
+    test_top5: float | None
+    test_images: int | None
+    measured: str | None
+    images: int | None
+    best_epoch: float | None
+    epochs: int | None
+    train_seconds: float | None
+    memory_gb: float | None
+    skipped_steps: int | None
+    bad_images: int | None
+    data_fingerprint: str | None
+
+
+#: In the order of the report's JSON.
+SUMMARY = tuple(TrainingSummary.__annotations__)
+
+
+class RobustnessRow(TypedDict):
+    """One corruption at one severity: its strength in ``unit``, top-1 in percent, and how much of it is lost."""
+
+    corruption: str
+    severity: int
+    strength: float
+    unit: str
+    top1: float
+    lost: float
+    not_finite: int
+
+
+class Robustness(TypedDict):
+    """Top-1 under corruptions, percent.
+
+    Attributes:
+        images: how many; seed: of their choice and of the noise.
+        strengths_of: whose: "CIFAR-10-C" or "ImageNet-C".
+        clean_top1, not_finite: on the same images as they are.
+        mean_top1: over corruptions and severities.
+    """
+
+    images: int
+    seed: int
+    strengths_of: str
+    clean_top1: float
+    not_finite: int
+    mean_top1: float
+    rows: list[RobustnessRow]
+
+
+class GateNumbers(GateColumns):
+    """The scalar columns of ``excite explain``, and how many channels say the same for all images."""
+
+    constant: int
+
+
+class Gates(TypedDict):
+    """What the gates do, over so many images."""
+
+    images: int
+    rows: list[GateNumbers]
+
+
+class SpeedRow(TypedDict):
+    """A pass over ``batch`` images: median and quartiles of ``steps`` passes."""
+
+    batch: int
+    ms: float
+    ms_low: float
+    ms_high: float
+    steps: int
+    images_per_second: float
+
+
+class Speed(TypedDict):
+    """How fast the network alone is, and where; ``form``: folded or not, and the precision."""
+
+    device: str
+    threads: int
+    form: str
+    rows: list[SpeedRow]
+
+
+class Numbers(Answers):
+    """All numbers of a report, see docs/report.md; None for what there is not, or what was not asked for."""
+
+    about: About
+    summary: TrainingSummary
+    curves: Curves | None
+    robustness: Robustness | None
+    gates: Gates | None
+    speed: Speed
 
 
 @dataclass
@@ -53,7 +205,7 @@ class Study:
         recipe: YAML.
     """
 
-    numbers: dict[str, Any]
+    numbers: Numbers
     photographs: list[np.ndarray] = field(default_factory=list)
     explanation: Explanation | None = None
     recipe: str = ""

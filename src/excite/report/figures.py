@@ -1,14 +1,21 @@
 """The drawings of the report, for ``Page.draw``: in points that stay readable on a telephone, no colour alone carries
 meaning, and black is the page's colour of text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import log1p
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from excite.pages.figures import COLORS, MARKS, attempt, shortened, style
+from excite.pages.figures import COLORS, MARKS, Undrawn, attempt, shortened, style
 from excite.pages.page import STYLE
+from excite.report.contents import Numbers, RobustnessRow
+from excite.report.study import ReliabilityBin
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Label -> points (epoch, value).
+Lines = dict[str, list[tuple[float, float | None]]]
 _BLUE, _RED, _GREEN = COLORS[1], COLORS[2], COLORS[3]
 
 
@@ -21,18 +28,23 @@ def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, An
         yield figure, figure.subplots(**options)
 
 
-def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """Every figure that the numbers of a report allow, but for those of the gates: name -> matplotlib Figure, or
-    :class:`excite.pages.figures.Undrawn`."""
-    found: dict[str, Any] = {}
+def drawings(numbers: Numbers) -> "dict[str, Figure | Undrawn]":
+    """Every figure that the numbers of a report allow, but for those of the gates, by name."""
+    found: dict[str, Figure | Undrawn | None] = {}
     curves = numbers["curves"]
     if curves is not None:
         train, evals = curves["train"], curves["eval"]
-        best = max((r for r in evals if r["loss"] is not None), key=lambda r: (r["top1"], -r["loss"]), default=None)
-        found["loss"] = attempt(curve, [("training", train, "loss"), ("validation", evals, "loss")], "loss, nats")
-        lines = [("training", train, "accuracy"), ("validation", evals, "top1")]
-        found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", best)
-        found["learning-rate"] = attempt(curve, [("learning rate", train, "lr")], "learning rate")
+        ranked = [(r["top1"], -r["loss"], r["epoch"]) for r in evals if r["loss"] is not None]
+        best = max(ranked, key=lambda r: r[:2], default=None)
+        star = None if best is None else (best[2], best[0])
+        lines: Lines = {"training": [(r["epoch"], r["loss"]) for r in train]}
+        lines["validation"] = [(r["epoch"], r["loss"]) for r in evals]
+        found["loss"] = attempt(curve, lines, "loss, nats")
+        lines = {"training": [(r["epoch"], r["accuracy"]) for r in train]}
+        lines["validation"] = [(r["epoch"], r["top1"]) for r in evals]
+        found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", star)
+        lines = {"learning rate": [(r["epoch"], r["lr"]) for r in train]}
+        found["learning-rate"] = attempt(curve, lines, "learning rate")
     matrix = numbers["confusion"]
     found["confusion"] = attempt(confusion, matrix["matrix"], matrix["labels"], matrix["block"])
     found["reliability"] = attempt(reliability, numbers["calibration"]["reliability"], numbers["accuracy"]["images"])
@@ -42,18 +54,16 @@ def drawings(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: drawing for name, drawing in found.items() if drawing is not None}
 
 
-def curve(
-    lines: Sequence[tuple[str, Sequence[Mapping[str, Any]], str]], title: str, best: Mapping[str, Any] | None = None
-) -> Any | None:
+def curve(lines: Lines, title: str, best: tuple[float, float] | None = None) -> "Figure | None":
     """Values over the epochs; None where there are none.
 
     Args:
-        lines: (label, points, key of their values) each.
+        lines: what to draw.
         title: with the unit.
         best: a point of the last line to mark.
     """
-    known = [(label, [(p["epoch"], p[key]) for p in points if p[key] is not None]) for label, points, key in lines]
-    known = [(label, points) for label, points in known if points]
+    finite = {label: [point for point in points if point[1] is not None] for label, points in lines.items()}
+    known = [(label, points) for label, points in finite.items() if points]
     if not known:
         return None
     with _axes(3.4, 2.7) as (figure, axis):
@@ -63,9 +73,8 @@ def curve(
             style = {"color": _RED, "linewidth": 2} if validation else {"color": _BLUE, "linewidth": 1.3}
             axis.plot(*zip(*points, strict=True), label=label, marker=mark, markersize=4, **style)
         if best is not None:
-            place = (best["epoch"], best[lines[-1][2]])
-            axis.plot(*place, "*", color=_RED, markersize=13)
-            axis.annotate(f"best: {place[1]:.2f}", place, (-4, -20), textcoords="offset points", ha="right", color=_RED)
+            axis.plot(*best, "*", color=_RED, markersize=13)
+            axis.annotate(f"best: {best[1]:.2f}", best, (-4, -20), textcoords="offset points", ha="right", color=_RED)
         if len(known) > 1:
             axis.legend()
         axis.set(xlabel="epoch", title=title)
@@ -73,7 +82,7 @@ def curve(
     return figure
 
 
-def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], block: int) -> Any:
+def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], block: int) -> "Figure":
     """The confusion matrix: the darker a cell, the larger its share of the row; numbers where there is room.
 
     Args:
@@ -109,7 +118,7 @@ def _cell(axis: Any, i: int, j: int, dark: float, color: str) -> None:
     axis.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, color=color, alpha=max(0.06, dark), linewidth=0))
 
 
-def reliability(rows: Sequence[Mapping[str, Any]], images: int) -> Any:
+def reliability(rows: Sequence[ReliabilityBin], images: int) -> "Figure":
     """Accuracy over confidence, a bar a bin, with the diagonal of the calibrated; below, how many images each has."""
     some = [row for row in rows if row["images"]]
     width = 100 * (rows[0]["high"] - rows[0]["low"])
@@ -137,7 +146,7 @@ def reliability(rows: Sequence[Mapping[str, Any]], images: int) -> Any:
     return figure
 
 
-def robustness(rows: Sequence[Mapping[str, Any]], clean: float) -> Any:
+def robustness(rows: Sequence[RobustnessRow], clean: float) -> "Figure":
     """Top-1 over the severity, a line a corruption; severity 0 is the images as they are."""
     with _axes(5.0, 3.5) as (figure, axis):
         names = list(dict.fromkeys(row["corruption"] for row in rows))

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,12 @@ from excite.explain.figures import choose_depths, draw_excitations, draw_health
 from excite.pages.figures import Undrawn, attempt, dispensable, save
 from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report import figures
-from excite.report.contents import Study
+from excite.report.contents import About, Environment, Numbers, Study
 from excite.report.reproduce import RECIPE_FILE
 from excite.text import tell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Tables with more rows than this are folded.
 LONG = 30
@@ -82,7 +85,7 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
     return written
 
 
-def _subtitle(numbers: dict[str, Any]) -> str:
+def _subtitle(numbers: Numbers) -> str:
     about, accuracy = numbers["about"], numbers["accuracy"]
     started = (about["environment"] or {}).get("started")
     parts = [
@@ -96,7 +99,7 @@ def _subtitle(numbers: dict[str, Any]) -> str:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _summary(page: Page, numbers: dict[str, Any]) -> None:
+def _summary(page: Page, numbers: Numbers) -> None:
     section = page.section("summary", "Summary")
     accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
@@ -133,12 +136,12 @@ def _summary(page: Page, numbers: dict[str, Any]) -> None:
         section.note(sentence)
 
 
-def _measured(numbers: Mapping[str, Any]) -> str:
+def _measured(numbers: Numbers) -> str:
     """What the images are: "validation", "test", "training", or nothing where they are all of a folder."""
     return {"all": ""}.get(numbers["about"]["measured"], numbers["about"]["measured"])
 
 
-def _warnings(numbers: dict[str, Any]) -> list[str]:
+def _warnings(numbers: Numbers) -> list[str]:
     """What a reader must know before the numbers."""
     about, summary, accuracy = numbers["about"], numbers["summary"], numbers["accuracy"]
     found = []
@@ -180,7 +183,7 @@ def _warnings(numbers: dict[str, Any]) -> list[str]:
     return found
 
 
-def _training(page: Page, numbers: dict[str, Any], drawn: dict[str, Any]) -> None:
+def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undrawn]") -> None:
     section = page.section("curves", "Curves")
     curves = numbers["curves"]
     if curves is None or not curves["train"] + curves["eval"]:
@@ -197,7 +200,7 @@ def _training(page: Page, numbers: dict[str, Any], drawn: dict[str, Any]) -> Non
         section.details("Evaluations as a table").table(columns, evals)
 
 
-def _confusion(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
+def _confusion(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> None:
     section = page.section("confusion", "Confusion matrix")
     confusion = numbers["confusion"]
     labels, block = confusion["labels"], confusion["block"]
@@ -218,7 +221,7 @@ def _confusion(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
     section.table(columns, confusion["pairs"])
 
 
-def _classes(page: Page, numbers: dict[str, Any]) -> None:
+def _classes(page: Page, numbers: Numbers) -> None:
     section = page.section("classes", "Classes")
     rows, macro = numbers["classes"]["rows"], numbers["classes"]["macro"]
     section.paragraph(
@@ -231,12 +234,13 @@ def _classes(page: Page, numbers: dict[str, Any]) -> None:
     if len(rows) <= LONG:
         section.table(columns, rows)
         return
-    worst = sorted((r for r in rows if r["f1"] is not None), key=lambda r: r["f1"])[:10]
-    section.table(columns, worst, "The ten classes with the lowest F1")
+    known = [(row["f1"], row) for row in rows if row["f1"] is not None]
+    worst = sorted(known, key=lambda each: each[0])[:10]
+    section.table(columns, [row for _, row in worst], "The ten classes with the lowest F1")
     section.details(f"All {len(rows):,} classes").table(columns, rows)
 
 
-def _calibration(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
+def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> None:
     section = page.section("calibration", "Calibration")
     found = numbers["calibration"]
     section.draw(
@@ -304,7 +308,7 @@ def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
     return out.getvalue()
 
 
-def _robustness(page: Page, numbers: dict[str, Any], drawing: Any) -> None:
+def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None") -> None:
     section = page.section("robustness", "Robustness")
     found = numbers["robustness"]
     if found is None:
@@ -365,7 +369,7 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
     section.paragraph("What each gate is worth, by evaluation instead of an estimate: ", mono("excite explain"), ".")
 
 
-def _why_no_gates(about: dict[str, Any]) -> str:
+def _why_no_gates(about: About) -> str:
     if about["gated"]:
         return "Not measured: report.gate_images is 0."
     others = about["gates_of_timm"]
@@ -397,7 +401,7 @@ def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str
     )
 
 
-def _speed(page: Page, numbers: dict[str, Any]) -> None:
+def _speed(page: Page, numbers: Numbers) -> None:
     section = page.section("speed", "Speed and size")
     summary, speed = numbers["summary"], numbers["speed"]
     seconds = summary["train_seconds"]
@@ -461,7 +465,7 @@ def _origin(page: Page, study: Study) -> None:
     section.details("The whole recipe").code(study.recipe)
 
 
-def _environment(environment: dict[str, Any]) -> Sequence[tuple[str, Any]]:
+def _environment(environment: Environment) -> Sequence[tuple[str, object]]:
     git = environment.get("git")
     state = None if git is None else f"{git['commit']}{', with changes' if git['changed'] else ''}"
     keys = ("started", "device", "processes", "precision", "platform")

@@ -1,17 +1,16 @@
 """The command that trains a run again."""
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
 
 from excite.errors import ExciteError
 from excite.recipe import Recipe, as_yaml, list_recipes, load_recipe
+from excite.report.contents import Environment
 
 #: What the recipe has to be saved as where neither a shipped one nor a run folder has it.
 RECIPE_FILE = "recipe.yaml"
 
 
-def reproducing_command(recipe: Recipe, environment: Mapping[str, Any] | None, run: str | None) -> str:
+def reproducing_command(recipe: Recipe, environment: Environment | None, run: str | None) -> str:
     """A command line that trains the recipe again, in as many processes.
 
     It names the shipped recipe and what differs from it, and is checked to give the very same recipe; where the recipe

@@ -3,21 +3,22 @@
 Letters: N images, K classes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 import numpy as np
 import torch
 
 from excite.data.images import stratified_split
 from excite.logits import NO_CLASS
-from excite.trained.predictions import Predictions, accuracy
+from excite.trained.predictions import Accuracy, Predictions, accuracy
 from excite.training.metrics import (
     multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
 )
+from excite.training.results import Record
 
 #: Of the expected calibration error and the reliability diagram: equal widths over 0 to 1 (Guo et al. 2017 use 15).
 BINS = 15
@@ -26,8 +27,148 @@ WHOLE = 30
 #: Pairs of classes that are listed as confused most often.
 PAIRS = 20
 
+#: A class's images, answers with its name, and percentages; None where there is nothing to divide by. "class" is a word
+#: of Python's.
+ClassScores = TypedDict(
+    "ClassScores",
+    {
+        "class": str,
+        "support": int,
+        "predicted": int,
+        "precision": float | None,
+        "recall": float | None,
+        "f1": float | None,
+    },
+)
 
-def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str, Any]:
+
+class MeanScores(TypedDict):
+    """The plain means over the classes that have images, percent."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+class Classes(TypedDict):
+    """``rows``: a class each, in their order."""
+
+    rows: list[ClassScores]
+    macro: MeanScores
+
+
+class ConfusedPair(TypedDict):
+    """So many images of the class ``true`` are taken for ``predicted``; their share of that class in percent."""
+
+    true: str
+    predicted: str
+    images: int
+    share: float
+
+
+class ConfusionSummary(TypedDict):
+    """A confusion matrix, whole or pooled.
+
+    Attributes:
+        matrix: counts, rows true.
+        block: classes that a row and a column stand for; the last may stand for fewer.
+        labels: of the rows.
+        pairs: confused most often, the most frequent first.
+    """
+
+    matrix: list[list[int]]
+    block: int
+    labels: list[str]
+    pairs: list[ConfusedPair]
+
+
+class ReliabilityBin(TypedDict):
+    """Images with a confidence in (low, high], shares; their means in percent, None without images."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float | None
+    accuracy: float | None
+
+
+class HeldOut(TypedDict):
+    """What a temperature does to the half of the images that it was not fitted on: ECE in percent, NLL in nats."""
+
+    seed: int
+    images_fitted: int
+    images: int
+    ece_before: float
+    ece_after: float
+    nll_before: float
+    nll_after: float
+
+
+class Calibration(TypedDict):
+    """How far probabilities can be believed, see :func:`calibration`; ``norm`` is that of the bins' differences."""
+
+    bins: int
+    norm: str
+    reliability: list[ReliabilityBin]
+    ece: float | None
+    nll: float | None
+    brier: float | None
+    mean_confidence: float | None
+    temperature: float | None
+    held_out: HeldOut | None
+
+
+class Mistake(TypedDict):
+    """A wrong answer: the image, by its name and its position in the data; probabilities from 0 to 1."""
+
+    name: str
+    position: int
+    true: str
+    predicted: str
+    probability: float
+    probability_of_true: float
+
+
+class Answers(TypedDict):
+    """What the logits say."""
+
+    accuracy: Accuracy
+    classes: Classes
+    confusion: ConfusionSummary
+    calibration: Calibration
+    mistakes: list[Mistake]
+
+
+class TrainPoint(TypedDict):
+    """A point of the curves of a training, see ``excite.training.results.TrainRecord``; older files lack some."""
+
+    step: int
+    epoch: float
+    loss: float | None
+    accuracy: float | None
+    lr: float | None
+    ms_per_step: float | None
+    images_per_second: float | None
+
+
+class EvalPoint(TypedDict):
+    """The same of its evaluations."""
+
+    step: int
+    epoch: float
+    loss: float | None
+    top1: float
+    top5: float | None
+
+
+class Curves(TypedDict):
+    """The points of a report's curves."""
+
+    train: list[TrainPoint]
+    eval: list[EvalPoint]
+
+
+def study_predictions(predictions: Predictions, mistakes: int = 24) -> Answers:
     """Everything that the logits say.
 
     Args:
@@ -35,7 +176,7 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> dict[str,
         mistakes: how many of the most confident ones to list.
 
     Returns:
-        ``accuracy``, ``classes``, ``confusion``, ``calibration`` and ``mistakes``; shares of accuracy in percent.
+        Shares of accuracy in percent.
         Images without finite logits are wrong: they are in ``accuracy`` and in the recall of ``classes``, but have no
         place in ``confusion`` and ``calibration``, which tell of answers, nor among ``mistakes``.
     """
@@ -60,50 +201,45 @@ def _answers(predictions: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(predictions.predicted), torch.from_numpy(predictions.labels)
 
 
-def per_class(predictions: Predictions) -> dict[str, Any]:
-    """Precision, recall and F1 of each class in percent (None where there is nothing to divide by), and their means.
-
-    ``rows``: a class each, in their order. ``macro``: the plain means over the classes that have images.
-    """
+def per_class(predictions: Predictions) -> Classes:
+    """Precision, recall and F1 of each class in percent, and their means."""
     size = len(predictions.classes)
-    arguments: dict[str, Any] = {
-        "num_classes": size + 1,
-        "average": "none",
-    }  # "no class" is an answer, too, which is never right
     said, labels = _answers(predictions)
     answers = torch.where(said == NO_CLASS, size, said), labels
-    measured = {
-        "precision": multiclass_precision(*answers, **arguments)[:size],
-        "recall": multiclass_recall(*answers, **arguments)[:size],
-        "f1": multiclass_f1_score(*answers, **arguments)[:size],
-    }
+    measures = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+    # "No class" is an answer, too, which is never right.
+    measured = {key: take(*answers, num_classes=size + 1, average="none")[:size] for key, take in measures.items()}
     support = np.bincount(predictions.labels, minlength=size)
     predicted = np.bincount(answers[0].numpy(), minlength=size + 1)[:size]
     defined = {"precision": predicted > 0, "recall": support > 0, "f1": support + predicted > 0}
-    rows = [
+    present = torch.from_numpy(support > 0)
+
+    def percent(key: str, k: int) -> float | None:
+        return 100 * float(measured[key][k]) if defined[key][k] else None
+
+    def mean(key: str) -> float:
+        return 100 * float(measured[key].double()[present].mean())
+
+    rows: list[ClassScores] = [
         {
             "class": name,
             "support": int(support[k]),
             "predicted": int(predicted[k]),
-            **{key: 100 * float(values[k]) if defined[key][k] else None for key, values in measured.items()},
+            "precision": percent("precision", k),
+            "recall": percent("recall", k),
+            "f1": percent("f1", k),
         }
         for k, name in enumerate(predictions.classes)
     ]
-    present = torch.from_numpy(support > 0)
-    macro = {key: 100 * float(values.double()[present].mean()) for key, values in measured.items()}
-    return {"rows": rows, "macro": macro}
+    return {"rows": rows, "macro": {"precision": mean("precision"), "recall": mean("recall"), "f1": mean("f1")}}
 
 
-def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> ConfusionSummary:
     """The matrix, whole up to ``WHOLE`` classes, else pooled into blocks; and the pairs confused most often.
 
     Args:
         counts: (K, K), rows true classes.
         classes: K names.
-
-    Returns:
-        ``matrix`` (counts; rows true), ``block`` (classes a row and column stand for; the last may stand for fewer),
-        ``labels`` of the rows, ``pairs``: {true, predicted, images, share: percent of the true class}.
     """
     size = len(classes)
     block = -(-size // WHOLE)
@@ -113,7 +249,7 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> dict[str, A
     off = counts.copy()
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
-    pairs = []
+    pairs: list[ConfusedPair] = []
     for place in order.tolist():
         true, other = divmod(place, size)
         if off[true, other]:
@@ -124,7 +260,7 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> dict[str, A
     return {"matrix": pooled.tolist(), "block": block, "labels": labels, "pairs": pairs}
 
 
-def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
+def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
     """How far probabilities can be believed, and the temperature that would mend them.
 
     The expected calibration error (ECE) is that of the predicted class: ``BINS`` bins of equal width, absolute
@@ -138,13 +274,21 @@ def calibration(predictions: Predictions, seed: int = 0) -> dict[str, Any]:
     """
     predictions = predictions.answered()
     if not len(predictions):
-        keys = ("ece", "nll", "brier", "mean_confidence", "temperature", "held_out")
-        empty = reliability(np.zeros((0, 1)), np.zeros(0, dtype=bool))
-        return {"bins": BINS, "norm": "l1", "reliability": empty, **dict.fromkeys(keys)}
+        return {
+            "bins": BINS,
+            "norm": "l1",
+            "reliability": reliability(np.zeros((0, 1)), np.zeros(0, dtype=bool)),
+            "ece": None,
+            "nll": None,
+            "brier": None,
+            "mean_confidence": None,
+            "temperature": None,
+            "held_out": None,
+        }
     probabilities = predictions.probabilities()
     labels = predictions.labels
     rows = reliability(probabilities, predictions.right)
-    result: dict[str, Any] = {
+    result: Calibration = {
         "bins": BINS,
         "norm": "l1",
         "ece": _gap(rows),
@@ -180,14 +324,17 @@ def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return _gap(reliability(probabilities, probabilities.argmax(1) == labels))
 
 
-def _gap(rows: Sequence[Mapping[str, Any]]) -> float:
+def _gap(rows: Sequence[ReliabilityBin]) -> float:
     """The error of the bins that :func:`reliability` gave: whoever adds up the rows of the diagram finds the number.
 
     torchmetrics' error is of other bins: [low, high), in float32, with one of its own for a confidence of 1.
     """
-    some = [row for row in rows if row["images"]]
-    total = sum(row["images"] for row in some)
-    return sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in some) / total
+    some = [
+        (row["images"], row["accuracy"], row["confidence"])
+        for row in rows
+        if row["accuracy"] is not None and row["confidence"] is not None
+    ]
+    return sum(images * abs(right - sure) for images, right, sure in some) / sum(images for images, *_ in some)
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -203,13 +350,12 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float((errors**2).sum(1).mean())
 
 
-def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
-    """A bin each: low, high (shares), images, mean confidence and accuracy in percent (None without images)."""
+def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[ReliabilityBin]:
+    """The bins, whose sides are those of Guo et al.: (low, high], with 0 in the first."""
     confidence = probabilities.max(1)
-    # The sides of Guo et al.: (low, high], with 0 in the first.
     edges = np.linspace(0, 1, BINS + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
-    rows = []
+    rows: list[ReliabilityBin] = []
     for b in range(BINS):
         inside = place == b
         some = bool(inside.any())
@@ -248,8 +394,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     return temperature if 0.01 < temperature < 100 else None
 
 
-def confident_mistakes(predictions: Predictions, most: int) -> list[dict[str, Any]]:
-    """The wrong answers with the highest probability: name, true class, predicted class, both probabilities (0..1)."""
+def confident_mistakes(predictions: Predictions, most: int) -> list[Mistake]:
+    """The wrong answers with the highest probability."""
     probabilities = predictions.probabilities()
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(~predictions.right & predictions.finite)
@@ -267,12 +413,25 @@ def confident_mistakes(predictions: Predictions, most: int) -> list[dict[str, An
     ]
 
 
-def curves(records: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The points of the curves from the records of ``metrics.jsonl``: ``train`` and ``eval``."""
-    keys = {
-        "train": ("step", "epoch", "loss", "accuracy", "lr", "ms_per_step", "images_per_second"),
-        "eval": ("step", "epoch", "loss", "top1", "top5"),
-    }
+def curves(records: Sequence[Record]) -> Curves:
+    """The points of the curves from the records of ``metrics.jsonl``."""
     return {
-        kind: [{key: r.get(key) for key in names} for r in records if r["kind"] == kind] for kind, names in keys.items()
+        "train": [
+            {
+                "step": r["step"],
+                "epoch": r["epoch"],
+                "loss": r["loss"],
+                "accuracy": r.get("accuracy"),
+                "lr": r.get("lr"),
+                "ms_per_step": r.get("ms_per_step"),
+                "images_per_second": r.get("images_per_second"),
+            }
+            for r in records
+            if r["kind"] == "train"
+        ],
+        "eval": [
+            {"step": r["step"], "epoch": r["epoch"], "loss": r["loss"], "top1": r["top1"], "top5": r.get("top5")}
+            for r in records
+            if r["kind"] == "eval"
+        ],
     }
