@@ -17,7 +17,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from excite.data.catalog import SOURCES
 from excite.data.count import Count, count_data, steps_per_epoch
@@ -27,6 +27,9 @@ from excite.training.results import read_results
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from excite.training.launch import Job
+    from excite.training.steptime import StepTimes
 
 #: DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20
@@ -198,18 +201,6 @@ class ScalingPlan(TypedDict):
     notes: list[str]
 
 
-class TimedSteps(TypedDict):
-    """What ``excite.training.steptime.time_steps`` found; the last two, of an all-reduce, with several processes."""
-
-    devices: int
-    batch_size: int
-    device: str
-    precision: str
-    seconds: list[float]
-    latency_us: NotRequired[float]
-    gb_per_second: NotRequired[float]
-
-
 def compute_ms(work: Workload, assumed: Assumptions, local_batch: float) -> float:
     """One device's time for its share of a step, in as many parts as the recipe accumulates."""
     # Forward 1, backward 2, and a multiply-accumulate is two operations.
@@ -378,19 +369,18 @@ def measure_steps(
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:
         raise ExciteError("measuring needs at least 2 images a device; give --batch-per-device 2 or more")
-    found: dict[tuple[int, int], TimedSteps] = {}
+    found: dict[tuple[int, int], StepTimes] = {}
     for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
         if progress is not None:
             progress(f"measuring {world} device(s) with {batch} images each")
         recipe = _for_timing(work.recipe, world * batch)
-        order = {
+        order: Job = {
             "recipe": recipe.to_yaml(),
             "origin": recipe.origin(),
             "time_steps": {"steps": steps, "classes": work.count and work.count.classes},
         }
         # However many run, each has the share of the cores that it has when all run: the same device.
-        times = run_on_this_machine(order, world, threads=max(1, cores() // most))
-        found[world, batch] = cast(TimedSteps, times)
+        found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
     ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
     measured = [
         Measurement(
@@ -424,7 +414,7 @@ def _fit(
     full_ms: float,
     half: int,
     full: int,
-    found: dict[tuple[int, int], TimedSteps],
+    found: dict[tuple[int, int], "StepTimes"],
 ) -> Assumptions:
     per_image = (full_ms - half_ms) / (full - half)
     if per_image <= 0:  # the fixed cost is all there is to see

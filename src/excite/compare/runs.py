@@ -102,7 +102,7 @@ def read_run(
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
     opened = open_trained(source, overrides, device=device, precision=precision)
     predictor = opened.predictor
-    meta = cast(Meta, predictor.meta)
+    meta = predictor.meta
     predictions = data = problem = None
     try:
         predictions, data = predictions_of(opened, advance), opened.data

@@ -16,6 +16,7 @@ from excite.logits import NO_CLASS, losses, mean_loss
 from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 from excite.trained.predictions import accuracy
 from excite.training.results import Results
+from excite.weights.header import Summary
 
 #: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
 PICTURES = 6
@@ -320,7 +321,7 @@ def _losses(run: Run) -> np.ndarray:
 
 def _row(run: Run, confidence: float) -> AloneRow:
     results: Results = run.results or {}
-    recipe, evaluations = run.recipe, run.evaluations
+    recipe, evaluations, told = run.recipe, run.evaluations, run.meta.get("metrics")
     return {
         "label": run.label,
         "source": run.source,
@@ -328,14 +329,14 @@ def _row(run: Run, confidence: float) -> AloneRow:
         "gate": run.gate,
         "params": run.params,
         "gmacs": results.get("gmacs", run.gmacs),
-        "epochs": None if recipe is None else recipe["train"]["epochs"],
+        "epochs": None if recipe is None else recipe["train"].get("epochs"),
         "epochs_done": evaluations[-1]["epoch"] if evaluations else None,
         "best_epoch": run.meta.get("epoch") if recipe is not None else None,
         "finished": None if not run.started else not run.unfinished,
         "seed": None if recipe is None else recipe["train"].get("seed"),
         "recipe": None if recipe is None else recipe.get("name"),
         **_accuracy(run, confidence),
-        "training_top1": (run.meta.get("metrics") or {}).get("top1"),
+        "training_top1": None if told is None else told.get("top1"),
         "last_top1": results.get("last_top1", evaluations[-1]["top1"] if evaluations else None),
         "images_per_second": results.get("images_per_second"),
         "ms_per_step": results.get("ms_per_step"),
@@ -365,10 +366,11 @@ def _accuracy(run: Run, confidence: float) -> Measured:
             "not_finite": measured["not_finite"],
             "loss": mean_loss(torch.from_numpy(_losses(run))),
         }
-    found = run.meta.get("metrics")
-    if not found:
+    told = _told(run)
+    if told is None:
         return cast(Measured, dict.fromkeys(Measured.__annotations__))
-    images, right = found["images"], round(found["top1"] * found["images"] / 100)
+    found, top1, images = told
+    right = round(top1 * images / 100)
     low, high = wilson(right, images, confidence)
     return {
         "measured": "training",
@@ -377,9 +379,9 @@ def _accuracy(run: Run, confidence: float) -> Measured:
         "top1": 100 * right / images,
         "top1_low": 100 * low,
         "top1_high": 100 * high,
-        "top5": found["top5"],
+        "top5": found.get("top5"),
         "not_finite": found.get("not_finite", 0),
-        "loss": found["loss"],
+        "loss": found.get("loss"),
     }
 
 
@@ -475,8 +477,7 @@ def _only_one(base: Run, run: Run) -> OnlyOne:
 def _problem(run: Run) -> str:
     if run.predictions is not None:
         return f"{run.label}: the images cannot be opened ({run.problem}), so its stored predictions are used."
-    found = run.meta.get("metrics")
-    what = "its accuracy is the one found in its training" if found else "its accuracy is not known"
+    what = "its accuracy is not known" if _told(run) is None else "its accuracy is the one found in its training"
     return f"{run.label} could not be evaluated here ({run.problem}), so {what}."
 
 
@@ -518,7 +519,7 @@ def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> 
 
 def _epochs_done(run: Run) -> str:
     done = run.evaluations[-1]["epoch"] if run.evaluations else 0
-    return f"{done:g} of {'?' if run.recipe is None else run.recipe['train']['epochs']} epochs are done"
+    return f"{done:g} of {'?' if run.recipe is None else run.recipe['train'].get('epochs', '?')} epochs are done"
 
 
 def _fairness(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> list[str]:
@@ -557,10 +558,19 @@ def _machine(run: Run) -> str:
 
 def _moved(run: Run) -> str | None:
     """What the training found, where it is not what is found now."""
-    found = run.meta.get("metrics") or {}
-    if run.predictions is None or not found or not run.started:
+    told = _told(run)
+    if run.predictions is None or told is None or not run.started:
         return None
+    _, top1, images = told
     now = 100 * int(run.predictions.right.sum()) / len(run.predictions)
-    if abs(now - found["top1"]) < 1e-9 and found["images"] == len(run.predictions):
+    if abs(now - top1) < 1e-9 and images == len(run.predictions):
         return None
-    return f"{run.label} {found['top1']:.2f} % on {found['images']:,} images"
+    return f"{run.label} {top1:.2f} % on {images:,} images"
+
+
+def _told(run: Run) -> tuple[Summary, float, int] | None:
+    """What the training found, with top-1 in percent and the images that it is of; None where either is not said, as in
+    weights that were pruned: without the number of images an accuracy has no interval."""
+    found = run.meta.get("metrics")
+    top1, images = (None, None) if found is None else (found.get("top1"), found.get("images"))
+    return None if found is None or top1 is None or not images else (found, top1, images)

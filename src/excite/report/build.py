@@ -254,7 +254,7 @@ def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]
 
 def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
     meta = opened.predictor.meta
-    metrics = meta.get("metrics") or {}
+    metrics = meta.get("metrics")
     size = describe(meta["model"]["name"], **meta["model"]["args"])
     told: Results = {
         "recipe": opened.recipe.name,
@@ -264,11 +264,11 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
         "precision": predictions.precision,
         "batch_size": None if meta.get("converted_from") else opened.recipe.train.batch_size,
         "resolution": f"{opened.predictor.preprocessing.image_size}x{opened.predictor.preprocessing.image_size}",
-        "top1": metrics.get("top1"),
-        "top5": metrics.get("top5"),
-        "loss": metrics.get("loss"),
+        "top1": None if metrics is None else metrics.get("top1"),
+        "top5": None if metrics is None else metrics.get("top5"),
+        "loss": None if metrics is None else metrics.get("loss"),
     }
-    if (images := metrics.get("images")) is not None:
+    if metrics is not None and (images := metrics.get("images")) is not None:
         told["images"] = images
     return told
 

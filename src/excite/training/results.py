@@ -36,7 +36,7 @@ class TrainRecord(TypedDict):
         lr: learning rate before the factors of groups of parameters.
         data_wait: share of the time in which the device waited for images.
         compile_seconds: of ``torch.compile``, not counted in ``ms_per_step``.
-        memory_gb: peak of the device's memory; None on a CPU.
+        memory_gb: peak of the device's memory; on a CPU, of the process's.
         loss_scale: None but in fp16.
         skipped_steps: so far, by overflows of fp16.
         seconds, seconds_left: since the start of the run, all its processes' lives added; estimated to its end.
@@ -53,7 +53,7 @@ class TrainRecord(TypedDict):
     ms_per_step: float
     data_wait: float
     compile_seconds: float
-    memory_gb: float | None
+    memory_gb: float
     loss_scale: float | None
     skipped_steps: int
     seconds: float
