@@ -10,8 +10,8 @@ from excite.gates.blend import Blend
 from excite.gates.facts import Facts
 from excite.options import check_types
 
-#: A gate's settings, JSON-able: ``{"name": "se", "reduction": 8}``. Which keys there are besides the name depends on the
-#: gate: they are keyword arguments of its constructor, and "identity" (see :func:`create_gate`, which checks them).
+#: A gate's settings, JSON-able: ``{"name": "se", "reduction": 8}``. The keys besides the name differ from gate to gate:
+#: they are keyword arguments of its constructor, and "identity"; :func:`create_gate` checks them.
 GateTable = dict[str, Any]
 #: ``"se"``, or a gate's table.
 GateSpec = str | Mapping[str, Any]
