@@ -20,7 +20,7 @@ from torch import Tensor
 from excite.errors import ExciteError, first_line, nearest
 from excite.untrusted.pickles import STAND_INS, Inert, Namespace, inspect
 from excite.untrusted.raw import Damaged, listed, map_file
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 
 FORMAT = "PyTorch checkpoint"
 
@@ -78,7 +78,7 @@ def read(path: Path, part: str | None = None) -> Stored:
         raise ExciteError(f"{path} holds no weights (no dictionary of tensors){keys}")
     chosen = _choose(path, found, part)
     tensors = {key: value.detach() for key, value in found[chosen].items() if isinstance(value, Tensor)}
-    metadata: dict[str, Any] = {"part": chosen, "beside": [key for key in found if key != chosen]}
+    metadata: Metadata = {"part": chosen, "beside": [key for key in found if key != chosen]}
     others = sorted(str(key) for key, value in found[chosen].items() if not isinstance(value, Tensor))
     if others:
         metadata["not_tensors"] = others[:_MOST_VALUES]
