@@ -11,6 +11,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,9 +180,9 @@ def _load(path: Path, is_zip: bool) -> Any:
 # --- after it -------------------------------------------------------------------------------------------------------
 
 
-def _state_dicts(content: Any) -> dict[str, dict[str, Any]]:
+def _state_dicts(content: Any) -> dict[str, Mapping[str, object]]:
     """Every dictionary of named tensors, outermost first, by its keys with dots between."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Mapping[str, object]] = {}
     seen: set[int] = set()  # one dictionary may be in many places
 
     def walk(value: Any, at: str, depth: int) -> None:
@@ -206,7 +207,7 @@ def _is_state_dict(value: dict[Any, Any]) -> bool:
     return any(isinstance(v, Tensor) and v.dim() > 0 for v in value.values())
 
 
-def _choose(path: Path, found: dict[str, dict[str, Any]], part: str | None) -> str:
+def _choose(path: Path, found: dict[str, Mapping[str, object]], part: str | None) -> str:
     if part is not None:
         if part not in found:
             known = ", ".join(repr(key) for key in found)

@@ -73,7 +73,7 @@ class Said:
 def said_by(stored: Stored) -> Said:
     """What the file says, or the ``config.json`` beside a hub's ``model.safetensors``."""
     values = stored.metadata.get("values", {})
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for key in _SETTINGS:
         found = values.get(key)
         settings |= found if isinstance(found, dict) else {}
@@ -97,17 +97,21 @@ def said_by(stored: Stored) -> Said:
 
 
 def _name(
-    metadata: Mapping[str, Any], values: Mapping[str, Any], settings: Mapping[str, Any], beside: Mapping[str, Any]
+    metadata: Mapping[str, object],
+    values: Mapping[str, object],
+    settings: Mapping[str, object],
+    beside: Mapping[str, object],
 ) -> tuple[str, str]:
     places = [("", values), ("args.", settings), ("", metadata), ("config.json: ", beside)]
     for where, table in places:
         for key in _NAMES:
-            if isinstance(table.get(key), str) and table[key]:
-                return table[key].rpartition("/")[2], f"{where}{key}"
+            name = table.get(key)
+            if isinstance(name, str) and name:
+                return name.rpartition("/")[2], f"{where}{key}"
     return "", ""
 
 
-def config_beside(path: Path) -> dict[str, Any]:
+def config_beside(path: Path) -> dict[str, object]:
     """The ``config.json`` that the hub's repositories have beside the weights; empty where there is none."""
     from excite.weights.hub import CONFIG, FILES
 
@@ -120,7 +124,7 @@ def config_beside(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _table(value: Any) -> dict[str, Any]:
+def _table(value: Any) -> dict[str, object]:
     return dict(value) if isinstance(value, dict) else {}
 
 
@@ -132,7 +136,7 @@ def _size(value: Any) -> tuple[int, int] | None:
     return two[0], two[1]
 
 
-def _size_in(table: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size_in(table: Mapping[str, object]) -> tuple[int, int] | None:
     found = (_size(table.get(key)) for key in ("input_size", "img_size", "image_size", "val_crop_size"))
     return next((size for size in found if size is not None), None)
 

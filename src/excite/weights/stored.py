@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
@@ -29,7 +29,7 @@ class Metadata(TypedDict, total=False):
     part: str
     beside: list[str]
     keys: list[str]
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     not_tensors: list[str] | dict[str, str]
     crc: bool
     strings: dict[str, str]
@@ -37,7 +37,7 @@ class Metadata(TypedDict, total=False):
     name: str
     layers: list[Layer]
     excite: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
 
 
 @dataclass(frozen=True)
