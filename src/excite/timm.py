@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from excite.models import TFSEResNet as _TFSEResNet
 from excite.models import create_model as _create_model
 from excite.models.activation import ACTIVATIONS
 from excite.models.base import Classifier
-from excite.models.catalog import VARIANTS
+from excite.models.catalog import VARIANTS, ModelArgs
 from excite.models.factory import model_options
 from excite.models.timm_models import import_timm
 from excite.ops import spatial_mean
@@ -43,9 +43,29 @@ from timm.models import (  # noqa: E402
     register_model,
 )
 
+
+class _Images(TypedDict, total=False):
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float
+
+
+class _Config(_Images):
+    """What timm wants to know of a model and its images."""
+
+    input_size: tuple[int, int, int]
+    pool_size: tuple[int, ...]
+    fixed_input_size: bool
+    num_classes: int
+    first_conv: str
+    classifier: str
+    license: str
+    origin_url: str
+
+
 TAG = "excite"
 POOLS = ("avg", "max", "avgmax", "catavgmax", "")
-_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
+_CIFAR: _Images = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616), "crop_pct": 1.0}
 _ORIGIN = "https://arxiv.org/abs/1709.01507"
 
 
@@ -143,7 +163,7 @@ class _AsTimm(Classifier):
         return self.forward_head(self.forward_features(x))
 
     @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
         """Patterns of parameter names, for rates that decay with depth: by stage, or by block."""
         blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return {"stem": r"^(?:conv1|bn1|stem)", "blocks": [(blocks, None), (r"^norm", (99_999,))]}
@@ -208,7 +228,7 @@ _WITHOUT: dict[str, tuple[Any, ...]] = {
 _SETTLED = ("block", "layers", "channels", "cardinality", "base_width", "stem_width", "stem_type", "block_reduce_first")
 
 
-def as_ours(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def as_ours(name: str, given: ModelArgs) -> ModelArgs:
     """Arguments of timm's ResNet -> options of ``excite.create_model``, which itself refuses what nobody knows.
 
     Raises:
@@ -271,12 +291,13 @@ def _stages(name: str) -> int:
     return len(VARIANTS[name]["arch"].get("layers", "123"))  # the TensorFlow net always has three
 
 
-def _config(name: str) -> dict[str, Any]:
+def _config(name: str) -> _Config:
     variant = VARIANTS[name]
     size, gate = variant["defaults"].get("image_size", 224), variant["gate"] or {}
     # A gather over the whole map by a kernel of the map's size (Gather-Excite theta with global extent).
     bound = gate.get("name") == "ge" and gate.get("variant") != "theta_minus" and "extent" not in gate
     tensorflow = variant["family"] == "tf_seresnet"
+    images: _Images = _CIFAR if size == 32 else {}
     stem = {"conv3x3x3": "conv1.0"}.get(variant["arch"].get("stem", ""), "conv1")
     return {
         "input_size": (3, size, size),
@@ -289,7 +310,7 @@ def _config(name: str) -> dict[str, Any]:
         "classifier": "fc",
         "license": "apache-2.0",
         "origin_url": _ORIGIN,
-        **(_CIFAR if size == 32 else {}),
+        **images,
     }
 
 

@@ -1,12 +1,15 @@
 """``excite gates``"""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.commands.common import Json
 from excite.files import to_json
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.gates.summary import GateRow, GateSheet
 
 
 def _complete_gate(incomplete: str) -> list[str]:
@@ -42,7 +45,7 @@ def gates(
         print_json(gate) if as_json else _show_gate(gate)
 
 
-def _show_gates(rows: list[dict[str, Any]]) -> None:
+def _show_gates(rows: "list[GateRow]") -> None:
     from excite.console import Display, make_table
 
     display, (channels, height, width) = Display(), rows[0]["map"]
@@ -75,7 +78,7 @@ def _citation(paper: str | None) -> str | None:
     return f"{authors.split(', ')[0]} et al., {place}"
 
 
-def _show_gate(gate: dict[str, Any]) -> None:
+def _show_gate(gate: "GateSheet") -> None:
     from excite.console import Display, make_table
 
     display = Display()

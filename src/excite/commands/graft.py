@@ -1,13 +1,17 @@
 """``excite graft``"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.commands.common import Json, complete_model, teller
 from excite.errors import ExciteError, shown, shown_text
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.gates.registry import GateTable
+    from excite.models.grafting.core import GraftPlan
 
 
 def graft(
@@ -59,7 +63,7 @@ def graft(
 
     display = Display()
 
-    def show(plan: Any) -> None:
+    def show(plan: "GraftPlan") -> None:
         columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
         columns += [("parameters", "new parameters", ",d"), ("what", "gate", "")]
         display.table(make_table(plan.rows(), columns))
@@ -87,7 +91,7 @@ def graft(
         print_json(result)
 
 
-def _options_given(words: list[str]) -> dict[str, Any]:
+def _options_given(words: list[str]) -> "GateTable":
     """NAME=VALUE, the values as in a recipe. Raises ExciteError where a word is of another form."""
     from excite.recipe import parse_yaml
 

@@ -1,12 +1,15 @@
 """``excite models``"""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.commands.common import Json, complete_model
 from excite.errors import ExciteError
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.models.published import PublishedAccuracy
 
 
 def models(
@@ -57,6 +60,6 @@ def models(
     )
 
 
-def _published(entry: dict[str, Any]) -> str:
-    numbers = "/".join(f"{entry[key]:.2f}" for key in ("top1", "top5") if entry.get(key) is not None)
-    return f"{numbers} ({entry['source']}{'' if entry.get('confirmed', True) else ', unconfirmed'})"
+def _published(entry: "PublishedAccuracy") -> str:
+    numbers = "/".join(f"{share:.2f}" for share in (entry["top1"], entry["top5"]) if share is not None)
+    return f"{numbers} ({entry['source']}{'' if entry['confirmed'] else ', unconfirmed'})"

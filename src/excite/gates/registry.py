@@ -10,7 +10,10 @@ from excite.gates.blend import Blend
 from excite.gates.facts import Facts
 from excite.options import check_types
 
-#: ``"se"``, or ``{"name": "se", "reduction": 8}``.
+#: A gate's settings, JSON-able: ``{"name": "se", "reduction": 8}``. The keys besides the name differ from gate to gate:
+#: they are keyword arguments of its constructor, and "identity"; :func:`create_gate` checks them.
+GateTable = dict[str, Any]
+#: ``"se"``, or a gate's table.
 GateSpec = str | Mapping[str, Any]
 
 _GATES: dict[str, type[Gate]] = {}
@@ -49,8 +52,8 @@ def model_option_names(gate: str) -> dict[str, str]:
     return {_AMONG_A_MODELS.get(option, option): option for option in gate_options(gate)}
 
 
-def gate_defaults(name: str) -> dict[str, Any]:
-    """The options of one gate with their defaults."""
+def gate_defaults(name: str) -> GateTable:
+    """The options of one gate with their defaults; no name."""
     parameters = inspect.signature(gate_class(name).__init__).parameters
     return {option: parameters[option].default for option in gate_options(name)}
 
@@ -60,9 +63,9 @@ def gate_facts(name: str) -> Facts | None:
     return gate_class(name).facts
 
 
-def gate_table(spec: GateSpec) -> dict[str, Any]:
+def gate_table(spec: GateSpec) -> GateTable:
     """A new table {"name": ..., **options}. Raises ExciteError where there is no name."""
-    table = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
+    table: GateTable = {"name": spec} if isinstance(spec, str) else dict(spec) if isinstance(spec, Mapping) else {}
     if not isinstance(table.get("name"), str):
         raise ExciteError(
             f"a gate is a name or a table with a 'name', not {shown(spec)}; known: {', '.join(list_gates())}"

@@ -5,42 +5,77 @@ Letters: C channels, H x W positions.
 
 from collections.abc import Mapping
 from inspect import cleandoc
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.gates.facts import Form
-from excite.gates.registry import create_gate, gate_class, gate_defaults, gate_facts, list_gates
+from excite.gates.registry import GateTable, create_gate, gate_class, gate_defaults, gate_facts, list_gates
 
 #: (channels, height, width) of the map that costs are given for: the first stage of a ResNet-50 on 224x224 pixels.
 MAP = (256, 56, 56)
 
 
-def summarise(size: tuple[int, int, int] = MAP) -> list[dict[str, Any]]:
+class GateRow(TypedDict):
+    """A form of a gate, JSON-able; what a gate without a data sheet does not tell is None.
+
+    Attributes:
+        gate: a label as ``excite twins --gates`` takes it.
+        options: what to give beside the name.
+        squeeze, scales, formula, passes: see :class:`excite.gates.facts.Form`; parameters: a formula, too.
+        macs: multiply-adds of convolutions, dense layers and products with kernels, for one image.
+        fused: whether the gate runs inside of the fused operator.
+        map: the [C, H, W] that params and macs are of.
+    """
+
+    gate: str
+    name: str
+    options: GateTable
+    title: str | None
+    paper: str | None
+    squeeze: str | None
+    scales: str | None
+    formula: str | None
+    parameters: str | None
+    params: int
+    macs: int
+    passes: int | None
+    fused: bool
+    map: list[int]
+
+
+class OptionRow(TypedDict):
+    option: str
+    default: object
+    meaning: str | None
+
+
+class GateSheet(TypedDict):
+    """One gate with its forms and options; ``notes`` is the docstring of its class."""
+
+    name: str
+    title: str | None
+    paper: str | None
+    forms: list[GateRow]
+    options: list[OptionRow]
+    notes: str
+
+
+def summarise(size: tuple[int, int, int] = MAP) -> list[GateRow]:
     """A row for each form of each gate, sorted by name; see :func:`summarise_gate`."""
     return [row for name in list_gates() for row in summarise_gate(name, size)]
 
 
-def summarise_gate(name: str, size: tuple[int, int, int] = MAP) -> list[dict[str, Any]]:
-    """The forms of one gate.
-
-    Each is a JSON-able table: ``gate`` (a label as ``excite twins --gates`` takes it), ``name``, ``options`` (what to
-    give beside the name), ``title``, ``paper``, ``squeeze``, ``scales``, ``formula``, ``parameters`` (a formula),
-    ``params``, ``macs`` (multiply-adds of convolutions, dense layers and products with kernels, for one image),
-    ``passes`` (see :class:`excite.gates.facts.Form`), ``fused`` (whether the gate runs inside of the fused operator)
-    and ``map``, the (C, H, W) that params and macs are of. What a gate without a data sheet does not tell is None.
-
-    Raises:
-        ExciteError: there is no such gate.
-    """
+def summarise_gate(name: str, size: tuple[int, int, int] = MAP) -> list[GateRow]:
+    """The forms of one gate. Raises ExciteError where there is no such gate."""
     facts = gate_facts(name)
     return [_row(name, form, size) for form in (facts.forms if facts else (None,))]
 
 
-def _row(name: str, form: Form | None, size: tuple[int, int, int]) -> dict[str, Any]:
+def _row(name: str, form: Form | None, size: tuple[int, int, int]) -> GateRow:
     facts = gate_facts(name)
-    options = dict(form.options) if form else {}
+    options: GateTable = dict(form.options) if form else {}
     params, macs, fused = count_cost({"name": name, **options}, size)
     return {
         "gate": _label(name, options),
@@ -77,7 +112,7 @@ def count_formula(form: Form) -> str:
     return ", ".join([form.parameters, *(f"{letter} = {value}" for letter, value in form.letters.items())])
 
 
-def count_cost(spec: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[int, int, bool]:
+def count_cost(spec: GateTable, size: tuple[int, int, int]) -> tuple[int, int, bool]:
     """(parameters, multiply-adds for one image, whether it is a function of the channel means) of a gate."""
     channels, height, width = size
     with torch.device("meta"):
@@ -88,11 +123,8 @@ def count_cost(spec: Mapping[str, Any], size: tuple[int, int, int]) -> tuple[int
     return sum(p.numel() for p in gate.parameters()), counter.get_total_flops() // 2, gate.channelwise
 
 
-def describe_gate(label: str) -> dict[str, Any]:
+def describe_gate(label: str) -> GateSheet:
     """One gate with its options, by its name or the label of one of its forms ("ge_theta").
-
-    ``forms`` are as :func:`summarise_gate` gives them, ``options`` is a list of {option, default, meaning}, ``notes``
-    the docstring of its class.
 
     Raises:
         ExciteError: there is no such gate.
@@ -100,7 +132,9 @@ def describe_gate(label: str) -> dict[str, Any]:
     name = _labels().get(label, label)
     forms, facts = summarise_gate(name), gate_facts(name)
     meanings = facts.options if facts else {}
-    options = [{"option": o, "default": d, "meaning": meanings.get(o)} for o, d in gate_defaults(name).items()]
+    options: list[OptionRow] = [
+        {"option": o, "default": d, "meaning": meanings.get(o)} for o, d in gate_defaults(name).items()
+    ]
     return {
         "name": name,
         "title": facts.title if facts else None,

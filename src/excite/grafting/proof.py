@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.files import written_aside
+from excite.gates.registry import GateTable
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
-from excite.models.grafting.core import GraftPlan, example_for, graft
+from excite.models.grafting.core import GraftPlan, GraftPlanValues, example_for, graft
 from excite.models.timm_models import PREFIX, classifier_name, first_name
 from excite.progress import Advance, Progress, silent
 from excite.weights.grafted import header, is_grafted_file
+from excite.weights.header import Meta
 
 #: Images for the proof, where a folder holds more, and random ones where none are given.
 MOST_IMAGES, RANDOM_IMAGES = 64, 8
@@ -31,16 +33,49 @@ class Network:
     Attributes:
         model: the network, in evaluation mode.
         name: as it was given.
-        meta: header of a checkpoint of ours; empty for others.
+        meta: header of a checkpoint of ours; None for others.
         preprocessing: how an image becomes its input, where that is known.
         library: "timm" or "excite".
     """
 
     model: nn.Module
     name: str
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Meta | None = None
     preprocessing: Preprocessing | None = None
     library: str = "excite"
+
+
+class Proof(TypedDict):
+    """Largest differences of the logits of two networks, in float32 and evaluation mode.
+
+    Attributes:
+        difference: in the textbook form (contiguous maps).
+        fused_difference: of our own models as they run on a CPU (channels-last maps, fused operator), 0 for others.
+        largest: the largest logit, absolute.
+    """
+
+    difference: float
+    fused_difference: float
+    largest: float
+
+
+class GraftResult(GraftPlanValues):
+    """What ``excite graft --json`` prints: the plan and, where it was carried out, the :class:`Proof`.
+
+    Attributes:
+        parameters: of the network before.
+        images, images_are: how many the proof is on, and which.
+        out: the file that was written.
+    """
+
+    source: str
+    parameters: int
+    images: NotRequired[int]
+    images_are: NotRequired[str]
+    difference: NotRequired[float]
+    fused_difference: NotRequired[float]
+    largest: NotRequired[float]
+    out: NotRequired[str]
 
 
 def graft_and_prove(
@@ -49,7 +84,7 @@ def graft_and_prove(
     gate: str,
     at: list[str],
     init: str,
-    options: Mapping[str, Any],
+    options: GateTable,
     dry_run: bool,
     images: str | None,
     weights: str | None,
@@ -58,8 +93,8 @@ def graft_and_prove(
     say: Callable[[str], None],
     show: Callable[[GraftPlan], None],
     progress: Progress = silent,
-) -> dict[str, Any]:
-    """Graft, prove and write; what ``--json`` prints. ``progress`` shows reading, tracing and the proof.
+) -> GraftResult:
+    """Graft, prove and write. ``progress`` shows reading, tracing and the proof.
 
     Raises:
         ExciteError: one sentence, and nothing was written.
@@ -77,7 +112,7 @@ def graft_and_prove(
     plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
     show(plan)
     parameters = sum(p.numel() for p in opened.model.parameters())
-    result: dict[str, Any] = {"source": source, "parameters": parameters, **plan.to_dict()}
+    result: GraftResult = {"source": source, "parameters": parameters, **plan.to_dict()}
     if dry_run:
         return result
     progress("comparing", 0, 0)
@@ -85,7 +120,7 @@ def graft_and_prove(
     grafted = graft(opened.model, gate, **settings)
     proof = prove(opened.model, grafted, batch, partial(progress, "comparing"))
     result |= {"images": len(batch), "images_are": what, **proof}
-    if not all(math.isfinite(value) for value in proof.values()):
+    if not all(map(math.isfinite, (proof["difference"], proof["fused_difference"], proof["largest"]))):
         raise ExciteError(
             f"nothing was proved: on {len(batch)} {what} the logits before or after are not finite; nothing was written"
         )
@@ -121,7 +156,7 @@ def open_network(source: str, weights: str | None = None) -> Network:
         from excite.trained.predictor import load
 
         predictor = load(source, "cpu")
-        found = Network(predictor.model, source, predictor.meta, predictor.preprocessing)
+        found = Network(predictor.model, source, cast(Meta, predictor.meta), predictor.preprocessing)
         found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if weights is not None:
         if found.meta:
@@ -195,15 +230,8 @@ def proof_images(source: Network, folder: str | None) -> tuple[Tensor, str]:
 
 
 @torch.inference_mode()
-def prove(
-    before: nn.Module, after: nn.Module, batch: Tensor, advance: Advance = lambda done, total: None
-) -> dict[str, float]:
-    """Largest differences of the logits, in float32 and evaluation mode.
-
-    Returns:
-        ``difference``: in the textbook form (contiguous maps); ``fused_difference``: of our own models as they run on a
-        CPU (channels-last maps, fused operator), 0 for others; ``largest``: the largest logit, absolute.
-    """
+def prove(before: nn.Module, after: nn.Module, batch: Tensor, advance: Advance = lambda done, total: None) -> Proof:
+    """Run both networks on a batch."""
     layouts = [torch.contiguous_format, *([torch.channels_last] if isinstance(before, Classifier) else [])]
     differences, largest, done = [], 0.0, 0
     for layout in layouts:

@@ -2,9 +2,9 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import nn
@@ -23,10 +23,35 @@ from excite.trained.opened import Opened
 from excite.trained.predictor import Predictor
 from excite.training.evaluation import Evaluation
 from excite.weights.grafted import header
+from excite.weights.header import Meta
 from excite.weights.locate import locate
 from excite.weights.own import WEIGHTS, read_own, save_weights
 
 Say = Callable[[str], None]
+
+
+class PointValues(TypedDict):
+    """A :class:`Point` in JSON."""
+
+    place: str
+    gates: int
+    top1: float
+    loss: float | None
+    effect: float
+    ms: float
+    parameters: int
+    not_finite: int
+
+
+class PrunedValues(TypedDict):
+    """A :class:`Pruned` in JSON, without the network."""
+
+    points: list[PointValues]
+    chosen: int
+    constant: list[str]
+    batch: int
+    images: int
+    timed: str
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,19 @@ class Point:
     parameters: int
     not_finite: int = 0
 
+    def to_dict(self) -> PointValues:
+        """For JSON."""
+        return {
+            "place": self.place,
+            "gates": self.gates,
+            "top1": self.top1,
+            "loss": self.loss,
+            "effect": self.effect,
+            "ms": self.ms,
+            "parameters": self.parameters,
+            "not_finite": self.not_finite,
+        }
+
 
 @dataclass
 class Pruned:
@@ -74,14 +112,13 @@ class Pruned:
     constant: list[str]
     batch: int
     images: int
-    meta: dict[str, Any]
+    meta: Meta
     timed: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the points, which one was chosen, and the constant gates."""
-        points = [asdict(point) for point in self.points]
+    def to_dict(self) -> PrunedValues:
+        """For JSON."""
         return {
-            "points": points,
+            "points": [point.to_dict() for point in self.points],
             "chosen": self.chosen,
             "constant": self.constant,
             "batch": self.batch,
@@ -154,7 +191,7 @@ def prune(
     order = sorted(effects, key=effects.__getitem__)
     networks, points = _curve(model, scales, constant, order, effects, before, measure)
     times = _time(networks, predictor, batch, rounds)
-    points = [Point(**{**asdict(point), "ms": ms}) for point, ms in zip(points, times, strict=True)]
+    points = [replace(point, ms=ms) for point, ms in zip(points, times, strict=True)]
     within = [
         i
         for i, point in enumerate(points)
@@ -168,7 +205,7 @@ def prune(
         constant,
         batch,
         before.images,
-        predictor.meta,
+        cast(Meta, predictor.meta),
         form_of(model, predictor.precision),
     )
 

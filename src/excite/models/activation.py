@@ -1,7 +1,7 @@
 """Activations behind norms and additions: a ReLU as a rule, which the fused operators bring along."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from excite.errors import ExciteError, nearest
 from excite.ops import norm_excite_residual, norm_relu
 from excite.ops.boundaries import is_plain, is_symbolic
 
-ACTIVATIONS: dict[str, Any] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "leaky_relu": nn.LeakyReLU,

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
+from excite.gates.registry import GateTable
+from excite.models.catalog import ModelArgs
 from excite.models.checkpointing import Runner, run_checkpointed, run_plain
 from excite.ops import spatial_mean
 from excite.ops.boundaries import NotScriptable
@@ -27,6 +29,14 @@ def match_slots(pattern: str, slots: Sequence[str]) -> list[str]:
         shown = f"{', '.join(slots[:3])} ... {slots[-1]}" if len(slots) > 4 else ", ".join(slots)
         raise ExciteError(f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (there are {shown})")
     return hits
+
+
+class FeatureInfo(TypedDict):
+    """A map that a network can give, under timm's names: its channels, its stride, the module it comes from."""
+
+    num_chs: int
+    reduction: int
+    module: str
 
 
 class Stage(nn.Sequential):
@@ -49,14 +59,14 @@ class Classifier(NotScriptable):
 
     model_name: str
     #: JSON-able arguments: ``create_model(model.model_name, **model.model_args)`` builds the same net.
-    model_args: dict[str, Any]
+    model_args: ModelArgs
     #: The gate's table, with all options given; None for an ungated net.
-    gate_spec: dict[str, Any] | None
+    gate_spec: GateTable | None
     num_features: int
     num_classes: int
     in_chans: int
     image_size: tuple[int, int]
-    feature_info: list[dict[str, Any]]
+    feature_info: list[FeatureInfo]
     fc: nn.Module
     #: How batch norms, gates, additions and ReLUs run; :meth:`set_fused` changes it.
     fused: str = "auto"

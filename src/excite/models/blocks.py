@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +12,7 @@ from excite.gates import Gate, GateSpec, create_gate
 from excite.gates.base import must_be_called
 from excite.models.activation import activation, norm_act, rides_along
 from excite.models.convolution import conv
-from excite.models.selective_kernel import SelectiveKernel
+from excite.models.selective_kernel import SelectiveKernel, SelectiveKernelOptions
 from excite.ops import excite_residual, norm_excite_residual
 from excite.ops.boundaries import NotScriptable, is_plain, is_symbolic, one_node
 
@@ -57,7 +57,7 @@ class BlockOptions:
     #: "conv" (1x1 + BN) or "pad" (sub-sampling and zero channels: option A of He et al., section 3.3).
     shortcut: str = "conv"
     #: Options of the selective kernels that stand for a bottleneck's 3x3 or a basic block's first; None for neither.
-    selective_kernel: dict[str, Any] | None = None
+    selective_kernel: SelectiveKernelOptions | None = None
     #: Name of the activation behind norms and the addition; see ``excite.models.activation``.
     act_layer: str = "relu"
 

@@ -1,16 +1,41 @@
 """Every variant by name: small tables, made by small loops. Pure data and no torch, so that ``excite models`` and shell
 completion are instant.
-
-A variant is ``{"family", "arch", "gate", "defaults"}``: ``family`` picks the builder and the options it allows,
-``arch`` are the builder's arguments, ``gate`` is a gate's table or None, ``defaults`` differ from ``create_model``'s.
 """
 
 import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from excite.errors import ExciteError, nearest
 
-Variant = dict[str, Any]
+if TYPE_CHECKING:
+    from excite.gates.registry import GateTable
+
+#: Keyword arguments of ``create_model`` or of a network's constructor, JSON-able. They differ from network to network
+#: (timm's have timm's own); whoever takes them checks them.
+ModelArgs = dict[str, Any]
+
+
+class Defaults(TypedDict, total=False):
+    num_classes: int
+    image_size: int
+    drop_rate: float
+
+
+class Variant(TypedDict, total=False):
+    """A network of the catalog; all keys are there. Nothing, ``{}``, stands for a network that is in no catalog.
+
+    Attributes:
+        family: picks the builder and the options it allows.
+        arch: the builder's arguments.
+        gate: None for an ungated net, which not all who ask have looked at (hence Any).
+        defaults: where they differ from ``create_model``'s.
+    """
+
+    family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet"]
+    arch: ModelArgs
+    gate: "GateTable | Any"
+    defaults: Defaults
+
 
 _SE = {"name": "se"}
 _GE_VARIANTS = ("theta_minus", "theta", "theta_plus")
@@ -23,8 +48,12 @@ def _imagenet(block: str, layers: tuple[int, ...], **arch: Any) -> Variant:
 def _cifar(block: str, units: int, **arch: Any) -> Variant:
     """Three stages of ``units`` blocks for 32x32 images and 10 classes."""
     arch = {"block": block, "layers": (units,) * 3, "widths": (16, 32, 64), "stem": "cifar", "stem_width": 16, **arch}
-    family = "preresnet" if block.startswith("pre") else "cifar_resnet"
-    return {"family": family, "arch": arch, "gate": None, "defaults": {"num_classes": 10, "image_size": 32}}
+    return {
+        "family": "preresnet" if block.startswith("pre") else "cifar_resnet",
+        "arch": arch,
+        "gate": None,
+        "defaults": {"num_classes": 10, "image_size": 32},
+    }
 
 
 def _plain() -> dict[str, Variant]:

@@ -9,9 +9,9 @@ from torch import nn
 
 from excite.errors import ExciteError, first_line, nearest, shown, shown_text
 from excite.gates import Gate, GateSpec, gate_options, gate_table
-from excite.gates.registry import model_option_names
+from excite.gates.registry import GateTable, model_option_names
 from excite.models.base import Classifier
-from excite.models.catalog import Variant, get_variant
+from excite.models.catalog import ModelArgs, Variant, get_variant
 from excite.models.grafting.core import Init, graft
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
@@ -80,7 +80,7 @@ def create_model(
 
     The model remembers how to build it again: ``create_model(model.model_name, **model.model_args)``.
     """
-    given: dict[str, Any] = {
+    given: ModelArgs = {
         "num_classes": num_classes,
         "in_chans": in_chans,
         "drop_rate": drop_rate,
@@ -93,7 +93,7 @@ def create_model(
         timms = create_timm_model(name.removeprefix(PREFIX), **given, **options)
         return cast(Classifier, timms if gate in (None, "none") else _grafted(timms, gate, gate_at))
     variant = get_variant(name)
-    common = variant["defaults"] | {key: value for key, value in given.items() if value is not None}
+    common: ModelArgs = {**variant["defaults"], **{key: value for key, value in given.items() if value is not None}}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
         raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
     lists = {"gate_at": gate_at, "out_indices": out_indices}
@@ -121,7 +121,7 @@ def create_model(
 
 
 def _built(
-    name: str, builder: type[ResNet] | type[TFSEResNet], arguments: dict[str, Any], gate: dict[str, Any] | None
+    name: str, builder: type[ResNet] | type[TFSEResNet], arguments: ModelArgs, gate: GateTable | None
 ) -> Classifier:
     """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
     check_types(builder.__init__, arguments, name)
@@ -171,7 +171,7 @@ def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
     return sorted(body) + sorted(model_option_names(table["name"]))
 
 
-def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | None:
+def _gate_table(variant: Variant, gate: GateSpec | None) -> GateTable | None:
     """The gate as a table with a name, or None for an ungated net."""
     if gate == "none":
         return None
@@ -184,8 +184,8 @@ def _gate_table(variant: Variant, gate: GateSpec | None) -> dict[str, Any] | Non
 
 
 def _split_options(
-    name: str, variant: Variant, gate: GateSpec | None, options: dict[str, Any]
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    name: str, variant: Variant, gate: GateSpec | None, options: ModelArgs
+) -> tuple[GateTable | None, ModelArgs]:
     """``options`` -> (the gate's table, the body's arguments)."""
     allowed = model_options(name, gate)
     table = _gate_table(variant, gate)
@@ -207,12 +207,12 @@ def _split_options(
 
 def _model_args(
     variant: Variant,
-    common: dict[str, Any],
+    common: ModelArgs,
     features_only: bool,
     out_indices: Sequence[int] | None,
     gate: GateSpec | None,
-    options: dict[str, Any],
-) -> dict[str, Any]:
+    options: ModelArgs,
+) -> ModelArgs:
     """JSON-able, and complete: a default that changes later does not change a stored model."""
     args = {**common, **options}
     size = args.setdefault("image_size", 224)

@@ -1,16 +1,31 @@
 """Published accuracies and where they stand. Pure data: importing it must stay instant (the command line completes
 names from here).
 
-``confirmed`` is True where we read the number in its source (the reference systems' README files, torchvision's
-documentation, the authors' repository), and False where it was written down without the source at hand.
 """
 
-from typing import Any
+from typing import TypedDict
 
 IMAGENET, CIFAR10, CIFAR100 = "imagenet", "cifar10", "cifar100"
 
 
-def _entry(top1: float, top5: float | None, dataset: str, source: str, note: str, confirmed: bool) -> dict[str, Any]:
+class PublishedAccuracy(TypedDict):
+    """Percent, as somebody else measured it.
+
+    Attributes:
+        dataset: one of the names above.
+        confirmed: whether we read the number in its source (the reference systems' README files, torchvision's
+            documentation, the authors' repository); False where it was written down without the source at hand.
+    """
+
+    top1: float
+    top5: float | None
+    dataset: str
+    source: str
+    note: str
+    confirmed: bool
+
+
+def _entry(top1: float, top5: float | None, dataset: str, source: str, note: str, confirmed: bool) -> PublishedAccuracy:
     return {
         "top1": top1,
         "top5": top5,
@@ -23,7 +38,7 @@ def _entry(top1: float, top5: float | None, dataset: str, source: str, note: str
 
 def _errors(
     name: str, top1: float, top5: float | None, source: str, note: str, confirmed: bool, dataset: str = IMAGENET
-) -> tuple[str, dict[str, Any]]:
+) -> tuple[str, PublishedAccuracy]:
     """Papers print errors; we hold accuracies."""
     accuracy5 = None if top5 is None else round(100 - top5, 2)
     return name, _entry(round(100 - top1, 2), accuracy5, dataset, source, note, confirmed)
@@ -90,10 +105,10 @@ _GENET_MINDSPORE: dict[str, tuple[float, float | None, str]] = {
 }
 
 
-def _collect() -> dict[str, list[dict[str, Any]]]:
-    table: dict[str, list[dict[str, Any]]] = {}
+def _collect() -> dict[str, list[PublishedAccuracy]]:
+    table: dict[str, list[PublishedAccuracy]] = {}
 
-    def put(name: str, entry: dict[str, Any]) -> None:
+    def put(name: str, entry: PublishedAccuracy) -> None:
         table.setdefault(name, []).append(entry)
 
     for name, (top1, top5) in _TORCHVISION.items():
@@ -123,5 +138,5 @@ def _collect() -> dict[str, list[dict[str, Any]]]:
     return table
 
 
-#: name -> list of {top1, top5, dataset, source, note, confirmed}
+#: By the model's name.
 PUBLISHED = _collect()

@@ -3,7 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,18 @@ from excite.ops.boundaries import NotScriptable, is_plain
 
 #: ``"sk"``, or ``{"name": "sk", "reduction": 8}``.
 BlockConvSpec = str | Mapping[str, Any]
+
+
+class SelectiveKernelOptions(TypedDict, total=False):
+    """See :class:`SelectiveKernel`."""
+
+    kernel_sizes: Sequence[int]
+    dilated: bool
+    reduction: int
+    min_width: int
+    split_input: bool
+
+
 #: Arguments that blocks give, and no table.
 _OF_THE_BODY = ("stride", "groups", "act_layer")
 
@@ -104,7 +116,7 @@ class SelectiveKernel(NotScriptable):
         return self.fc2(self.act(hidden)).unflatten(1, (len(self.paths), -1)).softmax(1)
 
 
-def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
+def block_conv_options(spec: BlockConvSpec | None) -> SelectiveKernelOptions | None:
     """The options of the :class:`SelectiveKernel` that ``block_conv`` asks for; None for a plain 3x3 convolution.
 
     Raises:
@@ -123,10 +135,10 @@ def block_conv_options(spec: BlockConvSpec | None) -> dict[str, Any] | None:
             raise ExciteError(
                 f"block_conv 'sk' has no option {option!r}{nearest(option, allowed)} (allowed: {', '.join(allowed)})"
             )
-    return table
+    return cast(SelectiveKernelOptions, table)  # values are checked where they are used
 
 
-def selective_kernel_settings(spec: BlockConvSpec | None) -> dict[str, Any] | None:
+def selective_kernel_settings(spec: BlockConvSpec | None) -> SelectiveKernelOptions | None:
     """Options that change what :class:`SelectiveKernel` computes and not the shapes of its tensors, defaults filled in.
 
     Dilated paths of any size have 3x3 kernels. None for a plain 3x3 convolution.
@@ -138,8 +150,11 @@ def selective_kernel_settings(spec: BlockConvSpec | None) -> dict[str, Any] | No
     if options is None:
         return None
     parameters = inspect.signature(SelectiveKernel).parameters
-    known = {name: options.get(name, parameters[name].default) for name in ("kernel_sizes", "dilated", "split_input")}
-    return known | {"kernel_sizes": list(known["kernel_sizes"])}
+    return {
+        "kernel_sizes": list(options.get("kernel_sizes", parameters["kernel_sizes"].default)),
+        "dilated": options.get("dilated", parameters["dilated"].default),
+        "split_input": options.get("split_input", parameters["split_input"].default),
+    }
 
 
 def _check_sizes(sizes: Sequence[int]) -> list[int]:

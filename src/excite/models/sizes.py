@@ -6,24 +6,36 @@
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from excite.models.catalog import list_models
 from excite.models.published import PUBLISHED
 
+if TYPE_CHECKING:
+    from excite.models.summary import ModelRow, ModelSize
+
 _FILE = "sizes.json"
 
 
-def list_sizes(names: list[str]) -> list[dict[str, Any]]:
+def list_sizes(names: list[str]) -> "list[ModelRow]":
     """As ``[describe(name) for name in names]``, without torch."""
-    stored = json.loads(files("excite.models").joinpath(_FILE).read_text())
+    stored: dict[str, ModelSize] = json.loads(files("excite.models").joinpath(_FILE).read_text())
     return [{"name": name, **stored[name], "published": PUBLISHED.get(name, [])} for name in names]
 
 
-def _measure_all() -> dict[str, Any]:
+def _measure_all() -> "dict[str, ModelSize]":
     from excite.models.summary import describe
 
-    return {name: {k: v for k, v in describe(name).items() if k not in ("name", "published")} for name in list_models()}
+    rows = map(describe, list_models())
+    return {
+        row["name"]: {
+            "params": row["params"],
+            "gmacs": row["gmacs"],
+            "input_size": row["input_size"],
+            "gate": row["gate"],
+        }
+        for row in rows
+    }
 
 
 if __name__ == "__main__":

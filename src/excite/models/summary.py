@@ -1,27 +1,46 @@
 """A model in numbers, without building its weights."""
 
 import copy
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from excite.gates.registry import GateTable
 from excite.models.base import Classifier
 from excite.models.factory import create_model
-from excite.models.published import PUBLISHED
+from excite.models.published import PUBLISHED, PublishedAccuracy
 from excite.models.timm_models import PREFIX
 
 # Convolutions and dense layers; the batched product is Gather-Excite's global convolution.
 _COUNTED = ("convolution", "_convolution", "addmm", "mm", "bmm")
 
 
-def describe(name: str, **args: Any) -> dict[str, Any]:
-    """Name, parameters, GMACs, input size, gate and published accuracies of ``create_model(name, **args)``.
+class ModelSize(TypedDict):
+    """A network in numbers.
 
-    GMACs are the multiply-accumulates of convolutions and dense layers for one image, in 1e9. ``published`` is a list
-    of {top1, top5, dataset, source, note, confirmed} and belongs to the name, not to ``args``.
+    Attributes:
+        params: those that are trained.
+        gmacs: multiply-accumulates of convolutions and dense layers for one image, in 1e9.
+        input_size: [channels, height, width].
     """
+
+    params: int
+    gmacs: float
+    input_size: list[int]
+    gate: GateTable | None
+
+
+class ModelRow(ModelSize):
+    """The same by name; ``published`` belongs to the name, whatever the network's arguments."""
+
+    name: str
+    published: list[PublishedAccuracy]
+
+
+def describe(name: str, **args: Any) -> ModelRow:
+    """Name, parameters, GMACs, input size, gate and published accuracies of ``create_model(name, **args)``."""
     if is_timm := name.startswith(PREFIX):
         model = create_model(name, **args)  # much of timm's code computes with numbers as it builds
     else:
@@ -30,7 +49,7 @@ def describe(name: str, **args: Any) -> dict[str, Any]:
     return {"name": name, **_measure(model, "cpu" if is_timm else "meta"), "published": PUBLISHED.get(name, [])}
 
 
-def _measure(model: Classifier, device: str) -> dict[str, Any]:
+def _measure(model: Classifier, device: str) -> ModelSize:
     return {
         "params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "gmacs": round(_count_in_place(model, device) / 1e9, 6),

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, first_line, nearest
 from excite.models.blocks import as_size
+from excite.models.catalog import ModelArgs
 
 PREFIX = "timm:"
 #: A folder that holds timm (and torchvision) for those who do not want them in the environment of excite.
@@ -147,7 +148,7 @@ def create_timm_model(
     own_size = tuple(about.get("input_size", (3, 224, 224)))[1:]
     size = own_size if image_size is None else as_size(image_size)
     given = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate or None}
-    arguments: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    arguments: ModelArgs = {key: value for key, value in given.items() if value is not None}
     arguments |= {"in_chans": in_chans, **options}
     if features_only:
         arguments |= {"features_only": True, **({} if out_indices is None else {"out_indices": tuple(out_indices)})}
@@ -170,18 +171,31 @@ def classifier_name(model: nn.Module) -> str:
     return _named_in_config(model, "classifier", "fc")
 
 
-def images_of_timm(model: nn.Module) -> dict[str, Any]:
-    """What timm says that the images of a model's weights go through; empty where it says nothing.
+class TimmImages(TypedDict, total=False):
+    """As in ``Preprocessing``, but for the size: (height, width)."""
 
-    ``image_size`` (height, width), ``mean``, ``std``, ``interpolation``, ``crop_pct``, as in ``Preprocessing``.
-    """
+    interpolation: str
+    crop_pct: float
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def images_of_timm(model: nn.Module) -> TimmImages:
+    """What timm says that the images of a model's weights go through; empty where it says nothing."""
     about = getattr(model, "pretrained_cfg", None)
     if not isinstance(about, dict) or not about.get("mean") or not about.get("std"):
         return {}
-    images = {key: about[key] for key in ("interpolation", "crop_pct") if about.get(key)}
+    images: TimmImages = {}
+    if about.get("interpolation"):
+        images["interpolation"] = about["interpolation"]
+    if about.get("crop_pct"):
+        images["crop_pct"] = about["crop_pct"]
     size = tuple(about.get("input_size") or ())[1:]
-    images |= {"image_size": size} if len(size) == 2 else {}
-    return images | {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
+    if len(size) == 2:
+        images["image_size"] = size
+    images["mean"], images["std"] = tuple(about["mean"]), tuple(about["std"])
+    return images
 
 
 def first_name(model: nn.Module) -> str:

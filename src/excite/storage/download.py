@@ -12,7 +12,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class Workshop:
         with self._write, self._journal.open("a", encoding="utf-8") as file:
             file.write(to_json({"name": name, **asdict(stored)}) + "\n")
 
-    def keep_only(self, names: Mapping[str, Any]) -> None:
+    def keep_only(self, names: Container[str]) -> None:
         """Delete files that are no longer wanted."""
         for path in [p for p in self.files.rglob("*") if p.is_file() or p.is_symlink()]:
             if path.relative_to(self.files).as_posix() not in names:

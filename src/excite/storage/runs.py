@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from excite.errors import ExciteError
 from excite.files import cache_folder, not_ours, write_json
@@ -20,11 +20,24 @@ from excite.storage.download import Changed, Workshop, disk_error, fetch
 from excite.storage.listing import Entry, exists, list_files, nothing
 from excite.storage.staging import _key, locked, stage
 
-#: In a run folder: {"url": where it is kept, "fetched": whether it is only a copy, "pending": files not uploaded}.
+#: In a run folder.
 MARKER = "remote.json"
 _STATE = re.compile(r"checkpoints/step-(\d{8,})/state\.pt")
 _CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/")
 RELISTINGS = 5  # a run that is still being trained elsewhere changes now and then
+
+
+class Marker(TypedDict, total=False):
+    """Where a run is kept.
+
+    Attributes:
+        fetched: whether the folder is only a copy.
+        pending: how many files are not uploaded.
+    """
+
+    url: str
+    fetched: bool
+    pending: int
 
 
 def complete_steps(names: Iterable[str]) -> list[int]:
@@ -42,7 +55,7 @@ def local_names(run: Path) -> list[str]:
     return [name for name in names if name != MARKER]
 
 
-def read_marker(run: Path) -> dict[str, Any]:
+def read_marker(run: Path) -> Marker:
     """What the marker of a run folder says; nothing where it is kept in one place only."""
     try:
         value = json.loads((run / MARKER).read_text(encoding="utf-8"))
@@ -52,7 +65,7 @@ def read_marker(run: Path) -> dict[str, Any]:
         raise ExciteError(f"{run / MARKER} cannot be read ({error}); delete it to go on without uploads") from None
     if not isinstance(value, dict) or not is_remote(value.get("url")):
         raise ExciteError(f"{run / MARKER} names no address; delete it to go on without uploads")
-    return value
+    return cast(Marker, value)
 
 
 def write_marker(run: Path, url: str, *, fetched: bool = False, pending: int = 0) -> None:

@@ -113,6 +113,10 @@ class _Tensor:
     """A declared tensor."""
 
 
+#: What stands for a name in a pickle of PyTorch.
+_Known = Callable[..., Any] | _StorageType | torch.dtype
+
+
 def _number(value: Any) -> int:
     if type(value) is not int or value < 0:
         raise Damaged(f"a size is {shown(value)}")
@@ -155,8 +159,8 @@ def _set(items: Iterable[Any] = ()) -> set[Any]:
     return {_key(item) for item in items}
 
 
-def _torch_names() -> dict[str, Any]:
-    names: dict[str, Any] = {
+def _torch_names() -> dict[str, _Known]:
+    names: dict[str, _Known] = {
         "collections.OrderedDict": _ordered,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
@@ -176,7 +180,7 @@ def _torch_names() -> dict[str, Any]:
     return names
 
 
-_NAMES: dict[str, Any] = {**_torch_names(), **STAND_INS}
+_NAMES: dict[str, _Known] = {**_torch_names(), **STAND_INS}
 
 #: The instructions that torch.save writes and torch.load(weights_only=True) knows. None takes memory on the pickle's
 #: word alone, as BYTEARRAY8 would.

@@ -6,9 +6,9 @@ with the shape in the file; older files give every blob four dimensions, (1, 1, 
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,17 @@ from excite.weights.wire import BYTES, FIXED32, FIXED64, Field, fields, packed_i
 FORMAT = "Caffe model"
 
 _V1_LAYERS, _LAYER = 2, 100
+
+
+class Layer(TypedDict):
+    """``params``: its messages by name, with those of their fields that ``SETTINGS`` lists; blobs: names of tensors."""
+
+    name: str
+    type: str
+    bottoms: list[str]
+    tops: list[str]
+    params: dict[str, Mapping[str, Any]]
+    blobs: list[str]
 
 
 class _Form(NamedTuple):
@@ -176,14 +187,14 @@ def looks_like(data: memoryview) -> bool:
 
 
 def read(path: Path, data: memoryview) -> Stored:
-    """Read a network's blobs; ``metadata["layers"]`` has each layer's name, type, bottoms, tops, params and blobs.
+    """Read a network's blobs; ``metadata["layers"]`` has its layers in order.
 
     Raises:
         ExciteError: layers of the oldest form (V0), or none with weights.
         Damaged: sizes contradict each other.
     """
     tensors: dict[str, Tensor] = {}
-    layers: list[dict[str, Any]] = []
+    layers: list[Layer] = []
     name = ""
     for field in fields(data):
         if field.number == 1:
@@ -198,8 +209,8 @@ def read(path: Path, data: memoryview) -> Stored:
     return Stored(FORMAT, path, tensors, {"name": name, "layers": layers})
 
 
-def _layer(path: Path, message: memoryview, form: _Form) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    layer: dict[str, Any] = {"name": "", "type": "", "bottoms": [], "tops": [], "params": {}, "blobs": []}
+def _layer(path: Path, message: memoryview, form: _Form) -> tuple[Layer, dict[str, Tensor]]:
+    layer: Layer = {"name": "", "type": "", "bottoms": [], "tops": [], "params": {}, "blobs": []}
     blobs = []
     for field in fields(message):
         if form is _V1 and field.number == 1 and field.wire == BYTES:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ from excite.errors import ExciteError, nearest
 from excite.files import written_aside
 from excite.logits import finite
 from excite.models import Classifier
+from excite.models.catalog import ModelArgs
 from excite.progress import Progress, silent
 from excite.runtime.environment import versions
 from excite.weights.convert import Loaded, convert
+from excite.weights.header import Meta
+from excite.weights.layouts import Settings
 from excite.weights.meta import describe, read_classes
 from excite.weights.own import read_own, save_weights
 from excite.weights.verify import (
     TOLERANCE,
     Difference,
+    DifferenceRow,
     check_places,
     differences,
     first_apart,
@@ -43,6 +47,42 @@ class Verified:
     notes: list[str]
 
 
+#: With what, and place by place; "with" is a word of Python's.
+VerifiedValues = TypedDict("VerifiedValues", {"with": str, "places": list[DifferenceRow]})
+
+
+class Summary(TypedDict):
+    """What was recognised and loaded.
+
+    Attributes:
+        format: of the file; layout: whose names its tensors had.
+        model, args: ``create_model(model, **args)``.
+        tensors: how many.
+        fresh: tensors of ours that the source has no values for.
+        left_over: tensors of the source that found no place.
+        beside: what else is in the file -> how many tensors.
+        assumed: settings that nobody says, as the network has them by default.
+    """
+
+    format: str
+    layout: str
+    model: str
+    args: ModelArgs
+    tensors: int
+    fresh: list[str]
+    left_over: list[str]
+    beside: dict[str, int]
+    assumed: Settings
+
+
+class Conversion(Summary):
+    """What ``excite convert --json`` prints."""
+
+    source: str
+    destination: str
+    verified: NotRequired[VerifiedValues]
+
+
 def convert_file(
     source: str,
     destination: Path,
@@ -56,9 +96,9 @@ def convert_file(
     classes: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = print,
-    show: Callable[[list[dict[str, Any]]], None] | None = None,
+    show: Callable[[list[DifferenceRow]], None] | None = None,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> Conversion:
     """Convert one checkpoint; nothing is written where anything fails.
 
     Args:
@@ -76,9 +116,6 @@ def convert_file(
         show: takes the rows of a comparison, before it is judged.
         progress: shows that the source is read, compared and written.
 
-    Returns:
-        What was done, JSON-able.
-
     Raises:
         ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
     """
@@ -88,8 +125,9 @@ def convert_file(
     model.eval()
     say(loaded.foreign.sentence())
     _say_misfits(loaded, say)
-    meta = {**describe(model, loaded, None if classes is None else read_classes(classes)), "versions": versions()}
-    result: dict[str, Any] = {"source": source, **_summary(model, loaded), "destination": str(destination)}
+    described = describe(model, loaded, None if classes is None else read_classes(classes))
+    meta = cast(Meta, {**described, "versions": versions()})
+    result: Conversion = {"source": source, **_summary(model, loaded), "destination": str(destination)}
     if verify is not None or against is not None:
         progress("comparing", 0, 0)
         verified = _verify(model, meta, verify, against, tolerance, say)
@@ -124,7 +162,7 @@ def _say_misfits(loaded: Loaded, say: Callable[[str], None]) -> None:
         say(misfits)
 
 
-def _summary(model: Classifier, loaded: Loaded) -> dict[str, Any]:
+def _summary(model: Classifier, loaded: Loaded) -> Summary:
     foreign = loaded.foreign
     return {
         "format": foreign.format,
@@ -141,7 +179,7 @@ def _summary(model: Classifier, loaded: Loaded) -> dict[str, Any]:
 
 def _verify(
     model: Classifier,
-    meta: dict[str, Any],
+    meta: Meta,
     verify: str | None,
     against: str | None,
     tolerance: float,
@@ -183,7 +221,7 @@ def _verify(
     return Verified("the same in float64", found, first_apart(found, tolerance), notes)
 
 
-def _image(path: str, meta: dict[str, Any]) -> Tensor:
+def _image(path: str, meta: Meta) -> Tensor:
     from excite.data.decode import BadImageError
     from excite.data.preprocessing import Preprocessing
 
@@ -194,7 +232,7 @@ def _image(path: str, meta: dict[str, Any]) -> Tensor:
         raise ExciteError(f"--verify {path} is neither an .npz nor a readable image: {error}") from error
 
 
-def _top(logits: Tensor, meta: dict[str, Any]) -> str:
+def _top(logits: Tensor, meta: Meta) -> str:
     if not bool(finite(logits[:1])):
         return "most likely: no class, for the logits are not finite"
     best = logits[0].softmax(0).topk(min(5, logits.shape[1]))
@@ -212,11 +250,11 @@ def _judge(verified: Verified, tolerance: float) -> None:
     )
 
 
-def _write(model: Classifier, meta: dict[str, Any], destination: Path, to: str) -> str:
+def _write(model: Classifier, meta: Meta, destination: Path, to: str) -> str:
     """Write whole or not at all, and read back what was written before it takes its name."""
     if to == "excite":
         with written_aside(destination) as aside:
-            save_weights(aside, model, meta)
+            save_weights(aside, model, {**meta})
             _check_written(aside, model)
         shown = ", ".join(f"{k} {v}" for k, v in meta["preprocessing"].items())
         return f"written: {destination} ({shown})"

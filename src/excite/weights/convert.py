@@ -5,21 +5,23 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
+from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError
 from excite.gates import Gate
+from excite.gates.registry import GateTable
 from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
-from excite.models.catalog import VARIANTS
+from excite.models.catalog import VARIANTS, ModelArgs
 from excite.models.convolution import set_conv_padding
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
-from excite.weights.header import ConvertedHeader, read_header
+from excite.weights.header import ConvertedHeader, ModelMeta, read_header
 from excite.weights.hub import local_weights
-from excite.weights.layouts import Anatomy, Choice, Layout, Source, listed
+from excite.weights.layouts import Anatomy, Choice, ImageValues, Layout, Settings, Source, listed
 from excite.weights.layouts.base import BICUBIC, CIFAR
 from excite.weights.own import build_network
 from excite.weights.prefixes import unwrapped
@@ -35,6 +37,13 @@ SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
 
 
+class ConvertedMeta(TypedDict):
+    """What :class:`excite.weights.header.ConvertedHeader` has checked; as a rule all of a ``Meta`` is there."""
+
+    model: ModelMeta
+    preprocessing: NotRequired[PreprocessingValues]
+
+
 @dataclass(frozen=True)
 class Foreign:
     """A checkpoint translated to our names, and the model that it is.
@@ -48,7 +57,7 @@ class Foreign:
         origin: our name -> the stored one.
         unknown: stored names that are in no row of the key map.
         preprocessing: what images go through, all but their size; empty where the file does not say.
-        meta: the header of a file of ours, else empty.
+        meta: the header of a file of ours; None for others.
         gate: the table of the gates of another system's checkpoint, as far as tensors tell; None where it has none.
         choice: which of the file's tensors these are, where it has others.
         assumed: settings that neither the layout nor the file says, with the values that the network has by default.
@@ -61,15 +70,15 @@ class Foreign:
     format: str
     layout: Layout | None
     name: str
-    options: dict[str, Any]
+    options: ModelArgs
     tensors: dict[str, Tensor]
     origin: dict[str, str]
     unknown: list[str]
-    preprocessing: dict[str, Any]
-    meta: dict[str, Any] = field(default_factory=dict)
-    gate: dict[str, Any] | None = None
+    preprocessing: ImageValues
+    meta: ConvertedMeta | None = None
+    gate: GateTable | None = None
     choice: Choice = field(default_factory=Choice)
-    assumed: dict[str, Any] = field(default_factory=dict)
+    assumed: Settings = field(default_factory=Settings)
     said: Said = field(default_factory=Said)
     may_hide_gates: bool = False
     anatomy: Anatomy | None = None
@@ -113,7 +122,7 @@ class Loaded:
     foreign: Foreign
     fresh: list[str]
     left_over: list[str]
-    settings: dict[str, Any]
+    settings: ModelArgs
     adapted: str = ""
 
     def sentence(self) -> str:
@@ -246,7 +255,9 @@ def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: 
         anatomy = replace(anatomy, image_size=said.image_size)
     may_hide_gates = name is None and not said.name and anatomy.stem == "cifar" and anatomy.gate is None
     name = name or model_name(anatomy, source)
-    extra = layout.options(anatomy, wrapped) | {k: v for k, v in said.options.items() if k == "bn_eps"}
+    extra = layout.options(anatomy, wrapped)
+    if "bn_eps" in said.options:
+        extra = {**extra, "bn_eps": said.options["bn_eps"]}
     gate = None if anatomy.gate is None else {"identity": extra.get("identity", False), **anatomy.gate}
     return Foreign(
         source=source,
@@ -316,11 +327,11 @@ def _only_ours(name: str, tensors: Mapping[str, Tensor]) -> bool:
     return not shared or any(".gate." in tensor for tensor in tensors)
 
 
-def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(tensors: Mapping[str, Tensor]) -> ModelArgs:
     """Classes and channels of a network of ours, by its tensors."""
     head = tensors.get("fc.weight")
     stem = next((tensors[n] for n in ("conv1.weight", "conv1.0.weight", "stem.conv.weight") if n in tensors), None)
-    sizes: dict[str, Any] = {"num_classes": 0 if head is None or not head.ndim else head.shape[0]}
+    sizes: ModelArgs = {"num_classes": 0 if head is None or not head.ndim else head.shape[0]}
     return sizes if stem is None or stem.ndim < 2 or stem.shape[1] == 3 else {**sizes, "in_chans": stem.shape[1]}
 
 
@@ -345,20 +356,20 @@ def _plain(source: str, stored: Stored, tensors: Mapping[str, Tensor], like: Cla
     )
 
 
-def _preprocessing(layout: Layout, anatomy: Anatomy) -> dict[str, Any]:
+def _preprocessing(layout: Layout, anatomy: Anatomy) -> ImageValues:
     """What the layout's images go through; a stem for images of 32x32 pixels sees all of them, normalised as CIFAR."""
     return {**layout.preprocessing, **(CIFAR if anatomy.stem == "cifar" and anatomy.in_chans == 3 else {})}
 
 
-def own_header(stored: Stored) -> dict[str, Any] | None:
+def own_header(stored: Stored) -> ConvertedMeta | None:
     """The header of a weights file of this package, or None for a foreign one."""
     header = stored.metadata.get("excite")
     if not isinstance(header, str):
         return None
-    return read_header(header, stored.path, ConvertedHeader)
+    return cast(ConvertedMeta, read_header(header, stored.path, ConvertedHeader))
 
 
-def _ours(source: str, stored: Stored, meta: dict[str, Any]) -> Foreign:
+def _ours(source: str, stored: Stored, meta: ConvertedMeta) -> Foreign:
     given = {k: v for k, v in meta.get("preprocessing", {}).items() if k not in ("image_size", "in_chans")}
     model = meta["model"]
     return Foreign(
@@ -370,7 +381,7 @@ def _ours(source: str, stored: Stored, meta: dict[str, Any]) -> Foreign:
         tensors=dict(stored.tensors),
         origin={name: name for name in stored.tensors},
         unknown=[],
-        preprocessing=given,
+        preprocessing=cast(ImageValues, given),
         meta=meta,
     )
 
@@ -448,7 +459,7 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
     return {} if same else other_gates_of_ours(model, foreign.name, foreign.options)
 
 
-def check_blocks(model: Classifier, source: str, name: str, options: Mapping[str, Any], gated: bool) -> None:
+def check_blocks(model: Classifier, source: str, name: str, options: ModelArgs, gated: bool) -> None:
     """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see.
 
     Args:
@@ -477,7 +488,7 @@ def _is_gated(foreign: Foreign) -> bool:
     return foreign.gate is not None or any(".gate." in name for name in foreign.tensors)
 
 
-def gated(name: str, options: Mapping[str, Any]) -> bool:
+def gated(name: str, options: ModelArgs) -> bool:
     """Whether ``create_model(name, **options)`` has gates, if only such as have no tensors."""
     return options.get("gate", VARIANTS.get(name, {}).get("gate")) not in (None, "none")
 
@@ -511,9 +522,9 @@ def _found(foreign: Foreign) -> str | None:
     return None
 
 
-def apply_settings(model: Classifier, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def apply_settings(model: Classifier, name: str, options: ModelArgs) -> ModelArgs:
     """Make ``model`` compute as ``create_model(name, **options)`` does; what was changed, by option."""
-    changed: dict[str, Any] = {}
+    changed: ModelArgs = {}
     for key, default in _setting_defaults(model).items():
         wanted = options.get(key, _of_variant(name, key, default))
         # A running average's pace has no part in what the network computes, so the model's own may stay.
@@ -525,8 +536,8 @@ def apply_settings(model: Classifier, name: str, options: Mapping[str, Any]) -> 
             norm.eps = changed.get("bn_eps", norm.eps)
             norm.momentum = changed.get("bn_momentum", norm.momentum)
     if "max_pool" in changed:
-        how: dict[str, Any] = {"ceil_mode": True} if changed["max_pool"] == "ceil" else {"padding": 1}
-        model.maxpool = nn.MaxPool2d(3, 2, **how)
+        ceil = changed["max_pool"] == "ceil"
+        model.maxpool = nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil)
     if "stride_on" in changed:
         _move_strides(model, changed["stride_on"])
     if {"stride_on", "conv_padding"} & changed.keys():
@@ -543,7 +554,7 @@ def _of_variant(name: str, key: str, default: Any) -> Any:
     return VARIANTS.get(name, {}).get("arch", {}).get(key, default)
 
 
-def _setting_defaults(model: Classifier) -> dict[str, Any]:
+def _setting_defaults(model: Classifier) -> ModelArgs:
     """The settings that this network has, with ``create_model``'s defaults."""
     parameters = inspect.signature(type(model).__init__).parameters
     defaults = {key: parameters[key].default for key in SETTINGS if key in parameters}

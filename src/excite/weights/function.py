@@ -8,7 +8,9 @@ from torch import nn
 
 from excite.errors import ExciteError
 from excite.gates import gate_defaults, gate_table
+from excite.gates.registry import GateTable
 from excite.models import Classifier, create_model
+from excite.models.catalog import ModelArgs
 from excite.models.selective_kernel import selective_kernel_settings
 
 #: Options of gates that show in the names and shapes of their tensors.
@@ -17,10 +19,10 @@ _SHOWN = frozenset(("reduction", "rd_divisor", "bias", "min_width", "kernel_size
 _ALIKE = {"cse": "se"}
 
 #: A gate's name and the options that its tensors do not show; None for no gate.
-Function = dict[str, Any] | None
+Function = GateTable | None
 
 
-def function_of(spec: Mapping[str, Any] | None) -> Function:
+def function_of(spec: GateTable | None) -> Function:
     """What a gate's table says of its function beyond what its tensors say, defaults filled in."""
     if spec is None:
         return None
@@ -38,7 +40,7 @@ def _gates(model: Classifier) -> dict[str, Function]:
     return {slot: None if block.gate is None else function for slot, block in model.gate_slots().items()}
 
 
-def other_gates(model: Classifier, gate: Mapping[str, Any] | None) -> dict[str, tuple[Function, Function]]:
+def other_gates(model: Classifier, gate: GateTable | None) -> dict[str, tuple[Function, Function]]:
     """Slots of ``model`` whose gate is another function of the same tensors than a checkpoint's.
 
     Args:
@@ -53,9 +55,7 @@ def other_gates(model: Classifier, gate: Mapping[str, Any] | None) -> dict[str, 
     return {slot: (theirs, mine) for slot, mine in _gates(model).items() if mine and theirs and mine != theirs}
 
 
-def other_gates_of_ours(
-    model: Classifier, name: str, options: Mapping[str, Any]
-) -> dict[str, tuple[Function, Function]]:
+def other_gates_of_ours(model: Classifier, name: str, options: ModelArgs) -> dict[str, tuple[Function, Function]]:
     """:func:`other_gates` for a file of ours, which says what it is: ``create_model(name, **options)``.
 
     Gates on one side only are found, too, where they have no tensors that would tell.
@@ -68,7 +68,7 @@ def other_gates_of_ours(
     return {slot: two for slot, two in found.items() if all(two) or slot in silent}
 
 
-def other_gates_of_timms(model: nn.Module, args: Mapping[str, Any]) -> dict[str, tuple[Function, Function]]:
+def other_gates_of_timms(model: nn.Module, args: ModelArgs) -> dict[str, tuple[Function, Function]]:
     """:func:`other_gates` for grafted models of timm, both from ``create_model``: ``args`` are those of the file."""
     theirs, mine = function_of(args.get("gate")), function_of(getattr(model, "gate_spec", None))
     return {args["gate_at"][0]: (theirs, mine)} if theirs and mine and theirs != mine else {}

@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from excite.errors import ExciteError, first_line
 from excite.files import cache_folder, sha256_of, written_aside
@@ -212,7 +212,12 @@ def _from_timm(source: str) -> Path:
     raise ExciteError(f"{source}: timm has no pretrained weights of that name")
 
 
-def _timm_config(name: str) -> dict[str, Any] | None:
+class _TimmConfig(TypedDict, total=False):
+    hf_hub_id: str | None
+    url: str | None
+
+
+def _timm_config(name: str) -> _TimmConfig | None:
     """timm's own record of where its weights are, or None where timm is not installed."""
     if importlib.util.find_spec("timm") is None:
         return None

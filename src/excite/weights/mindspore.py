@@ -7,14 +7,13 @@ kept like everything else: what belongs to the network is for the key map to say
 
 import zlib
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
 from excite.untrusted.raw import Damaged, as_tensor, count_elements
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 from excite.weights.wire import Field, fields
 
 FORMAT = "MindSpore checkpoint"
@@ -89,7 +88,7 @@ def read(path: Path, data: memoryview) -> Stored:
             tensors[entry.tag] = as_tensor(entry.tag, DTYPES[entry.type], entry.shape, b"".join(entry.parts))
     if unfinished is not None:
         raise Damaged(f"{unfinished.tag!r} ends {unfinished.missing()} bytes early")
-    metadata: dict[str, Any] = {"crc": checked}
+    metadata: Metadata = {"crc": checked}
     if strings:
         metadata["strings"] = strings
     return Stored(FORMAT, path, tensors, metadata)

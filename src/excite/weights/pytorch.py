@@ -11,6 +11,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from excite.errors import ExciteError, first_line, nearest
 from excite.untrusted.pickles import STAND_INS, Inert, Namespace, inspect
 from excite.untrusted.raw import Damaged, listed, map_file
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 
 FORMAT = "PyTorch checkpoint"
 
@@ -78,7 +79,7 @@ def read(path: Path, part: str | None = None) -> Stored:
         raise ExciteError(f"{path} holds no weights (no dictionary of tensors){keys}")
     chosen = _choose(path, found, part)
     tensors = {key: value.detach() for key, value in found[chosen].items() if isinstance(value, Tensor)}
-    metadata: dict[str, Any] = {"part": chosen, "beside": [key for key in found if key != chosen]}
+    metadata: Metadata = {"part": chosen, "beside": [key for key in found if key != chosen]}
     others = sorted(str(key) for key, value in found[chosen].items() if not isinstance(value, Tensor))
     if others:
         metadata["not_tensors"] = others[:_MOST_VALUES]
@@ -179,9 +180,9 @@ def _load(path: Path, is_zip: bool) -> Any:
 # --- after it -------------------------------------------------------------------------------------------------------
 
 
-def _state_dicts(content: Any) -> dict[str, dict[str, Any]]:
+def _state_dicts(content: Any) -> dict[str, Mapping[str, object]]:
     """Every dictionary of named tensors, outermost first, by its keys with dots between."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Mapping[str, object]] = {}
     seen: set[int] = set()  # one dictionary may be in many places
 
     def walk(value: Any, at: str, depth: int) -> None:
@@ -206,7 +207,7 @@ def _is_state_dict(value: dict[Any, Any]) -> bool:
     return any(isinstance(v, Tensor) and v.dim() > 0 for v in value.values())
 
 
-def _choose(path: Path, found: dict[str, dict[str, Any]], part: str | None) -> str:
+def _choose(path: Path, found: dict[str, Mapping[str, object]], part: str | None) -> str:
     if part is not None:
         if part not in found:
             known = ", ".join(repr(key) for key in found)

@@ -3,16 +3,17 @@
 import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
 from excite.errors import ExciteError, nearest
+from excite.gates.registry import GateTable
 from excite.gates.squeeze_excite import squeeze_width
-from excite.models.catalog import VARIANTS, Variant, list_models
+from excite.models.catalog import VARIANTS, ModelArgs, Variant, list_models
 from excite.models.factory import builder
 from excite.models.factory import model_options as options_of_model
-from excite.weights.layouts import Anatomy, Layout, Source, listed
+from excite.weights.layouts import Anatomy, Layout, Settings, Source, listed
 from excite.weights.prefixes import layout_of
 from excite.weights.prefixes import unwrapped as unwrapped
 from excite.weights.timms import network_of_timm
@@ -133,7 +134,7 @@ def _widths(
     return groups, base, conv1[0] / conv2[0], planes
 
 
-def _gate(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+def _gate(shapes: Mapping[str, tuple[int, ...]]) -> GateTable | None:
     """The gate's table with what differs from its defaults; "ge" without parameters cannot be seen here."""
     if not any(".gate." in name for name in shapes):
         return None
@@ -141,7 +142,7 @@ def _gate(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
         plus = "layer1.0.gate.fc1.weight" in shapes
         kernel = shapes["layer1.0.gate.gather.0.weight"]
         convolutions = sum(bool(re.fullmatch(r"layer1\.0\.gate\.gather\.\d+\.weight", n)) for n in shapes) // 2
-        local: dict[str, Any] = {} if kernel[-1:] > (3,) and convolutions == 1 else {"extent": 2**convolutions}
+        local: GateTable = {} if kernel[-1:] > (3,) and convolutions == 1 else {"extent": 2**convolutions}
         if _halves(kernel):
             local = {"halve_from": HALVE_FROM}
         squeeze = _squeeze_excite(shapes, "layer1.0.gate") if plus else {"name": "se"}
@@ -154,10 +155,10 @@ def _halves(kernel: tuple[int, ...]) -> bool:
     return len(kernel) == 4 and kernel[1] > 1
 
 
-def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> dict[str, Any]:
+def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> GateTable:
     """Reduction, rounding and bias that give the widths of all gates; the first rule that does."""
     widths = {s[1]: s[0] for name, s in shapes.items() if name.endswith("gate.fc1.weight") and len(s) >= 2}
-    table: dict[str, Any] = {"name": "se"}
+    table: GateTable = {"name": "se"}
     if f"{first}.fc1.bias" not in shapes:
         table["bias"] = False
     for reduction, divisor in SQUEEZES:
@@ -236,17 +237,19 @@ def in_words(anatomy: Anatomy) -> str:
     return " ".join([*words, f"and a {anatomy.stem} stem of {anatomy.stem_width} channels"])
 
 
-def settings_of(name: str) -> dict[str, Any]:
+def settings_of(name: str) -> Settings:
     """The ``SETTINGS`` that a network of ours has, with the values it has unless told otherwise."""
     variant = VARIANTS[name]
     defaults = inspect.signature(builder(variant).__init__).parameters
     known = options_of_model(name)
-    return {key: variant["arch"].get(key, defaults[key].default) for key in SETTINGS if key in known}
+    own = {key: variant["arch"].get(key, defaults[key].default) for key in SETTINGS if key in known}
+    return cast(Settings, own)
 
 
-def unsaid(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+def unsaid(name: str, anatomy: Anatomy, extra: Settings) -> Settings:
     """Settings that this network has and of which a layout says nothing, with the network's own values."""
-    return {k: v for k, v in settings_of(name).items() if k not in extra and k not in _idle(anatomy)}
+    own = settings_of(name).items()
+    return cast(Settings, {k: v for k, v in own if k not in extra and k not in _idle(anatomy)})
 
 
 def _idle(anatomy: Anatomy) -> set[str]:
@@ -256,7 +259,7 @@ def _idle(anatomy: Anatomy) -> set[str]:
     return idle | ({"gate_position"} if anatomy.gate is None else set())
 
 
-def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+def model_options(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
     """Options of ``create_model(name, ...)`` that make the network of the checkpoint: only those that are needed.
 
     Args:
@@ -265,8 +268,8 @@ def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict
         extra: what the layout says.
     """
     variant = VARIANTS[name]
-    defaults: Mapping[str, Any] = variant["defaults"]
-    options: dict[str, Any] = {"num_classes": anatomy.num_classes}
+    defaults = variant["defaults"]
+    options: ModelArgs = {"num_classes": anatomy.num_classes}
     if anatomy.in_chans != 3:
         options["in_chans"] = anatomy.in_chans
     if anatomy.image_size is not None and set(anatomy.image_size) != {defaults.get("image_size", 224)}:
@@ -289,7 +292,7 @@ def model_options(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict
     return options | _said(name, anatomy, extra)
 
 
-def _said(name: str, anatomy: Anatomy, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _said(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
     """What a layout says, less what the network has anyway and what it has no part for."""
     arch, own = VARIANTS[name]["arch"], settings_of(name)
     defaults = inspect.signature(builder(VARIANTS[name]).__init__).parameters

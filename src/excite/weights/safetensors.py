@@ -2,14 +2,14 @@
 
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from excite.untrusted.raw import Damaged
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 
 _LONGEST_HEADER = 100_000_000  # the library's own limit
 
@@ -28,13 +28,14 @@ def read(path: Path) -> Stored:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata: dict[str, Any] = dict(file.metadata() or {})
+            texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library's own, and what a type that PyTorch lacks makes of it
         raise Damaged(" ".join(str(error).split())) from None
-    if metadata.get("format") != "ms":
+    metadata = cast(Metadata, texts)
+    if texts.get("format") != "ms":
         return Stored("safetensors", path, tensors, metadata)
-    crc = metadata.pop("crc_num", None)
+    crc = texts.pop("crc_num", None)
     if crc is not None and crc not in (str(_crc(tensors, sorted(tensors))), str(_crc(tensors, list(tensors)))):
         raise Damaged("its content does not have the check sum that it names")
     metadata["crc"] = crc is not None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.models.catalog import VARIANTS
+from excite.models.catalog import VARIANTS, ModelArgs
+from excite.weights.layouts import ImageValues
 from excite.weights.stored import Stored
 
 #: Under which key of a training script's dictionary its settings are.
@@ -47,15 +48,15 @@ class Said:
         options: of the network, as its library's ``create_model`` takes them.
         global_pool: timm's word for the pooling before the classifier; None where nothing is said.
         image_size: (height, width) of the images, or None.
-        preprocessing: ``mean``, ``std``, ``interpolation`` and ``crop_pct``, those that are said.
+        preprocessing: of the images, what is said.
     """
 
     name: str = ""
     where: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: ModelArgs = field(default_factory=dict)
     global_pool: str | None = None
     image_size: tuple[int, int] | None = None
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: ImageValues = field(default_factory=ImageValues)
 
     @property
     def variant(self) -> str | None:
@@ -72,7 +73,7 @@ class Said:
 def said_by(stored: Stored) -> Said:
     """What the file says, or the ``config.json`` beside a hub's ``model.safetensors``."""
     values = stored.metadata.get("values", {})
-    settings: dict[str, Any] = {}
+    settings: dict[str, object] = {}
     for key in _SETTINGS:
         found = values.get(key)
         settings |= found if isinstance(found, dict) else {}
@@ -96,17 +97,21 @@ def said_by(stored: Stored) -> Said:
 
 
 def _name(
-    metadata: Mapping[str, Any], values: Mapping[str, Any], settings: Mapping[str, Any], beside: Mapping[str, Any]
+    metadata: Mapping[str, object],
+    values: Mapping[str, object],
+    settings: Mapping[str, object],
+    beside: Mapping[str, object],
 ) -> tuple[str, str]:
     places = [("", values), ("args.", settings), ("", metadata), ("config.json: ", beside)]
     for where, table in places:
         for key in _NAMES:
-            if isinstance(table.get(key), str) and table[key]:
-                return table[key].rpartition("/")[2], f"{where}{key}"
+            name = table.get(key)
+            if isinstance(name, str) and name:
+                return name.rpartition("/")[2], f"{where}{key}"
     return "", ""
 
 
-def config_beside(path: Path) -> dict[str, Any]:
+def config_beside(path: Path) -> dict[str, object]:
     """The ``config.json`` that the hub's repositories have beside the weights; empty where there is none."""
     from excite.weights.hub import CONFIG, FILES
 
@@ -119,7 +124,7 @@ def config_beside(path: Path) -> dict[str, Any]:
     return {}
 
 
-def _table(value: Any) -> dict[str, Any]:
+def _table(value: Any) -> dict[str, object]:
     return dict(value) if isinstance(value, dict) else {}
 
 
@@ -131,26 +136,29 @@ def _size(value: Any) -> tuple[int, int] | None:
     return two[0], two[1]
 
 
-def _size_in(table: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size_in(table: Mapping[str, object]) -> tuple[int, int] | None:
     found = (_size(table.get(key)) for key in ("input_size", "img_size", "image_size", "val_crop_size"))
     return next((size for size in found if size is not None), None)
 
 
-def _images(table: Mapping[str, Any]) -> dict[str, Any]:
+def _images(table: Mapping[str, Any]) -> ImageValues:
     """Mean, deviation, filter and crop, where they are such as ours know."""
-    images: dict[str, Any] = {}
-    for key in ("mean", "std"):
-        value = table.get(key)
-        if isinstance(value, list | tuple) and value and all(type(v) in (int, float) for v in value):
-            images[key] = tuple(float(v) for v in value)
+    images: ImageValues = {}
+    mean, std = _numbers(table.get("mean")), _numbers(table.get("std"))
+    if mean and std:
+        images["mean"], images["std"] = mean, std
     if table.get("interpolation") in ("bilinear", "bicubic"):
         images["interpolation"] = table["interpolation"]
     crop, resize = table.get("val_crop_size"), table.get("val_resize_size")
     share = crop / resize if type(crop) is int and type(resize) is int and resize else table.get("crop_pct")
     if isinstance(share, float | int) and 0 < share <= 1:
         images["crop_pct"] = float(share)
-    both = "mean" in images and "std" in images
-    return {key: value for key, value in images.items() if both or key not in ("mean", "std")}
+    return images
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    plain = isinstance(value, list | tuple) and value and all(type(v) in (int, float) for v in value)
+    return tuple(float(v) for v in value) if plain else None
 
 
 def check_named(source: str, said: Said) -> None:

@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
+
+if TYPE_CHECKING:
+    from excite.weights.caffe import Layer
+
+
+class Metadata(TypedDict, total=False):
+    """What a file says beside its tensors, JSON-able; safetensors' have texts under keys of their own, too.
+
+    Attributes:
+        part, beside, keys, values: see :func:`excite.weights.pytorch.read`.
+        not_tensors: names of other entries; TensorFlow's with their types.
+        crc: whether a check sum was met; strings: texts among the tensors (MindSpore).
+        shards: files that the tensors are in (TensorFlow).
+        name, layers: of the network (Caffe).
+        excite: the header of a weights file of ours, as text.
+        config: the ``config.json`` beside the file.
+    """
+
+    part: str
+    beside: list[str]
+    keys: list[str]
+    values: Mapping[str, object]
+    not_tensors: list[str] | dict[str, str]
+    crc: bool
+    strings: dict[str, str]
+    shards: int
+    name: str
+    layers: list[Layer]
+    excite: str
+    config: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -18,13 +49,13 @@ class Stored:
         path: what was read.
         tensors: name -> tensor on the CPU, with the file's own dtype and layout (HWIO stays HWIO). Those of PyTorch's
             zip archives are views of the file, mapped into memory.
-        metadata: what else the file says, JSON-able; each reader tells what.
+        metadata: what else the file says; each reader tells what.
     """
 
     format: str
     path: Path
     tensors: dict[str, torch.Tensor]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=Metadata)
 
     def description(self) -> str:
         """The format, and which of a training script's dictionaries was taken where the file has some."""

@@ -8,7 +8,6 @@ variables are kept like the rest: what belongs to the network is for the key map
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from excite.errors import ExciteError
 from excite.untrusted.raw import Damaged, as_tensor, as_text, count_elements, map_file
 from excite.weights.crc32c import crc32c, unmask
 from excite.weights.leveldb import read_table
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 from excite.weights.wire import FIXED32, Field, fields
 
 FORMAT = "TensorFlow checkpoint"
@@ -124,7 +123,7 @@ def read(prefix: Path) -> Stored:
             tensors[entry.name] = _tensor(entry, content, big_endian)
         else:
             others[entry.name] = _NOT_TENSORS[entry.dtype]
-    metadata: dict[str, Any] = {"shards": shards}
+    metadata: Metadata = {"shards": shards}
     if others:
         metadata["not_tensors"] = others
     return Stored(FORMAT, prefix, tensors, metadata)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,14 @@ INPUTS = ("input", "input_nhwc", "x", "images")
 ALIASES = {"maxpool": "pool0", "pool": "pool0", "conv1": "stem", "output": "logits", "out": "logits", "fc": "logits"}
 
 
+class DifferenceRow(TypedDict):
+    """A :class:`Difference` for tables and JSON; ``shape``: "1x64x56x56"."""
+
+    place: str
+    shape: str
+    relative: float
+
+
 @dataclass(frozen=True)
 class Difference:
     """One place compared: the largest difference, over the largest value of the reference."""
@@ -29,7 +37,7 @@ class Difference:
     shape: tuple[int, ...]
     relative: float
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> DifferenceRow:
         """For tables and JSON."""
         return {"place": self.place, "shape": "x".join(map(str, self.shape)), "relative": self.relative}
 

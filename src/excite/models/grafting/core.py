@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast, overload
+from typing import Any, Literal, TypedDict, TypeVar, cast, overload
 
 import torch
 from torch import nn
@@ -11,10 +11,11 @@ from torch import nn
 from excite.errors import ExciteError, first_line, nearest
 from excite.gates import Gate, GateSpec, create_gate
 from excite.gates.blend import Blend
-from excite.gates.registry import model_option_names
+from excite.gates.registry import GateTable, model_option_names
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
-from excite.models.grafting.places import Example, Found, Place, find_places, run_once
+from excite.models.grafting.dataflow import Example
+from excite.models.grafting.places import Found, Place, find_places, run_once
 from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import is_timm_model
 
@@ -23,6 +24,26 @@ Init = Literal["identity", "paper"]
 INITS = ("identity", "paper")
 #: Sides of images to try where the network does not say what it takes, pixels.
 _SIDES = (224, 32, 28, 64, 128, 256, 299)
+
+
+class GraftRow(TypedDict):
+    """A place: ``map`` is its "HxW", ``parameters`` those of its new gate, 0 where it is gated already."""
+
+    place: str
+    channels: int
+    map: str
+    parameters: int
+    what: str
+
+
+class GraftPlanValues(TypedDict):
+    """A :class:`GraftPlan` in JSON; ``added`` are the parameters of all new gates."""
+
+    gate: GateTable
+    sentence: str
+    notes: list[str]
+    added: int
+    places: list[GraftRow]
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class GraftPlan:
         notes: what else there is to know, one sentence each.
     """
 
-    gate: dict[str, Any]
+    gate: GateTable
     places: list[Place]
     parameters: dict[str, int]
     sentence: str
@@ -53,8 +74,8 @@ class GraftPlan:
         """Parameters of all new gates."""
         return sum(self.parameters.values())
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row a place: ``place``, ``channels``, ``map`` ("HxW"), ``parameters`` (0 where gated), ``what``."""
+    def rows(self) -> list[GraftRow]:
+        """One row a place."""
         kind = self.gate["name"]
         return [
             {
@@ -67,8 +88,8 @@ class GraftPlan:
             for p in self.places
         ]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: gate, sentence, notes, added parameters and the rows."""
+    def to_dict(self) -> GraftPlanValues:
+        """For JSON."""
         return {
             "gate": self.gate,
             "sentence": self.sentence,
@@ -186,7 +207,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
         raise ExciteError("graft before you compile: torch.compile has seen the network as it is; give its ._orig_mod")
 
 
-def _spec(gate: GateSpec, init: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def _spec(gate: GateSpec, init: str, options: GateTable) -> GateTable:
     """The gate's table; every option is checked by building one."""
     if init not in INITS:
         raise ExciteError(f"init is {init!r}{nearest(str(init), INITS)} (allowed: {', '.join(INITS)})")
@@ -197,7 +218,7 @@ def _spec(gate: GateSpec, init: str, options: Mapping[str, Any]) -> dict[str, An
     return {**spec, "identity": True} if init == "identity" else spec
 
 
-def _plan(found: Found, spec: dict[str, Any]) -> GraftPlan:
+def _plan(found: Found, spec: GateTable) -> GraftPlan:
     parameters, blended = {}, False
     with torch.device("meta"):
         for place in found.places:
@@ -220,7 +241,7 @@ def _plan(found: Found, spec: dict[str, Any]) -> GraftPlan:
     return GraftPlan(spec, found.places, parameters, found.sentence, notes)
 
 
-def _is_bound(spec: dict[str, Any], place: Place) -> bool:
+def _is_bound(spec: GateTable, place: Place) -> bool:
     with torch.device("meta"):
         return create_gate(spec, place.channels, feature_size=place.size).feature_size is not None
 
@@ -246,7 +267,7 @@ def _fill_slots(model: Classifier, plan: GraftPlan) -> None:
     record_gates(model, spec)
 
 
-def record_gates(model: Classifier, spec: dict[str, Any]) -> None:
+def record_gates(model: Classifier, spec: GateTable) -> None:
     """Tell a model of ours which blocks have a gate now, so that ``create_model(**model_args)`` builds the same.
 
     ``spec``: the gates' table, for when some are left.
@@ -285,7 +306,7 @@ def record_wrappers(model: nn.Module) -> None:
     described.model_args = args | ({"gate": dict(described.gate_spec), "gate_at": list(found)} if found else {})
 
 
-def _refuse_another_kind(model: nn.Module, spec: dict[str, Any]) -> None:
+def _refuse_another_kind(model: nn.Module, spec: GateTable) -> None:
     """As for our own models, and for the same reason: their arguments name one gate."""
     earlier = wrappers_of(model)
     if is_timm_model(model) and any(wrapper.spec != spec for wrapper in earlier.values()):
@@ -295,7 +316,7 @@ def _refuse_another_kind(model: nn.Module, spec: dict[str, Any]) -> None:
         )
 
 
-def wrap(model: nn.Module, place: Place, spec: Mapping[str, Any]) -> None:
+def wrap(model: nn.Module, place: Place, spec: GateTable) -> None:
     """Put ``Grafted`` in the place of one module, under every name that it has in ``model``."""
     inner = model.get_submodule(place.name)
     if "gate" in inner._modules or isinstance(getattr(inner, "gate", None), nn.Module | nn.Parameter):

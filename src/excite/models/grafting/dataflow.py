@@ -34,6 +34,8 @@ _ATEN_LAYERS = {
     "layer_norm", "native_layer_norm", "group_norm", "native_group_norm", "instance_norm",
 }  # fmt: skip
 
+#: Positional and keyword arguments of one call of a network.
+Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 RESULT = -1
 
@@ -75,18 +77,17 @@ class DataFlow:
                 self.steps[source].users.append(index)
 
 
-def trace(model: nn.Module, example: tuple[tuple[Any, ...], dict[str, Any]]) -> DataFlow:
-    """Follow ``model(*args, **kwargs)`` by torch.fx, or by torch.export where fx cannot.
+def trace(model: nn.Module, example: Example) -> DataFlow:
+    """Follow a call of ``model`` by torch.fx, or by torch.export where fx cannot.
 
     Raises:
         ExciteError: neither can; the sentence says what stopped them, and how to name places instead.
     """
-    args, kwargs = example
     problems = []
     for name, tracer in (("torch.fx", _by_fx), ("torch.export", _by_export)):
         try:
             with evaluating(model), torch.no_grad(), _quiet():
-                return DataFlow(tracer(model, args, kwargs), name)
+                return DataFlow(tracer(model, example), name)
         except Exception as error:
             problems.append(f"{name}: {first_line(error).rstrip('.')[:160]}")
     raise ExciteError(
@@ -129,7 +130,8 @@ class _Tracer(fx.Tracer):
         return isinstance(m, (*LAYERS, Gate, Grafted)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Step]:
+def _by_fx(model: nn.Module, example: Example) -> list[Step]:
+    args, kwargs = example
     call = inspect.signature(model.forward).bind(*args, **kwargs)
     given = set(call.arguments)
     call.apply_defaults()
@@ -179,8 +181,8 @@ def _shape(meta: Any) -> tuple[int, ...] | None:
 # --- torch.export ---------------------------------------------------------------------------------------------------
 
 
-def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Step]:
-    program = torch.export.export(model, args, kwargs, strict=False)
+def _by_export(model: nn.Module, example: Example) -> list[Step]:
+    program = torch.export.export(model, *example, strict=False)
     paths = {
         node: [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()] for node in program.graph.nodes
     }

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
 from excite.models.base import Classifier, match_slots
-from excite.models.grafting.dataflow import DataFlow, Step, evaluating, trace
+from excite.models.grafting.dataflow import DataFlow, Example, Step, evaluating, trace
 from excite.models.grafting.wrapper import Grafted
-
-Example = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """A module of somebody else's network with a gate behind it.  Letters: N images, C channels, H x W positions."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from excite.gates import Gate, create_gate
+from excite.gates.registry import GateTable
 from excite.ops.boundaries import NotScriptable
 
 INNER, GATE = "inner", "gate"
@@ -31,7 +31,7 @@ class Grafted(NotScriptable):
     """
 
     def __init__(
-        self, inner: nn.Module, spec: Mapping[str, Any], channels: int, size: tuple[int, int], channels_last: bool
+        self, inner: nn.Module, spec: GateTable, channels: int, size: tuple[int, int], channels_last: bool
     ) -> None:
         super().__init__()
         self.spec = dict(spec)

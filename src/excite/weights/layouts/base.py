@@ -6,22 +6,36 @@ pair and no function, the same table reads a foreign checkpoint and writes one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
+from excite.data.decode import Interpolation
 from excite.errors import ExciteError
+from excite.gates.registry import GateTable
+from excite.weights.stored import Metadata
+
+
+class ImageValues(TypedDict, total=False):
+    """What images go through, as far as it is known, all but their size: see ``excite.data.Preprocessing``."""
+
+    crop_pct: float
+    interpolation: Interpolation
+    mean: Sequence[float]
+    std: Sequence[float]
+    white: int
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Evaluation as torchvision, Cadene and the SE authors have it: shorter side 256, centre 224.
-BILINEAR = {"crop_pct": 0.875, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-BICUBIC = {**BILINEAR, "interpolation": "bicubic"}
+BILINEAR: ImageValues = {"crop_pct": 0.875, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+BICUBIC: ImageValues = {**BILINEAR, "interpolation": "bicubic"}
 #: CIFAR-10's training images, seen whole.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR = {"crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
+CIFAR: ImageValues = {"crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
 
 _SLOT = re.compile(r"\{([sbi])([+-]\d+)?\}")
 
@@ -136,7 +150,7 @@ class Anatomy:
     shortcut: str
     in_chans: int
     num_classes: int
-    gate: dict[str, Any] | None
+    gate: GateTable | None
     image_size: tuple[int, int] | None = None
 
 
@@ -172,19 +186,31 @@ class Source:
     """The tensors of a checkpoint with wrappers taken off their names, and what else the file says."""
 
     tensors: dict[str, Tensor]
-    metadata: Mapping[str, Any]
+    metadata: Metadata
     choice: Choice = Choice()
+
+
+class Settings(TypedDict, total=False):
+    """Options of a network that change what it computes, and not the shapes of its tensors.
+
+    Attributes:
+        max_pool, conv_padding, stride_on, gate_position, bn_eps, bn_momentum: as in ``excite.models.ResNet``.
+        identity: whether the gates' sigmoids are doubled, as in ours that started as the identity.
+    """
+
+    max_pool: str
+    conv_padding: str
+    stride_on: str
+    gate_position: str
+    bn_eps: float
+    bn_momentum: float
+    identity: bool
 
 
 def settings(
     *, max_pool: str, conv_padding: str, stride_on: str, gate_position: str, bn_eps: float, identity: bool
-) -> dict[str, Any]:
-    """What a ResNet computes and its tensors do not show. None has a default: a layout says each of them.
-
-    Args:
-        max_pool, conv_padding, stride_on, gate_position, bn_eps: as in ``excite.models.ResNet``.
-        identity: whether the gates' sigmoids are doubled, as in ours that started as the identity.
-    """
+) -> Settings:
+    """What a ResNet computes and its tensors do not show. None has a default: a layout says each of them."""
     return {
         "max_pool": max_pool,
         "conv_padding": conv_padding,
@@ -206,9 +232,9 @@ PLAIN = settings(
 )
 
 
-def plain_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def plain_options(anatomy: Anatomy, source: Source) -> Settings:
     """As torchvision has it."""
-    return dict(PLAIN)
+    return PLAIN.copy()
 
 
 @dataclass(frozen=True)
@@ -225,7 +251,7 @@ class Layout:
         refused: pattern -> why a checkpoint with such a name cannot be loaded.
         options: what neither names nor shapes say: all of :func:`settings`, or those that its networks have. What it
             leaves out is the network's own default, and the user is told so.
-        preprocessing: what their images go through (all but size and channels), see ``excite.data.Preprocessing``.
+        preprocessing: what their images go through.
         classes: their names, where a classifier of just so many classes has always the same.
         prepare: rewrites tensors that a table of names cannot express.
         silent_gate: the gate's table where a checkpoint shows no tensors of one: a gate that has none.
@@ -236,14 +262,14 @@ class Layout:
     title: str
     signature: tuple[str, ...]
     rows: tuple[Row, ...]
-    options: Callable[[Anatomy, Source], dict[str, Any]]
-    preprocessing: Mapping[str, Any]
+    options: Callable[[Anatomy, Source], Settings]
+    preprocessing: ImageValues
     leaves: Mapping[str, tuple[Leaf, ...]] = field(default_factory=lambda: TORCH_LEAVES)
     ignored: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     prepare: Callable[[Source], dict[str, Tensor]] | None = None
-    silent_gate: Mapping[str, Any] | None = None
+    silent_gate: GateTable | None = None
     source: str = ""
 
     @cached_property

@@ -1,7 +1,6 @@
 """Cadene's port of the authors' Caffe nets, which timm has as ``legacy_seresnet*``, ``legacy_senet154`` ..."""
 
 from dataclasses import replace
-from typing import Any
 
 from excite.errors import ExciteError
 from excite.weights.layouts.base import (
@@ -9,6 +8,7 @@ from excite.weights.layouts.base import (
     Anatomy,
     Layout,
     Row,
+    Settings,
     Source,
     block_rows,
     gate_rows,
@@ -17,7 +17,7 @@ from excite.weights.layouts.base import (
 )
 
 
-def caffe_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def caffe_options(anatomy: Anatomy, source: Source) -> Settings:
     """As the authors' prototxt files have it: the stride on the first 1x1, but on the 3x3 where that is grouped."""
     return settings(
         max_pool="ceil",
@@ -29,7 +29,7 @@ def caffe_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
     )
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     if anatomy.block == "basic":
         raise ExciteError(
             "this is timm's legacy_seresnet18 or 34, which has one more ReLU between the last batch norm of a block "

@@ -7,13 +7,12 @@ with zeros after it was subtracted, which no bias of a convolution can express.
 """
 
 import re
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.weights.layouts.base import BILINEAR, IMAGENET_STD, Anatomy, Layout, Row, Source, stem_rows
+from excite.weights.layouts.base import BILINEAR, IMAGENET_STD, Anatomy, Layout, Row, Settings, Source, stem_rows
 from excite.weights.layouts.cadene import caffe_options
 
 #: "mean_value" of the prototxt files, red first.
@@ -79,7 +78,7 @@ def _for_our_images(weight: Tensor) -> Tensor:
     return (weight.flip(1).double() * unit.view(1, 3, 1, 1)).to(weight.dtype)
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """As Cadene's; where the file itself says the strides and epsilon (some hold blobs only), those are taken."""
     options = caffe_options(anatomy, source)
     params = {layer["name"]: layer["params"] for layer in source.metadata.get("layers", ())}

@@ -1,10 +1,8 @@
 """MindSpore's GENet_Res50: Gather-Excite theta-minus, theta and theta-plus in a ResNet-50."""
 
-from typing import Any
-
 from torch import Tensor
 
-from excite.weights.layouts.base import BILINEAR, MINDSPORE_LEAVES, Anatomy, Layout, Row, Source, settings
+from excite.weights.layouts.base import BILINEAR, MINDSPORE_LEAVES, Anatomy, Layout, Row, Settings, Source, settings
 from excite.weights.layouts.mindspore import OPTIMISER_STATE
 
 #: Epsilon of the stem's batch norm, and of all others (MindSpore's default and that of its Conv2dBnAct).
@@ -27,7 +25,7 @@ def _as_dense(weight: Tensor) -> Tensor:
     return weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """``pad_mode="same"`` everywhere: strided convolutions and the pooling are padded on the right and bottom first."""
     return settings(
         max_pool="ceil",

@@ -3,13 +3,11 @@
 The ``config.json`` beside the weights may say otherwise.
 """
 
-from typing import Any
-
 from excite.errors import ExciteError
-from excite.weights.layouts.base import BICUBIC, PLAIN, Anatomy, Layout, Row, Source, stem_rows
+from excite.weights.layouts.base import BICUBIC, PLAIN, Anatomy, Layout, Row, Settings, Source, stem_rows
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """As torchvision's, or with the stride on the first 1x1 where the configuration says ``downsample_in_bottleneck``.
 
     Raises:

@@ -1,7 +1,6 @@
 """MindSpore checkpoints: MindCV's SENets."""
 
 from dataclasses import replace
-from typing import Any
 
 from excite.weights.layouts.base import (
     BICUBIC,
@@ -9,6 +8,7 @@ from excite.weights.layouts.base import (
     Anatomy,
     Layout,
     Row,
+    Settings,
     Source,
     block_rows,
     gate_rows,
@@ -24,7 +24,7 @@ OPTIMISER_STATE = (
 )
 
 
-def mindcv_options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def mindcv_options(anatomy: Anatomy, source: Source) -> Settings:
     """Pooling padded on the right and bottom only; the stride of bottlenecks on the 3x3."""
     return settings(
         max_pool="ceil",

@@ -1,7 +1,6 @@
 """OpenMMLab's MMPretrain and MMClassification: ``backbone.`` with ``se_layer``, ``head.fc``."""
 
 import re
-from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from excite.weights.layouts.base import (
     Anatomy,
     Layout,
     Row,
+    Settings,
     Source,
     block_rows,
     gate_rows,
@@ -23,7 +23,7 @@ def _without_backbone(source: Source) -> dict[str, Tensor]:
     return {name.removeprefix("backbone."): tensor for name, tensor in source.tensors.items()}
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """As torchvision's (``style='pytorch'``), or with the stride on the first 1x1 where the file says 'caffe'.
 
     The configuration that trained it is a text in ``meta``.

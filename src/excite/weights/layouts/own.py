@@ -1,8 +1,6 @@
 """``state_dict()`` of our own networks with SE or GE, saved without the header of a weights file."""
 
-from typing import Any
-
-from excite.weights.layouts.base import BILINEAR, Anatomy, Layout, Row, Source, block_rows
+from excite.weights.layouts.base import BILINEAR, Anatomy, Layout, Row, Settings, Source, block_rows
 from excite.weights.layouts.torchvision import HEAD, STEMS
 
 _GATE = "layer{s}.{b}.gate"
@@ -14,7 +12,7 @@ _GATHERS = tuple(
 )
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """Nothing: such a file may be of any of our networks, and only a header would say how it was made."""
     return {}
 

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor
 
 from excite.errors import ExciteError
-from excite.weights.layouts.base import BILINEAR, CIFAR, Anatomy, Layout, Leaf, Row, Source
+from excite.weights.layouts.base import BILINEAR, CIFAR, Anatomy, Layout, Leaf, Row, Settings, Source
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 STAGES = 3
@@ -68,7 +67,7 @@ def _by_place(source: Source) -> dict[str, Tensor]:
     return renamed
 
 
-def _options(anatomy: Anatomy, source: Source) -> dict[str, Any]:
+def _options(anatomy: Anatomy, source: Source) -> Settings:
     """The other settings are not for this network: it has one stride, no pooling, and its gates have one place."""
     return {"bn_eps": 1e-3, "bn_momentum": 0.1, "identity": False}
 
