@@ -377,7 +377,7 @@ def measure_steps(
         order: Job = {
             "recipe": recipe.to_yaml(),
             "origin": recipe.origin(),
-            "time_steps": {"steps": steps, "classes": work.count and work.count.classes},
+            "time_steps": {"steps": steps, "classes": None if work.count is None else work.count.classes},
         }
         # However many run, each has the share of the cores that it has when all run: the same device.
         found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))

@@ -13,7 +13,8 @@ from excite.text import print_json
 if TYPE_CHECKING:
     from excite.console import Display
     from excite.explain.images import ChannelAnswer, ExplainedImage
-    from excite.explain.run import Explanation, GateRow
+    from excite.explain.rows import GateRow
+    from excite.explain.run import Explanation
     from excite.progress import Progress
 
 Columns = list[tuple[str, str, str]]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from excite.explain.run import GateRow
+from excite.explain.rows import GateRow
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
 from excite.pages.figures import COLORS, MARKS, drawn_width, save, shortened, style
 

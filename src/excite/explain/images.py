@@ -18,7 +18,7 @@ from excite.explain.statistics import ScaleStatistics
 from excite.logits import NoFiniteLogits
 from excite.models.listening import listening
 from excite.storage import local_file
-from excite.trained.predictor import Predictor
+from excite.trained.predictor import ClassProbability, Predictor
 
 
 class ChannelAnswer(TypedDict):
@@ -36,10 +36,6 @@ class GateExtremes(TypedDict):
     gate: str
     raised: list[ChannelAnswer]
     lowered: list[ChannelAnswer]
-
-
-#: One of the likeliest classes of an image; "class" is a word of Python's.
-ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 
 class ImageValues(TypedDict):

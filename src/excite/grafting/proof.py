@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +156,7 @@ def open_network(source: str, weights: str | None = None) -> Network:
         from excite.trained.predictor import load
 
         predictor = load(source, "cpu")
-        found = Network(predictor.model, source, cast(Meta, predictor.meta), predictor.preprocessing)
+        found = Network(predictor.model, source, predictor.meta, predictor.preprocessing)
         found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if weights is not None:
         if found.meta:

@@ -205,7 +205,7 @@ def prune(
         constant,
         batch,
         before.images,
-        cast(Meta, predictor.meta),
+        predictor.meta,
         form_of(model, predictor.precision),
     )
 

@@ -10,12 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError, first_line, nearest
 from excite.models.blocks import as_size
 from excite.models.catalog import ModelArgs
@@ -171,22 +172,12 @@ def classifier_name(model: nn.Module) -> str:
     return _named_in_config(model, "classifier", "fc")
 
 
-class TimmImages(TypedDict, total=False):
-    """As in ``Preprocessing``, but for the size: (height, width)."""
-
-    interpolation: str
-    crop_pct: float
-    image_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def images_of_timm(model: nn.Module) -> TimmImages:
+def images_of_timm(model: nn.Module) -> KnownPreprocessing:
     """What timm says that the images of a model's weights go through; empty where it says nothing."""
     about = getattr(model, "pretrained_cfg", None)
     if not isinstance(about, dict) or not about.get("mean") or not about.get("std"):
         return {}
-    images: TimmImages = {}
+    images: KnownPreprocessing = {}
     if about.get("interpolation"):
         images["interpolation"] = about["interpolation"]
     if about.get("crop_pct"):

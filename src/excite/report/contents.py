@@ -6,7 +6,8 @@ from typing import TypedDict
 import numpy as np
 
 from excite.data.preprocessing import PreprocessingValues
-from excite.explain.run import Explanation, GateColumns
+from excite.explain.rows import GateColumns
+from excite.explain.run import Explanation
 from excite.report.study import Answers, Curves
 
 #: The key in results.json.

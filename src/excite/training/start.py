@@ -104,7 +104,7 @@ def _images_of(loaded: Loaded) -> KnownPreprocessing:
     foreign = loaded.foreign
     size = foreign.options.get("image_size", VARIANTS.get(foreign.name, {}).get("defaults", {}).get("image_size", 224))
     channels = foreign.options.get("in_chans", 3)
-    return {**cast(KnownPreprocessing, foreign.preprocessing), "image_size": size, "in_chans": channels}
+    return {**foreign.preprocessing, "image_size": size, "in_chans": channels}
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _of_timm(model: Classifier, source: str) -> tuple[Found, KnownPreprocessing,
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
     found = unwrapped(stored, own, head)
     counts = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
-    images = cast(KnownPreprocessing, {**images_of_timm(model), **said.preprocessing})
+    images: KnownPreprocessing = {**images_of_timm(model), **said.preprocessing}
     if said.image_size is not None:
         images["image_size"] = said.image_size
     _check_timm(model, source, found.tensors, said.name)

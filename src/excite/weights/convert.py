@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from excite.data.preprocessing import PreprocessingValues
+from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.gates.registry import GateTable
@@ -19,9 +19,9 @@ from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS, ModelArgs
 from excite.models.convolution import set_conv_padding
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
-from excite.weights.header import ConvertedHeader, ModelMeta, read_header
+from excite.weights.header import ConvertedHeader, ConvertedMeta, read_header
 from excite.weights.hub import local_weights
-from excite.weights.layouts import Anatomy, Choice, ImageValues, Layout, Settings, Source, listed
+from excite.weights.layouts import Anatomy, Choice, Layout, Settings, Source, listed
 from excite.weights.layouts.base import BICUBIC, CIFAR
 from excite.weights.own import build_network
 from excite.weights.prefixes import unwrapped
@@ -35,13 +35,6 @@ from excite.weights.stored import Stored
 #: gates stand cannot be changed afterwards.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
-
-
-class ConvertedMeta(TypedDict):
-    """What :class:`excite.weights.header.ConvertedHeader` has checked; as a rule all of a ``Meta`` is there."""
-
-    model: ModelMeta
-    preprocessing: NotRequired[PreprocessingValues]
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Foreign:
     tensors: dict[str, Tensor]
     origin: dict[str, str]
     unknown: list[str]
-    preprocessing: ImageValues
+    preprocessing: KnownPreprocessing
     meta: ConvertedMeta | None = None
     gate: GateTable | None = None
     choice: Choice = field(default_factory=Choice)
@@ -356,7 +349,7 @@ def _plain(source: str, stored: Stored, tensors: Mapping[str, Tensor], like: Cla
     )
 
 
-def _preprocessing(layout: Layout, anatomy: Anatomy) -> ImageValues:
+def _preprocessing(layout: Layout, anatomy: Anatomy) -> KnownPreprocessing:
     """What the layout's images go through; a stem for images of 32x32 pixels sees all of them, normalised as CIFAR."""
     return {**layout.preprocessing, **(CIFAR if anatomy.stem == "cifar" and anatomy.in_chans == 3 else {})}
 
@@ -366,7 +359,7 @@ def own_header(stored: Stored) -> ConvertedMeta | None:
     header = stored.metadata.get("excite")
     if not isinstance(header, str):
         return None
-    return cast(ConvertedMeta, read_header(header, stored.path, ConvertedHeader))
+    return read_header(header, stored.path, ConvertedHeader)
 
 
 def _ours(source: str, stored: Stored, meta: ConvertedMeta) -> Foreign:
@@ -381,7 +374,7 @@ def _ours(source: str, stored: Stored, meta: ConvertedMeta) -> Foreign:
         tensors=dict(stored.tensors),
         origin={name: name for name in stored.tensors},
         unknown=[],
-        preprocessing=cast(ImageValues, given),
+        preprocessing=cast(KnownPreprocessing, given),
         meta=meta,
     )
 

@@ -9,7 +9,7 @@ from excite.errors import ExciteError
 from excite.models import Classifier
 from excite.recipe import Recipe, load_recipe
 from excite.weights.convert import Loaded
-from excite.weights.header import Meta, RecipeMeta
+from excite.weights.header import Meta, ModelMeta, RecipeMeta
 
 #: Arguments of ``create_model`` that a recipe has keys of its own for, or that follow from the data.
 _ELSEWHERE = ("num_classes", "in_chans", "image_size", "drop_rate", "drop_path_rate")
@@ -28,7 +28,8 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
     """
     foreign = loaded.foreign
     if foreign.meta:
-        meta: Meta = {**foreign.meta, "model": {"name": model.model_name, "args": model.model_args}}
+        model_meta: ModelMeta = {"name": model.model_name, "args": model.model_args}
+        meta = cast(Meta, {**foreign.meta, "model": model_meta})  # what it lacks, reading it will say
         return meta if classes is None else {**meta, "classes": _names(model, loaded, classes)}
     preprocessing = Preprocessing.from_dict(
         {**foreign.preprocessing, "image_size": _image_size(model), "in_chans": model.in_chans}

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.models.catalog import VARIANTS, ModelArgs
-from excite.weights.layouts import ImageValues
 from excite.weights.stored import Stored
 
 #: Under which key of a training script's dictionary its settings are.
@@ -56,7 +56,7 @@ class Said:
     options: ModelArgs = field(default_factory=dict)
     global_pool: str | None = None
     image_size: tuple[int, int] | None = None
-    preprocessing: ImageValues = field(default_factory=ImageValues)
+    preprocessing: KnownPreprocessing = field(default_factory=KnownPreprocessing)
 
     @property
     def variant(self) -> str | None:
@@ -141,9 +141,9 @@ def _size_in(table: Mapping[str, object]) -> tuple[int, int] | None:
     return next((size for size in found if size is not None), None)
 
 
-def _images(table: Mapping[str, Any]) -> ImageValues:
+def _images(table: Mapping[str, Any]) -> KnownPreprocessing:
     """Mean, deviation, filter and crop, where they are such as ours know."""
-    images: ImageValues = {}
+    images: KnownPreprocessing = {}
     mean, std = _numbers(table.get("mean")), _numbers(table.get("std"))
     if mean and std:
         images["mean"], images["std"] = mean, std

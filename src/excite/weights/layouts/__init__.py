@@ -1,6 +1,6 @@
 """The key maps, one table for each family of sources; the first whose signature fits is taken."""
 
-from excite.weights.layouts.base import Anatomy, Choice, ImageValues, Layout, Settings, Source, listed
+from excite.weights.layouts.base import Anatomy, Choice, Layout, Settings, Source, listed
 from excite.weights.layouts.cadene import CADENE, CADENE_SENET154
 from excite.weights.layouts.caffe import CAFFE
 from excite.weights.layouts.genet import GENET
@@ -39,7 +39,6 @@ __all__ = [
     "TORCHVISION",
     "Anatomy",
     "Choice",
-    "ImageValues",
     "Layout",
     "Settings",
     "Source",

@@ -6,36 +6,30 @@ pair and no function, the same table reads a foreign checkpoint and writes one.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypedDict
 
 from torch import Tensor
 
-from excite.data.decode import Interpolation
+from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.gates.registry import GateTable
 from excite.weights.stored import Metadata
 
-
-class ImageValues(TypedDict, total=False):
-    """What images go through, as far as it is known, all but their size: see ``excite.data.Preprocessing``."""
-
-    crop_pct: float
-    interpolation: Interpolation
-    mean: Sequence[float]
-    std: Sequence[float]
-    white: int
-
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Evaluation as torchvision, Cadene and the SE authors have it: shorter side 256, centre 224.
-BILINEAR: ImageValues = {"crop_pct": 0.875, "interpolation": "bilinear", "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-BICUBIC: ImageValues = {**BILINEAR, "interpolation": "bicubic"}
+BILINEAR: KnownPreprocessing = {
+    "crop_pct": 0.875,
+    "interpolation": "bilinear",
+    "mean": IMAGENET_MEAN,
+    "std": IMAGENET_STD,
+}
+BICUBIC: KnownPreprocessing = {**BILINEAR, "interpolation": "bicubic"}
 #: CIFAR-10's training images, seen whole.
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-CIFAR: ImageValues = {"crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
+CIFAR: KnownPreprocessing = {"crop_pct": 1.0, "mean": CIFAR10_MEAN, "std": CIFAR10_STD}
 
 _SLOT = re.compile(r"\{([sbi])([+-]\d+)?\}")
 
@@ -263,7 +257,7 @@ class Layout:
     signature: tuple[str, ...]
     rows: tuple[Row, ...]
     options: Callable[[Anatomy, Source], Settings]
-    preprocessing: ImageValues
+    preprocessing: KnownPreprocessing
     leaves: Mapping[str, tuple[Leaf, ...]] = field(default_factory=lambda: TORCH_LEAVES)
     ignored: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
