@@ -1,4 +1,7 @@
-"""Packages that users import from give their names when they are first used: what is not used is not loaded."""
+"""Packages that users import from give their names when they are first used: what is not used is not loaded.
+
+Without it ``excite --help`` would import PyTorch, which takes seconds.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -218,7 +218,7 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     assert [row["measured"] for row in found["rows"]] == ["training", "training"]
     assert [row["top1"] for row in found["rows"]] == [row["top1"] for row in before["rows"]]
     assert any("could not be evaluated here (data.root=/gone does not exist)" in note for note in found["notes"])
-    assert any(note.startswith("small is unfinished: 1 of 1 epochs") for note in found["notes"])
+    assert any(note.startswith("small is unfinished: 2 of 2 epochs") for note in found["notes"])
     assert "not compared image by image" in rest.to_html()
 
 

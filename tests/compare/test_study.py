@@ -397,3 +397,22 @@ def test_null_is_not_the_same_as_absent_and_lists_are_one_value():
     rows = differences([{"a": {"b": None, "c": [1, 2]}}, {"a": {"c": [1, 3]}}])
     assert [(row["key"], row["values"]) for row in rows] == [("a.b", ["null", None]), ("a.c", ["[1, 2]", "[1, 3]"])]
     assert flatten({"x": {"y": {"z": 1}}, "w": {}}) == {"x.y.z": 1}
+
+
+@pytest.mark.parametrize("metrics", [{"top1": 75.0, "loss": 0.7}, {"top1": None, "images": 400}, {"images": 400}, {}])
+def test_an_accuracy_of_nobody_knows_how_many_images_is_not_known(three, metrics):
+    """As ``excite prune`` writes it, and as a header may have it: without the images there is no interval."""
+    run = replace(three[1], meta={**three[1].meta, "metrics": metrics}, predictions=None, problem="gone", started=True)
+    found = study([three[0], run])
+    row = found["rows"][1]
+    assert (row["measured"], row["top1"], row["images"]) == (None, None, None)
+    assert row["training_top1"] == metrics.get("top1")
+    assert any("so its accuracy is not known" in note for note in found["notes"])
+    study([three[0], replace(run, predictions=three[1].predictions)])
+
+
+def test_a_recipe_of_another_version_may_lack_keys(three):
+    recipe = {**three[1].recipe, "train": {}}
+    found = study([three[0], replace(three[1], recipe=recipe, started=True)])
+    assert found["rows"][1]["epochs"] is None
+    assert any("0 of ? epochs are done" in note for note in found["notes"])

@@ -13,6 +13,7 @@ import torch
 from excite.errors import ExciteError
 from excite.trained.predictions import Predictions
 from excite.training import checkpoint as ckpt
+from excite.runtime.environment import read_environment
 from excite.training.results import read_results
 from excite.training.run_folder import Metrics, read_metrics
 from excite.untrusted.npz import read_npz
@@ -160,6 +161,16 @@ def test_damaged_results_say_how_they_are_written_again(content, tmp_path):
     assert read_results(path)["other"] == [1]
 
 
+@pytest.mark.parametrize("content", ["[]", "{", '{"versions": 3}', '{"git": "x"}', '{"git": {"commit": 5}}'])
+def test_a_damaged_environment_is_one_sentence(content, tmp_path):
+    path = tmp_path / "environment.json"
+    path.write_text(content)
+    with pytest.raises(ExciteError, match=r"environment\.json .*delete it to go on without it"):
+        read_environment(path)
+    path.write_text('{"command": "excite train", "git": null, "other": [1]}')
+    assert read_environment(path)["other"] == [1]
+
+
 def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
     good = {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "lr": 0.1}
     bad = [
@@ -171,6 +182,7 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
         {**good, "loss": [1]},
         {**good, "kind": 3},
         {**good, "epoch": None},
+        {"kind": "eval", "step": 1, "epoch": 0.5, "loss": None, "top1": None},
     ]
     del (cut := dict(good))["lr"]
     path: Path = tmp_path / "metrics.jsonl"

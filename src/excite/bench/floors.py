@@ -5,6 +5,8 @@ floating-point operations over the rate of a large matrix product in the step's 
 copy. The counts are of an ideal step: for convolutions and dense layers their operations and nothing else; for norm,
 gate, addition and ReLU the passes that are left when all between two convolutions is fused (docs/free-excitation.md);
 for the optimizer each number read and written once.
+
+Kept beside PyTorch's profiler, which says what takes the time and not how much less it could be.
 """
 
 import statistics

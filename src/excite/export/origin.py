@@ -8,8 +8,7 @@ from typing import NotRequired, TypedDict
 
 from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError
-from excite.files import read_json
-from excite.runtime.environment import GitState, git_state, versions
+from excite.runtime.environment import GitState, git_state, read_environment, versions
 from excite.trained.predictor import Predictor
 from excite.weights.header import ModelMeta, RecipeMeta, Summary
 from excite.weights.locate import Located
@@ -167,8 +166,7 @@ def _training_git(folder: Path) -> GitState | None:
     """Commit that the run was made with, from its environment.json."""
     for run in (folder, *folder.parents[1:2]):
         try:
-            git: GitState | None = read_json(run / "environment.json")["git"]
-            return git
+            return read_environment(run / "environment.json")["git"]
         except (ExciteError, KeyError):
             continue
     return None

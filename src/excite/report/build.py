@@ -10,7 +10,6 @@ from typing import TypeVar, cast
 
 import torch
 
-from excite.data.preprocessing import PreprocessingValues
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
@@ -24,7 +23,6 @@ from excite.report.contents import (
     KEY,
     SUMMARY,
     About,
-    Environment,
     GateNumbers,
     Gates,
     Numbers,
@@ -33,20 +31,19 @@ from excite.report.contents import (
     Speed,
     SpeedRow,
     Study,
-    TrainingSummary,
 )
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
 from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
-from excite.runtime.environment import versions
+from excite.runtime.environment import read_environment, versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.storage import is_remote, local_file
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictions import Predictions, pictures, predictions_of
 from excite.trained.predictor import Predictor
-from excite.training.results import Results
+from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 
 #: Points of a curve that are kept; more become means of as many stretches.
@@ -130,13 +127,13 @@ def run_files(source: str | Path) -> dict[str, Path]:
     return found
 
 
-def _results(files: Mapping[str, Path]) -> Results | None:
-    return cast(Results, read_json(files["results.json"])) if "results.json" in files else None
+def _results(opened: Opened, files: Mapping[str, Path]) -> Results | None:
+    return read_results(files["results.json"], opened.source) if "results.json" in files else None
 
 
 def _same_data(opened: Opened, files: Mapping[str, Path]) -> bool:
     """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
-    results = _results(files)
+    results = _results(opened, files)
     return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
 
 
@@ -206,9 +203,9 @@ def has_gates(predictor: Predictor) -> bool:
 def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> About:
     """Where the numbers come from."""
     path = files.get("environment.json")
-    environment = None if path is None else cast(Environment, read_json(path))
+    environment = None if path is None else read_environment(path)
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
-    results: Results = _results(files) or {}
+    results: Results = _results(opened, files) or {}
     # Where it is now, which a run folder that was moved does not know itself.
     run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
@@ -233,7 +230,7 @@ def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) 
         "warning": predictions.warning,
         "unreadable_images": opened.data.bad_val + len(opened.data.val) - len(predictions),
         "classes": len(predictions.classes),
-        "preprocessing": cast(PreprocessingValues, dict(predictions.preprocessing)),
+        "preprocessing": predictions.preprocessing,
         "precision": predictions.precision,
         "device": device_name(opened.predictor.device),
         "versions": versions(),
@@ -244,12 +241,12 @@ def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) 
     }
 
 
-def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> TrainingSummary:
+def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> Results:
     """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
-    results = _results(files)
+    results = _results(opened, files)
     if results is None:
         results = _told_by_checkpoint(opened, predictions)
-    return cast(TrainingSummary, {key: results.get(key) for key in SUMMARY})
+    return cast(Results, {key: results.get(key) for key in SUMMARY})
 
 
 def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:

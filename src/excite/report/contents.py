@@ -9,29 +9,11 @@ from excite.data.preprocessing import PreprocessingValues
 from excite.explain.rows import GateColumns
 from excite.explain.run import Explanation
 from excite.report.study import Answers, Curves
+from excite.runtime.environment import Environment
+from excite.training.results import Results
 
 #: The key in results.json.
 KEY = "report"
-
-
-class Commit(TypedDict):
-    """State of the folder that a run was started in; ``changed``: whether it had changes that were not committed."""
-
-    commit: str
-    changed: bool
-
-
-class Environment(TypedDict, total=False):
-    """What a report reads of ``environment.json``, which :func:`excite.runtime.environment.environment` makes."""
-
-    command: str
-    started: str
-    versions: dict[str, str]
-    platform: str
-    device: str
-    processes: int
-    precision: str
-    git: Commit | None
 
 
 class About(TypedDict):
@@ -80,45 +62,14 @@ class About(TypedDict):
     converted_from: str | None
 
 
-class TrainingSummary(TypedDict):
-    """What a report takes from results.json: the columns of the reference systems' tables, and what goes with them.
-
-    See :class:`excite.training.results.Results`; None for what the files do not tell.
-    """
-
-    recipe: str | None
-    model: str | None
-    params_m: float | None
-    gmacs: float | None
-    devices: int | None
-    device: str | None
-    precision: str | None
-    batch_size: int | None
-    resolution: str | None
-    compile_seconds: float | None
-    ms_per_step: float | None
-    images_per_second: float | None
-    top1: float | None
-    top5: float | None
-    loss: float | None
-    last_top1: float | None
-    last_top5: float | None
-    test_top1: float | None
-    test_top5: float | None
-    test_images: int | None
-    measured: str | None
-    images: int | None
-    best_epoch: float | None
-    epochs: int | None
-    train_seconds: float | None
-    memory_gb: float | None
-    skipped_steps: int | None
-    bad_images: int | None
-    data_fingerprint: str | None
-
-
-#: In the order of the report's JSON.
-SUMMARY = tuple(TrainingSummary.__annotations__)
+#: What a report takes from results.json, in the order of its own JSON: the columns of the reference systems' tables,
+#: and what goes with them.
+SUMMARY = (
+    *("recipe", "model", "params_m", "gmacs", "devices", "device", "precision", "batch_size", "resolution"),
+    *("compile_seconds", "ms_per_step", "images_per_second", "top1", "top5", "loss", "last_top1", "last_top5"),
+    *("test_top1", "test_top5", "test_images", "measured", "images", "best_epoch", "epochs", "train_seconds"),
+    *("memory_gb", "skipped_steps", "bad_images", "data_fingerprint"),
+)
 
 
 class RobustnessRow(TypedDict):
@@ -189,7 +140,7 @@ class Numbers(Answers):
     """All numbers of a report, see docs/report.md; None for what there is not, or what was not asked for."""
 
     about: About
-    summary: TrainingSummary
+    summary: Results
     curves: Curves | None
     robustness: Robustness | None
     gates: Gates | None

@@ -13,8 +13,9 @@ from excite.explain.figures import choose_depths, draw_excitations, draw_health
 from excite.pages.figures import Undrawn, attempt, dispensable, save
 from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.report import figures
-from excite.report.contents import About, Environment, Numbers, Study
+from excite.report.contents import About, Numbers, Study
 from excite.report.reproduce import RECIPE_FILE
+from excite.runtime.environment import Environment
 from excite.text import tell
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import shlex
 
 from excite.errors import ExciteError
 from excite.recipe import Recipe, as_yaml, list_recipes, load_recipe
-from excite.report.contents import Environment
+from excite.runtime.environment import Environment
 
 #: What the recipe has to be saved as where neither a shipped one nor a run folder has it.
 RECIPE_FILE = "recipe.yaml"

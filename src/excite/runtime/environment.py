@@ -5,8 +5,13 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import cast
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
+
+from excite.errors import ExciteError, shown_text
+from excite.files import read_json
 from excite.runtime import git
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
@@ -33,7 +38,8 @@ class GitState(TypedDict):
     changed: bool
 
 
-class Environment(TypedDict):
+@with_config(ConfigDict(strict=True, extra="allow"))
+class Environment(TypedDict, total=False):
     """Where and with what a run was made, as in its ``environment.json``."""
 
     command: str
@@ -58,6 +64,18 @@ def environment(device: str, precision: str, processes: int) -> Environment:
         "precision": precision,
         "git": git_state(),
     }
+
+
+def read_environment(path: Path) -> Environment:
+    """What :func:`environment` gave when a run began. Raises ExciteError where the file is damaged."""
+    values = read_json(path)
+    try:
+        TypeAdapter(Environment).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = shown_text(".".join(map(str, first["loc"])))
+        raise ExciteError(f"{path} is damaged: {key}: {first['msg']}; delete it to go on without it") from None
+    return cast(Environment, values)
 
 
 def git_state() -> GitState | None:

@@ -1,5 +1,7 @@
 """Where the processes of a job meet, and the notes that they leave each other besides gradients.
 
+``env://``, torch's own meeting, does not do: see :func:`meet` for what it gets wrong after a restart.
+
 PyTorch is imported where it is needed, so that the command line may ask at once.
 """
 

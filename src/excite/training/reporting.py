@@ -314,7 +314,7 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
     results = _results(run, len(seen))
     write_json(run.folder / "results.json", results)
     if results["not_finite"]:
-        told = sentence(results["not_finite"], results["images"], run.best.get("first_not_finite"))
+        told = sentence(results["not_finite"], run.best["images"], run.best.get("first_not_finite"))
         run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
         draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")

@@ -80,6 +80,8 @@ def summary_of(best: Best) -> Summary:
 class Results(TypedDict, total=False):
     """The columns of the reference systems' tables, and what else identifies a result: ``results.json``.
 
+    What is not known is None: of a checkpoint without its run, a report knows less.
+
     Attributes:
         run: the run folder; recipe, model: their names.
         params_m, gmacs: parameters, 1e6; multiply-accumulates of an image, 1e9.
@@ -97,7 +99,7 @@ class Results(TypedDict, total=False):
     """
 
     run: str
-    recipe: str
+    recipe: str | None
     model: str | None
     params_m: float | None
     gmacs: float | None
@@ -105,7 +107,7 @@ class Results(TypedDict, total=False):
     device: str | None
     precision: str | None
     batch_size: int | None
-    resolution: str
+    resolution: str | None
     compile_seconds: float | None
     ms_per_step: float | None
     images_per_second: float | None
@@ -115,28 +117,33 @@ class Results(TypedDict, total=False):
     last_top1: float | None
     last_top5: float | None
     balanced: float | None
-    images: int
-    measured: str
+    images: int | None
+    measured: str | None
     test_top1: float | None
     test_top5: float | None
     test_loss: float | None
     test_balanced: float | None
     test_images: int | None
     best_epoch: float | None
-    epochs: int
+    epochs: int | None
     train_seconds: float | None
     memory_gb: float | None
-    skipped_steps: int
+    skipped_steps: int | None
     not_finite: int
     last_not_finite: int
-    bad_images: int
-    data_fingerprint: str
+    bad_images: int | None
+    data_fingerprint: str | None
     report: Mapping[str, object]
 
 
-def read_results(path: Path) -> Results:
-    """A run's ``results.json``. Raises ExciteError where it is damaged, with what to do about it."""
-    remedy = f"delete it, and `excite train --resume {path.parent}` writes it again"
+def read_results(path: Path, run: str | Path | None = None) -> Results:
+    """A run's ``results.json``. Raises ExciteError where it is damaged, with what to do about it.
+
+    Args:
+        path: the file.
+        run: what the user calls the run, where that is not its folder: an address.
+    """
+    remedy = f"delete it, and `excite train --resume {run or path.parent}` writes it again"
     values = read_json(path, remedy)
     try:
         TypeAdapter(Results).validate_python(values)

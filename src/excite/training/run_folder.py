@@ -131,6 +131,8 @@ def is_record(record: Any) -> TypeGuard[Record]:
     keys = _KEYS.get(record["kind"], ())
     if any(key not in record for key in keys) or type(record.get("epoch", 0)) not in (int, float):
         return False
+    if record["kind"] == "eval" and record["top1"] is None:  # a measure that an evaluation always has
+        return False
     usual = {key: record[key] for key in (*keys, *_MEASURES) if key in record}
     return all(type(value) in (int, float, type(None)) for value in usual.values())
 

@@ -299,7 +299,8 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any
         if isinstance(name, str) and not is_plain_name(name):  # 0.1 took any
             meta["recipe"]["name"] = plain_name(name)
         meta.setdefault("precision", "fp32")
-        meta.setdefault("metrics", None)
+        for key, value in (("metrics", None), ("step", 0), ("epoch", 0.0)):
+            meta.setdefault(key, value)
     return meta
 
 
