@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
+from excite.runtime.environment import read_environment
 from excite.trained.predictions import Predictions
 from excite.training import checkpoint as ckpt
-from excite.runtime.environment import read_environment
 from excite.training.results import read_results
 from excite.training.run_folder import Metrics, read_metrics
 from excite.untrusted.npz import read_npz

@@ -1,7 +1,9 @@
 """One measurement of a MindCV model in a process of its own; speaks as `excite.bench.worker` does.
 
 Kept although few have MindSpore: whoever leaves MindCV asks how fast the same network is here, and only a measurement
-in turns on one machine answers that. It is run by its path and with the interpreter that has MindSpore, which needs numpy < 2 and so lives in an environment
+in turns on one machine answers that.
+
+It is run by its path and with the interpreter that has MindSpore, which needs numpy < 2 and so lives in an environment
 of its own: nothing of excite or PyTorch may be imported here. On a CPU oneDNN must be told
 ONEDNN_MAX_CPU_ISA=AVX2 before it is loaded: MindSpore 2.10's falls back to reference kernels on newer instruction sets,
 some 30 times slower. The runner does so.
