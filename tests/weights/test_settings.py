@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from excite.models import create_model, model_options
 from excite.models.catalog import VARIANTS
 from excite.models.factory import builder
 from excite.weights import recognise
+from excite.weights.conversion import convert_file
 from excite.weights.convert import convert, load_weights
 from excite.weights.layouts import LAYOUTS, TIMM, Anatomy, Source
 from excite.weights.layouts.own import OWN
 from excite.weights.read import read_weights
 from excite.weights.recognise import SETTINGS, settings_of, unsaid
 from excite.weights.said import said_by
-from excite.weights.stored import Stored
+from excite.weights.stored import Metadata, Stored
 from excite.weights.verify import relative_error
 from excite.weights.write import export_state_dict
 
@@ -310,6 +312,51 @@ def test_a_command_line_is_data_and_nothing_else(tmp_path):
     assert stored.metadata["values"]["args"] == {"model": "m.excite", "lr": 0.1, "deep": {"a": [1, "b"]}}
     assert said_by(stored).name == "m.excite"
     assert said_by(Stored("x", tmp_path / "x", {}, {})).name == ""
+
+
+@pytest.mark.parametrize("key", [*Metadata.__annotations__, "meta", "format", "arch", "model_args", "pretrained_cfg"])
+@pytest.mark.parametrize("text", ["x", "{}", "[1]", ""])
+def test_what_a_safetensors_file_says_is_its_own_texts(tiny, tmp_path, key, text):
+    """They are under the file's own keys, and stand for nothing that a reader of ours found."""
+    from safetensors.torch import save_file
+
+    source = make("tiny_seresnet", num_classes=4)
+    save_file(source.state_dict(), tmp_path / "x.safetensors", metadata={key: text})
+    _, loaded = convert(tmp_path / "x.safetensors")
+    assert loaded.foreign.format == "safetensors"
+    assert "its 'x'" not in loaded.sentence()
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        '{"mean": [NaN, 0.5, 0.5], "std": [1, 1, 1]}',
+        '{"mean": [0.5, 0.5, 0.5], "std": [0, 1, 1]}',
+        '{"mean": [0.5, 0.5], "std": [1, 1, 1]}',
+        f'{{"mean": [1{"0" * 400}, 0, 0], "std": [1, 1, 1]}}',
+        f'{{"val_crop_size": 1{"0" * 400}, "val_resize_size": 256}}',
+        '{"input_size": [3, 1000000000, 1000000000]}',
+        '{"crop_pct": NaN}',
+        '{"crop_pct": -1}',
+    ],
+)
+def test_numbers_of_a_configuration_that_are_none_are_not_taken(tmp_path, cfg):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(f'{{"architecture": "resnet50", "pretrained_cfg": {cfg}}}')
+    said = said_by(Stored("safetensors", tmp_path / "model.safetensors", {}, {}))
+    assert (said.name, said.image_size, said.preprocessing) == ("resnet50", None, {})
+
+
+def test_a_header_of_ours_that_is_not_whole_is_refused_by_the_name_of_its_file(tiny, tmp_path):
+    from safetensors.torch import save_file
+
+    source = make("tiny_seresnet", num_classes=4)
+    header = {"format_version": 1, "model": {"name": source.model_name, "args": source.model_args}}
+    path = tmp_path / "part.safetensors"
+    save_file(source.state_dict(), path, metadata={"format": "pt", "excite": json.dumps(header)})
+    with pytest.raises(ExciteError, match=r"part\.safetensors .*its header is damaged: it lacks classes"):
+        convert_file(path, tmp_path / "whole.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["part.safetensors"]
 
 
 def test_defaults_are_those_of_the_classes_that_build():

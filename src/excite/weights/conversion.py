@@ -254,7 +254,7 @@ def _write(model: Classifier, meta: Meta, destination: Path, to: str) -> str:
     """Write whole or not at all, and read back what was written before it takes its name."""
     if to == "excite":
         with written_aside(destination) as aside:
-            save_weights(aside, model, {**meta})
+            save_weights(aside, model, meta)
             _check_written(aside, model)
         shown = ", ".join(f"{k} {v}" for k, v in meta["preprocessing"].items())
         return f"written: {destination} ({shown})"

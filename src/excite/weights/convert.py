@@ -356,10 +356,8 @@ def _preprocessing(layout: Layout, anatomy: Anatomy) -> KnownPreprocessing:
 
 def own_header(stored: Stored) -> ConvertedMeta | None:
     """The header of a weights file of this package, or None for a foreign one."""
-    header = stored.metadata.get("excite")
-    if not isinstance(header, str):
-        return None
-    return read_header(header, stored.path, ConvertedHeader)
+    header = stored.metadata.get("texts", {}).get("excite")
+    return None if header is None else read_header(header, stored.path, ConvertedHeader)
 
 
 def _ours(source: str, stored: Stored, meta: ConvertedMeta) -> Foreign:

@@ -6,10 +6,11 @@ from typing import cast
 
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError
+from excite.files import to_json
 from excite.models import Classifier
 from excite.recipe import Recipe, load_recipe
 from excite.weights.convert import Loaded
-from excite.weights.header import Meta, ModelMeta, RecipeMeta
+from excite.weights.header import Meta, RecipeMeta, read_header
 
 #: Arguments of ``create_model`` that a recipe has keys of its own for, or that follow from the data.
 _ELSEWHERE = ("num_classes", "in_chans", "image_size", "drop_rate", "drop_path_rate")
@@ -24,12 +25,12 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
         classes: class names in the order of the logits; None takes the source's own, or numbers.
 
     Raises:
-        ExciteError: not as many names as classes, or one twice.
+        ExciteError: not as many names as classes, or one twice; a file of ours whose header is not whole.
     """
     foreign = loaded.foreign
     if foreign.meta:
-        model_meta: ModelMeta = {"name": model.model_name, "args": model.model_args}
-        meta = cast(Meta, {**foreign.meta, "model": model_meta})  # what it lacks, reading it will say
+        whole = read_header(to_json(foreign.meta), foreign.source)  # to take its weights over, less was enough
+        meta: Meta = {**whole, "model": {"name": model.model_name, "args": model.model_args}}
         return meta if classes is None else {**meta, "classes": _names(model, loaded, classes)}
     preprocessing = Preprocessing.from_dict(
         {**foreign.preprocessing, "image_size": _image_size(model), "in_chans": model.in_chans}

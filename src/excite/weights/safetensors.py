@@ -2,14 +2,13 @@
 
 import zlib
 from pathlib import Path
-from typing import cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from excite.untrusted.raw import Damaged
-from excite.weights.stored import Metadata, Stored
+from excite.weights.stored import Stored
 
 _LONGEST_HEADER = 100_000_000  # the library's own limit
 
@@ -21,7 +20,7 @@ def looks_like(head: bytes, size: int) -> bool:
 
 
 def read(path: Path) -> Stored:
-    """Read a file; ``metadata`` is its ``__metadata__``. MindSpore's check sum (``crc_num``) is met where there is one.
+    """Read a file; its ``__metadata__`` are the ``texts``. MindSpore's check sum (``crc_num``) is met if there.
 
     Raises:
         Damaged: the library refuses it, or the check sum is wrong.
@@ -32,14 +31,12 @@ def read(path: Path) -> Stored:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library's own, and what a type that PyTorch lacks makes of it
         raise Damaged(" ".join(str(error).split())) from None
-    metadata = cast(Metadata, texts)
     if texts.get("format") != "ms":
-        return Stored("safetensors", path, tensors, metadata)
+        return Stored("safetensors", path, tensors, {"texts": texts})
     crc = texts.pop("crc_num", None)
     if crc is not None and crc not in (str(_crc(tensors, sorted(tensors))), str(_crc(tensors, list(tensors)))):
         raise Damaged("its content does not have the check sum that it names")
-    metadata["crc"] = crc is not None
-    return Stored("MindSpore safetensors", path, tensors, metadata)
+    return Stored("MindSpore safetensors", path, tensors, {"texts": texts, "crc": crc is not None})
 
 
 def _crc(tensors: dict[str, Tensor], names: list[str]) -> int:

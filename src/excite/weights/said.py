@@ -15,7 +15,8 @@ from typing import Any
 from excite.data.preprocessing import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.models.catalog import VARIANTS, ModelArgs
-from excite.weights.stored import Stored
+from excite.weights.header import LARGEST
+from excite.weights.stored import Metadata, Stored
 
 #: Under which key of a training script's dictionary its settings are.
 _SETTINGS = ("args", "hyper_parameters", "hparams", "config", "opt")
@@ -97,12 +98,13 @@ def said_by(stored: Stored) -> Said:
 
 
 def _name(
-    metadata: Mapping[str, object],
+    metadata: Metadata,
     values: Mapping[str, object],
     settings: Mapping[str, object],
     beside: Mapping[str, object],
 ) -> tuple[str, str]:
-    places = [("", values), ("args.", settings), ("", metadata), ("config.json: ", beside)]
+    texts: Mapping[str, object] = metadata.get("texts", {})
+    places = [("", values), ("args.", settings), ("", texts), ("config.json: ", beside)]
     for where, table in places:
         for key in _NAMES:
             name = table.get(key)
@@ -131,7 +133,7 @@ def _table(value: Any) -> dict[str, object]:
 def _size(value: Any) -> tuple[int, int] | None:
     """A number, (height, width) or (channels, height, width)."""
     two = [value, value] if isinstance(value, int) else list(value)[-2:] if isinstance(value, list | tuple) else []
-    if len(two) != 2 or not all(type(n) is int and n > 0 for n in two):
+    if len(two) != 2 or not all(type(n) is int and 0 < n <= LARGEST for n in two):
         return None
     return two[0], two[1]
 
@@ -145,20 +147,23 @@ def _images(table: Mapping[str, Any]) -> KnownPreprocessing:
     """Mean, deviation, filter and crop, where they are such as ours know."""
     images: KnownPreprocessing = {}
     mean, std = _numbers(table.get("mean")), _numbers(table.get("std"))
-    if mean and std:
+    if mean and std and len(mean) == len(std) and min(std) > 0:
         images["mean"], images["std"] = mean, std
     if table.get("interpolation") in ("bilinear", "bicubic"):
         images["interpolation"] = table["interpolation"]
     crop, resize = table.get("val_crop_size"), table.get("val_resize_size")
-    share = crop / resize if type(crop) is int and type(resize) is int and resize else table.get("crop_pct")
+    share = table.get("crop_pct")
+    if type(crop) is int and type(resize) is int and 0 < resize <= LARGEST:
+        share = min(crop, 2 * LARGEST) / resize
     if isinstance(share, float | int) and 0 < share <= 1:
         images["crop_pct"] = float(share)
     return images
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
+    """Values a channel; None for anything else, such as numbers that are none or out of all bounds."""
     plain = isinstance(value, list | tuple) and value and all(type(v) in (int, float) for v in value)
-    return tuple(float(v) for v in value) if plain else None
+    return tuple(float(v) for v in value) if plain and all(abs(v) < LARGEST for v in value) else None
 
 
 def check_named(source: str, said: Said) -> None:

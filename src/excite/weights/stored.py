@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Metadata(TypedDict, total=False):
-    """What a file says beside its tensors, JSON-able; safetensors' have texts under keys of their own, too.
+    """What a file says beside its tensors, JSON-able, by the reader's keys: a file's own never stand among them.
 
     Attributes:
         part, beside, keys, values: see :func:`excite.weights.pytorch.read`.
@@ -22,7 +22,7 @@ class Metadata(TypedDict, total=False):
         crc: whether a check sum was met; strings: texts among the tensors (MindSpore).
         shards: files that the tensors are in (TensorFlow).
         name, layers: of the network (Caffe).
-        excite: the header of a weights file of ours, as text.
+        texts: of safetensors, by the file's keys; "excite" is the header of a weights file of ours.
         config: the ``config.json`` beside the file.
     """
 
@@ -36,7 +36,7 @@ class Metadata(TypedDict, total=False):
     shards: int
     name: str
     layers: list[Layer]
-    excite: str
+    texts: dict[str, str]
     config: Mapping[str, object]
 
 
