@@ -168,8 +168,10 @@ def test_training_without_any_answer_fails_and_ships_nothing(tmp_path, broken_at
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(tiny.gated, tmp_path_factory.mktemp("not-finite") / "run"))
+def trained(tmp_path_factory) -> Path:
+    words = ("report.robustness_images=20", "report.gate_images=20")
+    recipe = small("train.epochs=1", "mixup=0.0", *words)
+    return Path(train(recipe, out=tmp_path_factory.mktemp("not-finite"), quiet=True)["run"])
 
 
 def scaled(run: Path, target: Path, share: float) -> Path:

@@ -117,7 +117,7 @@ def test_the_page_shows_the_numbers_of_the_json_and_pictures_of_the_data(trained
     data = open_trained(trained[0]).data
     first = found["only_one"][0]["images"][0]
     assert np.array_equal(result.pixels[0][0][:, :, 0], data.val.images[first["position"], 0].numpy())
-    assert str(data.val.labels[first["position"]].item()) == first["class"]
+    assert data.classes[data.val.labels[first["position"]].item()] == first["class"]
     assert found["command"] in "".join(page.texts)
 
 
@@ -262,7 +262,7 @@ def test_a_run_is_what_its_folder_and_its_network_say(trained, tmp_path):
     assert (found.params / 1e6, found.gmacs) == pytest.approx((results["params_m"], results["gmacs"]), abs=1e-6)
     assert (found.started, found.unfinished, found.results) == (True, False, results)
     assert found.recipe == load_recipe(str(run)).model_dump(mode="json")
-    assert [r["kind"] for r in found.evaluations] == ["eval"]
+    assert [r["kind"] for r in found.evaluations] == ["eval"] * 2
     theirs = read_run(str(numbered(run, tmp_path / "theirs.safetensors")), "theirs", device="cpu")
     assert (theirs.started, theirs.results, theirs.records) == (False, None, [])
     assert theirs.recipe is None  # the one in its header is only the nearest

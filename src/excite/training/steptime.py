@@ -20,21 +20,21 @@ from excite.training.setup import Run, gradient_exchange, set_up
 SMALL, LARGE = 4 << 10, 16 << 20
 
 
-class StepTimes(TypedDict, total=False):
-    """What :func:`time_steps` gives.
+class AllReduce(TypedDict, total=False):
+    """An all-reduce over all processes: its latency, and the bandwidth in GB/s of message."""
 
-    Attributes:
-        seconds: of each step, of the slowest process.
-        latency_us, gb_per_second: of an all-reduce, microseconds and GB/s of message; with several processes.
-    """
+    latency_us: float
+    gb_per_second: float
+
+
+class StepTimes(AllReduce, total=False):
+    """What :func:`time_steps` gives: seconds of each step, of the slowest process; with several, of an all-reduce."""
 
     devices: int
     batch_size: int
     device: str
     precision: str
     seconds: list[float]
-    latency_us: float
-    gb_per_second: float
 
 
 def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | None = None) -> StepTimes:
@@ -69,9 +69,8 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
         "device": device_name(run.device),
         "precision": run.precision,
         "seconds": slowest[warm_up:],
+        **(_time_all_reduce(run) if accelerator.num_processes > 1 else AllReduce()),
     }
-    if accelerator.num_processes > 1:
-        result["latency_us"], result["gb_per_second"] = _time_all_reduce(run)
     return result if accelerator.is_main_process else {}
 
 
@@ -90,7 +89,7 @@ def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
     return DataSets([str(k) for k in range(classes)], images, images, preprocessing, fingerprint="random")
 
 
-def _time_all_reduce(run: Run, repeats: int = 9) -> tuple[float, float]:
+def _time_all_reduce(run: Run, repeats: int = 9) -> AllReduce:
     """Latency (microseconds) and bandwidth (GB/s of message) of one all-reduce over all processes."""
     taken = {}
     for size in (SMALL, LARGE):
@@ -100,4 +99,4 @@ def _time_all_reduce(run: Run, repeats: int = 9) -> tuple[float, float]:
             seconds += timing.time_steps(partial(distributed.all_reduce, message), run.device, 1)
         taken[size] = statistics.median(seconds)
     rate = (LARGE - SMALL) / max(taken[LARGE] - taken[SMALL], 1e-9)
-    return 1e6 * taken[SMALL], rate / 1e9
+    return {"latency_us": 1e6 * taken[SMALL], "gb_per_second": rate / 1e9}
