@@ -17,14 +17,13 @@ test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-launch: $(VENV)/installed-dev  ## launchers, killed runs, every recipe, model, hook and runtime (minutes; CI runs it)
-	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests/training tests/test_twins.py tests/recipes \
-		tests/test_children.py tests/test_text.py tests/export/test_runtimes.py tests/models
+	$(BIN)/python -m pytest -m heavy -n 2 --dist worksteal
 
 test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, and run the tests beside it (minutes; CI runs it)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or heavy"
 
 test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)

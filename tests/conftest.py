@@ -65,11 +65,30 @@ def timm():
         pytest.skip(f"{error} (`make test-peers` puts it into .peers)")
 
 
+#: Whose slow tests CI runs, too: launchers, killed runs, every recipe, model and hook.
+HEAVY = (
+    "training",
+    "test_twins.py",
+    "recipes",
+    "test_children.py",
+    "test_text.py",
+    "export/test_runtimes.py",
+    "models",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that ask for timm are marked "peers": `make test-peers` fetches it and runs them."""
+    """Tests that ask for timm are marked "peers": `make test-peers` fetches it and runs them.
+
+    Slow tests of the folders and files above are "heavy", too.
+    """
+    folder = Path(__file__).parent
+    heavy = [folder / name for name in HEAVY]
     for item in items:
         if "timm" in getattr(item, "fixturenames", ()):
             item.add_marker("peers")
+        if item.get_closest_marker("slow") and any(item.path.is_relative_to(place) for place in heavy):
+            item.add_marker("heavy")
 
 
 def pytest_collection_finish() -> None:

@@ -268,6 +268,7 @@ def test_one_image_and_a_norm_with_one_value_per_channel_is_a_sentence():
     Workbench(Setting("excite", "cifar_resnet20", precision="fp32", **one))
 
 
+@pytest.mark.heavy
 def test_timm_is_measured_even_beside_a_torchvision_that_does_not_load(tmp_path, monkeypatch):
     for name, text in (("timm", TIMM), ("torchvision", TORCHVISION)):
         (tmp_path / name).mkdir()
@@ -354,6 +355,7 @@ def test_csv_grows_and_other_files_are_left_alone(tmp_path):
 # --- the command ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_the_command_measures_what_it_can(excite, tmp_path):
     words = ["cifar_seresnet20,batch=2", "cifar_resnet20", "cifar_resnet21", "--batch", "3", "--image-size", "8"]
     done = excite(
@@ -427,6 +429,7 @@ def test_the_version_is_the_packages_own(tmp_path, monkeypatch):
 # --- profiles ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkeypatch):
     found = {}
 

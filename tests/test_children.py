@@ -71,6 +71,7 @@ def test_workers_that_decode_images_and_processes_of_a_training(trap):
     assert list((trap.parent / "runs").glob("*/results.json"))
 
 
+@pytest.mark.heavy
 def test_measurements_of_bench(trap):
     assert "img/s" in run(trap, "bench", "cifar_resnet20", "--batch", 2, "--image-size", 8, "--rounds", 1, "--steps", 2)
 

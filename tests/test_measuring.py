@@ -89,6 +89,7 @@ def test_other_folders_are_measured_whole_and_classes_are_told_by_name(results, 
         excite.validate(run, [f"data.root={tmp_path / 'other'}"], device="cpu")
 
 
+@pytest.mark.heavy
 def test_commands_say_what_they_measure(results, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = results["run"]

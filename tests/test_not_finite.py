@@ -294,6 +294,7 @@ def test_a_comparison_says_so(trained, some, none, command, tmp_path):
     assert "for none of the images has b finite logits" in err
 
 
+@pytest.mark.heavy
 def test_explain_leaves_them_out_and_says_so(some, none, command, tmp_path):
     _, result = validate(some, ["data.limit_val=40"])
     words = ("--images", 40, "--json", "--no-timing", "--out")

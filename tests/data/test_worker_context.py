@@ -53,6 +53,7 @@ def run(*words, folder, text=None):
 
 
 @pytest.mark.parametrize("how", ["a file", "standard input", "an argument"])
+@pytest.mark.heavy
 def test_a_program_without_a_guard_runs_once(how, program, folder, tmp_path):
     (tmp_path / "program.py").write_text(program)
     if how == "a file":

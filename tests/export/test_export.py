@@ -76,6 +76,7 @@ def photos(folder: Path, count: int = 6) -> Path:
     return folder
 
 
+@pytest.mark.heavy
 def test_pt2_of_a_run_agrees_and_says_where_it_came_from(tmp_path):
     weights = checkpoint(tmp_path)
     result = export(weights, "pt2", images=40)

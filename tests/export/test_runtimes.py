@@ -73,6 +73,7 @@ def test_a_call_that_is_wrong_in_any_session_is_found(tmp_path, monkeypatch, whi
         runtimes.judge_fp32("it", runtimes.ask("pt2", tmp_path, cases, 1, 0), cases, 1e-3)
 
 
+@pytest.mark.heavy
 def test_one_wrong_first_call_and_nothing_is_written(tmp_path, monkeypatch):
     weights = checkpoint(tmp_path)
     predictor = load(weights, "cpu", "fp32")
@@ -106,6 +107,7 @@ def test_a_toy_format_is_a_module_and_a_line(tmp_path, monkeypatch):
         export(tmp_path / "model.safetensors", "toy", int8=True)
 
 
+@pytest.mark.heavy
 def test_who_was_asked_and_who_was_not_is_said(tmp_path, monkeypatch):
     read_by(monkeypatch, ("torch", "a_runtime_of_tomorrow"))
     said = []
@@ -201,6 +203,7 @@ print("alive")
 """
 
 
+@pytest.mark.heavy
 def test_a_signal_after_two_sessions_of_openvino_does_not_end_the_process(tmp_path):
     """Of two objects ``openvino.Core`` the second leaves signal handlers on a stack that is gone."""
     needs(*formats.get("openvino").needs)

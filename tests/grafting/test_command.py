@@ -39,6 +39,7 @@ def run(source, **changes):
     return proof.graft_and_prove(str(source), **settings), said
 
 
+@pytest.mark.heavy
 def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
     """Grafted to a file; that file is validated, and trained on from."""
     out = tmp_path / "grafted.safetensors"

@@ -30,12 +30,14 @@ def run(folder, fails, program):
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="a real torchvision is installed here, too")
 @pytest.mark.parametrize("fails", [FAILURES[0], *(pytest.param(f, marks=pytest.mark.slow) for f in FAILURES[1:])])
+@pytest.mark.heavy
 def test_a_broken_torchvision_is_a_sentence_of_timm_alone(tmp_path, fails):
     done = run(tmp_path, fails, PROGRAM)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().endswith(f"because torchvision, which it needs, does not load: {fails}")
 
 
+@pytest.mark.heavy
 def test_one_that_is_installed_is_a_sentence_for_all(tmp_path):
     """torchmetrics believes the installer's files and imports it."""
     about = tmp_path / "torchvision-0.99.0.dist-info"

@@ -13,6 +13,7 @@ def run(tmp_path, **environment):
 
 
 @needs_kernels
+@pytest.mark.heavy
 def test_built_once_then_found(tmp_path):
     assert run(tmp_path) == "8 True True None"
     assert run(tmp_path) == "8 True False None"
@@ -42,6 +43,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
 
 
 @needs_kernels
+@pytest.mark.heavy
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path):
     """What they put there would run as part of this process; here it is a library that cannot even be loaded."""
     assert run(tmp_path) == "8 True True None"

@@ -62,7 +62,9 @@ def run_checks(marker, **environment):
 
 @needs_triton
 @needs_interpreter
-@pytest.mark.parametrize("marker", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "marker", [pytest.param("not slow", marks=pytest.mark.heavy), pytest.param("slow", marks=pytest.mark.slow)]
+)
 def test_what_they_compute_by_the_interpreter(marker):
     run_checks(marker, TRITON_INTERPRET="1")
 
@@ -430,6 +432,7 @@ COMPILED = [
 @needs_triton
 @needs_compiler
 @pytest.mark.parametrize(("capability", "dtype", "layout", "every_form"), COMPILED)
+@pytest.mark.heavy
 def test_they_compile_to_wide_loads_without_spills(compile_launches, capability, dtype, layout, every_form, tmp_path):
     launches = compile_launches(capability)
     launch_everything((8, 64, 16, 16), dtype, layout, every_form=every_form)

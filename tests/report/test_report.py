@@ -142,6 +142,7 @@ def test_images_that_cannot_be_read_are_left_out_and_counted(run, tmp_path):
         assert "1 image could not be read" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.heavy
 def test_every_figure_has_files(run, tmp_path):
     less = ["report.robustness_images=10", "report.gate_images=10", "report.mistakes=0"]
     _, path = report(run, less, figures=tmp_path / "figures", quick=True)

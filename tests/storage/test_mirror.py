@@ -205,6 +205,7 @@ def test_an_error_in_the_training_is_not_hidden_and_its_files_are_uploaded(run, 
     assert copied(bucket, "runs/r") == own_files(run)
 
 
+@pytest.mark.heavy
 def test_the_training_is_never_held_up(run, bucket, server, monkeypatch, lines):
     monkeypatch.setenv("EXCITE_UPLOAD_WAIT", "0.1")
     server.freeze()

@@ -75,6 +75,7 @@ def copied(bucket, name: str) -> dict[str, bytes]:
     return {file: bucket.get(f"runs/{name}/{file}") for file in bucket.names(f"runs/{name}")}
 
 
+@pytest.mark.heavy
 def test_train_from_and_to_s3_lost_and_resumed_gives_the_same_weights(bucket, images, tmp_path):
     upload(images, bucket)
     recipe = small(*FOLDER, "epochs=2", f"data.root={bucket.url}/data")

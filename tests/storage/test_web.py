@@ -150,6 +150,7 @@ def test_a_byte_a_second(server, announced):
     assert time.monotonic() - started < 20
 
 
+@pytest.mark.heavy
 def test_headers_that_never_end(server):
     def answer(handler):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\n")

@@ -121,6 +121,7 @@ def test_the_two_pass_form_over_all_processes():
 SAME = [*PLAIN, "ema_decay=0.9", "lr=0.02"]
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one(tmp_path):
     """Half of the batch each and batch norm over both: the loss curve and the weights of one process."""
     one = train(small(*SAME), out=tmp_path / "one", quiet=True)

@@ -130,6 +130,7 @@ def test_low_precision_follows_fp32(tmp_path, precision):
     assert low != exact
 
 
+@pytest.mark.heavy
 def test_broken_training_images_are_skipped_counted_and_listed(tmp_path, cifar):
     import shutil
 
@@ -147,6 +148,7 @@ def test_broken_training_images_are_skipped_counted_and_listed(tmp_path, cifar):
         finish(tmp_path / "stop", *words, "limit_train=null", "data.on_bad_train=stop", "data.workers=0")
 
 
+@pytest.mark.heavy
 def test_pickles_and_class_folders_give_the_same_training(tmp_path, cifar):
     """The run depends on the images, not on how they are stored."""
     common = [

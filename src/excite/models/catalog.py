@@ -21,19 +21,19 @@ class Defaults(TypedDict, total=False):
     drop_rate: float
 
 
-class Variant(TypedDict, total=False):
-    """A network of the catalog; all keys are there. Nothing, ``{}``, stands for a network that is in no catalog.
+class Variant(TypedDict):
+    """A network of the catalog.
 
     Attributes:
         family: picks the builder and the options it allows.
         arch: the builder's arguments.
-        gate: None for an ungated net, which not all who ask have looked at (hence Any).
+        gate: None for an ungated net.
         defaults: where they differ from ``create_model``'s.
     """
 
     family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet"]
     arch: ModelArgs
-    gate: "GateTable | Any"
+    gate: "GateTable | None"
     defaults: Defaults
 
 

@@ -102,7 +102,9 @@ def _of_foreign(model: Classifier, source: str) -> Taken:
 def _images_of(loaded: Loaded) -> KnownPreprocessing:
     """What the images of a foreign network go through, and their size where it is known."""
     foreign = loaded.foreign
-    size = foreign.options.get("image_size", VARIANTS.get(foreign.name, {}).get("defaults", {}).get("image_size", 224))
+    known = VARIANTS.get(foreign.name)
+    usual = 224 if known is None else known["defaults"].get("image_size", 224)
+    size = foreign.options.get("image_size", usual)
     channels = foreign.options.get("in_chans", 3)
     return {**foreign.preprocessing, "image_size": size, "in_chans": channels}
 

@@ -13,6 +13,7 @@ from excite.errors import ExciteError, nearest, shown
 from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
+from excite.gates.registry import GateTable
 from excite.models.catalog import VARIANTS, get_variant
 from excite.recipe import ModelConfig, Recipe, parse_yaml
 from excite.weights.header import explain
@@ -22,9 +23,6 @@ DEFAULT_SEEDS = 3
 UNGATED = "none"
 PLAN = "twins.json"
 FORMAT_VERSION = 1
-
-#: A gate's name and options, such as {"name": "ge", "variant": "theta"}; which options there are depends on the gate.
-GateTable = dict[str, str | int | float | bool | None]
 
 
 @dataclass(frozen=True)
@@ -288,7 +286,7 @@ def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, dict[str, 
     siblings = {
         other: table["gate"]
         for other, table in VARIANTS.items()
-        if all(table[key] == own[key] for key in ("family", "arch", "defaults"))
+        if (table["family"], table["arch"], table["defaults"]) == (own["family"], own["arch"], own["defaults"])
     }
     plain = next((other for other, table in siblings.items() if table is None), None)
     if gate is None:
@@ -296,5 +294,5 @@ def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, dict[str, 
     fits = [other for other, table in siblings.items() if table is not None and table.items() <= gate.items()]
     if not fits:
         return plain or name, {"gate": gate}
-    best = max(fits, key=lambda other: len(siblings[other]))
-    return best, {_in_model(k): v for k, v in gate.items() if k not in siblings[best]}
+    best = max(fits, key=lambda other: len(siblings[other] or {}))
+    return best, {_in_model(k): v for k, v in gate.items() if k not in (siblings[best] or {})}

@@ -125,8 +125,10 @@ def convert_file(
     model.eval()
     say(loaded.foreign.sentence())
     _say_misfits(loaded, say)
-    described = describe(model, loaded, None if classes is None else read_classes(classes))
-    meta = cast(Meta, {**described, "versions": versions()})
+    meta = None
+    if to == "excite" or classes is not None or (verify is not None and not _is_reference(verify)):
+        described = describe(model, loaded, None if classes is None else read_classes(classes))
+        meta = cast(Meta, {**described, "versions": versions()})
     result: Conversion = {"source": source, **_summary(model, loaded), "destination": str(destination)}
     if verify is not None or against is not None:
         progress("comparing", 0, 0)
@@ -138,8 +140,7 @@ def convert_file(
         _judge(verified, tolerance)
         result["verified"] = {"with": verified.against, "places": [d.row() for d in verified.differences]}
     progress("writing", 0, 0)
-    written = _write(model, meta, destination, to)
-    say(written)
+    say(_write(model, destination, to) if meta is None or to != "excite" else _write_own(model, meta, destination))
     return result
 
 
@@ -179,7 +180,7 @@ def _summary(model: Classifier, loaded: Loaded) -> Summary:
 
 def _verify(
     model: Classifier,
-    meta: Meta,
+    meta: Meta | None,
     verify: str | None,
     against: str | None,
     tolerance: float,
@@ -188,7 +189,7 @@ def _verify(
     """Compare with the outputs of a file, with another checkpoint, or, for an image alone, with float64."""
     outputs: dict[str, Tensor] = {}
     notes = []
-    if verify is not None and Path(verify).suffix.lower() == ".npz":
+    if verify is not None and _is_reference(verify):
         reference = read_reference(verify)
         images, outputs = reference.images, reference.outputs
         if images.shape[1] != model.in_chans:
@@ -197,12 +198,12 @@ def _verify(
             )
         check_places(reference, model, verify)
         notes += [f"{verify}: not compared: {', '.join(reference.skipped)}"] if reference.skipped else []
-    elif verify is not None:
+    elif verify is not None and meta is not None:
         images = _image(verify, meta)
     else:
         images = torch.randn(_NOISE_IMAGES, *model.input_size, generator=torch.Generator().manual_seed(0))
     places = trace(model, images)
-    if verify is not None and not outputs:
+    if verify is not None and meta is not None and not outputs:
         say(_top(places["logits"], meta))
     if against is not None:
         other, loaded = convert(against)
@@ -219,6 +220,11 @@ def _verify(
     model.float().set_fused(fused)
     found = differences({k: v for k, v in places.items() if "." not in k}, precise)
     return Verified("the same in float64", found, first_apart(found, tolerance), notes)
+
+
+def _is_reference(verify: str) -> bool:
+    """Whether it is another system's input and outputs, and no image."""
+    return Path(verify).suffix.lower() == ".npz"
 
 
 def _image(path: str, meta: Meta) -> Tensor:
@@ -250,14 +256,17 @@ def _judge(verified: Verified, tolerance: float) -> None:
     )
 
 
-def _write(model: Classifier, meta: Meta, destination: Path, to: str) -> str:
+def _write_own(model: Classifier, meta: Meta, destination: Path) -> str:
     """Write whole or not at all, and read back what was written before it takes its name."""
-    if to == "excite":
-        with written_aside(destination) as aside:
-            save_weights(aside, model, meta)
-            _check_written(aside, model)
-        shown = ", ".join(f"{k} {v}" for k, v in meta["preprocessing"].items())
-        return f"written: {destination} ({shown})"
+    with written_aside(destination) as aside:
+        save_weights(aside, model, meta)
+        _check_written(aside, model)
+    shown = ", ".join(f"{k} {v}" for k, v in meta["preprocessing"].items())
+    return f"written: {destination} ({shown})"
+
+
+def _write(model: Classifier, destination: Path, to: str) -> str:
+    """The same under another library's names."""
     exported = export_state_dict(model, to)
     with written_aside(destination) as aside:
         named = aside.with_name(f"{aside.name}{destination.suffix}")  # the ending says in which form

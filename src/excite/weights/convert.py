@@ -481,7 +481,8 @@ def _is_gated(foreign: Foreign) -> bool:
 
 def gated(name: str, options: ModelArgs) -> bool:
     """Whether ``create_model(name, **options)`` has gates, if only such as have no tensors."""
-    return options.get("gate", VARIANTS.get(name, {}).get("gate")) not in (None, "none")
+    known = VARIANTS.get(name)
+    return options.get("gate", None if known is None else known["gate"]) not in (None, "none")
 
 
 def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: str) -> str:
@@ -542,7 +543,8 @@ def setting(model: Classifier, key: str, default: Any) -> Any:
 
 
 def _of_variant(name: str, key: str, default: Any) -> Any:
-    return VARIANTS.get(name, {}).get("arch", {}).get(key, default)
+    known = VARIANTS.get(name)
+    return default if known is None else known["arch"].get(key, default)
 
 
 def _setting_defaults(model: Classifier) -> ModelArgs:

@@ -384,7 +384,8 @@ def _empty_slots(model: Classifier) -> None:
     slots = [block for block in model.gate_slots().values() if block.gate is not None]
     if not slots:
         raise ExciteError(f"{model.model_name} has no grafted gates to take out")
-    own = VARIANTS.get(model.model_name, {}).get("gate")
+    known = VARIANTS.get(model.model_name)
+    own = None if known is None else known["gate"]
     if own is not None and not all(isinstance(block.gate, Gate) and block.gate.identity for block in slots):
         raise ExciteError(
             f"the gates of {model.model_name} belong to it and were not grafted; excite prune removes gates by their "
