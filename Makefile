@@ -19,7 +19,7 @@ test: $(VENV)/installed-dev  ## install what the tests need and run them
 test-launch: $(VENV)/installed-dev  ## launchers, killed runs, every recipe, model, hook and runtime (minutes; CI runs it)
 	$(BIN)/python -m pytest -m heavy -n 2 --dist worksteal
 
-test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, and run the tests beside it (minutes; CI runs it)
+test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm and scikit-learn, and run the tests beside them (minutes; CI runs it)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
@@ -64,14 +64,16 @@ $(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
+# Not compiled: most of these modules are never imported, and compiling them all takes half a minute.
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev]'
+	$(PIP) --no-compile -e '.[dev]'
 	touch $@
 
 # timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
 .peers/installed: $(VENV)/installed
 	$(PIP) huggingface_hub
-	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0
+	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
+		scikit-learn scipy joblib threadpoolctl
 	touch $@
 
 clean:  ## remove the environment and caches (not the runs)

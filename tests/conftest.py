@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -49,20 +50,47 @@ def tiny(tmp_path_factory) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def timm():
-    """timm, from the environment or from where `make test-peers` puts it."""
-    from excite.errors import ExciteError
-    from excite.models.timm_models import PEERS, import_timm
+def peers() -> str | None:
+    """Where `make test-peers` puts other people's software that tests run ours beside; None where it did not."""
+    from excite.models.timm_models import PEERS
 
     folder = Path(__file__).parents[1] / ".peers"
     if folder.is_dir():
         os.environ.setdefault(PEERS, str(folder))
+    return os.environ.get(PEERS)
+
+
+@pytest.fixture(scope="session")
+def timm(peers):
+    """timm, from the environment or from where `make test-peers` puts it."""
+    from excite.errors import ExciteError
+    from excite.models.timm_models import import_timm
+
     try:
         return import_timm()
     except ExciteError as error:
-        if os.environ.get(PEERS):  # it was fetched, or is said to be there: to skip would hide that it does not work
-            pytest.fail(f"{error} ({PEERS} is {os.environ[PEERS]})")
-        pytest.skip(f"{error} (`make test-peers` puts it into .peers)")
+        absent(error, peers)
+
+
+@pytest.fixture(scope="session")
+def sklearn(peers):
+    """scikit-learn, likewise. It is not among what the tests need: with it comes SciPy, and where that is installed
+    torchmetrics imports it, which takes 1.7 s of every process of a training."""
+    if peers and peers not in sys.path:
+        sys.path.append(peers)
+    try:
+        import sklearn.datasets
+        import sklearn.metrics
+    except ImportError as error:
+        absent(error, peers)
+    return sklearn
+
+
+def absent(error: Exception, peers: str | None) -> NoReturn:
+    """Skip; but what was fetched, or is said to be there, does not work, and to skip would hide it."""
+    if peers:
+        pytest.fail(f"{error} (EXCITE_PEERS is {peers})")
+    pytest.skip(f"{error} (`make test-peers` puts it into .peers)")
 
 
 #: Whose slow tests CI runs, too: launchers, killed runs, every recipe, model and hook.
@@ -78,14 +106,14 @@ HEAVY = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that ask for timm are marked "peers": `make test-peers` fetches it and runs them.
+    """Tests that ask for other people's software are marked "peers": `make test-peers` fetches it and runs them.
 
     Slow tests of the folders and files above are "heavy", too.
     """
     folder = Path(__file__).parent
     heavy = [folder / name for name in HEAVY]
     for item in items:
-        if "timm" in getattr(item, "fixturenames", ()):
+        if "peers" in getattr(item, "fixturenames", ()):
             item.add_marker("peers")
         if item.get_closest_marker("slow") and any(item.path.is_relative_to(place) for place in heavy):
             item.add_marker("heavy")

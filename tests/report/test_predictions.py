@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from excite.errors import ExciteError
@@ -35,12 +34,17 @@ def test_they_give_what_validate_gives_even_under_a_launcher(run, monkeypatch):
     assert np.array_equal(found.labels, opened.data.val.labels.numpy())  # in order
     assert seen == [(30, 100), (60, 100), (90, 100), (100, 100)]
     assert found.positions.tolist() == list(range(100))
-    source = (load_digits().images * 255 / 16).round().astype(np.uint8)
     for position in (0, 7, 99):
         picture = pictures(opened, [position])[0]
         assert np.array_equal(picture[..., 0], opened.data.val.images[position, 0].numpy())
-        # The name says where the image is in its source, whatever the order here.
-        assert np.array_equal(picture[..., 0], source[int(found.names[position].removeprefix("#"))])
+
+
+def test_a_name_says_where_the_image_is_in_its_source_whatever_the_order_here(run, sklearn):
+    opened = open_trained(run)
+    source = (sklearn.datasets.load_digits().images * 255 / 16).round().astype(np.uint8)
+    for position in (0, 7, 99):
+        picture = pictures(opened, [position])[0]
+        assert np.array_equal(picture[..., 0], source[int(opened.name_of(position).removeprefix("#"))])
 
 
 def test_what_is_stored_is_read_back_until_weights_data_or_precision_change(run, monkeypatch):
