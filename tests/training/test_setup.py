@@ -110,14 +110,16 @@ DEEP = ["model.name=resnet18", "model.drop_path_rate=0.0"]  # 8 pixels end as a 
         # Frozen norms do not count, but those that thaw do.
         ([*DEEP, "batch_size=1", "freeze=[layer2, layer3, layer4]", "freeze_epochs=2"], r"layer2.0.bn1"),
         ([*DEEP, "batch_size=1", "sync_bn=true"], r"layer2.0.bn1"),  # nothing to synchronise with
-        (["model.name=timm:resnet18", "model.drop_path_rate=0.0", "batch_size=1"], "layer"),
     ],
 )
 def test_one_value_per_channel_is_refused_before_the_first_step(overrides, message):
-    if "timm:" in overrides[0]:
-        pytest.importorskip("timm", reason="timm is not installed")
     with pytest.raises(ExciteError, match=message):
         set_up_on(small(*overrides))
+
+
+def test_one_value_per_channel_of_a_network_of_timms(timm):
+    with pytest.raises(ExciteError, match="layer"):
+        set_up_on(small("model.name=timm:resnet18", "model.drop_path_rate=0.0", "batch_size=1"))
 
 
 @pytest.mark.parametrize(
