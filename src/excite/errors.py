@@ -46,7 +46,10 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest of ``names``, or ``""`` where none is near."""
+def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """``"; did you mean 'x'?"`` for the nearest of ``names``, ``""`` where none is near; then what there is to do
+    ``otherwise``, a clause."""
     matches = difflib.get_close_matches(name[: 2 * LONGEST_SHOWN], list(names), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    if not matches:
+        return f"; {otherwise}" if otherwise else ""
+    return f"; did you mean {matches[0]!r}?" + (f" Otherwise {otherwise}" if otherwise else "")

@@ -126,4 +126,4 @@ def _unknown_model(setting: Setting) -> str | None:
     names = list_models()
     if setting.library != "excite" or setting.model in names:
         return None
-    return f"there is no model {setting.model!r}{nearest(setting.model, names)}; `excite models` lists them"
+    return f"there is no model {setting.model!r}{nearest(setting.model, names)} (`excite models` lists them)"

@@ -62,8 +62,8 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
         unknown = [name for name in names[part] if name not in classes]
         if unknown:
             raise ExciteError(
-                f"{place} has classes that the training images lack: {some(unknown)}{nearest(unknown[0], classes)}; "
-                "remove or rename them"
+                f"{place} has classes that the training images lack: {some(unknown)}"
+                + nearest(unknown[0], classes, "remove or rename them")
             )
         found[part] = {name: whole.below(place / name) for name in names[part]}
         loose[part] = Found(other=_directly(place))

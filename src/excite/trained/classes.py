@@ -65,6 +65,6 @@ def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Pa
     unknown = [c for c in classes if c not in own]
     if unknown:
         raise ExciteError(
-            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}{nearest(unknown[0], own)}; "
-            "give data with the classes that it was trained on (data.root=PATH)"
+            f"the data has classes that {source} does not know: {', '.join(unknown[:5])}"
+            + nearest(unknown[0], own, "give data with the classes that it was trained on (data.root=PATH)")
         )

@@ -368,11 +368,10 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
             stem = ", ".join(_modules(_stem(model, names)))
             known = [*names, *dict.fromkeys(name.rpartition(".")[0] for name in names if "." in name)]
             known += dict.fromkeys(name.partition(".")[0] for name in names)
+            others = (f', "freeze=[{stem}]" the stem,' if stem else ",") + ' "freeze=[]" nothing'
             raise ExciteError(
                 f"train.freeze: no parameter of {getattr(model, 'model_name', 'the model')} matches {bare!r}"
-                f"{nearest(bare, known)}; \"freeze=['*', '!{head}']\" keeps all but the head"
-                + (f', "freeze=[{stem}]" the stem,' if stem else ",")
-                + ' "freeze=[]" nothing'
+                + nearest(bare, known, f"\"freeze=['*', '!{head}']\" keeps all but the head" + others)
             )
         fitted += [name for name in (f"{sign}{part}" for part in put) if taken_out or name not in fitted]
         taken_out |= bool(sign)

@@ -22,7 +22,7 @@ MODULES = {
 def get(name: str) -> "Format":
     """A format by its name. Raises ExciteError where there is none."""
     if name not in MODULES:
-        raise ExciteError(f"there is no format {name!r}{nearest(name, MODULES)}; choose one of {', '.join(MODULES)}")
+        raise ExciteError(f"there is no format {name!r}{nearest(name, MODULES)} (known: {', '.join(MODULES)})")
     found: Format = import_module(MODULES[name]).FORMAT
     return found
 
