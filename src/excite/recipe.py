@@ -764,6 +764,17 @@ def _keep_reference_batch(values: Values, written: Any) -> None:
     values["train"]["batch_size"] = written
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
+    """Nested mappings as one, with dotted keys; an empty mapping has no keys, a list is one value."""
+    flat: Values = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def overridden(overrides: Sequence[str]) -> set[str]:
     """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
     return {_full_key(override.partition("=")[0].strip()) for override in overrides}

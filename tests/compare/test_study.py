@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from excite.compare.recipes import differences, flatten
+from excite.compare.recipes import differences
 from excite.compare.runs import _gate
 from excite.compare.study import PICTURES, study
 from excite.grafting import graft
 from excite.models import create_model
 from excite.pages.intervals import Pairs, holm, mcnemar, paired_interval, wilson
-from excite.recipe import load_recipe
+from excite.recipe import flatten, load_recipe
 from excite.report.study import accuracy as report_accuracy
 from tests.compare.conftest import made_up
 

@@ -1,9 +1,9 @@
 """In what the recipes of several runs differ, and whether that has a say in what they learn."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
-from excite.recipe import as_yaml, says
+from excite.recipe import as_yaml, flatten, says
 from excite.weights.header import RecipeMeta
 
 
@@ -18,17 +18,6 @@ class Difference(TypedDict):
     key: str
     kind: str
     values: list[str | None]
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; an empty mapping has no keys, a list is one value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def differences(recipes: Sequence[RecipeMeta | None]) -> list[Difference]:

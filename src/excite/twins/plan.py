@@ -1,7 +1,7 @@
 """What an experiment is: a recipe, gates and seeds; how a gate is put into a recipe's model; ``twins.json``."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -14,8 +14,8 @@ from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
 from excite.gates.registry import GateTable
-from excite.models.catalog import VARIANTS, get_variant
-from excite.recipe import ModelConfig, Recipe, parse_yaml
+from excite.models.catalog import VARIANTS, ModelArgs, get_variant
+from excite.recipe import ModelConfig, Recipe, flatten, parse_yaml
 from excite.weights.header import explain
 
 DEFAULT_GATES = ("none", "se", "ge_theta_minus", "ge_theta", "ge_theta_plus")
@@ -151,17 +151,10 @@ def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, 
 
 
 def _differences(old: Recipe, new: Recipe) -> str:
-    before, now = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
+    before, now = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     shown = [f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in keys[:3]]
     return "; ".join(shown) + (f"; and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 # --- a gate's label -------------------------------------------------------------------------------------------------
@@ -248,7 +241,7 @@ def with_gate(model: ModelConfig, label: str) -> ModelConfig:
     return model.model_copy(update={"name": name, "options": {**body, **left}})
 
 
-def _split(model: ModelConfig) -> tuple[GateTable | None, dict[str, Any]]:
+def _split(model: ModelConfig) -> tuple[GateTable | None, ModelArgs]:
     """The recipe's own gate with all its options, and the options that are not the gate's."""
     variant = get_variant(model.name)
     spec = model.options.get("gate", variant["gate"])
@@ -280,7 +273,7 @@ def _inherit(gate: GateTable, own: GateTable) -> GateTable:
     return gate
 
 
-def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, dict[str, Any]]:
+def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, ModelArgs]:
     """The catalogue's name for this net with this gate, and the model options that say what the name does not."""
     own = get_variant(name)
     siblings = {

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from excite.errors import ExciteError, first_line, shown, shown_text
 from excite.files import to_json, written_aside
 from excite.gates import create_gate, list_gates
-from excite.gates.registry import model_option_names
+from excite.gates.registry import GateTable, model_option_names
 from excite.models.base import Classifier
 from excite.models.factory import create_model
 from excite.models.grafting.core import unwrap, wrap
@@ -141,14 +140,14 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
 def _read_header(
     path: str | Path, text: str, tensors: Mapping[str, Tensor]
-) -> tuple[GraftMeta, list[tuple[Place, dict[str, Any]]]]:
+) -> tuple[GraftMeta, list[tuple[Place, GateTable]]]:
     """The header, and its places with the gates' tables, which have the file's tensors.
 
     Raises:
         ExciteError: it is damaged, of another format, or says something else than the tensors.
     """
     about = read_header(text, path, GraftHeader)
-    places: list[tuple[Place, dict[str, Any]]] = []
+    places: list[tuple[Place, GateTable]] = []
     own: dict[str, torch.Size] = {}
     for entry in about["places"]:
         height, width = entry["size"]
