@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from excite.data import formats
 from excite.data.config import DataConfig
 from excite.data.decode import BadImageError, check_image, largest_value, load_image
 from excite.data.formats import EXTENSIONS, FORMATS, UNREAD, open_image, what_it_is
@@ -183,6 +184,32 @@ def test_what_is_no_image_is_named(head: bytes, said: str):
     assert said in what_it_is(head + bytes(200))
     with pytest.raises(BadImageError, match=said):
         load_image(head + bytes(200))
+
+
+def test_bytes_are_a_tga_where_their_end_says_so():
+    whole = saved(Image.fromarray(PICTURE), "TGA")
+    assert whole.endswith(b"TRUEVISION-XFILE.\0")
+    assert (np.asarray(open_image(whole).convert("RGB")) == PICTURE).all()
+    for other in (whole[:-18] + b"truevision-xfile.\0", whole[:-26]):
+        with pytest.raises(OSError, match="cannot identify"):
+            open_image(other)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_what_this_pillow_was_built_without_is_named_with_the_line_to_type(missing, monkeypatch):
+    monkeypatch.setattr(formats, "_MISSING", ("WEBP", "AVIF", "JPEG2000") if missing else ())
+    monkeypatch.setattr(formats, "_HAS_HEIF", not missing)
+    newer = "; type: pip install --upgrade pillow" if missing else ", but damaged"
+    for brand in (b"avif", b"avis"):
+        assert what_it_is(b"\0\0\0\x18ftyp" + brand + b"x" * 200) == f"it is AVIF{newer}"
+    heif = "; type: pip install 'excite[heif]'" if missing else ", but damaged"
+    for brand in (b"heic", b"hevc", b"mif1", b"msf1"):
+        assert what_it_is(b"\0\0\0\x18ftyp" + brand + b"x" * 200) == f"it is HEIC{heif}"
+    for kind, start in (("WEBP", b"RIFF"), ("JPEG2000", b"\0\0\0\x0cjP  ")):
+        said = f"it is {kind}, which this Pillow was built without; type: pip install --upgrade pillow"
+        assert what_it_is(start + bytes(200)) == (said if missing else None)
+    assert what_it_is(b"\0\0\0\x18ftypmp42" + bytes(200)) == "it is a video or another file of brand 'mp42'"
+    assert what_it_is(bytes(200)) is None
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path):

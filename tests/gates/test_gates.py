@@ -17,6 +17,7 @@ from excite.gates import (
     gate_options,
     list_gates,
     register_gate,
+    registry,
 )
 from excite.gates.gather_excite import resample_kernel
 from excite.gates.squeeze_excite import squeeze_width
@@ -270,6 +271,35 @@ def test_mistakes(spec, message):
 def test_a_name_is_taken_once():
     with pytest.raises(ExciteError, match="already taken"):
         register_gate("se")(Gate)
+    assert isinstance(create_gate("se", 16), Gate)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"name": "se", "identity": "yes"}, "the gate option 'identity' is true or false, not 'yes'"),
+        ({"name": "se", "reduction": "8"}, "the gate 'se': reduction is '8', but should be a valid integer"),
+        (3, "a gate is a name or a table with a 'name', not 3; known: cbam, coordinate, cse, "),
+        ({"name": "eca", "kernel": 3}, "the gate 'eca' has no option 'kernel'; did you mean 'kernel_size'? (allowed: "),
+        ({"name": "se", "identit": True}, "; did you mean 'identity'? (allowed: reduction, "),
+    ],
+    ids=str,
+)
+def test_mistakes_are_sentences(spec, sentence):
+    with pytest.raises(ExciteError) as caught:
+        create_gate(spec, 16)
+    assert sentence in str(caught.value)
+
+
+def test_what_a_gate_itself_refuses_is_said_with_what_was_given(monkeypatch):
+    class Breaks(Gate):
+        def __init__(self, channels, *, strength=1.0, feature_size=None):
+            raise RuntimeError("no memory\nat all")
+
+    monkeypatch.setitem(registry._GATES, "breaks", Breaks)
+    for options, given in (({"strength": 2.0}, "strength=2.0"), ({}, "these maps")):
+        with pytest.raises(ExciteError, match=f"^the gate 'breaks' cannot be made with {given}: no memory$"):
+            create_gate({"name": "breaks", **options}, 8)
 
 
 def test_a_wrong_map_size_names_both_and_the_way_out():

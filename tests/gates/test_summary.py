@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from excite.cli import app
 from excite.errors import ExciteError
 from excite.gates import Gate, create_gate, gate_facts, gate_options, list_gates, registry
+from excite.gates.registry import gate_defaults
 from excite.gates.summary import MAP, describe_gate, summarise, summarise_gate
 from excite.models import create_model
 from excite.recipe import load_recipe
@@ -80,6 +81,25 @@ def test_every_option_is_explained(name):
     told = describe_gate(name)
     assert [row["option"] for row in told["options"]] == gate_options(name)
     assert told["notes"].startswith(create_gate(name, 8, feature_size=(2, 2)).__doc__.split("\n")[0])
+
+
+def test_a_sheet_says_what_the_facts_and_the_class_say():
+    for name in list_gates():
+        facts, told = gate_facts(name), describe_gate(name)
+        assert (told["title"], told["paper"]) == (facts.title, facts.paper)
+        assert {row["option"]: row["meaning"] for row in told["options"]} == facts.options
+        assert {row["option"]: row["default"] for row in told["options"]} == gate_defaults(name)
+        assert [(form["title"], form["paper"]) for form in told["forms"]] == [(facts.title, facts.paper)] * len(
+            facts.forms
+        )
+
+
+def test_the_numbers_are_of_the_map_that_is_asked_for():
+    size = (16, 7, 5)
+    rows = summarise(size)
+    assert rows == [row for name in list_gates() for row in summarise_gate(name, size)]
+    assert all(row["map"] == [16, 7, 5] for row in rows)
+    assert next(row["params"] for row in rows if row["gate"] == "se") == 16 + 1 + 16 + 16
 
 
 def test_the_labels_are_those_of_twins():
