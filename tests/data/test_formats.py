@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from excite.data import formats
+from excite.data import white as white_module
 from excite.data.config import DataConfig
 from excite.data.decode import BadImageError, check_image, largest_value, load_image
 from excite.data.formats import EXTENSIONS, FORMATS, UNREAD, open_image, what_it_is
@@ -646,3 +647,64 @@ def test_a_trained_network_keeps_its_white_whatever_images_come(white: int, tmp_
     assert again.preprocessing.white == recipe.data.white == predictor.preprocessing.white == white
     _, asked = open_images(predictor, "test", ["data.white=255"])
     assert asked.preprocessing.white == 255
+
+
+def deep_files(root, values) -> FileImages:
+    """One 16-bit image of 4x4 pixels for each value, all of which it has."""
+    for i, value in enumerate(values):
+        (root / f"{i}.png").write_bytes(deep_png(np.full((4, 4, 1), value, np.uint16)))
+    return FileImages([str(root / f"{i}.png") for i in range(len(values))], [0] * len(values))
+
+
+@pytest.mark.parametrize(
+    ("most", "white"),
+    [
+        *((255, 255), (256, 1023), (1023, 1023), (1024, 4095), (4095, 4095), (4096, 16383), (16384, 65535)),
+        *((65534, 65535), (65535, 65535)),
+        (0, 65535),  # black images tell nothing
+    ],
+)
+def test_the_smallest_depth_that_holds_the_largest_value_and_one_image_is_enough(most, white, tmp_path):
+    train, val = deep_files(tmp_path, [min(most, 200), most, min(most, 100)]), FileImages([], [])
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=8)
+    found, said = with_white(config, train, val)
+    assert (found.white, train.white, val.white) == (white,) * 3
+    assert [line.partition(":")[0] for line in said] == (
+        [] if white == 65535 else [f"3 16-bit training images use at most {most} of 65535"]
+    )
+
+
+def test_a_sample_is_said_to_be_one_and_every_image_is_looked_at_where_that_is_asked(tmp_path, monkeypatch):
+    """The largest value is in an image that a sample of these passes by."""
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=8)
+    monkeypatch.setattr(white_module, "DECODED", 3)
+    values = [100, 4000, 100, 100, 100, 100]
+    found, said = with_white(config, deep_files(tmp_path, values), FileImages([], []))
+    assert found.white == 255
+    assert said[0].startswith("a sample of 3 16-bit training images uses at most 100 of 65535: 255 is taken as white")
+    found, said = with_white(config, deep_files(tmp_path, values), FileImages([], []), every=True)
+    assert found.white == 4095
+    assert said[0].startswith("6 16-bit training images use at most 4000 of 65535")
+    monkeypatch.setattr(white_module, "LOOKED_AT", 4)
+    monkeypatch.setattr(white_module, "DECODED", 4)
+    assert with_white(config, deep_files(tmp_path, values), FileImages([], []))[1][0].startswith("a sample of 4 ")
+    assert with_white(config, deep_files(tmp_path, values), FileImages([], []), every=True)[0].white == 4095
+    assert with_white(config, deep_files(tmp_path, [100] * 4), FileImages([], []))[1][0].startswith("4 16-bit")
+
+
+def test_images_beyond_the_limit_of_pixels_tell_no_white(tmp_path):
+    config = DataConfig(source="folder", root=str(tmp_path), image_size=8, max_pixels=15)
+    assert with_white(config, deep_files(tmp_path, [4000]), FileImages([], []))[0].white == 65535
+
+
+@pytest.mark.parametrize(
+    ("head", "deep"),
+    [
+        *((b"II*\0", True), (b"MM\0*", True), (b"II+\0", True), (b"MM\0+", True), (b"P5 ", True), (b"P2\n", True)),
+        *((b"P6 ", False), (b"\xff\xd8\xff", False), (b"", False)),
+    ],
+)
+def test_which_files_may_have_more_than_eight_bits(head, deep, tmp_path):
+    (tmp_path / "x").write_bytes(head + bytes(40) if head else b"")
+    assert white_module.has_16_bits(str(tmp_path / "x")) is deep
+    assert white_module.has_16_bits(str(tmp_path / "none")) is False
