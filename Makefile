@@ -34,14 +34,15 @@ lint: $(VENV)/installed-dev  ## style, types, and which package may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-regenerate: $(VENV)/installed-dev  ## rewrite recipes, goldens and tables from the code; then read the diff, and say why
+regenerate: $(VENV)/installed-dev .peers/installed  ## rewrite recipes, goldens and tables from the code; then read the diff, and say why
 	$(BIN)/python tests/recipes/rewrite.py
 	$(BIN)/python tests/gates/rewrite.py
 	$(BIN)/python -m excite.models.sizes
 	$(BIN)/python -m tests.models.make_golden
 	$(BIN)/python -m tests.training.make_golden
 	$(BIN)/python docs/layers.py
-	EXCITE_FIXTURES=$${EXCITE_FIXTURES:-$(CURDIR)/../shared/fixtures} $(BIN)/python docs/weights_table.py
+	EXCITE_PEERS=$(CURDIR)/.peers EXCITE_FIXTURES=$${EXCITE_FIXTURES:-$(CURDIR)/../shared/fixtures} \
+		$(BIN)/python docs/weights_table.py
 
 mutation: $(VENV)/installed-dev  ## changes that no test notices: make mutation MODULE=src/excite/x.py TESTS=tests/test_x.py
 	$(PIP) mutmut

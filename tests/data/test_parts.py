@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
+from excite.data import record as record_module
 from excite.data.checks import check_files, digest_of
 from excite.data.folder import in_order, read_folder
 from excite.data.record import Record, find_record, inherit, same_files
@@ -606,3 +607,25 @@ def test_digests_are_these_for_ever(tmp_path):
         expected = hashlib.blake2b(f"{size}".encode() + seen, digest_size=8).digest()
         assert digest_of(str(tmp_path / name), size) == int.from_bytes(expected, "little")
     assert digest_of(str(tmp_path / "none.png"), 5) == 0
+
+
+def test_the_record_of_a_run_at_an_address(tmp_path, monkeypatch):
+    Record(["a/1.png", "b/ü.png"], np.array([3, 5], np.uint64)).write(tmp_path)
+    asked = []
+
+    def fetched(address: str) -> str:
+        asked.append(address)
+        return str(tmp_path / address.rpartition("/")[2])
+
+    monkeypatch.setattr(record_module, "local_file", fetched)
+    for source in ("s3://bucket/run", "s3://bucket/run/"):
+        found = find_record(source)
+        assert (found.validation, found.trained.tolist()) == (["a/1.png", "b/ü.png"], [3, 5])
+        assert asked == ["s3://bucket/run/validation_files.txt", "s3://bucket/run/trained_files.bin"]
+        asked.clear()
+
+    def gone(address: str) -> str:
+        raise ExciteError("there is nothing")
+
+    monkeypatch.setattr(record_module, "local_file", gone)
+    assert find_record("s3://bucket/run") is None
