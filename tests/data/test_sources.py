@@ -412,6 +412,63 @@ def test_idx_variants_are_the_same_data(tmp_path):
     assert np.bincount(split.val.labels).tolist() == [1] * 10
 
 
+def test_idx_classes_are_those_that_are_named(tmp_path):
+    """Ten digits without a name for them; a label that has no name is refused, the last that has one is not."""
+    root = write_idx(tmp_path / "a")
+
+    def refused(message: str, names: list[str] | None = None) -> None:
+        with pytest.raises(ExciteError, match=message):
+            idx.read_idx_folder(root, names)
+
+    images = root / "train-images-idx3-ubyte"
+    assert idx.read_idx_folder(root, None)[0] == [str(digit) for digit in range(10)]
+    assert idx.read_idx_folder(root, [*"abcdefghij"])[0] == [*"abcdefghij"]
+    with pytest.raises(
+        ExciteError, match=r"label 9 of image 9 is outside 0\.\.8; name every class in .*/classes\.txt, one a"
+    ):
+        idx.read_idx_folder(root, [*"abcdefghi"])
+    (root / "classes.txt").write_bytes("ä\n\n b \n".encode() + b"\n".join(b"%d" % i for i in range(8)))
+    assert idx.read_idx_folder(root, None)[0] == ["ä", "b", *"01234567"]
+    assert opened("idx", root, image_size=9, class_names=[*"abcdefghij"]).classes == [*"abcdefghij"]
+    whole = images.read_bytes()
+    (root / "train-labels-idx1-ubyte").write_bytes(whole)  # images in its place
+    with pytest.raises(
+        ExciteError, match=r"has shape \(20, 9, 9\), .*labels-idx1-ubyte \(20, 9, 9\): expected \(N, H, W\)"
+    ):
+        idx.read_idx_folder(root, None)
+    (root / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(
+        ExciteError, match="lacks train-labels-idx1-ubyte, the other half of .*/train-images-idx3-ubyte$"
+    ):
+        idx.read_idx_folder(root, None)
+    images.rename(root / "x")
+    (root / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(20, np.uint8)))
+    with pytest.raises(
+        ExciteError, match="lacks train-images-idx3-ubyte, the other half of .*/train-labels-idx1-ubyte$"
+    ):
+        idx.read_idx_folder(root, None)
+
+
+def test_idx_sizes_have_four_bytes_the_first_one_first(tmp_path):
+    path = tmp_path / "x-idx3-ubyte"
+    values = np.arange(70000, dtype=np.uint64).astype(np.uint8).reshape(1, 70000, 1)
+    path.write_bytes(idx_bytes(values))
+    assert np.array_equal(idx.read_idx(path), values)
+    for byte in range(4, 16):  # every byte of every size counts
+        damaged = bytearray(idx_bytes(values))
+        damaged[byte] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ExciteError, match="is truncated or damaged"):
+            idx.read_idx(path)
+    path.write_bytes(idx_bytes(values)[:10])
+    with pytest.raises(ExciteError, match="and 0 follow"):
+        idx.read_idx(path)
+    for beginning in (b"\0\0\x08", b"\0\0\x08\2" + bytes(8), b"\0\0\x09\1" + bytes(4)):
+        path.write_bytes(beginning)
+        with pytest.raises(ExciteError, match=f"is not an IDX file of bytes: it begins with {beginning[:4].hex(' ')}$"):
+            idx.read_idx(path)
+
+
 def test_idx_mistakes(tmp_path, monkeypatch):
     root = write_idx(tmp_path / "a")
     labels, images = root / "train-labels-idx1-ubyte", root / "train-images-idx3-ubyte"
