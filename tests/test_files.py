@@ -1,6 +1,9 @@
 """Files that are whole or absent, and what is told before they are written."""
 
+import dataclasses
 import os
+from importlib import import_module
+from typing import get_type_hints
 
 import pytest
 
@@ -43,3 +46,18 @@ def test_users_texts_in_figures_are_no_formulas(tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert "$x^$ ドッグ" in svg.read_text(encoding="utf-8")
     assert (png.name, svg.name) == ("a.b.png", "a.b.svg")
+
+
+@pytest.mark.parametrize(
+    ("made", "described"),
+    [
+        ("excite.explain.ablation:Ablation", "excite.explain.ablation:AblationValues"),
+        ("excite.scaling:Prediction", "excite.scaling:PredictionValues"),
+        ("excite.bench.settings:Setting", "excite.bench.settings:SettingValues"),
+        ("excite.data.preprocessing:Preprocessing", "excite.data.preprocessing:PreprocessingValues"),
+    ],
+)
+def test_a_type_that_describes_a_dataclass_in_json_has_its_fields(made, described):
+    """``asdict`` makes it, which no type checker looks into."""
+    one, other = (getattr(import_module(name.partition(":")[0]), name.partition(":")[2]) for name in (made, described))
+    assert {field.name for field in dataclasses.fields(one)} == set(get_type_hints(other))

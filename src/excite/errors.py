@@ -53,3 +53,14 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
     if not matches:
         return f"; {otherwise}" if otherwise else ""
     return f"; did you mean {matches[0]!r}?" + (f" Otherwise {otherwise}" if otherwise else "")
+
+
+def explain(error: Any) -> str:
+    """One of pydantic's errors about what a file says, as a clause."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    key = shown_text(".".join(map(str, error["loc"])))
+    if error["type"] == "missing":
+        return f"it lacks {key}"
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{key} is {shown(error['input'])}, but {message.removeprefix('input ')}"

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from excite.errors import ExciteError, shown_text
+from excite.errors import ExciteError, explain, shown_text
 from excite.text import as_json
+
+Shape = TypeVar("Shape")
 
 #: Bytes. The longest of ours, the results of a run of many classes with its report, have some megabytes.
 LONGEST_JSON = 256 << 20
@@ -149,6 +151,19 @@ def read_json(path: Path, remedy: str = "delete it to go on without it") -> dict
     if not isinstance(value, dict):
         raise ExciteError(f"{path} holds no JSON object; {remedy}")
     return value
+
+
+def read_typed(path: Path, shape: type[Shape], remedy: str) -> Shape:
+    """The same for a file that a TypedDict describes; keys that it does not name are kept. Raises ExciteError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    values = read_json(path, remedy)
+    try:
+        TypeAdapter(shape).validate_python(values)
+    except ValidationError as error:
+        why = "; ".join(explain(e) for e in error.errors()[:3])
+        raise ExciteError(f"{path} is damaged: {why}; {remedy}") from None
+    return cast(Shape, values)
 
 
 def write_json(path: Path, value: Any) -> None:

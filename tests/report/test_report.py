@@ -195,6 +195,25 @@ def test_where_it_cannot_be_written_is_told_before_the_work(run, tmp_path, monke
         report(run)
 
 
+@pytest.mark.parametrize("images", [None, 10])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("results.json", '{"top1": "x"}', r"results\.json is damaged: top1 is 'x', .*writes it again"),
+        ("environment.json", '{"versions": 3}', r"environment\.json is damaged: versions is 3, .*delete it to go on"),
+        ("environment.json", "{", r"environment\.json cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_file_of_the_run_is_told_before_the_work(run, name, content, said, images, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("it has begun to open the network")
+
+    monkeypatch.setattr("excite.report.build.open_trained", never)
+    (run / name).write_text(content)
+    with pytest.raises(ExciteError, match=said):
+        report(run, images=images)
+
+
 def test_an_unfinished_run_with_a_damaged_record_has_a_page_that_says_so(run):
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").unlink()

@@ -4,6 +4,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -37,7 +38,7 @@ from excite.report.render import make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
-from excite.runtime.environment import read_environment, versions
+from excite.runtime.environment import Environment, read_environment, versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.storage import is_remote, local_file
 from excite.trained.opened import Opened, open_trained
@@ -91,17 +92,17 @@ def report(
     """
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
-    files = run_files(source)
+    told = read_run(source)
     limits = None if images is None else {"limit_val": images}
     opened = open_trained(source, overrides, device=device, limits=limits)
-    whole = images is None and _same_data(opened, files)
+    whole = images is None and _same_data(opened, told.results)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
     if figures is not None:
         if Path(figures).exists():
             raise ExciteError(f"{figures} exists already; name a new folder for the figures")
         check_writable(Path(figures))
-    study = study_opened(opened, files, keep=whole, quick=quick, progress=tell)
+    study = study_opened(opened, told, keep=whole, quick=quick, progress=tell)
     # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
@@ -127,13 +128,33 @@ def run_files(source: str | Path) -> dict[str, Path]:
     return found
 
 
-def _results(opened: Opened, files: Mapping[str, Path]) -> Results | None:
-    return read_results(files["results.json"], opened.source) if "results.json" in files else None
+@dataclass(frozen=True)
+class Told:
+    """What a run folder tells of its training.
+
+    Attributes:
+        files: see :func:`run_files`.
+        results, environment: ``results.json``, ``environment.json``; None where they are not there.
+    """
+
+    files: Mapping[str, Path]
+    results: Results | None
+    environment: Environment | None
 
 
-def _same_data(opened: Opened, files: Mapping[str, Path]) -> bool:
+def read_run(source: str | Path) -> Told:
+    """What a run folder tells, read before anything is measured. Raises ExciteError where a file is damaged."""
+    files = run_files(source)
+    results, environment = files.get("results.json"), files.get("environment.json")
+    return Told(
+        files,
+        None if results is None else read_results(results, source),
+        None if environment is None else read_environment(environment),
+    )
+
+
+def _same_data(opened: Opened, results: Results | None) -> bool:
     """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
-    results = _results(opened, files)
     return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
 
 
@@ -150,7 +171,7 @@ def _place(opened: Opened, whole: bool) -> Path:
 
 def study_opened(
     opened: Opened,
-    files: Mapping[str, Path],
+    told: Told,
     *,
     keep: bool = False,
     quick: bool = False,
@@ -160,7 +181,7 @@ def study_opened(
 
     Args:
         opened: network and data.
-        files: what :func:`run_files` found.
+        told: what :func:`read_run` found.
         keep: whether to keep the predictions in the run folder.
         quick: see :func:`report`.
         progress: see :func:`report`.
@@ -170,8 +191,8 @@ def study_opened(
     severities = SEVERITIES[::2] if quick else SEVERITIES
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
-    about, summary = _about(opened, predictions, files), _summary(opened, predictions, files)
-    drawn = _curves(files)
+    about, summary = _about(opened, predictions, told), _summary(opened, predictions, told.results)
+    drawn = _curves(told.files)
     robust = partial(progress, "measuring robustness")
     robustness = study_robustness(opened, fewer(settings.robustness_images), severities=severities, progress=robust)
     explanation = None
@@ -200,12 +221,11 @@ def has_gates(predictor: Predictor) -> bool:
         return False
 
 
-def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> About:
+def _about(opened: Opened, predictions: Predictions, told: Told) -> About:
     """Where the numbers come from."""
-    path = files.get("environment.json")
-    environment = None if path is None else read_environment(path)
+    files, environment = told.files, told.environment
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
-    results: Results = _results(opened, files) or {}
+    results: Results = told.results or {}
     # Where it is now, which a run folder that was moved does not know itself.
     run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
@@ -241,9 +261,8 @@ def _about(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) 
     }
 
 
-def _summary(opened: Opened, predictions: Predictions, files: Mapping[str, Path]) -> Results:
+def _summary(opened: Opened, predictions: Predictions, results: Results | None) -> Results:
     """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
-    results = _results(opened, files)
     if results is None:
         results = _told_by_checkpoint(opened, predictions)
     return cast(Results, {key: results.get(key) for key in SUMMARY})

@@ -5,13 +5,11 @@ import sys
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
-from excite.errors import ExciteError, shown_text
-from excite.files import read_json
+from excite.files import read_typed
 from excite.runtime import git
 
 PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetensors", "pydantic", "numpy", "pillow"]
@@ -68,14 +66,7 @@ def environment(device: str, precision: str, processes: int) -> Environment:
 
 def read_environment(path: Path) -> Environment:
     """What :func:`environment` gave when a run began. Raises ExciteError where the file is damaged."""
-    values = read_json(path)
-    try:
-        TypeAdapter(Environment).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = shown_text(".".join(map(str, first["loc"])))
-        raise ExciteError(f"{path} is damaged: {key}: {first['msg']}; delete it to go on without it") from None
-    return cast(Environment, values)
+    return read_typed(path, Environment, "delete it to go on without it")
 
 
 def git_state() -> GitState | None:

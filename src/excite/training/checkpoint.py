@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from typing_extensions import TypedDict  # see excite.training.results
 
-from excite.errors import ExciteError, first_line, shown, shown_text
+from excite.errors import ExciteError, explain, first_line, shown, shown_text
 from excite.files import written_aside
 from excite.training.results import Best
-from excite.weights.header import Meta, explain
+from excite.weights.header import Meta
 from excite.weights.own import EMA, STATE, WEIGHTS, save_weights, saved_steps, step_folder
 from excite.weights.pytorch import check_zip
 

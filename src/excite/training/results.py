@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, cast
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
-from excite.errors import ExciteError
-from excite.files import read_json
-from excite.weights.header import Summary, explain
+from excite.files import read_typed
+from excite.weights.header import Summary
 
 #: A class's accuracy, see ``Evaluation.per_class``; "class" is a word of Python's.
 ClassRow = TypedDict("ClassRow", {"class": str, "images": int, "top1": float | None, "precision": float | None})
@@ -144,10 +143,4 @@ def read_results(path: Path, run: str | Path | None = None) -> Results:
         run: what the user calls the run, where that is not its folder: an address.
     """
     remedy = f"delete it, and `excite train --resume {run or path.parent}` writes it again"
-    values = read_json(path, remedy)
-    try:
-        TypeAdapter(Results).validate_python(values)
-    except ValidationError as error:
-        why = "; ".join(explain(e) for e in error.errors()[:3])
-        raise ExciteError(f"{path} is damaged: {why}; {remedy}") from None
-    return cast(Results, values)  # as it was written, with keys of other versions
+    return read_typed(path, Results, remedy)

@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from excite.errors import ExciteError, nearest, shown
+from excite.errors import ExciteError, explain, nearest, shown
 from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
 from excite.gates.registry import GateTable
 from excite.models.catalog import VARIANTS, ModelArgs, get_variant
 from excite.recipe import ModelConfig, Recipe, flatten, parse_yaml
-from excite.weights.header import explain
 
 DEFAULT_GATES = ("none", "se", "ge_theta_minus", "ge_theta", "ge_theta_plus")
 DEFAULT_SEEDS = 3

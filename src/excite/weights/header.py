@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.data.preprocessing import KnownPreprocessing, PreprocessingValues
-from excite.errors import ExciteError, shown, shown_text
+from excite.errors import ExciteError, explain, shown, shown_text
 from excite.files import from_json
 from excite.recipe import is_plain_name, plain_name
 
@@ -302,17 +302,6 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any
         for key, value in (("metrics", None), ("step", 0), ("epoch", 0.0)):
             meta.setdefault(key, value)
     return meta
-
-
-def explain(error: Any) -> str:
-    """One of pydantic's errors about a header as a clause."""
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    key = shown_text(".".join(map(str, error["loc"])))
-    if error["type"] == "missing":
-        return f"it lacks {key}"
-    message = error["msg"][:1].lower() + error["msg"][1:]
-    return f"{key} is {shown(error['input'])}, but {message.removeprefix('input ')}"
 
 
 def _implausible(value: Any) -> str | None:
