@@ -150,3 +150,10 @@ def test_test_images_alone_choose_nothing(tmp_path):
     assert "nothing is chosen by it" in log
     with pytest.raises(ExciteError, match=r"data\.part=test is for measuring"):
         train(recipe(tmp_path / "photos", "data.part=test"), out=tmp_path / "runs", quiet=True)
+
+
+def test_a_root_that_the_source_does_not_read_is_refused(tmp_path):
+    """It was taken for the digits' own images, measured, and said to be the folder."""
+    with pytest.raises(ExciteError, match=r"data\.root=.* is not read by data\.source=digits, .* data\.source=folder"):
+        train(small("epochs=1", f"data.root={tmp_path}"), out=tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []

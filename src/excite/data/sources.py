@@ -226,6 +226,11 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
     """Read what the source has, brought to size where it is in memory."""
     facts = SOURCES[data.source]
+    if facts.root is None and data.root is not None:
+        raise ExciteError(
+            f"data.root={data.root} is not read by data.source={data.source}, whose images come with excite: name the "
+            "source of yours, too, such as data.source=folder, or leave data.root out"
+        )
     root = None if facts.root is None else _root(data, facts.root)
     contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
     for name, part in contents.parts.items():
