@@ -245,6 +245,8 @@ def test_a_shortened_warm_up_is_said_in_the_log(tmp_path):
 @pytest.fixture
 def shipped(monkeypatch, tmp_path):
     """A recipe as if it came with the package: small, and in fp16 with a fixed loss scale, as MindCV's are."""
+    import excite.data.digits  # noqa: F401  it finds its images by what is changed here, when it is imported
+
     own = tmp_path / "shipped" / "recipes"
     own.mkdir(parents=True)
     quick = ["epochs=2", "limit_train=64", "limit_val=20", "ema_decay=0"]
