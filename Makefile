@@ -74,7 +74,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 .peers/installed: $(VENV)/installed
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
-		scikit-learn scipy joblib threadpoolctl
+		-c constraints.txt scikit-learn scipy joblib threadpoolctl cloudpickle narwhals
+	PYTHONPATH=.peers $(BIN)/python -c 'import sklearn.datasets, sklearn.metrics, scipy.stats'  # nothing else is missing
 	touch $@
 
 clean:  ## remove the environment and caches (not the runs)
