@@ -59,11 +59,13 @@ def rows(folder: Path) -> Iterator[Row]:
     groups: dict[str, list[str]] = {"torchvision": [], "timm": [], "cadene": [], "cadene-senet154": []}
     for name in ARCHITECTURES["timm"]:
         key = "cadene-senet154" if name == "legacy_senet154" else "cadene" if "legacy" in name else "timm"
-        groups[key if name.startswith(("se", "legacy")) else "torchvision"].append(name)
+        key = "timm-efficientnet" if "efficientnet" in name else key
+        groups.setdefault(key, [])
+        groups[key if name.startswith(("se", "legacy", "tf_")) else "torchvision"].append(name)
     for key, names in groups.items():
         error = max(_timm(folder, timm.create_model, name) for name in names)
         source = (
-            "Cadene, timm's legacy nets" if "cadene" in key else "torchvision, timm" if key == "torchvision" else key
+            "Cadene, timm's legacy nets" if "cadene" in key else "torchvision, timm" if key == "torchvision" else "timm"
         )
         yield _row(source, key, ", ".join(names), f"timm {timm.__version__} itself: logits, 5 maps", error)
     names = ["seresnet50", "geresnet50_theta", "geresnet50_theta_plus"]
@@ -71,6 +73,8 @@ def rows(folder: Path) -> Iterator[Row]:
     yield _row(
         "excite, by torch.save(model.state_dict())", "excite", ", ".join(names), "the saved network: logits", error
     )
+    own = "se_efficientnet_lite0"
+    yield _row("the same", "excite-efficientnet", own, "the saved network: logits", _own(folder, own))
     for key, (source, networks) in UNASKED.items():
         yield source, key, networks, "not at hand: names and settings only", "-"
     what = "MindSpore 2.10's outputs of a small one (tests/weights/genet): logits"

@@ -31,6 +31,7 @@ COUNTS = {
     "geresnet50_theta_minus": 25_557_032,
     "cifar_resnet20": 269_722,
     "cifar_seresnet110_tf": 3_504_422,
+    "efficientnet_lite0": 4_652_008,  # as timm's
     "sknet50": 27_479_784,  # as timm's skresnext50_32x4d
     # He et al. (arXiv 1603.05027) give 1.7 M; Zagoruyko and Komodakis (arXiv 1605.07146) 11.0 M.
     "cifar_preresnet164": 1_703_258,
@@ -56,8 +57,9 @@ def test_parameter_counts_with_rounded_width(name, parameters):
 
 
 def test_the_number_of_names():
-    # 8 ImageNet and 8 CIFAR nets, plain + SE + 3 GE each; SENet-154; the TensorFlow reference; two SKNets.
-    assert len(VARIANTS) == len(list_models()) == (8 + 8) * 5 + 4
+    # 8 ImageNet and 8 CIFAR nets and EfficientNet-Lite0, plain + SE + 3 GE each; SENet-154; the TensorFlow reference;
+    # two SKNets.
+    assert len(VARIANTS) == len(list_models()) == (8 + 8 + 1) * 5 + 4
     assert list_models("*se*50*") == ["seresnet50", "seresnext50_32x4d"]
     assert list_models("cifar_ge*20*") == [f"cifar_geresnet20_theta{end}" for end in ("", "_minus", "_plus")]
     assert list_models("nothing") == []

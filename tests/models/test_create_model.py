@@ -271,3 +271,20 @@ def test_any_model_goes_without_its_gate(name):
     assert "gate_position" not in model_options(name, "none")
     with pytest.raises(ExciteError, match="no option 'reduction'"):
         create_model(name, gate="none", reduction=8)
+
+
+def test_efficientnet_lite_has_its_gates_where_they_are_said_to_be():
+    wide = create_model("se_efficientnet_lite0", num_classes=3)
+    narrow = create_model("se_efficientnet_lite0", num_classes=3, gate_position="standard")
+    assert wide.layer2[0].gate.fc1.in_features == 6 * 16
+    assert narrow.layer2[0].gate.fc1.in_features == 24
+    with pytest.raises(ExciteError, match="gate_position is one of expanded, standard"):
+        create_model("se_efficientnet_lite0", gate_position="pre")
+
+
+def test_an_inverted_residual_without_a_shortcut_is_never_dropped():
+    """Stochastic depth of a branch that nothing goes around would leave an image without any map."""
+    model = create_model("efficientnet_lite0", drop_path_rate=0.9)
+    rates = [block.drop_path for stage in model.stages() for block in stage if block.has_shortcut]
+    assert max(rates) > 0
+    assert all(block.drop_path == 0 for stage in model.stages() for block in stage if not block.has_shortcut)

@@ -14,7 +14,7 @@ import excite
 from excite import create_model, fold
 from excite.errors import ExciteError
 from excite.gates import Gate, list_gates
-from excite.models import VARIANTS, ResNet, TFSEResNet, folding
+from excite.models import VARIANTS, EfficientNetLite, ResNet, TFSEResNet, folding
 from excite.models.blocks import POSITIONS
 
 CHANNELS_LAST = torch.channels_last
@@ -37,6 +37,8 @@ def families():
         arch = dict(variant["arch"])
         if variant["family"] == "tf_seresnet":
             arch["depth"] = 11
+        elif variant["family"] == "efficientnet_lite":
+            arch |= {"layers": (1, 2, 1, 1, 1, 2, 1), "widths": (8, 8, 12, 16, 16, 24, 24), "stem_width": 8}
         else:
             stages = len(arch["layers"])
             widths = (64, 64, 64, 64) if arch.get("groups") == 64 else (16, 32, 48, 64)
@@ -66,7 +68,8 @@ def randomise(model):
 def family(name):
     kind, arch = FAMILIES[name]
     torch.manual_seed(0)
-    return randomise((TFSEResNet if kind == "tf_seresnet" else ResNet)(**arch, num_classes=7, image_size=(32, 28)))
+    build = {"tf_seresnet": TFSEResNet, "efficientnet_lite": EfficientNetLite}.get(kind, ResNet)
+    return randomise(build(**arch, num_classes=7, image_size=(32, 28)))
 
 
 def net(block="bottleneck", **options):
@@ -97,8 +100,8 @@ def autocast_logits(model, x, dtype=torch.bfloat16):
 
 
 def test_the_families_are_those_of_the_catalogue():
-    assert len(VARIANTS) >= 82
-    assert len(FAMILIES) == 33  # 6 bodies with 5 gates each, ResNeXt-101, SENet-154 and the TensorFlow net
+    assert len(VARIANTS) >= 87
+    assert len(FAMILIES) == 38  # 7 bodies with 5 gates each, ResNeXt-101, SENet-154 and the TensorFlow net
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -14,7 +14,7 @@ from excite.models import create_model, fold
 from excite.models.catalog import VARIANTS, list_models
 from excite.ops.same_padding import SameConv2d
 from excite.weights.convert import convert, load_weights
-from excite.weights.layouts import CADENE, CADENE_SENET154, LAYOUTS, TIMM, TORCHVISION, Source
+from excite.weights.layouts import CADENE, CADENE_SENET154, LAYOUTS, TIMM, TIMM_EFFICIENTNET_LITE, TORCHVISION, Source
 from excite.weights.layouts.caffe import CAFFE
 from excite.weights.layouts.genet import EPS, GENET, STEM_EPS
 from excite.weights.layouts.huggingface import HUGGING_FACE
@@ -25,7 +25,7 @@ from excite.weights.meta import describe
 from excite.weights.read import read_weights
 from excite.weights.recognise import dissect, find_layout, model_name, model_options, unwrapped
 from excite.weights.verify import relative_error
-from excite.weights.write import ARCHITECTURES
+from excite.weights.write import ARCHITECTURES, export_state_dict
 
 from . import caffe_net, genet, writers
 from .nets import images, logits, make, randomise
@@ -320,7 +320,36 @@ def test_the_names_that_timm_and_we_have(timm):
     own = {name for name in list_models() if VARIANTS[name]["family"] == "resnet"}
     plain = {name for name in own & theirs if name.removeprefix("se") in {*UNGATED}}
     legacy = {f"legacy_{n}" for n in own if f"legacy_{n}" in theirs} - NOT_THE_SAME
-    assert plain | {"senet154"} | legacy == set(ARCHITECTURES["timm"])
+    assert plain | {"senet154"} | legacy | {"tf_efficientnet_lite0"} == set(ARCHITECTURES["timm"])
+
+
+@pytest.mark.parametrize("theirs", ["tf_efficientnet_lite0", "efficientnet_lite0"])
+def test_efficientnet_lite_pads_as_the_hubs_configuration_says(timm, tmp_path, theirs):
+    """The two networks have the same tensors; only a name tells them apart. What is written goes back strictly."""
+    torch.manual_seed(0)
+    net = randomise(timm.create_model(theirs, num_classes=10))
+    torch.save(net.state_dict(), tmp_path / "model.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": theirs}))
+    model, loaded = convert(tmp_path / "model.pth")
+    x = images(65, count=2)
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.equal(model.eval()(x), expected)
+    assert not loaded.foreign.assumed
+    exported = export_state_dict(model, "timm")
+    assert exported.architecture == theirs
+    again = timm.create_model(theirs, num_classes=10)
+    again.load_state_dict(exported.tensors)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x), expected)
+
+
+def test_what_pads_as_nobody_knows_is_said(tmp_path):
+    model = create_model("efficientnet_lite0", num_classes=10)
+    names = stored(TIMM_EFFICIENTNET_LITE, "efficientnet_lite0", num_classes=10)
+    torch.save({n: torch.zeros(t.shape, dtype=t.dtype) for n, t in names.items()}, tmp_path / "it.pth")
+    told = load_weights(model, tmp_path / "it.pth").sentence()
+    assert "these are the defaults of efficientnet_lite0: conv_padding=same, bn_eps=0.001" in told
 
 
 #: With a ReLU between the last norm of a block and its gate; refused, see test_what_cannot_be_loaded_is_refused.

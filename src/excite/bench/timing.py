@@ -144,7 +144,7 @@ class Workbench:
             torch.set_num_threads(setting.threads)
         if setting.library == "excite" and self.device.type == "cpu":
             keep_freed_memory()  # as excite train does; the others run as their own users start them
-        self.precision = choose_precision(setting.precision, self.device)
+        self.precision = choose_precision(setting.precision, self.device, contender.model)
         on_cpu = self.device.type == "cpu"
         self.batch = setting.batch or (16 if on_cpu else 128)
         self.image_size, self.library_version = contender.image_size, contender.version

@@ -8,6 +8,7 @@ from excite.models.published import PUBLISHED
 
 if TYPE_CHECKING:
     from excite.models.base import Classifier
+    from excite.models.efficientnet_lite import EfficientNetLite
     from excite.models.factory import create_model, model_options
     from excite.models.folding import FoldedClassifier, fold
     from excite.models.resize import resize_gates
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Classifier": "base",
+    "EfficientNetLite": "efficientnet_lite",
     "ResNet": "resnet",
     "TFSEResNet": "tf_seresnet",
     "count_macs": "summary",
@@ -32,6 +34,7 @@ __all__ = [
     "PUBLISHED",
     "VARIANTS",
     "Classifier",
+    "EfficientNetLite",
     "FoldedClassifier",
     "ResNet",
     "TFSEResNet",

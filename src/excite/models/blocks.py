@@ -131,9 +131,9 @@ class ResidualBlock(NotScriptable):
         return projection(x), norm
 
     def _leave(
-        self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None = None
+        self, y: Tensor, norm: nn.Module | None, identity: Tensor | None, identity_norm: nn.Module | None = None
     ) -> Tensor:
-        """The branch's last convolution ``y`` (N, C, H, W) and the shortcut -> the block's output."""
+        """The branch's last convolution ``y`` (N, C, H, W) and the shortcut, if any -> the block's output."""
         relu = self.last_relu and rides_along(self.act) and not is_symbolic(y)
         gate = self.gate
         if gate is not None and must_be_called(gate) and self.position in ("standard", "identity"):
@@ -149,12 +149,12 @@ class ResidualBlock(NotScriptable):
         y: Tensor,
         norm: nn.Module | None,
         gate: nn.Module,
-        identity: Tensor,
+        identity: Tensor | None,
         identity_norm: nn.Module | None,
         relu: bool,
     ) -> Tensor:
         z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
-        if identity_norm is not None:
+        if identity is not None and identity_norm is not None:
             identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
         if self.position == "standard":
             z = gate(z)
@@ -163,7 +163,7 @@ class ResidualBlock(NotScriptable):
         return excite_residual(z, self._keep(y), identity, relu, self.fused)
 
     def _with_scale(
-        self, y: Tensor, norm: nn.Module | None, identity: Tensor, identity_norm: nn.Module | None, relu: bool
+        self, y: Tensor, norm: nn.Module | None, identity: Tensor | None, identity_norm: nn.Module | None, relu: bool
     ) -> Tensor:
         keep = self._keep(y)
         gate = self.gate if self.position == "standard" else None
@@ -172,10 +172,10 @@ class ResidualBlock(NotScriptable):
             return norm_excite_residual(
                 y, norm, excitation, identity, identity_norm=identity_norm, keep=keep, relu=relu, fused=self.fused
             )
-        if identity_norm is not None:
+        if identity is not None and identity_norm is not None:
             identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
         z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
-        if self.gate is not None and self.position == "identity":
+        if self.gate is not None and self.position == "identity" and identity is not None:
             z = z if keep is None else excite_residual(z, keep)
             return excite_residual(identity, self.gate.scale(identity), z, relu, self.fused)
         return excite_residual(z, _scale(gate, z, keep), identity, relu, self.fused)

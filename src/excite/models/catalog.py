@@ -31,7 +31,7 @@ class Variant(TypedDict):
         defaults: where they differ from ``create_model``'s.
     """
 
-    family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet"]
+    family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet", "efficientnet_lite"]
     arch: ModelArgs
     gate: "GateTable | None"
     defaults: Defaults
@@ -77,7 +77,9 @@ def _plain() -> dict[str, Variant]:
 
 
 def _gated(name: str, prefix: str) -> str:
-    """seresnet50 from resnet50, cifar_seresnet20 from cifar_resnet20."""
+    """seresnet50 from resnet50, cifar_seresnet20 from cifar_resnet20, se_efficientnet_lite0 from efficientnet_lite0."""
+    if name.startswith("efficientnet"):
+        return f"{prefix}_{name}"
     return f"cifar_{prefix}{name.removeprefix('cifar_')}" if name.startswith("cifar_") else prefix + name
 
 
@@ -88,6 +90,17 @@ def _catalog() -> dict[str, Variant]:
         variants[_gated(name, "se")] = {**net, "gate": _SE}
         for kind in _GE_VARIANTS:
             variants[f"{_gated(name, 'ge')}_{kind}"] = {**net, "gate": {"name": "ge", "variant": kind}}
+    # Lite0: the widths of the paper's table 1 and its depths; stem and head stay as wide at every scale.
+    lite: Variant = {
+        "family": "efficientnet_lite",
+        "arch": {"layers": (1, 2, 2, 3, 3, 4, 1), "widths": (16, 24, 40, 80, 112, 192, 320)},
+        "gate": None,
+        "defaults": {"drop_rate": 0.2},
+    }
+    variants["efficientnet_lite0"] = lite
+    variants["se_efficientnet_lite0"] = {**lite, "gate": _SE}
+    for kind in _GE_VARIANTS:
+        variants[f"ge_efficientnet_lite0_{kind}"] = {**lite, "gate": {"name": "ge", "variant": kind}}
     # As in Caffe and Cadene's PyTorch port: half-width first convolution, 64 groups, ceil-mode pooling.
     senet154 = _imagenet("bottleneck", (3, 8, 36, 3), groups=64, base_width=4, first_ratio=0.5)
     senet154["arch"] |= {"stem": "conv3x3x3", "stem_width": 128, "max_pool": "ceil", "down_kernel": 3}

@@ -12,17 +12,20 @@ from excite.gates import Gate, GateSpec, gate_options, gate_table
 from excite.gates.registry import GateTable, model_option_names
 from excite.models.base import Classifier
 from excite.models.catalog import ModelArgs, Variant, get_variant
+from excite.models.efficientnet_lite import EfficientNetLite
 from excite.models.grafting.core import Init, graft
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
 from excite.options import check_types
 
-_BUILDERS: dict[str, type[ResNet] | type[TFSEResNet]] = {
+_Builder = type[ResNet] | type[TFSEResNet] | type[EfficientNetLite]
+_BUILDERS: dict[str, _Builder] = {
     "resnet": ResNet,
     "cifar_resnet": ResNet,
     "preresnet": ResNet,
     "tf_seresnet": TFSEResNet,
+    "efficientnet_lite": EfficientNetLite,
 }
 _NORMS = ("bn_eps", "bn_momentum")
 _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -42,6 +45,7 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
     "cifar_resnet": ("act_layer", "block_conv", "gate_position", "init", "shortcut", "zero_init_last_gamma", *_NORMS),
     "preresnet": ("act_layer", "gate_position", "init", *_NORMS),
     "tf_seresnet": ("depth", *_NORMS),
+    "efficientnet_lite": ("act_layer", "conv_padding", "gate_position", *_NORMS),
 }
 
 
@@ -120,9 +124,7 @@ def create_model(
     return model
 
 
-def _built(
-    name: str, builder: type[ResNet] | type[TFSEResNet], arguments: ModelArgs, gate: GateTable | None
-) -> Classifier:
+def _built(name: str, builder: _Builder, arguments: ModelArgs, gate: GateTable | None) -> Classifier:
     """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
     check_types(builder.__init__, arguments, name)
     if arguments.get("in_chans", 1) < 1:
@@ -154,7 +156,7 @@ def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) ->
     return graft(model, table, at=at, init=init, inplace=True, example=example)
 
 
-def builder(variant: Variant) -> type[ResNet] | type[TFSEResNet]:
+def builder(variant: Variant) -> _Builder:
     """The class that builds a variant of the catalog."""
     return _BUILDERS[variant["family"]]
 

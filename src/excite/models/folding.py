@@ -37,6 +37,7 @@ from excite.gates import Gate
 from excite.models.activation import norm_act
 from excite.models.base import Classifier
 from excite.models.blocks import ResidualBlock
+from excite.models.efficientnet_lite import EfficientNetLite, InvertedResidual
 from excite.models.resnet import ResNet
 from excite.models.selective_kernel import SelectiveKernel
 from excite.models.tf_seresnet import GatedConv, TFSEResNet
@@ -71,7 +72,7 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool =
     """
     if isinstance(model, FoldedClassifier):
         raise ExciteError("this model is folded already; fold the one it was made from")
-    if not isinstance(model, Classifier) or not isinstance(model, ResNet | TFSEResNet):
+    if not isinstance(model, ResNet | TFSEResNet | EfficientNetLite):
         raise ExciteError(f"fold takes a model made by create_model, not a {type(model).__name__}")
     # A fresh dense layer (reset_classifier) is in training mode, where it does nothing else.
     if any(module.training for module in model.modules() if not isinstance(module, nn.Linear | nn.Identity)):
@@ -205,7 +206,10 @@ class _Folder:
         self.portable = portable
 
     def fold(self, net: Classifier) -> None:
-        if isinstance(net, ResNet):
+        if isinstance(net, EfficientNetLite):
+            net.conv2, net.bn2 = self.conv(net.conv2, net.bn2, net.act2), None  # type: ignore[assignment]
+            net.feature_info[-1] = {**net.feature_info[-1], "module": "conv2"}
+        if isinstance(net, ResNet | EfficientNetLite):
             self._stem(net)
             for stage in net.stages():
                 for i, block in enumerate(stage):
@@ -223,7 +227,7 @@ class _Folder:
                 if isinstance(module, FoldedConv):
                     module.portable = True  # oneDNN's ReLU makes a zero of a NaN: what diverged must not look sound
 
-    def _stem(self, net: ResNet) -> None:
+    def _stem(self, net: ResNet | EfficientNetLite) -> None:
         norm, act = net.bn1, None if net.bn1 is None else net.act1
         if isinstance(net.conv1, nn.Sequential):
             first, norm1, act1, second, norm2, act2, last = net.conv1
@@ -429,7 +433,8 @@ class FoldedBlock(NotScriptable):
         self.position, self.portable = block.position, folder.portable
         parts = dict(block.named_children())
         count = 3 if "conv3" in parts else 2
-        preact = not block.last_relu
+        self.has_shortcut = not isinstance(block, InvertedResidual) or block.has_shortcut
+        preact = not block.last_relu and not isinstance(block, InvertedResidual)
         self.norm = parts["bn1"] if preact else None
         self.act = block.act
         for i in range(1, count + 1):
@@ -453,6 +458,10 @@ class FoldedBlock(NotScriptable):
         y = self.gate(active) if self.gate is not None and self.position == "pre" else active
         for conv in self.convs[:-1]:
             y = conv(y)
+        if self.gate is not None and self.position == "expanded":
+            y = self.gate(y)
+        if not self.has_shortcut:
+            return self._leave(y, None)
         return self._leave(y, x if self.downsample is None else self.downsample(active))
 
     @property
@@ -460,13 +469,13 @@ class FoldedBlock(NotScriptable):
         """In their order; the last is a FoldedConv."""
         return [conv for name, conv in self._modules.items() if name.startswith("conv")]
 
-    def _leave(self, y: Tensor, identity: Tensor) -> Tensor:
-        """The last convolution's input and the shortcut -> the block's output."""
+    def _leave(self, y: Tensor, identity: Tensor | None) -> Tensor:
+        """The last convolution's input and the shortcut, if any -> the block's output."""
         last, gate = self.convs[-1], self.gate
-        if gate is None or self.position in ("pre", "post"):
+        if gate is None or self.position in ("pre", "post", "expanded"):
             out = last(y, identity, overwrite=isinstance(self.downsample, FoldedConv))
-            return out if gate is None or self.position == "pre" else gate(out)
-        if self.position == "identity":
+            return gate(out) if gate is not None and self.position == "post" else out
+        if self.position == "identity" and identity is not None:
             return last.activate(excite_residual(identity, gate.scale(identity), last.without_act(y), last.relu))
         z = last.without_act(y)
         return last.activate(excite_residual(z, gate.scale(z), identity, last.relu))

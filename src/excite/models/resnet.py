@@ -30,6 +30,7 @@ CHOICES = {
     "conv_padding": ("symmetric", "same"),
     "stride_on": ("conv2", "conv1"),
     "gate_position": POSITIONS,
+    "lite_gate_position": ("expanded", "standard"),
     "shortcut": ("conv", "pad"),
     "init": ("he_normal", "he_uniform", "mindcv"),
 }

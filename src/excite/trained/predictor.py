@@ -67,7 +67,7 @@ class Predictor:
         load_into(self.model, checkpoint)
         self.accelerator = make_accelerator(device)
         self.device = self.accelerator.device
-        self.precision = choose_precision(precision, self.device)
+        self.precision = choose_precision(precision, self.device, self.model)
         self._norm_precision = checkpoint.meta["recipe"]["train"].get("norm_precision", "auto")  # 0.1 files lack it
         set_norm_precision(self.model, self._norm_precision, self.precision)
         self.model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

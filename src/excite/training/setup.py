@@ -146,11 +146,12 @@ def set_up(
         )
     if device.type == "cpu":
         keep_freed_memory()
-    precision = choose_precision(config.precision, device)
+    choose_precision(config.precision, device)  # what cannot be is told before the images are opened
     data = _open_images(recipe, display) if data is None else data
     model, taken, notes = _make_model(recipe, data, resuming)
     if data.record is not None and recipe.train.init_from and (note := inherit(data.record, recipe.train.init_from)):
         notes.append(note)
+    precision = choose_precision(config.precision, device, model)
     use, told = fit_images(recipe, data.preprocessing, taken)
     data = replace(data, preprocessing=with_images(data.preprocessing, use))
     recipe = resolved(recipe, taken, use)

@@ -316,7 +316,8 @@ def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign 
 def _only_ours(name: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether nobody else has a network of that name, or names of tensors like these."""
     variant = VARIANTS[name]
-    shared = variant["family"] == "resnet" and variant["gate"] in (None, {"name": "se"}) and "sk" not in name
+    families = ("resnet", "efficientnet_lite")
+    shared = variant["family"] in families and variant["gate"] in (None, {"name": "se"}) and "sk" not in name
     return not shared or any(".gate." in tensor for tensor in tensors)
 
 

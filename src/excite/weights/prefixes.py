@@ -188,7 +188,7 @@ def _place_of_head(body: Tensors, own: Mapping[str, Tensor] | None, head: str) -
         ours = layout.read(Source(body, {}))[0]
     except ExciteError:
         return None, 0
-    ends = [t.shape[0] for n, t in ours.items() if re.fullmatch(r"layer\d+\.0\.(conv2|conv3)\.weight", n) and t.ndim]
+    ends = [t.shape[0] for n, t in ours.items() if re.fullmatch(r"(layer\d+\.0\.)?(conv2|conv3)\.weight", n) and t.ndim]
     return row.theirs, max(ends, default=0)
 
 

@@ -24,6 +24,8 @@ SETTINGS = ("max_pool", "conv_padding", "stride_on", "gate_position", "bn_eps")
 SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
 #: Rows of a map from which on MindSpore's GENet_Res50 halves it before the gather; the only network that does.
 HALVE_FROM = 56
+#: What the stem of EfficientNet-Lite is called here: one 3x3 with a stride, no pooling.
+_LITE_STEM = "conv3"
 _SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
 #: What a variant in our catalog may be made of for its tensors to tell it from all others.
 _TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
@@ -64,6 +66,8 @@ def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
             raise ExciteError(f"{where}: its first convolution has the shape {stem}")
         gate = _squeeze_excite(shapes, "stem.gate")
         return Anatomy("tf_seresnet", "", layers, (), "cifar", stem[0], 1, 64, 1.0, 1, "conv", stem[1], classes, gate)
+    if "conv2.weight" in shapes:
+        return _efficientnet_lite(shapes, layers, classes, where)
     stem_kind, stem_width, in_chans = _stem(shapes, where)
     block = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
     groups, base_width, first_ratio, widths = _widths(shapes, block, len(layers), where)
@@ -84,6 +88,38 @@ def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
         num_classes=classes,
         gate=_gate(shapes),
         image_size=_image_size(shapes, stem_kind),
+    )
+
+
+def _efficientnet_lite(
+    shapes: Mapping[str, tuple[int, ...]], layers: tuple[int, ...], classes: int, where: str
+) -> Anatomy:
+    """A network of inverted residuals, which has a convolution behind its last block."""
+    ends = [
+        max((n for n in shapes if re.fullmatch(rf"layer{s + 1}\.0\.conv\d\.weight", n)), default="")
+        for s in range(len(layers))
+    ]
+    stem = shapes.get("conv1.weight", ())
+    if not all(ends) or len(stem) != 4 or any(len(shapes[end]) != 4 for end in ends):
+        raise ExciteError(f"{where}: a convolution of the stem or of a stage is missing, or has no four sizes")
+    widths = tuple(shapes[end][0] for end in ends)
+    size, kind = _image_size(shapes, _LITE_STEM), "inverted residual"
+    return Anatomy(
+        "efficientnet_lite",
+        kind,
+        layers,
+        widths,
+        _LITE_STEM,
+        stem[0],
+        1,
+        64,
+        1.0,
+        1,
+        "pad",
+        stem[1],
+        classes,
+        _gate(shapes),
+        size,
     )
 
 
@@ -172,7 +208,7 @@ def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> GateTa
 def _image_size(shapes: Mapping[str, tuple[int, ...]], stem: str) -> tuple[int, int] | None:
     """Where a gate gathers by a kernel of its map's size: the size of the images."""
     kernel = shapes.get("layer1.0.gate.gather.0.weight")
-    stride = 1 if stem == "cifar" else 4
+    stride = {"cifar": 1, _LITE_STEM: 2}.get(stem, 4)
     if kernel is not None and _halves(kernel):
         kernel, stride = shapes.get("layer1.0.gate.gather.2.weight"), 2 * stride
     if kernel is None or len(kernel) != 4 or kernel[-1] <= 3:
@@ -201,8 +237,12 @@ def _is(anatomy: Anatomy, variant: Variant) -> bool:
     arch = variant["arch"]
     if not set(arch) <= _TOLD:  # a net with parts that are not looked for here
         return False
-    if anatomy.family != ("tf_seresnet" if variant["family"] == "tf_seresnet" else "resnet"):
+    own = variant["family"]
+    if anatomy.family != (own if own in ("tf_seresnet", "efficientnet_lite") else "resnet"):
         return False
+    if anatomy.family == "efficientnet_lite":
+        made_of = {"layers": anatomy.layers, "widths": anatomy.widths, "stem_width": anatomy.stem_width}
+        return {"stem_width": 32, **arch} == made_of
     if anatomy.family == "tf_seresnet":
         return len(set(anatomy.layers)) == 1
     stem = arch.get("stem", "conv7")
@@ -254,6 +294,8 @@ def unsaid(name: str, anatomy: Anatomy, extra: Settings) -> Settings:
 
 def _idle(anatomy: Anatomy) -> set[str]:
     """Settings of parts that the network does not have."""
+    if anatomy.family == "efficientnet_lite":
+        return {"gate_position"} if anatomy.gate is None else set()
     idle = {"max_pool"} if anatomy.stem == "cifar" else set()
     idle |= {"stride_on"} if anatomy.block == "basic" else set()
     return idle | ({"gate_position"} if anatomy.gate is None else set())

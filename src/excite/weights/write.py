@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates.squeeze_excite import SqueezeExcite, squeeze_width
-from excite.models import Classifier, ResNet
+from excite.models import Classifier, EfficientNetLite, ResNet
 from excite.models.blocks import Bottleneck
 from excite.weights.convert import setting
-from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TORCHVISION, Layout
+from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TIMM_EFFICIENTNET_LITE, TORCHVISION, Layout
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
@@ -40,6 +40,7 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
         *(f"legacy_seresnet{depth}" for depth in (50, 101, 152)),
         *(f"legacy_seresnext{depth}_32x4d" for depth in (26, 50, 101)),
         "legacy_senet154",
+        "tf_efficientnet_lite0",
     ),
 }
 
@@ -77,6 +78,8 @@ def export_state_dict(model: nn.Module, library: str) -> Exported:
         raise ExciteError(
             f"there is no writer for {library!r}{nearest(library, writers)} (known: {', '.join(writers)})"
         )
+    if isinstance(model, EfficientNetLite) and library == "timm" and isinstance(model.fc, nn.Linear):
+        return _efficientnet_lite(model)
     if not isinstance(model, ResNet):
         raise ExciteError(f"{_name(model)} cannot be written for {library}, which has no such network")
     if not isinstance(model.fc, nn.Linear):
@@ -135,6 +138,25 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
     _need(model, "timm", tuple((dict(PLAIN) | dict(deep)).items()))
     _check_widths(model, gates, 8)
     return TIMM, _known(model.model_name, "timm")
+
+
+def _efficientnet_lite(model: EfficientNetLite) -> Exported:
+    """Under timm's names: two of its networks have the same tensors, and pad and normalise otherwise."""
+    if model.gate_spec is not None:
+        raise ExciteError(f"{model.model_name} has gates, timm's EfficientNet-Lite has none")
+    made = (
+        setting(model, "conv_padding", "same"),
+        setting(model, "bn_eps", 1e-3),
+        setting(model, "act_layer", "relu6"),
+    )
+    theirs = {("same", 1e-3, "relu6"): "tf_efficientnet_lite0", ("symmetric", 1e-5, "relu6"): "efficientnet_lite0"}
+    if made not in theirs:
+        raise ExciteError(
+            f"{model.model_name} has conv_padding={made[0]}, bn_eps={made[1]:g}, act_layer={made[2]}, and timm has no "
+            "EfficientNet-Lite made so"
+        )
+    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    return Exported("timm", theirs[made], TIMM_EFFICIENTNET_LITE.write(tensors))
 
 
 def _known(architecture: str, library: str) -> str:

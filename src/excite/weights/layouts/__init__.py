@@ -3,6 +3,7 @@
 from excite.weights.layouts.base import Anatomy, Choice, Layout, Settings, Source, listed
 from excite.weights.layouts.cadene import CADENE, CADENE_SENET154
 from excite.weights.layouts.caffe import CAFFE
+from excite.weights.layouts.efficientnet_lite import OWN_EFFICIENTNET_LITE, TIMM_EFFICIENTNET_LITE
 from excite.weights.layouts.genet import GENET
 from excite.weights.layouts.huggingface import HUGGING_FACE
 from excite.weights.layouts.mindspore import MINDCV, MINDCV_SENET154
@@ -15,6 +16,8 @@ from excite.weights.layouts.torchvision import TORCHVISION
 
 #: Special ones first: torchvision's signature fits everything that builds on its names.
 LAYOUTS: tuple[Layout, ...] = (
+    OWN_EFFICIENTNET_LITE,
+    TIMM_EFFICIENTNET_LITE,
     OWN,
     MINDCV_SENET154,
     MINDCV,
@@ -36,6 +39,7 @@ __all__ = [
     "CADENE_SENET154",
     "LAYOUTS",
     "TIMM",
+    "TIMM_EFFICIENTNET_LITE",
     "TORCHVISION",
     "Anatomy",
     "Choice",
