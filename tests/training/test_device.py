@@ -243,10 +243,10 @@ def test_a_torch_npu_that_does_not_load_is_one_sentence(tmp_path, monkeypatch):
 
 def test_auto_is_fp32_for_depth_wise_convolutions_on_a_cpu(monkeypatch):
     """oneDNN has no bfloat16 kernels for them; a gate's own do not decide it."""
-    monkeypatch.setattr(device, "_has_fast_bf16", lambda kind: True)
+    monkeypatch.setattr(devices, "_has_fast_bf16", lambda kind: True)
     with torch.device("meta"):
         lite, gated = create_model("se_efficientnet_lite0"), create_model("geresnet50_theta")
-    assert device.choose_precision("auto", torch.device("cpu"), lite) == "fp32"
-    assert device.choose_precision("auto", torch.device("cpu"), gated) == "bf16"
-    assert device.choose_precision("auto", torch.device("npu"), lite) == "bf16"
-    assert device.choose_precision("bf16", torch.device("cpu"), lite) == "bf16"
+    assert devices.choose_precision("auto", torch.device("cpu"), lite) == "fp32"
+    assert devices.choose_precision("auto", torch.device("cpu"), gated) == "bf16"
+    assert devices.choose_precision("auto", torch.device("npu"), lite) == "bf16"
+    assert devices.choose_precision("bf16", torch.device("cpu"), lite) == "bf16"
