@@ -248,5 +248,5 @@ def test_auto_is_fp32_for_depth_wise_convolutions_on_a_cpu(monkeypatch):
         lite, gated = create_model("se_efficientnet_lite0"), create_model("geresnet50_theta")
     assert devices.choose_precision("auto", torch.device("cpu"), lite) == "fp32"
     assert devices.choose_precision("auto", torch.device("cpu"), gated) == "bf16"
-    assert devices.choose_precision("auto", torch.device("npu"), lite) == "bf16"
+    assert devices.choose_precision("auto", torch.device("cuda"), lite) == "bf16"
     assert devices.choose_precision("bf16", torch.device("cpu"), lite) == "bf16"
