@@ -167,6 +167,9 @@ class TrainConfig(Section):
     init_from: str | None = Field(
         None, description="run folder or checkpoint to start from; another number of classes gets a new head"
     )
+    probe: bool = Field(
+        False, description="begin with a linear probe: the best head for the features of init_from's network as it is"
+    )
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(0, description="weights, order, augmentation, dropout")
     deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
     device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")

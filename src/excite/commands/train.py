@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.commands.common import Json, RecipeWords
+from excite.commands.common import Json, RecipeWords, parse_duration
 from excite.errors import ExciteError
-from excite.text import print_json
+from excite.text import print_json, tell
 
 if TYPE_CHECKING:
     from excite.training.results import Results
@@ -30,6 +30,13 @@ RESULT_COLUMNS = [
 ]
 
 
+#: What `excite train` alone says.
+_WHAT_TO_TYPE = (
+    "give what to train on: `excite train photos/` (a folder with a folder for each class) chooses the rest; "
+    "`excite train RECIPE` trains by a recipe (`excite recipes` lists them); `excite train --resume RUN` goes on"
+)
+
+
 def train(
     args: RecipeWords = None,
     resume: Annotated[
@@ -42,11 +49,19 @@ def train(
         str | None,
         typer.Option(metavar="RUN", help="The run folder itself: begun, or gone on with if the job is started again."),
     ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(metavar="20m", help="As many epochs as fit into this time: 90s, 20m, 1h30m.", show_default=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a network and leave a run folder: weights, metrics, curves, results.
 
     Examples:
+
+      excite train photos/
+
+      excite train photos/ --time 20m
 
       excite train digits-seresnet20
 
@@ -61,9 +76,15 @@ def train(
     On several machines: torchrun --nnodes 2 --nproc-per-node 8 ... -m excite train RECIPE (docs/scaling.md).
     """
     words = list(args or [])
+    seconds = None if time is None else parse_duration(time, "--time")
+    if resume is not None and time is not None:
+        raise ExciteError("--time decides the epochs of a new run; one that is gone on with has them: leave it out")
     if resume is None:
         if not words:
-            raise ExciteError("give a recipe (`excite recipes` lists them) or --resume RUN")
+            raise ExciteError(_WHAT_TO_TYPE)
+        key, _, value = words[0].partition("=")
+        if key in ("data", "data.root", "root") and value and not Path(words[0]).exists():
+            words[0] = value
         if "=" in words[0] and not Path(words[0]).exists():
             raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
         recipe = words.pop(0)
@@ -75,10 +96,18 @@ def train(
             raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
     from excite.recipe import load_recipe
 
-    checked = load_recipe(recipe, words)  # before anything heavy is loaded
+    if resume is None and not Path(recipe, "recipe.yaml").exists() and Path(recipe).is_dir():
+        from excite.training.choose import choose_recipe
+
+        chosen = choose_recipe(recipe, words, tell)
+        checked = chosen.recipe
+        for reason in chosen.reasons:
+            tell(reason)
+    else:
+        checked = load_recipe(recipe, words)  # before anything heavy is loaded
     from excite.training import train as run_training
 
-    results = run_training(checked, resume=resume, out=out, run_dir=run_dir, quiet=as_json)
+    results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time_limit=seconds, quiet=as_json)
     if not results:  # not the first process
         return
     if checked.report.write:

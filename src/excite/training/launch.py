@@ -207,6 +207,7 @@ class TrainOrder(TypedDict):
     resume: str | None
     out: str
     run_dir: str | None
+    time_limit: float | None
     quiet: bool
 
 

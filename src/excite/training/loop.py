@@ -17,11 +17,15 @@ from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
+from excite.text import tell
 from excite.training import checkpoint as ckpt
 from excite.training import launch
+from excite.training.budget import Forecast, fit_epochs
+from excite.training.choose import choose_recipe, is_images
 from excite.training.compilation import compile_errors
 from excite.training.loss import training_loss
 from excite.training.meter import Meter
+from excite.training.probe import start_from_probe
 from excite.training.reporting import (
     Clock,
     NonFiniteLoss,
@@ -52,17 +56,21 @@ def train(
     resume: str | Path | None = None,
     out: str | Path = "runs",
     run_dir: str | Path | None = None,
+    time_limit: float | None = None,
     quiet: bool = False,
 ) -> Results:
     """Train a network and leave a run folder behind; ``train.devices`` above 1 starts so many processes for it.
 
     Args:
-        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; None with ``resume``.
+        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which one
+            is chosen (:func:`excite.training.choose.choose_recipe`); None with ``resume``.
         overrides: ``section.key=value`` strings, as on the command line.
         resume: a run folder to go on with, by its own recipe where none is given.
         out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
             the run is trained in a local folder that is kept copied to it.
         run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
+        time_limit: seconds for a new run, from now to its last epoch: as many epochs as fit, at least one, measured on
+            its first steps; the run's recipe then says how many.
         quiet: print nothing (``log.txt`` is written all the same).
 
     Returns:
@@ -73,6 +81,7 @@ def train(
         ExciteError: one sentence: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ...
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
+    begun = time.monotonic()
     if resume is not None and run_dir is not None:
         raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
     resume = None if resume is None else storage.local_run(resume)
@@ -84,7 +93,13 @@ def train(
     processes = launch.processes_wanted(recipe)
     if processes > 1:
         resume_at, new_at = (None if place is None else str(place) for place in (resume, run_dir))
-        order: launch.TrainOrder = {"resume": resume_at, "out": str(out), "run_dir": new_at, "quiet": quiet}
+        order: launch.TrainOrder = {
+            "resume": resume_at,
+            "out": str(out),
+            "run_dir": new_at,
+            "time_limit": time_limit,
+            "quiet": quiet,
+        }
         job: launch.Job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
         results: Results = launch.run_on_this_machine(job, processes)
         return results
@@ -100,6 +115,8 @@ def train(
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
         run.notes.insert(0, note)
+    if time_limit is not None and resume is None:
+        fit_epochs(run, time_limit - (time.monotonic() - begun), train_step)
     # Only now, so that a mistake in the recipe leaves no empty folder behind.
     run.folder, resuming = _agree_on_folder(run, resume, out, run_dir)
     mirrored = storage.mirrored(run.folder, display.message) if main else nullcontext()
@@ -120,6 +137,11 @@ def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str 
     name = recipe if recipe is not None else resume
     if name is None:
         raise ExciteError("give a recipe to train, or a run folder to resume")
+    if resume is None and is_images(str(name)):
+        chosen = choose_recipe(str(name), overrides, tell)
+        for reason in chosen.reasons:
+            tell(reason)
+        return chosen.recipe
     return load_recipe(str(name), list(overrides))
 
 
@@ -183,7 +205,13 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
     if main:
         open_folder(run, metrics, resuming)
     meter, clock = Meter(recipe.log.every_steps, run.device), Clock()
-    warm_up = True
+    if recipe.train.probe and not resuming:
+        start_from_probe(run)
+        record_evaluation(run, clock, metrics)
+        save(run, clock)
+        if _asked_to_stop(run, stop, clock):
+            _leave(run, stop, meter, clock, metrics)
+    warm_up, forecast = True, Forecast()
     for epoch in range(run.step // run.steps_per_epoch, recipe.train.epochs):
         run.net.train()
         if epoch < (recipe.train.freeze_epochs or recipe.train.epochs):
@@ -193,6 +221,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
         for images, labels in run.train_loader.epoch(epoch, run.step - epoch * run.steps_per_epoch):
             meter.add(*train_step(run, images, labels), len(labels))
             run.step += 1
+            forecast.after_step(run)
             # The first step warms up (or compiles), and is a window of its own.
             if warm_up or run.step % recipe.log.every_steps == 0:
                 record_steps(run, meter, clock, metrics, warm_up)

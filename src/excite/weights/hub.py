@@ -8,9 +8,13 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
+import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import NoReturn, TypedDict
+from urllib.parse import urlsplit
 
 from excite.errors import ExciteError, first_line
 from excite.files import cache_folder, sha256_of, written_aside
@@ -31,6 +35,12 @@ _HASH = re.compile(r"(?P<url>[^#]+)#sha256=(?P<hash>[0-9a-fA-F]{64})")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 _HUB = "https://huggingface.co"
 _TIMM_OWNER = "timm"
+#: Seconds in which the hub must answer to count as there.
+REACHED_IN = 5.0
+
+
+class NotReached(ExciteError):
+    """Weights that are not here, and the network that has them cannot be reached."""
 
 
 def local_weights(source: str | Path) -> Path:
@@ -114,6 +124,10 @@ def _from_hub(source: str) -> Path:
         raise ExciteError(f"{source!r} is not of the form hf:owner/name[/file][@revision]")
     repository, file = match["repo"], match["file"]
     revision = match["revision"] or "main"
+    if (copied := _copied(repository, file)) is not None:
+        return copied
+    if (why := _cut_off()) is not None:
+        return _cached(repository, file, revision) or _not_fetched(source, repository, file, revision, why)
     fetch = _by_library if _library_serves() else _by_address
     for name in (file,) if file else FILES:
         path = fetch(repository, name, revision)
@@ -124,6 +138,77 @@ def _from_hub(source: str) -> Path:
         f"{source}: the hub has no such public repository, revision or file ({what}); check the spelling, or log in "
         "with `hf auth login` where it is private"
     )
+
+
+def place_for(repository: str) -> Path:
+    """Where the user may put a copy of the files of a repository ("owner/name") for machines without a network."""
+    return cache_folder() / "weights" / repository.replace("/", "--")
+
+
+def _copied(repository: str, file: str | None) -> Path | None:
+    """The user's own copy; None where there is none."""
+    names = (file,) if file else FILES
+    return next((path for name in names if (path := place_for(repository) / name).is_file()), None)
+
+
+def _cut_off() -> str | None:
+    """Why the hub cannot be reached, found out in seconds; None where it can, or where a proxy stands between.
+
+    The libraries would try six times, each with a longer wait.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return "HF_HUB_OFFLINE is set"
+    parts = urlsplit(endpoint())
+    if urllib.request.getproxies().get(parts.scheme) and not urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    answer: list[str] = []
+
+    def ask() -> None:
+        try:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            socket.create_connection((parts.hostname or "", port), REACHED_IN).close()
+            answer.append("")
+        except (OSError, ValueError, OverflowError) as error:
+            answer.append(first_line(error))
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name may take longer than anybody waits
+    asking.start()
+    asking.join(REACHED_IN)
+    return (answer[0] or None) if answer else f"no answer within {REACHED_IN:g} s"
+
+
+def _cached(repository: str, file: str | None, revision: str) -> Path | None:
+    """What huggingface_hub has fetched before; None where it has not."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (file,) if file else FILES:
+        found = try_to_load_from_cache(repository, name, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def _not_fetched(source: str, repository: str, file: str | None, revision: str, why: str) -> NoReturn:
+    name = file or FILES[0]
+    raise NotReached(
+        f"{source} is not on this machine, and {endpoint()} cannot be reached ({why}): where there is a network, fetch "
+        f"{endpoint()}/{repository}/resolve/{revision}/{name}, copy it here as {place_for(repository) / name}, and "
+        "type the same again"
+    )
+
+
+def _check_hash(path: Path, repository: str, name: str) -> Path:
+    """Compare a file of the hub's cache with the SHA-256 that the hub gave for it, by which the cache has named it."""
+    wanted = path.resolve().name
+    if re.fullmatch("[0-9a-f]{64}", wanted) and (found := sha256_of(path)) != wanted:
+        path.resolve().unlink(missing_ok=True)  # so that the next attempt fetches it again
+        raise ExciteError(
+            f"hf:{repository}: {name} has the SHA-256 {found} and not {wanted}: it was damaged, and was not used; type "
+            "the same again to fetch it anew"
+        )
+    return path
 
 
 def _with_config(path: Path, fetch: Fetch, repository: str, revision: str) -> Path:
@@ -162,7 +247,8 @@ def _library_serves() -> bool:
     feared, nor of one that is given a token; what else HF_ENDPOINT names is fetched as any other address is.
     """
     trusted = endpoint() == _HUB or bool(os.environ.get("HF_TOKEN"))
-    return trusted and importlib.util.find_spec("huggingface_hub") is not None
+    alone = importlib.util.find_spec("aiohttp") is None  # without excite[remote] nothing else can fetch
+    return (trusted or alone) and importlib.util.find_spec("huggingface_hub") is not None
 
 
 def _by_library(repository: str, file: str, revision: str) -> Path | None:
@@ -171,7 +257,8 @@ def _by_library(repository: str, file: str, revision: str) -> Path | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint()))
+        path = Path(hf_hub_download(repository, file, revision=revision, endpoint=endpoint()))
+        return _check_hash(path, repository, file)
     except hub_errors.LocalEntryNotFoundError as error:  # an EntryNotFoundError too: nothing came, nothing is cached
         raise _unreachable(repository, error) from error
     except (hub_errors.EntryNotFoundError, hub_errors.RepositoryNotFoundError, hub_errors.RevisionNotFoundError):

@@ -1,0 +1,289 @@
+"""A linear probe: the best linear classifier on what a trained network, left as it is, says of the training images.
+
+It is there in seconds, is hard to beat with few images, and is where fine-tuning best begins: a fresh head's large
+first gradients would spoil the features that the probe shows to be good (Kumar et al., arXiv 2202.10054, "LP-FT").
+
+Letters: N images, D features, K classes.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from excite.console import format_seconds
+from excite.data import ArrayImages, EvalLoader
+from excite.data.images import FileImages
+from excite.data.sources import balanced_beginning
+from excite.errors import ExciteError
+from excite.files import cache_folder, written_aside
+from excite.models.timm_models import classifier_name
+from excite.runtime.device import DTYPES
+from excite.training.setup import Run
+
+#: Strengths of the L2 penalty that are compared, the strongest first: each fit starts from the one before.
+STRENGTHS = tuple(10.0 ** (-power / 2) for power in range(11))
+FOLDS = 5
+#: So many images decide the strength, and so many are fitted at most: class-balanced beginnings.
+MOST_COMPARED, MOST_FITTED = 2000, 20_000
+#: Files of features that are kept, the latest used.
+KEPT = 10
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A dense layer for the features as they are.
+
+    Attributes:
+        weight, bias: (K, D) and (K,), float64.
+        strength: of the L2 penalty on features of mean 0 and root mean square 1: loss + strength / 2 * |weight|^2.
+        accuracy: in cross-validation, percent; None where no class has two images.
+        images: how many were fitted.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+    accuracy: float | None
+    images: int
+
+
+def fit_probe(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Probe:
+    """Fit multinomial logistic regression; cross-validation chooses its L2 penalty by the loss of what was left out.
+
+    Args:
+        features: (N, D), floating.
+        labels: (N,) int64, below ``classes``.
+        classes: K.
+        seed: of the folds.
+    """
+    x = features.double()
+    mean = x.mean(0)
+    scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
+    x = (x - mean) / scale
+    if (
+        len(x) < x.shape[1]
+    ):  # the weights are combinations of the images: the same solution with N numbers in place of D
+        left, sizes, right = torch.linalg.svd(x, full_matrices=False)
+        x, back = left * sizes, right
+    else:
+        back = torch.eye(x.shape[1], dtype=x.dtype)
+    strength, accuracy = _choose_strength(x, labels, classes, seed)
+    start = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype)
+    weights = _fit(x, labels, strength, start)
+    weight = weights[:, :-1] @ back / scale
+    return Probe(weight, weights[:, -1] - weight @ mean, strength, accuracy, len(x))
+
+
+def _choose_strength(x: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, float | None]:
+    """(the strength with the smallest loss on images that were left out, its accuracy there in percent)."""
+    some = torch.from_numpy(balanced_beginning(labels.numpy(), MOST_COMPARED, seed))
+    x, labels = x[some], labels[some]
+    fold = _folds(labels, seed)
+    if int(fold.max()) < 1:  # one image of each class: nothing can be left out
+        return STRENGTHS[len(STRENGTHS) // 2], None
+    losses, right = torch.zeros(len(STRENGTHS)), torch.zeros(len(STRENGTHS))
+    for k in range(int(fold.max()) + 1):
+        kept, out = fold != k, fold == k
+        weights = torch.zeros(classes, x.shape[1] + 1, dtype=x.dtype)
+        for i, strength in enumerate(STRENGTHS):
+            weights = _fit(x[kept], labels[kept], strength, weights)
+            logits = x[out] @ weights[:, :-1].T + weights[:, -1]
+            losses[i] += F.cross_entropy(logits, labels[out], reduction="sum")
+            right[i] += (logits.argmax(1) == labels[out]).sum()
+    best = int(losses.argmin())
+    return STRENGTHS[best], 100 * float(right[best]) / len(labels)
+
+
+def _folds(labels: Tensor, seed: int) -> Tensor:
+    """(N,) numbers of the folds: each class is dealt out over them in turn."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    fold = torch.empty(len(labels), dtype=torch.int64)
+    count = min(FOLDS, int(labels.bincount().max()))
+    fold[order] = torch.arange(len(labels)) % count
+    return fold
+
+
+def _fit(x: Tensor, labels: Tensor, strength: float, start: Tensor) -> Tensor:
+    """(K, D + 1) weights, the bias last, from ``start``; the bias is not penalised."""
+    weights = start.clone().requires_grad_(True)
+    solver = torch.optim.LBFGS([weights], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        logits = x @ weights[:, :-1].T + weights[:, -1]
+        loss = F.cross_entropy(logits, labels) + strength / 2 * weights[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(cast(Any, closure))
+    return weights.detach()
+
+
+# --- in a run -------------------------------------------------------------------------------------------------------
+
+
+def start_from_probe(run: Run) -> None:
+    """Fit a probe on the run's training images and make it the head, of the moving average too; all processes call it.
+
+    Raises:
+        ExciteError: the network has no dense layer at its end.
+    """
+    name = classifier_name(run.model)
+    head = dict(run.model.named_modules()).get(name)
+    if not isinstance(head, nn.Linear):
+        raise ExciteError(
+            f"train.probe: {run.model.model_name} does not end in a dense layer, which a linear probe could be; type "
+            "train.probe=false"
+        )
+    begun = time.perf_counter()
+    labels = torch.as_tensor(np.asarray(run.data.train.labels), dtype=torch.int64).cpu()
+    chosen = balanced_beginning(labels.numpy(), MOST_FITTED, run.recipe.train.seed)
+    some = "" if len(chosen) == len(labels) else f" (class-balanced, of {len(labels):,})"
+    run.display.message(f"linear probe: reading the features of {len(chosen):,} training images{some} ...")
+    found, cached = _features(run, head, chosen)
+    parts: list[Any] = [None]
+    if found is not None:
+        features, places = found
+        probe = fit_probe(features, labels[torch.from_numpy(chosen)][places], head.out_features, run.recipe.train.seed)
+        parts = [(probe.weight, probe.bias if head.bias is not None else None)]
+        _tell(run, probe, time.perf_counter() - begun, cached)
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(parts)
+    weight, bias = parts[0]
+    for network in (run.model, *([] if run.ema is None else [run.ema.module])):
+        own = cast(nn.Linear, network.get_submodule(name))
+        with torch.no_grad():
+            own.weight.copy_(weight)
+            if bias is not None:
+                own.bias.copy_(bias)
+
+
+def _tell(run: Run, probe: Probe, seconds: float, cached: bool) -> None:
+    judged = "" if probe.accuracy is None else f", {probe.accuracy:.1f} % right in cross-validation"
+    where = " (the features were in the cache)" if cached else ""
+    run.display.message(
+        f"linear probe: fitted to {probe.images:,} images in {format_seconds(seconds)}{where}; L2 penalty "
+        f"{probe.strength:.2g}{judged}"
+    )
+
+
+def _features(run: Run, head: nn.Linear, chosen: np.ndarray) -> tuple[tuple[Tensor, Tensor] | None, bool]:
+    """On the first process, (features (M, D) of the images that can be read, their places in ``chosen``), else None;
+    and whether they were in the cache."""
+    main, images = run.accelerator.is_main_process, run.data.train.take(chosen)
+    kept = _kept_at(run, images) if main else None
+    found = [None if kept is None else _read(kept, len(chosen))]
+    known = [found[0] is not None]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(known)
+    if known[0]:
+        return found[0], True
+    features, places = _compute(run, head, images)
+    if run.accelerator.num_processes > 1:
+        shares = gather_object([(features, places)])
+        features, places = (torch.cat([share[i] for share in shares]) for i in (0, 1))
+    order = places.argsort()
+    if not main:
+        return None, False
+    features, places = features[order], places[order]
+    if kept is not None:
+        _keep(kept, features, places)
+    return (features, places), False
+
+
+def _compute(run: Run, head: nn.Linear, images: ArrayImages | FileImages) -> tuple[Tensor, Tensor]:
+    """This process's share: (M, D) float32 and (M,) positions, on the CPU."""
+    loader = EvalLoader(
+        images,
+        batch_size=run.recipe.eval.batch_size,
+        device=run.device,
+        data_config=run.recipe.data,
+        rank=run.accelerator.process_index,
+        world=run.accelerator.num_processes,
+        rule="train",
+    )
+    seen: list[Tensor] = []
+    rows, places = [torch.empty(0, head.in_features)], [torch.empty(0, dtype=torch.int64)]
+    was_training = run.model.training
+    run.model.eval()
+    with _heard(head, seen), torch.no_grad():
+        for batch, _, positions in loader:
+            x = run.preprocessing.normalize(batch)
+            if run.recipe.train.channels_last:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
+                run.model(x)
+            rows.append(seen.pop().float().cpu())
+            places.append(positions.cpu())
+    run.model.train(was_training)
+    return torch.cat(rows), torch.cat(places)
+
+
+@contextmanager
+def _heard(head: nn.Linear, seen: list[Tensor]) -> Iterator[None]:
+    """What the head is given goes into ``seen``."""
+    hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# --- what was computed once ---------------------------------------------------------------------------------------
+
+
+def _kept_at(run: Run, images: ArrayImages | FileImages) -> Path | None:
+    """The cache's file for the features of these images by this network; None where the files cannot be told apart."""
+    digest = hashlib.sha256(repr((run.model.model_name, run.preprocessing.to_dict(), run.precision)).encode())
+    head = f"{classifier_name(run.model)}."
+    for name, tensor in run.model.state_dict().items():
+        if not name.startswith(head):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if isinstance(images, ArrayImages):
+        digest.update(images.images.cpu().numpy().tobytes())
+    else:
+        try:
+            for path in images.paths:
+                found = os.stat(path)
+                digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        except OSError:  # not on this machine
+            return None
+    return cache_folder() / "features" / f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def _read(path: Path, most: int) -> tuple[Tensor, Tensor] | None:
+    try:
+        with safe_open(path, "pt") as stored:
+            features, places = stored.get_tensor("features"), stored.get_tensor("places")
+        os.utime(path)
+    except (OSError, SafetensorError):  # not there, or damaged: made anew
+        return None
+    sound = features.ndim == 2 and len(features) == len(places) <= most and bool(features.isfinite().all())
+    return (features, places) if sound else None
+
+
+def _keep(path: Path, features: Tensor, places: Tensor) -> None:
+    """Write the features down, and delete those that were not used for longest; a full disk is no reason to stop."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as aside:
+            save_file({"features": features.contiguous(), "places": places.contiguous()}, aside)
+        for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+            old.unlink(missing_ok=True)
+    except (OSError, SafetensorError, ExciteError):
+        return

@@ -1,0 +1,57 @@
+"""Weights trained on ImageNet that networks of ours start from: where they are, and what they are worth.
+
+Pure data and no torch: ``excite models --pretrained`` and the choice of a recipe are instant. Accuracies are timm's own
+measurements (results/results-imagenet.csv of pytorch-image-models 1.0.31, at the size given here), not ours.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights on a hub.
+
+    Attributes:
+        model: our network that takes them.
+        source: for ``train.init_from``.
+        params_m: parameters, 1e6, as timm counts them; a file has four bytes of each.
+        image_size: of the images that the accuracy is of, pixels.
+        top1, top5: on ImageNet's validation images, percent.
+    """
+
+    model: str
+    source: str
+    params_m: float
+    image_size: int
+    top1: float
+    top5: float
+
+    @property
+    def megabytes(self) -> float:
+        """What is fetched."""
+        return 4 * self.params_m
+
+
+#: One for each network of ours that timm has weights of, at 224 pixels.
+PRETRAINED = (
+    Pretrained("efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k", 4.65, 224, 74.846, 92.180),
+    Pretrained("resnet18", "timm:resnet18.a1_in1k", 11.69, 224, 71.504, 90.086),
+    Pretrained("resnet34", "timm:resnet34.a1_in1k", 21.80, 224, 76.420, 92.896),
+    Pretrained("resnet50", "timm:resnet50.a1_in1k", 25.56, 224, 80.382, 94.598),
+    Pretrained("resnet101", "timm:resnet101.a1h_in1k", 44.55, 224, 81.950, 95.760),
+    Pretrained("resnet152", "timm:resnet152.a1h_in1k", 60.19, 224, 82.818, 96.124),
+    Pretrained("resnext50_32x4d", "timm:resnext50_32x4d.a1h_in1k", 25.03, 224, 81.140, 95.320),
+    Pretrained("resnext101_32x4d", "timm:resnext101_32x4d.gluon_in1k", 44.18, 224, 80.336, 94.908),
+    Pretrained("seresnet50", "timm:seresnet50.ra2_in1k", 28.09, 224, 80.260, 95.068),
+    Pretrained("seresnet101", "timm:legacy_seresnet101.in1k", 49.33, 224, 78.370, 94.264),
+    Pretrained("seresnet152", "timm:legacy_seresnet152.in1k", 66.82, 224, 78.662, 94.370),
+    Pretrained("seresnext26_32x4d", "timm:legacy_seresnext26_32x4d.in1k", 16.79, 224, 77.100, 93.332),
+    Pretrained("seresnext50_32x4d", "timm:seresnext50_32x4d.racm_in1k", 27.56, 224, 81.268, 95.624),
+    Pretrained("seresnext101_32x4d", "timm:seresnext101_32x4d.gluon_in1k", 48.96, 224, 80.886, 95.268),
+    Pretrained("senet154", "timm:legacy_senet154.in1k", 115.09, 224, 81.320, 95.502),
+)
+
+
+def pretrained_of(model: str) -> Pretrained | None:
+    """The weights for a network of ours, or None."""
+    return next((each for each in PRETRAINED if each.model == model), None)
