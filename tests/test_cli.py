@@ -106,7 +106,7 @@ def test_models_and_recipes_list_and_print(excite):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train"], "give a recipe"),
+        (["train"], "give what to train on"),
         (["train", "digits-seresnet02"], "did you mean 'digits-seresnet20'"),
         (["train", "train.epochs=3"], "the first word must be a recipe"),
         (["train", "digits-seresnet20", "epochz=3"], "did you mean 'epochs'"),

@@ -34,7 +34,7 @@ IMAGENET, CIFAR = 1281167, 50000  # training images
 
 
 def test_all_recipes_are_here():
-    assert len(RECIPES) == 26
+    assert len(RECIPES) == 28
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
@@ -65,7 +65,8 @@ def test_the_command_of_a_header_runs_this_recipe(name):
         assert recipe == name
         resolved = load_recipe(recipe, overrides)
         assert resolved.data.source == "digits" or resolved.data.root
-        assert resolved.train.init_from == ("runs/earlier" if "init_from=" in command else None)
+        fetched = load_recipe(name).train.init_from if name == "folder-finetune-small" else None
+        assert resolved.train.init_from == ("runs/earlier" if "init_from=" in command else fetched)
 
 
 def test_what_is_written_anew_is_what_there_is():
@@ -239,6 +240,8 @@ RATES = {
     "cifar10-resnet110": ours(peak=0.1, warmup_epochs=5, epochs=200),
     "folder-seresnet50": ours(peak=0.02, warmup_epochs=3, epochs=60),
     "folder-finetune-seresnet50": ours(peak=0.01, warmup_epochs=1, epochs=20),
+    "folder-small": ours(peak=0.05, warmup_epochs=2, epochs=20),
+    "folder-finetune-small": ours(peak=0.0003, warmup_epochs=1, epochs=8),
     "finetune-graft": ours(peak=0.01, warmup_epochs=0.5, epochs=10),
 }
 

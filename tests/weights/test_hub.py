@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import importlib.util
+import re
 import threading
 from pathlib import Path
 
@@ -243,9 +244,51 @@ def test_a_repository_without_weights(web, way):
 
 def test_the_hub_out_of_reach(web, way):
     web.stop()
-    with pytest.raises(ExciteError, match=r"could not be (fetched|reached)") as error:
+    with pytest.raises(hub.NotReached, match="cannot be reached") as error:
         hub.local_weights("hf:owner/net")
-    assert "\n" not in str(error.value)
+    told = str(error.value)
+    assert "\n" not in told
+    assert f"fetch {web.url}/owner/net/resolve/main/model.safetensors, copy it here as " in told
+    assert web.requests == []  # not one try, where six would have been made
+
+
+def test_a_copy_made_by_hand_is_taken_without_a_network(web, weights):
+    """The place is the one that the sentence names."""
+    web.stop()
+    with pytest.raises(hub.NotReached) as error:
+        hub.local_weights("timm:net.some_in1k")
+    place = Path(re.search(r"copy it here as (\S+),", str(error.value))[1])
+    place.parent.mkdir(parents=True)
+    place.write_bytes(weights)
+    assert hub.local_weights("timm:net.some_in1k") == place
+    assert hub.local_weights("hf:timm/net.some_in1k") == place
+
+
+def test_what_was_fetched_before_is_taken_without_a_network(web, weights, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a token")  # so that huggingface_hub fetches it
+    web.files["/owner/net/resolve/main/model.safetensors"] = weights
+    path = hub.local_weights("hf:owner/net")
+    web.stop()
+    assert hub.local_weights("hf:owner/net") == path
+
+
+def test_an_offline_switch_is_obeyed(web, weights, monkeypatch):
+    web.files["/owner/net/resolve/main/model.safetensors"] = weights
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(hub.NotReached, match="HF_HUB_OFFLINE is set"):
+        hub.local_weights("hf:owner/net")
+    assert web.requests == []
+
+
+def test_a_damaged_file_of_the_hub_is_refused_and_fetched_again(web, weights, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a token")
+    web.etag = f'"{sha256(weights)}"'
+    damaged = weights[:-1] + bytes([weights[-1] ^ 1])
+    web.files["/owner/net/resolve/main/model.safetensors"] = damaged
+    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)} and not {sha256(weights)}"):
+        hub.local_weights("hf:owner/net")
+    web.files["/owner/net/resolve/main/model.safetensors"] = weights
+    assert hub.local_weights("hf:owner/net").read_bytes() == weights
 
 
 @pytest.mark.parametrize("source", ["hf:owner", "hf:", "hf:a/b@", "hf:a b/c"])
