@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excite.commands import beforehand
 from excite.errors import ExciteError
 from excite.text import tell
 
@@ -25,13 +26,21 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in list_models() if name.startswith(incomplete)]
 
 
-Trained = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")]
+Trained = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.", callback=beforehand.check_trained
+    ),
+]
 
 
 OtherImages = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        metavar="[KEY=VALUE]...",
+        help="Other images: data.root=PATH, data.part=test ...",
+        show_default=False,
+        callback=beforehand.check_changes,
     ),
 ]
 
@@ -50,7 +59,7 @@ RecipeWords = Annotated[
 ]
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.", callback=beforehand.check_device)]
 
 
 Fold = Annotated[
@@ -69,12 +78,6 @@ def tell_not_finite(warning: str | None, usable: bool) -> None:
         raise ExciteError(warning)
     if warning is not None:
         tell(f"warning: {warning}")
-
-
-def check_precision(precision: str | None) -> str | None:
-    if precision not in (None, "auto", "fp32", "bf16", "fp16"):
-        raise ExciteError(f"--precision is {precision!r}; choose auto, fp32, bf16 or fp16")
-    return precision
 
 
 def teller(display: "Display", as_json: bool) -> Callable[[str], None]:

@@ -39,7 +39,7 @@ from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
-from excite.weights.own import saved_steps
+from excite.weights.locate import saved_steps
 
 #: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
