@@ -38,6 +38,7 @@ regenerate: $(VENV)/installed-dev .peers/installed  ## rewrite recipes, goldens 
 	$(BIN)/python tests/recipes/rewrite.py
 	$(BIN)/python tests/gates/rewrite.py
 	$(BIN)/python -m excite.models.sizes
+	$(BIN)/python -m excite.gates.summary
 	$(BIN)/python -m tests.models.make_golden
 	$(BIN)/python -m tests.training.make_golden
 	$(BIN)/python docs/layers.py

@@ -385,7 +385,7 @@ def test_the_command_measures_what_it_can(excite, tmp_path):
         (["--data", "digits-seresnet20", "--device", "cpu"], "--device is for models"),
         (["--data", "digits-seresnet02"], "did you mean 'digits-seresnet20'"),
         (["--data", "digits-seresnet20", "epochz=3"], "did you mean 'epochs'"),
-        (["seresnet50", "--csv", "."], "--csv . cannot be used"),
+        (["seresnet50", "--csv", "."], ". is a folder"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_measured(words, message, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from rich.console import Console
 
 from excite.console import ProgressBar, make_table
+from excite.progress import Steps
 
 
 def test_brackets_in_names_are_shown_as_they_are():
@@ -35,3 +36,29 @@ def test_what_is_said_stands_beside_the_bar_and_not_in_it(monkeypatch):
     assert "reading [red] \\x1b]0;x" in before
     assert "unknown" in after
     assert "\x1b[?25l" in after  # the bar again
+
+
+def test_where_there_is_no_terminal_every_step_is_a_line(monkeypatch):
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    with ProgressBar() as progress:
+        progress("reading", 0, 0)
+        for done in range(100):
+            progress("evaluating", done, 100)
+        progress("writing", 0, 1)
+    assert told.getvalue() == "reading\nevaluating\nwriting\n"
+    with ProgressBar(lines=False) as progress:
+        progress("reading", 0, 0)
+    assert told.getvalue() == "reading\nevaluating\nwriting\n"
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch):
+    clock, told = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    steps = Steps(told.append)
+    for second, words in enumerate([("a", 0, 10), ("a", 1, 10), ("a", 2, 10), ("a", 3, 10), ("b", 0, 0), ("b", 1, 0)]):
+        clock[0] = second
+        steps(*words)
+    clock[0] = 7.0
+    steps("b", 2, 0)
+    assert told == ["a", "a: 3 of 10", "b", "b"]

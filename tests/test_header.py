@@ -22,7 +22,8 @@ from excite.recipe import Recipe
 from excite.training import train
 from excite.training.start import init_from
 from excite.weights.convert import convert
-from excite.weights.grafted import HEADER, load_grafted, save_grafted
+from excite.weights.grafted import load_grafted, save_grafted
+from excite.weights.locate import GRAFTED
 from excite.weights.own import read_own
 from tests.bounded import bounded
 from tests.training.small import small
@@ -265,13 +266,13 @@ def test_one_changed_value_in_a_grafted_file(tmp_path):
     source = tmp_path / "grafted.safetensors"
     gated = graft(Small(), {"name": "se", "reduction": 4}, example=torch.zeros(1, 3, 8, 8))
     save_grafted(gated, source, "mine")
-    cases = list(changed(header_of(source, HEADER)))
+    cases = list(changed(header_of(source, GRAFTED)))
     assert len(cases) > 200
 
     def use(path: Path) -> None:
         assert load_grafted(path, Small())(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
 
-    loaded, refused = try_all(cases, tmp_path / "x.safetensors", source, HEADER, use)
+    loaded, refused = try_all(cases, tmp_path / "x.safetensors", source, GRAFTED, use)
     assert loaded > 5
     assert refused > 150
 

@@ -7,10 +7,11 @@ from excite.children import forget_current_folder
 
 forget_current_folder()  # before the imports that a file there could stand in for
 
-from importlib import import_module, metadata  # noqa: E402
+from importlib import import_module  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
+    __version__: str
     from excite.errors import ExciteError as ExciteError
     from excite.gates import list_gates as list_gates
     from excite.grafting import graft as graft
@@ -49,7 +50,6 @@ _HOMES = {
     "load_weights": "excite.weights.convert",
 }
 __all__ = sorted(_HOMES)
-__version__ = metadata.version("excite")
 
 
 def __getattr__(name: str) -> Any:
@@ -57,6 +57,10 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOMES[name]), name)
     if name == "explain":  # a package: `excite.explain.explain(run)`
         return import_module("excite.explain")
+    if name == "__version__":  # 0.07 s, of every command, to look it up
+        from importlib import metadata
+
+        return metadata.version("excite")
     raise AttributeError(f"module 'excite' has no attribute {name!r}")
 
 

@@ -49,6 +49,22 @@ class _Commands(typer.core.TyperGroup):
             return super().invoke(ctx)
 
 
+class _Command(typer.core.TyperCommand):
+    """A command whose words are checked when it is run (see :mod:`excite.commands.beforehand`), all of them known; not
+    while they are parsed, so that a line of the documentation parses wherever it is read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._checks = [(parameter, parameter.callback) for parameter in self.params if parameter.callback is not None]
+        for parameter, _ in self._checks:
+            parameter.callback = None
+
+    def invoke(self, ctx: Any) -> Any:
+        for parameter, check in self._checks:
+            check(ctx, parameter, ctx.params[parameter.name])
+        return super().invoke(ctx)
+
+
 @contextmanager
 def _shown_as_typed() -> Iterator[None]:
     try:
@@ -88,7 +104,7 @@ for _command in (
     gates.gates,
     recipes.recipes,
 ):
-    app.command()(_command)
+    app.command(cls=_Command)(_command)
 
 
 def _version(wanted: bool) -> None:

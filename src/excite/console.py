@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from excite.errors import ExciteError
-from excite.text import lenient, printable
+from excite.progress import Steps
+from excite.text import lenient, printable, tell
 
 
 def format_seconds(seconds: float) -> str:
@@ -35,12 +36,18 @@ def bar(*columns: ProgressColumn) -> Progress:
 
 
 class ProgressBar:
-    """A :data:`excite.progress.Progress` that is shown as a bar on standard error, where that is a terminal.
+    """A :data:`excite.progress.Progress` on standard error: as a bar where that is a terminal; elsewhere as a line
+    when a step begins, and now and then one for how far it is.
 
-    ``with ProgressBar("loading") as progress:`` shows it from the beginning; it leaves nothing behind.
+    ``with ProgressBar("loading") as progress:`` shows the bar from the beginning; it leaves nothing behind.
+
+    Args:
+        what: the bar's first words.
+        lines: whether there are lines where there is no terminal: one process of a job speaks for all.
     """
 
-    def __init__(self, what: str = "loading") -> None:
+    def __init__(self, what: str = "loading", lines: bool = True) -> None:
+        self._lines = Steps(tell) if lines and not sys.stderr.isatty() else None
         self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task(what, total=None)
 
@@ -53,6 +60,8 @@ class ProgressBar:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show what is being done, and how much of it is; a ``total`` of 0 is not known."""
+        if self._lines is not None:
+            self._lines(what, done, total)
         self._bar.update(self._task, description=what, completed=done, total=total or None)
 
     def beside(self, say: Callable[..., None]) -> Callable[..., None]:

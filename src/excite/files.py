@@ -112,6 +112,26 @@ def check_writable(path: Path) -> None:
         raise ExciteError(f"{path} could not be written: the folder {there} is read-only for you; name another place")
 
 
+def check_here(place: str, what: str) -> None:
+    """Raise ExciteError where ``place`` is an address; ``what`` it is begins the sentence."""
+    if "://" in place:
+        raise ExciteError(f"{place}: {what} must be on this machine")
+
+
+def check_new(path: Path, force: bool = False) -> None:
+    """The same for a file that is not to be written over, unless by ``force``."""
+    check_writable(path)
+    if os.path.lexists(path) and not force:
+        raise ExciteError(f"{path} exists already; --force writes over it")
+
+
+def check_new_folder(path: Path) -> None:
+    """The same for a folder that must be new."""
+    if os.path.lexists(path):
+        raise ExciteError(f"{path} exists already; name a new folder")
+    check_writable(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all. Raises ExciteError where it cannot be written.
 

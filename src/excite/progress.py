@@ -26,7 +26,24 @@ class Slowly:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Tell, if it is time to."""
-        now = time.monotonic()
-        if now - self._last >= self._seconds:
-            self._last = now
-            self._say(f"{what}: {done:,} of {total:,}")
+        if time.monotonic() - self._last >= self._seconds:
+            self.tell(f"{what}: {done:,} of {total:,}" if total else what)
+
+    def tell(self, line: str) -> None:
+        """Tell now."""
+        self._last = time.monotonic()
+        self._say(line)
+
+
+class Steps(Slowly):
+    """The same, and a line at once when something else begins to be done: for work of several steps."""
+
+    _what = ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Tell, if it is a new step or time to."""
+        if what == self._what:
+            super().__call__(what, done, total)
+        else:
+            self._what = what
+            self.tell(what)

@@ -165,7 +165,7 @@ def test_a_pair_of_files_is_replaced_together_or_not_at_all(tmp_path, monkeypatc
         ({"format": "pt2", "int8": True}, "pt2 has none"),
         ({"format": "pt2", "calibrate": "x"}, "needs no calibration"),
         ({"format": "pt2", "out": "model.onnx"}, "ends in .pt2"),
-        ({"format": "pt2", "input": "int8"}, "choose uint8"),
+        ({"format": "pt2", "input": "int8"}, "--input is 'int8'.*allowed: uint8, float"),
         ({"format": "pt2", "verify": "/nowhere"}, "nowhere"),
     ],
 )

@@ -11,6 +11,7 @@ from excite.cli import app
 from excite.errors import ExciteError
 from excite.gates import Gate, create_gate, gate_facts, gate_options, list_gates, registry
 from excite.gates.registry import gate_defaults
+from excite.gates.sheets import find_sheet, list_rows, list_sheets
 from excite.gates.summary import MAP, describe_gate, summarise, summarise_gate
 from excite.models import create_model
 from excite.recipe import load_recipe
@@ -132,10 +133,17 @@ def test_a_gate_without_a_data_sheet_is_listed_too(monkeypatch):
     (row,) = summarise_gate("mine")
     assert (row["gate"], row["params"], row["macs"], row["fused"]) == ("mine", 256, 0, True)
     assert row["paper"] is row["passes"] is None
-    listed = CliRunner().invoke(app, ["gates"])
-    assert listed.exit_code == 0
-    assert "mine" in listed.stdout
-    assert "strength" in CliRunner().invoke(app, ["gates", "mine"]).stdout
+    assert row in summarise()
+    assert [option["option"] for option in describe_gate("mine")["options"]] == ["strength"]
+
+
+def test_the_file_that_the_command_reads_is_up_to_date():
+    told = json.loads(json.dumps([describe_gate(name) for name in list_gates()]))
+    assert list_sheets() == told, "python -m excite.gates.summary"
+    for label in (*list_gates(), *(row["gate"] for row in list_rows())):
+        assert find_sheet(label) == json.loads(json.dumps(describe_gate(label)))
+    with pytest.raises(ExciteError, match=r"unknown gate 'cban'; did you mean 'cbam'\? \(known: cbam, "):
+        find_sheet("cban")
 
 
 def test_the_command_lists_and_describes():

@@ -20,7 +20,16 @@ from excite.console import Display
 from excite.data import ArrayImages, DataSets, Preprocessing
 from excite.models import create_model
 from excite.ops.same_padding import SameConv2d
-from excite.recipe import Recipe, json_schema, list_recipes, load_recipe, parse_yaml, recipe_text
+from excite.recipe import (
+    Recipe,
+    _shipped,
+    _shipped_text,
+    json_schema,
+    list_recipes,
+    load_recipe,
+    parse_yaml,
+    recipe_text,
+)
 from excite.runtime.device import make_accelerator
 from excite.training.loop import train_step
 from excite.training.schedule import learning_rate
@@ -30,6 +39,13 @@ MINDCV = ["resnet18", "resnet34", "resnet50", "resnext26_32x4d", "resnext50_32x4
 TWINS = {f"imagenet-{name}": f"imagenet-se{name}" for name in MINDCV}
 TWINS |= {"cifar10-resnet20": "cifar10-seresnet20", "cifar10-resnet110": "cifar10-seresnet110"}
 RECIPES = list_recipes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_is_read_as_its_file_would_be(name):
+    assert _shipped(name) == Recipe.from_yaml(_shipped_text(name), name)
+
+
 IMAGENET, CIFAR = 1281167, 50000  # training images
 
 

@@ -17,7 +17,8 @@ from excite.recipe import Recipe
 from excite.training import checkpoint as ckpt
 from excite.training import train
 from excite.training.start import init_from
-from excite.weights.own import find_weights, load_into, read_own, saved_steps, step_folder
+from excite.weights.locate import find_weights, saved_steps, step_folder
+from excite.weights.own import load_into, read_own
 from tests.training.small import small
 
 

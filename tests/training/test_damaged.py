@@ -17,7 +17,7 @@ from excite.training import checkpoint as ckpt
 from excite.training.results import read_results
 from excite.training.run_folder import Metrics, read_metrics
 from excite.untrusted.npz import read_npz
-from excite.weights.own import STATE
+from excite.weights.locate import STATE
 from tests.bounded import bounded
 
 

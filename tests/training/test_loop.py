@@ -12,7 +12,7 @@ from excite.models import create_model
 from excite.runtime.device import seed_everything
 from excite.training import train
 from excite.training.reporting import NonFiniteLoss
-from excite.weights.own import saved_steps, step_folder
+from excite.weights.locate import saved_steps, step_folder
 from tests.training.small import metrics, same, small, tensors
 
 # Without randomness and mixing, so that runs can be compared.

@@ -131,7 +131,7 @@ def test_nothing_is_written_over_without_force(foreign, tmp_path):
     source, _ = foreign
     destination = tmp_path / "there.safetensors"
     destination.write_bytes(b"mine")
-    with pytest.raises(ExciteError, match="there already; --force writes over it"):
+    with pytest.raises(ExciteError, match="exists already; --force writes over it"):
         quietly(str(source), destination)
     assert destination.read_bytes() == b"mine"
     quietly(str(source), destination, force=True)
@@ -143,7 +143,7 @@ def test_nothing_is_written_over_without_force(foreign, tmp_path):
     [
         ("x.pth", {}, "must end in .safetensors"),
         ("x.onnx", {"to": "timm"}, "must end in one of .safetensors, .pth"),
-        ("x.safetensors", {"to": "tim"}, "no such target; did you mean 'timm'"),
+        ("x.safetensors", {"to": "tim"}, "--to is 'tim'; did you mean 'timm'"),
         (".", {}, "is a folder"),
         ("x.safetensors", {"arch": "seresnet51"}, "unknown model 'seresnet51'; did you mean 'seresnet"),
         ("x.safetensors", {"arch": "tiny_seresnext"}, "does not fit tiny_seresnext"),

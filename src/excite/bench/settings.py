@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any, TypedDict, cast
 
 from excite.errors import ExciteError, nearest
+from excite.models.catalog import get_variant
 
 LIBRARIES = ("excite", "timm", "mindcv")
 CHOICES = {
@@ -156,6 +157,13 @@ def make_settings(models: Iterable[str], lists: dict[str, list[Any]], **common: 
             chosen = {option: defaults[option] if value is None else value for option, value in chosen.items()}
             rows[replace(Setting(**own), **chosen, **{k: v for k, v in common.items() if k not in own})] = None
     return list(rows)  # each once
+
+
+def check_models(settings: Iterable[Setting]) -> None:
+    """Raise ExciteError where a model of ours has a name that none has."""
+    for setting in settings:
+        if setting.library == "excite":
+            get_variant(setting.model)
 
 
 def refuse_options_of_models(options: Mapping[str, object]) -> None:

@@ -19,6 +19,7 @@ from excite.runtime.device import (
     keep_freed_memory,
     make_accelerator,
     peak_memory_gb,
+    prepared,
     reset_peak_memory,
 )
 from excite.runtime.timing import Step, inference_step, time_steps
@@ -160,7 +161,7 @@ class Workbench:
         images = torch.randn(shape).to(self.device).contiguous(memory_format=layout)
         if setting.mode == "train":
             labels = torch.randint(contender.num_classes, (self.batch,)).to(self.device)
-            net = compile_model(self.accelerator.prepare_model(model), setting.compile, self.device)
+            net = compile_model(prepared(self.accelerator, model), setting.compile, self.device)
             self.step = training_step(net, images, labels, self.precision, fused=setting.fused_sgd)
         else:
             net = compile_model(model, setting.compile, self.device)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin, check_file, check_recipe
 from excite.commands.common import Device, Json, complete_model
 from excite.errors import ExciteError
 
@@ -46,7 +47,9 @@ def bench(
         int | None, typer.Option(min=1, help="Steps a round (default: as many as --seconds take).")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="About how long a round of a row takes.")] = 5.0,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Append the rows to this file.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append the rows to this file.", callback=check_file)
+    ] = None,
     profile: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write traces for Perfetto or Chrome; name top operators.")
     ] = None,
@@ -75,8 +78,7 @@ def bench(
 
       torchrun --nproc-per-node 8 -m excite bench seresnet50 --batch 128
     """
-    from excite.bench.build import bench_data, bench_models
-    from excite.bench.settings import make_settings, parse_list, refuse_options_of_models
+    from excite.bench.settings import check_models, make_settings, parse_list, refuse_options_of_models
 
     given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
     if data is not None:
@@ -92,6 +94,12 @@ def bench(
             "--device": None if device == "auto" else device,
         }
         refuse_options_of_models(of_models)
+        from excite.recipe import load_recipe
+
+        check_recipe(load_recipe(data, models or []))
+        begin(f"measuring {data}")
+        from excite.bench.build import bench_data
+
         bench_data(data, models or [], rounds=rounds, seconds=seconds, as_json=as_json)
         return
     if not models:
@@ -108,4 +116,8 @@ def bench(
         steps=steps,
         seconds=seconds,
     )
+    check_models(settings)
+    begin(f"measuring {', '.join(models)}")
+    from excite.bench.build import bench_models
+
     bench_models(settings, rounds=rounds, csv=csv, profile=profile, as_json=as_json)

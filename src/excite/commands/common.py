@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excite.commands import beforehand
 from excite.errors import ExciteError, shown
 from excite.text import tell
 
@@ -26,13 +27,21 @@ def complete_model(incomplete: str) -> list[str]:
     return [name for name in list_models() if name.startswith(incomplete)]
 
 
-Trained = Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.")]
+Trained = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.", callback=beforehand.check_trained
+    ),
+]
 
 
 OtherImages = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Other images: data.root=PATH, data.part=test ...", show_default=False
+        metavar="[KEY=VALUE]...",
+        help="Other images: data.root=PATH, data.part=test ...",
+        show_default=False,
+        callback=beforehand.check_changes,
     ),
 ]
 
@@ -51,7 +60,7 @@ RecipeWords = Annotated[
 ]
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.", callback=beforehand.check_device)]
 
 
 Fold = Annotated[
@@ -70,12 +79,6 @@ def tell_not_finite(warning: str | None, usable: bool) -> None:
         raise ExciteError(warning)
     if warning is not None:
         tell(f"warning: {warning}")
-
-
-def check_precision(precision: str | None) -> str | None:
-    if precision not in (None, "auto", "fp32", "bf16", "fp16"):
-        raise ExciteError(f"--precision is {precision!r}; choose auto, fp32, bf16 or fp16")
-    return precision
 
 
 def teller(display: "Display", as_json: bool) -> Callable[[str], None]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.commands.common import Device, Json, check_precision
+from excite.commands.beforehand import begin, check_precision, check_several_trained
+from excite.commands.common import Device, Json
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -28,6 +29,7 @@ def compare(
             metavar="RUN|CHECKPOINT... [KEY=VALUE]...",
             help="Two or more; then other data for all, such as data.root=PATH.",
             show_default=False,
+            callback=check_several_trained,
         ),
     ] = None,
     out: Annotated[
@@ -46,7 +48,10 @@ def compare(
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     device: Device = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what each network was trained in.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16; without it, what each network was trained in.", callback=check_precision
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     as_json: Json = False,
@@ -73,7 +78,7 @@ def compare(
             baseline=baseline,
             confidence=confidence,
             device=device,
-            precision=check_precision(precision),
+            precision=precision,
             progress=progress,
         )
     if as_json:
@@ -104,8 +109,7 @@ def write_comparison(
     Raises:
         ExciteError: see ``compare``; something is there already.
     """
-    from excite.compare.build import check_folder, check_target
-    from excite.compare.build import compare as run_comparison
+    from excite.compare.words import check_folder, check_target, settle
     from excite.recipe import is_override
 
     out = _free_name() if out is None else out
@@ -113,7 +117,12 @@ def write_comparison(
     if figures is not None:
         check_folder(figures, force)
     overrides = [word for word in words if is_override(word)]
-    result = run_comparison([word for word in words if not is_override(word)], overrides, **options)
+    sources = [word for word in words if not is_override(word)]
+    settle(sources, overrides, options["labels"], options["baseline"], options["confidence"])
+    begin(f"comparing {' and '.join(sources)}")
+    from excite.compare.build import compare as run_comparison
+
+    result = run_comparison(sources, overrides, **options)
     written = result.write(out, force=force)
     if figures is not None:
         written += result.write_figures(figures, force=force)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin, check_read, check_weights
 from excite.commands.common import Json, complete_model, teller
 from excite.text import print_json
 
@@ -15,6 +16,7 @@ def convert(
         typer.Argument(
             metavar="SOURCE",
             help="A checkpoint of MindSpore, TensorFlow, Caffe, PyTorch or excite; https://, hf:owner/name, timm:name.",
+            callback=check_weights,
         ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="The file to write.")],
@@ -26,10 +28,17 @@ def convert(
     ] = None,
     verify: Annotated[
         str | None,
-        typer.Option(metavar="NPZ|IMAGE", help="Compare with the input and outputs in an .npz, or classify an image."),
+        typer.Option(
+            metavar="NPZ|IMAGE",
+            help="Compare with the input and outputs in an .npz, or classify an image.",
+            callback=check_read,
+        ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Compare, layer by layer, with another checkpoint.")
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Compare, layer by layer, with another checkpoint.", callback=check_weights
+        ),
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Largest difference that passes, relative to the largest value.")
@@ -54,6 +63,10 @@ def convert(
 
       excite convert runs/my-run seresnet50.pth --to timm
     """
+    from excite.weights.destination import check_destination
+
+    check_destination(destination, to, force)
+    begin(f"converting {source}")
     from excite.console import Display, ProgressBar, make_table
     from excite.weights.conversion import convert_file
 

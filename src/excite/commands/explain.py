@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
-from excite.commands.common import Device, Json, Trained, check_precision
+from excite.choices import ABLATIONS
+from excite.commands.beforehand import begin, check_images_and_changes, check_new_folder, check_precision, choice
+from excite.commands.common import Device, Json, Trained
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -53,6 +55,7 @@ def explain(
             metavar="[IMAGE|FOLDER|GLOB|KEY=VALUE]...",
             help="Images to explain one by one; other data, such as data.root=PATH.",
             show_default=False,
+            callback=check_images_and_changes,
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
@@ -60,12 +63,17 @@ def explain(
         int, typer.Option(min=0, help="Validation images to look at (class-balanced); 0: only the images named.")
     ] = 2000,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A new folder (default: explain-NAME here).")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A new folder (default: explain-NAME here).", callback=check_new_folder),
     ] = None,
     classes: Annotated[list[str] | None, typer.Option("--class", help="Draw this class; may be repeated.")] = None,
     gates: Annotated[list[str] | None, typer.Option("--gate", help="Draw this gate; may be repeated.")] = None,
     ablation: Annotated[
-        str, typer.Option(help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.")
+        str,
+        typer.Option(
+            help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.",
+            callback=choice("--ablation", ABLATIONS),
+        ),
     ] = "full",
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images of a timed pass.")] = 16,
@@ -76,7 +84,9 @@ def explain(
     layer: Annotated[str | None, typer.Option(help="Grad-CAM on this module (default: the last map).")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for an image.")] = 5,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="auto (what it was trained with), fp32, bf16 or fp16.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (what it was trained with), fp32, bf16 or fp16.", callback=check_precision)
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Show what the gates do: scales by class and depth, which gates matter, and what each did to an image.
@@ -89,6 +99,7 @@ def explain(
 
       excite explain model.safetensors data.root=/other/images --class cat --class dog --ablation estimate --json
     """
+    begin(f"explaining {source}")
     from excite.console import Display, ProgressBar
 
     with ProgressBar() as progress:
@@ -108,7 +119,7 @@ def explain(
             layer=layer,
             top_k=top_k,
             device=device,
-            precision=check_precision(precision) or "auto",
+            precision=precision,
             progress=progress,
         )
     if as_json:
@@ -141,14 +152,12 @@ def write_explanation(
         options: see ``explain``.
 
     Raises:
-        ExciteError: see ``explain``; the folder is there already, an image is not.
+        ExciteError: see ``explain``; an image is not there.
     """
     from excite.explain.run import explain as run_explain
     from excite.recipe import is_override
     from excite.trained.files import find_images
 
-    if out is not None and out.exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
     overrides = [word for word in words if is_override(word)]
     overrides += [f"data.root={data}"] if data is not None else []
     images = find_images([word for word in words if not is_override(word)])

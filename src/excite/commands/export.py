@@ -5,22 +5,38 @@ from typing import Annotated
 
 import typer
 
+from excite.choices import INPUTS
+from excite.commands.beforehand import begin, check_changes, check_new_file, check_read, choice
 from excite.commands.common import Json, Trained, teller
+from excite.export.formats import MODULES
 from excite.text import print_json
 
 
 def export(
     source: Trained,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.", callback=choice("--format", MODULES)
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+            metavar="[KEY=VALUE]...",
+            help="Images to prove it on: data.part=test, data.root=PATH.",
+            show_default=False,
+            callback=check_changes,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The artefact.  [default: beside the weights]", show_default=False),
+        typer.Option(
+            metavar="FILE",
+            help="The artefact.  [default: beside the weights]",
+            show_default=False,
+            callback=check_new_file,
+        ),
     ] = None,
     int8: Annotated[
         bool, typer.Option("--int8", help="Quantise to int8, gates in float; with the gates, too, to compare.")
@@ -29,14 +45,26 @@ def export(
         bool, typer.Option("--int8-gates", help="The same, but write the one with quantised gates.")
     ] = False,
     calibrate: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images for --int8.  [default: the run's training images]")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Images for --int8.  [default: the run's training images]", callback=check_read
+        ),
     ] = None,
     verify: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Images to prove it on.  [default: the run's validation images]")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="Images to prove it on.  [default: the run's validation images]", callback=check_read
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=0, help="At most so many of them; 0: all.")] = 2000,
     input_kind: Annotated[
-        str, typer.Option("--input", metavar="KIND", help="uint8: images of any size; float: prepared ones, 0 to 1.")
+        str,
+        typer.Option(
+            "--input",
+            metavar="KIND",
+            help="uint8: images of any size; float: prepared ones, 0 to 1.",
+            callback=choice("--input", INPUTS),
+        ),
     ] = "uint8",
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
     tolerance: Annotated[
@@ -58,6 +86,7 @@ def export(
 
       excite export model.safetensors --format pt2 --verify photos/ --input float
     """
+    begin(f"exporting {source} as {format}")
     from excite.console import Display, ProgressBar, make_table
     from excite.export import export as run_export
 

@@ -9,13 +9,13 @@ from excite.files import to_json
 from excite.text import print_json
 
 if TYPE_CHECKING:
-    from excite.gates.summary import GateRow, GateSheet
+    from excite.gates.sheets import GateRow, GateSheet
 
 
 def _complete_gate(incomplete: str) -> list[str]:
-    from excite.gates import list_gates
+    from excite.gates.sheets import list_sheets
 
-    return [name for name in list_gates() if name.startswith(incomplete)]
+    return [sheet["name"] for sheet in list_sheets() if sheet["name"].startswith(incomplete)]
 
 
 def gates(
@@ -35,13 +35,13 @@ def gates(
 
       excite gates --json
     """
-    from excite.gates.summary import describe_gate, summarise
+    from excite.gates.sheets import find_sheet, list_rows
 
     if name is None:
-        rows = summarise()
+        rows = list_rows()
         print_json(rows) if as_json else _show_gates(rows)
     else:
-        gate = describe_gate(name)
+        gate = find_sheet(name)
         print_json(gate) if as_json else _show_gate(gate)
 
 

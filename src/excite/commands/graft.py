@@ -5,6 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excite.choices import INITS
+from excite.commands.beforehand import (
+    begin,
+    check_gate,
+    check_network,
+    check_new_file,
+    check_read,
+    check_weights,
+    choice,
+)
 from excite.commands.common import Json, complete_model, teller
 from excite.errors import ExciteError, shown, shown_text
 from excite.text import print_json
@@ -21,15 +31,20 @@ def graft(
             metavar="SOURCE",
             help="A run folder, a checkpoint (of other systems, too), timm:NAME, or a model's name.",
             autocompletion=complete_model,
+            callback=check_network,
         ),
     ],
-    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.")] = "se",
+    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.", callback=check_gate)] = "se",
     at: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="identity: changes nothing at first, and learns; paper: the usual start.")
+        str,
+        typer.Option(
+            help="identity: changes nothing at first, and learns; paper: the usual start.",
+            callback=choice("--init", INITS),
+        ),
     ] = "identity",
     option: Annotated[
         list[str] | None,
@@ -37,12 +52,19 @@ def graft(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the places and what the gates cost.")] = False,
     images: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Images for the proof; without it, random ones.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Images for the proof; without it, random ones.", callback=check_read),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Weights of a timm: model; without it, they are random.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Weights of a timm: model; without it, they are random.", callback=check_weights
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the grafted network (.safetensors).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the grafted network (.safetensors).", callback=check_new_file),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -58,6 +80,8 @@ def graft(
 
       excite graft timm:resnet50 --weights resnet50.safetensors --gate eca --out grafted.safetensors
     """
+    options = _options_given(option or [])
+    begin(f"putting {gate} into {source}")
     from excite.console import Display, ProgressBar, make_table
     from excite.grafting.proof import graft_and_prove
 
@@ -77,7 +101,7 @@ def graft(
             gate=gate,
             at=at or [],
             init=init,
-            options=_options_given(option or []),
+            options=options,
             dry_run=dry_run,
             images=images,
             weights=weights,

@@ -5,18 +5,25 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, Trained, check_precision
+from excite.commands.beforehand import begin, check_file, check_images, check_precision
+from excite.commands.common import Device, Fold, Json, Trained
 from excite.errors import ExciteError
 from excite.text import print_json, tell
 
 
 def predict(
     source: Trained,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="What to classify.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE|FOLDER|GLOB...", help="What to classify.", callback=check_images)
+    ],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
-    grid: Annotated[Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.", callback=check_file)
+    ] = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: what suits the device.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16, or auto: what suits the device.", callback=check_precision)
+    ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     fold: Fold = None,
     as_json: Json = False,
@@ -33,28 +40,25 @@ def predict(
 
       excite predict runs/my-run photos/ --grid out.png
     """
+    begin(f"classifying with {source}")
     from excite.console import Display, ProgressBar, make_table
-    from excite.data.decode import BadImageError
-    from excite.logits import sentence
     from excite.trained.files import draw_grid, find_images
-    from excite.trained.predictor import NO_ANSWER, Prediction, load, to_rows
 
     files = find_images(images, tell)
-    predictor = load(source, device, check_precision(precision) or "fp32", fold)
+    from excite.logits import sentence
+    from excite.trained.predictor import NO_ANSWER, Prediction, load, to_rows
+
     found: list[Prediction] = []
     bad: list[str] = []
-    with ProgressBar("classifying") as progress:
-        for start in range(0, len(files), batch_size):
-            part = files[start : start + batch_size]
-            try:
-                found += predictor.predict(part, top_k, batch_size)
-            except BadImageError:
-                for file in part:  # one by one, so that a broken image costs only itself
-                    try:
-                        found += predictor.predict([file], top_k)
-                    except BadImageError as error:
-                        bad.append(str(error))
-            progress("classifying", start + len(part), len(files))
+    with ProgressBar() as progress:
+        progress("loading the network", 0, 0)
+        predictor = load(source, device, precision, fold)
+        progress("classifying", 0, len(files))
+        for batch in predictor.predict_batches(files, top_k, batch_size):
+            answers = [each for each in batch if isinstance(each, Prediction)]
+            found += answers
+            bad += [str(each) for each in batch if not isinstance(each, Prediction)]
+            progress("classifying", len(found) + len(bad), len(files))
     if as_json:
         print_json(to_rows(found))
     else:

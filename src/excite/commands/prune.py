@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin, check_data, check_new_folder
 from excite.commands.common import Device, Json, OtherImages, Trained, teller
-from excite.errors import ExciteError
 from excite.text import print_json
 
 
@@ -20,7 +20,10 @@ def prune(
     calibration: Annotated[int, typer.Option(min=1, help="Training images that the scales are measured on.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Images of a timed batch.")] = 16,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write model.safetensors, prune.json, prune.png into it.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write model.safetensors, prune.json, prune.png into it.", callback=check_new_folder
+        ),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -33,12 +36,12 @@ def prune(
 
       excite prune runs/my-run data.root=/other/images --max-drop 0.2 --out pruned
     """
+    check_data(source, overrides)
+    begin(f"pruning {source}")
     from excite.console import Display, make_table
     from excite.grafting.prune import prune as run_prune
     from excite.grafting.prune import write
 
-    if out is not None and out.exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
     display = Display()
     result = run_prune(
         source,

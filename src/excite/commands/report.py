@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin, check_changes, check_data, check_file, check_new_folder
 from excite.commands.common import Device, Json, Trained, tell_not_finite
 from excite.text import print_json
 
@@ -17,13 +18,16 @@ def report(
             metavar="[KEY=VALUE]...",
             help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
+            callback=check_changes,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page.  [default: report.html in the run folder]")
+        Path | None,
+        typer.Option(metavar="FILE", help="The page.  [default: report.html in the run folder]", callback=check_file),
     ] = None,
     figures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.", callback=check_new_folder),
     ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="At most so many validation images (class-balanced).  [default: all]")
@@ -47,6 +51,8 @@ def report(
 
       excite report model.safetensors --images 500 --figures figures --json
     """
+    check_data(source, overrides)
+    begin(f"reporting on {source}")
     from excite.console import Display, ProgressBar
     from excite.report.build import report as write_report
 

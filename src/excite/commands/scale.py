@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin
 from excite.commands.common import Json
 from excite.text import print_json, tell
 
@@ -50,8 +51,10 @@ def scale(
     from excite.recipe import load_recipe
     from excite.scaling import plan, plan_tables
 
+    checked = load_recipe(recipe, overrides or [])
+    begin(f"scaling {recipe}")
     result = plan(
-        load_recipe(recipe, overrides or []),
+        checked,
         devices=devices,
         batch_per_device=batch_per_device,
         measured=measured or [],

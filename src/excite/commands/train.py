@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
 from excite.commands.common import Json, RecipeWords, parse_duration
+from excite.data.root import is_images
 from excite.errors import ExciteError
+from excite.runtime.job import rank
 from excite.text import print_json, tell
 
 if TYPE_CHECKING:
@@ -43,11 +46,19 @@ def train(
         str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
     ] = None,
     out: Annotated[
-        str, typer.Option(help="Where the new run folder is made: a folder, or an address such as s3://bucket/runs.")
+        str,
+        typer.Option(
+            help="Where the new run folder is made: a folder, or an address such as s3://bucket/runs.",
+            callback=check_parent,
+        ),
     ] = "runs",
     run_dir: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="The run folder itself: begun, or gone on with if the job is started again."),
+        typer.Option(
+            metavar="RUN",
+            help="The run folder itself: begun, or gone on with if the job is started again.",
+            callback=check_parent,
+        ),
     ] = None,
     time: Annotated[
         str | None,
@@ -96,17 +107,22 @@ def train(
             raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
     from excite.recipe import load_recipe
 
-    if resume is None and not Path(recipe, "recipe.yaml").exists() and Path(recipe).is_dir():
+    say = tell if rank() == 0 else (lambda line: None)
+    if resume is None and is_images(recipe):
+        begin(f"looking at the images in {recipe}")
         from excite.training.choose import choose_recipe
 
-        chosen = choose_recipe(recipe, words, tell)
+        chosen = choose_recipe(recipe, words, say)
         checked = chosen.recipe
         for reason in chosen.reasons:
-            tell(reason)
+            say(reason)
     else:
-        checked = load_recipe(recipe, words)  # before anything heavy is loaded
+        checked = load_recipe(recipe, words)
+        check_recipe(checked, begun=resume is not None or is_begun(run_dir))
+        begin(f"training {recipe}" if resume is None else f"going on with {resume}")
     from excite.training import train as run_training
 
+    say("setting up the data and the network ...")
     results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time_limit=seconds, quiet=as_json)
     if not results:  # not the first process
         return

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from excite.commands.beforehand import begin, check_experiment, check_labels, check_recipe
 from excite.commands.common import Json, RecipeWords
 from excite.errors import ExciteError
 from excite.text import print_json
@@ -21,13 +22,24 @@ def twins(
             metavar="GATE,...",
             help="none, or any of `excite gates`, with options if need be, such as se:reduction=8.  [default: "
             "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
+            callback=check_labels,
         ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option(help="Folder of the experiment.  [default: runs/twins-RECIPE]", show_default=False)
+        str | None,
+        typer.Option(
+            help="Folder of the experiment.  [default: runs/twins-RECIPE]",
+            show_default=False,
+            callback=check_experiment,
+        ),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Go on with an experiment; the same command again does it, too.")
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on with an experiment; the same command again does it, too.",
+            callback=check_experiment,
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
     as_json: Json = False,
@@ -42,11 +54,18 @@ def twins(
 
       excite twins --resume runs/twins-cifar10-seresnet20
     """
-    from excite.twins import run_twins
-
     words = list(args or [])
     if words and "=" in words[0] and not Path(words[0]).exists() and resume is None:
         raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
+    if resume is None:
+        from excite.recipe import load_recipe
+
+        if not words:
+            raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
+        check_recipe(load_recipe(words[0], words[1:]))
+    begin(f"twins of {words[0]}" if words else f"going on with {resume}")
+    from excite.twins import run_twins
+
     report = run_twins(
         words[0] if words else None,
         words[1:],

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, OtherImages, Trained, check_precision, tell_not_finite
+from excite.commands.beforehand import begin, check_data, check_precision
+from excite.commands.common import Device, Fold, Json, OtherImages, Trained, tell_not_finite
+from excite.runtime.job import rank
 from excite.text import print_json
 
 
@@ -15,7 +17,10 @@ def validate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what the network was trained with.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16; without it, what the network was trained with.", callback=check_precision
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
     fold: Fold = None,
@@ -31,16 +36,19 @@ def validate(
 
       excite validate model.safetensors data.root=/other/images
     """
+    check_data(source, overrides)
+    begin(f"evaluating {source}")
     from excite.console import Display, ProgressBar, make_table
     from excite.trained.accuracy import validate as run_validation
 
     display = Display()
-    with ProgressBar("evaluating") as progress:
+    with ProgressBar("evaluating", lines=rank() == 0) as progress:
+        progress("opening the network and its images", 0, 0)
         predictor, result = run_validation(
             source,
             overrides or [],
             device=device,
-            precision=check_precision(precision),
+            precision=precision,
             batch_size=batch_size,
             fold=fold,
             progress=partial(progress, "evaluating"),

@@ -11,16 +11,16 @@ import numpy as np
 
 from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
-from excite.compare.runs import Run, check_sources, choose_baseline, choose_labels, read_run
+from excite.compare.runs import Run, read_run
 from excite.compare.study import OnlyOne, Study, study
+from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
-from excite.files import check_writable, write_text
+from excite.files import write_text
 from excite.pages.figures import dispensable, save
 from excite.pages.tables import to_csv
 from excite.progress import Progress
-from excite.recipe import apply_overrides
 from excite.text import tell
 
 #: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
@@ -93,27 +93,6 @@ class Comparison:
         return written
 
 
-def check_target(path: str | Path, force: bool = False) -> tuple[Path, Path]:
-    """The page and the CSV file beside it. Raises ExciteError where one is there already, or for another suffix."""
-    page = Path(path)
-    if page.suffix != ".html":
-        raise ExciteError(f"--out {page}: the name of the page ends in .html")
-    table = page.with_suffix(".csv")
-    for file in (page, table):
-        check_writable(file)
-        if file.exists() and not force:
-            raise ExciteError(f"{file} exists already; give another --out, or --force to replace it")
-    return page, table
-
-
-def check_folder(folder: str | Path, force: bool = False) -> Path:
-    """The folder for figures. Raises ExciteError where it is there already, or a file."""
-    folder = Path(folder)
-    if folder.exists() and not (force and folder.is_dir()):
-        raise ExciteError(f"{folder} exists already; name a new folder, or give --force to write into it")
-    return folder
-
-
 def compare(
     sources: Sequence[str | Path],
     overrides: Sequence[str] = (),
@@ -143,12 +122,7 @@ def compare(
             what the run folders tell is compared.
     """
     names = [str(source) for source in sources]
-    check_sources(names)
-    if not 0 < confidence < 1:
-        raise ExciteError(f"--confidence is {confidence:g}; give a share between 0 and 1, such as 0.95")
-    called = choose_labels(names, labels)
-    first = choose_baseline(baseline, names, called)
-    apply_overrides({}, list(overrides))  # a misspelt key is told before anything is loaded
+    called, first = settle(names, overrides, labels, baseline, confidence)
     runs = [
         read_run(source, label, overrides, device=device, precision=precision, progress=progress)
         for source, label in zip(names, called, strict=True)

@@ -1,7 +1,5 @@
 """The runs that are compared: what each is, what its folder tells, and what it says about every image."""
 
-import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import cast
 from torch import nn
 
 from excite.data import DataSets
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models.grafting.wrapper import Grafted
 from excite.models.listening import foreign_gates
@@ -24,11 +22,7 @@ from excite.trained.predictor import Predictor
 from excite.training.results import EvalRecord, Record, Results, read_results
 from excite.training.run_folder import read_metrics
 from excite.weights.header import Meta, RecipeMeta
-from excite.weights.locate import locate, run_folder
-
-#: Characters of a label: it stands in tables, figures and headings.
-LONGEST_LABEL = 60
-_STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+from excite.weights.locate import run_folder
 
 
 @dataclass
@@ -183,70 +177,3 @@ def _read_results(folder: Path | None) -> Results | None:
 
 
 # --- which runs, and their names ------------------------------------------------------------------------------------
-
-
-def check_sources(sources: Sequence[str]) -> None:
-    """Raise ExciteError for fewer than two runs, or the same one twice."""
-    if len(sources) < 2:
-        given = f"only {sources[0]!r} was given" if sources else "none was given"
-        raise ExciteError(f"a comparison needs at least two runs, and {given}")
-    seen: dict[str, str] = {}
-    for source in sources:
-        found = None if is_remote(source) else locate(source)
-        place = source if found is None or found.kind != "own" else str(found.path.resolve())
-        if place in seen:
-            raise ExciteError(f"{seen[place]!r} and {source!r} are the same network; give each run once")
-        seen[place] = source
-
-
-def choose_labels(sources: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
-    """A name for each run: those given, else from the paths, without the time where they differ without it.
-
-    Raises:
-        ExciteError: not as many names as runs, an empty one, or one twice.
-    """
-    if labels is not None:
-        given = [label.strip() for label in labels]
-        if len(given) != len(sources) or "" in given or len(set(given)) < len(given):
-            raise ExciteError(
-                f"--labels must give each of the {len(sources)} runs a name of its own, not {','.join(labels)!r}"
-            )
-        if long := [label for label in given if len(label) > LONGEST_LABEL]:
-            raise ExciteError(f"--labels: {long[0]!r} has more than {LONGEST_LABEL} characters; give a shorter name")
-        return given
-    names = [_name(source) for source in sources]
-    short = [_STAMP.sub("", name) for name in names]
-    names = [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
-    names = [n if len(n) <= LONGEST_LABEL else f"{n[: LONGEST_LABEL - 1]}…" for n in names]
-    taken = set(names)  # "run (1)", too, may be the name of a folder
-    found = []
-    for name in names:
-        numbered = (f"{name} ({number})" for number in itertools.count(1))
-        found.append(name if names.count(name) == 1 else next(each for each in numbered if each not in taken))
-        taken.add(found[-1])
-    return found
-
-
-def _name(source: str) -> str:
-    path = Path(source)
-    if path.name.startswith("step-") and path.parent.name == "checkpoints":
-        return f"{path.parent.parent.name}/{path.name}"
-    if path.name == "model.safetensors" and path.parent.name:
-        return path.parent.name
-    if path.suffix == ".safetensors":
-        return path.stem
-    return path.name or path.resolve().name or source
-
-
-def choose_baseline(wanted: str | None, sources: Sequence[str], labels: Sequence[str]) -> int:
-    """The position of the run that the others are compared with: the first unless named, by its path or its label."""
-    if wanted is None:
-        return 0
-    for names in (sources, labels):
-        if wanted in names:
-            return list(names).index(wanted)
-    for position, source in enumerate(sources):
-        if Path(source).resolve() == Path(wanted).resolve():
-            return position
-    hint = nearest(wanted, [*labels, *sources])
-    raise ExciteError(f"--baseline {wanted!r} is none of the runs ({', '.join(labels)}){hint}")

@@ -1,8 +1,6 @@
 """Class folders, in parts or in one folder that is split; see ``parts`` for the layouts, ``walk`` for what counts."""
 
-import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -12,14 +10,15 @@ from typing import Literal
 import numpy as np
 import torch
 
+from excite.data.ahead import decoding_threads
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Folder, Part
 from excite.data.decode import BadImageError, BadImagesError
 from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
-from excite.data.parts import PART_TITLES, find_layout
+from excite.data.parts import PART_TITLES, class_names, find_layout, lying_in
 from excite.data.preprocessing import Preprocessing
-from excite.data.walk import Found, Walk, folders_in, is_image, is_litter
+from excite.data.walk import Found, Walk
 from excite.errors import ExciteError, nearest
 
 
@@ -47,11 +46,8 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
             the training part lacks, no images at all; and see :func:`~excite.data.parts.find_layout`.
     """
     layout = find_layout(root)
-    places: Mapping[str, Path] = layout.parts or {"all": layout.root}
-    first = next(part for part in ("train", "all", "val", "test") if part in places)
-    names: dict[str, list[str]] = {part: folders_in(place) for part, place in places.items()}
-    if not names[first]:
-        raise ExciteError(_no_classes(places[first]))
+    names, first = class_names(layout)
+    places = layout.places
     classes = in_order(
         names[first] if first in ("train", "all") else sorted({n for v in names.values() for n in v}), order
     )
@@ -66,7 +62,7 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
                 + nearest(unknown[0], classes, "remove or rename them")
             )
         found[part] = {name: whole.below(place / name) for name in names[part]}
-        loose[part] = Found(other=_directly(place))
+        loose[part] = Found(other=lying_in(place))
     whole.finish()
     notes = list(layout.notes)
     parts = {}
@@ -84,19 +80,6 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
     if (left_out := everything.ignored()) is not None:
         notes.append(left_out)
     return Folder(classes, layout, parts, notes, everything.unusable)
-
-
-def _no_classes(place: Path) -> str:
-    lying = _directly(place).total()
-    what = f", but {lying:,} images" if lying else ""
-    return f"{place} has no class folders{what}: put the images of each class into a folder named after it"
-
-
-def _directly(place: Path) -> Counter[str]:
-    """Images that lie beside the class folders, by ending: nobody knows of which class they are."""
-    with os.scandir(place) as entries:
-        names = [entry.name for entry in entries if is_image(entry.name) and not is_litter(entry.name)]
-    return Counter(os.path.splitext(name)[1].lower() for name in names)
 
 
 def _part(place: Path, by_class: Mapping[str, Found], classes: list[str], strict: bool, notes: list[str]) -> Part:
@@ -155,7 +138,7 @@ def decode_all(
     bad: list[tuple[str, str]] = []
     chunks = [files.paths[i : i + 32] for i in range(0, len(files), 32)]
     # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
-    with ThreadPoolExecutor(_threads(files.paths)) as pool:
+    with ThreadPoolExecutor(decoding_threads(files.paths)) as pool:
         for position, result in enumerate(chain.from_iterable(pool.map(some, chunks))):
             if isinstance(result, torch.Tensor):
                 pixels[len(good)] = result
@@ -184,15 +167,6 @@ def refuse_bad(bad: Sequence[tuple[str, str]], on_bad: Literal["skip", "stop"], 
         raise BadImagesError(bad, key)
     if bad and len(bad) == count:
         raise ExciteError(f"none of {count} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
-
-
-def _threads(paths: list[str]) -> int:
-    """One thread a core, but a single one for small files: they spend their time in Python, where threads only get in
-    each other's way (CIFAR as 1 KB JPEGs on two cores: 0.19 against 0.14 ms each; photographs: 2.0 against 3.9 ms)."""
-    sample = paths[:: max(1, len(paths) // 32)]
-    if sum(os.path.getsize(path) for path in sample if os.path.exists(path)) < 8192 * len(sample):
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:

@@ -9,6 +9,7 @@ Nothing here opens an image or imports torch.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,11 @@ class Layout:
     parts: Mapping[str, Path]
     unused: Sequence[str] = ()
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def places(self) -> Mapping[str, Path]:
+        """The folders of class folders: of each part, or "all"."""
+        return self.parts or {"all": self.root}
 
 
 def part_named(name: str) -> str | None:
@@ -202,3 +208,26 @@ def _refuse_parts_in_classes(root: Path, names: Sequence[str]) -> None:
 def _some(names: Sequence[str], end: str = "") -> str:
     shown = ", ".join(f"{name}{end}" for name in names[:5])
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def class_names(layout: Layout) -> tuple[dict[str, list[str]], str]:
+    """The class folders of each part, and the part that says which classes there are. Raises ExciteError for none."""
+    places = layout.places
+    first = next(part for part in ("train", "all", "val", "test") if part in places)
+    names = {part: folders_in(place) for part, place in places.items()}
+    if not names[first]:
+        raise ExciteError(_no_classes(places[first]))
+    return names, first
+
+
+def _no_classes(place: Path) -> str:
+    lying = lying_in(place).total()
+    what = f", but {lying:,} images" if lying else ""
+    return f"{place} has no class folders{what}: put the images of each class into a folder named after it"
+
+
+def lying_in(place: Path) -> Counter[str]:
+    """Images that lie beside the class folders, by ending: nobody knows of which class they are."""
+    with os.scandir(place) as entries:
+        names = [entry.name for entry in entries if is_image(entry.name) and not is_litter(entry.name)]
+    return Counter(os.path.splitext(name)[1].lower() for name in names)

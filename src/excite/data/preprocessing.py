@@ -4,13 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any, NotRequired, Self, TypedDict
+from typing import Any, Self
 
 import torch
 
 from excite.data.config import PILLOW_LIMIT
 from excite.data.decode import Interpolation, eval_transform, load_image, reading
 from excite.data.pixels import FULL_WHITE
+from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError, nearest
 
 
@@ -30,31 +31,6 @@ def _constants(
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
-
-
-class PreprocessingValues(TypedDict):
-    """A :class:`Preprocessing` in JSON; ``white`` is there where it is not 65535."""
-
-    image_size: int
-    crop_pct: float
-    interpolation: Interpolation
-    mean: list[float]
-    std: list[float]
-    in_chans: int
-    white: NotRequired[int]
-
-
-class KnownPreprocessing(TypedDict, total=False):
-    """What is known of how somebody else's network sees images: of the keys of :class:`Preprocessing`, those that are
-    said, as they are said. ``image_size`` may be (height, width)."""
-
-    image_size: int | Sequence[int] | None
-    crop_pct: float
-    interpolation: str
-    mean: Sequence[float]
-    std: Sequence[float]
-    in_chans: int
-    white: int
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ from excite.data.images import (
 from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
+from excite.data.root import find_root
 from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError
 from excite.progress import Progress
 from excite.storage import is_remote, stage
 from excite.text import printable
@@ -226,12 +227,7 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
     """Read what the source has, brought to size where it is in memory."""
     facts = SOURCES[data.source]
-    if facts.root is None and data.root is not None:
-        raise ExciteError(
-            f"data.root={data.root} is not read by data.source={data.source}, whose images come with excite: name the "
-            "source of yours, too, such as data.source=folder, or leave data.root out"
-        )
-    root = None if facts.root is None else _root(data, facts.root)
+    root = find_root(data)
     contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
     for name, part in contents.parts.items():
         if isinstance(part, ArrayImages):
@@ -554,20 +550,3 @@ def _files_digest(folder: Folder, *parts: Part) -> str:
             digest.update(f"{relative}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-def _root(data: DataConfig, kind: str) -> Path:
-    """The source's path, checked; `kind` is "folder", or "any" where an archive file will do."""
-    if data.root is None:
-        raise ExciteError(
-            f"data.root is not set: give the path of the {data.source} data, as in data.root=/path/to/data"
-        )
-    root = Path(data.root).expanduser()
-    if not root.exists():
-        parent = next(p for p in root.absolute().parents if p.exists())
-        missing = root.absolute().relative_to(parent).parts[0]
-        names = [entry.name for entry in os.scandir(parent)] if parent.is_dir() else []
-        raise ExciteError(f"data.root={data.root} does not exist: {parent} has no {missing!r}{nearest(missing, names)}")
-    if kind == "folder" and not root.is_dir():
-        raise ExciteError(f"data.root={data.root} is a file, but source={data.source} needs a folder")
-    return root

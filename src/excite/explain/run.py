@@ -11,8 +11,9 @@ from typing import TypedDict, cast
 
 from torch import Tensor
 
+from excite.choices import ABLATIONS, check_choice
 from excite.data.decode import BadImageError
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError
 from excite.explain.ablation import (
     Ablation,
     AblationValues,
@@ -28,7 +29,7 @@ from excite.explain.ablation import (
 from excite.explain.images import ExplainedImage, ImageValues, check_class, check_layer, explain_image
 from excite.explain.rows import GateColumns, GatePrice, GateRow, GateSaving
 from excite.explain.statistics import ScaleStatistics, collect_scales
-from excite.files import write_json, write_text, written_aside
+from excite.files import check_new_folder, write_json, write_text, written_aside
 from excite.logits import NoFiniteLogits, sentence
 from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.pages.figures import dispensable
@@ -37,9 +38,6 @@ from excite.progress import Progress
 from excite.text import printable
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictor import Predictor
-
-ABLATIONS = ("full", "estimate", "off")
-
 
 #: In the order of gates.csv.
 SCALARS = tuple(GateColumns.__annotations__)
@@ -153,8 +151,7 @@ class Explanation:
         Raises:
             ExciteError: the folder is there already or cannot be written.
         """
-        if folder.exists():
-            raise ExciteError(f"{folder} exists already; name a new folder")
+        check_new_folder(folder)
         with written_aside(folder) as aside:
             aside.mkdir(parents=True)
             write_json(aside / "explain.json", self.to_dict())
@@ -240,8 +237,7 @@ def explain(
         ExciteError: no gates, no data (where no images were given, or data was asked for), no such class, layer
             or gate.
     """
-    if ablation not in ABLATIONS:
-        raise ExciteError(f"ablation is {ablation!r}{nearest(ablation, ABLATIONS)} (allowed: {', '.join(ABLATIONS)})")
+    check_choice("ablation", ablation, ABLATIONS)
     if limit < 0 or max_drop < 0 or batch < 1:
         raise ExciteError("limit and max_drop are 0 or more, and batch is at least 1")
     if limit == 0 and not images:

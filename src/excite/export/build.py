@@ -14,6 +14,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from excite.choices import INPUTS, check_choice
 from excite.errors import ExciteError, first_line
 from excite.export import formats, runtimes
 from excite.export.deployable import Deployable, InputKind
@@ -179,8 +180,7 @@ def export(
 def _check_arguments(
     input: str, calibrate: str | None, int8: bool, overrides: Sequence[str], verify: str | None
 ) -> None:
-    if input not in ("uint8", "float"):
-        raise ExciteError(f"--input is {input!r}; choose uint8 (images of any size) or float (prepared ones)")
+    check_choice("--input", input, INPUTS)
     if calibrate is not None and not int8:
         raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
     if overrides and verify is not None:

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
-from excite.data.preprocessing import PreprocessingValues
+from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError
 from excite.runtime.environment import GitState, git_state, read_environment, versions
 from excite.trained.predictor import Predictor

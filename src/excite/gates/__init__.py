@@ -1,25 +1,32 @@
-"""Gates: one per file, made by name."""
+"""Gates: one per file, made by name. What stands in their data sheets costs no torch import; the rest is loaded when
+first asked for.
+"""
 
-from excite.gates.base import Gate
-from excite.gates.cbam import CBAM
-from excite.gates.coordinate import CoordinateAttention
-from excite.gates.eca import EfficientChannelAttention
-from excite.gates.effective_se import EffectiveSqueezeExcite
-from excite.gates.facts import Facts, Form
-from excite.gates.gather_excite import GatherExcite
-from excite.gates.gct import GatedChannelTransformation, GaussianContextTransformer
-from excite.gates.registry import (
-    GateSpec,
-    create_gate,
-    gate_defaults,
-    gate_facts,
-    gate_options,
-    gate_table,
-    list_gates,
-    register_gate,
-)
-from excite.gates.scse import ChannelSqueezeExcite, SpatialChannelSqueezeExcite, SpatialSqueezeExcite
-from excite.gates.squeeze_excite import SqueezeExcite
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
+
+if TYPE_CHECKING:
+    from excite.gates.base import Gate
+    from excite.gates.cbam import CBAM
+    from excite.gates.coordinate import CoordinateAttention
+    from excite.gates.eca import EfficientChannelAttention
+    from excite.gates.effective_se import EffectiveSqueezeExcite
+    from excite.gates.facts import Facts, Form
+    from excite.gates.gather_excite import GatherExcite
+    from excite.gates.gct import GatedChannelTransformation, GaussianContextTransformer
+    from excite.gates.registry import (
+        GateSpec,
+        create_gate,
+        gate_defaults,
+        gate_facts,
+        gate_options,
+        gate_table,
+        list_gates,
+        register_gate,
+    )
+    from excite.gates.scse import ChannelSqueezeExcite, SpatialChannelSqueezeExcite, SpatialSqueezeExcite
+    from excite.gates.squeeze_excite import SqueezeExcite
 
 __all__ = [
     "CBAM",
@@ -45,3 +52,6 @@ __all__ = [
     "list_gates",
     "register_gate",
 ]
+
+#: Whoever asks for one has them all: a gate has its name once its module is imported.
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, f"{__name__}.known"))

@@ -8,6 +8,7 @@ from excite.errors import ExciteError, first_line, nearest, shown, shown_text
 from excite.gates.base import Gate
 from excite.gates.blend import Blend
 from excite.gates.facts import Facts
+from excite.gates.sheets import unknown_gate
 from excite.options import check_types
 
 #: A gate's settings, JSON-able: ``{"name": "se", "reduction": 8}``. The keys besides the name differ from gate to gate:
@@ -112,5 +113,5 @@ def create_gate(spec: GateSpec, channels: int, *, feature_size: tuple[int, int] 
 def gate_class(name: str) -> type[Gate]:
     """The class that is registered as ``name``. Raises ExciteError where there is none."""
     if name not in _GATES:
-        raise ExciteError(f"unknown gate {shown(name)}{nearest(name, _GATES)} (known: {', '.join(list_gates())})")
+        raise unknown_gate(name, _GATES)
     return _GATES[name]

@@ -1,65 +1,25 @@
-"""All gates as a table: where they come from, what they see and scale, what they cost.
+"""All gates as a table: where they come from, what they see and scale, what they cost. Counted on the gates themselves;
+``python -m excite.gates.summary`` writes what it finds into ``sheets.json``, which ``excite gates`` reads.
 
 Letters: C channels, H x W positions.
 """
 
+import json
 from collections.abc import Mapping
 from inspect import cleandoc
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from excite.gates.facts import Form
-from excite.gates.registry import GateTable, create_gate, gate_class, gate_defaults, gate_facts, list_gates
+from excite.gates.known import create_gate, gate_defaults, gate_facts, list_gates
+from excite.gates.registry import GateTable, gate_class
+from excite.gates.sheets import FILE, GateRow, GateSheet, OptionRow
 
 #: (channels, height, width) of the map that costs are given for: the first stage of a ResNet-50 on 224x224 pixels.
 MAP = (256, 56, 56)
-
-
-class GateRow(TypedDict):
-    """A form of a gate, JSON-able; what a gate without a data sheet does not tell is None.
-
-    Attributes:
-        gate: a label as ``excite twins --gates`` takes it.
-        options: what to give beside the name.
-        squeeze, scales, formula, passes: see :class:`excite.gates.facts.Form`; parameters: a formula, too.
-        macs: multiply-adds of convolutions, dense layers and products with kernels, for one image.
-        fused: whether the gate runs inside of the fused operator.
-        map: the [C, H, W] that params and macs are of.
-    """
-
-    gate: str
-    name: str
-    options: GateTable
-    title: str | None
-    paper: str | None
-    squeeze: str | None
-    scales: str | None
-    formula: str | None
-    parameters: str | None
-    params: int
-    macs: int
-    passes: int | None
-    fused: bool
-    map: list[int]
-
-
-class OptionRow(TypedDict):
-    option: str
-    default: object
-    meaning: str | None
-
-
-class GateSheet(TypedDict):
-    """One gate with its forms and options; ``notes`` is the docstring of its class."""
-
-    name: str
-    title: str | None
-    paper: str | None
-    forms: list[GateRow]
-    options: list[OptionRow]
-    notes: str
 
 
 def summarise(size: tuple[int, int, int] = MAP) -> list[GateRow]:
@@ -143,3 +103,8 @@ def describe_gate(label: str) -> GateSheet:
         "options": options,
         "notes": cleandoc(gate_class(name).__doc__ or ""),
     }
+
+
+if __name__ == "__main__":
+    lines = [f"  {json.dumps(describe_gate(name))}" for name in list_gates()]
+    Path(__file__).with_name(FILE).write_text("[\n" + ",\n".join(lines) + "\n]\n")

@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from excite.data import Preprocessing
 from excite.errors import ExciteError
-from excite.files import written_aside
+from excite.files import check_new, written_aside
 from excite.gates.registry import GateTable
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.grafting.core import GraftPlan, GraftPlanValues, example_for, graft
 from excite.models.timm_models import PREFIX, classifier_name, first_name
 from excite.progress import Advance, Progress, silent
-from excite.weights.grafted import header, is_grafted_file
+from excite.weights.grafted import header
 from excite.weights.header import Meta
+from excite.weights.locate import is_grafted_file
 
 #: Images for the proof, where a folder holds more, and random ones where none are given.
 MOST_IMAGES, RANDOM_IMAGES = 64, 8
@@ -101,8 +102,8 @@ def graft_and_prove(
     """
     if dry_run and out is not None:
         raise ExciteError("--dry-run writes nothing: leave --out away")
-    if out is not None and out.exists() and not force:
-        raise ExciteError(f"{out} exists already; --force writes over it")
+    if out is not None:
+        check_new(out, force)
     progress("reading", 0, 0)
     opened = open_network(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:

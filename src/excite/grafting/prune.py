@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from excite.errors import ExciteError
-from excite.files import write_json, written_aside
+from excite.files import check_new_folder, write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
 from excite.models.base import Classifier
 from excite.models.folding import form_of
@@ -24,8 +24,8 @@ from excite.trained.predictor import Predictor
 from excite.training.evaluation import Evaluation
 from excite.weights.grafted import header
 from excite.weights.header import Meta
-from excite.weights.locate import locate
-from excite.weights.own import WEIGHTS, read_own, save_weights
+from excite.weights.locate import WEIGHTS, locate
+from excite.weights.own import read_own, save_weights
 
 Say = Callable[[str], None]
 
@@ -299,8 +299,7 @@ def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
     Raises:
         ExciteError: the folder is there already, or cannot be written.
     """
-    if folder.exists():
-        raise ExciteError(f"{folder} exists already; name a new folder")
+    check_new_folder(folder)
     model = cast(Classifier, result.model)  # or one of timm's, which says of itself what ours do
     point = result.points[result.chosen]
     meta = header(result.meta, model, {"top1": point.top1, "loss": point.loss})

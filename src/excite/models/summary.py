@@ -5,7 +5,6 @@ from typing import Any, TypedDict
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from excite.gates.registry import GateTable
 from excite.models.base import Classifier
@@ -64,6 +63,8 @@ def count_macs(model: Classifier) -> int:
 
 
 def _count_in_place(model: Classifier, device: str) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # 0.3 s, and as much again with Triton: not before a training
+
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

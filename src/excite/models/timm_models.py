@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from excite.data.preprocessing import KnownPreprocessing
+from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError, first_line, nearest
 from excite.models.blocks import as_size
 from excite.models.catalog import ModelArgs

@@ -14,7 +14,7 @@ import torch
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
-from excite.files import check_writable, read_json, write_json
+from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.models.folding import form_of
@@ -99,9 +99,7 @@ def report(
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
     if figures is not None:
-        if Path(figures).exists():
-            raise ExciteError(f"{figures} exists already; name a new folder for the figures")
-        check_writable(Path(figures))
+        check_new_folder(Path(figures))
     study = study_opened(opened, told, keep=whole, quick=quick, progress=tell)
     # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
     if opened.run is not None and whole and (opened.run / "results.json").is_file():

@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from excite.data.preprocessing import PreprocessingValues
+from excite.data.stored import PreprocessingValues
 from excite.explain.rows import GateColumns
 from excite.explain.run import Explanation
 from excite.report.study import Answers, Curves

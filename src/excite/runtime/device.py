@@ -15,9 +15,10 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, KwargsHandler
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs, KwargsHandler
 from torch import nn
 
+from excite.choices import DEVICES, check_device, check_precision
 from excite.errors import ExciteError, first_line
 from excite.runtime.job import local_world_size, world_size
 from excite.runtime.meeting import meet
@@ -28,10 +29,6 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 #: What emulating a type costs on a CPU that has no instructions for it; the measurements are in docs/precision.md.
 SLOWER_ON_CPUS = {"bf16": "6 times", "fp16": "7 to 11 times"}
-#: What a recipe's ``device`` may name, and how people call it.
-DEVICES = {"cpu": "CPU", "cuda": "CUDA GPU", "npu": "Ascend NPU", "xpu": "Intel XPU", "mps": "Apple GPU"}
-#: The environment variable by which each driver is told to show some of its cards only.
-_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
 
 
 def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = None) -> Accelerator:
@@ -64,6 +61,14 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     return accelerator
 
 
+def prepared(accelerator: Accelerator, model: nn.Module) -> nn.Module:
+    """A model on its device, as the processes of this job train it together; alone, it is as it was.
+
+    Accelerate would say the same, but imports PyTorch's tensors of several devices to find out, which takes 1 to 2 s.
+    """
+    return model if accelerator.distributed_type == DistributedType.NO else accelerator.prepare_model(model)
+
+
 def _check_meeting_place() -> None:
     """MPI's launchers say who is who, but not where to meet."""
     if torch.distributed.is_initialized():  # by the program that calls us
@@ -89,7 +94,7 @@ def count_devices(device: str) -> tuple[str, int]:
         ExciteError: no such device, or it is not on this machine.
     """
     _load_plugins(device)
-    _check_device(device)
+    _check_there(device)
     kind = best_device() if device == "auto" else device
     return kind, 1 if kind in ("cpu", "mps") else getattr(torch, kind).device_count()
 
@@ -127,17 +132,14 @@ def best_device() -> str:
     return next((kind for kind in ("mps", "npu", "cuda", "xpu") if is_available(kind)), "cpu")
 
 
-def _check_device(device: str) -> None:
-    kind, colon, index = device.partition(":")
-    if kind not in ("auto", *DEVICES):
-        raise ExciteError(f"device is {device!r}; choose one of auto, {', '.join(DEVICES)}")
-    if colon:
-        how = f" and choose the card with {_VISIBLE[kind]}={index}" if kind in _VISIBLE else ""
-        raise ExciteError(f"device is {device!r}, but it names a kind: write device={kind}{how}")
-    if kind != "auto" and not is_available(kind):
+def _check_there(device: str) -> None:
+    check_device(device)
+    if device != "auto" and not is_available(device):
         best = best_device()
         offer = "device=cpu" if best == "cpu" else f"device=auto or device={best}"
-        raise ExciteError(f"device is {kind!r}, but {_why_missing(kind)}; this machine offers {best!r}: use {offer}")
+        raise ExciteError(
+            f"device is {device!r}, but {_why_missing(device)}; this machine offers {best!r}: use {offer}"
+        )
 
 
 def _why_missing(kind: str) -> str:
@@ -170,8 +172,7 @@ def choose_precision(precision: str, device: torch.device, net: nn.Module | None
     if precision == "auto":
         slow = device.type == "cpu" and net is not None and has_depthwise(net)
         return "bf16" if _has_fast_bf16(device.type) and not slow else "fp32"
-    if precision not in DTYPES:
-        raise ExciteError(f"precision is {precision!r}; choose auto, fp32, bf16 or fp16")
+    check_precision(precision)
     if precision != "fp32":
         obstacle = _precision_obstacle(precision, device.type)
         if obstacle:

@@ -2,22 +2,49 @@
 
 Reading goes through a local cache (`stage`); a run is trained in a local folder that a thread keeps copied to its
 address (`mirrored`), and fetched from there to go on elsewhere (`fetch_run`). fsspec is imported when an address is
-first used.
+first used, and so is what else reading a recipe does not need.
 """
 
-from excite.storage.address import RemoteError, is_remote, refuse_secrets
-from excite.storage.mirror import left_behind, mirrored, upload_missing
-from excite.storage.runs import (
-    check_writable,
-    fetch_run,
-    keep_at,
-    local_parent,
-    local_run,
-    open_run,
-    uploads_to,
-    weights_at,
-)
-from excite.storage.staging import Staged, expand, in_place, local_file, stage
+from typing import TYPE_CHECKING
+
+from excite.lazy import lazily
+
+if TYPE_CHECKING:
+    from excite.storage.address import RemoteError, is_remote, refuse_secrets
+    from excite.storage.mirror import left_behind, mirrored, upload_missing
+    from excite.storage.runs import (
+        check_writable,
+        fetch_run,
+        keep_at,
+        local_parent,
+        local_run,
+        open_run,
+        uploads_to,
+        weights_at,
+    )
+    from excite.storage.staging import Staged, expand, in_place, local_file, stage
+
+_HOME = {
+    "RemoteError": "address",
+    "Staged": "staging",
+    "check_writable": "runs",
+    "expand": "staging",
+    "fetch_run": "runs",
+    "in_place": "staging",
+    "is_remote": "address",
+    "keep_at": "runs",
+    "left_behind": "mirror",
+    "local_file": "staging",
+    "local_parent": "runs",
+    "local_run": "runs",
+    "mirrored": "mirror",
+    "open_run": "runs",
+    "refuse_secrets": "address",
+    "stage": "staging",
+    "upload_missing": "mirror",
+    "uploads_to": "runs",
+    "weights_at": "runs",
+}
 
 __all__ = [
     "RemoteError",
@@ -40,3 +67,5 @@ __all__ = [
     "uploads_to",
     "weights_at",
 ]
+
+__getattr__ = lazily(__name__, {name: f"{__name__}.{module}" for name, module in _HOME.items()})

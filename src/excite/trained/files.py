@@ -4,12 +4,34 @@ import glob
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from excite.data.formats import EXTENSIONS
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError
 from excite.storage import expand, in_place, is_remote, local_file
-from excite.trained.predictor import NO_ANSWER, Prediction
+
+if TYPE_CHECKING:
+    from excite.trained.predictor import Prediction
+
+
+def check_images(sources: Sequence[str]) -> None:
+    """Raise ExciteError for a source that is not there; what is in folders is not looked at, and no address asked."""
+    for source in map(in_place, sources):
+        if not is_remote(source) and not os.path.isdir(source):
+            _files(source)
+
+
+def _files(source: str) -> list[str]:
+    """The file of that name, or the files that match; not empty. Raises ExciteError."""
+    if os.path.lexists(source):
+        file, reason = look_at(source)
+        if file is None:
+            raise ExciteError(f"{source!r} cannot be read: {reason}")
+        return [source]
+    if files := sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None):
+        return files
+    raise ExciteError(f"{source!r} is neither a file, a folder nor a pattern that matches any")
 
 
 def find_images(sources: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[str]:
@@ -34,16 +56,10 @@ def find_images(sources: Sequence[str], say: Callable[[str], None] = lambda line
         elif path.is_dir():
             listed = walk(path)
             files, left_out = [file.path for file in listed.files], listed.ignored()
-        elif os.path.lexists(source):
-            file, reason = look_at(source)
-            if file is None:
-                raise ExciteError(f"{source!r} cannot be read: {reason}")
-            files = [source]
         else:
-            files = sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None)
+            files = _files(source)
         if not files:
-            what = "holds no images" if path.is_dir() else "is neither a file, a folder nor a pattern that matches any"
-            raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
+            raise ExciteError(f"{source!r} holds no images" + (f" ({left_out})" if left_out else ""))
         if left_out is not None:
             say(f"{source}: {left_out}")
         found.update(dict.fromkeys(files))
@@ -51,7 +67,7 @@ def find_images(sources: Sequence[str], say: Callable[[str], None] = lambda line
 
 
 def draw_grid(
-    predictions: Sequence[Prediction], path: str | Path, columns: int = 5, limit: int = 50, white: int = 65535
+    predictions: "Sequence[Prediction]", path: str | Path, columns: int = 5, limit: int = 50, white: int = 65535
 ) -> Path:
     """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them.
 
@@ -61,6 +77,7 @@ def draw_grid(
 
     from excite.data.decode import load_image
     from excite.pages.figures import shortened, style, write
+    from excite.trained.predictor import NO_ANSWER
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))

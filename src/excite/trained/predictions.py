@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from excite.data import DataSets, FileImages
-from excite.data.preprocessing import PreprocessingValues
+from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
 from excite.logits import finite, predicted, sentence

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.data import Preprocessing
+from excite.data.ahead import decoded_batches
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError
 from excite.logits import finite
@@ -107,15 +108,24 @@ class Predictor:
         Raises:
             BadImageError: an image cannot be read.
         """
-        pending: list[str] = []
-        for path in [*map(str, paths), None]:
-            if path is not None:
-                pending.append(path)
-            if pending and (path is None or len(pending) == batch_size):
-                images = torch.stack([self._load(p) for p in pending])
-                for name, logits in zip(pending, self.logits(images).cpu(), strict=True):
-                    yield Prediction(name, self.top(logits, top_k))
-                pending = []
+        for batch in self.predict_batches(paths, top_k, batch_size):
+            for each in batch:
+                if isinstance(each, BadImageError):
+                    raise each
+                yield each
+
+    def predict_batches(
+        self, paths: Iterable[str | Path], top_k: int, batch_size: int
+    ) -> Iterator[list[Prediction | BadImageError]]:
+        """The same, ``batch_size`` files at a time; what is wrong with an image stands in its place."""
+        beside = self.device.type != "cpu"
+        for batch in decoded_batches(map(str, paths), self._load, batch_size, beside=beside):
+            good = [image for _, image in batch if isinstance(image, Tensor)]
+            found = iter(self.logits(torch.stack(good)).cpu() if good else ())
+            yield [
+                Prediction(path, self.top(next(found), top_k)) if isinstance(image, Tensor) else image
+                for path, image in batch
+            ]
 
     def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
         """The ``top_k`` classes with the largest of one image's logits (K), best first, as (class name, probability);
@@ -125,11 +135,11 @@ class Predictor:
         best = logits.softmax(0).topk(min(top_k, len(self.classes)))
         return [(self.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
-    def _load(self, path: str) -> Tensor:
+    def _load(self, path: str) -> Tensor | BadImageError:
         try:
             return self.preprocessing.load(local_file(path))
         except BadImageError as error:
-            raise BadImageError(path, error.reason) from error
+            return BadImageError(path, error.reason)
 
 
 def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold: bool | None = False) -> Predictor:

@@ -21,7 +21,8 @@ from excite.errors import ExciteError, explain, first_line, shown, shown_text
 from excite.files import written_aside
 from excite.training.results import Best
 from excite.weights.header import Meta
-from excite.weights.own import EMA, STATE, WEIGHTS, save_weights, saved_steps, step_folder
+from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
+from excite.weights.own import save_weights
 from excite.weights.pytorch import check_zip
 
 

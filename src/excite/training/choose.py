@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from PIL import Image, UnidentifiedImageError
@@ -31,12 +30,6 @@ class Chosen:
 
     recipe: Recipe
     reasons: list[str]
-
-
-def is_images(word: str) -> bool:
-    """Whether a first word of ``excite train`` is a folder of images, and neither a recipe nor a run."""
-    path = Path(word)
-    return path.is_dir() and not (path / "recipe.yaml").is_file()
 
 
 def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None) -> Chosen:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from excite import storage
 from excite.console import Display
+from excite.data.root import is_images
 from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Recipe, load_recipe
@@ -21,7 +22,7 @@ from excite.text import tell
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs
-from excite.training.choose import choose_recipe, is_images
+from excite.training.choose import choose_recipe
 from excite.training.compilation import compile_errors
 from excite.training.loss import training_loss
 from excite.training.meter import Meter
@@ -43,7 +44,7 @@ from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, restore, set_up
 from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
-from excite.weights.own import saved_steps
+from excite.weights.locate import saved_steps
 
 #: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0

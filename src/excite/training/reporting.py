@@ -27,7 +27,8 @@ from excite.training.results import EvalRecord, Results, Summary, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
-from excite.weights.own import WEIGHTS, load_into, read_own, save_weights, saved_steps, step_folder
+from excite.weights.locate import WEIGHTS, saved_steps, step_folder
+from excite.weights.own import load_into, read_own, save_weights
 
 #: Under fp16, after so many skipped steps without one that counts, the run stops: from 2^32 a dynamic scale has by then
 #: come down to nothing, even if it takes two overflows to halve it, and a fixed one will not mend itself.

@@ -28,6 +28,7 @@ from excite.runtime.device import (
     has_sync_batchnorm,
     keep_freed_memory,
     precision_note,
+    prepared,
     seed_everything,
 )
 from excite.runtime.environment import versions
@@ -41,7 +42,8 @@ from excite.training.results import Best, Summary
 from excite.training.schedule import beyond_the_end
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
 from excite.weights.header import Meta, RecipeMeta
-from excite.weights.own import EMA, WEIGHTS, Checkpoint, load_into, read_own, saved_steps, step_folder
+from excite.weights.locate import EMA, WEIGHTS, saved_steps, step_folder
+from excite.weights.own import Checkpoint, load_into, read_own
 
 
 @dataclass
@@ -179,7 +181,7 @@ def set_up(
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
     with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
         warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-        net = compile_model(accelerator.prepare_model(model), config.compile, device)
+        net = compile_model(prepared(accelerator, model), config.compile, device)
     notes = [*recipe.notes, *beyond_the_end(recipe), *notes]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, cast
 from torch import Tensor, nn
 
 from excite.data import Preprocessing
-from excite.data.preprocessing import KnownPreprocessing
+from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError, nearest
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS

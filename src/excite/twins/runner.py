@@ -19,7 +19,7 @@ from rich.text import Text
 from excite.children import python_command
 from excite.console import Display, format_seconds
 from excite.errors import ExciteError
-from excite.files import from_json, to_json, write_json, write_text
+from excite.files import check_here, from_json, to_json, write_json, write_text
 from excite.pages.figures import dispensable
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.job import world_size
@@ -29,7 +29,7 @@ from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
 from excite.twins.report import Failure, Report, collect, known, read_latency, show_report, write_report
-from excite.weights.own import saved_steps
+from excite.weights.locate import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
 #: A training whose experiment was killed needs a moment to save and end.
@@ -106,8 +106,7 @@ def _resolve(
         checked, note = _settled(asked, folder).scaled()
         for line in (*checked.notes, *([note] if note else [])):
             display.message(line)
-    if "://" in str(resume or out):
-        raise ExciteError(f"{resume or out}: the folder of an experiment must be on this machine")
+    check_here(str(resume or out), "the folder of an experiment")
     if folder.is_file():
         raise ExciteError(f"{folder} is a file; give a folder for the experiment")
     if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):

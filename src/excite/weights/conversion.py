@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict, cast
 import torch
 from torch import Tensor
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.logits import finite
 from excite.models import Classifier
@@ -16,6 +16,7 @@ from excite.models.catalog import ModelArgs
 from excite.progress import Progress, silent
 from excite.runtime.environment import versions
 from excite.weights.convert import Loaded, convert
+from excite.weights.destination import check_destination
 from excite.weights.header import Meta
 from excite.weights.layouts import Settings
 from excite.weights.meta import describe, read_classes
@@ -30,9 +31,8 @@ from excite.weights.verify import (
     read_reference,
     trace,
 )
-from excite.weights.write import check_suffix, export_state_dict, save_state_dict
+from excite.weights.write import export_state_dict, save_state_dict
 
-TARGETS = ("excite", "timm", "torchvision")
 #: Where nothing was given to compare on: images of noise, enough to tell networks apart.
 _NOISE_IMAGES = 2
 
@@ -119,7 +119,7 @@ def convert_file(
     Raises:
         ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
     """
-    _check_destination(destination, to, force)
+    check_destination(destination, to, force)
     progress("reading", 0, 0)
     model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
     model.eval()
@@ -142,19 +142,6 @@ def convert_file(
     progress("writing", 0, 0)
     say(_write(model, destination, to) if meta is None or to != "excite" else _write_own(model, meta, destination))
     return result
-
-
-def _check_destination(destination: Path, to: str, force: bool) -> None:
-    if to not in TARGETS:
-        raise ExciteError(f"--to {to}: there is no such target{nearest(to, TARGETS)} (known: {', '.join(TARGETS)})")
-    if destination.is_dir():
-        raise ExciteError(f"{destination} is a folder; give the name of the file to write")
-    if destination.exists() and not force:
-        raise ExciteError(f"{destination} is there already; --force writes over it")
-    if to != "excite":
-        check_suffix(destination)
-    elif destination.suffix != ".safetensors":
-        raise ExciteError(f"{destination} must end in .safetensors, the form of excite's weights files")
 
 
 def _say_misfits(loaded: Loaded, say: Callable[[str], None]) -> None:

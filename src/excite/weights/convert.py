@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from excite.data.preprocessing import KnownPreprocessing
+from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.gates.registry import GateTable

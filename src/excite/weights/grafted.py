@@ -19,8 +19,9 @@ from excite.models.grafting.places import Place
 from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import PREFIX
 from excite.weights.header import GraftHeader, GraftMeta, Meta, Summary, check_arguments, read_header
+from excite.weights.locate import GRAFTED
 
-HEADER, FORMAT_VERSION = "excite_graft", 1
+FORMAT_VERSION = 1
 
 
 def header(meta: Meta, model: Classifier, metrics: Summary | None) -> Meta:
@@ -82,16 +83,7 @@ def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
             if tensor.data_ptr() in seen:
                 tensors[name] = tensor.clone()
             seen.add(tensor.data_ptr())
-        save_file(tensors, aside, metadata={"format": "pt", HEADER: to_json(about)})
-
-
-def is_grafted_file(path: str | Path) -> bool:
-    """Whether :func:`save_grafted` wrote this file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return HEADER in (file.metadata() or {})
-    except (SafetensorError, OSError):
-        return False
+        save_file(tensors, aside, metadata={"format": "pt", GRAFTED: to_json(about)})
 
 
 def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -106,7 +98,7 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(HEADER)
+            text = (file.metadata() or {}).get(GRAFTED)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None

@@ -7,16 +7,18 @@ sizes that it should have; ``excite.training.checkpoint.build_network`` makes a 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, overload
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
-from excite.data.preprocessing import KnownPreprocessing, PreprocessingValues
+from excite.data.stored import KnownPreprocessing, PreprocessingValues
 from excite.errors import ExciteError, explain, shown, shown_text
 from excite.files import from_json
 from excite.recipe import is_plain_name, plain_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Characters. ImageNet-21k's names of classes take half a million.
 LONGEST = 16 << 20
@@ -324,7 +326,7 @@ def _implausible(value: Any) -> str | None:
     return f"it is nested more than {DEEPEST} deep"
 
 
-def check_arguments(path: str | Path, args: Any, tensors: Mapping[str, Tensor]) -> None:
+def check_arguments(path: str | Path, args: Any, tensors: "Mapping[str, Tensor]") -> None:
     """Raise ExciteError for a number among a model's arguments that the tensors do not bear out."""
     most = max([LARGEST, len(tensors), *(size for tensor in tensors.values() for size in tensor.shape)])
 

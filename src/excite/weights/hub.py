@@ -61,9 +61,8 @@ def local_weights(source: str | Path) -> Path:
         return _from_timm(text)
     if is_remote(source):
         return _from_address(text)
+    check_weights(text)
     path = Path(source)
-    if not path.exists():
-        return path if _is_prefix(path) else _nothing(text)
     return _in_folder(path) if path.is_dir() else path
 
 
@@ -72,9 +71,13 @@ def _is_prefix(path: Path) -> bool:
     return path.with_name(path.name + ".index").is_file()
 
 
-def _nothing(text: str) -> Path:
+def check_weights(source: str) -> None:
+    """Raise ExciteError where there are no weights at ``source``; by names alone, and no address or hub is asked."""
+    path = Path(source)
+    if is_remote(source) or source.startswith(("hf:", "timm:")) or path.exists() or _is_prefix(path):
+        return
     kinds = "a file, https://..., hf:owner/name or timm:name"
-    raise ExciteError(f"there are no weights at {text!r}: give {kinds}")
+    raise ExciteError(f"there are no weights at {source!r}: give {kinds}")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -1,6 +1,10 @@
-"""What a source of weights is: whose, where its files are, which run it belongs to. Ours are recognised first."""
+"""What a source of weights is: whose, where its files are, which run it belongs to. Ours are recognised first.
+
+Nothing here imports PyTorch: that there is nothing at a source is said before.
+"""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,9 +12,13 @@ from urllib.parse import urlsplit
 
 from safetensors import SafetensorError, safe_open
 
-from excite.storage import is_remote
-from excite.weights.grafted import is_grafted_file
-from excite.weights.own import find_weights
+from excite.errors import ExciteError
+from excite.storage.address import is_remote
+
+#: The files of a run folder and of its checkpoints.
+WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
+#: What other libraries' networks with gates of ours have in their header.
+GRAFTED = "excite_graft"
 
 FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
 
@@ -60,6 +68,55 @@ def locate(source: str | Path) -> Located:
     return Located(str(source), "grafted" if is_grafted_file(source) else "foreign", Path(source), run)
 
 
+def step_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is kept."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def saved_steps(run: Path) -> list[int]:
+    """The steps with a whole checkpoint, ascending."""
+    found = (
+        re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()
+    )
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def find_weights(source: str | Path) -> Path:
+    """The weights file that ``source`` means: a run folder, a checkpoint folder, or the file itself.
+
+    A run folder means its best weights so far, or those of its latest checkpoint where none was evaluated yet; in a
+    checkpoint folder the moving average comes before the raw weights.
+
+    Raises:
+        ExciteError: there is nothing like it at ``source``.
+    """
+    path = Path(source)
+    if isinstance(source, str) and is_remote(source):
+        from excite.storage import weights_at  # 0.1 s, for addresses alone
+
+        path = weights_at(source, (EMA, WEIGHTS))
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}")
+    steps = saved_steps(path)
+    folders = [path, *([step_folder(path, steps[-1])] if steps else [])]
+    for folder in folders:
+        for name in (EMA, WEIGHTS):
+            if (folder / name).is_file():
+                return folder / name
+    raise ExciteError(
+        f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet"
+    )
+
+
+def check_there(source: str) -> None:
+    """Raise ExciteError where there is nothing at ``source``; by names alone, and no address or hub is asked."""
+    if is_remote(source) or source.startswith(("hf:", "timm:")) or Path(source).is_file() or is_foreign(source):
+        return
+    find_weights(source)
+
+
 def run_folder(source: str | Path) -> Path | None:
     """``source`` as a path where it is a run folder on this machine, else None."""
     path = Path(source)
@@ -89,8 +146,17 @@ def is_foreign(source: str | Path) -> bool:
 
 
 def _has_own_header(path: Path) -> bool:
+    return _has_header(path, "excite")
+
+
+def is_grafted_file(path: str | Path) -> bool:
+    """Whether ``excite.weights.grafted.save_grafted`` wrote this file."""
+    return _has_header(path, GRAFTED)
+
+
+def _has_header(path: str | Path, key: str) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            return "excite" in (file.metadata() or {})
+        with safe_open(path, framework="np") as file:
+            return key in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False

@@ -2,7 +2,6 @@
 recipe, metrics and versions, so that each is whole by itself; where a run folder keeps them; no pickled code, ever.
 """
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from excite.files import to_json
 from excite.gates import Gate
 from excite.models import create_model
 from excite.models.timm_models import PREFIX
-from excite.storage import is_remote, weights_at
 from excite.weights.header import Meta, ModelMeta, check_arguments, read_header
+from excite.weights.locate import find_weights
 
 FORMAT_VERSION = 1
-WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
 
 
 @dataclass
@@ -43,44 +41,6 @@ def save_weights(path: Path, model: nn.Module, meta: Meta) -> None:
     """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
-
-
-def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is kept."""
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def saved_steps(run: Path) -> list[int]:
-    """The steps with a whole checkpoint, ascending."""
-    found = (
-        re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()
-    )
-    return sorted(int(match.group(1)) for match in found if match)
-
-
-def find_weights(source: str | Path) -> Path:
-    """The weights file that ``source`` means: a run folder, a checkpoint folder, or the file itself.
-
-    A run folder means its best weights so far, or those of its latest checkpoint where none was evaluated yet; in a
-    checkpoint folder the moving average comes before the raw weights.
-
-    Raises:
-        ExciteError: there is nothing like it at ``source``.
-    """
-    path = weights_at(source, (EMA, WEIGHTS)) if isinstance(source, str) and is_remote(source) else Path(source)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}")
-    steps = saved_steps(path)
-    folders = [path, *([step_folder(path, steps[-1])] if steps else [])]
-    for folder in folders:
-        for name in (EMA, WEIGHTS):
-            if (folder / name).is_file():
-                return folder / name
-    raise ExciteError(
-        f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet"
-    )
 
 
 def read_own(source: str | Path) -> Checkpoint:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from excite.data.preprocessing import KnownPreprocessing
+from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.models.catalog import VARIANTS, ModelArgs
 from excite.weights.header import LARGEST

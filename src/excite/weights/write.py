@@ -16,7 +16,6 @@ from excite.models.blocks import Bottleneck
 from excite.weights.convert import setting
 from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TIMM_EFFICIENTNET_LITE, TORCHVISION, Layout
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
 EPS = 1e-5
 #: Settings of torchvision's ResNets, and of timm's but the legacy ones and senet154.
@@ -201,14 +200,6 @@ def _fold_epsilon(tensors: dict[str, Tensor], model: ResNet) -> None:
 def _zero_biases(tensors: dict[str, Tensor]) -> None:
     for name in [n for n in tensors if ".gate." in n and n.endswith(".weight")]:
         tensors.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros(tensors[name].shape[0]))
-
-
-def check_suffix(path: Path) -> None:
-    """Raise ExciteError where a state dict's file name does not say in which form to write it."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ExciteError(
-            f"{path} must end in one of {', '.join(SUFFIXES)}: the ending says how the weights are written"
-        )
 
 
 def save_state_dict(exported: Exported, path: Path) -> None:

@@ -7,7 +7,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from excite.errors import ExciteError, nearest
+from excite.choices import check_choice
+from excite.errors import ExciteError
 
 if TYPE_CHECKING:
     from excite.export.formats.base import Format
@@ -21,8 +22,7 @@ MODULES = {
 
 def get(name: str) -> "Format":
     """A format by its name. Raises ExciteError where there is none."""
-    if name not in MODULES:
-        raise ExciteError(f"there is no format {name!r}{nearest(name, MODULES)} (known: {', '.join(MODULES)})")
+    check_choice("--format", name, MODULES)
     found: Format = import_module(MODULES[name]).FORMAT
     return found
 

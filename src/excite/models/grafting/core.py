@@ -8,7 +8,8 @@ from typing import Any, Literal, TypedDict, TypeVar, cast, overload
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, first_line, nearest
+from excite.choices import INITS, check_choice
+from excite.errors import ExciteError, first_line
 from excite.gates import Gate, GateSpec, create_gate
 from excite.gates.blend import Blend
 from excite.gates.registry import GateTable, model_option_names
@@ -21,7 +22,6 @@ from excite.models.timm_models import is_timm_model
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = Literal["identity", "paper"]
-INITS = ("identity", "paper")
 #: Sides of images to try where the network does not say what it takes, pixels.
 _SIDES = (224, 32, 28, 64, 128, 256, 299)
 
@@ -209,8 +209,7 @@ def _refuse_wrapped(model: nn.Module) -> None:
 
 def _spec(gate: GateSpec, init: str, options: GateTable) -> GateTable:
     """The gate's table; every option is checked by building one."""
-    if init not in INITS:
-        raise ExciteError(f"init is {init!r}{nearest(str(init), INITS)} (allowed: {', '.join(INITS)})")
+    check_choice("init", init, INITS)
     spec = {**({"name": gate} if isinstance(gate, str) else dict(gate)), **options}
     if "identity" in spec:
         raise ExciteError("how the gates start is said by init='identity' or 'paper', not by the option 'identity'")

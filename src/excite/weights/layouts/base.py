@@ -13,7 +13,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from excite.data.preprocessing import KnownPreprocessing
+from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError
 from excite.gates.registry import GateTable
 from excite.weights.stored import Metadata

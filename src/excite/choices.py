@@ -1,0 +1,43 @@
+"""What options may be that are a word out of few, and how a wrong one is told. Imports nothing heavy, so that commands
+tell it before they load PyTorch.
+"""
+
+from collections.abc import Iterable
+
+from excite.errors import ExciteError, nearest, shown
+
+#: What a recipe's ``device`` may name, and how people call it.
+DEVICES = {"cpu": "CPU", "cuda": "CUDA GPU", "npu": "Ascend NPU", "xpu": "Intel XPU", "mps": "Apple GPU"}
+#: The environment variable by which each driver is told to show some of its cards only.
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+#: How ``excite explain`` finds what a gate is worth.
+ABLATIONS = ("full", "estimate", "off")
+#: How grafted gates start.
+INITS = ("identity", "paper")
+#: Whose names ``excite convert`` writes weights under.
+TARGETS = ("excite", "timm", "torchvision")
+#: What an exported network takes: images of any size, or prepared ones.
+INPUTS = ("uint8", "float")
+
+
+def check_choice(what: str, value: str, allowed: Iterable[str]) -> None:
+    """Raise ExciteError where ``value`` is none of ``allowed``; ``what`` is the option, such as ``--init``."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ExciteError(f"{what} is {shown(value)}{nearest(value, allowed)} (allowed: {', '.join(allowed)})")
+
+
+def check_precision(precision: str, what: str = "precision") -> None:
+    """Raise ExciteError where there is no such precision."""
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise ExciteError(f"{what} is {shown(precision)}; choose auto, fp32, bf16 or fp16")
+
+
+def check_device(device: str) -> None:
+    """Raise ExciteError where there is no such kind of device; whether this machine has one, only PyTorch knows."""
+    kind, colon, index = device.partition(":")
+    if kind not in ("auto", *DEVICES):
+        raise ExciteError(f"device is {shown(device)}; choose one of auto, {', '.join(DEVICES)}")
+    if colon:
+        how = f" and choose the card with {_VISIBLE[kind]}={index}" if kind in _VISIBLE else ""
+        raise ExciteError(f"device is {shown(device)}, but it names a kind: write device={kind}{how}")

@@ -1,0 +1,214 @@
+"""What commands say and check before anything heavy is imported.
+
+The first line comes at once (:func:`begin`). A mistake in a word of the command line that can be found without PyTorch
+is told instead: each kind of word has one check, the ``callback`` of its parameter, whatever the command;
+``excite.cli`` calls them all before the command. Whatever is
+checked here is checked by the library, too, for those who call it from Python, by the same functions.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from excite.errors import ExciteError
+from excite.runtime.job import rank
+from excite.text import tell
+
+if TYPE_CHECKING:
+    from excite.recipe import Recipe
+
+
+def begin(doing: str) -> None:
+    """Say, on standard error and once a job, what is about to be done; PyTorch, which comes first, takes seconds."""
+    if rank() == 0:
+        tell(f"{doing}: loading PyTorch ...")
+
+
+def check_trained(source: str) -> None:
+    """RUN|CHECKPOINT: something is there."""
+    from excite.weights.locate import check_there
+
+    check_there(source)
+
+
+def check_several_trained(words: list[str] | None) -> None:
+    """RUN|CHECKPOINT... [KEY=VALUE]..."""
+    from excite.recipe import is_override
+
+    for word in words or []:
+        if not is_override(word):
+            check_trained(word)
+    check_changes([word for word in words or [] if is_override(word)])
+
+
+def check_changes(words: list[str] | None) -> None:
+    """[KEY=VALUE]...: there are such keys, the values can be read, and a data.root is there."""
+    if words:
+        from excite.data.root import existing
+        from excite.recipe import apply_overrides
+        from excite.storage.address import is_remote
+
+        root = apply_overrides({}, words).get("data", {}).get("root")
+        if isinstance(root, str) and not is_remote(root):
+            existing(root)
+
+
+def check_images(words: list[str]) -> None:
+    """IMAGE|FOLDER|GLOB...: each is there."""
+    from excite.trained.files import check_images as check
+
+    check(words)
+
+
+def check_images_and_changes(words: list[str] | None) -> None:
+    """[IMAGE|FOLDER|GLOB|KEY=VALUE]..."""
+    from excite.recipe import is_override
+
+    check_images([word for word in words or [] if not is_override(word)])
+    check_changes([word for word in words or [] if is_override(word)])
+
+
+def check_data(source: str, changes: list[str] | None) -> None:
+    """That the data of a run on this machine are there, where its folder tells; the weights file tells later."""
+    from excite.data.root import check_root
+    from excite.recipe import load_recipe
+    from excite.weights.locate import run_folder
+
+    if run_folder(source) is None:
+        return
+    recipe = None
+    with suppress(ExciteError):  # a damaged recipe.yaml is no obstacle: the weights file has one, too
+        recipe = load_recipe(source, changes or [])
+    if recipe is not None:
+        check_root(recipe.data)
+
+
+def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
+    """A recipe to train: its data, its device and the weights that it starts from, unless it has begun, are there."""
+    from excite.data.root import check_root
+
+    check_root(recipe.data)
+    check_device(recipe.train.device)
+    if recipe.train.init_from is not None and not begun:
+        check_trained(recipe.train.init_from)
+
+
+def is_begun(run: str | None) -> bool:
+    """Whether a run folder on this machine, or at an address, may hold a run to go on with."""
+    from excite.storage.address import is_remote
+
+    return run is not None and (is_remote(run) or (Path(run) / "recipe.yaml").is_file())
+
+
+def check_weights(source: str | None) -> None:
+    """SOURCE of weights, ours or another system's."""
+    if source is not None:
+        from excite.weights.hub import check_weights as check
+
+        check(source)
+
+
+def check_network(source: str) -> None:
+    """SOURCE of a network: a model's name will do."""
+    from excite.models.catalog import VARIANTS
+
+    if source not in VARIANTS:
+        check_trained(source)
+
+
+def check_device(device: str) -> None:
+    """--device: there is such a kind."""
+    from excite.choices import check_device as check
+
+    check(device)
+
+
+def check_precision(precision: str | None) -> None:
+    """--precision"""
+    from excite.choices import check_precision as check
+
+    if precision is not None:
+        check(precision, "--precision")
+
+
+def choice(option: str, allowed: Iterable[str]) -> Callable[[str], None]:
+    """The check of an option that is one word of few."""
+
+    def check(value: str) -> None:
+        from excite.choices import check_choice
+
+        check_choice(option, value, allowed)
+
+    return check
+
+
+def check_gate(gate: str) -> None:
+    """--gate: there is one of that name."""
+    from excite.gates.sheets import list_sheets, unknown_gate
+
+    names = [sheet["name"] for sheet in list_sheets()]
+    if gate not in names:
+        raise unknown_gate(gate, names)
+
+
+def check_labels(gates: str | None) -> None:
+    """--gates: there are such, as `excite twins` calls them; their options are tried when they are built."""
+    if gates is not None:
+        from excite.gates.sheets import list_rows, unknown_gate
+
+        known = {"none", *(row["gate"].partition(":")[0] for row in list_rows())}
+        for label in gates.split(","):
+            name = label.strip().partition(":")[0]
+            if name not in known:
+                raise ExciteError(f"--gates: {unknown_gate(name, known)}")
+
+
+def check_file(path: Path | None) -> None:
+    """A file to write, over one that is there."""
+    if path is not None:
+        from excite.files import check_writable
+
+        check_writable(path)
+
+
+def check_new_file(context: typer.Context, path: Path | None) -> None:
+    """A file to write, over one that is there only by --force."""
+    if path is not None:
+        from excite.files import check_new
+
+        check_new(path, bool(context.params.get("force")))
+
+
+def check_new_folder(path: Path | None) -> None:
+    """A folder to make."""
+    if path is not None:
+        from excite.files import check_new_folder as check
+
+        check(path)
+
+
+def check_read(path: str | None) -> None:
+    """A file or folder to read."""
+    if path is not None:
+        check_images([path])
+
+
+def check_experiment(place: str | None) -> None:
+    """The folder of `excite twins`, begun or not."""
+    if place is not None:
+        from excite.files import check_here
+
+        check_here(place, "the folder of an experiment")
+        check_parent(place)
+
+
+def check_parent(place: str | None) -> None:
+    """A folder on this machine or at an address, in which or as which a run is made."""
+    from excite.files import check_writable
+    from excite.storage.address import is_remote
+
+    if place is not None and not is_remote(place):
+        check_writable(Path(place) / "recipe.yaml")

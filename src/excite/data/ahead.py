@@ -1,0 +1,52 @@
+"""Images decoded by all cores before a network sees them, in order, a batch or two at a time."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from excite.runtime.job import cores
+
+Result = TypeVar("Result")
+
+
+def decoding_threads(paths: Sequence[str]) -> int:
+    """One thread a core, but a single one for small files: they spend their time in Python, where threads only get in
+    each other's way (CIFAR as 1 KB JPEGs on two cores: 0.19 against 0.14 ms each; photographs: 2.0 against 3.9 ms)."""
+    sample = paths[:: max(1, len(paths) // 32)]
+    if sum(os.path.getsize(path) for path in sample if os.path.exists(path)) < 8192 * len(sample):
+        return 1
+    return cores()
+
+
+def decoded_batches(
+    paths: Iterable[str], load: Callable[[str], Result], batch_size: int, *, beside: bool
+) -> Iterator[list[tuple[str, Result]]]:
+    """Batches of (path, what ``load`` makes of it), in the order of the paths.
+
+    Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
+
+    Args:
+        paths: files; taken as they are needed.
+        load: called in several threads at once; raises nothing that should not end the whole.
+        batch_size: how many at a time.
+        beside: whether to decode the next batch while the caller is busy with one, as where a GPU does the work. On a
+            CPU the threads would take the cores from the network's own, which wait for each other.
+    """
+    todo = iter(paths)
+    first = list(islice(todo, batch_size))
+    waiting: deque[list[tuple[str, Future[Result]]]] = deque()
+    with ThreadPoolExecutor(decoding_threads(first)) as pool:
+        try:
+            while first or waiting:
+                if first:
+                    waiting.append([(path, pool.submit(load, path)) for path in first])
+                    first = list(islice(todo, batch_size))
+                if len(waiting) > beside or not first:
+                    yield [(path, future.result()) for path, future in waiting.popleft()]
+        finally:  # the caller has had enough
+            for batch in waiting:
+                for _, future in batch:
+                    future.cancel()
