@@ -73,7 +73,8 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
     if processes > 1:
         broadcast_object_list(agreed)
     epochs, short = agreed
-    note = f"time: {epochs} epochs of about {format_seconds(epoch)} each fit into the time"
+    several = f"{epochs} epochs of about {format_seconds(epoch)} each fit" if epochs > 1 else "one epoch fits"
+    note = f"time: {several} into what is left of it"
     if short:
         note = f"time: one epoch takes about {format_seconds(epoch)}, more than is left; one is trained all the same"
     run.recipe = _with_epochs(run.recipe, epochs)

@@ -8,6 +8,8 @@ from PIL import Image, UnidentifiedImageError
 
 from excite.data import DataSets, open_data
 from excite.data.images import FileImages
+from excite.models.catalog import get_variant
+from excite.models.timm_models import PREFIX
 from excite.recipe import Recipe, load_recipe, overridden
 from excite.runtime.device import best_device
 from excite.weights.hub import NotReached, local_weights
@@ -52,6 +54,8 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
     base = load_recipe(tuned, [*root, *overrides])
     words, reasons = [*root], []
     weights, model = base.train.init_from, base.model.name
+    if not model.startswith(PREFIX):
+        get_variant(model)  # raises where there is no such network
     known: Pretrained | None = pretrained_of(model)
     if "train.init_from" not in given and known is not None:
         weights = known.source
@@ -74,8 +78,7 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
         f"recipe {tuned}: {recipe.model.name} at {size} pixels, for {where} and {count:,} training images of "
         f"{len(images.classes)} classes"
     )
-    epochs = recipe.train.epochs
-    second = f"start: trained weights, {weights}{worth}; a linear probe first, then {epochs} epochs of fine-tuning"
+    second = f"start: trained weights, {weights}{worth}; a linear probe first, then {_epochs_of(recipe)} of fine-tuning"
     return Chosen(recipe, [first, second, *reasons])
 
 
@@ -94,11 +97,15 @@ def _why_not(known: Pretrained | None, model: str, say: Callable[[str], None]) -
 def _from_scratch(name: str, words: Sequence[str], images: DataSets, reason: str) -> Chosen:
     recipe = load_recipe(name, list(words))
     what = (
-        f"recipe {name}, from scratch: {recipe.model.name} at {recipe.data.image_size} pixels, {recipe.train.epochs} "
-        f"epochs over {len(images.train):,} images of {len(images.classes)} classes; expect much less than from "
+        f"recipe {name}, from scratch: {recipe.model.name} at {recipe.data.image_size} pixels, {_epochs_of(recipe)} "
+        f"over {len(images.train):,} images of {len(images.classes)} classes; expect much less than from "
         "trained weights: with 40 images a class, about half of them right"
     )
     return Chosen(recipe, [reason, what])
+
+
+def _epochs_of(recipe: Recipe) -> str:
+    return f"{recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''}"
 
 
 def _epochs(images: int) -> int:

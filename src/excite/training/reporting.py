@@ -319,8 +319,26 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
         run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
         draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
+    _compare_with_probe(run)
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
     return results
+
+
+def _compare_with_probe(run: Run) -> None:
+    """Whether fine-tuning was worth it, where the run began with a linear probe."""
+    evals = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
+    if not run.recipe.train.probe or run.best is None or not evals or evals[0]["epoch"] != 0:
+        return
+    probe, best = evals[0]["top1"], run.best
+    if best["epoch"] == 0:
+        last = f"the last epoch had {evals[-1]['top1']:.2f} %"
+        run.display.message(
+            f"fine-tuning did not beat the linear probe ({probe:.2f} % right; {last}): the probe's weights are kept"
+        )
+    elif best["top1"] == probe:
+        run.display.message(f"fine-tuning is right as often as the linear probe ({probe:.2f} %), with a smaller loss")
+    else:
+        run.display.message(f"fine-tuning: {best['top1']:.2f} % right, the linear probe {probe:.2f} %")
 
 
 def _speed(run: Run) -> tuple[float | None, float]:

@@ -43,12 +43,8 @@ PRETRAINED = (
     Pretrained("resnext50_32x4d", "timm:resnext50_32x4d.a1h_in1k", 25.03, 224, 81.140, 95.320),
     Pretrained("resnext101_32x4d", "timm:resnext101_32x4d.gluon_in1k", 44.18, 224, 80.336, 94.908),
     Pretrained("seresnet50", "timm:seresnet50.ra2_in1k", 28.09, 224, 80.260, 95.068),
-    Pretrained("seresnet101", "timm:legacy_seresnet101.in1k", 49.33, 224, 78.370, 94.264),
-    Pretrained("seresnet152", "timm:legacy_seresnet152.in1k", 66.82, 224, 78.662, 94.370),
-    Pretrained("seresnext26_32x4d", "timm:legacy_seresnext26_32x4d.in1k", 16.79, 224, 77.100, 93.332),
     Pretrained("seresnext50_32x4d", "timm:seresnext50_32x4d.racm_in1k", 27.56, 224, 81.268, 95.624),
     Pretrained("seresnext101_32x4d", "timm:seresnext101_32x4d.gluon_in1k", 48.96, 224, 80.886, 95.268),
-    Pretrained("senet154", "timm:legacy_senet154.in1k", 115.09, 224, 81.320, 95.502),
 )
 
 
