@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from excite.cli import app
-from excite.commands.compare import _free_name
 from excite.compare import compare
 from excite.compare.build import Comparison
 from excite.compare.page import make_page
 from excite.compare.runs import LONGEST_LABEL, _gate, _recipe, choose_baseline, choose_labels, read_run
 from excite.compare.study import study
 from excite.compare.table import differing, format_p, sentences, shown
+from excite.compare.written import _free_name
 from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.models import create_model

@@ -12,7 +12,7 @@ import excite
 from excite.cli import main
 from excite.recipe import load_recipe
 from excite.storage.runs import MARKER
-from excite.trained.files import find_images
+from excite.trained.given import find_images
 from excite.training import train
 from excite.training.run_folder import read_metrics
 from excite.training.start import init_from

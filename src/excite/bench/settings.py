@@ -1,6 +1,6 @@
 """What a row of a benchmark is. Nothing heavy is imported here, so that mistakes are told at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any, TypedDict, cast
@@ -92,11 +92,16 @@ class Setting:
 OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused", "fused_sgd")
 
 
-def parse_list(text: str | None, option: str) -> list[Any]:
-    """``"16,32"`` -> [16, 32]; None -> [None]. Raises ExciteError."""
-    if text is None:
+#: A value of an option, or several.
+Several = str | int | Sequence[str | int] | None
+
+
+def parse_list(values: Several, option: str) -> list[Any]:
+    """``"16,32"`` or [16, 32] -> [16, 32]; None -> [None]. Raises ExciteError."""
+    if values is None:
         return [None]
-    return [parse_value(option, word.strip()) for word in text.split(",")]
+    words = values.split(",") if isinstance(values, str) else [values] if isinstance(values, int) else values
+    return [parse_value(option, str(word).strip()) for word in words]
 
 
 def parse_value(option: str, text: str) -> Any:

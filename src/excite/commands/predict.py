@@ -33,37 +33,32 @@ def predict(
 
       excite predict runs/my-run photos/ --grid out.png
     """
-    from excite.console import Display, ProgressBar, make_table
-    from excite.data.decode import BadImageError
-    from excite.logits import sentence
-    from excite.trained.files import draw_grid, find_images
-    from excite.trained.predictor import NO_ANSWER, Prediction, load, to_rows
+    from functools import partial
 
-    files = find_images(images, tell)
-    predictor = load(source, device, check_precision(precision) or "fp32", fold)
-    found: list[Prediction] = []
-    bad: list[str] = []
+    from excite.console import Display, ProgressBar, make_table
+    from excite.logits import sentence
+    from excite.trained.classify import predict as run_prediction
+    from excite.trained.predictor import to_rows
+
     with ProgressBar("classifying") as progress:
-        for start in range(0, len(files), batch_size):
-            part = files[start : start + batch_size]
-            try:
-                found += predictor.predict(part, top_k, batch_size)
-            except BadImageError:
-                for file in part:  # one by one, so that a broken image costs only itself
-                    try:
-                        found += predictor.predict([file], top_k)
-                    except BadImageError as error:
-                        bad.append(str(error))
-            progress("classifying", start + len(part), len(files))
+        result = run_prediction(
+            source,
+            images,
+            top_k=top_k,
+            grid=grid,
+            device=device,
+            precision=check_precision(precision) or "fp32",
+            batch_size=batch_size,
+            fold=fold,
+            say=progress.beside(tell),
+            progress=partial(progress, "classifying"),
+        )
+    found, bad = result.readable, [f"cannot read image {path}: {reason}" for path, reason in result.bad]
     if as_json:
         print_json(to_rows(found))
     else:
-        rows = [
-            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
-        ]
+        rows = [{"image": p.path, "top": p.text()} for p in found]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
-    if grid is not None and found:
-        tell(f"grid: {draw_grid(found, grid, white=predictor.preprocessing.white)}")
     without = [p.path for p in found if not p.top]
     if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
         bad.append(told)

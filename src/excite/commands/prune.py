@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from excite.commands.common import Device, Json, OtherImages, Trained, teller
-from excite.errors import ExciteError
 from excite.text import print_json
 
 
@@ -35,10 +34,7 @@ def prune(
     """
     from excite.console import Display, make_table
     from excite.grafting.prune import prune as run_prune
-    from excite.grafting.prune import write
 
-    if out is not None and out.exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
     display = Display()
     result = run_prune(
         source,
@@ -47,11 +43,10 @@ def prune(
         max_drop=max_drop,
         calibration=calibration,
         batch=batch,
+        out=out,
         device=device,
         say=teller(display, as_json),
     )
-    if out is not None:
-        write(result, out, source, teller(display, as_json))
     if as_json:
         print_json(result.to_dict())
         return

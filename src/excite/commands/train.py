@@ -76,15 +76,11 @@ def train(
     from excite.recipe import load_recipe
 
     checked = load_recipe(recipe, words)  # before anything heavy is loaded
-    from excite.training import train as run_training
+    from excite.report.after_training import train as run_training
 
     results = run_training(checked, resume=resume, out=out, run_dir=run_dir, quiet=as_json)
     if not results:  # not the first process
         return
-    if checked.report.write:
-        from excite.report.after_training import report_on_run
-
-        report_on_run(Path(results["run"]), checked.train.device, quiet=as_json)
     if as_json:
         print_json(results)
     else:

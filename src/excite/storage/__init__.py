@@ -17,7 +17,7 @@ from excite.storage.runs import (
     uploads_to,
     weights_at,
 )
-from excite.storage.staging import Staged, expand, in_place, local_file, stage
+from excite.storage.staging import Staged, expand, in_place, is_staged, local_file, stage
 
 __all__ = [
     "RemoteError",
@@ -27,6 +27,7 @@ __all__ = [
     "fetch_run",
     "in_place",
     "is_remote",
+    "is_staged",
     "keep_at",
     "left_behind",
     "local_file",
