@@ -72,11 +72,11 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 # timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
 # Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
-.peers/installed: $(VENV)/installed
+.peers/installed: $(VENV)/installed Makefile
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
 		-c constraints.txt scikit-learn scipy joblib threadpoolctl cloudpickle narwhals
-	$(BIN)/pip --disable-pip-version-check install -q --upgrade --target .peers/notebooks -c constraints.txt nbclient ipykernel
+	$(BIN)/pip --disable-pip-version-check install -q --upgrade --target .peers/notebooks -c constraints.txt nbclient==0.11.0 ipykernel==7.4.0
 	PYTHONPATH=.peers $(BIN)/python -c 'import sklearn.datasets, sklearn.metrics, scipy.stats'  # nothing else is missing
 	touch $@
 
