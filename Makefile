@@ -19,7 +19,7 @@ test: $(VENV)/installed-dev  ## install what the tests need and run them
 test-launch: $(VENV)/installed-dev  ## launchers, killed runs, every recipe, model, hook and runtime (minutes; CI runs it)
 	$(BIN)/python -m pytest -m heavy -n 2 --dist worksteal
 
-test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm and scikit-learn, and run the tests beside them (minutes; CI runs it)
+test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, scikit-learn and Jupyter, and run the tests beside them (minutes; CI runs it)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
@@ -72,10 +72,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 # timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
-.peers/installed: $(VENV)/installed
+# Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
+.peers/installed: $(VENV)/installed Makefile
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
 		-c constraints.txt scikit-learn scipy joblib threadpoolctl cloudpickle narwhals
+	$(BIN)/pip --disable-pip-version-check install -q --upgrade --target .peers/notebooks -c constraints.txt nbclient==0.11.0 ipykernel==7.4.0
 	PYTHONPATH=.peers $(BIN)/python -c 'import sklearn.datasets, sklearn.metrics, scipy.stats'  # nothing else is missing
 	touch $@
 

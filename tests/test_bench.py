@@ -18,6 +18,7 @@ from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_ro
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
 from excite.bench.timing import Workbench, training_step_seconds
 from excite.cli import app
+from excite.commands.bench import show_measured
 from excite.errors import ExciteError
 from excite.gates.squeeze_excite import squeeze_width
 from excite.models import create_model
@@ -441,7 +442,7 @@ def test_a_profile_is_a_trace_and_the_ten_top_operators(tmp_path, capsys, monkey
 
     monkeypatch.setattr(runner, "_in_process", in_process)
     setting = Setting("excite", "cifar_seresnet20", precision="fp32", **TINY)
-    build.bench_models([setting], rounds=1, csv=None, profile=tmp_path / "traces", as_json=False)
+    show_measured(build.bench_models([setting], rounds=1, csv=None, profile=tmp_path / "traces"), as_json=False)
     (trace,) = (tmp_path / "traces").iterdir()
     assert trace.name == "cifar_seresnet20-train-b2-16-fp32.json"
     events = json.loads(trace.read_text())["traceEvents"]
@@ -524,8 +525,9 @@ def test_parts_of_a_step(operator, part):
 def test_a_row_without_a_profile_keeps_its_measurement(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runner, "_in_process", lambda *_: canned([0.1]))
     table, settings = tmp_path / "b.csv", [Setting("mindcv", "seresnet18")]
+    found = build.bench_models(settings, rounds=1, csv=table, profile=tmp_path / "traces")
     with pytest.raises(ExciteError, match=r"^mindcv:seresnet18: --profile knows PyTorch's models only$"):
-        build.bench_models(settings, rounds=1, csv=table, profile=tmp_path / "traces", as_json=False)
+        show_measured(found, as_json=False)
     assert len(table.read_text().splitlines()) == 2
     assert "| mindcv:seresnet18 | 20.00 |" in capsys.readouterr().out
 

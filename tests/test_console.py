@@ -2,10 +2,13 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
-from excite.console import ProgressBar, make_table
+from excite import notebook
+from excite.console import Display, ProgressBar, make_table
 from excite.progress import Steps
 
 
@@ -62,3 +65,84 @@ def test_a_long_step_says_how_far_it_is(monkeypatch):
     clock[0] = 7.0
     steps("b", 2, 0)
     assert told == ["a", "a: 3 of 10", "b", "b"]
+
+
+class Jupyter:
+    """What IPython offers in a notebook: each place has a list of what it showed."""
+
+    def __init__(self, kernel: object = "a kernel") -> None:
+        self.places: list[list[str]] = []
+        self.display = SimpleNamespace(HTML=str, display=self._place)
+        self.get_ipython = lambda: SimpleNamespace(kernel=kernel)
+
+    def _place(self, html: str, display_id: bool) -> SimpleNamespace:
+        assert display_id
+        self.places.append([html])
+        return SimpleNamespace(update=self.places[-1].append)
+
+
+@pytest.fixture
+def jupyter(monkeypatch) -> Jupyter:
+    found = Jupyter()
+    monkeypatch.setitem(sys.modules, "IPython", found)
+    monkeypatch.setattr(notebook, "SECONDS", 0.0)
+    return found
+
+
+def test_a_training_in_a_notebook_is_one_place_that_is_updated(jupyter, tmp_path, capsys):
+    display = Display()
+    display.open(tmp_path / "log.txt", 4, 0)
+    display.message("run folder x")
+    display.step("epoch 1/2  step 1/4  0:00:03 left", "loss 2.5  <b>", 1, 2.5)
+    display.step("epoch 1/2  step 2/4", "loss overflowed", 2, None)
+    display.evaluated("epoch 1/2  validation top-1 60 %", 2, 60.0)
+    display.message("warning: something")
+    display.step("epoch 2/2  step 4/4", "loss 1.5", 4, 1.5)
+    display.evaluated("epoch 2/2  validation top-1 80 %", 4, 80.0)
+    display.close()
+    [shown] = jupyter.places
+    assert "25 %" in shown[2]
+    assert "&lt;b&gt;" in shown[2]
+    assert shown[2].count("<svg ") == 1
+    assert shown[-1].count("<svg ") == 2
+    assert "training loss: 1.5 (from 1.5 to 2.5)" in shown[-1]
+    assert "top-1 %: 80.00 (from 60.00 to 80.00)" in shown[-1]
+    assert capsys.readouterr().out == "run folder x\nwarning: something\n"  # lines that stay are lines
+    log = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(log) == 7
+    assert log[3] == "epoch 1/2  validation top-1 60 %"
+
+
+def test_a_bar_in_a_notebook_goes_away(jupyter):
+    with ProgressBar("loading") as progress:
+        progress("reading <x>", 1, 4)
+    [shown] = jupyter.places
+    assert "reading &lt;x&gt;" in shown[-2]
+    assert "width:25.0%" in shown[-2]
+    assert shown[-1] == ""
+
+
+@pytest.mark.parametrize("how", ["quiet", "IPython in a terminal", "no IPython"])
+def test_elsewhere_there_is_no_picture(how, jupyter, monkeypatch, tmp_path, capsys):
+    if how != "quiet":
+        jupyter = Jupyter(kernel=None)
+        monkeypatch.setitem(sys.modules, "IPython", jupyter)
+    if how == "no IPython":
+        monkeypatch.delitem(sys.modules, "IPython")
+    display = Display(quiet=how == "quiet")
+    display.open(tmp_path / "log.txt", 4, 0)
+    display.step("epoch 1/2", "loss 2.5", 1, 2.5)
+    display.evaluated("validation top-1 60 %", 2, 60.0)
+    display.close()
+    assert jupyter.places == []
+    assert capsys.readouterr().out == ("" if how == "quiet" else "epoch 1/2  loss 2.5\nvalidation top-1 60 %\n")
+
+
+def test_a_curve_of_many_points_keeps_its_ends():
+    points = [(step, 1.0 / step) for step in range(1, 1002)]
+    drawn = notebook.curve(points, 1001, "loss", ".3f")
+    kept = drawn.split('points="')[1].split('"')[0].split()
+    assert 150 <= len(kept) <= 201
+    assert kept[0].endswith(",22.0")  # the largest value is at the top
+    assert kept[-1] == "312.0,102.0"
+    assert "loss: 0.001 (from 0.001 to 1.000)" in drawn

@@ -92,8 +92,8 @@ def test_every_command_prints_json_when_asked(name):
 
 
 @pytest.mark.slow
-# The blocks of export.md run without this package, beside an artefact: see tests/export.
-@pytest.mark.parametrize(("page", "text"), [b for b in blocks("python") if b[0] != "export.md"])
+# The blocks of without-excite.md run without this package, beside an artefact: see tests/export.
+@pytest.mark.parametrize(("page", "text"), [b for b in blocks("python") if b[0] != "without-excite.md"])
 def test_documented_python_runs(page, text, tmp_path, monkeypatch):
     """Run each block in an empty folder, with a run and a photo of the names that the pages use."""
     from PIL import Image

@@ -54,11 +54,11 @@ def test_validate(run):
 @pytest.mark.parametrize("words", [[], ["--no-fold"], ["--fold", "--precision", "bf16"]], ids=str)
 def test_the_command_folds_unless_told_otherwise(run, photos, words, monkeypatch, capsys):
     from excite.cli import app
-    from excite.trained import predictor
+    from excite.trained import classify
 
     made = []
-    load = predictor.load
-    monkeypatch.setattr(predictor, "load", lambda *args: made.append(load(*args)) or made[-1])
+    load = classify.load
+    monkeypatch.setattr(classify, "load", lambda *args: made.append(load(*args)) or made[-1])
     app(["predict", str(run), str(photos), "--device", "cpu", "--json", "-k", "1", *words], standalone_mode=False)
     assert len(json.loads(capsys.readouterr().out)) == 5
     assert isinstance(made[0].model, FoldedClassifier) is ("--no-fold" not in words)

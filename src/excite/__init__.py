@@ -12,10 +12,16 @@ from typing import TYPE_CHECKING, Any  # noqa: E402
 
 if TYPE_CHECKING:
     __version__: str
+    from excite.bench.build import bench as _bench
+    from excite.compare.written import compare_and_write as _compare
     from excite.errors import ExciteError as ExciteError
+    from excite.explain.written import explain_and_write as _explain
+    from excite.export.build import export as _export
     from excite.gates import list_gates as list_gates
     from excite.grafting import graft as graft
     from excite.grafting import ungraft as ungraft
+    from excite.grafting.prune import prune as prune
+    from excite.lazy import CalledPackage as _CalledPackage
     from excite.models import create_model as create_model
     from excite.models import fold as fold
     from excite.models import list_models as list_models
@@ -23,17 +29,29 @@ if TYPE_CHECKING:
     from excite.recipe import Recipe as Recipe
     from excite.recipe import list_recipes as list_recipes
     from excite.recipe import load_recipe as load_recipe
+    from excite.report.after_training import train as train
+    from excite.report.build import report as _report
     from excite.trained.accuracy import validate as validate
+    from excite.trained.classify import predict as predict
     from excite.trained.predictor import Predictor as Predictor
     from excite.trained.predictor import load as load
-    from excite.training import train as train
     from excite.twins import run_twins as run_twins
+    from excite.weights.conversion import convert_file as _convert
     from excite.weights.convert import load_weights as load_weights
 
+    convert = _convert
+    # Packages that can be called: see excite.lazy.
+    bench, compare, explain = _CalledPackage(_bench), _CalledPackage(_compare), _CalledPackage(_explain)
+    export, report, twins = _CalledPackage(_export), _CalledPackage(_report), _CalledPackage(run_twins)
+
+#: Name -> the module that has it, or "module:its name there".
 _HOMES = {
     "ExciteError": "excite.errors",
     "Predictor": "excite.trained.predictor",
+    "convert": "excite.weights.conversion:convert_file",
     "load": "excite.trained.predictor",
+    "predict": "excite.trained.classify",
+    "prune": "excite.grafting.prune",
     "validate": "excite.trained.accuracy",
     "create_model": "excite.models",
     "fold": "excite.models",
@@ -45,18 +63,21 @@ _HOMES = {
     "Recipe": "excite.recipe",
     "list_recipes": "excite.recipe",
     "load_recipe": "excite.recipe",
-    "train": "excite.training",
+    "train": "excite.report.after_training",
     "run_twins": "excite.twins",
     "load_weights": "excite.weights.convert",
 }
-__all__ = sorted(_HOMES)
+#: Packages that are a function, too: ``excite.report(...)``, ``excite.report.Page`` (see ``excite.lazy``).
+_CALLED = ("bench", "compare", "explain", "export", "report", "twins")
+__all__ = sorted([*_HOMES, *_CALLED])
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    if name == "explain":  # a package: `excite.explain.explain(run)`
-        return import_module("excite.explain")
+        module, _, own = _HOMES[name].partition(":")
+        return getattr(import_module(module), own or name)
+    if name in _CALLED:
+        return import_module(f"excite.{name}")
     if name == "__version__":  # 0.07 s, of every command, to look it up
         from importlib import metadata
 

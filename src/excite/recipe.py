@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, nearest, shown, shown_text
 from excite.options import NETWORK, NEUTRAL, Says
+from excite.pages.inline import show_table
 from excite.storage.address import is_remote
 
 Positive = Annotated[float, Field(gt=0)]
@@ -308,12 +309,12 @@ class Recipe(Section):
         """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
         return {"own": None if self._own is None else sorted(self._own), "notes": list(self._notes)}
 
-    def changed(self, overrides: Sequence[str], where: str = "recipe") -> "Recipe":
+    def changed(self, overrides: "Overrides", where: str = "recipe") -> "Recipe":
         """This recipe with ``key=value`` overrides, as :func:`apply_overrides` puts them in. Raises ExciteError."""
         if not overrides:
             return self
         values = self.model_dump(mode="json")
-        return _put_together(values, overrides, where, self._own, self._notes)
+        return _put_together(values, override_words(overrides), where, self._own, self._notes)
 
     def replaced(self, key: str, value: Any, note: str) -> "Recipe":
         """This recipe with another value of ``section.key``, which is not the user's word, and a note that says why."""
@@ -368,6 +369,16 @@ class Recipe(Section):
                 entries.append(f"{entry:<40}  # {sub.description}" if sub.description else entry)
             lines += ["", f"{name}:  # {doc}", *entries] if entries else []
         return "\n".join(lines) + "\n"
+
+    def _repr_html_(self) -> str:
+        """What it is and what differs from the defaults."""
+        values = parse_yaml(self.to_yaml(changes_only=True), self.name)
+        rows = [
+            (key, "  ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value))
+            for key, value in values.items()
+            if key != "name"
+        ]
+        return show_table(("", ""), rows, title=self.name, notes=self.notes)
 
     @classmethod
     def from_yaml(cls, text: str, where: str = "recipe") -> "Recipe":
@@ -651,21 +662,73 @@ def _at_address(url: str) -> str:
     return local_file(url if url.endswith((".yaml", ".yml")) else f"{url.rstrip('/')}/recipe.yaml")
 
 
-def load_recipe(name_or_file: str, overrides: list[str] | None = None) -> Recipe:
+#: Changes to a recipe: ``key=value`` strings, or one of them; or values by their keys, as in {"train.epochs": 10} or
+#: {"train": {"epochs": 10}}.
+Overrides = str | Sequence[str] | Mapping[str, object]
+
+
+def override_words(overrides: Overrides | None) -> list[str]:
+    """Changes in any form, as ``key=value`` strings. A single string is one of them: its letters are not.
+
+    Raises:
+        ExciteError: a value that no recipe can hold.
+    """
+    if overrides is None:
+        return []
+    if isinstance(overrides, str):
+        return [overrides]
+    if isinstance(overrides, Mapping):
+        flat: dict[str, object] = {}
+        for key, value in overrides.items():
+            inner = value if isinstance(value, Mapping) and key in Recipe.model_fields else None
+            flat |= {key: value} if inner is None else {f"{key}.{name}": each for name, each in inner.items()}
+        return [f"{key}={_written(key, value)}" for key, value in flat.items()]
+    for word in overrides:
+        if not isinstance(word, str):
+            raise ExciteError(f"{shown(word)} is no change of a recipe; write key=value (for example train.epochs=10)")
+    return list(overrides)
+
+
+def _written(key: str, value: object) -> str:
+    """A value of Python's as it stands behind ``key=``."""
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = value.item() if hasattr(value, "item") else value  # NumPy's numbers
+    if isinstance(value, str):
+        try:
+            if parse_yaml(value, key) == value:
+                return value
+        except ExciteError:  # as it is, it is no YAML
+            pass
+    try:
+        return as_yaml(list(value) if isinstance(value, tuple) else value)
+    except yaml.YAMLError:
+        raise ExciteError(f"{shown_text(key)} cannot be {shown(value)}: a recipe holds texts, numbers, lists") from None
+
+
+def as_recipe(recipe: Recipe | str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
+    """A recipe, or what :func:`load_recipe` takes for one, with changes. Raises ExciteError."""
+    if isinstance(recipe, Recipe):
+        return recipe.changed(overrides)
+    return load_recipe(os.fspath(recipe), overrides)
+
+
+def load_recipe(name_or_file: str, overrides: Overrides | None = None) -> Recipe:
     """Load a recipe and apply ``key=value`` overrides.
 
     Args:
         name_or_file: name of a shipped recipe, a YAML file, or a run folder; the latter two may be at an address (s3://).
         overrides: ``section.key=value`` strings (the section may be left out where the key is unique); values are YAML.
+            Or one string, or values by key.
 
     Raises:
         ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
     """
+    words = override_words(overrides)
     if name_or_file in list_recipes():
         shipped = _shipped(name_or_file).model_dump(mode="json")
-        return _put_together(shipped, overrides or [], name_or_file, set(), [])
+        return _put_together(shipped, words, name_or_file, set(), [])
     text, where = recipe_text(name_or_file)
-    return _put_together(parse_yaml(text, where), overrides or [], where, None, [])
+    return _put_together(parse_yaml(text, where), words, where, None, [])
 
 
 def _put_together(
@@ -675,18 +738,18 @@ def _put_together(
     if not overrides or not isinstance(values, dict):
         return Recipe.from_dict(values, where).with_origin(own, notes)
     typed = overridden(overrides)
-    after = apply_overrides(values, list(overrides))
+    after = apply_overrides(values, overrides)
     shortened = _shortened(values, after, typed)
     recipe = Recipe.from_dict(after, where)
     return recipe.with_origin(None if own is None else {*own, *typed}, [*notes, *([shortened] if shortened else [])])
 
 
-def apply_overrides(values: Mapping[str, Any], overrides: list[str]) -> Values:
+def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:
     """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller.
 
     A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless it is among the overrides.
     """
-    before = values
+    before, overrides = values, override_words(overrides)
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     written = _train_value(values, "batch_size")
     for override in overrides:
@@ -789,9 +852,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
     return flat
 
 
-def overridden(overrides: Sequence[str]) -> set[str]:
+def overridden(overrides: Overrides) -> set[str]:
     """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
-    return {_full_key(override.partition("=")[0].strip()) for override in overrides}
+    return {_full_key(override.partition("=")[0].strip()) for override in override_words(overrides)}
 
 
 def is_override(word: str) -> bool:

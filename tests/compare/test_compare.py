@@ -12,14 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from excite.cli import app
-from excite.commands.compare import _free_name
 from excite.compare import compare
 from excite.compare.build import Comparison
 from excite.compare.page import make_page
 from excite.compare.runs import _gate, _recipe, read_run
 from excite.compare.study import study
 from excite.compare.table import differing, format_p, sentences, shown
-from excite.compare.words import LONGEST_LABEL, choose_baseline, choose_labels
+from excite.compare.words import LONGEST_LABEL, choose_baseline, choose_labels, free_name
 from excite.errors import ExciteError
 from excite.grafting import graft
 from excite.models import create_model
@@ -224,10 +223,10 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
 
 
 def test_a_page_without_a_name_replaces_none(here):
-    assert _free_name() == Path("compare.html")
+    assert free_name() == Path("compare.html")
     (here / "compare.html").touch()
     (here / "compare-2.csv").touch()
-    assert _free_name() == Path("compare-3.html")
+    assert free_name() == Path("compare-3.html")
 
 
 def test_labels_come_from_paths_without_the_time_where_that_is_enough():

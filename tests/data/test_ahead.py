@@ -16,7 +16,7 @@ def test_batches_come_in_order_whoever_is_ready_first(count, beside):
         return int(path) ** 2
 
     paths = [str(number) for number in range(count)]
-    batches = list(decoded_batches(iter(paths), load, 4, beside=beside))
+    batches = list(decoded_batches(iter(paths), load, 4, path_of=str, beside=beside))
     assert [len(batch) for batch in batches] == [4] * (count // 4) + ([count % 4] if count % 4 else [])
     assert [pair for batch in batches for pair in batch] == [(path, int(path) ** 2) for path in paths]
 
@@ -31,7 +31,7 @@ def test_no_more_is_decoded_than_what_is_worked_on_and_perhaps_the_next(beside, 
             loaded.append(path)
         return path
 
-    for batch in decoded_batches(map(str, range(40)), load, 4, beside=beside):
+    for batch in decoded_batches(map(str, range(40)), load, 4, path_of=str, beside=beside):
         assert len(loaded) - seen <= most
         seen += len(batch)
     assert sorted(loaded, key=int) == [str(number) for number in range(40)]
@@ -39,7 +39,7 @@ def test_no_more_is_decoded_than_what_is_worked_on_and_perhaps_the_next(beside, 
 
 def test_who_has_had_enough_stops_the_decoding():
     loaded = []
-    batches = decoded_batches(map(str, range(100)), loaded.append, 4, beside=True)
+    batches = decoded_batches(map(str, range(100)), loaded.append, 4, path_of=str, beside=True)
     next(batches)
     batches.close()
     assert len(loaded) <= 8
@@ -50,7 +50,7 @@ def test_what_ends_the_whole_ends_it():
         raise OSError(path)
 
     with pytest.raises(OSError, match="0"):
-        list(decoded_batches(["0", "1"], load, 4, beside=False))
+        list(decoded_batches(["0", "1"], load, 4, path_of=str, beside=False))
 
 
 def test_small_files_are_left_to_one_thread(tmp_path, monkeypatch):

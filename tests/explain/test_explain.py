@@ -128,17 +128,17 @@ def test_figures_have_a_panel_a_gate_and_a_line_a_class(made):
 
 
 def test_it_never_writes_over_anything(made, trained):
-    from excite.commands.explain import write_explanation as run
+    from excite.explain import explain_and_write as run
 
     _, out = made
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ExciteError, match="exists already; name a new folder"):
-        run(str(trained), [], None, out, progress=None)
+        run(trained, out=out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
-    from excite.commands.explain import _free_name
+    from excite.explain.written import _free_name
 
     monkeypatch.chdir(tmp_path)
     assert str(_free_name("runs/a-run/")) == "explain-a-run"
@@ -160,7 +160,7 @@ def test_python_and_the_table(trained, tmp_path, capsys):
     folder = result.write(tmp_path / "out")
     assert [lines_of(panel) for panel in axes_of(folder / "excitations.svg")] == [2]
     assert "$x^$" in words_of(folder / "excitations.svg")
-    show(result, folder, Display())
+    show(result, Display())
     printed = capsys.readouterr().out
     assert "(estimate)" in printed
     assert "layer3.2.gate" in printed

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +29,6 @@ from excite.trained.predictor import load
 from excite.weights.own import save_weights
 from tests.training.small import small
 
-ROOT = Path(__file__).parents[2]
 SIZE = 8
 GATES = [*list_gates(), {"name": "ge", "variant": "theta"}, {"name": "ge", "variant": "theta_plus"}, None]
 
@@ -200,36 +197,6 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path):
     with pytest.raises(ExciteError, match="exists already"):
         export(weights, "pt2")
     assert (tmp_path / "model.pt2").read_text() == "mine"
-
-
-def run_without_excite(code: str, folder: Path) -> str:
-    """Run lines of the docs where ``import excite`` fails."""
-    blocked = "import sys\nsys.modules['excite'] = None\n"
-    done = subprocess.run([sys.executable, "-c", blocked + code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
-
-
-def lines_of(format: str) -> str:
-    """The Python block of docs/export.md that runs this format."""
-    blocks = (ROOT / "docs" / "export.md").read_text().split("```python\n")[1:]
-    marker = {"onnx": "onnxruntime", "openvino": "import openvino", "pt2": "torch.export.load"}[format]
-    return next(block.split("```")[0] for block in blocks if marker in block)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "openvino", "pt2"])
-def test_the_lines_in_the_docs_classify_as_predict_does(tmp_path, format):
-    needs(*formats.get(format).needs)
-    weights = checkpoint(tmp_path)
-    export(weights, format, verify=str(photos(tmp_path / "photos")))
-    Image.open(tmp_path / "photos" / "1.png").save(tmp_path / "photo.png")
-    lines = lines_of(format).replace("photo.jpg", "photo.png").replace('"RGB"', '"L"')
-    lines = lines.replace("[None]", "[None, :, :, None]")
-    [prediction] = load(weights).predict([tmp_path / "photo.png"], top_k=1)
-    name, probability = run_without_excite(lines, tmp_path).split()
-    assert name == prediction.top[0][0]
-    assert float(probability) == pytest.approx(prediction.top[0][1], abs=2e-3)
 
 
 @pytest.mark.slow

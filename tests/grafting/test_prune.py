@@ -195,7 +195,7 @@ def test_what_a_gate_is_worth_is_what_accuracy_it_loses(gated, pruned):
 
 
 def test_files_and_the_written_network(gated, pruned, command_line, tmp_path, monkeypatch):
-    monkeypatch.setattr("excite.grafting.prune.prune", lambda *_, **__: pruned)  # it has been done above
+    monkeypatch.setattr("excite.grafting.prune.take_out", lambda *_, **__: pruned)  # it has been done above
     words = ["prune", gated, "--out", "pruned"]
     text = command_line(*words)
     chosen = pruned.points[pruned.chosen]
@@ -206,7 +206,7 @@ def test_files_and_the_written_network(gated, pruned, command_line, tmp_path, mo
     with Image.open(folder / "prune.png") as image:
         image.load()
         assert min(image.size) > 300
-    predictor, result = package.validate(folder)
+    predictor, result = package.validate(folder, fold=False)
     assert len(gate_holders(predictor.model)) == chosen.gates
     assert (result.top1, result.loss) == (chosen.top1, pytest.approx(chosen.loss, rel=1e-4))
     assert command_line(*words) == "error: pruned exists already; name a new folder"
@@ -222,7 +222,7 @@ def test_the_command_to_the_last_gate(gated, excite):
     report = json.loads(done.stdout)
     assert report == json.loads((excite.cwd / "pruned" / "prune.json").read_text())
     assert report["points"][report["chosen"]]["gates"] == 0
-    predictor, result = package.validate(excite.cwd / "pruned")
+    predictor, result = package.validate(excite.cwd / "pruned", fold=False)
     assert predictor.meta["recipe"]["model"]["options"] == {"gate": "none"}
     assert result.top1 == report["points"][-1]["top1"]
 

@@ -10,7 +10,7 @@ from excite.data import DataConfig, open_data
 from excite.errors import ExciteError
 from excite.storage import check_writable, connection, is_remote, refuse_secrets, stage
 from excite.storage.connection import explained
-from excite.trained.files import find_images
+from excite.trained.given import find_images
 from excite.weights.own import read_own
 from tests.storage.conftest import SECRET
 

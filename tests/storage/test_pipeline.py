@@ -12,7 +12,6 @@ import excite
 from excite.cli import main
 from excite.recipe import load_recipe
 from excite.storage.runs import MARKER
-from excite.trained.files import find_images
 from excite.training import train
 from excite.training.run_folder import read_metrics
 from excite.training.start import init_from
@@ -104,8 +103,8 @@ def test_train_from_and_to_s3_lost_and_resumed_gives_the_same_weights(bucket, im
     _, result = excite.validate(f"{bucket.url}/runs/{name}")
     assert result.summary()["top1"] == again["top1"]
     predictor = excite.load(f"{bucket.url}/runs/{name}/model.safetensors")
-    remote = list(predictor.predict(find_images([f"{bucket.url}/data/val"])))
-    local = list(predictor.predict(find_images([str(images / "val")])))
+    remote = predictor(f"{bucket.url}/data/val")
+    local = predictor(images / "val")
     assert [p.top for p in remote] == [p.top for p in local]
     assert remote[0].path == f"{bucket.url}/data/val/class 0/{Path(local[0].path).name}"
     fresh = excite.create_model("cifar_seresnet20", num_classes=2, in_chans=1, image_size=8)

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class PartRow(Speed):
     part: str
 
 
+@final
 class Pipeline(TypedDict):
     """The parts of a recipe's training.
 

@@ -1,6 +1,6 @@
 """What a row of a benchmark is. Nothing heavy is imported here, so that mistakes are told at once."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from typing import Any, TypedDict, cast
@@ -93,11 +93,16 @@ class Setting:
 OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused", "fused_sgd")
 
 
-def parse_list(text: str | None, option: str) -> list[Any]:
-    """``"16,32"`` -> [16, 32]; None -> [None]. Raises ExciteError."""
-    if text is None:
+#: A value of an option, or several.
+Several = str | int | Sequence[str | int] | None
+
+
+def parse_list(values: Several, option: str) -> list[Any]:
+    """``"16,32"`` or [16, 32] -> [16, 32]; None -> [None]. Raises ExciteError."""
+    if values is None:
         return [None]
-    return [parse_value(option, word.strip()) for word in text.split(",")]
+    words = values.split(",") if isinstance(values, str) else [values] if isinstance(values, int) else values
+    return [parse_value(option, str(word).strip()) for word in words]
 
 
 def parse_value(option: str, text: str) -> Any:
@@ -171,3 +176,54 @@ def refuse_options_of_models(options: Mapping[str, object]) -> None:
     given = [option for option, value in options.items() if value is not None]
     if given:
         raise ExciteError(f"{given[0]} is for models; with --data change the recipe, such as train.batch_size=64")
+
+
+def settle(
+    models: Sequence[str],
+    *,
+    train: bool,
+    batch: Several,
+    image_size: Several,
+    precision: Several,
+    compile_mode: Several,
+    channels_last: bool,
+    device: str,
+    threads: int | None,
+    warm_up: int | None,
+    steps: int | None,
+    seconds: float,
+    csv: object,
+    profile: object,
+    data: object,
+) -> list[Setting]:
+    """The rows that are asked for; none with ``data``. Raises ExciteError for what cannot be measured so."""
+    given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
+    if data is not None:
+        of_models = {
+            **{f"--{name.replace('_', '-')}": value for name, value in given.items()},
+            "--threads": threads,
+            "--warm-up": warm_up,
+            "--steps": steps,
+            "--csv": csv,
+            "--profile": profile,
+            "--infer": None if train else True,
+            "--no-channels-last": None if channels_last else True,
+            "--device": None if device == "auto" else device,
+        }
+        refuse_options_of_models(of_models)
+        return []
+    if not models:
+        raise ExciteError("give models to measure (`excite models` lists them), or --data RECIPE")
+    settings = make_settings(
+        models,
+        {name: parse_list(values, name) for name, values in given.items()},
+        mode="train" if train else "infer",
+        channels_last=channels_last,
+        device=device,
+        threads=threads,
+        warm_up=warm_up,
+        steps=steps,
+        seconds=seconds,
+    )
+    check_models(settings)
+    return settings

@@ -58,7 +58,7 @@ def check_changes(words: list[str] | None) -> None:
 
 def check_images(words: list[str]) -> None:
     """IMAGE|FOLDER|GLOB...: each is there."""
-    from excite.trained.files import check_images as check
+    from excite.trained.find import check_images as check
 
     check(words)
 

@@ -1,13 +1,18 @@
 """``excite bench``"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.commands.beforehand import begin, check_file, check_recipe
 from excite.commands.common import Device, Json, complete_model
 from excite.errors import ExciteError
+from excite.runtime.job import rank
+from excite.text import print_json, show
+
+if TYPE_CHECKING:
+    from excite.bench.build import Measured
 
 
 def bench(
@@ -78,46 +83,57 @@ def bench(
 
       torchrun --nproc-per-node 8 -m excite bench seresnet50 --batch 128
     """
-    from excite.bench.settings import check_models, make_settings, parse_list, refuse_options_of_models
+    from excite.bench.settings import settle
 
-    given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
+    asked: dict[str, Any] = {
+        "train": train,
+        "batch": batch,
+        "image_size": image_size,
+        "precision": precision,
+        "compile_mode": compile_mode,
+        "channels_last": channels_last,
+        "device": device,
+        "threads": threads,
+        "warm_up": warm_up,
+        "steps": steps,
+        "seconds": seconds,
+        "csv": csv,
+        "profile": profile,
+        "data": data,
+    }
+    settle(models or [], **asked)
     if data is not None:
-        of_models = {
-            **{f"--{name.replace('_', '-')}": value for name, value in given.items()},
-            "--threads": threads,
-            "--warm-up": warm_up,
-            "--steps": steps,
-            "--csv": csv,
-            "--profile": profile,
-            "--infer": None if train else True,
-            "--no-channels-last": None if channels_last else True,
-            "--device": None if device == "auto" else device,
-        }
-        refuse_options_of_models(of_models)
         from excite.recipe import load_recipe
 
         check_recipe(load_recipe(data, models or []))
-        begin(f"measuring {data}")
-        from excite.bench.build import bench_data
+    begin(f"measuring {data or ', '.join(models or [])}")
+    from excite.bench.build import bench as run_bench
 
-        bench_data(data, models or [], rounds=rounds, seconds=seconds, as_json=as_json)
+    found = run_bench(models or [], rounds=rounds, **asked)
+    if rank() != 0:
         return
-    if not models:
-        raise ExciteError("give models to measure (`excite models` lists them), or --data RECIPE")
-    lists = {name: parse_list(text, name) for name, text in given.items()}
-    settings = make_settings(
-        models,
-        lists,
-        mode="train" if train else "infer",
-        channels_last=channels_last,
-        device=device,
-        threads=threads,
-        warm_up=warm_up,
-        steps=steps,
-        seconds=seconds,
-    )
-    check_models(settings)
-    begin(f"measuring {', '.join(models)}")
-    from excite.bench.build import bench_models
+    if "waiting" in found:
+        from excite.bench.pipeline import pipeline_table
 
-    bench_models(settings, rounds=rounds, csv=csv, profile=profile, as_json=as_json)
+        print_json(found) if as_json else show(pipeline_table(found))
+        return
+    show_measured(found, as_json)
+
+
+def show_measured(found: "Measured", as_json: bool) -> None:
+    """Print the rows as a table (Markdown) or JSON. Raises ExciteError for those that failed."""
+    from excite.bench.report import caption, floor_table, markdown, operator_table
+
+    rows, profiles = found["rows"], found.get("profiles", {})
+    if as_json:
+        print_json({"rows": rows, **({"profiles": profiles} if profiles else {})})
+    else:
+        show(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        for trace, seen in profiles.items():
+            show(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
+            show(operator_table(seen["operators"]))
+            if seen["floors"]:
+                show("\n" + floor_table(seen["floors"]))
+    failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + found.get("unprofiled", [])
+    if failed:
+        raise ExciteError("; ".join(dict.fromkeys(failed)))

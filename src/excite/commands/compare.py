@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from excite.errors import ExciteError
 from excite.text import print_json
 
 if TYPE_CHECKING:
-    from excite.compare.build import Comparison
     from excite.compare.study import Study
     from excite.compare.table import Differing, ShownRow
     from excite.console import Display
@@ -66,15 +65,28 @@ def compare(
 
       excite compare runs/a model.safetensors data.root=/other/images --json
     """
+    from excite.compare.words import read_words
+
+    asked = read_words(
+        words or [],
+        out=out,
+        figures=figures,
+        labels=labels,
+        baseline=baseline,
+        confidence=confidence,
+        force=force,
+    )
+    begin(f"comparing {' and '.join(asked.sources)}")
+    from excite.compare.written import compare_and_write
     from excite.console import Display, ProgressBar
 
     with ProgressBar() as progress:
-        result, written = write_comparison(
-            words or [],
+        result = compare_and_write(
+            *(words or []),
             out=out,
             figures=figures,
             force=force,
-            labels=None if labels is None else labels.split(","),
+            labels=labels,
             baseline=baseline,
             confidence=confidence,
             device=device,
@@ -82,60 +94,11 @@ def compare(
             progress=progress,
         )
     if as_json:
-        print_json({**result.to_dict(), "files": [str(path) for path in written]})
+        print_json({**result.to_dict(), "files": [str(path) for path in result.files]})
     else:
-        show_comparison(result.to_dict(), written, Display())
+        show_comparison(result.to_dict(), result.files, Display())
     if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
         raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
-
-
-def write_comparison(
-    words: Sequence[str],
-    *,
-    out: Path | None,
-    figures: Path | None,
-    force: bool,
-    **options: Any,
-) -> "tuple[Comparison, list[Path]]":
-    """Compare, write page, CSV and figures, and give the comparison and the files.
-
-    Args:
-        words: runs, and ``data.key=value``.
-        out: the page; None takes ``compare.html`` here, with a number where that is taken.
-        figures: a folder for the figures; None writes none.
-        force: replace what is there.
-        options: see ``excite.compare.compare``.
-
-    Raises:
-        ExciteError: see ``compare``; something is there already.
-    """
-    from excite.compare.words import check_folder, check_target, settle
-    from excite.recipe import is_override
-
-    out = _free_name() if out is None else out
-    check_target(out, force)
-    if figures is not None:
-        check_folder(figures, force)
-    overrides = [word for word in words if is_override(word)]
-    sources = [word for word in words if not is_override(word)]
-    settle(sources, overrides, options["labels"], options["baseline"], options["confidence"])
-    begin(f"comparing {' and '.join(sources)}")
-    from excite.compare.build import compare as run_comparison
-
-    result = run_comparison(sources, overrides, **options)
-    written = result.write(out, force=force)
-    if figures is not None:
-        written += result.write_figures(figures, force=force)
-    return result, written
-
-
-def _free_name() -> Path:
-    number = 1
-    while True:
-        name = "compare" if number == 1 else f"compare-{number}"
-        if not any(Path(f"{name}.{kind}").exists() for kind in ("html", "csv")):
-            return Path(f"{name}.html")
-        number += 1
 
 
 def show_comparison(found: "Study", written: Sequence[Path], display: "Display") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from excite.explain.images import ChannelAnswer, ExplainedImage
     from excite.explain.rows import GateRow
     from excite.explain.run import Explanation
-    from excite.progress import Progress
 
 Columns = list[tuple[str, str, str]]
 _COLUMNS: Columns = [
@@ -101,16 +100,17 @@ def explain(
     """
     begin(f"explaining {source}")
     from excite.console import Display, ProgressBar
+    from excite.explain.written import explain_and_write
 
     with ProgressBar() as progress:
-        result, folder = write_explanation(
+        result = explain_and_write(
             source,
-            words or [],
-            data,
-            out,
-            limit=images,
-            drawn_classes=classes or [],
-            drawn_gates=gates or [],
+            *(words or []),
+            data=data,
+            images=images,
+            out=out,
+            classes=classes or [],
+            gates=gates or [],
             ablation=ablation,
             timing=timing,
             batch=batch,
@@ -123,59 +123,16 @@ def explain(
             progress=progress,
         )
     if as_json:
-        print_json({**result.to_dict(), "folder": str(folder)})
+        print_json({**result.to_dict(), "folder": str(result.folder)})
     else:
-        show_explanation(result, folder, Display())
+        show_explanation(result, Display())
     if result.images and result.not_finite == result.images:
         raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
 
-def write_explanation(
-    source: str,
-    words: Sequence[str],
-    data: str | None,
-    out: Path | None,
-    *,
-    progress: "Progress | None",
-    **options: Any,
-) -> "tuple[Explanation, Path]":
-    """Explain, write everything into a folder, and give both.
-
-    Args:
-        source: run folder or checkpoint.
-        words: images, folders, patterns; and ``data.key=value``.
-        data: stands for ``data.root=``.
-        out: the new folder; None takes ``explain-NAME`` here, with a number where that is taken.
-        progress: see ``explain``.
-        options: see ``explain``.
-
-    Raises:
-        ExciteError: see ``explain``; an image is not there.
-    """
-    from excite.explain.run import explain as run_explain
-    from excite.recipe import is_override
-    from excite.trained.files import find_images
-
-    overrides = [word for word in words if is_override(word)]
-    overrides += [f"data.root={data}"] if data is not None else []
-    images = find_images([word for word in words if not is_override(word)])
-    result = run_explain(source, images, overrides, progress=progress, **options)
-    folder = out if out is not None else _free_name(source)
-    return result, result.write(folder)
-
-
-def _free_name(source: str) -> Path:
-    path = Path(source)
-    name = f"explain-{path.stem if path.suffix == '.safetensors' else path.name or 'network'}"
-    number = 1
-    while (found := Path(name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return found
-
-
-def show_explanation(result: "Explanation", folder: Path, display: "Display") -> None:
+def show_explanation(result: "Explanation", display: "Display") -> None:
     """Print tables and sentences."""
     from excite.console import make_table
 
@@ -187,7 +144,7 @@ def show_explanation(result: "Explanation", folder: Path, display: "Display") ->
         _show_image(image, display)
     for note in result.notes:
         display.message(note)
-    display.message(f"{folder}/: {_files(result)}")
+    display.message(f"{result.folder}/: {_files(result)}")
 
 
 def _columns(rows: "Sequence[GateRow]", timed: str) -> Columns:

@@ -41,33 +41,33 @@ def predict(
       excite predict runs/my-run photos/ --grid out.png
     """
     begin(f"classifying with {source}")
+    from functools import partial
+
     from excite.console import Display, ProgressBar, make_table
-    from excite.trained.files import draw_grid, find_images
-
-    files = find_images(images, tell)
     from excite.logits import sentence
-    from excite.trained.predictor import NO_ANSWER, Prediction, load, to_rows
+    from excite.trained.classify import predict as run_prediction
+    from excite.trained.predictor import to_rows
 
-    found: list[Prediction] = []
-    bad: list[str] = []
-    with ProgressBar() as progress:
+    with ProgressBar("classifying") as progress:
         progress("loading the network", 0, 0)
-        predictor = load(source, device, precision, fold)
-        progress("classifying", 0, len(files))
-        for batch in predictor.predict_batches(files, top_k, batch_size):
-            answers = [each for each in batch if isinstance(each, Prediction)]
-            found += answers
-            bad += [str(each) for each in batch if not isinstance(each, Prediction)]
-            progress("classifying", len(found) + len(bad), len(files))
+        result = run_prediction(
+            source,
+            images,
+            top_k=top_k,
+            grid=grid,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            fold=fold,
+            say=progress.beside(tell),
+            progress=partial(progress, "classifying"),
+        )
+    found, bad = result.readable, [f"cannot read image {path}: {reason}" for path, reason in result.bad]
     if as_json:
         print_json(to_rows(found))
     else:
-        rows = [
-            {"image": p.path, "top": "  ".join(f"{c} {100 * v:.1f} %" for c, v in p.top) or NO_ANSWER} for p in found
-        ]
+        rows = [{"image": p.path, "top": p.text()} for p in found]
         Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
-    if grid is not None and found:
-        tell(f"grid: {draw_grid(found, grid, white=predictor.preprocessing.white)}")
     without = [p.path for p in found if not p.top]
     if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
         bad.append(told)

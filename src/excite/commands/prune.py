@@ -40,7 +40,6 @@ def prune(
     begin(f"pruning {source}")
     from excite.console import Display, make_table
     from excite.grafting.prune import prune as run_prune
-    from excite.grafting.prune import write
 
     display = Display()
     result = run_prune(
@@ -50,11 +49,10 @@ def prune(
         max_drop=max_drop,
         calibration=calibration,
         batch=batch,
+        out=out,
         device=device,
         say=teller(display, as_json),
     )
-    if out is not None:
-        write(result, out, source, teller(display, as_json))
     if as_json:
         print_json(result.to_dict())
         return

@@ -120,16 +120,12 @@ def train(
         checked = load_recipe(recipe, words)
         check_recipe(checked, begun=resume is not None or is_begun(run_dir))
         begin(f"training {recipe}" if resume is None else f"going on with {resume}")
-    from excite.training import train as run_training
+    from excite.report.after_training import train as run_training
 
     say("setting up the data and the network ...")
     results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time_limit=seconds, quiet=as_json)
     if not results:  # not the first process
         return
-    if checked.report.write:
-        from excite.report.after_training import report_on_run
-
-        report_on_run(Path(results["run"]), checked.train.device, quiet=as_json)
     if as_json:
         print_json(results)
     else:

@@ -69,7 +69,7 @@ def twins(
     report = run_twins(
         words[0] if words else None,
         words[1:],
-        gates=None if gates is None else [gate.strip() for gate in gates.split(",")],
+        gates=gates,
         seeds=seeds,
         out=out,
         resume=resume,

@@ -13,18 +13,23 @@ from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
 from excite.compare.runs import Run, read_run
 from excite.compare.study import OnlyOne, Study, study
+from excite.compare.table import sentences, shown
 from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_image
 from excite.errors import ExciteError
 from excite.files import write_text
 from excite.pages.figures import dispensable, save
+from excite.pages.inline import Thumbnail, show_table
 from excite.pages.tables import to_csv
 from excite.progress import Progress
+from excite.recipe import Overrides, override_words
 from excite.text import tell
 
 #: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
 LONGEST_SIDE = 224
+#: Of a pair of runs, in a notebook.
+_MOST_PICTURES = 10
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,12 @@ class Comparison:
     Attributes:
         found: all numbers and sentences, JSON-able.
         pixels: for each entry of ``found["only_one"]`` its images, uint8 (H, W, C); nothing where they cannot be had.
+        files: what ``excite.compare(...)`` wrote, the page first; nothing of :func:`compare`'s.
     """
 
     found: Study
     pixels: list[list[np.ndarray]]
+    files: tuple[Path, ...] = ()
 
     def to_dict(self) -> Study:
         """Everything that the page shows, but for the pictures."""
@@ -51,6 +58,25 @@ class Comparison:
         """The page."""
         pictures = [[_png(image) for image in images] for images in self.pixels]
         return make_page(self.found, pictures, figures(self.found)).render()
+
+    def _repr_html_(self) -> str:
+        percent = f"{100 * self.found['confidence']:g} %"
+        heads = ["run", "gate", "epochs", f"top-1 % [{percent}]"]
+        heads += [f"difference [{percent}]", "p"] if self.found["paired"] else []
+        rows: list[list[str]] = []
+        for row in shown(self.found):
+            top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
+            change = row["difference_interval"] or "-"
+            if row["difference"] is not None:
+                change = f"{row['difference']:+.2f} [{change}]"
+            cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-", top1, change, row["p_text"] or "-"]
+            rows.append(cells[: len(heads)])
+        parts = [show_table(heads, rows, notes=[*self.found["notes"], *sentences(self.found)])]
+        for pair, images in zip(self.found["only_one"] or [], self.pixels, strict=False):
+            if images:
+                title = f"images that only one of {pair['baseline']} and {pair['label']} gets right"
+                parts.append(show_table([""], [[[Thumbnail(image) for image in images[:_MOST_PICTURES]]]], title=title))
+        return "".join(parts)
 
     def write(self, path: str | Path, *, force: bool = False) -> list[Path]:
         """Write the page, and the table beside it as CSV.
@@ -95,7 +121,7 @@ class Comparison:
 
 def compare(
     sources: Sequence[str | Path],
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     labels: Sequence[str] | None = None,
     baseline: str | None = None,
@@ -108,7 +134,8 @@ def compare(
 
     Args:
         sources: two or more run folders, checkpoints, or other systems' weights (see ``excite.load``).
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; they hold for all.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images`` (see ``load_recipe``); they hold
+            for all.
         labels: what to call each; None takes the names of the folders.
         baseline: the source or label that the others are compared with; None: the first.
         confidence: of the intervals.
@@ -121,7 +148,7 @@ def compare(
             overrides also if no network can be evaluated on these data. Without, data that are not there are no error:
             what the run folders tell is compared.
     """
-    names = [str(source) for source in sources]
+    names, overrides = [str(source) for source in _each(sources)], override_words(overrides)
     called, first = settle(names, overrides, labels, baseline, confidence)
     runs = [
         read_run(source, label, overrides, device=device, precision=precision, progress=progress)
@@ -135,6 +162,10 @@ def compare(
     options += [] if confidence == 0.95 else ["--confidence", f"{confidence:g}"]
     found["command"] = shlex.join(["excite", "compare", *names, *overrides, *options])
     return Comparison(found, _pixels(runs, found["only_one"] or []))
+
+
+def _each(sources: Sequence[str | Path]) -> Sequence[str | Path]:
+    return [sources] if isinstance(sources, str | Path) else sources  # no list of letters
 
 
 def _pixels(runs: Sequence[Run], pairs: Sequence[OnlyOne]) -> list[list[np.ndarray]]:

@@ -101,7 +101,7 @@ def read_run(
     try:
         predictions, data = predictions_of(opened, advance), opened.data
     except ExciteError as error:
-        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], list(overrides)), source)  # raises where it was that
+        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], overrides), source)  # raises where it was that
         problem = str(error)
     folder = _folder(source)
     weights = opened.weights

@@ -3,17 +3,63 @@
 import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from excite.errors import ExciteError, nearest
 from excite.files import check_new
-from excite.recipe import apply_overrides
+from excite.recipe import apply_overrides, is_override
 from excite.storage import is_remote
 from excite.weights.locate import locate
 
 #: Characters of a label: it stands in tables, figures and headings.
 LONGEST_LABEL = 60
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison was asked for, checked: runs, changes of the data, what to call each, the page."""
+
+    sources: list[str]
+    overrides: list[str]
+    labels: list[str] | None
+    page: Path
+
+
+def read_words(
+    words: Sequence[str],
+    *,
+    out: str | Path | None,
+    figures: str | Path | None,
+    labels: str | Sequence[str] | None,
+    baseline: str | None,
+    confidence: float,
+    force: bool,
+) -> Asked:
+    """Sort the words of a command line, and check all that can be checked without a network.
+
+    Raises:
+        ExciteError: see :func:`settle`; a file is there already.
+    """
+    page = free_name() if out is None else Path(out)
+    check_target(page, force)
+    if figures is not None:
+        check_folder(figures, force)
+    sources, overrides = [w for w in words if not is_override(w)], [w for w in words if is_override(w)]
+    called = labels.split(",") if isinstance(labels, str) else None if labels is None else list(labels)
+    settle(sources, overrides, called, baseline, confidence)
+    return Asked(sources, overrides, called, page)
+
+
+def free_name() -> Path:
+    """``compare.html`` here, with a number where that or its CSV is taken."""
+    number = 1
+    while True:
+        name = "compare" if number == 1 else f"compare-{number}"
+        if not any(Path(f"{name}.{kind}").exists() for kind in ("html", "csv")):
+            return Path(f"{name}.html")
+        number += 1
 
 
 def settle(

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from excite.runtime.job import cores
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -22,30 +23,37 @@ def decoding_threads(paths: Sequence[str]) -> int:
 
 
 def decoded_batches(
-    paths: Iterable[str], load: Callable[[str], Result], batch_size: int, *, beside: bool
-) -> Iterator[list[tuple[str, Result]]]:
-    """Batches of (path, what ``load`` makes of it), in the order of the paths.
+    images: Iterable[Item],
+    load: Callable[[Item], Result],
+    batch_size: int,
+    *,
+    path_of: Callable[[Item], str | None],
+    beside: bool,
+) -> Iterator[list[tuple[Item, Result]]]:
+    """Batches of (image, what ``load`` makes of it), in their order.
 
     Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
 
     Args:
-        paths: files; taken as they are needed.
+        images: taken as they are needed.
         load: called in several threads at once; raises nothing that should not end the whole.
         batch_size: how many at a time.
+        path_of: the file of an image; None where it is in memory.
         beside: whether to decode the next batch while the caller is busy with one, as where a GPU does the work. On a
             CPU the threads would take the cores from the network's own, which wait for each other.
     """
-    todo = iter(paths)
+    todo = iter(images)
     first = list(islice(todo, batch_size))
-    waiting: deque[list[tuple[str, Future[Result]]]] = deque()
-    with ThreadPoolExecutor(decoding_threads(first)) as pool:
+    waiting: deque[list[tuple[Item, Future[Result]]]] = deque()
+    paths = [path for path in map(path_of, first) if path is not None]
+    with ThreadPoolExecutor(decoding_threads(paths)) as pool:
         try:
             while first or waiting:
                 if first:
-                    waiting.append([(path, pool.submit(load, path)) for path in first])
+                    waiting.append([(image, pool.submit(load, image)) for image in first])
                     first = list(islice(todo, batch_size))
                 if len(waiting) > beside or not first:
-                    yield [(path, future.result()) for path, future in waiting.popleft()]
+                    yield [(image, future.result()) for image, future in waiting.popleft()]
         finally:  # the caller has had enough
             for batch in waiting:
                 for _, future in batch:

@@ -27,7 +27,17 @@ from PIL import Image, ImageOps
 
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import open_image, what_it_is
-from excite.data.pixels import FULL_WHITE, bands_unsaid, deep_values, eight_bits, refuse_bands, tiff_bands, white_of
+from excite.data.pixels import (
+    FULL_WHITE,
+    bands_unsaid,
+    deep_values,
+    eight_bits,
+    eight_bits_of,
+    refuse_bands,
+    scaled,
+    tiff_bands,
+    white_of,
+)
 from excite.data.whole import missing_end, open_again, reaches_its_end
 from excite.errors import ExciteError
 
@@ -70,14 +80,25 @@ class BadImagesError(BadImageError):
         return type(self), (self.bad, self.key)
 
 
+#: An image file by its path, or its bytes; or pixels in memory: Pillow's, or uint8 or uint16 (H, W) or (H, W, 1 to 4).
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+
+def name_of(source: ImageSource) -> str:
+    """The path of an image file, also of one that Pillow has opened; "" for what has none."""
+    if isinstance(source, Image.Image):
+        return os.fspath(getattr(source, "filename", "") or "")
+    return "" if isinstance(source, bytes | np.ndarray) else os.fspath(source)
+
+
 @contextmanager
-def reading(source: str | os.PathLike[str] | bytes) -> Iterator[str]:
+def reading(source: ImageSource) -> Iterator[str]:
     """Everything that is done to one image, from opening to resizing: whatever goes wrong becomes a BadImageError.
 
     Decoders raise nearly anything on damaged bytes (OSError, SyntaxError, KeyError, OverflowError, RecursionError ...),
     and absurd shapes end in MemoryError. Gives the image's name.
     """
-    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    name = name_of(source) or ("<bytes>" if isinstance(source, bytes) else "<image>")
     try:
         yield name
     except ExciteError:
@@ -95,13 +116,13 @@ def reading(source: str | os.PathLike[str] | bytes) -> Iterator[str]:
 
 
 def load_image(
-    source: str | os.PathLike[str] | bytes,
+    source: ImageSource,
     mode: Literal["RGB", "L"] = "RGB",
     max_pixels: int = PILLOW_LIMIT,
     enough: int | None = None,
     white: int = FULL_WHITE,
 ) -> Image.Image:
-    """Read an image file (or its bytes) into a Pillow image of the given mode, upright and opaque.
+    """Read an image file (or its bytes, or take what is in memory) as a Pillow image of the mode, upright and opaque.
 
     With `enough`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, both sides staying at or above that many pixels
     (libjpeg does it while decoding: 12 megapixels at 1/2 take 22 ms instead of 51). `white` is the value that is white
@@ -111,6 +132,10 @@ def load_image(
     neither colour nor transparency, or more than `max_pixels` pixels by its header (checked before anything is
     decoded).
     """
+    if isinstance(source, Image.Image | np.ndarray):
+        if not is_untouched(source):
+            return _from_memory(source, mode, max_pixels, white)
+        source = name_of(source)
     with reading(source) as name, opened(source, name, max_pixels) as image:
         if enough is not None:
             image.draft(None, (enough, enough))  # formats other than JPEG ignore it
@@ -121,6 +146,30 @@ def load_image(
         eight = eight_bits(source, image, white)
         _check_size(name, image, max_pixels)  # an .ico says one size and may hold another
         return _upright(_convert(eight, mode), image)
+
+
+def is_untouched(image: Image.Image | np.ndarray) -> bool:
+    """Whether it is a file that Pillow has opened and not decoded yet: then the file is read as all files are, which
+    keeps what Pillow drops (the lower 8 of 16 bits) and finds what it overlooks (a missing end)."""
+    unread = getattr(image, "tile", None) and getattr(image, "tell", lambda: 0)() == 0
+    return bool(unread and name_of(image) and os.path.exists(name_of(image)))
+
+
+def _from_memory(
+    source: Image.Image | np.ndarray, mode: Literal["RGB", "L"], max_pixels: int, white: int
+) -> Image.Image:
+    with reading(source) as name:
+        if isinstance(source, np.ndarray):
+            values = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
+            values = values if values.dtype == np.uint8 else eight_bits_of(values, white)
+            source = Image.fromarray(np.ascontiguousarray(values))
+        _check_size(name, source, max_pixels)
+        refuse_bands(source)
+        source.load()
+        eight = source
+        if source.mode.startswith("I"):
+            eight = scaled(source, np.asarray(source), white_of(source, white) if source.format else white)
+        return _upright(_convert(eight, mode), source)
 
 
 def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> None:

@@ -116,7 +116,7 @@ def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white
     white = white_of(image, white)
     alpha_unsaid = bands_unsaid(image)
     values = deep_values(source, image)
-    found = image if values is None else _scaled(image, values, white)
+    found = image if values is None else scaled(image, values, white)
     if alpha_unsaid:
         if found.getchannel("A").getextrema() != (255, 255):
             raise ValueError(_too_many(4, 3))
@@ -169,20 +169,25 @@ def deep_values(source: str | os.PathLike[str] | bytes, image: Image.Image) -> n
     return (np.asarray(image).astype(np.uint16) << 8) + low
 
 
-def _scaled(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
+def scaled(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
     """What `deep_values` gave, with 8 bits a channel; a key colour becomes transparency."""
-    if values.size and values.min() < 0:
-        raise ValueError("it has pixels below 0, which have no agreed black; save it with 8 or 16 bits without a sign")
-    if values.size and values.max() > FULL_WHITE:
-        raise ValueError("32-bit integer pixels have no agreed white; save it with 8 or 16 bits a channel")
     inverted = image.format == "TIFF" and _tags(image).get(_PHOTOMETRIC) == 0
-    found = Image.fromarray(_levels(white, inverted)[values])
+    found = Image.fromarray(eight_bits_of(values, white, inverted))
     key = image.info.get("transparency")
     if isinstance(key, tuple) and values.ndim == 3 and values.shape[2] == len(key):
         found.putalpha(_alpha((values == key).all(2)))
     elif isinstance(key, int) and values.ndim == 2:
         found.putalpha(_alpha(values == key))
     return found
+
+
+def eight_bits_of(values: np.ndarray, white: int, inverted: bool = False) -> np.ndarray:
+    """uint8 of whole numbers: `white` and above become 255. Raises ValueError where some are no 16-bit ones."""
+    if values.size and values.min() < 0:
+        raise ValueError("it has pixels below 0, which have no agreed black; save it with 8 or 16 bits without a sign")
+    if values.size and values.max() > FULL_WHITE:
+        raise ValueError("32-bit integer pixels have no agreed white; save it with 8 or 16 bits a channel")
+    return _levels(white, inverted)[values]
 
 
 def _alpha(clear: np.ndarray) -> Image.Image:

@@ -1,6 +1,5 @@
 """What must happen to an image before a trained network sees it; travels inside every checkpoint."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -9,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.decode import Interpolation, eval_transform, load_image, reading
+from excite.data.decode import ImageSource, Interpolation, eval_transform, load_image, reading
 from excite.data.pixels import FULL_WHITE
 from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError, nearest
@@ -77,8 +76,8 @@ class Preprocessing:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
 
-    def load(self, path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
-        """Read one image file: uint8 (C, S, S). Raises BadImageError where it cannot be read."""
+    def load(self, path: ImageSource, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
+        """Read one image file, or take what is in memory: uint8 (C, S, S). Raises BadImageError where it cannot be."""
         with reading(path):
             image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels, white=self.white)
             pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from excite.explain.run import explain as explain
     from excite.explain.statistics import ScaleStatistics as ScaleStatistics
     from excite.explain.statistics import collect_scales as collect_scales
+    from excite.explain.written import explain_and_write as explain_and_write
     from excite.models.listening import fixed_gates as fixed_gates
     from excite.models.listening import foreign_gates as foreign_gates
     from excite.models.listening import listening as listening
@@ -31,6 +32,7 @@ _HOMES = {
     "ablate_gates": "excite.explain.ablation",
     "collect_scales": "excite.explain.statistics",
     "explain": "excite.explain.run",
+    "explain_and_write": "excite.explain.written",
     "explain_image": "excite.explain.images",
     "fixed_gates": "excite.models.listening",
     "foreign_gates": "excite.models.listening",
@@ -40,4 +42,4 @@ _HOMES = {
     "without_gates": "excite.models.listening",
 }
 __all__ = sorted(_HOMES)
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__, _HOMES, call="explain_and_write")

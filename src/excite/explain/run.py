@@ -33,8 +33,10 @@ from excite.files import check_new_folder, write_json, write_text, written_aside
 from excite.logits import NoFiniteLogits, sentence
 from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.pages.figures import dispensable
+from excite.pages.inline import Cell, Thumbnail, show_table
 from excite.pages.tables import to_csv
 from excite.progress import Progress
+from excite.recipe import Overrides
 from excite.text import printable
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictor import Predictor
@@ -99,6 +101,7 @@ class Explanation:
         notes: sentences for the user.
         drawn_classes: in the figures; where empty, up to five, evenly over those that have images.
         drawn_gates: in the figures; where empty, up to nine, evenly over the depth.
+        folder: where it was written; None before.
     """
 
     source: str
@@ -118,6 +121,7 @@ class Explanation:
     notes: list[str] = field(default_factory=list)
     drawn_classes: list[str] = field(default_factory=list)
     drawn_gates: list[str] = field(default_factory=list)
+    folder: Path | None = None
 
     def to_dict(self) -> ExplanationValues:
         """JSON-able: everything but maps and pictures."""
@@ -161,7 +165,37 @@ class Explanation:
                     self._draw(aside)
             self._draw_images(aside)
             write_json(aside / "explain.json", self.to_dict())  # with what could not be drawn
+        self.folder = folder
         return folder
+
+    def _repr_html_(self) -> str:
+        heads = ["gate", "channels", "mean scale", "sd, images", "constant", "top-1 points lost if fixed", "could go"]
+        rows = [
+            [
+                row["gate"],
+                str(row["channels"]),
+                f"{row['mean']:.3f}",
+                f"{row['sd_images']:.3f}",
+                str(len(row["constant"])),
+                "-" if row["top1_lost"] is None else f"{row['top1_lost']:+.2f}",
+                "yes" if row["could_go"] else "",
+            ]
+            for row in self.rows
+        ]
+        top1 = "" if self.top1 is None else f", top-1 {self.top1:.2f} %"
+        notes = [*self.notes, *([f"written: {self.folder}/"] if self.folder else [])]
+        parts = [show_table(heads, rows, title=f"{self.model}: {self.images:,} images{top1}", notes=notes)]
+        if self.explained:
+            images: list[list[Cell]] = [
+                [
+                    Thumbnail(each.pixels.permute(1, 2, 0).numpy(), each.path),
+                    each.path,
+                    "  ".join(f"{name} {100 * share:.1f} %" for name, share in each.top),
+                ]
+                for each in self.explained
+            ]
+            parts.append(show_table(["", "image", "classes"], images))
+        return "".join(parts)
 
     def _draw(self, folder: Path) -> None:
         from excite.explain.figures import choose_depths, draw_excitations, draw_health, draw_spread
@@ -196,7 +230,7 @@ class Explanation:
 def explain(
     source: str | Path | Opened,
     images: Sequence[str] = (),
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     limit: int = 2000,
     ablation: str = "full",
@@ -218,7 +252,7 @@ def explain(
         source: a run folder or a checkpoint, as for ``excite.load``; or what is opened already, with the images that
             it has, in its own precision.
         images: image files to explain one by one.
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
         limit: validation images (class-balanced, seeded) that statistics and accuracy are of; 0 does without data.
         ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" takes one pass for all, to
             first order; "off" does neither.

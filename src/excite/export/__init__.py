@@ -14,4 +14,4 @@ _HOMES = {
     "export": "excite.export.build",
 }
 __all__ = sorted(_HOMES)
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__, _HOMES, call="export")

@@ -26,6 +26,7 @@ from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
 from excite.files import check_writable
 from excite.progress import Progress
+from excite.recipe import Overrides, override_words
 from excite.trained.opened import Opened
 from excite.trained.predictor import Predictor, read_checkpoint
 from excite.weights.locate import locate
@@ -85,7 +86,7 @@ class Exported(TypedDict):
 def export(
     source: str | Path,
     format: str,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     out: str | Path | None = None,
     int8: bool = False,
@@ -106,7 +107,8 @@ def export(
     Args:
         source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
         format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
-        overrides: of the images to prove it on, as for ``excite validate``: ``data.part=test``, ``data.root=...``.
+        overrides: of the images to prove it on, as for ``excite validate``: ``data.part=test``, ``data.root=...``
+            (see ``load_recipe``).
         out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
         int8: quantise to int8 (onnx and openvino). It is done twice and measured twice, with the gates in float and
             with the gates quantised; the former is what is written.
@@ -129,7 +131,7 @@ def export(
         ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
             it was.
     """
-    int8 = int8 or int8_gates
+    int8, overrides = int8 or int8_gates, override_words(overrides)
     check(format, int8)
     _check_arguments(input, calibrate, int8, overrides, verify)
     chosen, located = formats.get(format), locate(source)

@@ -20,7 +20,7 @@ from excite.data.images import balanced_order
 from excite.errors import ExciteError
 from excite.storage import local_file
 from excite.trained.classes import check_order, only_numbers_classes
-from excite.trained.files import find_images
+from excite.trained.given import find_images
 from excite.trained.opened import Opened
 from excite.weights.header import Meta
 

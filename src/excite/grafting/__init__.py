@@ -1,6 +1,7 @@
 """Gates for networks that have none: found places, identity at the start, and the way back."""
 
-from excite.models.grafting.core import GraftPlan, graft, ungraft
+from excite.grafting.proof import graft
+from excite.models.grafting.core import GraftPlan, ungraft
 from excite.models.grafting.places import Place
 from excite.models.grafting.wrapper import Grafted
 from excite.weights.grafted import load_grafted, save_grafted

@@ -1,11 +1,12 @@
 """``excite graft``: a network from a file or by name, gates in it, and the proof that it computes what it did."""
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.files import check_new, written_aside
+from excite.gates import GateSpec
 from excite.gates.registry import GateTable
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
-from excite.models.grafting.core import GraftPlan, GraftPlanValues, example_for, graft
+from excite.models.grafting.core import GraftPlan, GraftPlanValues, Init, Model, example_for
+from excite.models.grafting.core import graft as graft_model
 from excite.models.timm_models import PREFIX, classifier_name, first_name
 from excite.progress import Advance, Progress, silent
 from excite.weights.grafted import header
@@ -79,20 +82,127 @@ class GraftResult(GraftPlanValues):
     out: NotRequired[str]
 
 
+@overload
+def graft(
+    model: str | Path,
+    gate: GateSpec = ...,
+    *,
+    at: str | Sequence[str] = ...,
+    init: Init = ...,
+    dry_run: bool = ...,
+    images: str | Path | None = ...,
+    weights: str | Path | None = ...,
+    out: str | Path | None = ...,
+    force: bool = ...,
+    **options: Any,
+) -> GraftResult: ...
+
+
+@overload
+def graft(
+    model: Model,
+    gate: GateSpec = ...,
+    *,
+    at: str | Sequence[str] = ...,
+    init: Init = ...,
+    dry_run: Literal[False] = ...,
+    inplace: bool = ...,
+    example: Any = ...,
+    **options: Any,
+) -> Model: ...
+
+
+@overload
+def graft(
+    model: nn.Module,
+    gate: GateSpec = ...,
+    *,
+    at: str | Sequence[str] = ...,
+    init: Init = ...,
+    dry_run: Literal[True],
+    inplace: bool = ...,
+    example: Any = ...,
+    **options: Any,
+) -> GraftPlan: ...
+
+
+def graft(
+    model: nn.Module | str | Path,
+    gate: GateSpec = "se",
+    *,
+    at: str | Sequence[str] = "auto",
+    init: Init = "identity",
+    dry_run: bool = False,
+    inplace: bool = False,
+    example: Any = None,
+    images: str | Path | None = None,
+    weights: str | Path | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    **options: Any,
+) -> nn.Module | GraftPlan | GraftResult:
+    """Put gates into a network: one that is in memory, or as ``excite graft`` does it, one that is named.
+
+    Args:
+        model: any ``nn.Module`` that takes images (see ``excite.models.grafting.core.graft``); or a run folder, a
+            checkpoint, ``timm:NAME`` or the name of a model of ours.
+        gate: a gate's name, or a table ``{"name": "se", "reduction": 8}``.
+        at: "auto" (the ends of residual branches), or module names and shell patterns.
+        init: "identity": the network computes at first exactly what it did before; "paper": the gate's usual start.
+        dry_run: only show the places and what the gates cost.
+        inplace, example: of a network in memory: change it itself; an input.
+        images, weights, out, force: of a network that is named: a folder of images for the proof, the weights of one
+            that has none of its own, the file to write, and whether over one that is there.
+        options: options of the gate.
+
+    Returns:
+        Of a network in memory: the one with gates, or with ``dry_run`` the :class:`GraftPlan`. Of a named one: the plan
+        and the proof that it computes what it did, as ``excite graft --json`` prints them.
+
+    Raises:
+        TypeError: an option that belongs to the other kind.
+        ExciteError: an unknown gate or option, no place, a network that cannot be read; nothing was written.
+    """
+    named = {"images": images, "weights": weights, "out": out, "force": force or None}
+    held = {"inplace": inplace or None, "example": example}
+    is_named = isinstance(model, str | os.PathLike)
+    for name, value in (held if is_named else named).items():
+        if value is not None:
+            kind = "in memory" if is_named else "that is named (a run folder, a checkpoint, timm:NAME)"
+            raise TypeError(f"{name}= is for a network {kind}, and {str(model)[:80]!r} is none")
+    if not isinstance(model, str | os.PathLike):
+        settings: Any = {"at": at, "init": init, "dry_run": dry_run, "inplace": inplace, "example": example, **options}
+        grafted: nn.Module | GraftPlan = graft_model(model, gate, **settings)
+        return grafted
+    places = [] if at == "auto" else [at] if isinstance(at, str) else list(at)
+    return graft_and_prove(
+        os.fspath(model),
+        gate=gate,
+        at=places,
+        init=init,
+        options=options,
+        dry_run=dry_run,
+        images=None if images is None else str(images),
+        weights=None if weights is None else str(weights),
+        out=None if out is None else Path(out),
+        force=force,
+    )
+
+
 def graft_and_prove(
     source: str,
     *,
-    gate: str,
-    at: list[str],
-    init: str,
-    options: GateTable,
-    dry_run: bool,
-    images: str | None,
-    weights: str | None,
-    out: Path | None,
-    force: bool,
-    say: Callable[[str], None],
-    show: Callable[[GraftPlan], None],
+    gate: GateSpec = "se",
+    at: Sequence[str] = (),
+    init: str = "identity",
+    options: GateTable | None = None,
+    dry_run: bool = False,
+    images: str | None = None,
+    weights: str | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    show: Callable[[GraftPlan], None] = lambda plan: None,
     progress: Progress = silent,
 ) -> GraftResult:
     """Graft, prove and write. ``progress`` shows reading, tracing and the proof.
@@ -108,9 +218,9 @@ def graft_and_prove(
     opened = open_network(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:
         raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
-    settings: dict[str, Any] = {"at": at or "auto", "init": init, **options}
+    settings: dict[str, Any] = {"at": at or "auto", "init": init, **(options or {})}
     progress("tracing", 0, 0)
-    plan: GraftPlan = graft(opened.model, gate, dry_run=True, **settings)
+    plan: GraftPlan = graft_model(opened.model, gate, dry_run=True, **settings)
     show(plan)
     parameters = sum(p.numel() for p in opened.model.parameters())
     result: GraftResult = {"source": source, "parameters": parameters, **plan.to_dict()}
@@ -118,7 +228,7 @@ def graft_and_prove(
         return result
     progress("comparing", 0, 0)
     batch, what = proof_images(opened, images)
-    grafted = graft(opened.model, gate, **settings)
+    grafted = graft_model(opened.model, gate, **settings)
     proof = prove(opened.model, grafted, batch, partial(progress, "comparing"))
     result |= {"images": len(batch), "images_are": what, **proof}
     if not all(map(math.isfinite, (proof["difference"], proof["fused_difference"], proof["largest"]))):
@@ -223,7 +333,7 @@ def proof_images(source: Network, folder: str | None) -> tuple[Tensor, str]:
         return torch.randn((RANDOM_IMAGES, *example.shape[1:]), generator=generator), "random images (normal noise)"
     if source.preprocessing is None:
         raise ExciteError(f"--images: {source.name} does not say how images become its input; leave --images away")
-    from excite.trained.files import find_images
+    from excite.trained.given import find_images
 
     files = find_images([folder])[:MOST_IMAGES]
     pixels = torch.stack([source.preprocessing.load(file) for file in files])

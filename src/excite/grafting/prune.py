@@ -17,6 +17,7 @@ from excite.models.folding import form_of
 from excite.models.listening import fixed_gates
 from excite.pages.figures import COLORS, dispensable, style
 from excite.pages.figures import write as write_figure
+from excite.recipe import Overrides, override_words
 from excite.runtime.timing import in_turns, inference_step
 from excite.text import tell
 from excite.trained.opened import Opened
@@ -129,13 +130,14 @@ class Pruned:
 
 def prune(
     source: str | Path,
-    overrides: list[str] | None = None,
+    overrides: Overrides | None = None,
     *,
     tolerance: float = 1e-4,
     max_drop: float = 0.0,
     calibration: int = 2000,
     batch: int = 16,
     rounds: int = 5,
+    out: str | Path | None = None,
     device: str = "auto",
     say: Say = lambda line: None,
 ) -> Pruned:
@@ -148,12 +150,13 @@ def prune(
 
     Args:
         source: run folder or checkpoint.
-        overrides: ``data.key=value``, as for ``excite validate``.
+        overrides: ``data.key=value``, as for ``excite validate``; see ``load_recipe``.
         tolerance: largest distance of a scale from its channel's mean that counts as none.
         max_drop: percentage points of top-1 that may be lost: the point with the fewest gates within it is chosen.
         calibration: training images that the scales are measured on (class-balanced, seeded).
         batch: images of a timed batch.
         rounds: how often each network is timed, all in turns.
+        out: a new folder, into which :func:`write` puts what was chosen; None writes nothing.
         device: "auto", "cpu", "cuda" ...
         say: told what is done.
 
@@ -162,6 +165,26 @@ def prune(
     """
     if tolerance < 0 or max_drop < 0:
         raise ExciteError("tolerance and max_drop are 0 or more")
+    if out is not None and Path(out).exists():
+        raise ExciteError(f"{out} exists already; name a new folder")
+    result = take_out(source, override_words(overrides), tolerance, max_drop, calibration, batch, rounds, device, say)
+    if out is not None:
+        write(result, Path(out), str(source), say)
+    return result
+
+
+def take_out(
+    source: str | Path,
+    overrides: list[str],
+    tolerance: float,
+    max_drop: float,
+    calibration: int,
+    batch: int,
+    rounds: int,
+    device: str,
+    say: Say,
+) -> Pruned:
+    """What :func:`prune` finds, by the same arguments; writes nothing."""
     checkpoint = read_own(source)
     predictor = Predictor(checkpoint, device, checkpoint.meta["precision"])  # the numbers are those of the training
     model = predictor.model
@@ -170,7 +193,7 @@ def prune(
         raise ExciteError(f"{source} has no gates to prune")
     for name, holder in holders.items():
         layer_before(name, holder)
-    opened = Opened(locate(source), predictor, overrides or [], limits={"limit_train": calibration}, train=True)
+    opened = Opened(locate(source), predictor, overrides, limits={"limit_train": calibration}, train=True)
     for note in opened.data.notes:
         say(note)
     scales, images = _measure_scales(opened)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
@@ -18,8 +18,9 @@ from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.models.folding import form_of
+from excite.pages.inline import show_table
 from excite.progress import Advance, Progress
-from excite.recipe import Recipe
+from excite.recipe import Overrides, Recipe
 from excite.report.contents import (
     KEY,
     SUMMARY,
@@ -57,9 +58,25 @@ _RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
 _Point = TypeVar("_Point", bound=Mapping[str, object])
 
 
+class Reported(NamedTuple):
+    """The numbers of a report (docs/report.md), and the file of its page: ``numbers, path = excite.report(...)``."""
+
+    numbers: Numbers
+    path: Path
+
+    def _repr_html_(self) -> str:
+        accuracy, about = self.numbers["accuracy"], self.numbers["about"]
+        rows = [
+            ("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})"),
+            ("images", f"{accuracy['images']:,} ({about['measured']})"),
+            ("page", str(self.path)),
+        ]
+        return show_table(("", ""), rows, title=f"report on {about['source']}", notes=about["notes"])
+
+
 def report(
     source: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     out: str | Path | None = None,
     figures: str | Path | None = None,
@@ -67,14 +84,14 @@ def report(
     quick: bool = False,
     device: str = "auto",
     progress: Progress | None = None,
-) -> tuple[Numbers, Path]:
+) -> Reported:
     """Study a trained network and write the page about it, over one that is there.
 
     The numbers also go into the run's ``results.json`` under ``"report"``, unless they are of other data.
 
     Args:
         source: a run folder or a checkpoint, also at an address.
-        overrides: ``data.key=value`` for other data, ``report.key=value`` for what is measured.
+        overrides: ``data.key=value`` for other data, ``report.key=value`` for what is measured; see ``load_recipe``.
         out: the file; None takes ``report.html`` in the run folder (of other data: with the beginning of their
             fingerprint), beside a checkpoint ``NAME-report.html``, and for an address the same in the current folder.
         figures: a new folder, which gets every figure of the page as PNG and SVG; None: none.
@@ -109,7 +126,7 @@ def report(
     if figures is not None:
         write_figures(study, Path(figures))
     tell("written", 1, 1)
-    return study.numbers, path
+    return Reported(study.numbers, path)
 
 
 def run_files(source: str | Path) -> dict[str, Path]:

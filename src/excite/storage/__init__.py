@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         uploads_to,
         weights_at,
     )
-    from excite.storage.staging import Staged, expand, in_place, local_file, stage
+    from excite.storage.staging import Staged, expand, in_place, is_staged, local_file, stage
 
 _HOME = {
     "RemoteError": "address",
@@ -32,6 +32,7 @@ _HOME = {
     "fetch_run": "runs",
     "in_place": "staging",
     "is_remote": "address",
+    "is_staged": "staging",
     "keep_at": "runs",
     "left_behind": "mirror",
     "local_file": "staging",
@@ -54,6 +55,7 @@ __all__ = [
     "fetch_run",
     "in_place",
     "is_remote",
+    "is_staged",
     "keep_at",
     "left_behind",
     "local_file",

@@ -196,6 +196,11 @@ def _with_copy(error: RemoteError, place: Path) -> RemoteError:
 _LOCAL: dict[str, str] = {}  # address of a staged file -> its path, for this process
 
 
+def is_staged(source: str) -> bool:
+    """Whether it is the address of a file that this process has staged: it need not be looked for again."""
+    return source in _LOCAL
+
+
 def local_file(source: str) -> str:
     """The local path of a file: itself, or where the file at an address was staged to (now, if it was not before)."""
     if not is_remote(source):

@@ -60,7 +60,7 @@ def _open_data(
 ) -> tuple[Recipe, DataSets]:
     """The same, numbered by the data's own classes, whatever the network's are."""
     trained = Recipe.from_dict(meta["recipe"], str(source))
-    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], list(overrides)), str(source))
+    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], overrides), str(source))
     keys = overridden(overrides)
     if "data.white" not in keys:  # what was found in the training images holds for others, too
         white = {"white": meta["preprocessing"].get("white", FULL_WHITE)}

@@ -1,6 +1,6 @@
 """A trained network with its images, opened once, however many studies look at it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import nn
 
 from excite.data import DataSets, EvalLoader, Preprocessing
 from excite.data.sources import balanced_beginning
-from excite.recipe import Recipe
+from excite.recipe import Overrides, Recipe, override_words
 from excite.trained.images import measuring_loader, open_images
 from excite.trained.predictor import Predictor, read_checkpoint
 from excite.training.evaluation import Batch, Evaluation, evaluate
@@ -24,7 +24,7 @@ class Opened:
     Args:
         located: where the network came from.
         predictor: the network.
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
         limits: at most so many images, ``limit_val`` and ``limit_train``; the caller tells of them.
         train: whether training images are wanted, too.
     """
@@ -33,13 +33,13 @@ class Opened:
         self,
         located: Located,
         predictor: Predictor,
-        overrides: Sequence[str] = (),
+        overrides: Overrides = (),
         *,
         limits: Mapping[str, int] | None = None,
         train: bool = False,
     ) -> None:
         self.located, self.predictor = located, predictor
-        self.overrides, self._limits, self._train = tuple(overrides), limits, train
+        self.overrides, self._limits, self._train = tuple(override_words(overrides)), limits, train
         self._opened: tuple[Recipe, DataSets] | None = None
 
     @property
@@ -139,7 +139,7 @@ class Opened:
 
 def open_trained(
     source: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     device: str = "auto",
     precision: str | None = None,

@@ -1,11 +1,12 @@
 """A trained network with all that it needs to be used."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +16,14 @@ from excite.data.decode import BadImageError
 from excite.errors import ExciteError
 from excite.logits import finite
 from excite.models import fold as fold_model
+from excite.models.folding import form_of
 from excite.models.timm_models import is_timm_model
+from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
+from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
 from excite.runtime.environment import versions
-from excite.storage import local_file
 from excite.text import as_json
+from excite.trained.given import Given, GivenImage, given_images
 from excite.training.precision import set_norm_precision
 from excite.weights.convert import convert
 from excite.weights.locate import Located, locate
@@ -32,13 +36,71 @@ NO_ANSWER = "no finite logits"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's most likely classes: ``top`` holds (class name, probability), best first.
+    """One image's most likely classes.
 
-    It is empty where the network has no answer: its logits are not all finite (see ``excite.logits``).
+    Attributes:
+        path: the image's file; of one in memory, what :func:`excite.trained.given.given_images` calls it.
+        top: (class name, probability), best first. Empty where the network has no answer: its logits are not all
+            finite (see ``excite.logits``), or the image cannot be read.
+        problem: why the image cannot be read; None where it can.
+        pixels: what the network saw, uint8 (S, S, C); kept of the first few images only, to be shown.
     """
 
     path: str
     top: list[tuple[str, float]]
+    problem: str | None = None
+    pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    def text(self) -> str:
+        """The classes with their percentages, or why there are none."""
+        if self.problem is not None:
+            return f"cannot be read: {self.problem}"
+        return "  ".join(f"{name} {100 * share:.1f} %" for name, share in self.top) or NO_ANSWER
+
+    def _repr_html_(self) -> str:
+        return Predicted([self])._repr_html_()
+
+
+class Predicted(Sequence[Prediction]):
+    """What a network says of several images: one :class:`Prediction` each, in their order."""
+
+    def __init__(self, predictions: Iterable[Prediction]) -> None:
+        self._predictions = list(predictions)
+
+    @overload
+    def __getitem__(self, index: int) -> Prediction: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Predicted": ...
+
+    def __getitem__(self, index: int | slice) -> "Prediction | Predicted":
+        found = self._predictions[index]
+        return Predicted(found) if isinstance(found, list) else found
+
+    def __len__(self) -> int:
+        return len(self._predictions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Predicted) and self._predictions == other._predictions
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have it
+
+    def __repr__(self) -> str:
+        return f"Predicted({self._predictions!r})"
+
+    @property
+    def readable(self) -> "Predicted":
+        """Those of images that could be read."""
+        return Predicted(p for p in self if p.problem is None)
+
+    @property
+    def bad(self) -> list[tuple[str, str]]:
+        """(path, reason) of the images that could not."""
+        return [(p.path, p.problem) for p in self if p.problem is not None]
+
+    def _repr_html_(self) -> str:
+        rows = [(Thumbnail(p.pixels, p.path), p.path, p.text()) for p in self._predictions[:MOST_ROWS]]
+        return show_table(("", "image", "classes"), rows, more=len(self) - len(rows))
 
 
 class Predictor:
@@ -97,35 +159,74 @@ class Predictor:
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.model(x).float()
 
-    def predict(self, paths: Iterable[str | Path], top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """Classify image files.
+    def __call__(
+        self,
+        images: Given | Iterable[Given],
+        top_k: int = 5,
+        batch_size: int = 64,
+        *,
+        progress: Advance | None = None,
+    ) -> Predicted:
+        """Classify images: ``model("photo.jpg")``.
 
         Args:
-            paths: image files, of any size and format.
+            images: the path of an image, a folder, a pattern such as ``"photos/*.jpg"``, an address; a PIL image; uint8
+                or uint16 pixels (H, W), (H, W, C), or several (N, H, W, C); the bytes of an image file; or a list of
+                these.
+            top_k: how many classes to give for each.
+            batch_size: images at a time.
+            progress: called with (images done, images in all).
+
+        Returns:
+            One :class:`Prediction` for each image, in their order. One that cannot be read has a ``problem`` in place
+            of classes.
+
+        Raises:
+            TypeError: ``images`` is nothing of the kind.
+            ExciteError: there is no such file, or none of the images can be read.
+        """
+        given = given_images(images)
+        found = Predicted(self.answers(given, top_k, batch_size, progress))
+        if given and len(found.bad) == len(found):
+            path, reason = found.bad[0]
+            more = f" (nor can the other {len(found) - 1:,})" if len(found) > 1 else ""
+            raise BadImageError(path, f"{reason}{more}")
+        return found
+
+    def predict(self, paths: Given | Iterable[Given], top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
+        """Classify images one after the other; an image that cannot be read ends it.
+
+        Args:
+            paths: image files, of any size and format; or what a call of the network takes.
             top_k: how many classes to give for each.
             batch_size: images at a time.
 
         Raises:
             BadImageError: an image cannot be read.
+            TypeError: as for a call.
         """
-        for batch in self.predict_batches(paths, top_k, batch_size):
-            for each in batch:
-                if isinstance(each, BadImageError):
-                    raise each
-                yield each
+        for prediction in self.answers(given_images(paths), top_k, batch_size):
+            if prediction.problem is not None:
+                raise BadImageError(prediction.path, prediction.problem)
+            yield prediction
 
-    def predict_batches(
-        self, paths: Iterable[str | Path], top_k: int, batch_size: int
-    ) -> Iterator[list[Prediction | BadImageError]]:
-        """The same, ``batch_size`` files at a time; what is wrong with an image stands in its place."""
-        beside = self.device.type != "cpu"
-        for batch in decoded_batches(map(str, paths), self._load, batch_size, beside=beside):
-            good = [image for _, image in batch if isinstance(image, Tensor)]
-            found = iter(self.logits(torch.stack(good)).cpu() if good else ())
-            yield [
-                Prediction(path, self.top(next(found), top_k)) if isinstance(image, Tensor) else image
-                for path, image in batch
-            ]
+    def answers(
+        self, images: Sequence[GivenImage], top_k: int, batch_size: int, progress: Advance | None = None
+    ) -> Iterator[Prediction]:
+        """What both of these do: one :class:`Prediction` for each image, in their order; ``progress`` after a batch."""
+        done, beside = 0, self.device.type != "cpu"
+        for batch in decoded_batches(images, self._load, batch_size, path_of=_path_of, beside=beside):
+            pixels = [each for _, each in batch if isinstance(each, Tensor)]
+            logits = iter(self.logits(torch.stack(pixels)).cpu() if pixels else ())
+            for image, each in batch:
+                if isinstance(each, Tensor):
+                    kept = each.permute(1, 2, 0).numpy() if done < MOST_ROWS else None
+                    yield Prediction(image.name, self.top(next(logits), top_k), pixels=kept)
+                else:
+                    yield Prediction(image.name, [], each.reason)
+                done += 1
+            if progress is not None:
+                progress(done, len(images))
 
     def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
         """The ``top_k`` classes with the largest of one image's logits (K), best first, as (class name, probability);
@@ -135,11 +236,26 @@ class Predictor:
         best = logits.softmax(0).topk(min(top_k, len(self.classes)))
         return [(self.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
-    def _load(self, path: str) -> Tensor | BadImageError:
+    def _load(self, image: GivenImage) -> Tensor | BadImageError:
         try:
-            return self.preprocessing.load(local_file(path))
+            return self.preprocessing.load(image.open())
         except BadImageError as error:
-            return BadImageError(path, error.reason)
+            return error
+
+    def _repr_html_(self) -> str:
+        p = self.preprocessing
+        classes = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        rows = [
+            ("classes", f"{len(self.classes):,}: {classes}"),
+            ("input", f"{p.image_size}x{p.image_size}, {p.in_chans} channel{'s' if p.in_chans > 1 else ''}"),
+            ("runs on", f"{self.device}, {form_of(self.model, self.precision)}"),
+            ("trained by", f"{self.meta['recipe']['name']}, {self.meta['epoch']:g} epochs"),
+        ]
+        return show_table(("", ""), rows, title=self.meta["model"]["name"])
+
+
+def _path_of(image: GivenImage) -> str | None:
+    return image.source if isinstance(image.source, str) else None
 
 
 def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold: bool | None = False) -> Predictor:

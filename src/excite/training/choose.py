@@ -1,5 +1,6 @@
 """Which recipe trains on a folder of photographs when nobody names one."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -8,9 +9,10 @@ from PIL import Image, UnidentifiedImageError
 
 from excite.data import DataSets, open_data
 from excite.data.images import FileImages
+from excite.data.root import is_images
 from excite.models.catalog import get_variant
 from excite.models.timm_models import PREFIX
-from excite.recipe import Recipe, load_recipe, overridden
+from excite.recipe import Overrides, Recipe, as_recipe, load_recipe, overridden, override_words
 from excite.runtime.device import best_device
 from excite.weights.hub import NotReached, local_weights
 from excite.weights.pretrained import Pretrained, pretrained_of
@@ -32,6 +34,22 @@ class Chosen:
 
     recipe: Recipe
     reasons: list[str]
+
+
+def recipe_for(
+    source: Recipe | str | os.PathLike[str], overrides: Overrides = (), say: Callable[[str], None] = lambda _: None
+) -> Recipe:
+    """What ``excite.train`` takes for a recipe: one, its name, a YAML file, a run folder, or a folder of images.
+
+    Raises:
+        ExciteError: see :func:`choose_recipe` and ``load_recipe``.
+    """
+    if isinstance(source, Recipe) or not is_images(os.fspath(source)):
+        return as_recipe(source, overrides)
+    chosen = choose_recipe(os.fspath(source), override_words(overrides), say)
+    for reason in chosen.reasons:
+        say(reason)
+    return chosen.recipe
 
 
 def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None) -> Chosen:

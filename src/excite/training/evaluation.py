@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from excite.data import Preprocessing
 from excite.logits import finite, losses, number, sentence
+from excite.pages.inline import show_table
 from excite.runtime.device import DTYPES
 from excite.training.results import ClassRow, Summary
 
@@ -81,6 +82,13 @@ class Evaluation:
             "not_finite": self.not_finite,
             "first_not_finite": self.first_not_finite,
         }
+
+    def _repr_html_(self) -> str:
+        heads = ["images", "loss", "top-1 %", "balanced %", "top-5 %"]
+        loss = "-" if self.loss is None else f"{self.loss:.4f}"
+        row = [f"{self.images:,}", loss, f"{self.top1:.2f}", f"{self.balanced:.2f}", f"{self.top5:.2f}"]
+        warning = [self.warning] if self.warning is not None else []
+        return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
 
     def per_class(self, classes: list[str]) -> list[ClassRow]:
         """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""

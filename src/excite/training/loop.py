@@ -1,7 +1,6 @@
 """Training, from a recipe to a run folder."""
 
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ from torch import Tensor, nn
 
 from excite import storage
 from excite.console import Display
-from excite.data.root import is_images
 from excite.errors import ExciteError
 from excite.logits import predicted
-from excite.recipe import Recipe, load_recipe
+from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
 from excite.text import tell
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs
-from excite.training.choose import choose_recipe
+from excite.training.choose import recipe_for
 from excite.training.compilation import compile_errors
 from excite.training.loss import training_loss
 from excite.training.meter import Meter
@@ -51,8 +49,8 @@ AGREE_SECONDS = 2.0
 
 
 def train(
-    recipe: Recipe | str | None = None,
-    overrides: Sequence[str] = (),
+    recipe: Recipe | str | Path | None = None,
+    overrides: Overrides = (),
     *,
     resume: str | Path | None = None,
     out: str | Path = "runs",
@@ -65,7 +63,7 @@ def train(
     Args:
         recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which one
             is chosen (:func:`excite.training.choose.choose_recipe`); None with ``resume``.
-        overrides: ``section.key=value`` strings, as on the command line.
+        overrides: ``section.key=value`` strings, as on the command line, or one of them; or values by key.
         resume: a run folder to go on with, by its own recipe where none is given.
         out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
             the run is trained in a local folder that is kept copied to it.
@@ -132,18 +130,11 @@ def train(
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _resolve(recipe: Recipe | str | None, overrides: Sequence[str], resume: str | Path | None) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe.changed(overrides)
+def _resolve(recipe: Recipe | str | Path | None, overrides: Overrides, resume: str | Path | None) -> Recipe:
     name = recipe if recipe is not None else resume
     if name is None:
         raise ExciteError("give a recipe to train, or a run folder to resume")
-    if resume is None and is_images(str(name)):
-        chosen = choose_recipe(str(name), overrides, tell)
-        for reason in chosen.reasons:
-            tell(reason)
-        return chosen.recipe
-    return load_recipe(str(name), list(overrides))
+    return recipe_for(name, overrides, tell)
 
 
 def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run_dir: str | Path | None) -> Recipe:

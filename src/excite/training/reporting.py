@@ -162,7 +162,8 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     }
     if metrics is not None:
         metrics.write(record)
-        run.display.step(*format_step(record, run.recipe.train.epochs, run.total_steps), run.step)
+        place, measured = format_step(record, run.recipe.train.epochs, run.total_steps)
+        run.display.step(place, measured, run.step, record["loss"])
 
 
 def _non_finite(run: Run, losses: list[float]) -> str:
@@ -214,8 +215,10 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     kind, said = "validation", "  best so far" if best else ""
     if run.data.val_is_test:
         kind, said = "test", ""
-    run.display.message(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  {_accuracies(evaluation)}{said}"
+    run.display.evaluated(
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  {_accuracies(evaluation)}{said}",
+        run.step,
+        evaluation.top1,
     )
     if evaluation.warning is not None:
         run.display.message(f"warning: {evaluation.warning}")

@@ -11,4 +11,4 @@ _HOMES = {
     "run_twins": "excite.twins.runner",
 }
 __all__ = sorted(_HOMES)
-__getattr__ = lazily(__name__, _HOMES)
+__getattr__ = lazily(__name__, _HOMES, call="run_twins")

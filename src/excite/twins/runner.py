@@ -21,7 +21,7 @@ from excite.console import Display, format_seconds
 from excite.errors import ExciteError
 from excite.files import check_here, from_json, to_json, write_json, write_text
 from excite.pages.figures import dispensable
-from excite.recipe import Recipe, load_recipe
+from excite.recipe import Overrides, Recipe, as_recipe, load_recipe
 from excite.runtime.job import world_size
 from excite.text import printable
 from excite.training.results import Results, read_results
@@ -37,10 +37,10 @@ LOCK_SECONDS = 30.0
 
 
 def run_twins(
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
+    recipe: Recipe | str | Path | None = None,
+    overrides: Overrides = (),
     *,
-    gates: Sequence[str] | None = None,
+    gates: str | Sequence[str] | None = None,
     seeds: int | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
@@ -53,9 +53,10 @@ def run_twins(
     with the experiment. Gates and seeds may be added.
 
     Args:
-        recipe: name of a shipped recipe, a YAML file or a run folder; None with ``resume``.
-        overrides: ``section.key=value`` strings.
-        gates: labels as :func:`excite.twins.plan.parse_gate` reads them; None: ungated, SE and the three GE forms.
+        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; None with ``resume``.
+        overrides: ``section.key=value`` strings; see ``load_recipe``.
+        gates: labels as :func:`excite.twins.plan.parse_gate` reads them, in a list or separated by commas; None:
+            ungated, SE and the three GE forms.
         seeds: how many, counted up from the recipe's ``train.seed``; None: 3, or those of the experiment.
         out: folder of the experiment; None: ``runs/twins-NAME`` with the recipe's name.
         resume: folder of an experiment to go on with, by its own recipe.
@@ -75,6 +76,8 @@ def run_twins(
         raise ExciteError("start `excite twins` once, not under torchrun or accelerate: it starts each training itself")
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
+    if isinstance(gates, str):
+        gates = [gate.strip() for gate in gates.split(",")]
     display = Display(quiet)
     folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display)
     with StopSignals() as stop:
@@ -85,8 +88,8 @@ def run_twins(
 
 
 def _resolve(
-    recipe: str | None,
-    overrides: Sequence[str],
+    recipe: Recipe | str | Path | None,
+    overrides: Overrides,
     gates: Sequence[str] | None,
     seeds: int | None,
     out: str | Path | None,
@@ -101,7 +104,7 @@ def _resolve(
         raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
     else:
         # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
-        asked = load_recipe(recipe, list(overrides))
+        asked = as_recipe(recipe, overrides)
         folder = Path("runs") / f"twins-{asked.name}" if out is None else Path(out)
         checked, note = _settled(asked, folder).scaled()
         for line in (*checked.notes, *([note] if note else [])):

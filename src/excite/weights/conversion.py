@@ -15,6 +15,7 @@ from excite.models import Classifier
 from excite.models.catalog import ModelArgs
 from excite.progress import Progress, silent
 from excite.runtime.environment import versions
+from excite.text import show as show_line
 from excite.weights.convert import Loaded, convert
 from excite.weights.destination import check_destination
 from excite.weights.header import Meta
@@ -84,18 +85,18 @@ class Conversion(Summary):
 
 
 def convert_file(
-    source: str,
-    destination: Path,
+    source: str | Path,
+    destination: str | Path,
     *,
     arch: str | None = None,
-    verify: str | None = None,
-    against: str | None = None,
+    verify: str | Path | None = None,
+    against: str | Path | None = None,
     tolerance: float = TOLERANCE,
     allow_partial: bool = False,
     to: str = "excite",
-    classes: Path | None = None,
+    classes: str | Path | None = None,
     force: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = show_line,
     show: Callable[[list[DifferenceRow]], None] | None = None,
     progress: Progress = silent,
 ) -> Conversion:
@@ -119,6 +120,8 @@ def convert_file(
     Raises:
         ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
     """
+    source, destination = str(source), Path(destination)
+    verify, against = (None if each is None else str(each) for each in (verify, against))
     check_destination(destination, to, force)
     progress("reading", 0, 0)
     model, loaded = convert(source, arch=arch, allow_partial=allow_partial)
@@ -127,7 +130,7 @@ def convert_file(
     _say_misfits(loaded, say)
     meta = None
     if to == "excite" or classes is not None or (verify is not None and not _is_reference(verify)):
-        described = describe(model, loaded, None if classes is None else read_classes(classes))
+        described = describe(model, loaded, None if classes is None else read_classes(Path(classes)))
         meta = cast(Meta, {**described, "versions": versions()})
     result: Conversion = {"source": source, **_summary(model, loaded), "destination": str(destination)}
     if verify is not None or against is not None:

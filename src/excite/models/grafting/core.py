@@ -19,6 +19,7 @@ from excite.models.grafting.dataflow import Example
 from excite.models.grafting.places import Found, Place, find_places, run_once
 from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import is_timm_model
+from excite.pages.inline import show_table
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = Literal["identity", "paper"]
@@ -97,6 +98,11 @@ class GraftPlan:
             "added": self.added,
             "places": self.rows(),
         }
+
+    def _repr_html_(self) -> str:
+        rows = [[str(value) for value in row.values()] for row in self.rows()]
+        notes = [f"{self.sentence}; {self.added:,} new parameters", *self.notes]
+        return show_table(["place", "channels", "map", "parameters", "what"], rows, notes=notes)
 
     def __str__(self) -> str:
         rows = [[str(v) for v in row.values()] for row in self.rows()]

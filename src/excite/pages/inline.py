@@ -1,0 +1,92 @@
+"""What an object shows of itself in a notebook: a small table, which needs no style sheet and runs nothing.
+
+Everything in it is other people's text and is escaped. Imports nothing heavy.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from excite.text import printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Rows that a table shows at most.
+MOST_ROWS = 20
+#: The longer side of a thumbnail, pixels.
+SIDE = 64
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A cell that is a small picture.
+
+    Args:
+        pixels: uint8 (H, W, C), C 1 or 3; None: an empty cell.
+        title: what it shows, for those who do not see it.
+    """
+
+    pixels: "np.ndarray | None"
+    title: str = ""
+
+    def html(self) -> str:
+        """An ``img`` that holds the picture itself."""
+        if self.pixels is None:
+            return ""
+        from PIL import Image
+
+        image = Image.fromarray(self.pixels if self.pixels.shape[2] == 3 else self.pixels[:, :, 0])
+        image.thumbnail((SIDE, SIDE))
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        title = escape(printable(self.title), quote=True)
+        source = base64.b64encode(out.getvalue()).decode()
+        # Images of a few pixels are drawn as they are, larger.
+        style = f"height:{SIDE}px;margin:0;image-rendering:{'pixelated' if max(image.size) < SIDE else 'auto'}"
+        return f'<img alt="{title}" title="{title}" style="{style}" src="data:image/png;base64,{source}">'
+
+
+Cell = str | Thumbnail | Sequence[Thumbnail]
+
+
+def show_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    title: str = "",
+    notes: Sequence[str] = (),
+    more: int = 0,
+) -> str:
+    """A table as HTML: ``title`` above it, at most :data:`MOST_ROWS` rows, and a sentence for each of the ``notes``.
+
+    Args:
+        heads: over the columns; none where all are empty.
+        rows: texts and thumbnails.
+        title: one line.
+        notes: below.
+        more: rows that were left out already.
+    """
+    style = ' style="text-align:left;white-space:pre-wrap"'
+    parts = [f"<b>{_text(title)}</b>"] if title else []
+    parts.append("<table>")
+    if any(heads):
+        parts.append(f"<thead><tr>{''.join(f'<th{style}>{_text(head)}</th>' for head in heads)}</tr></thead>")
+    body = ("".join(f"<td{style}>{_cell(cell)}</td>" for cell in row) for row in rows[:MOST_ROWS])
+    parts.append(f"<tbody>{''.join(f'<tr>{cells}</tr>' for cells in body)}</tbody></table>")
+    more += max(0, len(rows) - MOST_ROWS)
+    parts += [f"<div>{_text(line)}</div>" for line in (*([f"and {more:,} more"] if more else []), *notes)]
+    return "".join(parts)
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return _text(cell)
+    return cell.html() if isinstance(cell, Thumbnail) else " ".join(each.html() for each in cell)
+
+
+def _text(text: str) -> str:
+    return escape(printable(text))

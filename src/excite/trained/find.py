@@ -1,0 +1,69 @@
+"""Image files by name: files, folders, patterns, addresses. Nothing heavy is imported: that one is not there is said at
+once.
+"""
+
+import glob
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from excite.data.formats import EXTENSIONS
+from excite.data.walk import look_at, walk
+from excite.errors import ExciteError
+from excite.storage import expand, in_place, is_remote, is_staged
+
+
+def check_images(sources: Sequence[str]) -> None:
+    """Raise ExciteError for a source that is not there; what is in folders is not looked at, and no address asked."""
+    for source in map(in_place, sources):
+        if not is_remote(source) and not os.path.isdir(source):
+            _files(source)
+
+
+def _files(source: str) -> list[str]:
+    """The file of that name, or the files that match; not empty. Raises ExciteError."""
+    if os.path.lexists(source):
+        file, reason = look_at(source)
+        if file is None:
+            raise ExciteError(f"{source!r} cannot be read: {reason}")
+        return [source]
+    if files := sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None):
+        return files
+    raise ExciteError(f"{source!r} is neither a file, a folder nor a pattern that matches any")
+
+
+def find_images(
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    say: Callable[[str], None] = lambda line: None,
+) -> list[str]:
+    """Image files from files, folders (searched through) and glob patterns, in order, each once.
+
+    Those at an address such as ``s3://bucket/photos`` are staged to the local cache, and keep their address as name.
+
+    Args:
+        sources: what to look for; a single one is no list of letters.
+        say: gets a sentence on what was left out of each folder, with counts.
+
+    Raises:
+        ExciteError: a source is not there, holds no images, or is no file (a named pipe would be waited for).
+    """
+    found: dict[str, None] = {}
+    for given in [sources] if isinstance(sources, str | os.PathLike) else sources:
+        source = in_place(os.fspath(given))
+        path = Path(source)
+        left_out = None
+        if is_staged(source):
+            files = [source]
+        elif is_remote(source):
+            files = expand(source, EXTENSIONS)
+        elif path.is_dir():
+            listed = walk(path)
+            files, left_out = [file.path for file in listed.files], listed.ignored()
+        else:
+            files = _files(source)
+        if not files:
+            raise ExciteError(f"{source!r} holds no images" + (f" ({left_out})" if left_out else ""))
+        if left_out is not None:
+            say(f"{source}: {left_out}")
+        found.update(dict.fromkeys(files))
+    return list(found)
