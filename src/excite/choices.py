@@ -2,6 +2,7 @@
 tell it before they load PyTorch.
 """
 
+import re
 from collections.abc import Iterable
 
 from excite.errors import ExciteError, nearest, shown
@@ -41,3 +42,20 @@ def check_device(device: str) -> None:
     if colon:
         how = f" and choose the card with {_VISIBLE[kind]}={index}" if kind in _VISIBLE else ""
         raise ExciteError(f"device is {shown(device)}, but it names a kind: write device={kind}{how}")
+
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+
+
+def parse_duration(text: str | float, option: str) -> float:
+    """``1h30m`` -> 5400.0 seconds, which a number is already. Raises ExciteError where it is no time above 0."""
+    if isinstance(text, int | float):
+        text = f"{text}s"
+    given = text.strip().lower()
+    match = _DURATION.fullmatch(given)
+    parts = () if match is None else zip(match.groups(), (3600, 60, 1), strict=True)
+    seconds = sum(float(number or 0) * unit for number, unit in parts)
+    if seconds <= 0:
+        hint = f"; for minutes type {option} {given}m" if re.fullmatch(r"\d+(\.\d+)?", given) else ""
+        raise ExciteError(f"{option} is {shown(text)}, but a time is written 90s, 20m or 1h30m{hint}")
+    return seconds

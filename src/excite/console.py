@@ -56,7 +56,8 @@ class ProgressBar:
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
-        self(self._what, 0, 0)
+        if self._place is not None:
+            self._place.show(notebook.bar(self._what, 0, 0))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from excite.commands.common import parse_duration
+from excite.choices import parse_duration
 from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import load_recipe

@@ -1,13 +1,12 @@
 """What several commands take and say."""
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.commands import beforehand
-from excite.errors import ExciteError, shown
+from excite.errors import ExciteError
 from excite.text import tell
 
 if TYPE_CHECKING:
@@ -84,18 +83,3 @@ def tell_not_finite(warning: str | None, usable: bool) -> None:
 def teller(display: "Display", as_json: bool) -> Callable[[str], None]:
     """Where sentences go: to the terminal, or, so that standard output is JSON alone, to standard error."""
     return tell if as_json else display.message
-
-
-_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
-
-
-def parse_duration(text: str, option: str) -> float:
-    """``1h30m`` -> 5400.0 seconds. Raises ExciteError where it is no time above 0."""
-    given = text.strip().lower()
-    match = _DURATION.fullmatch(given)
-    parts = () if match is None else zip(match.groups(), (3600, 60, 1), strict=True)
-    seconds = sum(float(number or 0) * unit for number, unit in parts)
-    if seconds <= 0:
-        hint = f"; for minutes type {option} {given}m" if re.fullmatch(r"\d+(\.\d+)?", given) else ""
-        raise ExciteError(f"{option} is {shown(text)}, but a time is written 90s, 20m or 1h30m{hint}")
-    return seconds

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
-from excite.commands.common import Json, RecipeWords, parse_duration
-from excite.data.root import is_images
+from excite.commands.common import Json, RecipeWords
 from excite.errors import ExciteError
 from excite.runtime.job import rank
 from excite.text import print_json, tell
@@ -87,7 +87,8 @@ def train(
     On several machines: torchrun --nnodes 2 --nproc-per-node 8 ... -m excite train RECIPE (docs/scaling.md).
     """
     words = list(args or [])
-    seconds = None if time is None else parse_duration(time, "--time")
+    if time is not None:
+        parse_duration(time, "--time")
     if resume is not None and time is not None:
         raise ExciteError("--time decides the epochs of a new run; one that is gone on with has them: leave it out")
     if resume is None:
@@ -105,6 +106,7 @@ def train(
         resume = recipe = str(local_run(resume))
         if not (Path(resume) / "recipe.yaml").is_file():
             raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
+    from excite.data.root import is_images
     from excite.recipe import load_recipe
 
     say = tell if rank() == 0 else (lambda line: None)
@@ -123,7 +125,7 @@ def train(
     from excite.report.after_training import train as run_training
 
     say("setting up the data and the network ...")
-    results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time_limit=seconds, quiet=as_json)
+    results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time=time, quiet=as_json)
     if not results:  # not the first process
         return
     if as_json:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from excite import storage
+from excite.choices import parse_duration
 from excite.console import Display, ProgressBar
 from excite.errors import ExciteError
 from excite.recipe import Overrides, Recipe, as_recipe, override_words
@@ -20,7 +21,7 @@ def train(
     resume: str | Path | None = None,
     out: str | Path = "runs",
     run_dir: str | Path | None = None,
-    time_limit: float | None = None,
+    time: str | float | None = None,
     quiet: bool = False,
     **changes: object,
 ) -> Results:
@@ -34,7 +35,7 @@ def train(
         out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
             the run is trained in a local folder that is kept copied to it.
         run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
-        time_limit: seconds for a new run: as many epochs as fit, at least one (``--time``).
+        time: "20m", "1h30m" or seconds for a new run: as many epochs as fit, at least one.
         quiet: print nothing (``log.txt`` is written all the same).
         changes: more values by key: ``epochs=10``, or a section's, ``data={"root": "photos"}``.
 
@@ -53,7 +54,8 @@ def train(
         raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to go on with (resume=RUN)")
     words = [*override_words(overrides), *override_words(changes)]
     checked = as_recipe(name, words) if resume is not None else recipe_for(name, words, tell)
-    results = loop.train(checked, resume=resume, out=out, run_dir=run_dir, time_limit=time_limit, quiet=quiet)
+    limit = None if time is None else parse_duration(time, "time")
+    results = loop.train(checked, resume=resume, out=out, run_dir=run_dir, time_limit=limit, quiet=quiet)
     if results and checked.report.write:  # the first process only
         report_on_run(Path(results["run"]), checked.train.device, quiet=quiet)
     return results
