@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import excite
-from excite.bench.report import Row, append_csv, caption, check_csv, floor_table, make_rows, markdown, operator_table
+from excite.bench.report import (
+    Row,
+    Sheet,
+    append_csv,
+    caption,
+    check_csv,
+    floor_caption,
+    floor_sheet,
+    make_rows,
+    operator_sheet,
+    speed_sheet,
+)
 from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.runtime import git
 from excite.runtime.job import rank, world_size
-from excite.text import print_json, show, tell
+from excite.text import print_json, tell
 
 if TYPE_CHECKING:
     from excite.bench.profile import Profile
@@ -51,15 +62,29 @@ def bench_models(
     if as_json:
         print_json({"rows": rows, **({"profiles": profiles} if profiles else {})})
     else:
-        show(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        _show([caption(rows)] if caption(rows) else [], speed_sheet(rows))
         for trace, found in profiles.items():
-            show(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
-            show(operator_table(found["operators"]))
+            _show(
+                ["", f"{trace} (open it in https://ui.perfetto.dev or chrome://tracing)"],
+                operator_sheet(found["operators"]),
+            )
             if found["floors"]:
-                show("\n" + floor_table(found["floors"]))
+                _show(["", floor_caption(found["floors"])], floor_sheet(found["floors"]))
     failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + unprofiled
     if failed:
         raise ExciteError("; ".join(dict.fromkeys(failed)))
+
+
+def _show(lines: Sequence[str], sheet: Sheet) -> None:
+    """Lines, and a table below them."""
+    from excite.console import Display
+
+    display = Display()
+    for line in lines:
+        display.message(line)
+    if lines:
+        display.message("")
+    display.pasted(sheet.markdown(), *sheet)
 
 
 def _keep_quiet(line: str) -> None:
@@ -98,11 +123,19 @@ def bench_data(recipe: str, overrides: Sequence[str], *, rounds: int, seconds: f
         ExciteError: a wrong recipe, or data that cannot be read.
     """
     checked = load_recipe(recipe, list(overrides))
-    from excite.bench.pipeline import measure_pipeline, pipeline_table
+    from excite.bench.pipeline import measure_pipeline, pipeline_lines, pipeline_sheet, verdict
 
     result = measure_pipeline(checked, rounds=rounds, seconds=seconds)
-    if rank() == 0:
-        print_json(result) if as_json else show(pipeline_table(result))
+    if rank() > 0:
+        return
+    if as_json:
+        print_json(result)
+        return
+    from excite.console import Display
+
+    _show(pipeline_lines(result), pipeline_sheet(result))
+    Display().message("")
+    Display().message(verdict(result))
 
 
 def source_version() -> str:

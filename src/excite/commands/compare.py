@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from excite.compare.table import Differing, ShownRow
     from excite.console import Display
 
-#: Columns of a terminal that the whole table fits in.
-WIDE = 150
 Columns = list[tuple[str, str, str]]
 
 
@@ -136,11 +134,7 @@ def show_comparison(found: "Study", written: Sequence[Path], display: "Display")
 
     rows = [{**row, **_cells(row)} for row in shown(found)]
     accuracy, cost = _accuracy_columns(found), _cost_columns(found)
-    if display.console.width >= WIDE:
-        display.table(make_table(rows, [*accuracy, *cost]))
-    else:
-        display.table(make_table(rows, accuracy))
-        display.table(make_table(rows, [accuracy[0], *cost]))
+    display.table(make_table(rows, [*accuracy, *cost]))
     _show_recipe(found, display)
     for line in [*found["notes"], *sentences(found)]:
         display.message(line)

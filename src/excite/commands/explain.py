@@ -23,9 +23,9 @@ _COLUMNS: Columns = [
     ("channels", "channels", "d"),
     ("mean", "mean scale", ".3f"),
     ("sd_images", "sd, images", ".3f"),
-    ("saturated", "saturated %", ""),
-    ("constant", "constant", "d"),
-    ("class_percent", "by class %", ".0f"),
+    ("saturated", "scales at the bottom + top of the range / all, %", ""),
+    ("constant", "constant channels", "d"),
+    ("class_percent", "variance between classes / all, %", ".0f"),
 ]
 
 

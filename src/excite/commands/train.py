@@ -1,8 +1,7 @@
 """``excite train``"""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -100,12 +99,7 @@ def _show_results(results: "Results") -> None:
 
     display = Display()
     columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
-    if display.console.width >= 150:
-        display.table(make_table([results], columns))
-    else:  # the same, top to bottom
-        values: Mapping[str, Any] = results
-        rows = [{"what": h, "value": "-" if values[k] is None else format(values[k], f)} for k, h, f in columns]
-        display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
+    display.table(make_table([results], columns))
     run = Path(results["run"])
     display.message(f"{run}/")
     kinds = [
