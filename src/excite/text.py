@@ -124,7 +124,10 @@ def cells(text: str) -> int:
 
 
 # What is copied as a whole: `between backticks`, 'a quoted name', and a command to type, from "excite" to the end.
-_WHOLE = re.compile(r"`[^`]+`\S*|(?<![^\s(\[])'[^']+'[^\s']*|(?:(?<=: )|(?<=:  ))(?:excite|torchrun) .+$|\S+(?: %\S*)?")
+_WHOLE = re.compile(
+    r"`[^`]+`\S*|\[default: [^\]]+\]|(?<![^\s(\[])'[^']+'[^\s']*"
+    r"|(?:(?<=: )|(?<=:  ))(?:excite|torchrun) .+$|\S+(?: %\S*)?"
+)
 #: A label and the spaces that set off what is said about it: what is folded goes on below the latter.
 _LABEL = re.compile(r"\s*\S+(?: \S+)* {2,}(?=\S)|\s*")
 
