@@ -33,6 +33,7 @@ from excite.commands import (
     twins,
     validate,
 )
+from excite.completion import complete
 from excite.errors import ExciteError, UsageError
 from excite.hints import Shape, corrected
 from excite.leaving import leave_quickly
@@ -166,6 +167,9 @@ def main() -> None:
     leave_quickly()
     make_children_safe()
     sys.excepthook = _show_traceback
+    if "_EXCITE_COMPLETE" in os.environ and (answer := complete(typer.main.get_command(app), os.environ)) is not None:
+        print(answer[0])
+        sys.exit(answer[1])
     try:
         app()
     except Exception as error:

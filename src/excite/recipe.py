@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -806,6 +807,23 @@ def override_flags() -> list[str]:
     return [
         key for key in override_keys() if _fields_at((key.partition(".")[0],))[key.partition(".")[2]].annotation is bool
     ]
+
+
+def override_values(key: str) -> list[str]:
+    """What ``section.key`` may be, as it is typed: its choices; for a number or a name its default, if it has one; none
+    for what is free, such as a path."""
+    section, _, name = key.partition(".")
+    field = _fields_at((section,))[name]
+    found: list[str] = []
+    for kind in (field.annotation, *typing.get_args(field.annotation)):
+        if typing.get_origin(kind) is Literal:
+            found += map(str, typing.get_args(kind))
+        elif kind is bool:
+            found += ["true", "false"]
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if not found and isinstance(default, int | float | str):
+        found = [as_yaml(default)]
+    return list(dict.fromkeys(found))
 
 
 def _sections(section: str) -> list[str]:

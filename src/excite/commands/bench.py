@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Json, complete_model
+from excite.commands.common import Device, Json, complete_model, complete_recipe
 from excite.errors import ExciteError
 
 
@@ -52,7 +52,11 @@ def bench(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE", help="Measure a recipe's input pipeline, its step, and both together."),
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="Measure a recipe's input pipeline, its step, and both together.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

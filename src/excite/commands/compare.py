@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from excite.commands.common import Device, Json, check_precision
+from excite.commands.common import Device, Json, check_precision, complete_run, complete_runs_and_data
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -26,6 +26,7 @@ def compare(
             metavar="RUN|CHECKPOINT... [KEY=VALUE]...",
             help="Two or more; then other data for all, such as data.root=PATH.",
             show_default=False,
+            autocompletion=complete_runs_and_data,
         ),
     ] = None,
     out: Annotated[
@@ -35,7 +36,10 @@ def compare(
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="RUN", help="What the others are compared with (default: the first).")
+        str | None,
+        typer.Option(
+            metavar="RUN", autocompletion=complete_run, help="What the others are compared with (default: the first)."
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="What to call each run.")] = None,
     figures: Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 import typer
 
-from excite.commands.common import Device, Json, Trained, check_precision
+from excite.commands.common import Device, Json, Trained, check_precision, complete_data_key, one_of
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -53,6 +53,7 @@ def explain(
             metavar="[IMAGE|FOLDER|GLOB|KEY=VALUE]...",
             help="Images to explain one by one; other data, such as data.root=PATH.",
             show_default=False,
+            autocompletion=complete_data_key,
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
@@ -65,7 +66,11 @@ def explain(
     classes: Annotated[list[str] | None, typer.Option("--class", help="Draw this class; may be repeated.")] = None,
     gates: Annotated[list[str] | None, typer.Option("--gate", help="Draw this gate; may be repeated.")] = None,
     ablation: Annotated[
-        str, typer.Option(help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.")
+        str,
+        typer.Option(
+            help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.",
+            autocompletion=one_of("full", "estimate", "off"),
+        ),
     ] = "full",
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,
     batch: Annotated[int, typer.Option(min=1, help="Images of a timed pass.")] = 16,

@@ -5,17 +5,23 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Json, Trained, teller
+from excite.commands.common import Json, Trained, complete_data_key, complete_format, one_of, teller
 from excite.text import print_json
 
 
 def export(
     source: Trained,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.")],
+    format: Annotated[
+        str,
+        typer.Option("--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.", autocompletion=complete_format),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Images to prove it on: data.part=test, data.root=PATH.", show_default=False
+            metavar="[KEY=VALUE]...",
+            help="Images to prove it on: data.part=test, data.root=PATH.",
+            show_default=False,
+            autocompletion=complete_data_key,
         ),
     ] = None,
     out: Annotated[
@@ -36,7 +42,13 @@ def export(
     ] = None,
     images: Annotated[int, typer.Option(min=0, help="At most so many of them; 0: all.")] = 2000,
     input_kind: Annotated[
-        str, typer.Option("--input", metavar="KIND", help="uint8: images of any size; float: prepared ones, 0 to 1.")
+        str,
+        typer.Option(
+            "--input",
+            metavar="KIND",
+            autocompletion=one_of("uint8", "float"),
+            help="uint8: images of any size; float: prepared ones, 0 to 1.",
+        ),
     ] = "uint8",
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
     tolerance: Annotated[

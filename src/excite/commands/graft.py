@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from excite.commands.common import Json, complete_model, teller
+from excite.commands.common import Json, complete_model, one_of, teller
+from excite.commands.gates import _complete_gate
 from excite.errors import ExciteError, shown, shown_text
 from excite.text import print_json
 
@@ -23,13 +24,19 @@ def graft(
             autocompletion=complete_model,
         ),
     ],
-    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.")] = "se",
+    gate: Annotated[
+        str, typer.Option(metavar="GATE", autocompletion=_complete_gate, help="One of `excite gates`.")
+    ] = "se",
     at: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
     ] = None,
     init: Annotated[
-        str, typer.Option(help="identity: changes nothing at first, and learns; paper: the usual start.")
+        str,
+        typer.Option(
+            autocompletion=one_of("identity", "paper"),
+            help="identity: changes nothing at first, and learns; paper: the usual start.",
+        ),
     ] = "identity",
     option: Annotated[
         list[str] | None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, Trained, check_precision
+from excite.commands.common import Device, Fold, Json, Trained, check_precision, complete_precision
 from excite.errors import ExciteError
 from excite.text import print_json, tell
 
@@ -16,7 +16,9 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
     grid: Annotated[Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.")] = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, or auto: what suits the device.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(autocompletion=complete_precision, help="fp32, bf16, fp16, or auto: what suits the device.")
+    ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     fold: Fold = None,
     as_json: Json = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Json, Trained, tell_not_finite
+from excite.commands.common import Device, Json, Trained, complete_report_key, tell_not_finite
 from excite.text import print_json
 
 
@@ -17,6 +17,7 @@ def report(
             metavar="[KEY=VALUE]...",
             help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
+            autocompletion=complete_report_key,
         ),
     ] = None,
     out: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from excite.commands.common import Json, RecipeWords
+from excite.commands.common import Json, RecipeWords, complete_run
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -32,14 +32,23 @@ RESULT_COLUMNS = [
 def train(
     args: RecipeWords = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            autocompletion=complete_run,
+            help="Go on with an interrupted run, exactly as if it had not been.",
+        ),
     ] = None,
     out: Annotated[
         str, typer.Option(help="Where the new run folder is made: a folder, or an address such as s3://bucket/runs.")
     ] = "runs",
     run_dir: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="The run folder itself: begun, or gone on with if the job is started again."),
+        typer.Option(
+            metavar="RUN",
+            autocompletion=complete_run,
+            help="The run folder itself: begun, or gone on with if the job is started again.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

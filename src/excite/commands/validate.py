@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Device, Fold, Json, OtherImages, Trained, check_precision, tell_not_finite
+from excite.commands.common import (
+    Device,
+    Fold,
+    Json,
+    OtherImages,
+    Trained,
+    check_precision,
+    complete_precision,
+    tell_not_finite,
+)
 from excite.text import print_json
 
 
@@ -15,7 +24,10 @@ def validate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
     device: Device = "auto",
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16; without it, what the network was trained with.")
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16; without it, what the network was trained with.", autocompletion=complete_precision
+        ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
     fold: Fold = None,
