@@ -144,6 +144,13 @@ def test_what_is_said_of_a_label_goes_on_below_itself():
     assert first.index("best") == len(second) - len(second.lstrip())
 
 
+def test_what_does_not_fit_beside_its_label_is_below_it():
+    assert wrapped("The artefact.  `beside the weights of the run`", 32).split("\n") == [
+        "The artefact.",
+        "`beside the weights of the run`",
+    ]
+
+
 def test_wide_letters_count_twice():
     lines = wrapped("画像 " * 20, 40).split("\n")
     assert max(sum(2 for c in line if c != " ") + line.count(" ") for line in lines) <= 40

@@ -136,7 +136,8 @@ def _prose(text: str, width: int, heading: Any) -> Iterator[str]:
         if number or examples:
             yield ""
         one = " ".join(line.strip() for line in paragraph.split("\n"))
-        yield from [heading(one)] if one == "Examples:" else wrapped(one, width).split("\n")
+        for part in [heading(one)] if one == "Examples:" else wrapped(one, width).split("\n"):
+            yield from [part] if cells(part) <= width or one == "Examples:" else _folded_command(part, width)
 
 
 def _folded_command(line: str, width: int) -> list[str]:

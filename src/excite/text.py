@@ -125,7 +125,7 @@ def cells(text: str) -> int:
 
 # What is copied as a whole: `between backticks`, 'a quoted name', and a command to type, from "excite" to the end.
 _WHOLE = re.compile(
-    r"`[^`]+`\S*|\[default: [^\]]+\]|(?<![^\s(\[])'[^']+'[^\s']*"
+    r"`[^`]+`\S*|\[default: [^\]]{1,20}\]|(?<![^\s(\[])'[^']+'[^\s']*"
     r"|(?:(?<=: )|(?<=:  ))(?:excite|torchrun) .+$|\S+(?: %\S*)?"
 )
 #: A label and the spaces that set off what is said about it: what is folded goes on below the latter.
@@ -142,7 +142,9 @@ def wrapped(text: str, width: int) -> str:
         return text
     label = _LABEL.match(text)
     assert label is not None
-    margin = label.end() if label.end() <= min(30, width // 2) else len(text) - len(text.lstrip())
+    first = _WHOLE.search(text, label.end())
+    beside = label.end() <= min(30, width // 2) and first is not None and cells(text[: first.end()]) <= width
+    margin = label.end() if beside else len(text) - len(text.lstrip())
     lines, line, end = [], text[:margin], margin
     for word in _WHOLE.finditer(text, margin):
         gap = text[end : word.start()]
