@@ -111,6 +111,18 @@ def test_many_rows_are_tables_below_each_other_of_about_one_width():
     assert [line.split()[1] for line in lines if line.startswith("layer")][:2] == ["64", "128"]
 
 
+def test_every_table_of_a_benchmark_names_what_its_rows_are(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = [["seresnet50", f"batch {8**i}", "10.25", "9.00 to 11.00", "97.56", "1.25", "1.00"] for i in range(7)]
+    heads = ["model", "batch", "img/s", "quartiles", "ms/step", "memory GB", "img/s / first row's"]
+    Display().pasted("| too wide |" * 9, heads, lines, left=2)
+    printed = terminal.getvalue()
+    assert all(printed.count(f"batch {8**i} ") == 2 for i in range(7))
+
+
 def test_a_pipe_gets_a_table_with_lines_however_wide():
     lines = drawn(make_table(GATES, COLUMNS), 80, terminal=False)
     assert lines[0].startswith("┏")

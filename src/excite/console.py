@@ -150,7 +150,7 @@ class Display:
         text = printable_lines(markdown)
         if self.console.is_terminal and max(map(cells, text.split("\n"))) > self.console.width:
             drawn = [_Drawn(head, [printable(line[i]) for line in lines], i >= left) for i, head in enumerate(heads)]
-            self.table(FittedTable(drawn))
+            self.table(FittedTable(drawn, names=left))
         elif not self.quiet:
             self.console.print(text)
 
@@ -233,12 +233,12 @@ class FittedTable:
     On a terminal that is wide enough, and in a pipe or a file, it is a table with lines. On a narrow one it is:
 
     - of one row, or of a few with many columns: turned, a line for each column;
-    - of more rows: tables one below the other, each with the first column, and prose below its row;
+    - of more rows: tables one below the other, each with the first ``names`` columns, and prose below its row;
     - where a column does not fit even beside the first one: a paragraph for each row.
     """
 
-    def __init__(self, columns: Sequence[_Drawn], title: str | None = None) -> None:
-        self._columns, self._title = list(columns), title
+    def __init__(self, columns: Sequence[_Drawn], title: str | None = None, names: int = 1) -> None:
+        self._columns, self._title, self._names = list(columns), title, names
         self._count = len(self._columns[0].cells) if self._columns else 0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -269,7 +269,7 @@ class FittedTable:
 
     def _narrow(self, width: int) -> Iterator[tuple[str, str]]:
         """Lines, and the style of each."""
-        first, *others = self._columns
+        first, others = self._columns[: self._names], self._columns[self._names :]
         plain, prose = [c for c in others if not c.prose], [c for c in others if c.prose]
         values = sum(_GAP + max(cells(column.cells[i]) for column in self._columns) for i in range(self._count))
         label = min(_longest(self._columns), width - values)
@@ -285,8 +285,8 @@ class FittedTable:
                 yield from _aligned(block, width, prose if number == 0 else [])
         else:
             for i in range(self._count):
-                yield first.cells[i], "bold"
-                for line, style in self._said(i, others, width - 2):
+                yield first[0].cells[i], "bold"
+                for line, style in self._said(i, [*first[1:], *others], width - 2):
                     yield f"  {line}", style
 
     def _said(self, row: int, columns: Sequence[_Drawn], width: int) -> Iterator[tuple[str, str]]:
@@ -349,8 +349,8 @@ def _listed(text: str, width: int) -> list[str]:
     return lines
 
 
-def _blocks(first: _Drawn, others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
-    """The columns in as few tables as fit, each beginning with the first one; None where one does not fit.
+def _blocks(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
+    """The columns in as few tables as fit, each beginning with the first ones; None where one does not fit.
 
     They are about equally wide: a last table of one column says little.
     """
@@ -360,18 +360,19 @@ def _blocks(first: _Drawn, others: Sequence[_Drawn], width: int) -> list[list[_D
     return found
 
 
-def _filled(first: _Drawn, others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
-    blocks, room = [[first]], width - first.least
+def _filled(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
+    least = sum(column.least for column in first) + _GAP * (len(first) - 1)
+    blocks, room = [list(first)], width - least
     for column in others:
         need = _GAP + column.least
-        if need > room and len(blocks[-1]) > 1:
-            blocks.append([first])
-            room = width - first.least
+        if need > room and len(blocks[-1]) > len(first):
+            blocks.append(list(first))
+            room = width - least
         if need > room:
             return None
         blocks[-1].append(column)
         room -= need
-    return blocks if first.least <= width else None
+    return blocks if least <= width else None
 
 
 def _aligned(columns: Sequence[_Drawn], width: int, prose: Sequence[_Drawn]) -> Iterator[tuple[str, str]]:
