@@ -13,8 +13,8 @@ import torch
 import typer
 
 from excite.bench import build, floors, runner, timing, worker
-from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_table
-from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, markdown, summarise
+from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_lines, pipeline_sheet, verdict
+from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, speed_sheet, summarise
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
 from excite.bench.timing import Workbench, training_step_seconds
 from excite.cli import app
@@ -319,9 +319,18 @@ def test_img_per_second_counts_all_devices():
 
 def test_the_table_is_markdown_and_names_what_differs():
     rows = three_rows()
-    lines = markdown(rows).splitlines()
+    lines = speed_sheet(rows).markdown().splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["model", "precision", "img/s", "quartiles", "ms/step", "compile s", "memory GB", "ratio"]
+    assert cells[0] == [
+        "model",
+        "precision",
+        "img/s",
+        "quartiles",
+        "ms/step",
+        "compile s",
+        "memory GB",
+        "img/s / first row's",
+    ]
     assert all(set(c) <= {"-", ":"} for c in cells[1])
     assert cells[2] == ["a", "fp32", "20.00", "20.00 to 20.00", "100.00", "-", "1.00", "1.00"]
     assert cells[3] == ["timm:a", "bf16", "5.00", "5.00 to 6.25", "400.00", "7.0", "2.00", "0.25"]
@@ -562,20 +571,20 @@ def test_the_real_step_is_timed_on_a_recipe():
     result = measure_pipeline(small("epochs=1"), rounds=1, seconds=0.1)
     for row in result["rows"]:
         assert row["images_per_second"] == pytest.approx(32_000 / row["ms_per_step"])
-    assert "small, batch 32, fp32, " in pipeline_table(result)
+    assert "small, batch 32, fp32, " in pipeline_lines(result)[-1]
 
 
 def test_the_verdict_names_what_limits_the_training():
     rows = [{"part": part, **summarise([seconds], 32)} for part, seconds in zip(PARTS, (0.1, 0.4, 0.4), strict=True)]
     result = {"recipe": "r", "rows": rows, "waiting": 1.2, "device": "d", "processes": 1, "precision": "p", "batch": 32}
     result["notes"] = []
-    table = pipeline_table(result)
+    table = pipeline_sheet(result).markdown()
     assert "| both together        |  80.0 |   80.0 to 80.0 |  400.00 |" in table
-    assert table.endswith(
+    assert verdict(result) == (
         "Training waits for data 1 % of the time: the step limits it; the input pipeline alone is 4.0 times as fast."
     )
     rows[0] |= summarise([0.5], 32)
-    assert "1 % of the time: the input pipeline is slower than the step" in pipeline_table(result)
+    assert "1 % of the time: the input pipeline is slower than the step" in verdict(result)
 
 
 # --- slow ----------------------------------------------------------------------------------------------------------

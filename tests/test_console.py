@@ -10,6 +10,8 @@ from rich.console import Console
 from excite import notebook
 from excite.console import Display, ProgressBar, make_table
 from excite.progress import Steps
+from excite.recipe import parse_yaml, recipe_text
+from excite.text import with_fitting_comments, wrapped
 
 
 def test_brackets_in_names_are_shown_as_they_are():
@@ -146,3 +148,155 @@ def test_a_curve_of_many_points_keeps_its_ends():
     assert kept[0].endswith(",22.0")  # the largest value is at the top
     assert kept[-1] == "312.0,102.0"
     assert "loss: 0.001 (from 0.001 to 1.000)" in drawn
+
+
+# --- terminals of every width -----------------------------------------------------------------------------------------
+
+
+def drawn(table, width, terminal=True):
+    """The lines that a terminal of ``width`` columns, or a pipe of as many, gets."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
+    console.print(table)
+    return out.getvalue().splitlines()
+
+
+GATES = [
+    {
+        "gate": f"layer{i}.0.gate",
+        "channels": 64 * 2**i,
+        "lost": f"+{i}.00 (-7.13 to +7.13)",
+        "saved": f"{i}.12 (0.10 to 0.30)",
+        "run": "runs/seresnet20-20260101-120000",
+        "about": "reads the means over positions, and scales every channel by one number",
+    }
+    for i in range(6)
+]
+COLUMNS = [
+    ("gate", "gate", ""),
+    ("channels", "channels", ",d"),
+    ("lost", "top-1 points lost if fixed (95 %)", ""),
+    ("saved", "ms saved, 16 images (quartiles)", ""),
+    ("run", "run", ""),
+    ("about", "about", ""),
+]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 150, 200])
+@pytest.mark.parametrize("rows", [1, 2, 3, 6])
+@pytest.mark.parametrize("title", [None, "six gates of a network whose name is a long one, on 2,000 images"])
+def test_no_table_is_wider_than_the_terminal_and_no_cell_is_cut(width, rows, title):
+    lines = drawn(make_table(GATES[:rows], COLUMNS, title, prose=["about"]), width)
+    assert max(map(len, lines)) <= width
+    printed = "\n".join(lines)
+    for row in GATES[:rows]:
+        for key, _, spec in COLUMNS[:-1]:
+            assert format(row[key], spec) in printed
+    words = printed.replace("│", " ").replace("┃", " ").split()
+    for text in (GATES[0]["about"], *(heading for _, heading, _ in COLUMNS[1:])):
+        assert set(text.split()) <= set(words)
+
+
+def test_a_cell_wider_than_the_terminal_is_whole_on_a_line_of_its_own():
+    path = "photos/" + "a-long-folder/" * 6 + "one photograph.jpg"
+    rows = [{"image": path, "top": "cat 93.1 %  dog 3.2 %  frog 1.0 %"}] * 2
+    lines = drawn(make_table(rows, [("image", "image", ""), ("top", "top 3", "")]), 60)
+    assert lines == [path, "  top 3  cat 93.1 %  dog 3.2 %  frog 1.0 %"] * 2
+
+
+def test_one_row_is_turned_and_few_rows_are_side_by_side():
+    lines = drawn(make_table(GATES[:1], COLUMNS[:4]), 50)
+    assert lines[0].split() == ["gate", "layer0.0.gate"]
+    assert lines[1].split() == ["channels", "64"]
+    lines = drawn(make_table(GATES[:2], COLUMNS[:4]), 60)
+    assert lines[0].split() == ["gate", "layer0.0.gate", "layer1.0.gate"]
+    assert lines[1].split() == ["channels", "64", "128"]
+
+
+def test_many_rows_are_tables_below_each_other_of_about_one_width():
+    lines = drawn(make_table(GATES, COLUMNS[:4]), 60)
+    heads = [line.split()[0] for line in lines if line]
+    assert heads.count("gate") == 2
+    assert heads.count("layer5.0.gate") == 2
+    assert [line.split()[1] for line in lines if line.startswith("layer")][:2] == ["64", "128"]
+
+
+def test_every_table_of_a_benchmark_names_what_its_rows_are(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = [["seresnet50", f"batch {8**i}", "10.25", "9.00 to 11.00", "97.56", "1.25", "1.00"] for i in range(7)]
+    heads = ["model", "batch", "img/s", "quartiles", "ms/step", "memory GB", "img/s / first row's"]
+    Display().pasted("| too wide |" * 9, heads, lines, left=2)
+    printed = terminal.getvalue()
+    assert all(printed.count(f"batch {8**i} ") == 2 for i in range(7))
+
+
+def test_a_pipe_gets_a_table_with_lines_however_wide():
+    lines = drawn(make_table(GATES, COLUMNS), 80, terminal=False)
+    assert lines[0].startswith("┏")
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) > 80
+    assert all(GATES[i]["run"] in "\n".join(lines) for i in range(6))
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("top-1 81.20 % of 2,000 images of /data/photographs/of/animals/val, " * 3, ["81.20 %", "/data/photographs"]),
+        ("the weights are in 'my photos/a folder with spaces/model.safetensors' now", ["'my photos/a folder with"]),
+        ("there are no images; type: excite train folder-seresnet50 data.root=photos", ["excite train folder-seres"]),
+        ("it is interrupted; `excite train --resume runs/my-run` goes on with it", ["`excite train --resume runs/my"]),
+    ],
+)
+def test_a_sentence_is_folded_between_words_and_what_is_copied_stays_whole(width, text, whole):
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(line.strip() for line in lines) == text.strip()
+    for each in whole:
+        assert any(each in line for line in lines)
+    for line in lines:
+        assert len(line) <= width or line.startswith(("'", "`", "excite ", "/data/photographs"))
+
+
+def test_what_is_said_of_a_label_goes_on_below_itself():
+    text = "  model.safetensors    best weights, self-contained: what excite validate and excite predict take"
+    first, second = wrapped(text, 70).split("\n")
+    assert first.index("best") == len(second) - len(second.lstrip())
+
+
+def test_what_does_not_fit_beside_its_label_is_below_it():
+    assert wrapped("The artefact.  `beside the weights of the run`", 32).split("\n") == [
+        "The artefact.",
+        "`beside the weights of the run`",
+    ]
+
+
+def test_wide_letters_count_twice():
+    lines = wrapped("画像 " * 20, 40).split("\n")
+    assert max(sum(2 for c in line if c != " ") + line.count(" ") for line in lines) <= 40
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("name", ["digits-seresnet20", "imagenet-seresnet50"])
+def test_a_recipe_on_a_terminal_says_the_same_with_its_comments_folded(name, width):
+    text = recipe_text(name)[0]
+    fitted = with_fitting_comments(text, width)
+    assert parse_yaml(fitted, name) == parse_yaml(text, name)
+    for line in fitted.split("\n"):
+        assert len(line) <= width or "excite train" in line
+
+
+def test_lines_that_are_folded_are_whole_in_the_log(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display()
+    display.open(tmp_path / "log.txt", steps=1, done=0)
+    display.close()
+    display.message("a sentence that is longer than the terminal is wide, by a good deal")
+    assert "a sentence that is longer than the\nterminal is wide, by a good deal\n" in terminal.getvalue()
+    assert (tmp_path / "log.txt").read_text() == "a sentence that is longer than the terminal is wide, by a good deal\n"

@@ -228,7 +228,8 @@ def test_a_word_that_no_command_knows(words, excite):
     done = excite(*words, check=False)
     assert done.returncode == 2
     assert harmful(done.stdout + done.stderr) == []
-    assert "Error" in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

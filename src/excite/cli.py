@@ -1,9 +1,10 @@
 """The command line: registers the commands, whose files hold all the rest."""
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 import typer.core
 
 from excite.children import make_children_safe
+from excite.command_help import help_text
 from excite.commands import (
     bench,
     compare,
@@ -31,33 +33,42 @@ from excite.commands import (
     twins,
     validate,
 )
-from excite.errors import ExciteError
+from excite.completion import complete
+from excite.errors import ExciteError, UsageError
+from excite.hints import Shape, corrected
 from excite.leaving import leave_quickly
 from excite.runtime.job import is_one_of_several
 from excite.text import printable, tell, tell_lines
 
 
 class _Commands(typer.core.TyperGroup):
-    """Commands whose usage errors, which repeat what was typed, show control characters and do not send them."""
+    """Commands whose usage errors are a sentence."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_text(self, ctx))
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _shown_as_typed():
+        with _as_ours():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        with _shown_as_typed():
+        with _as_ours():
             return super().invoke(ctx)
 
 
 class _Command(typer.core.TyperCommand):
-    """A command whose words are checked when it is run (see :mod:`excite.commands.beforehand`), all of them known; not
-    while they are parsed, so that a line of the documentation parses wherever it is read."""
+    """A command whose help fits the terminal, and whose words are checked when it is run, all of them known (see
+    :mod:`excite.commands.beforehand`); not while they are parsed, so that a line of the documentation parses wherever it
+    is read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._checks = [(parameter, parameter.callback) for parameter in self.params if parameter.callback is not None]
         for parameter, _ in self._checks:
             parameter.callback = None
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(help_text(self, ctx))
 
     def invoke(self, ctx: Any) -> Any:
         for parameter, check in self._checks:
@@ -66,13 +77,20 @@ class _Command(typer.core.TyperCommand):
 
 
 @contextmanager
-def _shown_as_typed() -> Iterator[None]:
+def _as_ours() -> Iterator[None]:
+    """Usage errors as one sentence, and not click's panel, in which no line could be copied."""
     try:
         yield
     except Exception as error:  # a ClickException: typer has a click of its own, private
-        if hasattr(error, "format_message") and hasattr(error, "message"):
-            error.message = printable(error.message)
-        raise
+        if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        context = getattr(error, "ctx", None)
+        path = "excite" if getattr(context, "parent", None) is None else f"excite {context.info_name}"  # type: ignore[union-attr]
+        text = printable(error.format_message()).split(" (Possible options")[0].rstrip(".")
+        examples = re.findall(r"(?m)^ +(excite .*)", getattr(getattr(context, "command", None), "help", None) or "")
+        missing = type(error).__name__ == "MissingParameter" and examples
+        otherwise = f"for example: {examples[0]}" if missing else f"`{path} --help` shows what there is"
+        raise UsageError(f"{text[:1].lower()}{text[1:]}", otherwise) from None
 
 
 app = typer.Typer(
@@ -82,29 +100,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, measure and ship image classifiers with Squeeze-and-Excitation and Gather-Excite gates.",
     epilog="Start with: excite train digits-seresnet20",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: In the order of ``excite --help``.
-for _command in (
-    train.train,
-    twins.twins,
-    validate.validate,
-    predict.predict,
-    sync.sync,
-    bench.bench,
-    scale.scale,
-    convert.convert,
-    graft.graft,
-    export.export,
-    prune.prune,
-    explain.explain,
-    compare.compare,
-    report.report,
-    models.models,
-    gates.gates,
-    recipes.recipes,
-):
-    app.command(cls=_Command)(_command)
+#: In the order of ``excite --help``, by what one wants.
+_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Train": (train.train, twins.twins, sync.sync),
+    "Measure": (validate.validate, compare.compare, bench.bench),
+    "Understand": (explain.explain, report.report),
+    "Ship": (predict.predict, export.export, prune.prune),
+    "Bring in": (convert.convert, graft.graft),
+    "Plan": (recipes.recipes, models.models, gates.gates, scale.scale),
+}
+for _group, _functions in _GROUPS.items():
+    for _function in _functions:
+        app.command(cls=_Command, rich_help_panel=_group)(_function)
 
 
 def _version(wanted: bool) -> None:
@@ -129,11 +139,50 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     tell_lines("".join(traceback.format_exception(kind, error, trace)))
 
 
+def _with_line_to_type(error: ExciteError) -> ExciteError:
+    """The error, whose last part is the line to type where words of the one that was typed are known to be wrong."""
+    line = corrected(sys.argv[1:], _shapes(sys.argv[1:]), error.instead)
+    if line is None:
+        error.args = (f"{error}; {error.otherwise}",) if isinstance(error, UsageError) else error.args
+        return error
+    text = str(error).removesuffix(".")
+    error.args = (f"{text}{'' if text.endswith('?') else '.'} Type: {line}",)
+    return error
+
+
+def _shapes(words: Sequence[str]) -> dict[str, Shape]:
+    """What each command takes, as its own signature says it; with ``--data`` among the words, bench takes a recipe."""
+    from excite.recipe import override_flags, override_keys
+
+    keys, flags = override_keys(), frozenset(override_flags())
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        options = {o: not p.is_flag for p in command.params if p not in arguments for o in [*p.opts, *p.secondary_opts]}
+        metavars = " ".join(p.metavar or "" for p in arguments)
+        taken = keys if "RECIPE" in metavars or ("--data" in words and name == "bench") else []
+        if "KEY=VALUE" in metavars and not taken:
+            taken = [key for key in keys if key.startswith(("data.", f"{name}."))]
+        found[name] = Shape(
+            name,
+            {**options, "-h": False, "--help": False},
+            taken,
+            run=metavars.startswith(("RUN", "[RUN", "SOURCE")),
+            images="IMAGE" in metavars,
+            all_keys=keys,
+            flags=flags,
+        )
+    return found
+
+
 def main() -> None:
     """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
     leave_quickly()
     make_children_safe()
     sys.excepthook = _show_traceback
+    if "_EXCITE_COMPLETE" in os.environ and (answer := complete(typer.main.get_command(app), os.environ)) is not None:
+        print(answer[0])
+        sys.exit(answer[1])
     try:
         app()
     except Exception as error:
@@ -146,7 +195,9 @@ def main() -> None:
             sys.exit(1)
         if not isinstance(error, ExciteError):
             raise
+        if not getattr(error, "exit_status", None):
+            error = _with_line_to_type(error)
         # A run that was asked to stop has an exit status of its own, and made no error.
         status = getattr(error, "exit_status", None)
         tell(error if status else f"error: {error}")
-        sys.exit(status or 1)
+        sys.exit(status or (2 if isinstance(error, UsageError) else 1))

@@ -1,13 +1,16 @@
 """What the user sees: messages, tables, a bar on a terminal or in a notebook, plain lines elsewhere; those of a run
 also in log.txt."""
 
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console, Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,7 +19,7 @@ from rich.text import Text
 from excite import notebook
 from excite.errors import ExciteError
 from excite.progress import Steps
-from excite.text import lenient, printable, tell
+from excite.text import cells, lenient, printable, printable_lines, tell, wrapped
 
 
 def format_seconds(seconds: float) -> str:
@@ -50,7 +53,7 @@ class ProgressBar:
 
     def __init__(self, what: str = "loading", lines: bool = True) -> None:
         self._lines = Steps(tell) if lines and not sys.stderr.isatty() else None
-        self._bar = bar(BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = bar(BarColumn(24), TaskProgressColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task(what, total=None)
         self._what, self._place = what, notebook.Place() if notebook.in_notebook() else None
 
@@ -142,15 +145,48 @@ class Display:
             picture.evaluated(line, step, top1)
 
     def message(self, line: str) -> None:
-        """A line that stays; a line it is, whatever the names in it hold."""
+        """A line that stays; a line it is, whatever the names in it hold. A terminal gets it folded between words."""
         self._to_log(line)
         if not self.quiet:
-            self.console.print(printable(line))
+            text = printable(line)
+            self.console.print(wrapped(text, self.console.width) if self.console.is_terminal else text)
 
-    def table(self, table: Table) -> None:
-        """Print a table."""
+    def text(self, text: str) -> None:
+        """Several lines. On a terminal the paragraphs are set anew; lines that are indented, such as formulas, stay."""
+        paragraph: list[str] = []
+        for line in text.split("\n"):
+            if self.console.is_terminal and line.strip() and not line.startswith(" "):
+                paragraph.append(line)
+                continue
+            self._flow(paragraph)
+            self.message(line)
+        self._flow(paragraph)
+
+    def _flow(self, paragraph: list[str]) -> None:
+        if paragraph:
+            self.message(" ".join(paragraph))
+            paragraph.clear()
+
+    def table(self, table: "FittedTable") -> None:
+        """Print a table; on a narrow terminal it takes another form."""
         if not self.quiet:
             self.console.print(table)
+
+    def pasted(self, markdown: str, heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> None:
+        """Print a table as Markdown, to be pasted into a page; on a terminal that is too narrow for it, as a table.
+
+        Args:
+            markdown: what is printed where it fits.
+            heads: over the columns.
+            lines: the cells, as text.
+            left: all but so many columns are numbers.
+        """
+        text = printable_lines(markdown)
+        if self.console.is_terminal and max(map(cells, text.split("\n"))) > self.console.width:
+            drawn = [_Drawn(head, [printable(line[i]) for line in lines], i >= left) for i, head in enumerate(heads)]
+            self.table(FittedTable(drawn, names=left))
+        elif not self.quiet:
+            self.console.print(text)
 
     def close(self) -> None:
         """Take the live lines away; a notebook keeps how it ended."""
@@ -176,23 +212,231 @@ class Display:
                 raise ExciteError(f"{self._log} cannot be written: {error.strerror or error}") from None
 
 
+#: Key, heading, format spec.
+Column = tuple[str, str, str]
+#: Columns of a terminal: between two columns of a narrow table, and the least that prose is folded into.
+_GAP, _PROSE = 2, 28
+
+
 def make_table(
-    rows: Sequence[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], title: str | None = None
-) -> Table:
+    rows: Sequence[Mapping[str, Any]], columns: Iterable[Column], title: str | None = None, prose: Iterable[str] = ()
+) -> "FittedTable":
     """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None.
 
     Texts are shown as they are: a "[" in the name of a class or a file is no markup of rich's, and what a terminal
     would obey is escaped.
+
+    Args:
+        rows: the values by key.
+        columns: what is shown of them; the first one names the row.
+        title: above the table.
+        prose: keys of columns whose texts may be folded between words. All others hold names and numbers, which are
+            never cut: where they do not fit a terminal, the table takes another form, see :class:`FittedTable`.
+    """
+    columns, folded = list(columns), set(prose)
+    drawn = [
+        _Drawn(
+            heading=printable(heading),
+            cells=["-" if row.get(key) is None else printable(format(row[key], spec)) for row in rows],
+            numeric=all(isinstance(row.get(key), int | float | None) for row in rows),
+            prose=key in folded,
+        )
+        for key, heading, spec in columns
+    ]
+    return FittedTable(drawn, None if title is None else printable(title))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A column as text."""
+
+    heading: str
+    cells: list[str]
+    numeric: bool = False
+    prose: bool = False
+
+    @property
+    def natural(self) -> int:
+        """How wide it is on one line."""
+        return max(map(cells, [self.heading, *self.cells]), default=0)
+
+    @property
+    def least(self) -> int:
+        """How narrow it may become: headings are folded between words, texts if they are prose."""
+        heading = max(map(cells, self.heading.split() or [""]))
+        if self.prose:
+            longest = max((cells(word) for text in self.cells for word in text.split()), default=0)
+            return max(heading, longest, min(self.natural, _PROSE))
+        return max([heading, *map(cells, self.cells)])
+
+
+class FittedTable:
+    """Rows and columns, drawn so that they can be read where they are shown, and no name is cut.
+
+    On a terminal that is wide enough, and in a pipe or a file, it is a table with lines. On a narrow one it is:
+
+    - of one row, or of a few with many columns: turned, a line for each column;
+    - of more rows: tables one below the other, each with the first ``names`` columns, and prose below its row;
+    - where a column does not fit even beside the first one: a paragraph for each row.
     """
 
-    def text(value: object) -> Text:
-        return Text(printable(value))
+    def __init__(self, columns: Sequence[_Drawn], title: str | None = None, names: int = 1) -> None:
+        self._columns, self._title, self._names = list(columns), title, names
+        self._count = len(self._columns[0].cells) if self._columns else 0
 
-    columns = list(columns)
-    table = Table(title=None if title is None else text(title), title_justify="left")
-    for key, heading, _ in columns:
-        numeric = all(isinstance(row.get(key), int | float | None) for row in rows)
-        table.add_column(text(heading), justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(text("-" if row.get(key) is None else format(row[key], spec)) for key, _, spec in columns))
-    return table
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = options.max_width
+        lines = 3 * len(self._columns) + 1
+        least = sum(column.least for column in self._columns) + lines
+        if not console.is_terminal:
+            width = max(width, least)
+        if least <= width:
+            yield self._with_lines(width - lines)
+            return
+        if self._title is not None:
+            yield Text(wrapped(self._title, width), style="italic")
+        for line, style in self._narrow(width):
+            yield Text(line, style=style, no_wrap=True, overflow="ignore")
+
+    def _with_lines(self, room: int) -> Table:
+        title = None if self._title is None else Text(self._title)
+        table = Table(title=title, title_justify="left")
+        widths = _widths(self._columns, room)
+        table.width = sum(widths) + 3 * len(widths) + 1  # in a pipe it may be wider than what rich takes for the page
+        for column, width in zip(self._columns, widths, strict=True):
+            justify: Literal["left", "right"] = "right" if column.numeric else "left"
+            table.add_column(Text(column.heading), justify=justify, overflow="fold", width=width)
+        for i in range(self._count):
+            table.add_row(*(Text(column.cells[i]) for column in self._columns))
+        return table
+
+    def _narrow(self, width: int) -> Iterator[tuple[str, str]]:
+        """Lines, and the style of each."""
+        first, others = self._columns[: self._names], self._columns[self._names :]
+        plain, prose = [c for c in others if not c.prose], [c for c in others if c.prose]
+        values = sum(_GAP + max(cells(column.cells[i]) for column in self._columns) for i in range(self._count))
+        label = min(_longest(self._columns), width - values)
+        readable = label >= max(cells(word) for column in self._columns for word in (column.heading or " ").split(" "))
+        if self._count == 1:
+            yield from self._said(0, self._columns, width)
+        elif self._count <= min(5, len(plain)) and not prose and readable:
+            yield from self._turned(label)
+        elif (blocks := _blocks(first, plain, width)) is not None:
+            for number, block in enumerate(blocks):
+                if number:
+                    yield "", ""
+                yield from _aligned(block, width, prose if number == 0 else [])
+        else:
+            for i in range(self._count):
+                yield first[0].cells[i], "bold"
+                for line, style in self._said(i, [*first[1:], *others], width - 2):
+                    yield f"  {line}", style
+
+    def _said(self, row: int, columns: Sequence[_Drawn], width: int) -> Iterator[tuple[str, str]]:
+        """A row, a line for each of ``columns``; below the heading where there is no room beside it."""
+        label = min(_longest(columns), width // 2)
+        for column in columns:
+            text = column.cells[row]
+            room = width - label - _GAP
+            parts = wrapped(text, max(room, 1)).split("\n") if column.prose else [text]
+            if max(map(cells, parts)) > room:
+                yield column.heading, ""
+                below = wrapped(f"  {text}", width).split("\n") if column.prose else _listed(text, width)
+                yield from ((line, "") for line in below)
+            else:
+                yield from _beside(column.heading, label, parts)
+
+    def _turned(self, label: int) -> Iterator[tuple[str, str]]:
+        """A line for each column, of ``label`` columns for its heading; what names a row stands on top."""
+        widths = [max(cells(column.cells[i]) for column in self._columns) for i in range(self._count)]
+        for number, column in enumerate(self._columns):
+            texts = [_padded(text, width, right=True) for text, width in zip(column.cells, widths, strict=True)]
+            for line, _ in _beside(column.heading, label, [(" " * _GAP).join(texts)]):
+                yield line, "" if number else "bold"
+
+
+def _longest(columns: Sequence[_Drawn]) -> int:
+    """How wide the widest heading is on one line."""
+    return max((cells(column.heading) for column in columns), default=0)
+
+
+def _padded(text: str, width: int, right: bool = False) -> str:
+    space = " " * (width - cells(text))
+    return space + text if right else text + space
+
+
+def _beside(heading: str, label: int, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A heading, folded to ``label`` columns, and lines of text beside it."""
+    for head, text in zip_longest(wrapped(heading, label).split("\n"), texts, fillvalue=""):
+        yield (_padded(head, label) + " " * _GAP + text).rstrip(), ""
+
+
+def _widths(columns: Sequence[_Drawn], room: int) -> list[int]:
+    """How wide each column becomes; what is left over goes to prose first."""
+    spare, widths = room - sum(column.least for column in columns), [column.least for column in columns]
+    for i in sorted(range(len(columns)), key=lambda i: not columns[i].prose):
+        more = min(spare, columns[i].natural - widths[i])
+        widths[i] += more
+        spare -= more
+    return widths
+
+
+def _listed(text: str, width: int) -> list[str]:
+    """Several things in a cell, two spaces between them, on as many lines as they take; none of them is cut."""
+    lines: list[str] = []
+    for part in re.split(r" {2,}", text):
+        if lines and cells(f"{lines[-1]}  {part}") <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}")
+    return lines
+
+
+def _blocks(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
+    """The columns in as few tables as fit, each beginning with the first ones; None where one does not fit.
+
+    They are about equally wide: a last table of one column says little.
+    """
+    found = _filled(first, others, width)
+    while found is not None and (narrower := _filled(first, others, width - 1)) and len(narrower) == len(found):
+        found, width = narrower, width - 1
+    return found
+
+
+def _filled(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
+    least = sum(column.least for column in first) + _GAP * (len(first) - 1)
+    blocks, room = [list(first)], width - least
+    for column in others:
+        need = _GAP + column.least
+        if need > room and len(blocks[-1]) > len(first):
+            blocks.append(list(first))
+            room = width - least
+        if need > room:
+            return None
+        blocks[-1].append(column)
+        room -= need
+    return blocks if least <= width else None
+
+
+def _aligned(columns: Sequence[_Drawn], width: int, prose: Sequence[_Drawn]) -> Iterator[tuple[str, str]]:
+    """A table without lines; headings are folded, prose stands below its row."""
+    widths = _widths(columns, width - _GAP * (len(columns) - 1))
+
+    def line(texts: Sequence[str]) -> str:
+        parts = [_padded(t, w, c.numeric) for t, w, c in zip(texts, widths, columns, strict=True)]
+        return (" " * _GAP).join(parts).rstrip()
+
+    headings = [wrapped(c.heading, w).split("\n") for c, w in zip(columns, widths, strict=True)]
+    depth = max(map(len, headings))
+    for level in range(depth):
+        yield line([([""] * (depth - len(h)) + h)[level] for h in headings]), "bold"
+    for column in prose if len(prose) == 1 else ():
+        for part in wrapped(f"    {column.heading}", width).split("\n"):
+            yield part, "bold"
+    for i in range(len(columns[0].cells)):
+        yield line([column.cells[i] for column in columns]), ""
+        for column in prose:
+            if column.cells[i] not in ("", "-"):
+                said = f"{column.heading}: {column.cells[i]}" if len(prose) > 1 else column.cells[i]
+                for part in wrapped(f"    {said}", width).split("\n"):
+                    yield part, ""

@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: Characters of somebody's input that a message repeats.
@@ -18,7 +18,27 @@ class ExciteError(Exception):
 
     Its text is one clear sentence: what is wrong, where, and how to mend it. The command line prints it without a
     traceback and exits with status 1; from Python it is an ordinary exception.
+
+    Attributes:
+        instead: words of the command line -> what to type in their place; the command line ends its message with the
+            whole line.
     """
+
+    def __init__(self, *args: object, instead: Mapping[str, str] | None = None) -> None:
+        super().__init__(*args)
+        self.instead = dict(instead or {})
+
+
+class UsageError(ExciteError):
+    """A command line of another form than the command takes. Exit status 2.
+
+    Attributes:
+        otherwise: a clause on what there is to do, where the line to type is not known.
+    """
+
+    def __init__(self, text: str, otherwise: str) -> None:
+        super().__init__(text)
+        self.otherwise = otherwise
 
 
 def shown(value: Any) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, nearest, shown, shown_text
+from excite.hints import key_of
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
 from excite.storage.address import is_remote
@@ -753,10 +755,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     written = _train_value(values, "batch_size")
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ExciteError(f"{shown(override)} is not of the form key=value (for example train.epochs=10)")
-        path = _full_key(key.strip()).split(".")
+        key, text = _key_and_text(override)
+        path = _full_key(key).split(".")
         node = values
         for depth, part in enumerate(path[:-1]):
             inner = node.get(part)
@@ -854,7 +854,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
 
 def overridden(overrides: Overrides) -> set[str]:
     """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
-    return {_full_key(override.partition("=")[0].strip()) for override in override_words(overrides)}
+    return {_full_key(_key_and_text(override)[0]) for override in override_words(overrides)}
+
+
+def _key_and_text(override: str) -> tuple[str, str]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ExciteError(f"{shown(override)} is not of the form key=value (for example train.epochs=10)")
+    return key.strip(), text
 
 
 def is_override(word: str) -> bool:
@@ -870,6 +877,30 @@ def override_keys() -> list[str]:
         for key in _fields_at((section,))
         if _fields_at((section,)) is not Recipe.model_fields and section != "name"
     ]
+
+
+def override_flags() -> list[str]:
+    """Those of them that are true or false."""
+    return [
+        key for key in override_keys() if _fields_at((key.partition(".")[0],))[key.partition(".")[2]].annotation is bool
+    ]
+
+
+def override_values(key: str) -> list[str]:
+    """What ``section.key`` may be, as it is typed: its choices; for a number or a name its default, if it has one; none
+    for what is free, such as a path."""
+    section, _, name = key.partition(".")
+    field = _fields_at((section,))[name]
+    found: list[str] = []
+    for kind in (field.annotation, *typing.get_args(field.annotation)):
+        if typing.get_origin(kind) is Literal:
+            found += map(str, typing.get_args(kind))
+        elif kind is bool:
+            found += ["true", "false"]
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
+    if not found and isinstance(default, int | float | str):
+        found = [as_yaml(default)]
+    return list(dict.fromkeys(found))
 
 
 def _sections(section: str) -> list[str]:
@@ -888,10 +919,13 @@ def _full_key(key: str) -> str:
         return matches[0]
     if matches:
         raise ExciteError(f"the key {shown(key)} is in several sections: write {' or '.join(matches)}")
+    here = key_of(key, keys)
     if key in Recipe.model_fields:
         raise ExciteError(
-            f"{key} is a section, not a key: give one of its keys, as in {next(iter(_sections(key)))}=VALUE"
+            f"{key} is a section, not a key: give one of its keys, as in {here or next(iter(_sections(key)))}=VALUE"
         )
+    if here is not None:
+        raise ExciteError(f"unknown key {shown(key)} in an override; did you mean {here!r}?")
     raise ExciteError(
         f"unknown key {shown(key)} in an override{nearest(key, [*keys, *(k.split('.')[1] for k in keys)])}"
     )

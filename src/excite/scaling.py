@@ -26,8 +26,7 @@ from excite.recipe import Recipe
 from excite.training.results import read_results
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from excite.console import FittedTable
     from excite.training.launch import Job
     from excite.training.steptime import StepTimes
 
@@ -627,7 +626,10 @@ def _changed(before: Assumptions, after: Assumptions) -> list[str]:
     return [e.name for e in fields(before) if getattr(before, e.name) != getattr(after, e.name)]
 
 
-def plan_tables(result: ScalingPlan) -> "list[Table]":
+_EFFICIENCY = "efficiency %: ms of one device / (devices x step ms)"
+
+
+def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
     """The predictions, and what they assume, as tables."""
     from excite.console import make_table
 
@@ -643,11 +645,14 @@ def plan_tables(result: ScalingPlan) -> "list[Table]":
     columns += [("local_batch", "a device", ",g"), ("compute", "compute ms", ",.1f"), ("exposed", "+ sums", ",.1f")]
     columns += [("sync_bn", "+ sync BN", ",.1f")] if any(row["sync_bn"] for row in shown) else []
     columns += [("waiting", "+ waiting", ",.1f"), ("data", "data ms", ",.1f"), ("step", "step ms", ",.1f")]
-    columns += [("images_per_second", "img/s", ",.0f"), ("efficiency", "efficiency %", ".1f"), ("limit", "limit", "")]
+    columns += [("images_per_second", "img/s", ",.0f"), ("efficiency", _EFFICIENCY, ".1f"), ("limit", "limit", "")]
     columns += [("hours", "hours", ",.2f")]
     columns += [("cost", "cost", ",.2f")] if any(row["cost"] is not None for row in shown) else []
     if any(row["measured"] for row in shown):
-        columns += [("measured", "measured img/s", ",.1f"), ("measured_efficiency", "measured %", ".1f")]
+        columns += [
+            ("measured", "measured img/s", ",.1f"),
+            ("measured_efficiency", "measured img/s a device / the smallest run's, %", ".1f"),
+        ]
         columns += [("source", "run", "")]
     title = (
         f"{result['name']}: {result['model']}, {result['gmacs']:.2f} GMACs, {result['parameters'] / 1e6:.2f} M "
@@ -661,5 +666,5 @@ def plan_tables(result: ScalingPlan) -> "list[Table]":
     ]
     return [
         make_table(shown, columns, title),
-        make_table(result["assumptions"], assumptions, "assumptions (--assume NAME=VALUE)"),
+        make_table(result["assumptions"], assumptions, "assumptions (--assume NAME=VALUE)", prose=["source"]),
     ]

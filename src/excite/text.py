@@ -8,8 +8,10 @@ do anything but be shown: text is made :func:`printable` at the doors through wh
 
 import json
 import math
+import os
 import re
 import sys
+import unicodedata
 from typing import Any, TextIO
 
 # What a terminal, a browser or a reader would obey instead of showing it: controls (Cc: C0, DEL and C1, escape among
@@ -88,13 +90,96 @@ def show(text: str) -> None:
 
 
 def tell(line: object) -> None:
-    """Print one line on standard error, at once."""
-    print(printable(line), file=lenient(sys.stderr), flush=True)
+    """Print one line on standard error, at once; on a terminal it is folded between its words."""
+    width = columns(sys.stderr)
+    text = printable(line)
+    print(text if width is None else wrapped(text, width), file=lenient(sys.stderr), flush=True)
 
 
 def tell_lines(text: object) -> None:
     """Print text of several lines on standard error, such as a traceback."""
     print(printable_lines(text).rstrip("\n"), file=lenient(sys.stderr), flush=True)
+
+
+def columns(stream: TextIO) -> int | None:
+    """How wide a terminal is; None for a pipe or a file, which have no width."""
+    if not stream.isatty():
+        return None
+    said = os.environ.get("COLUMNS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def cells(text: str) -> int:
+    """Columns of a terminal that a text takes: two for a wide letter, none for a mark on the letter before it."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1 for c in text
+    )
+
+
+# What is copied as a whole: `between backticks`, 'a quoted name', and a command to type, from "excite" to the end.
+_WHOLE = re.compile(
+    r"`[^`]+`\S*|\[default: [^\]]{1,20}\]|(?<![^\s(\[])'[^']+'[^\s']*"
+    r"|(?:(?<=: )|(?<=:  ))(?:excite|torchrun) .+$|\S+(?: %\S*)?"
+)
+#: A label and the spaces that set off what is said about it: what is folded goes on below the latter.
+_LABEL = re.compile(r"\s*\S+(?: \S+)* {2,}(?=\S)|\s*")
+
+
+def wrapped(text: str, width: int) -> str:
+    """One line of text as lines of at most ``width`` columns, folded between words.
+
+    What somebody would copy is never cut, nor folded: a path, a name, what stands between backticks or quotation marks,
+    and a command at the end. One that is too long for a line gets a line of its own, and the terminal folds it.
+    """
+    if cells(text) <= width:
+        return text
+    label = _LABEL.match(text)
+    assert label is not None
+    first = _WHOLE.search(text, label.end())
+    beside = label.end() <= min(30, width // 2) and first is not None and cells(text[: first.end()]) <= width
+    margin = label.end() if beside else len(text) - len(text.lstrip())
+    lines, line, end = [], text[:margin], margin
+    for word in _WHOLE.finditer(text, margin):
+        gap = text[end : word.start()]
+        if line.strip() and end > margin and cells(line + gap + word.group()) > width:
+            lines.append(line)
+            line = " " * margin
+        else:
+            line += gap
+        line += word.group()
+        end = word.end()
+    return "\n".join([*lines, line])
+
+
+#: Between two lines of a paragraph in a comment; "Source:   ..." and "# ---" begin anew.
+_PARAGRAPH = re.compile(r"(?m)(?<=\S)(?<!^#)\n# (?!\w+: |\s)")
+
+
+def with_fitting_comments(yaml: str, width: int) -> str:
+    """YAML in which the comments are folded to ``width`` columns: beside their entry, or above it where there is no
+    room. What is no comment stays as it is, and so does what the YAML says."""
+    lines: list[str] = []
+    for line in _PARAGRAPH.sub(" ", yaml).split("\n"):
+        entry, mark, comment = line.rpartition("# ")
+        beside = cells(entry) + 2
+        if cells(line) <= width or not mark or (entry.strip() and not entry.endswith("  ")):
+            lines.append(line)
+        elif not entry.strip() or width - beside >= 24:
+            margin = " " * len(entry)
+            folded = wrapped(comment, width - beside).split("\n")
+            lines += [f"{margin if i and entry.strip() else entry}# {part}" for i, part in enumerate(folded)]
+        else:
+            margin = " " * (len(entry) - len(entry.lstrip()))
+            lines += [f"{margin}# {part}" for part in wrapped(comment, width - len(margin) - 2).split("\n")]
+            lines.append(entry.rstrip())
+    return "\n".join(lines)
 
 
 class _Lenient:

@@ -8,11 +8,10 @@ from typing import Any, TypedDict, final
 import torch
 from torch import Tensor
 
-from excite.bench.report import Speed, summarise
+from excite.bench.report import Sheet, Speed, summarise
 from excite.console import Display
 from excite.data import FileImages
 from excite.data.loader import default_workers
-from excite.pages.tables import markdown_table
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, synchronize
 from excite.training.compilation import compile_errors
@@ -118,9 +117,16 @@ def _go(run: Run, batches: Iterator[Any], steps: int, train: bool) -> tuple[floa
     return spent / steps, (run.train_loader.wait_seconds - waited) / spent
 
 
-def pipeline_table(result: Pipeline) -> str:
-    """What :func:`measure_pipeline` found, as Markdown, and a sentence on what limits the training."""
-    heads = ["", "img/s", "quartiles", "ms/step"]
+def pipeline_lines(result: Pipeline) -> list[str]:
+    """What was measured, an empty line between two of them."""
+    what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
+    what += f", {result['processes']} processes" if result["processes"] > 1 else ""
+    return [line for note in result["notes"] for line in (note, "")] + [what]
+
+
+def pipeline_sheet(result: Pipeline) -> Sheet:
+    """What :func:`measure_pipeline` found."""
+    heads = ["what", "img/s", "quartiles", "ms/step"]
     lines = [
         [
             row["part"],
@@ -130,12 +136,11 @@ def pipeline_table(result: Pipeline) -> str:
         ]
         for row in result["rows"]
     ]
-    what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
-    what += f", {result['processes']} processes" if result["processes"] > 1 else ""
-    return "\n\n".join([*result["notes"], what, markdown_table(heads, lines, left=1), _verdict(result)])
+    return Sheet(heads, lines, left=1)
 
 
-def _verdict(result: Pipeline) -> str:
+def verdict(result: Pipeline) -> str:
+    """A sentence on what limits the training."""
     pipeline, step, _ = (row["ms_per_step"] for row in result["rows"])
     waiting = f"Training waits for data {result['waiting']:.0f} % of the time"
     if pipeline > step:

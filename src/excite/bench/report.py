@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, final
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, final
 
 from excite.bench.settings import Asked, Setting, SettingValues
 from excite.errors import ExciteError
@@ -154,11 +154,38 @@ def _shown(good: Sequence[BenchRow]) -> list[tuple[str, Callable[[BenchRow], str
     return [value for key, value in _SETTINGS.items() if key not in hidden]
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, to paste into a README; the caption says the rest."""
+class Sheet(NamedTuple):
+    """A table as text.
+
+    Attributes:
+        heads: over the columns.
+        lines: the cells.
+        left: all but so many columns are numbers.
+    """
+
+    heads: list[str]
+    lines: list[list[str]]
+    left: int
+
+    def markdown(self) -> str:
+        """To paste into a page."""
+        return tables.markdown_table(*self)
+
+
+def speed_sheet(rows: Sequence[Row]) -> Sheet:
+    """The table of all rows; the caption says the rest."""
     good = [row for row in rows if "error" not in row]
     varied = [(head, text) for head, text in _shown(good) if len({text(row) for row in good}) > 1] if good else []
-    heads = ["model", *(head for head, _ in varied), "img/s", "quartiles", "ms/step", "compile s", "memory GB", "ratio"]
+    heads = [
+        "model",
+        *(head for head, _ in varied),
+        "img/s",
+        "quartiles",
+        "ms/step",
+        "compile s",
+        "memory GB",
+        "img/s / first row's",
+    ]
     lines = []
     for row in rows:
         if "error" in row:
@@ -173,29 +200,34 @@ def markdown(rows: Sequence[Row]) -> str:
             f"{row['ratio']:.2f}",
         ]
         lines.append([row["model"], *(text(row) for _, text in varied), *measured])
-    return tables.markdown_table(heads, lines, left=1 + len(varied))
+    return Sheet(heads, lines, left=1 + len(varied))
 
 
-def operator_table(operators: "Sequence[OperatorRow]") -> str:
-    """The most expensive operators of a profile as Markdown."""
-    heads = ["operator", "ms a step", "share", "calls a step"]
+def operator_sheet(operators: "Sequence[OperatorRow]") -> Sheet:
+    """The most expensive operators of a profile."""
+    heads = ["operator", "ms a step", "ms / all operators'", "calls a step"]
     lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
-    return tables.markdown_table(heads, lines, left=1)
+    return Sheet(heads, lines, left=1)
 
 
-def floor_table(floors: "Sequence[FloorRow]") -> str:
-    """Parts of a step beside the least they could take, as Markdown."""
+def floor_caption(floors: "Sequence[FloorRow]") -> str:
+    """What the floors were computed with."""
+    ceilings = f"{floors[0]['tflops']:.3g} TFLOP/s in a matrix product and {floors[0]['gb_per_s']:.3g} GB/s in a copy"
+    return f"Floors: at {ceilings}, measured in the same process."
+
+
+def floor_sheet(floors: "Sequence[FloorRow]") -> Sheet:
+    """Parts of a step beside the least they could take."""
 
     def cell(value: float | None, spec: str) -> str:
         return "-" if value is None else format(value, spec)
 
-    heads = ["part of the step", "floor ms", "measured ms", "ratio"]
+    heads = ["part of the step", "floor ms", "measured ms", "measured / floor"]
     lines = [
         [row["part"], cell(row["floor_ms"], ",.2f"), cell(row["measured_ms"], ",.2f"), cell(row["ratio"], ".2f")]
         for row in floors
     ]
-    ceilings = f"{floors[0]['tflops']:.3g} TFLOP/s in a matrix product and {floors[0]['gb_per_s']:.3g} GB/s in a copy"
-    return f"Floors: at {ceilings}, measured in the same process.\n\n" + tables.markdown_table(heads, lines, left=1)
+    return Sheet(heads, lines, left=1)
 
 
 def check_csv(path: Path) -> None:

@@ -1,18 +1,21 @@
 """``excite bench``"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.commands.beforehand import begin, check_file, check_recipe
-from excite.commands.common import Device, Json, complete_model
+from excite.commands.common import Device, Json, complete_model, complete_recipe
 from excite.errors import ExciteError
 from excite.runtime.job import rank
-from excite.text import print_json, show
+from excite.text import print_json
 
 if TYPE_CHECKING:
     from excite.bench.build import Measured
+    from excite.bench.pipeline import Pipeline
+    from excite.bench.report import Sheet
 
 
 def bench(
@@ -60,7 +63,11 @@ def bench(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="RECIPE", help="Measure a recipe's input pipeline, its step, and both together."),
+        typer.Option(
+            metavar="RECIPE",
+            autocompletion=complete_recipe,
+            help="Measure a recipe's input pipeline, its step, and both together.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -113,27 +120,52 @@ def bench(
     if rank() != 0:
         return
     if "waiting" in found:
-        from excite.bench.pipeline import pipeline_table
+        show_pipeline(found, as_json)
+    else:
+        show_measured(found, as_json)
 
-        print_json(found) if as_json else show(pipeline_table(found))
+
+def show_pipeline(found: "Pipeline", as_json: bool) -> None:
+    """Print what a recipe's input pipeline and training step take, as a table (Markdown) or JSON."""
+    from excite.bench.pipeline import pipeline_lines, pipeline_sheet, verdict
+    from excite.console import Display
+
+    if as_json:
+        print_json(found)
         return
-    show_measured(found, as_json)
+    _show(pipeline_lines(found), pipeline_sheet(found))
+    Display().message("")
+    Display().message(verdict(found))
 
 
 def show_measured(found: "Measured", as_json: bool) -> None:
     """Print the rows as a table (Markdown) or JSON. Raises ExciteError for those that failed."""
-    from excite.bench.report import caption, floor_table, markdown, operator_table
+    from excite.bench.report import caption, floor_caption, floor_sheet, operator_sheet, speed_sheet
 
     rows, profiles = found["rows"], found.get("profiles", {})
     if as_json:
         print_json({"rows": rows, **({"profiles": profiles} if profiles else {})})
     else:
-        show(f"{caption(rows)}\n\n{markdown(rows)}".lstrip())
+        _show([caption(rows)] if caption(rows) else [], speed_sheet(rows))
         for trace, seen in profiles.items():
-            show(f"\n{trace} (open it in https://ui.perfetto.dev or chrome://tracing)\n")
-            show(operator_table(seen["operators"]))
+            _show(
+                ["", f"{trace} (open it in https://ui.perfetto.dev or chrome://tracing)"],
+                operator_sheet(seen["operators"]),
+            )
             if seen["floors"]:
-                show("\n" + floor_table(seen["floors"]))
+                _show(["", floor_caption(seen["floors"])], floor_sheet(seen["floors"]))
     failed = [f"{row['model']}: {row['error']}" for row in rows if "error" in row] + found.get("unprofiled", [])
     if failed:
         raise ExciteError("; ".join(dict.fromkeys(failed)))
+
+
+def _show(lines: Sequence[str], sheet: "Sheet") -> None:
+    """Lines, and a table below them."""
+    from excite.console import Display
+
+    display = Display()
+    for line in lines:
+        display.message(line)
+    if lines:
+        display.message("")
+    display.pasted(sheet.markdown(), *sheet)

@@ -1,7 +1,9 @@
 """What several commands take and say."""
 
+import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,23 +15,106 @@ if TYPE_CHECKING:
     from excite.console import Display
 
 
-def complete_override(incomplete: str) -> list[str]:
-    from excite.recipe import list_recipes, override_keys
+def complete_override(incomplete: str, ctx: Any = None) -> list[str]:
+    """First a recipe or a run, then keys and values."""
+    if ctx is not None and ctx.args and incomplete not in ctx.args:
+        return complete_key(incomplete)
+    return complete_recipe(incomplete) or complete_key(incomplete)
 
-    keys = [f"{key}=" for key in override_keys()]
-    return [name for name in [*list_recipes(), *keys] if name.startswith(incomplete)]
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of recipes, and run folders."""
+    from excite.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)] + complete_run(incomplete)
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """``key=``, with its section or without, and behind it what it may be; [] where that is a file."""
+    return _keys(incomplete, "")
+
+
+def _keys(incomplete: str, begin: str) -> list[str]:
+    """The same of keys whose full names begin with ``begin``."""
+    from excite.recipe import override_keys, override_values
+
+    every = override_keys()
+    keys = [key for key in every if key.startswith(begin)]
+    key, equals, text = incomplete.partition("=")
+    if not equals:
+        names = [key.partition(".")[2] for key in every]
+        short = [k for k in (key.partition(".")[2] for key in keys) if names.count(k) == 1 or f"train.{k}" in keys]
+        return [f"{key}=" for key in dict.fromkeys([*keys, *short * bool(incomplete)]) if key.startswith(incomplete)]
+    known = key if key in keys else next((k for k in keys if k == f"train.{key}" or k.partition(".")[2] == key), None)
+    kinds: dict[str, Callable[[str], list[str]]] = {"model.name": complete_model, "train.init_from": complete_run}
+    values = kinds[known](text) if known in kinds else override_values(known) if known else []
+    return [f"{key}={value}" for value in values if value.startswith(text)]
+
+
+def complete_data_key(incomplete: str) -> list[str]:
+    """Keys of the images."""
+    return _keys(incomplete, "data.")
+
+
+def complete_report_key(incomplete: str) -> list[str]:
+    """Keys of the images, and of the report."""
+    return [*_keys(incomplete, "data."), *_keys(incomplete, "report.")]
+
+
+def complete_runs_and_data(incomplete: str) -> list[str]:
+    """Run folders, and keys of the images."""
+    return complete_run(incomplete) + (complete_data_key(incomplete) if incomplete else [])
+
+
+def complete_format(incomplete: str) -> list[str]:
+    """Formats of an artefact."""
+    from excite.export.formats import MODULES
+
+    return [name for name in MODULES if name.startswith(incomplete)]
 
 
 def complete_model(incomplete: str) -> list[str]:
+    """Names of models."""
     from excite.models.catalog import list_models
 
     return [name for name in list_models() if name.startswith(incomplete)]
 
 
+def complete_run(incomplete: str) -> list[str]:
+    """Run folders: those in ``runs/``, here, and where the path that was begun points."""
+    folder = incomplete.rpartition("/")[0]
+    places = dict.fromkeys([f"{folder}/" if folder else "", *([] if folder else ["runs/"])])
+    found = []
+    for place in places:
+        with suppress(OSError):
+            names = sorted(os.listdir(os.path.expanduser(place) or "."))
+            found += [f"{place}{n}" for n in names if f"{place}{n}".startswith(incomplete) and _is_run(f"{place}{n}")]
+    return found
+
+
+def _is_run(path: str) -> bool:
+    return any(os.path.isfile(os.path.join(os.path.expanduser(path), name)) for name in _OF_A_RUN)
+
+
+_OF_A_RUN = ("recipe.yaml", "model.safetensors")
+
+
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """Completes to one of ``names``."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
 Trained = Annotated[
     str,
     typer.Argument(
-        metavar="RUN|CHECKPOINT", help="A run folder, or a .safetensors file.", callback=beforehand.check_trained
+        metavar="RUN|CHECKPOINT",
+        help="A run folder, or a .safetensors file.",
+        autocompletion=complete_run,
+        callback=beforehand.check_trained,
     ),
 ]
 
@@ -41,8 +126,12 @@ OtherImages = Annotated[
         help="Other images: data.root=PATH, data.part=test ...",
         show_default=False,
         callback=beforehand.check_changes,
+        autocompletion=complete_data_key,
     ),
 ]
+
+
+complete_precision = one_of("auto", "fp32", "bf16", "fp16")
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -59,7 +148,14 @@ RecipeWords = Annotated[
 ]
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, npu, xpu or mps.", callback=beforehand.check_device)]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, npu, xpu or mps.",
+        callback=beforehand.check_device,
+        autocompletion=one_of("auto", "cpu", "cuda", "npu", "xpu", "mps"),
+    ),
+]
 
 
 Fold = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_precision, check_several_trained
-from excite.commands.common import Device, Json
+from excite.commands.common import Device, Json, complete_run, complete_runs_and_data
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from excite.compare.table import Differing, ShownRow
     from excite.console import Display
 
-#: Columns of a terminal that the whole table fits in.
-WIDE = 150
 Columns = list[tuple[str, str, str]]
 
 
@@ -29,6 +27,7 @@ def compare(
             help="Two or more; then other data for all, such as data.root=PATH.",
             show_default=False,
             callback=check_several_trained,
+            autocompletion=complete_runs_and_data,
         ),
     ] = None,
     out: Annotated[
@@ -38,7 +37,10 @@ def compare(
         ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="RUN", help="What the others are compared with (default: the first).")
+        str | None,
+        typer.Option(
+            metavar="RUN", autocompletion=complete_run, help="What the others are compared with (default: the first)."
+        ),
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="What to call each run.")] = None,
     figures: Annotated[
@@ -108,11 +110,7 @@ def show_comparison(found: "Study", written: Sequence[Path], display: "Display")
 
     rows = [{**row, **_cells(row)} for row in shown(found)]
     accuracy, cost = _accuracy_columns(found), _cost_columns(found)
-    if display.console.width >= WIDE:
-        display.table(make_table(rows, [*accuracy, *cost]))
-    else:
-        display.table(make_table(rows, accuracy))
-        display.table(make_table(rows, [accuracy[0], *cost]))
+    display.table(make_table(rows, [*accuracy, *cost]))
     _show_recipe(found, display)
     for line in [*found["notes"], *sentences(found)]:
         display.message(line)

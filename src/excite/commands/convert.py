@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_read, check_weights
-from excite.commands.common import Json, complete_model, teller
+from excite.commands.common import Json, complete_model, one_of, teller
 from excite.text import print_json
 
 
@@ -46,7 +46,14 @@ def convert(
     allow_partial: Annotated[
         bool, typer.Option("--allow-partial", help="Take what fits, and list what does not.")
     ] = False,
-    to: Annotated[str, typer.Option(metavar="LIBRARY", help="Write for excite, timm or torchvision.")] = "excite",
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="LIBRARY",
+            autocompletion=one_of("excite", "timm", "torchvision"),
+            help="Write for excite, timm or torchvision.",
+        ),
+    ] = "excite",
     classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,

@@ -8,7 +8,7 @@ import typer
 
 from excite.choices import ABLATIONS
 from excite.commands.beforehand import begin, check_images_and_changes, check_new_folder, check_precision, choice
-from excite.commands.common import Device, Json, Trained
+from excite.commands.common import Device, Json, Trained, complete_data_key, one_of
 from excite.errors import ExciteError
 from excite.text import print_json
 
@@ -24,9 +24,9 @@ _COLUMNS: Columns = [
     ("channels", "channels", "d"),
     ("mean", "mean scale", ".3f"),
     ("sd_images", "sd, images", ".3f"),
-    ("saturated", "saturated %", ""),
-    ("constant", "constant", "d"),
-    ("class_percent", "by class %", ".0f"),
+    ("saturated", "scales at the bottom + top of the range / all, %", ""),
+    ("constant", "constant channels", "d"),
+    ("class_percent", "variance between classes / all, %", ".0f"),
 ]
 
 
@@ -55,6 +55,7 @@ def explain(
             help="Images to explain one by one; other data, such as data.root=PATH.",
             show_default=False,
             callback=check_images_and_changes,
+            autocompletion=complete_data_key,
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
@@ -72,6 +73,7 @@ def explain(
         typer.Option(
             help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.",
             callback=choice("--ablation", ABLATIONS),
+            autocompletion=one_of(*ABLATIONS),
         ),
     ] = "full",
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,

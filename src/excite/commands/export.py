@@ -7,7 +7,7 @@ import typer
 
 from excite.choices import INPUTS
 from excite.commands.beforehand import begin, check_changes, check_new_file, check_read, choice
-from excite.commands.common import Json, Trained, teller
+from excite.commands.common import Json, Trained, complete_data_key, complete_format, one_of, teller
 from excite.export.formats import MODULES
 from excite.text import print_json
 
@@ -17,7 +17,12 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="FORMAT", help="onnx, openvino or pt2.", callback=choice("--format", MODULES)
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="onnx, openvino or pt2.",
+            callback=choice("--format", MODULES),
+            autocompletion=complete_format,
         ),
     ],
     overrides: Annotated[
@@ -27,6 +32,7 @@ def export(
             help="Images to prove it on: data.part=test, data.root=PATH.",
             show_default=False,
             callback=check_changes,
+            autocompletion=complete_data_key,
         ),
     ] = None,
     out: Annotated[
@@ -64,6 +70,7 @@ def export(
             metavar="KIND",
             help="uint8: images of any size; float: prepared ones, 0 to 1.",
             callback=choice("--input", INPUTS),
+            autocompletion=one_of(*INPUTS),
         ),
     ] = "uint8",
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
@@ -115,7 +122,7 @@ def export(
         return
     rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
     columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
-    columns += [("agreement", "same top-1 %", ".2f"), ("top1", "acc@top1", ".2f")]
+    columns += [("agreement", "same top-1 / images, %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
     display.message(result["timed"])

@@ -62,11 +62,13 @@ def _show_gates(rows: "list[GateRow]") -> None:
                 ("macs", f"multiply-adds {channels}x{height}x{width}", ",d"),
                 ("passes", "extra passes", "d"),
             ],
+            prose=["paper", "squeeze", "parameters"],
         )
     )
     display.message("extra passes: reads and writes of the map that a training step makes more than without the gate")
-    display.message('one of them: excite gates NAME; in a network: excite train RECIPE "model.options={gate: NAME}"')
-    display.message("selective kernels (SK) are no gate but a kind of block: create_model(..., block_conv='sk')")
+    display.message("one of them: excite gates NAME")
+    display.message('in a network: excite train RECIPE "model.options={gate: NAME}"')
+    display.message("selective kernels (SK) are no gate but a kind of block: `create_model(..., block_conv='sk')`")
 
 
 def _citation(paper: str | None) -> str | None:
@@ -103,7 +105,7 @@ def _show_gate(gate: "GateSheet") -> None:
         rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
         columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
         display.message("")
-        display.table(make_table(rows, columns))
+        display.table(make_table(rows, columns, prose=["meaning"]))
     display.message("every gate also has the option identity: true makes a fresh one a factor of exactly 1")
-    for line in ["", *gate["notes"].splitlines()]:
-        display.message(line)
+    display.message("")
+    display.text(gate["notes"])

@@ -15,7 +15,8 @@ from excite.commands.beforehand import (
     check_weights,
     choice,
 )
-from excite.commands.common import Json, complete_model, teller
+from excite.commands.common import Json, complete_model, one_of, teller
+from excite.commands.gates import _complete_gate
 from excite.errors import ExciteError, shown, shown_text
 from excite.text import print_json
 
@@ -34,7 +35,10 @@ def graft(
             callback=check_network,
         ),
     ],
-    gate: Annotated[str, typer.Option(metavar="GATE", help="One of `excite gates`.", callback=check_gate)] = "se",
+    gate: Annotated[
+        str,
+        typer.Option(metavar="GATE", autocompletion=_complete_gate, help="One of `excite gates`.", callback=check_gate),
+    ] = "se",
     at: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
@@ -44,6 +48,7 @@ def graft(
         typer.Option(
             help="identity: changes nothing at first, and learns; paper: the usual start.",
             callback=choice("--init", INITS),
+            autocompletion=one_of(*INITS),
         ),
     ] = "identity",
     option: Annotated[

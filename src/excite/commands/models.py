@@ -1,11 +1,13 @@
 """``excite models``"""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from excite.commands.common import Json, complete_model
 from excite.errors import ExciteError
+from excite.text import as_json as to_json
 from excite.text import print_json
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def models(
             **row,
             "params_m": row["params"] / 1e6,
             "input": "x".join(map(str, row["input_size"])),
+            "gate": _gate(row["gate"]),
             "published": "; ".join(_published(p) for p in row["published"]) or None,
         }
         for row in rows
@@ -55,9 +58,16 @@ def models(
         ("gmacs", "GMACs", ".3f"),
         ("input", "input", ""),
     ]
-    Display().table(
-        make_table(shown, [*columns, ("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")])
-    )
+    columns += [("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")]
+    Display().table(make_table(shown, columns, prose=["published"]))
+
+
+def _gate(gate: "str | Mapping[str, Any] | None") -> str | None:
+    """A gate as it is typed: its name, and the options that it has."""
+    if gate is None or isinstance(gate, str):
+        return gate
+    options = " ".join(f"{key}={to_json(value, None)}" for key, value in gate.items() if key != "name")
+    return f"{gate['name']} {options}".rstrip()
 
 
 def _published(entry: "PublishedAccuracy") -> str:

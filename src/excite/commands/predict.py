@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_file, check_images, check_precision
-from excite.commands.common import Device, Fold, Json, Trained
+from excite.commands.common import Device, Fold, Json, Trained, complete_precision
 from excite.errors import ExciteError
 from excite.text import print_json, tell
 
@@ -22,7 +22,12 @@ def predict(
     ] = None,
     device: Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="fp32, bf16, fp16, or auto: what suits the device.", callback=check_precision)
+        str,
+        typer.Option(
+            help="fp32, bf16, fp16, or auto: what suits the device.",
+            callback=check_precision,
+            autocompletion=complete_precision,
+        ),
     ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
     fold: Fold = None,

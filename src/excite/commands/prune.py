@@ -60,7 +60,11 @@ def prune(
         {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
         for i, row in enumerate(result.to_dict()["points"])
     ]
-    columns = [("place", "taken out", ""), ("gates", "gates left", "d"), ("effect", "worth alone", "+.2f")]
+    columns = [
+        ("place", "taken out", ""),
+        ("gates", "gates left", "d"),
+        ("effect", "top-1 points it is worth alone", "+.2f"),
+    ]
     columns += [
         ("top1", "acc@top1", ".2f"),
         ("loss", "loss", ".4f"),

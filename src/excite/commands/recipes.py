@@ -1,11 +1,12 @@
 """``excite recipes``"""
 
+import sys
 from typing import Annotated
 
 import typer
 
 from excite.commands.common import Json
-from excite.text import print_json, show
+from excite.text import columns, print_json, show, with_fitting_comments
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
@@ -40,7 +41,8 @@ def recipes(
         if as_json:
             print_json(load_recipe(name).model_dump(mode="json"))
         else:
-            show(recipe_text(name)[0].rstrip("\n"))
+            text, width = recipe_text(name)[0].rstrip("\n"), columns(sys.stdout)
+            show(text if width is None else with_fitting_comments(text, width))
         return
     rows = []
     for each in list_recipes():
@@ -52,5 +54,5 @@ def recipes(
         return
     from excite.console import Display, make_table
 
-    columns = [("recipe", "recipe", ""), ("model", "model", ""), ("epochs", "epochs", "d"), ("what", "what", "")]
-    Display().table(make_table(rows, columns))
+    shown = [("recipe", "recipe", ""), ("model", "model", ""), ("epochs", "epochs", "d"), ("what", "what", "")]
+    Display().table(make_table(rows, shown, prose=["what"]))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_changes, check_data, check_file, check_new_folder
-from excite.commands.common import Device, Json, Trained, tell_not_finite
+from excite.commands.common import Device, Json, Trained, complete_report_key, tell_not_finite
 from excite.text import print_json
 
 
@@ -19,6 +19,7 @@ def report(
             help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
             show_default=False,
             callback=check_changes,
+            autocompletion=complete_report_key,
         ),
     ] = None,
     out: Annotated[

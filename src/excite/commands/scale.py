@@ -5,14 +5,22 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin
-from excite.commands.common import Json
+from excite.commands.common import Json, complete_key, complete_recipe, complete_run
 from excite.text import print_json, tell
 
 
 def scale(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False)
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False, autocompletion=complete_key
+        ),
     ] = None,
     devices: Annotated[str, typer.Option(metavar="N,...", help="How many, to plan for.")] = "1,8,64,1024",
     batch_per_device: Annotated[
@@ -20,7 +28,10 @@ def scale(
         typer.Option(min=1, help="Let the batch grow with the devices (and scale the rate); else it is the recipe's."),
     ] = None,
     measured: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="A finished run to set beside; may be given several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="RUN", autocompletion=complete_run, help="A finished run to set beside; may be given several times."
+        ),
     ] = None,
     measure: Annotated[
         str | None, typer.Option(metavar="N,...", help="Time steps on this machine in so many processes, such as 1,2.")

@@ -4,12 +4,12 @@ from typing import Annotated
 
 import typer
 
-from excite.commands.common import Json
+from excite.commands.common import Json, complete_run
 from excite.text import print_json, printable, show, tell
 
 
 def sync(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)],
     url: Annotated[
         str | None,
         typer.Argument(

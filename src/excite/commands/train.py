@@ -1,14 +1,13 @@
 """``excite train``"""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
-from excite.commands.common import Json, RecipeWords
+from excite.commands.common import Json, RecipeWords, complete_run
 from excite.errors import ExciteError
 from excite.runtime.job import rank
 from excite.text import print_json, tell
@@ -43,7 +42,12 @@ _WHAT_TO_TYPE = (
 def train(
     args: RecipeWords = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted run, exactly as if it had not been.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            autocompletion=complete_run,
+            help="Go on with an interrupted run, exactly as if it had not been.",
+        ),
     ] = None,
     out: Annotated[
         str,
@@ -56,6 +60,7 @@ def train(
         str | None,
         typer.Option(
             metavar="RUN",
+            autocompletion=complete_run,
             help="The run folder itself: begun, or gone on with if the job is started again.",
             callback=check_parent,
         ),
@@ -143,12 +148,7 @@ def _show_results(results: "Results") -> None:
 
     display = Display()
     columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
-    if display.console.width >= 150:
-        display.table(make_table([results], columns))
-    else:  # the same, top to bottom
-        values: Mapping[str, Any] = results
-        rows = [{"what": h, "value": "-" if values[k] is None else format(values[k], f)} for k, h, f in columns]
-        display.table(make_table(rows, [("what", "", ""), ("value", "", "")]))
+    display.table(make_table([results], columns))
     run = Path(results["run"])
     display.message(f"{run}/")
     kinds = [

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_data, check_precision
-from excite.commands.common import Device, Fold, Json, OtherImages, Trained, tell_not_finite
+from excite.commands.common import Device, Fold, Json, OtherImages, Trained, complete_precision, tell_not_finite
 from excite.runtime.job import rank
 from excite.text import print_json
 
@@ -19,7 +19,9 @@ def validate(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16 or fp16; without it, what the network was trained with.", callback=check_precision
+            help="fp32, bf16 or fp16; without it, what the network was trained with.",
+            callback=check_precision,
+            autocompletion=complete_precision,
         ),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,

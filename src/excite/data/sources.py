@@ -403,7 +403,8 @@ def _wanted(
         if "test" not in parts:
             raise ExciteError(
                 f"data.part=test, but {data.root or data.source} has no test part (a folder test/ beside train/); it "
-                f"has: {', '.join(title(p) for p in parts)}"
+                f"has: {', '.join(title(p) for p in parts)}",
+                instead={f"{key}=test": f"{key}=val" for key in ("data.part", "part")},
             )
         return parts["test"], "test", f"the test part{where}", len(parts["test"])
     if data.part == "train":

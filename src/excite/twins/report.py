@@ -17,8 +17,6 @@ from excite.twins.plan import Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 from excite.twins.worker import Latency
 
-WIDE = 150  # columns of a terminal that the whole table fits in
-
 
 class Failure(TypedDict):
     gate: str
@@ -305,12 +303,9 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def show_report(report: Report, display: Display) -> None:
-    """Print the table: as one where the terminal is wide, as two elsewhere."""
+    """Print the table."""
     rows = table(report)
-    headings = list(rows[0])
-    parts = [headings] if display.console.width >= WIDE else [headings[:5], [headings[0], *headings[5:]]]
-    for part in parts:
-        display.table(make_table(rows, [(heading, heading, "") for heading in part]))
+    display.table(make_table(rows, [(heading, heading, "") for heading in rows[0]]))
 
 
 def show_files(report: Report) -> None:

@@ -1,0 +1,190 @@
+"""What the TAB key gives in bash, zsh and fish. Nothing heavy is imported.
+
+``excite --install-completion`` is typer's, and so are the scripts that it installs: they call the command with
+``_EXCITE_COMPLETE`` and the words so far in the environment. The answer is ours, for three reasons:
+
+- bash takes "=" and ":" for ends of words: of ``data.root=pho`` it sends three words, and puts its choice behind the
+  last one. It puts a space behind the only choice, which nobody wants behind ``epochs=`` or ``photos/``.
+- zsh completes files only for whole words, not behind ``data.root=``.
+- the words that were typed before decide what comes next: first a recipe, then its keys.
+
+What is completed is said where it is declared, by typer's ``autocompletion``; see ``commands/common.py``.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: What bash ends words at, and we do not (COMP_WORDBREAKS).
+_BREAKS = re.compile(r"[=:]+")
+
+
+def complete(group: Any, environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """What is printed for a shell that asks, and the exit status; None where typer answers (PowerShell, the scripts).
+
+    Args:
+        group: the commands, as click or typer have them.
+        environ: the environment.
+    """
+    asked = environ.get("_EXCITE_COMPLETE", "")
+    if asked == "complete_bash":
+        return _bash(group, environ["COMP_WORDS"].split("\n"), int(environ["COMP_CWORD"])), 0
+    if asked == "complete_zsh":
+        return _zsh(group, environ.get("_TYPER_COMPLETE_ARGS", "")), 0
+    if asked == "complete_fish":
+        found = _fish(group, environ.get("_TYPER_COMPLETE_ARGS", ""))
+        asks_whether = environ.get("_TYPER_COMPLETE_FISH_ACTION") == "is-args"
+        return ("", 0 if found else 1) if asks_whether else ("\n".join(found), 0)
+    return None
+
+
+# --- what there is to choose from -------------------------------------------------------------------------------------
+
+
+def choices(group: Any, words: Sequence[str], begun: str) -> list[str]:
+    """What the word that was begun may become; [] where the shell offers files.
+
+    Args:
+        group: the commands.
+        words: those before it, without "excite".
+        begun: its letters so far.
+    """
+    names = list(group.commands)
+    command = next((group.commands[word] for word in words if word in names), None)
+    if command is None:
+        options = [option for param in group.params for option in param.opts]
+        return _beginning(begun, [*options, "--help"] if begun.startswith("-") else names)
+    known = {option: p for p in command.params if not _is_argument(p) for option in [*p.opts, *p.secondary_opts]}
+    before, wanted = list(words[list(words).index(command.name) + 1 :]), None
+    arguments: list[str] = []
+    while before:
+        word = before.pop(0)
+        name, equals, _ = word.partition("=")
+        if not word.startswith("-"):
+            arguments.append(word)
+        elif (param := known.get(name)) is not None and not param.is_flag and not equals:
+            if not before:
+                wanted = param
+            else:
+                before.pop(0)
+    if wanted is not None:
+        return _values(command, wanted, arguments, begun)
+    name, equals, text = begun.partition("=")
+    if equals and begun.startswith("-"):
+        param = known.get(name)
+        return [] if param is None else [f"{name}={each}" for each in _values(command, param, arguments, text)]
+    if begun.startswith("-"):
+        return _beginning(begun, [*known, "--help"])
+    places = [p for p in command.params if _is_argument(p)]
+    for at, param in enumerate(places):
+        if param.nargs != 1 or at == len(arguments):
+            return _values(command, param, arguments[at:], begun)
+    return []
+
+
+def _is_argument(param: Any) -> bool:
+    return param.param_type_name == "argument"
+
+
+def _beginning(begun: str, names: Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(names) if name.startswith(begun)]
+
+
+def _values(command: Any, param: Any, before: Sequence[str], begun: str) -> list[str]:
+    """What a parameter's own function offers, which may ask its context for the words before."""
+    context = command.context_class(command, info_name=command.name, resilient_parsing=True)
+    context.args = list(before)
+    return [item.value for item in param.shell_complete(context, begun) if getattr(item, "type", "plain") == "plain"]
+
+
+def files(begun: str) -> list[str]:
+    """Files and folders; a folder ends with "/", so that what is in it can come next."""
+    folder, _, name = begun.rpartition("/")
+    try:
+        entries = sorted(os.scandir(os.path.expanduser(f"{folder}/" if "/" in begun else ".")), key=lambda e: e.name)
+    except OSError:
+        return []
+    start = f"{folder}/" if "/" in begun else ""
+    shown = [e for e in entries if e.name.startswith(name) and (name.startswith(".") or not e.name.startswith("."))]
+    return [f"{start}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
+
+
+# --- the shells -------------------------------------------------------------------------------------------------------
+
+
+def _unquoted(word: str) -> str:
+    for end in ("", '"', "'"):
+        try:
+            return "".join(shlex.split(word + end))
+        except ValueError:
+            continue
+    return word
+
+
+def _bash(group: Any, raw: Sequence[str], at: int) -> str:
+    """Bash: a choice a line, of each the part behind the last "=" or ":" where bash has cut the word there."""
+    words: list[str] = []
+    cut = ""
+    glue = False
+    for word in list(raw[: at + 1]) + [""] * (at + 1 - len(raw)):
+        if _BREAKS.fullmatch(word) and len(words) > 1:
+            words[-1] += word
+            cut, glue = words[-1], True
+        elif glue:
+            words[-1] += _unquoted(word)
+            glue = False
+        else:
+            words.append(_unquoted(word))
+            cut = ""
+    *before, begun = words[1:] or [""]
+    found = choices(group, before, begun)
+    if not found and not cut and "=" in begun and not begun.startswith("-"):  # COMP_WORDBREAKS without "="
+        key, _, text = begun.partition("=")
+        found = [f"{key}={name}" for name in files(text)]
+    if len(found) == 1 and found[0].endswith(
+        ("=", "/")
+    ):  # bash would put a space behind it: it gets two to choose from
+        found = _two(group, before, found[0])
+    return "\n".join(each.removeprefix(cut) for each in found)
+
+
+def _two(group: Any, before: Sequence[str], only: str) -> list[str]:
+    """A choice that goes on, so that there is more than one: they have it in common, and that is what bash puts in."""
+    following = choices(group, before, only) if only.endswith("=") else files(only)
+    return following if len(following) > 1 else [only, f"{only}{'VALUE' if only.endswith('=') else '...'}"]
+
+
+def _zsh(group: Any, line: str) -> str:
+    """Zsh: commands of its completion system, which the script evaluates, on one line."""
+    before, begun = _words_of(line)
+    found = choices(group, before, begun)
+    if not found:
+        return "compset -P '*='; _files" if "=" in begun else "_files"
+    going_on = [each for each in found if each.endswith(("=", "/"))]
+    done = [each for each in found if not each.endswith(("=", "/"))]
+    parts = [f"compadd -S '' -- {shlex.join(going_on)}"] if going_on else []
+    parts += [f"compadd -- {shlex.join(done)}"] if done else []
+    return "; ".join(parts)
+
+
+def _fish(group: Any, line: str) -> list[str]:
+    """Fish: a choice a line; it puts no space behind "=" and "/" by itself."""
+    before, begun = _words_of(line)
+    found = choices(group, before, begun)
+    if not found and "=" in begun:
+        key, _, text = begun.partition("=")
+        found = [f"{key}={name}" for name in files(text)]
+    return found
+
+
+def _words_of(line: str) -> tuple[list[str], str]:
+    """The words before the one that was begun, without "excite", and that one."""
+    try:
+        words = shlex.split(line)
+    except ValueError:  # a quotation that has not ended
+        words = [_unquoted(word) for word in line.split()]
+    if not words or line.endswith((" ", "\t", "\n")):
+        return words[1:], ""
+    return words[1:-1], words[-1] if len(words) > 1 else ""
