@@ -98,6 +98,9 @@ def test_models_and_recipes_list_and_print(excite):
     assert rows[0]["gmacs"] == pytest.approx(4.09, abs=0.01)
     assert any(p["top1"] == 78.32 and "MindCV" in p["source"] for p in rows[0]["published"])
     assert "28.09" in excite("models", "seresnet5*").stdout
+    [row] = json.loads(excite("models", "efficientnet*", "--pretrained", "--json").stdout)
+    assert (row["model"], row["init_from"]) == ("efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k")
+    assert "timm:seresnet50.ra2_in1k" in excite("models", "--pretrained").stdout
     assert "digits-seresnet20" in excite("recipes").stdout
     assert excite("recipes", "digits-seresnet20").stdout.startswith("# digits-seresnet20:")
     assert json.loads(excite("recipes", "--schema").stdout)["additionalProperties"] is False

@@ -58,8 +58,8 @@ class _Commands(typer.core.TyperGroup):
 
 class _Command(typer.core.TyperCommand):
     """A command whose help fits the terminal, and whose words are checked when it is run, all of them known (see
-    :mod:`excite.commands.beforehand`); not while they are parsed, so that a line of the documentation parses wherever it
-    is read."""
+    :mod:`excite.commands.beforehand`); not while they are parsed, so that a line of the documentation parses wherever
+    it is read."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -18,6 +18,9 @@ def models(
     pattern: Annotated[
         str, typer.Argument(help='A pattern, such as "*seresnet50*".', autocompletion=complete_model)
     ] = "*",
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Only those that trained weights are there for, and where.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the models: parameters, GMACs, input size, gate, published accuracy with its source.
@@ -25,6 +28,8 @@ def models(
     Examples:
 
       excite models "*seresnet*"
+
+      excite models --pretrained
 
       excite models "*50*" --json
     """
@@ -38,6 +43,9 @@ def models(
     from excite.console import Display, make_table
     from excite.models.sizes import list_sizes
 
+    if pretrained:
+        _show_pretrained(names, as_json)
+        return
     rows = list_sizes(names)
     if as_json:
         print_json(rows)
@@ -60,6 +68,48 @@ def models(
     ]
     columns += [("gate", "gate", ""), ("published", "published top-1/top-5 (source)", "")]
     Display().table(make_table(shown, columns, prose=["published"]))
+
+
+def _show_pretrained(names: list[str], as_json: bool) -> None:
+    """What can be started from: the weights, what is fetched, what they are worth, what the network costs."""
+    from excite.console import Display, make_table
+    from excite.models.sizes import list_sizes
+    from excite.weights.pretrained import pretrained_of
+
+    gmacs = {row["name"]: row["gmacs"] for row in list_sizes(names)}
+    found = [(name, known) for name in names if (known := pretrained_of(name)) is not None]
+    rows = [
+        {
+            "model": name,
+            "init_from": known.source,
+            "megabytes": known.megabytes,
+            "gmacs": gmacs[name],
+            "image_size": known.image_size,
+            "top1": known.top1,
+            "top5": known.top5,
+        }
+        for name, known in found
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        raise ExciteError("there are no trained weights for these; `excite models --pretrained` lists what there is")
+    columns = [
+        ("model", "model", ""),
+        ("init_from", "init_from=", ""),
+        ("megabytes", "MB", ".0f"),
+        ("gmacs", "GMACs", ".2f"),
+        ("image_size", "pixels", "d"),
+        ("top1", "ImageNet top-1", ".2f"),
+        ("top5", "top-5", ".2f"),
+    ]
+    display = Display()
+    display.table(make_table(rows, columns))
+    display.message(
+        "The accuracies are timm's own measurements. Fetched from the hub at first use, then kept in the cache: "
+        "`excite train RECIPE model.name=MODEL init_from=SOURCE`."
+    )
 
 
 def _gate(gate: "str | Mapping[str, Any] | None") -> str | None:

@@ -101,6 +101,8 @@ def train(
             raise ExciteError(_WHAT_TO_TYPE)
         key, _, value = words[0].partition("=")
         if key in ("data", "data.root", "root") and value and not Path(words[0]).exists():
+            if not Path(value).expanduser().is_dir():
+                raise ExciteError(f"{words[0]}: there is no folder {value!r}")
             words[0] = value
         if "=" in words[0] and not Path(words[0]).exists():
             raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
