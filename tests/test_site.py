@@ -14,11 +14,7 @@ from tests.test_docs import ROOT
 spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
 hooks = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(hooks)
-PAGES = [
-    ROOT / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
-    *(ROOT / p for p in hooks.outside() if p.endswith(".md")),
-]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / p for p in hooks.outside() if p.endswith(".md"))]
 
 
 def test_every_command_and_option_is_in_the_reference():
