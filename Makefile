@@ -35,7 +35,7 @@ lint: $(VENV)/installed-dev  ## style, types, and which package may import which
 	$(BIN)/lint-imports
 
 docs: $(VENV)/installed-docs  ## build the site into site/, strictly, without a network (a minute the first time)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # no --quiet: it would make no error of warnings
 
 regenerate: $(VENV)/installed-dev .peers/installed  ## rewrite recipes, goldens and tables from the code; then read the diff, and say why
 	$(BIN)/python tests/recipes/rewrite.py
