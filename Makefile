@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint regenerate mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint docs regenerate mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ lint: $(VENV)/installed-dev  ## style, types, and which package may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-docs  ## build the site into site/, strictly, without a network (a minute the first time)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # no --quiet: it would make no error of warnings
 
 regenerate: $(VENV)/installed-dev .peers/installed  ## rewrite recipes, goldens and tables from the code; then read the diff, and say why
 	$(BIN)/python tests/recipes/rewrite.py
@@ -71,6 +74,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --no-compile -e '.[dev]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --no-compile -e '.[docs]'
+	touch $@
+
 # timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
 # Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
 .peers/installed: $(VENV)/installed Makefile
@@ -82,4 +89,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 clean:  ## remove the environment and caches (not the runs)
-	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache build
+	rm -rf $(VENV) .peers .pytest_cache .mypy_cache .ruff_cache build site

@@ -262,7 +262,8 @@ def explain(
         target: the class that Grad-CAM is about; None takes each image's most likely one.
         layer: the module that Grad-CAM looks at; None takes the last that gives a map.
         top_k: classes to list for an image.
-        drawn_classes, drawn_gates: what the figures show; without any, some are chosen.
+        drawn_classes: the classes that the figures show; without any, some are chosen.
+        drawn_gates: the gates that they show; likewise.
         device: "auto", "cpu", "cuda" ...
         precision: "auto" (what it was trained with), "fp32", "bf16", "fp16".
         progress: called with (what is being done, done, in all).

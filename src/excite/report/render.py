@@ -127,7 +127,7 @@ def _summary(page: Page, numbers: Numbers) -> None:
         note = f"{summary['ms_per_step']:.1f} ms a step of {summary['batch_size']}"
         cards.append(Card("training", f"{summary['images_per_second']:,.0f} img/s", note))
     section.cards(cards)
-    section.table(SUMMARY_COLUMNS, [summary], "The columns of the reference systems' tables")
+    section.table(SUMMARY_COLUMNS, [summary], "Size, speed and accuracy of this run")
     section.paragraph(
         f"{accuracy['right']:,} of {accuracy['images']:,} images are right. The interval is Wilson's: it tells what "
         "other images of the same kind would give, for this one network. How far another seed would lie off, "
