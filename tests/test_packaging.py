@@ -51,7 +51,7 @@ def test_extras_that_are_named_anywhere_exist():
 
 def test_one_place_says_how_an_extra_is_installed():
     """``excite[...]`` alone would be looked for in the registry by those who use a clone."""
-    found = [path.relative_to(PACKAGE) for path, text in texts("src/**/*.py").items() if "install 'excite[" in text]
+    found = [path.relative_to(PACKAGE) for path, text in texts("src/**/*.py").items() if "'excite[" in text]
     assert found == [Path("errors.py")]
 
 
