@@ -13,9 +13,9 @@ from excite.storage.web import client
 
 T = TypeVar("T")
 
-#: What to install for the common schemes; fsspec names the others itself.
+#: The schemes whose packages are in the extra "remote".
 _REMOTE = ("s3", "s3a", "http", "https")
-#: Of other addresses, which no extra has.
+#: What to install for other common schemes; fsspec names the rest itself.
 _PACKAGES = {
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
