@@ -2,7 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install -q -c constraints.txt
+# Another version of torch than the tests' own, and the index that it comes from (empty: pip's own).
+PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH ?= $(PINNED)
+TORCH_INDEX ?=
+CONSTRAINTS := $(VENV)/constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 
 .PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint docs regenerate mutation bench-cpu bench-cpu-inference clean
 
@@ -63,9 +68,14 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-# torch first and alone: a looser request would bring several GB of CUDA packages to a machine without a GPU.
-$(VENV)/installed: $(VENV)/python pyproject.toml constraints.txt
-	$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+# Triton's version belongs to torch's: with another torch it is pip's to choose.
+$(CONSTRAINTS): $(VENV)/python constraints.txt
+	sed -e 's/^torch==.*/torch==$(TORCH)/' $(if $(filter-out $(PINNED),$(TORCH)),-e '/^triton==/d') constraints.txt > $@
+
+# torch first and alone, so that it may come from another index than the rest. PyPI's torch for Linux brings several GB of
+# CUDA; without an NVIDIA GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+$(VENV)/installed: $(VENV)/python pyproject.toml $(CONSTRAINTS)
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
 	$(PIP) -e .
 	touch $@
 
@@ -83,8 +93,8 @@ $(VENV)/installed-docs: $(VENV)/installed
 .peers/installed: $(VENV)/installed Makefile
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
-		-c constraints.txt scikit-learn scipy joblib threadpoolctl cloudpickle narwhals
-	$(BIN)/pip --disable-pip-version-check install -q --upgrade --target .peers/notebooks -c constraints.txt nbclient==0.11.0 ipykernel==7.4.0
+		-c $(CONSTRAINTS) scikit-learn scipy joblib threadpoolctl cloudpickle narwhals
+	$(BIN)/pip --disable-pip-version-check install -q --upgrade --target .peers/notebooks -c $(CONSTRAINTS) nbclient==0.11.0 ipykernel==7.4.0
 	PYTHONPATH=.peers $(BIN)/python -c 'import sklearn.datasets, sklearn.metrics, scipy.stats'  # nothing else is missing
 	touch $@
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from excite.bench.settings import Setting, make_settings, parse_list, parse_mode
 from excite.bench.timing import Workbench, training_step_seconds
 from excite.cli import app
 from excite.commands.bench import show_measured
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 from excite.gates.squeeze_excite import squeeze_width
 from excite.models import create_model
 from excite.models.timm_models import import_timm
@@ -286,7 +287,9 @@ def test_missing_timm_is_a_sentence(monkeypatch):
     monkeypatch.delenv("EXCITE_PEERS", raising=False)
     monkeypatch.setitem(sys.modules, "timm", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ExciteError, match=r"timm is not installed: pip install 'excite\[timm\]', or .* EXCITE_PEERS"):
+    with pytest.raises(
+        ExciteError, match=rf"timm is not installed: {re.escape(install_line('timm'))}, or .* EXCITE_PEERS"
+    ):
         import_timm()
 
 

@@ -94,7 +94,7 @@ def test_messages_log_and_progress_show_names_as_they_are(tmp_path, capsys):
 
 
 def test_a_page_shows_names_as_they_are():
-    page = Page(HOSTILE, HOSTILE)
+    page = Page(HOSTILE, HOSTILE, headline=HOSTILE)
     section = page.section("a", HOSTILE)
     section.table([Column("a", HOSTILE)], [{"a": HOSTILE}])
     section.code(HOSTILE)
@@ -155,7 +155,7 @@ def test_a_figure_that_cannot_be_drawn_costs_a_sentence(tmp_path, capsys):
     assert isinstance(undrawn, Undrawn)
     with pytest.raises(ExciteError, match="ZeroDivisionError"):
         write(undrawn, tmp_path / "a.png")
-    page = Page("title")
+    page = Page("title", headline="result")
     section = page.section("a", "a")
     section.draw(undrawn, "The curve")
     section.paragraph("the numbers")

@@ -559,6 +559,15 @@ def test_the_picture_holds_every_gate_and_number(report, tmp_path):
     }
     assert {*report["gates"], "difference to none", "training speed", "latency of one image", "2,000", "3.50"} <= texts
     assert "small: 3 seeds, 3 epochs" in texts
+    assert not [note for note in notes(report) if "not measured" in note]
+
+
+def test_a_latency_that_was_not_measured_is_no_panel_but_a_line_with_the_command(report, tmp_path):
+    (tmp_path / "latency.json").unlink()
+    found = collect(Plan(small(), ("none", "se"), (0, 1)), tmp_path, [], 0.95)
+    draw(found, tmp_path / "a.svg")
+    assert "latency" not in (tmp_path / "a.svg").read_text()
+    assert f"To measure it: excite twins --resume {tmp_path}" in "\n".join(notes(found))
 
 
 def test_the_labels_of_the_picture_do_not_overlap(report, tmp_path, monkeypatch):

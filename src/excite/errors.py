@@ -2,7 +2,9 @@
 
 import difflib
 import reprlib
+import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 #: Characters of somebody's input that a message repeats.
@@ -39,6 +41,18 @@ class UsageError(ExciteError):
     def __init__(self, text: str, otherwise: str) -> None:
         super().__init__(text)
         self.otherwise = otherwise
+
+
+def install_line(extra: str) -> str:
+    """The line to type that installs the packages of an extra of ``pyproject.toml``.
+
+    In a clone it names the clone: pip would look for ``excite[...]`` in the registry where the package is used without
+    being installed, and replace a clone that is. Elsewhere pip finds the installed package by its name.
+    """
+    clone = Path(__file__).resolve().parents[2]
+    if (clone / "pyproject.toml").is_file() and (clone / "src" / "excite" / "errors.py").is_file():
+        return f"pip install -e {shlex.quote(f'{clone}[{extra}]')}"
+    return f"pip install 'excite[{extra}]'"
 
 
 def shown(value: Any) -> str:

@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +16,11 @@ from typer.testing import CliRunner
 from excite.cli import app
 from excite.compare import compare
 from excite.compare.build import Comparison
+from excite.compare.figures import figures
 from excite.compare.page import make_page
 from excite.compare.runs import _gate, _recipe, read_run
 from excite.compare.study import study
-from excite.compare.table import differing, format_p, sentences, shown
+from excite.compare.table import differing, format_p, headline, sentences, shown
 from excite.compare.words import LONGEST_LABEL, choose_baseline, choose_labels, free_name
 from excite.errors import ExciteError
 from excite.grafting import graft
@@ -27,6 +30,7 @@ from excite.trained import images, predictions
 from excite.trained.opened import open_trained
 from tests.compare.conftest import made_up
 from tests.report.conftest import numbered
+from tests.report.test_browser import cut_off
 
 EVIL = '<script>alert("x")</script> & $a_b$ %s'
 
@@ -219,7 +223,38 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     assert [row["top1"] for row in found["rows"]] == [row["top1"] for row in before["rows"]]
     assert any("could not be evaluated here (data.root=/gone does not exist)" in note for note in found["notes"])
     assert any(note.startswith("small is unfinished: 2 of 2 epochs") for note in found["notes"])
-    assert "not compared image by image" in rest.to_html()
+    html = rest.to_html()
+    assert "not compared image by image</h1>" in html
+    assert f"<code>{escape(found['command'])} data.root=FOLDER</code>" in html
+
+
+def test_the_headline_says_the_result_with_its_interval(three, labels):
+    truth = np.eye(3)[labels]
+    perfect, worse = made_up("perfect", truth, labels), made_up("worse", truth.copy(), labels)
+    worse.predictions.logits[:40] *= -1
+    found = study([perfect, worse])
+    row = found["rows"][1]
+    low, high = f"{row['difference_low']:+.2f}", f"{row['difference_high']:+.2f}"
+    assert headline(found) == (
+        "worse gets 20.00 points fewer of the same 200 images right than perfect; "
+        f"95 % interval {low} to {high}: worse is worse"
+    )
+    worse.predictions.logits[:39] *= -1  # one image is left, which says nothing
+    told = headline(study([perfect, worse], confidence=0.9))
+    assert told.startswith("worse gets 0.50 points fewer of the same 200 images right than perfect; 90 % interval -")
+    assert told.endswith(": no difference is shown")
+    told = headline(study(three))
+    best = study(three)["rows"][2]
+    assert told.startswith(f"Top-1 (95 % interval): c {best['top1']:.2f} % ({best['top1_low']:.2f} to ")
+    assert told.index("c 9") < told.index("b ") < told.index("a ")
+    assert re.search(r"; \d of 2 differ from a \(Holm's p below 0\.05\)$", told)
+
+
+def test_what_no_run_recorded_is_no_panel(three):
+    records = [{"kind": "eval", "step": 1, "epoch": 1.0, "loss": None, "top1": 50.0, "top5": 90.0}]
+    few = [replace(run, records=records) for run in three[:2]]
+    titles = [axis.get_title() for axis in figures(study(few))["curves"].axes]
+    assert titles == ["validation top-1"]
 
 
 def test_a_page_without_a_name_replaces_none(here):
@@ -332,7 +367,7 @@ def test_the_page_opens_in_a_browser_without_complaints(trained, browser, here):
     result = compare(trained)
     page = result.write(here / "page.html")[0]
     browser.get_log("browser")
-    for width, scheme in ((360, "dark"), (1280, "light")):
+    for width, scheme in ((360, "dark"), (390, "dark"), (1280, "light")):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -340,6 +375,7 @@ def test_the_page_opens_in_a_browser_without_complaints(trained, browser, here):
         browser.get(page.as_uri())
         assert browser.get_log("browser") == []
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert cut_off(browser) == []
         loaded = browser.execute_script("return [...document.images].map((image) => image.naturalWidth)")
         assert len(loaded) == sum(map(len, result.pixels))
         assert min(loaded) > 0

@@ -22,6 +22,7 @@ from excite.data.images import FileImages
 from excite.data.preprocessing import Preprocessing
 from excite.data.sources import open_data
 from excite.data.white import with_white
+from excite.errors import install_line
 
 RNG = np.random.default_rng(0)
 PICTURE = np.asarray(
@@ -203,7 +204,7 @@ def test_what_this_pillow_was_built_without_is_named_with_the_line_to_type(missi
     newer = "; type: pip install --upgrade pillow" if missing else ", but damaged"
     for brand in (b"avif", b"avis"):
         assert what_it_is(b"\0\0\0\x18ftyp" + brand + b"x" * 200) == f"it is AVIF{newer}"
-    heif = "; type: pip install 'excite[heif]'" if missing else ", but damaged"
+    heif = f"; type: {install_line('heif')}" if missing else ", but damaged"
     for brand in (b"heic", b"hevc", b"mif1", b"msf1"):
         assert what_it_is(b"\0\0\0\x18ftyp" + brand + b"x" * 200) == f"it is HEIC{heif}"
     for kind, start in (("WEBP", b"RIFF"), ("JPEG2000", b"\0\0\0\x0cjP  ")):

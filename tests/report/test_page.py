@@ -54,7 +54,7 @@ def figure(label: str = "a"):
 
 
 def page() -> Page:
-    made = Page(HOSTILE[0], HOSTILE[1])
+    made = Page(HOSTILE[0], HOSTILE[1], headline=HOSTILE[3])
     for i, text in enumerate(HOSTILE):
         section = made.section(f"s{i}", text)
         section.paragraph(text, link(text, "https://example.org/?a=1&b=2"))
@@ -97,13 +97,14 @@ def test_nothing_is_loaded_and_ids_are_each_there_once():
 
 
 def test_headings_are_in_order_and_values_are_formatted():
-    made = Page("t")
+    made = Page("t", headline="the result")
     section = made.section("one", "One")
     section.heading("below")
     section.table([Column("a", "A", ".2f"), Column("b", "B")], [{"a": 1.005, "b": True}, {"a": None, "b": "x"}])
     section.key_values([("k", None), ("n", 12)])
     read = Reader(made.render())
     assert [t for t, _ in read.tags if re.fullmatch(r"h\d", t)] == ["h1", "h2", "h3"]
+    assert read.texts[read.texts.index("the result") - 1].strip() == ""  # nothing is said before it
     assert {"1.00", "yes", "\u2013", "12"} <= set(read.texts)
     assert [a.get("data-sort") for t, a in read.tags if t == "td"] == ["1.005", None, None, None]
     for bad in ("One", "one", "a b"):

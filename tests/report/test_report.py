@@ -14,6 +14,7 @@ from excite.errors import ExciteError
 from excite.recipe import as_yaml, load_recipe
 from excite.report.after_training import report_on_run
 from excite.report.build import report
+from excite.report.render import headline
 from excite.report.reproduce import overrides_between, reproducing_command
 from excite.trained.accuracy import validate
 from tests.report.test_page import Reader
@@ -55,7 +56,27 @@ def test_the_page_has_everything_and_its_numbers_are_in_results_json(reported, t
     photographs = sum(1 for t, _ in read.tags if t == "img")
     assert photographs == min(24, evaluation.images - round(evaluation.top1))
     assert f"{evaluation.top1:.2f} %" in html
+    low, high = numbers["accuracy"]["top1_low"], numbers["accuracy"]["top1_high"]
+    first = f"{evaluation.top1:.1f} % of {evaluation.images} validation images right"
+    assert read.texts[read.texts.index(headline(numbers)) - 1].strip() == ""
+    assert headline(numbers).startswith(f"{first}; 95 % interval {low:.1f} to {high:.1f} %; ")
     assert (reported / "predictions.npz").is_file()
+
+
+def test_the_headline_names_the_weakest_classes_and_rounds_no_error_away(reported):
+    numbers = json.loads((reported / "results.json").read_text())["report"]
+
+    def told(recalls, images=200, right=199):
+        rows = [{"class": f"c{k}", "support": 50, "recall": recall} for k, recall in enumerate(recalls)]
+        accuracy = {**numbers["accuracy"], "images": images, "right": right, "top1": 100 * right / images}
+        return headline({**numbers, "accuracy": accuracy, "classes": {**numbers["classes"], "rows": rows}})
+
+    assert told([98.0, 100.0, None]).endswith("; weakest class c0 (49 of 50)")
+    assert told([98.0, 100.0, 98.0]).endswith("; weakest classes c0 (49 of 50), c2 (49 of 50)")
+    assert told([0.0] * 4 + [2.0]).endswith("; 4 classes are the weakest, at 0.0 % each")
+    assert "weakest" not in told([100.0, 100.0])
+    assert told([98.0, 100.0]).startswith("99.5 % of 200 ")
+    assert told([98.0, 100.0], 5000, 4999).startswith("99.98 % of 5,000 ")
 
 
 def test_the_command_on_the_page_gives_the_same_recipe(reported, tmp_path):
@@ -85,7 +106,11 @@ def test_other_data_and_fewer_images_leave_the_runs_own_report_alone(reported):
     assert numbers["accuracy"]["images"] == 40
     assert (numbers["robustness"], numbers["gates"], numbers["mistakes"]) == (None, None, [])
     assert re.fullmatch(r"report-[0-9a-f]{8}\.html", path.name)
-    assert "not the validation images of the training" in path.read_text()
+    html = path.read_text()
+    assert "not the validation images of the training" in html
+    assert not {"robustness", "gates", "mistakes"} & {a.get("id") for _, a in Reader(html).tags}
+    for line in ("robustness_images=1000", "gate_images=1000", "mistakes=24"):  # one line each says how to measure it
+        assert html.count(f"<code>excite report {reported} report.{line}</code>") == 1
     numbers, _ = report(reported, [*words, "data.split_seed=9"], quick=True)
     assert numbers["about"]["data_fingerprint"] != numbers["about"]["data_of_training"]
     assert {name: (reported / name).read_bytes() for name in before} == before
@@ -96,7 +121,9 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     numbers, path = report(alone, ["report.gate_images=0"], quick=True)
     assert path == tmp_path / "alone-report.html"
     html = path.read_text(encoding="utf-8")
-    assert "no metrics.jsonl with this checkpoint" in html
+    assert "a checkpoint without a run folder: curves, speed of training and environment are not known" in html
+    assert not {"curves", "gates"} & {a.get("id") for _, a in Reader(html).tags}
+    assert f"<code>excite report {alone} report.gate_images=1000</code>" in html
     assert numbers["about"]["command"] == "excite train recipe.yaml"  # no run folder that it could name
     assert "With the recipe below in a file recipe.yaml, this command trains it again:" in html
     assert (numbers["curves"], numbers["summary"]["ms_per_step"]) == (None, None)

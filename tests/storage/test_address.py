@@ -1,13 +1,14 @@
 """What an address is, and what is said when it cannot be used."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from excite.data import DataConfig, open_data
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 from excite.storage import check_writable, connection, is_remote, refuse_secrets, stage
 from excite.storage.connection import explained
 from excite.trained.given import find_images
@@ -82,7 +83,7 @@ def test_without_s3fs_the_pip_command_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(_registry, "s3", raising=False)
     connection.forget_connections()
-    with pytest.raises(ExciteError, match=r"pip install 'excite\[remote\]'"):
+    with pytest.raises(ExciteError, match=re.escape(install_line("remote"))):
         stage("s3://bucket/x")
 
 

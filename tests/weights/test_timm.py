@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 import excite
 from excite.data import open_data
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 from excite.models import create_model, describe
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import check_plain_norms, create_timm_model
@@ -467,6 +468,6 @@ def test_norms_with_activations_are_not_synchronised(timm):
 def test_without_timm(monkeypatch, tmp_path):
     monkeypatch.delenv("EXCITE_PEERS", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ExciteError, match=r"timm is not installed: pip install 'excite\[timm\]'"):
+    with pytest.raises(ExciteError, match=re.escape(f"timm is not installed: {install_line('timm')}")):
         excite.train(small("model.name=timm:resnet50"), out=tmp_path / "runs", quiet=True)
     assert not (tmp_path / "runs").exists()

@@ -100,26 +100,31 @@ def _interval(axis: Any, y: int, value: float | None, low: float | None, high: f
 def _curves(found: Study) -> "Figure":
     """Validation by epoch and by time, and the training loss, of all runs over one another."""
     timed = any(m is not None for curve in found["curves"] for m in curve["validation"]["minutes"])
-    figure = _figure(8.5, 6.4)
-    axes = figure.subplots(2, 2)
     panels = [
-        (axes[0, 0], "validation top-1", "epoch", "%"),
-        (axes[0, 1], "the same by time", "minutes of training", ""),
-        (axes[1, 0], "validation loss", "epoch", "nats"),
-        (axes[1, 1], "training loss, smoothed", "epoch", ""),
+        ("validation top-1", "epoch", "%"),
+        ("the same by time", "minutes of training", ""),
+        ("validation loss", "epoch", "nats"),
+        ("training loss, smoothed", "epoch", ""),
     ]
+    lines = [(curve["label"], _lines(curve, timed)) for curve in found["curves"]]
+    # What no run recorded is no panel.
+    drawn = [k for k in range(len(panels)) if any(own[k] for _, own in lines)]
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    figure = _figure(4.25 * columns, 3.2 * rows)
+    axes = [figure.add_subplot(rows, columns, place + 1) for place in range(len(drawn))]
     names = _labels(found)
-    for curve in found["curves"]:
-        look = _look(names.index(curve["label"]))
-        for axis, points in zip(axes.flat, _lines(curve, timed), strict=True):
-            if points:
-                every, name = -(-len(points) // _MARKS_ON_LINE), short(curve["label"])
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.5, markersize=4, markevery=every, **look)
-    for axis, title, x_label, y_label in panels:
-        _panel(axis, title, x_label, y_label)
-        if not axis.lines:
-            axis.text(0.5, 0.5, "not recorded", transform=axis.transAxes, ha="center")
-    handles, labels = max((axis.get_legend_handles_labels() for axis in axes.flat), key=lambda pair: len(pair[1]))
+    for label, own in lines:
+        look = _look(names.index(label))
+        for axis, k in zip(axes, drawn, strict=True):
+            if points := own[k]:
+                every = -(-len(points) // _MARKS_ON_LINE)
+                axis.plot(
+                    *zip(*points, strict=True), label=short(label), linewidth=1.5, markersize=4, markevery=every, **look
+                )
+    for axis, k in zip(axes, drawn, strict=True):
+        _panel(axis, *panels[k])
+    handles, labels = max((axis.get_legend_handles_labels() for axis in axes), key=lambda pair: len(pair[1]))
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
     return figure
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from excite.compare.figures import wrong_answer
 from excite.compare.study import OneRight, OnlyOne, Study
-from excite.compare.table import ShownRow, sentences, shown
+from excite.compare.table import ShownRow, headline, sentences, shown
 from excite.pages.figures import Undrawn
 from excite.pages.page import ABSENT, Card, Column, Page, Picture, Section, mono
 
@@ -29,7 +29,8 @@ def make_page(found: Study, pictures: Sequence[Sequence[bytes]], figures: "Figur
     """
     names = [row["label"] for row in found["rows"]]
     others = ", ".join(name for name in names if name != found["baseline"])
-    page = Page(f"{found['baseline']} against {others}", _subtitle(found), "Made by excite compare.")
+    title = f"{found['baseline']} against {others}"
+    page = Page(title, _subtitle(found), "Made by excite compare.", headline=headline(found))
     _summary(page.section("summary", "Summary"), found, figures)
     if found["paired"]:
         _pairs(page.section("pairs", "Image by image"), found)
@@ -60,6 +61,9 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
     section.cards([Card(row["label"], _percent(row["top1"]), _card_note(row)) for row in shown(found)])
     for note in found["notes"]:
         section.note(note)
+    if not found["paired"]:
+        why = "the runs have no predictions for the same images"
+        section.not_measured("the differences image by image", why, f"{found['command']} data.root=FOLDER")
     if "accuracy" in figures:
         alt = "Top-1 of each run with its interval, and the difference to the baseline with its interval"
         section.draw(figures["accuracy"], alt, wide=True)

@@ -71,6 +71,39 @@ def shown(found: Study) -> list[ShownRow]:
     return rows
 
 
+def headline(found: Study) -> str:
+    """The result in one sentence, with its interval: of two networks the difference, of more the first three
+    accuracies and how many differ from the baseline."""
+    percent, rows = f"{100 * found['confidence']:g} % interval", found["rows"]
+    compared = [row for row in rows if row["difference"] is not None]
+    if len(compared) == 1 and len(rows) == 2:
+        return _against(compared[0], found)
+    known = sorted((row for row in rows if row["top1"] is not None), key=lambda row: -(row["top1"] or 0))
+    if not known:
+        return "No accuracy of these networks is known"
+    listed = [
+        f"{row['label']} {row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'], '.2f')})" for row in known
+    ]
+    more = f" and {len(known) - 3} more below" if len(known) > 3 else ""
+    told = f"Top-1 ({percent}): {', '.join(listed[:3])}{more}"
+    if not compared:
+        return f"{told}; not compared image by image"
+    level = 1 - found["confidence"]
+    clear = sum(row["p_holm"] is not None and row["p_holm"] < level for row in compared)
+    return f"{told}; {clear} of {len(compared)} differ from {found['baseline']} (Holm's p below {level:.2g})"
+
+
+def _against(row: RunRow, found: Study) -> str:
+    """What two networks on the same images say."""
+    change, low, high = row["difference"] or 0.0, row["difference_low"] or 0.0, row["difference_high"] or 0.0
+    more = f"{abs(change):.2f} points {'fewer' if change < 0 else 'more'}"
+    shows = "no difference is shown" if low <= 0 <= high else f"{row['label']} is {'better' if change > 0 else 'worse'}"
+    return (
+        f"{row['label']} gets {more} of the same {row['images']:,} images right than {found['baseline']}; "
+        f"{100 * found['confidence']:g} % interval {interval(low, high, '+.2f')}: {shows}"
+    )
+
+
 def sentences(found: Study) -> list[str]:
     """How the numbers were made and what they say; only what applies."""
     percent = f"{100 * found['confidence']:g} %"

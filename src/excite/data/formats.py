@@ -19,6 +19,8 @@ from functools import cache
 
 from PIL import Image, features
 
+from excite.errors import install_line
+
 # Format as Pillow names it -> endings.
 _BY_CONTENT: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -69,7 +71,7 @@ _NEVER = (
 #: Endings of images that are not read here -> the line to type that changes it, "" where there is none.
 UNREAD: dict[str, str] = (
     dict.fromkeys(_NEVER.split(), "")
-    | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, "pip install 'excite[heif]'"))
+    | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, install_line("heif")))
     | {ending: "pip install --upgrade pillow" for kind in _MISSING for ending in _BY_CONTENT[kind]}
 )
 
@@ -147,7 +149,7 @@ def what_it_is(head: bytes) -> str | None:
         if brand in ("avif", "avis"):
             return "it is AVIF" + ("; type: pip install --upgrade pillow" if "AVIF" in _MISSING else ", but damaged")
         if brand[:3] in ("hei", "hev", "mif", "msf"):
-            return "it is HEIC" + (", but damaged" if _HAS_HEIF else "; type: pip install 'excite[heif]'")
+            return "it is HEIC" + (", but damaged" if _HAS_HEIF else f"; type: {install_line('heif')}")
         return f"it is a video or another file of brand {brand.strip()!a}"
     for kind, start in (("WEBP", b"RIFF"), ("JPEG2000", b"\0\0\0\x0cjP  ")):
         if kind in _MISSING and head.startswith(start):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 from excite.export import formats
 from excite.export.deployable import InputKind
 from excite.export.images import blurred_noise, prepare
@@ -105,7 +105,7 @@ def ask(format: str, path: Path, cases: Sequence[Case], threads: int, macs: floa
     readers = formats.get(format).readers
     for runtime in readers:
         if find_spec(runtime) is None:
-            asked.left_out[runtime] = "not installed (pip install 'excite[export]')"
+            asked.left_out[runtime] = f"not installed ({install_line('export')})"
         elif runtime == "onnx" and macs > REFERENCE_MACS:
             asked.left_out[runtime] = f"its reference evaluator would take minutes for {macs / 1e9:.2g} G products"
         else:

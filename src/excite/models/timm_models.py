@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.data.stored import KnownPreprocessing
-from excite.errors import ExciteError, first_line, nearest
+from excite.errors import ExciteError, first_line, install_line, nearest
 from excite.models.blocks import as_size
 from excite.models.catalog import ModelArgs
 
@@ -86,7 +86,7 @@ def import_timm() -> ModuleType:
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     if importlib.util.find_spec("timm") is None:
-        raise ExciteError(f"timm is not installed: pip install 'excite[timm]', or name the folder it is in as {PEERS}")
+        raise ExciteError(f"timm is not installed: {install_line('timm')}, or name the folder it is in as {PEERS}")
     if why := mend_torchvision():
         raise ExciteError(f"timm cannot be imported, because torchvision, which it needs, does not load: {why}")
     try:

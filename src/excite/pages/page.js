@@ -38,6 +38,19 @@ for (const button of document.querySelectorAll(".copy")) {
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
 }
+const fit = () => { // what is wider than its box: a short table is stacked, all else scrolls and is marked
+  for (const box of document.querySelectorAll(".scroll")) {
+    const table = box.querySelector("table:has([data-label])");
+    const wide = () => box.scrollWidth > box.clientWidth + 1;
+    box.classList.remove("more");
+    table?.classList.remove("stacked");
+    table?.classList.toggle("stacked", wide());
+    box.classList.toggle("more", wide());
+  }
+};
+fit();
+addEventListener("resize", fit);
+for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", fit);
 addEventListener("beforeprint", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
 });

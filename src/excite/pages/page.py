@@ -27,6 +27,8 @@ ABSENT = "\u2013"
 
 #: Texts in tables are broken into lines only where they are longer.
 UNBROKEN = 28
+#: A table of at most so many rows and more than so many columns, too wide, becomes a list of names and values.
+FEW_ROWS, FEW_COLUMNS = 4, 4
 
 
 def link(text: str, address: str) -> Markup:
@@ -153,12 +155,23 @@ class Content:
         """A paragraph set apart: what is missing and why, how a number is to be read."""
         self._add("note", text=Markup("").join(escape(part) for part in parts))
 
+    def not_measured(self, what: str, why: str, command: str) -> None:
+        """One line in place of a part that has no numbers.
+
+        Args:
+            what: as in "Not measured: WHAT".
+            why: the reason, without a full stop.
+            command: that measures it.
+        """
+        self.note(f"Not measured: {what} ({why}). To measure it: ", mono(command))
+
     def heading(self, text: str) -> None:
         """A heading below the section's own."""
         self._add("heading", text=text)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, object]], caption: str = "") -> None:
-        """A table that can be sorted by each column and scrolls in its box where the screen is narrow.
+        """A table that can be sorted by each column. One that is wider than the screen scrolls in its box, which says
+        so; a short one of many columns becomes a list of names and values.
 
         Args:
             columns: what to show, from left to right.
@@ -170,7 +183,8 @@ class Content:
             {"text": c.heading, "title": c.title, "right": r} for c, r in zip(columns, right, strict=True)
         ]
         lines = [[_cell(row.get(c.key), c.spec, r) for c, r in zip(columns, right, strict=True)] for row in rows]
-        self._add("table", heads=heads, lines=lines, caption=caption)
+        short = len(lines) <= FEW_ROWS and len(heads) > FEW_COLUMNS
+        self._add("table", heads=heads, lines=lines, caption=caption, short=short)
 
     def key_values(self, pairs: Sequence[tuple[str, object]]) -> None:
         """Names and values, a pair a line; values None are shown as a dash."""
@@ -215,13 +229,14 @@ class Page:
     """A page, made section by section.
 
     Args:
-        title: the first heading, and what the browser's tab shows.
-        subtitle: one line below.
+        title: what the page is about; the browser's tab shows it.
+        subtitle: said with it, below the headline.
         footer: one line at the end.
+        headline: the first heading: the result in words, with its interval.
     """
 
-    def __init__(self, title: str, subtitle: str = "", footer: str = "") -> None:
-        self.title, self.subtitle, self.footer = title, subtitle, footer
+    def __init__(self, title: str, subtitle: str = "", footer: str = "", *, headline: str) -> None:
+        self.title, self.subtitle, self.footer, self.headline = title, subtitle, footer, headline
         self.sections: list[Section] = []
         self._drawn = 0
 

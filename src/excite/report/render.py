@@ -1,6 +1,7 @@
 """The page of a report: reads the numbers of a study and draws; computes none."""
 
 import io
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,13 @@ import numpy as np
 from excite.console import format_seconds
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
-from excite.pages.figures import Undrawn, attempt, dispensable, save
+from excite.pages.figures import Undrawn, attempt, dispensable, save, shortened
 from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
+from excite.recipe import ReportConfig
 from excite.report import figures
 from excite.report.contents import About, Numbers, Study
 from excite.report.reproduce import RECIPE_FILE
+from excite.report.study import ClassScores
 from excite.runtime.environment import Environment
 from excite.text import tell
 
@@ -58,6 +61,7 @@ def make_page(study: Study, scratch: Path) -> Page:
         f"{summary['recipe'] or summary['model']}: {summary['model']}",
         _subtitle(numbers),
         f"Written by excite {about['versions']['excite']} (excite report). Nothing here is loaded from a network.",
+        headline=headline(numbers),
     )
     drawn = figures.drawings(numbers)
     _summary(page, numbers)
@@ -84,6 +88,40 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
         names = [name for name, drawn, *_ in _gate_figures(study.explanation, folder) if not isinstance(drawn, Undrawn)]
         written += [folder / f"{name}.{kind}" for name in names for kind in ("png", "svg")]
     return written
+
+
+def headline(numbers: Numbers) -> str:
+    """The result in one sentence: "96.4 % of 360 validation images right; 95 % interval 93.9 to 97.9 %; weakest class 9
+    (30 of 36)". One decimal below 1,000 images, where the next one says nothing."""
+    accuracy = numbers["accuracy"]
+    spec = ".1f" if accuracy["images"] < 1000 else ".2f"
+    images = " ".join(filter(None, [f"{accuracy['images']:,}", _measured(numbers), "images"]))
+    low, high = f"{accuracy['top1_low']:{spec}}", f"{accuracy['top1_high']:{spec}}"
+    parts = [
+        f"{accuracy['top1']:{spec}} % of {images} right",
+        f"{100 * accuracy['confidence']:g} % interval {low} to {high} %",
+    ]
+    return "; ".join([*parts, *_weakest(numbers["classes"]["rows"])])
+
+
+def _weakest(rows: Sequence[ClassScores]) -> list[str]:
+    """The class with the lowest recall, up to three of equals; nothing where all have the same."""
+    known = [(row["recall"], row) for row in rows if row["recall"] is not None]
+    lowest, highest = min(known, key=_first)[0], max(known, key=_first)[0]
+    if lowest == highest:
+        return []
+    last = [row for recall, row in known if recall == lowest]
+    if len(last) > 3:
+        return [f"{len(last):,} classes are the weakest, at {lowest:.1f} % each"]
+    names = [
+        f"{shortened(row['class'], 40)} ({round(lowest * row['support'] / 100):,} of {row['support']:,})"
+        for row in last
+    ]
+    return [f"weakest class{'es' if len(names) > 1 else ''} {', '.join(names)}"]
+
+
+def _first(pair: tuple[float, object]) -> float:
+    return pair[0]
 
 
 def _subtitle(numbers: Numbers) -> str:
@@ -114,8 +152,9 @@ def _summary(page: Page, numbers: Numbers) -> None:
             f"{format_value(summary['params_m'], '.2f')} M",
             f"{format_value(summary['gmacs'], '.3f')} GMACs an image",
         ),
-        Card("calibration error", _unit(calibration["ece"], ".2f", "%") or "-", "ECE, top class"),
     ]
+    if calibration["ece"] is not None:
+        cards.append(Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"))
     if summary.get("test_top1") is not None:
         note = f"{summary['test_images']:,} images, once, at the end"
         cards.append(Card("top-1 of the test part", f"{summary['test_top1']:.2f} %", note))
@@ -135,6 +174,32 @@ def _summary(page: Page, numbers: Numbers) -> None:
     )
     for sentence in _warnings(numbers):
         section.note(sentence)
+    for what, why, keys in _not_measured(numbers):
+        section.not_measured(what, why, shlex.join(["excite", "report", numbers["about"]["source"], *keys]))
+    if numbers["gates"] is None and not numbers["about"]["gated"]:
+        section.note(_why_no_gates(numbers["about"]))
+
+
+def _has_curves(numbers: Numbers) -> bool:
+    curves = numbers["curves"]
+    return curves is not None and bool(curves["train"] or curves["eval"])
+
+
+def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
+    """What was not asked for: what, why, and the overrides that ask for it. A part that was not measured is on no page,
+    but for these lines."""
+    accuracy = numbers["accuracy"]
+    wrong = accuracy["images"] - accuracy["right"] - accuracy["not_finite"]
+    absent = [
+        ("the robustness", "robustness_images", numbers["robustness"] is None),
+        ("the gates", "gate_images", numbers["gates"] is None and numbers["about"]["gated"]),
+        ("the most confident mistakes", "mistakes", not numbers["mistakes"] and wrong > 0),
+    ]
+    return [
+        (what, f"report.{key} is 0", [f"report.{key}={ReportConfig.model_fields[key].default}"])
+        for what, key, missing in absent
+        if missing
+    ]
 
 
 def _measured(numbers: Numbers) -> str:
@@ -179,17 +244,17 @@ def _warnings(numbers: Numbers) -> list[str]:
         )
     if not about["is_run"]:
         found.append(
-            "This is a checkpoint without a run folder: curves, speed of training and environment are missing."
+            "This is a checkpoint without a run folder: curves, speed of training and environment are not known. With "
+            "the run folder they are: excite report RUN"
         )
     return found
 
 
 def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undrawn]") -> None:
-    section = page.section("curves", "Curves")
     curves = numbers["curves"]
-    if curves is None or not curves["train"] + curves["eval"]:
-        section.note("There is no metrics.jsonl with this checkpoint, and so there are no curves.")
+    if curves is None or not _has_curves(numbers):
         return
+    section = page.section("curves", "Curves")
     evals = curves["eval"]
     shown = {"loss": "Loss", "accuracy": "Top-1 accuracy", "learning-rate": "Learning rate"}
     section.figures(
@@ -242,8 +307,10 @@ def _classes(page: Page, numbers: Numbers) -> None:
 
 
 def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> None:
-    section = page.section("calibration", "Calibration")
     found = numbers["calibration"]
+    if found["ece"] is None:  # no image has finite logits, which the summary tells
+        return
+    section = page.section("calibration", "Calibration")
     section.draw(
         drawing,
         "Reliability diagram: accuracy over confidence",
@@ -278,11 +345,10 @@ def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> N
 
 
 def _mistakes(page: Page, study: Study) -> None:
-    section = page.section("mistakes", "Most confident mistakes")
     rows = study.numbers["mistakes"]
     if not rows:
-        section.paragraph("There are none to show.")
         return
+    section = page.section("mistakes", "Most confident mistakes")
     shown = [
         Picture(
             encoded(pixels),
@@ -310,11 +376,10 @@ def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
 
 
 def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None") -> None:
-    section = page.section("robustness", "Robustness")
     found = numbers["robustness"]
     if found is None:
-        section.note("Not measured: report.robustness_images is 0.")
         return
+    section = page.section("robustness", "Robustness")
     rows = found["rows"]
     section.draw(
         drawing,
@@ -348,11 +413,10 @@ def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None"
 
 
 def _gates(page: Page, study: Study, scratch: Path) -> None:
-    section = page.section("gates", "Gates")
     found, explanation = study.numbers["gates"], study.explanation
     if found is None or explanation is None:
-        section.note(_why_no_gates(study.numbers["about"]))
         return
+    section = page.section("gates", "Gates")
     for name, drawn, alt, caption in _gate_figures(explanation, scratch):
         figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
         section.figures(page.figure(figure, alt, caption, wide=True))
@@ -371,8 +435,7 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
 
 
 def _why_no_gates(about: About) -> str:
-    if about["gated"]:
-        return "Not measured: report.gate_images is 0."
+    """What stands in place of the gates of a network that has none of excite's."""
     others = about["gates_of_timm"]
     if others == ["unknown"]:
         return "This network has no gates of excite's; whether timm built some of its own into it is unknown."
@@ -406,17 +469,16 @@ def _speed(page: Page, numbers: Numbers) -> None:
     section = page.section("speed", "Speed and size")
     summary, speed = numbers["summary"], numbers["speed"]
     seconds = summary["train_seconds"]
-    section.key_values(
-        [
-            ("parameters", f"{format_value(summary['params_m'], '.3f')} M"),
-            ("multiply-accumulates", f"{format_value(summary['gmacs'], '.4f')} G an image"),
-            ("training", None if seconds is None else f"{format_seconds(seconds)} h, {summary['device']}"),
-            ("a step of training", _unit(summary["ms_per_step"], ".2f", "ms")),
-            ("images a second", format_value(summary["images_per_second"], ",.1f")),
-            ("peak memory", _unit(summary["memory_gb"], ".2f", "GB")),
-            ("precision", summary["precision"]),
-        ]
-    )
+    pairs = [
+        ("parameters", f"{format_value(summary['params_m'], '.3f')} M"),
+        ("multiply-accumulates", f"{format_value(summary['gmacs'], '.4f')} G an image"),
+        ("training", None if seconds is None else f"{format_seconds(seconds)} h, {summary['device']}"),
+        ("a step of training", _unit(summary["ms_per_step"], ".2f", "ms")),
+        ("images a second of training", _unit(summary["images_per_second"], ",.1f", "img/s")),
+        ("peak memory", _unit(summary["memory_gb"], ".2f", "GB")),
+        ("precision", summary["precision"]),
+    ]
+    section.key_values([(name, value) for name, value in pairs if value is not None])
     columns = [Column("batch", "images at a time", "d"), Column("ms", "ms, median", ".2f")]
     columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
     columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]

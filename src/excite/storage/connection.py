@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from excite.errors import ExciteError, first_line, nearest
+from excite.errors import ExciteError, first_line, install_line, nearest
 from excite.storage.address import READ_ONLY, Remote, RemoteError, refuse_secrets, without_secrets
 from excite.storage.web import client
 
 T = TypeVar("T")
 
-#: What to install for the common schemes; fsspec names the others itself.
+#: The schemes whose packages are in the extra "remote".
+_REMOTE = ("s3", "s3a", "http", "https")
+#: What to install for other common schemes; fsspec names the rest itself.
 _PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "'excite[remote]'"),
-    **dict.fromkeys(("http", "https"), "'excite[remote]'"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("abfs", "abfss", "adl", "az"), "adlfs"),
     "oss": "ossfs",
@@ -49,7 +49,8 @@ def connect(url: str) -> Remote:
             fs, path = fsspec.core.url_to_fs(url, **_options(scheme), **_bounds(url))
     except ImportError:
         package = _PACKAGES.get(scheme, "what `python -c \"import fsspec; fsspec.filesystem('" + scheme + "')\"` names")
-        raise RemoteError(f"{url} needs a package that is not installed: pip install {package}", True) from None
+        line = install_line("remote") if scheme in _REMOTE else f"pip install {package}"
+        raise RemoteError(f"{url} needs a package that is not installed: {line}", True) from None
     except ValueError as error:
         hint = nearest(scheme, ["s3", "gs", "abfs", "https", "file", "memory", "sftp"])
         raise RemoteError(f"{url} cannot be used: {_line(error)}{hint}", True) from None

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 from excite.files import from_json, to_json, write_text
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
@@ -62,7 +62,7 @@ class Metrics:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ExciteError("log.tensorboard needs TensorBoard: pip install 'excite[track]'") from None
+                raise ExciteError(f"log.tensorboard needs TensorBoard: {install_line('track')}") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def rewind(self, step: int) -> int:

@@ -9,7 +9,8 @@ from excite.twins.report import Report, known, latency_form
 
 
 def draw(report: Report, path: Path) -> Path:
-    """Draw a report into a PNG or SVG file, by the name of ``path``: a row for each gate, in four panels.
+    """Draw a report into a PNG or SVG file, by the name of ``path``: a row for each gate, in four panels;
+    the last one only where latencies were measured.
 
     Dots are seeds. In the first panel the line is the sample standard deviation either way, in the second Student's
     interval of the mean difference; in the last it joins the quartiles.
@@ -20,18 +21,19 @@ def draw(report: Report, path: Path) -> Path:
     gates = report["gates"]
     with style():
         layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: else the numbers below two panels may touch
-        figure = Figure(figsize=(13, 1.9 + 0.46 * len(gates)), layout=layout)
-        panels = figure.subplots(1, 4, sharey=True, width_ratios=(1.2, 1.2, 1, 1))
+        drawn = [(_accuracy, 1.2), (_difference, 1.2), (_speed, 1.0)]
+        drawn += [(_latency, 1.0)] if report["latency"] is not None else []
+        widths = [width for _, width in drawn]
+        figure = Figure(figsize=(13 * sum(widths) / 4.4, 1.9 + 0.46 * len(gates)), layout=layout)
+        panels = figure.subplots(1, len(drawn), sharey=True, width_ratios=widths)
         for panel in panels:
             panel.grid(axis="x", alpha=0.3)
             panel.tick_params(axis="y", length=0)
             panel.spines[["top", "right", "left"]].set_visible(False)
         panels[0].set_yticks(range(len(gates)), gates)
         panels[0].set_ylim(len(gates) - 0.4, -0.6)  # the first gate on top
-        _accuracy(panels[0], report)
-        _difference(panels[1], report)
-        _speed(panels[2], report)
-        _latency(panels[3], report)
+        for panel, (draw_panel, _) in zip(panels, drawn, strict=True):
+            draw_panel(panel, report)
         seeds = len(report["seeds"])
         figure.suptitle(f"{report['recipe']}: {seeds} seed{'s' if seeds > 1 else ''}, {_epochs(report)}")
         return write(figure, path, dpi=130)
@@ -86,8 +88,6 @@ def _latency(panel: Any, report: Report) -> None:
         _bar(panel, y, row["latency_ms"], ".2f")
         if row["latency_ms"] is not None:
             panel.plot([row["latency_low"], row["latency_high"]], [y + 0.2] * 2, color="#333333", linewidth=2)
-    if report["latency"] is None:
-        panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center")
     form = f"\nbatch norms {latency_form(report['latency'])}" if report["latency"] is not None else ""
     _title(panel, "latency of one image", f"ms (less is better){form}")
 

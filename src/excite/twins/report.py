@@ -1,5 +1,6 @@
 """What came out: one row a gate, as a table on the terminal, Markdown, CSV and JSON."""
 
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -273,6 +274,9 @@ def notes(report: Report) -> list[str]:
             f"Latency: one prepared image to logits, all gates in turns in one process, {latency['rounds']} rounds of "
             f"{latency['passes']}, median (quartiles); {latency['device']}, batch norms {latency_form(latency)}."
         )
+    elif runs:
+        resume = f"excite twins --resume {shlex.quote(report['folder'])}"
+        said.append(f"Latency: not measured (the experiment is not at its end). To measure it: {resume}")
     without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
     if without:
         said.append(

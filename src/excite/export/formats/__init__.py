@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from excite.choices import check_choice
-from excite.errors import ExciteError
+from excite.errors import ExciteError, install_line
 
 if TYPE_CHECKING:
     from excite.export.formats.base import Format
@@ -36,4 +36,4 @@ def check(name: str, int8: bool) -> None:
     needs = chosen.needs + ((chosen.int8.quantiser,) if int8 and chosen.int8 is not None else ())
     missing = [package for package in dict.fromkeys(needs) if find_spec(package) is None]
     if missing:
-        raise ExciteError(f"the format {name} needs {', '.join(missing)}: pip install 'excite[export]'")
+        raise ExciteError(f"the format {name} needs {', '.join(missing)}: {install_line('export')}")
