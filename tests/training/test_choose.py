@@ -62,7 +62,7 @@ def test_a_folder_alone_is_fine_tuned_from_trained_weights(weights, tmp_path):
     assert (recipe.data.image_size, recipe.train.epochs) == (224, choose.MOST)
     first, second = chosen.reasons
     assert "for a CPU and 13 training images of 2 classes" in first
-    assert "74.8 % right on ImageNet; a linear probe first, then 10 epochs" in second
+    assert "74.8 % right on ImageNet; a linear probe first, then fine-tuning" in second
     assert said == ["trained weights: timm:tf_efficientnet_lite0.in1k, 19 MB, fetched unless they are here already ..."]
 
 
@@ -166,9 +166,9 @@ def test_as_many_epochs_as_fit(tmp_path, monkeypatch):
     """By numbers in place of what is measured: 6 steps of 2 s and 100 images of 0.01 s an epoch."""
     monkeypatch.setattr(budget, "_time_steps", lambda run, step: 2.0)
     monkeypatch.setattr(budget, "_time_evaluation", lambda run: 0.01)
-    run = Path(train(small(), out=tmp_path, time_limit=34.0, quiet=True)["run"])
+    run = Path(train(small(), out=tmp_path, time_limit=36.0, quiet=True)["run"])
     recipe = load_recipe(str(run))
-    assert recipe.train.epochs == 2  # of 13 s each, in 34 less what was spent before
+    assert recipe.train.epochs == 2  # of 13 s each, in 0.9 of 36 less what was spent before
     assert recipe.schedule.warmup_epochs == 0.5
     assert metrics(run, "eval")[-1]["epoch"] == 2
     run = Path(train(small(), out=tmp_path, time_limit=1.0, quiet=True)["run"])

@@ -17,6 +17,8 @@ from excite.training.setup import Run
 
 #: Steps that are measured, after one (the first) that is not.
 MEASURED = 4
+#: Share of the time that is planned with: steps were up to a tenth slower later on than the first few.
+RESERVED = 0.9
 #: A warm-up takes no more than this share of a training that was cut to a time.
 WARM_UP = 0.25
 
@@ -68,7 +70,7 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
     evaluation = per_image * len(run.data.val) / processes
     epoch = per_step * run.steps_per_epoch + evaluation / run.recipe.eval.every_epochs
     before = per_image * len(run.data.train) / processes + evaluation if config.probe else 0.0
-    left = seconds - (time.perf_counter() - begun) - before
+    left = RESERVED * seconds - (time.perf_counter() - begun) - before
     agreed: list[Any] = [max(1, int(left / epoch)), left < epoch]
     if processes > 1:
         broadcast_object_list(agreed)

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
-from PIL import Image, UnidentifiedImageError
-
 from excite.data import DataSets, open_data
+from excite.data.decode import PILLOW_LIMIT, BadImageError, opened
 from excite.data.images import FileImages
 from excite.data.root import is_images
 from excite.models.catalog import get_variant
@@ -96,7 +96,7 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
         f"recipe {tuned}: {recipe.model.name} at {size} pixels, for {where} and {count:,} training images of "
         f"{len(images.classes)} classes"
     )
-    second = f"start: trained weights, {weights}{worth}; a linear probe first, then {_epochs_of(recipe)} of fine-tuning"
+    second = f"start: trained weights, {weights}{worth}; a linear probe first, then fine-tuning"
     return Chosen(recipe, [first, second, *reasons])
 
 
@@ -137,9 +137,6 @@ def _usual_side(images: DataSets) -> float | None:
     sides: list[int] = []
     paths = images.train.paths
     for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
-        try:
-            with Image.open(path) as image:
-                sides.append(min(image.size))
-        except (OSError, ValueError, UnidentifiedImageError, Image.DecompressionBombError):
-            continue
+        with suppress(BadImageError), opened(path, path, PILLOW_LIMIT) as image:
+            sides.append(min(image.size))
     return median(sides) if sides else None
