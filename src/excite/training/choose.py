@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from excite.data import DataSets, open_data
-from excite.data.decode import PILLOW_LIMIT, BadImageError, opened
+from excite.data.decode import PILLOW_LIMIT, BadImageError, opened, reading
 from excite.data.images import FileImages
 from excite.data.root import is_images
 from excite.models.catalog import get_variant
@@ -137,6 +137,6 @@ def _usual_side(images: DataSets) -> float | None:
     sides: list[int] = []
     paths = images.train.paths
     for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
-        with suppress(BadImageError), opened(path, path, PILLOW_LIMIT) as image:
+        with suppress(BadImageError), reading(path) as name, opened(path, name, PILLOW_LIMIT) as image:
             sides.append(min(image.size))
     return median(sides) if sides else None
