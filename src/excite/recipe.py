@@ -164,7 +164,7 @@ class TrainConfig(Section):
     )
     freeze: list[str] = Field(
         default_factory=list,
-        description="parameter-name patterns kept as they are, e.g. [conv1, bn1, layer1*]; !pattern: but not these",
+        description="parameter-name patterns kept as they are: [conv1, layer1*]; norms: all norms; !pattern: not these",
     )
     freeze_epochs: Count | None = Field(None, description="how many epochs they are kept so; null: the whole run")
     init_from: str | None = Field(

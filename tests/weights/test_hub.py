@@ -252,8 +252,9 @@ def test_the_hub_out_of_reach(web, way):
     assert web.requests == []  # not one try, where six would have been made
 
 
-def test_a_copy_made_by_hand_is_taken_without_a_network(web, weights):
+def test_a_copy_made_by_hand_is_taken_without_a_network(web, weights, monkeypatch):
     """The place is the one that the sentence names."""
+    monkeypatch.setattr(hub, "_timm_config", lambda name: None)  # without timm
     web.stop()
     with pytest.raises(hub.NotReached) as error:
         hub.local_weights("timm:net.some_in1k")

@@ -12,6 +12,8 @@ from excite.data.walk import look_at, walk
 from excite.errors import ExciteError
 from excite.storage import expand, in_place, is_remote, is_staged
 
+_NOTHING = "is neither a file, a folder nor a pattern that matches any"
+
 
 def check_images(sources: Sequence[str]) -> None:
     """Raise ExciteError for a source that is not there; what is in folders is not looked at, and no address asked."""
@@ -29,7 +31,7 @@ def _files(source: str) -> list[str]:
         return [source]
     if files := sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None):
         return files
-    raise ExciteError(f"{source!r} is neither a file, a folder nor a pattern that matches any")
+    raise ExciteError(f"{source!r} {_NOTHING}")
 
 
 def find_images(
@@ -62,7 +64,8 @@ def find_images(
         else:
             files = _files(source)
         if not files:
-            raise ExciteError(f"{source!r} holds no images" + (f" ({left_out})" if left_out else ""))
+            what = "holds no images" if path.is_dir() else _NOTHING
+            raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
         if left_out is not None:
             say(f"{source}: {left_out}")
         found.update(dict.fromkeys(files))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.data import Preprocessing
 from excite.data.stored import KnownPreprocessing
@@ -343,7 +344,8 @@ def with_images(preprocessing: Preprocessing, use: Statistics) -> Preprocessing:
 def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], str]:
     """The patterns of ``train.freeze`` for a network that has other names than the recipe's own.
 
-    Our words for the stem (``conv1``, ``bn1``) become the parameters of depth 0, all stages (``layer*``) all but stem
+    ``norms`` stands for all norms, with their statistics, but those inside of gates. Our words for the stem (``conv1``,
+    ``bn1``) become the parameters of depth 0, all stages (``layer*``) all but stem
     and head, ``fc`` the classifier, each where it matches nothing itself.
 
     Returns:
@@ -375,6 +377,8 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
             )
         fitted += [name for name in (f"{sign}{part}" for part in put) if taken_out or name not in fitted]
         taken_out |= bool(sign)
+        if bare == "norms":  # the same in every network
+            continue
         changed[pattern] = ", ".join(put) or "nothing"
     said = "; ".join(f"{theirs} is {ours}" for theirs, ours in changed.items())
     return fitted, f"train.freeze in {getattr(model, 'model_name', 'this model')}: {said}" if said else ""
@@ -382,6 +386,8 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
 
 def _parts_called(model: nn.Module, pattern: str, names: list[str], head: str) -> list[str] | None:
     """Modules of ``model`` for a pattern of our recipes; None where it is none of theirs."""
+    if pattern == "norms":
+        return _norms(model)
     if pattern in _STEM_WORDS:
         return _modules(_stem(model, names)) or None
     if pattern in ("fc", "fc.*"):
@@ -390,6 +396,13 @@ def _parts_called(model: nn.Module, pattern: str, names: list[str], head: str) -
         stem = _stem(model, names)
         return _tops([n for n in names if n not in stem and not n.startswith(f"{head}.")])
     return None
+
+
+def _norms(model: nn.Module) -> list[str]:
+    """All but those of the gates, which may be new."""
+    kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
+    found = [name for name, module in model.named_modules() if isinstance(module, kinds) and list(module.parameters())]
+    return [name for name in found if "gate" not in name.split(".")]
 
 
 def _stem(model: nn.Module, names: list[str]) -> list[str]:

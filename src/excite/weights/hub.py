@@ -308,16 +308,13 @@ class _TimmConfig(TypedDict, total=False):
 
 
 def _timm_config(name: str) -> _TimmConfig | None:
-    """timm's own record of where its weights are, or None where timm is not installed."""
-    if importlib.util.find_spec("timm") is None:
+    """timm's own record of where its weights are, or None where timm is not installed, or cannot be imported."""
+    from excite.models.timm_models import check_timm_name, import_timm
+
+    try:
+        timm = import_timm()
+    except ExciteError:
         return None
-    from timm.models import get_pretrained_cfg, is_model
-
-    if not is_model(name.partition(".")[0]):
-        from timm import list_models
-
-        from excite.errors import nearest
-
-        raise ExciteError(f"timm has no model {name!r}{nearest(name, list_models(pretrained=True))}")
-    config = get_pretrained_cfg(name)
+    check_timm_name(timm, name.partition(".")[0])
+    config = timm.get_pretrained_cfg(name)
     return None if config is None else config.to_dict()
