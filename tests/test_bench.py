@@ -370,18 +370,18 @@ def test_csv_grows_and_other_files_are_left_alone(tmp_path):
 
 @pytest.mark.heavy
 def test_the_command_measures_what_it_can(excite, tmp_path):
-    words = ["cifar_seresnet20,batch=2", "cifar_resnet20", "cifar_resnet21", "--batch", "3", "--image-size", "8"]
+    words = ["cifar_seresnet20,batch=2", "cifar_resnet20", "timm:no_such", "--batch", "3", "--image-size", "8"]
     done = excite(
         "bench", *words, "--rounds", "1", "--steps", "1", "--warm-up", "2", "--csv", "b.csv", "--json", check=False
     )
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: cifar_resnet21: there is no model")
+    assert done.stderr.splitlines()[-1].startswith("error: timm:no_such: timm ")
     assert "Traceback" not in done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [(r["model"], r["batch"], "error" in r) for r in rows] == [
         ("cifar_seresnet20", 2, False),
         ("cifar_resnet20", 3, False),
-        ("cifar_resnet21", 3, True),
+        ("timm:no_such", 3, True),
     ]
     assert len((tmp_path / "b.csv").read_text().splitlines()) == 3
 

@@ -102,7 +102,7 @@ def test_commands_say_what_they_measure(results, photos, tmp_path, monkeypatch):
 
     assert f"measured: all images of {flat}, 12 of 12 images" in said("validate", run, f"data.root={flat}")
     assert "measured: the test part, 27 of 27 images" in said("validate", run, "data.part=test")
-    found = json.loads(said("validate", run, "data.part=test", "--json"))
+    found = json.loads(CliRunner().invoke(app, ["validate", run, "data.part=test", "--json"]).stdout)
     assert (found["measured"], found["images"]) == ("test", 27)
     explained = ("--no-timing", "--ablation", "off", "--out", "explained")
     assert "27 of 27 images" in said("explain", run, "data.part=test", *explained)
