@@ -1,6 +1,7 @@
 """``excite train photos/``: the recipe that is chosen, what is said of it, and how many epochs fit into a time."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from excite.errors import ExciteError
 from excite.models import create_model
 from excite.recipe import load_recipe
 from excite.training import budget, choose, train
-from excite.training.choose import choose_recipe
+from excite.training.choose import choose_recipe, recipe_for
 from excite.weights import hub
 from excite.weights.layouts import TIMM_EFFICIENTNET_LITE
 from excite.weights.pretrained import PRETRAINED, pretrained_of
@@ -152,6 +153,33 @@ def test_the_whole_way_by_the_folder_alone(weights, tmp_path, capsys):
     assert same(tensors(results["run"]), tensors(again["run"]))
 
 
+def test_a_job_that_is_started_again_keeps_the_recipe_that_was_chosen(cut_off, tmp_path):
+    """Begun without weights; when they are there it is still that run."""
+    photos, run = str(photographs(tmp_path / "photos")), tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(recipe_for(photos, quiet=True).to_yaml())
+    place = hub.place_for(REPOSITORY) / "model.safetensors"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"not read here")
+    assert recipe_for(photos, quiet=True).name == "folder-finetune-small"
+    assert recipe_for(photos, run_dir=run).name == "folder-small"
+
+
+def test_it_is_quiet_where_that_is_asked(cut_off, tmp_path, capsys):
+    photos = str(photographs(tmp_path / "photos"))
+    recipe_for(photos, quiet=True)
+    assert capsys.readouterr() == ("", "")
+    recipe_for(photos)
+    assert "recipe folder-small, from scratch" in capsys.readouterr().err
+
+
+def test_a_run_folder_without_its_recipe_is_not_taken_for_images(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ExciteError) as error:
+        train(resume=tmp_path / "run", quiet=True)
+    assert "class folders" not in str(error.value)
+
+
 # --- the cost, and a time to fit into -------------------------------------------------------------------------------
 
 
@@ -175,6 +203,22 @@ def test_as_many_epochs_as_fit(tmp_path, monkeypatch):
     assert load_recipe(str(run)).train.epochs == 1
     assert load_recipe(str(run)).schedule.warmup_epochs == 0.25
     assert "more than is left; one is trained all the same" in (run / "log.txt").read_text()
+
+
+def test_a_job_that_is_started_again_keeps_the_epochs_that_fitted(tmp_path, monkeypatch):
+    """Also where other epochs would fit now, and without a word: it is the same run."""
+    monkeypatch.setattr(budget, "_time_evaluation", lambda run: 0.01)
+    monkeypatch.setattr(budget, "_time_steps", lambda run, step: 2.0)
+    run = tmp_path / "run"
+    train(small(), run_dir=run, time_limit=36.0, quiet=True)
+    for folder in sorted(run.glob("checkpoints/step-*"))[1:]:
+        shutil.rmtree(folder)
+    (run / "results.json").unlink()
+    monkeypatch.setattr(budget, "_time_steps", lambda run, step: pytest.fail("it was measured again"))
+    train(small(), run_dir=run, time_limit=36.0, quiet=True)
+    assert load_recipe(str(run)).train.epochs == 2
+    assert metrics(run, "eval")[-1]["epoch"] == 2
+    assert not [*run.glob("recipe-until-*")]
 
 
 def test_what_was_measured_leaves_no_trace(tmp_path, monkeypatch):

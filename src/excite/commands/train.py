@@ -13,6 +13,7 @@ from excite.runtime.job import rank
 from excite.text import print_json, tell
 
 if TYPE_CHECKING:
+    from excite.recipe import Recipe
     from excite.training.results import Results
 
 RESULT_COLUMNS = [
@@ -97,41 +98,19 @@ def train(
     if resume is not None and time is not None:
         raise ExciteError("--time decides the epochs of a new run; one that is gone on with has them: leave it out")
     if resume is None:
-        if not words:
-            raise ExciteError(_WHAT_TO_TYPE)
-        key, _, value = words[0].partition("=")
-        if key in ("data", "data.root", "root") and value and not Path(words[0]).exists():
-            if not Path(value).expanduser().is_dir():
-                raise ExciteError(f"{words[0]}: there is no folder {value!r}")
-            words[0] = value
-        if "=" in words[0] and not Path(words[0]).exists():
-            raise ExciteError(f"the first word must be a recipe, not {words[0]!r}; `excite recipes` lists them")
-        recipe = words.pop(0)
+        recipe = _what_to_train(words)
     else:
         from excite.storage import local_run
 
         resume = recipe = str(local_run(resume))
         if not (Path(resume) / "recipe.yaml").is_file():
             raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
-    from excite.data.root import is_images
-    from excite.recipe import load_recipe
-
-    say = tell if rank() == 0 else (lambda line: None)
-    if resume is None and is_images(recipe):
-        begin(f"looking at the images in {recipe}")
-        from excite.training.choose import choose_recipe
-
-        chosen = choose_recipe(recipe, words, say)
-        checked = chosen.recipe
-        for reason in chosen.reasons:
-            say(reason)
-    else:
-        checked = load_recipe(recipe, words)
-        check_recipe(checked, begun=resume is not None or is_begun(run_dir))
-        begin(f"training {recipe}" if resume is None else f"going on with {resume}")
+    gone_on = resume is not None
+    checked = _recipe(recipe, words, resume=gone_on, run_dir=run_dir)
     from excite.report.after_training import train as run_training
 
-    say("setting up the data and the network ...")
+    if rank() == 0:
+        tell("setting up the data and the network ...")
     results = run_training(checked, resume=resume, out=out, run_dir=run_dir, time=time, quiet=as_json)
     if not results:  # not the first process
         return
@@ -143,6 +122,38 @@ def train(
 
     if missing := left_behind(Path(results["run"])):
         raise ExciteError(missing)
+
+
+def _what_to_train(words: list[str]) -> str:
+    """The first of the words, taken out of them: a recipe, a run, a folder of images. Raises ExciteError."""
+    if not words:
+        raise ExciteError(_WHAT_TO_TYPE)
+    first = words.pop(0)
+    key, _, value = first.partition("=")
+    if "=" not in first or Path(first).exists():
+        return first
+    if key not in ("data", "data.root", "root"):
+        raise ExciteError(f"the first word must be a recipe, not {first!r}; `excite recipes` lists them")
+    if not Path(value).expanduser().is_dir():
+        raise ExciteError(f"{first}: there is no folder {value!r}")
+    return value
+
+
+def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -> "Recipe":
+    """The recipe, checked as far as it can be without PyTorch, and the first line; of a folder of images, the chosen
+    one."""
+    from excite.data.root import is_images
+    from excite.recipe import load_recipe
+
+    if not resume and is_images(name):
+        begin(f"looking at the images in {name}")
+        from excite.training.choose import recipe_for
+
+        return recipe_for(name, words, run_dir=run_dir)
+    checked = load_recipe(name, words)
+    check_recipe(checked, begun=resume or is_begun(run_dir))
+    begin(f"going on with {name}" if resume else f"training {name}")
+    return checked
 
 
 def _show_results(results: "Results") -> None:

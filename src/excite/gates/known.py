@@ -1,3 +1,4 @@
+# ruff: noqa: F401 - excite.gates gives them away, and has the list of their names
 """All gates, imported, so that each has its name; and how to make one."""
 
 from excite.gates.base import Gate
@@ -20,28 +21,3 @@ from excite.gates.registry import (
 )
 from excite.gates.scse import ChannelSqueezeExcite, SpatialChannelSqueezeExcite, SpatialSqueezeExcite
 from excite.gates.squeeze_excite import SqueezeExcite
-
-__all__ = [
-    "CBAM",
-    "ChannelSqueezeExcite",
-    "CoordinateAttention",
-    "EffectiveSqueezeExcite",
-    "EfficientChannelAttention",
-    "Facts",
-    "Form",
-    "Gate",
-    "GateSpec",
-    "GatedChannelTransformation",
-    "GatherExcite",
-    "GaussianContextTransformer",
-    "SpatialChannelSqueezeExcite",
-    "SpatialSqueezeExcite",
-    "SqueezeExcite",
-    "create_gate",
-    "gate_defaults",
-    "gate_facts",
-    "gate_options",
-    "gate_table",
-    "list_gates",
-    "register_gate",
-]

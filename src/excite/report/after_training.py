@@ -53,7 +53,7 @@ def train(
     if name is None:
         raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to go on with (resume=RUN)")
     words = [*override_words(overrides), *override_words(changes)]
-    checked = as_recipe(name, words) if resume is not None else recipe_for(name, words, tell)
+    checked = as_recipe(name, words) if resume is not None else recipe_for(name, words, run_dir=run_dir, quiet=quiet)
     limit = None if time is None else parse_duration(time, "time")
     results = loop.train(checked, resume=resume, out=out, run_dir=run_dir, time_limit=limit, quiet=quiet)
     if results and checked.report.write:  # the first process only

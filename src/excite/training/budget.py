@@ -11,8 +11,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from excite.console import format_seconds
-from excite.recipe import Recipe
-from excite.runtime.device import DTYPES, synchronize
+from excite.recipe import Recipe, load_recipe
+from excite.runtime.device import synchronize
+from excite.training.evaluation import logits_of
 from excite.training.setup import Run
 
 #: Steps that are measured, after one (the first) that is not.
@@ -83,6 +84,17 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
     run.notes.append(note)
 
 
+def keep_epochs(run: Run) -> None:
+    """Of a run that is gone on with, such as a job that was started again: the epochs that fitted when it was begun.
+    All processes call it."""
+    begun: list[Any] = [None]
+    if run.accelerator.is_main_process:
+        begun = [load_recipe(str(run.folder)).train.epochs]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(begun)
+    run.recipe = _with_epochs(run.recipe, begun[0])
+
+
 def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     values = recipe.model_dump(mode="json")
     values["train"]["epochs"] = epochs
@@ -123,9 +135,7 @@ def _time_evaluation(run: Run) -> float:
     run.evaluated.eval()
     since = time.perf_counter()
     for images, _, _ in run.eval_loader:
-        x = run.preprocessing.normalize(images)
-        with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
-            run.evaluated(x)
+        logits_of(run.evaluated, images, run.preprocessing, run.device, run.precision, run.recipe.train.channels_last)
         synchronize(run.device)
         return (time.perf_counter() - since) / len(images)
     return 0.0

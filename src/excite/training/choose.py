@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from excite.data import DataSets, open_data
@@ -14,6 +15,8 @@ from excite.models.catalog import get_variant
 from excite.models.timm_models import PREFIX
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe, overridden, override_words
 from excite.runtime.device import best_device
+from excite.runtime.job import rank
+from excite.text import tell
 from excite.weights.hub import NotReached, local_weights
 from excite.weights.pretrained import Pretrained, pretrained_of
 
@@ -37,22 +40,35 @@ class Chosen:
 
 
 def recipe_for(
-    source: Recipe | str | os.PathLike[str], overrides: Overrides = (), say: Callable[[str], None] = lambda _: None
+    source: Recipe | str | os.PathLike[str],
+    overrides: Overrides = (),
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    quiet: bool = False,
 ) -> Recipe:
-    """What ``excite.train`` takes for a recipe: one, its name, a YAML file, a run folder, or a folder of images.
+    """What ``excite.train`` takes for a recipe: one, its name, a YAML file, a run folder, or a folder of images, for
+    which the first process says what was chosen and why, on standard error. Where ``run_dir`` holds a run already, as
+    when a job is started again, that run's recipe stays, whatever would be chosen now.
 
     Raises:
         ExciteError: see :func:`choose_recipe` and ``load_recipe``.
     """
     if isinstance(source, Recipe) or not is_images(os.fspath(source)):
         return as_recipe(source, overrides)
+    if run_dir is not None and (Path(run_dir) / "recipe.yaml").is_file():
+        return as_recipe(run_dir, override_words(overrides))
+    say = _silent if quiet or rank() != 0 else tell
     chosen = choose_recipe(os.fspath(source), override_words(overrides), say)
     for reason in chosen.reasons:
         say(reason)
     return chosen.recipe
 
 
-def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None) -> Chosen:
+def _silent(line: str) -> None:
+    """Says nothing."""
+
+
+def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str], None] = _silent) -> Chosen:
     """Choose for the images in ``folder``; ``overrides`` go before what is chosen.
 
     Trained weights are fetched, or found where they were. Where they cannot be had, and nobody asked for them by name,

@@ -146,12 +146,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     for images, labels, indices in batches:
-        x = preprocessing.normalize(images)
-        if channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
-            logits = model(x)
-        logits = logits.float()
+        logits = logits_of(model, images, preprocessing, device, precision, channels_last)
         sound = finite(logits)
         metrics.update(_with_no_class(logits, labels, sound), labels)
         loss.update(torch.where(sound, losses(logits, labels), 0.0), sound.float())
@@ -176,6 +171,23 @@ def evaluate(
         no_class=confusion[:-1, -1].tolist(),
         first_not_finite=name,
     )
+
+
+def logits_of(
+    model: nn.Module,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    precision: str,
+    channels_last: bool,
+) -> Tensor:
+    """uint8 images (B, C, H, W) -> float32 logits (B, K), as every evaluation has them."""
+    x = preprocessing.normalize(images)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32"):
+        logits = model(x)
+    return logits.float()
 
 
 def _with_no_class(logits: Tensor, labels: Tensor, sound: Tensor) -> Tensor:

@@ -16,10 +16,9 @@ from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
-from excite.text import tell
 from excite.training import checkpoint as ckpt
 from excite.training import launch
-from excite.training.budget import Forecast, fit_epochs
+from excite.training.budget import Forecast, fit_epochs, keep_epochs
 from excite.training.choose import recipe_for
 from excite.training.compilation import compile_errors
 from excite.training.loss import training_loss
@@ -69,7 +68,7 @@ def train(
             the run is trained in a local folder that is kept copied to it.
         run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
         time_limit: seconds for a new run, from now to its last epoch: as many epochs as fit, at least one, measured on
-            its first steps; the run's recipe then says how many.
+            its first steps; the run's recipe then says how many. A run that is gone on with keeps its own.
         quiet: print nothing (``log.txt`` is written all the same).
 
     Returns:
@@ -84,7 +83,7 @@ def train(
     if resume is not None and run_dir is not None:
         raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
     resume = None if resume is None else storage.local_run(resume)
-    recipe = _resolve(recipe, overrides, resume)
+    recipe = _resolve(recipe, overrides, resume, run_dir, quiet)
     if resume is not None and (resume / "recipe.yaml").is_file():
         recipe = as_begun(recipe, resume)
     asked = recipe
@@ -114,10 +113,12 @@ def train(
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
         run.notes.insert(0, note)
-    if time_limit is not None and resume is None:
-        fit_epochs(run, time_limit - (time.monotonic() - begun), train_step)
     # Only now, so that a mistake in the recipe leaves no empty folder behind.
     run.folder, resuming = _agree_on_folder(run, resume, out, run_dir)
+    if time_limit is not None and resuming:
+        keep_epochs(run)
+    elif time_limit is not None:
+        fit_epochs(run, time_limit - (time.monotonic() - begun), train_step)
     mirrored = storage.mirrored(run.folder, display.message) if main else nullcontext()
     deterministic = torch.are_deterministic_algorithms_enabled()
     if recipe.train.deterministic:
@@ -130,11 +131,18 @@ def train(
         torch.use_deterministic_algorithms(deterministic)
 
 
-def _resolve(recipe: Recipe | str | Path | None, overrides: Overrides, resume: str | Path | None) -> Recipe:
-    name = recipe if recipe is not None else resume
-    if name is None:
+def _resolve(
+    recipe: Recipe | str | Path | None,
+    overrides: Overrides,
+    resume: str | Path | None,
+    run_dir: str | Path | None,
+    quiet: bool,
+) -> Recipe:
+    if recipe is not None:
+        return recipe_for(recipe, overrides, run_dir=run_dir, quiet=quiet)
+    if resume is None:
         raise ExciteError("give a recipe to train, or a run folder to resume")
-    return recipe_for(name, overrides, tell)
+    return load_recipe(str(resume), overrides)
 
 
 def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run_dir: str | Path | None) -> Recipe:

@@ -30,7 +30,7 @@ from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 from excite.models.timm_models import classifier_name
-from excite.runtime.device import DTYPES
+from excite.training.evaluation import logits_of
 from excite.training.setup import Run
 
 #: Strengths of the L2 penalty that are compared, the strongest first: each fit starts from the one before.
@@ -73,9 +73,8 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> 
     mean = x.mean(0)
     scale = (x - mean).square().mean().sqrt().clamp_min(1e-12)
     x = (x - mean) / scale
-    if (
-        len(x) < x.shape[1]
-    ):  # the weights are combinations of the images: the same solution with N numbers in place of D
+    # With fewer images than features the weights are combinations of the images: the same solution with fewer numbers.
+    if len(x) < x.shape[1]:
         left, sizes, right = torch.linalg.svd(x, full_matrices=False)
         x, back = left * sizes, right
     else:
@@ -222,11 +221,8 @@ def _compute(run: Run, head: nn.Linear, images: ArrayImages | FileImages) -> tup
     run.model.eval()
     with _heard(head, seen), torch.no_grad():
         for batch, _, positions in loader:
-            x = run.preprocessing.normalize(batch)
-            if run.recipe.train.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
-                run.model(x)
+            layout = run.recipe.train.channels_last
+            logits_of(run.model, batch, run.preprocessing, run.device, run.precision, layout)
             rows.append(seen.pop().float().cpu())
             places.append(positions.cpu())
     run.model.train(was_training)

@@ -276,8 +276,8 @@ def _by_address(repository: str, file: str, revision: str) -> Path | None:
     return stage(address).path if exists(connect(address)) else None
 
 
-def _unreachable(repository: str, error: Exception) -> ExciteError:
-    return ExciteError(
+def _unreachable(repository: str, error: Exception) -> NotReached:
+    return NotReached(
         f"hf:{repository} could not be fetched from {endpoint()} ({first_line(error)}); check the network, or copy the "
         "file here and give its path"
     )
