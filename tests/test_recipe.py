@@ -131,6 +131,22 @@ def test_what_the_user_said_himself_is_known(tmp_path):
     assert (arrived.notes, arrived.origin()) == (sent.notes, sent.origin())
 
 
+def test_another_network_is_part_of_the_run_folders_name(tmp_path):
+    assert load_recipe("folder-small", ["epochs=3"]).run_name == "folder-small"
+    assert load_recipe("folder-small", ["model.name=seresnet18"]).run_name == "folder-small"  # what it has anyway
+    assert load_recipe("folder-small", ["name=mine"]).run_name == "mine"
+    other = load_recipe("folder-small", ["model.name=timm:resnet10t", "scale_lr_to=64"])
+    assert other.run_name == other.scaled()[0].run_name == other.changed(["epochs=3"]).run_name
+    assert other.run_name == "folder-small-timm-resnet10t"
+    assert other.name == "folder-small"  # what `excite train` takes, and reports name
+    file = tmp_path / "mine.yaml"
+    file.write_text(small().to_yaml())
+    assert load_recipe(str(file)).run_name == "small"
+    assert load_recipe(str(file), ["model.name=cifar_resnet20"]).run_name == "small-cifar_resnet20"
+    long = load_recipe(str(file), [f"name={'x' * 100}", "model.name=cifar_resnet20"]).run_name
+    assert long == f"{'x' * 85}-cifar_resnet20"
+
+
 def test_recipes_are_equal_that_say_the_same():
     one = load_recipe("digits-seresnet20", ["epochs=1"])
     other = Recipe.from_yaml(one.to_yaml())

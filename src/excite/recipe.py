@@ -36,10 +36,17 @@ Values = dict[str, Any]
 
 
 class Origin(TypedDict):
-    """Keys that are the user's own word (None: all), and notes, see :meth:`Recipe.with_origin`."""
+    """Where a recipe comes from, as :meth:`Recipe.with_origin` takes it.
+
+    Attributes:
+        own: keys to which the user gave a value; None: all of them.
+        notes: what was shortened or replaced, one sentence each.
+        other_network: whether an override named another network than the recipe does.
+    """
 
     own: list[str] | None
     notes: list[str]
+    other_network: bool
 
 
 class Section(BaseModel):
@@ -256,6 +263,8 @@ class Recipe(Section):
     #: The keys to which the user gave a value; None: all of them, as in a file of his own.
     _own: frozenset[str] | None = PrivateAttr(None)
     _notes: tuple[str, ...] = PrivateAttr(())
+    #: Whether an override named another network than the recipe itself does.
+    _other_network: bool = PrivateAttr(False)
 
     @field_validator("name")
     @classmethod
@@ -301,29 +310,40 @@ class Recipe(Section):
         """Whether ``section.key`` is the user's own word: on the command line, or in a file that is not of ours."""
         return self._own is None or key in self._own
 
-    def with_origin(self, own: Iterable[str] | None, notes: Iterable[str]) -> "Recipe":
-        """This recipe, with what was known of another one's origin: its ``_own`` keys (None: all) and its notes."""
+    def with_origin(self, own: Iterable[str] | None, notes: Iterable[str], other_network: bool = False) -> "Recipe":
+        """This recipe, with what was known of another one's origin: its ``_own`` keys (None: all), its notes, and
+        whether its network is another one than the recipe's own."""
         recipe = self.model_copy()
         recipe._own, recipe._notes = None if own is None else frozenset(own), tuple(notes)
+        recipe._other_network = other_network
         return recipe
+
+    @property
+    def run_name(self) -> str:
+        """First part of the run folder's name: the recipe's, then the network's where an override named another one."""
+        if not self._other_network:
+            return self.name
+        network = self.model.name.replace(":", "-").replace("/", "-")[: LONGEST_NAME // 2]
+        return plain_name(f"{self.name[: LONGEST_NAME - len(network) - 1]}-{network}")
 
     def origin(self) -> Origin:
         """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
-        return {"own": None if self._own is None else sorted(self._own), "notes": list(self._notes)}
+        own = None if self._own is None else sorted(self._own)
+        return {"own": own, "notes": list(self._notes), "other_network": self._other_network}
 
     def changed(self, overrides: "Overrides", where: str = "recipe") -> "Recipe":
         """This recipe with ``key=value`` overrides, as :func:`apply_overrides` puts them in. Raises ExciteError."""
         if not overrides:
             return self
         values = self.model_dump(mode="json")
-        return _put_together(values, override_words(overrides), where, self._own, self._notes)
+        return _put_together(values, override_words(overrides), where, self.origin())
 
     def replaced(self, key: str, value: Any, note: str) -> "Recipe":
         """This recipe with another value of ``section.key``, which is not the user's word, and a note that says why."""
         values = self.model_dump(mode="json")
         section, name = key.split(".")
         values[section][name] = value
-        return type(self).from_dict(values).with_origin(self._own, [*self._notes, note])
+        return type(self).from_dict(values).with_origin(**self.origin() | {"notes": [*self._notes, note]})
 
     def scaled(self) -> tuple["Recipe", str | None]:
         """Carry out ``train.scale_lr_to``: the recipe with that batch and its rates, and a line that says so.
@@ -348,7 +368,7 @@ class Recipe(Section):
             if before:
                 changes.append(f"{what}{before:g} -> {values[section][key]:g}")
         note = f"train.scale_lr_to: batch {old} -> {new}, learning rate {', '.join(changes)}"
-        return type(self).from_dict(values).with_origin(self._own, self._notes), note
+        return type(self).from_dict(values).with_origin(**self.origin()), note
 
     def to_yaml(self, changes_only: bool = False) -> str:
         """The recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back.
@@ -728,22 +748,26 @@ def load_recipe(name_or_file: str, overrides: Overrides | None = None) -> Recipe
     words = override_words(overrides)
     if name_or_file in list_recipes():
         shipped = _shipped(name_or_file).model_dump(mode="json")
-        return _put_together(shipped, words, name_or_file, set(), [])
+        return _put_together(shipped, words, name_or_file, {"own": [], "notes": [], "other_network": False})
     text, where = recipe_text(name_or_file)
-    return _put_together(parse_yaml(text, where), words, where, None, [])
+    return _put_together(parse_yaml(text, where), words, where, {"own": None, "notes": [], "other_network": False})
 
 
-def _put_together(
-    values: Any, overrides: Sequence[str], where: str, own: Iterable[str] | None, notes: Iterable[str]
-) -> Recipe:
-    """The recipe of ``values`` with overrides, which add to the user's ``own`` keys (None: all) and to the notes."""
+def _put_together(values: Any, overrides: Sequence[str], where: str, origin: Origin) -> Recipe:
+    """The recipe of ``values`` with overrides, which add to its ``origin``."""
     if not overrides or not isinstance(values, dict):
-        return Recipe.from_dict(values, where).with_origin(own, notes)
+        return Recipe.from_dict(values, where).with_origin(**origin)
     typed = overridden(overrides)
     after = apply_overrides(values, overrides)
     shortened = _shortened(values, after, typed)
     recipe = Recipe.from_dict(after, where)
-    return recipe.with_origin(None if own is None else {*own, *typed}, [*notes, *([shortened] if shortened else [])])
+    model = values.get("model")
+    written = model.get("name") if isinstance(model, dict) else None
+    return recipe.with_origin(
+        None if origin["own"] is None else {*origin["own"], *typed},
+        [*origin["notes"], *([shortened] if shortened else [])],
+        origin["other_network"] or recipe.model.name != written,
+    )
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:

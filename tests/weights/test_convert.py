@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -545,7 +546,12 @@ def _meta(model):
     ("name", "options", "library", "message"),
     [
         ("seresnet18", {}, "torchvision", "has gates, torchvision's ResNets have none; --to timm"),
-        ("seresnet18", {}, "timm", "squeezes 64 channels to 4 in layer1.0.gate, timm's to 8"),
+        (
+            "seresnet18",
+            {},
+            "timm",
+            'squeezes 64 channels to 4 in layer1.0.gate, timm\'s to 8.*"model.options={reduction: 16, rd_divisor: 8}"',
+        ),
         ("geresnet50_theta_minus", {}, "timm", "gates that are not SE"),
         ("seresnet50", {"gate_position": "pre"}, "timm", "at the end of every block's branch"),
         ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2 and timm's stride_on=conv1"),
@@ -563,6 +569,21 @@ def test_what_other_libraries_do_not_have(name, options, library, message):
         model = create_model(name, **options)
     with pytest.raises(ExciteError, match=message):
         export_state_dict(model, library)
+
+
+@pytest.mark.parametrize(("name", "options", "becomes"), [
+    ("seresnet18", {}, "seresnet18"),
+    ("seresnet34", {"reduction": 8}, "seresnet34"),
+    ("seresnet50", {"max_pool": "ceil", "stride_on": "conv1", "rd_divisor": 8, "reduction": 64}, "legacy_seresnet50"),
+])  # fmt: skip
+def test_what_timm_lacks_for_its_widths_alone_is_trained_with_the_options_of_the_message(name, options, becomes):
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    with pytest.raises(ExciteError, match="train with") as error:
+        export_state_dict(model, "timm")
+    word = re.search(r'"(model.options=.*)"', str(error.value)).group(1)
+    recipe = load_recipe("folder-small", ["data.root=photos", f"model.name={name}", word])
+    assert export_state_dict(make(name, **options | recipe.model.options), "timm").architecture == becomes
 
 
 def test_timm_takes_what_is_written_for_it(timm):

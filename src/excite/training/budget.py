@@ -101,8 +101,7 @@ def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:
     values["schedule"]["warmup_epochs"] = min(values["schedule"]["warmup_epochs"], WARM_UP * epochs)
     if values["train"]["freeze_epochs"] is not None:
         values["train"]["freeze_epochs"] = min(values["train"]["freeze_epochs"], epochs)
-    origin = recipe.origin()
-    return Recipe.from_dict(values).with_origin(origin["own"], origin["notes"])
+    return Recipe.from_dict(values).with_origin(**recipe.origin())
 
 
 def _time_steps(run: Run, step: Callable[[Run, Tensor, Tensor], Any]) -> float:

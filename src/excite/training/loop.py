@@ -163,7 +163,7 @@ def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run
     if begun[0] != recipe.train.precision:
         recipe = recipe.replaced(key, begun[0], f"{begun[0]}, in which this run was begun")
     origin = recipe.origin()
-    return recipe.with_origin([*(origin["own"] or ()), key], origin["notes"])
+    return recipe.with_origin(**origin | {"own": [*(origin["own"] or ()), key]})
 
 
 def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:
@@ -173,7 +173,7 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
     agreed: list[Any] = [None]
     local = None if run_dir is None else storage.open_run(run_dir)  # every machine needs a copy to go on from
     if run.accelerator.is_main_process:
-        folder = choose_run_folder(run.recipe.name, storage.local_parent(out), local)
+        folder = choose_run_folder(run.recipe.run_name, storage.local_parent(out), local)
         storage.keep_at(folder, out, run_dir)
         agreed = [(str(folder), bool(saved_steps(folder)))]
     if run.accelerator.num_processes > 1:

@@ -177,13 +177,14 @@ def _need(model: ResNet, library: str, wanted: tuple[tuple[str, Any], ...]) -> N
 
 
 def _check_widths(model: ResNet, gates: dict[str, nn.Module], divisor: int | None) -> None:
+    options = f"{{reduction: 16, rd_divisor: {divisor or 1}}}"
     for name, gate in gates.items():
         assert isinstance(gate, SqueezeExcite)
         wanted = squeeze_width(gate.fc1.in_features, 16, divisor)
         if gate.fc1.out_features != wanted:
             raise ExciteError(
                 f"{model.model_name} squeezes {gate.fc1.in_features} channels to {gate.fc1.out_features} in {name}, "
-                f"timm's to {wanted}: not the same network"
+                f"timm's to {wanted}: not the same network; to have timm's, train with \"model.options={options}\""
             )
 
 
