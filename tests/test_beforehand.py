@@ -55,6 +55,9 @@ def folder(tmp_path_factory, tiny):
     (place / "photo.png").write_bytes(b"never opened")
     (place / "there.safetensors").write_text("")
     (place / "empty").mkdir()
+    for name in ("cat", "dog"):
+        (place / "photos" / name).mkdir(parents=True)
+        (place / "photos" / name / "1.jpg").write_bytes(b"never opened")
     return place
 
 
@@ -67,6 +70,10 @@ MISTAKES = [
     ("train digits-seresnet20 data.root=empty", "is not read by data.source=digits"),
     ("train cifar10-seresnet20 data.root=/no/where", "data.root=/no/where does not exist"),
     ("train folder-seresnet50 data.root=empty", "empty has no class folders"),
+    ("train photos epochz=3", "did you mean 'epochs'"),
+    ("train photos device=gpu", "choose one of auto, cpu"),
+    ("train photos init_from=nowhere", "no run folder or checkpoint 'nowhere'"),
+    ("train data=photos lr=fast", "optimizer.lr"),
     ("twins digits-seresnet20 --gates none,sen", "--gates: unknown gate 'sen'; did you mean 'se'?"),
     ("twins digits-seresnet20 --out photo.png", "photo.png is no folder"),
     ("twins cifar10-seresnet20", "data.root is not set"),
@@ -143,6 +150,7 @@ def test_force_writes_over_what_is_there(folder):
 
 BEGUN = [
     ("train digits-seresnet20", "training digits-seresnet20"),
+    ("train photos", "looking at the images in photos"),
     ("train --resume run", "going on with run"),
     ("twins digits-seresnet20", "twins of digits-seresnet20"),
     ("validate run --json", "evaluating run"),

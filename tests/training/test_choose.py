@@ -183,7 +183,11 @@ def test_a_run_folder_without_its_recipe_is_not_taken_for_images(tmp_path):
 # --- the cost, and a time to fit into -------------------------------------------------------------------------------
 
 
-def test_the_cost_is_told_after_a_few_steps(tmp_path, capsys):
+def test_the_cost_is_told_after_a_few_steps(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(budget, "WORTH_TELLING", 1e9)
+    train(small("mixup=0.0"), out=tmp_path)
+    assert "cost: " not in capsys.readouterr().out
+    monkeypatch.setattr(budget, "WORTH_TELLING", 0.0)
     train(small("mixup=0.0"), out=tmp_path)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cost: ")]
     assert len(told) == 1

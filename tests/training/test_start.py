@@ -127,6 +127,16 @@ def test_images_that_are_the_same_are_no_news(foreign):
     assert fit_images(named, mine, taken) == ({}, [])
 
 
+def test_a_size_that_was_given_for_this_run_is_no_news(foreign):
+    """Networks take images of any size: whoever names one, or chooses it for the images, means it."""
+    taken = Taken([], {"image_size": 224, "crop_pct": 0.5})
+    mine = Preprocessing(128, 0.875, "bicubic", (0.5,) * 3, (0.5,) * 3, 3)
+    for words, told in (["data.image_size=128"], "data.crop_pct=0.5"), ([], "data.crop_pct=0.5, data.image_size=224"):
+        _, notes = fit_images(load_recipe("folder-small", ["data.root=photos", *words]), mine, taken)
+        there = notes[0].removeprefix("the network was trained with ").partition(";")[0]
+        assert sorted(there.split(", ")) == told.split(", ")
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 

@@ -146,6 +146,9 @@ def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -
     from excite.recipe import load_recipe
 
     if not resume and is_images(name):
+        # Mistakes in the words are the same whatever recipe is chosen.
+        checked = load_recipe("folder-finetune-small", [f"data.root={name}", *words])
+        check_recipe(checked, begun=not checked.is_own("train.init_from"))
         begin(f"looking at the images in {name}")
         from excite.training.choose import recipe_for
 

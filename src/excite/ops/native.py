@@ -119,6 +119,8 @@ def _load() -> ctypes.CDLL:
     path = _private_folder() / name
     descriptor = _open_own(path)
     if descriptor is None:
+        if local_rank() == 0:
+            tell("compiling kernels for this CPU, once on this machine; this takes up to a minute ...")
         started = time.perf_counter()
         _build(compiler, source, path)
         _build_seconds = time.perf_counter() - started

@@ -20,6 +20,8 @@ from excite.training.setup import Run
 MEASURED = 4
 #: Share of the time that is planned with: steps were up to a tenth slower later on than the first few.
 RESERVED = 0.9
+#: A training that takes fewer seconds is over before its cost is read.
+WORTH_TELLING = 5.0
 #: A warm-up takes no more than this share of a training that was cut to a time.
 WARM_UP = 0.25
 
@@ -42,7 +44,7 @@ class Forecast:
             synchronize(run.device)
             self._told = True
             seconds = (time.perf_counter() - self._since) / MEASURED
-            if run.total_steps - run.step > MEASURED:
+            if run.total_steps - run.step > MEASURED and seconds * (run.total_steps - run.step) >= WORTH_TELLING:
                 run.display.message(_cost(run, seconds))
 
 

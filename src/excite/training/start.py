@@ -257,6 +257,8 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
         use = {"mean": list(images.pop("mean")), "std": list(images.pop("std"))}
         notes.append(f"data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as the network was trained")
     differing = {k: v for k, v in images.items() if not _same(v, getattr(preprocessing, k))}
+    if recipe.origin()["own"] is not None and recipe.is_own("data.image_size"):  # chosen for this very run
+        differing.pop("image_size", None)
     if differing:
         there = ", ".join(f"data.{k}={as_yaml(_plain(v))}" for k, v in differing.items())
         here = ", ".join(as_yaml(_plain(getattr(preprocessing, k))) for k in differing)
