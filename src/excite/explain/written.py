@@ -44,7 +44,8 @@ def explain_and_write(
         data: stands for ``data.root=``.
         images: validation images to look at (class-balanced, seeded); 0: only the images named.
         out: the new folder; None takes ``explain-NAME`` here, with a number where that is taken.
-        classes, gates: what the figures show; without any, some are chosen.
+        classes: the classes that the figures show; without any, some are chosen.
+        gates: the gates that the figures show; likewise.
         ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" takes one pass for all, to
             first order; "off" does neither.
         timing: whether to time the network without each gate.

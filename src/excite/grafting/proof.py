@@ -150,9 +150,12 @@ def graft(
         at: "auto" (the ends of residual branches), or module names and shell patterns.
         init: "identity": the network computes at first exactly what it did before; "paper": the gate's usual start.
         dry_run: only show the places and what the gates cost.
-        inplace, example: of a network in memory: change it itself; an input.
-        images, weights, out, force: of a network that is named: a folder of images for the proof, the weights of one
-            that has none of its own, the file to write, and whether over one that is there.
+        inplace: change the network in memory itself instead of a copy.
+        example: an input for a network in memory, (N, C, H, W).
+        images: a folder of images for the proof, for a network that is named.
+        weights: the weights of a named network that has none of its own.
+        out: the file to write, for a network that is named.
+        force: overwrite that file where it exists.
         options: options of the gate.
 
     Returns:
