@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint docs regenerate mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,16 @@ regenerate: $(VENV)/installed-dev .peers/installed  ## rewrite recipes, goldens 
 	EXCITE_PEERS=$(CURDIR)/.peers EXCITE_FIXTURES=$${EXCITE_FIXTURES:-$(CURDIR)/../shared/fixtures} \
 		$(BIN)/python docs/weights_table.py
 
+pin:  ## rewrite requirements.txt, the hashes of what quickstart installs, after a change of versions (needs uv)
+	grep -vE '^(torch|triton)==' constraints.txt > $(VENV)/pins.txt
+	echo "torch ; python_version < '3'" > $(VENV)/without.txt
+	echo 'setuptools>=77' > $(VENV)/build.in
+	sed '/^[a-z]/,$$d' requirements.txt > $(VENV)/pinned.txt
+	uv pip compile pyproject.toml $(VENV)/build.in -c $(VENV)/pins.txt --overrides $(VENV)/without.txt --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --no-header -q -o $(VENV)/hashes.txt
+	cat $(VENV)/hashes.txt >> $(VENV)/pinned.txt
+	mv $(VENV)/pinned.txt requirements.txt
+
 mutation: $(VENV)/installed-dev  ## changes that no test notices: make mutation MODULE=src/excite/x.py TESTS=tests/test_x.py
 	$(PIP) mutmut
 	$(BIN)/python tests/mutate.py $(MODULE) $(TESTS)
@@ -72,11 +82,12 @@ $(VENV)/python:
 $(CONSTRAINTS): $(VENV)/python constraints.txt
 	sed -e 's/^torch==.*/torch==$(TORCH)/' $(if $(filter-out $(PINNED),$(TORCH)),-e '/^triton==/d') constraints.txt > $@
 
-# torch first and alone, so that it may come from another index than the rest. PyPI's torch for Linux brings several GB of
-# CUDA; without an NVIDIA GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
-$(VENV)/installed: $(VENV)/python pyproject.toml $(CONSTRAINTS)
+# By hash, but for torch, which may come from another index than the rest. PyPI's torch for Linux brings several GB of CUDA;
+# without an NVIDIA GPU: make quickstart TORCH_INDEX=https://download.pytorch.org/whl/cpu
+$(VENV)/installed: $(VENV)/python pyproject.toml $(CONSTRAINTS) requirements.txt
+	$(BIN)/pip --disable-pip-version-check install -q --require-hashes --no-deps -r requirements.txt
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==$(TORCH)
-	$(PIP) -e .
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 # Not compiled: most of these modules are never imported, and compiling them all takes half a minute.

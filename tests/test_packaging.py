@@ -83,3 +83,26 @@ def test_the_citation_is_of_this_version():
     assert (citation["title"], citation["version"], citation["license"]) == ("excite", project["version"], "Apache-2.0")
     assert citation["license"] == project["license"]
     assert {"cff-version", "message", "authors", "type"} <= citation.keys()
+
+
+def test_what_quickstart_installs_is_pinned_by_hash():
+    """``make pin`` was run after the last change of versions."""
+    text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", text, re.MULTILINE))
+    entries = re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]
+    assert len(entries) == len(pinned)
+    assert [entry for entry in entries if "--hash=sha256:" not in entry] == []
+    needed = {canonical(re.match(r"[\w-]+", each).group()) for each in PROJECT["project"]["dependencies"]} - {"torch"}
+    assert needed - pinned.keys() == set()
+    constraints = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    tested = {canonical(name): version for name, version in constraints}
+    assert {name: tested[name] for name in pinned if name in tested} == {
+        name: version for name, version in pinned.items() if name in tested
+    }
+    assert needed - tested.keys() == set()
+    assert "torch" not in pinned  # its builds differ from index to index
+
+
+def canonical(name: str) -> str:
+    """As PEP 503 has it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
