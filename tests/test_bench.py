@@ -132,7 +132,7 @@ def test_training_step_seconds_is_there_for_scripts():
 
 def test_impossible_settings_are_told():
     for setting, message in (
-        (Setting("excite", "cifar_seresnet20", device="cuda:1"), "names a kind"),
+        (Setting("excite", "cifar_seresnet20", device="cuda:1"), "takes a kind of device"),
         (Setting("excite", "geresnet50_thet"), "did you mean"),
     ):
         assert message in worker.answer(setting)["error"]

@@ -172,7 +172,7 @@ def test_values_of_other_kinds():
     ("changes", "message"),
     [
         ("epochs", "'epochs' is not of the form key=value"),
-        ([3], "3 is no change of a recipe; write key=value"),
+        ([3], "3 is not a recipe override; write key=value"),
         ({"epochs": object()}, "epochs cannot be <object"),
         ({"epochz": 3}, "unknown key 'epochz' in an override; did you mean"),
         ({"train": {"epochz": 3}}, "unknown key 'train.epochz' in an override; did you mean"),

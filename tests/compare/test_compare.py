@@ -174,8 +174,8 @@ def test_hostile_names_are_text_on_the_page_and_on_the_terminal(labels, three, h
         (["A", "B", "data.limit_val=many"], "data.limit_val is 'many'"),
         (["A", "B", "data.source=folder", "data.root=/no/where"], "/no/where does not exist"),
         (["A", "B", "--out", "page.txt"], "the name of the page ends in .html"),
-        (["A", "B", "--out", "there.html"], "there.html exists already"),
-        (["A", "B", "--figures", "folder"], "folder exists already"),
+        (["A", "B", "--out", "there.html"], "there.html already exists"),
+        (["A", "B", "--figures", "folder"], "folder already exists"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(trained, here, words, message):

@@ -132,7 +132,7 @@ def test_it_never_writes_over_anything(made, trained):
 
     _, out = made
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(ExciteError, match="exists already; name a new folder"):
+    with pytest.raises(ExciteError, match="already exists; name a new folder"):
         run(trained, out=out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 

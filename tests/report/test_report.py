@@ -180,7 +180,7 @@ def test_every_figure_has_files(run, tmp_path):
     for name in names:
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
             assert image.getpixel((0, 0)) == (255, 255, 255, 255)  # readable wherever it is shown
-    with pytest.raises(ExciteError, match="exists already; name a new folder"):
+    with pytest.raises(ExciteError, match="already exists; name a new folder"):
         report(run, figures=tmp_path / "figures")
 
 
@@ -202,7 +202,7 @@ def test_mistakes_of_users_are_sentences(run, tmp_path):
     with pytest.raises(ExciteError, match=r"environment\.json cannot be read as JSON"):
         report(run, ["report.robustness_images=0", "report.gate_images=0"])
     (run / "results.json").write_text("[1]")
-    with pytest.raises(ExciteError, match=r"results\.json holds no JSON object"):
+    with pytest.raises(ExciteError, match=r"results\.json does not hold a JSON object"):
         report(run, ["report.robustness_images=0", "report.gate_images=0"])
     assert not (run / "report.html").exists()
 
@@ -213,7 +213,7 @@ def test_where_it_cannot_be_written_is_told_before_the_work(run, tmp_path, monke
 
     monkeypatch.setattr("excite.report.build.study_opened", never)
     (tmp_path / "file").touch()
-    with pytest.raises(ExciteError, match=r"file is no folder"):
+    with pytest.raises(ExciteError, match=r"file is not a folder"):
         report(run, out=tmp_path / "file" / "page.html")
     with pytest.raises(ExciteError, match="is a folder; name a file in it"):
         report(run, out=tmp_path)

@@ -165,5 +165,5 @@ def check_folder(folder: str | Path, force: bool = False) -> Path:
     """The folder for figures. Raises ExciteError where it is there already, or a file."""
     folder = Path(folder)
     if folder.exists() and not (force and folder.is_dir()):
-        raise ExciteError(f"{folder} exists already; name a new folder, or give --force to write into it")
+        raise ExciteError(f"{folder} already exists; name a new folder, or use --force to write into it")
     return folder

@@ -169,7 +169,15 @@ class Explanation:
         return folder
 
     def _repr_html_(self) -> str:
-        heads = ["gate", "channels", "mean scale", "sd, images", "constant", "top-1 points lost if fixed", "could go"]
+        heads = [
+            "gate",
+            "channels",
+            "mean scale",
+            "sd over images",
+            "constant",
+            "top-1 points lost if fixed",
+            "could go",
+        ]
         rows = [
             [
                 row["gate"],

@@ -61,7 +61,7 @@ def explain_and_write(
         ExciteError: see :func:`excite.explain.explain`; the folder is there already, an image is not.
     """
     if out is not None and Path(out).exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
+        raise ExciteError(f"{out} already exists; name a new folder")
     given = [os.fspath(word) for each in words for word in ([each] if isinstance(each, str | os.PathLike) else each)]
     changes = [word for word in given if is_override(word)] + override_words(overrides)
     changes += [f"data.root={data}"] if data is not None else []

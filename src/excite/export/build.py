@@ -213,7 +213,7 @@ def _target(weights: Path, format: Format, int8: bool, out: str | Path | None, f
         check_writable(file)
     there = [file for file in format.files(target) if file.exists()]
     if there and not force:
-        raise ExciteError(f"{there[0]} exists already; name another file with --out, or write over it with --force")
+        raise ExciteError(f"{there[0]} already exists; name another file with --out, or overwrite it with --force")
     return target
 
 

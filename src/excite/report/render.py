@@ -421,7 +421,7 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
         figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
         section.figures(page.figure(figure, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
-    columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
+    columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd over images", ".3f")]
     columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
     columns += [Column("constant", "constant", "d", title="channels that say the same for all images")]
     columns += [Column("class_share", "by class", ".0%", title="between-class variance of all variance")]
