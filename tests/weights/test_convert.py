@@ -508,7 +508,7 @@ def test_the_commands_exit_status(foreign, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 1
-    assert "--force writes over it" in capsys.readouterr().err
+    assert "use --force to overwrite it" in capsys.readouterr().err
 
 
 # --- writing for other libraries --------------------------------------------------------------------------------------
