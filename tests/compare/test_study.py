@@ -301,7 +301,7 @@ def test_what_else_differs_is_said(three, labels):
     machines = [made_up(f"m{i}", logits, labels, results=r, started=True) for i, r in enumerate(results)]
     notes = study(machines)["notes"]
     assert len(notes) == 1
-    assert "do not compare their speeds" in notes[0]
+    assert "so their speed and memory are not comparable" in notes[0]
     assert notes[0].endswith(f": {'; '.join(f'{n} x CPU, fp32, batch 64' for n in (1, 2, 4, 8))}.")
     for run, data in zip(machines, "xyxx", strict=True):
         run.results.update(devices=1, data_fingerprint=data)

@@ -155,7 +155,7 @@ def test_python_and_the_table(trained, tmp_path, capsys):
     options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["$x^$"], "device": "cpu"}
     options["drawn_gates"] = ["layer3.2.gate"]
     result = package.explain.explain(trained, progress=lambda what, *_: done.add(what), **options)
-    assert done == {"collecting scales", "estimating what each gate is worth"}
+    assert done == {"collecting scales", "estimating the effect of each gate"}
     assert all(row["estimated"] and row["could_go"] is None and row["saved_ms"] is None for row in result.rows)
     folder = result.write(tmp_path / "out")
     assert [lines_of(panel) for panel in axes_of(folder / "excitations.svg")] == [2]

@@ -159,9 +159,9 @@ def test_a_pair_of_files_is_replaced_together_or_not_at_all(tmp_path, monkeypatc
     ("arguments", "sentence"),
     [
         ({"format": "onx"}, "did you mean 'onnx'"),
-        ({"format": "pt2", "int8": True}, "pt2 has none"),
+        ({"format": "pt2", "int8": True}, "--int8 is only available in the formats onnx and openvino, not in pt2"),
         ({"format": "pt2", "calibrate": "x"}, "needs no calibration"),
-        ({"format": "pt2", "out": "model.onnx"}, "ends in .pt2"),
+        ({"format": "pt2", "out": "model.onnx"}, "must end in .pt2"),
         ({"format": "pt2", "input": "int8"}, "--input is 'int8'.*allowed: uint8, float"),
         ({"format": "pt2", "verify": "/nowhere"}, "nowhere"),
     ],

@@ -98,8 +98,8 @@ def measure_artefacts(
     """Run the PyTorch model and every artefact on all images, then time them in turns.
 
     A uint8 artefact gets the original images and resizes them itself; a float artefact gets prepared images.
-    Consecutive images of the same size share a batch. Logits are compared with those of the model as built; for timing, the model
-    has the form that ``excite predict`` runs on a CPU, folded if possible, like the artefacts.
+    Consecutive images of the same size share a batch. Logits are compared with those of the model as built; for timing,
+    the model has the form that ``excite predict`` runs on a CPU, folded if possible, like the artefacts.
 
     Args:
         predictor: the network.
