@@ -344,7 +344,7 @@ class FittedTable:
                     yield f"  {line}", style
 
     def _said(self, row: int, columns: Sequence[_Drawn], width: int) -> Iterator[tuple[str, str]]:
-        """A row, a line for each of ``columns``; below the heading where there is no room beside it."""
+        """A row with one line per column; values go below the heading if there is no room next to it."""
         label = min(_longest(columns), width // 2)
         for column in columns:
             text = column.cells[row]
@@ -377,7 +377,7 @@ def _padded(text: str, width: int, right: bool = False) -> str:
 
 
 def _beside(heading: str, label: int, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A heading, folded to ``label`` columns, and lines of text beside it."""
+    """A heading, folded to ``label`` columns, with lines of text to its right."""
     for head, text in zip_longest(wrapped(heading, label).split("\n"), texts, fillvalue=""):
         yield (_padded(head, label) + " " * _GAP + text).rstrip(), ""
 
@@ -393,7 +393,7 @@ def _widths(columns: Sequence[_Drawn], room: int) -> list[int]:
 
 
 def _listed(text: str, width: int) -> list[str]:
-    """Several things in a cell, two spaces between them, on as many lines as they take; none of them is cut."""
+    """The items of a cell, separated by two spaces, on as many lines as needed; no item is cut."""
     lines: list[str] = []
     for part in re.split(r" {2,}", text):
         if lines and cells(f"{lines[-1]}  {part}") <= width:
@@ -404,9 +404,9 @@ def _listed(text: str, width: int) -> list[str]:
 
 
 def _blocks(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
-    """The columns in as few tables as fit, each beginning with the first ones; None where one does not fit.
+    """Distribute the columns over as few tables as possible, each starting with ``first``; None if one does not fit.
 
-    They are about equally wide: a last table of one column says little.
+    The tables have similar widths, so that the last one does not have just one column.
     """
     found = _filled(first, others, width)
     while found is not None and (narrower := _filled(first, others, width - 1)) and len(narrower) == len(found):
@@ -430,7 +430,7 @@ def _filled(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> li
 
 
 def _aligned(columns: Sequence[_Drawn], width: int, prose: Sequence[_Drawn]) -> Iterator[tuple[str, str]]:
-    """A table without lines; headings are folded, prose stands below its row."""
+    """A table without lines; headings are folded, and prose is below its row."""
     widths = _widths(columns, width - _GAP * (len(columns) - 1))
 
     def line(texts: Sequence[str]) -> str:

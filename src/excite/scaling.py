@@ -393,7 +393,7 @@ def measure_steps(
 
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:
-        raise ExciteError("measuring needs at least 2 images a device; give --batch-per-device 2 or more")
+        raise ExciteError("measuring needs at least 2 images per device; give --batch-per-device 2 or more")
     found: dict[tuple[int, int], StepTimes] = {}
     for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
         if progress is not None:
@@ -470,7 +470,7 @@ def from_runs(work: Workload, assumed: Assumptions, runs: Sequence[Measurement])
     left = best.ms - work.recipe.train.grad_accumulation * fixed_ms(work, assumed)
     if left <= 0:
         raise ExciteError(
-            f"--measured {best.source}: {best.ms:.1f} ms a step is below the fixed cost: lower --assume fixed_ms=..."
+            f"--measured {best.source}: {best.ms:.1f} ms per step is below the fixed cost: lower --assume fixed_ms=..."
         )
     return replace(assumed, tflops=6e9 * work.gmacs * best.batch_size / (left / 1000) / 1e12)
 
