@@ -44,7 +44,7 @@ def test_a_model_may_carry_options_of_its_own():
     ("text", "message"),
     [
         ("tim:seresnet50", "did you mean 'timm'"),
-        ("timm:", "names no model"),
+        ("timm:", "is not a model"),
         ("seresnet50,precison=fp32", "did you mean 'precision'"),
         ("seresnet50,fp32", "options of a row are batch, "),
         ("seresnet50,precision=bf6", "did you mean 'bf16'"),
@@ -132,7 +132,7 @@ def test_training_step_seconds_is_there_for_scripts():
 
 def test_impossible_settings_are_told():
     for setting, message in (
-        (Setting("excite", "cifar_seresnet20", device="cuda:1"), "names a kind"),
+        (Setting("excite", "cifar_seresnet20", device="cuda:1"), "takes a kind of device"),
         (Setting("excite", "geresnet50_thet"), "did you mean"),
     ):
         assert message in worker.answer(setting)["error"]
@@ -204,7 +204,7 @@ def run_worker(monkeypatch, tmp_path, script: str) -> dict:
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("kill -9 $$", "was killed, most likely for lack of memory"),
+        ("kill -9 $$", "was killed, most likely because memory ran out"),
         ("echo one >&2; echo 'ValueError: two' >&2; exit 1", "its process failed: ValueError: two"),
         ("exit 3", "its process failed: exit status 3"),
     ],
@@ -264,7 +264,7 @@ torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_thresho
 
 def test_one_image_and_a_norm_with_one_value_per_channel_is_a_sentence():
     one = {**TINY, "batch": 1}
-    with pytest.raises(ExciteError, match=r"batch norm layer1.0.gate.gather.1 would have one value .*--infer"):
+    with pytest.raises(ExciteError, match=r"batch norm layer1.0.gate.gather.1 has only one value .*--infer"):
         Workbench(Setting("excite", "cifar_geresnet20_theta", precision="fp32", **one))
     Workbench(Setting("excite", "cifar_geresnet20_theta", mode="infer", precision="fp32", **one))
     Workbench(Setting("excite", "cifar_resnet20", precision="fp32", **one))
@@ -316,7 +316,7 @@ def test_rows_join_all_rounds():
 def test_img_per_second_counts_all_devices():
     (row,) = make_rows([Setting("excite", "a")], [[canned([0.1], devices=4)]], "")
     assert row["images_per_second"] == 80.0
-    assert "batch 2 a device" in caption([row])
+    assert "batch 2 per device" in caption([row])
     assert "4 devices" in caption([row])
 
 
@@ -538,7 +538,7 @@ def test_a_row_without_a_profile_keeps_its_measurement(tmp_path, capsys, monkeyp
     monkeypatch.setattr(runner, "_in_process", lambda *_: canned([0.1]))
     table, settings = tmp_path / "b.csv", [Setting("mindcv", "seresnet18")]
     found = build.bench_models(settings, rounds=1, csv=table, profile=tmp_path / "traces")
-    with pytest.raises(ExciteError, match=r"^mindcv:seresnet18: --profile knows PyTorch's models only$"):
+    with pytest.raises(ExciteError, match=r"^mindcv:seresnet18: --profile only supports PyTorch models$"):
         show_measured(found, as_json=False)
     assert len(table.read_text().splitlines()) == 2
     assert "| mindcv:seresnet18 | 20.00 |" in capsys.readouterr().out
@@ -584,7 +584,7 @@ def test_the_verdict_names_what_limits_the_training():
     table = pipeline_sheet(result).markdown()
     assert "| both together        |  80.0 |   80.0 to 80.0 |  400.00 |" in table
     assert verdict(result) == (
-        "Training waits for data 1 % of the time: the step limits it; the input pipeline alone is 4.0 times as fast."
+        "Training waits for data 1 % of the time: the step is the limit; the input pipeline alone is 4.0 times as fast."
     )
     rows[0] |= summarise([0.5], 32)
     assert "1 % of the time: the input pipeline is slower than the step" in verdict(result)

@@ -144,7 +144,7 @@ def test_sixteen_bits_and_orientation(tmp_path):
         ([["photo.jpg"]], "; a list in a list is none of them"),
         (torch.zeros(3, 8, 8), r"; a Tensor is none of them: give tensor\.permute\(1, 2, 0\)\.numpy\(\), uint8"),
         ([torch.zeros(3, 8, 8)], "; a Tensor in a list is none of them"),
-        (np.zeros((8, 8, 3), np.float32), r"not an array of float32 .*; of values from 0 to 1 give \(255 \* array\)"),
+        (np.zeros((8, 8, 3), np.float32), r"an array of float32 .*; convert values from 0 to 1 with \(255 \* array\)"),
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); channels come last: np\.moveaxis"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\); channels come last"),
         (np.zeros((8, 8, 5), np.uint8), "with 1 to 4 channels, not an array of uint8"),
@@ -177,7 +177,7 @@ def test_an_image_that_cannot_be_read_keeps_its_place(model, photos, tmp_path):
     assert "cannot be read: it is not an image" in found._repr_html_()
     with pytest.raises(BadImageError, match=r"broken\.png: it is not an image"):
         model(tmp_path / "broken.png")
-    with pytest.raises(BadImageError, match=r"\(nor can the other 1\)"):
+    with pytest.raises(BadImageError, match=r"\(and 1 more\)"):
         model([tmp_path / "broken.png", b"neither"])
     answers = model.predict([photos / "0.png", tmp_path / "broken.png"])
     assert next(answers).path == str(photos / "0.png")

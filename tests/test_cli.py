@@ -123,7 +123,7 @@ def test_models_and_recipes_list_and_print(excite):
         (["train", "cifar10-seresnet20"], "data.root is not set"),
         (["train", "cifar10-seresnet20", "data.root=/no/where"], "data.root=/no/where does not exist"),
         (["train", "folder-seresnet50", "data.root=."], "has no class folders"),
-        (["train", "--resume", "nowhere"], "this is no run folder"),
+        (["train", "--resume", "nowhere"], "this is not a run folder"),
         (["validate", "nowhere"], "no run folder or checkpoint 'nowhere'"),
         (["predict", "nowhere", "*.jpg"], "no run folder or checkpoint 'nowhere'"),
         (["models", "*resnet999*"], "no model matches"),

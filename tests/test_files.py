@@ -17,7 +17,7 @@ def test_a_place_that_cannot_be_written_is_told_beforehand(tmp_path, monkeypatch
     check_writable(tmp_path / "page.html")
     (tmp_path / "file").touch()
     check_writable(tmp_path / "file")
-    with pytest.raises(ExciteError, match="file is no folder"):
+    with pytest.raises(ExciteError, match="file is not a folder"):
         check_writable(tmp_path / "file" / "page.html")
     with pytest.raises(ExciteError, match="is a folder; name a file in it"):
         check_writable(tmp_path)

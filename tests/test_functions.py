@@ -172,7 +172,7 @@ def test_values_of_other_kinds():
     ("changes", "message"),
     [
         ("epochs", "'epochs' is not of the form key=value"),
-        ([3], "3 is no change of a recipe; write key=value"),
+        ([3], "3 is not a recipe override; write key=value"),
         ({"epochs": object()}, "epochs cannot be <object"),
         ({"epochz": 3}, "unknown key 'epochz' in an override; did you mean"),
         ({"train": {"epochz": 3}}, "unknown key 'train.epochz' in an override; did you mean"),
@@ -213,7 +213,7 @@ def test_train_writes_the_report_as_the_command_does(tmp_path, capsys):
 def test_train_writes_no_report_where_the_recipe_says_so(tmp_path):
     results = package.train(small(), "epochs=1", out=tmp_path / "runs", quiet=True)
     assert not (Path(results["run"]) / "report.html").exists()
-    with pytest.raises(ExciteError, match=r"give a recipe .* or a run folder to go on with \(resume=RUN\)"):
+    with pytest.raises(ExciteError, match=r"give a recipe .* or a run folder to resume \(resume=RUN\)"):
         package.train()
 
 

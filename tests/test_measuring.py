@@ -82,7 +82,7 @@ def test_other_folders_are_measured_whole_and_classes_are_told_by_name(results, 
     assert few.images == 10
     assert [sum(row) for row in few.confusion] == [0, 0, 10]  # numbered as the network numbers them
     assert predictor.classes == list(CLASSES)
-    assert any("the data have 1 of the network's 3 classes: no cat, dog" in note for note in few.notes)
+    assert any("the data have 1 of the network's 3 classes; missing: cat, dog" in note for note in few.notes)
     assert whole.confusion == flat.confusion
     fill(tmp_path / "other" / "test", 4, ("dog", "owl", "owls"))
     with pytest.raises(ExciteError, match=r"does not know: owls; did you mean 'owl'"):
@@ -131,7 +131,7 @@ def test_one_rule_for_broken_images(results, photos, tmp_path):
 
 def test_orders_that_differ_are_asked_for():
     numbered = {"classes": ["0", "1", "2"], "converted_from": {"format": "timm"}}
-    with pytest.raises(ExciteError, match=r"1, 10, 2 or as 1, 2, 10.*data\.class_order=natural \(timm\)"):
+    with pytest.raises(ExciteError, match=r"1, 10, 2 or 1, 2, 10.*data\.class_order=natural \(timm\)"):
         check_order(numbered, ["1", "10", "2"], None, "x.pth")
     check_order(numbered, ["1", "10", "2"], "natural", "x.pth")
     check_order(numbered, ["1", "2", "3"], None, "x.pth")

@@ -291,7 +291,7 @@ def test_a_comparison_says_so(trained, some, none, command, tmp_path):
     code, out, err = command("compare", trained, none, "--json", "--labels", "a,b", "--out", tmp_path / "d.html")
     assert code == 1
     assert strict(out)["rows"][1]["loss"] is None
-    assert "for none of the images has b finite logits" in err
+    assert "b: no image has finite logits, so there is nothing to compare" in err
 
 
 @pytest.mark.heavy

@@ -70,7 +70,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(override, message):
         ("cifar10-seresnet110", ["epochs=6"], 5.0, None),
         ("digits-seresnet20", ["train.epochs=1", "seed=3"], 0.05, "shortened from 2 of 40 epochs to 0.05 of 1"),
         # A rate that changes once an epoch warms up for whole epochs.
-        ("imagenet-seresnet50-100ep", ["epochs=2"], 0.0, "left out: 5 of 100 epochs are less than one of 2"),
+        ("imagenet-seresnet50-100ep", ["epochs=2"], 0.0, "left out: 5 of 100 epochs is less than one of 2"),
         ("cifar10-seresnet110-tf", ["epochs=1"], 0.0, "left out: 1 of 160 epochs"),
         ("imagenet-seresnet50-100ep", ["epochs=2", "schedule.unit=step"], 0.1, "from 5 of 100 epochs to 0.1 of 2"),
         # Without a warm-up there is nothing to say.
@@ -98,7 +98,7 @@ def test_a_warm_up_is_shortened_wherever_the_recipe_is_from(tmp_path):
 def test_a_warm_up_that_was_typed_beside_the_epochs_stays_an_error():
     for words in (["epochs=2", "warmup_epochs=2"], ["schedule.warmup_epochs=7", "train.epochs=3"]):
         with pytest.raises(
-            ExciteError, match=r"warmup_epochs \(\d\) must be below train.epochs .*warmup_epochs=0 is no"
+            ExciteError, match=r"warmup_epochs \(\d\) must be below train.epochs .*warmup_epochs=0 turns it off"
         ):
             load_recipe("cifar10-seresnet110", words)
     with pytest.raises(ExciteError, match=r"train.epochs is 'two'"):

@@ -152,19 +152,19 @@ def test_messages_repeat_little_of_what_was_given(override):
     ("override", "message"),
     [
         ("data.root.x=1", "data.root is {'x': 1}, but should be a valid string"),
-        ("model.name.x=1", "model.name.x cannot be set: model.name is 'cifar_seresnet20', and no mapping"),
-        ("train.epochs.x.y=1", "train.epochs.x.y cannot be set: train.epochs is 3, and no mapping; give train.epochs="),
+        ("model.name.x=1", "model.name.x cannot be set: model.name is 'cifar_seresnet20', not a mapping"),
+        ("train.epochs.x.y=1", "train.epochs.x.y cannot be set: train.epochs is 3, not a mapping; give train.epochs="),
         ("train=3", "train is a section, not a key: give one of its keys, as in train.epochs=VALUE"),
-        ("name=a/b", "name is 'a/b', but becomes a folder's name"),
-        ("name=../x", "becomes a folder's name"),
-        ("name=.hidden", "becomes a folder's name"),
-        ("name=-x", "becomes a folder's name"),
-        ('name=" x"', "becomes a folder's name"),
+        ("name=a/b", "name is 'a/b', but it becomes a folder name"),
+        ("name=../x", "becomes a folder name"),
+        ("name=.hidden", "becomes a folder name"),
+        ("name=-x", "becomes a folder name"),
+        ('name=" x"', "becomes a folder name"),
         ("name=", "name is None, but should be a valid string"),
-        ('name=""', "name is '', but becomes"),
-        ('name="a\\e[31m"', "name is 'a.x1b.31m', but becomes"),
-        ('name="a\\u202eb"', "becomes a folder's name"),
-        ("name=a\\b", "becomes a folder's name"),
+        ('name=""', "name is '', but it becomes"),
+        ('name="a\\e[31m"', "name is 'a.x1b.31m', but it becomes"),
+        ('name="a\\u202eb"', "becomes a folder name"),
+        ("name=a\\b", "becomes a folder name"),
         (f"name={'x' * (LONGEST_NAME + 1)}", "at most 100 printable characters"),
         ("optimizer.lr=.inf", "optimizer.lr is inf, but should be a finite number"),
         ("optimizer.lr=.nan", "optimizer.lr is nan, but should be a finite number"),
@@ -183,7 +183,7 @@ def test_overrides_that_fit_nowhere(override, message):
 
 def test_a_section_that_is_no_mapping():
     for value in (3, "x", [1]):
-        with pytest.raises(ExciteError, match=r"train\.epochs cannot be set: train is .*, and no mapping"):
+        with pytest.raises(ExciteError, match=r"train\.epochs cannot be set: train is .*, not a mapping"):
             apply_overrides({**SMALL, "train": value}, ["epochs=1"])
 
 

@@ -100,12 +100,12 @@ def test_more_devices_are_never_slower_nor_more_efficient():
 
 
 def test_a_batch_that_cannot_be_shared():
-    with pytest.raises(ExciteError, match="a batch of 1024 cannot be shared by 3 devices"):
+    with pytest.raises(ExciteError, match="a batch of 1024 cannot be divided among 3 devices"):
         predict(work(), EVEN, 3)
     assert predict(work(), EVEN, 3, 100).batch_size == 300
     result = plan(small(), devices="1,3")
     assert [row["devices"] for row in result["rows"]] == [1]
-    assert "3 devices: a batch of 32 cannot be shared" in result["notes"][0]
+    assert "3 devices: a batch of 32 cannot be divided among" in result["notes"][0]
 
 
 def test_the_workload_is_the_recipes():
@@ -136,18 +136,18 @@ def test_measured_runs_beside(tmp_path):
     assert result["assumptions"][0]["source"] == "fitted to the run on one device"
     both = [read_measurement(run) for run in runs]
     assert measured_efficiency(both[1], both[1:]) is None
-    with pytest.raises(ExciteError, match="no finished run folder"):
+    with pytest.raises(ExciteError, match=r"neither a finished run folder nor a results\.json"):
         plan(small(), measured=[str(tmp_path)])
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ({"devices": "8;9"}, "--devices is '8;9', but is a list of numbers above zero"),
+        ({"devices": "8;9"}, "--devices is '8;9', but must be a list of numbers above zero"),
         ({"assume": ["tflop=1"]}, "did you mean 'tflops'"),
         ({"assume": ["tflops=fast"]}, "give a number, such as tflops=19.2"),
         ({"assume": ["tflops=0"]}, "--assume tflops=0.0: must be above zero"),
-        ({"assume": ["overlap=2"]}, "is a share"),
+        ({"assume": ["overlap=2"]}, "must be between 0 and 1"),
     ],
 )
 def test_mistakes(words, sentence):
@@ -206,7 +206,7 @@ def test_hours_are_of_whole_batches():
         assert loader.steps_per_epoch == steps
         (row,) = result["rows"]
         assert row["hours"] == pytest.approx(recipe.train.epochs * steps * row["step"] / 3.6e6)
-        assert any("less than one batch of 2,048" in note for note in result["notes"]) == (batch == 2048)
+        assert any("fewer than a batch of 2,048" in note for note in result["notes"]) == (batch == 2048)
 
 
 def test_a_small_folder_is_decoded_before_training(tmp_path):

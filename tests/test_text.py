@@ -150,7 +150,7 @@ def test_a_figure_that_cannot_be_drawn_costs_a_sentence(tmp_path, capsys):
     told = []
     with dispensable("a.png", told.append):
         raise MemoryError
-    assert told == ["a.png could not be drawn (MemoryError); the numbers are whole"]
+    assert told == ["a.png could not be drawn (MemoryError); the numbers are complete"]
     undrawn = attempt(lambda: 1 / 0)
     assert isinstance(undrawn, Undrawn)
     with pytest.raises(ExciteError, match="ZeroDivisionError"):

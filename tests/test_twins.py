@@ -180,7 +180,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
         ("see", "unknown gate 'see'; did you mean 'se'.*known: none, cbam, .*se, .*ge_theta_minus"),
         ("ge_theta_plu", "did you mean 'ge_theta_plus'"),
         ("", "unknown gate ''"),
-        ("none:reduction=8", "no gate has no options"),
+        ("none:reduction=8", "none takes no options"),
         ("se:reductoin=8", r"'se' has no option 'reductoin=8'; did you mean 'reduction'"),
         ("se:reduction", r"has no option 'reduction'.*NAME:OPTION=VALUE"),
         ("se:extent=4", "'se' has no option 'extent=4'"),
@@ -188,7 +188,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
         ("se:reduction=0", "'se:reduction=0': reduction must be a whole number"),
         ("ge_theta:extent=3", "the extent of the gate 'ge' is one of 2, 4, 8"),
         ("ge_theta:reduction=8", "theta has no bottleneck"),
-        ("se:reduction=../8", "options are words and numbers"),
+        ("se:reduction=../8", "options must be words and numbers"),
     ],
 )
 def test_a_wrong_gate_is_one_sentence(label, message):
@@ -344,7 +344,7 @@ def test_the_command_fails_where_a_run_failed(stand_in, monkeypatch, capsys):
         main()
     printed = capsys.readouterr()
     assert stopped.value.code == 1
-    assert "error: 1 run(s) failed, and the same command tries them again: se, seed 0: the loss is nan" in printed.err
+    assert "error: 1 run(s) failed; repeat the command to try them again: se, seed 0: the loss is nan" in printed.err
     assert json.loads(printed.out)["folder"] == "runs/twins-small"
     assert [row["gate"] for row in json.loads(printed.out)["rows"]] == ["none", "se"]
 
@@ -369,7 +369,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_is_resumed(stand_in, monkeyp
     monkeypatch.setenv("se_seed0", "stop")
     with pytest.raises(Interrupted) as stopped:
         run_twins("small.yaml", gates=["none", "se"], seeds=1, out="exp", quiet=True)
-    assert str(stopped.value) == ("stopped by Ctrl-C with 1 of 2 runs finished; go on with: excite twins --resume exp")
+    assert str(stopped.value) == ("stopped by Ctrl-C with 1 of 2 runs finished; resume with: excite twins --resume exp")
     assert stopped.value.exit_status == 130
     assert Path("exp/se-seed0/checkpoints").is_dir()
     assert json.loads(Path("exp/results.json").read_text())["missing"] == ["se-seed0"]
@@ -378,7 +378,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_is_resumed(stand_in, monkeyp
     report = run_twins(resume="exp")
     assert report["missing"] == []
     assert stand_in() == ["se-seed0", "latency"]
-    assert "run 2/2  se, seed 0: going on ..." in capsys.readouterr().out
+    assert "run 2/2  se, seed 0: resuming ..." in capsys.readouterr().out
 
 
 def test_what_an_experiment_refuses(stand_in, monkeypatch):
@@ -393,15 +393,15 @@ def test_what_an_experiment_refuses(stand_in, monkeypatch):
         ({"gates": ["senone"]}, "unknown gate 'senone'"),
         ({"confidence": 95}, "--confidence must be between 0.5 and 0.999"),
         ({"out": "small.yaml"}, "small.yaml is a file"),
-        ({"out": "."}, r"holds other files and no twins.json"),
+        ({"out": "."}, r"contains other files and no twins.json"),
         ({"out": "s3://bucket/exp"}, "must be on this machine"),
-        ({"resume": "exp"}, "--resume goes on with an experiment by its own recipe"),
+        ({"resume": "exp"}, "--resume continues an experiment with its own recipe"),
     ]
     stand_in()
     for arguments, message in wrong:
         with pytest.raises(ExciteError, match=message):
             run_twins("small.yaml", **{"out": "exp", "quiet": True, **arguments})
-    with pytest.raises(ExciteError, match="nowhere is no experiment of `excite twins`"):
+    with pytest.raises(ExciteError, match="nowhere is not an experiment of `excite twins`"):
         run_twins(resume="nowhere")
     with pytest.raises(ExciteError, match="give a recipe"):
         run_twins()
@@ -423,7 +423,7 @@ def test_the_same_network_under_two_labels_is_refused(stand_in):
 def test_damaged_or_foreign_folders_are_refused(stand_in):
     run_twins("small.yaml", gates=["none", "se"], seeds=1, out="exp", quiet=True)
     Path("exp/se-seed0/recipe.yaml").write_text(small("epochs=7").to_yaml())
-    with pytest.raises(ExciteError, match=r"exp/se-seed0 was trained by another recipe than exp/twins.json says"):
+    with pytest.raises(ExciteError, match=r"exp/se-seed0 was trained with another recipe than that in exp/twins.json"):
         run_twins(resume="exp", quiet=True)
     Path("exp/twins.json").write_text('{"format_version": 1')
     with pytest.raises(ExciteError, match=r"exp/twins.json cannot be read as JSON"):
@@ -439,7 +439,7 @@ def test_two_experiments_in_one_folder_wait_for_each_other(stand_in, monkeypatch
     monkeypatch.setattr(runner, "LOCK_SECONDS", 0.3)
     with Path("exp/.lock").open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ExciteError, match="another `excite twins`, or a training that it started, is at work"):
+        with pytest.raises(ExciteError, match="another `excite twins`, or a training that it started, is running"):
             run_twins(resume="exp", quiet=True)
     run_twins(resume="exp", quiet=True)
     assert stand_in()[-1] == "latency"
@@ -646,11 +646,11 @@ def test_killed_in_the_middle_the_same_command_goes_on_to_the_same_weights(tmp_p
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     assert {p: p.stat().st_mtime_ns for p in first.rglob("*")} == kept
-    assert "run 2/2  se, seed 0: going on ..." in output
+    assert "run 2/2  se, seed 0: resuming ..." in output
     assert "none, seed 0: training" not in output
     assert "difference to none [95 % interval]" in output
     assert "[no interval]" in output
-    assert "give --seeds 3 or more" in output
+    assert "use --seeds 3 or more" in output
     log = (tmp_path / "exp/se-seed0/log.txt").read_text()
     assert re.search(r"going on after step \d", log)
 
@@ -683,7 +683,7 @@ def test_ctrl_c_in_the_real_thing(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
-    said = re.search(r"stopped by Ctrl-C with 0 of 4 runs finished; go on with: excite twins (--resume exp)\n", output)
+    said = re.search(r"stopped by Ctrl-C with 0 of 4 runs finished; resume with: excite twins (--resume exp)\n", output)
     assert said, output
     process = start(tmp_path, *said.group(1).split())
     wait_for_checkpoint(process, tmp_path / "exp/none-seed0", 20)
@@ -717,7 +717,7 @@ def test_diverging_runs_do_not_stop_the_others(excite):
             "s3://bucket/twins: the folder of an experiment must be on",
         ),
         pytest.param(["epochs=3"], "the first word must be a recipe", marks=pytest.mark.slow),
-        pytest.param(["--resume", "nowhere"], "is no experiment of `excite twins`", marks=pytest.mark.slow),
+        pytest.param(["--resume", "nowhere"], "is not an experiment of `excite twins`", marks=pytest.mark.slow),
     ],
 )
 def test_a_mistake_is_one_sentence_and_a_status(excite, words, message):

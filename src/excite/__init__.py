@@ -1,11 +1,11 @@
 """Image classifiers with Squeeze-and-Excitation and Gather-Excite gates: train, evaluate, explain, ship.
 
-Nothing heavy is imported until a name is used.
+Heavy modules are only imported when a name that needs them is used.
 """
 
 from excite.children import forget_current_folder
 
-forget_current_folder()  # before the imports that a file there could stand in for
+forget_current_folder()  # before imports that a file there could shadow
 
 from importlib import import_module  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     bench, compare, explain = _CalledPackage(_bench), _CalledPackage(_compare), _CalledPackage(_explain)
     export, report, twins = _CalledPackage(_export), _CalledPackage(_report), _CalledPackage(run_twins)
 
-#: Name -> the module that has it, or "module:its name there".
+#: Name -> the module that defines it, or "module:name in it".
 _HOMES = {
     "ExciteError": "excite.errors",
     "Predictor": "excite.trained.predictor",
@@ -67,7 +67,7 @@ _HOMES = {
     "run_twins": "excite.twins",
     "load_weights": "excite.weights.convert",
 }
-#: Packages that are a function, too: ``excite.report(...)``, ``excite.report.Page`` (see ``excite.lazy``).
+#: Packages that can also be called: ``excite.report(...)``, ``excite.report.Page`` (see ``excite.lazy``).
 _CALLED = ("bench", "compare", "explain", "export", "report", "twins")
 __all__ = sorted([*_HOMES, *_CALLED])
 
@@ -78,7 +78,7 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(module), own or name)
     if name in _CALLED:
         return import_module(f"excite.{name}")
-    if name == "__version__":  # 0.07 s, of every command, to look it up
+    if name == "__version__":  # looked up here, because it takes 0.07 s
         from importlib import metadata
 
         return metadata.version("excite")

@@ -1,4 +1,4 @@
-"""``python -m excite``, and so ``torchrun -m excite train ...``."""
+"""Entry point of ``python -m excite``, and thus of ``torchrun -m excite train ...``."""
 
 from excite.cli import main
 

@@ -1,7 +1,7 @@
-"""How every Python process is started that this package starts: no file of the current folder stands in for a module.
+"""Start Python child processes in which no file of the current folder can shadow a module.
 
-``python -m`` and ``python -c`` look for modules in the current folder first, so that a ``json.py`` which came with
-somebody's images would be run. ``-P`` (Python 3.11) leaves that folder out.
+``python -m`` and ``python -c`` look for modules in the current folder first, so a ``json.py`` that came with a data set
+would be run. ``-P`` (Python 3.11) leaves that folder out.
 """
 
 import os
@@ -9,24 +9,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: What ``-P`` is called in the environment: for processes that a library starts, and for older Pythons, which do not
-#: know the option and overlook the variable.
+#: The environment variable for ``-P``: for processes that a library starts, and for older Pythons, which reject the
+#: option but ignore the variable.
 SAFE_PATH = {"PYTHONSAFEPATH": "1"}
 
 
 def python_command(*words: str) -> list[str]:
-    """The command of a child: this interpreter with ``words``, such as ``"-m", "excite.bench.worker"``."""
+    """The command line of a child process: this interpreter with ``words``, such as ``"-m", "excite.bench.worker"``."""
     return [sys.executable, *python_options(), *words]
 
 
 def python_options() -> tuple[str, ...]:
-    """What stands between the interpreter and ``-m``, for launchers that put the interpreter there themselves."""
+    """Options to put between the interpreter and ``-m``, for launchers that add the interpreter themselves."""
     return ("-P",)
 
 
 @contextmanager
 def safe_children() -> Iterator[None]:
-    """Whatever starts a Python process in this block, this package or a library, starts it so."""
+    """Every Python process started in this block, by this package or a library, ignores the current folder."""
     before = {key: os.environ.get(key) for key in SAFE_PATH}
     os.environ.update(SAFE_PATH)
     try:
@@ -40,14 +40,14 @@ def safe_children() -> Iterator[None]:
 
 
 def make_children_safe() -> None:
-    """The same for all that this process will start: for commands, whose environment is their own."""
+    """Like :func:`safe_children`, for the rest of this process: for commands, which own their environment."""
     os.environ.update(SAFE_PATH)
 
 
 def forget_current_folder() -> None:
-    """Leave the current folder out of this process's own search, where ``python -m excite`` put it first.
+    """Remove the current folder from ``sys.path``, where ``python -m excite`` put it first.
 
-    Only while Python still looks for the module to run; a package that lies in the current folder stays findable.
+    Only while Python is still looking for the module to run, and not if this package itself is in the current folder.
     """
     here = os.getcwd()
     if sys.argv[:1] == ["-m"] and sys.path[:1] in ([""], [here]) and not __file__.startswith(here + os.sep):

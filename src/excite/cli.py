@@ -1,4 +1,4 @@
-"""The command line: registers the commands, whose files hold all the rest."""
+"""The command line: registers the commands, which are defined in ``excite.commands``."""
 
 import os
 import re
@@ -42,7 +42,7 @@ from excite.text import printable, tell, tell_lines
 
 
 class _Commands(typer.core.TyperGroup):
-    """Commands whose usage errors are a sentence."""
+    """The command group; its usage errors are one sentence."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text(self, ctx))
@@ -57,9 +57,11 @@ class _Commands(typer.core.TyperGroup):
 
 
 class _Command(typer.core.TyperCommand):
-    """A command whose help fits the terminal, and whose words are checked when it is run, all of them known (see
-    :mod:`excite.commands.beforehand`); not while they are parsed, so that a line of the documentation parses wherever
-    it is read."""
+    """A command whose help fits the terminal, and whose arguments are checked just before it runs.
+
+    The checks (see :mod:`excite.commands.beforehand`) do not run during parsing, so that tests can parse the commands
+    in the documentation anywhere.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,10 +80,10 @@ class _Command(typer.core.TyperCommand):
 
 @contextmanager
 def _as_ours() -> Iterator[None]:
-    """Usage errors as one sentence, and not click's panel, in which no line could be copied."""
+    """Turn usage errors into one sentence, instead of click's panel, from which no line can be copied."""
     try:
         yield
-    except Exception as error:  # a ClickException: typer has a click of its own, private
+    except Exception as error:  # a ClickException: typer bundles a private copy of click
         if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
             raise
         context = getattr(error, "ctx", None)
@@ -103,7 +105,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: In the order of ``excite --help``, by what one wants.
+#: The groups of ``excite --help``, in order.
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (train.train, twins.twins, sync.sync),
     "Measure": (validate.validate, compare.compare, bench.bench),
@@ -135,12 +137,12 @@ def _options(
 
 
 def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A fault of ours, with its place; the names in it are no less other people's."""
+    """Print a traceback of an internal error, escaped like all output: names in it come from users."""
     tell_lines("".join(traceback.format_exception(kind, error, trace)))
 
 
 def _with_line_to_type(error: ExciteError) -> ExciteError:
-    """The error, whose last part is the line to type where words of the one that was typed are known to be wrong."""
+    """The error, ending with the corrected command line if one is known."""
     line = corrected(sys.argv[1:], _shapes(sys.argv[1:]), error.instead)
     if line is None:
         error.args = (f"{error}; {error.otherwise}",) if isinstance(error, UsageError) else error.args
@@ -151,7 +153,7 @@ def _with_line_to_type(error: ExciteError) -> ExciteError:
 
 
 def _shapes(words: Sequence[str]) -> dict[str, Shape]:
-    """What each command takes, as its own signature says it; with ``--data`` among the words, bench takes a recipe."""
+    """The options and arguments of each command, from its signature; ``bench`` with ``--data`` takes a recipe."""
     from excite.recipe import override_flags, override_keys
 
     keys, flags = override_keys(), frozenset(override_flags())
@@ -176,7 +178,7 @@ def _shapes(words: Sequence[str]) -> dict[str, Shape]:
 
 
 def main() -> None:
-    """Entry point: a user's mistake becomes one sentence on standard error and a non-zero exit status."""
+    """Entry point. A user's mistake is printed as one sentence on standard error; the exit status is then non-zero."""
     leave_quickly()
     make_children_safe()
     sys.excepthook = _show_traceback
@@ -197,7 +199,7 @@ def main() -> None:
             raise
         if not getattr(error, "exit_status", None):
             error = _with_line_to_type(error)
-        # A run that was asked to stop has an exit status of its own, and made no error.
+        # A run that was asked to stop has its own exit status, and is not an error.
         status = getattr(error, "exit_status", None)
         tell(error if status else f"error: {error}")
         sys.exit(status or (2 if isinstance(error, UsageError) else 1))

@@ -1,7 +1,7 @@
-"""What ``excite COMMAND --help`` prints: plain text that fits the terminal, in which no name and no example is cut.
+"""The text of ``excite COMMAND --help``: plain text that fits the terminal and never cuts a name or an example.
 
-Takes the objects of click (and so of typer, which has a copy of its own) as they come; of a parameter only ``opts``,
-``secondary_opts``, ``metavar``, ``name``, ``nargs``, ``required``, ``default``, ``help`` and ``is_flag`` are looked at.
+Works with objects of click and of typer's own copy of it. Of a parameter, only ``opts``, ``secondary_opts``,
+``metavar``, ``name``, ``nargs``, ``required``, ``default``, ``help`` and ``is_flag`` are used.
 """
 
 import os
@@ -11,12 +11,12 @@ from typing import Any
 
 from excite.text import cells, columns, wrapped
 
-#: Columns: where there is no terminal; the widest that is read with ease; the first column of a list.
+#: Widths in columns: without a terminal; the most that is easy to read; the most for the left column of a list.
 _PIPE, _WIDEST, _LEFT = 80, 110, 30
 
 
 def help_text(command: Any, context: Any) -> str:
-    """The help of a command or of the group of them."""
+    """The help text of a command or of the command group, as wide as the terminal allows."""
     width = columns(sys.stdout)
     bold = width is not None and "NO_COLOR" not in os.environ
     width = _PIPE if width is None else min(width, _WIDEST)
@@ -46,7 +46,7 @@ def _is_argument(param: Any) -> bool:
 
 
 def usage(command: Any, path: str) -> str:
-    """How a command is called, on one line."""
+    """The usage of a command, on one line."""
     arguments = [p for p in command.params if _is_argument(p)]
     tail = ["COMMAND ..."] if hasattr(command, "commands") else [argument_name(p) for p in arguments]
     options = ["[OPTIONS]"] if any(not _is_argument(p) for p in command.params) else []
@@ -71,7 +71,7 @@ def _filled(start: str, words: Sequence[str], width: int, margin: str, end: str 
 
 
 def argument_name(param: Any) -> str:
-    """What stands for an argument in the usage line."""
+    """The name of an argument in the usage line."""
     name = param.metavar or (param.name or "").upper()
     if param.nargs != 1 and not name.endswith("..."):
         name += "..."
@@ -101,7 +101,7 @@ def _described(param: Any) -> str:
 
 
 def _groups(command: Any, context: Any) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The commands by what one wants, in their order."""
+    """The groups of commands, in order: (title, [(name, first paragraph of its help)])."""
     found: dict[str, list[tuple[str, str]]] = {}
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
         each = command.get_command(context, name)
@@ -111,7 +111,7 @@ def _groups(command: Any, context: Any) -> Iterator[tuple[str, list[tuple[str, s
 
 
 def _listed(rows: Sequence[tuple[str, str]], width: int, least: int) -> list[str]:
-    """Names, in a column of at least so many columns, and beside them what they are; below a name that is long."""
+    """Names in a column at least ``least`` wide, with their descriptions to the right, or below a long name."""
     left = min(max(least, *(cells(name) for name, _ in rows)), _LEFT, width // 2 - 4)
     lines = []
     for name, text in rows:
@@ -125,7 +125,7 @@ def _listed(rows: Sequence[tuple[str, str]], width: int, least: int) -> list[str
 
 
 def _prose(text: str, width: int, heading: Any) -> Iterator[str]:
-    """Paragraphs; an example is on a line of its own, and folded as a shell would take it."""
+    """Paragraphs. Each example has its own line, folded so that a shell still accepts it."""
     examples = False
     for number, paragraph in enumerate(text.strip().split("\n\n")):
         if paragraph.startswith((" ", "\t")):

@@ -1,14 +1,14 @@
-"""What the TAB key gives in bash, zsh and fish. Nothing heavy is imported.
+"""Tab completion in bash, zsh and fish. Nothing heavy is imported.
 
-``excite --install-completion`` is typer's, and so are the scripts that it installs: they call the command with
-``_EXCITE_COMPLETE`` and the words so far in the environment. The answer is ours, for three reasons:
+``excite --install-completion`` comes from typer, and so do the scripts that it installs: they call the command with
+``_EXCITE_COMPLETE`` and the words typed so far in the environment. This module answers them, for three reasons:
 
-- bash takes "=" and ":" for ends of words: of ``data.root=pho`` it sends three words, and puts its choice behind the
-  last one. It puts a space behind the only choice, which nobody wants behind ``epochs=`` or ``photos/``.
-- zsh completes files only for whole words, not behind ``data.root=``.
-- the words that were typed before decide what comes next: first a recipe, then its keys.
+- bash splits words at "=" and ":": it sends ``data.root=pho`` as three words and appends its choice to the last one. It
+  also adds a space after a single choice, which is wrong after ``epochs=`` or ``photos/``.
+- zsh completes files only for whole words, not after ``data.root=``.
+- the earlier words decide what comes next: a recipe first, then its keys.
 
-What is completed is said where it is declared, by typer's ``autocompletion``; see ``commands/common.py``.
+Each parameter declares its completion with typer's ``autocompletion``; see ``commands/common.py``.
 """
 
 import os
@@ -17,16 +17,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: What bash ends words at, and we do not (COMP_WORDBREAKS).
+#: Characters at which bash splits words and we do not (COMP_WORDBREAKS).
 _BREAKS = re.compile(r"[=:]+")
 
 
 def complete(group: Any, environ: Mapping[str, str]) -> tuple[str, int] | None:
-    """What is printed for a shell that asks, and the exit status; None where typer answers (PowerShell, the scripts).
+    """Answer a shell's request for completions.
 
     Args:
-        group: the commands, as click or typer have them.
+        group: the command group, a click or typer object.
         environ: the environment.
+
+    Returns:
+        The text to print and the exit status; None where typer answers (PowerShell, installing the scripts).
     """
     asked = environ.get("_EXCITE_COMPLETE", "")
     if asked == "complete_bash":
@@ -40,16 +43,16 @@ def complete(group: Any, environ: Mapping[str, str]) -> tuple[str, int] | None:
     return None
 
 
-# --- what there is to choose from -------------------------------------------------------------------------------------
+# --- the choices ------------------------------------------------------------------------------------------------------
 
 
 def choices(group: Any, words: Sequence[str], begun: str) -> list[str]:
-    """What the word that was begun may become; [] where the shell offers files.
+    """Completions of the current word; [] where the shell should offer files.
 
     Args:
-        group: the commands.
-        words: those before it, without "excite".
-        begun: its letters so far.
+        group: the command group.
+        words: the words before it, without "excite".
+        begun: the part of it typed so far.
     """
     names = list(group.commands)
     command = next((group.commands[word] for word in words if word in names), None)
@@ -93,14 +96,14 @@ def _beginning(begun: str, names: Sequence[str]) -> list[str]:
 
 
 def _values(command: Any, param: Any, before: Sequence[str], begun: str) -> list[str]:
-    """What a parameter's own function offers, which may ask its context for the words before."""
+    """What a parameter's own completion function offers; its context holds the earlier arguments."""
     context = command.context_class(command, info_name=command.name, resilient_parsing=True)
     context.args = list(before)
     return [item.value for item in param.shell_complete(context, begun) if getattr(item, "type", "plain") == "plain"]
 
 
 def files(begun: str) -> list[str]:
-    """Files and folders; a folder ends with "/", so that what is in it can come next."""
+    """Files and folders that start with ``begun``; folders end with "/", so that their contents can follow."""
     folder, _, name = begun.rpartition("/")
     try:
         entries = sorted(os.scandir(os.path.expanduser(f"{folder}/" if "/" in begun else ".")), key=lambda e: e.name)
@@ -124,7 +127,7 @@ def _unquoted(word: str) -> str:
 
 
 def _bash(group: Any, raw: Sequence[str], at: int) -> str:
-    """Bash: a choice a line, of each the part behind the last "=" or ":" where bash has cut the word there."""
+    """Bash: one choice per line, without the part before the last "=" or ":" if bash split the word there."""
     words: list[str] = []
     cut = ""
     glue = False
@@ -143,21 +146,19 @@ def _bash(group: Any, raw: Sequence[str], at: int) -> str:
     if not found and not cut and "=" in begun and not begun.startswith("-"):  # COMP_WORDBREAKS without "="
         key, _, text = begun.partition("=")
         found = [f"{key}={name}" for name in files(text)]
-    if len(found) == 1 and found[0].endswith(
-        ("=", "/")
-    ):  # bash would put a space behind it: it gets two to choose from
+    if len(found) == 1 and found[0].endswith(("=", "/")):  # bash would add a space after a single choice: give it two
         found = _two(group, before, found[0])
     return "\n".join(each.removeprefix(cut) for each in found)
 
 
 def _two(group: Any, before: Sequence[str], only: str) -> list[str]:
-    """A choice that goes on, so that there is more than one: they have it in common, and that is what bash puts in."""
+    """Two or more choices that start with ``only``, so that bash inserts just this common part."""
     following = choices(group, before, only) if only.endswith("=") else files(only)
     return following if len(following) > 1 else [only, f"{only}{'VALUE' if only.endswith('=') else '...'}"]
 
 
 def _zsh(group: Any, line: str) -> str:
-    """Zsh: commands of its completion system, which the script evaluates, on one line."""
+    """Zsh: commands for its completion system on one line, which the script evaluates."""
     before, begun = _words_of(line)
     found = choices(group, before, begun)
     if not found:
@@ -170,7 +171,7 @@ def _zsh(group: Any, line: str) -> str:
 
 
 def _fish(group: Any, line: str) -> list[str]:
-    """Fish: a choice a line; it puts no space behind "=" and "/" by itself."""
+    """Fish: one choice per line; fish itself adds no space after "=" and "/"."""
     before, begun = _words_of(line)
     found = choices(group, before, begun)
     if not found and "=" in begun:
@@ -180,10 +181,10 @@ def _fish(group: Any, line: str) -> list[str]:
 
 
 def _words_of(line: str) -> tuple[list[str], str]:
-    """The words before the one that was begun, without "excite", and that one."""
+    """The words before the current one, without "excite", and the current one."""
     try:
         words = shlex.split(line)
-    except ValueError:  # a quotation that has not ended
+    except ValueError:  # an unclosed quotation
         words = [_unquoted(word) for word in line.split()]
     if not words or line.endswith((" ", "\t", "\n")):
         return words[1:], ""

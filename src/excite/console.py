@@ -1,5 +1,7 @@
-"""What the user sees: messages, tables, a bar on a terminal or in a notebook, plain lines elsewhere; those of a run
-also in log.txt."""
+"""Output for users: messages, tables, and progress as a bar on a terminal or in a notebook, as plain lines elsewhere.
+
+Messages of a run also go to its log.txt.
+"""
 
 import re
 import sys
@@ -23,32 +25,33 @@ from excite.text import cells, lenient, printable, printable_lines, tell, wrappe
 
 
 def format_seconds(seconds: float) -> str:
-    """7384 -> "2:03:04"."""
+    """Seconds as hours, minutes and seconds: 7384 -> "2:03:04"."""
     return str(timedelta(seconds=round(seconds)))
 
 
 class _Description(ProgressColumn):
-    """What is being done. File names in it are shown as they are: they are no markup of rich's."""
+    """The current step. File names in it are shown literally, not read as rich markup."""
 
     def render(self, task: Task) -> Text:
         return Text(printable(task.description))
 
 
 def bar(*columns: ProgressColumn) -> Progress:
-    """rich's progress bar on standard error, where that is a terminal; ``columns`` come after what is being done."""
+    """A rich progress bar on standard error if that is a terminal; ``columns`` follow the description."""
     console = Console(file=lenient(sys.stderr))
     return Progress(_Description(), *columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 class ProgressBar:
-    """A :data:`excite.progress.Progress`: as a bar on standard error where that is a terminal, or in a notebook;
-    elsewhere as a line when a step begins, and now and then one for how far it is.
+    """A :data:`excite.progress.Progress` shown as a bar on standard error if that is a terminal, or in a notebook.
 
-    ``with ProgressBar("loading") as progress:`` shows the bar from the beginning; it leaves nothing behind.
+    Elsewhere it prints a line at the start of each step, and occasionally one with its progress.
+
+    ``with ProgressBar("loading") as progress:`` shows the bar at once, and removes it at the end.
 
     Args:
-        what: the bar's first words.
-        lines: whether there are lines where there is no terminal: one process of a job speaks for all.
+        what: the bar's first description.
+        lines: whether to print lines without a terminal: only one process of a job should.
     """
 
     def __init__(self, what: str = "loading", lines: bool = True) -> None:
@@ -69,7 +72,7 @@ class ProgressBar:
             self._place.show("", last=True)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show what is being done, and how much of it is; a ``total`` of 0 is not known."""
+        """Show the current step and how much of it is done; a ``total`` of 0 means unknown."""
         if self._lines is not None:
             self._lines(what, done, total)
         self._bar.update(self._task, description=what, completed=done, total=total or None)
@@ -77,7 +80,7 @@ class ProgressBar:
             self._place.show(notebook.bar(what, done, total))
 
     def beside(self, say: Callable[..., None]) -> Callable[..., None]:
-        """``say``, whose lines come above the bar and not into it."""
+        """Wrap ``say`` so that its lines appear above the bar."""
 
         def said(*words: Any) -> None:
             self._bar.stop()
@@ -97,7 +100,7 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         # A pipe or a file has no width: tables and lines are not folded there.
-        # Nothing in a text is rich's: a class may be called "[red]" or ":car:".
+        # No text is rich markup: a class may be called "[red]" or ":car:".
         self.console = Console(
             file=lenient(sys.stdout),
             width=None if sys.stdout.isatty() else 180,
@@ -105,7 +108,7 @@ class Display:
             markup=False,
             emoji=False,
             soft_wrap=True,
-            force_jupyter=False,  # lines of text, in a notebook, too: there rich would make an output of each
+            force_jupyter=False,  # plain text in a notebook, too, where rich would create one output per line
         )
         self._log: Path | None = None
         self._progress: Progress | None = None
@@ -114,8 +117,16 @@ class Display:
         self._steps = (0, 0)
 
     def open(self, log: Path, steps: int, done: int) -> None:
-        """Start the log file (appending) and what is live: on a terminal a bar and the place, then measurements,
-        in a notebook a picture, when there is something to draw."""
+        """Open the log file for appending and start the live display.
+
+        On a terminal that is a bar with the position and measurements; in a notebook, a picture once there is something
+        to draw.
+
+        Args:
+            log: the log file.
+            steps: steps of the whole training.
+            done: steps done before the run was resumed.
+        """
         self._log, self._steps = log, (steps, done)
         if self.console.is_terminal and not self.quiet:
             self._progress = Progress(BarColumn(24), TaskProgressColumn(), _Description())
@@ -124,7 +135,7 @@ class Display:
             self._live.start()
 
     def step(self, place: str, measured: str, step: int, loss: float | None = None) -> None:
-        """A training record: updates what is live, or prints a line where nothing is. ``loss`` is for the curve."""
+        """Show a training record in the live display, or else as a line. ``loss`` is a point of the curve."""
         self._to_log(f"{place}  {measured}")
         picture = self._pictured()
         if picture is not None:
@@ -136,7 +147,7 @@ class Display:
             self.console.print(printable(f"{place}  {measured}"))
 
     def evaluated(self, line: str, step: int, top1: float) -> None:
-        """An evaluation: a line that stays, but in a notebook a point of the curve. ``top1`` in percent."""
+        """Show an evaluation as a line, or in a notebook as a point of the curve. ``top1`` is in percent."""
         picture = self._pictured()
         if picture is None:
             self.message(line)
@@ -145,14 +156,14 @@ class Display:
             picture.evaluated(line, step, top1)
 
     def message(self, line: str) -> None:
-        """A line that stays; a line it is, whatever the names in it hold. A terminal gets it folded between words."""
+        """Print one line, with control characters escaped; on a terminal it is folded between words."""
         self._to_log(line)
         if not self.quiet:
             text = printable(line)
             self.console.print(wrapped(text, self.console.width) if self.console.is_terminal else text)
 
     def text(self, text: str) -> None:
-        """Several lines. On a terminal the paragraphs are set anew; lines that are indented, such as formulas, stay."""
+        """Print several lines. On a terminal paragraphs are refilled; indented lines, such as formulas, are not."""
         paragraph: list[str] = []
         for line in text.split("\n"):
             if self.console.is_terminal and line.strip() and not line.startswith(" "):
@@ -168,18 +179,18 @@ class Display:
             paragraph.clear()
 
     def table(self, table: "FittedTable") -> None:
-        """Print a table; on a narrow terminal it takes another form."""
+        """Print a table; a narrow terminal gets another layout."""
         if not self.quiet:
             self.console.print(table)
 
     def pasted(self, markdown: str, heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> None:
-        """Print a table as Markdown, to be pasted into a page; on a terminal that is too narrow for it, as a table.
+        """Print a table as Markdown, ready to paste; on a terminal that is too narrow for it, as an ordinary table.
 
         Args:
-            markdown: what is printed where it fits.
-            heads: over the columns.
-            lines: the cells, as text.
-            left: all but so many columns are numbers.
+            markdown: the Markdown text.
+            heads: the column headings.
+            lines: the cells, as text, row by row.
+            left: the number of columns on the left that hold text; the others hold numbers.
         """
         text = printable_lines(markdown)
         if self.console.is_terminal and max(map(cells, text.split("\n"))) > self.console.width:
@@ -189,7 +200,7 @@ class Display:
             self.console.print(text)
 
     def close(self) -> None:
-        """Take the live lines away; a notebook keeps how it ended."""
+        """Remove the live display; a notebook keeps its final state."""
         if self._picture is not None:
             self._picture.close()
             self._picture = None
@@ -198,7 +209,7 @@ class Display:
             self._live = None
 
     def _pictured(self) -> notebook.TrainingPicture | None:
-        """The picture of a training in a notebook, below what was said before it; None elsewhere."""
+        """The live picture in a notebook, below the messages printed so far; None elsewhere."""
         if self._picture is None and notebook.in_notebook() and not self.quiet:
             self._picture = notebook.TrainingPicture(*self._steps)
         return self._picture
@@ -214,7 +225,7 @@ class Display:
 
 #: Key, heading, format spec.
 Column = tuple[str, str, str]
-#: Columns of a terminal: between two columns of a narrow table, and the least that prose is folded into.
+#: In terminal columns: the gap between columns of a narrow table, and the least width of prose.
 _GAP, _PROSE = 2, 28
 
 
@@ -223,15 +234,15 @@ def make_table(
 ) -> "FittedTable":
     """A table of ``rows``; each column is (key, heading, format spec), with "-" where a value is None.
 
-    Texts are shown as they are: a "[" in the name of a class or a file is no markup of rich's, and what a terminal
-    would obey is escaped.
+    Text is shown literally: a "[" in the name of a class or a file is not rich markup, and control characters are
+    escaped.
 
     Args:
         rows: the values by key.
-        columns: what is shown of them; the first one names the row.
-        title: above the table.
-        prose: keys of columns whose texts may be folded between words. All others hold names and numbers, which are
-            never cut: where they do not fit a terminal, the table takes another form, see :class:`FittedTable`.
+        columns: the columns to show; the first one names the row.
+        title: shown above the table.
+        prose: keys of columns whose text may be folded between words. The others hold names and numbers, which are
+            never cut: if they do not fit, the table takes another layout, see :class:`FittedTable`.
     """
     columns, folded = list(columns), set(prose)
     drawn = [
@@ -248,7 +259,7 @@ def make_table(
 
 @dataclass(frozen=True)
 class _Drawn:
-    """A column as text."""
+    """A column of formatted cells."""
 
     heading: str
     cells: list[str]
@@ -257,12 +268,12 @@ class _Drawn:
 
     @property
     def natural(self) -> int:
-        """How wide it is on one line."""
+        """Its width without folding."""
         return max(map(cells, [self.heading, *self.cells]), default=0)
 
     @property
     def least(self) -> int:
-        """How narrow it may become: headings are folded between words, texts if they are prose."""
+        """Its least width: headings are folded between words, and so are cells of prose."""
         heading = max(map(cells, self.heading.split() or [""]))
         if self.prose:
             longest = max((cells(word) for text in self.cells for word in text.split()), default=0)
@@ -271,13 +282,13 @@ class _Drawn:
 
 
 class FittedTable:
-    """Rows and columns, drawn so that they can be read where they are shown, and no name is cut.
+    """A table that adapts to the width of the terminal and never cuts a name.
 
-    On a terminal that is wide enough, and in a pipe or a file, it is a table with lines. On a narrow one it is:
+    On a wide terminal, in a pipe or in a file, it is a table with lines. On a narrow terminal it is:
 
-    - of one row, or of a few with many columns: turned, a line for each column;
-    - of more rows: tables one below the other, each with the first ``names`` columns, and prose below its row;
-    - where a column does not fit even beside the first one: a paragraph for each row.
+    - for one row, or a few rows with many columns: transposed, one line per column;
+    - for more rows: several tables, each with the first ``names`` columns, and prose below its row;
+    - if a column does not fit even next to the first one: one paragraph per row.
     """
 
     def __init__(self, columns: Sequence[_Drawn], title: str | None = None, names: int = 1) -> None:
@@ -302,7 +313,7 @@ class FittedTable:
         title = None if self._title is None else Text(self._title)
         table = Table(title=title, title_justify="left")
         widths = _widths(self._columns, room)
-        table.width = sum(widths) + 3 * len(widths) + 1  # in a pipe it may be wider than what rich takes for the page
+        table.width = sum(widths) + 3 * len(widths) + 1  # in a pipe it may be wider than rich's page
         for column, width in zip(self._columns, widths, strict=True):
             justify: Literal["left", "right"] = "right" if column.numeric else "left"
             table.add_column(Text(column.heading), justify=justify, overflow="fold", width=width)
@@ -311,7 +322,7 @@ class FittedTable:
         return table
 
     def _narrow(self, width: int) -> Iterator[tuple[str, str]]:
-        """Lines, and the style of each."""
+        """The lines, each with its style."""
         first, others = self._columns[: self._names], self._columns[self._names :]
         plain, prose = [c for c in others if not c.prose], [c for c in others if c.prose]
         values = sum(_GAP + max(cells(column.cells[i]) for column in self._columns) for i in range(self._count))
@@ -333,7 +344,7 @@ class FittedTable:
                     yield f"  {line}", style
 
     def _said(self, row: int, columns: Sequence[_Drawn], width: int) -> Iterator[tuple[str, str]]:
-        """A row, a line for each of ``columns``; below the heading where there is no room beside it."""
+        """A row with one line per column; values go below the heading if there is no room next to it."""
         label = min(_longest(columns), width // 2)
         for column in columns:
             text = column.cells[row]
@@ -366,7 +377,7 @@ def _padded(text: str, width: int, right: bool = False) -> str:
 
 
 def _beside(heading: str, label: int, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A heading, folded to ``label`` columns, and lines of text beside it."""
+    """A heading, folded to ``label`` columns, with lines of text to its right."""
     for head, text in zip_longest(wrapped(heading, label).split("\n"), texts, fillvalue=""):
         yield (_padded(head, label) + " " * _GAP + text).rstrip(), ""
 
@@ -382,7 +393,7 @@ def _widths(columns: Sequence[_Drawn], room: int) -> list[int]:
 
 
 def _listed(text: str, width: int) -> list[str]:
-    """Several things in a cell, two spaces between them, on as many lines as they take; none of them is cut."""
+    """The items of a cell, separated by two spaces, on as many lines as needed; no item is cut."""
     lines: list[str] = []
     for part in re.split(r" {2,}", text):
         if lines and cells(f"{lines[-1]}  {part}") <= width:
@@ -393,9 +404,9 @@ def _listed(text: str, width: int) -> list[str]:
 
 
 def _blocks(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> list[list[_Drawn]] | None:
-    """The columns in as few tables as fit, each beginning with the first ones; None where one does not fit.
+    """Distribute the columns over as few tables as possible, each starting with ``first``; None if one does not fit.
 
-    They are about equally wide: a last table of one column says little.
+    The tables have similar widths, so that the last one does not have just one column.
     """
     found = _filled(first, others, width)
     while found is not None and (narrower := _filled(first, others, width - 1)) and len(narrower) == len(found):
@@ -419,7 +430,7 @@ def _filled(first: Sequence[_Drawn], others: Sequence[_Drawn], width: int) -> li
 
 
 def _aligned(columns: Sequence[_Drawn], width: int, prose: Sequence[_Drawn]) -> Iterator[tuple[str, str]]:
-    """A table without lines; headings are folded, prose stands below its row."""
+    """A table without lines; headings are folded, and prose is below its row."""
     widths = _widths(columns, width - _GAP * (len(columns) - 1))
 
     def line(texts: Sequence[str]) -> str:

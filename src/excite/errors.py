@@ -1,4 +1,4 @@
-"""The one exception that users see, and the suggestion of a near name that its messages end with."""
+"""The exception that users see, and helpers for its messages, such as suggesting a similar name."""
 
 import difflib
 import reprlib
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-#: Characters of somebody's input that a message repeats.
+#: The most characters of a user's input that a message repeats.
 LONGEST_SHOWN = 80
 
 _repr = reprlib.Repr()
@@ -16,14 +16,14 @@ _repr.maxlist = _repr.maxtuple = _repr.maxdict = _repr.maxset = _repr.maxfrozens
 
 
 class ExciteError(Exception):
-    """A mistake in what the user gave (a path, a recipe, an image, a checkpoint).
+    """A mistake in the user's input: a path, a recipe, an image, a checkpoint.
 
-    Its text is one clear sentence: what is wrong, where, and how to mend it. The command line prints it without a
-    traceback and exits with status 1; from Python it is an ordinary exception.
+    Its text is one sentence: what is wrong, where, and how to fix it. The command line prints it without a traceback
+    and exits with status 1; in Python it is an ordinary exception.
 
     Attributes:
-        instead: words of the command line -> what to type in their place; the command line ends its message with the
-            whole line.
+        instead: words of the command line -> their replacements; the command line appends the corrected line to its
+            message.
     """
 
     def __init__(self, *args: object, instead: Mapping[str, str] | None = None) -> None:
@@ -32,10 +32,10 @@ class ExciteError(Exception):
 
 
 class UsageError(ExciteError):
-    """A command line of another form than the command takes. Exit status 2.
+    """A command line that does not parse. Exit status 2.
 
     Attributes:
-        otherwise: a clause on what there is to do, where the line to type is not known.
+        otherwise: a clause with advice, used if no corrected line is known.
     """
 
     def __init__(self, text: str, otherwise: str) -> None:
@@ -44,10 +44,10 @@ class UsageError(ExciteError):
 
 
 def install_line(extra: str) -> str:
-    """The line to type that installs the packages of an extra of ``pyproject.toml``.
+    """The command that installs an extra of ``pyproject.toml``.
 
-    In a clone it names the clone: pip would look for ``excite[...]`` in the registry where the package is used without
-    being installed, and replace a clone that is. Elsewhere pip finds the installed package by its name.
+    In a clone it names the path of the clone. Otherwise pip would look for ``excite[...]`` in the registry, and replace
+    an editable install by it.
     """
     clone = Path(__file__).resolve().parents[2]
     if (clone / "pyproject.toml").is_file() and (clone / "src" / "excite" / "errors.py").is_file():
@@ -56,33 +56,32 @@ def install_line(extra: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """``repr`` of something that was given, on one line and never longer than 80 characters.
+    """``repr`` of a user's value, on one line of at most 80 characters.
 
-    The middle of a long text and the depths of a nested value are left out before they are written: a value may hold
-    itself many times over, and then all of it has no end.
+    The middle of a long text and deeply nested values are left out while writing: a value that contains itself has no
+    end.
     """
     try:
         text = _repr.repr(value)
-    except Exception:  # an integer of more digits than Python writes; an object whose repr fails
+    except Exception:  # an integer with too many digits for Python to print; an object whose repr fails
         return f"a huge {type(value).__name__}" if isinstance(value, int) else f"a {type(value).__name__}"
     text = text.replace("\n", " ")
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 4]} ..."
 
 
 def shown_text(text: str) -> str:
-    """The same for a text that stands in a sentence without quotation marks, such as a key or a name."""
+    """Like :func:`shown`, for text that appears without quotation marks, such as a key or a name."""
     plain = repr(text[: LONGEST_SHOWN + 1])[1:-1]
     return plain if len(plain) <= LONGEST_SHOWN else f"{plain[: LONGEST_SHOWN - 4]} ..."
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of another library says; its kind where it says nothing."""
+    """The first line of another library's error message, or the error's type if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
-    """``"; did you mean 'x'?"`` for the nearest of ``names``, ``""`` where none is near; then what there is to do
-    ``otherwise``, a clause."""
+    """``"; did you mean 'x'?"`` for the most similar of ``names``, or ``""``; then the clause ``otherwise``, if any."""
     matches = difflib.get_close_matches(name[: 2 * LONGEST_SHOWN], list(names), n=1, cutoff=0.5)
     if not matches:
         return f"; {otherwise}" if otherwise else ""
@@ -90,11 +89,11 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
 
 
 def explain(error: Any) -> str:
-    """One of pydantic's errors about what a file says, as a clause."""
+    """A pydantic error about the contents of a file, as a clause."""
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     key = shown_text(".".join(map(str, error["loc"])))
     if error["type"] == "missing":
-        return f"it lacks {key}"
+        return f"{key} is missing"
     message = error["msg"][:1].lower() + error["msg"][1:]
     return f"{key} is {shown(error['input'])}, but {message.removeprefix('input ')}"

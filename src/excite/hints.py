@@ -1,7 +1,7 @@
-"""What people type who come from timm, torchvision, Ultralytics or fastai, and what to type here instead.
+"""Translate the options of timm, torchvision, Ultralytics and fastai into those of excite.
 
-A command line that was refused is read again, word by word; every word that this command does not know becomes the one
-that says the same here, and the whole line, which can be copied, ends the message. Nothing heavy is imported.
+A rejected command line is read again, word by word. Each word that the command does not know is replaced by its
+equivalent here, and the message ends with the corrected line, ready to copy. Nothing heavy is imported.
 """
 
 import os
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-#: Key of a recipe -> other names of the same thing, as they are normalised: small letters, "_" for "-".
+#: Recipe key -> other names for it, normalised: lower case, "_" for "-".
 _KEYS: dict[str, str] = {
     "data.root": "data dataset data_dir data_path dataset_dir dataset_path train_dir root dir path folder image_dir",
     "data.image_size": "imgsz img_size input_size image_size resolution size img crop_size train_crop_size",
@@ -62,7 +62,7 @@ _KEYS: dict[str, str] = {
     "log.tensorboard": "log_tensorboard tb",
     "checkpoint.every_epochs": "save_period save_freq checkpoint_hist",
 }
-#: Option -> other names of the same thing, beside those of the key of that name.
+#: Option -> other names for it, in addition to those of the recipe key of that name.
 _OPTIONS: dict[str, str] = {
     "out": "output output_dir out_dir outdir save_dir log_dir logdir project o output_path destination",
     "resume": "resume_from resume_path resume_from_checkpoint auto_resume continue",
@@ -75,7 +75,7 @@ _OPTIONS: dict[str, str] = {
     "to": "library",
     "json": "as_json",
 }
-#: Switch -> what says the same, where the switch itself has no value here.
+#: Flag of another library -> its equivalent here, a key with a value.
 _SWITCHES: dict[str, str] = {
     "amp": "train.precision=auto",
     "native_amp": "train.precision=auto",
@@ -93,9 +93,9 @@ _SWITCHES: dict[str, str] = {
     "auto_augment": "augment.rand_augment={n: 2, m: 9}",
     "randaugment": "augment.rand_augment={n: 2, m: 9}",
 }
-#: Says that a trained network is to be measured.
+#: Flags that ask to evaluate a trained network.
 _EVALUATE = frozenset(["e", "evaluate", "eval", "eval_only", "test_only", "validate", "val", "only_eval", "test"])
-#: Other names of commands.
+#: Other names for commands.
 _COMMANDS: dict[str, str] = {
     **dict.fromkeys(["val", "valid", "eval", "evaluate", "test", "score", "validation"], "validate"),
     **dict.fromkeys(["fit", "finetune", "fine-tune", "fine_tune", "run", "training", "classify"], "train"),
@@ -106,7 +106,7 @@ _COMMANDS: dict[str, str] = {
     **dict.fromkeys(["import", "load", "download"], "convert"),
     **dict.fromkeys(["upload", "push"], "sync"),
 }
-#: What stands for the trained network itself, and for the images to classify: arguments without a name here.
+#: Names for the trained network and for the images to classify, which are positional arguments here.
 _RUN = frozenset(["model", "weights", "checkpoint", "ckpt", "resume", "run", "pretrained", "path", "m", "init_from"])
 _IMAGES = frozenset(["source", "input", "inputs", "img", "image", "images", "data", "dir", "folder", "root"])
 
@@ -117,15 +117,16 @@ _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a command takes.
+    """The options and arguments of a command.
 
     Attributes:
         name: the command.
-        options: with their dashes -> whether a value follows.
-        keys: the keys of a recipe that it takes, by their full names; none where it takes none.
+        options: option, with its dashes -> whether a value follows.
+        keys: full names of the recipe keys that it accepts.
         run: whether its first argument is a trained network.
         images: whether images follow.
-        all_keys: every key that a recipe has; flags: those that are true or false.
+        all_keys: full names of all recipe keys.
+        flags: those of them that are true or false.
     """
 
     name: str
@@ -146,11 +147,11 @@ def _group(key: str, others: str) -> set[str]:
 
 
 def key_of(name: str, keys: Iterable[str]) -> str | None:
-    """The key of a recipe that a name stands for, which may be another system's; None where none is known.
+    """The recipe key for a name, which may come from another library; None if there is none.
 
     Args:
-        name: as it was typed, perhaps with a section in front: ``imgsz``, ``data.dir``, ``learning-rate``.
-        keys: those to choose from, with their sections.
+        name: as typed, with or without a section: ``imgsz``, ``data.dir``, ``learning-rate``.
+        keys: the keys to choose from, with their sections.
     """
     known, plain = list(keys), _plain(name)
     section, _, last = plain.rpartition(".")
@@ -165,7 +166,7 @@ def key_of(name: str, keys: Iterable[str]) -> str | None:
 
 
 def _option_of(name: str, shape: Shape) -> str | None:
-    """The option of a command that a name stands for."""
+    """The command's option for a name; None if there is none."""
     plain = _plain(name)
     if f"--{plain.replace('_', '-')}" in shape.options:
         return f"--{plain.replace('_', '-')}"
@@ -177,12 +178,12 @@ def _option_of(name: str, shape: Shape) -> str | None:
 def corrected(
     words: Sequence[str], shapes: Mapping[str, Shape], instead: Mapping[str, str] | None = None
 ) -> str | None:
-    """The line to type in place of one that was refused; None where nothing in it is known to be wrong.
+    """The corrected form of a rejected command line; None if no correction is known.
 
     Args:
-        words: what was typed behind ``excite``.
-        shapes: the commands, by their names.
-        instead: words that the refusal says what to replace with.
+        words: the words after ``excite``.
+        shapes: the commands, by name.
+        instead: replacements for words that the error supplies.
     """
     if not words:
         return None
@@ -200,14 +201,14 @@ def corrected(
     if name == "train" and any(word == "validate" for word in found if isinstance(word, _Command)):
         runs = [word for word in found if Path(word, "recipe.yaml").is_file()]
         return f"excite validate {shlex.quote(runs[0]) if runs else 'RUN'}"
-    if not found and (shapes[name].keys or shapes[name].run):  # which want more than their name
+    if not found and (shapes[name].keys or shapes[name].run):  # which need arguments
         return None
     line = [name, *found]
     return None if line == list(words) else f"excite {' '.join(map(_quoted, line))}"
 
 
 class _Command(str):
-    """A word that says: it is another command that does this."""
+    """A word that stands for another command."""
 
 
 def _quoted(word: str) -> str:
@@ -215,11 +216,11 @@ def _quoted(word: str) -> str:
 
 
 class _Reader:
-    """Reads the words behind a command, and gives them as they are typed here."""
+    """Reads the words after a command and yields their equivalents here."""
 
     def __init__(self, shape: Shape, words: Sequence[str]) -> None:
         self.shape, self.words, self.at = shape, list(words), 0
-        self.arguments = 0  # how many words without a name there were
+        self.arguments = 0  # positional arguments so far
 
     def read(self) -> Iterator[str]:
         while self.at < len(self.words):
@@ -251,12 +252,12 @@ class _Reader:
             yield _Command("validate")
         elif (found := self._said_here(name, given)) is not None:
             if not equals and given is not None and (not found or given.lower() in _YES | _NO or _says(found, given)):
-                self.at += 1  # else the word behind it is not its value, and comes on its own
+                self.at += 1  # otherwise the next word is not its value
             yield from found
         elif near := get_close_matches(name, [o for o in self.shape.options if o.startswith("--")], n=1, cutoff=0.75):
             yield near[0]
         elif not equals and given is not None and not os.path.exists(given):
-            self.at += 1  # left out, with its value
+            self.at += 1  # dropped, with its value
 
     def _known_option(self, word: str, name: str, equals: bool) -> Iterator[str]:
         value = self._next_value()
@@ -282,7 +283,7 @@ class _Reader:
             return None
         return None if word.startswith("-") and not _NUMBER.fullmatch(word) else word
 
-    # --- what has no dashes -------------------------------------------------------------------------------------------
+    # --- arguments ----------------------------------------------------------------------------------------------------
 
     def _argument(self, word: str) -> Iterator[str]:
         key, text = self._key_and_value(word)
@@ -293,7 +294,7 @@ class _Reader:
                 and self.shape.keys
                 and not os.path.exists(word)
             ):
-                return  # a recipe beside --resume: the run has its own
+                return  # a recipe next to --resume: the run has its own
             yield word
             return
         known = key_of(key, self.shape.all_keys)
@@ -305,10 +306,10 @@ class _Reader:
         elif known is None and not self._is_exact(key) and _plain(key) not in _SWITCHES:
             near = get_close_matches(_plain(key), self._names(), n=1, cutoff=0.6)
             yield f"{near[0] if near else key}={text}"
-        # else: a key of recipes, and this command takes none of these: it is left out
+        # else: a recipe key that this command does not accept: dropped
 
     def _key_and_value(self, word: str) -> tuple[str | None, str]:
-        """``key=value``, with the spaces that somebody put around the "=", or in its place; (None, "") for others."""
+        """Split ``key=value``, also with spaces around the "=" or in its place; (None, "") for other words."""
         key, equals, text = word.partition("=")
         if os.path.exists(word) or not _KEY.fullmatch(key):
             return None, ""
@@ -332,17 +333,17 @@ class _Reader:
         return self.words[self.at - 1]
 
     def _is_exact(self, key: str) -> bool:
-        """Whether a recipe takes the key as it is typed."""
+        """Whether the key, as typed, is a recipe key."""
         names = {*self.shape.all_keys, *(full.partition(".")[2] for full in self.shape.all_keys), "name", "data"}
         return key in names or any(key.startswith(f"{full}.") for full in self.shape.all_keys)
 
     def _names(self) -> list[str]:
         return [*self.shape.keys, *(key.partition(".")[2] for key in self.shape.keys)]
 
-    # --- the same, here -----------------------------------------------------------------------------------------------
+    # --- equivalents --------------------------------------------------------------------------------------------------
 
     def _said_here(self, name: str, text: str | None) -> list[str] | None:
-        """The words that say here what ``name`` with the value ``text`` says elsewhere; None: it is not known."""
+        """The equivalent here of ``name`` with the value ``text``; None if it is unknown."""
         plain = _plain(name)
         is_switch = text is None or text.lower() in _YES | _NO
         if plain in _SWITCHES and self.shape.keys and _SWITCHES[plain].partition("=")[0] in self.shape.keys:
@@ -357,7 +358,7 @@ class _Reader:
         if self.shape.images and plain in _IMAGES and option is None and text:
             return [text]
         key = key_of(name, self.shape.keys)
-        if key is not None and (option is None or self.shape.name == "bench"):  # with --data, which takes no others
+        if key is not None and (option is None or self.shape.name == "bench"):  # with --data, bench takes recipe keys
             flag = key in self.shape.flags and (text is None or text.lower() not in _YES | _NO)
             return [f"{key}=true" if flag else _with_value(key, text)]
         if option is None:
@@ -370,13 +371,13 @@ class _Reader:
 
 
 def _says(found: Sequence[str], given: str) -> bool:
-    """Whether a value has become part of what is said here, perhaps as another word: a GPU's number, a run's folder."""
+    """Whether the value is part of the equivalent, perhaps in another form: a GPU number, a run folder."""
     other = ("=cuda", "train.devices=", "augment.rand_augment=")
     return any(word.endswith(given) or word == _run_of(given) or any(o in word for o in other) for word in found)
 
 
 def _takes(switch: str, text: str | None) -> bool:
-    """Whether a value that was given is one for the key that a switch stands for, such as a path for init_from."""
+    """Whether the value belongs to the key that a flag stands for, such as a path for init_from."""
     return switch.startswith(("train.init_from", "train.ema_decay", "train.compile")) and text is not None
 
 
@@ -391,7 +392,7 @@ def _with_value(key: str, text: str | None) -> str:
 
 
 def newest_run(folder: str = "runs") -> str:
-    """The run folder that was changed last, to go on with; "RUN" where there is none."""
+    """The most recently changed run folder, to resume; "RUN" if there is none."""
     try:
         runs = [path.parent for path in Path(folder).glob("*/recipe.yaml")]
         return str(max(runs, key=lambda run: run.stat().st_mtime)) if runs else "RUN"
@@ -400,7 +401,7 @@ def newest_run(folder: str = "runs") -> str:
 
 
 def _run_of(path: str) -> str:
-    """The run folder that a checkpoint is in; the path itself where it is in none."""
+    """The run folder that contains a checkpoint; the path itself if there is none."""
     for folder in [Path(path), *Path(path).parents][:4]:
         if (folder / "recipe.yaml").is_file():
             return str(folder)

@@ -1,6 +1,6 @@
-"""Packages that users import from give their names when they are first used: what is not used is not loaded.
+"""Lazy imports: public packages load a name's module when the name is first used.
 
-Without it ``excite --help`` would import PyTorch, which takes seconds.
+Otherwise ``excite --help`` would import PyTorch, which takes seconds.
 """
 
 import inspect
@@ -19,8 +19,8 @@ def lazily(package: str, homes: Mapping[str, str], call: str | None = None) -> C
 
     Args:
         package: its ``__name__``.
-        homes: name -> the module that has it.
-        call: which of them the package is, where it is called: ``excite.report(...)``.
+        homes: name -> the module that defines it.
+        call: the name that is called when the package is, as in ``excite.report(...)``.
     """
 
     def get(name: str) -> Any:
@@ -39,23 +39,23 @@ _CALLED = "_called"
 
 
 class _CalledPackage(ModuleType):
-    """A package that is one of its functions, too.
+    """A package that can be called like one of its functions.
 
-    ``excite.report`` is a package, and what a user types to have a report. A function of that name in ``excite`` would
-    last until somebody imports the package: the import system then puts the package into its place. So the package is
-    there from the beginning, whatever is imported in whatever order, and can be called.
+    ``excite.report`` is both a package and the function that users call. A function of that name in ``excite`` would be
+    replaced by the package as soon as somebody imports the latter. So the name is always the package, in whatever order
+    things are imported, and the package is callable.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self, vars(self)[_CALLED])(*args, **kwargs)
 
     @property
-    def __signature__(self) -> inspect.Signature:  # for Jupyter and help(), which ask what may be given
+    def __signature__(self) -> inspect.Signature:  # for Jupyter and help(), which show the parameters
         return inspect.signature(getattr(self, vars(self)[_CALLED]))
 
 
 class CalledPackage(Generic[_P, _R]):
-    """What a type checker takes such a package for: the function, and whatever the package has besides."""
+    """The type of such a package for type checkers: the function, plus any attribute of the package."""
 
     def __init__(self, function: Callable[_P, _R]) -> None:
         raise TypeError("this is for type checkers")

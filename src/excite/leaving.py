@@ -1,12 +1,12 @@
-"""How a process of ours ends."""
+"""Ending a process quickly."""
 
 import atexit
 import gc
 
 
 def leave_quickly() -> None:
-    """Spare this process Python's last search for reference cycles, which takes PyTorch's modules 1 to 2 s.
+    """Skip Python's final garbage collection, which takes 1 to 2 s once PyTorch is loaded.
 
-    Whatever is closed explicitly or at exit still is.
+    Whatever is closed explicitly or by ``atexit`` still is.
     """
     atexit.register(gc.freeze)

@@ -1,6 +1,6 @@
-"""What a Jupyter notebook shows while work goes on: one display, updated in place.
+"""Progress in a Jupyter notebook: one display, updated in place.
 
-IPython is never imported here: where there is a notebook, it is there already.
+IPython is never imported here: a notebook has imported it already.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any
 
 from excite.text import printable
 
-#: Between two updates: each is sent to the browser whole.
+#: Seconds between two updates: each is sent to the browser in full.
 SECONDS = 0.5
-#: Points of a curve that are drawn; more become every so many.
+#: The most points drawn of a curve; longer curves are thinned out.
 _POINTS = 200
 _WIDTH, _HEIGHT, _MARGIN = 320, 110, 8
 
@@ -27,7 +27,7 @@ def in_notebook() -> bool:
 
 
 class Place:
-    """One place in the output of a cell, whose HTML is replaced."""
+    """A place in a cell's output whose HTML can be replaced."""
 
     def __init__(self) -> None:
         display: Any = sys.modules["IPython"].display
@@ -35,7 +35,7 @@ class Place:
         self._handle = display.display(self._html(""), display_id=True)
 
     def show(self, html: str, *, last: bool = False) -> None:
-        """Replace what is there, unless that was done just now; ``last`` always does."""
+        """Replace the HTML, at most every :data:`SECONDS`; with ``last``, always."""
         now = time.monotonic()
         if last or now - self._last >= SECONDS:
             self._last = now
@@ -43,7 +43,7 @@ class Place:
 
 
 def bar(what: str, done: int, total: int) -> str:
-    """A bar with what is being done, as HTML; a ``total`` of 0 is not known."""
+    """A progress bar with its label, as HTML; a ``total`` of 0 means unknown."""
     share = min(1.0, done / total) if total else 0.0
     told = f"{100 * share:.0f} %" if total else ""
     return (
@@ -55,11 +55,11 @@ def bar(what: str, done: int, total: int) -> str:
 
 
 class TrainingPicture:
-    """A training as it goes on: bar, place and measurements, and the curves of loss and accuracy.
+    """The live picture of a training: progress bar, position, measurements, and curves of loss and accuracy.
 
     Args:
-        steps: of the whole training.
-        done: of them, by an earlier life of the run.
+        steps: steps of the whole training.
+        done: steps already done before the run was resumed.
     """
 
     def __init__(self, steps: int, done: int) -> None:
@@ -71,20 +71,20 @@ class TrainingPicture:
         self._update()
 
     def step(self, place: str, measured: str, step: int, loss: float | None) -> None:
-        """A record of training steps; ``loss`` is None where none was finite."""
+        """Show a training record; ``loss`` is None if it was not finite."""
         self._lines[:2], self._done = [place, measured], step
         if loss is not None:
             self._loss.append((step, loss))
         self._update()
 
     def evaluated(self, line: str, step: int, top1: float) -> None:
-        """An evaluation: its sentence, and top-1 in percent."""
+        """Show an evaluation: its line, and top-1 in percent."""
         self._lines[2] = line
         self._top1.append((step, top1))
         self._update()
 
     def close(self) -> None:
-        """Show how it ended, which stays."""
+        """Show the final state, which stays."""
         self._update(last=True)
 
     def _update(self, last: bool = False) -> None:
@@ -100,7 +100,7 @@ class TrainingPicture:
 
 
 def curve(points: Sequence[tuple[int, float]], steps: int, name: str, spec: str) -> str:
-    """(step, value) as SVG: a line over the whole training, with its extremes and its last value."""
+    """Draw (step, value) points as SVG: a line over the whole training, with its extremes and last value."""
     every = -(-len(points) // _POINTS)
     kept = [*points[:-1:every], points[-1]]
     low, high = min(value for _, value in points), max(value for _, value in points)

@@ -1,4 +1,4 @@
-"""Options that people and files give by name, against what the function that takes them says of their types."""
+"""Check named options from users and files against the type annotations of the function that takes them."""
 
 import numbers
 import typing
@@ -15,12 +15,12 @@ from excite.errors import LONGEST_SHOWN, ExciteError, shown, shown_text
 
 @cache
 def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
-    """A check for every parameter with a type that can be checked."""
+    """A check for each parameter whose type can be checked."""
     found = {}
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     try:
         hints = typing.get_type_hints(function)
-    except Exception:  # somebody's own class, with names that are only known to a type checker
+    except Exception:  # a user's class, with names that only a type checker knows
         return {}
     for name, hint in hints.items():
         try:
@@ -31,16 +31,18 @@ def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
 
 
 def check_types(function: Callable[..., Any], values: Mapping[str, Any], what: str) -> None:
-    """Raise ExciteError where a value is not of the type that ``function`` declares for it.
+    """Raise ExciteError if a value is not of the type that ``function`` declares for it.
 
     Args:
-        function: its annotations count; parameters without one take anything.
-        values: name -> value. Integers of NumPy are integers.
-        what: whose options they are, for the message, such as "the gate 'se'".
+        function: the function with the annotations; a parameter without one accepts anything.
+        values: name -> value. NumPy integers count as integers.
+        what: the owner of the options, for the message, such as "the gate 'se'".
     """
     adapters = _adapters(function)
     for name, value in values.items():
-        if isinstance(value, str) and len(value) > LONGEST_SHOWN:  # longer than any, and than a message repeats
+        if (
+            isinstance(value, str) and len(value) > LONGEST_SHOWN
+        ):  # longer than any valid value and than a message repeats
             raise ExciteError(f"{what}: {shown_text(name)} is {shown(value)}, which it does not know")
         if name not in adapters:
             continue
@@ -55,11 +57,11 @@ def check_types(function: Callable[..., Any], values: Mapping[str, Any], what: s
 
 @dataclass(frozen=True)
 class Says:
-    """What a key of a recipe has a say in, where that is not what is learned. Stands among the key's annotations.
+    """What a recipe key affects, if not the training itself. One of the key's annotations.
 
     Attributes:
-        what: "network": which network it is, its gate among it; "neutral": how fast, where or how often something is
-            written down.
+        what: "network": the choice of network, including its gate; "neutral": speed, places, or how often something is
+            logged or saved.
     """
 
     what: Literal["network", "neutral"]

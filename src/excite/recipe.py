@@ -1,6 +1,6 @@
-"""What a run is: one strict YAML file <-> one typed object.
+"""Recipes: the complete description of a run, as a strict YAML file and as a typed object.
 
-Nothing heavy is imported here, so that the command line can list, print, check and complete recipes at once.
+Nothing heavy is imported, so that the command line can list, print, check and complete recipes instantly.
 """
 
 import json
@@ -31,7 +31,7 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-#: A recipe, or parts of one, as it stands in YAML: anything, until :class:`Recipe` has checked it.
+#: A recipe or parts of one, as parsed from YAML; unchecked until :class:`Recipe` validates it.
 Values = dict[str, Any]
 
 
@@ -39,7 +39,7 @@ class Origin(TypedDict):
     """Where a recipe comes from, as :meth:`Recipe.with_origin` takes it.
 
     Attributes:
-        own: keys to which the user gave a value; None: all of them.
+        own: keys that the user set; None: all of them.
         notes: what was shortened or replaced, one sentence each.
         other_network: whether an override named another network than the recipe does.
     """
@@ -50,7 +50,7 @@ class Origin(TypedDict):
 
 
 class Section(BaseModel):
-    """A part of a recipe: an unknown key or a wrong type is an error."""
+    """A section of a recipe: an unknown key or a wrong type is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -63,7 +63,8 @@ class ModelConfig(Section):
     drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
     zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
     fused: Annotated[Literal["auto", "on", "plain", "off"], NEUTRAL] = Field(
-        "auto", description="norm, gate, addition and ReLU in two passes: where that is faster, always, or never"
+        "auto",
+        description="compute norm, gate, addition and ReLU in two passes: where that is faster, always, or never",
     )
     options: Annotated[dict[str, Any], NETWORK] = Field(
         default_factory=dict, description="further arguments of create_model (gate options ...)"
@@ -78,9 +79,9 @@ class ModelConfig(Section):
         return options
 
 
-#: Arguments of create_model that a recipe gives by keys of its own.
+#: Arguments of create_model that have their own recipe keys.
 _SAID_ELSEWHERE = {
-    "num_classes": "the data decide it",
+    "num_classes": "the data determine it",
     "in_chans": "give data.in_chans",
     "image_size": "give data.image_size",
     **{key: f"give model.{key}" for key in ("drop_rate", "drop_path_rate", "zero_init_last_gamma", "fused")},
@@ -101,8 +102,10 @@ class OptimizerConfig(Section):
     )
     weight_decay: NonNegative = Field(1e-4, description="L2 for sgd, decoupled for adamw")
     decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate factor from each layer to the one before it")
-    gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates over that of the rest")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor of the learning rate from each layer to the one before"
+    )
+    gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates divided by that of the rest")
     clip_grad_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimiser")
 
@@ -113,18 +116,18 @@ class ScheduleConfig(Section):
     name: Literal["cosine", "linear", "cosine_linear", "step", "multistep", "exponential", "polynomial", "constant"] = (
         Field("cosine", description="the curve")
     )
-    unit: Literal["step", "epoch"] = Field("step", description="change the rate at every step, or once an epoch")
+    unit: Literal["step", "epoch"] = Field("step", description="update the rate every step or every epoch")
     warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
-    warmup_lr: NonNegative = Field(0.0, description="where the warm-up starts from")
+    warmup_lr: NonNegative = Field(0.0, description="learning rate at the start of the warm-up")
     warmup_peak: Literal["last", "next"] = Field(
-        "last", description="the peak is in the warm-up's last step (or epoch), or in the next one, after it"
+        "last", description="reach the peak in the last step (or epoch) of the warm-up, or in the one after it"
     )
     end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, cosine_linear, polynomial)")
     milestones: list[Count] = Field(
-        default_factory=list, description="multistep: after so many whole epochs the rate is multiplied by gamma"
+        default_factory=list, description="multistep: after these numbers of epochs, multiply the rate by gamma"
     )
     step_epochs: Count = Field(
-        30, description="step, exponential: every so many epochs the rate falls by gamma, at once or gradually"
+        30, description="step, exponential: period in epochs over which the rate falls by gamma, at once or gradually"
     )
     gamma: Positive = Field(0.1, description="step, multistep, exponential: the factor")
     power: Positive = Field(2.0, description="polynomial: the exponent")
@@ -135,30 +138,30 @@ class TrainConfig(Section):
 
     epochs: Count = Field(description="passes over the training images")
     batch_size: Count = Field(128, description="images in one optimiser step, over all devices and accumulation")
-    grad_accumulation: Count = Field(1, description="the batch is done in so many parts, one after the other")
+    grad_accumulation: Count = Field(1, description="process the batch in this many parts, one after the other")
     scale_lr_to: Count | None = Field(
-        None, description="train with this batch_size, the learning rates scaled in proportion; null: as written"
+        None, description="train with this batch_size and scale the learning rates in proportion; null: as written"
     )
     loss: Literal["cross_entropy", "bce"] = Field(
-        "cross_entropy", description="bce: binary cross-entropy of every class on its own, averaged over the classes"
+        "cross_entropy", description="bce: binary cross-entropy per class, averaged over the classes"
     )
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
     ema_decay: Share = Field(
-        0.0, description="exponential moving average of the weights, evaluated and shipped; 0: none"
+        0.0, description="exponential moving average of the weights, which is evaluated and saved; 0: none"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the device is fast at it"
+        "auto", description="auto: bf16 on devices where it is fast"
     )
     norm_precision: Literal["auto", "fp32", "same"] = Field(
-        "auto", description="batch norm: auto: float32 inside; fp32: its output, too; same: all in precision"
+        "auto", description="batch norm: auto: float32 inside; fp32: output in float32, too; same: all in precision"
     )
-    loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed number")
-    loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: first loss scale")
+    loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed scale")
+    loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: initial loss scale")
     loss_scale_growth_interval: Count = Field(
-        2000, description="fp16, dynamic: steps without overflow before it doubles"
+        2000, description="fp16, dynamic: steps without overflow before it is doubled"
     )
     loss_scale_hysteresis: Count = Field(
-        1, description="fp16, dynamic: overflows, since the scale last changed, before it is halved"
+        1, description="fp16, dynamic: overflows since its last change before it is halved"
     )
     channels_last: Annotated[bool, NEUTRAL] = Field(
         True, description="NHWC memory layout: faster convolutions on CPU and GPU"
@@ -171,45 +174,48 @@ class TrainConfig(Section):
     )
     freeze: list[str] = Field(
         default_factory=list,
-        description="parameter-name patterns kept as they are: [conv1, layer1*]; norms: all norms; !pattern: not these",
+        description="name patterns of parameters not to train: [conv1, layer1*]; norms: all norms; !pattern: but these",
     )
-    freeze_epochs: Count | None = Field(None, description="how many epochs they are kept so; null: the whole run")
+    freeze_epochs: Count | None = Field(None, description="how many epochs they stay frozen; null: the whole run")
     init_from: str | None = Field(
         None, description="run folder or checkpoint to start from; another number of classes gets a new head"
     )
     probe: bool = Field(
-        False, description="begin with a linear probe: the best head for the features of init_from's network as it is"
+        False, description="start with a linear probe: fit the classifier to the features of init_from's network"
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(0, description="weights, order, augmentation, dropout")
-    deterministic: bool = Field(False, description="only deterministic algorithms: slower on a GPU (a CPU always is)")
+    deterministic: bool = Field(
+        False, description="use only deterministic algorithms: slower on a GPU (a CPU is always deterministic)"
+    )
     device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
     devices: Annotated[Count | Literal["all"], NEUTRAL] = Field(
-        1, description="processes started on this machine, one a device, or all; torchrun and the like start their own"
+        1,
+        description="processes to start on this machine, one per device, or all; torchrun and the like start their own",
     )
     sync_bn: bool = Field(False, description="batch norm over the images of all devices instead of each device's own")
     bucket_mb: Annotated[Positive, NEUTRAL] = Field(
-        25.0, description="gradients that are summed over the devices at a time, MB"
+        25.0, description="size of the gradient buckets that are all-reduced at a time, MB"
     )
 
 
 class EvalConfig(Section):
     """Evaluation while training."""
 
-    every_epochs: Count = Field(1, description="evaluate after so many epochs, and after the last")
-    batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images at a time; has no influence on the result")
+    every_epochs: Count = Field(1, description="evaluate every so many epochs, and after the last")
+    batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images per batch; does not affect the result")
 
 
 class CheckpointConfig(Section):
-    """What is kept while training, for --resume."""
+    """Checkpoints saved while training, for --resume."""
 
-    every_epochs: Count = Field(1, description="save after so many epochs, and after the last")
+    every_epochs: Count = Field(1, description="save every so many epochs, and after the last")
     every_steps: Count | None = Field(None, description="also save every so many steps, mid-epoch")
-    every_minutes: Positive | None = Field(10.0, description="also save after so many minutes, mid-epoch; null: never")
-    keep_last: Count = Field(2, description="how many of the latest to keep (the best is always kept)")
+    every_minutes: Positive | None = Field(10.0, description="also save every so many minutes, mid-epoch; null: never")
+    keep_last: Count = Field(2, description="how many of the latest checkpoints to keep (the best is always kept)")
 
 
 class LogConfig(Section):
-    """What is written while training."""
+    """Logging while training."""
 
     every_steps: Count = Field(50, description="steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard events into the run folder")
@@ -218,9 +224,9 @@ class LogConfig(Section):
 class ReportConfig(Section):
     """The page that `excite train` writes at the end of a run, and `excite report` any time."""
 
-    write: bool = Field(True, description="write report.html after training; what fails in it never fails the run")
+    write: bool = Field(True, description="write report.html after training; an error in it never fails the run")
     robustness_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
-        1000, description="validation images to blur, darken ... (class-balanced), 26 times evaluated; 0: none"
+        1000, description="validation images to corrupt (class-balanced), evaluated 26 times; 0: none"
     )
     gate_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
         1000, description="validation images for the statistics of the gates (class-balanced); 0: none"
@@ -230,24 +236,24 @@ class ReportConfig(Section):
     )
 
 
-#: Characters of a recipe's name; file systems take 255 bytes, and the time comes behind it.
+#: Most characters of a recipe's name; file systems allow 255 bytes, and a time stamp is appended.
 LONGEST_NAME = 100
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a text may become a folder's name, on every system and in every terminal."""
+    """Whether a text is safe as a folder name on every system and in every terminal."""
     fits = 0 < len(name) <= LONGEST_NAME and len(name.encode("utf-8", "surrogatepass")) <= 200
     return fits and name.isprintable() and name == name.strip() and name[0] not in ".-" and not set(name) & set("/\\")
 
 
 def plain_name(name: str) -> str:
-    """The nearest plain name, for runs of versions that took any."""
+    """The closest plain name, for runs of earlier versions, which allowed any name."""
     kept = "".join(c if c.isprintable() and c not in "/\\" else "-" for c in name).lstrip(".- ")[:LONGEST_NAME].strip()
     return kept if is_plain_name(kept) else "recipe"
 
 
 class Recipe(Section):
-    """Everything that decides what a run does."""
+    """All settings of a run."""
 
     name: Annotated[str, NEUTRAL] = Field(description="name of the recipe, and first part of the run folder's name")
     model: ModelConfig
@@ -260,7 +266,7 @@ class Recipe(Section):
     checkpoint: Annotated[CheckpointConfig, NEUTRAL] = CheckpointConfig()
     log: Annotated[LogConfig, NEUTRAL] = LogConfig()
     report: Annotated[ReportConfig, NEUTRAL] = ReportConfig()
-    #: The keys to which the user gave a value; None: all of them, as in a file of his own.
+    #: Keys that the user set; None: all, as in the user's own file.
     _own: frozenset[str] | None = PrivateAttr(None)
     _notes: tuple[str, ...] = PrivateAttr(())
     #: Whether an override named another network than the recipe itself does.
@@ -271,8 +277,8 @@ class Recipe(Section):
     def _plain(cls, name: str) -> str:
         if not is_plain_name(name):
             raise ValueError(
-                f"name is {shown(name)}, but becomes a folder's name: at most {LONGEST_NAME} printable characters, "
-                "without / and \\, no dot, dash or space first; give another, as in name=my-recipe"
+                f"name is {shown(name)}, but it becomes a folder name: at most {LONGEST_NAME} printable characters, "
+                "without / and \\, not starting with a dot, dash or space; give another name, as in name=my-recipe"
             )
         return name
 
@@ -281,7 +287,7 @@ class Recipe(Section):
         if self.schedule.warmup_epochs >= self.train.epochs and self.schedule.warmup_epochs > 0:
             raise ValueError(
                 f"schedule.warmup_epochs ({self.schedule.warmup_epochs:g}) must be below train.epochs "
-                f"({self.train.epochs}); schedule.warmup_epochs=0 is no warm-up"
+                f"({self.train.epochs}); schedule.warmup_epochs=0 turns it off"
             )
         if self.train.batch_size % self.train.grad_accumulation:
             raise ValueError(
@@ -296,23 +302,23 @@ class Recipe(Section):
         return self
 
     def __eq__(self, other: object) -> bool:
-        """Whether both say the same, wherever their values are from."""
+        """Whether all values are equal, whatever their origin."""
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
-    __hash__ = None  # type: ignore[assignment]  # as lists in it have it, too
+    __hash__ = None  # type: ignore[assignment]  # like the lists in it
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how this recipe came about, one sentence each: what was shortened or replaced."""
+        """Sentences for the user about values that were shortened or replaced when this recipe was made."""
         return self._notes
 
     def is_own(self, key: str) -> bool:
-        """Whether ``section.key`` is the user's own word: on the command line, or in a file that is not of ours."""
+        """Whether the user set ``section.key``, on the command line or in a file of their own."""
         return self._own is None or key in self._own
 
     def with_origin(self, own: Iterable[str] | None, notes: Iterable[str], other_network: bool = False) -> "Recipe":
-        """This recipe, with what was known of another one's origin: its ``_own`` keys (None: all), its notes, and
-        whether its network is another one than the recipe's own."""
+        """A copy of this recipe with the keys that the user set (None: all), the notes, and whether the network is not
+        the recipe's own."""
         recipe = self.model_copy()
         recipe._own, recipe._notes = None if own is None else frozenset(own), tuple(notes)
         recipe._other_network = other_network
@@ -327,33 +333,33 @@ class Recipe(Section):
         return plain_name(f"{self.name[: LONGEST_NAME - len(network) - 1]}-{network}")
 
     def origin(self) -> Origin:
-        """The arguments of :meth:`with_origin`, JSON-able: YAML text alone does not tell."""
+        """The arguments of :meth:`with_origin`, ready for JSON; the YAML text does not include them."""
         own = None if self._own is None else sorted(self._own)
         return {"own": own, "notes": list(self._notes), "other_network": self._other_network}
 
     def changed(self, overrides: "Overrides", where: str = "recipe") -> "Recipe":
-        """This recipe with ``key=value`` overrides, as :func:`apply_overrides` puts them in. Raises ExciteError."""
+        """This recipe with ``key=value`` overrides, see :func:`apply_overrides`. Raises ExciteError."""
         if not overrides:
             return self
         values = self.model_dump(mode="json")
         return _put_together(values, override_words(overrides), where, self.origin())
 
     def replaced(self, key: str, value: Any, note: str) -> "Recipe":
-        """This recipe with another value of ``section.key``, which is not the user's word, and a note that says why."""
+        """This recipe with another value of ``section.key`` that the user did not set, and a note that says why."""
         values = self.model_dump(mode="json")
         section, name = key.split(".")
         values[section][name] = value
         return type(self).from_dict(values).with_origin(**self.origin() | {"notes": [*self._notes, note]})
 
     def scaled(self) -> tuple["Recipe", str | None]:
-        """Carry out ``train.scale_lr_to``: the recipe with that batch and its rates, and a line that says so.
+        """Apply ``train.scale_lr_to``: set the batch size and scale the learning rates.
 
         The peak, the warm-up's start and the end rate are multiplied by (new batch / batch of the recipe): linear
         scaling, Goyal et al., arXiv 1706.02677.
 
         Returns:
-            A recipe that has the new numbers written out and the key at null, so that a run folder's recipe is not
-            scaled again; and the line, None where nothing was asked for.
+            The recipe with the new numbers and the key at null, so that a run folder's recipe is not scaled again; and
+            a line that says what changed, or None if the key was null.
         """
         new, old = self.train.scale_lr_to, self.train.batch_size
         if new is None:
@@ -374,7 +380,7 @@ class Recipe(Section):
         """The recipe as commented YAML; ``Recipe.from_yaml`` gives the same object back.
 
         Args:
-            changes_only: leave out what is as by default, which the files of the package do.
+            changes_only: leave out values that equal their default, as in the files of the package.
         """
         lines = [f"name: {as_yaml(self.name)}"]
         for name, field in type(self).model_fields.items():
@@ -393,7 +399,7 @@ class Recipe(Section):
         return "\n".join(lines) + "\n"
 
     def _repr_html_(self) -> str:
-        """What it is and what differs from the defaults."""
+        """A table for notebooks with the values that differ from the defaults."""
         values = parse_yaml(self.to_yaml(changes_only=True), self.name)
         rows = [
             (key, "  ".join(f"{k}: {as_yaml(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value))
@@ -409,7 +415,7 @@ class Recipe(Section):
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "recipe") -> "Recipe":
-        """Check a mapping of sections. Raises ExciteError that names every wrong key and what is allowed."""
+        """Check a mapping of sections. Raises ExciteError that names the wrong keys and what is allowed."""
         if not isinstance(values, dict):
             raise ExciteError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
         try:
@@ -430,14 +436,14 @@ def json_schema() -> str:
 
 #: Bounds of YAML text. A recipe has 5 levels, and some hundred values; a list of class names may have 20,000.
 LONGEST_YAML, DEEPEST_YAML, MOST_VALUES = 2 << 20, 20, 100_000
-#: What a tag says in YAML beyond the values that recipes have: dates, sets, bytes.
+#: YAML tags that are not resolved: YAML 1.1's booleans, and dates.
 _NO_VALUES = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers (1e-4) and booleans (``off`` is a word), that refuses a key given twice.
+    """SafeLoader with YAML 1.2's numbers (1e-4) and booleans (``off`` is a string), and without dates.
 
-    Nor does it know dates, of which YAML 1.2 has none, either.
+    It rejects keys given twice, merge keys, and values that are too many or nested too deep.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
@@ -466,7 +472,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(None, None, "<< is not read: write it out", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, "<< is not supported: write the keys out", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | None):
                 raise yaml.constructor.ConstructorError(
@@ -485,7 +493,7 @@ def _beyond(why: str, mark: Any) -> yaml.YAMLError:
 
 
 def _check_nodes(root: yaml.Node | None) -> None:
-    """Refuse what would have no end when written out: aliases of aliases of aliases, or of what they are in."""
+    """Reject aliases that expand to too many values, or that contain themselves."""
     sizes: dict[int, int] = {}
 
     def inner(node: yaml.Node) -> list[yaml.Node]:
@@ -519,16 +527,23 @@ _Loader.add_implicit_resolver(
 
 
 class _Shipped(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The same scalars for the recipes of the package, whose files need no guard: libyaml reads all of them in 10 ms,
-    where :class:`_Loader` takes 0.1 s."""
+    """A loader for shipped recipes, which need no checks: libyaml reads all of them in 10 ms instead of 0.1 s.
+
+    It resolves scalars like :class:`_Loader`.
+    """
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """YAML text -> texts, numbers, true, false, null, and lists and mappings of them.
+    """Parse YAML into strings, numbers, booleans, None, and lists and dicts of them.
 
-    Raises ExciteError with the line of a syntax error, and for everything else that YAML has.
+    Args:
+        text: the YAML text.
+        where: its origin, which begins the error message.
+
+    Raises:
+        ExciteError: a syntax error (with its line), or any other kind of YAML value.
     """
 
     def wrong(why: str) -> ExciteError:
@@ -539,7 +554,7 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
-        raise wrong(f"it holds the character U+{ord(text[error.position]):04X}, which is none of YAML's") from None
+        raise wrong(f"it holds the character U+{ord(text[error.position]):04X}, which YAML does not allow") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -547,17 +562,15 @@ def parse_yaml(text: str, where: str) -> Any:
         raise ExciteError(f"{where}{line}: not valid YAML: {reason}") from None
     except RecursionError:
         raise wrong("it is nested too deep") from None
-    except Exception as error:  # !!int abc, !!bool maybe, an integer of 5000 digits: PyYAML does not look first
-        raise wrong(
-            f"a value is not what it is said to be ({shown_text(str(error) or type(error).__name__)})"
-        ) from None
+    except Exception as error:  # !!int abc, !!bool maybe, an integer of 5000 digits: PyYAML does not check first
+        raise wrong(f"a value does not match its tag ({shown_text(str(error) or type(error).__name__)})") from None
     if (odd := _odd_value(value)) is not None:
-        raise wrong(f"{shown(odd)} is a {type(odd).__name__}; only texts, numbers, lists and mappings are read")
+        raise wrong(f"{shown(odd)} is a {type(odd).__name__}; only strings, numbers, lists and mappings are allowed")
     return value
 
 
 def _odd_value(value: Any) -> Any:
-    """A value that is none of JSON's, or None: bytes, sets and dates by their tags, numbers beyond every use."""
+    """A value that JSON does not have (bytes, sets, dates) or an integer beyond 64 bits; None if there is none."""
     if isinstance(value, dict):
         return next((odd for each in value.values() if (odd := _odd_value(each)) is not None), None)
     if isinstance(value, list):
@@ -568,7 +581,7 @@ def _odd_value(value: Any) -> Any:
 
 
 def as_yaml(value: Any) -> str:
-    """A value as YAML on one line, as it stands in a recipe and behind ``key=``."""
+    """A value as YAML on one line, as in a recipe or after ``key=``."""
     text = yaml.safe_dump(value, default_flow_style=True, width=1_000_000, sort_keys=False, allow_unicode=True)
     return text.strip().removesuffix("...").strip()
 
@@ -576,7 +589,7 @@ def as_yaml(value: Any) -> str:
 # --- errors -------------------------------------------------------------------------------------------------------
 
 
-#: Wrong keys that a message names, and characters of what a check of ours says.
+#: The most errors that a message lists, and the most characters of a validator's message.
 _MOST_ERRORS, _LONGEST_CLAUSE = 8, 600
 
 
@@ -617,7 +630,7 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def says(key: str) -> str:
-    """What a dotted key has a say in: "network", "neutral" or "training"; see :class:`excite.options.Says`."""
+    """What a dotted key affects: "network", "neutral" or "training"; see :class:`excite.options.Says`."""
     model: type[BaseModel] = Recipe
     for part in key.split("."):
         field = model.model_fields.get(part)
@@ -642,7 +655,7 @@ def list_recipes() -> list[str]:
 
 
 def _shipped_text(name: str) -> str:
-    """The file of a recipe that comes with the package: a header, and what differs from the defaults."""
+    """The file of a shipped recipe: a header, and the values that differ from the defaults."""
     return (resources.files("excite") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -651,13 +664,20 @@ def _shipped(name: str) -> "Recipe":
 
 
 def recipe_title(name: str) -> str:
-    """What a recipe that comes with the package is, in one line."""
+    """The one-line title of a shipped recipe."""
     return _shipped_text(name).split("\n", 1)[0].lstrip("# ").removeprefix(f"{name}: ")
 
 
 def recipe_text(name_or_file: str) -> tuple[str, str]:
-    """The text of a recipe and where it is from: a shipped name, whose defaults are written out; a YAML file or a run
-    folder, perhaps at an address."""
+    """The text of a recipe and its origin.
+
+    Args:
+        name_or_file: a shipped recipe, whose defaults are then written out; or a YAML file or a run folder, local or at
+            an address.
+
+    Raises:
+        ExciteError: there is no such recipe, or it cannot be read.
+    """
     names = list_recipes()
     if name_or_file in names:
         text = _shipped_text(name_or_file)
@@ -670,7 +690,7 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
         hint = nearest(name_or_file, names) or "; `excite recipes` lists the recipes"
         raise ExciteError(f"there is no recipe, file or run folder {shown(name_or_file)}{hint}")
     try:
-        if path.stat().st_size > 4 * LONGEST_YAML:  # bytes of a character in UTF-8, at most
+        if path.stat().st_size > 4 * LONGEST_YAML:  # a UTF-8 character has at most 4 bytes
             raise ExciteError(f"{path} cannot be read as a recipe: it has {path.stat().st_size:,} bytes")
         return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -678,19 +698,19 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
 
 
 def _at_address(url: str) -> str:
-    """The local copy of the recipe at an address: that file, or ``recipe.yaml`` of that run folder."""
+    """The local copy of the recipe at an address: the file itself, or ``recipe.yaml`` of a run folder."""
     from excite.storage import local_file
 
     return local_file(url if url.endswith((".yaml", ".yml")) else f"{url.rstrip('/')}/recipe.yaml")
 
 
-#: Changes to a recipe: ``key=value`` strings, or one of them; or values by their keys, as in {"train.epochs": 10} or
+#: Changes to a recipe: one or several ``key=value`` strings, or a mapping such as {"train.epochs": 10} or
 #: {"train": {"epochs": 10}}.
 Overrides = str | Sequence[str] | Mapping[str, object]
 
 
 def override_words(overrides: Overrides | None) -> list[str]:
-    """Changes in any form, as ``key=value`` strings. A single string is one of them: its letters are not.
+    """Convert changes of any form to ``key=value`` strings. A single string is one change.
 
     Raises:
         ExciteError: a value that no recipe can hold.
@@ -707,28 +727,30 @@ def override_words(overrides: Overrides | None) -> list[str]:
         return [f"{key}={_written(key, value)}" for key, value in flat.items()]
     for word in overrides:
         if not isinstance(word, str):
-            raise ExciteError(f"{shown(word)} is no change of a recipe; write key=value (for example train.epochs=10)")
+            raise ExciteError(f"{shown(word)} is not a recipe override; write key=value (for example train.epochs=10)")
     return list(overrides)
 
 
 def _written(key: str, value: object) -> str:
-    """A value of Python's as it stands behind ``key=``."""
+    """A Python value as text for ``key=value``."""
     value = os.fspath(value) if isinstance(value, os.PathLike) else value
-    value = value.item() if hasattr(value, "item") else value  # NumPy's numbers
+    value = value.item() if hasattr(value, "item") else value  # NumPy numbers
     if isinstance(value, str):
         try:
             if parse_yaml(value, key) == value:
                 return value
-        except ExciteError:  # as it is, it is no YAML
+        except ExciteError:  # the bare text is not YAML
             pass
     try:
         return as_yaml(list(value) if isinstance(value, tuple) else value)
     except yaml.YAMLError:
-        raise ExciteError(f"{shown_text(key)} cannot be {shown(value)}: a recipe holds texts, numbers, lists") from None
+        raise ExciteError(
+            f"{shown_text(key)} cannot be {shown(value)}: a recipe holds strings, numbers and lists"
+        ) from None
 
 
 def as_recipe(recipe: Recipe | str | os.PathLike[str], overrides: Overrides = ()) -> Recipe:
-    """A recipe, or what :func:`load_recipe` takes for one, with changes. Raises ExciteError."""
+    """A recipe, or anything :func:`load_recipe` accepts, with changes applied. Raises ExciteError."""
     if isinstance(recipe, Recipe):
         return recipe.changed(overrides)
     return load_recipe(os.fspath(recipe), overrides)
@@ -738,12 +760,12 @@ def load_recipe(name_or_file: str, overrides: Overrides | None = None) -> Recipe
     """Load a recipe and apply ``key=value`` overrides.
 
     Args:
-        name_or_file: name of a shipped recipe, a YAML file, or a run folder; the latter two may be at an address (s3://).
-        overrides: ``section.key=value`` strings (the section may be left out where the key is unique); values are YAML.
-            Or one string, or values by key.
+        name_or_file: name of a shipped recipe, YAML file or run folder; the latter two may be at an address (s3://).
+        overrides: ``section.key=value`` strings (without the section if the key is unique) with YAML values; or a
+            single string, or a mapping of keys to values.
 
     Raises:
-        ExciteError: one sentence on what is wrong: no such recipe, bad YAML, unknown key, wrong type.
+        ExciteError: no such recipe, invalid YAML, an unknown key, or a value of the wrong type.
     """
     words = override_words(overrides)
     if name_or_file in list_recipes():
@@ -771,9 +793,9 @@ def _put_together(values: Any, overrides: Sequence[str], where: str, origin: Ori
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:
-    """A copy of ``values`` with ``key=value`` overrides put in; the new recipe is checked by the caller.
+    """A copy of ``values`` with ``key=value`` overrides applied; the caller checks the result.
 
-    A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless it is among the overrides.
+    A warm-up that no longer fits into ``train.epochs`` is shortened in proportion, unless the overrides set it.
     """
     before, overrides = values, override_words(overrides)
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
@@ -788,7 +810,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:
                 above = shown_text(".".join(path[: depth + 1]))
                 remedy = f"give {above}=VALUE" if depth else f"write its keys below {above}: in the recipe"
                 raise ExciteError(
-                    f"{shown_text('.'.join(path))} cannot be set: {above} is {shown(inner)}, and no mapping; {remedy}"
+                    f"{shown_text('.'.join(path))} cannot be set: {above} is {shown(inner)}, not a mapping; {remedy}"
                 )
             node[part] = dict(inner or {})
             node = node[part]
@@ -802,8 +824,8 @@ def apply_overrides(values: Mapping[str, Any], overrides: Overrides) -> Values:
 
 
 def _override_value(text: str, key: str) -> Any:
-    """What stands behind ``key=``: YAML, or where it holds characters that YAML cannot (a path that is no UTF-8, for
-    example), the text itself."""
+    """Parse the text after ``key=`` as YAML; with characters that YAML does not allow, as in a path that is not UTF-8,
+    return it as it is."""
     try:
         yaml.reader.Reader(text)
     except yaml.reader.ReaderError:
@@ -821,14 +843,14 @@ def _train_value(values: Mapping[str, Any], key: str) -> Any:
 
 
 def _shorten_warm_up(before: Mapping[str, Any], values: Values) -> None:
-    """Keep the warm-up's share of the training where ``train.epochs`` no longer leaves room for all of it, in place.
+    """Scale the warm-up with ``train.epochs`` if it no longer fits; ``values`` is changed in place.
 
-    A rate that changes once an epoch has whole epochs of warm-up: the share is rounded down.
+    If the rate changes once per epoch, the warm-up is rounded down to whole epochs.
     """
     warm_up, was = _value(before, "schedule", "warmup_epochs"), _train_value(before, "epochs")
     epochs = _train_value(values, "epochs")
     if any(isinstance(n, bool) or not isinstance(n, int | float) for n in (warm_up, was, epochs)):
-        return  # whoever checks the recipe says what is wrong
+        return  # validating the recipe reports the error
     if 0 < epochs <= warm_up < was:
         share = float(f"{warm_up * epochs / was:.6g}")
         if _value(values, "schedule", "unit") == "epoch":
@@ -837,22 +859,22 @@ def _shorten_warm_up(before: Mapping[str, Any], values: Values) -> None:
 
 
 def _shortened(before: Values, after: Values, typed: Iterable[str]) -> str | None:
-    """The sentence on a warm-up that :func:`apply_overrides` has shortened; None where it has not."""
+    """A note about a warm-up that :func:`apply_overrides` has shortened; None if it has not."""
     was, now = (_value(values, "schedule", "warmup_epochs") for values in (before, after))
     if was == now or any(key in typed for key in ("schedule", "schedule.warmup_epochs")):
         return None
     of, epochs = _train_value(before, "epochs"), _train_value(after, "epochs")
     what = f"shortened from {was:g} of {of} epochs to {now:g} of {epochs}"
     if not now:
-        what = f"left out: {was:g} of {of} epochs are less than one of {epochs}"
+        what = f"left out: {was:g} of {of} epochs is less than one of {epochs}"
     return f"the warm-up is {what} (schedule.warmup_epochs=... sets it)"
 
 
 def _keep_reference_batch(values: Values, written: Any) -> None:
     """``batch_size=256 scale_lr_to=256`` means: scale from the batch that the recipe was written with.
 
-    Overwriting that batch first would leave nothing to scale from, and so the rate as it was: the very mistake that the
-    key is there to prevent. Two different numbers contradict each other.
+    Overwriting that batch first would leave nothing to scale from, and the rate would stay the same: the very mistake
+    that the key is meant to prevent. Two different numbers are an error.
     """
     batch, target = _train_value(values, "batch_size"), _train_value(values, "scale_lr_to")
     if target is None or written is None:
@@ -866,7 +888,7 @@ def _keep_reference_batch(values: Values, written: Any) -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
-    """Nested mappings as one, with dotted keys; an empty mapping has no keys, a list is one value."""
+    """Flatten nested mappings to dotted keys; an empty mapping has no keys, a list is one value."""
     flat: Values = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -877,7 +899,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
 
 
 def overridden(overrides: Overrides) -> set[str]:
-    """The full keys that ``key=value`` strings set. Raises ExciteError for a key that there is not."""
+    """The full keys that the overrides set. Raises ExciteError for an unknown key."""
     return {_full_key(_key_and_text(override)[0]) for override in override_words(overrides)}
 
 
@@ -889,12 +911,12 @@ def _key_and_text(override: str) -> tuple[str, str]:
 
 
 def is_override(word: str) -> bool:
-    """Whether a word of the command line is ``key=value``, and no path with a "=" in it."""
+    """Whether a word of the command line is ``key=value``, and not a path that contains "="."""
     return "=" in word and "/" not in word.partition("=")[0] and not os.path.exists(word)
 
 
 def override_keys() -> list[str]:
-    """Every ``section.key`` that a recipe has."""
+    """Every ``section.key`` of a recipe."""
     return [
         f"{section}.{key}"
         for section in Recipe.model_fields
@@ -904,15 +926,14 @@ def override_keys() -> list[str]:
 
 
 def override_flags() -> list[str]:
-    """Those of them that are true or false."""
+    """The ``section.key`` names whose values are true or false."""
     return [
         key for key in override_keys() if _fields_at((key.partition(".")[0],))[key.partition(".")[2]].annotation is bool
     ]
 
 
 def override_values(key: str) -> list[str]:
-    """What ``section.key`` may be, as it is typed: its choices; for a number or a name its default, if it has one; none
-    for what is free, such as a path."""
+    """Values of ``section.key``, as typed: its choices, or its default; [] for free text such as a path."""
     section, _, name = key.partition(".")
     field = _fields_at((section,))[name]
     found: list[str] = []
@@ -932,12 +953,12 @@ def _sections(section: str) -> list[str]:
 
 
 def _full_key(key: str) -> str:
-    """``epochs`` -> ``train.epochs``; a key with its section, or of an options mapping, stays. Raises ExciteError."""
+    """``epochs`` -> ``train.epochs``; a full key, or a key of an options mapping, is unchanged. Raises ExciteError."""
     keys = override_keys()
     if key == "name" or key in keys or any(key.startswith(f"{k}.") for k in keys):
         return key
     matches = [k for k in keys if k.split(".")[1] == key]
-    if f"train.{key}" in matches:  # batch_size means the training's
+    if f"train.{key}" in matches:  # batch_size means train.batch_size
         return f"train.{key}"
     if len(matches) == 1:
         return matches[0]

@@ -1,13 +1,14 @@
-"""How a recipe scales: a small model of the time of a training step on many devices, and measurements beside it.
+"""How a recipe scales: a simple model of the training step time on many devices, compared with measurements.
 
-Letters: N devices in n nodes of g, b images of one device and step; B bandwidths and l latencies in and between nodes.
+Letters: N devices in n nodes of g; b images per device and step; bandwidths B and latencies l, within and between
+nodes.
 
-    compute      f + b / R: a fixed cost (starting kernels), and the best rate of one device
+    compute      f + b / R: a fixed cost (kernel launches), and the peak rate of one device
     all-reduce   of a bucket of s bytes: in a node 2 (g-1)/g s/B_g + 2 log2(g) l_g, between nodes 2 (n-1)/n s/B_n +
-                 2 log2(n) l_n (the bandwidth of rings, the latency of trees)
-    overlap      a bucket's all-reduce starts when the backward pass has filled it and the one before is through
-    waiting      the slowest of N devices takes 1 + sd sqrt(2 ln N) of the mean
-    data         b / (rate of a core x cores of a device), beside all that
+                 2 log2(n) l_n (bandwidth as for rings, latency as for trees)
+    overlap      a bucket's all-reduce starts when the backward pass has filled it and the previous one has finished
+    waiting      the slowest of N devices takes 1 + sd sqrt(2 ln N) times the mean
+    data         b / (rate of a core x cores per device), in parallel to all that
 
 Nothing heavy is imported until something is measured.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from excite.training.launch import Job
     from excite.training.steptime import StepTimes
 
-#: DDP's first bucket is small, so that the first all-reduce starts early.
+#: Bytes. DDP's first bucket is small, so that the first all-reduce starts early.
 FIRST_BUCKET = 1 << 20
 
 
@@ -40,26 +41,28 @@ def _assumed(default: float, unit: str, source: str) -> Any:
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What the prediction rests on; each field is an option of ``excite scale``, with its unit and where it is from."""
+    """The assumptions of the prediction, each with its unit and source; ``excite scale --assume`` changes them."""
 
     tflops: float = _assumed(
         19.2, "TFLOP/s", "one Ascend 910, fp16: ModelZoo-PyTorch's 747 img/s of SE-ResNet-50; use yours (excite bench)"
     )
-    fixed_ms: float = _assumed(-1.0, "ms", "8 kernels of 5 us for each parameter tensor; --measure fits it")
-    devices_per_node: int = _assumed(8, "", "the usual machine with accelerators")
+    fixed_ms: float = _assumed(-1.0, "ms", "8 kernel launches of 5 us per parameter tensor; --measure fits it")
+    devices_per_node: int = _assumed(8, "", "typical server with accelerators")
     node_gb_s: float = _assumed(200.0, "GB/s", "all-reduce over NVLink/NVSwitch (A100 and up); PCIe 4: about 20")
-    network_gb_s: float = _assumed(12.5, "GB/s", "100 Gbit/s of network for each node")
-    node_latency_us: float = _assumed(10.0, "us", "a hop of an all-reduce inside of a node; nccl-tests shows yours")
-    network_latency_us: float = _assumed(25.0, "us", "a hop between nodes; RDMA: about 10, TCP: 50 and more")
+    network_gb_s: float = _assumed(12.5, "GB/s", "100 Gbit/s network per node")
+    node_latency_us: float = _assumed(10.0, "us", "one hop of an all-reduce within a node; nccl-tests shows yours")
+    network_latency_us: float = _assumed(25.0, "us", "one hop between nodes; RDMA: about 10, TCP: 50 and more")
     overlap: float = _assumed(
-        1.0, "", "share of the backward pass beside which sums can run; 0 where the same cores do both (CPU)"
+        1.0, "", "share of the backward pass that all-reduces can overlap; 0 if the same cores do both (CPU)"
     )
-    backward: float = _assumed(2 / 3, "", "share of the backward pass in the compute: twice the forward's products")
-    jitter: float = _assumed(0.01, "", "sd of one device's step, relative; quartiles of `excite bench` show yours")
+    backward: float = _assumed(2 / 3, "", "backward pass / compute: it has twice the products of the forward pass")
+    jitter: float = _assumed(
+        0.01, "", "sd / mean of one device's step time; the quartiles of `excite bench` show yours"
+    )
     decode_per_core: float = _assumed(
-        150.0, "img/s", "500 x 375 JPEGs to 224 crops: 290 on an EPYC core, of which a cloud's vCPU is half a one"
+        150.0, "img/s", "500 x 375 JPEGs to 224 crops: 290 on an EPYC core; a cloud vCPU is half a core"
     )
-    cores_per_device: float = _assumed(12.0, "", "96 cores to 8 devices; at most 16 are used")
+    cores_per_device: float = _assumed(12.0, "", "96 cores for 8 devices; at most 16 per device are used")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -68,19 +71,20 @@ class Assumptions:
             if not math.isfinite(value) or (value <= 0 and not may_be_zero) or (value < 0 and name != "fixed_ms"):
                 raise ExciteError(f"--assume {name}={value}: must be above zero")
             if name in ("overlap", "backward") and value > 1:
-                raise ExciteError(f"--assume {name}={value}: is a share, from 0 to 1")
+                raise ExciteError(f"--assume {name}={value}: must be between 0 and 1")
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step has to do, from the recipe.
+    """The work in a training step of a recipe.
 
     Attributes:
-        gmacs: multiply-accumulates of one image's forward pass, 1e9.
-        parameters: how many; their gradients are sent as float32.
-        tensors: parameter tensors.
-        norms: batch norms.
-        count: the data's images and classes; None: not known.
+        recipe: the recipe.
+        gmacs: 1e9 multiply-accumulates of one image's forward pass.
+        parameters: number of parameters; their gradients are sent as float32.
+        tensors: number of parameter tensors.
+        norms: number of batch norms.
+        count: number of images and classes; None: unknown.
     """
 
     recipe: Recipe
@@ -92,7 +96,7 @@ class Workload:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are decoded before training."""
+        """Whether all images are decoded into memory before training."""
         data = self.recipe.data
         if not SOURCES[data.source].class_folders or data.mode != "auto":
             return not SOURCES[data.source].class_folders or data.mode == "memory"
@@ -105,7 +109,7 @@ class Workload:
 
 
 def workload(recipe: Recipe) -> Workload:
-    """Count the recipe's network, without building its weights. Raises ExciteError where there is no such network."""
+    """The workload of a recipe, without allocating weights. Raises ExciteError if there is no such network."""
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -127,7 +131,23 @@ def workload(recipe: Recipe) -> Workload:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line of the plan; times in milliseconds. ``exposed`` is what the sums add to the compute."""
+    """One row of the plan; times are in milliseconds per step.
+
+    Attributes:
+        devices: N.
+        nodes: n.
+        batch_size: images per step, over all devices.
+        local_batch: images per step and device.
+        compute: forward and backward passes.
+        exposed: all-reduce time that does not overlap with compute.
+        sync_bn: all-reduces of synchronised batch norms.
+        waiting: waiting for the slowest device.
+        data: reading and decoding the images, in parallel to the rest.
+        step: the whole step.
+        images_per_second: over all devices.
+        efficiency: images per second / (N x those of one device alone), 0 to 1.
+        limit: what limits the efficiency most.
+    """
 
     devices: int
     nodes: int
@@ -163,11 +183,14 @@ class PredictionValues(TypedDict):
 
 
 class ScalingRow(PredictionValues):
-    """A prediction, and where there is a run with so many devices and images of each its speed.
+    """A prediction, with the speed of a run on as many devices with the same batch per device, if there is one.
 
     Attributes:
-        hours: of the whole training; cost: of all devices in that time, in the price's currency.
-        measured: images a second; measured_efficiency: see :func:`measured_efficiency`; source: which run.
+        hours: duration of the whole training.
+        cost: cost of all devices for that time, in the currency of the price.
+        measured: images per second.
+        measured_efficiency: see :func:`measured_efficiency`.
+        source: the run.
     """
 
     hours: float
@@ -178,7 +201,7 @@ class ScalingRow(PredictionValues):
 
 
 class AssumptionRow(TypedDict):
-    """``source``: where the value is from."""
+    """An assumption; ``source`` says where its value comes from."""
 
     name: str
     value: float
@@ -187,7 +210,7 @@ class AssumptionRow(TypedDict):
 
 
 class ScalingPlan(TypedDict):
-    """All that ``excite scale`` shows; ``gmacs``: of an image's forward pass, 1e9; ``images``: of an epoch."""
+    """The output of ``excite scale``; ``gmacs``: 1e9 multiply-accumulates per image; ``images``: per epoch."""
 
     name: str
     model: str
@@ -201,23 +224,23 @@ class ScalingPlan(TypedDict):
 
 
 def compute_ms(work: Workload, assumed: Assumptions, local_batch: float) -> float:
-    """One device's time for its share of a step, in as many parts as the recipe accumulates."""
+    """Milliseconds of one device for its part of a step, over all accumulation parts."""
     # Forward 1, backward 2, and a multiply-accumulate is two operations.
     return work.recipe.train.grad_accumulation * fixed_ms(work, assumed) + local_batch * ms_per_image(work, assumed)
 
 
 def ms_per_image(work: Workload, assumed: Assumptions) -> float:
-    """Milliseconds that one more image takes on one device."""
+    """Milliseconds for one more image on one device."""
     return 1000 * 6e9 * work.gmacs / (assumed.tflops * 1e12)
 
 
 def fixed_ms(work: Workload, assumed: Assumptions) -> float:
-    """Milliseconds of a step that no smaller batch saves."""
+    """Milliseconds of a step that do not depend on the batch size."""
     return assumed.fixed_ms if assumed.fixed_ms >= 0 else 0.04 * work.tensors
 
 
 def all_reduce_ms(assumed: Assumptions, devices: int, size: float) -> float:
-    """Summing ``size`` bytes over the devices: inside of each node, then between them."""
+    """Milliseconds to all-reduce ``size`` bytes over the devices: within each node, then between nodes."""
     inside = min(devices, int(assumed.devices_per_node))
     nodes = math.ceil(devices / inside)
     ms = 0.0
@@ -231,7 +254,7 @@ def all_reduce_ms(assumed: Assumptions, devices: int, size: float) -> float:
 
 
 def exposed_ms(work: Workload, assumed: Assumptions, devices: int, compute: float) -> float:
-    """What the sums of gradients add to ``compute``: buckets fill while the backward pass goes on, and queue."""
+    """Milliseconds that gradient all-reduces add to ``compute``: buckets queue as the backward pass fills them."""
     if devices == 1:
         return 0.0
     left = 4.0 * work.parameters
@@ -239,7 +262,7 @@ def exposed_ms(work: Workload, assumed: Assumptions, devices: int, compute: floa
     while left > 0:
         sizes.append(min(left, work.recipe.train.bucket_mb * (1 << 20) if sizes else FIRST_BUCKET))
         left -= sizes[-1]
-    backward = assumed.backward * compute / work.recipe.train.grad_accumulation  # of the last part
+    backward = assumed.backward * compute / work.recipe.train.grad_accumulation  # of the last accumulation part
     done, through = 0.0, 0.0
     for size in sizes:
         done += size / (4.0 * work.parameters)
@@ -249,36 +272,36 @@ def exposed_ms(work: Workload, assumed: Assumptions, devices: int, compute: floa
 
 
 def predict(work: Workload, assumed: Assumptions, devices: int, batch_per_device: int | None = None) -> Prediction:
-    """The step on so many devices.
+    """Predict the training step on ``devices`` devices.
 
     Args:
-        work: what there is to do.
-        assumed: on what.
+        work: the workload.
+        assumed: the assumptions.
         devices: N.
-        batch_per_device: keep b, and let the batch of a step grow with N; None keeps the recipe's batch.
+        batch_per_device: b, so that the batch of a step grows with N; None keeps the recipe's batch.
 
     Raises:
-        ExciteError: the recipe's batch cannot be shared out.
+        ExciteError: the batch cannot be divided evenly among the devices.
     """
     batch = batch_per_device * devices if batch_per_device else work.recipe.train.batch_size
     parts = work.recipe.train.grad_accumulation
     if batch % (devices * parts):
         raise ExciteError(
-            f"a batch of {batch} cannot be shared by {devices} devices in {parts} part(s): give --batch-per-device "
+            f"a batch of {batch} cannot be divided among {devices} devices in {parts} part(s): give --batch-per-device "
             "(and scale the learning rate with the batch), or other numbers of devices"
         )
     local = batch / devices
     compute = compute_ms(work, assumed, local)
     exposed = exposed_ms(work, assumed, devices, compute)
-    # Two small sums a norm, forward and backward, on which the next layer waits.
+    # Two small all-reduces per norm, forward and backward, for which the next layer waits.
     sync = 2 * work.norms * all_reduce_ms(assumed, devices, 8192) if work.recipe.train.sync_bn and devices > 1 else 0.0
     waiting = assumed.jitter * math.sqrt(2 * math.log(devices)) * compute
     data = 0.0 if work.in_memory else 1000 * local / (assumed.decode_per_core * min(16, assumed.cores_per_device))
     busy = compute + exposed + sync + waiting
     step = max(busy, data)
-    base = batch_per_device or batch  # what one device alone would have in a step
-    ideal = base / max(compute_ms(work, assumed, base), data * base / local)  # images a millisecond of one device
-    # What the time would be if one device's best rate were kept; all beyond has a cause.
+    base = batch_per_device or batch  # the batch of one device alone
+    ideal = base / max(compute_ms(work, assumed, base), data * base / local)  # images per millisecond of one device
+    # Time beyond that at one device's rate, by cause.
     causes = {
         "small batch": compute - local * compute_ms(work, assumed, base) / base,
         "all-reduce": exposed,
@@ -309,14 +332,14 @@ def predict(work: Workload, assumed: Assumptions, devices: int, batch_per_device
 
 @dataclass(frozen=True)
 class Measurement:
-    """One setting as it ran: devices, images of a step, median milliseconds of a step, and what ran it."""
+    """A measured setting: devices, images per step, median milliseconds per step, and where it ran."""
 
     devices: int
     batch_size: int
     ms: float
     source: str
     device: str = ""
-    #: Distance of the quartiles of a step's time over its median.
+    #: Interquartile range of the step time / its median.
     spread: float = 0.0
 
     @property
@@ -325,15 +348,15 @@ class Measurement:
 
 
 def read_measurement(run: str) -> Measurement:
-    """The speed in a run folder's ``results.json`` (or in that file). Raises ExciteError where there is none."""
+    """The speed in the ``results.json`` of a run folder, or in that file. Raises ExciteError if there is none."""
     path = Path(run) / "results.json" if Path(run).is_dir() else Path(run)
     try:
         results = read_results(path)
         devices, batch, ms = results["devices"], results["batch_size"], results["ms_per_step"]
     except (ExciteError, KeyError):
-        raise ExciteError(f"--measured {run}: this is no finished run folder and no results.json") from None
+        raise ExciteError(f"--measured {run}: this is neither a finished run folder nor a results.json") from None
     if devices is None or batch is None:
-        raise ExciteError(f"--measured {run}: its results.json does not say on how many devices and with what batch")
+        raise ExciteError(f"--measured {run}: its results.json lacks the number of devices or the batch size")
     if ms is None:
         raise ExciteError(f"--measured {run}: the run was too short to time a step; train for more than one step")
     return Measurement(
@@ -349,25 +372,28 @@ def measure_steps(
     steps: int,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[list[Measurement], Assumptions]:
-    """Time real steps on this machine in so many processes each, and fit the assumptions to what was seen.
+    """Time real steps on this machine with several numbers of processes, and fit the assumptions to them.
 
     Args:
-        work: the recipe.
-        assumed: what cannot be measured here stays.
+        work: the workload.
+        assumed: the assumptions; those that cannot be measured here are kept.
         worlds: numbers of processes; 1 is always measured, at two batch sizes, for the fixed cost and the rate.
-        batch_per_device: images of each process and step.
-        steps: timed steps of each.
+        batch_per_device: images per process and step, at least 2.
+        steps: timed steps per number of processes.
         progress: called with a line about what is being measured.
 
     Returns:
-        The measurements at ``batch_per_device``, by number of devices, and the fitted assumptions.
+        The measurements at ``batch_per_device``, one per number of processes, and the fitted assumptions.
+
+    Raises:
+        ExciteError: ``batch_per_device`` is below 2, or a process failed.
     """
     from excite.runtime.job import cores
     from excite.training.launch import run_on_this_machine
 
     most, half = max(worlds), max(1, batch_per_device // 2)
     if half == batch_per_device:
-        raise ExciteError("measuring needs at least 2 images a device; give --batch-per-device 2 or more")
+        raise ExciteError("measuring needs at least 2 images per device; give --batch-per-device 2 or more")
     found: dict[tuple[int, int], StepTimes] = {}
     for world, batch in [(1, half), *((w, batch_per_device) for w in sorted({1, *worlds}))]:
         if progress is not None:
@@ -378,7 +404,7 @@ def measure_steps(
             "origin": recipe.origin(),
             "time_steps": {"steps": steps, "classes": None if work.count is None else work.count.classes},
         }
-        # However many run, each has the share of the cores that it has when all run: the same device.
+        # Each process always gets the cores that it has when all run, so that it is the same device.
         found[world, batch] = run_on_this_machine(order, world, threads=max(1, cores() // most))
     ms = {key: 1000 * statistics.median(result["seconds"]) for key, result in found.items()}
     measured = [
@@ -397,7 +423,7 @@ def _spread(seconds: Sequence[float]) -> float:
 
 
 def _for_timing(recipe: Recipe, batch: int) -> Recipe:
-    """The recipe with so many images a step, in one part; crops belong to the data and are left out."""
+    """The recipe with ``batch`` images per step, in one part, without random crops, which count as data loading."""
     values = recipe.model_dump(mode="json")
     values["train"] |= {"batch_size": batch, "devices": 1, "grad_accumulation": 1, "init_from": None}
     if recipe.augment.crop == "random_resized":
@@ -416,7 +442,7 @@ def _fit(
     found: dict[tuple[int, int], "StepTimes"],
 ) -> Assumptions:
     per_image = (full_ms - half_ms) / (full - half)
-    if per_image <= 0:  # the fixed cost is all there is to see
+    if per_image <= 0:  # only the fixed cost can be measured
         per_image = full_ms / full
     fixed = max(0.0, full_ms - full * per_image)
     changes: dict[str, Any] = {"fixed_ms": fixed, "tflops": 6e9 * work.gmacs / (per_image / 1000) / 1e12}
@@ -431,12 +457,12 @@ def _fit(
             "devices_per_node": max(most, assumed.devices_per_node),
         }
         if "threads" in sums[most]["device"]:
-            changes["overlap"] = 0.0  # the cores that sum are those that compute
+            changes["overlap"] = 0.0  # the same cores sum and compute
     return replace(assumed, **changes)
 
 
 def from_runs(work: Workload, assumed: Assumptions, runs: Sequence[Measurement]) -> Assumptions:
-    """Take one device's rate from a run on one device, if there is one."""
+    """Fit the rate of one device to the fastest run on one device, if any. Raises ExciteError if that is impossible."""
     alone = [m for m in runs if m.devices == 1]
     if not alone:
         return assumed
@@ -444,13 +470,16 @@ def from_runs(work: Workload, assumed: Assumptions, runs: Sequence[Measurement])
     left = best.ms - work.recipe.train.grad_accumulation * fixed_ms(work, assumed)
     if left <= 0:
         raise ExciteError(
-            f"--measured {best.source}: {best.ms:.1f} ms a step is below the fixed cost; give --assume fixed_ms=..."
+            f"--measured {best.source}: {best.ms:.1f} ms per step is below the fixed cost: lower --assume fixed_ms=..."
         )
     return replace(assumed, tflops=6e9 * work.gmacs * best.batch_size / (left / 1000) / 1e12)
 
 
 def measured_efficiency(measured: Measurement, runs: Sequence[Measurement]) -> float | None:
-    """Images a second and device, relative to the run with the fewest devices; None where there is nothing smaller."""
+    """Images per second and device, relative to the run with the fewest devices.
+
+    None if this is that run and it has several devices.
+    """
     base = min(runs, key=lambda m: (m.devices, -m.images_per_second))
     if measured is base and base.devices > 1:
         return None
@@ -461,13 +490,13 @@ def measured_efficiency(measured: Measurement, runs: Sequence[Measurement]) -> f
 
 
 def parse_counts(text: str, option: str) -> list[int]:
-    """``"1,8,64"`` -> [1, 8, 64]. Raises ExciteError."""
+    """``"1,8,64"`` -> [1, 8, 64]. Raises ExciteError for other text; ``option`` names its option."""
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
         counts = []
     if not counts or min(counts) < 1:
-        raise ExciteError(f"{option} is {text!r}, but is a list of numbers above zero, such as 1,8,64")
+        raise ExciteError(f"{option} is {text!r}, but must be a list of numbers above zero, such as 1,8,64")
     return counts
 
 
@@ -476,7 +505,7 @@ def _assumption_name(word: str) -> str:
 
 
 def parse_assumptions(words: Sequence[str]) -> Assumptions:
-    """``["tflops=60"]`` -> the assumptions with these changed. Raises ExciteError that names the nearest."""
+    """``["tflops=60"]`` -> the default assumptions with these changes. Raises ExciteError for an unknown one."""
     known = {entry.name: entry for entry in fields(Assumptions)}
     changes: dict[str, Any] = {}
     for word in words:
@@ -503,22 +532,23 @@ def plan(
     assume: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> ScalingPlan:
-    """All that ``excite scale`` shows.
+    """Compute everything that ``excite scale`` shows.
 
     Args:
-        recipe: what is to be trained.
-        devices: numbers of devices, as "1,8,64".
-        batch_per_device: see ``predict``; with ``measure_on`` also the images of each process.
-        measured: finished runs (folders or ``results.json``) to set beside the predictions.
-        measure_on: numbers of processes to time steps in on this machine, as "1,2".
-        steps: timed steps of each.
-        images: training images; None counts them where the data are here, and else takes the source's published number.
-        price: of a device for an hour.
+        recipe: the recipe to be trained.
+        devices: numbers of devices, such as "1,8,64".
+        batch_per_device: see :func:`predict`; with ``measure_on`` also the images per process.
+        measured: finished runs (folders or ``results.json`` files) to compare with the predictions.
+        measure_on: numbers of processes in which to time steps on this machine, such as "1,2".
+        steps: timed steps per number of processes.
+        images: training images; None counts them if the data are on this machine, or else takes the source's published
+            number.
+        price: price of one device for one hour.
         assume: ``name=value`` changes to the assumptions.
         progress: called with a line about what is being measured.
 
     Raises:
-        ExciteError: what cannot be parsed, read or measured.
+        ExciteError: an argument cannot be parsed, a run cannot be read, or nothing can be predicted or measured.
     """
     counts, work, assumed = parse_counts(devices, "--devices"), workload(recipe), parse_assumptions(assume)
     runs = [read_measurement(run) for run in measured]
@@ -536,10 +566,12 @@ def plan(
         assumed, runs = fitted, [*runs, *now]
         if max(m.spread for m in now) > 0.1:
             notes.append(
-                f"Half of the measured steps differ by {max(m.spread for m in now):.0%} and more from each other: "
-                "something else is running on this machine, and the numbers are worth little."
+                f"The quartiles of the measured step times are {max(m.spread for m in now):.0%} of the median apart: "
+                "something else is running on this machine, so these numbers are unreliable."
             )
-        notes.append("Measured steps are on random images: reading and cropping files is predicted, not measured.")
+        notes.append(
+            "Steps were measured on random images: the time to read and crop files is predicted, not measured."
+        )
     assert work.count is not None
     if images is None and work.count.note is not None:
         notes.append(work.count.note)
@@ -547,12 +579,14 @@ def plan(
     rows, impossible = _rows(recipe, work, assumed, counts, batch_per_device, runs, count, price)
     notes += impossible
     if short := [row["batch_size"] for row in rows if row["batch_size"] > count]:
-        notes.append(f"An epoch has {count:,} images, less than one batch of {min(short):,}: its only step is smaller.")
+        notes.append(
+            f"An epoch has only {count:,} images, fewer than a batch of {min(short):,}: it is one smaller step."
+        )
     if not rows:
         raise ExciteError("; ".join(notes))
     if batch_per_device and any(row["batch_size"] != recipe.train.batch_size for row in rows):
         notes.append(
-            f"The batch differs from the recipe's {recipe.train.batch_size}: its learning rate is for that one "
+            f"The batch size differs from the recipe's {recipe.train.batch_size}, which its learning rate is for "
             "(train.scale_lr_to scales it)."
         )
     origin = dict.fromkeys((_assumption_name(word) for word in assume), "given") | origin
@@ -579,7 +613,7 @@ def _rows(
     images: int,
     price: float | None,
 ) -> tuple[list[ScalingRow], list[str]]:
-    """A prediction for each number of devices and each run, and a sentence for each that cannot be."""
+    """A prediction for each number of devices and each run, and a note for each that is impossible."""
     rows: list[ScalingRow] = []
     notes: list[str] = []
     ran = {(m.devices, m.batch_size // m.devices) for m in runs}
@@ -594,7 +628,7 @@ def _rows(
         except ExciteError as error:
             notes.append(f"{number} devices: {error}")
             continue
-        # Whole batches, as the training has them: what is left over at the end of an epoch takes no time.
+        # Whole batches only, as in training: images left over at the end of an epoch take no time.
         hours = recipe.train.epochs * steps_per_epoch(images, found.batch_size) * found.step / 3.6e6
         row: ScalingRow = {
             **cast(PredictionValues, asdict(found)),
@@ -609,7 +643,7 @@ def _rows(
 
 
 def _listed(work: Workload, assumed: Assumptions, origin: dict[str, str]) -> list[AssumptionRow]:
-    """Every assumption, with its value."""
+    """All assumptions with their values."""
     values = {e.name: getattr(assumed, e.name) for e in fields(assumed)} | {"fixed_ms": fixed_ms(work, assumed)}
     return [
         {
@@ -626,11 +660,11 @@ def _changed(before: Assumptions, after: Assumptions) -> list[str]:
     return [e.name for e in fields(before) if getattr(before, e.name) != getattr(after, e.name)]
 
 
-_EFFICIENCY = "efficiency %: ms of one device / (devices x step ms)"
+_EFFICIENCY = "efficiency %: img/s / (devices x img/s of one device)"
 
 
 def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
-    """The predictions, and what they assume, as tables."""
+    """The predictions and their assumptions, as tables."""
     from excite.console import make_table
 
     shown = [
@@ -642,7 +676,11 @@ def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
         for row in result["rows"]
     ]
     columns = [("devices", "devices", "d"), ("nodes", "nodes", "d"), ("batch_size", "batch", ",d")]
-    columns += [("local_batch", "a device", ",g"), ("compute", "compute ms", ",.1f"), ("exposed", "+ sums", ",.1f")]
+    columns += [
+        ("local_batch", "batch/device", ",g"),
+        ("compute", "compute ms", ",.1f"),
+        ("exposed", "+ all-reduce", ",.1f"),
+    ]
     columns += [("sync_bn", "+ sync BN", ",.1f")] if any(row["sync_bn"] for row in shown) else []
     columns += [("waiting", "+ waiting", ",.1f"), ("data", "data ms", ",.1f"), ("step", "step ms", ",.1f")]
     columns += [("images_per_second", "img/s", ",.0f"), ("efficiency", _EFFICIENCY, ".1f"), ("limit", "limit", "")]
@@ -651,7 +689,7 @@ def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
     if any(row["measured"] for row in shown):
         columns += [
             ("measured", "measured img/s", ",.1f"),
-            ("measured_efficiency", "measured img/s a device / the smallest run's, %", ".1f"),
+            ("measured_efficiency", "measured img/s per device / that of the smallest run, %", ".1f"),
         ]
         columns += [("source", "run", "")]
     title = (
@@ -666,5 +704,7 @@ def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
     ]
     return [
         make_table(shown, columns, title),
-        make_table(result["assumptions"], assumptions, "assumptions (--assume NAME=VALUE)", prose=["source"]),
+        make_table(
+            result["assumptions"], assumptions, "assumptions (change with --assume NAME=VALUE)", prose=["source"]
+        ),
     ]

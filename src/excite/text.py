@@ -1,9 +1,9 @@
-"""Text on its way out: to a terminal, a log, a table, a page, a figure. Imports nothing heavy.
+"""Text output: to a terminal, a log, a table, a page, a figure. Imports nothing heavy.
 
-Names of classes and files are other people's. They may hold escape sequences that rename a terminal's window or clear
-it, characters that turn the direction of writing so that a line reads as another, bytes that are no UTF-8 (Python keeps
-them as lone surrogates), or letters that the console's code page lacks. None of this is an error, and none of it may
-do anything but be shown: text is made :func:`printable` at the doors through which it leaves, and only there.
+Names of classes and files come from outside. They may contain escape sequences that rename or clear a terminal window,
+characters that reverse the writing direction so that a line reads differently, bytes that are not UTF-8 (Python keeps
+them as lone surrogates), or characters that the console's code page lacks. None of this is an error, and none of it may
+have an effect: text is made :func:`printable` where it is output, and only there.
 """
 
 import json
@@ -14,11 +14,11 @@ import sys
 import unicodedata
 from typing import Any, TextIO
 
-# What a terminal, a browser or a reader would obey instead of showing it: controls (Cc: C0, DEL and C1, escape among
-# them), formats (Cf: marks of direction, invisible letters, tags), lone surrogates (Cs), separators of lines and
-# paragraphs (Zl, Zp); General Category of the Unicode Standard, section 4.5. Written out, because asking 1.1 million
-# characters takes half a second; a test asks them. Left out are the joiners, without which Persian, Hindi and many
-# emoji are misspelt, and the few Arabic and Kaithi formats that are seen.
+# Characters that act on a terminal, browser or reader instead of being shown: controls (Cc: C0, DEL and C1, including
+# escape), format characters (Cf: direction marks, invisible characters, tags), lone surrogates (Cs), line and paragraph
+# separators (Zl, Zp); see General Category in the Unicode Standard, section 4.5. Written out, because checking 1.1
+# million characters takes half a second; a test does that. Not included: joiners, without which Persian, Hindi and many
+# emoji are misspelt, and the few Arabic and Kaithi format characters that are visible.
 _HARMFUL = (
     r"\x00-\x1f\x7f-\x9f\xad\u061c\u070f\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u206f\ud800-\udfff"
     r"\ufeff\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -32,29 +32,29 @@ def _escaped(found: re.Match[str]) -> str:
     short = {9: r"\t", 10: r"\n", 13: r"\r"}.get(code)
     if short:
         return short
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is no UTF-8 (PEP 383)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8 (PEP 383)
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def printable(text: object) -> str:
-    """One line in which every character shows itself: escape, control and bidirectional characters as ``\\x1b``,
-    ``\\u202e``, a byte that is no UTF-8 as ``\\xe9``. Text without any is given back as it is.
+    """One line of text that is safe to print: control and bidirectional characters become ``\\x1b``, ``\\u202e`` ...,
+    and bytes that are not UTF-8 become ``\\xe9``. Other text is returned unchanged.
     """
     return _LINE.sub(_escaped, str(text))
 
 
 def printable_lines(text: object) -> str:
-    """The same for text of several lines, whose ends stay."""
+    """Like :func:`printable`, but line breaks stay."""
     return _LINES.sub(_escaped, str(text))
 
 
 def as_json(value: Any, indent: int | None = 2, *, ascii_only: bool = False) -> str:
-    """JSON that reads back as ``value``, lone surrogates included, and holds no character that harms.
+    """JSON text that reads back as ``value``, including lone surrogates, and contains no harmful character.
 
-    What :func:`printable` would escape is escaped in JSON's own way (RFC 8259, section 7). A float that is not finite
-    becomes null: JSON has no NaN, and other readers of what Python makes of it end with an error. All JSON of ours is
-    written by this.
+    Whatever :func:`printable` would escape is escaped as in JSON (RFC 8259, section 7). A float that is not finite
+    becomes null: JSON has no NaN, and other parsers reject the NaN that Python writes. All JSON of this package is
+    written by this function.
 
     Args:
         value: as for ``json.dumps``.
@@ -62,7 +62,7 @@ def as_json(value: Any, indent: int | None = 2, *, ascii_only: bool = False) -> 
         ascii_only: escape everything beyond ASCII.
     """
     text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=ascii_only, allow_nan=False)
-    # Outside of strings there are only spaces and newlines, so that whatever else is found is inside of one.
+    # Outside strings JSON has only spaces and newlines, so any match is inside a string.
     return _LINES.sub(lambda found: json.dumps(found.group())[1:-1], text)
 
 
@@ -75,7 +75,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON; where standard output has a code page that lacks a character, in ASCII."""
+    """Print a value as JSON, in ASCII if the code page of standard output lacks a character."""
     text = as_json(value)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -90,7 +90,7 @@ def show(text: str) -> None:
 
 
 def tell(line: object) -> None:
-    """Print one line on standard error, at once; on a terminal it is folded between its words."""
+    """Print one line on standard error and flush it; on a terminal it is folded between words."""
     width = columns(sys.stderr)
     text = printable(line)
     print(text if width is None else wrapped(text, width), file=lenient(sys.stderr), flush=True)
@@ -102,7 +102,7 @@ def tell_lines(text: object) -> None:
 
 
 def columns(stream: TextIO) -> int | None:
-    """How wide a terminal is; None for a pipe or a file, which have no width."""
+    """The width of a terminal in columns; None for a pipe or a file."""
     if not stream.isatty():
         return None
     said = os.environ.get("COLUMNS", "")
@@ -115,7 +115,7 @@ def columns(stream: TextIO) -> int | None:
 
 
 def cells(text: str) -> int:
-    """Columns of a terminal that a text takes: two for a wide letter, none for a mark on the letter before it."""
+    """The terminal columns that a text takes: two for a wide character, none for a combining mark."""
     if text.isascii():
         return len(text)
     return sum(
@@ -123,20 +123,20 @@ def cells(text: str) -> int:
     )
 
 
-# What is copied as a whole: `between backticks`, 'a quoted name', and a command to type, from "excite" to the end.
+# Text that is copied as a whole: `in backticks`, 'a quoted name', and a command, from "excite" to the end of the line.
 _WHOLE = re.compile(
     r"`[^`]+`\S*|\[default: [^\]]{1,20}\]|(?<![^\s(\[])'[^']+'[^\s']*"
     r"|(?:(?<=: )|(?<=:  ))(?:excite|torchrun) .+$|\S+(?: %\S*)?"
 )
-#: A label and the spaces that set off what is said about it: what is folded goes on below the latter.
+#: A label and the spaces that separate it from its description; folded lines are indented to the description.
 _LABEL = re.compile(r"\s*\S+(?: \S+)* {2,}(?=\S)|\s*")
 
 
 def wrapped(text: str, width: int) -> str:
     """One line of text as lines of at most ``width`` columns, folded between words.
 
-    What somebody would copy is never cut, nor folded: a path, a name, what stands between backticks or quotation marks,
-    and a command at the end. One that is too long for a line gets a line of its own, and the terminal folds it.
+    Text that users may copy is never cut or folded: a path, a name, text in backticks or quotation marks, and a command
+    at the end. If it is too long for a line, it gets its own line, and the terminal wraps it.
     """
     if cells(text) <= width:
         return text
@@ -158,13 +158,15 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join([*lines, line])
 
 
-#: Between two lines of a paragraph in a comment; "Source:   ..." and "# ---" begin anew.
+#: The break between two lines of one paragraph in a comment; "Source:   ..." and "# ---" start a new one.
 _PARAGRAPH = re.compile(r"(?m)(?<=\S)(?<!^#)\n# (?!\w+: |\s)")
 
 
 def with_fitting_comments(yaml: str, width: int) -> str:
-    """YAML in which the comments are folded to ``width`` columns: beside their entry, or above it where there is no
-    room. What is no comment stays as it is, and so does what the YAML says."""
+    """YAML with its comments folded to ``width`` columns, next to their entry, or above it if there is no room.
+
+    Only comments change, so that the YAML keeps its meaning.
+    """
     lines: list[str] = []
     for line in _PARAGRAPH.sub(" ", yaml).split("\n"):
         entry, mark, comment = line.rpartition("# ")
@@ -183,7 +185,7 @@ def with_fitting_comments(yaml: str, width: int) -> str:
 
 
 class _Lenient:
-    """A text stream that writes characters which its code page lacks as ``\\xe9``, instead of raising."""
+    """A text stream that writes characters missing from its code page as ``\\xe9`` instead of raising an error."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -197,9 +199,9 @@ class _Lenient:
 
 
 def lenient(stream: TextIO) -> TextIO:
-    """The stream, or where writing to it may raise because of its code page, one around it that does not.
+    """The stream, wrapped if writing to it could raise an error because of its code page.
 
-    The user's own stream is left as it is: a program that calls this package may want its errors.
+    The original stream is not changed: a program that uses this package may want its errors.
     """
     strict = getattr(stream, "errors", None) in ("strict", None) and getattr(stream, "encoding", None)
     return _Lenient(stream) if strict else stream  # type: ignore[return-value]

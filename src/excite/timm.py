@@ -1,12 +1,12 @@
-"""Our models in timm: after ``import excite.timm``, ``timm.create_model("geresnet50_theta_plus.excite")`` builds them.
+"""excite's models in timm: ``import excite.timm``, then ``timm.create_model("geresnet50_theta_plus.excite")``.
 
-Every model of ours is registered under its own name with the tag ``excite``. Names that timm has, too (``seresnet50``),
-stay timm's: there only the tag gives ours. ``timm.list_models("*.excite", include_tags=True)`` lists them. They behave
-as timm's do: ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, ``global_pool``, ``features_only``,
-``checkpoint_path``, ``img_size``, ``device``, ``dtype``, ``act_layer``, ``output_stride``, ``zero_init_last`` and other
-arguments of timm's ResNet as far as a network of ours can do them (:func:`as_ours`), and options of
-``excite.create_model``; weights have our parameter names. Defaults are ours: residual branches do not start at zero
-unless ``zero_init_last=True``. TorchScript (``torch.jit.script``, timm's ``--torchscript``) is refused.
+Every model of excite is registered under its own name with the tag ``excite``. A name that timm also has
+(``seresnet50``) stays timm's unless the tag is given. ``timm.list_models("*.excite", include_tags=True)`` lists them.
+They take timm's arguments ``num_classes``, ``in_chans``, ``drop_rate``, ``drop_path_rate``, ``global_pool``,
+``features_only``, ``checkpoint_path``, ``img_size``, ``device``, ``dtype``, ``act_layer``, ``output_stride``,
+``zero_init_last``, other arguments of timm's ResNet as far as the network supports them (:func:`as_ours`), and options
+of ``excite.create_model``. Weights have excite's parameter names. Defaults are excite's: residual branches do not start
+at zero unless ``zero_init_last=True``. TorchScript (``torch.jit.script``, timm's ``--torchscript``) is not supported.
 """
 
 import functools
@@ -32,7 +32,7 @@ from excite.models.timm_models import import_timm
 from excite.ops import spatial_mean
 from excite.ops.boundaries import is_heard
 
-_timm = import_timm()  # before timm's parts, which only load where torchvision does or has a stand-in
+_timm = import_timm()  # before timm's submodules, which need torchvision or a stand-in for it
 
 from timm.layers import SelectAdaptivePool2d  # noqa: E402
 from timm.models import (  # noqa: E402
@@ -51,7 +51,7 @@ class _Images(TypedDict, total=False):
 
 
 class _Config(_Images):
-    """What timm wants to know of a model and its images."""
+    """timm's configuration of a model and its images."""
 
     input_size: tuple[int, int, int]
     pool_size: tuple[int, ...]
@@ -70,13 +70,13 @@ _ORIGIN = "https://arxiv.org/abs/1709.01507"
 
 
 class _AsTimm(Classifier):
-    """What timm's scripts expect of a model, over what ours have. Letters: N images, C channels, K classes."""
+    """The methods that timm's scripts expect of a model. Letters: N images, C channels, K classes."""
 
     global_pool: nn.Module
     head_hidden_size: int
 
     def adopt(self, global_pool: str) -> None:
-        """Finish a model that was built as one of ours and then given this class."""
+        """Finish a model that was built by excite and then given this class."""
         self._set_pool(global_pool)
         if self.head_hidden_size != self.num_features or not global_pool:
             self.reset_classifier(self.num_classes)
@@ -84,29 +84,37 @@ class _AsTimm(Classifier):
     def _set_pool(self, kind: str) -> None:
         if kind not in POOLS:
             raise ExciteError(
-                f"global_pool is one of {', '.join(map(repr, POOLS))}, not {kind!r}{nearest(kind, POOLS)}"
+                f"global_pool must be one of {', '.join(map(repr, POOLS))}, not {kind!r}{nearest(kind, POOLS)}"
             )
         pool = SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind))
         self.global_pool, self.head_hidden_size = pool, self.num_features * pool.feat_mult()
 
     def get_classifier(self, name_only: bool = False) -> nn.Module | str:  # type: ignore[override]
-        """The dense layer, or its name."""
+        """The final linear layer, or its name."""
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh dense layer, 0 for none, and if given another pooling ("" for none, which leaves maps)."""
+        """Replace the final linear layer, and optionally the pooling.
+
+        Args:
+            num_classes: classes of the new layer; 0: no layer.
+            global_pool: one of :data:`POOLS`; "": no pooling, so that the output is a map; None: leave it.
+
+        Raises:
+            ExciteError: ``global_pool`` is unknown, or "" with ``num_classes`` above 0.
+        """
         if global_pool is not None:
             self._set_pool(global_pool)
         if num_classes and not self.global_pool.pool_type:
-            raise ExciteError("without pooling (global_pool='') there is no classifier: give num_classes=0, too")
+            raise ExciteError("without pooling (global_pool='') there is no classifier: also give num_classes=0")
         like = next(self.parameters())
         super().reset_classifier(num_classes)
         if num_classes and self.head_hidden_size != self.num_features:
             self.fc = nn.Linear(self.head_hidden_size, num_classes, bias=self.fc_bias).to(like.device, like.dtype)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map (N, C, H, W) -> logits (N, K), or with ``pre_logits`` what the dense layer sees."""
-        # timm's average and ours are the same function; ours is the faster one.
+        """Map (N, C, H, W) -> logits (N, K), or with ``pre_logits`` the input of the linear layer."""
+        # timm's average pooling and ours compute the same; ours is faster.
         plain = self.global_pool.pool_type == "avg" and not any(is_heard(m) for m in self.global_pool.modules())
         x = spatial_mean(x) if plain else self.global_pool(x)
         x = F.dropout(x, self.drop_rate, self.training)
@@ -121,14 +129,21 @@ class _AsTimm(Classifier):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map, and those of ``feature_info`` that ``indices`` picks (all, the last n, or those numbers).
+        """Return the last map and the intermediate maps (N, C, H, W) of ``feature_info``.
 
-        ``norm`` has nothing to add: the last map always went through the last norm, where a body has one. Stages
-        behind the last map that is wanted run only for the last map's sake: not with ``intermediates_only``, nor with
-        ``stop_early``, which gives the last map that was made.
+        Args:
+            x: images (N, in_chans, H, W).
+            indices: None: all maps; an int: the last n; a sequence: these numbers, negative ones from the end.
+            norm: no effect: the last map has always passed the final norm, if there is one.
+            stop_early: do not run the stages after the last map asked for; the last map returned is then that one.
+            output_fmt: only "NCHW".
+            intermediates_only: return only the intermediate maps; later stages do not run.
+
+        Raises:
+            ExciteError: another format, or a number that does not exist.
         """
         if output_fmt != "NCHW":
-            raise ExciteError(f"maps come as NCHW, not {output_fmt!r}")
+            raise ExciteError(f"maps are only returned as NCHW, not {output_fmt!r}")
         stages = self.stages()
         wanted = _wanted(indices, 1 + len(stages))
         x = self.stem_map(x)
@@ -147,7 +162,7 @@ class _AsTimm(Classifier):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop what no wanted map needs; returns the maps' numbers. A norm behind the last stage stays with it."""
+        """Remove stages that the maps do not need; return the maps' numbers. A final norm stays with the last stage."""
         count = len(self.stages())
         wanted = _wanted(indices, 1 + count)
         for number in range(max(wanted) + 1, count + 1):
@@ -164,27 +179,27 @@ class _AsTimm(Classifier):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str | list[tuple[str, tuple[int] | None]]]:
-        """Patterns of parameter names, for rates that decay with depth: by stage, or by block."""
+        """Parameter-name patterns for layer-wise learning-rate decay: by stage if ``coarse``, else by block."""
         blocks = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
         return {"stem": r"^(?:conv1|bn1|stem)", "blocks": [(blocks, None), (r"^norm", (99_999,))]}
 
 
 def _wanted(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Numbers of maps: all, the last ``indices``, or those given, which count from the end where they are negative."""
+    """Map numbers: all, the last ``indices``, or those given; negative ones count from the end."""
     if indices is None:
         return list(range(count))
     given = range(-indices, 0) if isinstance(indices, int) else indices
     if not given or any(not -count <= i < count for i in given):
-        raise ExciteError(f"there are {count} maps, so {indices!r} cannot be taken of them")
+        raise ExciteError(f"there are {count} maps, so indices={indices!r} cannot be selected")
     return [i % count for i in given]
 
 
 class ResNet(_AsTimm, _ResNet):
-    """``excite.models.ResNet`` as timm has models."""
+    """``excite.models.ResNet`` with timm's model interface."""
 
 
 class TFSEResNet(_AsTimm, _TFSEResNet):
-    """``excite.models.TFSEResNet`` as timm has models."""
+    """``excite.models.TFSEResNet`` with timm's model interface."""
 
 
 def _build(
@@ -197,9 +212,9 @@ def _build(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> _AsTimm:
-    """One of our models with timm's interface; the same object, so that parameter names stay."""
+    """An excite model with timm's interface; it is the same object, so that parameter names stay."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ExciteError(f"dtype is a floating type of torch, such as torch.bfloat16, not {dtype!r}")
+        raise ExciteError(f"dtype must be a floating-point type of torch, such as torch.bfloat16, not {dtype!r}")
     options = as_ours(name, options)
     with nullcontext() if device is None else torch.device(device):
         built: Any = _create_model(name, image_size=img_size, drop_rate=drop_rate, **options)
@@ -210,9 +225,9 @@ def _build(
     return built
 
 
-#: Arguments of timm's ResNet that our networks have under another name.
+#: Arguments of timm's ResNet that have another name in excite.
 _RENAMED = {"zero_init_last": "zero_init_last_gamma", "down_kernel_size": "down_kernel"}
-#: Those that say "without" with these values, as our networks are; with another value they are refused.
+#: Arguments that may only have these values, which mean "without", as in our networks.
 _WITHOUT: dict[str, tuple[Any, ...]] = {
     "aa_layer": (None, ""),
     "avg_down": (False,),
@@ -224,41 +239,47 @@ _WITHOUT: dict[str, tuple[Any, ...]] = {
     "zero_init_last": (False,),
     "act_layer": (None, nn.ReLU, "relu"),
 }
-#: Those that the name of one of our networks has settled.
+#: Arguments that the name of our network determines.
 _SETTLED = ("block", "layers", "channels", "cardinality", "base_width", "stem_width", "stem_type", "block_reduce_first")
 
 
 def as_ours(name: str, given: ModelArgs) -> ModelArgs:
-    """Arguments of timm's ResNet -> options of ``excite.create_model``, which itself refuses what nobody knows.
+    """Translate arguments of timm's ResNet to options of ``excite.create_model``, which rejects unknown ones.
+
+    Args:
+        name: the excite model.
+        given: the arguments.
 
     Raises:
-        ExciteError: timm's ResNet has such an argument, but this network of ours cannot do it.
+        ExciteError: timm's ResNet has the argument, but this network does not support it.
     """
     options = dict(given)
     allowed = model_options(name)
     for argument, value in given.items():
         ours = _RENAMED.get(argument, argument)
         if argument in _SETTLED:
-            raise ExciteError(f"{name} takes no {argument}: the name of a model says it; `excite models` lists them")
+            raise ExciteError(
+                f"{name} takes no {argument}: the model name determines it; `excite models` lists the names"
+            )
         if argument not in _RENAMED and argument not in _WITHOUT:
             continue
         del options[argument]
         if ours in allowed:
             options[ours] = _activation_name(value) if argument == "act_layer" else value
         elif not any(value is w or (type(value) is type(w) and value == w) for w in _WITHOUT.get(argument, ())):
-            raise ExciteError(f"{name} cannot do {argument}={_said(value)}: leave {argument} out")
+            raise ExciteError(f"{name} does not support {argument}={_said(value)}: leave {argument} out")
     return options
 
 
 def _activation_name(act: Any) -> Any:
-    """``act`` as ``excite.create_model`` names it: given by timm's or our name, or as one of PyTorch's classes."""
+    """The excite name of an activation, given by timm's or excite's name or as a PyTorch class."""
     if act is None:
         return "relu"
     if isinstance(act, str):
         return {"swish": "silu", "hardswish": "hard_swish"}.get(act, act)
     known = next((name for name, kind in ACTIVATIONS.items() if kind is act), None)
     if known is None:
-        raise ExciteError(f"act_layer={_said(act)} is unknown here: give one of {', '.join(ACTIVATIONS)}")
+        raise ExciteError(f"act_layer={_said(act)} is not supported: give one of {', '.join(ACTIVATIONS)}")
     return known
 
 
@@ -272,7 +293,7 @@ def _is_ours(pretrained_cfg: Any) -> bool:
 
 
 def _entrypoint(name: str, others: Callable[..., nn.Module] | None) -> Callable[..., nn.Module]:
-    """The function that timm calls for ``name``; ``others`` is timm's own, for every tag but ours."""
+    """The function that timm calls for ``name``; ``others`` is timm's own, for all other tags."""
 
     def create(pretrained: bool = False, **arguments: Any) -> nn.Module:
         if others is not None and not _is_ours(arguments.get("pretrained_cfg")):
@@ -288,13 +309,13 @@ def _entrypoint(name: str, others: Callable[..., nn.Module] | None) -> Callable[
 
 
 def _stages(name: str) -> int:
-    return len(VARIANTS[name]["arch"].get("layers", "123"))  # the TensorFlow net always has three
+    return len(VARIANTS[name]["arch"].get("layers", "123"))  # the TensorFlow network always has three
 
 
 def _config(name: str) -> _Config:
     variant = VARIANTS[name]
     size, gate = variant["defaults"].get("image_size", 224), variant["gate"] or {}
-    # A gather over the whole map by a kernel of the map's size (Gather-Excite theta with global extent).
+    # A global gather with a kernel of the map's size (Gather-Excite theta with global extent).
     bound = gate.get("name") == "ge" and gate.get("variant") != "theta_minus" and "extent" not in gate
     tensorflow = variant["family"] == "tf_seresnet"
     images: _Images = _CIFAR if size == 32 else {}
@@ -322,16 +343,16 @@ def _register(name: str) -> None:
         return
     others = model_entrypoint(name)
     theirs = getattr(sys.modules[others.__module__], "default_cfgs", {}).get(name)
-    if theirs is None or TAG in theirs.cfgs:  # without a table of tags there is nowhere to add ours
+    if theirs is None or TAG in theirs.cfgs:  # without a table of tags, ours cannot be added
         return
     theirs.tags.append(TAG)
     theirs.cfgs[TAG] = own.cfgs[TAG]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Overwriting .* in registry")  # by itself, with one more tag
+        warnings.filterwarnings("ignore", "Overwriting .* in registry")  # the same function, with one more tag
         register_model(_entrypoint(name, others))
 
 
-#: timm looks here for the configurations of the models that this module registers.
+#: timm reads the configurations of this module's models from here.
 default_cfgs: dict[str, Any] = {}
 
 for _name in VARIANTS:

@@ -165,17 +165,17 @@ def test_hostile_names_are_text_on_the_page_and_on_the_terminal(labels, three, h
         (["A", "A"], "are the same network; give each run once"),
         (["A", "A/model.safetensors"], "are the same network"),
         (["A", "nowhere"], "there is no run folder or checkpoint 'nowhere'"),
-        (["A", "B", "--labels", "x"], "--labels must give each of the 2 runs a name of its own, not 'x'"),
-        (["A", "B", "--labels", "x,x"], "a name of its own"),
+        (["A", "B", "--labels", "x"], "--labels must give each of the 2 runs a different name, not 'x'"),
+        (["A", "B", "--labels", "x,x"], "a different name"),
         (["A", "B", "--labels", "x," + "y" * (LONGEST_LABEL + 1)], "give a shorter name"),
         (["A", "B", "--baseline", "smal"], "did you mean 'small'"),
         (["A", "B", "--confidence", "95"], "give a share between 0 and 1"),
         (["A", "B", "data.rot=x"], "did you mean 'data.root'"),
         (["A", "B", "data.limit_val=many"], "data.limit_val is 'many'"),
         (["A", "B", "data.source=folder", "data.root=/no/where"], "/no/where does not exist"),
-        (["A", "B", "--out", "page.txt"], "the name of the page ends in .html"),
-        (["A", "B", "--out", "there.html"], "there.html exists already"),
-        (["A", "B", "--figures", "folder"], "folder exists already"),
+        (["A", "B", "--out", "page.txt"], "the name of the page must end in .html"),
+        (["A", "B", "--out", "there.html"], "there.html already exists"),
+        (["A", "B", "--figures", "folder"], "folder already exists"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(trained, here, words, message):
@@ -205,7 +205,7 @@ def test_without_data_stored_predictions_are_compared_and_then_what_the_training
     assert stored["rows"][1]["p"] == before["rows"][1]["p"]
     assert all("so its stored predictions are used" in note for note in stored["notes"])
     assert len(stored["notes"]) == 2
-    assert "the images are only named" in make_page(stored, [[]], {}).render()
+    assert "only the names of the images are shown" in make_page(stored, [[]], {}).render()
     # They are of these weights, in that precision, and of the images of the recipe as it is.
     run = str(copies[0])
     assert read_run(run, "x").predictions is not None
@@ -335,7 +335,7 @@ def test_the_table_shows_intervals_and_how_far_a_run_has_come():
 
 
 @pytest.mark.parametrize(
-    ("better", "form"), [((1.3,), "mid-p; "), ((0.99,), "exact binomial; "), ((0.99, 1.3), "both forms occur; ")]
+    ("better", "form"), [((1.3,), "mid-p; "), ((0.99,), "exact binomial; "), ((0.99, 1.3), "both forms are used; ")]
 )
 def test_the_sentences_tell_the_test_and_how_many_there_are(labels, better, form):
     """Two networks that differ little are right on nearly the same images: few pairs, an exact test."""

@@ -238,7 +238,7 @@ def test_a_row_tells_what_the_run_folder_knows(three, labels):
     [
         ({"fingerprint": "another"}, "fingerprints differ"),
         ({"positions": np.arange(200) + 1}, "the images or their labels are not the same"),
-        ({"classes": ("cat", "owl", "dog")}, "the same classes are in another order"),
+        ({"classes": ("cat", "owl", "dog")}, "its classes are in another order"),
         ({"classes": ("cat", "dog", "emu")}, "it has other classes."),
         ({"classes": ("cat", "dog")}, "it has other classes (2 instead of 3)."),
     ],
@@ -275,7 +275,7 @@ def test_a_run_without_predictions_goes_without_pairs(three, labels):
     assert (row["top1_low"], row["top1_high"]) == pytest.approx([100 * end for end in wilson(300, 400)])
     assert found["paired"] == ["a", "b"]
     assert (
-        "absent could not be evaluated here (no such folder), so its accuracy is the one found in its training."
+        "absent could not be evaluated here (no such folder), so its accuracy is that measured in training."
         in (found["notes"])
     )
     assert study([absent, three[0]])["paired"] == []
@@ -287,13 +287,13 @@ def test_what_else_differs_is_said(three, labels):
     logits = three[1].predictions.logits
     longer = made_up("longer", logits, labels, overrides=["train.epochs=50", "log.every_steps=7", "train.seed=3"])
     notes = study([three[0], longer])["notes"]
-    assert "The recipes differ in what decides the training (train.epochs, train.seed)." in notes
+    assert "The recipes differ in keys that affect training (train.epochs, train.seed)." in notes
     notes = study([three[0], replace(longer, gate="se")])["notes"]
-    assert "The gates are not all that differs between the recipes (train.epochs, train.seed)." in notes
+    assert "The recipes differ in more than their gates (train.epochs, train.seed)." in notes
     wider = made_up("wider", logits, labels, body=frozenset({("conv1", (3, 3))}))
-    assert "wider and a differ in layers that are no gates." in study([three[0], wider])["notes"]
+    assert "wider and a differ in layers other than gates." in study([three[0], wider])["notes"]
     notes = study([three[0], replace(wider, gate="se")])["notes"]
-    assert "wider and a differ in more than their gates: in other layers, too." in notes
+    assert "wider and a differ not only in their gates but also in other layers." in notes
     assert study(three)["notes"] == []
     same = made_up("same", logits, labels, weights="a")
     assert "a and same have the same weights." in study([three[0], same])["notes"]
@@ -301,7 +301,7 @@ def test_what_else_differs_is_said(three, labels):
     machines = [made_up(f"m{i}", logits, labels, results=r, started=True) for i, r in enumerate(results)]
     notes = study(machines)["notes"]
     assert len(notes) == 1
-    assert "do not compare their speeds" in notes[0]
+    assert "so their speed and memory are not comparable" in notes[0]
     assert notes[0].endswith(f": {'; '.join(f'{n} x CPU, fp32, batch 64' for n in (1, 2, 4, 8))}.")
     for run, data in zip(machines, "xyxx", strict=True):
         run.results.update(devices=1, data_fingerprint=data)
@@ -324,10 +324,10 @@ def test_notes_name_the_runs_that_they_are_about(three, labels):
         each.data = SimpleNamespace(notes=notes)
     *notes, moved = study([run, fewer, other, cold, theirs, lost])["notes"]
     assert notes == [
-        "cold is unfinished: 0 of 40 epochs are done; compared are its latest weights.",
-        "lost is unfinished: 0 of ? epochs are done; compared are its latest weights.",
-        "theirs comes from elsewhere: how it was trained is not known.",
-        "lost comes from elsewhere: how it was trained is not known.",
+        "cold is unfinished: 0 of 40 epochs are done; its latest weights are compared.",
+        "lost is unfinished: 0 of ? epochs are done; its latest weights are compared.",
+        "theirs was not trained by excite: its training is unknown.",
+        "lost was not trained by excite: its training is unknown.",
         "run, fewer, other: all.",
         "fewer, other: two.",
     ]
@@ -336,7 +336,7 @@ def test_notes_name_the_runs_that_they_are_about(three, labels):
     opened = replace(run, problem="no folder")
     assert study([opened, replace(theirs, predictions=None, problem="gone", meta=three[0].meta)])["notes"][:2] == [
         "run: the images cannot be opened (no folder), so its stored predictions are used.",
-        "theirs could not be evaluated here (gone), so its accuracy is not known.",
+        "theirs could not be evaluated here (gone), so its accuracy is unknown.",
     ]
 
 
@@ -359,7 +359,7 @@ def test_an_unfinished_run_is_said_to_be(three, labels):
     records = [{"kind": "eval", "step": 9, "epoch": 3.0, "images": 200, "loss": 1.0, "top1": 50.0, "top5": 100.0}]
     begun = made_up("begun", three[1].predictions.logits, labels, started=True, records=records)
     found = study([three[0], begun])
-    assert "begun is unfinished: 3 of 40 epochs are done; compared are its best weights so far." in found["notes"]
+    assert "begun is unfinished: 3 of 40 epochs are done; its best weights so far are compared." in found["notes"]
     assert found["rows"][1]["finished"] is False
     assert found["curves"][0]["validation"] == {"epoch": [3.0], "minutes": [None], "top1": [50.0], "loss": [1.0]}
 
@@ -407,7 +407,7 @@ def test_an_accuracy_of_nobody_knows_how_many_images_is_not_known(three, metrics
     row = found["rows"][1]
     assert (row["measured"], row["top1"], row["images"]) == (None, None, None)
     assert row["training_top1"] == metrics.get("top1")
-    assert any("so its accuracy is not known" in note for note in found["notes"])
+    assert any("so its accuracy is unknown" in note for note in found["notes"])
     study([three[0], replace(run, predictions=three[1].predictions)])
 
 

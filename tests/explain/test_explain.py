@@ -132,7 +132,7 @@ def test_it_never_writes_over_anything(made, trained):
 
     _, out = made
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(ExciteError, match="exists already; name a new folder"):
+    with pytest.raises(ExciteError, match="already exists; name a new folder"):
         run(trained, out=out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
@@ -155,7 +155,7 @@ def test_python_and_the_table(trained, tmp_path, capsys):
     options = {"limit": 30, "ablation": "estimate", "timing": False, "drawn_classes": ["$x^$"], "device": "cpu"}
     options["drawn_gates"] = ["layer3.2.gate"]
     result = package.explain.explain(trained, progress=lambda what, *_: done.add(what), **options)
-    assert done == {"collecting scales", "estimating what each gate is worth"}
+    assert done == {"collecting scales", "estimating the effect of each gate"}
     assert all(row["estimated"] and row["could_go"] is None and row["saved_ms"] is None for row in result.rows)
     folder = result.write(tmp_path / "out")
     assert [lines_of(panel) for panel in axes_of(folder / "excitations.svg")] == [2]
@@ -191,7 +191,7 @@ def test_gates_that_all_say_nothing_are_told_in_a_sentence(trained, tmp_path):
     networks = (silenced(trained, tmp_path / "still.safetensors"), trained)
     still, alive = (package.explain.explain(s, **options).notes for s in networks)
     assert len(still) == 1
-    assert "all channels of all gates say the same for every image" in still[0]
+    assert "all channels of all gates are constant, as they are right after grafting" in still[0]
     assert alive == []
 
 
@@ -203,7 +203,7 @@ def test_too_few_images_to_tell_which_gates_could_go_are_told_in_a_sentence(trai
     assert len(few.together.gates) == len(many.together.gates) == len(few.rows)
     assert few.together.high > 1.0 > many.together.high
     expected = f"those marked may cost up to {few.together.high:.1f} points of top-1 together"
-    sentence = f"20 images cannot tell which gates could go: {expected}"
+    sentence = f"20 images are too few to tell which gates could go: {expected}"
     assert sentence in few.notes
     assert not any("cannot tell" in note for note in many.notes)
     assert [note for note in few.notes if note != sentence and not note.startswith("measured")] == many.notes[1:]
@@ -228,7 +228,7 @@ def test_without_data_images_are_explained_all_the_same(trained, photo, tmp_path
         ({"target": "11"}, r"the network has no class '11'"),
         ({"layer": "layr3"}, r"the network has no layer 'layr3'; did you mean 'layer3'"),
         ({"ablation": "ful"}, r"ablation is 'ful'; did you mean 'full'"),
-        ({"limit": 0}, r"nothing to explain but images"),
+        ({"limit": 0}, r"nothing to explain without data and images"),
         ({"overrides": ["data.root=/nowhere", "data.source=folder"]}, r"/nowhere"),
     ],
 )

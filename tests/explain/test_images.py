@@ -86,12 +86,12 @@ def test_grad_cam_of_frozen_weights(predictor):
 def test_layers_that_grad_cam_cannot_look_at(predictor, photo):
     with pytest.raises(ExciteError, match=r"no layer 'layer3.9'; did you mean"):
         explain_image(predictor, photo, layer="layer3.9")
-    with pytest.raises(ExciteError, match="'fc': it does not give a map"):
+    with pytest.raises(ExciteError, match="'fc': it does not output a map"):
         explain_image(predictor, photo, layer="fc")
     predictor.model.aside = nn.Conv2d(1, 1, 1)
     with pytest.raises(ExciteError, match="'aside': it is not called as a module"):
         explain_image(predictor, photo, layer="aside")
-    with pytest.raises(ExciteError, match="no module of the network gives a map"):
+    with pytest.raises(ExciteError, match="no module of the network outputs a map"):
         last_map(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.ones(1, 1, 2, 2))
 
 

@@ -149,7 +149,7 @@ def test_a_gate_that_never_varies_has_no_ratio():
 def test_scales_of_something_else_than_images_are_refused():
     with pytest.raises(ExciteError, match="gave 8 scales for 2 images"):
         ScaleStatistics(2).update(torch.rand(8, 4), torch.zeros(2, dtype=torch.int64))
-    with pytest.raises(ExciteError, match="never asked"):
+    with pytest.raises(ExciteError, match="never called"):
         ScaleStatistics(2).to_dict()
 
 

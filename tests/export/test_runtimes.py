@@ -103,7 +103,7 @@ def test_a_toy_format_is_a_module_and_a_line(tmp_path, monkeypatch):
     result = export(checkpoint(tmp_path), "toy", images=4)
     assert Path(result["artefact"]) == tmp_path / "model.toy"
     assert (result["format"], result["runtime"].split()[0]) == ("toy", "torch")
-    with pytest.raises(ExciteError, match="--int8 is for the formats onnx and openvino; toy has none"):
+    with pytest.raises(ExciteError, match="--int8 is only available in the formats onnx and openvino, not in toy"):
         export(tmp_path / "model.safetensors", "toy", int8=True)
 
 

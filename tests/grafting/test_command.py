@@ -120,7 +120,7 @@ def test_the_command_line(ungated_run, command_line, tmp_path):
     assert "on 8 random images (normal noise): 0 (fp32" in " ".join(text.split())
     assert read_own(tmp_path / "a.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
     kept = (tmp_path / "a.safetensors").read_bytes()
-    assert command_line(*words) == "error: a.safetensors exists already; --force writes over it"
+    assert command_line(*words) == "error: a.safetensors already exists; use --force to overwrite it"
     assert (tmp_path / "a.safetensors").read_bytes() == kept
     assert "is not of the form NAME=VALUE" in command_line("graft", ungated_run, "--option", "reduction")
 

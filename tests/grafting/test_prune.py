@@ -209,7 +209,7 @@ def test_files_and_the_written_network(gated, pruned, command_line, tmp_path, mo
     predictor, result = package.validate(folder, fold=False)
     assert len(gate_holders(predictor.model)) == chosen.gates
     assert (result.top1, result.loss) == (chosen.top1, pytest.approx(chosen.loss, rel=1e-4))
-    assert command_line(*words) == "error: pruned exists already; name a new folder"
+    assert command_line(*words) == "error: pruned already exists; name a new folder"
     options = predictor.meta["recipe"]["model"]["options"]
     recipe = small(f"init_from={folder}", f"model.options={json.dumps(options)}", "epochs=1")
     log = Path(train(recipe, out=tmp_path, quiet=True)["run"]) / "log.txt"

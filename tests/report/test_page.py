@@ -108,7 +108,7 @@ def test_headings_are_in_order_and_values_are_formatted():
     assert {"1.00", "yes", "\u2013", "12"} <= set(read.texts)
     assert [a.get("data-sort") for t, a in read.tags if t == "td"] == ["1.005", None, None, None]
     for bad in ("One", "one", "a b"):
-        with pytest.raises(ValueError, match="is no id"):
+        with pytest.raises(ValueError, match="is not a valid id"):
             made.section(bad, "x")
 
 

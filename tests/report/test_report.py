@@ -121,11 +121,11 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     numbers, path = report(alone, ["report.gate_images=0"], quick=True)
     assert path == tmp_path / "alone-report.html"
     html = path.read_text(encoding="utf-8")
-    assert "a checkpoint without a run folder: curves, speed of training and environment are not known" in html
+    assert "a checkpoint without a run folder: curves, training speed and environment are not known" in html
     assert not {"curves", "gates"} & {a.get("id") for _, a in Reader(html).tags}
     assert f"<code>excite report {alone} report.gate_images=1000</code>" in html
     assert numbers["about"]["command"] == "excite train recipe.yaml"  # no run folder that it could name
-    assert "With the recipe below in a file recipe.yaml, this command trains it again:" in html
+    assert "With the recipe below saved as recipe.yaml, this command trains it again:" in html
     assert (numbers["curves"], numbers["summary"]["ms_per_step"]) == (None, None)
     assert {row["severity"] for row in numbers["robustness"]["rows"]} == {1, 3, 5}
     from excite.explain import outer_gates
@@ -144,9 +144,9 @@ def test_a_checkpoint_alone_and_a_network_without_gates(run, tmp_path):
     study.numbers["about"]["gates_of_timm"] = ["timm's SEModule"]
     study.numbers["about"]["classes"] = 5  # all of which are among the best five
     page = render.make_page(study, tmp_path).render()
-    assert "no gates of excite&#39;s; of timm&#39;s SEModule, excite cannot tell" in page
+    assert "no gates of excite; it has timm&#39;s SEModule, which excite cannot explain" in page
     assert "top-5 accuracy" not in page
-    assert "put in or taken out after its training as cifar_senet" in page
+    assert "was trained as cifar_senet; excite graft or excite prune then added or removed gates" in page
 
 
 def test_images_that_cannot_be_read_are_left_out_and_counted(run, tmp_path):
@@ -180,7 +180,7 @@ def test_every_figure_has_files(run, tmp_path):
     for name in names:
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
             assert image.getpixel((0, 0)) == (255, 255, 255, 255)  # readable wherever it is shown
-    with pytest.raises(ExciteError, match="exists already; name a new folder"):
+    with pytest.raises(ExciteError, match="already exists; name a new folder"):
         report(run, figures=tmp_path / "figures")
 
 
@@ -202,7 +202,7 @@ def test_mistakes_of_users_are_sentences(run, tmp_path):
     with pytest.raises(ExciteError, match=r"environment\.json cannot be read as JSON"):
         report(run, ["report.robustness_images=0", "report.gate_images=0"])
     (run / "results.json").write_text("[1]")
-    with pytest.raises(ExciteError, match=r"results\.json holds no JSON object"):
+    with pytest.raises(ExciteError, match=r"results\.json does not hold a JSON object"):
         report(run, ["report.robustness_images=0", "report.gate_images=0"])
     assert not (run / "report.html").exists()
 
@@ -213,7 +213,7 @@ def test_where_it_cannot_be_written_is_told_before_the_work(run, tmp_path, monke
 
     monkeypatch.setattr("excite.report.build.study_opened", never)
     (tmp_path / "file").touch()
-    with pytest.raises(ExciteError, match=r"file is no folder"):
+    with pytest.raises(ExciteError, match=r"file is not a folder"):
         report(run, out=tmp_path / "file" / "page.html")
     with pytest.raises(ExciteError, match="is a folder; name a file in it"):
         report(run, out=tmp_path)
@@ -280,5 +280,5 @@ def test_a_report_that_fails_does_not_fail_the_training(run, monkeypatch, capsys
     monkeypatch.setattr("excite.report.build.report", fail)
     report_on_run(run, quiet=False)
     told = capsys.readouterr().err
-    assert told.startswith(f"the report was not written ({str(error) or type(error).__name__}); the run is whole")
+    assert told.startswith(f"the report was not written ({str(error) or type(error).__name__}); the run is complete")
     assert told.count("\n") == 1

@@ -251,6 +251,6 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["20", "", "0m", "m", "20 minutes", "1m2h", "-5m", "1e3s"])
 def test_what_is_no_time(text):
-    with pytest.raises(ExciteError, match=r"--time is .* a time is written 90s, 20m or 1h30m") as error:
+    with pytest.raises(ExciteError, match=r"--time is .* it takes a duration such as 90s, 20m or 1h30m") as error:
         parse_duration(text, "--time")
     assert ("--time 20m" in str(error.value)) == (text == "20")

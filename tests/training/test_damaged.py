@@ -64,7 +64,7 @@ def test_a_damaged_state_is_one_sentence(tmp_path, optimizer):
         ({"step": "3"}, "step is '3', but should be a valid integer"),
         ({"seconds": float("nan")}, "seconds is nan, but should be a finite number"),
         ({"optimizer": []}, r"optimizer is \[\], but should be a valid dictionary"),
-        ({"best": {"step": 1}}, "it lacks best.top1"),
+        ({"best": {"step": 1}}, "best.top1 is missing"),
         ({"fingerprint": None}, "fingerprint is None"),
         ({"scaler": {"scale": float("inf")}}, "scaler.scale is inf"),
     ],

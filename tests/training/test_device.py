@@ -44,7 +44,7 @@ def test_only_one_file_calls_a_device_by_name():
         ("cuda:1", "device is 'cuda:1', .* write device=cuda and choose the card with CUDA_VISIBLE_DEVICES=1"),
         ("npu:0", "choose the card with ASCEND_RT_VISIBLE_DEVICES=0"),
         ("xpu:3", "choose the card with ZE_AFFINITY_MASK=3"),
-        ("mps:0", "it names a kind: write device=mps$"),
+        ("mps:0", "it takes a kind of device: write device=mps$"),
     ],
 )
 def test_a_device_is_named_by_its_kind(device, message):

@@ -132,7 +132,7 @@ def test_nothing_is_written_over_without_force(foreign, tmp_path):
     source, _ = foreign
     destination = tmp_path / "there.safetensors"
     destination.write_bytes(b"mine")
-    with pytest.raises(ExciteError, match="exists already; --force writes over it"):
+    with pytest.raises(ExciteError, match="already exists; use --force to overwrite it"):
         quietly(str(source), destination)
     assert destination.read_bytes() == b"mine"
     quietly(str(source), destination, force=True)
@@ -509,7 +509,7 @@ def test_the_commands_exit_status(foreign, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         main()
     assert left.value.code == 1
-    assert "--force writes over it" in capsys.readouterr().err
+    assert "use --force to overwrite it" in capsys.readouterr().err
 
 
 # --- writing for other libraries --------------------------------------------------------------------------------------

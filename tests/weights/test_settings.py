@@ -368,7 +368,7 @@ def test_a_header_of_ours_that_is_not_whole_is_refused_by_the_name_of_its_file(t
     header = {"format_version": 1, "model": {"name": source.model_name, "args": source.model_args}}
     path = tmp_path / "part.safetensors"
     save_file(source.state_dict(), path, metadata={"format": "pt", "excite": json.dumps(header)})
-    with pytest.raises(ExciteError, match=r"part\.safetensors .*its header is damaged: it lacks classes"):
+    with pytest.raises(ExciteError, match=r"part\.safetensors .*its header is damaged: classes is missing"):
         convert_file(path, tmp_path / "whole.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["part.safetensors"]
 

@@ -224,7 +224,7 @@ def test_every_argument_of_timms_resnet_is_known(registered):
         for argument in theirs - taken:
             can = name == "resnet18" and argument in ("act_layer", "output_stride", *ours._RENAMED)
             if not (can or (name == "cifar_preresnet110" and argument == "act_layer")):
-                with pytest.raises(ExciteError, match=rf"^{name} (takes no|cannot do) {argument}\b") as caught:
+                with pytest.raises(ExciteError, match=rf"^{name} (takes no|does not support) {argument}\b") as caught:
                     registered.create_model(f"{name}.excite", **{argument: odd.get(argument, 64)})
                 assert "\n" not in str(caught.value)
     fine = {"aa_layer": "", "avg_down": False, "drop_block_rate": 0.0, "norm_layer": "batchnorm", "act_layer": "relu"}
@@ -237,9 +237,9 @@ def test_every_argument_of_timms_resnet_is_known(registered):
         ({"output_stride": 4}, "output_stride is 32, 16 or 8, not 4"),
         ({"output_stride": 8, "block_conv": "sk"}, "selective kernels have dilations of their own; leave it out"),
         ({"act_layer": "sillu"}, "act_layer is one of relu, .*did you mean 'silu'"),
-        ({"act_layer": torch.nn.Linear}, "act_layer=Linear is unknown here: give one of relu"),
-        ({"dtype": "float32"}, "dtype is a floating type of torch"),
-        ({"dtype": torch.int8}, "dtype is a floating type of torch"),
+        ({"act_layer": torch.nn.Linear}, "act_layer=Linear is not supported: give one of relu"),
+        ({"dtype": "float32"}, "dtype must be a floating-point type of torch"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point type of torch"),
     ],
 )
 def test_wrong_arguments(options, message, registered):

@@ -1,4 +1,4 @@
-"""How fast: what `excite bench` and the scripts in benchmarks/ share."""
+"""``excite bench``: speed and memory measurements, also used by the scripts in benchmarks/."""
 
 from typing import TYPE_CHECKING
 

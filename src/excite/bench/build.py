@@ -1,4 +1,4 @@
-"""`excite bench`: from models, or a recipe, to rows."""
+"""`excite bench`: from models, or a recipe, to a table."""
 
 import re
 import tempfile
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @final
 class Measured(TypedDict):
-    """What ``excite bench --json`` prints: a row for each setting, and with ``profile`` what each trace shows.
+    """The result of ``excite bench``: a row per setting, and with ``profile`` a summary of each trace.
 
     Attributes:
-        rows: those that could not be measured have an ``error``.
-        profiles: file of a trace -> the most expensive operators and the floors in it.
-        unprofiled: why a row has no trace, a sentence each.
+        rows: the rows; those that could not be measured have an ``error``.
+        profiles: path of a trace -> its most expensive operators and floors.
+        unprofiled: why rows have no trace, one sentence each.
     """
 
     rows: list[Row]
@@ -56,27 +56,27 @@ def bench(
     data: Recipe | str | Path | None = None,
     say: Callable[[str], None] = tell,
 ) -> "Measured | Pipeline":
-    """Measure speed and memory, each row in a process of its own, in rounds that take turns.
+    """Measure speed and memory: each row in a separate process, with the rows taking turns.
 
     Args:
-        models: models of ours, ``timm:NAME``, ``mindcv:NAME``, with options of a row behind commas if need be; with
-            ``data`` changes to the recipe.
+        models: names of excite models, ``timm:NAME``, ``mindcv:NAME``, optionally followed by options of the row,
+            separated by commas; with ``data``, changes to the recipe.
         train: time training steps; False: forward passes.
-        batch, image_size, precision, compile_mode: a value, or several in a list or separated by commas: every
+        batch, image_size, precision, compile_mode: one value or several, as a list or separated by commas; every
             combination is a row.
-        channels_last, device, threads: of all rows.
-        rounds: how often each row is measured.
-        warm_up, steps, seconds: of a round; see :class:`~excite.bench.settings.Setting`.
-        csv: a file that the rows are appended to.
+        channels_last, device, threads: settings of all rows.
+        rounds: measurements per row.
+        warm_up, steps, seconds: length of a round; see :class:`~excite.bench.settings.Setting`.
+        csv: a file to append the rows to.
         profile: a folder for a trace of every row.
-        data: a recipe: measure its input pipeline, its training step, and both together, instead.
-        say: gets a sentence now and then on how far it is.
+        data: a recipe, to measure its input pipeline, its training step, and both together instead of models.
+        say: called with a line about the progress.
 
     Returns:
-        The rows; with ``data`` the parts of the recipe's training. Under a launcher, those of the first process.
+        The rows; with ``data``, the parts of the recipe's training. Under a launcher, the result of the first process.
 
     Raises:
-        ExciteError: no such model, an option that is none, or data that cannot be read.
+        ExciteError: there is no such model or option, or the data cannot be read.
     """
     words = [models] if isinstance(models, str) else list(models)
     settings = settle(
@@ -113,21 +113,21 @@ def bench_models(
     profile: Path | None,
     say: Callable[[str], None] = tell,
 ) -> Measured:
-    """Measure every setting; in all processes of a job, of which the first says how far it is.
+    """Measure every setting, in all processes of a job; the first one reports progress.
 
     Args:
         settings: the rows.
-        rounds: how often each is measured, in turns.
-        csv: file that the rows are appended to.
-        profile: folder that gets a trace of every row.
+        rounds: measurements per row, in turns.
+        csv: a file to append the rows to.
+        profile: a folder for a trace of every row.
         say: see :func:`bench`.
 
     Raises:
-        ExciteError: ``csv`` holds something else.
+        ExciteError: ``csv`` has other columns, or ``profile`` is used with several processes.
     """
     first = rank() == 0
     if profile is not None and world_size() > 1:
-        raise ExciteError("--profile is for one process: run it without torchrun")
+        raise ExciteError("--profile works in one process only: run it without torchrun")
     if csv is not None and first:
         check_csv(csv)
     report = say if first else _keep_quiet
@@ -147,7 +147,7 @@ def _keep_quiet(line: str) -> None:
 def _profiles(
     settings: Sequence[Setting], rows: Sequence[Row], folder: Path, cache: str
 ) -> "tuple[dict[str, Profile], list[str]]":
-    """Trace file -> most expensive operators and floors, of every row that could be measured; and what went wrong."""
+    """Path of a trace -> its profile, for every row that could be measured; and sentences on failures."""
     found: dict[str, Profile] = {}
     failed = []
     for setting, row in zip(settings, rows, strict=True):
@@ -159,7 +159,9 @@ def _profiles(
         words += [] if setting.fused == "auto" else [f"fused-{setting.fused}"]
         words += [] if setting.fused_sgd else ["plain-sgd"]
         name = re.sub(r"[^\w.-]+", "-", "-".join(words))
-        same = sum(Path(trace).name.startswith(f"{name}.") for trace in found)  # by what names do not tell: threads ...
+        same = sum(
+            Path(trace).name.startswith(f"{name}.") for trace in found
+        )  # settings that are not part of the name: threads ...
         trace = folder / (f"{name}.{same + 1}.json" if same else f"{name}.json")
         answer = run_profile(setting, trace, cache)
         if "error" in answer:
@@ -170,9 +172,9 @@ def _profiles(
 
 
 def source_version() -> str:
-    """The version of excite, with the commit where it runs from a checkout ("+" if that was changed since)."""
+    """The version of excite; in a checkout also the commit, with "+" if there are uncommitted changes."""
     home = Path(excite.__file__).parent
-    # An environment may lie inside of somebody's repository, whose commit says nothing about the package.
+    # An environment may be inside another repository, whose commit is unrelated to this package.
     found = git.checkout(home, only=True) if git.knows(home, "__init__.py") else None
     if found is None:
         return excite.__version__

@@ -1,4 +1,4 @@
-"""Models of ours and of others, by name."""
+"""Models of excite and of other libraries, by name."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class Contender:
 
 
 def make_contender(setting: Setting) -> Contender:
-    """Build the model of a setting, with fresh weights. Raises ExciteError where there is none of that name."""
+    """Build the model of a setting with new weights. Raises ExciteError if there is no model of that name."""
     return _from_timm(setting) if setting.library == "timm" else _from_excite(setting)
 
 
@@ -41,7 +41,7 @@ def _from_timm(setting: Setting) -> Contender:
         arguments["img_size"] = setting.image_size
     try:
         model = timm.create_model(setting.model, **arguments)
-    except TypeError:  # convolutional nets take images of any size and have no such argument
+    except TypeError:  # convolutional networks take images of any size and lack this argument
         model = timm.create_model(setting.model)
     channels, size, _ = model.default_cfg["input_size"]
     return Contender(model, channels, setting.image_size or size, model.num_classes, timm.__version__)

@@ -1,12 +1,12 @@
-"""Where a step's time goes beside the least it could take: floor, measured, ratio.
+"""The time of the parts of a step, compared with the least possible time (floor): floor, measured, ratio.
 
-Letters: N images, C channels, H x W positions. A floor is work over a ceiling measured in the same process:
-floating-point operations over the rate of a large matrix product in the step's precision, bytes over the rate of a
-copy. The counts are of an ideal step: for convolutions and dense layers their operations and nothing else; for norm,
-gate, addition and ReLU the passes that are left when all between two convolutions is fused (docs/free-excitation.md);
-for the optimizer each number read and written once.
+Letters: N images, C channels, H x W positions. A floor is work / a ceiling measured in the same process:
+floating-point operations / the rate of a large matrix product in the step's precision, or bytes / the rate of a copy.
+The work is that of an ideal step: for convolutions and dense layers, only their operations; for norm, gate, addition
+and ReLU, the passes that remain if everything between two convolutions is fused (docs/free-excitation.md); for the
+optimizer, each number read and written once.
 
-Kept beside PyTorch's profiler, which says what takes the time and not how much less it could be.
+This complements PyTorch's profiler, which shows what takes time but not how much less it could take.
 """
 
 import statistics
@@ -21,17 +21,17 @@ from excite.bench.timing import Workbench
 from excite.runtime.device import DTYPES
 from excite.runtime.timing import Step, time_steps
 
-#: Reads and writes of a map between two convolutions. Training: statistics R; normalise and ReLU R W; backward the sums
-#: R R, and the gradient R R W. Inference: in the convolution's own epilogue.
+#: Reads (R) and writes (W) of a map between two convolutions. Training: statistics R; normalisation and ReLU R W; in
+#: the backward pass sums R R and gradient R R W. Inference: none, as part of the convolution's epilogue.
 NORM_PASSES = {"train": 8, "infer": 0}
-#: What the end of a block adds. Training: the shortcut R; the mask from the output R, and the shortcut's gradient W.
-#: Inference: branch and shortcut R R, output W, and the squeeze R.
+#: Additional reads and writes at the end of a block. Training: shortcut R; mask from the output R, and gradient of the
+#: shortcut W. Inference: branch and shortcut R R, output W, squeeze R.
 BLOCK_PASSES = {"train": 3, "infer": 4}
-#: SGD with momentum, float32: parameter, gradient and momentum read, parameter and momentum written.
+#: SGD with momentum in float32: reads parameter, gradient and momentum, writes parameter and momentum.
 OPTIMIZER_BYTES = 5 * 4
 
 MATRIX, MAPS, OPTIMIZER, REST = "convolutions, dense layers", "norms, gates, additions, ReLU", "optimizer", "the rest"
-#: Parts of operators' names; the first part that has one takes it.
+#: Part -> substrings of operator names; an operator belongs to the first part that matches.
 _NAMES = {
     OPTIMIZER: ("_fused_sgd", "_fused_adam", "_foreach", "Optimizer."),
     MATRIX: ("conv", "mm", "linear"),
@@ -43,7 +43,7 @@ _NAMES = {
 
 
 class FloorRow(TypedDict):
-    """A part of the step; floor and ratio are None where there is no floor. The ceilings are those of all rows."""
+    """A part of the step; floor and ratio are None if it has no floor. The ceilings are the same in all rows."""
 
     part: str
     floor_ms: float | None
@@ -54,7 +54,7 @@ class FloorRow(TypedDict):
 
 
 class Work(TypedDict):
-    """Floating-point operations, values of maps that must move, parameters."""
+    """Work of a step: floating-point operations, map values read or written, and parameters."""
 
     flops: int
     map_values: int
@@ -62,11 +62,11 @@ class Work(TypedDict):
 
 
 def floors(bench: Workbench, milliseconds: Mapping[str, float]) -> list[FloorRow]:
-    """One row a part of the step, and one of all.
+    """One row per part of the step, and one for the whole step.
 
     Args:
-        bench: warm.
-        milliseconds: operator -> its own time in one step.
+        bench: the workbench, after its warm-up.
+        milliseconds: operator -> its own time per step.
     """
     mode = bench.setting.mode
     dtype = DTYPES[bench.precision]
@@ -97,7 +97,7 @@ def floors(bench: Workbench, milliseconds: Mapping[str, float]) -> list[FloorRow
 
 
 def part_of(operator: str) -> str:
-    """The part of a step that an operator's time is counted to."""
+    """The part of a step that an operator belongs to."""
     return next((part for part, names in _NAMES.items() if any(name in operator for name in names)), REST)
 
 
@@ -117,11 +117,11 @@ def _work(bench: Workbench) -> Work:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             hooks.append(module.register_forward_hook(count(NORM_PASSES[mode])))
-        elif type(module).__name__.endswith(("Block", "Bottleneck")):  # by name: other libraries' are counted, too
+        elif type(module).__name__.endswith(("Block", "Bottleneck")):  # by name, to include other libraries
             hooks.append(module.register_forward_hook(count(BLOCK_PASSES[mode])))
     counter = FlopCounterMode(display=False)
     try:
-        with counter:  # a norm that is listened to runs as itself, so that every map is seen
+        with counter:  # a norm with a hook runs separately, so that every map is seen
             bench.step()
     finally:
         for hook in hooks:
@@ -131,14 +131,14 @@ def _work(bench: Workbench) -> Work:
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product."""
+    """Floating-point operations per second of a large matrix product."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2 * size**3 / _median_seconds(lambda: a @ b, device)
 
 
 def _copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Bytes per second read and written by a large copy."""
     source = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)  # 268 MB, 1.07 GB: beyond any cache
     target = torch.empty_like(source)
     return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)

@@ -1,12 +1,12 @@
-"""One measurement of a MindCV model in a process of its own; speaks as `excite.bench.worker` does.
+"""One measurement of a MindCV model in a separate process, with the protocol of `excite.bench.worker`.
 
-Kept although few have MindSpore: whoever leaves MindCV asks how fast the same network is here, and only a measurement
-in turns on one machine answers that.
+It exists for users who migrate from MindCV and ask how fast the same network is here, which only measurements in turns
+on one machine can answer.
 
-It is run by its path and with the interpreter that has MindSpore, which needs numpy < 2 and so lives in an environment
-of its own: nothing of excite or PyTorch may be imported here. On a CPU oneDNN must be told
-ONEDNN_MAX_CPU_ISA=AVX2 before it is loaded: MindSpore 2.10's falls back to reference kernels on newer instruction sets,
-some 30 times slower. The runner does so.
+The file is run by its path, with the interpreter that has MindSpore. That needs numpy < 2 and therefore its own
+environment: nothing of excite or PyTorch may be imported here. On a CPU, ONEDNN_MAX_CPU_ISA=AVX2 must be set before
+oneDNN is loaded: that of MindSpore 2.10 falls back to reference kernels on newer instruction sets, which are about 30
+times slower. The runner sets it.
 """
 
 import importlib
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 def measure(setting: "SettingValues") -> "StepTimes | Failure":
-    """Seconds of the steps of a setting in graph mode."""
+    """Time the steps of a setting in graph mode."""
     try:
         ms, mindcv = importlib.import_module("mindspore"), importlib.import_module("mindcv")
     except ImportError as error:
-        how = "pip install mindspore mindcv 'numpy<2' in an environment of its own, and name its Python as"
+        how = "pip install mindspore mindcv 'numpy<2' in a separate environment, and set its Python as"
         return {"error": f"{error.name} is not installed for {sys.executable}: {how} EXCITE_MINDSPORE_PYTHON"}
     if setting["model"] not in mindcv.list_models():
         return {"error": f"mindcv has no model {setting['model']!r}"}
@@ -37,7 +37,7 @@ def measure(setting: "SettingValues") -> "StepTimes | Failure":
     target = ms.get_context("device_target")
     precision = "fp32" if setting["precision"] == "auto" else setting["precision"]
     if precision == "bf16" or (precision == "fp16" and target == "CPU"):
-        return {"error": f"MindSpore does not run {precision} on {target} here: use precision=fp32 for this row"}
+        return {"error": f"{precision} is not supported for MindSpore on {target}: use precision=fp32 for this row"}
     batch, size = setting["batch"] or (16 if target == "CPU" else 128), setting["image_size"] or 224
     warm_up = 3 if setting["warm_up"] is None else setting["warm_up"]
     step = _step(setting["model"], setting["mode"], batch, size, precision)
@@ -47,7 +47,7 @@ def measure(setting: "SettingValues") -> "StepTimes | Failure":
     return {
         "seconds": seconds,
         "steps": count,
-        # Graph mode compiles in its first step and does not tell how long.
+        # Graph mode compiles in its first step and does not report the time.
         "compile_seconds": max(0.0, first - sorted(seconds)[len(seconds) // 2]),
         "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "batch": batch,
@@ -57,7 +57,7 @@ def measure(setting: "SettingValues") -> "StepTimes | Failure":
         "device": f"MindSpore {target}",
         "torch": f"mindspore {ms.__version__}",
         "library_version": mindcv.__version__,
-        # What the row was asked for says nothing here: the layout is NCHW, and the whole step is one graph.
+        # The requested settings do not apply here: the layout is NCHW, and the whole step is one graph.
         "channels_last": False,
         "compile": "graph",
         "fused_sgd": False,
@@ -86,7 +86,7 @@ def _step(name: str, mode: str, batch: int, size: int, precision: str) -> Any:
 
 def _seconds(step: Any) -> float:
     started = time.perf_counter()
-    step()  # ends with a copy to the host, so nothing is left to wait for
+    step()  # ends with a copy to the host, so it is synchronous
     return time.perf_counter() - started
 
 

@@ -1,4 +1,4 @@
-"""What a recipe's training waits for: its input pipeline alone, its training step alone, and the two together."""
+"""Measure a recipe's input pipeline alone, its training step alone, and both together."""
 
 import itertools
 import time
@@ -18,12 +18,12 @@ from excite.training.compilation import compile_errors
 from excite.training.loop import train_step
 from excite.training.setup import Run, set_up
 
-#: What is measured, in the order of the table.
+#: The measured parts, in table order.
 PARTS = ("input pipeline alone", "training step alone", "both together")
 
 
 class PartRow(Speed):
-    """One of :data:`PARTS`; img/s over all devices."""
+    """One of :data:`PARTS`; img/s is over all devices."""
 
     part: str
 
@@ -33,9 +33,11 @@ class Pipeline(TypedDict):
     """The parts of a recipe's training.
 
     Attributes:
-        waiting: percent of the joint time in which training waited for data.
-        batch: images a step.
-        notes: sentences on the recipe.
+        recipe: name of the recipe.
+        rows: one row per part.
+        waiting: percent of the time of both together in which training waited for data.
+        batch: images per step.
+        notes: notes on the recipe.
     """
 
     recipe: str
@@ -51,17 +53,17 @@ class Pipeline(TypedDict):
 def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, warm_up: int = 3) -> Pipeline:
     """Time the parts of a recipe's training in turns.
 
-    The pipeline is reading, decoding, cropping and the way to the device; the step is `excite train`'s own, with the
-    augmentation of whole batches, on one batch that stays on the device.
+    The pipeline is reading, decoding, cropping and transfer to the device. The step is that of `excite train`,
+    including the augmentation of whole batches, on one batch that stays on the device.
 
     Args:
-        recipe: what to train.
-        rounds: how often each part is timed.
-        seconds: about how long each time.
+        recipe: the recipe.
+        rounds: timings per part.
+        seconds: approximate duration of each timing.
         warm_up: batches or steps before each timing.
 
     Raises:
-        ExciteError: the recipe's data, device or precision are not to be had.
+        ExciteError: the recipe's data, device or precision are not available.
     """
     accelerator = make_accelerator(recipe.train.device)
     run = set_up(recipe, Display(quiet=True), accelerator)
@@ -96,11 +98,11 @@ def _endless(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _timed(run: Run, batches: Iterator[Any], seconds: float, warm_up: int, *, train: bool) -> tuple[float, float]:
-    """(seconds a step over about ``seconds``, share of them spent waiting for the loader), after a warm-up."""
-    # What workers have decoded ahead, while something else was timed, must be used up first.
+    """(seconds per step over about ``seconds``, share of time spent waiting for the loader), after a warm-up."""
+    # First use up the batches that workers decoded in advance while something else was timed.
     queued = 2 * (run.recipe.data.workers or default_workers()) if isinstance(run.data.train, FileImages) else 0
     warm, _ = _go(run, batches, max(2, warm_up, queued), train)
-    # Every process must take equally many steps, or one of them waits for gradients that never come.
+    # Every process must run the same number of steps, or one would wait forever for gradients.
     slowest = run.accelerator.gather(torch.tensor([warm], device=run.device, dtype=torch.float32)).max()
     return _go(run, batches, min(1000, max(3, round(seconds / float(slowest)))), train)
 
@@ -118,14 +120,14 @@ def _go(run: Run, batches: Iterator[Any], steps: int, train: bool) -> tuple[floa
 
 
 def pipeline_lines(result: Pipeline) -> list[str]:
-    """What was measured, an empty line between two of them."""
+    """The notes, each followed by an empty line, and a line on what was measured."""
     what = f"{result['recipe']}, batch {result['batch']}, {result['precision']}, {result['device']}"
     what += f", {result['processes']} processes" if result["processes"] > 1 else ""
     return [line for note in result["notes"] for line in (note, "")] + [what]
 
 
 def pipeline_sheet(result: Pipeline) -> Sheet:
-    """What :func:`measure_pipeline` found."""
+    """The result of :func:`measure_pipeline` as a table."""
     heads = ["what", "img/s", "quartiles", "ms/step"]
     lines = [
         [
@@ -140,9 +142,11 @@ def pipeline_sheet(result: Pipeline) -> Sheet:
 
 
 def verdict(result: Pipeline) -> str:
-    """A sentence on what limits the training."""
+    """A sentence on what limits the training speed."""
     pipeline, step, _ = (row["ms_per_step"] for row in result["rows"])
     waiting = f"Training waits for data {result['waiting']:.0f} % of the time"
     if pipeline > step:
-        return f"{waiting}: the input pipeline is slower than the step (more workers, smaller or fewer files help)."
-    return f"{waiting}: the step limits it; the input pipeline alone is {step / pipeline:.1f} times as fast."
+        return (
+            f"{waiting}: the input pipeline is slower than the step; more workers, or smaller or fewer files, may help."
+        )
+    return f"{waiting}: the step is the limit; the input pipeline alone is {step / pipeline:.1f} times as fast."

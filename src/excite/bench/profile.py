@@ -1,4 +1,4 @@
-"""Where the time goes: a trace for Chrome or Perfetto, and the most expensive operators."""
+"""Profiling: a trace for Chrome or Perfetto, and the most expensive operators."""
 
 from pathlib import Path
 from typing import TypedDict, final
@@ -14,13 +14,13 @@ from excite.files import written_aside
 from excite.runtime.device import peak_memory_gb
 from excite.runtime.timing import time_steps
 
-#: Enough to see what repeats; a trace of more is slow to open.
+#: Profiled steps: enough to see what repeats; a longer trace is slow to open.
 STEPS = 3
 
 
 class OperatorRow(TypedDict):
-    """``calls`` a step; ``ms``: its own milliseconds a step, on the accelerator where there is one; ``share``: of all
-    operators', percent."""
+    """An operator: ``calls`` per step; ``ms``: its own milliseconds per step, on the accelerator if there is one;
+    ``share``: percent of the time of all operators."""
 
     operator: str
     calls: float
@@ -30,15 +30,15 @@ class OperatorRow(TypedDict):
 
 @final
 class Profile(TypedDict):
-    """The ten ``operators`` that take the most time. ``floors``: none for a compiled network, whose operators are the
-    compiler's."""
+    """The ten ``operators`` that take the most time, and ``floors``, which are empty for a compiled network, whose
+    operators are the compiler's."""
 
     operators: list[OperatorRow]
     floors: list[FloorRow]
 
 
 def profile_steps(bench: Workbench, trace: Path) -> Profile:
-    """Profile some steps after the warm-up, write the trace, and tell where the time went.
+    """Profile :data:`STEPS` steps after the warm-up, write the trace, and return where the time went.
 
     Raises:
         ExciteError: the trace cannot be written.
@@ -54,7 +54,7 @@ def profile_steps(bench: Workbench, trace: Path) -> Profile:
     with written_aside(trace) as aside:
         profiler.export_chrome_trace(str(aside))
     own = "self_device_time_total" if len(activities) > 1 else "self_cpu_time_total"  # microseconds
-    # Operators only: an accelerator's kernels are listed beside the operators that launched them, and count twice else.
+    # Operators only: an accelerator's kernels are also listed and would be counted twice.
     listed = [event for event in profiler.key_averages() if event.device_type == DeviceType.CPU]
     events = sorted(listed, key=lambda event: getattr(event, own), reverse=True)
     total = sum(getattr(event, own) for event in events) or 1
@@ -72,10 +72,10 @@ def profile_steps(bench: Workbench, trace: Path) -> Profile:
 
 
 def _fill_heap(bench: Workbench) -> None:
-    """Have as much memory at hand as the steps took so far.
+    """Reserve as much heap memory as the steps have used so far.
 
-    On a CPU the profiler's records lie between the freed maps, so that the next ones must be mapped anew: 100,000 page
-    faults a step of a seresnet50 (batch 16), a tenth of its time, which it does not have without the profiler.
+    On a CPU the profiler's records lie between freed maps, so that new maps need newly mapped memory: 100,000 page
+    faults per step of a seresnet50 (batch 16), a tenth of its time, which do not occur without the profiler.
     """
     if bench.device.type == "cpu":
         size = min(int(1e9 * peak_memory_gb(bench.device)), psutil.virtual_memory().available // 2)

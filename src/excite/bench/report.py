@@ -1,4 +1,4 @@
-"""Rows of a benchmark as a Markdown table and as lines of a CSV file."""
+"""The rows of a benchmark as a Markdown table and as a CSV file."""
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,17 +29,17 @@ class Speed(TypedDict):
 
 @final
 class BenchRow(Asked, Speed):
-    """A setting that was measured; ``model`` with its library's name in front where it is not ours.
+    """A measured setting; ``model`` includes the library's name if that is not excite.
 
     Attributes:
-        batch: images a step and device.
-        image_size: pixels a side.
-        steps: timed, of all rounds.
-        compile_seconds: of the first round, in which no cache had helped.
-        memory_gb: the largest peak of a process, 1e9 bytes.
+        batch: images per step and device.
+        image_size: pixels per side.
+        steps: timed steps of all rounds.
+        compile_seconds: compile time of the first round, without a cache.
+        memory_gb: the largest peak memory of a process, 1e9 bytes.
         torch, library_version, excite: versions.
         date: ISO 8601.
-        ratio: of the img/s to the first row's.
+        ratio: img/s / those of the first row.
     """
 
     batch: int
@@ -71,10 +71,10 @@ COLUMNS = [
     *("precision", "channels_last", "compile", "fused", "fused_sgd", "threads", "rounds", "steps", "images_per_second"),
     *("lower_quartile", "upper_quartile", "ms_per_step", "compile_seconds", "memory_gb", "ratio"),
 ]
-#: Settings that get a column of their own where rows differ in them, and stand above the table where they do not.
+#: Settings that get a column if rows differ in them, and are listed above the table if they do not.
 _SETTINGS: dict[str, tuple[str, Callable[[BenchRow], str]]] = {
     "mode": ("mode", lambda row: row["mode"] if row["mode"] == "train" else f"{row['mode']}, not folded"),
-    "batch": ("batch", lambda row: f"batch {row['batch']}" + (" a device" if row["devices"] > 1 else "")),
+    "batch": ("batch", lambda row: f"batch {row['batch']}" + (" per device" if row["devices"] > 1 else "")),
     "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
     "precision": ("precision", lambda row: row["precision"]),
     "channels_last": ("layout", lambda row: "channels-last" if row["channels_last"] else "contiguous"),
@@ -87,7 +87,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[BenchRow], str]]] = {
 
 
 def summarise(seconds: Sequence[float], images: int) -> Speed:
-    """Median and quartiles of img/s, and the median ms/step, of steps over ``images`` images each."""
+    """Median and quartiles of img/s, and median ms/step, for steps of ``images`` images each."""
     speeds = [images / s for s in seconds]
     low, _, high = statistics.quantiles(speeds, n=4, method="inclusive") if len(speeds) > 1 else speeds * 3
     median = statistics.median(seconds)
@@ -102,9 +102,9 @@ def summarise(seconds: Sequence[float], images: int) -> Speed:
 def make_rows(
     settings: Sequence[Setting], answers: "Sequence[Sequence[StepTimes | Failure]]", commit: str
 ) -> list[Row]:
-    """One row a setting: what it was, medians over all steps of all rounds with quartiles, ratio to the first row.
+    """One row per setting: medians and quartiles over all steps of all rounds, and the ratio to the first row.
 
-    A setting that failed has an "error" instead of measurements. ``commit`` names the version of excite.
+    A setting that failed has an "error" instead of measurements. ``commit`` is the version of excite.
     """
     rows: list[Row] = []
     first: Speed | None = None
@@ -119,7 +119,7 @@ def make_rows(
             **setting.to_dict(),
             "model": setting.name,
             **last,
-            "seconds": setting.seconds,  # a round's, as it was asked for
+            "seconds": setting.seconds,  # of a round, as requested
             "excite": commit,
             "date": date.today().isoformat(),
             "rounds": len(measured),
@@ -134,7 +134,7 @@ def make_rows(
 
 
 def caption(rows: Iterable[Row]) -> str:
-    """What all rows have in common, on one line."""
+    """The settings that all rows share, on one line."""
     good = [row for row in rows if "error" not in row]
     if not good:
         return ""
@@ -145,12 +145,12 @@ def caption(rows: Iterable[Row]) -> str:
 
 
 def _shown(good: Sequence[BenchRow]) -> list[tuple[str, Callable[[BenchRow], str]]]:
-    """The settings that mean something to these rows."""
+    """The settings that apply to these rows."""
     hidden = set()
     if not any(row["mode"] == "train" for row in good):
         hidden.add("fused_sgd")
     if len({row["fused"] for row in good if ":" not in row["model"]}) < 2:
-        hidden.add("fused")  # a setting of our models only, told where they differ in it
+        hidden.add("fused")  # a setting of excite models only, shown if they differ in it
     return [value for key, value in _SETTINGS.items() if key not in hidden]
 
 
@@ -158,9 +158,9 @@ class Sheet(NamedTuple):
     """A table as text.
 
     Attributes:
-        heads: over the columns.
-        lines: the cells.
-        left: all but so many columns are numbers.
+        heads: column headings.
+        lines: the cells, row by row.
+        left: number of text columns on the left; the others are numbers.
     """
 
     heads: list[str]
@@ -168,12 +168,12 @@ class Sheet(NamedTuple):
     left: int
 
     def markdown(self) -> str:
-        """To paste into a page."""
+        """The table as Markdown."""
         return tables.markdown_table(*self)
 
 
 def speed_sheet(rows: Sequence[Row]) -> Sheet:
-    """The table of all rows; the caption says the rest."""
+    """The table of all rows; shared settings are in the caption."""
     good = [row for row in rows if "error" not in row]
     varied = [(head, text) for head, text in _shown(good) if len({text(row) for row in good}) > 1] if good else []
     heads = [
@@ -205,19 +205,19 @@ def speed_sheet(rows: Sequence[Row]) -> Sheet:
 
 def operator_sheet(operators: "Sequence[OperatorRow]") -> Sheet:
     """The most expensive operators of a profile."""
-    heads = ["operator", "ms a step", "ms / all operators'", "calls a step"]
+    heads = ["operator", "ms/step", "ms / ms of all operators", "calls/step"]
     lines = [[o["operator"], f"{o['ms']:.2f}", f"{o['share']:.1f} %", f"{o['calls']:g}"] for o in operators]
     return Sheet(heads, lines, left=1)
 
 
 def floor_caption(floors: "Sequence[FloorRow]") -> str:
-    """What the floors were computed with."""
+    """The ceilings that the floors were computed from."""
     ceilings = f"{floors[0]['tflops']:.3g} TFLOP/s in a matrix product and {floors[0]['gb_per_s']:.3g} GB/s in a copy"
     return f"Floors: at {ceilings}, measured in the same process."
 
 
 def floor_sheet(floors: "Sequence[FloorRow]") -> Sheet:
-    """Parts of a step beside the least they could take."""
+    """The parts of a step, compared with the least time they could take."""
 
     def cell(value: float | None, spec: str) -> str:
         return "-" if value is None else format(value, spec)
@@ -231,13 +231,13 @@ def floor_sheet(floors: "Sequence[FloorRow]") -> Sheet:
 
 
 def check_csv(path: Path) -> None:
-    """Refuse a file that holds something else, before time is spent. Raises ExciteError."""
+    """Raise ExciteError if the file has other columns, before anything is measured."""
     with _about_option():
         tables.check_csv(path, COLUMNS)
 
 
 def append_csv(path: Path, rows: Iterable[Row]) -> None:
-    """Add the rows that were measured to a CSV file, which gets a header if it is new. Raises ExciteError."""
+    """Append the measured rows to a CSV file, with a heading if it is new. Raises ExciteError."""
     with _about_option():
         tables.append_csv(path, [row for row in rows if "error" not in row], COLUMNS)
 

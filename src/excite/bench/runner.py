@@ -1,5 +1,7 @@
-"""Rows in turns: every measurement in a process of its own, round after round, so that a noisy machine disturbs all
-rows alike and no row inherits another's memory peak, caches or thread pools."""
+"""Measure rows in turns: every measurement in a separate process, round after round.
+
+Noise on the machine thus affects all rows equally, and no row inherits another's memory peak, caches or thread pools.
+"""
 
 import json
 import os
@@ -15,7 +17,7 @@ from excite.errors import nearest
 from excite.files import to_json
 from excite.runtime.job import world_size
 
-#: The interpreter that has MindSpore, where it is not the one that runs excite.
+#: Environment variable with the Python interpreter that has MindSpore, if it is not that of excite.
 MINDSPORE_PYTHON = "EXCITE_MINDSPORE_PYTHON"
 
 if TYPE_CHECKING:
@@ -29,16 +31,19 @@ Report = Callable[[str], None]
 def run_in_turns(
     settings: Sequence[Setting], rounds: int, report: Report, cache: str
 ) -> "list[list[StepTimes | Failure]]":
-    """The answers of every setting, one a round; a setting that failed once has only that answer, with "error".
+    """Measure every setting once per round.
 
-    Under torchrun all processes of the job come here together and measure in place, row after row, as one data-parallel
-    whole; alone, each measurement is a new process.
+    Under torchrun, all processes of the job measure together, row after row, with data parallelism; otherwise each
+    measurement is a new process.
 
     Args:
         settings: the rows.
-        rounds: how often each is measured.
-        report: told a line after each measurement.
-        cache: folder of the compiler's cache; where it is empty at first, compile seconds are those of a first run.
+        rounds: measurements per row.
+        report: called with a line after each measurement.
+        cache: folder of the compiler's cache; if it is empty, compile seconds are those of a first run.
+
+    Returns:
+        For every setting its answers, one per round; for one that failed, only the answer with "error".
     """
     answers: list[list[StepTimes | Failure]] = [[] for _ in settings]
     for turn in range(rounds):
@@ -54,9 +59,9 @@ def run_in_turns(
 
 
 def run_profile(setting: Setting, trace: Path, cache: str) -> "Profile | Failure":
-    """Profile one setting in a process of its own."""
+    """Profile one setting in a separate process."""
     if setting.library == "mindcv":
-        return {"error": "--profile knows PyTorch's models only"}
+        return {"error": "--profile only supports PyTorch models"}
     return _in_process(setting, cache, trace)
 
 
@@ -69,7 +74,7 @@ def _gist(answer: "StepTimes | Failure") -> str:
 
 def _in_place(setting: Setting) -> "StepTimes | Failure":
     if setting.library == "mindcv":
-        return {"error": "mindcv models are measured alone, without torchrun"}
+        return {"error": "mindcv models can only be measured without torchrun"}
     from excite.bench.worker import answer
 
     return answer(setting)
@@ -84,7 +89,7 @@ def _in_process(setting: Setting, cache: str, trace: Path) -> "Profile | Failure
 
 
 def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> "StepTimes | Profile | Failure":
-    """Ask a worker."""
+    """Measure or profile in a worker process."""
     mistake = _unknown_model(setting)
     if mistake:
         return {"error": mistake}
@@ -110,8 +115,10 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> "Ste
         )
     except OSError as error:
         return {"error": f"{command[0]} cannot be run: {error.strerror}"}
-    if done.returncode == -9:  # SIGKILL: the kernel's answer to a machine out of memory
-        return {"error": "its process was killed, most likely for lack of memory; use a smaller batch or image_size"}
+    if done.returncode == -9:  # SIGKILL: the kernel sends it when memory runs out
+        return {
+            "error": "its process was killed, most likely because memory ran out; use a smaller batch or image_size"
+        }
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, json.JSONDecodeError):
@@ -120,7 +127,7 @@ def _in_process(setting: Setting, cache: str, trace: Path | None = None) -> "Ste
 
 
 def _unknown_model(setting: Setting) -> str | None:
-    """What is wrong with the name of a model of ours, told without the seconds that a process takes to start."""
+    """An error for an unknown excite model, found without starting a process."""
     from excite.models.catalog import list_models
 
     names = list_models()

@@ -1,4 +1,4 @@
-"""What a row of a benchmark is. Nothing heavy is imported here, so that mistakes are told at once."""
+"""The settings of a benchmark row. Nothing heavy is imported, so that mistakes are reported at once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,7 +17,7 @@ CHOICES = {
 
 
 class Asked(TypedDict):
-    """What of a :class:`Setting` holds whatever it is measured with."""
+    """The values of a :class:`Setting` that a measurement does not change."""
 
     library: str
     model: str
@@ -43,24 +43,24 @@ class SettingValues(Asked):
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: a model of one library and how it is run.
+    """One row: a model of a library, and how it is run.
 
     Attributes:
         library: "excite", "timm" or "mindcv".
-        model: its name there.
+        model: its name in that library.
         mode: "train" (forward, loss, backward, optimiser step) or "infer" (forward).
-        batch: images a step and device; None: 16 on a CPU, else 128.
-        image_size: pixels a side; None: the model's own.
+        batch: images per step and device; None: 16 on a CPU, else 128.
+        image_size: pixels per side; None: the model's own.
         precision: "auto", "fp32", "bf16", "fp16".
         channels_last: memory layout of weights and images.
         compile: torch.compile mode, or "off".
-        fused: of excite's models: how norm, gate, addition and ReLU run (``create_model(fused=...)``).
-        fused_sgd: train: PyTorch's fused SGD kernel.
+        fused: for excite models: how norm, gate, addition and ReLU run (``create_model(fused=...)``).
+        fused_sgd: for training: use PyTorch's fused SGD kernel.
         device: "auto", "cpu", "cuda" ...
-        threads: of a CPU; None: what the environment says.
-        warm_up: steps before those that are timed; None: 3 on a CPU, else 10.
-        steps: timed steps a round; None: as many as fill ``seconds``.
-        seconds: length of a round.
+        threads: CPU threads; None: the default of the environment.
+        warm_up: untimed steps at the start; None: 3 on a CPU, else 10.
+        steps: timed steps per round; None: as many as fit into ``seconds``.
+        seconds: approximate duration of a round.
     """
 
     library: str
@@ -81,15 +81,15 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The model as the user writes it."""
+        """The model as typed by the user."""
         return self.model if self.library == "excite" else f"{self.library}:{self.model}"
 
     def to_dict(self) -> SettingValues:
-        """Plain values, for another process."""
+        """Plain values, for JSON."""
         return cast(SettingValues, asdict(self))
 
 
-#: What may stand behind a model's name for its row alone.
+#: Options that may follow a model name and apply to its row only.
 OWN = ("batch", "image_size", "precision", "channels_last", "compile", "fused", "fused_sgd")
 
 
@@ -106,7 +106,7 @@ def parse_list(values: Several, option: str) -> list[Any]:
 
 
 def parse_value(option: str, text: str) -> Any:
-    """The value of one option of a row. Raises ExciteError that says what it may be."""
+    """Parse the value of an option of a row. Raises ExciteError that says what is allowed."""
     if option in CHOICES:
         if text not in CHOICES[option]:
             hint = nearest(text, CHOICES[option])
@@ -125,7 +125,7 @@ def parse_model(text: str) -> dict[str, Any]:
     """``"timm:seresnet50,precision=fp32"`` -> {"library": "timm", "model": "seresnet50", "precision": "fp32"}.
 
     Raises:
-        ExciteError: no such library or option.
+        ExciteError: there is no such library or option.
     """
     name, *words = text.split(",")
     library, colon, model = name.partition(":")
@@ -133,22 +133,22 @@ def parse_model(text: str) -> dict[str, Any]:
         library, model = "excite", name
     if library not in LIBRARIES or not model:
         hint = nearest(library, LIBRARIES)
-        raise ExciteError(f"{text!r} names no model{hint}: write NAME, timm:NAME or mindcv:NAME")
+        raise ExciteError(f"{text!r} is not a model{hint}: write NAME, timm:NAME or mindcv:NAME")
     found: dict[str, Any] = {"library": library, "model": model}
     for word in words:
         option, equals, value = word.partition("=")
         option = option.strip().replace("-", "_")
         if not equals or option not in OWN:
-            raise ExciteError(f"{word!r} in {text!r}{nearest(option, OWN)}: options of a row are {', '.join(OWN)}")
+            raise ExciteError(f"{word!r} in {text!r}{nearest(option, OWN)}: the options of a row are {', '.join(OWN)}")
         found[option] = parse_value(option, value.strip())
     return found
 
 
 def make_settings(models: Iterable[str], lists: dict[str, list[Any]], **common: Any) -> list[Setting]:
-    """Every model with every combination of the options given as lists; what stands behind a name goes first.
+    """Every model with every combination of the listed options; options after a model name take precedence.
 
     Args:
-        models: as :func:`parse_model` reads them.
+        models: models in the form of :func:`parse_model`.
         lists: option -> its values; a single None leaves the default.
         common: options that all rows share.
     """
@@ -165,14 +165,14 @@ def make_settings(models: Iterable[str], lists: dict[str, list[Any]], **common: 
 
 
 def check_models(settings: Iterable[Setting]) -> None:
-    """Raise ExciteError where a model of ours has a name that none has."""
+    """Raise ExciteError for an unknown excite model."""
     for setting in settings:
         if setting.library == "excite":
             get_variant(setting.model)
 
 
 def refuse_options_of_models(options: Mapping[str, object]) -> None:
-    """Options that mean nothing to ``--data``. Raises ExciteError for the first that was given (is not None)."""
+    """Raise ExciteError for the first of these options that was given (is not None): ``--data`` does not take them."""
     given = [option for option, value in options.items() if value is not None]
     if given:
         raise ExciteError(f"{given[0]} is for models; with --data change the recipe, such as train.batch_size=64")
@@ -196,7 +196,7 @@ def settle(
     profile: object,
     data: object,
 ) -> list[Setting]:
-    """The rows that are asked for; none with ``data``. Raises ExciteError for what cannot be measured so."""
+    """The rows requested; [] with ``data``. Raises ExciteError for wrong models or options."""
     given = {"batch": batch, "image_size": image_size, "precision": precision, "compile": compile_mode}
     if data is not None:
         of_models = {

@@ -1,4 +1,4 @@
-"""The timing core: one model, one step, seconds. Letters: N images, S pixels a side."""
+"""The timing core: one model, one step, seconds. Letters: N images, S pixels per side."""
 
 import math
 from typing import NotRequired, TypedDict, final
@@ -26,22 +26,22 @@ from excite.runtime.timing import Step, inference_step, time_steps
 from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 
-#: On an accelerator so many seconds are timed as one, so that the wait at their end is no part worth mention of them.
+#: On an accelerator, steps are timed in blocks of this many seconds, so that the final synchronisation is negligible.
 BLOCK_SECONDS = 0.05
 
 
 @final
 class StepTimes(TypedDict):
-    """One measurement: seconds of the samples, and what they were taken with.
+    """One measurement: its samples, and the conditions.
 
     Attributes:
-        seconds: a step's, of each sample; of the slowest process.
-        steps: how many were timed; a sample may be several.
-        memory_gb: peak of the process, 1e9 bytes.
-        batch: images a step and device.
-        image_size: pixels a side.
+        seconds: seconds per step, one value per sample, from the slowest process.
+        steps: number of timed steps; a sample may comprise several.
+        memory_gb: peak memory of the process, 1e9 bytes.
+        batch: images per step and device.
+        image_size: pixels per side.
         torch: version of the framework.
-        channels_last, compile, fused_sgd: only where they are not what was asked for.
+        channels_last, compile, fused_sgd: only present if they differ from the request.
     """
 
     seconds: list[float]
@@ -63,10 +63,10 @@ class StepTimes(TypedDict):
 def training_step(
     net: nn.Module, images: torch.Tensor, labels: torch.Tensor, precision: str, *, fused: bool = True
 ) -> Step:
-    """A function that does one training step on (N, C, S, S) images and (N,) labels: forward, loss, backward, SGD.
+    """A function that runs one training step on (N, C, S, S) images and (N,) labels: forward, loss, backward, SGD.
 
-    ``precision`` is "fp32", or "bf16" or "fp16" autocast, the latter with dynamic loss scaling, whose check of all
-    gradients is part of its price.
+    ``precision`` is "fp32", or "bf16" or "fp16" autocast, the latter with dynamic loss scaling, including its check of
+    all gradients.
     """
     kind = images.device.type
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=fused or None)
@@ -101,12 +101,15 @@ def training_step_seconds(
 
     Args:
         model: (N, 3, S, S) float32 -> (N, num_classes).
-        batch_size: N. image_size: S.
+        batch_size: N.
+        image_size: S.
         precision: "fp32", or "bf16" or "fp16" autocast.
         channels_last: memory layout of the model and the images.
         fused: PyTorch's fused SGD kernel instead of its default.
-        device: where to run.
-        warm_up: steps before those that are timed.
+        num_classes: number of classes.
+        device: the device.
+        warm_up: untimed steps at the start.
+        steps: timed steps.
     """
     place = torch.device(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -121,22 +124,22 @@ def _refuse_one_value(model: nn.Module, image: tuple[int, int, int]) -> None:
     norm = first_with_one_value(model, image)
     if norm is not None:
         raise ExciteError(
-            f"the batch norm {norm} would have one value per channel, and no variance, with one image: give batch=2 or "
+            f"with one image, the batch norm {norm} has only one value per channel and no variance: give batch=2 or "
             "more, a larger image_size, or --infer"
         )
 
 
 class Workbench:
-    """One setting made ready: model and batch on the device, and the step to time.
+    """A setting ready for timing: model and batch on the device, and the step to time.
 
     Raises:
-        ExciteError: no such model, device or precision; the library is missing; the compiler failed.
+        ExciteError: there is no such model, device or precision, a library is missing, or the compiler failed.
     """
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        contender = make_contender(setting)  # before Accelerate: a foreign library may bring a device with it
-        ddp = DistributedDataParallelKwargs(  # as excite train has it
+        contender = make_contender(setting)  # before Accelerate: another library may add a device
+        ddp = DistributedDataParallelKwargs(  # as in excite train
             broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=setting.compile == "off"
         )
         self.accelerator: Accelerator = make_accelerator(setting.device, ddp)
@@ -144,7 +147,7 @@ class Workbench:
         if setting.threads:
             torch.set_num_threads(setting.threads)
         if setting.library == "excite" and self.device.type == "cpu":
-            keep_freed_memory()  # as excite train does; the others run as their own users start them
+            keep_freed_memory()  # as in excite train; the others run as their users start them
         self.precision = choose_precision(setting.precision, self.device, contender.model)
         on_cpu = self.device.type == "cpu"
         self.batch = setting.batch or (16 if on_cpu else 128)
@@ -168,12 +171,12 @@ class Workbench:
             self.step = inference_step(net, images, self.precision)
 
     def warm(self) -> float:
-        """Run the warm-up; the seconds of its last step."""
+        """Run the warm-up; return the seconds of its last step."""
         with compile_errors(self.setting.compile):
             return time_steps(self.step, self.device, max(2, self.warm_up))[-1]
 
     def measure(self) -> StepTimes:
-        """Warm up, and time."""
+        """Warm up, then time the steps."""
         compiled = compile_timer.seconds
         last = self.warm()
         count, per_sample = self._plan(last)
@@ -194,7 +197,7 @@ class Workbench:
         }
 
     def _plan(self, last: float) -> tuple[int, int]:
-        """(timed steps, steps a sample), the same on every process."""
+        """(timed steps, steps per sample), the same on every process."""
         if self.accelerator.num_processes > 1:
             slowest = self.accelerator.gather(torch.tensor([last], device=self.device, dtype=torch.float32))
             last = float(slowest.max())
@@ -205,7 +208,7 @@ class Workbench:
         return samples * per_sample, per_sample
 
     def _slowest(self, seconds: list[float]) -> list[float]:
-        """Over all processes: a step is done when the last of them is."""
+        """The maximum over all processes: a step ends when the last process has finished it."""
         if self.accelerator.num_processes == 1:
             return seconds
         mine = torch.tensor(seconds, device=self.device, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""One measurement in a process of its own: a request as JSON on standard input, the answer as the last line of output.
+"""One measurement in a separate process: a JSON request on standard input, the answer as the last line of output.
 
 echo '{"setting": {"library": "excite", "model": "cifar_seresnet20"}}' | python -m excite.bench.worker
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @final
 class Failure(TypedDict):
-    """Why there is nothing else, in one sentence."""
+    """The reason why there is no result, in one sentence."""
 
     error: str
 
@@ -38,7 +38,7 @@ def answer(setting: Setting, profile: Path | None) -> "StepTimes | Profile | Fai
 
 
 def answer(setting: Setting, profile: Path | None = None) -> "StepTimes | Profile | Failure":
-    """Measure, or profile into the file ``profile``."""
+    """Measure a setting, or profile it and write the trace to the file ``profile``."""
     import torch
 
     try:
@@ -59,7 +59,7 @@ def answer(setting: Setting, profile: Path | None = None) -> "StepTimes | Profil
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: accelerators have a class for it, the CPU's allocator only words."""
+    """Whether an allocation failed: accelerators have an exception class for it, the CPU allocator only a message."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 

@@ -1,1 +1,1 @@
-"""The commands, one file each: its signature, one call, what it shows. Everything heavy is imported inside."""
+"""The commands, one file each: signature, one library call, output. Heavy imports happen inside the functions."""

@@ -1,9 +1,9 @@
-"""What commands say and check before anything heavy is imported.
+"""What commands print and check before anything heavy is imported.
 
-The first line comes at once (:func:`begin`). A mistake in a word of the command line that can be found without PyTorch
-is told instead: each kind of word has one check, the ``callback`` of its parameter, whatever the command;
-``excite.cli`` calls them all before the command. Whatever is
-checked here is checked by the library, too, for those who call it from Python, by the same functions.
+Each command prints its first line at once (:func:`begin`). Mistakes on the command line that can be found without
+PyTorch are reported before that. Each kind of argument has one check, the ``callback`` of its parameter, in every
+command; ``excite.cli`` runs all of them before the command itself. The library repeats these checks, with the same
+functions, for callers from Python.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 def begin(doing: str) -> None:
-    """Say, on standard error and once a job, what is about to be done; PyTorch, which comes first, takes seconds."""
+    """Print on standard error, once per job, what the command does; loading PyTorch first takes seconds."""
     if rank() == 0:
         tell(f"{doing}: loading PyTorch ...")
 
 
 def check_trained(source: str) -> None:
-    """RUN|CHECKPOINT: something is there."""
+    """RUN|CHECKPOINT: it exists."""
     from excite.weights.locate import check_there
 
     check_there(source)
 
 
 def check_several_trained(words: list[str] | None) -> None:
-    """RUN|CHECKPOINT... [KEY=VALUE]..."""
+    """RUN|CHECKPOINT... [KEY=VALUE]...: the former exist, the latter are valid."""
     from excite.recipe import is_override
 
     for word in words or []:
@@ -45,7 +45,7 @@ def check_several_trained(words: list[str] | None) -> None:
 
 
 def check_changes(words: list[str] | None) -> None:
-    """[KEY=VALUE]...: there are such keys, the values can be read, and a data.root is there."""
+    """[KEY=VALUE]...: the keys exist, the values can be parsed, and data.root, if given, exists."""
     if words:
         from excite.data.root import existing
         from excite.recipe import apply_overrides
@@ -57,14 +57,14 @@ def check_changes(words: list[str] | None) -> None:
 
 
 def check_images(words: list[str]) -> None:
-    """IMAGE|FOLDER|GLOB...: each is there."""
+    """IMAGE|FOLDER|GLOB...: each exists."""
     from excite.trained.find import check_images as check
 
     check(words)
 
 
 def check_images_and_changes(words: list[str] | None) -> None:
-    """[IMAGE|FOLDER|GLOB|KEY=VALUE]..."""
+    """[IMAGE|FOLDER|GLOB|KEY=VALUE]...: images exist, changes are valid."""
     from excite.recipe import is_override
 
     check_images([word for word in words or [] if not is_override(word)])
@@ -72,7 +72,7 @@ def check_images_and_changes(words: list[str] | None) -> None:
 
 
 def check_data(source: str, changes: list[str] | None) -> None:
-    """That the data of a run on this machine are there, where its folder tells; the weights file tells later."""
+    """The data of a local run exist, as far as its recipe.yaml says; the weights file is read later."""
     from excite.data.root import check_root
     from excite.recipe import load_recipe
     from excite.weights.locate import run_folder
@@ -80,14 +80,19 @@ def check_data(source: str, changes: list[str] | None) -> None:
     if run_folder(source) is None:
         return
     recipe = None
-    with suppress(ExciteError):  # a damaged recipe.yaml is no obstacle: the weights file has one, too
+    with suppress(ExciteError):  # a damaged recipe.yaml does not matter: the weights file holds a copy
         recipe = load_recipe(source, changes or [])
     if recipe is not None:
         check_root(recipe.data)
 
 
 def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
-    """A recipe to train: its data, its device and the weights that it starts from, unless it has begun, are there."""
+    """A recipe to train: its data, its device and its initial weights exist.
+
+    Args:
+        recipe: what is to be trained.
+        begun: the run has started already, so that its initial weights are not needed.
+    """
     from excite.data.root import check_root
 
     check_root(recipe.data)
@@ -97,14 +102,14 @@ def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
 
 
 def is_begun(run: str | None) -> bool:
-    """Whether a run folder on this machine, or at an address, may hold a run to go on with."""
+    """Whether a run folder, local or at an address, may hold a run to resume."""
     from excite.storage.address import is_remote
 
     return run is not None and (is_remote(run) or (Path(run) / "recipe.yaml").is_file())
 
 
 def check_weights(source: str | None) -> None:
-    """SOURCE of weights, ours or another system's."""
+    """SOURCE of weights, from excite or another library."""
     if source is not None:
         from excite.weights.hub import check_weights as check
 
@@ -112,7 +117,7 @@ def check_weights(source: str | None) -> None:
 
 
 def check_network(source: str) -> None:
-    """SOURCE of a network: a model's name will do."""
+    """SOURCE of a network: a model name, or trained weights that exist."""
     from excite.models.catalog import VARIANTS
 
     if source not in VARIANTS:
@@ -120,14 +125,14 @@ def check_network(source: str) -> None:
 
 
 def check_device(device: str) -> None:
-    """--device: there is such a kind."""
+    """--device: the kind of device is known."""
     from excite.choices import check_device as check
 
     check(device)
 
 
 def check_precision(precision: str | None) -> None:
-    """--precision"""
+    """--precision: it is known."""
     from excite.choices import check_precision as check
 
     if precision is not None:
@@ -135,7 +140,7 @@ def check_precision(precision: str | None) -> None:
 
 
 def choice(option: str, allowed: Iterable[str]) -> Callable[[str], None]:
-    """The check of an option that is one word of few."""
+    """A check that ``option`` has one of the ``allowed`` values."""
 
     def check(value: str) -> None:
         from excite.choices import check_choice
@@ -146,7 +151,7 @@ def choice(option: str, allowed: Iterable[str]) -> Callable[[str], None]:
 
 
 def check_gate(gate: str) -> None:
-    """--gate: there is one of that name."""
+    """--gate: a gate of that name exists."""
     from excite.gates.sheets import list_sheets, unknown_gate
 
     names = [sheet["name"] for sheet in list_sheets()]
@@ -155,7 +160,7 @@ def check_gate(gate: str) -> None:
 
 
 def check_labels(gates: str | None) -> None:
-    """--gates: there are such, as `excite twins` calls them; their options are tried when they are built."""
+    """--gates: all are known to `excite twins`; their options are only checked when the gates are built."""
     if gates is not None:
         from excite.gates.sheets import list_rows, unknown_gate
 
@@ -167,7 +172,7 @@ def check_labels(gates: str | None) -> None:
 
 
 def check_file(path: Path | None) -> None:
-    """A file to write, over one that is there."""
+    """A file to write; an existing one is replaced."""
     if path is not None:
         from excite.files import check_writable
 
@@ -175,7 +180,7 @@ def check_file(path: Path | None) -> None:
 
 
 def check_new_file(context: typer.Context, path: Path | None) -> None:
-    """A file to write, over one that is there only by --force."""
+    """A file to write; an existing one is only replaced with --force."""
     if path is not None:
         from excite.files import check_new
 
@@ -183,7 +188,7 @@ def check_new_file(context: typer.Context, path: Path | None) -> None:
 
 
 def check_new_folder(path: Path | None) -> None:
-    """A folder to make."""
+    """A folder to create; it must not exist."""
     if path is not None:
         from excite.files import check_new_folder as check
 
@@ -191,13 +196,13 @@ def check_new_folder(path: Path | None) -> None:
 
 
 def check_read(path: str | None) -> None:
-    """A file or folder to read."""
+    """A file or folder to read; it exists."""
     if path is not None:
         check_images([path])
 
 
 def check_experiment(place: str | None) -> None:
-    """The folder of `excite twins`, begun or not."""
+    """The experiment folder of `excite twins`, new or started: it is local and writable."""
     if place is not None:
         from excite.files import check_here
 
@@ -206,7 +211,7 @@ def check_experiment(place: str | None) -> None:
 
 
 def check_parent(place: str | None) -> None:
-    """A folder on this machine or at an address, in which or as which a run is made."""
+    """A folder, local or at an address, that a run is created in or as."""
     from excite.files import check_writable
     from excite.storage.address import is_remote
 

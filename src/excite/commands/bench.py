@@ -23,17 +23,17 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="MODEL[,OPTION=VALUE]...",
-            help="Models of ours, timm:NAME, mindcv:NAME; with --data: changes to the recipe, such as data.workers=4.",
+            help="Models: NAME, timm:NAME, mindcv:NAME; with --data: changes to the recipe, such as data.workers=4.",
             autocompletion=complete_model,
             show_default=False,
         ),
     ] = None,
-    train: Annotated[bool, typer.Option("--train/--infer", help="Time training steps, or forward passes.")] = True,
+    train: Annotated[bool, typer.Option("--train/--infer", help="Time training steps or forward passes.")] = True,
     batch: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Images a step and device (default: 16 on a CPU, else 128).")
+        str | None, typer.Option(metavar="N,...", help="Images per step and device (default: 16 on a CPU, else 128).")
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="S,...", help="Pixels a side (default: the model's own).")
+        str | None, typer.Option(metavar="S,...", help="Side length in pixels (default: the model's own).")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="P,...", help="auto, fp32, bf16, fp16 (default: auto).")
@@ -46,35 +46,36 @@ def bench(
         bool, typer.Option("--channels-last/--no-channels-last", help="Memory layout of weights and images.")
     ] = True,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a CPU (default: all).")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each row is measured, all in turns.")] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements per row; the rows take turns.")] = 3,
     warm_up: Annotated[
-        int | None, typer.Option(min=2, help="Steps before those that count (default: 3 on a CPU, else 10).")
+        int | None, typer.Option(min=2, help="Untimed steps at the start (default: 3 on a CPU, else 10).")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps a round (default: as many as --seconds take).")
+        int | None, typer.Option(min=1, help="Steps per round (default: as many as fit into --seconds).")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="About how long a round of a row takes.")] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Approximate duration of one round of a row.")] = 5.0,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append the rows to this file.", callback=check_file)
     ] = None,
     profile: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write traces for Perfetto or Chrome; name top operators.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write traces for Perfetto or Chrome, and list the top operators."),
     ] = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="RECIPE",
             autocompletion=complete_recipe,
-            help="Measure a recipe's input pipeline, its step, and both together.",
+            help="Measure a recipe's input pipeline, its training step, and both together.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure speed and memory: ours beside others', settings beside settings, data beside compute.
+    """Measure speed and memory: compare models, libraries and settings, or data loading with compute.
 
-    Every row is measured in a process of its own, in rounds that take turns. The table shows medians and quartiles over
-    all timed steps, and the ratio to the first row.
+    Every row runs in its own process, in rounds that take turns. The table shows medians and quartiles over all timed
+    steps, and the ratio to the first row.
 
     Examples:
 
@@ -126,7 +127,7 @@ def bench(
 
 
 def show_pipeline(found: "Pipeline", as_json: bool) -> None:
-    """Print what a recipe's input pipeline and training step take, as a table (Markdown) or JSON."""
+    """Print the time of a recipe's input pipeline and training step, as a table (Markdown) or JSON."""
     from excite.bench.pipeline import pipeline_lines, pipeline_sheet, verdict
     from excite.console import Display
 
@@ -139,7 +140,7 @@ def show_pipeline(found: "Pipeline", as_json: bool) -> None:
 
 
 def show_measured(found: "Measured", as_json: bool) -> None:
-    """Print the rows as a table (Markdown) or JSON. Raises ExciteError for those that failed."""
+    """Print the rows as a table (Markdown) or JSON. Raises ExciteError if any of them failed."""
     from excite.bench.report import caption, floor_caption, floor_sheet, operator_sheet, speed_sheet
 
     rows, profiles = found["rows"], found.get("profiles", {})
@@ -160,7 +161,7 @@ def show_measured(found: "Measured", as_json: bool) -> None:
 
 
 def _show(lines: Sequence[str], sheet: "Sheet") -> None:
-    """Lines, and a table below them."""
+    """Print lines and a table below them."""
     from excite.console import Display
 
     display = Display()

@@ -1,4 +1,4 @@
-"""What several commands take and say."""
+"""Arguments, options and messages that several commands share."""
 
 import os
 from collections.abc import Callable
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 def complete_override(incomplete: str, ctx: Any = None) -> list[str]:
-    """First a recipe or a run, then keys and values."""
+    """Complete a recipe or a run first, then keys and values."""
     if ctx is not None and ctx.args and incomplete not in ctx.args:
         return complete_key(incomplete)
     return complete_recipe(incomplete) or complete_key(incomplete)
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Names of recipes, and run folders."""
+    """Complete recipe names and run folders."""
     from excite.recipe import list_recipes
 
     return [name for name in list_recipes() if name.startswith(incomplete)] + complete_run(incomplete)
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """``key=``, with its section or without, and behind it what it may be; [] where that is a file."""
+    """Complete ``key=``, with or without its section, and then the values it may take; [] where the value is a file."""
     return _keys(incomplete, "")
 
 
 def _keys(incomplete: str, begin: str) -> list[str]:
-    """The same of keys whose full names begin with ``begin``."""
+    """Like :func:`complete_key`, for keys whose full names start with ``begin``."""
     from excite.recipe import override_keys, override_values
 
     every = override_keys()
@@ -52,36 +52,36 @@ def _keys(incomplete: str, begin: str) -> list[str]:
 
 
 def complete_data_key(incomplete: str) -> list[str]:
-    """Keys of the images."""
+    """Complete keys of the ``data`` section."""
     return _keys(incomplete, "data.")
 
 
 def complete_report_key(incomplete: str) -> list[str]:
-    """Keys of the images, and of the report."""
+    """Complete keys of the ``data`` and ``report`` sections."""
     return [*_keys(incomplete, "data."), *_keys(incomplete, "report.")]
 
 
 def complete_runs_and_data(incomplete: str) -> list[str]:
-    """Run folders, and keys of the images."""
+    """Complete run folders and keys of the ``data`` section."""
     return complete_run(incomplete) + (complete_data_key(incomplete) if incomplete else [])
 
 
 def complete_format(incomplete: str) -> list[str]:
-    """Formats of an artefact."""
+    """Complete export formats."""
     from excite.export.formats import MODULES
 
     return [name for name in MODULES if name.startswith(incomplete)]
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Names of models."""
+    """Complete model names."""
     from excite.models.catalog import list_models
 
     return [name for name in list_models() if name.startswith(incomplete)]
 
 
 def complete_run(incomplete: str) -> list[str]:
-    """Run folders: those in ``runs/``, here, and where the path that was begun points."""
+    """Complete run folders: in ``runs/``, in the current folder, and in the folder typed so far."""
     folder = incomplete.rpartition("/")[0]
     places = dict.fromkeys([f"{folder}/" if folder else "", *([] if folder else ["runs/"])])
     found = []
@@ -100,7 +100,7 @@ _OF_A_RUN = ("recipe.yaml", "model.safetensors")
 
 
 def one_of(*names: str) -> Callable[[str], list[str]]:
-    """Completes to one of ``names``."""
+    """A completion function that offers ``names``."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in names if name.startswith(incomplete)]
@@ -123,7 +123,7 @@ OtherImages = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[KEY=VALUE]...",
-        help="Other images: data.root=PATH, data.part=test ...",
+        help="Use other images: data.root=PATH, data.part=test ...",
         show_default=False,
         callback=beforehand.check_changes,
         autocompletion=complete_data_key,
@@ -141,7 +141,7 @@ RecipeWords = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [KEY=VALUE]...",
-        help="A recipe's name, a YAML file or a run folder; then changes to it, such as train.epochs=10.",
+        help="A recipe name, a YAML file or a run folder, then changes to it, such as train.epochs=10.",
         autocompletion=complete_override,
         show_default=False,
     ),
@@ -162,14 +162,18 @@ Fold = Annotated[
     bool | None,
     typer.Option(
         "--fold/--no-fold",
-        help="Fold batch norms into convolutions.  [default: on a CPU, where it is faster]",
+        help="Fold batch norms into the convolutions.  [default: on a CPU, where it is faster]",
         show_default=False,
     ),
 ]
 
 
 def tell_not_finite(warning: str | None, usable: bool) -> None:
-    """The sentence about images without finite logits; an error where the network has an answer for none of them."""
+    """Print the warning about images without finite logits.
+
+    Raises:
+        ExciteError: ``usable`` is false: the network has finite logits for none of the images.
+    """
     if warning is not None and not usable:
         raise ExciteError(warning)
     if warning is not None:
@@ -177,5 +181,5 @@ def tell_not_finite(warning: str | None, usable: bool) -> None:
 
 
 def teller(display: "Display", as_json: bool) -> Callable[[str], None]:
-    """Where sentences go: to the terminal, or, so that standard output is JSON alone, to standard error."""
+    """The function that prints messages: to standard output, or to standard error if standard output is JSON."""
     return tell if as_json else display.message

@@ -24,7 +24,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="RUN|CHECKPOINT... [KEY=VALUE]...",
-            help="Two or more; then other data for all, such as data.root=PATH.",
+            help="Two or more; then other data for all of them, such as data.root=PATH.",
             show_default=False,
             callback=check_several_trained,
             autocompletion=complete_runs_and_data,
@@ -33,28 +33,32 @@ def compare(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.html", help="The page; a CSV goes beside it.  [default: compare.html]", show_default=False
+            metavar="FILE.html",
+            help="The page; a CSV is written next to it.  [default: compare.html]",
+            show_default=False,
         ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
-            metavar="RUN", autocompletion=complete_run, help="What the others are compared with (default: the first)."
+            metavar="RUN",
+            autocompletion=complete_run,
+            help="The run that the others are compared with.  [default: the first]",
         ),
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="What to call each run.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="NAME,...", help="A name for each run.")] = None,
     figures: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.")
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     device: Device = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16 or fp16; without it, what each network was trained in.", callback=check_precision
+            help="fp32, bf16 or fp16.  [default: the precision each network was trained in]", callback=check_precision
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare trained networks on the same images: differences with intervals, McNemar's test, recipes, curves.
@@ -100,11 +104,11 @@ def compare(
     else:
         show_comparison(result.to_dict(), result.files, Display())
     if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
-        raise ExciteError(f"for none of the images has {' or '.join(dead)} finite logits: there is nothing to compare")
+        raise ExciteError(f"{' and '.join(dead)}: no image has finite logits, so there is nothing to compare")
 
 
 def show_comparison(found: "Study", written: Sequence[Path], display: "Display") -> None:
-    """Print the table of runs, what differs in their recipes, and how to read it."""
+    """Print the table of runs, the differences between their recipes, and notes on how to read them."""
     from excite.compare.table import sentences, shown
     from excite.console import make_table
 
@@ -119,7 +123,7 @@ def show_comparison(found: "Study", written: Sequence[Path], display: "Display")
 
 
 def _cells(row: "ShownRow") -> dict[str, str | None]:
-    """Numbers and their intervals in one cell."""
+    """Cells that hold a number and its interval."""
     from excite.compare.table import interval
 
     top1 = None if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
@@ -149,7 +153,7 @@ def _cost_columns(found: "Study") -> Columns:
     columns += [
         ("images_per_second", "training img/s", ",.0f"),
         ("ms_per_step", "training ms/step", ".1f"),
-        ("memory_gb", "GB", ".2f"),
+        ("memory_gb", "peak GB", ".2f"),
     ]
     conditions: dict[Differing, str] = {"device": "device", "devices": "devices"}
     conditions |= {"batch_size": "batch size", "trained_in": "precision"}

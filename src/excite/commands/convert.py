@@ -22,29 +22,23 @@ def convert(
     destination: Annotated[Path, typer.Argument(metavar="DESTINATION", help="The file to write.")],
     arch: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME", help="The network, where it is not to be recognised.", autocompletion=complete_model
-        ),
+        typer.Option(metavar="NAME", help="The network, if it cannot be recognised.", autocompletion=complete_model),
     ] = None,
     verify: Annotated[
         str | None,
         typer.Option(
             metavar="NPZ|IMAGE",
-            help="Compare with the input and outputs in an .npz, or classify an image.",
+            help="Compare with the input and outputs in an .npz file, or classify an image.",
             callback=check_read,
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE", help="Compare, layer by layer, with another checkpoint.", callback=check_weights
-        ),
+        typer.Option(metavar="SOURCE", help="Compare layer by layer with another checkpoint.", callback=check_weights),
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest difference that passes, relative to the largest value.")
-    ] = 1e-4,
+    tolerance: Annotated[float, typer.Option(help="Largest difference allowed, relative to the largest value.")] = 1e-4,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Take what fits, and list what does not.")
+        bool, typer.Option("--allow-partial", help="Load what fits, and list what does not.")
     ] = False,
     to: Annotated[
         str,
@@ -54,11 +48,11 @@ def convert(
             help="Write for excite, timm or torchvision.",
         ),
     ] = "excite",
-    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one a line.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    classes: Annotated[Path | None, typer.Option(metavar="FILE", help="Class names, one per line.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring in weights from another system, or write ours for one. Format and network are recognised.
+    """Convert weights from another library, or write ours for it. Format and network are recognised.
 
     Examples:
 

@@ -23,15 +23,15 @@ _COLUMNS: Columns = [
     ("gate", "gate", ""),
     ("channels", "channels", "d"),
     ("mean", "mean scale", ".3f"),
-    ("sd_images", "sd, images", ".3f"),
-    ("saturated", "scales at the bottom + top of the range / all, %", ""),
+    ("sd_images", "sd over images", ".3f"),
+    ("saturated", "scales at bottom + top of their range / all scales, %", ""),
     ("constant", "constant channels", "d"),
-    ("class_percent", "variance between classes / all, %", ".0f"),
+    ("class_percent", "variance between classes / total variance, %", ".0f"),
 ]
 
 
 class _ShownGate(TypedDict):
-    """A line of the table on a terminal: numbers, and texts where two or three numbers share a column."""
+    """A row of the terminal table; columns that combine two or three numbers hold text."""
 
     gate: str
     channels: int
@@ -52,15 +52,15 @@ def explain(
         list[str] | None,
         typer.Argument(
             metavar="[IMAGE|FOLDER|GLOB|KEY=VALUE]...",
-            help="Images to explain one by one; other data, such as data.root=PATH.",
+            help="Images to explain individually; other data, such as data.root=PATH.",
             show_default=False,
             callback=check_images_and_changes,
             autocompletion=complete_data_key,
         ),
     ] = None,
-    data: Annotated[str | None, typer.Option(metavar="PATH", help="Other data; short for data.root=PATH.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="PATH", help="Use other data; short for data.root=PATH.")] = None,
     images: Annotated[
-        int, typer.Option(min=0, help="Validation images to look at (class-balanced); 0: only the images named.")
+        int, typer.Option(min=0, help="Validation images to use (class-balanced); 0: only the images named.")
     ] = 2000,
     out: Annotated[
         Path | None,
@@ -71,22 +71,22 @@ def explain(
     ablation: Annotated[
         str,
         typer.Option(
-            help="full: an evaluation with each gate fixed at its mean; estimate: one pass; off.",
+            help="full: evaluate with each gate fixed at its mean; estimate: one pass; off.",
             callback=choice("--ablation", ABLATIONS),
             autocompletion=one_of(*ABLATIONS),
         ),
     ] = "full",
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time the network without each gate.")] = True,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a timed pass.")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size for timing.")] = 16,
     max_drop: Annotated[
-        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that the gates that could go may cost together.")
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that the gates marked 'could go' may cost together.")
     ] = 0.1,
     target: Annotated[str | None, typer.Option(help="Grad-CAM for this class (default: the most likely).")] = None,
     layer: Annotated[str | None, typer.Option(help="Grad-CAM on this module (default: the last map).")] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for an image.")] = 5,
     device: Device = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (what it was trained with), fp32, bf16 or fp16.", callback=check_precision)
+        str, typer.Option(help="auto (as in training), fp32, bf16 or fp16.", callback=check_precision)
     ] = "auto",
     as_json: Json = False,
 ) -> None:
@@ -129,13 +129,13 @@ def explain(
     else:
         show_explanation(result, Display())
     if result.images and result.not_finite == result.images:
-        raise ExciteError(f"none of {result.images:,} images has finite logits, so nothing here explains the network")
+        raise ExciteError(f"none of the {result.images:,} images has finite logits, so there is nothing to explain")
     if result.bad:
         raise ExciteError("; ".join(f"{path}: {reason}" for path, reason in result.bad))
 
 
 def show_explanation(result: "Explanation", display: "Display") -> None:
-    """Print tables and sentences."""
+    """Print the tables of gates and images, and sentences about them."""
     from excite.console import make_table
 
     if result.rows:
@@ -187,10 +187,10 @@ def _sentences(result: "Explanation") -> list[str]:
     lines = [f"{result.images:,} images" + ("" if result.top1 is None else f", top-1 {result.top1:.2f} %")]
     chance = result.rows[0]["class_share_by_chance"]
     if chance is not None:
-        lines[0] += f"; by chance alone {100 * chance:.1f} % of a scale's variance would be between classes"
+        lines[0] += f"; by chance, {100 * chance:.1f} % of a scale's variance would lie between classes"
     together = result.together
     if together is None and result.top1 is not None:
-        lines.append(f"no gate can be fixed at its mean for {result.max_drop:g} points of top-1 or less")
+        lines.append(f"fixing any gate at its mean costs more than {result.max_drop:g} points of top-1")
     if together is not None:
         saved = ""
         if result.timing:

@@ -29,7 +29,7 @@ def export(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Images to prove it on: data.part=test, data.root=PATH.",
+            help="Images for verification: data.part=test, data.root=PATH.",
             show_default=False,
             callback=check_changes,
             autocompletion=complete_data_key,
@@ -39,49 +39,51 @@ def export(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The artefact.  [default: beside the weights]",
+            help="The file to write.  [default: next to the weights]",
             show_default=False,
             callback=check_new_file,
         ),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Quantise to int8, gates in float; with the gates, too, to compare.")
+        bool, typer.Option("--int8", help="Quantise to int8 with gates in float; also with int8 gates, for comparison.")
     ] = False,
     int8_gates: Annotated[
-        bool, typer.Option("--int8-gates", help="The same, but write the one with quantised gates.")
+        bool, typer.Option("--int8-gates", help="Like --int8, but write the model with int8 gates.")
     ] = False,
     calibrate: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help="Images for --int8.  [default: the run's training images]", callback=check_read
+            metavar="DATA",
+            help="Calibration images for --int8.  [default: the run's training images]",
+            callback=check_read,
         ),
     ] = None,
     verify: Annotated[
         str | None,
         typer.Option(
-            metavar="DATA", help="Images to prove it on.  [default: the run's validation images]", callback=check_read
+            metavar="DATA", help="Images for verification.  [default: the run's validation images]", callback=check_read
         ),
     ] = None,
-    images: Annotated[int, typer.Option(min=0, help="At most so many of them; 0: all.")] = 2000,
+    images: Annotated[int, typer.Option(min=0, help="Use at most this many of them; 0: all.")] = 2000,
     input_kind: Annotated[
         str,
         typer.Option(
             "--input",
             metavar="KIND",
-            help="uint8: images of any size; float: prepared ones, 0 to 1.",
+            help="uint8: images of any size; float: preprocessed images, 0 to 1.",
             callback=choice("--input", INPUTS),
             autocompletion=one_of(*INPUTS),
         ),
     ] = "uint8",
-    opset: Annotated[int, typer.Option(min=18, help="Of ONNX.")] = 20,
+    opset: Annotated[int, typer.Option(min=18, help="ONNX opset.")] = 20,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="Largest difference of logits, in units of the largest logit.")
+        float, typer.Option(min=0, help="Largest difference allowed between logits, relative to the largest logit.")
     ] = 1e-3,
-    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Top-1 that int8 may lose.")] = 0.5,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    max_drop: Annotated[float, typer.Option(min=0, metavar="POINTS", help="Top-1 that int8 may cost.")] = 0.5,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a network as one file that runs without this package, proven to compute the same, or nothing.
+    """Export a network to one file that runs without this package, written only if it computes the same.
 
     Examples:
 
@@ -126,4 +128,4 @@ def export(
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
     display.message(result["timed"])
-    display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (docs/export.md: how to run it)")
+    display.message(f"{result['artefact']}  {result['bytes'] / 1e6:.2f} MB  (how to run it: docs/export.md)")

@@ -21,7 +21,7 @@ def _complete_gate(incomplete: str) -> list[str]:
 def gates(
     name: Annotated[
         str | None,
-        typer.Argument(help="Tell all about this gate.", autocompletion=_complete_gate, show_default=False),
+        typer.Argument(help="Describe this gate.", autocompletion=_complete_gate, show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,14 +65,16 @@ def _show_gates(rows: "list[GateRow]") -> None:
             prose=["paper", "squeeze", "parameters"],
         )
     )
-    display.message("extra passes: reads and writes of the map that a training step makes more than without the gate")
-    display.message("one of them: excite gates NAME")
-    display.message('in a network: excite train RECIPE "model.options={gate: NAME}"')
-    display.message("selective kernels (SK) are no gate but a kind of block: `create_model(..., block_conv='sk')`")
+    display.message(
+        "extra passes: additional reads and writes of the feature map in a training step, compared with no gate"
+    )
+    display.message("details of one gate: excite gates NAME")
+    display.message('to use one in a network: excite train RECIPE "model.options={gate: NAME}"')
+    display.message("selective kernels (SK) are not a gate but a kind of block: `create_model(..., block_conv='sk')`")
 
 
 def _citation(paper: str | None) -> str | None:
-    """What a line has room for: the first author, and where to find it."""
+    """A citation that fits on one line: the first author, and where to find the paper."""
     if paper is None:
         return None
     authors, _, rest = paper.partition(": ")
@@ -97,15 +99,18 @@ def _show_gate(gate: "GateSheet") -> None:
             ("parameters", f"{form['parameters']} ({form['params']:,} at {channels}x{height}x{width})"),
             ("multiply-adds", f"{form['macs']:,} at {channels}x{height}x{width}"),
             ("extra passes", f"{form['passes']} over the map in a training step"),
-            ("fused", "with batch norm, addition and ReLU" if form["fused"] else "no, it sees more than the means"),
+            (
+                "fused",
+                "with batch norm, addition and ReLU" if form["fused"] else "no, it uses more than the channel means",
+            ),
         ]
         for what, value in facts:
             display.message(f"  {what:<14}{value}")
     if gate["options"]:
         rows = [{**row, "default": to_json(row["default"])} for row in gate["options"]]
-        columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "what it is", "")]
+        columns = [("option", "option", ""), ("default", "default", ""), ("meaning", "meaning", "")]
         display.message("")
         display.table(make_table(rows, columns, prose=["meaning"]))
-    display.message("every gate also has the option identity: true makes a fresh one a factor of exactly 1")
+    display.message("every gate also has the option identity: with true, a newly built gate scales by exactly 1")
     display.message("")
     display.text(gate["notes"])

@@ -30,7 +30,7 @@ def graft(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A run folder, a checkpoint (of other systems, too), timm:NAME, or a model's name.",
+            help="A run folder, a checkpoint (also of other libraries), timm:NAME, or a model name.",
             autocompletion=complete_model,
             callback=check_network,
         ),
@@ -41,39 +41,41 @@ def graft(
     ] = "se",
     at: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Where; may be given several times.  [default: ends of branches]"),
+        typer.Option(metavar="PATTERN", help="Module names to gate; may be repeated.  [default: ends of branches]"),
     ] = None,
     init: Annotated[
         str,
         typer.Option(
-            help="identity: changes nothing at first, and learns; paper: the usual start.",
+            help="identity: gates start as exact no-ops and learn; paper: the usual initialisation.",
             callback=choice("--init", INITS),
             autocompletion=one_of(*INITS),
         ),
     ] = "identity",
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Of the gate, such as reduction=8; may be given several times."),
+        typer.Option(metavar="NAME=VALUE", help="Option of the gate, such as reduction=8; may be repeated."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the places and what the gates cost.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show where the gates would go and what they cost.")
+    ] = False,
     images: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Images for the proof; without it, random ones.", callback=check_read),
+        typer.Option(
+            metavar="FOLDER", help="Images for the verification.  [default: random ones]", callback=check_read
+        ),
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE", help="Weights of a timm: model; without it, they are random.", callback=check_weights
-        ),
+        typer.Option(metavar="FILE", help="Weights of a timm: model.  [default: random ones]", callback=check_weights),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the grafted network (.safetensors).", callback=check_new_file),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Put gates into a network that was trained without them, and prove that it computes what it did.
+    """Insert gates into a network trained without them, and verify that its output does not change.
 
     Examples:
 
@@ -86,7 +88,7 @@ def graft(
       excite graft timm:resnet50 --weights resnet50.safetensors --gate eca --out grafted.safetensors
     """
     options = _options_given(option or [])
-    begin(f"putting {gate} into {source}")
+    begin(f"grafting {gate} into {source}")
     from excite.console import Display, ProgressBar, make_table
     from excite.grafting.proof import graft_and_prove
 
@@ -121,7 +123,7 @@ def graft(
 
 
 def _options_given(words: list[str]) -> "GateTable":
-    """NAME=VALUE, the values as in a recipe. Raises ExciteError where a word is of another form."""
+    """Parse NAME=VALUE words; values are YAML, as in a recipe. Raises ExciteError for a word of another form."""
     from excite.recipe import parse_yaml
 
     options = {}

@@ -19,7 +19,7 @@ def models(
         str, typer.Argument(help='A pattern, such as "*seresnet50*".', autocompletion=complete_model)
     ] = "*",
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Only those that trained weights are there for, and where.")
+        bool, typer.Option("--pretrained", help="List only models with trained weights, and their source.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -71,7 +71,7 @@ def models(
 
 
 def _show_pretrained(names: list[str], as_json: bool) -> None:
-    """What can be started from: the weights, what is fetched, what they are worth, what the network costs."""
+    """Print the pretrained weights: source, download size, accuracy, and the cost of the network."""
     from excite.console import Display, make_table
     from excite.models.sizes import list_sizes
     from excite.weights.pretrained import pretrained_of
@@ -94,7 +94,9 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        raise ExciteError("there are no trained weights for these; `excite models --pretrained` lists what there is")
+        raise ExciteError(
+            "there are no trained weights for these models; `excite models --pretrained` lists all that have some"
+        )
     columns = [
         ("model", "model", ""),
         ("init_from", "init_from=", ""),
@@ -107,13 +109,13 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
     display = Display()
     display.table(make_table(rows, columns))
     display.message(
-        "The accuracies are timm's own measurements. Fetched from the hub at first use, then kept in the cache: "
+        "The accuracies are those measured by timm. Weights are downloaded from the hub at first use and then cached: "
         "`excite train RECIPE model.name=MODEL init_from=SOURCE`."
     )
 
 
 def _gate(gate: "str | Mapping[str, Any] | None") -> str | None:
-    """A gate as it is typed: its name, and the options that it has."""
+    """A gate as typed on the command line: its name and its options."""
     if gate is None or isinstance(gate, str):
         return gate
     options = " ".join(f"{key}={to_json(value, None)}" for key, value in gate.items() if key != "name")

@@ -18,24 +18,25 @@ def predict(
     ],
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show for each image.")] = 3,
     grid: Annotated[
-        Path | None, typer.Option(help="Draw the first 50 images with their class into this PNG.", callback=check_file)
+        Path | None,
+        typer.Option(help="Draw the first 50 images with their predicted class in this PNG file.", callback=check_file),
     ] = None,
     device: Device = "auto",
     precision: Annotated[
         str,
         typer.Option(
-            help="fp32, bf16, fp16, or auto: what suits the device.",
+            help="fp32, bf16, fp16, or auto (chosen for the device).",
             callback=check_precision,
             autocompletion=complete_precision,
         ),
     ] = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     fold: Fold = None,
     as_json: Json = False,
 ) -> None:
-    """Classify images: the most likely classes by name. Unreadable images are named, and make the exit status 1.
+    """Classify images: print the names of the most likely classes.
 
-    So do images for which the network has no finite logits.
+    Images that cannot be read, or for which the network has no finite logits, are listed, and the exit status is 1.
 
     Examples:
 

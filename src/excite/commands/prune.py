@@ -14,21 +14,23 @@ def prune(
     source: Trained,
     overrides: OtherImages = None,
     max_drop: Annotated[
-        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that may be lost, in percentage points.")
+        float, typer.Option(min=0, metavar="POINTS", help="Top-1 that pruning may cost, in percentage points.")
     ] = 0.0,
-    tolerance: Annotated[float, typer.Option(min=0, help="A scale this near to its mean is constant.")] = 1e-4,
-    calibration: Annotated[int, typer.Option(min=1, help="Training images that the scales are measured on.")] = 2000,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a timed batch.")] = 16,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="A scale that stays this close to its mean counts as constant.")
+    ] = 1e-4,
+    calibration: Annotated[int, typer.Option(min=1, help="Training images used to measure the scales.")] = 2000,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size for timing.")] = 16,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Write model.safetensors, prune.json, prune.png into it.", callback=check_new_folder
+            metavar="FOLDER", help="Write model.safetensors, prune.json and prune.png to it.", callback=check_new_folder
         ),
     ] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Take gates out, the least useful first: accuracy and time with ever fewer, what they do on average folded in.
+    """Remove gates, least useful first, folding in their mean scale; report accuracy and time after each removal.
 
     Examples:
 
@@ -61,9 +63,9 @@ def prune(
         for i, row in enumerate(result.to_dict()["points"])
     ]
     columns = [
-        ("place", "taken out", ""),
+        ("place", "gate removed", ""),
         ("gates", "gates left", "d"),
-        ("effect", "top-1 points it is worth alone", "+.2f"),
+        ("effect", "top-1 points lost if only this gate is removed", "+.2f"),
     ]
     columns += [
         ("top1", "acc@top1", ".2f"),

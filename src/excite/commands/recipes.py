@@ -17,9 +17,12 @@ def _complete_recipe(incomplete: str) -> list[str]:
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this recipe whole.", autocompletion=_complete_recipe, show_default=False)
+        str | None,
+        typer.Argument(help="Print this recipe in full.", autocompletion=_complete_recipe, show_default=False),
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema for recipes, for use in editors.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the recipes, or print one.

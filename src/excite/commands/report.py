@@ -16,7 +16,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Other images: data.root=PATH, data.part=test; or report.KEY=VALUE.",
+            help="Use other images: data.root=PATH, data.part=test; or set report.KEY=VALUE.",
             show_default=False,
             callback=check_changes,
             autocompletion=complete_report_key,
@@ -31,18 +31,19 @@ def report(
         typer.Option(metavar="FOLDER", help="Also write every figure as PNG and SVG.", callback=check_new_folder),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(min=1, help="At most so many validation images (class-balanced).  [default: all]")
+        int | None,
+        typer.Option(min=1, help="Use at most this many validation images (class-balanced).  [default: all]"),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Robustness and gates on 200 images, severities 1, 3 and 5 only.")
+        bool, typer.Option("--quick", help="Measure robustness and gates on 200 images only, at severities 1, 3 and 5.")
     ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page about a trained network; its numbers go to results.json, too.
+    """Write a self-contained HTML page about a trained network; its numbers also go to results.json.
 
     Accuracy with its interval, curves, confusion matrix, classes, calibration, most confident mistakes, robustness,
-    gates, speed, and how to reproduce it. `excite train` writes it at the end of a run (report.write=false: not).
+    gates, speed, and how to reproduce it. `excite train` writes it at the end of a run, unless report.write=false.
 
     Examples:
 

@@ -13,41 +13,45 @@ def scale(
     recipe: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.", autocompletion=complete_recipe
+            metavar="RECIPE", help="A recipe name, a YAML file or a run folder.", autocompletion=complete_recipe
         ),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...", help="Changes to it.", show_default=False, autocompletion=complete_key
+            metavar="[KEY=VALUE]...", help="Changes to the recipe.", show_default=False, autocompletion=complete_key
         ),
     ] = None,
-    devices: Annotated[str, typer.Option(metavar="N,...", help="How many, to plan for.")] = "1,8,64,1024",
+    devices: Annotated[str, typer.Option(metavar="N,...", help="Numbers of devices to plan for.")] = "1,8,64,1024",
     batch_per_device: Annotated[
         int | None,
-        typer.Option(min=1, help="Let the batch grow with the devices (and scale the rate); else it is the recipe's."),
+        typer.Option(
+            min=1,
+            help="Batch per device; the total grows with the devices.  [default: keep the recipe's total]",
+        ),
     ] = None,
     measured: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="RUN", autocompletion=complete_run, help="A finished run to set beside; may be given several times."
+            metavar="RUN", autocompletion=complete_run, help="A finished run to show alongside; may be repeated."
         ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Time steps on this machine in so many processes, such as 1,2.")
+        str | None,
+        typer.Option(metavar="N,...", help="Time steps on this machine with these numbers of processes, such as 1,2."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=3, help="With --measure: steps timed of each.")] = 10,
+    steps: Annotated[int, typer.Option(min=3, help="With --measure: timed steps for each number.")] = 10,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, for the hours.", show_default=False)
+        int | None, typer.Option(min=1, help="Number of training images, for the training time.", show_default=False)
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a device for an hour, for the cost.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one device for one hour, for the cost.")] = None,
     assume: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another assumption than those listed; may be given several times."),
+        typer.Option(metavar="NAME=VALUE", help="Change one of the listed assumptions; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict how a recipe scales to many devices, with measurements beside, before you rent them.
+    """Predict how a recipe scales to many devices, next to measurements, before you rent them.
 
     Examples:
 

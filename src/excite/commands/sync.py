@@ -12,13 +12,11 @@ def sync(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_run)],
     url: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[URL]", help="Where its copy is kept; without it, where it was kept before.", show_default=False
-        ),
+        typer.Argument(metavar="[URL]", help="Address of its copy; the previous one if omitted.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Upload what the remote copy of a run lacks, for example after a lost connection.
+    """Upload whatever is missing from the remote copy of a run, for example after a lost connection.
 
     Examples:
 

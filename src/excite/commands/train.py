@@ -33,10 +33,10 @@ RESULT_COLUMNS = [
 ]
 
 
-#: What `excite train` alone says.
+#: The error of a bare `excite train`.
 _WHAT_TO_TYPE = (
-    "give what to train on: `excite train photos/` (a folder with a folder for each class) chooses the rest; "
-    "`excite train RECIPE` trains by a recipe (`excite recipes` lists them); `excite train --resume RUN` goes on"
+    "give what to train on: `excite train photos/` (a folder with one subfolder per class) chooses the rest; "
+    "`excite train RECIPE` trains with a recipe (`excite recipes` lists them); `excite train --resume RUN` resumes one"
 )
 
 
@@ -47,13 +47,13 @@ def train(
         typer.Option(
             metavar="RUN",
             autocompletion=complete_run,
-            help="Go on with an interrupted run, exactly as if it had not been.",
+            help="Resume an interrupted run, exactly as if it had not been interrupted.",
         ),
     ] = None,
     out: Annotated[
         str,
         typer.Option(
-            help="Where the new run folder is made: a folder, or an address such as s3://bucket/runs.",
+            help="Where to create the run folder: a folder, or an address such as s3://bucket/runs.",
             callback=check_parent,
         ),
     ] = "runs",
@@ -62,17 +62,19 @@ def train(
         typer.Option(
             metavar="RUN",
             autocompletion=complete_run,
-            help="The run folder itself: begun, or gone on with if the job is started again.",
+            help="The run folder itself: created, or resumed if the job is restarted.",
             callback=check_parent,
         ),
     ] = None,
     time: Annotated[
         str | None,
-        typer.Option(metavar="20m", help="As many epochs as fit into this time: 90s, 20m, 1h30m.", show_default=False),
+        typer.Option(
+            metavar="20m", help="Train for as many epochs as fit into this time: 90s, 20m, 1h30m.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train a network and leave a run folder: weights, metrics, curves, results.
+    """Train a network and write a run folder: weights, metrics, curves, results.
 
     Examples:
 
@@ -96,7 +98,9 @@ def train(
     if time is not None:
         parse_duration(time, "--time")
     if resume is not None and time is not None:
-        raise ExciteError("--time decides the epochs of a new run; one that is gone on with has them: leave it out")
+        raise ExciteError(
+            "--time sets the number of epochs of a new run; a resumed run already has one: leave --time out"
+        )
     if resume is None:
         recipe = _what_to_train(words)
     else:
@@ -104,7 +108,7 @@ def train(
 
         resume = recipe = str(local_run(resume))
         if not (Path(resume) / "recipe.yaml").is_file():
-            raise ExciteError(f"--resume {resume}: this is no run folder (it has no recipe.yaml)")
+            raise ExciteError(f"--resume {resume}: this is not a run folder (it has no recipe.yaml)")
     gone_on = resume is not None
     checked = _recipe(recipe, words, resume=gone_on, run_dir=run_dir)
     from excite.report.after_training import train as run_training
@@ -125,7 +129,11 @@ def train(
 
 
 def _what_to_train(words: list[str]) -> str:
-    """The first of the words, taken out of them: a recipe, a run, a folder of images. Raises ExciteError."""
+    """Remove the first word and return it: a recipe, a run or a folder of images.
+
+    Raises:
+        ExciteError: there is no word, or it is another override, or its folder does not exist.
+    """
     if not words:
         raise ExciteError(_WHAT_TO_TYPE)
     first = words.pop(0)
@@ -140,8 +148,10 @@ def _what_to_train(words: list[str]) -> str:
 
 
 def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -> "Recipe":
-    """The recipe, checked as far as it can be without PyTorch, and the first line; of a folder of images, the chosen
-    one."""
+    """The recipe, or the one chosen for a folder of images, checked as far as possible without PyTorch.
+
+    Prints the command's first line.
+    """
     from excite.data.root import is_images
     from excite.recipe import load_recipe
 
@@ -155,7 +165,7 @@ def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -
         return recipe_for(name, words, run_dir=run_dir)
     checked = load_recipe(name, words)
     check_recipe(checked, begun=resume or is_begun(run_dir))
-    begin(f"going on with {name}" if resume else f"training {name}")
+    begin(f"resuming {name}" if resume else f"training {name}")
     return checked
 
 
@@ -170,15 +180,15 @@ def _show_results(results: "Results") -> None:
     kinds = [
         ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
         ("results.json", "the table above and more"),
-        ("report.html", "everything about it on one page, to open in a browser"),
+        ("report.html", "the full report on one page, to open in a browser"),
         ("curves.png", "loss, accuracy and learning rate"),
-        ("metrics.jsonl", "the same as numbers"),
-        ("recipe.yaml", "everything that decided this run: excite train repeats it"),
-        ("validation_files.txt", "which images validated"),
-        ("bad_images.txt", "what could not be read, and why"),
+        ("metrics.jsonl", "the same data as numbers"),
+        ("recipe.yaml", "every setting of this run; to repeat it: excite train"),
+        ("validation_files.txt", "images used for validation"),
+        ("bad_images.txt", "images that could not be read, and why"),
         ("environment.json", "versions, device, git state"),
-        ("log.txt", "what was printed"),
-        ("checkpoints", "to go on with: excite train --resume"),
+        ("log.txt", "the printed output"),
+        ("checkpoints", "to resume the run: excite train --resume"),
     ]
     for name, what in kinds:
         if (run / name).exists():

@@ -14,13 +14,13 @@ from excite.text import print_json
 def twins(
     args: RecipeWords = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="How many, counted up from the recipe's train.seed.  [default: 3]")
+        int | None, typer.Option(min=1, help="Number of seeds, counting up from the recipe's train.seed.  [default: 3]")
     ] = None,
     gates: Annotated[
         str | None,
         typer.Option(
             metavar="GATE,...",
-            help="none, or any of `excite gates`, with options if need be, such as se:reduction=8.  [default: "
+            help="none, or any of `excite gates`, optionally with options, such as se:reduction=8.  [default: "
             "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
             callback=check_labels,
         ),
@@ -28,7 +28,7 @@ def twins(
     out: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the experiment.  [default: runs/twins-RECIPE]",
+            help="Folder for the experiment.  [default: runs/twins-RECIPE]",
             show_default=False,
             callback=check_experiment,
         ),
@@ -37,14 +37,14 @@ def twins(
         str | None,
         typer.Option(
             metavar="DIR",
-            help="Go on with an experiment; the same command again does it, too.",
+            help="Resume an experiment; so does repeating its command.",
             callback=check_experiment,
         ),
     ] = None,
-    confidence: Annotated[float, typer.Option(help="Of the intervals.")] = 0.95,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe with each gate and each seed: what the gates gain and what they cost, side by side.
+    """Train a recipe with each gate and each seed, and compare what the gates gain and cost.
 
     Examples:
 
@@ -63,7 +63,7 @@ def twins(
         if not words:
             raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
         check_recipe(load_recipe(words[0], words[1:]))
-    begin(f"twins of {words[0]}" if words else f"going on with {resume}")
+    begin(f"training twins of {words[0]}" if words else f"resuming {resume}")
     from excite.twins import run_twins
 
     report = run_twins(
@@ -84,4 +84,4 @@ def twins(
         show_files(report)
     if report["failures"]:
         failed = "; ".join(f"{f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"])
-        raise ExciteError(f"{len(report['failures'])} run(s) failed, and the same command tries them again: {failed}")
+        raise ExciteError(f"{len(report['failures'])} run(s) failed; repeat the command to try them again: {failed}")

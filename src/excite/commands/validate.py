@@ -14,21 +14,21 @@ from excite.text import print_json
 def validate(
     source: Trained,
     overrides: OtherImages = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Also a row for each class.")] = False,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Also print a row per class.")] = False,
     device: Device = "auto",
     precision: Annotated[
         str | None,
         typer.Option(
-            help="fp32, bf16 or fp16; without it, what the network was trained with.",
+            help="fp32, bf16 or fp16.  [default: the precision used in training]",
             callback=check_precision,
             autocompletion=complete_precision,
         ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time; no influence on the result.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch; does not affect the result.")] = None,
     fold: Fold = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a trained network: loss, top-1, top-5, every image exactly once.
+    """Evaluate a trained network: loss, top-1 and top-5, counting every image exactly once.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""Several trained networks side by side, image by image: ``excite compare``."""
+"""``excite compare``: compare trained networks image by image."""
 
 from typing import TYPE_CHECKING
 

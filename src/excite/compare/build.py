@@ -1,4 +1,4 @@
-"""``compare``: read the runs, find the numbers, and write page, table and figures from these."""
+"""``compare``: read the runs, compute the numbers, and write page, table and figures."""
 
 import io
 import re
@@ -26,20 +26,20 @@ from excite.progress import Progress
 from excite.recipe import Overrides, override_words
 from excite.text import tell
 
-#: Longer sides of photographs are brought to this, for pages of a size that can be sent around.
+#: Photographs are reduced to this longer side, in pixels, to keep pages small.
 LONGEST_SIDE = 224
-#: Of a pair of runs, in a notebook.
+#: The most pictures per pair of runs in a notebook.
 _MOST_PICTURES = 10
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """The result of a comparison.
 
     Attributes:
-        found: all numbers and sentences, JSON-able.
-        pixels: for each entry of ``found["only_one"]`` its images, uint8 (H, W, C); nothing where they cannot be had.
-        files: what ``excite.compare(...)`` wrote, the page first; nothing of :func:`compare`'s.
+        found: all numbers and sentences, ready for JSON.
+        pixels: the images of each entry of ``found["only_one"]``, uint8 (H, W, C); empty if they are not available.
+        files: the files that ``excite.compare(...)`` wrote, the page first; empty from :func:`compare`.
     """
 
     found: Study
@@ -47,15 +47,15 @@ class Comparison:
     files: tuple[Path, ...] = ()
 
     def to_dict(self) -> Study:
-        """Everything that the page shows, but for the pictures."""
+        """Everything that the page shows, except the pictures."""
         return self.found
 
     def to_csv(self) -> str:
-        """The table: one row a run."""
+        """The table as CSV: one row per run."""
         return to_csv(self.found["rows"])
 
     def to_html(self) -> str:
-        """The page."""
+        """The page as HTML."""
         pictures = [[_png(image) for image in images] for images in self.pixels]
         return make_page(self.found, pictures, figures(self.found)).render()
 
@@ -79,17 +79,17 @@ class Comparison:
         return "".join(parts)
 
     def write(self, path: str | Path, *, force: bool = False) -> list[Path]:
-        """Write the page, and the table beside it as CSV.
+        """Write the page, and next to it the table as CSV.
 
         Args:
-            path: of the page; ends in ".html".
-            force: replace files that are there.
+            path: path of the page, ending in ".html".
+            force: overwrite existing files.
 
         Returns:
-            The page and the CSV file.
+            The paths of the page and the CSV file.
 
         Raises:
-            ExciteError: another suffix, a file is there already, or it cannot be written.
+            ExciteError: another suffix, a file that exists, or a place that cannot be written.
         """
         page, table = check_target(path, force)
         write_text(table, self.to_csv())  # the numbers first
@@ -97,14 +97,17 @@ class Comparison:
         return [page, table]
 
     def write_figures(self, folder: str | Path, *, force: bool = False) -> list[Path]:
-        """Write every figure as PNG and SVG into a folder; one that cannot be drawn is a sentence on standard error.
+        """Write every figure as PNG and SVG into a folder; a figure that cannot be drawn is reported on standard error.
 
         Args:
-            folder: a new one, or with ``force`` one in which files of the same names are replaced.
+            folder: a new folder; with ``force`` it may exist, and files of the same names are replaced.
             force: see ``folder``.
 
+        Returns:
+            The paths of the files.
+
         Raises:
-            ExciteError: the folder is there already or cannot be written.
+            ExciteError: the folder exists or cannot be written.
         """
         folder = check_folder(folder, force)
         written = []
@@ -133,20 +136,20 @@ def compare(
     """Compare trained networks on the same images.
 
     Args:
-        sources: two or more run folders, checkpoints, or other systems' weights (see ``excite.load``).
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images`` (see ``load_recipe``); they hold
-            for all.
-        labels: what to call each; None takes the names of the folders.
+        sources: two or more run folders, checkpoints, or other libraries' weights (see ``excite.load``).
+        overrides: ``data.key=value`` strings for all networks, for example ``data.root=/other/images`` (see
+            ``load_recipe``).
+        labels: a name for each; None: the names of the folders.
         baseline: the source or label that the others are compared with; None: the first.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
         device: "auto", "cpu", "cuda" ...
-        precision: None takes for each what it was trained in.
-        progress: called with (what is being done, done, in all).
+        precision: "fp32", "bf16", "fp16" or "auto"; None: for each network that of its training.
+        progress: called with (current step, units done, units in total).
 
     Raises:
-        ExciteError: fewer than two, one twice, no weights at a source, wrong labels, baseline or overrides; with
-            overrides also if no network can be evaluated on these data. Without, data that are not there are no error:
-            what the run folders tell is compared.
+        ExciteError: fewer than two sources, one given twice, no weights at a source, wrong labels, baseline or
+            overrides; with overrides also if no network can be evaluated on these data. Without overrides, missing
+            data are not an error: the results stored in the run folders are compared.
     """
     names, overrides = [str(source) for source in _each(sources)], override_words(overrides)
     called, first = settle(names, overrides, labels, baseline, confidence)
@@ -165,11 +168,11 @@ def compare(
 
 
 def _each(sources: Sequence[str | Path]) -> Sequence[str | Path]:
-    return [sources] if isinstance(sources, str | Path) else sources  # no list of letters
+    return [sources] if isinstance(sources, str | Path) else sources  # a string is one source
 
 
 def _pixels(runs: Sequence[Run], pairs: Sequence[OnlyOne]) -> list[list[np.ndarray]]:
-    """The images of every pair, from the data of either of the two; none where neither has them."""
+    """The images of every pair, from the data of either run; empty if neither has them."""
     by_label = {run.label: run for run in runs}
     found = []
     for pair in pairs:
@@ -179,7 +182,7 @@ def _pixels(runs: Sequence[Run], pairs: Sequence[OnlyOne]) -> list[list[np.ndarr
 
 
 def _image(data: DataSets, position: int) -> np.ndarray:
-    """uint8 (H, W, C), as the network sees it where it is in memory, else the whole photograph, made smaller."""
+    """uint8 (H, W, C): the network's view of an image in memory, or else the whole photograph, reduced."""
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:

@@ -1,6 +1,6 @@
-"""The pictures of a comparison, drawn from the numbers of ``study`` alone.
+"""The figures of a comparison, drawn only from the numbers of ``study``.
 
-Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every run has a mark of its own besides.
+Colours are those of Okabe & Ito, which colour-blind readers can distinguish, and every run also has its own marker.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _GRAY = "#808080"  # readable on white and on black
-#: With more classes only those with the largest differences are drawn, half of them from each end.
+#: With more classes, only those with the largest differences are drawn, half from each end.
 MOST_CLASSES = 40
-#: At most so many marks on a line.
+#: The most markers on a line.
 _MARKS_ON_LINE = 15
 
 
 def figures(found: Study) -> "dict[str, Figure | Undrawn]":
-    """Every figure that the numbers of ``study`` allow, by name."""
+    """The figures that the numbers of ``study`` allow, by name."""
     drawn: dict[str, Callable[[Study], Figure]] = {}
     if any(row["top1"] is not None for row in found["rows"]):
         drawn["accuracy"] = _accuracy
@@ -29,7 +29,7 @@ def figures(found: Study) -> "dict[str, Figure | Undrawn]":
         drawn["curves"] = _curves
     if found["paired"]:
         drawn["classes"] = _classes
-    if len(found["paired"]) > 2:  # of two there is one number
+    if len(found["paired"]) > 2:  # for two runs it is a single number
         drawn["agreement"] = _agreement
     return {name: attempt(draw, found) for name, draw in drawn.items()}
 
@@ -40,7 +40,7 @@ class _Look(TypedDict):
 
 
 def _look(position: int) -> _Look:
-    """Colour and mark of the run at a position: 49 different pairs."""
+    """Colour and marker of the run at a position: 49 different combinations."""
     return {
         "color": COLORS[position % len(COLORS)],
         "marker": MARKS[(position + position // len(COLORS)) % len(MARKS)],
@@ -52,7 +52,7 @@ def _labels(found: Study) -> list[str]:
 
 
 def short(text: str, most: int = 28) -> str:
-    """A label that a figure has room for."""
+    """A label shortened for a figure."""
     return shortened(text, most)
 
 
@@ -72,7 +72,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _accuracy(found: Study) -> "Figure":
-    """Top-1 with Wilson's interval, and the difference to the baseline with the paired one: a row a run."""
+    """Top-1 with Wilson's interval, and the paired difference to the baseline with its interval: one row per run."""
     rows, percent = found["rows"], f"{100 * found['confidence']:g} %"
     figure = _figure(8.5, 1.4 + 0.42 * len(rows))
     axes = figure.subplots(1, 2 if found["paired"] else 1, sharey=True, squeeze=False)[0]
@@ -98,16 +98,16 @@ def _interval(axis: Any, y: int, value: float | None, low: float | None, high: f
 
 
 def _curves(found: Study) -> "Figure":
-    """Validation by epoch and by time, and the training loss, of all runs over one another."""
+    """Validation by epoch and by time, and the training loss, of all runs in the same panels."""
     timed = any(m is not None for curve in found["curves"] for m in curve["validation"]["minutes"])
     panels = [
         ("validation top-1", "epoch", "%"),
-        ("the same by time", "minutes of training", ""),
+        ("validation top-1 by time", "minutes of training", ""),
         ("validation loss", "epoch", "nats"),
         ("training loss, smoothed", "epoch", ""),
     ]
     lines = [(curve["label"], _lines(curve, timed)) for curve in found["curves"]]
-    # What no run recorded is no panel.
+    # A panel that no run has data for is left out.
     drawn = [k for k in range(len(panels)) if any(own[k] for _, own in lines)]
     columns = min(2, len(drawn))
     rows = -(-len(drawn) // columns)
@@ -142,7 +142,7 @@ def _lines(curve: Curves, timed: bool) -> list[list[tuple[float, float]]]:
 
 
 def _classes(found: Study) -> "Figure":
-    """By how many points each class is better or worse than with the baseline; a mark a run."""
+    """The difference of each class to the baseline in percentage points; one marker per run."""
     known = [row for row in found["per_class"] or [] if row["difference"][0] is not None]
     shown = known if len(known) <= MOST_CLASSES else known[: MOST_CLASSES // 2] + known[-MOST_CLASSES // 2 :]
     figure = _figure(8.5, 1.5 + 0.26 * len(shown))
@@ -160,21 +160,25 @@ def _classes(found: Study) -> "Figure":
     axis.set_yticks(range(len(shown)), ticks)
     axis.set_ylim(len(shown) - 0.4, -0.6)
     cut = "" if len(shown) == len(known) else f", the {MOST_CLASSES // 2} lowest and highest of {len(known)} classes"
-    _panel(axis, f"top-1 of each class against {short(found['baseline'])}{cut}", "points (class, with its images)")
+    _panel(
+        axis,
+        f"top-1 of each class against {short(found['baseline'])}{cut}",
+        "points (number of images after each class)",
+    )
     if not single:
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def _agreement(found: Study) -> "Figure":
-    """Two matrices: how often two runs say the same, and how often both are wrong. The diagonal would be no news."""
+    """Two matrices: how often two runs agree, and how often both are wrong. The diagonal is left out."""
     agreement = found["agreement"]
     assert agreement is not None
     names = [short(label, 20) for label in agreement["labels"]]
     size = len(names)
     figure = _figure(8.5, 2.4 + 0.36 * size)
     panels = figure.subplots(1, 2)
-    shares = ((agreement["same"], "say the same, %"), (agreement["both_wrong"], "both wrong, %"))
+    shares = ((agreement["same"], "same class, %"), (agreement["both_wrong"], "both wrong, %"))
     for panel, (share, title) in zip(panels, shares, strict=True):
         known = [share[i][j] for i in range(size) for j in range(size) if i != j]
         table = [[share[i][j] if i != j else float("nan") for j in range(size)] for i in range(size)]
@@ -183,7 +187,7 @@ def _agreement(found: Study) -> "Figure":
         for i in range(size):
             for j in range(size):
                 if i != j:
-                    # Not pure black and white, which the page turns into its own colours.
+                    # Not pure black or white, which the page replaces by its own colours.
                     ink = "#fefefe" if table[i][j] > (low + high) / 2 else "#010101"
                     panel.text(j, i, f"{table[i][j]:.1f}", ha="center", va="center", color=ink, fontsize=9)
         panel.set_xticks(range(size), names, rotation=30, ha="right")
@@ -195,12 +199,12 @@ def _agreement(found: Study) -> "Figure":
 
 
 def draw_images(pair: OnlyOne, pixels: Sequence[Any], path: Path) -> list[Path]:
-    """The images that only one of two runs gets right, as a file.
+    """Draw the images that only one of two runs gets right, and write them as PNG and SVG.
 
     Args:
         pair: an entry of ``only_one``.
-        pixels: uint8 (H, W, C) arrays, one an image.
-        path: without suffix.
+        pixels: its images, uint8 (H, W, C) each.
+        path: the path without suffix.
     """
     columns = min(6, len(pixels))
     lines = -(-len(pixels) // columns)
@@ -217,5 +221,5 @@ def draw_images(pair: OnlyOne, pixels: Sequence[Any], path: Path) -> list[Path]:
 
 
 def wrong_answer(pair: OnlyOne, image: OneRight) -> str:
-    """What the network says that gets the image wrong."""
+    """The class predicted by the network that gets the image wrong."""
     return image["this_says"] if image["right"] == pair["baseline"] else image["baseline_says"]

@@ -1,4 +1,4 @@
-"""The page of a comparison. Every number on it is one of ``study``'s, which ``--json`` prints."""
+"""The page of a comparison. All its numbers come from ``study``, and ``--json`` prints them."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
     Figures = Mapping[str, Figure | Undrawn]
 
-#: Of the table of classes so many lines are open at once; more are folded away.
+#: A table with more classes is collapsed.
 OPEN_CLASSES = 40
-_KINDS = {"network": "network", "training": "training", "neutral": "no say in what is learned"}
+_KINDS = {"network": "network", "training": "training", "neutral": "no effect on training"}
 
 
 def make_page(found: Study, pictures: Sequence[Sequence[bytes]], figures: "Figures") -> Page:
-    """The page.
+    """Build the page.
 
     Args:
-        found: what ``study`` gives, with ``command``.
-        pictures: PNG files, one list for each entry of ``found["only_one"]``, empty where there are none.
-        figures: by name, see ``excite.compare.figures``.
+        found: the result of ``study``, with ``command``.
+        pictures: PNG bytes, one list for each entry of ``found["only_one"]``, which may be empty.
+        figures: figures by name, see ``excite.compare.figures``.
     """
     names = [row["label"] for row in found["rows"]]
     others = ", ".join(name for name in names if name != found["baseline"])
     title = f"{found['baseline']} against {others}"
-    page = Page(title, _subtitle(found), "Made by excite compare.", headline=headline(found))
+    page = Page(title, _subtitle(found), "Written by excite compare.", headline=headline(found))
     _summary(page.section("summary", "Summary"), found, figures)
     if found["paired"]:
         _pairs(page.section("pairs", "Image by image"), found)
     _recipe(page.section("recipe", "Recipes"), found)
     if "curves" in figures:
         section = page.section("curves", "Training")
-        alt = "Validation top-1 by epoch and by time, validation loss and training loss of each run over one another"
+        alt = "Validation top-1 by epoch and by time, validation loss and training loss of each run"
         section.draw(figures["curves"], alt, _curves_caption(found), wide=True)
     if found["paired"]:
         _classes(page.section("classes", "Classes"), found, figures)
@@ -63,7 +63,7 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
         section.note(note)
     if not found["paired"]:
         why = "the runs have no predictions for the same images"
-        section.not_measured("the differences image by image", why, f"{found['command']} data.root=FOLDER")
+        section.not_measured("differences image by image", why, f"{found['command']} data.root=FOLDER")
     if "accuracy" in figures:
         alt = "Top-1 of each run with its interval, and the difference to the baseline with its interval"
         section.draw(figures["accuracy"], alt, wide=True)
@@ -75,7 +75,9 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
     ]
     if found["paired"]:
         columns += [
-            Column("difference", "difference", "+.2f", title=f"to {found['baseline']}, percentage points"),
+            Column(
+                "difference", "difference", "+.2f", title=f"top-1 minus that of {found['baseline']}, percentage points"
+            ),
             Column("difference_interval", "its interval", align="right", title="paired"),
             Column("p_text", "p", align="right", title="McNemar's test"),
         ]
@@ -85,7 +87,7 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
         Column("epochs_text", "epochs", align="right"),
         Column("params_m", "params(M)", ".3f"),
         Column("gmacs", "GMACs", ".4f"),
-        Column("top5", "acc@top5", ".2f", title="top-K where there are K < 5 classes"),
+        Column("top5", "acc@top5", ".2f", title="top-K if there are only K < 5 classes"),
         Column("loss", "loss", ".4f", title="mean cross-entropy, nats"),
         Column("images", "images", ",d"),
     ]
@@ -99,14 +101,14 @@ def _percent(value: float | None) -> str:
 
 def _card_note(row: ShownRow) -> str:
     if row["top1"] is None:
-        return "not known"
+        return "unknown"
     if row["difference"] is None:
         return "top-1, the baseline" if row["difference_interval"] == "baseline" else "top-1"
     return f"top-1, {row['difference']:+.2f} points, p {row['p_text']}"
 
 
 def _marked(text: str) -> list[str]:
-    """The parts of a sentence, with what stands between backticks in a fixed-width font."""
+    """The parts of a sentence, with text in backticks in a fixed-width font."""
     return [mono(part) if i % 2 else part for i, part in enumerate(text.split("`"))]
 
 
@@ -126,7 +128,7 @@ def _pairs(section: Section, found: Study) -> None:
             Column("loss_interval", "its interval", align="right", title="normal approximation"),
         ],
         rows,
-        f"Images that each run and {base} get right; the test looks only at those that one of the two gets right",
+        f"Images that each run and {base} get right; the test uses only those that exactly one of the two gets right",
     )
 
 
@@ -145,7 +147,7 @@ def _recipe(section: Section, found: Study) -> None:
         for row in found["recipe"]
     ]
     columns = [Column("key", "key"), *(Column(f"v{i}", name) for i, name in enumerate(names))]
-    section.table([*columns, Column("kind", "about")], rows, "The keys that differ; defaults are filled in")
+    section.table([*columns, Column("kind", "affects")], rows, "Keys that differ, defaults included")
 
 
 def _curves_caption(found: Study) -> str:
@@ -154,7 +156,7 @@ def _curves_caption(found: Study) -> str:
     smooth = str(few) if few == many else f"{few} to {many}"
     return (
         f"The training loss is the mean of the last {smooth} recorded values (with label smoothing or mixed images it "
-        "is not comparable with the validation's). Minutes are those of training steps on each run's own machine."
+        "is not comparable with the validation loss). Minutes count training steps only, on each run's own machine."
     )
 
 
@@ -165,7 +167,9 @@ def _classes(section: Section, found: Study, figures: "Figures") -> None:
     columns = [Column("class", "class"), Column("images", "images", ",d")]
     for i, name in enumerate(found["paired"]):
         columns.append(Column(f"top1_{i}", name, ".2f"))
-        columns += [Column(f"difference_{i}", "points", "+.2f", title=f"to {found['baseline']}")] if i else []
+        columns += (
+            [Column(f"difference_{i}", "points", "+.2f", title=f"difference to {found['baseline']}")] if i else []
+        )
     rows = [
         {
             **row,
@@ -183,7 +187,7 @@ def _agreement(section: Section, found: Study, figures: "Figures") -> None:
     agreement = found["agreement"]
     assert agreement is not None
     if "agreement" in figures:
-        alt = "For every two runs the share of the images on which they say the same, and on which both are wrong"
+        alt = "For every two runs, the share of images on which they agree and on which both are wrong"
         section.draw(figures["agreement"], alt, wide=True)
     rows = [
         {
@@ -199,19 +203,19 @@ def _agreement(section: Section, found: Study, figures: "Figures") -> None:
     section.table(
         [
             Column("pair", "runs"),
-            Column("same", "say the same, %", ".2f", title="right or wrong"),
+            Column("same", "same class, %", ".2f", title="right or wrong"),
             Column("both_wrong", "both wrong, %", ".2f"),
-            Column("chance", "by chance, %", ".2f", title="both wrong, were their errors independent"),
+            Column("chance", "both wrong by chance, %", ".2f", title="if their errors were independent"),
         ],
         rows,
-        "Agreement of every two runs",
+        "Agreement between every two runs, in % of the images",
     )
 
 
 def _only_one(section: Section, found: Study, pictures: Sequence[Sequence[bytes]]) -> None:
     section.paragraph(
-        "The images on which the two are most sure of themselves, and one of them is wrong: largest product of the "
-        "probabilities that they give their answers."
+        "Images on which both networks are most confident and one of them is wrong: those with the largest product of "
+        "the probabilities of their predicted classes."
     )
     for pair, images in zip(found["only_one"] or [], pictures, strict=True):
         for winner in (pair["label"], pair["baseline"]):
@@ -219,26 +223,26 @@ def _only_one(section: Section, found: Study, pictures: Sequence[Sequence[bytes]
             loser = pair["baseline"] if winner == pair["label"] else pair["label"]
             section.heading(f"{winner} is right, {loser} is wrong")
             if not chosen:
-                section.paragraph("There is no such image.")
+                section.paragraph("There are no such images.")
             elif images:
                 section.gallery([_picture(pair, pair["images"][i], images[i]) for i in chosen])
             else:
                 section.table(_IMAGE_COLUMNS, [_image_row(pair, pair["images"][i]) for i in chosen])
     if not all(pictures):
-        section.note("Where the data could not be opened, the images are only named.")
+        section.note("If the data could not be opened, only the names of the images are shown.")
 
 
 _IMAGE_COLUMNS = [
     Column("name", "image"),
     Column("class", "class"),
-    Column("sure", "given to it", ".3f"),
-    Column("wrong", "wrong answer"),
-    Column("wrongly_sure", "given to that", ".3f"),
+    Column("sure", "its probability", ".3f"),
+    Column("wrong", "wrong class"),
+    Column("wrongly_sure", "probability of the wrong class", ".3f"),
 ]
 
 
 class _ImageRow(OneRight):
-    """With the probabilities of the answer of the one that is right, and of the other's."""
+    """With the probability from the network that is right, and the class and probability from the other."""
 
     sure: float
     wrong: str
@@ -274,8 +278,8 @@ def _cost(section: Section, found: Study) -> None:
         Column("devices", "devices", "d"),
         Column("trained_in", "precision"),
     ]
-    section.table(columns, rows, "Speed and memory as each run's own training found them")
-    section.paragraph("They are comparable only if the machine had nothing else to do; ", mono("excite bench"),
+    section.table(columns, rows, "Speed and memory as measured in each run's own training")
+    section.paragraph("They are only comparable if nothing else ran on the machine; ", mono("excite bench"),
                       " measures networks in turns.")  # fmt: skip
 
 
@@ -287,10 +291,10 @@ def _origin(section: Section, found: Study) -> None:
         Column("recipe", "recipe"),
         Column("seed", "seed", "d"),
         Column("best_epoch", "epoch of the weights", "g"),
-        Column("training_top1", "top-1 found in training", ".2f"),
-        Column("precision", "evaluated in"),
+        Column("training_top1", "top-1 in training", ".2f"),
+        Column("precision", "evaluation precision"),
         Column("weights", "weights, sha256"),
         Column("data_fingerprint", "data, fingerprint"),
     ]
-    section.table(columns, found["rows"], "Where each network comes from")
+    section.table(columns, found["rows"], "Origin of each network")
     section.code(found["command"], "To make this page again:")

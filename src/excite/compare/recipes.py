@@ -1,4 +1,4 @@
-"""In what the recipes of several runs differ, and whether that has a say in what they learn."""
+"""The differences between the recipes of several runs, and whether they affect training."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -10,9 +10,8 @@ from excite.weights.header import RecipeMeta
 class Difference(TypedDict):
     """A key in which recipes differ.
 
-    ``values`` are in the order of the recipes, as YAML (None where one has no such key, which only options of gates and
-    the like may lack). ``kind``: "network" for the network and its gate, "neutral" for what has no say in what is
-    learned, else "training".
+    ``values`` are in the order of the recipes, as YAML; None for a missing key, such as an option of a gate. ``kind``
+    is "network" for the network and its gate, "neutral" for keys without effect on training, else "training".
     """
 
     key: str
@@ -21,10 +20,10 @@ class Difference(TypedDict):
 
 
 def differences(recipes: Sequence[RecipeMeta | None]) -> list[Difference]:
-    """The keys in which recipes differ, in their order there.
+    """The keys in which recipes differ, in recipe order.
 
     Args:
-        recipes: defaults filled in; None for a network that has none, which differs in nothing.
+        recipes: recipes with defaults; None for a network without a recipe, which is ignored.
     """
     flat = [flatten({} if recipe is None else recipe) for recipe in recipes]
     known = [i for i, recipe in enumerate(recipes) if recipe is not None]

@@ -1,4 +1,4 @@
-"""The runs that are compared: what each is, what its folder tells, and what it says about every image."""
+"""The runs to be compared: the networks, the contents of their run folders, and their predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,19 +30,21 @@ class Run:
     """One of the networks.
 
     Attributes:
-        label: what it is called everywhere.
-        source: what was asked for.
+        label: its name in all output.
+        source: the run folder, checkpoint or address, as given.
         meta: the header of its weights.
-        gate: the names of its gates, "unknown" where another library may have built some in; None without any.
-        params, gmacs: trained parameters; multiply-accumulates of an image, 1e9 (None where they cannot be counted).
-        body: name and shape of every tensor that belongs to no gate: equal for networks that differ in gates only.
+        gate: the names of its gates; "unknown" if another library may have built some; None without gates.
+        params: number of trained parameters.
+        gmacs: 1e9 multiply-accumulates per image; None if they cannot be counted.
+        body: name and shape of every tensor outside gates; equal for networks that differ only in gates.
         weights: sha256 (hex) of the weights.
-        recipe: what it was trained by, defaults filled in; None for weights from elsewhere.
-        results: ``results.json``; None where the run is unfinished or there is no run folder.
+        recipe: the recipe of its training, with defaults; None for converted weights.
+        results: ``results.json``; None if the run is unfinished or there is no run folder.
         records: ``metrics.jsonl``.
         started: whether there is a run folder.
-        predictions: for all validation images; None where they cannot be had, for the reason in ``problem``.
-        data: the images; None where only stored predictions were there.
+        predictions: predictions for all validation images; None if they are not available.
+        data: the data; None if the predictions were stored and the data are not available.
+        problem: why the network could not be evaluated; None if it was.
     """
 
     label: str
@@ -63,7 +65,7 @@ class Run:
 
     @property
     def unfinished(self) -> bool:
-        """Whether it has a run folder without results."""
+        """Whether there is a run folder without results."""
         return self.started and self.results is None
 
     @property
@@ -81,17 +83,17 @@ def read_run(
     precision: str | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Everything about one run; its predictions are made, or read back where they are stored and still hold.
+    """Read everything about one run; predictions are computed, or read if they are stored and still valid.
 
     Args:
-        source: run folder, checkpoint or another system's weights.
-        label: what to call it.
+        source: run folder, checkpoint or another library's weights.
+        label: its name in all output.
         overrides: ``data.key=value`` strings.
         device, precision: see ``excite.trained.opened.open_trained``.
-        progress: called with ("predicting LABEL", images done, images in all).
+        progress: called with ("predicting LABEL", images done, images in total).
 
     Raises:
-        ExciteError: there are no weights at ``source``, or an override is wrong. Data that is not there is no error.
+        ExciteError: there are no weights at ``source``, or an override is wrong. Missing data are not an error.
     """
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
     opened = open_trained(source, overrides, device=device, precision=precision)
@@ -101,7 +103,9 @@ def read_run(
     try:
         predictions, data = predictions_of(opened, advance), opened.data
     except ExciteError as error:
-        Recipe.from_dict(apply_overrides(predictor.meta["recipe"], overrides), source)  # raises where it was that
+        Recipe.from_dict(
+            apply_overrides(predictor.meta["recipe"], overrides), source
+        )  # raises if an override was the reason
         problem = str(error)
     folder = _folder(source)
     weights = opened.weights
@@ -127,7 +131,7 @@ def read_run(
 
 
 def _folder(source: str) -> Path | None:
-    """The run folder, fetched where it is at an address; None where the source is something else."""
+    """The run folder, downloaded if at an address; None if the source is not a run."""
     if is_remote(source):
         try:
             return run_folder(local_run(source))
@@ -137,13 +141,13 @@ def _folder(source: str) -> Path | None:
 
 
 def _stored(folder: Path, weights: str, precision: str) -> Predictions | None:
-    """Predictions of these very weights; which images they are of, they say themselves."""
+    """Stored predictions, if made with these weights and this precision; they name their images themselves."""
     found = Predictions.read(folder / FILE)
     return found if found is not None and (found.weights, found.precision) == (weights, precision) else None
 
 
 def _gate(model: nn.Module) -> str | None:
-    """The names of its gates: of ours, also grafted into another library's network, and of those of that library."""
+    """The names of its gates: excite's, including grafted ones, and those of another library."""
     spec = getattr(model, "gate_spec", None)
     found = [spec["name"]] if spec is not None else [m.spec["name"] for m in model.modules() if isinstance(m, Grafted)]
     return " + ".join(dict.fromkeys([*found, *foreign_gates(model)])) or None
@@ -152,7 +156,7 @@ def _gate(model: nn.Module) -> str | None:
 def _gmacs(predictor: Predictor) -> float | None:
     try:
         return round(count_macs(predictor.model) / 1e9, 6)  # type: ignore[arg-type]
-    except Exception:  # a foreign network may do what the meta device cannot
+    except Exception:  # another library's network may use operations that the meta device lacks
         return None
 
 
@@ -162,11 +166,11 @@ def _body(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...]]]:
 
 
 def _recipe(meta: Meta) -> RecipeMeta | None:
-    if "converted_from" in meta:  # the recipe in there is only the nearest of ours
+    if "converted_from" in meta:  # that recipe is only the closest one of excite
         return None
     try:
         return cast(RecipeMeta, Recipe.from_dict(meta["recipe"]).model_dump(mode="json"))
-    except ExciteError:  # of another version: as it is written
+    except ExciteError:  # from another version: unchanged
         return meta["recipe"].copy()
 
 

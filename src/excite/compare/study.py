@@ -1,4 +1,4 @@
-"""From runs to numbers: one JSON-able :class:`Study` that the page, the terminal, the CSV and ``--json`` all read.
+"""From runs to numbers: a :class:`Study`, ready for JSON, which the page, the terminal, the CSV and ``--json`` use.
 
 Accuracies and differences are in percent and percentage points; N images, K classes, R runs.
 """
@@ -18,20 +18,21 @@ from excite.trained.predictions import accuracy
 from excite.training.results import Results
 from excite.weights.header import Summary
 
-#: Pictures of a pair of runs: so many that only the one gets right, and as many that only the other does.
+#: The most pictures that only one of two runs gets right, for each of the two.
 PICTURES = 6
-#: What the training loss is averaged over: a 40th of the records of a run.
+#: The training loss is averaged over 1/SMOOTHING of the records of a run.
 SMOOTHING = 40
 WHAT_IT_SAYS = (
     "The test and the intervals are about these trained networks on images like these test images, not about the "
-    "recipes or the gates: another seed gives another network, and `excite twins` trains several."
+    "recipes or the gates: another seed gives another network. `excite twins` trains with several seeds."
 )
 
 
 class Measured(TypedDict):
-    """How often a run is right: by the predictions made now, or by its own training; all None where neither is there.
+    """The accuracy of a run, from present predictions or from its training; all None if neither is available.
 
-    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval; ``not_finite`` images have no finite logits.
+    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval; ``not_finite`` is the number of images without
+    finite logits.
     """
 
     measured: Literal["predictions", "training"] | None
@@ -46,11 +47,11 @@ class Measured(TypedDict):
 
 
 class AloneRow(Measured):
-    """What is known of a run by itself. Speed and memory are those of its own training.
+    """What is known about a run by itself. Speed and memory are from its own training.
 
-    ``gate``: see ``Run``; ``recipe``: its name; ``epochs``: those of the recipe; ``finished``: None where there is no
-    run folder; ``training_top1`` and ``last_top1``: found in its training, of the kept weights and of the last epoch;
-    ``trained_in`` and ``precision``: of the training and of the predictions.
+    ``gate``: see ``Run``; ``recipe``: its name; ``epochs``: those of the recipe; ``finished``: None without a run
+    folder; ``training_top1`` and ``last_top1``: measured in training, for the saved weights and after the last epoch;
+    ``trained_in`` and ``precision``: precisions of the training and of the predictions.
     """
 
     label: str
@@ -81,11 +82,12 @@ class AloneRow(Measured):
 
 
 class Compared(TypedDict):
-    """What the pairs of a run and the baseline say; ``difference`` in percentage points, ``loss_difference`` in nats.
+    """The paired comparison of a run with the baseline.
 
-    ``only_this`` and ``only_baseline`` count the images that only one of the two gets right; ``p`` is McNemar's, in the
-    form ``test``; ``p_holm`` is adjusted for the number of runs; ``_low`` and ``_high`` are ends of intervals. All None
-    for the baseline itself, and for a run that is not compared image by image.
+    ``difference`` is in percentage points, ``loss_difference`` in nats. ``only_this`` and ``only_baseline`` count the
+    images that only one of the two gets right; ``p`` is McNemar's, in the form ``test``; ``p_holm`` is adjusted for the
+    number of runs; ``_low`` and ``_high`` are ends of intervals. All are None for the baseline itself and for a run
+    that is not compared image by image.
     """
 
     difference: float | None
@@ -108,7 +110,7 @@ class RunRow(AloneRow, Compared):
 
 
 class ValidationCurve(TypedDict):
-    """After each evaluation; ``minutes`` of training steps, None where no training record is of the same step."""
+    """Values at each evaluation; ``minutes`` counts training steps, None without a training record at that step."""
 
     epoch: list[float]
     minutes: list[float | None]
@@ -117,7 +119,7 @@ class ValidationCurve(TypedDict):
 
 
 class TrainingCurve(TypedDict):
-    """The loss is a mean over the last ``window`` records."""
+    """The training loss, as the mean over the last ``window`` records."""
 
     epoch: list[float]
     loss: list[float]
@@ -125,6 +127,8 @@ class TrainingCurve(TypedDict):
 
 
 class Curves(TypedDict):
+    """The curves of a run."""
+
     label: str
     validation: ValidationCurve
     training: TrainingCurve
@@ -138,8 +142,11 @@ ClassDifference = TypedDict(
 
 
 class Agreement(TypedDict):
-    """(R, R) shares in percent: ``same``: both give the same class, right or wrong; ``both_wrong``; and ``chance``:
-    how often both would be wrong if the errors of one had nothing to do with those of the other."""
+    """(R, R) matrices of shares of the images, in percent.
+
+    ``same``: both predict the same class, right or wrong; ``both_wrong``: both are wrong; ``chance``: both would be
+    wrong if their errors were independent.
+    """
 
     labels: list[str]
     same: list[list[float]]
@@ -147,7 +154,7 @@ class Agreement(TypedDict):
     chance: list[list[float]]
 
 
-#: An image that only the run ``right`` gets right, and the probabilities that both give to what they say.
+#: An image that only the run ``right`` gets right, with both predicted classes and their probabilities.
 OneRight = TypedDict(
     "OneRight",
     {
@@ -172,17 +179,20 @@ class OnlyOne(TypedDict):
 
 
 class Study(TypedDict):
-    """What :func:`study` finds.
+    """The result of :func:`study`.
 
     Attributes:
-        baseline: its label.
-        confidence: of the intervals.
-        paired: labels of the runs that are compared image by image, the baseline first; empty where none can be.
-        recipe: in what the recipes differ; recipes_known: labels of the runs that have one.
-        per_class: sorted by the difference of the second run, then by name. None without paired runs, as
-            ``agreement`` and ``only_one`` are.
-        notes: sentences.
-        command: that makes the page again.
+        baseline: label of the baseline.
+        confidence: confidence level of the intervals.
+        rows: one row per run.
+        paired: labels of the runs that are compared image by image, the baseline first; may be empty.
+        recipe: differences between the recipes.
+        recipes_known: labels of the runs that have a recipe.
+        curves: training curves of the runs that have records.
+        per_class: sorted by the difference of the second run, then by name. Like ``agreement`` and ``only_one``, None
+            without paired runs.
+        notes: notes, one sentence each.
+        command: the command that makes the page again.
     """
 
     baseline: str
@@ -200,12 +210,12 @@ class Study(TypedDict):
 
 
 def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> Study:
-    """Compare.
+    """Compare runs.
 
     Args:
-        runs: two or more.
+        runs: two or more runs.
         baseline: position of the run that the others are compared with.
-        confidence: of the intervals.
+        confidence: confidence level of the intervals.
     """
     notes = [_problem(run) for run in runs if run.problem is not None]
     group = _paired_group(runs, baseline, notes)
@@ -229,11 +239,11 @@ def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> S
     }
 
 
-# --- which can be compared image by image ---------------------------------------------------------------------------
+# --- runs that can be paired ---------------------------------------------------------------------------------------
 
 
 def _paired_group(runs: Sequence[Run], baseline: int, notes: list[str]) -> list[int]:
-    """Positions of the runs with predictions for the baseline's images, the baseline first; [] for it alone."""
+    """Positions of the runs with predictions for the baseline's images, the baseline first; [] if there are none."""
     base = runs[baseline]
     if base.predictions is None:
         notes.append(f"{base.label}, the baseline, has no predictions, so nothing is compared image by image.")
@@ -251,13 +261,13 @@ def _paired_group(runs: Sequence[Run], baseline: int, notes: list[str]) -> list[
 
 
 def _no_pairs(base: Run, run: Run) -> str | None:
-    """Why two sets of predictions are not about the same images; None where they are."""
+    """Why two sets of predictions cannot be paired; None if they can."""
     a, b = base.predictions, run.predictions
     assert a is not None
     assert b is not None
     if a.classes != b.classes:
         if set(a.classes) == set(b.classes):
-            return "the same classes are in another order"
+            return "its classes are in another order"
         return (
             f"it has other classes ({len(b.classes)} instead of {len(a.classes)})"
             if len(a.classes) != len(b.classes)
@@ -271,7 +281,7 @@ def _no_pairs(base: Run, run: Run) -> str | None:
 
 
 def _comparisons(runs: Sequence[Run], baseline: int, group: Sequence[int], confidence: float) -> list[Compared]:
-    """For each run what the pairs with the baseline say; None everywhere for those without."""
+    """The paired comparison of each run with the baseline; values are None for runs that are not paired."""
     others = [i for i in group if i != baseline]
     pairs = {i: _pairs(runs[i], runs[baseline]) for i in others}
     adjusted = dict(zip(others, holm([mcnemar(pairs[i])[0] for i in others]), strict=True))
@@ -290,7 +300,7 @@ def _compare(run: Run, base: Run, pairs: Pairs, p_holm: float, confidence: float
     low, high = paired_interval(pairs, confidence)
     p, test = mcnemar(pairs)
     both = _losses(run) - _losses(base)
-    both = both[~np.isnan(both)]  # of the images that have finite logits in both
+    both = both[~np.isnan(both)]  # images with finite logits in both
     loss, loss_low, loss_high = mean_difference(both.tolist(), confidence) if len(both) else (None, None, None)
     return {
         "difference": 100 * pairs.difference,
@@ -386,12 +396,12 @@ def _accuracy(run: Run, confidence: float) -> Measured:
 
 
 def _curves(run: Run) -> Curves | None:
-    """What happened in training, by epoch and by minutes of training steps; None without records."""
+    """Training curves by epoch and by minutes of training steps; None without records."""
     train, validation = [r for r in run.records if r["kind"] == "train"], run.evaluations
     if not train and not validation:
         return None
     minutes = {r["step"]: r["seconds"] / 60 for r in train}
-    # fp16: not where all of a window overflowed
+    # in fp16 a loss is None if the whole window overflowed
     known = [(r["epoch"], r["loss"]) for r in train if r["loss"] is not None]
     window = max(1, round(len(known) / SMOOTHING))
     smooth = [statistics.fmean(loss for _, loss in known[max(0, i - window + 1) : i + 1]) for i in range(len(known))]
@@ -434,7 +444,7 @@ def _agreement(runs: Sequence[Run]) -> Agreement:
     def table(cell: Callable[[int, int], np.floating]) -> list[list[float]]:
         return [[100 * float(cell(i, j)) for j in range(len(runs))] for i in range(len(runs))]
 
-    # Two that have no class for an image do not agree on it.
+    # Two networks without a class for an image do not agree on it.
     return {
         "labels": [run.label for run in runs],
         "same": table(lambda i, j: ((predicted[i] == predicted[j]) & (predicted[i] != NO_CLASS)).mean()),
@@ -444,9 +454,11 @@ def _agreement(runs: Sequence[Run]) -> Agreement:
 
 
 def _only_one(base: Run, run: Run) -> OnlyOne:
-    """The images that only one of two networks gets right and on which both are most sure of themselves: the largest
-    product of the right one's probability of the true class and the wrong one's of its class. One that has no finite
-    logits is sure of nothing."""
+    """The images that only one of two networks gets right and on which both are most confident.
+
+    These have the largest product of the probabilities of the two predicted classes; images without finite logits are
+    left out.
+    """
     a, b = base.predictions, run.predictions
     assert a is not None
     assert b is not None
@@ -477,14 +489,14 @@ def _only_one(base: Run, run: Run) -> OnlyOne:
 def _problem(run: Run) -> str:
     if run.predictions is not None:
         return f"{run.label}: the images cannot be opened ({run.problem}), so its stored predictions are used."
-    what = "its accuracy is not known" if _told(run) is None else "its accuracy is the one found in its training"
+    what = "its accuracy is unknown" if _told(run) is None else "its accuracy is that measured in training"
     return f"{run.label} could not be evaluated here ({run.problem}), so {what}."
 
 
 def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> list[str]:
     notes = [
-        f"{run.label} is unfinished: {_epochs_done(run)}; compared are its "
-        f"{'best weights so far' if run.evaluations else 'latest weights'}."
+        f"{run.label} is unfinished: {_epochs_done(run)}; its "
+        f"{'best weights so far' if run.evaluations else 'latest weights'} are compared."
         for run in runs
         if run.unfinished
     ]
@@ -493,9 +505,7 @@ def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> 
         for run in runs
         if run.predictions is not None and run.predictions.warning is not None
     ]
-    notes += [
-        f"{run.label} comes from elsewhere: how it was trained is not known." for run in runs if run.recipe is None
-    ]
+    notes += [f"{run.label} was not trained by excite: its training is unknown." for run in runs if run.recipe is None]
     by_weights: dict[str, list[str]] = {}
     for run in runs:
         by_weights.setdefault(run.weights, []).append(run.label)
@@ -511,8 +521,8 @@ def _notes(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> 
     notes += _fairness(runs, baseline, recipe)
     if moved := [words for run in runs if (words := _moved(run))]:
         notes.append(
-            f"Accuracies are those found here and now; the trainings themselves had found: {'; '.join(moved)} (other "
-            "images, or other rounding by another machine, precision or version)."
+            f"Accuracies were measured now; in training they were: {'; '.join(moved)} (other images, or other rounding "
+            "with another machine, precision or version)."
         )
     return notes
 
@@ -523,29 +533,29 @@ def _epochs_done(run: Run) -> str:
 
 
 def _fairness(runs: Sequence[Run], baseline: int, recipe: Sequence[Difference]) -> list[str]:
-    """What else differs than the gates."""
+    """Notes on differences other than the gates."""
     notes = []
     keys = [row["key"] for row in recipe if row["kind"] == "training"]
     if keys:
         notes.append(
-            f"The gates are not all that differs between the recipes ({', '.join(keys)})."
+            f"The recipes differ in more than their gates ({', '.join(keys)})."
             if len({run.gate for run in runs}) > 1
-            else f"The recipes differ in what decides the training ({', '.join(keys)})."
+            else f"The recipes differ in keys that affect training ({', '.join(keys)})."
         )
     others = [run for run in runs if run.body != runs[baseline].body]
     if others:
         names = f"{', '.join(run.label for run in others)} and {runs[baseline].label}"
         notes.append(
-            f"{names} differ in more than their gates: in other layers, too."
+            f"{names} differ not only in their gates but also in other layers."
             if any(run.gate != runs[baseline].gate for run in others)
-            else f"{names} differ in layers that are no gates."
+            else f"{names} differ in layers other than gates."
         )
     known = {run.results["data_fingerprint"] for run in runs if run.results and "data_fingerprint" in run.results}
     if len(known) > 1:
         notes.append("The runs were not trained on the same data (their fingerprints differ).")
     machines = {_machine(run) for run in runs if run.results}
     if len(machines) > 1:
-        notes.append("The runs were not trained under equal conditions, so do not compare their speeds and memory:")
+        notes.append("The runs were trained under different conditions, so their speed and memory are not comparable:")
         notes[-1] += f" {'; '.join(sorted(machines))}."
     return notes
 
@@ -557,7 +567,7 @@ def _machine(run: Run) -> str:
 
 
 def _moved(run: Run) -> str | None:
-    """What the training found, where it is not what is found now."""
+    """The accuracy measured in training, if it differs from the present one."""
     told = _told(run)
     if run.predictions is None or told is None or not run.started:
         return None
@@ -569,8 +579,10 @@ def _moved(run: Run) -> str | None:
 
 
 def _told(run: Run) -> tuple[Summary, float, int] | None:
-    """What the training found, with top-1 in percent and the images that it is of; None where either is not said, as in
-    weights that were pruned: without the number of images an accuracy has no interval."""
+    """The metrics of the training, top-1 in percent and the number of images.
+
+    None if either number is missing, as for pruned weights: without the number of images there is no interval.
+    """
     found = run.meta.get("metrics")
     top1, images = (None, None) if found is None else (found.get("top1"), found.get("images"))
     return None if found is None or top1 is None or not images else (found, top1, images)

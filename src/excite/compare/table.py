@@ -1,16 +1,16 @@
-"""How numbers are shown, on the terminal and on the page alike."""
+"""Formatting of the numbers, shared by terminal and page."""
 
 from collections.abc import Sequence
 from typing import Literal
 
 from excite.compare.study import WHAT_IT_SAYS, RunRow, Study
 
-#: What may differ between runs and gets a column of its own then.
+#: Keys that get a column if the runs differ in them.
 Differing = Literal["model", "device", "devices", "batch_size", "trained_in"]
 
 
 class ShownRow(RunRow):
-    """A row with texts for intervals, p-values and the like beside its numbers; ``gate`` is "none" without any."""
+    """A row with formatted intervals, p-values etc. in addition to its numbers; ``gate`` is "none" without gates."""
 
     params_m: float
     epochs_text: str | None
@@ -22,7 +22,7 @@ class ShownRow(RunRow):
 
 
 def format_p(p: float | None) -> str | None:
-    """A p-value to two digits that count: 0.43, 0.012, 0.0031, "< 0.0001"."""
+    """A p-value with two significant digits: 0.43, 0.012, 0.0031, or "< 0.0001"."""
     if p is None:
         return None
     if p < 1e-4:
@@ -31,12 +31,12 @@ def format_p(p: float | None) -> str | None:
 
 
 def interval(low: float | None, high: float | None, spec: str) -> str | None:
-    """ "84.01 to 85.42"; None where there is none."""
+    """An interval such as "84.01 to 85.42"; None if there is none."""
     return None if low is None else f"{low:{spec}} to {high:{spec}}"
 
 
 def epochs(row: RunRow) -> str | None:
-    """ "13", or "7 of 13" of an unfinished run."""
+    """The epochs: "13", or "7 of 13" for an unfinished run."""
     if row["finished"] is False:
         done = 0 if row["epochs_done"] is None else row["epochs_done"]
         return f"{done:g} of {row['epochs']}"
@@ -44,12 +44,12 @@ def epochs(row: RunRow) -> str | None:
 
 
 def differing(rows: Sequence[RunRow], keys: Sequence[Differing]) -> list[Differing]:
-    """Those of the keys in which the rows differ (what is not known differs from nothing)."""
+    """The keys in which the rows differ; unknown values are ignored."""
     return [key for key in keys if len({row[key] for row in rows if row[key] is not None}) > 1]
 
 
 def shown(found: Study) -> list[ShownRow]:
-    """The rows with texts for intervals, p-values and the like beside their numbers."""
+    """The rows with formatted intervals, p-values etc. in addition to their numbers."""
     rows: list[ShownRow] = []
     for row in found["rows"]:
         base = row["label"] == found["baseline"] and bool(found["paired"])
@@ -72,8 +72,8 @@ def shown(found: Study) -> list[ShownRow]:
 
 
 def headline(found: Study) -> str:
-    """The result in one sentence, with its interval: of two networks the difference, of more the first three
-    accuracies and how many differ from the baseline."""
+    """The result in one sentence with its interval: for two networks the difference, for more the best three accuracies
+    and how many differ from the baseline."""
     percent, rows = f"{100 * found['confidence']:g} % interval", found["rows"]
     compared = [row for row in rows if row["difference"] is not None]
     if len(compared) == 1 and len(rows) == 2:
@@ -94,7 +94,7 @@ def headline(found: Study) -> str:
 
 
 def _against(row: RunRow, found: Study) -> str:
-    """What two networks on the same images say."""
+    """The headline for two networks on the same images."""
     change, low, high = row["difference"] or 0.0, row["difference_low"] or 0.0, row["difference_high"] or 0.0
     more = f"{abs(change):.2f} points {'fewer' if change < 0 else 'more'}"
     shows = "no difference is shown" if low <= 0 <= high else f"{row['label']} is {'better' if change > 0 else 'worse'}"
@@ -105,7 +105,7 @@ def _against(row: RunRow, found: Study) -> str:
 
 
 def sentences(found: Study) -> list[str]:
-    """How the numbers were made and what they say; only what applies."""
+    """Sentences about how the numbers were computed and what they mean, as far as they apply."""
     percent = f"{100 * found['confidence']:g} %"
     told = [f"Top-1 with Wilson's {percent} interval."]
     if not found["paired"]:
@@ -118,10 +118,10 @@ def sentences(found: Study) -> list[str]:
         f"and labels), in percentage points with Tango's {percent} interval."
     )
     form = {"exact": "exact binomial", "mid-p": "mid-p"}
-    rule = "exact binomial below 25 images that only one of the two gets right, mid-p from there on"
-    which = form[next(iter(tests))] if len(tests) == 1 else "both forms occur"
+    rule = "exact binomial if fewer than 25 images are right in only one of the two, otherwise mid-p"
+    which = form[next(iter(tests))] if len(tests) == 1 else "both forms are used"
     told.append(f"p is McNemar's, two-sided ({which}; the rule: {rule}).")
     if len(compared) > 1:
-        told.append(f"{len(compared)} runs are tested against one, so read Holm's p, which is adjusted for that.")
+        told.append(f"{len(compared)} runs are tested against the baseline; use Holm's p, which is adjusted for that.")
     told.append(WHAT_IT_SAYS)
     return told

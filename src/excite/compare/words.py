@@ -1,4 +1,4 @@
-"""What the words of ``excite compare`` mean, and what is wrong with them, which is told before anything is loaded."""
+"""The command line of ``excite compare``: its meaning and its errors, found before anything is loaded."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from excite.recipe import apply_overrides, is_override
 from excite.storage import is_remote
 from excite.weights.locate import locate
 
-#: Characters of a label: it stands in tables, figures and headings.
+#: The most characters of a label, which appears in tables, figures and headings.
 LONGEST_LABEL = 60
 _STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a comparison was asked for, checked: runs, changes of the data, what to call each, the page."""
+    """The checked arguments of a comparison: runs, changes of the data, labels, and path of the page."""
 
     sources: list[str]
     overrides: list[str]
@@ -37,10 +37,10 @@ def read_words(
     confidence: float,
     force: bool,
 ) -> Asked:
-    """Sort the words of a command line, and check all that can be checked without a network.
+    """Sort the words of a command line, and check everything that needs no network.
 
     Raises:
-        ExciteError: see :func:`settle`; a file is there already.
+        ExciteError: see :func:`settle`; or a file exists.
     """
     page = free_name() if out is None else Path(out)
     check_target(page, force)
@@ -53,7 +53,7 @@ def read_words(
 
 
 def free_name() -> Path:
-    """``compare.html`` here, with a number where that or its CSV is taken."""
+    """``compare.html`` in the current folder, with a number if that or its CSV exists."""
     number = 1
     while True:
         name = "compare" if number == 1 else f"compare-{number}"
@@ -69,22 +69,22 @@ def settle(
     baseline: str | None,
     confidence: float,
 ) -> tuple[list[str], int]:
-    """What to call each run, and which one the others are compared with.
+    """The label of each run, and the position of the baseline.
 
     Raises:
-        ExciteError: fewer than two, one twice, no such key, wrong labels, baseline or confidence.
+        ExciteError: fewer than two runs, one given twice, an unknown key, wrong labels, baseline or confidence.
     """
     check_sources(sources)
     if not 0 < confidence < 1:
         raise ExciteError(f"--confidence is {confidence:g}; give a share between 0 and 1, such as 0.95")
     called = choose_labels(sources, labels)
     first = choose_baseline(baseline, sources, called)
-    apply_overrides({}, list(overrides))  # a misspelt key is told before anything is loaded
+    apply_overrides({}, list(overrides))  # reports a misspelt key before anything is loaded
     return called, first
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Raise ExciteError for fewer than two runs, or the same one twice."""
+    """Raise ExciteError for fewer than two runs, or for one given twice."""
     if len(sources) < 2:
         given = f"only {sources[0]!r} was given" if sources else "none was given"
         raise ExciteError(f"a comparison needs at least two runs, and {given}")
@@ -98,16 +98,16 @@ def check_sources(sources: Sequence[str]) -> None:
 
 
 def choose_labels(sources: Sequence[str], labels: Sequence[str] | None = None) -> list[str]:
-    """A name for each run: those given, else from the paths, without the time where they differ without it.
+    """A label for each run: the given one, or its folder name, without the time stamp if that is unique.
 
     Raises:
-        ExciteError: not as many names as runs, an empty one, or one twice.
+        ExciteError: the number of labels is wrong, or one is empty, too long or given twice.
     """
     if labels is not None:
         given = [label.strip() for label in labels]
         if len(given) != len(sources) or "" in given or len(set(given)) < len(given):
             raise ExciteError(
-                f"--labels must give each of the {len(sources)} runs a name of its own, not {','.join(labels)!r}"
+                f"--labels must give each of the {len(sources)} runs a different name, not {','.join(labels)!r}"
             )
         if long := [label for label in given if len(label) > LONGEST_LABEL]:
             raise ExciteError(f"--labels: {long[0]!r} has more than {LONGEST_LABEL} characters; give a shorter name")
@@ -116,7 +116,7 @@ def choose_labels(sources: Sequence[str], labels: Sequence[str] | None = None) -
     short = [_STAMP.sub("", name) for name in names]
     names = [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
     names = [n if len(n) <= LONGEST_LABEL else f"{n[: LONGEST_LABEL - 1]}…" for n in names]
-    taken = set(names)  # "run (1)", too, may be the name of a folder
+    taken = set(names)  # a folder may also be called "run (1)"
     found = []
     for name in names:
         numbered = (f"{name} ({number})" for number in itertools.count(1))
@@ -137,7 +137,7 @@ def _name(source: str) -> str:
 
 
 def choose_baseline(wanted: str | None, sources: Sequence[str], labels: Sequence[str]) -> int:
-    """The position of the run that the others are compared with: the first unless named, by its path or its label."""
+    """The position of the baseline, given by its path or label; the first run if None. Raises ExciteError."""
     if wanted is None:
         return 0
     for names in (sources, labels):
@@ -147,14 +147,14 @@ def choose_baseline(wanted: str | None, sources: Sequence[str], labels: Sequence
         if Path(source).resolve() == Path(wanted).resolve():
             return position
     hint = nearest(wanted, [*labels, *sources])
-    raise ExciteError(f"--baseline {wanted!r} is none of the runs ({', '.join(labels)}){hint}")
+    raise ExciteError(f"--baseline {wanted!r} is not one of the runs ({', '.join(labels)}){hint}")
 
 
 def check_target(path: str | Path, force: bool = False) -> tuple[Path, Path]:
-    """The page and the CSV file beside it. Raises ExciteError where one is there already, or for another suffix."""
+    """The paths of page and CSV file. Raises ExciteError if one exists, or for another suffix."""
     page = Path(path)
     if page.suffix != ".html":
-        raise ExciteError(f"--out {page}: the name of the page ends in .html")
+        raise ExciteError(f"--out {page}: the name of the page must end in .html")
     table = page.with_suffix(".csv")
     for file in (page, table):
         check_new(file, force)
@@ -162,8 +162,8 @@ def check_target(path: str | Path, force: bool = False) -> tuple[Path, Path]:
 
 
 def check_folder(folder: str | Path, force: bool = False) -> Path:
-    """The folder for figures. Raises ExciteError where it is there already, or a file."""
+    """The path of the folder for figures. Raises ExciteError if it exists without ``force``, or is a file."""
     folder = Path(folder)
     if folder.exists() and not (force and folder.is_dir()):
-        raise ExciteError(f"{folder} exists already; name a new folder, or give --force to write into it")
+        raise ExciteError(f"{folder} already exists; name a new folder, or use --force to write into it")
     return folder

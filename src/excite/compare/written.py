@@ -1,4 +1,4 @@
-"""``excite compare``: the comparison, and the files that it leaves."""
+"""``excite compare``: compare networks and write the files."""
 
 import os
 from collections.abc import Sequence
@@ -28,25 +28,28 @@ def compare_and_write(
 ) -> Comparison:
     """Compare trained networks on the same images, and write page, CSV and figures.
 
-    ``excite.compare("runs/a", "runs/b")``; without files: :func:`excite.compare.compare`.
+    ``excite.compare("runs/a", "runs/b")`` calls this function; :func:`excite.compare.compare` writes no files.
 
     Args:
-        words: two or more run folders, checkpoints, or other systems' weights, one by one or in a list; and
-            ``data.key=value``, which holds for all.
-        overrides: more of these; see ``load_recipe``.
-        out: the page, NAME.html; the CSV goes beside it. None takes ``compare.html`` here, with a number where that is
-            taken.
+        words: two or more run folders, checkpoints, or other libraries' weights, one by one or in a list; and
+            ``data.key=value`` strings for all of them.
+        overrides: further ``data.key=value`` changes; see ``load_recipe``.
+        out: path of the page, NAME.html; the CSV is written next to it. None: ``compare.html`` in the current folder,
+            with a number if that exists.
         baseline: the source or label that the others are compared with; None: the first.
-        labels: what to call each, in a list or separated by commas; None takes the names of the folders.
-        figures: a folder for every figure as PNG and SVG; None writes none.
-        confidence: of the intervals.
+        labels: a name for each, as a list or separated by commas; None: the names of the folders.
+        figures: a folder for every figure as PNG and SVG; None: do not write them.
+        confidence: confidence level of the intervals.
         device: "auto", "cpu", "cuda" ...
-        precision: None takes for each what it was trained in.
-        force: replace what is there.
-        progress: called with (what is being done, done, in all).
+        precision: "fp32", "bf16", "fp16" or "auto"; None: for each network that of its training.
+        force: overwrite existing files.
+        progress: called with (current step, units done, units in total).
+
+    Returns:
+        The comparison, with the paths of its files.
 
     Raises:
-        ExciteError: see :func:`excite.compare.compare`; something is there already.
+        ExciteError: see :func:`excite.compare.compare`; or a file exists.
     """
     given = [os.fspath(word) for each in words for word in ([each] if isinstance(each, str | os.PathLike) else each)]
     asked = read_words(

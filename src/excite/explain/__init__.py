@@ -1,6 +1,6 @@
-"""What the gates of a trained network do: statistics of their scales, figures, and what they did to an image.
+"""``excite explain``: what the gates of a trained network do, in statistics, figures and single images.
 
-The figures need Matplotlib, Grad-CAM needs Captum.
+Figures need Matplotlib, Grad-CAM needs Captum.
 """
 
 from typing import TYPE_CHECKING

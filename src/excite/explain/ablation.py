@@ -1,6 +1,6 @@
-"""What each gate is worth: the network with that gate fixed at its mean, and the time without it.
+"""The contribution of each gate: accuracy with the gate fixed at its mean, and time without it.
 
-Letters: N images, C channels, S pixels a side.
+Letters: N images, C channels, S pixels per side.
 """
 
 import statistics
@@ -21,26 +21,26 @@ from excite.progress import Advance
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.trained.predictor import Predictor
 
-#: A fresh pass over the same images each time it is called.
+#: Each call starts a new pass over the same images.
 Images = Callable[[], Batches]
 _TIMING_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The price of fixing gates at their means.
+    """The cost of fixing gates at their means.
 
     Attributes:
-        gates: which ones.
-        images: evaluated.
-        top1: with the gates fixed, percent; None in an estimate.
-        top1_lost: percentage points; below 0 where fixing helped. None in an estimate.
-        low, high: 95 % interval of ``top1_lost``, from the images that turned right and wrong. None in an estimate.
-        loss_added: nats of cross-entropy, the mean over the images that have finite logits before and after; None
-            where there are none.
-        estimated: whether ``loss_added`` is a first-order estimate instead of an evaluation.
-        not_finite: images without finite logits with the gates fixed, which are wrong (see ``excite.logits``); in an
-            estimate those left out of it.
+        gates: names of the gates.
+        images: number of images evaluated.
+        top1: top-1 in percent with the gates fixed; None for an estimate.
+        top1_lost: percentage points of top-1 lost, negative if fixing helped; None for an estimate.
+        low, high: 95 % interval of ``top1_lost``, from the images that became right or wrong; None for an estimate.
+        loss_added: increase of the cross-entropy in nats, the mean over images with finite logits before and after;
+            None if there are none.
+        estimated: whether ``loss_added`` is a first-order estimate.
+        not_finite: images without finite logits with the gates fixed, which count as wrong (see ``excite.logits``); in
+            an estimate, the images left out.
     """
 
     gates: tuple[str, ...]
@@ -55,7 +55,7 @@ class Ablation:
 
 
 class AblationValues(TypedDict):
-    """An :class:`Ablation` in JSON."""
+    """An :class:`Ablation` as JSON."""
 
     gates: Sequence[str]
     images: int
@@ -69,10 +69,13 @@ class AblationValues(TypedDict):
 
 
 class GateTiming(TypedDict):
-    """A network's forward pass, milliseconds: medians, and the quartiles of what it saves.
+    """Time of a forward pass in milliseconds: medians, and quartiles of the time saved.
 
     Attributes:
-        gates: those that are taken away; none for the whole network.
+        gates: the gates removed; [] for the whole network.
+        ms: median time.
+        saved_ms: median time saved compared with the whole network.
+        saved_low, saved_high: quartiles of ``saved_ms``.
     """
 
     gates: list[str]
@@ -84,24 +87,24 @@ class GateTiming(TypedDict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of each image (N): whether the network was right, and its cross-entropy in nats (NaN without finite logits)."""
+    """For each image (N,): whether the network is right, and its cross-entropy in nats (NaN without finite logits)."""
 
     right: Tensor
     loss: Tensor
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """Top-1 accuracy in percent."""
         return 100 * float(self.right.double().mean())
 
     @property
     def not_finite(self) -> int:
-        """How many images have no finite logits."""
+        """The number of images without finite logits."""
         return int(self.loss.isnan().sum())
 
 
 def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None] = lambda images: None) -> Outcome:
-    """Classify images and keep for each whether that was right, and the loss; ``advance`` is told their numbers.
+    """Classify images; keep whether each is right, and its loss. ``advance`` is called with the size of each batch.
 
     Raises:
         ExciteError: there are no images.
@@ -118,9 +121,9 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
 
 
 def compare_outcomes(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:
-    """Two outcomes on the same images, in their order.
+    """Compare two outcomes on the same images in the same order.
 
-    The interval is Tango's score interval of paired shares, as in ``excite compare``.
+    The interval is Tango's score interval for paired shares, as in ``excite compare``.
     """
     low, high = paired_interval(Pairs.count(before.right.tolist(), after.right.tolist()))
     return Ablation(
@@ -145,19 +148,19 @@ def ablate_gates(
     progress: Advance | None = None,
     total: int = 0,
 ) -> list[Ablation]:
-    """Fix gates at their means, one evaluation a group, on the same images as without.
+    """Evaluate the network with gates fixed at their means, one evaluation per group, all on the same images.
 
     Args:
-        predictor: what ``excite.load`` gives.
-        images: gives the batches, anew each time it is called, in the same order.
-        means: name -> (C), see ``ScaleStatistics.overall_mean``.
-        groups: which gates to fix together; each alone, if None.
-        before: the outcome with no gate fixed, where it is known.
-        progress: called with (images done, images in all).
-        total: images of one evaluation, for ``progress``.
+        predictor: a network from ``excite.load``.
+        images: a function that starts a new pass over the batches, always in the same order.
+        means: gate name -> (C,), see ``ScaleStatistics.overall_mean``.
+        groups: groups of gates to fix together; None: each gate alone.
+        before: the outcome with no gate fixed, if known.
+        progress: called with (images done, images in total).
+        total: images per evaluation, for ``progress``.
 
     Raises:
-        ExciteError: no such gate, or no images.
+        ExciteError: there is no such gate, or there are no images.
     """
     wanted = [tuple(group) for group in ([[name] for name in means] if groups is None else groups)]
     passes = len(wanted) + (before is None)
@@ -185,15 +188,16 @@ def estimate_ablations(
     progress: Advance | None = None,
     total: int = 0,
 ) -> list[Ablation]:
-    """The loss that fixing each gate at its mean adds, to first order: one forward and backward pass for all gates.
+    """First-order estimate of the loss added by fixing each gate at its mean, in one forward and backward pass.
 
-    ``mean over images of sum over scales of (mean - scale) * d loss / d scale``. What is left out grows with the square
-    of what the gate does, so that a gate that does much is judged too cheaply; the order of the gates is worth more
-    than the numbers. The Taylor criterion of Molchanov, Tyree, Karras, Aila, Kautz, "Pruning Convolutional Neural
-    Networks for Resource Efficient Inference" (arXiv 1611.06440), section 2.2, for gates instead of channels.
+    The estimate is the mean over images of the sum over scales of (mean - scale) * d loss / d scale. The neglected
+    terms grow with the square of a gate's effect, so the cost of important gates is underestimated; the order of the
+    gates is more reliable than the numbers. This is the Taylor criterion of Molchanov, Tyree, Karras, Aila, Kautz,
+    "Pruning Convolutional Neural Networks for Resource Efficient Inference" (arXiv 1611.06440), section 2.2, for gates
+    instead of channels.
 
     Raises:
-        ExciteError: no gates, or no images.
+        ExciteError: there are no gates or no images.
     """
     added = dict.fromkeys(means, 0.0)
     count = without = 0
@@ -217,16 +221,16 @@ def estimate_ablations(
 
 
 def _loss_and_scales(predictor: Predictor, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """The loss, summed over the images with finite logits; scale by gate; bool (N,), which images these are."""
+    """The loss, summed over images with finite logits; the scales by gate; and bool (N,), which images these are."""
     scales: dict[str, Tensor] = {}
 
     def keep(name: str, scale: Tensor) -> Tensor:
-        # A leaf where nothing before it is learnt; else it is part of the graph already.
+        # A new leaf, unless the scale is already part of the graph.
         scales[name] = scale if scale.requires_grad else scale.detach().requires_grad_()
         return scales[name]
 
     x = predictor.preprocessing.normalize(images.to(predictor.device)).contiguous(memory_format=torch.channels_last)
-    with torch.enable_grad(), changed_scales(predictor.model, keep):  # in float32: gradients of half types are coarse
+    with torch.enable_grad(), changed_scales(predictor.model, keep):  # in float32: half-precision gradients are coarse
         logits = predictor.model(x).float()
         sound = finite(logits.detach())
         loss = F.cross_entropy(logits[sound], labels.to(predictor.device)[sound], reduction="sum")
@@ -241,24 +245,23 @@ def time_without_gates(
     rounds: int | None = None,
     progress: Advance | None = None,
 ) -> list[GateTiming]:
-    """Milliseconds of a forward pass with all gates, and what is saved without those of each group.
+    """Time a forward pass with all gates, and without the gates of each group.
 
-    The networks are timed in turns, the order reversed every other round, so that a slow moment of the machine hits all
-    of them. The saving is the median over rounds of the difference to the whole network in the same round.
+    The networks are timed in turns, in reversed order every other round, so that a slow phase of the machine affects
+    all of them. The time saved is the median over rounds of the difference to the whole network in the same round.
 
     Args:
-        predictor: what ``excite.load`` gives.
-        groups: gates that are taken away together.
-        batch: images of a pass.
-        rounds: how often each network is timed, after one round that does not count; None takes from 5 to 25, as
-            many as fit into half a minute.
-        progress: called with (rounds done, rounds in all).
+        predictor: a network from ``excite.load``.
+        groups: groups of gates to remove together.
+        batch: batch size.
+        rounds: timed rounds, after one warm-up round; None: 5 to 25, as many as fit into half a minute.
+        progress: called with (rounds done, rounds in total).
 
     Returns:
-        For the whole network, then for each group.
+        The timing of the whole network, then of each group.
 
     Raises:
-        ExciteError: no such gate.
+        ExciteError: there is no such gate.
     """
     p = predictor.preprocessing
     shape = (batch, p.in_chans, p.image_size, p.image_size)

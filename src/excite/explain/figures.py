@@ -1,7 +1,7 @@
-"""The figures over many images: scales by channel and class, their spread, and the health of the gates.
+"""Figures over many images: scales by channel and class, their spread, and the health of the gates.
 
-Each is written as PNG and SVG. Colours are Okabe & Ito's, which colour-blind readers can tell apart, and every line
-has a mark of its own besides.
+Each is written as PNG and SVG. Colours are those of Okabe & Ito, which colour-blind readers can distinguish, and every
+line also has its own marker.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from excite.explain.statistics import HIGH, LOW, ScaleStatistics
 from excite.pages.figures import COLORS, MARKS, drawn_width, save, shortened, style
 
 _GRAY = "#666666"
-#: Up to so many channels the lines have a mark for each.
+#: The most channels for which each channel gets a marker.
 _FEW_CHANNELS = 64
 COLUMNS = 3
-#: Of the legend: characters of a class's name; inches that a character takes, and what stands beside the name.
+#: Legend: most characters of a class name; inches per character; inches for the line sample.
 _LEGEND_NAME, _LEGEND_CHARACTER, _LEGEND_HANDLE = 40, 0.09, 0.7
 
 
 def choose_depths(names: Sequence[str], most: int = 9) -> list[str]:
-    """At most ``most`` of the gates, evenly over the depth, the first and the last among them."""
+    """At most ``most`` of the names, spread evenly, including the first and the last."""
     if len(names) <= most:
         return list(names)
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
@@ -31,16 +31,19 @@ def choose_depths(names: Sequence[str], most: int = 9) -> list[str]:
 def draw_excitations(
     statistics: Mapping[str, ScaleStatistics], classes: Sequence[str], shown: Sequence[int], path: Path, title: str
 ) -> list[Path]:
-    """Mean scale by channel, a panel a gate, a line a class and one for all images.
+    """Draw the mean scale by channel: a panel per gate, a line per class and one for all images.
 
-    The SE paper's figure of the same (arXiv 1709.01507, section 6.3, "Role of Excitation").
+    As in the SE paper (arXiv 1709.01507, section 6.3, "Role of Excitation").
 
     Args:
-        statistics: the gates to draw.
+        statistics: statistics of the gates to draw.
         classes: all class names.
-        shown: numbers of the classes to draw.
-        path: without suffix.
-        title: over all.
+        shown: indices of the classes to draw.
+        path: the path without suffix.
+        title: title of the figure.
+
+    Returns:
+        The paths of the PNG and SVG files.
     """
     with _panels(statistics, path, title, "mean scale") as (axes, written):
         for axis, (name, found) in zip(axes, statistics.items(), strict=False):
@@ -58,9 +61,9 @@ def draw_excitations(
 def draw_spread(
     statistics: Mapping[str, ScaleStatistics], classes: Sequence[str], shown: Sequence[int], path: Path, title: str
 ) -> list[Path]:
-    """Mean and standard deviation of the scale over the images of single classes, by channel, a panel a gate.
+    """Draw mean and standard deviation of the scale over the images of each class, by channel: a panel per gate.
 
-    The SE paper's figure of the same (arXiv 1709.01507, section 6.3). Arguments as for :func:`draw_excitations`.
+    As in the SE paper (arXiv 1709.01507, section 6.3). Arguments as for :func:`draw_excitations`.
     """
     with _panels(statistics, path, title, "scale: mean ± sd") as (axes, written):
         for axis, (name, found) in zip(axes, statistics.items(), strict=False):
@@ -75,14 +78,17 @@ def draw_spread(
 
 
 def draw_health(rows: Sequence[GateRow], path: Path, title: str) -> list[Path]:
-    """The table of gates as a picture: a row a gate; scales, share of the classes, price of fixing, time saved.
+    """Draw the table of gates, one row per gate: scales, variance between classes, cost of fixing, time saved.
 
-    The latter two only where they were measured.
+    The last two are only drawn if they were measured.
 
     Args:
-        rows: what ``Explanation.rows`` gives.
-        path: without suffix.
-        title: over all.
+        rows: ``Explanation.rows``.
+        path: the path without suffix.
+        title: title of the figure.
+
+    Returns:
+        The paths of the PNG and SVG files.
     """
     from matplotlib.figure import Figure
 
@@ -124,7 +130,7 @@ def _classes_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     for y, row in enumerate(rows):
         _bar(panel, y, None if row["class_share"] is None else 100 * row["class_share"], ".0f", COLORS[3])
     panel.set_xlim(0, 100)
-    _heading(panel, "set by the class", "between-class variance, % of all")
+    _heading(panel, "set by the class", "variance between classes / total, %")
 
 
 def _price_panel(panel: Any, rows: Sequence[GateRow]) -> None:
@@ -169,7 +175,7 @@ def _panel(axis: Any, name: str, found: ScaleStatistics) -> None:
 
 
 def _steps(values: Any) -> tuple[list[float], list[float]]:
-    """Points of a line; a single channel becomes a level line, which else would not be seen."""
+    """Points of a line; a single channel becomes a horizontal line, which is visible."""
     listed = values.tolist()
     return ([float(c) for c in range(len(listed))], listed) if len(listed) > 1 else ([-0.5, 0.5], listed * 2)
 
@@ -178,7 +184,7 @@ def _steps(values: Any) -> tuple[list[float], list[float]]:
 def _panels(
     statistics: Mapping[str, ScaleStatistics], path: Path, title: str, unit: str
 ) -> Iterator[tuple[list[Any], list[Path]]]:
-    """Axes, one a gate, in a figure that is written when the block ends; the second list then holds the files."""
+    """Axes, one per gate, in a figure that is written when the block ends; the second list then holds its files."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(statistics))

@@ -1,4 +1,4 @@
-"""The figure of one image: classes, Grad-CAM, channels raised and lowered, maps of the gates that weigh positions."""
+"""The figure for one image: classes, Grad-CAM, channels raised and lowered, and maps of gates that scale positions."""
 
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,13 @@ from excite.explain.images import ExplainedImage, GateAnswer
 from excite.pages.figures import COLORS, shortened, style, write
 from excite.text import printable
 
-#: Perceptually even and readable for colour-blind eyes (cividis, viridis: Matplotlib's own documentation).
+#: Perceptually uniform and readable for colour-blind readers (see Matplotlib's documentation of its colour maps).
 _CAM_MAP, _GATE_MAP = "cividis", "viridis"
-_NAMED = 2  # channels that are named at each end of a gate's row
+_NAMED = 2  # channels labelled at each end of a gate's row
 
 
 def draw_image(explained: ExplainedImage, path: Path) -> Path:
-    """Draw into a PNG or SVG file, by the name of ``path``."""
+    """Draw an explained image into a PNG or SVG file, by the suffix of ``path``; return the path."""
     from matplotlib.figure import Figure
 
     maps = {name: a.positions for name, a in explained.gates.items() if a.positions is not None}
@@ -45,7 +45,7 @@ def _shown(explained: ExplainedImage) -> np.ndarray:
 
 
 def _gray(explained: ExplainedImage) -> np.ndarray:
-    """(S, S) in 0..1: under a heat map the picture's own colours would be taken for the map's."""
+    """float64 (S, S) in 0..1: gray, so that the picture's colours are not confused with the heat map."""
     shown = _shown(explained).astype(np.float64) / 255
     return shown if shown.ndim == 2 else shown @ np.array([0.299, 0.587, 0.114])
 
@@ -60,7 +60,7 @@ def _cam(axis: Any, explained: ExplainedImage) -> None:
     axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
     axis.imshow(explained.cam.numpy(), cmap=_CAM_MAP, vmin=0, vmax=1, alpha=0.6)
     axis.set_axis_off()
-    nothing = "" if float(explained.cam.max()) > 0 else ": nothing speaks for it"
+    nothing = "" if float(explained.cam.max()) > 0 else ": no evidence"
     axis.set_title(f"Grad-CAM, {shortened(explained.target, 22)}{nothing}\n({explained.layer})", fontsize=10)
 
 
@@ -78,7 +78,7 @@ def _classes(axis: Any, explained: ExplainedImage) -> None:
 
 
 def _channels(axis: Any, gates: dict[str, GateAnswer]) -> None:
-    """A row a gate: a dot a channel, and the numbers of the outermost."""
+    """One row per gate: a dot per channel, with the numbers of the outermost channels."""
     compared = all(answer.difference is not None for answer in gates.values())
     if compared:
         axis.axvline(0, color="#666666", linewidth=1)
@@ -103,7 +103,7 @@ def _channels(axis: Any, gates: dict[str, GateAnswer]) -> None:
     axis.grid(axis="x", alpha=0.3)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_title("channels raised and lowered; the outermost by number" if compared else "scales of the channels")
+    axis.set_title("channels raised and lowered; numbers of the outermost" if compared else "scales of the channels")
     axis.set_xlabel("scale minus its mean over the data" if compared else "scale (no data to compare with)")
 
 
@@ -111,11 +111,11 @@ def _positions(figure: Any, axis: Any, explained: ExplainedImage, name: str) -> 
     positions = explained.gates[name].positions
     assert positions is not None
     size = explained.pixels.shape[-2:]
-    # Nearest neighbour: the squares of the map are what the gate knows.
+    # Nearest neighbour: shows the positions of the map as squares.
     full = F.interpolate(positions[None, None], size=size, mode="nearest")[0, 0]
     axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
     shown = axis.imshow(full.numpy(), cmap=_GATE_MAP, alpha=0.65)
     axis.set_axis_off()
-    alike = ", all the same" if float(positions.max() - positions.min()) < 1e-6 else ""
+    alike = ", all equal" if float(positions.max() - positions.min()) < 1e-6 else ""
     axis.set_title(f"{name}: mean scale\n{positions.shape[0]}x{positions.shape[1]} positions{alike}", fontsize=10)
     figure.colorbar(shown, ax=axis, shrink=0.8)

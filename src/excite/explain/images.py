@@ -1,6 +1,6 @@
-"""One image: its classes, where the network looked (Grad-CAM), what each gate did to it.
+"""Explain one image: its classes, Grad-CAM, and what each gate did to it.
 
-Letters: C channels, H x W positions, S pixels a side.
+Letters: C channels, H x W positions, S pixels per side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from excite.trained.predictor import ClassProbability, Predictor
 
 
 class ChannelAnswer(TypedDict):
-    """What a gate did to one channel of an image, by its number; see :class:`GateAnswer`."""
+    """What a gate did to one channel of an image; see :class:`GateAnswer`."""
 
     channel: int
     scale: float
@@ -39,7 +39,7 @@ class GateExtremes(TypedDict):
 
 
 class ImageValues(TypedDict):
-    """An :class:`ExplainedImage` in JSON, without its maps."""
+    """An :class:`ExplainedImage` as JSON, without maps."""
 
     path: str
     top: list[ClassProbability]
@@ -53,10 +53,10 @@ class GateAnswer:
     """What one gate did to one image.
 
     Attributes:
-        scale: (C), the mean over positions; (1) where all channels have the same.
-        difference: (C), to the mean over the data; None without data.
-        deviations: (C), the same in standard deviations over the data; None without data.
-        positions: (H, W), the mean over channels; None for a gate that weighs channels only.
+        scale: float32 (C,), the mean scale over positions; (1,) if it is the same for all channels.
+        difference: float32 (C,), ``scale`` minus its mean over the data; None without data.
+        deviations: float32 (C,), ``difference`` in standard deviations over the data; None without data.
+        positions: float32 (H, W), the mean scale over channels; None for a gate that scales channels only.
     """
 
     scale: Tensor
@@ -65,9 +65,9 @@ class GateAnswer:
     positions: Tensor | None
 
     def extremes(self, count: int) -> tuple[list[ChannelAnswer], list[ChannelAnswer]]:
-        """The channels (raised most, lowered most), at most ``count`` each, against the mean over the data.
+        """The channels (raised most, lowered most) relative to the mean over the data, at most ``count`` each.
 
-        Without data: those with the largest and the smallest scales.
+        Without data: the channels with the largest and the smallest scales.
         """
         values = self.scale if self.difference is None else self.difference
         order = values.argsort(descending=True).tolist()
@@ -89,16 +89,16 @@ class GateAnswer:
 
 @dataclass(frozen=True)
 class ExplainedImage:
-    """One image and what a network made of it.
+    """One image and its explanation.
 
     Attributes:
-        path: of the image.
-        pixels: uint8 (1 or 3, S, S), as the network sees it before normalisation.
-        top: (class name, probability), best first.
-        target: the class that ``cam`` is about.
-        layer: the module whose maps ``cam`` was computed on.
-        cam: float32 (S, S) in 0..1, how much each place speaks for ``target``; all 0 where nothing does.
-        gates: name -> what the gate did.
+        path: path of the image.
+        pixels: uint8 (1 or 3, S, S), the network's input before normalisation.
+        top: (class name, probability), most likely first.
+        target: the class for ``cam``.
+        layer: the module whose maps ``cam`` was computed from.
+        cam: float32 (S, S) in 0..1, the evidence for ``target`` at each position; all 0 if there is none.
+        gates: gate name -> what the gate did.
     """
 
     path: str
@@ -110,7 +110,7 @@ class ExplainedImage:
     gates: dict[str, GateAnswer]
 
     def to_dict(self, channels: int = 5) -> ImageValues:
-        """JSON-able; ``channels``: how many raised and lowered ones to list for each gate. Maps are left out."""
+        """Values for JSON, without maps; ``channels``: how many raised and lowered channels to list per gate."""
         rows: list[GateExtremes] = []
         for name, answer in self.gates.items():
             raised, lowered = answer.extremes(channels)
@@ -133,20 +133,20 @@ def explain_image(
     layer: str | None = None,
     top_k: int = 5,
 ) -> ExplainedImage:
-    """What a network makes of an image file.
+    """Explain a network's prediction for an image file.
 
     Args:
-        predictor: what ``excite.load`` gives.
-        path: an image of any size and format.
-        statistics: what the gates say on average, from :func:`excite.explain.collect_scales`.
-        target: the class to explain; None takes the most likely one.
-        layer: the module to compute Grad-CAM on; None takes the last that gives a map.
-        top_k: how many classes to list.
+        predictor: a network from ``excite.load``.
+        path: an image file of any size and format.
+        statistics: statistics of the gates, from :func:`excite.explain.collect_scales`, to compare with.
+        target: the class to explain; None: the most likely one.
+        layer: the module for Grad-CAM; None: the last one that outputs a map.
+        top_k: number of classes to list.
 
     Raises:
-        ExciteError: no gates, no such class or layer, or a layer that gives no map.
+        ExciteError: the network has no gates, no such class or layer, or the layer outputs no map.
         BadImageError: the image cannot be read.
-        NoFiniteLogits: the network has no answer to explain.
+        NoFiniteLogits: the logits are not finite.
     """
     try:
         pixels = predictor.preprocessing.load(local_file(str(path)))
@@ -175,20 +175,20 @@ def explain_image(
 
 
 def _answer(scale: Tensor, statistics: ScaleStatistics | None) -> GateAnswer:
-    """``scale``: (C), or anything that broadcasts to (C, H, W)."""
+    """``scale``: (C,), or a shape that broadcasts to (C, H, W)."""
     mean = scale if scale.ndim == 1 else scale.mean((1, 2))
     positions = None if scale.ndim == 1 else scale.mean(0)
     if statistics is None:
         return GateAnswer(mean, None, None, positions)
     difference = mean.double() - statistics.overall_mean()
     sd = statistics.overall_sd()
-    # A channel that never varies is no outlier by its rounding errors.
+    # Rounding errors must not make an outlier of a channel that never varies.
     deviations = torch.where(sd > 1e-6, difference / sd, 0.0)
     return GateAnswer(mean, difference.float(), deviations.float(), positions)
 
 
 def last_map(model: nn.Module, x: Tensor) -> str:
-    """The name of the last module, in the order of computation, that gives a map (N, C, H, W) of several positions.
+    """The name of the last module, in order of computation, that outputs a map (N, C, H, W) with H x W > 1.
 
     Raises:
         ExciteError: there is none.
@@ -210,18 +210,20 @@ def last_map(model: nn.Module, x: Tensor) -> str:
         for hook in hooks:
             hook.remove()
     if not found:
-        raise ExciteError("no module of the network gives a map of several positions, so there is no Grad-CAM")
+        raise ExciteError(
+            "no module of the network outputs a map with more than one position, so Grad-CAM is impossible"
+        )
     return found[-1]
 
 
 def check_class(name: str, classes: Sequence[str]) -> None:
-    """Raises ExciteError where ``name`` is none of ``classes``."""
+    """Raise ExciteError if ``name`` is not one of ``classes``."""
     if name not in classes:
         raise ExciteError(f"the network has no class {name!r}{nearest(name, classes)}")
 
 
 def check_layer(name: str, model: nn.Module) -> nn.Module:
-    """The module of that name. Raises ExciteError where there is none."""
+    """The module of that name. Raises ExciteError if there is none."""
     modules = {known: module for known, module in model.named_modules() if known}
     if name not in modules:
         like = nearest(name, modules) or f" (its modules are {', '.join(n for n, _ in model.named_children())} ...)"
@@ -233,13 +235,13 @@ def grad_cam(model: nn.Module, layer: str, x: Tensor, target: int) -> Tensor:
     """Grad-CAM (Selvaraju et al., arXiv 1610.02391, section 3) by Captum: float32 (S, S) in 0..1.
 
     Args:
-        model: (1, C, S, S) -> logits (1, K); in eval mode.
-        layer: name of a module that gives a map.
-        x: (1, C, S, S), normalised.
-        target: number of the class.
+        model: network in eval mode: (1, C, S, S) -> logits (1, K).
+        layer: name of a module that outputs a map.
+        x: normalised image (1, C, S, S).
+        target: index of the class.
 
     Raises:
-        ExciteError: no such layer, or its output is no map.
+        ExciteError: there is no such layer, or it does not output a map.
     """
     from captum.attr import LayerGradCam
 
@@ -252,12 +254,12 @@ def grad_cam(model: nn.Module, layer: str, x: Tensor, target: int) -> Tensor:
     finally:
         hook.remove()
     if not seen or not isinstance(seen[0], Tensor) or seen[0].ndim != 4:
-        what = "is not called as a module" if not seen else "does not give a map (N, C, H, W)"
+        what = "is not called as a module" if not seen else "does not output a map (N, C, H, W)"
         raise ExciteError(
-            f"Grad-CAM cannot look at the layer {layer!r}: it {what}; choose another, such as a whole block"
+            f"Grad-CAM cannot use the layer {layer!r}: it {what}; choose another one, such as a whole block"
         )
     with torch.enable_grad():
-        # The input asks for a gradient, so that a network with frozen weights has one too.
+        # The input requires a gradient, so that this also works with frozen weights.
         cam = LayerGradCam(model, module).attribute(x.clone().requires_grad_(), target=target, relu_attributions=True)
     cam = F.interpolate(cam.detach().float(), size=x.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     return cam / cam.max().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""The table of gates: what its rows hold, in JSON and in gates.csv."""
+"""The rows of the table of gates, in JSON and in gates.csv."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ from excite.explain.statistics import ScaleColumns, ScaleDetails
 
 
 class GateName(TypedDict):
-    """Which gate it is: its place in the network, its class, how many parameters it has."""
+    """The gate: its place in the network, its class, and its number of parameters."""
 
     gate: str
     kind: str
@@ -14,7 +14,7 @@ class GateName(TypedDict):
 
 
 class GatePrice(TypedDict):
-    """What fixing a gate at its mean costs, see :class:`Ablation`; None where that was not measured."""
+    """The cost of fixing a gate at its mean, see :class:`Ablation`; None if not measured."""
 
     top1_lost: float | None
     top1_lost_low: float | None
@@ -24,7 +24,7 @@ class GatePrice(TypedDict):
 
 
 class GateSaving(TypedDict):
-    """Milliseconds that a pass over ``batch`` images saves without a gate; None where that was not timed."""
+    """Milliseconds that removing a gate saves in a pass over ``batch`` images; None if not timed."""
 
     saved_ms: float | None
     saved_ms_low: float | None
@@ -33,7 +33,7 @@ class GateSaving(TypedDict):
 
 
 class GateColumns(GateName, ScaleColumns, GatePrice, GateSaving):
-    """The scalar columns of the table of gates; ``could_go`` is None where no evaluation told."""
+    """The scalar columns of the table of gates; ``could_go`` is None if not evaluated."""
 
     could_go: bool | None
 

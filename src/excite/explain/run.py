@@ -41,10 +41,10 @@ from excite.text import printable
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictor import Predictor
 
-#: In the order of gates.csv.
+#: The columns of gates.csv, in order.
 SCALARS = tuple(GateColumns.__annotations__)
 
-#: Where the interval of what gates cost reaches beyond so many points of top-1, a sentence says so.
+#: If the interval of the cost of gates exceeds this many points of top-1, a note says so.
 CLEAR_POINTS = 1.0
 
 
@@ -56,10 +56,11 @@ class BadImage(TypedDict):
 
 
 class ExplanationValues(TypedDict):
-    """An :class:`Explanation` in JSON: ``explain.json``.
+    """An :class:`Explanation` as JSON: ``explain.json``.
 
     Attributes:
-        ms: of a pass with all gates; together_saved_ms: what it saves without those that could go.
+        ms: milliseconds of a pass with all gates.
+        together_saved_ms: milliseconds saved without the gates that could go.
     """
 
     source: str
@@ -80,28 +81,28 @@ class ExplanationValues(TypedDict):
 
 @dataclass
 class Explanation:
-    """What :func:`explain` found.
+    """The result of :func:`explain`.
 
     Attributes:
-        source: what was explained.
-        model: its name.
-        classes: of the network.
-        images: how many the statistics are of; 0 without data.
-        not_finite: how many of them have no finite logits; they are wrong (see ``excite.logits``).
-        top1: on them, percent; None where not measured.
-        rows: one a gate, see docs/explain.md; empty without data.
-        together: the price of fixing all gates that could go at once; None where none could, or none was evaluated.
-        timing: what ``time_without_gates`` gave: the whole network, each gate, those of ``together``; or empty.
-        timed: in which form the network was timed, with gates and without: whether batch norms were folded, and the
-            precision; "" where it was not.
-        max_drop: percentage points that the gates that could go may cost together.
-        statistics: name -> the gate's; empty without data.
-        explained: the images that were asked about.
-        bad: (path, reason) of those that cannot be read.
-        notes: sentences for the user.
-        drawn_classes: in the figures; where empty, up to five, evenly over those that have images.
-        drawn_gates: in the figures; where empty, up to nine, evenly over the depth.
-        folder: where it was written; None before.
+        source: the run folder or checkpoint.
+        model: name of the model.
+        classes: class names of the network.
+        images: number of images in the statistics; 0 without data.
+        not_finite: number of these images without finite logits, which count as wrong (see ``excite.logits``).
+        top1: top-1 on these images in percent; None if not measured.
+        rows: one row per gate, see docs/explain.md; empty without data.
+        together: the cost of fixing all gates that could go at once; None if there are none, or if not evaluated.
+        timing: the result of ``time_without_gates``: the whole network, each gate, and those of ``together``; or empty.
+        timed: the form in which the network was timed: whether batch norms were folded, and the precision; "" if it was
+            not timed.
+        max_drop: percentage points of top-1 that the gates that could go may cost together.
+        statistics: gate name -> statistics; empty without data.
+        explained: the explained images.
+        bad: (path, reason) of images that could not be explained.
+        notes: notes for the user, one sentence each.
+        drawn_classes: classes in the figures; if empty, up to five, spread evenly over those with images.
+        drawn_gates: gates in the figures; if empty, up to nine, spread evenly over the depth.
+        folder: the folder written to, if any.
     """
 
     source: str
@@ -124,7 +125,7 @@ class Explanation:
     folder: Path | None = None
 
     def to_dict(self) -> ExplanationValues:
-        """JSON-able: everything but maps and pictures."""
+        """All values for JSON, without maps and pictures."""
         together = None if self.together is None else cast(AblationValues, dataclasses.asdict(self.together))
         timed = self.together is not None and bool(self.timing) and self.timing[-1]["gates"]
         return {
@@ -145,15 +146,14 @@ class Explanation:
         }
 
     def to_csv(self) -> str:
-        """The scalar columns of the gates, a line each."""
+        """The scalar columns as CSV, one line per gate."""
         return to_csv(self.rows, SCALARS)
 
     def write(self, folder: Path) -> Path:
-        """Write tables and figures into a new folder, whole or not at all. Figures that cannot be drawn are missing,
-        and a note says so.
+        """Write tables and figures into a new folder, atomically. A note reports figures that cannot be drawn.
 
         Raises:
-            ExciteError: the folder is there already or cannot be written.
+            ExciteError: the folder exists or cannot be written.
         """
         check_new_folder(folder)
         with written_aside(folder) as aside:
@@ -164,12 +164,20 @@ class Explanation:
                 with dispensable("the gates", self.notes.append):
                     self._draw(aside)
             self._draw_images(aside)
-            write_json(aside / "explain.json", self.to_dict())  # with what could not be drawn
+            write_json(aside / "explain.json", self.to_dict())  # with notes about failed figures
         self.folder = folder
         return folder
 
     def _repr_html_(self) -> str:
-        heads = ["gate", "channels", "mean scale", "sd, images", "constant", "top-1 points lost if fixed", "could go"]
+        heads = [
+            "gate",
+            "channels",
+            "mean scale",
+            "sd over images",
+            "constant",
+            "top-1 points lost if fixed",
+            "could go",
+        ]
         rows = [
             [
                 row["gate"],
@@ -246,37 +254,37 @@ def explain(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find out what the gates of a trained network do, on data and to single images.
+    """Study what the gates of a trained network do, on a data set and for single images.
 
     Args:
-        source: a run folder or a checkpoint, as for ``excite.load``; or what is opened already, with the images that
-            it has, in its own precision.
-        images: image files to explain one by one.
+        source: a run folder or a checkpoint, as for ``excite.load``; or an opened network with its images, in its own
+            precision.
+        images: image files to explain individually.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
-        limit: validation images (class-balanced, seeded) that statistics and accuracy are of; 0 does without data.
-        ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" takes one pass for all, to
-            first order; "off" does neither.
+        limit: validation images (class-balanced, seeded) for statistics and accuracy; 0: use no data.
+        ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" is a first-order estimate in
+            one pass; "off" does neither.
         timing: whether to time the network without each gate.
-        batch: images of a timed pass.
-        max_drop: percentage points of top-1 that the gates that could go may cost together.
-        target: the class that Grad-CAM is about; None takes each image's most likely one.
-        layer: the module that Grad-CAM looks at; None takes the last that gives a map.
-        top_k: classes to list for an image.
-        drawn_classes: the classes that the figures show; without any, some are chosen.
-        drawn_gates: the gates that they show; likewise.
+        batch: batch size for timing.
+        max_drop: percentage points of top-1 that the gates marked ``could_go`` may cost together.
+        target: the class for Grad-CAM; None: the most likely class of each image.
+        layer: the module for Grad-CAM; None: the last one that outputs a map.
+        top_k: classes to list per image.
+        drawn_classes: classes to show in the figures; by default some are chosen.
+        drawn_gates: gates to show in the figures; by default some are chosen.
         device: "auto", "cpu", "cuda" ...
-        precision: "auto" (what it was trained with), "fp32", "bf16", "fp16".
-        progress: called with (what is being done, done, in all).
+        precision: "auto" (that of the training), "fp32", "bf16" or "fp16".
+        progress: called with (current step, units done, units in total).
 
     Raises:
-        ExciteError: no gates, no data (where no images were given, or data was asked for), no such class, layer
-            or gate.
+        ExciteError: the network has no gates, no such class, layer or gate; or the data cannot be opened, if they are
+            required (there are overrides, or no images).
     """
     check_choice("ablation", ablation, ABLATIONS)
     if limit < 0 or max_drop < 0 or batch < 1:
-        raise ExciteError("limit and max_drop are 0 or more, and batch is at least 1")
+        raise ExciteError("limit and max_drop must be at least 0, and batch at least 1")
     if limit == 0 and not images:
-        raise ExciteError("without data there is nothing to explain but images: name some, or let limit be above 0")
+        raise ExciteError("there is nothing to explain without data and images: name images, or set limit above 0")
     if isinstance(source, Opened):
         opened = source
     else:
@@ -293,9 +301,9 @@ def explain(
         except ExciteError as error:
             if overrides or not images:
                 raise
-            notes.append(f"without the data there are no means to compare with: {error}")
+            notes.append(f"scales are not compared with their means, because the data cannot be opened: {error}")
     for name in (*drawn_classes, *([] if target is None else [target])):
-        check_class(name, predictor.classes)  # after the data, which has the names where the network has only numbers
+        check_class(name, predictor.classes)  # after the data, which supply class names if the network has only numbers
     model = predictor.meta["model"]["name"]
     result = Explanation(opened.source, model, predictor.classes, max_drop=max_drop, notes=notes)
     result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
@@ -315,7 +323,7 @@ def explain(
 
 
 def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, batch: int, tell: Progress) -> None:
-    """Fill ``result`` with what the data says."""
+    """Fill ``result`` with the study on the data."""
     predictor, batches, count = opened.predictor, opened.batches, len(opened.data.val)
     without: list[int] = []
     statistics = collect_scales(predictor, batches(), partial(tell, "collecting scales"), count, without)
@@ -328,12 +336,12 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
     for name, found_scales in statistics.items():
         if found_scales.not_finite:
             result.notes.append(
-                f"{name} says nothing finite for {found_scales.not_finite:,} of {result.images:,} images: its "
-                "statistics are of the others"
+                f"{name} has no finite scales for {found_scales.not_finite:,} of {result.images:,} images; its "
+                "statistics are over the others"
             )
     for name in result.drawn_classes:
         if not some.count[predictor.classes.index(name)]:
-            raise ExciteError(f"no image of the class {name!r} is among the {some.images} that were looked at")
+            raise ExciteError(f"none of the {some.images} images used is of the class {name!r}")
     means = {name: found.overall_mean() for name, found in statistics.items()}
     ablations: dict[str, Ablation] = {}
     if ablation == "full":
@@ -352,14 +360,14 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
         most = None if result.together is None else result.together.high
         if most is not None and most > CLEAR_POINTS:
             result.notes.append(
-                f"{result.images:,} images cannot tell which gates could go: those marked may cost up to {most:.1f} "
-                "points of top-1 together"
+                f"{result.images:,} images are too few to tell which gates could go: those marked may cost up to "
+                f"{most:.1f} points of top-1 together"
             )
     elif ablation == "estimate":
         ablations = {
             a.gates[0]: a
             for a in estimate_ablations(
-                predictor, batches(), means, partial(tell, "estimating what each gate is worth"), count
+                predictor, batches(), means, partial(tell, "estimating the effect of each gate"), count
             )
         }
     if timing:
@@ -387,7 +395,7 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
         result.rows.append(row)
     if all(len(row["constant"]) == row["channels"] for row in result.rows):
         result.notes.append(
-            "all channels of all gates say the same for every image, as they do right after grafting: train the network"
+            "all channels of all gates are constant, as they are right after grafting: train the network"
         )
 
 
@@ -400,11 +408,11 @@ def _most_together(
     max_drop: float,
     tell: Progress,
 ) -> Ablation | None:
-    """The most gates, the cheapest first, that cost at most ``max_drop`` points when all are fixed; by bisection.
+    """The largest set of gates, cheapest first, that costs at most ``max_drop`` points if all are fixed; by bisection.
 
-    Gates that cost nothing alone may cost much together, since each makes up for others; hence the evaluations.
+    Gates that cost nothing alone may cost much together, because gates compensate for each other.
     """
-    # By loss: top-1 moves in whole images, and by chance would put a gate that does something before a dead one.
+    # Ordered by loss: top-1 changes in whole images, so an active gate might by chance come before a dead one.
     order = sorted((a for a in alone if _lost(a) <= max_drop), key=_loss_added)
     names = [each.gates[0] for each in order]
     best, low, high, step = (order[0] if order else None), 1, len(names), 0

@@ -1,4 +1,4 @@
-"""Statistics of scales in one pass over the images, in memory that does not grow with their number.
+"""Statistics of the scales in one pass over the images, with constant memory.
 
 Letters: N images, K classes, C channels, H x W positions.
 """
@@ -19,18 +19,18 @@ from excite.trained.predictor import Predictor
 
 #: Shares of the range below and above which a scale counts as saturated.
 LOW, HIGH = 0.05, 0.95
-#: A channel whose largest and smallest scale are no further apart says the same for all images.
+#: A channel is constant if its largest and smallest scale differ by at most this.
 CONSTANT_RANGE = 0.01
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
-#: The histogram that quantiles and saturation are read off: bins of 1/1000. Sigmoid gates lie in (0, 1), doubled ones
-#: and 1 + tanh in (0, 2); a blended gate may leave them, and what lies outside is in the first or last bin.
+#: The histogram for quantiles and saturation has bins of 1/1000. Sigmoid gates lie in (0, 1), doubled ones and 1 + tanh
+#: in (0, 2); a blended gate may leave this range, and values outside the histogram go into its first or last bin.
 _FIRST, _LAST, _PER_UNIT = -1.0, 3.0, 1000
 
 Batches = Iterable[tuple[Tensor, Tensor, Tensor]]
 
 
 class ScaleColumns(TypedDict):
-    """The scalars of a gate's scales, in the order of gates.csv; docs/explain.md says what they are."""
+    """Scalar statistics of a gate's scales, in the order of gates.csv; docs/explain.md explains them."""
 
     channels: int
     spatial: bool
@@ -48,20 +48,21 @@ class ScaleColumns(TypedDict):
 
 
 class Histogram(TypedDict):
-    """``shares`` of the scales between each two of the ``edges``."""
+    """``shares`` of the scales between consecutive ``edges``."""
 
     edges: list[float]
     shares: list[float]
 
 
 class ScaleDetails(TypedDict):
-    """What there is about a gate's scales besides scalars.
+    """Statistics of a gate's scales that are not columns of gates.csv.
 
     Attributes:
-        not_finite: images without finite scales, which no number here is of.
-        quantiles: by the share as text, "0.05".
-        constant: numbers of the channels that say the same for all images.
-        channel_mean, channel_sd: a number a channel.
+        not_finite: images without finite scales, which are left out of all numbers.
+        quantiles: by share as text, such as "0.05".
+        histogram: a coarse histogram.
+        constant: numbers of the channels that are the same for all images.
+        channel_mean, channel_sd: mean and standard deviation per channel.
     """
 
     not_finite: int
@@ -73,30 +74,30 @@ class ScaleDetails(TypedDict):
 
 
 class ScaleSummary(ScaleColumns, ScaleDetails):
-    """A :class:`ScaleStatistics` in JSON."""
+    """A :class:`ScaleStatistics` as JSON."""
 
 
 @dataclass
 class ScaleStatistics:
-    """What one gate said, over images and classes; ``update`` it with batches, ask it any time.
+    """Running statistics of one gate's scales over images and classes; ``update`` adds a batch.
 
-    An image's scale of a channel is its mean over positions, where the gate weighs positions. Means and sums of squared
-    deviations are merged batch by batch (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance") in
-    float64. Memory: 16 bytes a class and channel.
+    If the gate scales positions, the scale of a channel in an image is the mean over positions. Means and sums of
+    squared deviations are merged batch by batch in float64 (Chan, Golub, LeVeque 1983, "Algorithms for computing the
+    sample variance"). Memory: 16 bytes per class and channel.
 
     Args:
         classes: K.
-        amplitude: the gate's own; sigmoids lie between 0 and it.
+        amplitude: upper end of the gate's sigmoid.
 
     Attributes:
-        count: (K) images a class.
-        mean: (K, C), 0 for a class without images.
-        squares: (K, C) sums of squared deviations from the class's mean.
-        least, most: (C), over images and positions.
-        histogram: counts over all images, channels and positions, bins of 1/1000 from -1 to 3.
-        positions: mean over images and channels of the variance between the positions of one map.
-        spatial: whether the gate weighs positions.
-        not_finite: how many images the gate had no finite scale for; they are in none of the numbers.
+        count: (K,) images per class.
+        mean: (K, C) mean scale, 0 for a class without images.
+        squares: (K, C) sums of squared deviations from the class mean.
+        least, most: (C,) extremes over images and positions.
+        histogram: counts over all images, channels and positions, in bins of 1/1000 from -1 to 3.
+        positions: mean over images and channels of the variance between the positions of a map.
+        spatial: whether the gate scales positions.
+        not_finite: number of images without finite scales, which are left out of all other numbers.
     """
 
     classes: int
@@ -117,16 +118,18 @@ class ScaleStatistics:
         self.histogram = torch.zeros(bins, dtype=torch.float64)
 
     def update(self, scale: Tensor, labels: Tensor) -> None:
-        """Take in a batch: scales (N, C) or broadcastable maps (N, C or 1, H or 1, W or 1), labels int64 (N).
+        """Add a batch: scales (N, C) or broadcastable maps (N, C or 1, H or 1, W or 1), and labels int64 (N,).
 
         Raises:
-            ExciteError: there are not as many scales as labels.
+            ExciteError: the numbers of scales and labels differ.
         """
         scale, labels = scale.detach().float(), labels.cpu()
         if len(scale) != len(labels):
-            raise ExciteError(f"a gate gave {len(scale)} scales for {len(labels)} images: it sees parts of images")
+            raise ExciteError(
+                f"a gate gave {len(scale)} scales for {len(labels)} images: it is applied to parts of images"
+            )
         sound = scale.flatten(1).isfinite().all(1)
-        if not bool(sound.all()):  # one NaN would make every mean NaN
+        if not bool(sound.all()):  # a single NaN would turn every mean into NaN
             self.not_finite += int((~sound).sum())
             scale, labels = scale[sound], labels[sound.cpu()]
             if not len(labels):
@@ -148,7 +151,7 @@ class ScaleStatistics:
         self._merge(flat.double().mean(2).cpu(), labels)
 
     def _merge(self, values: Tensor, labels: Tensor) -> None:
-        """(N, C) float64 into the classes' means and squares."""
+        """Merge scales, float64 (N, C), into the class means and squares."""
         count = torch.bincount(labels, minlength=self.classes).double()
         own = count.clamp(min=1)[:, None]
         mean = torch.zeros_like(self.mean).index_add_(0, labels, values) / own
@@ -162,7 +165,7 @@ class ScaleStatistics:
 
     @property
     def images(self) -> int:
-        """How many images the numbers are of."""
+        """The number of images in the statistics."""
         return int(self.count.sum())
 
     @property
@@ -172,31 +175,31 @@ class ScaleStatistics:
         return self.mean.shape[1]
 
     def overall_mean(self) -> Tensor:
-        """(C), over all images: what the gate is fixed at when it is fixed at its mean."""
+        """(C,): the mean over all images, at which ``fixed_gates`` fixes the gate."""
         self._check()
         return (self.count @ self.mean) / self.count.sum()
 
     def overall_sd(self) -> Tensor:
-        """(C), the standard deviation over all images (divided by N - 1; 0 for a single image)."""
+        """(C,): the standard deviation over all images (divisor N - 1; 0 for a single image)."""
         return ((self._between() + self.squares.sum(0)) / max(1, self.images - 1)).sqrt()
 
     def class_sd(self, k: int) -> Tensor:
-        """(C), the standard deviation over the images of class ``k`` (divided by N - 1; 0 for a single image)."""
+        """(C,): the standard deviation over the images of class ``k`` (divisor N - 1; 0 for a single image)."""
         self._check()
         return (self.squares[k] / (self.count[k] - 1).clamp(min=1)).sqrt()
 
     def class_share(self) -> float | None:
-        """Variance between the classes' means over the total variance, both summed over channels (eta squared).
+        """Variance between class means / total variance, both summed over channels (eta squared).
 
-        None where nothing varies. Classes that say nothing about the scale still give :meth:`chance_share`, on average.
+        None if nothing varies. If the scales do not depend on the class, its expected value is :meth:`chance_share`.
         """
         between = float(self._between().sum())
         total = between + float(self.squares.sum())
-        # Rounding leaves a trace of variance in a gate that always says the same.
+        # Rounding leaves a trace of variance in a constant gate.
         return between / total if total > 1e-12 * self.images * self.channels else None
 
     def chance_share(self) -> float | None:
-        """What :meth:`class_share` is expected to be for scales that have nothing to do with classes."""
+        """The expected value of :meth:`class_share` if the scales do not depend on the class."""
         present = int((self.count > 0).sum())
         return (present - 1) / (self.images - 1) if self.images > 1 else None
 
@@ -204,22 +207,22 @@ class ScaleStatistics:
         return self.count @ (self.mean - self.overall_mean()).square()
 
     def ceiling(self) -> float:
-        """The upper end of the range: the gate's amplitude; 2 for scales beyond it (1 + tanh); their maximum beyond 2.
+        """The upper end of the range: the gate's amplitude, or 2 if scales exceed it (1 + tanh), or else their maximum.
 
-        A scale above ``HIGH`` of it counts as saturated.
+        A scale above ``HIGH`` times this value counts as saturated.
         """
         self._check()
         most = float(self.most.max())
         return next((end for end in (self.amplitude, 2.0) if most <= end), most)
 
     def share_below(self, value: float) -> float:
-        """Share of all scales below ``value``, to the nearest 1/1000 of a scale."""
+        """The share of all scales below ``value``, which is rounded to 1/1000."""
         self._check()
         edge = min(max(round((value - _FIRST) * _PER_UNIT), 0), len(self.histogram))
         return float(self.histogram[:edge].sum() / self.histogram.sum())
 
     def quantiles(self, shares: Sequence[float] = QUANTILES) -> list[float]:
-        """Quantiles over all images, channels and positions, to 1/1000; 0 and 1 are the exact least and most."""
+        """Quantiles over all images, channels and positions, to 1/1000; 0 and 1 give the exact extremes."""
         self._check()
         least, most = float(self.least.min()), float(self.most.max())
         running = self.histogram.cumsum(0)
@@ -231,7 +234,7 @@ class ScaleStatistics:
         return found
 
     def coarse_histogram(self, bins: int = 40) -> tuple[list[float], list[float]]:
-        """(edges, ``bins`` + 1 of them from 0 or the least scale to the ceiling; share of the scales in each bin)."""
+        """(``bins`` + 1 edges from 0, or a negative least scale, to the ceiling; the share of scales in each bin)."""
         self._check()
         low, high = min(0.0, float(self.least.min())), self.ceiling()
         edges = [low + (high - low) * i / bins for i in range(bins + 1)]
@@ -239,12 +242,12 @@ class ScaleStatistics:
         return edges, [b - a for a, b in pairwise(below)]
 
     def constant_channels(self, tolerance: float = CONSTANT_RANGE) -> list[int]:
-        """The channels whose largest and smallest scale are at most ``tolerance`` apart."""
+        """The channels whose largest and smallest scale differ by at most ``tolerance``."""
         self._check()
         return (self.most - self.least <= tolerance).nonzero().flatten().tolist()
 
     def to_dict(self) -> ScaleSummary:
-        """JSON-able, a row of the table of gates; see docs/explain.md for the columns."""
+        """A row of the table of gates, ready for JSON; see docs/explain.md for the columns."""
         ceiling = self.ceiling()
         edges, shares = self.coarse_histogram()
         constant = self.constant_channels()
@@ -274,11 +277,13 @@ class ScaleStatistics:
     def _check(self) -> None:
         if not hasattr(self, "mean") and self.not_finite:
             raise ExciteError(
-                f"a gate has no finite scale for any of {self.not_finite:,} images: the network is broken, or its "
-                "numbers overflow in a precision other than fp32"
+                f"a gate has no finite scale for any of the {self.not_finite:,} images: the network is broken, or its "
+                "values overflow in a precision other than fp32"
             )
         if not hasattr(self, "mean"):
-            raise ExciteError("a gate was never asked: no images went through the network, or it stands aside of them")
+            raise ExciteError(
+                "a gate was never called: there were no images, or the forward pass does not use the gate"
+            )
 
 
 def collect_scales(
@@ -288,14 +293,17 @@ def collect_scales(
     total: int = 0,
     without: list[int] | None = None,
 ) -> dict[str, ScaleStatistics]:
-    """Send images through a network once and keep statistics of what its gates said.
+    """Run images through a network once and collect statistics of the scales of its gates.
 
     Args:
-        predictor: what ``excite.load`` gives.
-        batches: uint8 images (N, C, S, S), int64 labels (N), positions (N), as ``EvalLoader`` gives them.
+        predictor: a network from ``excite.load``.
+        batches: uint8 images (N, C, S, S), int64 labels (N,), positions (N,), as from ``EvalLoader``.
         progress: called with (images done, ``total``) after each batch.
-        total: images in all, for ``progress``.
-        without: gets the positions of the images whose logits are not all finite.
+        total: number of images, for ``progress``.
+        without: a list to which the positions of images without finite logits are added.
+
+    Returns:
+        Gate name -> its statistics.
 
     Raises:
         ExciteError: the network has no gates, or there are no images.
@@ -317,5 +325,5 @@ def collect_scales(
             if progress is not None:
                 progress(done, total)
     for statistics in found.values():
-        statistics.channels  # noqa: B018 - raises where a gate was never asked
+        statistics.channels  # noqa: B018 - raises if a gate was never called
     return found

@@ -1,4 +1,4 @@
-"""``excite explain``: the explanation, in a folder."""
+"""``excite explain``: write an explanation to a folder."""
 
 import os
 from collections.abc import Sequence
@@ -33,36 +33,40 @@ def explain_and_write(
     precision: str = "auto",
     progress: Progress | None = None,
 ) -> Explanation:
-    """Find out what the gates of a trained network do, and write tables and figures into a new folder.
+    """Study the gates of a trained network, and write tables and figures into a new folder.
 
-    ``excite.explain("runs/my-run", "photo.jpg")``; without files: :func:`excite.explain.explain`.
+    ``excite.explain("runs/my-run", "photo.jpg")`` calls this function; :func:`excite.explain.explain` writes no files.
 
     Args:
         source: a run folder or a checkpoint.
-        words: images, folders and patterns to explain one by one, in a list or not; and ``data.key=value``.
-        overrides: more of these; see ``load_recipe``.
-        data: stands for ``data.root=``.
-        images: validation images to look at (class-balanced, seeded); 0: only the images named.
-        out: the new folder; None takes ``explain-NAME`` here, with a number where that is taken.
-        classes: the classes that the figures show; without any, some are chosen.
-        gates: the gates that the figures show; likewise.
-        ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" takes one pass for all, to
-            first order; "off" does neither.
+        words: images, folders and patterns of images to explain individually, and ``data.key=value`` strings; one by
+            one or in lists.
+        overrides: further ``data.key=value`` changes; see ``load_recipe``.
+        data: short for ``data.root=``.
+        images: validation images to use (class-balanced, seeded); 0: only the images named.
+        out: the new folder; None: ``explain-NAME`` in the current folder, with a number if that exists.
+        classes: classes to show in the figures; by default some are chosen.
+        gates: gates to show in the figures; by default some are chosen.
+        ablation: "full" evaluates the network with each gate fixed at its mean; "estimate" is a first-order estimate in
+            one pass; "off" does neither.
         timing: whether to time the network without each gate.
-        batch: images of a timed pass.
-        max_drop: percentage points of top-1 that the gates that could go may cost together.
-        target: the class that Grad-CAM is about; None takes each image's most likely one.
-        layer: the module that Grad-CAM looks at; None takes the last that gives a map.
-        top_k: classes to list for an image.
+        batch: batch size for timing.
+        max_drop: percentage points of top-1 that the gates marked ``could_go`` may cost together.
+        target: the class for Grad-CAM; None: the most likely class of each image.
+        layer: the module for Grad-CAM; None: the last one that outputs a map.
+        top_k: classes to list per image.
         device: "auto", "cpu", "cuda" ...
-        precision: "auto" (what it was trained with), "fp32", "bf16", "fp16".
-        progress: called with (what is being done, done, in all).
+        precision: "auto" (that of the training), "fp32", "bf16" or "fp16".
+        progress: called with (current step, units done, units in total).
+
+    Returns:
+        The explanation, with its folder.
 
     Raises:
-        ExciteError: see :func:`excite.explain.explain`; the folder is there already, an image is not.
+        ExciteError: see :func:`excite.explain.explain`; or the folder exists, or an image does not.
     """
     if out is not None and Path(out).exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
+        raise ExciteError(f"{out} already exists; name a new folder")
     given = [os.fspath(word) for each in words for word in ([each] if isinstance(each, str | os.PathLike) else each)]
     changes = [word for word in given if is_override(word)] + override_words(overrides)
     changes += [f"data.root={data}"] if data is not None else []

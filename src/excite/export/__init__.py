@@ -1,6 +1,6 @@
-"""Export: a trained network as one file that runs without this package, proven to be the same network.
+"""``excite export``: a trained network as one file that runs without this package, verified to compute the same.
 
-torch.export, ONNX and the runtimes are slow to load.
+Loaded lazily, because torch.export, ONNX and the runtimes are slow to load.
 """
 
 from typing import TYPE_CHECKING

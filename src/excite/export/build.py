@@ -1,4 +1,4 @@
-"""``export``: write an artefact aside, prove it, then put it where it belongs."""
+"""``export``: write an artefact to a temporary place, verify it, then move it into place."""
 
 import hashlib
 import os
@@ -31,21 +31,24 @@ from excite.trained.opened import Opened
 from excite.trained.predictor import Predictor, read_checkpoint
 from excite.weights.locate import locate
 
-#: Largest difference of two logits, in units of the largest logit, that is rounding.
+#: The largest difference of logits, relative to the largest logit, that counts as rounding.
 TOLERANCE = 1e-3
-#: What int8 may cost: percentage points of top-1; where the classes are not known, it must agree in so many percent.
+#: Cost allowed for int8: percentage points of top-1; or, if the classes are unknown, least agreement in percent.
 MAX_DROP, INT8_AGREEMENT = 0.5, 95.0
 CALIBRATION = 300
 
 
 class ExportRow(TypedDict):
-    """The PyTorch model or one of the networks measured beside it.
+    """The PyTorch model or one of the networks measured with it.
 
     Attributes:
-        what: its name; written: whether it is the artefact.
-        largest_difference, relative_difference: of logits from PyTorch's; in units of the largest logit.
-        agreement, top1: percent of images with the same class, with the right one; None where that is not known.
-        ms_1, ms_16: of a batch of 1 and of 16.
+        what: its name.
+        written: whether it is the artefact written.
+        largest_difference: the largest difference of logits from PyTorch's.
+        relative_difference: the same relative to the largest logit.
+        agreement: percent of the images with the same class as PyTorch.
+        top1: accuracy in percent; None if the classes are unknown.
+        ms_1, ms_16: milliseconds for a batch of 1 and of 16.
     """
 
     what: str
@@ -59,16 +62,19 @@ class ExportRow(TypedDict):
 
 
 class Exported(TypedDict):
-    """What ``excite export`` did.
+    """The result of ``excite export``.
 
     Attributes:
-        artefact: the file; bytes: of all that it consists of.
-        runtime: of the format, with its version.
-        images: what it was measured on; threads: of the processor.
-        tolerance: largest difference allowed, in units of the largest logit.
-        runtimes: who was asked about the float32 artefact and the one written.
-        timed: a sentence: what the milliseconds are of.
-        rows: the PyTorch model first.
+        artefact: path of the file.
+        bytes: size of all its files.
+        format: its format.
+        runtime: the runtime of the format, with its version.
+        images: the images used for verification.
+        threads: CPU threads.
+        tolerance: largest difference allowed, relative to the largest logit.
+        runtimes: results of all runtimes for the float32 artefact and the one written.
+        timed: a sentence on what was timed.
+        rows: one row per network, the PyTorch model first.
     """
 
     artefact: str
@@ -102,34 +108,33 @@ def export(
     say: Callable[[str], None] = lambda line: None,
     progress: Progress = lambda what, done, total: None,
 ) -> Exported:
-    """Export a trained network, and prove that the artefact computes the same.
+    """Export a trained network, and verify that the artefact computes the same.
 
     Args:
-        source: a run folder, a checkpoint folder or a weights file; also another system's (see ``excite.load``).
+        source: a run folder, a checkpoint folder or a weights file, also of another library (see ``excite.load``).
         format: ``onnx``, ``openvino`` or ``pt2`` (torch.export).
-        overrides: of the images to prove it on, as for ``excite validate``: ``data.part=test``, ``data.root=...``
-            (see ``load_recipe``).
-        out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like beside the weights.
-        int8: quantise to int8 (onnx and openvino). It is done twice and measured twice, with the gates in float and
-            with the gates quantised; the former is what is written.
-        int8_gates: the latter is what is written.
-        calibrate: images that the int8 ranges are taken from; None: the run's own training images.
-        verify: images to prove it on, see ``excite.export.images.open_samples``; None: the run's own validation images.
-        images: at most so many of them, drawn with a fixed seed; 0: all.
-        input: ``uint8``: (N, H, W, C) of any size, prepared inside; ``float``: (N, C, S, S) in 0..1, already resized.
-        opset: of ONNX.
-        tolerance: largest difference of two logits, in units of the largest logit.
-        max_drop: top-1 accuracy that int8 may lose, in percentage points.
-        force: write over a file that is there.
-        say: gets one sentence at a time of what a user should know.
-        progress: gets what is done now, how much of it is done, and how much there is of it.
+        overrides: changes of the images for verification, as for ``excite validate``: ``data.part=test``,
+            ``data.root=...`` (see ``load_recipe``).
+        out: the file; None: ``model.onnx``, ``model.int8.xml`` and the like, next to the weights.
+        int8: quantise to int8 (onnx and openvino). Both variants are measured, with the gates in float and with
+            quantised gates; the former is written.
+        int8_gates: like ``int8``, but write the variant with quantised gates.
+        calibrate: images for int8 calibration; None: the run's training images.
+        verify: images for verification, see ``excite.export.images.open_samples``; None: the run's validation images.
+        images: the most images for verification, drawn with a fixed seed; 0: all.
+        input: ``uint8``: (N, H, W, C) of any size, preprocessed inside; ``float``: (N, C, S, S) in 0..1, as resized.
+        opset: ONNX opset.
+        tolerance: largest difference of logits allowed, relative to the largest logit.
+        max_drop: top-1 accuracy that int8 may cost, in percentage points.
+        force: overwrite an existing file.
+        say: called with one sentence at a time for the user.
+        progress: called with (current step, units done, units in total).
 
     Returns:
-        What ``excite export --json`` prints.
+        The values that ``excite export --json`` prints.
 
     Raises:
-        ExciteError: bad arguments, missing packages, or an artefact that does not agree; what was at ``out`` is then as
-            it was.
+        ExciteError: bad arguments, missing packages, or an artefact that does not agree; ``out`` is then unchanged.
     """
     int8, overrides = int8 or int8_gates, override_words(overrides)
     check(format, int8)
@@ -137,7 +142,7 @@ def export(
     chosen, located = formats.get(format), locate(source)
     target = _target(located.path, chosen, int8, out, force)
     predictor = Predictor(read_checkpoint(located), "cpu", "fp32")
-    meta = describe(predictor, located, input)  # before the data's class names become the network's, if it has none
+    meta = describe(predictor, located, input)  # before a network without class names gets those of the data
     opened = Opened(located, predictor, overrides, train=int8 and calibrate is None)
     samples = _samples(opened, verify, "val", images, say, "verified on")
     threads = torch.get_num_threads()
@@ -148,10 +153,10 @@ def export(
         _write(chosen, deployable, fp32, meta, opset)
         paths = {f"{format} fp32": fp32}
         if int8:
-            own = Opened(located, predictor, train=True) if overrides else opened  # which change what is measured
+            own = Opened(located, predictor, train=True) if overrides else opened  # overrides are for verification only
             calibration = _calibrate_on(own, calibrate, say, input, progress)
             paths |= _quantised(chosen, fp32, aside, int8_gates, calibration, meta)
-        progress("asking every runtime", 0, 1)
+        progress("testing every runtime", 0, 1)
         asked = _ask_all(format, paths, aside, predictor, input, tolerance, say)
         artefacts = {name: open_in(chosen.runtime, path, threads) for name, path in paths.items()}
         reference, outcomes = measure_artefacts(predictor, artefacts, samples, input, partial(progress, "verifying"))
@@ -184,9 +189,9 @@ def _check_arguments(
 ) -> None:
     check_choice("--input", input, INPUTS)
     if calibrate is not None and not int8:
-        raise ExciteError("--calibrate is for --int8; float32 needs no calibration")
+        raise ExciteError("--calibrate is only for --int8; float32 needs no calibration")
     if overrides and verify is not None:
-        raise ExciteError("give --verify DATA or changes such as data.part=test, not both")
+        raise ExciteError("give either --verify DATA or changes such as data.part=test, not both")
 
 
 def _write(format: Format, deployable: Deployable, path: Path, meta: ArtefactMeta, opset: int) -> None:
@@ -194,7 +199,7 @@ def _write(format: Format, deployable: Deployable, path: Path, meta: ArtefactMet
         format.write(deployable.trace(), path, meta, opset)
     except (ExciteError, OSError):
         raise
-    except Exception as error:  # torch's exporters have dozens of kinds
+    except Exception as error:  # torch's exporters raise dozens of kinds
         others = " or ".join(other for other in formats.MODULES if other != format.name)
         raise ExciteError(
             f"this network cannot be written in the format {format.name} ({type(error).__name__}: "
@@ -208,20 +213,20 @@ def _target(weights: Path, format: Format, int8: bool, out: str | Path | None, f
         weights = Path(weights.name)
     target = weights.with_name(f"{weights.stem}{'.int8' if int8 else ''}{suffix}") if out is None else Path(out)
     if target.suffix != suffix:
-        raise ExciteError(f"--out {target}: the name of a file of the format {format.name} ends in {suffix}")
+        raise ExciteError(f"--out {target}: the file name for format {format.name} must end in {suffix}")
     for file in format.files(target):  # before minutes of work
         check_writable(file)
     there = [file for file in format.files(target) if file.exists()]
     if there and not force:
-        raise ExciteError(f"{there[0]} exists already; name another file with --out, or write over it with --force")
+        raise ExciteError(f"{there[0]} already exists; name another file with --out, or overwrite it with --force")
     return target
 
 
 @contextmanager
 def _put_in_place(target: Path, format: Format) -> Iterator[Path]:
-    """Give a path in a new folder beside ``target``; all that the artefact consists of moves when the block ends well.
+    """Yield a path in a temporary folder; the files of the artefact are moved to ``target`` if the block succeeds.
 
-    On any error, what was at ``target`` before is there as it was, and nothing else.
+    On any error ``target`` is unchanged, and nothing else is left.
     """
     folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
     final = folder / "final" / target.name
@@ -246,7 +251,7 @@ def _put_in_place(target: Path, format: Format) -> Iterator[Path]:
         replaced.clear()
     except OSError as error:
         raise ExciteError(
-            f"{target} could not be written: {error.strerror or error} (what was there is whole)"
+            f"{target} could not be written: {error.strerror or error} (the existing file is unchanged)"
         ) from error
     finally:
         for backup, place in replaced:
@@ -255,7 +260,7 @@ def _put_in_place(target: Path, format: Format) -> Iterator[Path]:
 
 
 def _beside(aside: Path, folder: str) -> Path:
-    """The artefact's name in a folder of its own, which goes away when the block of ``_put_in_place`` ends."""
+    """The artefact's name in a separate folder, which is removed when the block of ``_put_in_place`` ends."""
     path = aside.parent.with_name(folder) / aside.name
     path.parent.mkdir()
     return path
@@ -263,12 +268,12 @@ def _beside(aside: Path, folder: str) -> Path:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The images that int8 ranges are taken from.
+    """The images for int8 calibration.
 
     Attributes:
-        name: where they are from.
-        pixels: uint8 (N, S, S, C), prepared.
-        kind: how the artefact takes images.
+        name: their origin.
+        pixels: prepared images, uint8 (N, S, S, C).
+        kind: the input of the artefact.
     """
 
     name: str
@@ -276,11 +281,11 @@ class Calibration:
     kind: InputKind
 
     def batches(self) -> Iterator[np.ndarray]:
-        """As the artefact takes them; anew at each call."""
+        """Batches in the form of the artefact's input; each call starts a new pass."""
         return (to_input(self.pixels[i : i + BATCH], self.kind) for i in range(0, len(self.pixels), BATCH))
 
     def describe(self) -> CalibrationMeta:
-        """What the artefact says of them; sha256 of the pixels, image by image, row by row."""
+        """The metadata of the images, with the SHA-256 of the pixels, image by image, row by row."""
         digest = hashlib.sha256(self.pixels.tobytes()).hexdigest()
         return {"images": self.name, "count": len(self.pixels), "sha256": digest}
 
@@ -288,7 +293,7 @@ class Calibration:
 def _samples(
     opened: Opened, where: str | None, part: Part, limit: int, say: Callable[[str], None], what: str
 ) -> Samples:
-    """At most ``limit`` images; those that cannot be read are left out or refused, as the recipe says. Tells of it."""
+    """At most ``limit`` images. Unreadable ones are left out, or an error, as the recipe says. Reports with ``say``."""
     samples, note = open_samples(opened, where, part)
     samples, broken = samples.take(limit).readable(opened.predictor.meta["recipe"]["data"], part)
     for line in [*filter(None, (note, broken)), f"{what} {samples.name}"]:
@@ -310,7 +315,7 @@ def _calibrate_on(
 def _quantised(
     format: Format, fp32: Path, aside: Path, int8_gates: bool, calibration: Calibration, meta: ArtefactMeta
 ) -> dict[str, Path]:
-    """Write both int8 artefacts: the one that is wanted to ``aside``, the other to be measured beside it."""
+    """Write both int8 artefacts: the requested one to ``aside``, the other one elsewhere, to be measured."""
     assert format.int8 is not None  # checked at the beginning
     quantiser, paths = format.int8.quantiser, {}
     for with_gates in (False, True):
@@ -333,9 +338,10 @@ def _ask_all(
     tolerance: float,
     say: Callable[[str], None],
 ) -> list[runtimes.Verdict]:
-    """Ask every runtime that is here about the float32 artefact and, where it is another, the one that is written.
+    """Test the float32 artefact, and the one to be written if different, in every installed runtime.
 
-    Raises ExciteError where one disagrees.
+    Raises:
+        ExciteError: a runtime disagrees.
     """
     cases, macs = runtimes.make_cases(predictor, kind), runtimes.macs_of(predictor)
     found = []
@@ -353,7 +359,7 @@ def _ask_all(
 
 
 def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
-    """Raises ExciteError where the float32 artefact does not compute what the model does."""
+    """Raise ExciteError if the float32 artefact does not compute the same as the model."""
     found = compare_logits(reference.logits, fp32.logits)
     if any(found.not_finite):
         raise ExciteError(
@@ -369,9 +375,9 @@ def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Sa
 
 
 def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Samples) -> None:
-    """Raises ExciteError where int8 costs too much accuracy (or, without labels, agreement)."""
+    """Raise ExciteError if int8 costs too much accuracy (or, without labels, agreement)."""
     if not np.isfinite(int8.logits).all():
-        raise ExciteError(f"{int8.name} gives logits that are not finite; nothing was written")
+        raise ExciteError(f"{int8.name} outputs logits that are not finite; nothing was written")
     if reference.accuracy is not None and int8.accuracy is not None:
         lost = reference.accuracy - int8.accuracy
         if not lost <= max_drop:

@@ -1,8 +1,8 @@
-"""The network as it is shipped: preprocessing, folded network and nothing else, ready to be traced.
+"""The network for export: preprocessing and the folded network, ready to be traced.
 
-Networks of ours and of timm's (``model.name=timm:...``), with grafted gates and without.
+Supports networks of excite and of timm (``model.name=timm:...``), with or without grafted gates.
 
-Letters: N images, C channels, H x W pixels of the image, S side of what the network sees, K classes.
+Letters: N images, C channels, H x W pixels of the image, S side of the network's input, K classes.
 """
 
 import copy
@@ -23,26 +23,26 @@ from excite.models.timm_models import is_timm_model, timms_gates
 
 InputKind = Literal["uint8", "float"]
 INPUT, OUTPUT = "image", "logits"
-GATE_SCOPE = "gate_scale"  #: Part of the name of every node that belongs to a gate
+GATE_SCOPE = "gate_scale"  #: Part of the name of every graph node that belongs to a gate
 
 
-_NO_LOGITS = "this network gives feature maps, not logits; export one with a classifier"
+_NO_LOGITS = "this network outputs feature maps, not logits; export one with a classifier"
 
 
 class Deployable(nn.Module):
-    """Pixels in, logits out.
+    """A module from pixels to logits, float32 (N, K).
 
-    ``uint8``: (N, H, W, C), C being 3 (RGB) or 1 (gray), H and W any size, the same for the images of a batch;
-    resized, cropped and normalised inside as ``excite predict`` does it. ``float``: float32 (N, C, S, S) in 0..1,
-    already resized and cropped; normalised inside. Either gives float32 (N, K).
+    With ``uint8`` the input is (N, H, W, C), C being 3 (RGB) or 1 (gray), with any H and W, which are the same for all
+    images of a batch; it is resized, cropped and normalised as in ``excite predict``. With ``float`` the input is
+    float32 (N, C, S, S) in 0..1, already resized and cropped; it is only normalised.
 
     Args:
-        model: made by ``create_model``, timm's among them, in evaluation mode; left as it is.
-        preprocessing: what it was trained with.
+        model: a network from ``create_model``, also one of timm, in evaluation mode; it is not changed.
+        preprocessing: the preprocessing of its training.
         kind: ``uint8`` or ``float``.
 
     Raises:
-        ExciteError: the model cannot be folded, gives no logits, or sees another number of channels than 1 or 3.
+        ExciteError: the model cannot be folded, outputs no logits, or has other than 1 or 3 input channels.
     """
 
     scale: Tensor
@@ -51,7 +51,9 @@ class Deployable(nn.Module):
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind) -> None:
         super().__init__()
         if preprocessing.in_chans not in (1, 3):
-            raise ExciteError(f"images have 1 or 3 channels, but this network sees {preprocessing.in_chans}")
+            raise ExciteError(
+                f"only images with 1 or 3 channels can be exported, but this network takes {preprocessing.in_chans}"
+            )
         self.folded = not is_timm_model(model)
         self.net: nn.Module = _folded(model) if self.folded else _ready(model)
         self.preprocessing, self.kind = preprocessing, kind
@@ -69,11 +71,11 @@ class Deployable(nn.Module):
         return self.net(image * self.scale + self.shift)
 
     def trace(self) -> ExportedProgram:
-        """The graph, with any number of images and, for ``uint8``, any size of image."""
+        """Trace the graph for any number of images and, with ``uint8``, any image size."""
         size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
         dynamic: dict[int, object] = {0: Dim.DYNAMIC}
         if self.kind == "uint8":
-            # Sizes that are all different and not S, so that none is taken to be the same as another.
+            # All sizes differ from each other and from S, so that the tracer does not identify any of them.
             example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
             dynamic |= {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
         else:
@@ -94,7 +96,7 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def _ready(model: nn.Module) -> nn.Module:
-    """A frozen copy of one of timm's models; its batch norms are folded when it has been traced."""
+    """A frozen copy of a timm model; its batch norms are folded after tracing."""
     net: Any = copy.deepcopy(model).float().eval().requires_grad_(False)
     if not getattr(net, "num_classes", 0):
         raise ExciteError(_NO_LOGITS)
@@ -107,7 +109,7 @@ def _ready(model: nn.Module) -> nn.Module:
 
 
 class _Scope(nn.Module):
-    """A gate under the name that marks its nodes, in a network that calls it as a module."""
+    """Wraps a gate under a name that marks its nodes, for a network that calls the gate as a module."""
 
     def __init__(self, gate: nn.Module) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ class _Scope(nn.Module):
 
 
 class _GateScale(nn.Module):
-    """``gate.scale`` as a module's forward pass: only those leave their name in the graph."""
+    """``gate.scale`` as the forward pass of a module, because only modules leave their names in the graph."""
 
     def __init__(self, gate: FoldedGate) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class _GateScale(nn.Module):
 
 
 class _MarkedGate(FoldedGate):
-    """A folded gate whose nodes can be told from the others by name, so that they can stay in float."""
+    """A folded gate whose nodes can be recognised by name, so that they can stay in float."""
 
     def __init__(self, gate: FoldedGate) -> None:
         super().__init__(gate.gate, gate.dtype, gate.portable)

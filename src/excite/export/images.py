@@ -1,6 +1,6 @@
-"""Images to verify and calibrate with: the user's own, the run's, or random ones.
+"""Images for verification and calibration: the user's, the run's, or random ones.
 
-Letters: N images, C channels (1 or 3), H x W pixels, S side of what the network sees.
+Letters: N images, C channels (1 or 3), H x W pixels, S side of the network's input.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +32,12 @@ class Samples:
     """Images, each of its own size.
 
     Attributes:
-        name: where they come from, for the report.
-        labels: class numbers, or None where they are not known (random images: which is a class has no meaning).
+        name: their origin, for messages.
+        count: number of images.
+        read: position -> uint8 (H, W, C).
+        labels: class indices; None if unknown, as for random images.
         random: whether they are noise.
-        paths: of files; None for images in memory.
+        paths: paths of the files; None for images in memory.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Samples:
         return self.count
 
     def take(self, limit: int) -> "Samples":
-        """At most ``limit`` of them (0: all), drawn with a fixed seed, class-balanced where the classes are known."""
+        """At most ``limit`` images (0: all), drawn with a fixed seed, class-balanced if the classes are known."""
         if not limit or limit >= self.count:
             return self
         classes = [0] * self.count if self.labels is None else self.labels
@@ -63,14 +65,14 @@ class Samples:
         return Samples(name, len(chosen), lambda i: self.read(chosen[i]), labels, self.random, paths)
 
     def readable(self, data: Mapping[str, Any], part: Part) -> tuple["Samples", str | None]:
-        """Those that can be read, by the recipe's rule on broken images, and a sentence where some were left out.
+        """The images that can be read, by the recipe's ``on_bad_...`` rule, and a sentence if some were left out.
 
         Args:
-            data: the recipe's section, as in a checkpoint's header.
-            part: whose rule holds.
+            data: the recipe's ``data`` section, as in a checkpoint's header.
+            part: the part whose rule applies.
 
         Raises:
-            ExciteError: some cannot be read, and the rule is to stop; or none can.
+            ExciteError: an image cannot be read and the rule is to stop, or no image can be read.
         """
         bad: dict[int, str] = {}
         for i, path in enumerate(self.paths or ()):
@@ -85,26 +87,26 @@ class Samples:
         refuse_bad(listed, data.get(f"on_bad_{part}", "stop"), key, self.count)
         good = [i for i in range(self.count) if i not in bad]
         labels = None if self.labels is None else [self.labels[i] for i in good]
-        note = f"{len(bad)} images cannot be read and are left out ({key}=stop refuses them): {listed[0][0]}"
+        note = f"{len(bad)} images cannot be read and are left out ({key}=stop makes this an error): {listed[0][0]}"
         return self._chosen(self.name, good, labels), note
 
 
 def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 (H, W, C) -> uint8 (S, S, C), as ``excite predict`` resizes and crops it (Pillow)."""
+    """uint8 (H, W, C) -> uint8 (S, S, C), resized and cropped with Pillow as in ``excite predict``."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
     return eval_transform(picture, preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
 
 
 def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples, str | None]:
-    """The images at ``where``, or the run's own, or random ones; and a sentence where it is not what one would expect.
+    """The images at ``where``, or the run's own, or random ones; and a note for the user, if any.
 
     Args:
-        opened: the network with its images; where these are others than the run's own, no random ones are taken.
+        opened: the network with its images; if these have overrides, random images are not used.
         where: class folders (labelled), data of the recipe's format (labelled), or any images; None: the run's own.
-        part: which part of a data set.
+        part: the part of the data set.
 
     Raises:
-        ExciteError: there are no images at ``where``, or their classes are not the network's.
+        ExciteError: there are no images at ``where``, or they have other classes than the network.
     """
     preprocessing = opened.predictor.preprocessing
     if where is not None:
@@ -114,12 +116,12 @@ def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples
     except ExciteError as error:
         if opened.overrides:
             raise
-        note = f"the run's own images cannot be had ({error}); random ones are taken instead: name yours"
+        note = f"the run's own images are not available ({error}); random images are used instead: name your own"
         return random_samples(preprocessing), note
 
 
 def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
-    """Blurred noise of several sizes, seeded: smooth enough that a resize has something to do."""
+    """Seeded, blurred noise images of several sizes, smooth enough to test the resize."""
     size, channels = preprocessing.image_size, preprocessing.in_chans
 
     def read(i: int) -> np.ndarray:
@@ -131,7 +133,7 @@ def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
 
 
 def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
-    """uint8 (H, W, C)."""
+    """Smooth noise: uint8 (H, W, C)."""
     small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
     picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
     return np.asarray(picture).reshape(height, width, channels)
@@ -158,7 +160,7 @@ def _at(opened: Opened, where: str, part: Part, preprocessing: Preprocessing) ->
 
 
 def _labelled(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None] | None:
-    """The images in class folders, and what was left out; None where there are no folders of the network's classes."""
+    """Images in class folders, and a note on what was left out; None without folders of the network's classes."""
     order = meta["recipe"]["data"].get("class_order")
     try:
         folder = read_folder(Path(where), order, least=1) if Path(where).is_dir() else None

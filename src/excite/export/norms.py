@@ -1,6 +1,6 @@
-"""Batch norms of a traced network into the convolutions before them.
+"""Fold the batch norms of a traced network into the convolutions before them.
 
-Networks of ours are folded before they are traced (:func:`excite.models.fold`); others are known by their graph alone.
+Networks of excite are folded before tracing (:func:`excite.models.fold`); for others only the graph is known.
 """
 
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from torch.fx import Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 _CONV, _NORM = torch.ops.aten.conv2d.default, torch.ops.aten.batch_norm.default
-#: Place of a convolution's bias and of a norm's flag ``training`` among their arguments.
+#: Argument positions: a convolution's bias, and a norm's flag ``training``.
 _BIAS, _TRAINING = 2, 5
 
 
 def fold_norms(program: ExportedProgram) -> int:
-    """Fold in place what computes the same; the norm's bias becomes the convolution's.
+    """Fold batch norms into convolutions, in place; the result of the network does not change.
 
-    A norm stays where what is before it is no convolution, or where weights or results serve another, too.
+    A norm is kept if it does not follow a convolution, or if its weights or inputs have other uses.
 
     Returns:
-        how many norms are gone.
+        The number of norms folded.
     """
     signature = program.graph_signature
     names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -43,7 +43,7 @@ def _fits(norm: Node, names: Mapping[str, str]) -> bool:
     conv, *tensors = norm.args[:_TRAINING]
     if not isinstance(conv, Node) or conv.target is not _CONV or len(conv.users) > 1:
         return False
-    # What is written to (the convolution's weight, the norm's bias) has no other reader.
+    # The tensors to be changed (the convolution's weight, the norm's bias) must have no other use.
     weight, bias = conv.args[1], tensors[1]
     written = all(isinstance(node, Node) and len(node.users) == 1 for node in (weight, bias))
     known = [weight, *tensors, *([] if _bias(conv) is None else [_bias(conv)])]

@@ -1,4 +1,4 @@
-"""What an artefact says of itself: where it came from and how it computes, written into it as JSON under ``excite``."""
+"""The metadata of an artefact: its origin and how it computes, stored in it as JSON under the key ``excite``."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -18,10 +18,11 @@ _RUNTIMES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
 
 
 class PortMeta(TypedDict):
-    """An input or output: its name, type and shape (numbers, or letters for what varies).
+    """An input or output: its name, type and shape (numbers, or letters for variable sizes).
 
     Attributes:
-        range: of the values of images; colour: order of their channels.
+        range: range of the values of images.
+        colour: order of the channels of images.
     """
 
     name: str
@@ -32,7 +33,7 @@ class PortMeta(TypedDict):
 
 
 class CalibrationMeta(TypedDict):
-    """Images that int8 ranges were taken from; sha256 of their prepared pixels."""
+    """The images used for int8 calibration; ``sha256`` is that of their prepared pixels."""
 
     images: str
     count: int
@@ -40,7 +41,7 @@ class CalibrationMeta(TypedDict):
 
 
 class QuantisationMeta(TypedDict):
-    """How an artefact was made int8; ``layers``: how many operators of each kind take int8 inputs."""
+    """How an artefact was quantised; ``layers``: number of operators with int8 inputs, by kind."""
 
     tool: str
     version: str | None
@@ -51,14 +52,14 @@ class QuantisationMeta(TypedDict):
 
 
 class TrainingMeta(TypedDict):
-    """With what it was trained."""
+    """Versions and git state of the training."""
 
     versions: Mapping[str, str | None] | None
     git: GitState | None
 
 
 class ExportMeta(TypedDict):
-    """When and with what it was exported."""
+    """Time, versions and git state of the export."""
 
     created: str
     versions: dict[str, str]
@@ -66,10 +67,11 @@ class ExportMeta(TypedDict):
 
 
 class ArtefactMeta(TypedDict):
-    """What an artefact says of itself; the keys that it shares with :class:`excite.weights.header.Meta` mean the same.
+    """The metadata of an artefact; keys shared with :class:`excite.weights.header.Meta` have the same meaning.
 
     Attributes:
-        source: where it came from; weights_sha256: hexadecimal.
+        source: the exported run or checkpoint.
+        weights_sha256: SHA-256 of its weights, in hexadecimal.
     """
 
     model: ModelMeta
@@ -90,11 +92,11 @@ class ArtefactMeta(TypedDict):
 
 
 def describe(predictor: Predictor, located: Located, kind: str) -> ArtefactMeta:
-    """What the float32 artefact says of itself, JSON-able; :func:`describe_int8` makes it an int8 one's.
+    """The metadata of a float32 artefact, ready for JSON; :func:`describe_int8` changes them to those of an int8 one.
 
     Args:
         predictor: the trained network.
-        located: where it came from.
+        located: its origin.
         kind: ``uint8`` or ``float``, see ``Deployable``.
     """
     size, channels = predictor.preprocessing.image_size, predictor.preprocessing.in_chans
@@ -132,14 +134,14 @@ def describe(predictor: Predictor, located: Located, kind: str) -> ArtefactMeta:
 def describe_int8(
     meta: ArtefactMeta, tool: str, with_gates: bool, layers: Mapping[str, int], calibration: CalibrationMeta
 ) -> ArtefactMeta:
-    """What the int8 artefact made of a float32 one says of itself.
+    """The metadata of an int8 artefact.
 
     Args:
-        meta: what the float32 artefact says.
-        tool: the package that quantised.
+        meta: the metadata of the float32 artefact.
+        tool: the package that quantised it.
         with_gates: whether the gates were quantised, too.
-        layers: how many operators of each kind take int8 inputs.
-        calibration: the images that its ranges were taken from.
+        layers: number of operators with int8 inputs, by kind.
+        calibration: the calibration images.
     """
     about: QuantisationMeta = {
         "tool": tool,
@@ -163,7 +165,7 @@ def _installed() -> dict[str, str]:
 
 
 def _training_git(folder: Path) -> GitState | None:
-    """Commit that the run was made with, from its environment.json."""
+    """The git state of the training, from the run's environment.json."""
     for run in (folder, *folder.parents[1:2]):
         try:
             return read_environment(run / "environment.json")["git"]

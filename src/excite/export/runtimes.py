@@ -1,10 +1,10 @@
-"""Before an artefact is written, every installed runtime that can read it is asked, from new sessions.
+"""Before an artefact is put in place, every installed runtime that can read it is tested, in new sessions.
 
-A verification that runs one session over many images does not see a first call that is wrong, nor a size of image that
-the user's own images do not have: OpenVINO 2026.4 gave nonsense in the first call of a graph with a conditional, and
-for images smaller than the network's with an absolute value in its whole numbers, where ONNX Runtime was right.
+Running one session over many images would miss a wrong first call, and image sizes that the user's images do not have.
+OpenVINO 2026.4 gave wrong results in the first call of a graph with a conditional, and, with an absolute value of
+integers, for images smaller than the network's input; ONNX Runtime was right.
 
-Letters: N images, H x W pixels, C channels, S side of what the network sees, K classes.
+Letters: N images, H x W pixels, C channels, S side of the network's input, K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,21 +26,21 @@ from excite.export.sessions import Run, sessions_of
 from excite.export.verify import Comparison, compare_logits, reference_logits, to_input
 from excite.trained.predictor import Predictor
 
-#: The reference evaluator is written in NumPy: a network with more multiply-accumulates an image would take minutes.
+#: Most multiply-accumulates per image for ONNX's reference evaluator, which is written in NumPy and slow.
 REFERENCE_MACS = 2e8
-#: Two runtimes round an int8 network at different places. What is more than this is no rounding: times the difference
-#: of the artefact's own runtime from PyTorch, and share of the largest logit; the larger of both counts.
+#: Runtimes round an int8 network differently. The tolerated difference is the larger of INT8_TIMES the difference
+#: between the artefact's own runtime and PyTorch, and INT8_SHARE of the largest logit.
 INT8_TIMES, INT8_SHARE = 2.0, 0.1
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images of one size, and what the PyTorch model makes of them.
+    """Images of one size, with the logits of the PyTorch model.
 
     Attributes:
-        images: as the artefact takes them.
-        logits: (N, K).
-        size: in words.
+        images: in the form of the artefact's input.
+        logits: float32 (N, K).
+        size: number and size of the images in words.
     """
 
     images: np.ndarray
@@ -50,7 +50,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one session: which case, which call of the session (from 0), and its logits."""
+    """A call of a session: the case, the number of the call in its session (from 0), and the logits."""
 
     case: int
     number: int
@@ -59,11 +59,11 @@ class Call:
 
 @dataclass
 class Asked:
-    """What the runtimes said of an artefact.
+    """The results of all runtimes for an artefact.
 
     Attributes:
-        calls: runtime, with its version -> its calls; the artefact's own runtime is the first.
-        left_out: runtime -> why it was not asked.
+        calls: runtime, with its version -> its calls; the artefact's own runtime comes first.
+        left_out: runtime -> why it was not tested.
     """
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Asked:
 
 
 def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
-    """The network's size, and for ``uint8`` a larger and a narrow one; batches of 1 to 3 images (blurred noise)."""
+    """Test cases of the network's image size and, for ``uint8``, a larger and a narrow one; 1 to 3 images each."""
     p = predictor.preprocessing
     size = p.image_size
     shapes = [(1, size, size), (3, size, size)]
@@ -89,17 +89,18 @@ def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
 
 
 def ask(format: str, path: Path, cases: Sequence[Case], threads: int, macs: float) -> Asked:
-    """Run all cases in all installed runtimes: each in a new session, twice; then all in the last one, in turns.
+    """Run all cases in all installed runtimes: each case twice in a new session, then all in the last session.
 
     Args:
-        format: of the artefact. path: its file.
-        cases: what is run.
-        threads: of a runtime.
-        macs: multiply-accumulates of the network for an image; the reference evaluator is left out where there are too
-            many, and runs each case once.
+        format: format of the artefact.
+        path: its file.
+        cases: the cases to run.
+        threads: threads per runtime.
+        macs: multiply-accumulates of the network per image; ONNX's reference evaluator is left out if there are too
+            many, and runs each case only once.
 
     Raises:
-        ExciteError: the artefact's own runtime cannot open it, or any that opened it cannot run a case.
+        ExciteError: the artefact's own runtime cannot open it, or a runtime that opened it cannot run a case.
     """
     asked = Asked()
     readers = formats.get(format).readers
@@ -107,7 +108,7 @@ def ask(format: str, path: Path, cases: Sequence[Case], threads: int, macs: floa
         if find_spec(runtime) is None:
             asked.left_out[runtime] = f"not installed ({install_line('export')})"
         elif runtime == "onnx" and macs > REFERENCE_MACS:
-            asked.left_out[runtime] = f"its reference evaluator would take minutes for {macs / 1e9:.2g} G products"
+            asked.left_out[runtime] = f"its reference evaluator would take minutes for {macs / 1e9:.2g} GMACs"
         else:
             _ask_one(runtime, path, cases, threads, asked, own=runtime == readers[0])
     return asked
@@ -122,12 +123,12 @@ def _ask_one(runtime: str, path: Path, cases: Sequence[Case], threads: int, aske
         try:
             sessions = sessions or sessions_of(runtime, path, threads)
             run = sessions()
-        except Exception as error:  # each has errors of its own
+        except Exception as error:  # each runtime has its own errors
             if own:
                 raise ExciteError(
                     f"{name} cannot open the artefact: {_last_line(error)}; nothing was written"
                 ) from error
-            asked.left_out[runtime] = f"it cannot open this file, so do not use it with it: {_last_line(error)}"
+            asked.left_out[runtime] = f"it cannot open this file, so do not use this runtime: {_last_line(error)}"
             return
         calls += [_call(name, run, cases, i, number) for number in range(1 if runtime == "onnx" else 2)]
     if run is not None and runtime != "onnx":
@@ -150,9 +151,10 @@ def _last_line(error: BaseException) -> str:
 
 
 def judge_fp32(name: str, asked: Asked, cases: Sequence[Case], tolerance: float) -> float:
-    """The largest difference from the PyTorch model's logits, in units of its largest logit.
+    """The largest difference from the PyTorch model's logits, relative to its largest logit.
 
-    Raises ExciteError where a call of any runtime differs by more than ``tolerance``.
+    Raises:
+        ExciteError: a call of any runtime differs by more than ``tolerance``.
     """
     worst = 0.0
     for runtime, calls in asked.calls.items():
@@ -165,10 +167,11 @@ def judge_fp32(name: str, asked: Asked, cases: Sequence[Case], tolerance: float)
 
 
 def judge_int8(name: str, asked: Asked, cases: Sequence[Case], tolerance: float) -> float:
-    """The largest difference of two runtimes' logits, in units of the PyTorch model's largest logit.
+    """The largest difference between the logits of runtimes, relative to the PyTorch model's largest logit.
 
-    Raises ExciteError where a session's calls with the same images differ by more than ``tolerance``, or a runtime
-    differs from the artefact's own by more than int8's rounding.
+    Raises:
+        ExciteError: calls with the same images differ by more than ``tolerance`` within a runtime, or a runtime differs
+            from the artefact's own by more than int8 rounding can explain.
     """
     worst, own = 0.0, _first_calls(next(iter(asked.calls.values())))
     for runtime, calls in asked.calls.items():
@@ -205,9 +208,9 @@ def _disagrees(
 
 
 def sentences(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> list[str]:
-    """Who was asked for what, and who was not, and why."""
+    """Sentences about the runtimes that agree, and those that were not run, and why."""
     lines = [
-        f"{name} agrees in {', '.join(asked.calls)}, from the first call of new sessions on: "
+        f"{name} agrees in {', '.join(asked.calls)}, from the first call of a new session: "
         f"{', '.join(case.size for case in cases)} (within {worst:.2g} of the largest logit)"
     ]
     lines += [f"{name} was not run in {runtime}: {why}" for runtime, why in asked.left_out.items()]
@@ -215,13 +218,14 @@ def sentences(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> l
 
 
 class Verdict(TypedDict):
-    """What the runtimes said about an artefact.
+    """The result of all runtimes for an artefact.
 
     Attributes:
-        what: its name.
-        asked: names of runtimes; not_asked: others, and why.
-        cases: sizes of images.
-        relative_difference: the largest of logits, in units of the largest logit.
+        what: name of the artefact.
+        asked: runtimes that were tested.
+        not_asked: other runtimes, with the reason.
+        cases: numbers and sizes of the test images.
+        relative_difference: the largest difference of logits / the largest logit.
     """
 
     what: str
@@ -232,7 +236,7 @@ class Verdict(TypedDict):
 
 
 def to_dict(name: str, asked: Asked, cases: Sequence[Case], worst: float) -> Verdict:
-    """For ``excite export --json``."""
+    """The result as JSON values, for ``excite export --json``."""
     return {
         "what": name,
         "asked": list(asked.calls),

@@ -1,4 +1,4 @@
-"""The runtimes: how each opens a file, on the CPU and in float32.
+"""The runtimes: how each opens an artefact, on the CPU and in float32.
 
 Letters: N images, K classes.
 """
@@ -15,12 +15,12 @@ import torch
 
 from excite.export.deployable import INPUT, OUTPUT
 
-#: uint8 or float32 images, as the artefact takes them -> float32 logits (N, K).
+#: uint8 or float32 images, in the form of the artefact's input -> float32 logits (N, K).
 Run = Callable[[np.ndarray], np.ndarray]
 
 
 def open_in(runtime: str, path: Path, threads: int) -> Run:
-    """Load an artefact in one of the packages that formats name as ``readers``, in a session of its own."""
+    """Load an artefact in a new session of one of the runtimes that formats list as ``readers``."""
     if runtime == "onnxruntime":
         import onnxruntime
 
@@ -29,7 +29,7 @@ def open_in(runtime: str, path: Path, threads: int) -> Run:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda images: session.run([OUTPUT], {INPUT: images})[0]
     if runtime == "openvino":
-        # Without the hint OpenVINO computes in bfloat16 wherever the processor can.
+        # Without the hint, OpenVINO computes in bfloat16 if the processor supports it.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         compiled = openvino_core().compile_model(str(path), "CPU", settings)
         return lambda images: np.array(compiled(images)[OUTPUT])
@@ -45,9 +45,9 @@ def open_in(runtime: str, path: Path, threads: int) -> Run:
 def openvino_core() -> Any:
     """The one ``openvino.Core`` of this process.
 
-    Each Core's CPU plugin gives the thread a stack for signal handlers, and when it goes puts back the one that it
-    found. Of two, the one made last puts back the other's, which is gone: the next signal ends the process without a
-    word (OpenVINO 2026.4, where Python's faulthandler is on and any child process ends).
+    Each Core's CPU plugin sets a signal-handler stack for the thread, and restores the previous one when it is
+    destroyed. With two Cores, the later one restores the stack of the other, which no longer exists: the next signal
+    then kills the process silently (OpenVINO 2026.4, with Python's faulthandler, when any child process ends).
     """
     import openvino
 
@@ -55,11 +55,11 @@ def openvino_core() -> Any:
 
 
 def sessions_of(runtime: str, path: Path, threads: int) -> Callable[[], Run]:
-    """A function that gives a new session of ``open_in`` at every call."""
+    """A function that opens a new session, as ``open_in`` does, at every call."""
     if runtime != "torch":
         return partial(open_in, runtime, path, threads)
     with quiet():
-        program = torch.export.load(path)  # takes seconds and runs nothing; each module of it starts anew
+        program = torch.export.load(path)  # takes seconds and runs nothing; each of its modules is a new session
 
     def session() -> Run:
         module = program.module()
@@ -75,7 +75,7 @@ def sessions_of(runtime: str, path: Path, threads: int) -> Callable[[], Run]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters warn of what is none of the user's concern (torchvision is missing, a name will change)."""
+    """Silence warnings of the exporters that do not concern the user (torchvision is missing, a name will change)."""
     import logging
 
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "root", "nncf")]

@@ -1,4 +1,4 @@
-"""Verification: the written artefact in its own runtime beside the PyTorch model, on the same images.
+"""Verification: compare the written artefact, in its own runtime, with the PyTorch model on the same images.
 
 Letters: N images, K classes.
 """
@@ -21,18 +21,19 @@ from excite.runtime.timing import in_turns
 from excite.trained.predictor import Predictor
 
 BATCH = 16
-#: Seconds that the timing of one batch size takes, and the least and most rounds.
+#: Seconds for timing one batch size; least and most rounds.
 TIMING_SECONDS, ROUNDS = 3.0, (5, 50)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out on one side, or of one artefact.
+    """The result of the PyTorch model or of an artefact.
 
     Attributes:
-        logits: (N, K).
-        accuracy: top-1 in percent, or None where the classes are not known.
-        ms: batch size -> median milliseconds of a batch.
+        name: its name in tables and messages.
+        logits: float32 (N, K).
+        accuracy: top-1 in percent; None if the classes are unknown.
+        ms: batch size -> median milliseconds per batch.
     """
 
     name: str
@@ -43,13 +44,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An artefact beside the PyTorch model.
+    """Comparison of an artefact with the PyTorch model.
 
     Attributes:
-        largest: the largest absolute difference of two logits; NaN where either side is not finite.
+        largest: the largest absolute difference of logits; NaN if any are not finite.
         scale: the largest absolute logit of the PyTorch model.
-        agreement: percent of the images with the same top-1 class; where either side is not finite there is none.
-        not_finite: images for which the artefact's logits are not all finite, and those for which the model's are not.
+        agreement: percent of the images with the same top-1 class; images without finite logits do not agree.
+        not_finite: numbers of images without finite logits: (from the artefact, from the model).
     """
 
     largest: float
@@ -59,12 +60,12 @@ class Comparison:
 
     @property
     def relative(self) -> float:
-        """``largest`` in units of the largest logit (of 1, where all are smaller)."""
+        """``largest`` / max(1, ``scale``)."""
         return self.largest / max(1.0, self.scale)
 
 
 def compare_logits(reference: np.ndarray, logits: np.ndarray) -> Comparison:
-    """Two arrays (N, K) of logits of the same images."""
+    """Compare two arrays of logits (N, K) of the same images."""
     if reference.shape != logits.shape:
         return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
     ours, theirs = predicted(torch.from_numpy(reference)), predicted(torch.from_numpy(logits))
@@ -76,14 +77,14 @@ def compare_logits(reference: np.ndarray, logits: np.ndarray) -> Comparison:
 
 
 def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
-    """uint8 images (N, H, W, C) as an artefact of this kind takes them."""
+    """Convert uint8 images (N, H, W, C) to the input of an artefact of this kind."""
     if kind == "uint8":
         return np.ascontiguousarray(pixels)
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
 
 
 def reference_logits(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """uint8 (N, S, S, C), prepared by Pillow -> float32 (N, K), as ``excite predict`` computes them."""
+    """Images prepared by Pillow, uint8 (N, S, S, C) -> logits float32 (N, K), as in ``excite predict``."""
     return predictor.logits(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).cpu().numpy()
 
 
@@ -96,9 +97,19 @@ def measure_artefacts(
 ) -> tuple[Outcome, list[Outcome]]:
     """Run the PyTorch model and every artefact on all images, then time them in turns.
 
-    An artefact that takes uint8 gets the images as they are, and resizes them itself; the others get prepared ones.
-    Images of one size that follow one another share a batch. The logits are compared with those of the model as it was
-    built; timed is the form that ``excite predict`` runs on a CPU, folded where it can be, as the artefacts are.
+    A uint8 artefact gets the original images and resizes them itself; a float artefact gets prepared images.
+    Consecutive images of the same size share a batch. Logits are compared with those of the model as built; for timing,
+    the model has the form that ``excite predict`` runs on a CPU, folded if possible, like the artefacts.
+
+    Args:
+        predictor: the network.
+        artefacts: name -> session.
+        samples: the images.
+        kind: the input of the artefacts.
+        progress: called with (images done, images in total).
+
+    Returns:
+        The outcome of the PyTorch model, and those of the artefacts.
     """
     logits: dict[str, list[np.ndarray]] = {name: [] for name in ["", *artefacts]}
     for batch in _batches(samples, kind, predictor):
@@ -122,13 +133,13 @@ def _folds(predictor: Predictor) -> bool:
 
 
 def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads: int) -> str:
-    """What the milliseconds are of, on either side."""
+    """A sentence on what was timed, for the model and the artefacts."""
     size = predictor.preprocessing.image_size
-    norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded in the artefact alone"
-    resize = "" if kind == "float" else ", the artefact's resize to the same size among them"
+    norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded only in the artefact"
+    resize = "" if kind == "float" else ", including the artefact's resize to the same size"
     return (
-        f"ms: median, in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared {size} x {size} pixels to "
-        f"logits{resize}; {reference.name}: what excite predict runs on a CPU; {norms}"
+        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared {size} x {size} "
+        f"pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
     )
 
 
@@ -155,7 +166,7 @@ def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
 def _time(
     predictor: Predictor, artefacts: dict[str, Run], samples: Samples, kind: InputKind
 ) -> dict[str, dict[int, float]]:
-    """Median ms of a batch of prepared images, in turns, so that a busy machine slows all of them down alike."""
+    """Median ms per batch of prepared images, measured in turns, so that a busy machine slows all equally."""
     found: dict[str, dict[int, float]] = {name: {} for name in ["", *artefacts]}
     for size in (1, BATCH):
         one = [prepare(samples.read(i % len(samples)), predictor.preprocessing) for i in range(size)]
@@ -163,8 +174,8 @@ def _time(
         images = to_input(pixels, kind)
         calls: dict[str, Callable[[], Any]] = {"": partial(reference_logits, predictor, pixels)}
         calls |= {name: partial(run, images) for name, run in artefacts.items()}
-        # Threads of ONNX Runtime go on spinning for a while after a run: on 2 cores the pass after it took 3.3 times as
-        # long. Each one's first pass in its turn is not timed, so that nobody pays for another's threads.
+        # Threads of ONNX Runtime keep spinning for a while after a run: on 2 cores the next pass took 3.3 times as
+        # long. The first pass of each turn is therefore not timed.
         timed = in_turns(calls, predictor.device, seconds=TIMING_SECONDS, rounds=ROUNDS, passes=3, cold=1)
         for name, taken in timed.items():
             found[name][size] = taken.median_ms

@@ -1,1 +1,1 @@
-"""What is shown to be kept: pages, figures, tables, and the intervals in them."""
+"""Output to keep: pages, figures, tables, and the confidence intervals in them."""

@@ -1,5 +1,7 @@
-"""What every drawing shares: colours, marks, how Matplotlib treats text, how a figure is written, and that a picture
-which cannot be drawn costs a sentence and nothing else. Imports nothing heavy."""
+"""Common parts of all figures: colours, markers, Matplotlib's text settings, and writing files.
+
+A figure that cannot be drawn costs one message and nothing else. Imports nothing heavy.
+"""
 
 import io
 import warnings
@@ -14,9 +16,9 @@ from excite.errors import ExciteError, first_line
 from excite.files import written_aside
 from excite.text import printable, printable_lines
 
-#: Okabe & Ito's, which colour-blind readers can tell apart.
+#: The palette of Okabe & Ito, which colour-blind readers can distinguish.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-#: A mark of its own for each line besides, for those who see no colours.
+#: Markers, so that lines differ without colour, too.
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 _P = ParamSpec("_P")
@@ -25,16 +27,16 @@ _Drawn = TypeVar("_Drawn")
 
 @contextmanager
 def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """In which figures are made and written.
+    """The Matplotlib settings in which figures are drawn and written.
 
     Args:
-        more: further settings of Matplotlib's (``rcParams``).
+        more: further ``rcParams``.
     """
     from matplotlib import rc_context
 
-    # Text as text: it can be searched and read aloud. Without hashsalt and date, equal data would give unequal files.
-    # Names of runs, classes and files are the user's, in which a $ is a $ and no formula (which may be no valid one),
-    # a % no comment of LaTeX's; a user's own settings may ask for either.
+    # Text stays text, so that it can be searched and read aloud. A fixed hashsalt and no date: equal data give equal
+    # files. Names of runs, classes and files come from the user: "$" starts no formula and "%" no LaTeX comment,
+    # whatever the user's own Matplotlib settings.
     options = {
         "svg.fonttype": "none",
         "svg.hashsalt": "excite",
@@ -44,21 +46,21 @@ def style(more: Mapping[str, Any] | None = None) -> Iterator[None]:
         "axes.formatter.use_mathtext": False,
     }
     with rc_context({**options, **(more or {})}), warnings.catch_warnings():
-        # Of a name in another script; in an SVG the reader's own fonts have it.
+        # Names in another script; the reader's own fonts show them in an SVG.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         warnings.filterwarnings("ignore", "Matplotlib currently does not support .* natively")
-        # Of labels that need all the room there is; the figure is written all the same.
+        # Labels that need all the space; the figure is written anyway.
         warnings.filterwarnings("ignore", "constrained_layout not applied")
         yield
 
 
 def drawn_width(text: str) -> int:
-    """In Latin characters; Chinese and the like are twice as wide."""
+    """The width of a text in Latin characters; Chinese and similar characters count twice."""
     return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def shortened(text: str, most: int) -> str:
-    """A name of the user's where there is room for ``most`` Latin characters only, on one line and printable."""
+    """A name shortened to the width of ``most`` Latin characters, on one line and printable."""
     text = printable(text)
     if drawn_width(text) <= most:
         return text
@@ -67,20 +69,23 @@ def shortened(text: str, most: int) -> str:
 
 
 def save(figure: Any, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside each other. Raises ExciteError.
+    """Write a figure as PNG and as SVG. Raises ExciteError.
 
     Args:
-        figure: a matplotlib Figure.
-        path: without suffix.
+        figure: a Matplotlib figure.
+        path: the path without suffix.
+
+    Returns:
+        The paths of the two files.
     """
     return [write(figure, path.with_name(f"{path.name}.{kind}")) for kind in ("png", "svg")]
 
 
 def write(figure: Any, path: Path, dpi: int = 110) -> Path:
-    """Write a figure as PNG or SVG, by the name of ``path``, whole or not at all: the door that every figure leaves by.
+    """Write a figure atomically as SVG if ``path`` ends in ".svg", else as PNG. All figures are written here.
 
     Raises:
-        ExciteError: it cannot be written.
+        ExciteError: it could not be drawn, or cannot be written.
     """
     if isinstance(figure, Undrawn):
         raise ExciteError(figure.reason)
@@ -91,7 +96,7 @@ def write(figure: Any, path: Path, dpi: int = 110) -> Path:
 
 
 def svg(figure: Any) -> str:
-    """A figure as the text of an SVG file."""
+    """A figure as SVG text."""
     return _file(figure, "svg", 110).decode()
 
 
@@ -104,14 +109,14 @@ def _file(figure: Any, kind: str, dpi: int) -> bytes:
 
 
 def _make_printable(figure: Any) -> None:
-    """Escape what a figure's texts must not hold: an SVG with a control character in it is no XML any more."""
+    """Escape control characters in a figure's texts: an SVG that contains one is not valid XML."""
     from matplotlib.text import Text
     from matplotlib.ticker import FixedFormatter, FuncFormatter
 
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             labels = axis.get_major_formatter()
-            if isinstance(labels, FixedFormatter | FuncFormatter):  # labels that were given, not numbers of an axis
+            if isinstance(labels, FixedFormatter | FuncFormatter):  # given labels, not the numbers of an axis
                 axis.set_major_formatter(FuncFormatter(_printable_labels(labels)))
     for text in figure.findobj(Text):
         text.set_text(printable_lines(text.get_text()))
@@ -131,13 +136,13 @@ def reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Undrawn:
-    """What stands for a figure that could not be drawn: the reason."""
+    """Stands for a figure that could not be drawn, with the reason."""
 
     reason: str
 
 
 def attempt(draw: Callable[_P, _Drawn], *arguments: _P.args, **options: _P.kwargs) -> _Drawn | Undrawn:
-    """A figure in our style, or :class:`Undrawn`."""
+    """The result of ``draw(*arguments, **options)`` in our style, or :class:`Undrawn` if it raises an error."""
     try:
         with style():
             return draw(*arguments, **options)
@@ -147,13 +152,13 @@ def attempt(draw: Callable[_P, _Drawn], *arguments: _P.args, **options: _P.kwarg
 
 @contextmanager
 def dispensable(what: str, say: Callable[[str], object]) -> Iterator[None]:
-    """Around the drawing of ``what``, after the numbers were written: if it fails, that is a sentence and no error.
+    """A context for drawing ``what`` after the numbers were written: a failure becomes a message, not an error.
 
     Args:
-        what: what is drawn, such as the file's name.
-        say: called with the sentence.
+        what: what is drawn, such as a file name.
+        say: called with the message.
     """
     try:
         yield
     except Exception as error:
-        say(f"{what} could not be drawn ({reason(error)}); the numbers are whole")
+        say(f"{what} could not be drawn ({reason(error)}); the numbers are complete")

@@ -1,6 +1,6 @@
-"""What an object shows of itself in a notebook: a small table, which needs no style sheet and runs nothing.
+"""How objects appear in a notebook: as a small HTML table without style sheet or script.
 
-Everything in it is other people's text and is escaped. Imports nothing heavy.
+All text is escaped. Imports nothing heavy.
 """
 
 import base64
@@ -15,7 +15,7 @@ from excite.text import printable
 if TYPE_CHECKING:
     import numpy as np
 
-#: Rows that a table shows at most.
+#: The most rows that a table shows.
 MOST_ROWS = 20
 #: The longer side of a thumbnail, pixels.
 SIDE = 64
@@ -27,14 +27,14 @@ class Thumbnail:
 
     Args:
         pixels: uint8 (H, W, C), C 1 or 3; None: an empty cell.
-        title: what it shows, for those who do not see it.
+        title: alternative text.
     """
 
     pixels: "np.ndarray | None"
     title: str = ""
 
     def html(self) -> str:
-        """An ``img`` that holds the picture itself."""
+        """An ``img`` element with the picture embedded."""
         if self.pixels is None:
             return ""
         from PIL import Image
@@ -45,7 +45,7 @@ class Thumbnail:
         image.save(out, "PNG")
         title = escape(printable(self.title), quote=True)
         source = base64.b64encode(out.getvalue()).decode()
-        # Images of a few pixels are drawn as they are, larger.
+        # Tiny images are enlarged without smoothing.
         style = f"height:{SIDE}px;margin:0;image-rendering:{'pixelated' if max(image.size) < SIDE else 'auto'}"
         return f'<img alt="{title}" title="{title}" style="{style}" src="data:image/png;base64,{source}">'
 
@@ -61,14 +61,14 @@ def show_table(
     notes: Sequence[str] = (),
     more: int = 0,
 ) -> str:
-    """A table as HTML: ``title`` above it, at most :data:`MOST_ROWS` rows, and a sentence for each of the ``notes``.
+    """A table as HTML: a title, at most :data:`MOST_ROWS` rows, and a line for each note.
 
     Args:
-        heads: over the columns; none where all are empty.
+        heads: column headings; left out if all are empty.
         rows: texts and thumbnails.
-        title: one line.
-        notes: below.
-        more: rows that were left out already.
+        title: one line above the table.
+        notes: lines below the table.
+        more: rows that the caller left out already.
     """
     style = ' style="text-align:left;white-space:pre-wrap"'
     parts = [f"<b>{_text(title)}</b>"] if title else []

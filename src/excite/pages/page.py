@@ -1,8 +1,7 @@
-"""A self-contained HTML page: text, tables, figures and pictures in one file that opens from the disk.
+"""Self-contained HTML pages: text, tables, figures and pictures in one file that opens from disk.
 
-Nothing is loaded from anywhere: styles, the few lines of script and all pictures are in the file, and its
-Content-Security-Policy forbids the rest. All text is escaped. The look is in ``page.html.jinja``, ``page.css`` and
-``page.js`` beside this file.
+Nothing is loaded: styles, the short script and all pictures are in the file, and its Content-Security-Policy forbids
+anything else. All text is escaped. The layout is in ``page.html.jinja``, ``page.css`` and ``page.js``.
 """
 
 import base64
@@ -22,27 +21,27 @@ from excite.files import write_text
 from excite.pages.figures import Undrawn, reason, svg
 from excite.text import printable_lines, tell
 
-#: What stands where there is no value.
+#: Shown for a missing value.
 ABSENT = "\u2013"
 
-#: Texts in tables are broken into lines only where they are longer.
+#: Characters up to which text in a table is not broken into lines.
 UNBROKEN = 28
-#: A table of at most so many rows and more than so many columns, too wide, becomes a list of names and values.
+#: A table with at most FEW_ROWS rows and more than FEW_COLUMNS columns may become a list of names and values.
 FEW_ROWS, FEW_COLUMNS = 4, 4
 
 
 def link(text: str, address: str) -> Markup:
-    """A link for a paragraph, to be followed by the reader; nothing is loaded from it."""
+    """A link for use in a paragraph; the page itself loads nothing from it."""
     return Markup('<a href="{}" rel="noreferrer">{}</a>').format(address, text)
 
 
 def mono(text: str) -> Markup:
-    """A name, path or command for a paragraph, in a fixed-width font."""
+    """A name, path or command in a fixed-width font, for use in a paragraph."""
     return Markup("<code>{}</code>").format(text)
 
 
 def format_value(value: object, spec: str = "") -> str:
-    """``format(value, spec)``, with a dash for None; texts take no spec."""
+    """``format(value, spec)`` for numbers; None becomes a dash, booleans "yes" or "no", and text is unchanged."""
     if value is None:
         return ABSENT
     if isinstance(value, bool):
@@ -55,11 +54,11 @@ class Column:
     """A column of a table.
 
     Attributes:
-        key: of the rows.
-        heading: over it.
+        key: its key in the rows.
+        heading: its heading.
         spec: format of its numbers, such as ".2f".
-        align: "left" or "right"; None takes the right for a column of numbers.
-        title: what the heading means, where it needs words.
+        align: "left" or "right"; None: right for numbers.
+        title: an explanation of the heading, shown as a tooltip.
     """
 
     key: str
@@ -71,7 +70,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Card:
-    """A headline number: what it is, the number as text, and a few words below."""
+    """A headline number: its label, the number as text, and a short note below."""
 
     label: str
     value: str
@@ -80,11 +79,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph: ``image`` is PNG or JPEG bytes; ``alt`` says what it shows to those who cannot see it.
+    """A photograph: ``image`` is PNG or JPEG bytes, ``alt`` its alternative text.
 
     Attributes:
-        lines: below the picture, the first one in bold.
-        pixelated: enlarge small pictures by whole pixels, without smoothing.
+        lines: lines below the picture, the first one in bold.
+        pixelated: enlarge a small picture without smoothing.
     """
 
     image: bytes
@@ -100,7 +99,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing: ``svg`` as :func:`inline_svg` gives it; ``wide`` ones scroll in their box on a narrow screen."""
+    """A drawing: ``svg`` from :func:`inline_svg`; if ``wide``, it scrolls in its box on a narrow screen."""
 
     svg: Markup
     caption: str = ""
@@ -108,7 +107,7 @@ class Figure:
 
 
 class Head(TypedDict):
-    """A column's heading, what it means, and whether the column stands on the right."""
+    """A column heading, its explanation, and whether the column is right-aligned."""
 
     text: str
     title: str | None
@@ -119,8 +118,8 @@ class Cell(TypedDict):
     """A cell of a table.
 
     Attributes:
-        sort: what the script sorts numbers by; texts, where it is None, are sorted as they are shown.
-        whole: whether it is never broken into lines.
+        sort: sort key of a number; None: sort by the text.
+        whole: whether it must not be broken into lines.
     """
 
     text: str
@@ -131,7 +130,7 @@ class Cell(TypedDict):
 
 @dataclass
 class Block:
-    """Something on the page; ``kind`` names the template's macro, ``values`` are its arguments."""
+    """An element of the page; ``kind`` names a macro of the template, ``values`` are its arguments."""
 
     kind: str
     values: dict[str, Any]
@@ -139,7 +138,7 @@ class Block:
 
 @dataclass
 class Content:
-    """What sections and folded parts are made of: the blocks, in their order."""
+    """The content of a section or a folded part: blocks in order."""
 
     page: "Page"
     blocks: list[Block] = field(default_factory=list)
@@ -148,35 +147,37 @@ class Content:
         self.blocks.append(Block(kind, values))
 
     def paragraph(self, *parts: str | Markup) -> None:
-        """A paragraph; plain texts are escaped, :func:`link` and :func:`mono` give parts with a form."""
+        """Add a paragraph; plain text is escaped, :func:`link` and :func:`mono` give formatted parts."""
         self._add("paragraph", text=Markup("").join(escape(part) for part in parts))
 
     def note(self, *parts: str | Markup) -> None:
-        """A paragraph set apart: what is missing and why, how a number is to be read."""
+        """Add a note: what is missing and why, or how to read a number."""
         self._add("note", text=Markup("").join(escape(part) for part in parts))
 
     def not_measured(self, what: str, why: str, command: str) -> None:
-        """One line in place of a part that has no numbers.
+        """Add a line in place of a part that was not measured.
 
         Args:
-            what: as in "Not measured: WHAT".
+            what: the part, as in "Not measured: WHAT".
             why: the reason, without a full stop.
-            command: that measures it.
+            command: the command that measures it.
         """
         self.note(f"Not measured: {what} ({why}). To measure it: ", mono(command))
 
     def heading(self, text: str) -> None:
-        """A heading below the section's own."""
+        """Add a subheading."""
         self._add("heading", text=text)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, object]], caption: str = "") -> None:
-        """A table that can be sorted by each column. One that is wider than the screen scrolls in its box, which says
-        so; a short one of many columns becomes a list of names and values.
+        """Add a table that can be sorted by each column.
+
+        If it is wider than the screen, it scrolls in its box; a short one with many columns becomes a list of names and
+        values.
 
         Args:
-            columns: what to show, from left to right.
+            columns: the columns, from left to right.
             rows: key -> value; None is shown as a dash and sorted last.
-            caption: says what the table shows.
+            caption: the caption.
         """
         right = [_on_the_right(column, rows) for column in columns]
         heads: list[Head] = [
@@ -187,31 +188,31 @@ class Content:
         self._add("table", heads=heads, lines=lines, caption=caption, short=short)
 
     def key_values(self, pairs: Sequence[tuple[str, object]]) -> None:
-        """Names and values, a pair a line; values None are shown as a dash."""
+        """Add names and values, one pair per line; None is shown as a dash."""
         self._add("key_values", pairs=[(name, v if isinstance(v, Markup) else format_value(v)) for name, v in pairs])
 
     def cards(self, cards: Sequence[Card]) -> None:
-        """Headline numbers side by side."""
+        """Add headline numbers side by side."""
         self._add("cards", cards=cards)
 
     def figures(self, *figures: Figure) -> None:
-        """Drawings side by side where there is room, below each other where not."""
+        """Add drawings, side by side if there is room."""
         self._add("figures", figures=figures)
 
     def draw(self, figure: Any, alt: str, caption: str = "", wide: bool = False) -> None:
-        """One Matplotlib figure on its own; ``alt`` says what it shows to those who cannot see it."""
+        """Add one Matplotlib figure; ``alt`` is its alternative text."""
         self.figures(self.page.figure(figure, alt, caption, wide))
 
     def gallery(self, pictures: Sequence[Picture], caption: str = "") -> None:
-        """Photographs in a grid."""
+        """Add photographs in a grid."""
         self._add("gallery", pictures=pictures, caption=caption)
 
     def code(self, text: str, label: str = "") -> None:
-        """Text as it is, with a button that copies it."""
+        """Add preformatted text with a copy button."""
         self._add("code", text=text, label=label)
 
     def details(self, summary: str) -> "Content":
-        """A part that the reader unfolds; what it holds is added to what this gives back."""
+        """Add a collapsed part, and return its content, to add to."""
         inner = Content(self.page)
         self._add("details", summary=summary, inner=inner)
         return inner
@@ -219,7 +220,7 @@ class Content:
 
 @dataclass
 class Section(Content):
-    """A part of the page with a heading and a line in the list of contents."""
+    """A part of the page with a heading and an entry in the table of contents."""
 
     id: str = ""
     title: str = ""
@@ -229,10 +230,10 @@ class Page:
     """A page, made section by section.
 
     Args:
-        title: what the page is about; the browser's tab shows it.
-        subtitle: said with it, below the headline.
+        title: the subject of the page, also shown in the browser tab.
+        subtitle: text after the title, below the headline.
         footer: one line at the end.
-        headline: the first heading: the result in words, with its interval.
+        headline: the main heading: the result in words, with its interval.
     """
 
     def __init__(self, title: str, subtitle: str = "", footer: str = "", *, headline: str) -> None:
@@ -241,28 +242,28 @@ class Page:
         self._drawn = 0
 
     def section(self, id: str, heading: str) -> Section:
-        """A new section at the end. ``id`` is the anchor: letters, digits and "-", each once a page.
+        """Add a section at the end. ``id`` is its anchor: lower-case letters, digits and "-", unique on the page.
 
         Raises:
-            ValueError: no such form, or it is there already.
+            ValueError: ``id`` has another form or is already in use.
         """
         if not re.fullmatch(r"[a-z][a-z0-9-]*", id) or any(section.id == id for section in self.sections):
-            raise ValueError(f"{id!r} is no id for a new section")
+            raise ValueError(f"{id!r} is not a valid id for a new section")
         made = Section(self, id=id, title=heading)
         self.sections.append(made)
         return made
 
     def figure(self, figure: Any, alt: str, caption: str = "", wide: bool = False) -> Figure:
-        """A Matplotlib figure, or the text of an SVG of Matplotlib's, ready for :meth:`Content.figures`.
+        """Prepare a Matplotlib figure, or SVG text from Matplotlib, for :meth:`Content.figures`.
 
-        One that cannot be drawn becomes a sentence on the page and on standard error.
+        If it cannot be drawn, a message appears on the page and on standard error.
         """
         self._drawn += 1
         try:
             if isinstance(figure, Undrawn):
                 raise ExciteError(figure.reason)
             return Figure(inline_svg(figure, f"f{self._drawn}", alt), caption, wide)
-        except Exception as error:  # a page is its numbers: they must not be lost for a picture
+        except Exception as error:  # the numbers must not be lost because of a picture
             tell(f"a figure could not be drawn and is missing on the page ({alt}): {reason(error)}")
             return Figure(Markup("<p>{}</p>").format(f"This figure could not be drawn ({reason(error)})."), alt, wide)
 
@@ -271,11 +272,11 @@ class Page:
         script = _asset("page.js")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         html = _template().render(page=self, style=Markup(_asset("page.css")), script=Markup(script), digest=digest)
-        # A browser obeys marks of direction as a terminal does; what else is escaped has no place in HTML at all.
+        # Browsers act on direction marks, as terminals do; the other escaped characters are not allowed in HTML.
         return printable_lines(html)
 
     def write(self, path: Path) -> Path:
-        """Write the page whole or not at all, over one that is there. Raises ExciteError."""
+        """Write the page atomically, replacing an existing file. Raises ExciteError."""
         write_text(path, self.render())
         return path
 
@@ -301,24 +302,24 @@ def data_address(image: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
-#: Of figures that go into a page, over ``excite.pages.figures.style``.
+#: Settings for figures in pages, in addition to ``excite.pages.figures.style``.
 STYLE = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11}
 
 
 def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
-    """An SVG of Matplotlib's to stand in a page: it takes on the page's colours, light or dark, and its font.
+    """Embed a Matplotlib SVG in a page, with the page's font and its light or dark colours.
 
-    Black becomes the colour of text, white areas let the page through; to keep a white or a black, use #fefefe or
-    #010101. Ids get a prefix, since two figures would otherwise share the names of their clip paths.
+    Black becomes the text colour, and white areas become transparent; to keep black or white, use #010101 or #fefefe.
+    Ids get a prefix, because the figures of a page would otherwise share the names of clip paths.
 
     Args:
         figure: a Matplotlib figure, or the text of its SVG (written with ``svg.fonttype: none``).
-        prefix: letters and digits, another for each figure of a page.
-        alt: says what the figure shows to those who cannot see it.
+        prefix: letters and digits, different for each figure of a page.
+        alt: the alternative text.
     """
     text = figure if isinstance(figure, str) else svg(figure)
     text = text[text.index("<svg") :]
-    for part in ("metadata", "style"):  # the style would hold for the whole page; page.css has it for figures
+    for part in ("metadata", "style"):  # its style would apply to the whole page; page.css has the styles for figures
         text = re.sub(rf"<{part}\b.*?</{part}>", "", text, flags=re.DOTALL)
     text = text.replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
     text = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', text)
@@ -327,9 +328,9 @@ def inline_svg(figure: Any, prefix: str, alt: str) -> Markup:
     head, _, body = text.partition(">")
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
     if box is None:
-        raise ValueError("this is no SVG of Matplotlib's: it has no viewBox that starts at 0 0")
+        raise ValueError("this is not an SVG from Matplotlib: it has no viewBox that starts at 0 0")
     label = escape(" ".join(alt.split()))
-    # A width in CSS pixels of one point each would be small: Matplotlib's sizes are points of 4/3 pixels.
+    # Matplotlib's sizes are in points, of 4/3 CSS pixels.
     width = f"{float(box.group(1)) * 4 / 3:.0f}"
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '

@@ -1,4 +1,4 @@
-"""Tables as text: Markdown and CSV. (Those on a terminal are rich's: ``excite.console.make_table``.)"""
+"""Tables as text: Markdown and CSV. For tables on a terminal, see ``excite.console.make_table``."""
 
 import csv
 import io
@@ -13,10 +13,10 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: i
     """A table in Markdown.
 
     Args:
-        heads: over the columns.
-        lines: the cells, as text.
-        left: pads the columns, so that the table reads as plain text too; all but so many are numbers. None: no
-            padding, for documents in which a changed number should change one line.
+        heads: column headings.
+        lines: the cells, as text, row by row.
+        left: pad the columns, so that the table is readable as plain text, too; this many columns on the left are text,
+            the others numbers. None: no padding, for documents in which a changed number should change only one line.
     """
     if left is None:
         rows = [heads, *lines]
@@ -33,11 +33,11 @@ def markdown_table(heads: Sequence[str], lines: Sequence[Sequence[str]], left: i
 
 
 def to_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
-    """Rows as CSV with a heading; None, and a key that a row lacks, becomes an empty field.
+    """Rows as CSV with a heading; None or a missing key becomes an empty field.
 
     Args:
         rows: the values by column.
-        columns: which, in their order; None takes every key, in the order in which they appear.
+        columns: the columns, in order; None: all keys, in order of appearance.
     """
     text = io.StringIO()
     names = list(dict.fromkeys(key for row in rows for key in row)) if columns is None else columns
@@ -48,7 +48,7 @@ def to_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None =
 
 
 def check_csv(path: Path, columns: Sequence[str]) -> None:
-    """Refuse a file that has other columns, before time is spent. Raises ExciteError."""
+    """Raise ExciteError if the file has other columns or cannot be used, before the work that fills it."""
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,11 +58,11 @@ def check_csv(path: Path, columns: Sequence[str]) -> None:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExciteError(f"{path} cannot be used: {error}") from None
     if found not in (None, list(columns)):
-        raise ExciteError(f"{path} has other columns than these rows; give another file")
+        raise ExciteError(f"{path} has other columns than the new rows; choose another file")
 
 
 def append_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
-    """Add rows to a CSV file, which gets a heading if it is new; numbers are rounded to 4 decimals.
+    """Append rows to a CSV file, with a heading if it is new; floats are rounded to 4 decimals.
 
     Raises:
         ExciteError: the file has other columns, or cannot be written.

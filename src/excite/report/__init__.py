@@ -1,4 +1,4 @@
-"""One self-contained page about a trained network: ``excite report``."""
+"""``excite report``: a self-contained page about a trained network."""
 
 from typing import TYPE_CHECKING
 

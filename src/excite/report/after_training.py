@@ -1,4 +1,4 @@
-"""``excite train``: a training, and the report that ends it."""
+"""``excite train``: train a network, then write the report."""
 
 from pathlib import Path
 
@@ -25,33 +25,33 @@ def train(
     quiet: bool = False,
     **changes: object,
 ) -> Results:
-    """Train a network, and leave a run folder with weights, metrics, curves, results and the report.
+    """Train a network and write a run folder with weights, metrics, curves, results and the report.
 
     Args:
-        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which one
-            is chosen; None with ``resume``.
-        overrides: ``section.key=value`` strings, as on the command line, or one of them; or values by key.
-        resume: a run folder to go on with, by its own recipe where none is given.
-        out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
-            the run is trained in a local folder that is kept copied to it.
-        run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
-        time: "20m", "1h30m" or seconds for a new run: as many epochs as fit, at least one.
-        quiet: print nothing (``log.txt`` is written all the same).
-        changes: more values by key: ``epochs=10``, or a section's, ``data={"root": "photos"}``.
+        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which a
+            recipe is chosen. May be None with ``resume``.
+        overrides: one or several ``section.key=value`` strings, as on the command line; or a mapping of keys to values.
+        resume: a run folder to resume, by default with its own recipe.
+        out: folder in which to create the run folder. ``resume``, ``out`` and ``run_dir`` may be addresses such as
+            ``s3://...``: the run is then trained in a local folder that is continuously copied there.
+        run_dir: the run folder itself: started if it is new or empty, resumed if it contains a run.
+        time: "20m", "1h30m" or seconds, for a new run: train for as many epochs as fit, at least one.
+        quiet: print nothing (``log.txt`` is written anyway).
+        changes: further overrides as keyword arguments: ``epochs=10``, or a section, ``data={"root": "photos"}``.
 
     Returns:
-        What ``results.json`` holds: accuracy, speed, size; ``run`` is the path of the run folder. Under torchrun and
-        the like, all processes but the first get an empty one.
+        The contents of ``results.json``: accuracy, speed, size; ``run`` is the path of the run folder. Under torchrun
+        and similar launchers, all processes but the first get an empty dict.
 
     Raises:
-        ExciteError: one sentence: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ... What
-            fails in the report is a sentence on standard error: the run is whole.
+        ExciteError: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ... An error in the report
+            is only printed on standard error, because the run is complete.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
     resume = None if resume is None else storage.local_run(resume)
     name = recipe if recipe is not None else resume
     if name is None:
-        raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to go on with (resume=RUN)")
+        raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to resume (resume=RUN)")
     words = [*override_words(overrides), *override_words(changes)]
     checked = as_recipe(name, words) if resume is not None else recipe_for(name, words, run_dir=run_dir, quiet=quiet)
     limit = None if time is None else parse_duration(time, "time")
@@ -62,9 +62,9 @@ def train(
 
 
 def report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
-    """Write the report of a run that has just ended; whatever fails in it is a sentence, for the run is whole.
+    """Write the report of a run that has just finished; an error is only printed, because the run is complete.
 
-    Only the first process of a job comes here, and waits for no other one: they may be gone.
+    Called in the first process of a job only; it does not wait for others, which may have ended.
     """
     failed = "the report was not written"
     try:
@@ -78,4 +78,4 @@ def report_on_run(run: Path, device: str = "auto", *, quiet: bool) -> None:
         Display(quiet=quiet).message(f"report {path}")
     except (Exception, KeyboardInterrupt) as error:
         reason = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}".rstrip(": ")
-        tell(f"{failed} ({reason}); the run is whole, try again: excite report {run}")
+        tell(f"{failed} ({reason}); the run is complete, try again: excite report {run}")

@@ -48,10 +48,10 @@ from excite.trained.predictor import Predictor
 from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 
-#: Points of a curve that are kept; more become means of as many stretches.
+#: The most points kept of a curve; longer curves are averaged over this many segments.
 POINTS = 200
 QUICK_IMAGES = 200
-#: That the timing of one batch size takes, about.
+#: Approximate time for timing one batch size.
 _TIMING_SECONDS = 1.0
 _RUN_FILES = ("results.json", "metrics.jsonl", "environment.json")
 
@@ -85,27 +85,27 @@ def report(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> Reported:
-    """Study a trained network and write the page about it, over one that is there.
+    """Study a trained network and write a page about it, replacing an existing one.
 
-    The numbers also go into the run's ``results.json`` under ``"report"``, unless they are of other data.
+    The numbers also go into the run's ``results.json`` under ``"report"``, unless they are of other images.
 
     Args:
         source: a run folder or a checkpoint, also at an address.
-        overrides: ``data.key=value`` for other data, ``report.key=value`` for what is measured; see ``load_recipe``.
-        out: the file; None takes ``report.html`` in the run folder (of other data: with the beginning of their
-            fingerprint), beside a checkpoint ``NAME-report.html``, and for an address the same in the current folder.
-        figures: a new folder, which gets every figure of the page as PNG and SVG; None: none.
-        images: at most so many validation images (class-balanced); None takes all.
-        quick: at most 200 images for robustness and gates, and severities 1, 3 and 5 only.
+        overrides: ``data.key=value`` for other data, ``report.key=value`` for what to measure; see ``load_recipe``.
+        out: the file. None: ``report.html`` in the run folder (for other images, with the start of their fingerprint in
+            its name); ``NAME-report.html`` next to a checkpoint, or in the current folder for an address.
+        figures: a new folder for every figure of the page as PNG and SVG; None: do not write them.
+        images: the most validation images to use (class-balanced); None: all.
+        quick: use at most 200 images for robustness and gates, and only severities 1, 3 and 5.
         device: "auto", "cpu", "cuda" ...
-        progress: called with (what is being done, done, in all).
+        progress: called with (current step, units done, units in total).
 
     Returns:
-        The numbers, and the file.
+        The numbers, and the path of the page.
 
     Raises:
-        ExciteError: nothing trained there, the data cannot be read or has other classes, the file cannot be written,
-            or the folder for figures is there already.
+        ExciteError: there is no trained network, the data cannot be read or has other classes, the file cannot be
+            written, or the folder for figures exists.
     """
     tell = progress or (lambda what, done, total: None)
     tell("opening network and data", 0, 1)
@@ -118,7 +118,7 @@ def report(
     if figures is not None:
         check_new_folder(Path(figures))
     study = study_opened(opened, told, keep=whole, quick=quick, progress=tell)
-    # The numbers first: whatever fails in drawing and writing the page, they are measured once only.
+    # The numbers first, so that they are not lost if drawing or writing the page fails.
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
     with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
@@ -130,13 +130,13 @@ def report(
 
 
 def run_files(source: str | Path) -> dict[str, Path]:
-    """The files of a run folder that a report reads, by name, where they are there; fetched from an address."""
+    """The files of a run folder that a report reads and that exist, by name; downloaded if at an address."""
     found = {}
     for name in _RUN_FILES:
         if is_remote(source):
             try:
                 found[name] = Path(local_file(f"{str(source).rstrip('/')}/{name}"))
-            except ExciteError:  # it is no run, or not finished
+            except ExciteError:  # it is not a run, or not finished
                 continue
         elif (path := Path(source) / name).is_file():
             found[name] = path
@@ -145,11 +145,11 @@ def run_files(source: str | Path) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a run folder tells of its training.
+    """The records of a training in its run folder.
 
     Attributes:
         files: see :func:`run_files`.
-        results, environment: ``results.json``, ``environment.json``; None where they are not there.
+        results, environment: contents of ``results.json`` and ``environment.json``; None if missing.
     """
 
     files: Mapping[str, Path]
@@ -158,7 +158,7 @@ class Told:
 
 
 def read_run(source: str | Path) -> Told:
-    """What a run folder tells, read before anything is measured. Raises ExciteError where a file is damaged."""
+    """Read the records of a run folder before anything is measured. Raises ExciteError if a file is damaged."""
     files = run_files(source)
     results, environment = files.get("results.json"), files.get("environment.json")
     return Told(
@@ -169,7 +169,7 @@ def read_run(source: str | Path) -> Told:
 
 
 def _same_data(opened: Opened, results: Results | None) -> bool:
-    """Whether the images are those of the training, by their fingerprint; yes where no run tells."""
+    """Whether the images are the validation images of the training, by fingerprint; True if that is unknown."""
     return results is None or results.get("data_fingerprint") in (None, opened.data.fingerprint)
 
 
@@ -179,7 +179,7 @@ def _place(opened: Opened, whole: bool) -> Path:
         return opened.run / f"report{suffix}.html"
     name = opened.source.rstrip("/").rpartition("/")[2]
     parent = Path() if is_remote(opened.source) else Path(opened.source).parent
-    if parent.name == "checkpoints":  # not among the states of a run
+    if parent.name == "checkpoints":  # not among the checkpoints
         parent = parent.parent
     return parent / f"{name.removesuffix('.safetensors')}-report{suffix}.html"
 
@@ -192,11 +192,11 @@ def study_opened(
     quick: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> Study:
-    """Everything that is measured for a report.
+    """Measure everything for a report.
 
     Args:
         opened: network and data.
-        told: what :func:`read_run` found.
+        told: the result of :func:`read_run`.
         keep: whether to keep the predictions in the run folder.
         quick: see :func:`report`.
         progress: see :func:`report`.
@@ -223,7 +223,7 @@ def study_opened(
         "speed": study_speed(opened, partial(progress, "timing")),
     }
     photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
-    # The recipe of the training, not with the other data that were looked at now.
+    # The recipe of the training, without overrides for other data.
     recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
     return Study(numbers, photographs, explanation, recipe)
 
@@ -237,11 +237,11 @@ def has_gates(predictor: Predictor) -> bool:
 
 
 def _about(opened: Opened, predictions: Predictions, told: Told) -> About:
-    """Where the numbers come from."""
+    """The origin of the numbers."""
     files, environment = told.files, told.environment
     trained = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source)
     results: Results = told.results or {}
-    # Where it is now, which a run folder that was moved does not know itself.
+    # Its present place: results.json does not know that a run folder was moved.
     run = results.get("run") if opened.run is None else str(opened.run)
     converted = opened.predictor.meta.get("converted_from")
     trained_as = opened.predictor.meta.get("trained_as")
@@ -277,7 +277,7 @@ def _about(opened: Opened, predictions: Predictions, told: Told) -> About:
 
 
 def _summary(opened: Opened, predictions: Predictions, results: Results | None) -> Results:
-    """The columns of ``results.json``; of a checkpoint alone, those that it tells itself."""
+    """Values from ``results.json``, or from the checkpoint itself if there is no run."""
     if results is None:
         results = _told_by_checkpoint(opened, predictions)
     return cast(Results, {key: results.get(key) for key in SUMMARY})
@@ -312,7 +312,7 @@ def _curves(files: Mapping[str, Path]) -> Curves | None:
 
 
 def thinned(points: Sequence[_Point], most: int = POINTS) -> list[_Point]:
-    """At most ``most`` points: the means of as many stretches, at the step and epoch of their last ones."""
+    """At most ``most`` points: the means over segments, at the step and epoch of the last point of each."""
     if len(points) <= most:
         return list(points)
     edges = [round(i * len(points) / most) for i in range(most + 1)]
@@ -338,14 +338,14 @@ def study_robustness(
     seed: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Robustness | None:
-    """Top-1 under five corruptions, on the same images as without; None for 0 images.
+    """Top-1 under five corruptions, and without, on the same images; None for 0 images.
 
     Args:
         opened: network and data.
-        images: at most so many, class-balanced by ``seed``.
-        severities: of 1 to 5.
-        seed: of the choice and of the noise.
-        progress: called with (evaluations done, in all).
+        images: the most images to use, class-balanced.
+        severities: severities from 1 to 5.
+        seed: seed of the choice of images and of the noise.
+        progress: called with (evaluations done, evaluations in total).
     """
     if not images:
         return None
@@ -385,13 +385,13 @@ def study_robustness(
 
 
 def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """uint8 (B, C, S, S) and int64 (B,), both on the CPU, with as many channels as the network is given."""
+    """Images uint8 (B, C, S, S) and labels int64 (B,) on the CPU."""
     for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
 
 
 def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, int]:
-    """Percent, and how many of the images have no finite logits (and are wrong)."""
+    """Top-1 in percent, and the number of images without finite logits (which count as wrong)."""
     right = images = without = 0
     for pixels, labels in batches:
         answers = predicted(predictor.logits(pixels)).cpu()
@@ -412,11 +412,10 @@ def _gate_numbers(explanation: Explanation) -> Gates:
 
 
 def study_speed(opened: Opened, progress: Advance = lambda done, total: None) -> Speed:
-    """Milliseconds of a pass over 1 and over 16 images, in ``excite predict``'s form: fp32, folded on a CPU.
+    """Time of a pass over 1 and over 16 images, in the form that ``excite predict`` runs: fp32, folded on a CPU.
 
-    The network alone, of zeros: reading and preparing images is not in it.
-
-    About a second each, after a warm-up: median and quartiles, and the images a second that the median makes.
+    Only the network is timed, on zeros, without reading and preparing images. Each batch size takes about a second
+    after a warm-up; the result is median and quartiles in milliseconds, and images per second from the median.
     """
     predictor = opened.predictor.as_predicting()
     preprocessing = predictor.preprocessing

@@ -1,4 +1,4 @@
-"""What a report is made of, between the study that finds it and the page that shows it."""
+"""The contents of a report: the types that pass from the study to the page."""
 
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -12,25 +12,30 @@ from excite.report.study import Answers, Curves
 from excite.runtime.environment import Environment
 from excite.training.results import Results
 
-#: The key in results.json.
+#: The key of the report in results.json.
 KEY = "report"
 
 
 class About(TypedDict):
-    """Where the numbers come from.
+    """The origin of the numbers.
 
     Attributes:
-        is_run: whether there are metrics of a training; finished: whether it has results, None where it is no run.
-        gated: whether there are gates of excite's; gates_of_timm: what timm built in, which excite cannot explain.
-        weights_sha256: of the weights file.
-        epoch, step: how long these weights were trained; epochs: how long the recipe trains.
-        data_fingerprint: of the images measured; data_of_training: of the training, None where no run tells.
-        measured: which part of the data; notes: what to know about it, a sentence each.
-        warning: of images without finite logits; None where there are none.
-        classes: how many.
-        command: trains the network again; None where nothing does.
-        trained_as: what the network was before a change that keeps its answers.
-        converted_from: the file of weights from elsewhere.
+        is_run: whether the source has training metrics.
+        finished: whether the run has results; None if the source is not a run.
+        gated: whether the network has gates of excite.
+        gates_of_timm: gates built by timm, which excite cannot explain.
+        weights_sha256: hash of the weights file.
+        epoch, step: how long these weights were trained.
+        epochs: how long the recipe trains.
+        data_fingerprint: fingerprint of the images measured.
+        data_of_training: fingerprint of the validation images of the training; None if unknown.
+        measured: the part of the data that was measured.
+        notes: notes on the data, one sentence each.
+        warning: warning about images without finite logits; None if there are none.
+        classes: number of classes.
+        command: the command that trains the network again; None if there is none.
+        trained_as: the model's name in training, if its gates were changed afterwards.
+        converted_from: the file that the weights were converted from, if any.
     """
 
     source: str
@@ -62,8 +67,7 @@ class About(TypedDict):
     converted_from: str | None
 
 
-#: What a report takes from results.json, in the order of its own JSON: the columns of the reference systems' tables,
-#: and what goes with them.
+#: Keys that a report copies from results.json, in the order of its own JSON.
 SUMMARY = (
     *("recipe", "model", "params_m", "gmacs", "devices", "device", "precision", "batch_size", "resolution"),
     *("compile_seconds", "ms_per_step", "images_per_second", "top1", "top5", "loss", "last_top1", "last_top5"),
@@ -73,7 +77,7 @@ SUMMARY = (
 
 
 class RobustnessRow(TypedDict):
-    """One corruption at one severity: its strength in ``unit``, top-1 in percent, and how much of it is lost."""
+    """One corruption at one severity: its strength in ``unit``, top-1 in percent, and the points of top-1 lost."""
 
     corruption: str
     severity: int
@@ -88,10 +92,12 @@ class Robustness(TypedDict):
     """Top-1 under corruptions, percent.
 
     Attributes:
-        images: how many; seed: of their choice and of the noise.
-        strengths_of: whose: "CIFAR-10-C" or "ImageNet-C".
-        clean_top1, not_finite: on the same images as they are.
-        mean_top1: over corruptions and severities.
+        images: number of images.
+        seed: seed of their choice and of the noise.
+        strengths_of: the source of the strengths: "CIFAR-10-C" or "ImageNet-C".
+        clean_top1: top-1 on the same images without corruption.
+        not_finite: number of these images without finite logits.
+        mean_top1: mean top-1 over corruptions and severities.
     """
 
     images: int
@@ -104,20 +110,20 @@ class Robustness(TypedDict):
 
 
 class GateNumbers(GateColumns):
-    """The scalar columns of ``excite explain``, and how many channels say the same for all images."""
+    """The scalar columns of ``excite explain``, and the number of channels that are the same for all images."""
 
     constant: int
 
 
 class Gates(TypedDict):
-    """What the gates do, over so many images."""
+    """Statistics of the gates over ``images`` images."""
 
     images: int
     rows: list[GateNumbers]
 
 
 class SpeedRow(TypedDict):
-    """A pass over ``batch`` images: median and quartiles of ``steps`` passes."""
+    """Time of a pass over ``batch`` images: median and quartiles of ``steps`` passes, in milliseconds."""
 
     batch: int
     ms: float
@@ -128,7 +134,7 @@ class SpeedRow(TypedDict):
 
 
 class Speed(TypedDict):
-    """How fast the network alone is, and where; ``form``: folded or not, and the precision."""
+    """Speed of the network alone, and the device; ``form``: whether it is folded, and the precision."""
 
     device: str
     threads: int
@@ -137,7 +143,7 @@ class Speed(TypedDict):
 
 
 class Numbers(Answers):
-    """All numbers of a report, see docs/report.md; None for what there is not, or what was not asked for."""
+    """All numbers of a report, see docs/report.md; None for parts that do not exist or were not requested."""
 
     about: About
     summary: Results
@@ -149,12 +155,13 @@ class Numbers(Answers):
 
 @dataclass
 class Study:
-    """All that a page is made of: ``numbers`` (JSON-able; see docs/report.md), and what is no number.
+    """The contents of a page.
 
     Attributes:
-        photographs: of the mistakes, uint8 (S, S, C), in their order.
-        explanation: what the gates do; None without gates, or where it was not asked for.
-        recipe: YAML.
+        numbers: all numbers, ready for JSON; see docs/report.md.
+        photographs: images of the mistakes, uint8 (S, S, C), in the same order.
+        explanation: the study of the gates; None without gates, or if not requested.
+        recipe: the recipe as YAML.
     """
 
     numbers: Numbers

@@ -1,10 +1,12 @@
-"""Five corruptions of images at five strengths, after Hendrycks & Dietterich 2019, "Benchmarking Neural Network
-Robustness to Common Corruptions and Perturbations" (arXiv 1903.12261): those of ImageNet-C, or, for small images, of
-CIFAR-10-C, whose strengths the authors fitted to 32x32 pixels.
+"""Five image corruptions at five severities, after Hendrycks & Dietterich 2019, "Benchmarking Neural Network Robustness
+to Common Corruptions and Perturbations" (arXiv 1903.12261).
 
-They act on what the network sees after resizing and cropping. Unlike in the published sets, nothing is stored as JPEG
-afterwards, and values are rounded to 8 bits instead of cut; blur, noise, JPEG, contrast and brightness are else theirs.
-Letters: B images, C channels (1 or 3), S pixels a side.
+Strengths are those of ImageNet-C, or for small images of CIFAR-10-C, which the authors chose for 32x32 pixels. The
+corruptions are applied to the network's input, after resizing and cropping. Unlike in the published data sets, results
+are not stored as JPEG, and values are rounded to 8 bits instead of truncated; otherwise blur, noise, JPEG, contrast and
+brightness are the same.
+
+Letters: B images, C channels (1 or 3), S pixels per side.
 """
 
 import io
@@ -16,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Sides up to which the strengths are those of CIFAR-10-C.
+#: The largest image side, in pixels, with the strengths of CIFAR-10-C.
 SMALL = 64
-#: Corruption -> (what its number is, the five numbers of ImageNet-C, those of CIFAR-10-C).
+#: Corruption -> (meaning of its strength, the five strengths of ImageNet-C, those of CIFAR-10-C).
 STRENGTHS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "gaussian_noise": ("sd, of the range 0 to 1", (0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.06, 0.08, 0.09, 0.10)),
     "gaussian_blur": ("sd, pixels", (1, 2, 3, 4, 6), (0.4, 0.6, 0.7, 0.8, 1)),
@@ -30,21 +32,21 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def definition(image_size: int) -> str:
-    """Whose strengths are taken for images of that side: "CIFAR-10-C" or "ImageNet-C"."""
+    """The data set whose strengths apply to images of this size: "CIFAR-10-C" or "ImageNet-C"."""
     return "CIFAR-10-C" if image_size <= SMALL else "ImageNet-C"
 
 
 def strength(name: str, severity: int, image_size: int) -> float:
-    """The number of a corruption at a severity from 1 to 5."""
+    """The strength of a corruption at a severity from 1 to 5, in the unit of :data:`STRENGTHS`."""
     _, large, small = STRENGTHS[name]
     return (small if image_size <= SMALL else large)[severity - 1]
 
 
 def corrupter(name: str, severity: int, image_size: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """A function uint8 (B, C, S, S) -> the same shape, on the CPU.
+    """A function that corrupts images: uint8 (B, C, S, S) -> uint8 of the same shape, on the CPU.
 
-    Noise comes from one stream per corruption and severity, so that it depends on the order of the images and not on
-    the size of the batches.
+    Noise comes from one random stream per severity, so that it depends on the order of the images but not on the batch
+    size.
     """
     value = strength(name, severity, image_size)
     if name == "gaussian_noise":
@@ -60,7 +62,7 @@ def corrupter(name: str, severity: int, image_size: int, seed: int = 0) -> Calla
 
 
 def _to_bytes(values: Tensor) -> Tensor:
-    """0..1 floats to uint8."""
+    """Floats in 0..1 -> uint8."""
     return (values.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
@@ -72,7 +74,7 @@ def _noise(images: Tensor, sd: float, stream: np.random.Generator) -> Tensor:
 def _blur(images: Tensor, sd: float) -> Tensor:
     from kornia.filters import gaussian_blur2d
 
-    # The original's filter (scikit-image) reaches 4 sd and goes on with the border's pixels.
+    # Like the original's filter (scikit-image), it extends to 4 sd and repeats the border pixels.
     side = 2 * math.ceil(4 * sd) + 1
     return _to_bytes(gaussian_blur2d(images / 255, (side, side), (sd, sd), border_type="replicate"))
 
@@ -102,7 +104,7 @@ def _contrast(images: Tensor, factor: float) -> Tensor:
 def _brightness(images: Tensor, added: float) -> Tensor:
     from kornia.color import hsv_to_rgb, rgb_to_hsv
 
-    if images.shape[1] == 1:  # gray: the value is the pixel
+    if images.shape[1] == 1:  # gray: V is the pixel value
         return _to_bytes(images / 255 + added)
     hsv = rgb_to_hsv(images / 255)
     hsv[:, 2] = (hsv[:, 2] + added).clamp(0, 1)

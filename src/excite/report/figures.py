@@ -1,5 +1,7 @@
-"""The drawings of the report, for ``Page.draw``: in points that stay readable on a telephone, no colour alone carries
-meaning, and black is the page's colour of text."""
+"""The figures of the report, for ``Page.draw``.
+
+Fonts stay readable on a phone, colour alone never carries meaning, and black becomes the page's text colour.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ def _axes(width: float, height: float, **options: Any) -> Iterator[tuple[Any, An
 
 
 def drawings(numbers: Numbers) -> "dict[str, Figure | Undrawn]":
-    """Every figure that the numbers of a report allow, but for those of the gates, by name."""
+    """The figures of a report, by name, except those of the gates."""
     found: dict[str, Figure | Undrawn | None] = {}
     curves = numbers["curves"]
     if curves is not None:
@@ -55,12 +57,12 @@ def drawings(numbers: Numbers) -> "dict[str, Figure | Undrawn]":
 
 
 def curve(lines: Lines, title: str, best: tuple[float, float] | None = None) -> "Figure | None":
-    """Values over the epochs; None where there are none.
+    """Draw values over epochs; None if there are no values.
 
     Args:
-        lines: what to draw.
-        title: with the unit.
-        best: a point of the last line to mark.
+        lines: label -> points.
+        title: title, with the unit.
+        best: a point (epoch, value) to mark.
     """
     finite = {label: [point for point in points if point[1] is not None] for label, points in lines.items()}
     known = [(label, points) for label, points in finite.items() if points]
@@ -83,12 +85,12 @@ def curve(lines: Lines, title: str, best: tuple[float, float] | None = None) -> 
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str], block: int) -> "Figure":
-    """The confusion matrix: the darker a cell, the larger its share of the row; numbers where there is room.
+    """Draw the confusion matrix: darker cells are larger shares of their row; counts are shown if there is room.
 
     Args:
-        matrix: counts, rows true.
-        labels: of the rows.
-        block: classes that a row stands for; above 1, few errors among many classes need a logarithmic scale.
+        matrix: counts; rows are true classes.
+        labels: row labels.
+        block: classes per row; above 1, the scale is logarithmic, to show few errors among many classes.
     """
     size = len(labels)
     side = max(3.4, 1.6 + 0.42 * size) if block == 1 else 7.0
@@ -119,14 +121,14 @@ def _cell(axis: Any, i: int, j: int, dark: float, color: str) -> None:
 
 
 def reliability(rows: Sequence[ReliabilityBin], images: int) -> "Figure":
-    """Accuracy over confidence, a bar a bin, with the diagonal of the calibrated; below, how many images each has."""
+    """Draw accuracy over confidence, one bar per bin, with the diagonal; below, the share of images in each bin."""
     some = [row for row in rows if row["images"]]
     width = 100 * (rows[0]["high"] - rows[0]["low"])
     with _axes(4.8, 4.6, nrows=2, sharex=True, height_ratios=(3, 1)) as (figure, (top, below)):
         middles = [50 * (row["low"] + row["high"]) for row in some]
         top.plot([0, 100], [0, 100], "--", color="black", linewidth=1, label="calibrated")
         top.bar(
-            middles, [row["accuracy"] for row in some], 0.92 * width, color=_BLUE, alpha=0.55, label="accuracy of a bin"
+            middles, [row["accuracy"] for row in some], 0.92 * width, color=_BLUE, alpha=0.55, label="accuracy in a bin"
         )
         top.plot(
             [row["confidence"] for row in some],
@@ -147,7 +149,7 @@ def reliability(rows: Sequence[ReliabilityBin], images: int) -> "Figure":
 
 
 def robustness(rows: Sequence[RobustnessRow], clean: float) -> "Figure":
-    """Top-1 over the severity, a line a corruption; severity 0 is the images as they are."""
+    """Draw top-1 over severity, one line per corruption; severity 0 means no corruption."""
     with _axes(5.0, 3.5) as (figure, axis):
         names = list(dict.fromkeys(row["corruption"] for row in rows))
         for k, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""The page of a report: reads the numbers of a study and draws; computes none."""
+"""The page of a report: shows the numbers of a study, and computes none itself."""
 
 import io
 import shlex
@@ -24,11 +24,11 @@ from excite.text import tell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Tables with more rows than this are folded.
+#: Tables with more rows are collapsed.
 LONG = 30
-#: Pictures with a smaller side are enlarged without smoothing.
+#: Pictures with a side below this many pixels are enlarged without smoothing.
 SHARP = 96
-#: Gates whose scales are drawn, evenly over the depth.
+#: Number of gates whose scales are drawn, spread evenly over the depth.
 GATES_DRAWN = 6
 
 SUMMARY_COLUMNS = [
@@ -43,24 +43,24 @@ SUMMARY_COLUMNS = [
     Column("images_per_second", "img/s", ",.1f"),
     Column("top1", "acc@top1", ".2f"),
     Column("top5", "acc@top5", ".2f"),
-    Column("last_top1", "last top1", ".2f", title="after the last epoch, which was not chosen by these images"),
+    Column("last_top1", "last top1", ".2f", title="after the last epoch, which was not chosen using these images"),
     Column("recipe", "recipe"),
 ]
 
 
 def make_page(study: Study, scratch: Path) -> Page:
-    """The page of a study.
+    """Build the page of a study.
 
     Args:
-        study: what was found.
-        scratch: an empty folder for the figures of the gates, which are written as files first.
+        study: the study.
+        scratch: an empty folder for the figures of the gates, which are first written as files.
     """
     numbers = study.numbers
     summary, about = numbers["summary"], numbers["about"]
     page = Page(
         f"{summary['recipe'] or summary['model']}: {summary['model']}",
         _subtitle(numbers),
-        f"Written by excite {about['versions']['excite']} (excite report). Nothing here is loaded from a network.",
+        f"Written by excite {about['versions']['excite']} (excite report). This page loads nothing from the network.",
         headline=headline(numbers),
     )
     drawn = figures.drawings(numbers)
@@ -78,8 +78,10 @@ def make_page(study: Study, scratch: Path) -> Page:
 
 
 def write_figures(study: Study, folder: Path) -> list[Path]:
-    """Every figure of the page as PNG and SVG in ``folder``, which is made; one that cannot be drawn is a sentence on
-    standard error."""
+    """Write every figure of the page as PNG and SVG into ``folder``; return their paths.
+
+    A figure that cannot be drawn is reported on standard error.
+    """
     written = []
     for name, drawing in figures.drawings(study.numbers).items():
         with dispensable(name, tell):
@@ -92,7 +94,7 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
 
 def headline(numbers: Numbers) -> str:
     """The result in one sentence: "96.4 % of 360 validation images right; 95 % interval 93.9 to 97.9 %; weakest class 9
-    (30 of 36)". One decimal below 1,000 images, where the next one says nothing."""
+    (30 of 36)". With fewer than 1,000 images it has only one decimal."""
     accuracy = numbers["accuracy"]
     spec = ".1f" if accuracy["images"] < 1000 else ".2f"
     images = " ".join(filter(None, [f"{accuracy['images']:,}", _measured(numbers), "images"]))
@@ -105,7 +107,7 @@ def headline(numbers: Numbers) -> str:
 
 
 def _weakest(rows: Sequence[ClassScores]) -> list[str]:
-    """The class with the lowest recall, up to three of equals; nothing where all have the same."""
+    """The class with the lowest recall, or up to three on ties; [] if all are equal."""
     known = [(row["recall"], row) for row in rows if row["recall"] is not None]
     lowest, highest = min(known, key=_first)[0], max(known, key=_first)[0]
     if lowest == highest:
@@ -144,33 +146,33 @@ def _summary(page: Page, numbers: Numbers) -> None:
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
     cards = [Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval)]
     most = accuracy["top5_of"]
-    if most < numbers["about"]["classes"]:  # else it is 100 % of anything
+    if most < numbers["about"]["classes"]:  # otherwise it is always 100 %
         cards.append(Card(f"top-{most} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"))
     cards += [
         Card(
             "parameters",
             f"{format_value(summary['params_m'], '.2f')} M",
-            f"{format_value(summary['gmacs'], '.3f')} GMACs an image",
+            f"{format_value(summary['gmacs'], '.3f')} GMACs per image",
         ),
     ]
     if calibration["ece"] is not None:
         cards.append(Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"))
     if summary.get("test_top1") is not None:
-        note = f"{summary['test_images']:,} images, once, at the end"
-        cards.append(Card("top-1 of the test part", f"{summary['test_top1']:.2f} %", note))
+        note = f"{summary['test_images']:,} images, measured once at the end"
+        cards.append(Card("test top-1", f"{summary['test_top1']:.2f} %", note))
     robust = numbers["robustness"]
     if robust is not None:
-        note = f"top-1; {robust['clean_top1']:.2f} % without"
+        note = f"mean top-1; {robust['clean_top1']:.2f} % without"
         cards.append(Card("under corruptions", f"{robust['mean_top1']:.2f} %", note))
     if summary["images_per_second"] is not None:
-        note = f"{summary['ms_per_step']:.1f} ms a step of {summary['batch_size']}"
+        note = f"{summary['ms_per_step']:.1f} ms per step of {summary['batch_size']} images"
         cards.append(Card("training", f"{summary['images_per_second']:,.0f} img/s", note))
     section.cards(cards)
     section.table(SUMMARY_COLUMNS, [summary], "Size, speed and accuracy of this run")
     section.paragraph(
-        f"{accuracy['right']:,} of {accuracy['images']:,} images are right. The interval is Wilson's: it tells what "
-        "other images of the same kind would give, for this one network. How far another seed would lie off, "
-        "excite twins tells."
+        f"{accuracy['right']:,} of {accuracy['images']:,} images are classified correctly. The interval is Wilson's; "
+        "it covers the choice of images, for this one network. To see how much results vary with the seed, use "
+        "excite twins."
     )
     for sentence in _warnings(numbers):
         section.note(sentence)
@@ -186,8 +188,7 @@ def _has_curves(numbers: Numbers) -> bool:
 
 
 def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
-    """What was not asked for: what, why, and the overrides that ask for it. A part that was not measured is on no page,
-    but for these lines."""
+    """Parts that were switched off: (what, why, overrides that switch them on)."""
     accuracy = numbers["accuracy"]
     wrong = accuracy["images"] - accuracy["right"] - accuracy["not_finite"]
     absent = [
@@ -203,49 +204,50 @@ def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
 
 
 def _measured(numbers: Numbers) -> str:
-    """What the images are: "validation", "test", "training", or nothing where they are all of a folder."""
+    """The kind of images: "validation", "test", "training", or "" for all images of a folder."""
     return {"all": ""}.get(numbers["about"]["measured"], numbers["about"]["measured"])
 
 
 def _warnings(numbers: Numbers) -> list[str]:
-    """What a reader must know before the numbers."""
+    """Notes that a reader must know before reading the numbers."""
     about, summary, accuracy = numbers["about"], numbers["summary"], numbers["accuracy"]
     found = []
     other = about["data_of_training"] not in (None, about["data_fingerprint"])
     if other:
         found.append(
             "These are not the validation images of the training (their fingerprint differs): the table and the curves "
-            "are the training's, everything else is of the images that were asked for."
+            "come from the training, everything else from the images given."
         )
     elif summary["top1"] is not None and abs(summary["top1"] - accuracy["top1"]) > 1e-9:
         found.append(
-            f"The training found a top-1 of {summary['top1']:.2f} %, the evaluation for this page "
-            f"{accuracy['top1']:.2f} %: on another device or with other versions, rounding may turn single images."
+            f"Top-1 was {summary['top1']:.2f} % in training and is {accuracy['top1']:.2f} % in the evaluation for this "
+            "page: on another device or with other versions, rounding may change the class of a few images."
         )
     if about["warning"]:
-        found.append(f"{about['warning']}. They are in no bin and no cell of the sections on answers.")
+        found.append(f"{about['warning']}. They are left out of the confusion matrix and of calibration.")
     unreadable = about["unreadable_images"]
     if unreadable:
         found.append(
-            f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read, and no number here counts them."
+            f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read and are not counted anywhere."
         )
     found += [f"{note[:1].upper()}{note[1:]}." for note in about["notes"]]
     if summary.get("measured") == "test":
-        found.append("Measured on the test images throughout the training, so nothing was chosen by them.")
+        found.append("Measured on the test images throughout the training, so nothing was chosen using them.")
     elif summary["best_epoch"] is not None and not other:
         found.append(
-            f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen by these very "
-            f"images, which flatters them a little; after the last epoch it was {summary['last_top1']:.2f} %."
+            f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen using "
+            f"these same images, so top-1 is slightly optimistic; after the last epoch it was "
+            f"{summary['last_top1']:.2f} %."
         )
     if about["finished"] is False:
         found.append(
             f"This run is not finished: the weights are those of epoch {about['epoch']:g} of "
-            f"{about['epochs']}, the best so far. `excite train --resume` goes on with it."
+            f"{about['epochs']}, the best so far. To resume it: `excite train --resume`"
         )
     if not about["is_run"]:
         found.append(
-            "This is a checkpoint without a run folder: curves, speed of training and environment are not known. With "
-            "the run folder they are: excite report RUN"
+            "This is a checkpoint without a run folder: curves, training speed and environment are not known. To "
+            "include them, use the run folder: excite report RUN"
         )
     return found
 
@@ -270,20 +272,20 @@ def _confusion(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> Non
     section = page.section("confusion", "Confusion matrix")
     confusion = numbers["confusion"]
     labels, block = confusion["labels"], confusion["block"]
-    what = "Rows are true classes, columns predictions; colours are shares of the row."
+    what = "Rows are true classes, columns are predictions; colours show shares of the row."
     if block > 1:
         what = (
-            f"Each row and column stands for {block} classes in their order; colours are shares of the row on a "
-            "logarithmic scale: errors between classes of one block lie on the diagonal, too."
+            f"Each row and column stands for {block} consecutive classes; colours show shares of the row on a "
+            "logarithmic scale. Errors between classes of the same block are on the diagonal."
         )
     section.draw(drawing, f"Confusion matrix of {len(numbers['classes']['rows'])} classes", what, wide=len(labels) > 12)
     if not confusion["pairs"]:
-        every = "No image is classified wrongly."
-        section.paragraph("No image is taken for another class." if numbers["accuracy"]["not_finite"] else every)
+        every = "All images are classified correctly."
+        section.paragraph("No image is assigned to a wrong class." if numbers["accuracy"]["not_finite"] else every)
         return
     section.heading("Confused most often")
-    columns = [Column("true", "true class"), Column("predicted", "taken for"), Column("images", "images", "d")]
-    columns.append(Column("share", "% of the class", ".1f"))
+    columns = [Column("true", "true class"), Column("predicted", "predicted class"), Column("images", "images", "d")]
+    columns.append(Column("share", "images / images of the true class, %", ".1f"))
     section.table(columns, confusion["pairs"])
 
 
@@ -292,8 +294,8 @@ def _classes(page: Page, numbers: Numbers) -> None:
     rows, macro = numbers["classes"]["rows"], numbers["classes"]["macro"]
     section.paragraph(
         f"Mean over the classes: precision {macro['precision']:.2f} %, recall {macro['recall']:.2f} %, F1 "
-        f"{macro['f1']:.2f} %. Recall is the share of a class's images that are recognised, precision the share of the "
-        "answers with its name that are right, support the number of its images."
+        f"{macro['f1']:.2f} %. Recall is the share of a class's images that are predicted as this class, "
+        "precision the share of these predictions that are right, and support the number of its images."
     )
     columns = [Column("class", "class"), Column("precision", "precision %", ".2f"), Column("recall", "recall %", ".2f")]
     columns += [Column("f1", "F1 %", ".2f"), Column("support", "support", ",d"), Column("predicted", "predicted", ",d")]
@@ -308,13 +310,13 @@ def _classes(page: Page, numbers: Numbers) -> None:
 
 def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> None:
     found = numbers["calibration"]
-    if found["ece"] is None:  # no image has finite logits, which the summary tells
+    if found["ece"] is None:  # no image has finite logits; the summary says so
         return
     section = page.section("calibration", "Calibration")
     section.draw(
         drawing,
         "Reliability diagram: accuracy over confidence",
-        "Bars below the dashed line: the network is surer than it should be.",
+        "Bars below the dashed line: the network is overconfident.",
     )
     section.key_values(
         [
@@ -323,7 +325,7 @@ def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> N
             ("accuracy", f"{numbers['accuracy']['top1']:.2f} %"),
             ("negative log-likelihood", _unit(found["nll"], ".4f", "nats")),
             ("Brier score", _unit(found["brier"], ".4f", "(0 is best, 2 worst)")),
-            ("temperature that would mend it", format_value(found["temperature"], ".3f")),
+            ("best temperature", format_value(found["temperature"], ".3f")),
         ]
     )
     section.paragraph(
@@ -334,12 +336,12 @@ def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> N
     )
     held = found["held_out"]
     if held is None:
-        section.note("No temperature can be fitted to so few images, or to images that are all right.")
+        section.note("No temperature was fitted: there are too few images, or all are classified correctly.")
         return
     section.paragraph(
-        f"Dividing the logits by {found['temperature']:.3f} changes no answer. It was fitted on "
+        f"Dividing the logits by {found['temperature']:.3f} changes no predicted class. It was fitted on "
         f"{held['images_fitted']:,} images (half of each class, seed {held['seed']}). On the other {held['images']:,} "
-        f"it brings the ECE from {held['ece_before']:.2f} to {held['ece_after']:.2f} % and the negative log-likelihood "
+        f"it takes the ECE from {held['ece_before']:.2f} to {held['ece_after']:.2f} % and the negative log-likelihood "
         f"from {held['nll_before']:.4f} to {held['nll_after']:.4f} nats."
     )
 
@@ -352,17 +354,19 @@ def _mistakes(page: Page, study: Study) -> None:
     shown = [
         Picture(
             encoded(pixels),
-            f"{row['true']}, taken for {row['predicted']}",
+            f"{row['true']}, predicted as {row['predicted']}",
             [f"{row['predicted']}, {100 * row['probability']:.1f} %", f"is {row['true']}", row["name"]],
             pixelated=min(pixels.shape[:2]) < SHARP,
         )
         for row, pixels in zip(rows, study.photographs, strict=True)
     ]
-    section.gallery(shown, "In bold: the answer and its probability. Pictures as the network sees them.")
+    section.gallery(
+        shown, "In bold: the predicted class and its probability. Images are shown as the network sees them."
+    )
 
 
 def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
-    """uint8 (H, W, C), C being 1 or 3: PNG bytes of a small picture, else JPEG of at most ``most`` pixels a side."""
+    """uint8 (H, W, C), C 1 or 3 -> PNG bytes of a small picture, or JPEG bytes of at most ``most`` pixels a side."""
     from PIL import Image
 
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
@@ -403,12 +407,12 @@ def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None"
             }
         )
     if without := sum(row["not_finite"] for row in rows):
-        section.note(f"{without:,} answers to corrupted images are no finite logits, and count as wrong.")
+        section.note(f"{without:,} evaluations of corrupted images gave no finite logits and count as wrong.")
     section.table(columns, lines, f"Top-1, %; mean over all corruptions and severities: {found['mean_top1']:.2f} %")
     section.paragraph(
         f"Corruptions and strengths are those of {found['strengths_of']} (",
         link("Hendrycks & Dietterich 2019", "https://arxiv.org/abs/1903.12261"),
-        "), applied to what the network sees after resizing and cropping.",
+        "), applied to the network's input after resizing and cropping.",
     )
 
 
@@ -421,31 +425,31 @@ def _gates(page: Page, study: Study, scratch: Path) -> None:
         figure = drawn if isinstance(drawn, Undrawn) else (scratch / f"{name}.svg").read_text(encoding="utf-8")
         section.figures(page.figure(figure, alt, caption, wide=True))
     columns = [Column("gate", "gate"), Column("kind", "kind"), Column("channels", "channels", "d")]
-    columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd, images", ".3f")]
+    columns += [Column("mean", "mean scale", ".3f"), Column("sd_images", "sd over images", ".3f")]
     columns += [Column("saturated_low", "< 0.05", ".1%"), Column("saturated_high", "> 0.95", ".1%")]
-    columns += [Column("constant", "constant", "d", title="channels that say the same for all images")]
-    columns += [Column("class_share", "by class", ".0%", title="between-class variance of all variance")]
+    columns += [Column("constant", "constant channels", "d", title="channels whose scale is the same for all images")]
+    columns += [Column("class_share", "by class", ".0%", title="variance between classes / total variance")]
     columns += [Column("loss_added", "loss added if fixed", "+.4f", title="nats, first-order estimate")]
     section.table(
         columns,
         found["rows"],
         f"Over {found['images']:,} images (class-balanced); < 0.05, > 0.95: shares of scales at the ends of the range",
     )
-    section.paragraph("What each gate is worth, by evaluation instead of an estimate: ", mono("excite explain"), ".")
+    section.paragraph("To measure the effect of each gate instead of estimating it: ", mono("excite explain"))
 
 
 def _why_no_gates(about: About) -> str:
-    """What stands in place of the gates of a network that has none of excite's."""
+    """The note for a network without gates of excite."""
     others = about["gates_of_timm"]
     if others == ["unknown"]:
-        return "This network has no gates of excite's; whether timm built some of its own into it is unknown."
+        return "This network has no gates of excite; whether it has gates built by timm is unknown."
     if others:
-        return f"This network has no gates of excite's; of {', '.join(others)}, excite cannot tell what they do."
+        return f"This network has no gates of excite; it has {', '.join(others)}, which excite cannot explain."
     return "This network has no gates."
 
 
 def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str, list[Path] | Undrawn, str, str]]:
-    """Write those figures of ``excite explain`` that fit on a page: (name, files, what it shows, caption) each."""
+    """Write the figures of ``excite explain`` that fit on a page; yield (name, files, alternative text, caption)."""
     count = next(iter(explanation.statistics.values())).count
     present = [name for k, name in enumerate(explanation.classes) if count[k] > 0]
     shown = [explanation.classes.index(name) for name in choose_depths(present, 5)]
@@ -454,13 +458,13 @@ def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str
         "health",
         attempt(draw_health, explanation.rows, scratch / "health", ""),
         "Health of the gates",
-        "A row a gate, from the input to the output: how its scales are distributed, how much of their variance is "
-        "between classes, and what fixing it at its mean would add to the loss (an estimate).",
+        "One row per gate, from input to output: the distribution of its scales, the share of their variance between "
+        "classes, and the estimated increase in loss if it is fixed at its mean.",
     )
     yield (
         "excitations",
         attempt(draw_excitations, chosen, explanation.classes, shown, scratch / "excitations", ""),
-        "Mean scale of each channel by class, a panel a gate",
+        "Mean scale of each channel by class, one panel per gate",
         "Mean scale of each channel by class, at several depths (as in the SE paper, section 6.3).",
     )
 
@@ -471,20 +475,20 @@ def _speed(page: Page, numbers: Numbers) -> None:
     seconds = summary["train_seconds"]
     pairs = [
         ("parameters", f"{format_value(summary['params_m'], '.3f')} M"),
-        ("multiply-accumulates", f"{format_value(summary['gmacs'], '.4f')} G an image"),
+        ("multiply-accumulates", f"{format_value(summary['gmacs'], '.4f')} G per image"),
         ("training", None if seconds is None else f"{format_seconds(seconds)} h, {summary['device']}"),
-        ("a step of training", _unit(summary["ms_per_step"], ".2f", "ms")),
-        ("images a second of training", _unit(summary["images_per_second"], ",.1f", "img/s")),
+        ("training step", _unit(summary["ms_per_step"], ".2f", "ms")),
+        ("training speed", _unit(summary["images_per_second"], ",.1f", "img/s")),
         ("peak memory", _unit(summary["memory_gb"], ".2f", "GB")),
         ("precision", summary["precision"]),
     ]
     section.key_values([(name, value) for name, value in pairs if value is not None])
-    columns = [Column("batch", "images at a time", "d"), Column("ms", "ms, median", ".2f")]
+    columns = [Column("batch", "batch size", "d"), Column("ms", "ms, median", ".2f")]
     columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
     columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]
     threads = f", {speed['threads']} thread{'s' if speed['threads'] > 1 else ''}"
-    about = f"The network alone, {speed['form']}, on {speed['device']}{threads}: the form that excite predict runs"
-    section.table(columns, speed["rows"], f"{about}, without reading and preparing images")
+    about = f"The network alone, {speed['form']} (as excite predict runs it), on {speed['device']}{threads}"
+    section.table(columns, speed["rows"], f"{about}; without reading and preparing images")
 
 
 def _unit(value: float | None, spec: str, unit: str) -> str | None:
@@ -496,21 +500,21 @@ def _origin(page: Page, study: Study) -> None:
     about = study.numbers["about"]
     if about["command"]:
         saved = RECIPE_FILE in about["command"].split()
-        where = f"With the recipe below in a file {RECIPE_FILE}, this command" if saved else "This command"
+        where = f"With the recipe below saved as {RECIPE_FILE}, this command" if saved else "This command"
         section.code(about["command"], f"{where} trains it again:")
         section.paragraph(
-            "It gives the same recipe; on the same device, threads and versions, a CPU gives the same bits."
+            "It uses the same recipe; with the same CPU, threads and versions, results are bit-identical."
         )
     elif about["trained_as"]:
         section.paragraph(
-            f"The gates of this network were put in or taken out after its training as {about['trained_as']}, by "
-            "excite graft or excite prune: no training alone gives these weights."
+            f"This network was trained as {about['trained_as']}; excite graft or excite prune then added or removed "
+            "gates, so training alone does not give these weights."
         )
     else:
         section.paragraph(f"The weights were converted from {about['converted_from']}; excite did not train them.")
     environment = about["environment"]
     if environment:
-        section.code(environment["command"], "As it was called (quotation marks are not recorded):")
+        section.code(environment["command"], "The original command (quotation marks are not recorded):")
     section.heading("Data and weights")
     pairs: list[tuple[str, Any]] = [
         ("source", about["source"]),

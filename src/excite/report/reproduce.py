@@ -1,4 +1,4 @@
-"""The command that trains a run again."""
+"""The command that reproduces a run."""
 
 import shlex
 
@@ -6,20 +6,20 @@ from excite.errors import ExciteError
 from excite.recipe import Recipe, as_yaml, list_recipes, load_recipe
 from excite.runtime.environment import Environment
 
-#: What the recipe has to be saved as where neither a shipped one nor a run folder has it.
+#: File name for a recipe that is neither shipped nor in a run folder.
 RECIPE_FILE = "recipe.yaml"
 
 
 def reproducing_command(recipe: Recipe, environment: Environment | None, run: str | None) -> str:
-    """A command line that trains the recipe again, in as many processes.
+    """The command line that trains the recipe again, in the same number of processes.
 
-    It names the shipped recipe and what differs from it, and is checked to give the very same recipe; where the recipe
-    is not a shipped one, it names the run folder's, and without a run folder :data:`RECIPE_FILE`.
+    It names the shipped recipe and the changes to it, and is checked to give the same recipe. If the recipe is not
+    shipped, it names the run folder, or without one :data:`RECIPE_FILE`.
 
     Args:
-        recipe: of the run.
-        environment: what ``environment.json`` holds; None where there is none.
-        run: path of the run folder, for recipes that are not shipped; None where there is none.
+        recipe: the recipe of the run.
+        environment: the contents of ``environment.json``, if there is one.
+        run: path of the run folder, if there is one.
     """
     words = ["excite", "train", *_recipe_words(recipe, run)]
     processes = (environment or {}).get("processes", 1)
@@ -40,7 +40,7 @@ def _recipe_words(recipe: Recipe, run: str | None) -> list[str]:
 
 
 def overrides_between(before: Recipe, after: Recipe) -> list[str]:
-    """``section.key=value`` for every key in which two recipes differ, values as YAML."""
+    """``section.key=value`` for every key of ``after`` that differs from ``before``, with values as YAML."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     words = []
     for section, values in new.items():

@@ -1,4 +1,4 @@
-"""The numbers of a report: from predictions to JSON-able values; nothing here draws or reads files.
+"""The numbers of a report: from predictions to values ready for JSON; nothing here draws or reads files.
 
 Letters: N images, K classes.
 """
@@ -20,15 +20,14 @@ from excite.training.metrics import (
 )
 from excite.training.results import Record
 
-#: Of the expected calibration error and the reliability diagram: equal widths over 0 to 1 (Guo et al. 2017 use 15).
+#: Bins of the expected calibration error and reliability diagram: equal widths over 0..1 (15, as in Guo et al. 2017).
 BINS = 15
-#: Up to so many classes the confusion matrix is kept whole; above, it is pooled into blocks of classes in their order.
+#: The most classes with a full confusion matrix; with more, it is pooled into blocks of consecutive classes.
 WHOLE = 30
-#: Pairs of classes that are listed as confused most often.
+#: The most pairs of classes listed as confused most often.
 PAIRS = 20
 
-#: A class's images, answers with its name, and percentages; None where there is nothing to divide by. "class" is a word
-#: of Python's.
+#: Scores of a class: its images and predictions, and percentages (None if undefined). "class" is a Python keyword.
 ClassScores = TypedDict(
     "ClassScores",
     {
@@ -43,7 +42,7 @@ ClassScores = TypedDict(
 
 
 class MeanScores(TypedDict):
-    """The plain means over the classes that have images, percent."""
+    """Unweighted means over the classes that have images, percent."""
 
     precision: float
     recall: float
@@ -51,14 +50,14 @@ class MeanScores(TypedDict):
 
 
 class Classes(TypedDict):
-    """``rows``: a class each, in their order."""
+    """Scores per class, in order, and their means."""
 
     rows: list[ClassScores]
     macro: MeanScores
 
 
 class ConfusedPair(TypedDict):
-    """So many images of the class ``true`` are taken for ``predicted``; their share of that class in percent."""
+    """Images of class ``true`` predicted as ``predicted``: their number, and their share of that class in percent."""
 
     true: str
     predicted: str
@@ -70,10 +69,10 @@ class ConfusionSummary(TypedDict):
     """A confusion matrix, whole or pooled.
 
     Attributes:
-        matrix: counts, rows true.
-        block: classes that a row and a column stand for; the last may stand for fewer.
-        labels: of the rows.
-        pairs: confused most often, the most frequent first.
+        matrix: counts; rows are true classes.
+        block: classes per row and column; the last may have fewer.
+        labels: row labels.
+        pairs: the pairs confused most often, most frequent first.
     """
 
     matrix: list[list[int]]
@@ -83,7 +82,7 @@ class ConfusionSummary(TypedDict):
 
 
 class ReliabilityBin(TypedDict):
-    """Images with a confidence in (low, high], shares; their means in percent, None without images."""
+    """Images with a confidence in (low, high], from 0 to 1; means in percent, None without images."""
 
     low: float
     high: float
@@ -93,7 +92,7 @@ class ReliabilityBin(TypedDict):
 
 
 class HeldOut(TypedDict):
-    """What a temperature does to the half of the images that it was not fitted on: ECE in percent, NLL in nats."""
+    """The effect of a temperature on the half of the images it was not fitted on: ECE in percent, NLL in nats."""
 
     seed: int
     images_fitted: int
@@ -105,7 +104,7 @@ class HeldOut(TypedDict):
 
 
 class Calibration(TypedDict):
-    """How far probabilities can be believed, see :func:`calibration`; ``norm`` is that of the bins' differences."""
+    """Calibration of the probabilities, see :func:`calibration`; ``norm`` is the norm of the differences per bin."""
 
     bins: int
     norm: str
@@ -119,7 +118,7 @@ class Calibration(TypedDict):
 
 
 class Mistake(TypedDict):
-    """A wrong answer: the image, by its name and its position in the data; probabilities from 0 to 1."""
+    """A wrong prediction: name of the image and its position in the data; probabilities from 0 to 1."""
 
     name: str
     position: int
@@ -130,7 +129,7 @@ class Mistake(TypedDict):
 
 
 class Answers(TypedDict):
-    """What the logits say."""
+    """Everything computed from the logits."""
 
     accuracy: Accuracy
     classes: Classes
@@ -140,7 +139,7 @@ class Answers(TypedDict):
 
 
 class TrainPoint(TypedDict):
-    """A point of the curves of a training, see ``excite.training.results.TrainRecord``; older files lack some."""
+    """A point of the training curves, see ``excite.training.results.TrainRecord``; older files lack some values."""
 
     step: int
     epoch: float
@@ -152,7 +151,7 @@ class TrainPoint(TypedDict):
 
 
 class EvalPoint(TypedDict):
-    """The same of its evaluations."""
+    """A point of the validation curves."""
 
     step: int
     epoch: float
@@ -169,16 +168,15 @@ class Curves(TypedDict):
 
 
 def study_predictions(predictions: Predictions, mistakes: int = 24) -> Answers:
-    """Everything that the logits say.
+    """Compute everything that follows from the logits.
 
     Args:
-        predictions: of one network.
-        mistakes: how many of the most confident ones to list.
+        predictions: the predictions of one network.
+        mistakes: how many of the most confident mistakes to list.
 
     Returns:
-        Shares of accuracy in percent.
-        Images without finite logits are wrong: they are in ``accuracy`` and in the recall of ``classes``, but have no
-        place in ``confusion`` and ``calibration``, which tell of answers, nor among ``mistakes``.
+        The numbers; accuracies are in percent. Images without finite logits count as wrong in ``accuracy`` and in the
+        recall of ``classes``; they are left out of ``confusion``, ``calibration`` and ``mistakes``.
     """
     counts = confusion(predictions)
     return {
@@ -191,7 +189,7 @@ def study_predictions(predictions: Predictions, mistakes: int = 24) -> Answers:
 
 
 def confusion(predictions: Predictions) -> np.ndarray:
-    """Counts int64 (K, K), rows true classes, columns predictions; without the images that have no class."""
+    """Counts, int64 (K, K): rows are true classes, columns predictions; images without a class are left out."""
     predictions = predictions.answered()
     found = multiclass_confusion_matrix(*_answers(predictions), num_classes=len(predictions.classes))
     return found.numpy()
@@ -202,12 +200,12 @@ def _answers(predictions: Predictions) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def per_class(predictions: Predictions) -> Classes:
-    """Precision, recall and F1 of each class in percent, and their means."""
+    """Precision, recall and F1 of each class in percent, and their unweighted means."""
     size = len(predictions.classes)
     said, labels = _answers(predictions)
     answers = torch.where(said == NO_CLASS, size, said), labels
     measures = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
-    # "No class" is an answer, too, which is never right.
+    # "No class" is a prediction that is never right.
     measured = {key: take(*answers, num_classes=size + 1, average="none")[:size] for key, take in measures.items()}
     support = np.bincount(predictions.labels, minlength=size)
     predicted = np.bincount(answers[0].numpy(), minlength=size + 1)[:size]
@@ -235,11 +233,11 @@ def per_class(predictions: Predictions) -> Classes:
 
 
 def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> ConfusionSummary:
-    """The matrix, whole up to ``WHOLE`` classes, else pooled into blocks; and the pairs confused most often.
+    """The matrix, pooled into blocks above ``WHOLE`` classes, and the pairs confused most often.
 
     Args:
-        counts: (K, K), rows true classes.
-        classes: K names.
+        counts: int64 (K, K); rows are true classes.
+        classes: K class names.
     """
     size = len(classes)
     block = -(-size // WHOLE)
@@ -261,16 +259,17 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> ConfusionSu
 
 
 def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
-    """How far probabilities can be believed, and the temperature that would mend them.
+    """Calibration of the probabilities, and the temperature that would correct it.
 
-    The expected calibration error (ECE) is that of the predicted class: ``BINS`` bins of equal width, absolute
-    differences weighted by images (L1; Guo et al. 2017, arXiv 1706.04599, section 2), in percent. NLL: mean
-    cross-entropy, nats. Brier: mean over images of the sum over classes of (p - y)^2, 0 to 2 (Brier 1950).
+    The expected calibration error (ECE), in percent, is that of the predicted class: ``BINS`` bins of equal width,
+    absolute differences weighted by images (L1; Guo et al. 2017, arXiv 1706.04599, section 2). NLL is the mean
+    cross-entropy in nats. The Brier score is the mean over images of the sum over classes of (p - y)^2, 0 to 2 (Brier
+    1950).
 
-    The temperature is fitted by NLL (Guo et al., section 4.2) on half of each class's images, chosen by ``seed``;
+    The temperature minimises NLL (Guo et al., section 4.2) on half of each class's images, chosen by ``seed``;
     ``held_out`` has ECE and NLL of the other half, before and after.
 
-    Images without finite logits have no probabilities and are left out; without any other, the numbers are None.
+    Images without finite logits are left out; if no others remain, the numbers are None.
     """
     predictions = predictions.answered()
     if not len(predictions):
@@ -320,14 +319,14 @@ def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
 
 
 def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Expected calibration error in percent, see :func:`calibration`. Arguments: (N, K), (N,)."""
+    """Expected calibration error in percent of probabilities (N, K) and labels (N,), see :func:`calibration`."""
     return _gap(reliability(probabilities, probabilities.argmax(1) == labels))
 
 
 def _gap(rows: Sequence[ReliabilityBin]) -> float:
-    """The error of the bins that :func:`reliability` gave: whoever adds up the rows of the diagram finds the number.
+    """The ECE of the bins from :func:`reliability`, in percent; it can be recomputed from the rows of the diagram.
 
-    torchmetrics' error is of other bins: [low, high), in float32, with one of its own for a confidence of 1.
+    torchmetrics uses other bins: [low, high), in float32, with an extra bin for a confidence of 1.
     """
     some = [
         (row["images"], row["accuracy"], row["confidence"])
@@ -338,20 +337,20 @@ def _gap(rows: Sequence[ReliabilityBin]) -> float:
 
 
 def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean cross-entropy, nats; a probability that rounds to 0 counts as the least positive number."""
+    """Mean cross-entropy in nats; a probability of 0 counts as the smallest positive float64."""
     own = probabilities[np.arange(len(labels)), labels]
     return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
 
 
 def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over images of the sum over classes of squared errors, 0 to 2."""
+    """Brier score: mean over images of the sum over classes of squared errors, 0 to 2."""
     errors = probabilities.copy()
     errors[np.arange(len(labels)), labels] -= 1
     return float((errors**2).sum(1).mean())
 
 
 def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[ReliabilityBin]:
-    """The bins, whose sides are those of Guo et al.: (low, high], with 0 in the first."""
+    """The bins of Guo et al.: (low, high], with 0 in the first one."""
     confidence = probabilities.max(1)
     edges = np.linspace(0, 1, BINS + 1)
     place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
@@ -372,10 +371,10 @@ def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[Reliabilit
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The T for which softmax(logits / T) has the least cross-entropy; None where none is best.
+    """The T that minimises the cross-entropy of softmax(logits / T); None if there is no minimum.
 
-    In 1/T the loss is convex, but with all images right (or worse than chance) it falls for ever: such a T, outside of
-    1/100 to 100, is not given.
+    The loss is convex in 1/T, but has no minimum if all images are right (or predictions are worse than chance); a T
+    outside 1/100 to 100 is therefore not returned.
     """
     if (logits.argmax(1) == labels).all():
         return None
@@ -395,7 +394,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def confident_mistakes(predictions: Predictions, most: int) -> list[Mistake]:
-    """The wrong answers with the highest probability."""
+    """The ``most`` wrong predictions with the highest probability, most confident first."""
     probabilities = predictions.probabilities()
     confidence = probabilities.max(1)
     wrong = np.flatnonzero(~predictions.right & predictions.finite)
@@ -414,7 +413,7 @@ def confident_mistakes(predictions: Predictions, most: int) -> list[Mistake]:
 
 
 def curves(records: Sequence[Record]) -> Curves:
-    """The points of the curves from the records of ``metrics.jsonl``."""
+    """The points of the curves, from the records of ``metrics.jsonl``."""
     return {
         "train": [
             {

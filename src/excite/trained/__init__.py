@@ -1,1 +1,1 @@
-"""A trained network with its images, opened once: everything that studies, ships or uses one begins here."""
+"""Trained networks and their images, opened once: the basis of evaluation, prediction, reports and export."""

@@ -1,4 +1,4 @@
-"""``excite validate``: a trained network's accuracy again, or on other images."""
+"""``excite validate``: evaluate a trained network on its validation images, or on other images."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from excite.training.evaluation import Evaluation
 
 
 class Validation(NamedTuple):
-    """A network and what was measured with it: ``predictor, evaluation = excite.validate(...)``."""
+    """A network and its evaluation: ``predictor, evaluation = excite.validate(...)``."""
 
     predictor: Predictor
     evaluation: Evaluation
@@ -37,18 +37,18 @@ def validate(
     """Evaluate a trained network on the validation images of its recipe, or on others.
 
     Args:
-        source: a run folder, a checkpoint folder, a ``.safetensors`` file, or another system's checkpoint; one without
-            class names is taken to have the sorted class folders of the data, if it has as many.
+        source: a run folder, a checkpoint folder, a ``.safetensors`` file, or another library's checkpoint; without
+            class names it gets the sorted class folders of the data, if their number is the same.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
         device: "auto", "cpu", "cuda" ...
-        precision: None takes what it was trained with, so that the numbers are those of the training.
-        batch_size: images at a time; has no influence on the result.
-        fold: fold the batch norms into the convolutions (see :class:`Predictor`); None: on a CPU, where it is faster,
-            but not in bf16, whose rounding would show in the numbers.
-        progress: called with (images done, images in all) after each batch.
+        precision: "fp32", "bf16", "fp16" or "auto"; None uses that of the training, so that the numbers agree with it.
+        batch_size: images per batch; does not affect the result.
+        fold: fold the batch norms into the convolutions (see :class:`Predictor`); None: only on a CPU in fp32,
+            where it is faster; in lower precisions rounding would change the numbers.
+        progress: called with (images done, images in total) after each batch.
 
     Returns:
-        The network, and what it does on the images; under a launcher, the same in every process.
+        The network and its evaluation; under a launcher, the same in every process.
 
     Raises:
         ExciteError: the checkpoint or the data cannot be read, or the data has other classes.

@@ -1,4 +1,4 @@
-"""Whether data and network mean the same classes: by their names, or by their order where a network has none."""
+"""Check that data and network have the same classes: by name, or by order if the network has no class names."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,49 +10,50 @@ from excite.weights.header import Meta
 
 
 def check_order(meta: Meta, classes: Sequence[str], order: str | None, source: str | Path) -> None:
-    """Refuse to guess how weights without class names number class folders, where two usual orders differ.
+    """Require ``data.class_order`` for weights without class names if the two usual orders of class folders differ.
 
-    timm sorts them naturally (1, 2, 10), torchvision and most others as strings (1, 10, 2).
+    timm sorts class folders naturally (1, 2, 10), torchvision and most others as strings (1, 10, 2).
 
     Args:
         meta: header of the checkpoint.
         classes: names of the class folders.
-        order: what was said, see ``DataConfig.class_order``.
-        source: where the weights came from, for the message.
+        order: the recipe's ``data.class_order``.
+        source: the origin of the weights, for the message.
 
     Raises:
-        ExciteError: it matters, and nobody has said.
+        ExciteError: the orders differ and ``order`` is None.
     """
     if not only_numbers_classes(meta) or order is not None:
         return
     if in_order(classes, "natural") == in_order(classes, "string"):
         return
     raise ExciteError(
-        f"{source} has no class names, and its classes may be numbered as {some(in_order(classes, 'string'))} or as "
+        f"{source} has no class names, and its classes may be in the order {some(in_order(classes, 'string'))} or "
         f"{some(in_order(classes, 'natural'))}: say which with data.class_order=string (torchvision and most others) "
         "or data.class_order=natural (timm)"
     )
 
 
 def only_numbers_classes(meta: Meta) -> bool:
-    """Whether a checkpoint has "0", "1" ... for names: other systems number the sorted class folders, as we do.
+    """Whether a converted checkpoint has only the numbers "0", "1" ... as class names.
 
-    As they store no names, as many classes of data are those classes.
+    Like excite, other libraries number the sorted class folders. They store no names, so data with the same number of
+    classes are taken to have those classes.
     """
     own = meta["classes"]
     return "converted_from" in meta and own == [str(number) for number in range(len(own))]
 
 
 def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Path) -> None:
-    """Check that the network knows the classes of the data, by their names; one that only numbers them gets these.
+    """Check by name that the network knows the classes of the data; a network without names gets those of the data.
 
     Args:
-        predictor: the network; other systems' checkpoints without class names have "0", "1" ... in ``classes``.
-        classes: of the data, in their order.
-        source: where the network came from, for the message.
+        predictor: the network; its ``classes`` are replaced if they are only numbers.
+        classes: class names of the data, in order.
+        source: the origin of the network, for the message.
 
     Raises:
-        ExciteError: it does not know one of them.
+        ExciteError: the network lacks a class, or has no names and another number of classes.
     """
     own = predictor.classes
     if list(classes) == own:

@@ -1,4 +1,4 @@
-"""``excite predict``: images in, their classes out."""
+"""``excite predict``: classify images."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,27 +22,27 @@ def predict(
     say: Callable[[str], None] = lambda line: None,
     progress: Advance | None = None,
 ) -> Predicted:
-    """Classify images with a trained network; ``excite.load`` keeps one for several calls.
+    """Classify images with a trained network. For several calls, load it once with ``excite.load``.
 
     Args:
         source: a run folder or a checkpoint, as for ``excite.load``.
-        images: what a call of a :class:`~excite.trained.predictor.Predictor` takes: a path, folder, pattern, address,
-            PIL image, array, bytes, or a list of these. A file that is named twice is classified once.
-        top_k: how many classes to give for each.
-        grid: a PNG file, into which the first 50 images are drawn with their class.
+        images: a path, folder, pattern, address, PIL image, array, bytes, or a list of these, as for a call of
+            :class:`~excite.trained.predictor.Predictor`. A file that is named twice is classified once.
+        top_k: number of classes per image.
+        grid: a PNG file in which to draw the first 50 images with their class.
         device: "auto", "cpu", "cuda" ...
-        precision: "fp32", "bf16", "fp16" or "auto": what suits the device.
-        batch_size: images at a time.
-        fold: fold the batch norms into the convolutions; None: on a CPU, where it is faster.
-        say: gets a sentence on what was left out of each folder, and where the grid is.
-        progress: called with (images done, images in all).
+        precision: "fp32", "bf16", "fp16" or "auto" (chosen for the device).
+        batch_size: images per batch.
+        fold: fold the batch norms into the convolutions; None: only on a CPU, where it is faster.
+        say: called with a sentence about files skipped in each folder, and with the path of the grid.
+        progress: called with (images done, images in total).
 
     Returns:
-        One prediction for each image. One that cannot be read has a ``problem`` in place of classes.
+        One prediction per image. For an image that cannot be read, ``problem`` is set and there are no classes.
 
     Raises:
-        TypeError: ``images`` is nothing of the kind.
-        ExciteError: no network there, or no such image.
+        TypeError: ``images`` is of another type.
+        ExciteError: there is no such network or no such image.
     """
     given = _each_file_once(given_images(images, say))  # before the network is loaded
     predictor = load(source, device, precision, fold)

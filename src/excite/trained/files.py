@@ -1,4 +1,4 @@
-"""A picture of what a network says of images."""
+"""A picture of predictions: a grid of images with their classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,17 @@ def draw_grid(
     limit: int = 50,
     white: int = 65535,
 ) -> Path:
-    """Draw the images with their best class and its probability into a PNG; at most ``limit`` of them.
+    """Draw images with their most likely class and its probability into a PNG file.
 
-    ``white`` is the value that is white in images of 16 bits a channel: the network's ``preprocessing.white``.
+    Args:
+        predictions: images and their predictions.
+        path: the PNG file.
+        columns: images per row.
+        limit: the most images to draw.
+        white: the white level of 16-bit images, as in the network's ``preprocessing.white``.
+
+    Returns:
+        The path of the file.
     """
     from matplotlib.figure import Figure
 

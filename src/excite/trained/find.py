@@ -1,5 +1,6 @@
-"""Image files by name: files, folders, patterns, addresses. Nothing heavy is imported: that one is not there is said at
-once.
+"""Find image files from files, folders, patterns and addresses.
+
+Nothing heavy is imported, so that a missing file is reported at once.
 """
 
 import glob
@@ -12,18 +13,18 @@ from excite.data.walk import look_at, walk
 from excite.errors import ExciteError
 from excite.storage import expand, in_place, is_remote, is_staged
 
-_NOTHING = "is neither a file, a folder nor a pattern that matches any"
+_NOTHING = "is neither a file, a folder nor a pattern that matches a file"
 
 
 def check_images(sources: Sequence[str]) -> None:
-    """Raise ExciteError for a source that is not there; what is in folders is not looked at, and no address asked."""
+    """Raise ExciteError for a source that does not exist; folders are not searched, and addresses not contacted."""
     for source in map(in_place, sources):
         if not is_remote(source) and not os.path.isdir(source):
             _files(source)
 
 
 def _files(source: str) -> list[str]:
-    """The file of that name, or the files that match; not empty. Raises ExciteError."""
+    """The file of that name, or the files that match; never empty. Raises ExciteError."""
     if os.path.lexists(source):
         file, reason = look_at(source)
         if file is None:
@@ -38,16 +39,16 @@ def find_images(
     sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str]:
-    """Image files from files, folders (searched through) and glob patterns, in order, each once.
+    """Image files from files, folders (searched recursively) and glob patterns, in order and without duplicates.
 
-    Those at an address such as ``s3://bucket/photos`` are staged to the local cache, and keep their address as name.
+    Files at an address such as ``s3://bucket/photos`` are copied to the local cache, and keep their address as name.
 
     Args:
-        sources: what to look for; a single one is no list of letters.
-        say: gets a sentence on what was left out of each folder, with counts.
+        sources: one source, or several.
+        say: called with a sentence about files skipped in each folder, with counts.
 
     Raises:
-        ExciteError: a source is not there, holds no images, or is no file (a named pipe would be waited for).
+        ExciteError: a source does not exist, contains no images, or is not a regular file (such as a named pipe).
     """
     found: dict[str, None] = {}
     for given in [sources] if isinstance(sources, str | os.PathLike) else sources:
@@ -64,7 +65,7 @@ def find_images(
         else:
             files = _files(source)
         if not files:
-            what = "holds no images" if path.is_dir() else _NOTHING
+            what = "contains no images" if path.is_dir() else _NOTHING
             raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
         if left_out is not None:
             say(f"{source}: {left_out}")

@@ -1,4 +1,4 @@
-"""The images that a trained network is measured on."""
+"""The images that a trained network is evaluated on."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,22 +25,22 @@ def open_images(
     limits: Mapping[str, int] | None = None,
     train: bool = False,
 ) -> tuple[Recipe, DataSets]:
-    """Open the images that a trained network is measured on, numbered by its own classes; they are ``val``.
+    """Open the images that a trained network is evaluated on, as ``val``, with labels in the network's class order.
 
-    Without other data that is the validation part of its training, or what ``data.part`` says. Of other data, it is the
-    part that is asked for, else all that there is to measure (see ``excite.data.open_measured``); its ``notes`` say
-    what was left out, and how many of the images the network was trained on.
+    By default these are the validation images of its training, or those of ``data.part``. For other data, they are the
+    part asked for, or else all images that can be evaluated (see ``excite.data.open_measured``). The ``notes`` of the
+    data say what was left out, and how many of the images the network was trained on.
 
     Args:
-        predictor: the network; one that only numbers its classes gets their names.
-        source: where it came from.
+        predictor: the network; if it has no class names, it gets those of the data.
+        source: its origin, for messages.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images`` or ``data.part=test``.
-        limits: at most so many images, ``limit_val`` and ``limit_train``, beside the recipe's own limits; the caller
-            tells of them.
-        train: whether training images are wanted, too.
+        limits: ``limit_val`` and ``limit_train``, the most images, in addition to the recipe's limits; the caller
+            reports them.
+        train: whether to open the training images, too.
 
     Returns:
-        The recipe, with overrides and limits, and the images.
+        The recipe, with overrides and limits, and the data.
 
     Raises:
         ExciteError: the data cannot be read, or has classes that the network does not know.
@@ -50,7 +50,8 @@ def open_images(
     lacking = [name for name in predictor.classes if name not in data.classes]
     if lacking:
         data.notes.append(
-            f"the data have {len(data.classes)} of the network's {len(predictor.classes)} classes: no {some(lacking)}"
+            f"the data have {len(data.classes)} of the network's {len(predictor.classes)} classes; missing: "
+            f"{some(lacking)}"
         )
     return recipe, data.relabelled(predictor.classes)
 
@@ -58,11 +59,11 @@ def open_images(
 def _open_data(
     meta: Meta, source: str | Path, overrides: Sequence[str], limits: Mapping[str, int] | None, train: bool
 ) -> tuple[Recipe, DataSets]:
-    """The same, numbered by the data's own classes, whatever the network's are."""
+    """Like :func:`open_images`, with labels in the data's own class order."""
     trained = Recipe.from_dict(meta["recipe"], str(source))
     recipe = Recipe.from_dict(apply_overrides(meta["recipe"], overrides), str(source))
     keys = overridden(overrides)
-    if "data.white" not in keys:  # what was found in the training images holds for others, too
+    if "data.white" not in keys:  # the white level of the training images also applies to others
         white = {"white": meta["preprocessing"].get("white", FULL_WHITE)}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=white)})
     data = open_measured(
@@ -76,8 +77,8 @@ def _open_data(
     )
     if data.split and "val_from" not in meta["recipe"]["data"]:
         data.notes.append(
-            "these weights are of a version that held out other images, so most of these were trained on: give images "
-            "that were not, data.root=PATH"
+            "these weights come from an older version, which held out other images, so most of these were trained on; "
+            "use images that were not: data.root=PATH"
         )
     if SOURCES[recipe.data.source].class_folders and recipe.data.class_names is None:
         check_order(meta, data.classes, recipe.data.class_order, source)
@@ -94,7 +95,18 @@ def measuring_loader(
     world: int = 1,
     train: bool = False,
 ) -> EvalLoader:
-    """Batches of the images that are measured, or (``train``) of training's, each under its own rule on broken ones."""
+    """Batches of the images to evaluate, or with ``train`` of the training images.
+
+    Broken images are treated by ``data.on_bad_val`` or ``data.on_bad_train``.
+
+    Args:
+        data: the data.
+        recipe: its recipe.
+        device: the device that gets the batches.
+        batch_size: images per batch; None: the recipe's ``eval.batch_size``.
+        rank, world: this process's share.
+        train: use the training images.
+    """
     images = data.train if train else data.val
     training = train or data.measured == "training"
     return EvalLoader(
@@ -109,17 +121,19 @@ def measuring_loader(
 
 
 def left_out(data: DataSets, loader: EvalLoader) -> list[str]:
-    """A sentence on the images that could not be read and were left out; none where there were none."""
+    """A list with one sentence about unreadable images that were left out; [] if there were none."""
     bad = [*(data.bad[-data.bad_val :] if data.bad_val else []), *loader.bad]
     if not bad:
         return []
     key = "data.on_bad_train" if data.measured == "training" else "data.on_bad_val"
     path, reason = bad[0]
-    return [f"{len(bad):,} images could not be read and were left out ({key}=stop refuses them): {path}: {reason}"]
+    return [
+        f"{len(bad):,} images could not be read and were left out ({key}=stop makes this an error): {path}: {reason}"
+    ]
 
 
 def _elsewhere(trained: Recipe, now: Recipe) -> bool:
-    """Whether the data are others than those of the training."""
+    """Whether the data differ from those of the training."""
     if trained.data.source != now.data.source:
         return True
     before, after = trained.data.root, now.data.root

@@ -1,4 +1,4 @@
-"""A trained network with its images, opened once, however many studies look at it."""
+"""A trained network with its images, opened once for any number of studies."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,14 +19,14 @@ from excite.weights.locate import Located, locate
 
 
 class Opened:
-    """A trained network with the images that it is measured on; these are opened when they are first asked for.
+    """A trained network with the images that it is evaluated on, which are opened on first use.
 
     Args:
-        located: where the network came from.
+        located: the origin of the network.
         predictor: the network.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
-        limits: at most so many images, ``limit_val`` and ``limit_train``; the caller tells of them.
-        train: whether training images are wanted, too.
+        limits: ``limit_val`` and ``limit_train``, the most images; the caller reports them.
+        train: whether to open the training images, too.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class Opened:
 
     @property
     def source(self) -> str:
-        """What was asked for."""
+        """The run folder, checkpoint or address, as given."""
         return self.located.source
 
     @property
     def run(self) -> Path | None:
-        """The run folder, where the source is one on this machine."""
+        """The run folder, if the source is one on this machine."""
         return self.located.run
 
     @cached_property
@@ -67,12 +67,12 @@ class Opened:
 
     @property
     def recipe(self) -> Recipe:
-        """The network's own, with the overrides and the limits. Raises ExciteError where the images cannot be had."""
+        """The network's recipe with overrides and limits. Raises ExciteError if the images cannot be opened."""
         return self._images[0]
 
     @property
     def data(self) -> DataSets:
-        """What the recipe says, numbered by the network's classes; ``val`` is measured, ``train`` there if wanted.
+        """The data of the recipe, with labels in the network's class order; ``val`` are the images to evaluate.
 
         Raises:
             ExciteError: the data cannot be read, or has classes that the network does not know.
@@ -81,33 +81,33 @@ class Opened:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What is predicted with: size and crop as the recipe says, mean and standard deviation of the training."""
+        """The preprocessing for predictions: size and crop from the recipe, mean and std from the training."""
         own = self.predictor.preprocessing
         return replace(self.data.preprocessing, mean=own.mean, std=own.std)
 
     def name_of(self, position: int) -> str:
-        """What a person calls the measured image at a position."""
+        """The display name of the image at a position."""
         return self.data.val.names[position]
 
     def batches(
         self, batch_size: int | None = None, *, train: bool = False, rank: int = 0, world: int = 1
     ) -> EvalLoader:
-        """A fresh pass over the measured images, or over training's.
+        """Start a new pass over the images to evaluate, or over the training images.
 
         Args:
-            batch_size: images at a time; None takes the recipe's. Has no influence on results but for rounding.
-            train: whose.
-            rank, world: this process's share of them.
+            batch_size: images per batch; None: the recipe's. Affects results only by rounding.
+            train: use the training images.
+            rank, world: this process's share.
         """
         device = self.predictor.device
         return measuring_loader(self.data, self.recipe, device, batch_size, rank=rank, world=world, train=train)
 
     def evaluate(self, model: nn.Module | None = None, batches: Iterable[Batch] | None = None) -> Evaluation:
-        """Measure the network on all its images, or another one in its place that takes the same input.
+        """Evaluate the network on all its images.
 
         Args:
-            model: the other one.
-            batches: of the images; None: a fresh pass of :meth:`batches`.
+            model: another network to evaluate instead, with the same input.
+            batches: batches of the images; None: a new pass of :meth:`batches`.
         """
         p = self.predictor
         return evaluate(
@@ -121,17 +121,17 @@ class Opened:
         )
 
     def positions(self, limit: int, seed: int) -> np.ndarray:
-        """Where at most ``limit`` of the measured images are: class-balanced, by ``seed``."""
+        """int64 (N,): positions of at most ``limit`` images, drawn class-balanced with ``seed``."""
         labels = self.data.val.labels
         numbers = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
         return balanced_beginning(numbers, limit, seed)
 
     def taking(self, limit: int, seed: int) -> "Opened":
-        """The same network with at most ``limit`` of its images: class-balanced, by ``seed``."""
+        """This network with at most ``limit`` of its images, drawn class-balanced with ``seed``."""
         return self.with_images(self.positions(limit, seed))
 
     def with_images(self, positions: np.ndarray) -> "Opened":
-        """The same network with some of its images."""
+        """This network with the images at these positions only."""
         some = Opened(self.located, self.predictor, self.overrides)
         some._opened = (self.recipe, replace(self.data, val=self.data.val.take(positions)))
         return some
@@ -147,18 +147,17 @@ def open_trained(
     limits: Mapping[str, int] | None = None,
     train: bool = False,
 ) -> Opened:
-    """Load a network; its images are opened when they are first asked for.
+    """Load a network; its images are opened on first use.
 
     Args:
-        source: a run folder, a checkpoint (of other systems, too), or an address of either.
+        source: a run folder, a checkpoint (also of another library), or an address of either.
         overrides: ``data.key=value`` strings, for example ``data.root=/other/images``.
         device: "auto", "cpu", "cuda" ...
-        precision: "fp32", "bf16", "fp16", "auto"; None takes what it was trained in, so that the numbers are those of
-            the training.
-        fold: fold the batch norms into the convolutions (see :class:`Predictor`); None does not in bf16, whose rounding
-            would show in the numbers.
-        limits: at most so many images, ``limit_val`` and ``limit_train``; the caller tells of them.
-        train: whether training images are wanted, too.
+        precision: "fp32", "bf16", "fp16" or "auto"; None uses that of the training, so that the numbers agree with it.
+        fold: fold the batch norms into the convolutions (see :class:`Predictor`); None: only where that is faster, and
+            only in fp32, because in lower precisions rounding would change the numbers.
+        limits: ``limit_val`` and ``limit_train``, the most images; the caller reports them.
+        train: whether to open the training images, too.
 
     Raises:
         ExciteError: see ``excite.load``.

@@ -1,4 +1,4 @@
-"""What a network says about every validation image: made once, kept beside the run, read back while it still holds.
+"""The predictions for all validation images: computed once, cached in the run folder, and reused while valid.
 
 Letters: N images, K classes.
 """
@@ -22,7 +22,7 @@ from excite.progress import Advance
 from excite.trained.opened import Opened
 from excite.untrusted.npz import read_npz
 
-#: In a run folder.
+#: Name of the file in a run folder.
 FILE = "predictions.npz"
 FORMAT_VERSION = 2
 
@@ -42,13 +42,13 @@ class Predictions:
     Attributes:
         logits: float32 (N, K).
         labels: int64 (N,), the true classes.
-        positions: int64 (N,), of the images in the data: with ``fingerprint``, which images these are.
-        names: N texts, what a person calls them, see ``excite.data.ArrayImages`` and ``FileImages``.
-        classes: K names.
-        fingerprint: of the data, see ``DataSets.fingerprint``.
+        positions: int64 (N,), positions of the images in the data; with ``fingerprint`` they identify the images.
+        names: N display names, see ``excite.data.ArrayImages`` and ``FileImages``.
+        classes: K class names.
+        fingerprint: fingerprint of the data, see ``DataSets.fingerprint``.
         weights: sha256 (hex) of the weights file.
         precision: "fp32", "bf16" or "fp16".
-        preprocessing: how an image became the network's input, see ``Preprocessing.to_dict``.
+        preprocessing: the preprocessing of the images, see ``Preprocessing.to_dict``.
     """
 
     logits: np.ndarray
@@ -66,17 +66,17 @@ class Predictions:
 
     @property
     def finite(self) -> np.ndarray:
-        """bool (N,): the images whose logits are all finite; the others have no class and no probabilities."""
+        """bool (N,): whether all logits of an image are finite; other images have no class and no probabilities."""
         return finite(torch.from_numpy(self.logits)).numpy()
 
     @property
     def warning(self) -> str | None:
-        """The sentence about images without finite logits; None where there are none."""
+        """The warning about images without finite logits; None if there are none."""
         without = np.flatnonzero(~self.finite)
         return sentence(len(without), len(self), self.names[without[0]] if len(without) else None)
 
     def answered(self) -> "Predictions":
-        """Those of the images whose logits are all finite."""
+        """The predictions of images whose logits are all finite."""
         kept = np.flatnonzero(self.finite)
         names = tuple(self.names[i] for i in kept.tolist())
         return replace(
@@ -84,7 +84,7 @@ class Predictions:
         )
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Softmax of logits / temperature: float64 (N, K); a row of NaN where logits are not finite."""
+        """Softmax of logits / temperature: float64 (N, K); rows of NaN for logits that are not finite."""
         scaled = np.where(self.finite[:, None], self.logits.astype(np.float64), np.nan) / temperature
         scaled -= scaled.max(1, keepdims=True)
         np.exp(scaled, out=scaled)
@@ -92,17 +92,16 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """int64 (N,): the class with the largest logit (the first of equals, as torch does it); ``NO_CLASS`` (-1) where
-        logits are not finite."""
+        """int64 (N,): the class with the largest logit (first on ties), or ``NO_CLASS`` (-1) if not all are finite."""
         return predicted(torch.from_numpy(self.logits)).numpy()
 
     @property
     def right(self) -> np.ndarray:
-        """bool (N,): whether that class is the true one."""
+        """bool (N,): whether the predicted class is the true one."""
         return self.predicted == self.labels
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz`` whole or not at all; nothing in it is pickled. Raises ExciteError."""
+        """Write an ``.npz`` file atomically, without pickled objects. Raises ExciteError."""
         with written_aside(path) as aside, aside.open("wb") as file:
             np.savez(
                 file,
@@ -118,7 +117,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path) -> "Predictions | None":
-        """What :meth:`save` wrote; None where there is nothing readable (it can be made again)."""
+        """Read what :meth:`save` wrote; None if there is nothing valid (it can be computed again)."""
         try:
             file = read_npz(path)
             about = from_json(_unpacked(file["about"]))
@@ -131,7 +130,7 @@ class Predictions:
         return found if found._plausible() else None
 
     def _plausible(self) -> bool:
-        """Whether the parts fit each other, whatever they say."""
+        """Whether shapes, types and ranges are consistent."""
         images, classes = len(self.names), len(self.classes)
         fits = self.logits.shape == (images, classes) and self.logits.dtype == np.float32
         fits = fits and all(a.shape == (images,) and a.dtype == np.int64 for a in (self.labels, self.positions))
@@ -142,7 +141,7 @@ class Predictions:
 
 
 def _about(weights: str, fingerprint: str, precision: str, preprocessing: PreprocessingValues) -> _About:
-    """What must agree for stored predictions to hold."""
+    """The values that must match for stored predictions to be reused."""
     return {
         "format_version": FORMAT_VERSION,
         "weights": weights,
@@ -161,17 +160,17 @@ def _unpacked(values: np.ndarray) -> str:
 
 
 def predict_all(opened: Opened, progress: Advance | None = None, batch_size: int | None = None) -> Predictions:
-    """Classify all validation images in this process, each once, in their order.
+    """Predict all validation images, each once and in order, in this process.
 
-    Under a launcher, too: the other processes may be gone, and nothing here waits for them.
+    This also holds under a launcher: other processes may have ended, and are not waited for.
 
     Args:
-        opened: what :func:`excite.trained.opened.open_trained` gave.
-        progress: called after each batch.
-        batch_size: images at a time; None takes the recipe's. Has no influence on the result but for rounding.
+        opened: the network and its images, from :func:`excite.trained.opened.open_trained`.
+        progress: called with (images done, images in total) after each batch.
+        batch_size: images per batch; None: the recipe's. Affects the result only by rounding.
 
     Raises:
-        ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there is none.
+        ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there are no images.
     """
     outputs, labels, positions, done = [], [], [], 0
     for images, truth, index in opened.batches(batch_size):
@@ -202,13 +201,12 @@ def _names(data: DataSets, positions: Sequence[int]) -> tuple[str, ...]:
 
 
 def predictions_of(opened: Opened, progress: Advance | None = None, *, keep: bool = True) -> Predictions:
-    """The predictions stored in the run folder, where weights, data, precision and preprocessing are the same; else
-    made anew, and stored there.
+    """The predictions stored in the run folder if weights, data, precision and preprocessing match; else new ones.
 
     Args:
-        opened: what :func:`excite.trained.opened.open_trained` gave.
-        progress: called after each batch that is predicted.
-        keep: whether to store what is made anew. A folder that cannot be written is no error: it is only a cache.
+        opened: the network and its images, from :func:`excite.trained.opened.open_trained`.
+        progress: called with (images done, images in total) after each batch that is predicted.
+        keep: whether to store new predictions in the run folder; errors in writing this cache are ignored.
 
     Raises:
         ExciteError: see :func:`predict_all`.
@@ -225,7 +223,7 @@ def predictions_of(opened: Opened, progress: Advance | None = None, *, keep: boo
         stored is not None
         and stored._about() == wanted
         and list(stored.classes) == opened.predictor.classes
-        # The fingerprint of images in memory is of their pixels: since then, their files may have got other names.
+        # The fingerprint of images in memory covers only pixels: their files may have been renamed since.
         and stored.names == _names(opened.data, stored.positions.tolist())
     ):
         return stored
@@ -237,10 +235,10 @@ def predictions_of(opened: Opened, progress: Advance | None = None, *, keep: boo
 
 
 def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
-    """Validation images by their positions in the data, as the network sees them: uint8 (S, S, C) each.
+    """Validation images at these positions in the data, as the network sees them: uint8 (S, S, C) each.
 
     Raises:
-        ExciteError: one cannot be read any more.
+        ExciteError: an image can no longer be read.
     """
     images = opened.data.val
     found = []
@@ -254,10 +252,11 @@ def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
 
 
 class Accuracy(TypedDict):
-    """How often predictions are right; shares in percent.
+    """Accuracy of predictions, in percent.
 
-    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval at ``confidence``. ``top5_of`` is K where K < 5.
-    ``not_finite`` images have no finite logits, and are wrong.
+    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval at the level ``confidence``. ``top5`` is top-k
+    accuracy with k = ``top5_of`` = min(5, K). ``not_finite`` is the number of images without finite logits, which count
+    as wrong.
     """
 
     images: int
@@ -272,12 +271,11 @@ class Accuracy(TypedDict):
 
 
 def accuracy(predictions: Predictions, confidence: float = 0.95) -> Accuracy:
-    """Top-1 in percent with Wilson's interval, top-5 (top-K where K < 5), their counts; ``not_finite`` images have no
-    finite logits, and are wrong."""
+    """Top-1 accuracy with Wilson's interval, and top-5 accuracy (top-K if K < 5); see :class:`Accuracy`."""
     right, images = int(predictions.right.sum()), len(predictions)
     low, high = wilson(right, images, confidence)
     most = min(5, len(predictions.classes))
-    # As torchmetrics' top-k does it: among the k largest logits, the first of equals first.
+    # Like torchmetrics' top-k: the k largest logits, the first on ties.
     best = torch.from_numpy(predictions.logits).topk(most).indices.numpy()
     among = int(((best == predictions.labels[:, None]).any(1) & predictions.finite).sum())
     return {

@@ -1,4 +1,4 @@
-"""A trained network with all that it needs to be used."""
+"""A trained network with everything needed to use it."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,20 +30,20 @@ from excite.weights.locate import Located, locate
 from excite.weights.meta import describe
 from excite.weights.own import Checkpoint, build_network, load_into, read_own
 
-#: What stands for a class where the logits of an image are not all finite.
+#: Shown instead of a class if the logits of an image are not all finite.
 NO_ANSWER = "no finite logits"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's most likely classes.
+    """The most likely classes of an image.
 
     Attributes:
-        path: the image's file; of one in memory, what :func:`excite.trained.given.given_images` calls it.
-        top: (class name, probability), best first. Empty where the network has no answer: its logits are not all
-            finite (see ``excite.logits``), or the image cannot be read.
-        problem: why the image cannot be read; None where it can.
-        pixels: what the network saw, uint8 (S, S, C); kept of the first few images only, to be shown.
+        path: the image file; for an image in memory, its name from :func:`excite.trained.given.given_images`.
+        top: (class name, probability), most likely first. Empty if the logits are not all finite (see
+            ``excite.logits``) or the image cannot be read.
+        problem: why the image cannot be read; None if it can.
+        pixels: the network's view of the image, uint8 (S, S, C); only kept for the first few images, for display.
     """
 
     path: str
@@ -52,7 +52,7 @@ class Prediction:
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def text(self) -> str:
-        """The classes with their percentages, or why there are none."""
+        """The classes with percentages, or why there are none."""
         if self.problem is not None:
             return f"cannot be read: {self.problem}"
         return "  ".join(f"{name} {100 * share:.1f} %" for name, share in self.top) or NO_ANSWER
@@ -62,7 +62,7 @@ class Prediction:
 
 
 class Predicted(Sequence[Prediction]):
-    """What a network says of several images: one :class:`Prediction` each, in their order."""
+    """The predictions for several images: one :class:`Prediction` per image, in order."""
 
     def __init__(self, predictions: Iterable[Prediction]) -> None:
         self._predictions = list(predictions)
@@ -83,19 +83,19 @@ class Predicted(Sequence[Prediction]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Predicted) and self._predictions == other._predictions
 
-    __hash__ = None  # type: ignore[assignment]  # as lists have it
+    __hash__ = None  # type: ignore[assignment]  # like a list
 
     def __repr__(self) -> str:
         return f"Predicted({self._predictions!r})"
 
     @property
     def readable(self) -> "Predicted":
-        """Those of images that could be read."""
+        """The predictions of images that could be read."""
         return Predicted(p for p in self if p.problem is None)
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(path, reason) of the images that could not."""
+        """(path, reason) of the images that could not be read."""
         return [(p.path, p.problem) for p in self if p.problem is not None]
 
     def _repr_html_(self) -> str:
@@ -104,20 +104,22 @@ class Predicted(Sequence[Prediction]):
 
 
 class Predictor:
-    """A trained network with everything it needs to be used: preprocessing, class names, where it came from.
+    """A trained network with everything needed to use it: preprocessing, class names, origin.
 
     Args:
-        checkpoint: what ``read_own`` returned.
+        checkpoint: a checkpoint from ``read_own``.
         device: "auto", "cpu", "cuda" ...
-        precision: "auto" (what it was trained with, where the device can), "fp32", "bf16", "fp16".
-        fold: fold the batch norms into the convolutions (see ``excite.fold``); None does so where it was measured to be
-            faster, on a CPU in fp32 or bf16.
+        precision: "auto" (that of the training, if the device supports it), "fp32", "bf16" or "fp16".
+        fold: fold the batch norms into the convolutions (see ``excite.fold``); None: only where measured to be faster,
+            on a CPU in fp32 or bf16.
 
     Attributes:
-        model: the network, in eval mode on the device; its folded form if asked for.
+        model: the network in eval mode on the device, folded if requested.
         classes: class names in the order of the logits.
-        preprocessing: how an image becomes the network's input.
+        preprocessing: converts an image to the network's input.
         meta: recipe, metrics, versions, step and epoch, as stored in the checkpoint.
+        device: the ``torch.device``.
+        precision: the precision in use: "fp32", "bf16" or "fp16".
     """
 
     def __init__(
@@ -138,12 +140,14 @@ class Predictor:
             self.model = fold_model(self.model, dtype=DTYPES[self.precision])
 
     def _folding_pays(self) -> bool:
-        # On a CPU 1.05 to 1.9 times the speed for all nets but the TensorFlow one (the same), in fp32 and bf16.
+        # On a CPU, 1.05 to 1.9 times as fast for all networks but the TensorFlow one (same speed), in fp32 and bf16.
         return self.device.type == "cpu" and self.precision != "fp16" and not is_timm_model(self.model)
 
     def as_predicting(self) -> "Predictor":
-        """The same network, which is not folded yet, in the form that ``excite predict`` runs: fp32, its batch norms
-        folded into the convolutions where that pays. The network itself is left as it is."""
+        """A copy of this network, which must not be folded, in the form that ``excite predict`` runs.
+
+        That is fp32, with batch norms folded into the convolutions where that is faster. This network is not changed.
+        """
         other = copy.copy(self)
         if self.precision != "fp32":
             other.precision, other.model = "fp32", copy.deepcopy(self.model)
@@ -154,7 +158,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 images (B, C, S, S), already preprocessed, to float32 logits (B, K)."""
+        """Preprocessed uint8 images (B, C, S, S) -> float32 logits (B, K)."""
         x = self.preprocessing.normalize(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.model(x).float()
@@ -173,37 +177,37 @@ class Predictor:
             images: the path of an image, a folder, a pattern such as ``"photos/*.jpg"``, an address; a PIL image; uint8
                 or uint16 pixels (H, W), (H, W, C), or several (N, H, W, C); the bytes of an image file; or a list of
                 these.
-            top_k: how many classes to give for each.
-            batch_size: images at a time.
-            progress: called with (images done, images in all).
+            top_k: number of classes per image.
+            batch_size: images per batch.
+            progress: called with (images done, images in total).
 
         Returns:
-            One :class:`Prediction` for each image, in their order. One that cannot be read has a ``problem`` in place
-            of classes.
+            One :class:`Prediction` per image, in order. For an image that cannot be read, ``problem`` is set and there
+            are no classes.
 
         Raises:
-            TypeError: ``images`` is nothing of the kind.
+            TypeError: ``images`` is of another type.
             ExciteError: there is no such file, or none of the images can be read.
         """
         given = given_images(images)
         found = Predicted(self.answers(given, top_k, batch_size, progress))
         if given and len(found.bad) == len(found):
             path, reason = found.bad[0]
-            more = f" (nor can the other {len(found) - 1:,})" if len(found) > 1 else ""
+            more = f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
             raise BadImageError(path, f"{reason}{more}")
         return found
 
     def predict(self, paths: Given | Iterable[Given], top_k: int = 5, batch_size: int = 64) -> Iterator[Prediction]:
-        """Classify images one after the other; an image that cannot be read ends it.
+        """Classify images one after another, stopping at the first that cannot be read.
 
         Args:
-            paths: image files, of any size and format; or what a call of the network takes.
-            top_k: how many classes to give for each.
-            batch_size: images at a time.
+            paths: image files of any size and format, or anything that a call accepts.
+            top_k: number of classes per image.
+            batch_size: images per batch.
 
         Raises:
             BadImageError: an image cannot be read.
-            TypeError: as for a call.
+            TypeError: ``paths`` is of another type.
         """
         for prediction in self.answers(given_images(paths), top_k, batch_size):
             if prediction.problem is not None:
@@ -213,7 +217,7 @@ class Predictor:
     def answers(
         self, images: Sequence[GivenImage], top_k: int, batch_size: int, progress: Advance | None = None
     ) -> Iterator[Prediction]:
-        """What both of these do: one :class:`Prediction` for each image, in their order; ``progress`` after a batch."""
+        """One :class:`Prediction` per image, in order; ``progress`` is called after each batch."""
         done, beside = 0, self.device.type != "cpu"
         for batch in decoded_batches(images, self._load, batch_size, path_of=_path_of, beside=beside):
             pixels = [each for _, each in batch if isinstance(each, Tensor)]
@@ -229,8 +233,10 @@ class Predictor:
                 progress(done, len(images))
 
     def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
-        """The ``top_k`` classes with the largest of one image's logits (K), best first, as (class name, probability);
-        none where the logits are not all finite."""
+        """The ``top_k`` most likely classes for one image's logits (K,), as (class name, probability).
+
+        Empty if the logits are not all finite.
+        """
         if not bool(finite(logits[None])):
             return []
         best = logits.softmax(0).topk(min(top_k, len(self.classes)))
@@ -262,47 +268,47 @@ def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold
     """Load a trained network.
 
     Args:
-        source: a run folder (its best weights), a checkpoint folder, a ``.safetensors`` file, or another system's
+        source: a run folder (its best weights), a checkpoint folder, a ``.safetensors`` file, or another library's
             checkpoint (see ``excite.load_weights``).
         device: "auto", "cpu", "cuda" ...
         precision: "fp32", "bf16", "fp16" or "auto".
-        fold: fold the batch norms into the convolutions, which is faster (see :class:`Predictor`).
+        fold: fold the batch norms into the convolutions, which is faster on a CPU (see :class:`Predictor`).
 
     Raises:
-        ExciteError: there is nothing there, it is damaged, or it was not written by this package.
+        ExciteError: there is nothing, it is damaged, or its format is unknown.
     """
     return Predictor(read_checkpoint(locate(source)), device, precision, fold)
 
 
 def read_checkpoint(located: Located) -> Checkpoint:
-    """A checkpoint of ours, or another system's, converted on the way (see docs/weights.md)."""
+    """Read an excite checkpoint, or convert another library's (see docs/weights.md). Raises ExciteError."""
     if located.kind == "own":
         return read_own(located.path)
     if located.kind == "grafted":
         raise ExciteError(
-            f"{located.source} is another library's network with grafted gates, without classes and preprocessing; "
-            "from Python, excite.grafting.load_grafted loads it"
+            f"{located.source} is another library's network with grafted gates, without class names and preprocessing; "
+            "load it in Python with excite.grafting.load_grafted"
         )
     model, loaded = convert(located.source)
     return Checkpoint(located.path, model.state_dict(), {**describe(model, loaded), "versions": versions()})
 
 
-#: A class and its probability; "class" is a word of Python's.
+#: A class and its probability; "class" is a Python keyword.
 ClassProbability = TypedDict("ClassProbability", {"class": str, "probability": float})
 
 
 class PredictionRow(TypedDict):
-    """A :class:`Prediction` in JSON."""
+    """A :class:`Prediction` as JSON."""
 
     path: str
     top: list[ClassProbability]
 
 
 def to_rows(predictions: Iterable[Prediction]) -> list[PredictionRow]:
-    """Predictions as a list of {path, top: [{class, probability}]}; ``top`` is [] where there is no answer."""
+    """Predictions as a list of {path, top: [{class, probability}]}; ``top`` is [] if there are no classes."""
     return [{"path": p.path, "top": [{"class": c, "probability": v} for c, v in p.top]} for p in predictions]
 
 
 def to_json(predictions: Iterable[Prediction]) -> str:
-    """Predictions as JSON: what :func:`to_rows` gives."""
+    """The result of :func:`to_rows` as JSON text."""
     return as_json(to_rows(predictions))

@@ -1,4 +1,4 @@
-"""Twins: one recipe trained with each gate and each seed, side by side; what the gates gain and what they cost."""
+"""``excite twins``: train a recipe with each gate and each seed, and compare what the gates gain and cost."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The picture: accuracy, its difference to the ungated twin, and speed, side by side."""
+"""The figure of an experiment: accuracy, difference to the ungated twin, and speed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +9,18 @@ from excite.twins.report import Report, known, latency_form
 
 
 def draw(report: Report, path: Path) -> Path:
-    """Draw a report into a PNG or SVG file, by the name of ``path``: a row for each gate, in four panels;
-    the last one only where latencies were measured.
+    """Draw a report into a PNG or SVG file, by the suffix of ``path``; return the path.
 
-    Dots are seeds. In the first panel the line is the sample standard deviation either way, in the second Student's
-    interval of the mean difference; in the last it joins the quartiles.
+    There is one row per gate and up to four panels, the last one only if latencies were measured. Dots are seeds. Lines
+    are mean ± sample standard deviation in the first panel, Student's interval of the mean difference in the second,
+    and the quartiles in the last.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     gates = report["gates"]
     with style():
-        layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: else the numbers below two panels may touch
+        layout = ConstrainedLayoutEngine(w_pad=0.12)  # inches: otherwise the numbers below two panels may touch
         drawn = [(_accuracy, 1.2), (_difference, 1.2), (_speed, 1.0)]
         drawn += [(_latency, 1.0)] if report["latency"] is not None else []
         widths = [width for _, width in drawn]
@@ -65,7 +65,7 @@ def _difference(panel: Any, report: Report) -> None:
 
 
 def _values(panel: Any, y: int, mean: float | None, ends: tuple[float, float] | None, values: Sequence[float]) -> None:
-    """A mark for the mean with a line through it, and the single values as dots below."""
+    """A marker for the mean with a line through it, and the individual values as dots below."""
     if mean is None:
         return
     color = COLORS[y % len(COLORS)]

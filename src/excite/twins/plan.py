@@ -1,4 +1,4 @@
-"""What an experiment is: a recipe, gates and seeds; how a gate is put into a recipe's model; ``twins.json``."""
+"""The plan of an experiment: recipe, gates and seeds; putting a gate into a recipe's model; ``twins.json``."""
 
 import re
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class Plan:
-    """One experiment.
+    """The plan of an experiment.
 
     Attributes:
-        recipe: what all runs share; its gate and seed are replaced.
-        gates: labels, as :func:`parse_gate` reads them.
+        recipe: the recipe of all runs, except for gate and seed.
+        gates: labels, see :func:`parse_gate`.
         seeds: values of ``train.seed``.
     """
 
@@ -41,17 +41,17 @@ class Plan:
     def runs(self) -> list[tuple[str, int]]:
         """(gate, seed) in the order of training: all gates of a seed before the next seed.
 
-        So an experiment that is broken off is balanced, and a machine that slows down slows all gates alike.
+        An interrupted experiment is thus balanced, and a machine that slows down affects all gates equally.
         """
         return [(gate, seed) for seed in self.seeds for gate in self.gates]
 
     @property
     def baseline(self) -> str:
-        """What the others are compared with: the ungated twin, or the first gate where there is none."""
+        """The gate that the others are compared with: no gate, or else the first one."""
         return UNGATED if UNGATED in self.gates else self.gates[0]
 
     def twin(self, gate: str, seed: int) -> Recipe:
-        """The recipe of one run. Raises ExciteError where the gate does not fit the model."""
+        """The recipe of one run. Raises ExciteError if the gate does not fit the model."""
         return self.recipe.model_copy(
             update={
                 "model": with_gate(self.recipe.model, gate),
@@ -60,7 +60,7 @@ class Plan:
         )
 
     def check(self) -> None:
-        """Raise ExciteError where a gate is unknown, does not fit, or two labels mean the same network."""
+        """Raise ExciteError if a gate is unknown or does not fit, or if two labels give the same network."""
         seen: dict[str, str] = {}
         for gate in self.gates:
             model = with_gate(self.recipe.model, gate).model_dump_json()
@@ -87,16 +87,16 @@ class _StoredPlan(BaseModel):
 
 
 def run_name(gate: str, seed: int) -> str:
-    """Name of a run's folder."""
+    """The name of a run folder."""
     return f"{gate.replace(':', '-')}-seed{seed}"
 
 
 def load_plan(folder: Path) -> Plan | None:
-    """The plan in a folder, or None where there is none. Raises ExciteError where it cannot be read."""
+    """The plan in a folder; None if there is none. Raises ExciteError if it cannot be read."""
     path = folder / PLAN
     if not path.is_file():
         return None
-    values = read_json(path, "the recipe, gates and seeds as they were, or another --out, begin anew")
+    values = read_json(path, "restore the file, or start again with another --out")
     version = values.get("format_version")
     if type(version) is int and version != FORMAT_VERSION:
         raise ExciteError(f"{path} has format {shown(version)}; this version of excite reads {FORMAT_VERSION}")
@@ -111,28 +111,28 @@ def load_plan(folder: Path) -> Plan | None:
 
 
 def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None) -> Plan:
-    """The plan for ``folder``: a new one, or the one that is there, perhaps with more gates or seeds.
+    """The plan for ``folder``: a new one, or the existing one, with new gates or seeds added.
 
     Args:
-        folder: of the experiment.
-        recipe: None takes that of the plan in the folder.
-        gates: None takes those of the plan in the folder, or the default.
-        seeds: how many, from the recipe's ``train.seed`` upwards; None as for the gates.
+        folder: the folder of the experiment.
+        recipe: the recipe; None: that of the existing plan.
+        gates: labels of the gates; None: those of the existing plan, or the default.
+        seeds: number of seeds, counting up from the recipe's ``train.seed``; None: as for the gates.
 
     Raises:
-        ExciteError: a gate does not fit, or the folder holds the twins of another recipe.
+        ExciteError: a gate does not fit, or the folder contains the twins of another recipe.
     """
     old = load_plan(folder)
     if recipe is not None and old is not None and not any((folder / run_name(*run)).is_dir() for run in old.runs()):
-        old = None  # nothing was trained by it, so it binds nobody
+        old = None  # nothing was trained yet, so the plan may be replaced
     if recipe is None:
         if old is None:
-            raise ExciteError(f"{folder} is no experiment of `excite twins`: it has no {PLAN}")
+            raise ExciteError(f"{folder} is not an experiment of `excite twins`: it has no {PLAN}")
         recipe = old.recipe
     elif old is not None and old.recipe != recipe:
         raise ExciteError(
-            f"{folder} holds twins of another recipe ({_differences(old.recipe, recipe)}); give another --out, or the "
-            f"recipe as it was"
+            f"{folder} contains twins of another recipe ({_differences(old.recipe, recipe)}); give another --out, or "
+            "the same recipe"
         )
     first = recipe.train.seed
     new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
@@ -141,7 +141,7 @@ def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, 
         new_seeds = tuple(range(first, first + DEFAULT_SEEDS))
     if len(set(new_gates)) < len(new_gates) or not new_gates:
         raise ExciteError(f"--gates must name each gate once, and at least one, not {','.join(new_gates)!r}")
-    if old is not None:  # gates and seeds may be added, and what was trained stays in the report
+    if old is not None:  # gates and seeds may be added; finished runs stay in the report
         new_gates = tuple(dict.fromkeys([*old.gates, *new_gates]))
         new_seeds = tuple(dict.fromkeys([*old.seeds, *new_seeds]))
     plan = Plan(recipe, new_gates, new_seeds)
@@ -160,14 +160,14 @@ def _differences(old: Recipe, new: Recipe) -> str:
 
 
 def known_gates() -> dict[str, dict[str, str] | None]:
-    """Every label without options, and its gate's table; None for no gate."""
+    """Every label without options -> the table of its gate; None for no gate."""
     known: dict[str, dict[str, str] | None] = {UNGATED: None}
     known |= {name: {"name": name} for name in list_gates() if name != "ge"}
     return known | {f"ge_{variant}": {"name": "ge", "variant": variant} for variant in GE_VARIANTS}
 
 
 def parse_gate(label: str) -> GateTable | None:
-    """``none``, ``se``, ``ge_theta``, ``se:reduction=8``, ``ge_theta_plus:extent=4:reduction=8`` -> the gate's table.
+    """The gate table for a label: ``none``, ``se``, ``ge_theta``, ``se:reduction=8``, ``ge_theta_plus:extent=4`` ...
 
     Raises:
         ExciteError: there is no such gate or option.
@@ -176,12 +176,12 @@ def parse_gate(label: str) -> GateTable | None:
     known = known_gates()
     if name not in known:
         raise ExciteError(f"--gates: unknown gate {shown(name)}{nearest(name, known)} (known: {', '.join(known)})")
-    if not re.fullmatch(r"[\w.:=+-]+", label, re.ASCII):  # it becomes a folder's name
-        raise ExciteError(f"--gates: {shown(label)}: options are words and numbers, such as se:reduction=8")
+    if not re.fullmatch(r"[\w.:=+-]+", label, re.ASCII):  # it becomes a folder name
+        raise ExciteError(f"--gates: {shown(label)}: options must be words and numbers, such as se:reduction=8")
     known_table = known[name]
     if known_table is None:
         if options:
-            raise ExciteError(f"--gates: {shown(label)}: no gate has no options")
+            raise ExciteError(f"--gates: {shown(label)}: none takes no options")
         return None
     allowed = [option for option in gate_options(known_table["name"]) if option not in known_table]
     table: GateTable = {**known_table}
@@ -199,7 +199,7 @@ def parse_gate(label: str) -> GateTable | None:
 
 
 def _try_gate(table: GateTable, where: str = "") -> None:
-    """Build the gate for some map; raises ExciteError where its options are wrong."""
+    """Build the gate for an example map. Raises ExciteError if its options are wrong."""
     try:
         with torch.device("meta"):
             create_gate(table, 64, feature_size=(8, 8))
@@ -211,7 +211,7 @@ def _try_gate(table: GateTable, where: str = "") -> None:
 
 
 def _in_gate(option: str) -> str:
-    """A model's option as a gate spells it: a gate's "bias" is "gate_bias" among a model's options."""
+    """The name in the gate of a model option: the gate option "bias" is the model option "gate_bias"."""
     return "bias" if option == "gate_bias" else option
 
 
@@ -220,10 +220,10 @@ def _in_model(option: str) -> str:
 
 
 def with_gate(model: ModelConfig, label: str) -> ModelConfig:
-    """The same model with another gate, under its name in the catalogue where it has one there.
+    """The same model with another gate, under its name in the catalogue if there is one.
 
-    Options that the recipe gives to its own gate (reduction, extent ...) go to every gate that has them;
-    ``gate_position`` goes to all. Everything else stays as it is, and for the recipe's own gate all of it does.
+    Options of the recipe's own gate (reduction, extent ...) are passed to every gate that has them, and
+    ``gate_position`` to all. Everything else is unchanged; with the recipe's own gate, nothing changes.
 
     Raises:
         ExciteError: there is no such gate.
@@ -241,7 +241,7 @@ def with_gate(model: ModelConfig, label: str) -> ModelConfig:
 
 
 def _split(model: ModelConfig) -> tuple[GateTable | None, ModelArgs]:
-    """The recipe's own gate with all its options, and the options that are not the gate's."""
+    """The recipe's own gate with its options, and the other options of the model."""
     variant = get_variant(model.name)
     spec = model.options.get("gate", variant["gate"])
     own: GateTable | None = None
@@ -260,7 +260,7 @@ def _split(model: ModelConfig) -> tuple[GateTable | None, ModelArgs]:
 
 
 def _inherit(gate: GateTable, own: GateTable) -> GateTable:
-    """The gate with those options of the recipe's own gate that it has, too."""
+    """The gate with the options of the recipe's own gate that it also has."""
     for option, value in own.items():
         if option in gate or option == "variant" or option not in gate_options(cast(str, gate["name"])):
             continue
@@ -273,7 +273,7 @@ def _inherit(gate: GateTable, own: GateTable) -> GateTable:
 
 
 def _nearest_variant(name: str, gate: GateTable | None) -> tuple[str, ModelArgs]:
-    """The catalogue's name for this net with this gate, and the model options that say what the name does not."""
+    """The catalogue name of this network with this gate, and the model options that the name does not imply."""
     own = get_variant(name)
     siblings = {
         other: table["gate"]

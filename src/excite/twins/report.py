@@ -1,4 +1,4 @@
-"""What came out: one row a gate, as a table on the terminal, Markdown, CSV and JSON."""
+"""The report of an experiment: one row per gate, as a table on the terminal, Markdown, CSV and JSON."""
 
 import shlex
 import statistics
@@ -20,27 +20,30 @@ from excite.twins.worker import Latency
 
 
 class Failure(TypedDict):
+    """A run that failed, and why."""
+
     gate: str
     seed: int
     reason: str
 
 
 class TwinRun(Results):
-    """A run's ``results.json`` with the peak memory over all resumptions, without ``report``: the long study of one."""
+    """``results.json`` of a run, with the peak memory over all its processes, and without ``report``."""
 
     gate: str
     seed: int
 
 
 class Trained(TypedDict):
-    """What the runs of a gate have in common.
+    """Summary of the runs of a gate.
 
     Attributes:
-        finished, planned: how many runs.
-        top1_mean, top1_sd: accuracy of the LAST epoch in percent, sample standard deviation.
-        best_top1_mean, best_top1_sd: of the best epoch, which was chosen by the same images.
-        images_per_second: the median over runs, with the extremes.
-        memory_gb: the largest peak of a training process; train_seconds: the mean.
+        finished, planned: numbers of runs.
+        top1_mean, top1_sd: accuracy after the LAST epoch in percent: mean and sample standard deviation.
+        best_top1_mean, best_top1_sd: the same for the best epoch, which was chosen using the same images.
+        images_per_second: median training speed over runs; ``_low`` and ``_high`` are the extremes.
+        memory_gb: the largest peak of a training process.
+        train_seconds: mean training time.
     """
 
     model: str | None
@@ -60,7 +63,7 @@ class Trained(TypedDict):
 
 
 class Difference(TypedDict):
-    """Mean over ``pairs`` equal seeds of top1 - the baseline's, with the ends of its interval."""
+    """Mean of top-1 minus the baseline's over ``pairs`` common seeds, in points, with the ends of its interval."""
 
     pairs: int
     difference: float | None
@@ -69,7 +72,7 @@ class Difference(TypedDict):
 
 
 class GateLatency(TypedDict):
-    """The median, with the quartiles."""
+    """Median and quartiles of the latency of one image, in milliseconds."""
 
     latency_ms: float | None
     latency_low: float | None
@@ -77,13 +80,13 @@ class GateLatency(TypedDict):
 
 
 class TwinRow(Trained, Difference, GateLatency):
-    """One row of the table; what is not known (yet) is None."""
+    """One row of the table; values not known (yet) are None."""
 
     gate: str
 
 
 class Report(TypedDict):
-    """``results.json`` of an experiment; ``missing`` are folders of runs that are not finished."""
+    """``results.json`` of an experiment; ``missing`` are the folders of unfinished runs."""
 
     folder: str
     recipe: str
@@ -101,7 +104,7 @@ class Report(TypedDict):
 
 
 def read_latency(path: Path) -> Latency | None:
-    """The latencies that were measured; None where none can be read: they are measured again."""
+    """The stored latencies; None if they cannot be read, so that they are measured again."""
     try:
         found = read_json(path)
     except ExciteError:
@@ -121,7 +124,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
         if (run / "results.json").is_file():
             results = read_results(run / "results.json")
             results.pop("report", None)
-            # A resumed run's results know the peak of its last process only, its metrics that of each.
+            # For a resumed run, results.json has the peak of the last process only, metrics.jsonl that of each.
             peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             peak = max(known([results["memory_gb"], *peaks]), default=None)
             runs.append({"gate": gate, "seed": seed, **results, "memory_gb": peak})
@@ -155,7 +158,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
 
 
 def known(values: Iterable[float | None]) -> list[float]:
-    """Those that are not None."""
+    """The values that are not None."""
     return [value for value in values if value is not None]
 
 
@@ -183,7 +186,7 @@ def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
 
 
 def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float) -> Difference:
-    """Of runs with equal seeds; a seed that only one of the two has says nothing and is left out."""
+    """The difference over runs with equal seeds; a seed that only one of the two has is left out."""
     own, base = pairs if pairs is not None else ({}, {})
     differences = [own[seed] - base[seed] for seed in own if seed in base]
     mean, low, high = mean_interval(differences, confidence)
@@ -191,7 +194,7 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
 
 
 def latency_form(latency: Latency) -> str:
-    """In which form the networks were timed; what older versions stored does not say, but was never folded."""
+    """The form in which the networks were timed; older files lack it, and were never folded."""
     return str(latency.get("form", f"not folded, {latency['precision']}"))
 
 
@@ -248,26 +251,26 @@ def _spread(value: float | None, low: float | None, high: float | None, spec: st
 
 
 def notes(report: Report) -> list[str]:
-    """How to read the table, one sentence each; only what applies to it."""
+    """Notes on how to read the table, one sentence each, as far as they apply."""
     runs, seeds = report["runs"], report["seeds"]
     said = []
     if runs:
         said.append(
             f"Top-1 of {runs[0]['images']} validation images after {runs[0]['epochs']} epochs; the best epoch was "
-            f"chosen by the same images, which flatters it."
+            f"chosen using the same images, so its accuracy is slightly optimistic."
         )
     if len(seeds) > 1:
         said.append(
             f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): mean ± sample standard deviation; differences are "
-            f"paired by seed, with Student's t interval of their mean, each gate on its own."
+            f"paired by seed, with Student's t interval of their mean, separately for each gate."
         )
     else:
-        said.append("One seed: no spread and no interval, so a difference says nothing yet; give --seeds 3 or more.")
+        said.append("One seed: no spread and no interval, so differences are not conclusive; use --seeds 3 or more.")
     if runs:
         speed = "Training speed: each run's own median step"
         said.append(f"{speed}, of which the median over runs (lowest to highest); on {'; '.join(report['devices'])}.")
     if len(report["devices"]) > 1:
-        said.append("The runs were made on different devices: do not compare their speeds.")
+        said.append("The runs were made on different devices, so their speeds are not comparable.")
     if report["latency"] is not None:
         latency = report["latency"]
         said.append(
@@ -276,15 +279,15 @@ def notes(report: Report) -> list[str]:
         )
     elif runs:
         resume = f"excite twins --resume {shlex.quote(report['folder'])}"
-        said.append(f"Latency: not measured (the experiment is not at its end). To measure it: {resume}")
+        said.append(f"Latency: not measured (the experiment is unfinished). To measure it: {resume}")
     without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
     if without:
         said.append(
-            "Some validation images have no finite logits after the last epoch and count as wrong (how many in "
+            "Some validation images have no finite logits after the last epoch and count as wrong (number in "
             f"brackets): {', '.join(without)}."
         )
     if runs:
-        said.append("Peak memory is that of the training process, or what was allocated on the accelerator.")
+        said.append("Peak memory is that of the training process, or that allocated on the accelerator.")
     return said
 
 
@@ -298,7 +301,7 @@ def markdown(report: Report) -> str:
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write ``results.json``, ``twins.csv`` (one row a gate), ``runs.csv`` (one a run) and ``twins.md``."""
+    """Write ``results.json``, ``twins.csv`` (one row per gate), ``runs.csv`` (one per run) and ``twins.md``."""
     write_json(folder / "results.json", report)
     write_text(folder / "twins.csv", to_csv(report["rows"]))
     write_text(folder / "twins.md", markdown(report))
@@ -313,16 +316,16 @@ def show_report(report: Report, display: Display) -> None:
 
 
 def show_files(report: Report) -> None:
-    """Say how to read the table, and what the experiment left where."""
+    """Print the notes on the table and a list of the files."""
     display = Display()
     for note in notes(report):
         display.message(note)
     display.message(f"{report['folder']}/")
     files = [
-        ("twins.md", "the table, to paste into a page"),
-        ("twins.csv, runs.csv", "one row a gate, one row a run"),
-        ("twins.png, twins.svg", "the picture"),
-        ("results.json", "all of it"),
+        ("twins.md", "the table, ready to paste"),
+        ("twins.csv, runs.csv", "one row per gate, one row per run"),
+        ("twins.png, twins.svg", "the figure"),
+        ("results.json", "all results"),
         ("GATE-seedN", "the run folders: excite validate, excite predict"),
     ]
     for name, what in files:

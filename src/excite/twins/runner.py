@@ -1,4 +1,4 @@
-"""The experiment: trains what is missing, one process after the other, and keeps the report up to date."""
+"""The experiment: trains the missing runs, one process after another, and keeps the report up to date."""
 
 import json
 import math
@@ -32,7 +32,7 @@ from excite.twins.report import Failure, Report, collect, known, read_latency, s
 from excite.weights.locate import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
-#: A training whose experiment was killed needs a moment to save and end.
+#: Seconds to wait for the lock: a training whose experiment was killed needs time to save and stop.
 LOCK_SECONDS = 30.0
 
 
@@ -49,31 +49,33 @@ def run_twins(
 ) -> Report:
     """Train one recipe with each gate and each seed, and report accuracy, size and speed side by side.
 
-    Runs that are finished are kept, an interrupted one goes on exactly where it was; so the same call again goes on
-    with the experiment. Gates and seeds may be added.
+    Finished runs are kept and an interrupted one is resumed, so repeating the call resumes the experiment. Gates and
+    seeds may be added.
 
     Args:
         recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; None with ``resume``.
         overrides: ``section.key=value`` strings; see ``load_recipe``.
-        gates: labels as :func:`excite.twins.plan.parse_gate` reads them, in a list or separated by commas; None:
-            ungated, SE and the three GE forms.
-        seeds: how many, counted up from the recipe's ``train.seed``; None: 3, or those of the experiment.
+        gates: labels, see :func:`excite.twins.plan.parse_gate`, as a list or separated by commas; None: ungated, SE and
+            the three GE variants.
+        seeds: number of seeds, counting up from the recipe's ``train.seed``; None: 3, or those of the experiment.
         out: folder of the experiment; None: ``runs/twins-NAME`` with the recipe's name.
-        resume: folder of an experiment to go on with, by its own recipe.
-        confidence: of the intervals, between 0.5 and 0.999.
+        resume: folder of an experiment to resume, with its own recipe.
+        confidence: confidence level of the intervals, between 0.5 and 0.999.
         quiet: print nothing.
 
     Returns:
-        What ``results.json`` of the experiment holds: ``rows`` (one a gate), ``runs``, ``failures`` and what they were
-        made with.
+        The contents of the experiment's ``results.json``: ``rows`` (one per gate), ``runs``, ``failures``, devices and
+        versions.
 
     Raises:
-        ExciteError: a gate does not fit, the recipe or its data are wrong, or the folder is another experiment's; all
-            found before anything trains.
-        Interrupted: SIGTERM or Ctrl-C; the run that was under way saved a checkpoint first.
+        ExciteError: a gate does not fit, the recipe or its data are wrong, or the folder belongs to another experiment;
+            all this is checked before training.
+        Interrupted: SIGTERM or Ctrl-C; the current run saved a checkpoint first.
     """
     if world_size() > 1:
-        raise ExciteError("start `excite twins` once, not under torchrun or accelerate: it starts each training itself")
+        raise ExciteError(
+            "start `excite twins` directly, not under torchrun or accelerate: it starts each training itself"
+        )
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
     if isinstance(gates, str):
@@ -98,12 +100,14 @@ def _resolve(
 ) -> tuple[Path, Plan]:
     if resume is not None:
         if recipe is not None or overrides or out is not None:
-            raise ExciteError("--resume goes on with an experiment by its own recipe: give no recipe, changes or --out")
+            raise ExciteError(
+                "--resume continues an experiment with its own recipe: do not give a recipe, changes or --out"
+            )
         folder, checked = Path(resume), None
     elif recipe is None:
         raise ExciteError("give a recipe (`excite recipes` lists them) or --resume DIR")
     else:
-        # As the run folders' recipes will be: each run has a recipe of its own, which its training takes at its word.
+        # As the recipes of the run folders will be: each run has its own recipe, which is used unchanged.
         asked = as_recipe(recipe, overrides)
         folder = Path("runs") / f"twins-{asked.name}" if out is None else Path(out)
         checked, note = _settled(asked, folder).scaled()
@@ -113,13 +117,17 @@ def _resolve(
     if folder.is_file():
         raise ExciteError(f"{folder} is a file; give a folder for the experiment")
     if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
-        raise ExciteError(f"{folder} holds other files and no {PLAN}: the experiment needs a folder of its own")
+        raise ExciteError(
+            f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
+        )
     return folder, make_plan(folder, checked, gates, seeds)
 
 
 def _settled(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the precision of the experiment in ``folder``, or else with the one that a training on this
-    machine gives it; see ``settle_precision``."""
+    """The recipe with the precision of the existing experiment, or with that of a training on this machine.
+
+    See ``settle_precision``.
+    """
     key = "train.precision"
     if recipe.is_own(key) or recipe.train.precision in ("auto", "fp32"):
         return recipe
@@ -127,7 +135,7 @@ def _settled(recipe: Recipe, folder: Path) -> Recipe:
     if begun is not None:
         now = begun.recipe.train.precision
         same = now == recipe.train.precision
-        return recipe if same else recipe.replaced(key, now, f"{now}, in which this experiment was begun")
+        return recipe if same else recipe.replaced(key, now, f"{now}, with which this experiment was started")
     import torch
 
     from excite.runtime.device import count_devices
@@ -137,7 +145,7 @@ def _settled(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> None:
-    """Open the data and set up every gate not yet trained, in a process of its own, before anything trains."""
+    """Open the data and set up every new gate, in a separate process, before training."""
     seed = plan.seeds[0]
     new = [gate for gate in plan.gates if not any((folder / run_name(gate, s)).is_dir() for s in plan.seeds)]
     if new:
@@ -146,7 +154,7 @@ def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> Non
 
 
 def _ask(task: str, question: Any, stop: StopSignals) -> str:
-    """What a worker prints. Raises ExciteError with its sentence, or Interrupted where it was asked to stop."""
+    """The output of a worker. Raises ExciteError with its error message, or Interrupted if it was asked to stop."""
     done = subprocess.run(
         _worker(task),
         input=to_json(question),
@@ -169,9 +177,9 @@ def _worker(*words: str) -> list[str]:
 
 @contextmanager
 def _locked(folder: Path, display: Display) -> Iterator[int | None]:
-    """Keep a second `excite twins` out of the folder; yields the lock's descriptor, which trainings inherit.
+    """Lock the folder against a second `excite twins`; yields the lock's file descriptor, which trainings inherit.
 
-    So the lock holds as long as a training is at work, even when the experiment itself was killed.
+    The lock thus holds while a training runs, even if the experiment itself was killed.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,13 +191,13 @@ def _locked(folder: Path, display: Display) -> Iterator[int | None]:
             yield None
             return
         if not _try_lock(file):
-            display.message(f"waiting for what is at work in {folder} ...")
+            display.message(f"waiting for another process in {folder} ...")
             until = time.monotonic() + LOCK_SECONDS
             while not _try_lock(file):
                 if time.monotonic() > until:
                     raise ExciteError(
-                        f"another `excite twins`, or a training that it started, is at work in {folder}; wait until it "
-                        f"ends, or end it"
+                        f"another `excite twins`, or a training that it started, is running in {folder}; wait for it, "
+                        "or stop it"
                     )
                 time.sleep(0.2)
         yield file.fileno()
@@ -207,7 +215,7 @@ def _try_lock(file: IO[str]) -> bool:
 
 @dataclass
 class _Experiment:
-    """An experiment at work; see :func:`run_twins` for the fields."""
+    """A running experiment; see :func:`run_twins` for the fields."""
 
     plan: Plan
     folder: Path
@@ -218,7 +226,7 @@ class _Experiment:
     failures: list[Failure] = field(default_factory=list)
 
     def run(self) -> Report:
-        """Train what is missing, measure the latencies, and report."""
+        """Train the missing runs, measure the latencies, and report."""
         self._check_recipes()
         for number, (gate, seed) in enumerate(self.plan.runs(), 1):
             if self._finished(gate, seed):
@@ -250,18 +258,20 @@ class _Experiment:
         for gate, seed in self.plan.runs():
             run = self._run_folder(gate, seed)
             if (run / "recipe.yaml").is_file() and load_recipe(str(run)) != self.plan.twin(gate, seed):
-                raise ExciteError(f"{run} was trained by another recipe than {self.folder / PLAN} says; move it away")
+                raise ExciteError(
+                    f"{run} was trained with another recipe than that in {self.folder / PLAN}; move it away"
+                )
 
     def _train(self, gate: str, seed: int, number: int) -> None:
-        """One run, from its start or its last checkpoint; a failure is remembered.
+        """Train one run from the start or its last checkpoint; a failure is recorded.
 
         Raises:
-            ExciteError: it did not come as far as a run folder, so the recipe, the data or the device are at fault.
+            ExciteError: no run folder was created, so the recipe, the data or the device are wrong.
         """
         run, recipe = self._run_folder(gate, seed), self.folder / RECIPE
         what = f"run {number}/{len(self.plan.runs())}  {gate}, seed {seed}"
         resuming = bool(saved_steps(run))
-        self.display.message(f"{what}: {'going on' if resuming else 'training'} ...{self._time_left()}")
+        self.display.message(f"{what}: {'resuming' if resuming else 'training'} ...{self._time_left()}")
         write_text(recipe, self.plan.twin(gate, seed).to_yaml())
         code, errors = self._watch([str(recipe), "--run-dir", str(run), "--json"], what, run / "metrics.jsonl")
         recipe.unlink()
@@ -281,11 +291,11 @@ class _Experiment:
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, live as status:
             process = subprocess.Popen(
                 _worker("train", *words),
-                stdin=subprocess.PIPE,  # closes when this process ends, however it ends: see excite.twins.worker
+                stdin=subprocess.PIPE,  # closes whenever this process ends: see excite.twins.worker
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
-                # Ctrl-C reaches this process alone, which passes it on once: a second one would not wait for the save.
+                # Ctrl-C only reaches this process, which passes it on once: a second one would interrupt the saving.
                 start_new_session=True,
                 pass_fds=() if self.lock is None else (self.lock,),
             )
@@ -320,7 +330,7 @@ class _Experiment:
         )
 
     def _time_left(self) -> str:
-        """A guess: all runs take as long as those that are finished, without start-up and evaluation."""
+        """An estimate: all runs take as long as the finished ones, without start-up and evaluation."""
         runs = self.plan.runs()
         done = known(self._results(gate, seed)["train_seconds"] for gate, seed in runs if self._finished(gate, seed))
         if not done:
@@ -332,13 +342,13 @@ class _Experiment:
         done = sum(self._finished(gate, seed) for gate, seed in runs)
         self._report(show_it=True)
         raise Interrupted(
-            f"stopped by {_signal_name(self.stop.received)} with {done} of {len(runs)} runs finished; go on with: "
+            f"stopped by {_signal_name(self.stop.received)} with {done} of {len(runs)} runs finished; resume with: "
             f"excite twins --resume {self.folder}",
             self.stop.received,
         )
 
     def _measure_latency(self) -> None:
-        """Once for a set of gates, all in turns in one process; kept in ``latency.json``."""
+        """Measure all gates in turns in one process, once per set of gates; stored in ``latency.json``."""
         seeds = {gate: seed for gate, seed in reversed(self.plan.runs()) if self._finished(gate, seed)}  # the first one
         seeds = {gate: seeds[gate] for gate in self.plan.gates if gate in seeds}
         path = self.folder / LATENCY
@@ -355,7 +365,7 @@ class _Experiment:
         write_json(path, json.loads(_ask("latency", task, self.stop)))
 
     def _report(self, show_it: bool) -> Report:
-        """Collect, write and show what there is so far."""
+        """Collect, write and show the results so far."""
         report = collect(self.plan, self.folder, self.failures, self.confidence)
         write_report(report, self.folder)
         if show_it:
@@ -368,19 +378,19 @@ def _signal_name(number: int) -> str:
 
 
 def _reason(errors: str, code: int) -> str:
-    """One sentence on why a process failed, from what it wrote to standard error."""
+    """One sentence on why a process failed, from its standard error."""
     lines = [line for line in errors.splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if said:
         return said[-1]
     if code < 0:
         name = signal.Signals(-code).name
-        return f"the training was killed by {name}{' (for want of memory?)' if name == 'SIGKILL' else ''}"
+        return f"the training was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
     return lines[-1] if lines else f"the training ended with exit status {code}"
 
 
 def _progress(metrics: Path, epochs: int) -> str:
-    """Where a run is, from the last whole line of its metrics."""
+    """The progress of a run, from the last complete line of its metrics."""
     if not metrics.is_file():
         return "starting ..."
     with metrics.open("rb") as file:

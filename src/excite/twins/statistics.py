@@ -1,19 +1,20 @@
-"""Means, sample standard deviations, and Student's interval of a mean."""
+"""Means, sample standard deviations, and Student's t interval of a mean."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Mean, and sample standard deviation (n - 1 in the denominator); None where there are too few values for it."""
+    """Mean and sample standard deviation (divisor n - 1); None if there are too few values."""
     mean = statistics.fmean(values) if values else None
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
 def mean_interval(values: Sequence[float], confidence: float) -> tuple[float | None, float | None, float | None]:
-    """Mean and Student's ``confidence`` interval of the mean, n - 1 degrees of freedom: (mean, low, high).
+    """Mean and its Student t interval at level ``confidence``, n - 1 degrees of freedom: (mean, low, high).
 
-    Of paired differences this is the paired t interval. A single value has no interval, and nothing no mean.
+    For paired differences this is the paired t interval. The interval is None for fewer than two values, and so is
+    the mean for none.
     """
     mean, sd = mean_sd(values)
     if mean is None or sd is None:
@@ -23,12 +24,12 @@ def mean_interval(values: Sequence[float], confidence: float) -> tuple[float | N
 
 
 def student_t(confidence: float, df: int) -> float:
-    """The t for which a Student-distributed T of ``df`` degrees of freedom has P(-t < T < t) = ``confidence``.
+    """The t for which a Student-distributed T with ``df`` degrees of freedom has P(-t < T < t) = ``confidence``.
 
     It solves I_x(df/2, 1/2) = 1 - confidence, with I the regularised incomplete beta function and
     x = df / (df + t^2) (Abramowitz & Stegun, 26.7.1 and 26.5.27).
     """
-    # mpmath comes with torch (through sympy); SciPy's 100 MB for one number are not worth it.
+    # mpmath comes with torch (through sympy); SciPy would be 100 MB for one number.
     from mpmath import betainc, findroot, mp, mpf  # type: ignore[import-untyped]
 
     with mp.workdps(30):

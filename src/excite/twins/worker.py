@@ -1,6 +1,6 @@
-"""What an experiment does in processes of its own: ``python -m excite.twins.worker check|train|latency``.
+"""Tasks that an experiment runs in separate processes: ``python -m excite.twins.worker check|train|latency``.
 
-A process each, so that every training has its own peak of memory and starts with fresh thread pools.
+Separate processes give every training its own peak memory and fresh thread pools.
 """
 
 import json
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 
 class Times(TypedDict):
-    """Of one image through every network, in turns.
+    """Latencies of one image, with the networks timed in turns.
 
     Attributes:
-        rounds, passes: turns of each network, and timed passes a turn.
+        rounds: turns of each network.
+        passes: timed passes per turn.
         form: whether batch norms were folded, and the precision; files of older versions lack it.
         ms: gate -> [lower quartile, median, upper quartile], milliseconds.
     """
@@ -45,9 +46,9 @@ class Latency(Times):
 
 
 def train(words: list[str]) -> None:
-    """``excite train WORDS``, but SIGTERM, that is save and stop, once the experiment that started it is gone.
+    """Run ``excite train WORDS``, and send it SIGTERM (save and stop) when the experiment's process ends.
 
-    The experiment holds the other end of standard input: it closes when that process ends, however it ends.
+    The experiment holds the other end of standard input, which closes whenever that process ends.
     """
 
     def wait_for_the_end() -> None:
@@ -60,7 +61,7 @@ def train(words: list[str]) -> None:
 
 
 def check() -> None:
-    """Standard input: {gate: recipe}. Finds the device, opens the data and sets every run up, short of training."""
+    """Read {gate: recipe} from standard input; find the device, open the data and set up every run without training."""
     from excite.console import Display
     from excite.data import open_data
     from excite.recipe import Recipe
@@ -79,7 +80,7 @@ def check() -> None:
 
 
 def latency() -> None:
-    """Standard input: {"runs": {gate: run folder}, "device", "precision"}. Prints a :class:`Latency`."""
+    """Read {"runs": {gate: run folder}, "device", "precision"} from standard input; print a :class:`Latency`."""
     from excite.runtime.device import device_name
     from excite.trained.predictor import load
 
@@ -95,9 +96,9 @@ def measure_latency(predictors: "dict[str, Predictor]", seconds: float = 1.0, pa
     """Time one image through every network, in turns.
 
     Args:
-        predictors: by gate.
-        seconds: about how long to measure each network for; at least 5 rounds are made.
-        passes: timed passes a turn. An untimed one comes first, since the others' turns emptied the caches.
+        predictors: gate -> network.
+        seconds: approximate time per network; there are at least 5 rounds.
+        passes: timed passes per turn, after an untimed one, because the other networks have emptied the caches.
     """
     import torch
 
@@ -122,7 +123,7 @@ def measure_latency(predictors: "dict[str, Predictor]", seconds: float = 1.0, pa
 
 
 def main() -> None:
-    """Entry point; a mistake is one sentence on standard error, as from the command."""
+    """Entry point; an error is one sentence on standard error, as in the command."""
     leave_quickly()
     task, *words = sys.argv[1:]
     if task == "train":

@@ -1,4 +1,4 @@
-"""The formats of an artefact, one module each. Nothing heavy is imported until one is used.
+"""The export formats, one module each. Nothing heavy is imported until one is used.
 
 To add one: a module with an object ``FORMAT`` (see :mod:`excite.export.formats.base`), and a line in :data:`MODULES`.
 """
@@ -21,18 +21,18 @@ MODULES = {
 
 
 def get(name: str) -> "Format":
-    """A format by its name. Raises ExciteError where there is none."""
+    """The format of that name. Raises ExciteError if there is none."""
     check_choice("--format", name, MODULES)
     found: Format = import_module(MODULES[name]).FORMAT
     return found
 
 
 def check(name: str, int8: bool) -> None:
-    """Raises ExciteError for an unknown format, one that has no int8, and packages that are not installed."""
+    """Raise ExciteError for an unknown format, for int8 in a format without it, and for missing packages."""
     chosen = get(name)
     if int8 and chosen.int8 is None:
         able = [other for other in MODULES if get(other).int8 is not None]
-        raise ExciteError(f"--int8 is for the formats {' and '.join(able)}; {name} has none")
+        raise ExciteError(f"--int8 is only available in the formats {' and '.join(able)}, not in {name}")
     needs = chosen.needs + ((chosen.int8.quantiser,) if int8 and chosen.int8 is not None else ())
     missing = [package for package in dict.fromkeys(needs) if find_spec(package) is None]
     if missing:

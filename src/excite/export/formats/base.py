@@ -1,4 +1,4 @@
-"""What a format is, and what those have in common that go through ONNX."""
+"""The interface of an export format, and parts shared by formats that go through ONNX."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,32 +13,35 @@ from excite.export.deployable import GATE_SCOPE
 from excite.export.origin import ArtefactMeta
 
 OPSET = 20
-#: Gives the calibration images anew at each call, as the artefact takes them.
+#: Each call starts a new pass over the calibration images, in the form of the artefact's input.
 Batches = Callable[[], Iterator[np.ndarray]]
-#: From how many operators of each kind take int8 inputs to what the artefact says of itself.
+#: Number of operators with int8 inputs, by kind -> the metadata of the artefact.
 About = Callable[[Counter[str]], ArtefactMeta]
 
 
 class Write(Protocol):
-    """Write the artefact, with ``meta`` inside."""
+    """Write the artefact, including ``meta``."""
 
     def __call__(self, graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None: ...
 
 
 class Quantise(Protocol):
-    """Make an int8 artefact of a float32 one: convolutions and dense layers get int8 weights (one scale a channel) and
-    int8 inputs, with ``with_gates`` the gates, too; preprocessing stays as it is."""
+    """Make an int8 artefact from a float32 one.
+
+    Convolutions and linear layers get int8 weights (one scale per output channel) and int8 inputs; with ``with_gates``,
+    so do the gates. Preprocessing is not changed.
+    """
 
     def __call__(self, fp32: Path, out: Path, batches: Batches, with_gates: bool, about: About) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Int8:
-    """How a format becomes int8.
+    """int8 quantisation in a format.
 
     Attributes:
-        quantiser: the package that does it.
-        make: does it.
+        quantiser: the package that quantises.
+        make: the function that makes the int8 artefact.
     """
 
     quantiser: str
@@ -47,16 +50,16 @@ class Int8:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format.
+    """An export format.
 
     Attributes:
-        name: what ``--format`` calls it.
-        suffix: of its file.
+        name: its name for ``--format``.
+        suffix: suffix of its file.
         readers: the runtimes that can run it (see :mod:`excite.export.sessions`), its own first.
-        needs: packages that writing and running it needs.
-        write: writes it.
-        int8: None where it has none.
-        beside: suffixes of further files that lie beside its own.
+        needs: packages required to write and run it.
+        write: the function that writes it.
+        int8: its int8 quantisation; None if it has none.
+        beside: suffixes of additional files next to the main one.
     """
 
     name: str
@@ -73,10 +76,10 @@ class Format:
         return self.readers[0]
 
     def files(self, path: Path) -> list[Path]:
-        """What an artefact consists of; its own file comes last."""
+        """All files of an artefact; the main file comes last."""
         return [*(path.with_suffix(suffix) for suffix in self.beside), path]
 
 
 def quantised_scopes(with_gates: bool) -> tuple[str, ...]:
-    """Beginnings of the names of the operators that are quantised."""
+    """Name prefixes of the operators to quantise."""
     return ("network/", f"{GATE_SCOPE}/") if with_gates else ("network/",)

@@ -1,4 +1,4 @@
-"""ONNX, and the model that others are converted from."""
+"""The format ONNX, and the ONNX model that other formats are converted from."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -24,7 +24,7 @@ def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) ->
 
 
 def quantise(fp32: Path, out: Path, batches: Batches, with_gates: bool, about: About) -> None:
-    """By ONNX Runtime's static quantisation."""
+    """Quantise with ONNX Runtime's static quantisation."""
     import onnx
 
     _quantise_onnx(fp32, out, batches, with_gates)
@@ -34,6 +34,7 @@ def quantise(fp32: Path, out: Path, batches: Batches, with_gates: bool, about: A
 
 
 def to_onnx(graph: ExportedProgram, meta: ArtefactMeta, opset: int) -> Any:
+    """Convert an exported program to an ``onnx.ModelProto`` that contains ``meta``."""
     with quiet():
         program = torch.onnx.export(
             graph, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], verbose=False
@@ -44,7 +45,9 @@ def to_onnx(graph: ExportedProgram, meta: ArtefactMeta, opset: int) -> Any:
         for dim, letter in zip(value.type.tensor_type.shape.dim, names, strict=False):
             if dim.dim_param:
                 dim.dim_param = letter
-    for node in model.graph.node:  # the name says whose it is; the notes about PyTorch's graph are 9/10 of the rest
+    for node in (
+        model.graph.node
+    ):  # its name says which part it belongs to; the notes about PyTorch's graph are 9/10 of the size
         scope = next((p.value for p in node.metadata_props if p.key == "namespace"), "")
         part = GATE_SCOPE if f".{GATE_SCOPE}:" in scope else "network" if "/net: " in scope else "preprocessing"
         node.name = f"{part}/{node.name}"
@@ -61,10 +64,10 @@ def _set_onnx_meta(model: Any, meta: ArtefactMeta) -> None:
 
 
 def _int8_operators_onnx(model: Any, kinds: Collection[str]) -> Counter[str]:
-    """How many operators of these kinds the runtime can run in int8: all that they compute with comes dequantised.
+    """Count the operators of these kinds that the runtime can run in int8: all their inputs are dequantised.
 
-    A float operator behind an int8 one (a gate that squeezes its map) sees a dequantised input, too, but has weights or
-    another input in float, or a result that is not quantised.
+    A float operator after an int8 one (a gate that squeezes its map) also has a dequantised input, but it has weights
+    or another input in float, or its result is not quantised.
     """
     dequantised = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
     quantised = {n.input[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
@@ -79,7 +82,7 @@ def _int8_operators_onnx(model: Any, kinds: Collection[str]) -> Counter[str]:
 
 
 def _strip(graph: Any) -> None:
-    """Drop the exporter's notes, which tell file names of this machine, from a graph and those inside of it."""
+    """Remove the exporter's notes, which contain local file names, from a graph and its subgraphs."""
     del graph.metadata_props[:]
     for value in [*graph.input, *graph.output, *graph.value_info, *graph.initializer]:
         del value.metadata_props[:]
@@ -95,13 +98,14 @@ def _save_onnx(model: Any, path: Path) -> None:
     import onnx
 
     if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:
-        raise ExciteError("this network is larger than the 2 GiB that one ONNX file holds; choose another format")
+        raise ExciteError("this network exceeds the 2 GiB that an ONNX file can hold; choose another format")
     onnx.checker.check_model(model)
     onnx.save(model, path)
 
 
 @contextmanager
 def as_file(model: Any, near: Path) -> Iterator[Path]:
+    """The model as a temporary ``.onnx`` file next to ``near``."""
     file = near.with_suffix(".converting.onnx")
     _save_onnx(model, file)
     try:
@@ -111,8 +115,8 @@ def as_file(model: Any, near: Path) -> Iterator[Path]:
 
 
 def _kinds_onnx(with_gates: bool) -> list[str]:
-    # ReLU, sum and pooling between quantised layers: left out, each costs a pass to float and back. The product with
-    # the gate's scale is the gate's: quantised, it would take the scale in 8 bits.
+    # ReLU, sum and pooling between quantised layers are included: otherwise each costs a conversion to float and back.
+    # The product with the gate's scale belongs to the gate: quantised, it would take the scale in 8 bits.
     kinds = ["Conv", "Gemm", "MatMul", "Relu", "Clip", "Add", "MaxPool"]
     return [*kinds, "Mul", "Sigmoid", "ReduceMean"] if with_gates else kinds
 

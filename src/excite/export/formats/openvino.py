@@ -1,4 +1,4 @@
-"""OpenVINO's intermediate representation: an ``.xml`` file, and its weights in a ``.bin`` beside it."""
+"""OpenVINO's intermediate representation: an ``.xml`` file, with its weights in a ``.bin`` file."""
 
 import sys
 from collections import Counter
@@ -17,7 +17,7 @@ from excite.files import to_json
 
 
 def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
-    """Write an ``.xml`` file and the ``.bin`` beside it."""
+    """Write an ``.xml`` file and its ``.bin`` file."""
     import openvino
 
     with as_file(to_onnx(graph, meta, opset), path) as file:
@@ -33,7 +33,7 @@ def quantise(
     with_gates: bool,
     about: About,
 ) -> None:
-    """By NNCF's post-training quantisation."""
+    """Quantise with NNCF's post-training quantisation."""
     import logging
 
     import nncf
@@ -48,7 +48,7 @@ def quantise(
         floats += [op.get_friendly_name() for op in ops if _takes_a_gates_result(op)]
     data = list(batches())
     scope = nncf.IgnoredScope(names=floats, validate=False)
-    with quiet(), redirect_stdout(sys.stderr):  # its progress bars would go between the lines of --json
+    with quiet(), redirect_stdout(sys.stderr):  # its progress bars would mix with the output of --json
         quantised = nncf.quantize(
             model, nncf.Dataset(data), subset_size=len(data), ignored_scope=scope, preset=nncf.QuantizationPreset.MIXED
         )
@@ -57,7 +57,7 @@ def quantise(
 
 
 def _int8_operators_openvino(model: Any) -> Counter[str]:
-    """How many operators of each kind have their first input rounded to int8 levels."""
+    """Count the operators of each kind whose first input is rounded to int8 levels."""
     return Counter(
         op.get_type_name()
         for op in model.get_ops()

@@ -1,4 +1,4 @@
-"""PyTorch's own: an exported program."""
+"""PyTorch's own format: an exported program."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from excite.files import to_json
 
 
 def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
-    """Write a ``.pt2`` file; it knows no ``opset``."""
+    """Write a ``.pt2`` file; ``opset`` is ignored."""
     with quiet():
         torch.export.save(graph, path, extra_files={f"{KEY}.json": to_json(meta)})
 
