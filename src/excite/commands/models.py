@@ -74,8 +74,9 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
     """Print the pretrained weights: source, download size, accuracy, and the cost of the network."""
     from excite.console import Display, make_table
     from excite.models.sizes import list_sizes
-    from excite.weights.pretrained import pretrained_of
+    from excite.weights.pretrained import measured_speeds, pretrained_of
 
+    speeds = measured_speeds()
     gmacs = {row["name"]: row["gmacs"] for row in list_sizes(names)}
     found = [(name, known) for name in names if (known := pretrained_of(name)) is not None]
     rows = [
@@ -87,6 +88,8 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
             "image_size": known.image_size,
             "top1": known.top1,
             "top5": known.top5,
+            "predict_images_per_second": speeds["images_per_second"][name]["predict"],
+            "train_images_per_second": speeds["images_per_second"][name]["train"],
         }
         for name, known in found
     ]
@@ -104,10 +107,15 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
         ("gmacs", "GMACs", ".2f"),
         ("image_size", "pixels", "d"),
         ("top1", "ImageNet top-1", ".2f"),
-        ("top5", "top-5", ".2f"),
+        ("predict_images_per_second", "img/s, predict", ".1f"),
+        ("train_images_per_second", "img/s, train", ".1f"),
     ]
     display = Display()
     display.table(make_table(rows, columns))
+    display.message(
+        f"img/s: measured on {speeds['device']}, {speeds['date']}, batch {speeds['batch']}, 224 pixels; no GPU has been "
+        "measured yet. `excite bench MODEL` and `excite bench MODEL --infer` measure this machine."
+    )
     display.message(
         "The accuracies are those measured by timm. Weights are downloaded from the hub at first use and then cached: "
         "`excite train RECIPE model.name=MODEL init_from=SOURCE`."

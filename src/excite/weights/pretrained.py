@@ -4,7 +4,10 @@ Pure data and no torch: ``excite models --pretrained`` and the choice of a recip
 measurements (results/results-imagenet.csv of pytorch-image-models 1.0.31, at the size given here), not ours.
 """
 
+import json
 from dataclasses import dataclass
+from importlib.resources import files
+from typing import TypedDict
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,35 @@ PRETRAINED = (
 def pretrained_of(model: str) -> Pretrained | None:
     """The weights for a network of ours, or None."""
     return next((each for each in PRETRAINED if each.model == model), None)
+
+
+#: The file of measured speeds, in this package; ``benchmarks/pretrained_speed.py`` writes it.
+SPEEDS = "speeds.json"
+
+
+class Speed(TypedDict):
+    """Images a second at 224 x 224 pixels: classifying, and in training steps.
+
+    ``precision`` is that of either.
+    """
+
+    predict: float
+    train: float
+    precision: tuple[str, str]
+
+
+class Speeds(TypedDict):
+    """The speeds of all networks of ``PRETRAINED`` on one device, by name."""
+
+    device: str
+    date: str
+    torch: str
+    excite: str
+    batch: int
+    images_per_second: dict[str, Speed]
+
+
+def measured_speeds() -> Speeds:
+    """What was measured, on a machine that is not this one."""
+    speeds: Speeds = json.loads(files("excite.weights").joinpath(SPEEDS).read_text(encoding="utf-8"))
+    return speeds
