@@ -46,7 +46,7 @@ def test_one_that_is_installed_is_a_sentence_for_all(tmp_path):
     program = "import sys; from excite.cli import main; sys.argv = ['excite', 'train', 'digits-seresnet20']; main()"
     done = run(tmp_path, "no libpng", program)
     assert done.returncode == 1
-    assert "torchvision is installed and does not load (no libpng): mend it, or uninstall it" in " ".join(
+    assert "torchvision is installed and does not load (no libpng): repair it, or uninstall it" in " ".join(
         done.stderr.split()
     )
     assert "Traceback" not in done.stderr

@@ -489,7 +489,7 @@ def gated(name: str, options: ModelArgs) -> bool:
 def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: str) -> str:
     """One sentence on everything that does not fit the network ``name``, counted, and which one it is of."""
     found = _found(foreign)
-    is_other = f"it is {found}, which model.name={found} takes; " if found not in (None, name) else ""
+    is_other = f"it is {found} (set model.name={found}); " if found not in (None, name) else ""
     missing = [n for n in fresh if n not in foreign.tensors]
     extra = [foreign.origin[n] for n in foreign.tensors if n not in own] + foreign.unknown
     shapes = [

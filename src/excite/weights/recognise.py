@@ -44,7 +44,7 @@ def find_layout(source: Source, where: str) -> Layout:
     theirs = network_of_timm(source.tensors, [where])
     hint = "docs/weights.md lists the known sources"
     if theirs is not None:
-        hint = f"it is timm's {theirs}, which model.name=timm:{theirs} takes"
+        hint = f"it is timm's {theirs} (set model.name=timm:{theirs})"
     raise ExciteError(f"{where} holds no network whose names are known ({listed(names, 4)}); {hint}")
 
 
