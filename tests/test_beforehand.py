@@ -64,7 +64,7 @@ MISTAKES = [
     ("train digits-seresnet20 --out photo.png", "photo.png is no folder"),
     ("train digits-seresnet20 --run-dir photo.png/x", "photo.png is no folder"),
     ("train digits-seresnet20 epochz=3", "did you mean 'epochs'"),
-    ("train digits-seresnet20 data.root=empty", "is not read by data.source=digits"),
+    ("train digits-seresnet20 data.root=empty", "is not used by data.source=digits"),
     ("train cifar10-seresnet20 data.root=/no/where", "data.root=/no/where does not exist"),
     ("train folder-seresnet50 data.root=empty", "empty has no class folders"),
     ("twins digits-seresnet20 --gates none,sen", "--gates: unknown gate 'sen'; did you mean 'se'?"),

@@ -122,7 +122,7 @@ def test_one_rule_for_broken_images(results, photos, tmp_path):
     broken.write_bytes(broken.read_bytes()[:70])
     for mode in ("memory", "stream"):
         words = [f"data.root={flat}", f"data.mode={mode}", "data.workers=0"]
-        with pytest.raises(ExciteError, match=r"dog/001\.png.*leave them out with data\.on_bad_val=skip"):
+        with pytest.raises(ExciteError, match=r"dog/001\.png.*skip them with data\.on_bad_val=skip"):
             excite.validate(run, words, device="cpu")
         _, found = excite.validate(run, [*words, "data.on_bad_val=skip"], device="cpu")
         assert found.images == 11
