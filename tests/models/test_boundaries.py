@@ -324,7 +324,7 @@ def test_fold_refuses_what_it_does_not_know():
     for name in ("layer1.0.conv1", "layer1.0.gate"):
         model = create_model("cifar_seresnet20").eval()
         model.set_submodule(name, Wrapped(model.get_submodule(name)).eval())
-        with pytest.raises(ExciteError, match="found a Wrapped in the place of one"):
+        with pytest.raises(ExciteError, match="fold cannot handle a Wrapped in place of a convolution"):
             excite.fold(model)
 
 
