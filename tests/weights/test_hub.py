@@ -142,7 +142,7 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(web, weights):
 
 @pytest.mark.parametrize("fragment", ["sha256=12", "md5=" + "0" * 32, "x"])
 def test_a_hash_must_be_whole(web, fragment):
-    with pytest.raises(ExciteError, match="must be sha256= and 64 hexadecimal digits"):
+    with pytest.raises(ExciteError, match="must be followed by sha256= and 64 hexadecimal digits"):
         hub.local_weights(f"{web.url}/net.pth#{fragment}")
 
 
@@ -223,7 +223,10 @@ def test_weights_that_came_without_what_is_said_of_them(web, weights, monkeypatc
     monkeypatch.setattr(hub, "_by_address", fails_for_the_config)
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
     assert hub.local_weights("hf:owner/net").read_bytes() == weights
-    assert "without what config.json says of the network and its images: the line is down" in capsys.readouterr().err
+    assert (
+        "continuing without config.json, which describes the network and its images: the line is down"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_second_best_file_of_a_repository(web, weights, way):
@@ -306,7 +309,10 @@ def test_timms_weights_without_timm(web, weights, monkeypatch):
     monkeypatch.setattr(hub, "_timm_config", lambda name: None)
     web.files["/timm/seresnet50.ra2_in1k/resolve/main/model.safetensors"] = weights
     assert hub.local_weights("timm:seresnet50.ra2_in1k").read_bytes() == weights
-    with pytest.raises(ExciteError, match=r"must be said in full, such as timm:seresnet50\.ra2_in1k"):
+    with pytest.raises(
+        ExciteError,
+        match=r"timm is not installed, so give the full name of the weights, such as timm:seresnet50\.ra2_in1k",
+    ):
         hub.local_weights("timm:seresnet50")
 
 

@@ -138,10 +138,10 @@ def test_the_numbered_parts_of_a_network(tiny, tmp_path):
 def test_what_may_be_part_of_the_network_is_still_an_error(net, tmp_path):
     for name in ("extra.weight", "head.x", "layer1.0.odd"):
         torch.save({**timms(net), name: torch.zeros(2)}, tmp_path / "x.pth")
-        with pytest.raises(ExciteError, match=f"left over 1: {name}"):
+        with pytest.raises(ExciteError, match=f"unexpected 1: {name}"):
             convert(tmp_path / "x.pth")
     torch.save(under("model.", {**timms(net), "extra.weight": torch.zeros(2)}) | LOSS, tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match=r"left over 1: extra\.weight"):
+    with pytest.raises(ExciteError, match=r"unexpected 1: extra\.weight"):
         convert(tmp_path / "x.pth")
 
 
@@ -172,7 +172,9 @@ def test_colour_into_grey_and_back(net, tmp_path):
 
 def test_other_channels_and_other_layers_do_not_fit(net, tmp_path):
     torch.save(timms(net), tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match=r"of another shape 1: conv1.weight \(8, 3, 7, 7\) instead of \(8, 4, 7, 7\)"):
+    with pytest.raises(
+        ExciteError, match=r"of the wrong shape 1: conv1.weight \(8, 3, 7, 7\) instead of \(8, 4, 7, 7\)"
+    ):
         load_weights(create_model("tiny_seresnet", num_classes=4, in_chans=4), tmp_path / "x.pth")
     tensors = {"conv1.weight": torch.ones(8, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(8, 3, 1, 1)}
     own = {"conv1.weight": torch.ones(8, 1, 3, 3), "layer1.0.conv1.weight": torch.ones(8, 1, 1, 1)}
