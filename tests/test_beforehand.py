@@ -116,7 +116,7 @@ MISTAKES = [
     ("report run --out empty", "empty is a folder"),
     ("report run --figures empty", "empty exists already; name a new folder"),
     ("report run data.root=/no/where", "data.root=/no/where does not exist"),
-    ("sync nowhere", "nowhere is no run folder"),
+    ("sync nowhere", "nowhere is not a run folder"),
     ("gates cban", "did you mean 'cbam'?"),
     ("recipes nothing", "no recipe, file or run folder 'nothing'"),
     ("models *resnet999*", "no model matches"),
