@@ -500,7 +500,7 @@ def test_idx_mistakes(tmp_path, monkeypatch):
     (root / "classes.txt").write_bytes(b"\xff\xfe")
     fails("classes.txt is not a readable list of class names")
     (tmp_path / "b").mkdir()
-    with pytest.raises(ExciteError, match="holds no IDX data"):
+    with pytest.raises(ExciteError, match="has no IDX data"):
         opened("idx", tmp_path / "b")
 
 

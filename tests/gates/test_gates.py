@@ -253,7 +253,7 @@ def test_fp16_autocast_survives_a_squeeze_beyond_float16():
     [
         ("sesse", "unknown gate 'sesse'; did you mean 'sse'"),
         ({"name": "se", "reducton": 8}, "no option 'reducton'; did you mean 'reduction'"),
-        ({"reduction": 8}, "a gate is a name"),
+        ({"reduction": 8}, "a gate must be a name"),
         ({"name": "se", "reduction": 0}, "reduction must be"),
         ({"name": "se", "rd_divisor": -8}, "rd_divisor must be"),
         ({"name": "ge", "variant": "theta_pus"}, "did you mean 'theta_plus'"),
@@ -364,7 +364,10 @@ def test_a_gate_that_halves_is_resized_to_what_halves_too(built, kernel, other, 
     assert old.shape[2:] == kernel
     gate.resize(built)
     assert conv.weight is old
-    with pytest.raises(ExciteError, match=r"from 6 rows on: .* from {}x{} to {}x{}, where".format(*built, *refused)):
+    with pytest.raises(
+        ExciteError,
+        match=r"from 6 rows on, so it cannot be resampled from {}x{} to {}x{}, where".format(*built, *refused),
+    ):
         gate.resize(refused)
     assert (gate.feature_size, conv.weight is old) == (built, True)
     gate.resize(other)
@@ -387,7 +390,7 @@ def test_strided_kernels_fit_every_map():
         (lambda: CBAM(8, kernel_size=3.0), "kernel_size of the gate 'cbam' must be an odd"),
         (lambda: EfficientChannelAttention(8, kernel_size=3.0), "kernel_size of the gate 'eca' must be an odd"),
         (lambda: EfficientChannelAttention(8, kernel_size=-1), "kernel_size of the gate 'eca' must be an odd"),
-        (lambda: CoordinateAttention(8, min_width=8.0), "min_width must be"),
+        (lambda: CoordinateAttention(8, min_width=8.0), "the min_width of the gate 'coordinate' must be"),
         (lambda: SqueezeExcite(8, reduction=2.0), "reduction must be"),
         (lambda: SqueezeExcite(8, rd_divisor=8.0), "rd_divisor must be"),
         (lambda: GatedChannelTransformation(8, epsilon=True), "epsilon of the gate 'gct' must be a number above 0"),
@@ -404,7 +407,7 @@ def test_strided_kernels_fit_every_map():
             lambda: GatherExcite(8, halve_from=8),
             "halve_from is only for the gate 'ge' theta or theta_plus with global extent",
         ),
-        (lambda: GatherExcite(8, variant="theta", extent=2, halve_from=8), "halve_from is for the gate 'ge'"),
+        (lambda: GatherExcite(8, variant="theta", extent=2, halve_from=8), "halve_from is only for the gate 'ge'"),
     ],
 )
 def test_classes_refuse_what_create_gate_does(make, message):

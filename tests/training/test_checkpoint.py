@@ -112,7 +112,7 @@ def test_a_really_full_disk(tmp_path, excite):
 def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path, run):
     with pytest.raises(ExciteError, match="there is no run folder or checkpoint"):
         read_own(tmp_path / "nothing")
-    with pytest.raises(ExciteError, match="it is no run folder"):
+    with pytest.raises(ExciteError, match="it is not a run folder"):
         read_own(tmp_path)
     foreign = tmp_path / "foreign.safetensors"
     from safetensors.torch import save_file

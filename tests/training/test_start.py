@@ -179,7 +179,7 @@ def test_settings_of_a_file_of_ours_are_taken_over(tmp_path, name, options):
 def test_gates_elsewhere_in_the_block_are_refused(tmp_path):
     source = make("cifar_seresnet20", num_classes=3, gate_position="post")
     save_weights(tmp_path / "x.safetensors", source, meta(source))
-    with pytest.raises(ExciteError, match="gates at the position 'post', this network at 'standard'"):
+    with pytest.raises(ExciteError, match="gates at the position 'post', but this network at 'standard'"):
         take_weights(create_model("cifar_seresnet20", num_classes=3), str(tmp_path / "x.safetensors"))
 
 
