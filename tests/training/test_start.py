@@ -222,7 +222,7 @@ def test_a_trained_network_of_timm(timm, tmp_path, wrap):
     notes = take_weights(few, str(path)).notes[0]
     assert "the head is new, for 7 classes" in notes
     assert "conv_stem.weight is summed over its 3 channels" in notes
-    assert ("left: 1: criterion.* (1)" in notes) is (wrap == "lightning")
+    assert ("not used: 1: criterion.* (1)" in notes) is (wrap == "lightning")
 
 
 @needs_pretrained
