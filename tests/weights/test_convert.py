@@ -251,18 +251,26 @@ SMALL = {"num_classes": 3, "image_size": 32}
 @pytest.mark.parametrize(
     ("stored", "built", "said"),
     [
-        ({"name": "se", "identity": True}, "se", "the gate se identity=True, but this network has se identity=False"),
+        (
+            {"name": "se", "identity": True},
+            "se",
+            "the gate se identity=True at layer1.0, but this network has se identity=False",
+        ),
         (
             "ese",
             {"name": "ese", "activation": "sigmoid"},
-            "ese activation=hard_sigmoid, but this network has ese activation=",
+            "ese activation=hard_sigmoid at layer1.0, but this network has ese activation=",
         ),
-        ("scse", {"name": "scse", "merge": "max"}, "scse merge=add, but this network has scse merge=max"),
-        ("gct", {"name": "gct", "mode": "l1"}, "gct mode=l2, but this network has gct mode=l1"),
-        ("ge", "none", "ge .*variant=theta_minus.*, this network none"),
-        ("none", "ge", "none, this network ge"),
-        ({"name": "ge", "extent": 4}, "ge", "extent=4, this network ge extent=0"),
-        ("gaussian_gct", {"name": "gaussian_gct", "std": 1.0}, "std=None, this network gaussian_gct std=1.0"),
+        ("scse", {"name": "scse", "merge": "max"}, "scse merge=add at layer1.0, but this network has scse merge=max"),
+        ("gct", {"name": "gct", "mode": "l1"}, "gct mode=l2 at layer1.0, but this network has gct mode=l1"),
+        ("ge", "none", "ge .*variant=theta_minus.*, but this network has none"),
+        ("none", "ge", "none at layer1.0, but this network has ge"),
+        ({"name": "ge", "extent": 4}, "ge", "extent=4 at layer1.0, but this network has ge extent=0"),
+        (
+            "gaussian_gct",
+            {"name": "gaussian_gct", "std": 1.0},
+            "std=None at layer1.0, but this network has gaussian_gct std=1.0",
+        ),
     ],
 )
 def test_gates_of_the_same_tensors_and_another_function_are_refused(tmp_path, stored, built, said):
@@ -307,7 +315,9 @@ def test_foreign_gates_do_not_go_into_gates_of_another_function(foreign):
         if said is None:
             assert not load_weights(model, source).fresh
         else:
-            with pytest.raises(ExciteError, match=f"the gate se identity=False, this network {said}"):
+            with pytest.raises(
+                ExciteError, match=f"the gate se identity=False at layer1.0, but this network has {said}"
+            ):
                 load_weights(model, source)
 
 
@@ -318,7 +328,7 @@ def test_selective_kernels_of_the_same_shapes_that_see_something_else(tmp_path):
     load_weights(same, tmp_path / "x.safetensors")
     assert torch.equal(logits(same, images()), logits(source, images()))
     other = make("cifar_resnet20", block_conv={"name": "sk", "kernel_sizes": [3, 7]}, **SMALL)
-    with pytest.raises(ExciteError, match=r"kernel_sizes=\[3, 5\].*this network kernel_sizes=\[3, 7\]"):
+    with pytest.raises(ExciteError, match=r"kernel_sizes=\[3, 5\].*but this network has kernel_sizes=\[3, 7\]"):
         load_weights(other, tmp_path / "x.safetensors")
 
 
@@ -330,7 +340,7 @@ def test_a_name_that_says_another_network(tiny, tmp_path):
     torch.save({"arch": "resnet50", "state_dict": tensors}, tmp_path / "plain.pth")
     with pytest.raises(ExciteError, match="is named resnetblur50, which has a ResNet's tensors but smooths"):
         convert(tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match="is called resnetaa50"):
+    with pytest.raises(ExciteError, match="is named resnetaa50"):
         convert(tmp_path / "resnetaa50_a1h-4cf422b3.pth")
     assert convert(tmp_path / "x.pth", arch="tiny_resnet")[0].model_name == "tiny_resnet"
     assert convert(tmp_path / "plain.pth")[0].model_name == "tiny_resnet"
@@ -443,7 +453,7 @@ def test_an_image_shows_its_classes_and_compares_with_float64(foreign, tmp_path)
     [
         (lambda a: {k: v for k, v in a.items() if k != "input"}, "has no input"),
         (lambda a: {**a, "input": a["input"][0]}, "must be a batch of images"),
-        (lambda a: {**a, "input": a["input"][:, :1]}, "1 channels, tiny_seresnet takes 3"),
+        (lambda a: {**a, "input": a["input"][:, :1]}, "1 channels, but tiny_seresnet takes 3"),
         (
             lambda a: {**a, "logits": a["logits"][:, :2]},
             r"logits the network has the shape \(2, 4\), the reference \(2, 2\)",
@@ -451,7 +461,7 @@ def test_an_image_shows_its_classes_and_compares_with_float64(foreign, tmp_path)
         (lambda a: {**a, "out_layer9": a["logits"]}, "tiny_seresnet has no place 'layer9'; did you mean 'layer"),
         (lambda a: {**a, "logits": np.full_like(a["logits"], np.nan)}, "differs is logits, by inf"),
         (lambda a: {**a, "input": np.array(["a"])}, "holds <U1, not numbers"),
-        (lambda a: {**a, "input": np.array([object()])}, "no readable .npz"),
+        (lambda a: {**a, "input": np.array([object()])}, "not a readable .npz"),
     ],
 )
 def test_references_that_cannot_be_used(foreign, tmp_path, change, message):
@@ -552,13 +562,18 @@ def _meta(model):
         ("seresnet18", {}, "timm", "squeezes 64 channels to 4 in layer1.0.gate, but timm's network to 8"),
         ("geresnet50_theta_minus", {}, "timm", "gates other than SE"),
         ("seresnet50", {"gate_position": "pre"}, "timm", "whose SE gates end the branch of every block"),
-        ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2 and timm's stride_on=conv1"),
-        ("resnet50", {"stride_on": "conv1"}, "torchvision", "stride_on=conv1 and torchvision's stride_on=conv2"),
-        ("resnet50", {"max_pool": "ceil"}, "timm", "max_pool=ceil and timm's max_pool=pad1"),
+        ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2, but timm's network has stride_on=conv1"),
+        (
+            "resnet50",
+            {"stride_on": "conv1"},
+            "torchvision",
+            "stride_on=conv1, but torchvision's network has stride_on=conv2",
+        ),
+        ("resnet50", {"max_pool": "ceil"}, "timm", "max_pool=ceil, but timm's network has max_pool=pad1"),
         ("resnet18", {"num_classes": 0}, "timm", "no classifier"),
         ("resnext26_32x4d", {}, "torchvision", "torchvision has no resnext26_32x4d; did you mean"),
         ("seresnext26_32x4d", {}, "timm", "timm has no seresnext26_32x4d; did you mean"),
-        ("cifar_resnet20", {}, "timm", "has stem=cifar and timm's stem=conv7"),
+        ("cifar_resnet20", {}, "timm", "has stem=cifar, but timm's network has stem=conv7"),
         ("cifar_seresnet110_tf", {}, "timm", "which has no such network"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_wrong_hash_is_refused_and_forgotten(web, weights):
     web.etag = '"the same"'  # so that nothing but the hash tells one from the other
     web.files["/net.pth"] = damaged
     source = f"{web.url}/net.pth#sha256={sha256(weights)}"
-    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)} and not {sha256(weights)}"):
+    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)}, not {sha256(weights)}"):
         hub.local_weights(source)
     web.files["/net.pth"] = weights
     assert hub.local_weights(source).read_bytes() == weights
@@ -251,7 +251,7 @@ def test_the_hub_out_of_reach(web, way):
         hub.local_weights("hf:owner/net")
     told = str(error.value)
     assert "\n" not in told
-    assert f"fetch {web.url}/owner/net/resolve/main/model.safetensors, copy it here as " in told
+    assert f"download {web.url}/owner/net/resolve/main/model.safetensors, copy it here as " in told
     assert web.requests == []  # not one try, where six would have been made
 
 
@@ -289,7 +289,7 @@ def test_a_damaged_file_of_the_hub_is_refused_and_fetched_again(web, weights, mo
     web.etag = f'"{sha256(weights)}"'
     damaged = weights[:-1] + bytes([weights[-1] ^ 1])
     web.files["/owner/net/resolve/main/model.safetensors"] = damaged
-    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)} and not {sha256(weights)}"):
+    with pytest.raises(ExciteError, match=f"has the SHA-256 {sha256(damaged)}, not {sha256(weights)}"):
         hub.local_weights("hf:owner/net")
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
     assert hub.local_weights("hf:owner/net").read_bytes() == weights
@@ -334,7 +334,7 @@ def test_local_places(tmp_path, monkeypatch):
     with pytest.raises(ExciteError, match=r"there are no weights at 'nowhere\.pth': give a file, https"):
         hub.local_weights("nowhere.pth")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExciteError, match="holds no weights"):
+    with pytest.raises(ExciteError, match="has no weights"):
         hub.local_weights(tmp_path / "empty")
     (tmp_path / "tf.ckpt.index").touch()
     assert hub.local_weights(tmp_path / "tf.ckpt") == tmp_path / "tf.ckpt"

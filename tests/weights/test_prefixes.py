@@ -147,9 +147,7 @@ def test_what_may_be_part_of_the_network_is_still_an_error(net, tmp_path):
 
 def test_another_network_is_named(net, tmp_path):
     torch.save(timms(net), tmp_path / "x.pth")
-    with pytest.raises(
-        ExciteError, match=r"tiny_seresnext: it is tiny_seresnet, which model\.name=tiny_seresnet takes"
-    ):
+    with pytest.raises(ExciteError, match=r"tiny_seresnext: it is tiny_seresnet \(set model\.name=tiny_seresnet\)"):
         load_weights(make("tiny_seresnext", num_classes=4), tmp_path / "x.pth")
 
 

@@ -181,7 +181,10 @@ def test_gates_without_tensors_elsewhere_in_the_block_are_another_network(tmp_pa
     ("config", "message"),
     [
         ('{"model_type": "resnet", "downsample_in_bottleneck": true}', None),
-        ('{"model_type": "resnet", "hidden_act": "gelu"}', "hidden_act='gelu'; excite's ResNets have 'relu'"),
+        (
+            '{"model_type": "resnet", "hidden_act": "gelu"}',
+            "hidden_act='gelu', but excite's ResNets only support 'relu'",
+        ),
     ],
 )
 def test_the_configuration_beside_a_hubs_weights(tiny, tmp_path, config, message):
@@ -249,7 +252,7 @@ def test_the_arch_alone_is_believed_too(tmp_path):
     for arch in ("cifar_geresnet20_theta_minus.excite", "cifar_geresnet20_theta_minus"):
         torch.save({"arch": arch, "state_dict": model.state_dict()}, tmp_path / "x.pth")
         assert torch.equal(logits(convert(tmp_path / "x.pth")[0], images()), logits(model, images()))
-    with pytest.raises(ExciteError, match=r"has at layer1\.0 the gate ge .*this network none"):
+    with pytest.raises(ExciteError, match=r"has the gate ge .* at layer1\.0, but this network has none"):
         load_weights(make("cifar_resnet20", num_classes=3), tmp_path / "x.pth")
     assert convert(tmp_path / "x.pth", arch="cifar_resnet20")[0].model_name == "cifar_resnet20"
 

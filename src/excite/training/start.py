@@ -157,7 +157,7 @@ def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], s
         with suppress(ExciteError):
             name = read_foreign(source).name
     if name is not None:
-        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name}; set model.name={name}")
+        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name} (set model.name={name})")
 
 
 def _set(settings: Mapping[str, Any]) -> str:
@@ -269,7 +269,7 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
 
 
 def _for_channels(images: KnownPreprocessing, in_chans: int) -> KnownPreprocessing:
-    """The same for images of ``in_chans`` channels. Per-channel values are left out unless there are 1 or 3 of them."""
+    """The same for images of ``in_chans`` channels. Mean and std are adapted to or from one channel, else left out."""
     found = cast(KnownPreprocessing, {k: v for k, v in images.items() if k != "in_chans" and v is not None})
     mean, std = found.get("mean"), found.get("std")
     if mean is not None and std is not None:

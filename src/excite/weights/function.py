@@ -94,7 +94,7 @@ def refuse(source: str, different: Mapping[str, tuple[Function, Function]]) -> E
     keep = differing | {"name"}
     shown = [None if f is None else {k: v for k, v in f.items() if k in keep} for f in (theirs, mine)]
     return ExciteError(
-        f"at {slot}, {source} has the gate {_said(shown[0])}, but this network has {_said(shown[1])}, a different "
+        f"{source} has the gate {_said(shown[0])} at {slot}, but this network has {_said(shown[1])}, a different "
         "function of the same tensors; create the network with the checkpoint's gate (or leave its gates out with "
         "allow_partial=True of load_weights)"
     )
