@@ -95,7 +95,7 @@ def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
     output = "".join(process.communicate(timeout=120))
     assert process.returncode == 128 + number, output
     saved = re.search(
-        rf"stopped by {name} after step (\d+), which is saved; go on with: (excite train --resume \S+)", output
+        rf"stopped by {name} after step (\d+), which is saved; resume with: (excite train --resume \S+)", output
     )
     assert saved, output
     assert (run / "checkpoints" / f"step-{int(saved.group(1)):08d}" / "state.pt").is_file()

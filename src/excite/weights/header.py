@@ -68,7 +68,7 @@ class ModelHeader(_Part):
                 raise ValueError("model.args.features_only gives no classifier")
         for key in ("num_classes", "in_chans"):
             if key in self.args and (type(self.args[key]) is not int or not 0 <= self.args[key] < 1 << 31):
-                raise ValueError(f"model.args.{key} is {shown(self.args[key])}, but must be a number")
+                raise ValueError(f"model.args.{key} is {shown(self.args[key])}, but should be a number")
         return self
 
 
