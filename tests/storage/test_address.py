@@ -46,12 +46,12 @@ def test_what_is_an_address(source, expected):
     ],
 )
 def test_credentials_in_an_address_are_refused_and_not_repeated(url):
-    with pytest.raises(ExciteError, match="recipes and logs would keep") as caught:
+    with pytest.raises(ExciteError, match="recipes and logs would store") as caught:
         refuse_secrets(url)
     assert not any(secret in str(caught.value) for secret in ("AKIA", "pw", "Signature", "sig=", "user@"))
-    with pytest.raises(ExciteError, match="recipes and logs would keep"):
+    with pytest.raises(ExciteError, match="recipes and logs would store"):
         DataConfig(source="folder", root=url, image_size=8)
-    with pytest.raises(ExciteError, match="recipes and logs would keep"):
+    with pytest.raises(ExciteError, match="recipes and logs would store"):
         check_writable(url)
 
 

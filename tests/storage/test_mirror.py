@@ -155,7 +155,7 @@ def test_a_cut_connection_is_told_once_and_everything_follows_later(run, bucket,
     assert copied(bucket, "runs/r") == own_files(run)
     assert lines[1].startswith(f"uploading failed: {bucket.url}/runs/r could not be reached")
     assert lines[1].endswith(f"training continues, {run} has everything, and the upload will be tried again")
-    assert lines[2] == f"uploading to {bucket.url}/runs/r goes on"
+    assert lines[2] == f"uploading to {bucket.url}/runs/r continues"
 
 
 @pytest.mark.parametrize("trouble", ["cut", "frozen"])
