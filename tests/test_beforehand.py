@@ -73,7 +73,7 @@ MISTAKES = [
     ("twins", "give a recipe"),
     ("twins digits-seresnet20 --out s3://bucket/twins", "the folder of an experiment must be on this machine"),
     ("validate nowhere", "no run folder or checkpoint 'nowhere'"),
-    ("validate empty", "empty holds no model.safetensors"),
+    ("validate empty", "empty has no model.safetensors"),
     ("validate run data.root=/no/where", "data.root=/no/where does not exist"),
     ("validate run data.rot=x", "did you mean 'data.root'?"),
     ("validate run --device gpu", "choose one of auto, cpu"),

@@ -598,7 +598,7 @@ def test_pytorch_whole_models(is_zip, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stream form warns that it keeps source code
         path = saved(tmp_path, torch.nn.Linear(2, 2), is_zip)
-    refused(path, r"asks for torch.nn.modules.linear.Linear, .* save model.state_dict\(\) alone")
+    refused(path, r"asks for torch.nn.modules.linear.Linear, .* save only model.state_dict\(\)")
 
 
 @both_forms
