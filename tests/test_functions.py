@@ -280,9 +280,9 @@ def test_graft_takes_a_name_as_the_command_does(tiny, tmp_path):
     assert {row["place"][:6] for row in result["places"]} == {"layer3"}
     assert package.load(tmp_path / "grafted.safetensors").meta["model"]["args"]["gate"]["reduction"] == 8
     net = package.create_model("cifar_resnet20")
-    with pytest.raises(TypeError, match=r"^out= is for a network that is named"):
+    with pytest.raises(TypeError, match=r"^out= is only for a network given by name"):
         package.graft(net, "se", out="x.safetensors")
-    with pytest.raises(TypeError, match=r"^inplace= is for a network in memory"):
+    with pytest.raises(TypeError, match=r"^inplace= is only for a network in memory"):
         package.graft("cifar_resnet20", "se", inplace=True)
 
 

@@ -200,7 +200,7 @@ def test_what_a_changed_value_is_told_as(real, tmp_path):
     )
     assert told("model", "args", "reduction", 10**9).startswith("says that args.reduction of its model is 1000000000")
     assert told("model", "args", "checkpoint_path", "/x.pth") == (
-        f"damaged: model.args.checkpoint_path would fetch other weights than these{again}"
+        f"damaged: model.args.checkpoint_path would download other weights{again}"
     )
     assert told("preprocessing", "std", [0]) == (
         f"damaged: preprocessing.std.0 is 0, but should be greater than 0{again}"

@@ -65,11 +65,11 @@ def test_the_test_part_is_measured_once_at_the_end(results):
     _, test = excite.validate(run, ["data.part=test"], device="cpu")
     assert (val.images, val.top1) == (18, results["top1"])
     assert (test.images, test.top1, test.measured) == (27, results["test_top1"], "test")
-    assert "test images, measured once" in (run / "log.txt").read_text()
+    assert "test images (measured once, with the weights of epoch " in (run / "log.txt").read_text()
     assert len((run / "validation_files.txt").read_text().splitlines()) == 18
     _, trained = excite.validate(run, ["data.part=train"], device="cpu")
     assert trained.images == 60
-    assert any("60 of these 60 images were trained on" in note for note in trained.notes)
+    assert any("the network was trained on 60 of these 60 images" in note for note in trained.notes)
 
 
 def test_other_folders_are_measured_whole_and_classes_are_told_by_name(results, tmp_path):
@@ -122,7 +122,7 @@ def test_one_rule_for_broken_images(results, photos, tmp_path):
     broken.write_bytes(broken.read_bytes()[:70])
     for mode in ("memory", "stream"):
         words = [f"data.root={flat}", f"data.mode={mode}", "data.workers=0"]
-        with pytest.raises(ExciteError, match=r"dog/001\.png.*leave them out with data\.on_bad_val=skip"):
+        with pytest.raises(ExciteError, match=r"dog/001\.png.*skip them with data\.on_bad_val=skip"):
             excite.validate(run, words, device="cpu")
         _, found = excite.validate(run, [*words, "data.on_bad_val=skip"], device="cpu")
         assert found.images == 11
@@ -148,12 +148,12 @@ def test_test_images_alone_choose_nothing(tmp_path):
     log = (Path(watched["run"]) / "log.txt").read_text()
     assert "best so far" not in log
     assert "nothing is chosen by it" in log
-    with pytest.raises(ExciteError, match=r"data\.part=test is for measuring"):
+    with pytest.raises(ExciteError, match=r"data\.part=test is only for measuring"):
         train(recipe(tmp_path / "photos", "data.part=test"), out=tmp_path / "runs", quiet=True)
 
 
 def test_a_root_that_the_source_does_not_read_is_refused(tmp_path):
     """It was taken for the digits' own images, measured, and said to be the folder."""
-    with pytest.raises(ExciteError, match=r"data\.root=.* is not read by data\.source=digits, .* data\.source=folder"):
+    with pytest.raises(ExciteError, match=r"data\.root=.* is not used by data\.source=digits, .* data\.source=folder"):
         train(small("epochs=1", f"data.root={tmp_path}"), out=tmp_path, quiet=True)
     assert list(tmp_path.iterdir()) == []

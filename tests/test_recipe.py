@@ -49,7 +49,7 @@ def test_yaml_round_trip():
         ("augment.scale=[0.5]", "augment.scale"),
         ("train.epochs=", "train.epochs is None"),
         ("augment.repeats=3", r"train.batch_size \(32\) must be a multiple of augment.repeats \(3\)"),
-        ("data.eval_size=16", "eval_size is for source=folder: the images of digits are all of one size"),
+        ("data.eval_size=16", "eval_size is only for source=folder: the images of digits all have the same size"),
         ("schedule.name=cosine-linear", "did you mean 'cosine_linear'"),
         ("train.loss=ce", "train.loss is 'ce'"),
     ],

@@ -170,16 +170,26 @@ def test_images_and_classes_are_those_that_a_training_opens(tmp_path):
         opened = open_data(recipe.data, recipe.augment)
         found = plan(recipe, devices="1")
         assert (found["images"], workload(recipe).count.classes) == (len(opened.train), len(opened.classes))
-        assert not any("assumed" in note for note in found["notes"])
+        assert not any("assuming" in note for note in found["notes"])
 
 
 def test_what_is_assumed_is_said(tmp_path):
     for words, images, classes, sentence in [
-        (["digits-seresnet20", "data.source=idx"], 60_000, 10, "data.root is not given: 60,000 training images of 10"),
-        (["cifar10-seresnet20", "data.source=cifar100"], 50_000, 100, "50,000 training images of 100 classes assumed"),
-        ([IMAGENET], 1_281_167, 1000, "1,281,167 training images of 1,000 classes assumed, as ImageNet has"),
-        ([IMAGENET, "data.root=/no/such/place"], 1_281_167, 1000, "data.root=/no/such/place is not here: 1,281,167"),
-        ([IMAGENET, "data.root=s3://bucket/images"], 1_281_167, 1000, "is an address, and not fetched: 1,281,167"),
+        (
+            ["digits-seresnet20", "data.source=idx"],
+            60_000,
+            10,
+            "data.root is not given: assuming 60,000 training images of 10",
+        ),
+        (["cifar10-seresnet20", "data.source=cifar100"], 50_000, 100, "assuming 50,000 training images of 100 classes"),
+        ([IMAGENET], 1_281_167, 1000, "assuming 1,281,167 training images of 1,000 classes, as in ImageNet"),
+        (
+            [IMAGENET, "data.root=/no/such/place"],
+            1_281_167,
+            1000,
+            "data.root=/no/such/place does not exist: assuming 1,281,167",
+        ),
+        ([IMAGENET, "data.root=s3://bucket/images"], 1_281_167, 1000, "is an address, not fetched: assuming 1,281,167"),
         ([IMAGENET, "limit_train=5000"], 5000, 1000, "5,000 training images"),
     ]:
         recipe = load_recipe(words[0], words[1:])
@@ -187,7 +197,7 @@ def test_what_is_assumed_is_said(tmp_path):
         assert (found["images"], workload(recipe).count.classes) == (images, classes)
         assert sentence in found["notes"][0]
     assert plan(load_recipe(IMAGENET), devices="1", images=1000)["images"] == 1000
-    assert not any("assumed" in note for note in plan(load_recipe(IMAGENET), devices="1", images=10**6)["notes"])
+    assert not any("assuming" in note for note in plan(load_recipe(IMAGENET), devices="1", images=10**6)["notes"])
 
 
 def test_what_is_assumed_of_cifar_is_what_its_reader_expects():

@@ -58,16 +58,20 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """The network."""
 
-    name: Annotated[str, NETWORK] = Field(description="a name from `excite models`, or timm:NAME for a model of timm")
-    drop_rate: Share = Field(0.0, description="dropout before the classifier, probability")
-    drop_path_rate: Share = Field(0.0, description="stochastic depth of the last block, probability; rises linearly")
-    zero_init_last_gamma: bool = Field(False, description="start every residual branch at zero")
+    name: Annotated[str, NETWORK] = Field(description="a name from `excite models`, or timm:NAME for a timm model")
+    drop_rate: Share = Field(0.0, description="dropout probability before the classifier")
+    drop_path_rate: Share = Field(
+        0.0, description="stochastic depth: drop probability of the last block, rising linearly with depth"
+    )
+    zero_init_last_gamma: bool = Field(
+        False, description="initialise the last norm of every residual branch with weight (gamma) zero"
+    )
     fused: Annotated[Literal["auto", "on", "plain", "off"], NEUTRAL] = Field(
         "auto",
-        description="compute norm, gate, addition and ReLU in two passes: where that is faster, always, or never",
+        description="norm, gate, addition and ReLU in two passes: where faster, always, in plain PyTorch, or never",
     )
     options: Annotated[dict[str, Any], NETWORK] = Field(
-        default_factory=dict, description="further arguments of create_model (gate options ...)"
+        default_factory=dict, description="further arguments of create_model, such as gate options"
     )
 
     @field_validator("options")
@@ -103,10 +107,10 @@ class OptimizerConfig(Section):
     weight_decay: NonNegative = Field(1e-4, description="L2 for sgd, decoupled for adamw")
     decay_norm_and_bias: bool = Field(True, description="false: no weight decay on norms and biases")
     layer_decay: float = Field(
-        1.0, gt=0, le=1, description="factor of the learning rate from each layer to the one before"
+        1.0, gt=0, le=1, description="layer-wise learning-rate decay: factor from each block to the one before it"
     )
-    gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates divided by that of the rest")
-    clip_grad_norm: Positive | None = Field(None, description="largest gradient norm; null: no clipping")
+    gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates relative to the other layers")
+    clip_grad_norm: Positive | None = Field(None, description="maximum gradient norm; null: no clipping")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimiser")
 
 
@@ -114,54 +118,54 @@ class ScheduleConfig(Section):
     """The learning rate over time: warm-up from warmup_lr to the peak, then the named curve to end_lr."""
 
     name: Literal["cosine", "linear", "cosine_linear", "step", "multistep", "exponential", "polynomial", "constant"] = (
-        Field("cosine", description="the curve")
+        Field("cosine", description="the curve after the warm-up")
     )
     unit: Literal["step", "epoch"] = Field("step", description="update the rate every step or every epoch")
-    warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, epochs")
+    warmup_epochs: NonNegative = Field(0.0, description="length of the linear warm-up, in epochs")
     warmup_lr: NonNegative = Field(0.0, description="learning rate at the start of the warm-up")
     warmup_peak: Literal["last", "next"] = Field(
-        "last", description="reach the peak in the last step (or epoch) of the warm-up, or in the one after it"
+        "last", description="reach the peak in the last step (or epoch) of the warm-up, or in the next one after it"
     )
     end_lr: NonNegative = Field(0.0, description="learning rate at the end (cosine, linear, cosine_linear, polynomial)")
     milestones: list[Count] = Field(
-        default_factory=list, description="multistep: after these numbers of epochs, multiply the rate by gamma"
+        default_factory=list, description="multistep: numbers of epochs after which the rate is multiplied by gamma"
     )
     step_epochs: Count = Field(
-        30, description="step, exponential: period in epochs over which the rate falls by gamma, at once or gradually"
+        30, description="step, exponential: epochs in which the rate falls by a factor of gamma, at once or gradually"
     )
-    gamma: Positive = Field(0.1, description="step, multistep, exponential: the factor")
+    gamma: Positive = Field(0.1, description="step, multistep, exponential: the decay factor")
     power: Positive = Field(2.0, description="polynomial: the exponent")
 
 
 class TrainConfig(Section):
-    """The training itself."""
+    """How the network is trained."""
 
     epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(128, description="images in one optimiser step, over all devices and accumulation")
-    grad_accumulation: Count = Field(1, description="process the batch in this many parts, one after the other")
+    batch_size: Count = Field(128, description="images per optimiser step, over all devices and accumulated parts")
+    grad_accumulation: Count = Field(1, description="split each batch into this many parts, run one after the other")
     scale_lr_to: Count | None = Field(
         None, description="train with this batch_size and scale the learning rates in proportion; null: as written"
     )
     loss: Literal["cross_entropy", "bce"] = Field(
-        "cross_entropy", description="bce: binary cross-entropy per class, averaged over the classes"
+        "cross_entropy", description="bce: binary cross-entropy of each class on its own, averaged over the classes"
     )
-    label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
+    label_smoothing: Share = Field(0.0, description="fraction of the target spread evenly over all classes")
     ema_decay: Share = Field(
-        0.0, description="exponential moving average of the weights, which is evaluated and saved; 0: none"
+        0.0, description="decay of the moving average of the weights, which is evaluated and shipped; 0: none"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on devices where it is fast"
+        "auto", description="auto: bf16 if the device is fast at it, else fp32"
     )
     norm_precision: Literal["auto", "fp32", "same"] = Field(
-        "auto", description="batch norm: auto: float32 inside; fp32: output in float32, too; same: all in precision"
+        "auto", description="batch norm: float32 inside (auto), float32 output, too (fp32), or all in precision (same)"
     )
-    loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed scale")
+    loss_scale: Literal["dynamic"] | Positive = Field("dynamic", description="fp16: dynamic, or a fixed number")
     loss_scale_init: Positive = Field(65536.0, description="fp16, dynamic: initial loss scale")
     loss_scale_growth_interval: Count = Field(
-        2000, description="fp16, dynamic: steps without overflow before it is doubled"
+        2000, description="fp16, dynamic: steps without overflow before the scale doubles"
     )
     loss_scale_hysteresis: Count = Field(
-        1, description="fp16, dynamic: overflows since its last change before it is halved"
+        1, description="fp16, dynamic: overflows since the last change before the scale is halved"
     )
     channels_last: Annotated[bool, NEUTRAL] = Field(
         True, description="NHWC memory layout: faster convolutions on CPU and GPU"
@@ -174,65 +178,68 @@ class TrainConfig(Section):
     )
     freeze: list[str] = Field(
         default_factory=list,
-        description="name patterns of parameters not to train: [conv1, layer1*]; norms: all norms; !pattern: but these",
+        description="parameters to freeze, names or patterns: [conv1, layer1*]; norms: all norms; !pattern: not these",
     )
-    freeze_epochs: Count | None = Field(None, description="how many epochs they stay frozen; null: the whole run")
+    freeze_epochs: Count | None = Field(None, description="number of epochs to freeze them for; null: the whole run")
     init_from: str | None = Field(
-        None, description="run folder or checkpoint to start from; another number of classes gets a new head"
+        None, description="run folder or checkpoint to start from; with another number of classes, the head is new"
     )
     probe: bool = Field(
-        False, description="start with a linear probe: fit the classifier to the features of init_from's network"
+        False, description="start with a linear probe: the best head for the unchanged features of init_from's network"
     )
-    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(0, description="weights, order, augmentation, dropout")
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(
+        0, description="seed of weights, image order, augmentation and dropout"
+    )
     deterministic: bool = Field(
-        False, description="use only deterministic algorithms: slower on a GPU (a CPU is always deterministic)"
+        False, description="use deterministic algorithms only: slower on a GPU (a CPU always does)"
     )
-    device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu, mps")
+    device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu or mps")
     devices: Annotated[Count | Literal["all"], NEUTRAL] = Field(
-        1,
-        description="processes to start on this machine, one per device, or all; torchrun and the like start their own",
+        1, description="processes to start on this machine, one per device, or all; torchrun starts its own"
     )
-    sync_bn: bool = Field(False, description="batch norm over the images of all devices instead of each device's own")
+    sync_bn: bool = Field(False, description="batch-norm statistics over the images of all devices, not of each alone")
     bucket_mb: Annotated[Positive, NEUTRAL] = Field(
-        25.0, description="size of the gradient buckets that are all-reduced at a time, MB"
+        25.0, description="size of the gradient buckets summed over the devices, in MB"
     )
 
 
 class EvalConfig(Section):
-    """Evaluation while training."""
+    """Evaluation during training."""
 
     every_epochs: Count = Field(1, description="evaluate every so many epochs, and after the last")
-    batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images per batch; does not affect the result")
+    batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images at a time; does not affect the result")
 
 
 class CheckpointConfig(Section):
-    """Checkpoints saved while training, for --resume."""
+    """Checkpoints saved during training, for --resume."""
 
     every_epochs: Count = Field(1, description="save every so many epochs, and after the last")
-    every_steps: Count | None = Field(None, description="also save every so many steps, mid-epoch")
-    every_minutes: Positive | None = Field(10.0, description="also save every so many minutes, mid-epoch; null: never")
-    keep_last: Count = Field(2, description="how many of the latest checkpoints to keep (the best is always kept)")
+    every_steps: Count | None = Field(None, description="also save every so many steps within an epoch; null: never")
+    every_minutes: Positive | None = Field(
+        10.0, description="also save every so many minutes within an epoch; null: never"
+    )
+    keep_last: Count = Field(2, description="number of latest checkpoints to keep (the best is always kept)")
 
 
 class LogConfig(Section):
-    """Logging while training."""
+    """What is logged during training."""
 
     every_steps: Count = Field(50, description="steps between two lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard events into the run folder")
 
 
 class ReportConfig(Section):
-    """The page that `excite train` writes at the end of a run, and `excite report` any time."""
+    """The page that `excite train` writes at the end of a run, and `excite report` at any time."""
 
     write: bool = Field(True, description="write report.html after training; an error in it never fails the run")
     robustness_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
-        1000, description="validation images to corrupt (class-balanced), evaluated 26 times; 0: none"
+        1000, description="validation images to blur, darken ... and evaluate 26 times, class-balanced; 0: none"
     )
     gate_images: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
-        1000, description="validation images for the statistics of the gates (class-balanced); 0: none"
+        1000, description="validation images for the gate statistics, class-balanced; 0: none"
     )
     mistakes: Annotated[int, Field(ge=0, lt=1 << 31)] = Field(
-        24, description="most confident mistakes to show as pictures"
+        24, description="number of the most confident mistakes to show as pictures"
     )
 
 
@@ -255,7 +262,7 @@ def plain_name(name: str) -> str:
 class Recipe(Section):
     """All settings of a run."""
 
-    name: Annotated[str, NEUTRAL] = Field(description="name of the recipe, and first part of the run folder's name")
+    name: Annotated[str, NEUTRAL] = Field(description="name of the recipe; names of run folders start with it")
     model: ModelConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

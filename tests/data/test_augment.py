@@ -195,7 +195,7 @@ def test_crop_offsets_are_uniform_extremes_included():
 
 
 def test_reflecting_more_than_there_is_says_so():
-    with pytest.raises(ExciteError, match=r"augment\.pad=8 is too much to reflect in 8 x 8"):
+    with pytest.raises(ExciteError, match=r"augment\.pad=8 is too large to reflect 8 x 8"):
         pad_crop_flip(coordinates(2, 8), 8, "reflect", 0.0)
 
 

@@ -61,18 +61,21 @@ FORGED = {
     # The case of the issue: an object's type whose flags say that there are no objects in it.
     "forged dtype": (
         b"\x80\x02" + name("numpy", "ndarray") + array(number(1) + b"\x85", kind(b"O8"), short(b"A" * 8)) + b"\x85R.",
-        "was not loaded: its pickle asks for an array of the type 'O8'",
+        "was not loaded: its pickle asks for an array of type 'O8'",
     ),
     "forged dtype in a record": (
         record(array(number(1) + b"\x85", kind(b"O8"), short(b"A" * 8))),
-        "an array of the type 'O8', which is no number",
+        "an array of type 'O8', which is not a number",
     ),
     "an array of its own making": (
         record(name("numpy", "ndarray") + number(1 << 20) + b"\x85R"),
-        "asks for numpy.ndarray of other things",
+        "asks for numpy.ndarray, other than as NumPy pickles it",
     ),
-    "type of records": (record(array(number(1) + b"\x85", kind(b"V8"), short(b"A" * 8))), "'V8', which is no number"),
-    "type as code": (record(array(number(1) + b"\x85", kind(b"u1,O"), short(b"A"))), "'u1,O', which is no number"),
+    "type of records": (
+        record(array(number(1) + b"\x85", kind(b"V8"), short(b"A" * 8))),
+        "'V8', which is not a number",
+    ),
+    "type as code": (record(array(number(1) + b"\x85", kind(b"u1,O"), short(b"A"))), "'u1,O', which is not a number"),
     "uninitialised array": (record(RECONSTRUCT + b"\x87R"), "should be uint8 of shape .* found NoneType"),
     "array without bytes": (record(array(number(1 << 30) + b"\x85", kind(b"u1"), short(b"A"))), "takes .* bytes"),
     "negative shape": (record(array(number(-1) + b"\x85", kind(b"u1"), short(b"A"))), "impossible shape"),

@@ -112,7 +112,7 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(kind: str):
 
 
 def test_float_pixels_are_refused():
-    with pytest.raises(BadImageError, match="no agreed white"):
+    with pytest.raises(BadImageError, match="no defined white level"):
         load_image(saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"))
 
 
@@ -178,7 +178,7 @@ def test_broken_images_name_the_path_and_the_reason(data: bytes, reason: str, tm
 
 
 def test_all_images_that_stop_a_run_are_named_up_to_a_number():
-    mend = "; mend or remove them, or leave them out with data.on_bad_val=skip"
+    mend = "; repair or remove them, or skip them with data.on_bad_val=skip"
     for count, begins, ends in (
         (1, "cannot read image 0.png: why 0" + mend, mend),
         (20, "cannot read 20 images: 0.png: why 0; 1.png: why 1; ", "; 19.png: why 19" + mend),

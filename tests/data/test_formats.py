@@ -146,7 +146,7 @@ def test_content_decides_and_not_the_ending_but_only_where_it_is_unmistakable(tm
     path.write_bytes(saved(Image.fromarray(PICTURE), "PNG"))
     assert (pixels(path) == PICTURE).all()
     path.write_bytes(saved(Image.fromarray(PICTURE), "TGA")[:-26])  # without its footer: anything looks like a TGA
-    with pytest.raises(BadImageError, match="not an image of a known format"):
+    with pytest.raises(BadImageError, match="not an image in a known format"):
         load_image(path)
 
 
@@ -387,7 +387,7 @@ def test_bands_that_are_transparency_are():
         (np.zeros((4, 4, 3), np.float32), 2, "float"),
         (np.zeros((4, 4, 1), np.int8), 1, "sign"),
         (np.full((4, 4, 1), -5, np.int16), 1, "below 0"),
-        (np.full((4, 4, 1), 70000, np.int32), 1, "no agreed white"),
+        (np.full((4, 4, 1), 70000, np.int32), 1, "no defined white level"),
         (np.zeros((4, 4, 3), np.uint8), 8, "CIELAB"),
         (np.zeros((4, 4, 3), np.uint32), 2, "3 bands of 32 bits"),
     ],
@@ -526,7 +526,7 @@ def test_the_datas_largest_value_decides_what_is_white_and_it_is_said(levels, wh
         assert said == []
     else:
         assert len(said) == 1
-        assert f"at most {levels - 1} of 65535" in said[0]
+        assert f"values up to {levels - 1} of 65535" in said[0]
         assert f"data.white={white})" in said[0]
         assert "data.white=65535 turns this off" in said[0]
     path = tmp_path / "val" / "a" / "0.png"
@@ -671,7 +671,7 @@ def test_the_smallest_depth_that_holds_the_largest_value_and_one_image_is_enough
     found, said = with_white(config, train, val)
     assert (found.white, train.white, val.white) == (white,) * 3
     assert [line.partition(":")[0] for line in said] == (
-        [] if white == 65535 else [f"3 16-bit training images use at most {most} of 65535"]
+        [] if white == 65535 else [f"3 16-bit training images use values up to {most} of 65535"]
     )
 
 
@@ -682,10 +682,10 @@ def test_a_sample_is_said_to_be_one_and_every_image_is_looked_at_where_that_is_a
     values = [100, 4000, 100, 100, 100, 100]
     found, said = with_white(config, deep_files(tmp_path, values), FileImages([], []))
     assert found.white == 255
-    assert said[0].startswith("a sample of 3 16-bit training images uses at most 100 of 65535: 255 is taken as white")
+    assert said[0].startswith("a sample of 3 16-bit training images uses values up to 100 of 65535: using 255 as white")
     found, said = with_white(config, deep_files(tmp_path, values), FileImages([], []), every=True)
     assert found.white == 4095
-    assert said[0].startswith("6 16-bit training images use at most 4000 of 65535")
+    assert said[0].startswith("6 16-bit training images use values up to 4000 of 65535")
     monkeypatch.setattr(white_module, "LOOKED_AT", 4)
     monkeypatch.setattr(white_module, "DECODED", 4)
     assert with_white(config, deep_files(tmp_path, values), FileImages([], []))[1][0].startswith("a sample of 4 ")

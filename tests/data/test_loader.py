@@ -228,9 +228,9 @@ def failure(batches) -> str:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_stops_the_run_where_told_to(files: FileImages, workers: int):
     Path(files.paths[3]).write_bytes(b"")
-    expected = f"cannot read image {files.paths[3]}: it is empty (0 bytes)"
+    expected = f"cannot read image {files.paths[3]}: the file is empty (0 bytes)"
     loader = train(files, data=config(on_bad_train="stop", workers=workers), batch_size=14)
-    mend = "; mend or remove them, or leave them out with data.on_bad_{}=skip"
+    mend = "; repair or remove them, or skip them with data.on_bad_{}=skip"
     assert failure(loader.epoch(0)) == expected + mend.format("train")
     assert failure(evaluation(files, config(workers=workers))) == expected + mend.format("val")
     # Measured training images follow the rule for training images.

@@ -115,7 +115,7 @@ def test_litter_and_other_folders_are_left_out_and_said(tmp_path):
     assert sizes(data) == (12, 6, 0)
     assert "3 files ignored: 2 .xyz, 1 .txt" in data.describe()
     assert "1 hidden file ignored" in data.describe()
-    assert "not used, as it is no part: extra/" in data.describe()
+    assert "ignored, not a part of the data set: extra/" in data.describe()
 
 
 def test_a_class_that_is_called_like_a_part(tmp_path):
@@ -157,15 +157,15 @@ def test_a_data_set_one_level_down_beside_other_folders(tmp_path):
         ),
         (lambda d: [picture(d / f"{i}.png", i) for i in range(12)], "no class folders, but 12 images: put the"),
         (lambda d: [fill(d / "train", 3), (d / "train" / "fox").mkdir()], "without images: fox; fill or remove them"),
-        (lambda d: fill(d, 3, ("Training", "Testing")), "only parts of a data set without classes in them"),
-        (lambda d: fill(d, 3, ("train_set", "test_set")), "only parts of a data set without classes in them"),
-        (lambda d: fill(d, 3, ("train",)), "has only train/, without class folders in it"),
+        (lambda d: fill(d, 3, ("Training", "Testing")), "only has parts of a data set without class folders in them"),
+        (lambda d: fill(d, 3, ("train_set", "test_set")), "only has parts of a data set without class folders in them"),
+        (lambda d: fill(d, 3, ("train",)), "only has train/, without class folders in it"),
         (
             lambda d: [fill(d / n, 3) for n in ("train", "val", "valid")],
             "2 folders for the validation part: val, valid",
         ),
         (lambda d: [fill(d / n, 3) for n in ("val", "test")], r"has test/, val/ but no train/"),
-        (lambda d: [fill(d / a / b, 3) for a in "xy" for b in ("train", "val")], "parts of their own"),
+        (lambda d: [fill(d / a / b, 3) for a in "xy" for b in ("train", "val")], "has its own parts"),
         (lambda d: [fill(d / a, 3, ("train", "test")) for a in CLASSES], "cat has parts in it"),
         (lambda d: [fill(d / "train", 3), fill(d / "test", 3, ("cats", "dog"))], "cats; did you mean 'cat'"),
     ],
@@ -195,8 +195,8 @@ def test_flat_images_beside_class_folders_are_counted(tmp_path):
         picture(tmp_path / "test" / f"{i}.png", i)
         picture(tmp_path / "train" / f"{i}.png", i)
     text = opened(tmp_path).describe()
-    assert "test/ has no class folders: its images have no labels and are not used" in text
-    assert f"4 images lie in no class folder of {tmp_path / 'train'}" in text
+    assert "test/ is ignored: it has no class folders, so its images have no labels" in text
+    assert f"4 images in {tmp_path / 'train'} are ignored, because they are not in a class folder" in text
 
 
 def test_counts_of_every_class_and_a_warning_where_they_are_unequal(tmp_path):
@@ -207,7 +207,7 @@ def test_counts_of_every_class_and_a_warning_where_they_are_unequal(tmp_path):
     text = opened(tmp_path).describe()
     assert "healthy        20           9" in text
     assert "sick            3           1" in text
-    assert "always saying 'healthy' would be right for 90.0 % of the validation images" in text
+    assert "always answering 'healthy' would be right for 90.0 % of the validation images" in text
 
 
 def test_many_classes_are_told_by_their_extremes(tmp_path):
@@ -218,8 +218,8 @@ def test_many_classes_are_told_by_their_extremes(tmp_path):
     fill(tmp_path / "val", 1, classes[:14], first=90)
     lines = opened(tmp_path, mode="stream").describe().splitlines()
     assert lines[1:4] == [
-        "training: 2 (c00) to 4 (c05) images a class",
-        "validation: 0 (c14) to 1 (c00) images a class",
+        "training: 2 (c00) to 4 (c05) images per class",
+        "validation: 0 (c14) to 1 (c00) images per class",
         "no validation image of c14, c15, c16, c17, c18 and 2 more",
     ]
 
@@ -318,7 +318,7 @@ def test_images_that_were_trained_on_are_told(tmp_path):
     record = Record.read(tmp_path / "run")
     assert record is not None
     assert sorted(record.validation) == sorted(data.record.validation)
-    note = f"{len(data.train)} of these 41 images were trained on, which flatters the numbers"
+    note = f"the network was trained on {len(data.train)} of these 41 images, so the results are too optimistic"
     assert any(each.startswith(note) for each in measured(tmp_path / "after", record=record).notes)
     assert not any("trained on" in n for n in measured(tmp_path / "after", asked=True, record=record).notes)
     assert not any("trained on" in n for n in measured(tmp_path / "before", elsewhere=False, record=record).notes)
@@ -343,7 +343,10 @@ def test_weights_to_begin_with_have_seen_images_too(tmp_path):
     seen = len(set(other.validation) - set(first.validation))
     sentence = inherit(other, str(tmp_path / "run"))
     assert sentence is not None
-    assert sentence.startswith(f"{seen} of {len(other.validation)} validation images were trained on by ")
+    assert sentence == (
+        f"{tmp_path / 'run'} (train.init_from) was trained on {seen} of the {len(other.validation)} validation images, "
+        "so the validation results are too optimistic"
+    )
     assert set(first.trained) < set(other.trained)
     assert inherit(other, "timm:resnet50") is None
 
@@ -376,7 +379,8 @@ def test_copies_across_the_parts_are_told(tmp_path):
     fill(tmp_path / "val", 3, first=50)
     picture(tmp_path / "val" / "cat" / "copy.png", 2)
     assert (
-        "1 of 7 validation images are copies of training images, the first: val/cat/copy.png" in opened(tmp_path).notes
+        "1 of 7 validation images are copies of training images; the first is val/cat/copy.png"
+        in opened(tmp_path).notes
     )
 
 
@@ -440,7 +444,7 @@ def test_groups_stay_together(tmp_path):
     keys, alone = group_keys(["cat/p1/a.png", "cat/b.png", "dog/p1/c.png"], 1)
     assert keys[0] == keys[2] != keys[1]
     assert alone == 1
-    for bad, message in ((3, "no folder at level 3"), ("(", "no regular expression"), ("xyz", "no match in 'cat/")):
+    for bad, message in ((3, "no folder at level 3"), ("(", "not a regular expression"), ("xyz", "no match in 'cat/")):
         with pytest.raises(ExciteError, match=message):
             opened(tmp_path, group_by=bad)
 
@@ -467,7 +471,7 @@ def test_links_are_entered_once_and_label_nothing_twice(tmp_path):
     data = opened(tmp_path)
     assert sizes(data) == (12 + 1 + 2, 6, 0)
     assert np.bincount(data.train.labels).tolist() == [6, 9]
-    assert "it leads to a folder that is looked through already" in data.describe()
+    assert "it leads to a folder that is already included" in data.describe()
     assert "and 5 more" in data.describe()
 
 
@@ -481,8 +485,8 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     assert len(found.files) == 12
     assert {os.path.basename(path): reason for path, reason in found.unusable} == {
         "pipe.png": "it is a named pipe, not a file",
-        "lost.png": "a link that leads nowhere",
-        "round.png": "a link that leads in a circle",
+        "lost.png": "a broken link",
+        "round.png": "a circular link",
     }
     assert "left out: " in str(found.ignored())
     assert len(opened(tmp_path).unusable) == 3
@@ -507,8 +511,8 @@ def test_what_a_walk_tells_of_files_and_of_what_it_leaves_out(tmp_path):
     (tmp_path / "lost.png").symlink_to("nowhere")
     (tmp_path / "round.png").symlink_to("round.png")
     assert walk(tmp_path).ignored() == (
-        "93 files ignored: 21 without an ending, 12 .x0, 11 .x1, 10 .x2, 9 .x3, 8 .x4, 7 .x5, 6 .x6, 9 others; "
-        f"2 hidden files ignored; left out: {tmp_path}/lost.png (a link that leads nowhere) and 1 more"
+        "93 files ignored: 21 without an extension, 12 .x0, 11 .x1, 10 .x2, 9 .x3, 8 .x4, 7 .x5, 6 .x6, 9 others; "
+        f"2 hidden files ignored; left out: {tmp_path}/lost.png (a broken link) and 1 more"
     )
 
 

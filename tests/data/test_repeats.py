@@ -126,4 +126,4 @@ def test_evaluation_may_see_larger_images(folder, mode, eval_size):
     assert opened.preprocessing.image_size == size  # what a checkpoint carries, for predict and validate
     loaded = [opened.preprocessing.load(path) for path in sorted((folder / "val").glob("*/*.png"))]
     assert sorted(i.numpy().tobytes() for i in images) == sorted(i.numpy().tobytes() for i in loaded)
-    assert ("trained at 16 pixels, evaluated at 24" in opened.describe()) == (eval_size == 24)
+    assert ("training at 16 pixels, evaluating at 24" in opened.describe()) == (eval_size == 24)

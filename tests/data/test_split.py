@@ -86,7 +86,7 @@ def test_a_class_of_one_group_trains_though_the_group_has_other_classes():
 def test_two_groups_are_the_fewest():
     train, val = stable_split([b"a", b"b"], [0, 0], 0.2, 0)
     assert (len(train), len(val)) == (1, 1)
-    with pytest.raises(ExciteError, match=r"2 images in one group .* add some, or give a validation folder$"):
+    with pytest.raises(ExciteError, match=r"2 images in one group .* add more, or add a validation folder$"):
         stable_split([b"a", b"a"], [0, 1], 0.2, 0)
 
 

@@ -253,12 +253,12 @@ def test_fp16_autocast_survives_a_squeeze_beyond_float16():
     [
         ("sesse", "unknown gate 'sesse'; did you mean 'sse'"),
         ({"name": "se", "reducton": 8}, "no option 'reducton'; did you mean 'reduction'"),
-        ({"reduction": 8}, "a gate is a name"),
+        ({"reduction": 8}, "a gate must be a name"),
         ({"name": "se", "reduction": 0}, "reduction must be"),
         ({"name": "se", "rd_divisor": -8}, "rd_divisor must be"),
         ({"name": "ge", "variant": "theta_pus"}, "did you mean 'theta_plus'"),
-        ({"name": "ge", "extent": 3}, "extent of the gate 'ge' is one of"),
-        ({"name": "ge", "variant": "theta", "reduction": 8}, "has no bottleneck, so no reduction"),
+        ({"name": "ge", "extent": 3}, "extent of the gate 'ge' must be one of"),
+        ({"name": "ge", "variant": "theta", "reduction": 8}, "takes no reduction, because it has no bottleneck"),
         ({"name": "ge", "variant": "theta"}, "give image_size="),
     ],
     ids=str,
@@ -277,9 +277,9 @@ def test_a_name_is_taken_once():
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"name": "se", "identity": "yes"}, "the gate option 'identity' is true or false, not 'yes'"),
+        ({"name": "se", "identity": "yes"}, "the gate option 'identity' must be true or false, not 'yes'"),
         ({"name": "se", "reduction": "8"}, "the gate 'se': reduction is '8', but should be a valid integer"),
-        (3, "a gate is a name or a table with a 'name', not 3; known: cbam, coordinate, cse, "),
+        (3, "a gate must be a name or a table with a 'name', not 3; known: cbam, coordinate, cse, "),
         ({"name": "eca", "kernel": 3}, "the gate 'eca' has no option 'kernel'; did you mean 'kernel_size'? (allowed: "),
         ({"name": "se", "identit": True}, "; did you mean 'identity'? (allowed: reduction, "),
     ],
@@ -298,7 +298,7 @@ def test_what_a_gate_itself_refuses_is_said_with_what_was_given(monkeypatch):
 
     monkeypatch.setitem(registry._GATES, "breaks", Breaks)
     for options, given in (({"strength": 2.0}, "strength=2.0"), ({}, "these maps")):
-        with pytest.raises(ExciteError, match=f"^the gate 'breaks' cannot be made with {given}: no memory$"):
+        with pytest.raises(ExciteError, match=f"^the gate 'breaks' cannot be created with {given}: no memory$"):
             create_gate({"name": "breaks", **options}, 8)
 
 
@@ -364,7 +364,10 @@ def test_a_gate_that_halves_is_resized_to_what_halves_too(built, kernel, other, 
     assert old.shape[2:] == kernel
     gate.resize(built)
     assert conv.weight is old
-    with pytest.raises(ExciteError, match=r"from 6 rows on: .* from {}x{} to {}x{}, where".format(*built, *refused)):
+    with pytest.raises(
+        ExciteError,
+        match=r"from 6 rows on, so it cannot be resampled from {}x{} to {}x{}, where".format(*built, *refused),
+    ):
         gate.resize(refused)
     assert (gate.feature_size, conv.weight is old) == (built, True)
     gate.resize(other)
@@ -384,18 +387,27 @@ def test_strided_kernels_fit_every_map():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CBAM(8, kernel_size=3.0), "kernel_size of the gate 'cbam' is an odd"),
-        (lambda: EfficientChannelAttention(8, kernel_size=3.0), "kernel_size of the gate 'eca' is an odd"),
-        (lambda: EfficientChannelAttention(8, kernel_size=-1), "kernel_size of the gate 'eca' is an odd"),
-        (lambda: CoordinateAttention(8, min_width=8.0), "min_width must be"),
+        (lambda: CBAM(8, kernel_size=3.0), "kernel_size of the gate 'cbam' must be an odd"),
+        (lambda: EfficientChannelAttention(8, kernel_size=3.0), "kernel_size of the gate 'eca' must be an odd"),
+        (lambda: EfficientChannelAttention(8, kernel_size=-1), "kernel_size of the gate 'eca' must be an odd"),
+        (lambda: CoordinateAttention(8, min_width=8.0), "the min_width of the gate 'coordinate' must be"),
         (lambda: SqueezeExcite(8, reduction=2.0), "reduction must be"),
         (lambda: SqueezeExcite(8, rd_divisor=8.0), "rd_divisor must be"),
         (lambda: GatedChannelTransformation(8, epsilon=True), "epsilon of the gate 'gct' must be a number above 0"),
         (lambda: GatedChannelTransformation(8, epsilon="1"), "epsilon of the gate 'gct' must be a number above 0"),
-        (lambda: GatherExcite(8, variant="theta", halve_from=True, feature_size=(8, 8)), "from 2 on, not True"),
-        (lambda: GatherExcite(8, variant="theta", halve_from=1, feature_size=(8, 8)), "from 2 on, not 1"),
-        (lambda: GatherExcite(8, halve_from=8), "halve_from is for the gate 'ge' with a kernel of the map's size"),
-        (lambda: GatherExcite(8, variant="theta", extent=2, halve_from=8), "halve_from is for the gate 'ge'"),
+        (
+            lambda: GatherExcite(8, variant="theta", halve_from=True, feature_size=(8, 8)),
+            "must be a whole number of at least 2, not True",
+        ),
+        (
+            lambda: GatherExcite(8, variant="theta", halve_from=1, feature_size=(8, 8)),
+            "must be a whole number of at least 2, not 1",
+        ),
+        (
+            lambda: GatherExcite(8, halve_from=8),
+            "halve_from is only for the gate 'ge' theta or theta_plus with global extent",
+        ),
+        (lambda: GatherExcite(8, variant="theta", extent=2, halve_from=8), "halve_from is only for the gate 'ge'"),
     ],
 )
 def test_classes_refuse_what_create_gate_does(make, message):

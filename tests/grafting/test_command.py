@@ -46,7 +46,9 @@ def test_a_run_is_grafted_proved_and_goes_on(ungated_run, photos, tmp_path):
     result, said = run(ungated_run, images=str(photos), out=out)
     assert result["difference"] == 0.0
     assert result["images"] == 3
-    assert said[0].startswith(f"largest difference of the logits before and after on 3 images from {photos}: 0 (fp32;")
+    assert said[0].startswith(
+        f"largest difference between the logits before and after on 3 images from {photos}: 0 (fp32;"
+    )
     before, after = (package.validate(source, precision="fp32")[1] for source in (ungated_run, out))
     assert after.confusion == before.confusion
     meta = read_own(out).meta
@@ -89,7 +91,7 @@ def test_the_proof_finds_a_difference(ungated_run, tmp_path, monkeypatch):
     """Were a gate not the identity, nothing would be written."""
     monkeypatch.setattr("excite.gates.Gate._zero_and_double", lambda self, *layers: True)
     out = tmp_path / "grafted.safetensors"
-    with pytest.raises(ExciteError, match="the grafted network is not the one before: its logits differ by"):
+    with pytest.raises(ExciteError, match="the grafted network does not compute the same: its logits differ by"):
         run(ungated_run, out=out)
     assert not out.exists()
 
@@ -131,7 +133,7 @@ def test_the_command_line(ungated_run, command_line, tmp_path):
         ({"gate": "see"}, "unknown gate 'see'"),
         ({"options": {"reducton": 8}}, "did you mean 'reduction'"),
         ({"dry_run": True, "out": Path("x")}, "--dry-run writes nothing"),
-        ({"weights": "x.pth"}, "--weights is for a model that is given by name"),
+        ({"weights": "x.pth"}, "--weights is only for a model given by name"),
         ({"images": "/nowhere"}, "'/nowhere' is neither"),
     ],
     ids=str,
@@ -144,7 +146,7 @@ def test_mistakes(ungated_run, changes, message):
 def test_names_of_models_are_for_looking(tmp_path):
     result, _ = run("cifar_resnet20", dry_run=True)
     assert result["added"] == 3 * 49 + 3 * 162 + 3 * 580  # 2CS + S + C at 16, 32 and 64 channels
-    with pytest.raises(ExciteError, match="cifar_resnet20 is a name and has no weights"):
+    with pytest.raises(ExciteError, match="cifar_resnet20 is a model name without weights"):
         run("cifar_resnet20", out=tmp_path / "x.safetensors")
     with pytest.raises(ExciteError, match="no run folder or checkpoint 'cifar_resnet21'"):
         run("cifar_resnet21")
@@ -163,9 +165,11 @@ def test_a_foreign_network_is_written_and_read_back(tmp_path):
     with torch.no_grad():
         assert torch.equal(again(x), gated(x))
         assert not torch.equal(again(x), model(x))
-    with pytest.raises(ExciteError, match="does not say how to build its TorchvisionStyle; give model="):
+    with pytest.raises(
+        ExciteError, match="does not say how to create its TorchvisionStyle; give the network without gates as model="
+    ):
         load_grafted(tmp_path / "net.safetensors")
-    with pytest.raises(ExciteError, match=r"a gate behind 'layer2.0.bn3', which Plain does not have"):
+    with pytest.raises(ExciteError, match=r"a gate after 'layer2.0.bn3', which Plain does not have"):
         load_grafted(tmp_path / "net.safetensors", networks.Plain())
     with pytest.raises(ExciteError, match="another library's network with grafted gates"):
         load(tmp_path / "net.safetensors")
@@ -206,7 +210,9 @@ def test_a_damaged_header(tmp_path, change, message):
 
 
 def test_a_file_of_ours_is_no_foreign_one(ungated_run, tmp_path):
-    with pytest.raises(ExciteError, match=r"no grafted network of another library \(ours: excite.load\)"):
+    with pytest.raises(
+        ExciteError, match=r"not a grafted network of another library \(for excite's own: excite.load\)"
+    ):
         load_grafted(Path(ungated_run) / "model.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ExciteError, match="not a readable safetensors file"):
@@ -224,7 +230,7 @@ def test_timm_by_name_with_local_weights(timm, tmp_path):
     x = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         assert torch.equal(again(x), model(x))
-    with pytest.raises(ExciteError, match="every place is gated already"):
+    with pytest.raises(ExciteError, match="every place is already gated"):
         run(out, at=["layer4"])
     with pytest.raises(ExciteError, match="timm has no model 'test_resnett'; did you mean"):
         run("timm:test_resnett")
@@ -260,7 +266,7 @@ def test_a_grafted_run_of_timms_is_a_checkpoint_like_any_other(timm_run, tmp_pat
 
     run(out, out=tmp_path / "all.safetensors")  # the two places that are left
     assert len(read_own(tmp_path / "all.safetensors").meta["model"]["args"]["gate_at"]) == 4
-    with pytest.raises(ExciteError, match="has gates of another kind at 2 of its places"):
+    with pytest.raises(ExciteError, match="has other gates at 2 of its places"):
         run(out, gate="eca")
 
     write(prune(out, calibration=32, rounds=1, batch=2), tmp_path / "pruned", str(out))
@@ -280,18 +286,18 @@ def test_training_goes_on_from_a_grafted_timm_model(timm_run, tmp_path):
         result = train(small(*settings, gated, f"init_from={source}"), out=tmp_path / "runs", quiet=True)
         assert told in (Path(result["run"]) / "log.txt").read_text()
         assert len(load(result["run"]).meta["model"]["args"]["gate_at"]) == 4
-    with pytest.raises(ExciteError, match="another function of the same tensors"):
+    with pytest.raises(ExciteError, match="a different function of the same tensors"):
         train(small(*settings, "model.options={gate: se}", f"init_from={out}"), out=tmp_path / "runs", quiet=True)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gate_at": ["layer1"]}, "gate_at says where gates are"),
-        ({"gate": "se", "features_only": True}, "gives maps and no logits"),
+        ({"gate_at": ["layer1"]}, "gate_at is given for timm:"),
+        ({"gate": "se", "features_only": True}, "with features_only takes no gate=: add gates with excite.graft"),
         ({"gate": "see"}, "unknown gate 'see'"),
         ({"gate": "se", "gate_at": ["layer9"]}, "no module of ResNet matches 'layer9'"),
-        ({"fused": "on"}, "fused='on' means nothing"),
+        ({"fused": "on"}, "fused='on' does not apply to"),
     ],
     ids=str,
 )

@@ -103,7 +103,7 @@ def test_scales_are_measured_over_images_and_positions():
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: package.create_model("cifar_seresnet20", gate_position="post"), "not stand behind its last layer"),
+        (lambda: package.create_model("cifar_seresnet20", gate_position="post"), "does not follow its last layer"),
         (lambda: graft(networks.Plain(), at="2"), r"cannot be folded: .*\(ReLU\)"),
     ],
 )
@@ -152,7 +152,7 @@ def pruned(gated, said):
 
 
 def test_the_curve(gated, pruned, said):
-    assert "1 of 9 gates say the same for all of 150 images (within 0.0001)" in said
+    assert "1 of 9 gates have a constant scale on 150 images (within 0.0001)" in said
     points = pruned.points
     assert pruned.constant == ["layer2.1"]
     assert [p.gates for p in points] == list(range(9, -1, -1))
@@ -243,11 +243,11 @@ def test_a_part_of_the_gates(gated, tmp_path):
 def test_the_images_that_there_are_are_told(gated):
     said = []
     prune(gated, ["data.limit_train=40", "data.limit_val=20"], calibration=150, rounds=1, batch=2, say=said.append)
-    assert "1 of 9 gates say the same for all of 40 images (within 0.0001)" in said
+    assert "1 of 9 gates have a constant scale on 40 images (within 0.0001)" in said
 
 
 def test_nothing_to_prune(ungated_run):
     with pytest.raises(ExciteError, match="has no gates to prune"):
         prune(ungated_run)
-    with pytest.raises(ExciteError, match="max_drop are 0 or more"):
+    with pytest.raises(ExciteError, match="max_drop must be at least 0"):
         prune(ungated_run, max_drop=-1)

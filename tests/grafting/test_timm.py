@@ -44,7 +44,7 @@ def test_gates_of_timms_are_recognised(timm, name):
     plan = graft(model, example=torch.zeros(1, 3, 64, 64), dry_run=True)
     assert plan.new == []
     assert all("Module" in place.gated or "SqueezeExcite" in place.gated for place in plan.places)
-    with pytest.raises(ExciteError, match="every place is gated already"):
+    with pytest.raises(ExciteError, match="every place is already gated"):
         graft(model, example=torch.zeros(1, 3, 64, 64))
 
 

@@ -321,10 +321,10 @@ def test_script_is_refused_in_one_sentence():
 
 
 def test_fold_refuses_what_it_does_not_know():
-    for name in ("layer1.0.conv1", "layer1.0.gate"):
+    for name, place in (("layer1.0.conv1", "a convolution"), ("layer1.0.gate", "one of excite's gates")):
         model = create_model("cifar_seresnet20").eval()
         model.set_submodule(name, Wrapped(model.get_submodule(name)).eval())
-        with pytest.raises(ExciteError, match="found a Wrapped in the place of one"):
+        with pytest.raises(ExciteError, match=f"fold cannot handle a Wrapped in place of {place}"):
             excite.fold(model)
 
 

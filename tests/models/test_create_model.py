@@ -74,11 +74,11 @@ def test_arguments_survive_json(args):
         ("resnet18", {"gate_position": "pre"}, "no option 'gate_position'"),
         ("resnet18", {"num_class": 8}, "did you mean 'num_classes'"),
         ("resnet18", {"stride_on": "conv1"}, "no option 'stride_on'"),
-        ("resnet50", {"stride_on": "conv3"}, "stride_on is one of conv2, conv1"),
-        ("resnet50", {"stem": "conv77"}, "stem is one of .*did you mean 'conv7'"),
-        ("resnet50", {"pretrained": True}, "no pretrained weights"),
+        ("resnet50", {"stride_on": "conv3"}, "stride_on must be one of conv2, conv1"),
+        ("resnet50", {"stem": "conv77"}, "stem must be one of .*did you mean 'conv7'"),
+        ("resnet50", {"pretrained": True}, "pretrained weights cannot be downloaded here"),
         ("resnet50", {"gate": "cban"}, "unknown gate 'cban'; did you mean 'cbam'"),
-        ("seresnet50", {"gate_position": "middle"}, "gate_position is one of"),
+        ("seresnet50", {"gate_position": "middle"}, "gate_position must be one of"),
         ("cifar_preresnet110", {"zero_init_last_gamma": True}, "no option 'zero_init_last_gamma'"),
         ("cifar_seresnet110_tf", {"drop_path_rate": 0.1}, "no stochastic depth"),
         ("resnet18", {"drop_rate": 1.0}, "drop_rate must be"),
@@ -278,7 +278,7 @@ def test_efficientnet_lite_has_its_gates_where_they_are_said_to_be():
     narrow = create_model("se_efficientnet_lite0", num_classes=3, gate_position="standard")
     assert wide.layer2[0].gate.fc1.in_features == 6 * 16
     assert narrow.layer2[0].gate.fc1.in_features == 24
-    with pytest.raises(ExciteError, match="gate_position is one of expanded, standard"):
+    with pytest.raises(ExciteError, match="gate_position must be one of expanded, standard"):
         create_model("se_efficientnet_lite0", gate_position="pre")
 
 

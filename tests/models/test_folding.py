@@ -201,13 +201,13 @@ def test_mistakes_are_told_in_a_sentence():
     model = net()
     with pytest.raises(ExciteError, match=r"call model\.eval\(\) first"):
         fold(net().train())
-    with pytest.raises(ExciteError, match="made by create_model, not a Linear"):
+    with pytest.raises(ExciteError, match="takes a model from create_model, not a Linear"):
         fold(nn.Linear(2, 2).eval())
     with pytest.raises(ExciteError, match=r"dtype is torch\.int8; choose one of torch\.float64"):
         fold(model, dtype=torch.int8)
     folded = fold(model)
     assert not any(module.training for module in folded.modules())
-    with pytest.raises(ExciteError, match="folded already"):
+    with pytest.raises(ExciteError, match="already folded"):
         fold(folded)
     with pytest.raises(ExciteError, match="no batch norms to train"):
         folded.train()

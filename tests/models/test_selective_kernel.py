@@ -222,14 +222,18 @@ def test_one_graph():
 @pytest.mark.parametrize(
     ("name", "block_conv", "message"),
     [
-        ("resnet50", "skk", "block_conv is 'sk' or a table with name: sk"),
-        ("resnet50", {"reduction": 8}, "block_conv is 'sk' or a table with name: sk"),
+        ("resnet50", "skk", "block_conv must be 'sk' or a table with name: sk"),
+        ("resnet50", {"reduction": 8}, "block_conv must be 'sk' or a table with name: sk"),
         ("resnet50", {"name": "sk", "reducton": 8}, "no option 'reducton'; did you mean 'reduction'"),
         ("resnet50", {"name": "sk", "stride": 2}, "no option 'stride'"),
         ("resnet50", {"name": "sk", "kernel_sizes": [3]}, "two or more odd whole numbers"),
         ("resnet50", {"name": "sk", "kernel_sizes": [3, 4]}, "two or more odd whole numbers"),
         ("resnet50", {"name": "sk", "min_width": 0}, "min_width must be"),
-        ("resnet50", {"name": "sk", "kernel_sizes": [3, 5, 7], "split_input": True}, "64 channels do not split into 3"),
+        (
+            "resnet50",
+            {"name": "sk", "kernel_sizes": [3, 5, 7], "split_input": True},
+            "64 channels cannot be split into 3",
+        ),
         ("cifar_preresnet110", "sk", "no option 'block_conv'"),
         ("cifar_seresnet110_tf", "sk", "no option 'block_conv'"),
     ],

@@ -46,12 +46,12 @@ def test_what_is_an_address(source, expected):
     ],
 )
 def test_credentials_in_an_address_are_refused_and_not_repeated(url):
-    with pytest.raises(ExciteError, match="recipes and logs would keep") as caught:
+    with pytest.raises(ExciteError, match="recipes and logs would store") as caught:
         refuse_secrets(url)
     assert not any(secret in str(caught.value) for secret in ("AKIA", "pw", "Signature", "sig=", "user@"))
-    with pytest.raises(ExciteError, match="recipes and logs would keep"):
+    with pytest.raises(ExciteError, match="recipes and logs would store"):
         DataConfig(source="folder", root=url, image_size=8)
-    with pytest.raises(ExciteError, match="recipes and logs would keep"):
+    with pytest.raises(ExciteError, match="recipes and logs would store"):
         check_writable(url)
 
 
@@ -65,7 +65,7 @@ def test_an_address_may_hold_what_only_looks_like_it():
     [
         ("s4://b/x", "did you mean 's3'"),
         ("gs://b/x", "pip install gcsfs"),
-        ("s3://", "names no bucket or folder"),
+        ("s3://", "has no bucket or folder"),
         ("file:///no/such/thing", "no/such/thing"),
         ("memory://no/such/thing", "there is no bucket 'no'"),
     ],
@@ -89,7 +89,7 @@ def test_without_s3fs_the_pip_command_is_told(monkeypatch):
 
 def test_the_web_is_read_only():
     pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'excite[remote]'")
-    with pytest.raises(ExciteError, match="can only be read"):
+    with pytest.raises(ExciteError, match="is read-only"):
         check_writable("https://host/runs")
 
 

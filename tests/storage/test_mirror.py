@@ -154,8 +154,8 @@ def test_a_cut_connection_is_told_once_and_everything_follows_later(run, bucket,
         eventually(lambda: len(lines) == 3)
     assert copied(bucket, "runs/r") == own_files(run)
     assert lines[1].startswith(f"uploading failed: {bucket.url}/runs/r could not be reached")
-    assert lines[1].endswith(f"the training goes on, {run} has everything, and the upload is tried again")
-    assert lines[2] == f"uploading to {bucket.url}/runs/r goes on"
+    assert lines[1].endswith(f"training continues, {run} has everything, and the upload will be tried again")
+    assert lines[2] == f"uploading to {bucket.url}/runs/r continues"
 
 
 @pytest.mark.parametrize("trouble", ["cut", "frozen"])
@@ -230,7 +230,7 @@ def test_nothing_there_that_is_newer_or_another_run_is_overwritten(run, bucket, 
     assert "has a checkpoint of step 8, which is newer than" in lines[1]
     assert copied(bucket, "runs/r") == before
     other = make_run(tmp_path / "other", 9, started="2026-02-02T12:00:00")
-    with pytest.raises(ExciteError, match="holds another run than"):
+    with pytest.raises(ExciteError, match="holds a different run than"):
         upload_missing(other, f"{bucket.url}/runs/r")
     assert copied(bucket, "runs/r") == before
 
@@ -238,8 +238,8 @@ def test_nothing_there_that_is_newer_or_another_run_is_overwritten(run, bucket, 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("nowhere",), "is no run folder"),
-        (("runs/r", "https://h/x"), "can only be read"),
+        (("nowhere",), "is not a run folder"),
+        (("runs/r", "https://h/x"), "is read-only"),
         (("plain",), "has no address"),
     ],
 )
@@ -351,7 +351,7 @@ def test_fetching_refuses_another_run_and_what_is_no_run(run, bucket, tmp_path):
     with pytest.raises(ExciteError, match="is not the run at"):
         fetch_run(f"{bucket.url}/runs/r")
     bucket.put({"photos/x.jpg": b"x"})
-    with pytest.raises(ExciteError, match=r"this is no run folder \(it has no recipe\.yaml\)"):
+    with pytest.raises(ExciteError, match=r"this is not a run folder \(it has no recipe\.yaml\)"):
         fetch_run(f"{bucket.url}/photos")
     with pytest.raises(ExciteError, match="did you mean 'runs'"):
         fetch_run(f"{bucket.url}/run/r")
@@ -363,7 +363,7 @@ def test_fetching_without_a_connection_names_the_local_copy(run, bucket, proxy, 
     monkeypatch.setattr(connection, "TRIES", 1)
     upload_missing(run)
     proxy.cut()
-    with pytest.raises(ExciteError, match="to go on from the local copy: excite train --resume runs/r"):
+    with pytest.raises(ExciteError, match="to resume from the local copy: excite train --resume runs/r"):
         fetch_run(f"{bucket.url}/runs/r")
 
 

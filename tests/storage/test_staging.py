@@ -338,7 +338,7 @@ def test_a_lost_connection_names_the_copy_in_the_cache(bucket, proxy, monkeypatc
     bucket.put({"d/x.jpg": b"x"})
     path = stage(f"{bucket.url}/d").path
     proxy.cut()
-    with pytest.raises(ExciteError, match=f"could not be reached .* a whole copy, .* is in {path}"):
+    with pytest.raises(ExciteError, match=f"could not be reached .* a complete copy, .* is in {path}"):
         stage(f"{bucket.url}/d")
     proxy.mend()
     assert stage(f"{bucket.url}/d").path == path

@@ -112,7 +112,7 @@ def test_a_really_full_disk(tmp_path, excite):
 def test_foreign_and_damaged_files_are_refused_in_one_sentence(tmp_path, run):
     with pytest.raises(ExciteError, match="there is no run folder or checkpoint"):
         read_own(tmp_path / "nothing")
-    with pytest.raises(ExciteError, match="it is no run folder"):
+    with pytest.raises(ExciteError, match="it is not a run folder"):
         read_own(tmp_path)
     foreign = tmp_path / "foreign.safetensors"
     from safetensors.torch import save_file
@@ -143,6 +143,8 @@ def test_init_from_refuses_gates_whose_tensors_fit_but_compute_something_else(ru
     """The checkpoint's gates are sigmoid(...), these are 2 sigmoid(...) of the same tensors."""
     model = create_model("cifar_resnet20", in_chans=1, gate={"name": "se", "identity": True, "reduction": 16})
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ExciteError, match=r"init_from: .*layer1\.0 the gate se identity=False, .*identity=True"):
+    with pytest.raises(
+        ExciteError, match=r"init_from: .* has the gate se identity=False at layer1\.0, .*identity=True"
+    ):
         init_from(model, str(run))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

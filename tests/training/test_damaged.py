@@ -91,7 +91,7 @@ def test_an_optimizer_that_is_another(tmp_path, optimizer):
         {"state": {0: {**kept, "momentum_buffer": torch.zeros(7)}}, "param_groups": [group]},
         {"state": {0: 3}, "param_groups": [group]},
     ):
-        with pytest.raises(ExciteError, match=r"the optimiser's state in .* does not fit this run"):
+        with pytest.raises(ExciteError, match=r"the optimiser state in .* does not fit this run"):
             ckpt.load_optimizer(optimizer, wrong, tmp_path)
 
 

@@ -237,7 +237,7 @@ def test_a_torch_npu_that_does_not_load_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ExciteError, match="device is 'npu', but torch_npu is installed but cannot be imported: libasc"):
         make_accelerator("npu")
-    with pytest.warns(UserWarning, match="cannot be imported: libascendcl.so: cannot open; going on without it"):
+    with pytest.warns(UserWarning, match="cannot be imported: libascendcl.so: cannot open; continuing without it"):
         assert make_accelerator("auto").device.type == devices.best_device()
 
 

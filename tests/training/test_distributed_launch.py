@@ -202,7 +202,7 @@ def test_sigterm_saves_first(tmp_path, source, request):
     status, _, err = finish(process, timeout=60)
     assert status == 128 + signal.SIGTERM, err
     *_, last = err.splitlines()
-    told = re.fullmatch(r"stopped by SIGTERM after step (\d+), which is saved; go on with: excite (.*)", last)
+    told = re.fullmatch(r"stopped by SIGTERM after step (\d+), which is saved; resume with: excite (.*)", last)
     assert told, err
     assert (run / "checkpoints" / f"step-{int(told.group(1)):08d}" / "state.pt").is_file()
     epochs = int(told.group(1)) // 6 + 1 if source == "memory" else int(told.group(1)) // 8 + 1
@@ -241,4 +241,7 @@ def test_run_dir_begins_and_goes_on(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/letter.txt").write_text("Dear ...")
     status, _, err = finish(start(tmp_path, "train", recipe, "--run-dir", "other"))
-    assert (status, err) == (1, "error: other is not empty and no run folder (it has no recipe.yaml); name a new one\n")
+    assert (status, err) == (
+        1,
+        "error: other is neither empty nor a run folder (it has no recipe.yaml); give a new folder\n",
+    )

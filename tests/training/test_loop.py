@@ -93,7 +93,7 @@ def test_a_diverging_run_names_step_rate_and_checkpoint(tmp_path):
         assert str(step_folder(run, steps[-1])) in message
         assert all(t.isfinite().all() for t in tensors(run).values())
     else:
-        assert "there is no checkpoint from before it" in message
+        assert "there is no earlier checkpoint" in message
 
 
 def test_divergence_after_a_checkpoint_names_that_checkpoint(tmp_path, monkeypatch):

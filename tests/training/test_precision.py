@@ -304,7 +304,7 @@ def test_what_the_compiler_lacks_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
     model = nn.Linear(2, 2)
-    with pytest.raises(ExciteError, match=r"compile is 'default', but no C\+\+ compiler is found .*compile=off"):
+    with pytest.raises(ExciteError, match=r"compile is 'default', but no C\+\+ compiler was found .*compile=off"):
         compile_model(model, "default", CPU)
     assert compile_model(model, "off", CPU) is model
 

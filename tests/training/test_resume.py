@@ -95,7 +95,7 @@ def test_signals_save_first_and_say_how_to_go_on(tmp_path, name, number):
     output = "".join(process.communicate(timeout=120))
     assert process.returncode == 128 + number, output
     saved = re.search(
-        rf"stopped by {name} after step (\d+), which is saved; go on with: (excite train --resume \S+)", output
+        rf"stopped by {name} after step (\d+), which is saved; resume with: (excite train --resume \S+)", output
     )
     assert saved, output
     assert (run / "checkpoints" / f"step-{int(saved.group(1)):08d}" / "state.pt").is_file()
@@ -119,7 +119,7 @@ def test_resuming_with_another_recipe_keeps_the_old_one(tmp_path):
     assert (longer["run"], longer["epochs"]) == (first, 2)
     assert load_recipe(first) == small("epochs=2")
     assert load_recipe(f"{first}/recipe-until-step-6.yaml") == small("epochs=1")
-    assert "the recipe was changed on resuming" in (Path(first) / "log.txt").read_text()
+    assert "the recipe has changed, so from this step on it is a different run" in (Path(first) / "log.txt").read_text()
     assert [r["step"] for r in metrics(first)] == list(range(1, 13))
 
 
@@ -132,7 +132,7 @@ def test_resume_does_not_need_what_the_run_was_initialised_from(tmp_path):
 
 def test_resume_refuses_other_data(tmp_path):
     run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
-    with pytest.raises(ExciteError, match="the training images are not those that this run was started with"):
+    with pytest.raises(ExciteError, match="the training images have changed since it was started"):
         train(small("epochs=2", "limit_train=150", "train.batch_size=25"), resume=run, quiet=True)
     with pytest.raises(ExciteError, match="no checkpoint to resume from"):
         train(small(), resume=tmp_path / "empty", quiet=True)

@@ -71,7 +71,7 @@ def folder(tmp_path):
 def test_gates_of_one_size_are_not_evaluated_at_another(folder):
     sizes = ["image_size=16", "eval_size=24"]
     with pytest.raises(
-        ExciteError, match=r"data.eval_size \(24\) must be data.image_size \(16\) for cifar_geresnet20_"
+        ExciteError, match=r"data.eval_size \(24\) must equal data.image_size \(16\) for cifar_geresnet20_"
     ):
         set_up_on(small(*folder, *sizes, "model.name=cifar_geresnet20_theta"))
     for name in ("cifar_geresnet20_theta_minus", "cifar_seresnet20"):
@@ -79,7 +79,10 @@ def test_gates_of_one_size_are_not_evaluated_at_another(folder):
 
 
 def test_frozen_random_weights_are_pointed_out():
-    assert any("train.freeze keeps random weights" in note for note in set_up_on(small("freeze=[conv1]")).notes)
+    assert any(
+        "train.freeze keeps randomly initialised weights frozen" in note
+        for note in set_up_on(small("freeze=[conv1]")).notes
+    )
     assert not set_up_on(small()).notes
 
 
@@ -100,10 +103,10 @@ DEEP = ["model.name=resnet18", "model.drop_path_rate=0.0"]  # 8 pixels end as a 
     [
         (
             [*DEEP, "batch_size=1"],
-            r"layer2.0.bn1 would .* \(train.batch_size=1\); give train.batch_size=2 or more, or a l",
+            r"layer2.0.bn1 would .* \(train.batch_size=1\); use train.batch_size=2 or more, or a l",
         ),
         ([*DEEP, "batch_size=4", "grad_accumulation=4"], r"\(train.batch_size=4 shared by train.grad_accumulation=4\)"),
-        ([*DEEP, "limit_train=1"], r"\(1 training images in 1 part\(s\)\); give more training images"),
+        ([*DEEP, "limit_train=1"], r"\(1 training images in 1 part\(s\)\); use more training images"),
         ([*DEEP, "limit_train=5", "grad_accumulation=4"], r"\(5 training images in 4 part"),
         ([*THETA, "batch_size=1"], r"layer1.0.gate.gather.1 of its gate .*another gate or extent"),
         ([*THETA, "batch_size=2", "grad_accumulation=2", "fused=on"], "a smaller train.grad_accumulation"),
@@ -188,10 +191,10 @@ def test_a_share_of_one_image_is_refused_without_synchronised_norms():
             check_batch_norms(model, recipe, loader, [])
             continue
         shared = (
-            r"\(train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); give train.batch_size=8 or"
+            r"\(train.batch_size=4 shared by 2 processes and train.grad_accumulation=2\); use train.batch_size=8 or"
         )
         if words:
-            shared = r"\(3 training images in 4 part\(s\)\); give more training images"
+            shared = r"\(3 training images in 4 part\(s\)\); use more training images"
         with pytest.raises(ExciteError, match=rf"{shared} .*, or fewer devices, or train.sync_bn=true"):
             check_batch_norms(model, recipe, loader, [])
 
@@ -206,10 +209,10 @@ def test_a_share_of_one_image_is_refused_without_synchronised_norms():
             ["schedule.name=multistep", "milestones=[1, 3, 9]"],
             "schedule.milestones 3, 9 come after the end (train.epochs=3)",
         ),
-        (["schedule.name=multistep", "milestones=[30, 60]"], "the rate never falls"),
-        (["schedule.name=step"], "schedule.step_epochs=30 comes after the end (train.epochs=3): the rate never falls"),
-        (["freeze=[conv1]", "freeze_epochs=3"], "what train.freeze names stays as it is to the end"),
-        (["epochs=1", "warmup_epochs=0.25", "schedule.name=multistep", "milestones=[2]"], "the rate never falls"),
+        (["schedule.name=multistep", "milestones=[30, 60]"], "the rate never drops"),
+        (["schedule.name=step"], "schedule.step_epochs=30 comes after the end (train.epochs=3): the rate never drops"),
+        (["freeze=[conv1]", "freeze_epochs=3"], "the parameters in train.freeze stay frozen to the end"),
+        (["epochs=1", "warmup_epochs=0.25", "schedule.name=multistep", "milestones=[2]"], "the rate never drops"),
     ],
 )
 def test_what_comes_after_the_end_is_said(overrides, sentence):
@@ -268,7 +271,7 @@ def test_a_recipes_fp16_is_what_the_cpu_is_good_at(shipped, best, tmp_path):
     run = Path(results["run"])
     log = (run / "log.txt").read_text()
     assert log.count(f"{best} in place of the recipe's fp16, which this CPU has no instructions for") == 1
-    assert "7 to 11 times as slow as fp32 where measured, docs/precision.md); train.precision=fp16 keeps it" in log
+    assert "(measured 7 to 11 times as slow as fp32, see docs/precision.md); train.precision=fp16 keeps it" in log
     assert "emulated" not in log
     assert "loss scale" not in log
     assert results["precision"] == json.loads((run / "environment.json").read_text())["precision"] == best
@@ -286,7 +289,7 @@ def test_the_users_own_fp16_stays_and_is_said_to_be_slow(shipped, best, tmp_path
         run = set_up_on(recipe)
         assert (run.precision, run.recipe.train.precision) == ("fp16", "fp16")
         (note,) = [n for n in run.notes if "fp16" in n]
-        assert "fp16 is emulated on this CPU: 7 to 11 times as slow as fp32 where that was measured" in note
+        assert "fp16 is emulated on this CPU: measured 7 to 11 times as slow as fp32" in note
         assert note.endswith(f"(docs/precision.md); type train.precision={best}")
 
 
@@ -327,7 +330,7 @@ def test_a_run_stays_in_the_precision_that_it_was_begun_in(shipped, begun, words
         results = train(shipped, **{how: folder}, quiet=True)
         assert results["precision"] == begun
         assert load_recipe(str(folder)).train.precision == begun
-        assert "the recipe was changed on resuming" not in (folder / "log.txt").read_text()
+        assert "the recipe has changed" not in (folder / "log.txt").read_text()
     assert train(shipped, ["precision=bf16"], run_dir=tmp_path / "new", quiet=True)["precision"] == "bf16"
 
 

@@ -48,7 +48,9 @@ def test_a_recipe_without_mean_takes_the_networks_and_goes_on_without_the_source
     recipe = small(*SHORT, *settings)
     results = train(recipe, run_dir=tmp_path / "whole", quiet=True)
     log = log_of(results)
-    assert "data.mean=[0.4914, 0.4822, 0.4465] and data.std=[0.247, 0.2435, 0.2616], as the network was trained" in log
+    assert (
+        "data.mean=[0.4914, 0.4822, 0.4465] and data.std=[0.247, 0.2435, 0.2616], as in the network's training" in log
+    )
     assert "the model was set to bn_eps=1e-05" in log
     assert "the head is new, for 10 classes" in log
     written = load_recipe(results["run"])
@@ -62,7 +64,7 @@ def test_a_recipe_without_mean_takes_the_networks_and_goes_on_without_the_source
         shutil.rmtree(max((part / "checkpoints").iterdir()))
         (part / "results.json").unlink()
         resumed = train(again, resume=part, quiet=True)
-        assert "the recipe was changed" not in log_of(resumed)
+        assert "the recipe has changed" not in log_of(resumed)
         assert same(tensors(part), tensors(results["run"]))
 
 
@@ -72,7 +74,7 @@ def test_a_recipe_that_names_others_is_told_what_differs_and_what_to_type(foreig
     results = train(recipe, out=tmp_path / "runs", quiet=True)
     log = log_of(results)
     lines = (
-        'to take them: "data.interpolation=bicubic" "data.mean=[0.4914, 0.4822, 0.4465]" '
+        'to adopt them: "data.interpolation=bicubic" "data.mean=[0.4914, 0.4822, 0.4465]" '
         '"data.std=[0.247, 0.2435, 0.2616]" "data.image_size=32"'
     )
     assert lines in log
@@ -87,7 +89,7 @@ def test_what_is_told_can_be_typed(foreign):
     data = open_data(recipe.data, recipe.augment).preprocessing
     use, notes = fit_images(recipe.model_copy(update={"data": recipe.data.model_copy(update=MINE)}), data, taken)
     assert use == {}
-    typed = [part.strip('"') for part in notes[0].partition("to take them: ")[2].split('" "')]
+    typed = [part.strip('"') for part in notes[0].partition("to adopt them: ")[2].split('" "')]
     again = small(*SHORT, "data.in_chans=3", *typed)
     assert fit_images(again, Preprocessing(32, 1.0, "bicubic", CIFAR10_MEAN, CIFAR10_STD, 3), taken) == ({}, [])
 
@@ -187,7 +189,7 @@ def test_settings_of_a_file_of_ours_are_taken_over(tmp_path, name, options):
 def test_gates_elsewhere_in_the_block_are_refused(tmp_path):
     source = make("cifar_seresnet20", num_classes=3, gate_position="post")
     save_weights(tmp_path / "x.safetensors", source, meta(source))
-    with pytest.raises(ExciteError, match="gates at the position 'post', this network at 'standard'"):
+    with pytest.raises(ExciteError, match="gates at the position 'post', but this network at 'standard'"):
         take_weights(create_model("cifar_seresnet20", num_classes=3), str(tmp_path / "x.safetensors"))
 
 
@@ -196,7 +198,9 @@ def test_another_network_is_one_sentence_with_its_name(tmp_path, own, foreign):
     source = make("cifar_seresnet20", num_classes=4)
     save_weights(tmp_path / "x.safetensors", source, meta(source))
     path = str(tmp_path / "x.safetensors") if own else str(foreign)
-    with pytest.raises(ExciteError, match=r"cifar_seresnet32: it is cifar_seresnet20, which model\.name=cifar_seres"):
+    with pytest.raises(
+        ExciteError, match=r"cifar_seresnet32: it is cifar_seresnet20 \(set model\.name=cifar_seresnet20\)"
+    ):
         take_weights(create_model("cifar_seresnet32", num_classes=4), path)
 
 
@@ -228,14 +232,14 @@ def test_a_trained_network_of_timm(timm, tmp_path, wrap):
     notes = take_weights(few, str(path)).notes[0]
     assert "the head is new, for 7 classes" in notes
     assert "conv_stem.weight is summed over its 3 channels" in notes
-    assert ("left: 1: criterion.* (1)" in notes) is (wrap == "lightning")
+    assert ("not used: 1: criterion.* (1)" in notes) is (wrap == "lightning")
 
 
 @needs_pretrained
 def test_a_trained_network_for_another_architecture(timm):
     for name, known in (("timm:resnet18", "timm:tf_efficientnet_lite0"), ("resnet18", "efficientnet_lite0")):
         model = create_model(name, num_classes=5)
-        with pytest.raises(ExciteError, match=rf"it is {known}, which model\.name={known} takes") as e:
+        with pytest.raises(ExciteError, match=rf"it is {known} \(set model\.name={known}\)") as e:
             take_weights(model, str(LITE))
         assert "\n" not in str(e.value)
 
@@ -249,7 +253,7 @@ def test_a_recipe_of_ours_for_a_trained_network_of_timm(timm):
     mine = Preprocessing(224, 0.875, "bicubic", tuple(recipe.data.mean), tuple(recipe.data.std), 3)
     use, notes = fit_images(recipe, mine, taken)
     assert use == {}
-    assert notes[0].endswith('to take them: "data.mean=[0.5, 0.5, 0.5]" "data.std=[0.5, 0.5, 0.5]"')
+    assert notes[0].endswith('to adopt them: "data.mean=[0.5, 0.5, 0.5]" "data.std=[0.5, 0.5, 0.5]"')
     patterns, said = fit_freeze(model, recipe.train.freeze)
     assert patterns[:2] == ["conv_stem", "bn1"]
     norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}

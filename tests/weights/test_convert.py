@@ -151,7 +151,7 @@ def test_nothing_is_written_over_without_force(foreign, tmp_path):
         ("x.safetensors", {"verify": "no.npz"}, "there is no file no.npz"),
         ("x.safetensors", {"verify": "no.jpg"}, "neither an .npz nor a readable image"),
         ("x.safetensors", {"against": "no.pth"}, "there are no weights at 'no.pth'"),
-        ("x.safetensors", {"classes": Path("no.txt")}, "no readable list of class names"),
+        ("x.safetensors", {"classes": Path("no.txt")}, "not a readable list of class names"),
     ],
 )
 def test_wrong_arguments(foreign, tmp_path, name, options, message):
@@ -166,7 +166,7 @@ def test_wrong_arguments(foreign, tmp_path, name, options, message):
 def test_class_names_must_be_as_many_and_different(foreign, tmp_path, text):
     source, _ = foreign
     (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(ExciteError, match="different class names were given for the 4 classes"):
+    with pytest.raises(ExciteError, match="different class names were given, but the network has 4 classes"):
         quietly(str(source), tmp_path / "x.safetensors", classes=tmp_path / "names.txt")
 
 
@@ -192,7 +192,7 @@ def test_allow_partial_lists_what_is_missing_and_what_is_left_over(foreign, tmp_
     torch.save({**tensors, "aux.weight": torch.zeros(2)}, source)
     result, said = quietly(str(source), tmp_path / "x.safetensors", allow_partial=True)
     assert (result["fresh"], result["left_over"]) == (["layer2.1.bn2.bias"], ["aux.weight"])
-    assert "not in the checkpoint, left as they were: 1: layer2.1.bn2.bias" in said[1]
+    assert "not in the checkpoint, left unchanged: 1: layer2.1.bn2.bias" in said[1]
     assert "in the checkpoint, not used: 1: aux.weight" in said[1]
 
 
@@ -200,7 +200,7 @@ def test_another_number_of_classes_keeps_the_whole_fresh_head(foreign):
     source, model = foreign
     fresh = make("tiny_seresnet", seed=5, num_classes=9)
     head = {n: t.clone() for n, t in fresh.state_dict().items() if n.startswith("fc.")}
-    with pytest.raises(ExciteError, match=r"of another shape 2: fc.weight \(4, 256\) instead of \(9, 256\)"):
+    with pytest.raises(ExciteError, match=r"of the wrong shape 2: fc.weight \(4, 256\) instead of \(9, 256\)"):
         load_weights(fresh, source)
     assert not torch.equal(fresh.conv1.weight, model.conv1.weight)  # a refusal changes nothing
     loaded = load_weights(fresh, source, allow_partial=True)
@@ -223,7 +223,7 @@ def test_an_ungated_checkpoint_fills_the_body_of_a_gated_network(tiny, tmp_path)
 @pytest.mark.parametrize("position", ["post", "identity"])
 def test_gates_elsewhere_in_the_block_are_another_network(foreign, position):
     source, _ = foreign
-    with pytest.raises(ExciteError, match=f"at the position 'standard', this network at '{position}'"):
+    with pytest.raises(ExciteError, match=f"at the position 'standard', but this network at '{position}'"):
         load_weights(make("tiny_seresnet", num_classes=4, gate_position=position), source)
 
 
@@ -252,14 +252,26 @@ SMALL = {"num_classes": 3, "image_size": 32}
 @pytest.mark.parametrize(
     ("stored", "built", "said"),
     [
-        ({"name": "se", "identity": True}, "se", "the gate se identity=True, this network se identity=False"),
-        ("ese", {"name": "ese", "activation": "sigmoid"}, "ese activation=hard_sigmoid, this network ese activation="),
-        ("scse", {"name": "scse", "merge": "max"}, "scse merge=add, this network scse merge=max"),
-        ("gct", {"name": "gct", "mode": "l1"}, "gct mode=l2, this network gct mode=l1"),
-        ("ge", "none", "ge .*variant=theta_minus.*, this network none"),
-        ("none", "ge", "none, this network ge"),
-        ({"name": "ge", "extent": 4}, "ge", "extent=4, this network ge extent=0"),
-        ("gaussian_gct", {"name": "gaussian_gct", "std": 1.0}, "std=None, this network gaussian_gct std=1.0"),
+        (
+            {"name": "se", "identity": True},
+            "se",
+            "the gate se identity=True at layer1.0, but this network has se identity=False",
+        ),
+        (
+            "ese",
+            {"name": "ese", "activation": "sigmoid"},
+            "ese activation=hard_sigmoid at layer1.0, but this network has ese activation=",
+        ),
+        ("scse", {"name": "scse", "merge": "max"}, "scse merge=add at layer1.0, but this network has scse merge=max"),
+        ("gct", {"name": "gct", "mode": "l1"}, "gct mode=l2 at layer1.0, but this network has gct mode=l1"),
+        ("ge", "none", "ge .*variant=theta_minus.*, but this network has none"),
+        ("none", "ge", "none at layer1.0, but this network has ge"),
+        ({"name": "ge", "extent": 4}, "ge", "extent=4 at layer1.0, but this network has ge extent=0"),
+        (
+            "gaussian_gct",
+            {"name": "gaussian_gct", "std": 1.0},
+            "std=None at layer1.0, but this network has gaussian_gct std=1.0",
+        ),
     ],
 )
 def test_gates_of_the_same_tensors_and_another_function_are_refused(tmp_path, stored, built, said):
@@ -304,7 +316,9 @@ def test_foreign_gates_do_not_go_into_gates_of_another_function(foreign):
         if said is None:
             assert not load_weights(model, source).fresh
         else:
-            with pytest.raises(ExciteError, match=f"the gate se identity=False, this network {said}"):
+            with pytest.raises(
+                ExciteError, match=f"the gate se identity=False at layer1.0, but this network has {said}"
+            ):
                 load_weights(model, source)
 
 
@@ -315,7 +329,7 @@ def test_selective_kernels_of_the_same_shapes_that_see_something_else(tmp_path):
     load_weights(same, tmp_path / "x.safetensors")
     assert torch.equal(logits(same, images()), logits(source, images()))
     other = make("cifar_resnet20", block_conv={"name": "sk", "kernel_sizes": [3, 7]}, **SMALL)
-    with pytest.raises(ExciteError, match=r"kernel_sizes=\[3, 5\].*this network kernel_sizes=\[3, 7\]"):
+    with pytest.raises(ExciteError, match=r"kernel_sizes=\[3, 5\].*but this network has kernel_sizes=\[3, 7\]"):
         load_weights(other, tmp_path / "x.safetensors")
 
 
@@ -325,9 +339,9 @@ def test_a_name_that_says_another_network(tiny, tmp_path):
     torch.save({"arch": "resnetblur50", "state_dict": tensors}, tmp_path / "x.pth")
     torch.save(tensors, tmp_path / "resnetaa50_a1h-4cf422b3.pth")
     torch.save({"arch": "resnet50", "state_dict": tensors}, tmp_path / "plain.pth")
-    with pytest.raises(ExciteError, match="is called resnetblur50, which has a ResNet's tensors but smooths"):
+    with pytest.raises(ExciteError, match="is named resnetblur50, which has a ResNet's tensors but smooths"):
         convert(tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match="is called resnetaa50"):
+    with pytest.raises(ExciteError, match="is named resnetaa50"):
         convert(tmp_path / "resnetaa50_a1h-4cf422b3.pth")
     assert convert(tmp_path / "x.pth", arch="tiny_resnet")[0].model_name == "tiny_resnet"
     assert convert(tmp_path / "plain.pth")[0].model_name == "tiny_resnet"
@@ -338,7 +352,7 @@ def test_variances_below_zero_are_no_weights(foreign):
     tensors = torch.load(source, weights_only=True)
     tensors["layer2.0.bn1.running_var"][3] = -1e-3
     torch.save(tensors, source)
-    with pytest.raises(ExciteError, match=r"the variances 'layer2\.0\.bn1\.running_var' hold values below 0"):
+    with pytest.raises(ExciteError, match=r"the variances 'layer2\.0\.bn1\.running_var' have values below 0"):
         convert(source)
 
 
@@ -440,15 +454,15 @@ def test_an_image_shows_its_classes_and_compares_with_float64(foreign, tmp_path)
     [
         (lambda a: {k: v for k, v in a.items() if k != "input"}, "has no input"),
         (lambda a: {**a, "input": a["input"][0]}, "must be a batch of images"),
-        (lambda a: {**a, "input": a["input"][:, :1]}, "1 channels, tiny_seresnet takes 3"),
+        (lambda a: {**a, "input": a["input"][:, :1]}, "1 channels, but tiny_seresnet takes 3"),
         (
             lambda a: {**a, "logits": a["logits"][:, :2]},
-            r"logits the network gives \(2, 4\), the reference \(2, 2\)",
+            r"logits the network has the shape \(2, 4\), the reference \(2, 2\)",
         ),
-        (lambda a: {**a, "out_layer9": a["logits"]}, "'layer9' is no place of tiny_seresnet; did you mean 'layer"),
+        (lambda a: {**a, "out_layer9": a["logits"]}, "tiny_seresnet has no place 'layer9'; did you mean 'layer"),
         (lambda a: {**a, "logits": np.full_like(a["logits"], np.nan)}, "differs is logits, by inf"),
         (lambda a: {**a, "input": np.array(["a"])}, "holds <U1, not numbers"),
-        (lambda a: {**a, "input": np.array([object()])}, "no readable .npz"),
+        (lambda a: {**a, "input": np.array([object()])}, "not a readable .npz"),
     ],
 )
 def test_references_that_cannot_be_used(foreign, tmp_path, change, message):
@@ -545,22 +559,27 @@ def _meta(model):
 @pytest.mark.parametrize(
     ("name", "options", "library", "message"),
     [
-        ("seresnet18", {}, "torchvision", "has gates, torchvision's ResNets have none; --to timm"),
+        ("seresnet18", {}, "torchvision", "has gates, but torchvision's ResNets have none; --to timm"),
         (
             "seresnet18",
             {},
             "timm",
-            'squeezes 64 channels to 4 in layer1.0.gate, timm\'s to 8.*"model.options={reduction: 16, rd_divisor: 8}"',
+            "squeezes 64 channels to 4 in layer1.0.gate, but timm's network to 8; to have timm's",
         ),
-        ("geresnet50_theta_minus", {}, "timm", "gates that are not SE"),
-        ("seresnet50", {"gate_position": "pre"}, "timm", "at the end of every block's branch"),
-        ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2 and timm's stride_on=conv1"),
-        ("resnet50", {"stride_on": "conv1"}, "torchvision", "stride_on=conv1 and torchvision's stride_on=conv2"),
-        ("resnet50", {"max_pool": "ceil"}, "timm", "max_pool=ceil and timm's max_pool=pad1"),
+        ("geresnet50_theta_minus", {}, "timm", "gates other than SE"),
+        ("seresnet50", {"gate_position": "pre"}, "timm", "whose SE gates end the branch of every block"),
+        ("seresnet50", {"max_pool": "ceil"}, "timm", "stride_on=conv2, but timm's network has stride_on=conv1"),
+        (
+            "resnet50",
+            {"stride_on": "conv1"},
+            "torchvision",
+            "stride_on=conv1, but torchvision's network has stride_on=conv2",
+        ),
+        ("resnet50", {"max_pool": "ceil"}, "timm", "max_pool=ceil, but timm's network has max_pool=pad1"),
         ("resnet18", {"num_classes": 0}, "timm", "no classifier"),
         ("resnext26_32x4d", {}, "torchvision", "torchvision has no resnext26_32x4d; did you mean"),
         ("seresnext26_32x4d", {}, "timm", "timm has no seresnext26_32x4d; did you mean"),
-        ("cifar_resnet20", {}, "timm", "has stem=cifar and timm's stem=conv7"),
+        ("cifar_resnet20", {}, "timm", "has stem=cifar, but timm's network has stem=conv7"),
         ("cifar_seresnet110_tf", {}, "timm", "which has no such network"),
     ],
 )
@@ -616,7 +635,7 @@ def test_init_from_takes_foreign_weights(tiny, tmp_path):
     assert torch.equal(trained["conv1.weight"], source.conv1.weight)
     log = (Path(results["run"]) / "log.txt").read_text()
     assert "names of timm's ResNet with SE: cifar_seresnet20, 4 classes" in log
-    assert "left as they were: 2: fc.weight, fc.bias" in log
+    assert "left unchanged: 2: fc.weight, fc.bias" in log
 
 
 def test_init_from_refuses_what_does_not_fit_but_for_the_head(tiny, tmp_path):
@@ -626,11 +645,11 @@ def test_init_from_refuses_what_does_not_fit_but_for_the_head(tiny, tmp_path):
     torch.save(tensors, tmp_path / "x.pth")
     model = make("tiny_seresnet", seed=3, num_classes=9)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(ExciteError, match="a convolution is missing"):
+    with pytest.raises(ExciteError, match="a convolution in the first block of a stage is missing"):
         start_from(model, tmp_path / "x.pth")
     tensors["layer1.0.conv1.weight"] = source.layer1[0].conv1.weight.detach()
     torch.save({**tensors, "aux.weight": torch.zeros(1)}, tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match=r"left over 1: aux\.weight"):
+    with pytest.raises(ExciteError, match=r"unexpected 1: aux\.weight"):
         start_from(model, tmp_path / "x.pth")
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
 

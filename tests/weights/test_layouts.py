@@ -349,7 +349,7 @@ def test_what_pads_as_nobody_knows_is_said(tmp_path):
     names = stored(TIMM_EFFICIENTNET_LITE, "efficientnet_lite0", num_classes=10)
     torch.save({n: torch.zeros(t.shape, dtype=t.dtype) for n, t in names.items()}, tmp_path / "it.pth")
     told = load_weights(model, tmp_path / "it.pth").sentence()
-    assert "these are the defaults of efficientnet_lite0: conv_padding=same, bn_eps=0.001" in told
+    assert "so the defaults of efficientnet_lite0 are used: conv_padding=same, bn_eps=0.001" in told
 
 
 #: With a ReLU between the last norm of a block and its gate; refused, see test_what_cannot_be_loaded_is_refused.
@@ -393,19 +393,22 @@ def renamed(tensors, old, new):
 
 REFUSED = [
     (lambda t: renamed(t, r"downsample\.1", "downsample.2"), "a ResNet-D"),
-    (lambda t: renamed(t, r"^layer2\.1\.", "layer2.2."), "not numbered without a gap"),
-    (lambda t: renamed(t, "conv", "convolution"), "no network whose names are known"),
-    (lambda t: {**t, "layer1.0.conv1.weight": torch.zeros(5, 8, 1, 1)}, "does not fit|no model of"),
+    (lambda t: renamed(t, r"^layer2\.1\.", "layer2.2."), "the numbering of its blocks has a gap"),
+    (lambda t: renamed(t, "conv", "convolution"), "has no network with known tensor names"),
+    (lambda t: {**t, "layer1.0.conv1.weight": torch.zeros(5, 8, 1, 1)}, "does not fit|has no such model"),
     (lambda t: {**t, "conv1.weight": torch.zeros(8, 3, 5, 5)}, "first convolution .* not 7x7 or 3x3"),
-    (lambda t: {n: x for n, x in t.items() if n != "layer3.0.conv2.weight"}, "a convolution is missing"),
+    (
+        lambda t: {n: x for n, x in t.items() if n != "layer3.0.conv2.weight"},
+        "a convolution in the first block of a stage is missing",
+    ),
     (lambda t: {**t, "layer1.0.se.fc1.weight": torch.zeros(7, 32)}, "squeeze widths 32 -> 7"),
-    (lambda t: {**t, "fc.weight": torch.full((4, 256), float("nan"))}, "'fc.weight' holds values that are not finite"),
+    (lambda t: {**t, "fc.weight": torch.full((4, 256), float("nan"))}, "'fc.weight' has non-finite values"),
     (lambda t: {**t, "fc.bias": torch.zeros(4, dtype=torch.int64)}, "'fc.bias' is stored as torch.int64"),
-    (lambda t: {**t, "extra.weight": torch.zeros(1), "head.x": torch.zeros(1)}, r"left over 2: extra.weight, head.x"),
+    (lambda t: {**t, "extra.weight": torch.zeros(1), "head.x": torch.zeros(1)}, r"unexpected 2: extra.weight, head.x"),
     (lambda t: {n: x for n, x in t.items() if "bn3.bias" not in n}, r"missing 5: layer1.0.bn3.bias"),
     (lambda t: {**t, "fc.weight": torch.zeros(4)}, r"its classifier has the shape \(4,\)"),
-    (lambda t: {**t, "layer1.0.conv2.weight": torch.zeros(0, 8, 3, 3)}, "or has no four sizes"),
-    (lambda t: {**t, "fc.bias": torch.zeros(3)}, r"of another shape 1: fc.bias \(3,\) instead of \(4,\)"),
+    (lambda t: {**t, "layer1.0.conv2.weight": torch.zeros(0, 8, 3, 3)}, "or is not 4-dimensional"),
+    (lambda t: {**t, "fc.bias": torch.zeros(3)}, r"of the wrong shape 1: fc.bias \(3,\) instead of \(4,\)"),
     (lambda t: {n: x for n, x in t.items() if not n.startswith("fc.")}, "no classifier, only the body"),
 ]
 
@@ -423,7 +426,7 @@ def test_one_tensor_under_two_names_is_refused(tiny, tmp_path):
     tensors = {n.replace(".se.fc1", ".se.fc.0").replace(".se.fc2", ".se.fc.2"): t for n, t in tensors.items()}
     tensors["layer1.0.se_layer.fc.0.weight"] = tensors["layer1.0.se.fc.0.weight"]
     torch.save(tensors, tmp_path / "x.pth")
-    with pytest.raises(ExciteError, match=r"'layer1.0.se.fc.0.weight' and 'layer1.0.se_layer.fc.0.weight' are both"):
+    with pytest.raises(ExciteError, match=r"'layer1.0.se.fc.0.weight' and 'layer1.0.se_layer.fc.0.weight' both map to"):
         convert(tmp_path / "x.pth")
 
 
@@ -484,7 +487,7 @@ def test_a_tensorflow_checkpoint_of_another_net_is_refused():
         "BatchNorm/gamma": torch.ones(3),
         "dense/kernel": torch.ones(2),
     }
-    with pytest.raises(ExciteError, match="1 convolutions is not the SE-ResNet of depth"):
+    with pytest.raises(ExciteError, match="1 convolutions is not an SE-ResNet of depth"):
         recognised(tensors)
 
 

@@ -126,7 +126,7 @@ def test_mindspore_check_sum_covers_the_last_tensor(name, tmp_path):
     content = bytearray((VARIANTS / name).read_bytes())
     value = struct.pack("<f", 3.5)
     content[content.rindex(value)] ^= 1
-    refused(written(tmp_path, name, content), "does not have the check sum")
+    refused(written(tmp_path, name, content), "checksum does not match its content")
 
 
 @with_fixtures
@@ -206,7 +206,7 @@ def test_mindspore_map_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("message", "pattern"),
     [
-        (writers.text(1, "abc")[:-1], "says that it has 3 bytes where 2 are left"),
+        (writers.text(1, "abc")[:-1], "claims to have 3 bytes, but 2 are left"),
         (writers.text(1, "abc")[:1], "in the middle of a number"),
         (writers.number(1, 300)[:-1], "in the middle of a number"),
         (b"\x0d\0\0\0\0\x0d\0\0", "in the middle of a number"),
@@ -256,7 +256,7 @@ def test_tensorflow_names(tmp_path):
         for path in (prefix, *files, tmp_path, state):
             assert read_weights(path).path == prefix, path
     state.write_text('model_checkpoint_path: "model.ckpt-31"\n')
-    refused(tmp_path, "names the checkpoint 'model.ckpt-31', which is not beside it")
+    refused(tmp_path, "names the checkpoint 'model.ckpt-31', which is not in the same folder")
     state.unlink()
     assert read_weights(str(tmp_path)).path == prefix
     writers.tensorflow(tmp_path / "model.ckpt-40", TENSORS)
@@ -292,7 +292,7 @@ def entry(dtype=1, shape=(2,), shard=0, offset=16, content=FOUR[:8]):
         (entry(content=FOUR * 100), "past the end of its data file"),
         (entry(shard=1), "file 1 of 1"),
         (entry(offset=-1), "file 0 of 1"),
-        (entry(dtype=99), "type number 99, which is not known"),
+        (entry(dtype=99), "the unknown TensorFlow type 99"),
         (entry(shape=(1 << 40, 1 << 40)), "impossible shape"),
         ([(b"w", writers.number(1, 1) + writers.text(7, b""))], "'w' in slices"),
         ([(b"\0\1w", b"")], "a variable in slices"),
@@ -323,7 +323,7 @@ def test_tensorflow_check_sums(tmp_path):
     data = tmp_path / "net.data-00001-of-00002"
     whole = data.read_bytes()
     data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    refused(prefix, "does not have its check sum")
+    refused(prefix, "has a wrong checksum")
     data.write_bytes(whole[:-1])
     refused(prefix, "past the end of its data file, which may be cut off")
     data.unlink()
@@ -332,7 +332,7 @@ def test_tensorflow_check_sums(tmp_path):
     content = bytearray(index.read_bytes())
     content[20] ^= 1
     index.write_bytes(content)
-    refused(prefix, "the block at byte 0 does not have its check sum")
+    refused(prefix, "the block at byte 0 has a wrong checksum")
 
 
 def test_tensorflow_index_under_another_name(tmp_path):
@@ -343,13 +343,13 @@ def test_tensorflow_index_under_another_name(tmp_path):
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        (writers.varint(1 << 40) + b"\0x", f"says that it unfolds to {1 << 40}"),
+        (writers.varint(1 << 40) + b"\0x", f"claims to expand to {1 << 40}"),
         (writers.varint(4) + b"\x0cab", "ends early"),
         (writers.varint(4) + b"\xf0", "ends early"),
-        (writers.varint(8) + b"\x0cabcd\x0e\x05\0", "repeats what is not there"),
-        (writers.varint(8) + b"\x0cabcd\x0e\0\0", "repeats what is not there"),
-        (writers.varint(9) + b"\x0cabcd\x0e\x04\0", "does not have its length"),
-        (writers.varint(3) + b"\x0cabcd", "does not have its length"),
+        (writers.varint(8) + b"\x0cabcd\x0e\x05\0", "refers to data that is not there"),
+        (writers.varint(8) + b"\x0cabcd\x0e\0\0", "refers to data that is not there"),
+        (writers.varint(9) + b"\x0cabcd\x0e\x04\0", "has a wrong length"),
+        (writers.varint(3) + b"\x0cabcd", "has a wrong length"),
     ],
 )
 def test_snappy_is_checked(content, pattern, tmp_path, monkeypatch):
@@ -449,7 +449,7 @@ def test_caffe_contradictions(tmp_path):
     layer = writers.text(1, "a") + writers.text(7, both)
     refused(written(tmp_path, "c.caffemodel", writers.text(100, layer)), "its numbers twice")
     layer = writers.text(4, "a") + writers.text(1, writers.text(1, "V0"))
-    refused(written(tmp_path, "d.caffemodel", writers.text(2, layer)), "oldest form: run upgrade_net_proto_binary")
+    refused(written(tmp_path, "d.caffemodel", writers.text(2, layer)), "oldest format: run upgrade_net_proto_binary")
 
 
 # --- PyTorch --------------------------------------------------------------------------------------------------------
@@ -528,7 +528,7 @@ def test_pytorch_training_checkpoint(is_zip, tmp_path):
     assert "loss" not in values
     json.dumps(stored.metadata, allow_nan=False)
     same(read_weights(path, part="state_dict").tensors, raw)
-    refused(path, r"no weights under 'state_dic'; did you mean 'state_dict'\? \(there are", part="state_dic")
+    refused(path, r"no weights under 'state_dic'; did you mean 'state_dict'\? \(only under", part="state_dic")
 
 
 @both_forms
@@ -598,7 +598,7 @@ def test_pytorch_whole_models(is_zip, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stream form warns that it keeps source code
         path = saved(tmp_path, torch.nn.Linear(2, 2), is_zip)
-    refused(path, r"asks for torch.nn.modules.linear.Linear, .* save model.state_dict\(\) alone")
+    refused(path, r"asks for torch.nn.modules.linear.Linear, .* save only model.state_dict\(\)")
 
 
 @both_forms
@@ -682,9 +682,9 @@ def test_pytorch_declared_tensors(write, tmp_path):
         (Declared("0", 4, 0, (2,), (-1,)), "a size is -1"),
         (Declared("0", 4, 0, (2, 2), (1,)), "the strides"),
         (Declared("0", 4, 0, ("2",), (1,)), "a size is '2'"),
-        (Declared("0", 1 << 40, 0, (1 << 40,), (1,)), "bytes are not what|ends before its last tensor"),
-        (Declared("0", 3, 0, (3,), (1,)), "bytes are not what|storage has wrong byte size"),
-        (Declared("1", 4, 0, (4,), (1,)), "bytes are not what|storages that it lists"),
+        (Declared("0", 1 << 40, 0, (1 << 40,), (1,)), "bytes, but .*data/|ends before its last tensor"),
+        (Declared("0", 3, 0, (3,), (1,)), "bytes, but .*data/|storage has wrong byte size"),
+        (Declared("1", 4, 0, (4,), (1,)), "bytes, but .*data/|storages in its list"),
     ],
 )
 def test_pytorch_sizes_are_not_believed(write, tensor, pattern, tmp_path):
@@ -702,16 +702,16 @@ def test_pytorch_bombs(tmp_path):
     path = declared_zip(tmp_path, GOOD)
     whole = path.read_bytes()
     path.write_bytes(whole + b"more")
-    refused(path, "something behind the archive's end")
+    refused(path, "something after the archive's end")
     path.write_bytes(b"PK\3\4more" + whole)
     refused(path, "do not begin at its start|cannot be read")
     path.write_bytes(whole.replace(FOUR, FOUR[:-1] + b"\x42"))
-    refused(path, "'net/data/0' in it does not have its check sum")
+    refused(path, "'net/data/0' in it has a wrong checksum")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr("net/data/0", FOUR)
-    refused(path, "two entries of one name")
+    refused(path, "two entries with the same name")
 
 
 def test_pytorch_overlapping_entries(tmp_path):
@@ -727,7 +727,7 @@ def test_pytorch_overlapping_entries(tmp_path):
             entry = archive.getinfo(f"net/data/{k}")
             entry.header_offset, entry.file_size = first.header_offset, first.file_size
             entry.compress_size, entry.CRC = first.compress_size, first.CRC
-    refused(path, "entries overlap")
+    refused(path, "entries of its archive overlap")
 
 
 def test_pytorch_without_check_sums(tmp_path):
@@ -813,8 +813,8 @@ SAFETENSORS_HEADER = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets
         (bytes(1000), "full of zeros"),
         (pickle.dumps({"w": [1.0]}), "bare pickle"),
         (b"x" * 257 + b"ustar\0" + b"\xff" * 300, "tar archive"),
-        (bytes(range(128, 256)) * 3, "of no format that is known here.*known: MindSpore"),
-        (b"\x00asm" * 100, "of no format that is known here"),
+        (bytes(range(128, 256)) * 3, "is in an unknown format.*known: MindSpore"),
+        (b"\x00asm" * 100, "is in an unknown format"),
         (len(SAFETENSORS_HEADER).to_bytes(8, "little") + SAFETENSORS_HEADER, "is damaged"),
     ],
 )
@@ -826,11 +826,11 @@ def test_other_places(tmp_path):
     refused(tmp_path, "is a folder without a checkpoint")
     refused(tmp_path / "absent.pth", "there is no checkpoint")
     np.savez(tmp_path / "arrays.npz", w=np.ones(3))
-    refused(tmp_path / "arrays.npz", r"a zip archive, but no PyTorch checkpoint \(it holds w.npy\)")
+    refused(tmp_path / "arrays.npz", r"a zip archive, but not a PyTorch checkpoint \(it holds w.npy\)")
     saved(tmp_path, TENSORS, name="pytorch_model.bin")
     same(read_weights(tmp_path).tensors, TENSORS)
     path = written(tmp_path, "net.ckpt", writers.mindspore(TENSORS))
-    refused(path, "is no PyTorch checkpoint, so it has no part 'model'", part="model")
+    refused(path, "is not a PyTorch checkpoint, so it has no part 'model'", part="model")
 
 
 def test_suffix_does_not_matter(tmp_path):

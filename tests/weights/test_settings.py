@@ -152,12 +152,12 @@ def test_a_bare_state_dict_of_ours_says_what_is_assumed(tmp_path):
     model = make("cifar_seresnet20", num_classes=3)
     torch.save(model.state_dict(), tmp_path / "x.pth")
     _, loaded = convert(tmp_path / "x.pth")
-    assert "these are the defaults of cifar_seresnet20: gate_position=standard, bn_eps=1e-05" in loaded.sentence()
+    assert "so the defaults of cifar_seresnet20 are used: gate_position=standard, bn_eps=1e-05" in loaded.sentence()
 
 
 def test_gates_without_tensors_may_be_there_and_that_is_said(tmp_path):
     torch.save(make("cifar_geresnet20_theta_minus", num_classes=3).state_dict(), tmp_path / "x.pth")
-    assert "gates that have no tensors (ge theta_minus) would not show" in convert(tmp_path / "x.pth")[1].sentence()
+    assert "gates without tensors (ge theta_minus) cannot be detected" in convert(tmp_path / "x.pth")[1].sentence()
     model = make("cifar_geresnet20_theta_minus", num_classes=3)
     assert "would not show" not in load_weights(model, tmp_path / "x.pth").sentence()
 
@@ -166,14 +166,14 @@ def test_gates_that_started_as_the_identity_are_not_timms():
     """Twice a sigmoid of the same tensors: nothing in a state dict would show it."""
     with torch.device("meta"):
         model = create_model("seresnet18", gate={"name": "se", "identity": True, "rd_divisor": 8})
-    with pytest.raises(ExciteError, match="started as the identity: twice a sigmoid"):
+    with pytest.raises(ExciteError, match="started as the identity and so double their sigmoid"):
         export_state_dict(model, "timm")
 
 
 def test_gates_without_tensors_elsewhere_in_the_block_are_another_network(tmp_path):
     source = make("cifar_geresnet20_theta_minus", num_classes=3, gate_position="post")
     write(tmp_path / "x.pth", source, "cifar_geresnet20_theta_minus.excite", model_kwargs={"gate_position": "post"})
-    with pytest.raises(ExciteError, match="at the position 'post', this network at 'standard'"):
+    with pytest.raises(ExciteError, match="at the position 'post', but this network at 'standard'"):
         load_weights(make("cifar_geresnet20_theta_minus", num_classes=3), tmp_path / "x.pth")
 
 
@@ -181,7 +181,10 @@ def test_gates_without_tensors_elsewhere_in_the_block_are_another_network(tmp_pa
     ("config", "message"),
     [
         ('{"model_type": "resnet", "downsample_in_bottleneck": true}', None),
-        ('{"model_type": "resnet", "hidden_act": "gelu"}', "hidden_act='gelu'; excite's ResNets have 'relu'"),
+        (
+            '{"model_type": "resnet", "hidden_act": "gelu"}',
+            "hidden_act='gelu', but excite's ResNets only support 'relu'",
+        ),
     ],
 )
 def test_the_configuration_beside_a_hubs_weights(tiny, tmp_path, config, message):
@@ -249,7 +252,7 @@ def test_the_arch_alone_is_believed_too(tmp_path):
     for arch in ("cifar_geresnet20_theta_minus.excite", "cifar_geresnet20_theta_minus"):
         torch.save({"arch": arch, "state_dict": model.state_dict()}, tmp_path / "x.pth")
         assert torch.equal(logits(convert(tmp_path / "x.pth")[0], images()), logits(model, images()))
-    with pytest.raises(ExciteError, match=r"has at layer1\.0 the gate ge .*this network none"):
+    with pytest.raises(ExciteError, match=r"has the gate ge .* at layer1\.0, but this network has none"):
         load_weights(make("cifar_resnet20", num_classes=3), tmp_path / "x.pth")
     assert convert(tmp_path / "x.pth", arch="cifar_resnet20")[0].model_name == "cifar_resnet20"
 
@@ -286,7 +289,7 @@ def test_images_of_somebody_elses_network(tiny, tmp_path):
         (
             "cifar_seresnet20.excite",
             {"model_kwargs": {"reductoin": 4}},
-            "cannot be made so: .*did you mean 'reduction'",
+            "cannot be created with its options: .*did you mean 'reduction'",
         ),
     ],
 )
@@ -314,7 +317,7 @@ def test_options_of_timms_own_networks_that_ours_lack(tiny, tmp_path, args, mess
 def test_a_name_that_the_tensors_contradict_is_said(tiny, tmp_path):
     torch.save({"arch": "resnet50", "state_dict": make("tiny_resnet", num_classes=4).state_dict()}, tmp_path / "x.pth")
     _, loaded = convert(tmp_path / "x.pth")
-    assert "its arch says resnet50, its tensors are those of tiny_resnet" in loaded.sentence()
+    assert "its arch says resnet50, but its tensors are those of tiny_resnet" in loaded.sentence()
 
 
 def test_a_command_line_is_data_and_nothing_else(tmp_path):

@@ -234,9 +234,9 @@ def test_every_argument_of_timms_resnet_is_known(registered):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output_stride": 4}, "output_stride is 32, 16 or 8, not 4"),
-        ({"output_stride": 8, "block_conv": "sk"}, "selective kernels have dilations of their own; leave it out"),
-        ({"act_layer": "sillu"}, "act_layer is one of relu, .*did you mean 'silu'"),
+        ({"output_stride": 4}, "output_stride must be 32, 16 or 8, not 4"),
+        ({"output_stride": 8, "block_conv": "sk"}, "selective kernels have their own dilations; leave it out"),
+        ({"act_layer": "sillu"}, "act_layer must be one of relu, .*did you mean 'silu'"),
         ({"act_layer": torch.nn.Linear}, "act_layer=Linear is not supported: give one of relu"),
         ({"dtype": "float32"}, "dtype must be a floating-point type of torch"),
         ({"dtype": torch.int8}, "dtype must be a floating-point type of torch"),
@@ -440,11 +440,15 @@ def test_layer_depths(timm):
         (
             "test_resnet",
             {"act_leyer": 1},
-            "timm cannot make 'test_resnet' so: .*unexpected keyword argument 'act_leyer'",
+            "timm cannot create 'test_resnet' with these options: .*unexpected keyword argument 'act_leyer'",
         ),
-        ("test_resnet", {"gate_at": ["layer1"]}, "gate_at says where gates are, but timm:test_resnet is given none"),
-        ("test_resnet", {"gate": "se", "features_only": True}, "gives maps and no logits"),
-        ("test_resnet", {"fused": "on"}, "fused='on' means nothing: leave it 'auto'"),
+        ("test_resnet", {"gate_at": ["layer1"]}, "gate_at is given for timm:test_resnet, but no gate"),
+        (
+            "test_resnet",
+            {"gate": "se", "features_only": True},
+            "with features_only takes no gate=: add gates with excite.graft",
+        ),
+        ("test_resnet", {"fused": "on"}, "fused='on' does not apply to; use fused='auto'"),
     ],
 )
 def test_wrong_requests(name, options, message, timm):
@@ -461,7 +465,7 @@ def test_wrong_name_leaves_no_folder(timm, tmp_path):
 
 def test_norms_with_activations_are_not_synchronised(timm):
     check_plain_norms(create_model(NAME))
-    with pytest.raises(ExciteError, match="norms of the kind BatchNormAct2d"):
+    with pytest.raises(ExciteError, match="norms of type BatchNormAct2d"):
         check_plain_norms(create_timm_model("test_efficientnet"))
 
 

@@ -113,8 +113,8 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
     display = Display()
     display.table(make_table(rows, columns))
     display.message(
-        f"img/s: measured on {speeds['device']}, {speeds['date']}, batch {speeds['batch']}, 224 pixels; no GPU has been "
-        "measured yet. `excite bench MODEL` and `excite bench MODEL --infer` measure this machine."
+        f"img/s: measured on {speeds['device']}, {speeds['date']}, batch {speeds['batch']}, 224 pixels; no GPU has "
+        "been measured yet. `excite bench MODEL` and `excite bench MODEL --infer` measure this machine."
     )
     display.message(
         "The accuracies are those measured by timm. Weights are downloaded from the hub at first use and then cached: "

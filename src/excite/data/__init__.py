@@ -1,4 +1,4 @@
-"""Images in: sources, decoding, batches and augmentation.
+"""Image data: sources, decoding, batches and augmentation.
 
 Names are imported when first used, so that `excite.data.config` (needed to read a recipe) does not load torch.
 """

@@ -1,4 +1,4 @@
-"""Images decoded by all cores before a network sees them, in order, a batch or two at a time."""
+"""Decodes images on all cores ahead of the network, in order, a batch or two at a time."""
 
 import os
 from collections import deque
@@ -14,8 +14,8 @@ Result = TypeVar("Result")
 
 
 def decoding_threads(paths: Sequence[str]) -> int:
-    """One thread a core, but a single one for small files: they spend their time in Python, where threads only get in
-    each other's way (CIFAR as 1 KB JPEGs on two cores: 0.19 against 0.14 ms each; photographs: 2.0 against 3.9 ms)."""
+    """One thread per core, but only one for small files: they spend their time in Python, where threads only block each
+    other (two cores against one: 0.19 and 0.14 ms for CIFAR as 1 KB JPEGs, 2.0 and 3.9 ms for photographs)."""
     sample = paths[:: max(1, len(paths) // 32)]
     if sum(os.path.getsize(path) for path in sample if os.path.exists(path)) < 8192 * len(sample):
         return 1
@@ -30,17 +30,17 @@ def decoded_batches(
     path_of: Callable[[Item], str | None],
     beside: bool,
 ) -> Iterator[list[tuple[Item, Result]]]:
-    """Batches of (image, what ``load`` makes of it), in their order.
+    """Batches of (image, result of ``load``), in order.
 
-    Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
+    Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels need not be copied.
 
     Args:
-        images: taken as they are needed.
-        load: called in several threads at once; raises nothing that should not end the whole.
-        batch_size: how many at a time.
-        path_of: the file of an image; None where it is in memory.
-        beside: whether to decode the next batch while the caller is busy with one, as where a GPU does the work. On a
-            CPU the threads would take the cores from the network's own, which wait for each other.
+        images: consumed as they are needed.
+        load: called in several threads at once; an exception ends the iteration.
+        batch_size: images per batch.
+        path_of: image -> its file; None if it is in memory.
+        beside: whether to decode the next batch while the caller works on one, which helps if a GPU does the work. On a
+            CPU, the threads would take cores from the network's threads, which wait for each other.
     """
     todo = iter(images)
     first = list(islice(todo, batch_size))
@@ -54,7 +54,7 @@ def decoded_batches(
                     first = list(islice(todo, batch_size))
                 if len(waiting) > beside or not first:
                     yield [(image, future.result()) for image, future in waiting.popleft()]
-        finally:  # the caller has had enough
+        finally:  # the caller has stopped iterating
             for batch in waiting:
                 for _, future in batch:
                     future.cancel()

@@ -1,11 +1,11 @@
-"""Random changes to whole batches on the device: uint8 images in, normalised float images and targets out.
+"""Augmentation of whole batches on the device: uint8 images in, normalised float images and targets out.
 
-Shapes: B images of a batch, C channels, H x W pixels, K classes.
+Shapes: B images in a batch, C channels, H x W pixels, K classes.
 
-All randomness comes from torch's global generators: numbers that steer Python (which operation, which mix) from the
-CPU's, numbers per pixel or image from the device's. The trainer reseeds both before every step, and so a resumed run
-draws what the uninterrupted one would have. Nothing on the common path (crop, flip, cutout, erasing, mixing) waits for
-the device: no `.item()`, no boolean indexing.
+All randomness comes from torch's global generators: choices made in Python (which operation, which mix) from the CPU's,
+numbers per pixel or image from the device's. The trainer reseeds both before every step, so a resumed run draws the
+same numbers as an uninterrupted one. Nothing on the common path (crop, flip, cutout, erasing, mixing) waits for the
+device: no `.item()`, no boolean indexing.
 """
 
 import math
@@ -27,11 +27,11 @@ class BatchAugment:
     """Augment one batch: `augment(images, labels) -> (images, targets)`.
 
     Takes uint8 images (B, C, H, W) on the device and int64 labels (B,). Returns images in `dtype` and `memory_format`,
-    normalised with `mean` and `std` (0..1 units), and targets: int64 (B,), or float32 (B, K) probabilities where the
-    recipe mixes images (mixup, CutMix), whether or not this batch was mixed.
+    normalised with `mean` and `std` (in 0..1), and targets: int64 (B,), or float32 probabilities (B, K) if the recipe
+    mixes images (mixup, CutMix), whether or not this batch was mixed.
 
-    Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalise, cutout, erasing,
-    mixup or CutMix. The random-resized crop is not here but in the loader, which crops what it decodes.
+    Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalisation, cutout, erasing,
+    mixup or CutMix. The random-resized crop is done in the loader, which crops what it decodes.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class BatchAugment:
         return out.to(self.dtype, memory_format=self.memory_format), targets
 
     def _colour_and_geometry(self, images: torch.Tensor) -> torch.Tensor:
-        """The operations that kornia serves: float32 0..1 in and out."""
-        from excite.data import kornia_ops  # 0.4 s to import: only for recipes that ask for it
+        """The operations done with kornia: float32 in 0..1, in and out."""
+        from excite.data import kornia_ops  # takes 0.4 s to import: only for recipes that need it
 
         if self.augment.rand_augment is not None:
             images = kornia_ops.rand_augment(images, self.augment.rand_augment.n, self.augment.rand_augment.m)
@@ -84,7 +84,7 @@ class BatchAugment:
         return images
 
     def _mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix every image with its neighbour in the batch, which is random because batches are."""
+        """Mix every image with its neighbour in the batch, which is random because the batches are."""
         augment = self.augment
         mixed, use_cutmix = torch.rand(2).tolist()
         if mixed >= augment.mix_prob:
@@ -99,13 +99,16 @@ class BatchAugment:
 
 
 def pad_crop_flip(images: torch.Tensor, pad: int, mode: str, hflip: float) -> torch.Tensor:
-    """Pad by `pad`, crop back at a random place, mirror with probability `hflip`: uint8 (B, C, H, W), same shape.
+    """Pad by `pad`, crop back at a random position, flip with probability `hflip`: uint8 (B, C, H, W), same shape.
 
-    One gather for all three: 0.4 ms for 128 x 3 x 32 x 32 on two cores, against 0.35 + 0.3 ms for crop, then flip.
+    A single gather does all three: 0.4 ms for 128 x 3 x 32 x 32 on two cores, against 0.35 + 0.3 ms for crop and flip.
     """
     count, channels, height, width = images.shape
     if mode == "reflect" and pad >= min(height, width):
-        raise ExciteError(f"augment.pad={pad} is too much to reflect in {height} x {width} images: use less, or zero")
+        raise ExciteError(
+            f"augment.pad={pad} is too large to reflect {height} x {width} images: use a smaller one, or "
+            "augment.pad_mode=zero"
+        )
     padded = F.pad(images, (pad,) * 4, mode="reflect" if mode == "reflect" else "constant")
     device = images.device
     top, left = torch.randint(0, 2 * pad + 1, (2, count, 1), device=device).unbind()
@@ -120,9 +123,9 @@ def pad_crop_flip(images: torch.Tensor, pad: int, mode: str, hflip: float) -> to
 
 
 def flip(images: torch.Tensor, probability: float) -> torch.Tensor:
-    """Mirror each image left to right with this probability.
+    """Flip each image horizontally with this probability.
 
-    By gathering columns: a third of the time of torch.where(mirror, images.flip(3), images) for 32 x 3 x 224 x 224.
+    It gathers columns, in a third of the time of torch.where(mirror, images.flip(3), images) for 32 x 3 x 224 x 224.
     """
     columns = torch.arange(images.shape[3], device=images.device)
     mirror = torch.rand(len(images), 1, device=images.device) < probability
@@ -131,9 +134,10 @@ def flip(images: torch.Tensor, probability: float) -> torch.Tensor:
 
 
 def cutout(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Set a square to 0 (the mean colour, after normalising); its centre is any pixel, what sticks out is lost.
+    """Set a square of each image to 0 (the mean colour, after normalising). It may extend beyond the image.
 
-    The rule of DeVries and Taylor (2017): the square covers [centre - size // 2, centre - size // 2 + size).
+    As in DeVries and Taylor (2017): the centre is any pixel, and the square covers
+    [centre - size // 2, centre - size // 2 + size).
     """
     count, _, height, width = images.shape
     device = images.device
@@ -145,9 +149,10 @@ def cutout(images: torch.Tensor, size: int) -> torch.Tensor:
 def random_erasing(images: torch.Tensor, probability: float) -> torch.Tensor:
     """Set a random rectangle of each image to 0 (the mean colour) with this probability.
 
-    Area uniform in 2..33 % of the image, height / width log-uniform in 0.3..3.3, position uniform; ten attempts to fit,
-    else the image stays. Own code: kornia's RandomErasing takes twice as long (0.86 against 0.42 ms for 128 x 3 x 32 x
-    32 on two cores) and draws its boxes another way than timm and torchvision.
+    The area is uniform in 2..33 % of the image, height / width log-uniform in 0.3..3.3, the position uniform. If ten
+    attempts do not fit, the image is left as it is (Zhong et al., 2017; as in timm and torchvision). kornia's
+    RandomErasing draws its boxes differently and takes twice as long (0.86 against 0.42 ms for 128 x 3 x 32 x 32 on two
+    cores).
     """
     count, _, height, width = images.shape
     attempts, device = 10, images.device
@@ -167,7 +172,7 @@ def random_erasing(images: torch.Tensor, probability: float) -> torch.Tensor:
 def _rectangle(
     images: torch.Tensor, top: torch.Tensor, left: torch.Tensor, bottom: torch.Tensor, right: torch.Tensor
 ) -> torch.Tensor:
-    """Mask (B, 1, H, W) of one rectangle an image; its bounds are (B, 1), the far ones exclusive."""
+    """Mask (B, 1, H, W) of one rectangle per image; the bounds are (B, 1), with `bottom` and `right` exclusive."""
     row = torch.arange(images.shape[2], device=images.device)
     column = torch.arange(images.shape[3], device=images.device)
     rows, columns = (row >= top) & (row < bottom), (column >= left) & (column < right)
@@ -175,7 +180,7 @@ def _rectangle(
 
 
 def mixup(images: torch.Tensor, alpha: float) -> tuple[torch.Tensor, float]:
-    """share * image + (1 - share) * neighbour, with one share ~ Beta(alpha, alpha) a batch (Zhang et al., 2018)."""
+    """share * image + (1 - share) * neighbour, with one share ~ Beta(alpha, alpha) per batch (Zhang et al., 2018)."""
     share = beta(alpha)
     return torch.lerp(images.roll(1, 0), images, share), share
 
@@ -183,8 +188,8 @@ def mixup(images: torch.Tensor, alpha: float) -> tuple[torch.Tensor, float]:
 def cutmix(images: torch.Tensor, alpha: float) -> tuple[torch.Tensor, float]:
     """Paste one rectangle of the neighbour into every image (Yun et al., 2019).
 
-    The rectangle has a share 1 - lambda of the area, lambda ~ Beta(alpha, alpha), before what sticks out is cut off;
-    the share returned is that of the pixels which really stay.
+    The rectangle has 1 - lambda of the area, lambda ~ Beta(alpha, alpha), before it is clipped to the image. Returned
+    with the images: the share of pixels that actually remain.
     """
     height, width = images.shape[2:]
     side = math.sqrt(1 - beta(alpha))
@@ -200,7 +205,7 @@ def cutmix(images: torch.Tensor, alpha: float) -> tuple[torch.Tensor, float]:
 
 
 def beta(alpha: float) -> float:
-    """One number ~ Beta(alpha, alpha) from the CPU's global generator."""
+    """Draw one number ~ Beta(alpha, alpha) from the CPU's global generator."""
     a = torch.tensor(alpha, dtype=torch.float64)
     return float(torch.distributions.Beta(a, a, validate_args=False).sample())
 
@@ -208,7 +213,7 @@ def beta(alpha: float) -> float:
 def crop_and_resize(images: torch.Tensor, boxes: np.ndarray, size: int, interpolation: Interpolation) -> torch.Tensor:
     """Resize one box (left, top, width, height) of each image to S x S: uint8 (B, C, H, W) -> uint8 (B, C, S, S).
 
-    Not antialiased: for arrays, whose images are at most as large as the result.
+    There is no antialiasing: it is for arrays, whose images are at most as large as the result.
     """
     height, width = images.shape[2:]
     left, top, wide, tall = torch.from_numpy(boxes).to(images.device, torch.float32, non_blocking=True).unbind(1)

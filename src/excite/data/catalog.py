@@ -1,4 +1,4 @@
-"""The data sources: what is known of each before anything is read, and which module reads it. Imports nothing heavy.
+"""The data sources: facts known before anything is read, and the module that reads each. Imports nothing heavy.
 
 To add one: a module with a function ``read_source`` (see :mod:`excite.data.idx`), and a line in :data:`SOURCES`.
 """
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a source is taken for where its data are not here: the best-known data set of its kind.
+    """The data set that a source is assumed to hold if its data is not available: the best-known one of its kind.
 
     Attributes:
-        name: for a sentence.
-        train: its training images.
-        classes: their classes.
+        name: its name, for messages.
+        train: number of training images.
+        classes: number of classes.
     """
 
     name: str
@@ -24,15 +24,15 @@ class Assumed:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFacts:
-    """What is known of a source.
+    """Facts about a source.
 
     Attributes:
-        what: its format, for the list of all.
+        what: its format, for the list of all sources.
         reader: the module with ``read_source(data, root, least_classes) -> Contents``.
-        root: what ``data.root`` is: a "folder"; "any", a folder or an archive; None: the data are in the package.
-        class_folders: whether its images are files in class folders: listed, streamed, split by their paths.
-        benchmark: whether published numbers are measured on its test part after training on all the rest.
-        assumed: None where the data are always here.
+        root: what ``data.root`` must be: "folder", or "any" (a folder or an archive); None: the data is in the package.
+        class_folders: whether the images are files in class folders, which are listed, streamed and split by path.
+        benchmark: whether published results train on everything but the test part and are measured on that.
+        assumed: the data set assumed if the data is missing; None if it is always there.
     """
 
     what: str
@@ -45,7 +45,7 @@ class SourceFacts:
 
 SOURCES = {
     "digits": SourceFacts(
-        what="embedded 8x8 digits",
+        what="the 8x8 digits of the package",
         reader="excite.data.digits",
         root=None,
         class_folders=False,
@@ -53,7 +53,7 @@ SOURCES = {
         assumed=None,
     ),
     "cifar10": SourceFacts(
-        what="CIFAR python version",
+        what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
         class_folders=False,
@@ -61,7 +61,7 @@ SOURCES = {
         assumed=Assumed("CIFAR-10", 50_000, 10),
     ),
     "cifar100": SourceFacts(
-        what="CIFAR python version",
+        what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
         class_folders=False,
@@ -88,7 +88,7 @@ SOURCES = {
 
 
 def formats() -> str:
-    """All formats in one clause."""
+    """All formats as one phrase."""
     *most, last = dict.fromkeys(facts.what for facts in SOURCES.values())
     return f"{', '.join(most)}, or {last}"
 

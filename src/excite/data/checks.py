@@ -1,7 +1,7 @@
-"""A look at every file of class folders before the first step: is it whole, and was it seen before?
+"""Checks every file of class folders before the first step: whether it is complete, and whether it is a copy.
 
-What was found is kept in the cache folder by name, size and date, so that a second run looks at new files only. Nothing
-here decodes an image that looks whole.
+Results are kept in the cache folder by name, size and date, so that a second run only checks new files. An image that
+looks complete is not decoded.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ from excite.files import cache_folder, written_aside
 from excite.progress import Progress
 from excite.storage.staging import locked
 
-#: Of the format of the cache, and of what counts as whole.
+#: Version of the cache format and of the rules for what counts as complete.
 VERSION = 1
-#: A digest is over the whole of a file up to this many bytes, else over its size, its beginning and its end ...
+#: A digest covers the whole file up to this many bytes, else its size, beginning and end ...
 ENDS = 16 << 10
-#: ... which tell compressed files apart; of pixels as they are, single pieces from all over are looked at, too.
+#: ... which distinguishes compressed files. Of uncompressed pixels, pieces from all over the file are included, too.
 PLAIN = frozenset((".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".tga"))
 THREADS = 8
 CHUNK = 128
@@ -35,10 +35,10 @@ CHUNK = 128
 
 @dataclass
 class Checked:
-    """What there is to know of the files of a part.
+    """The result of checking the files of a part.
 
     Attributes:
-        digests: uint64 (N,), of the contents; 0 where a file cannot be read.
+        digests: digests of the contents, uint64 (N,); 0 for files that cannot be read.
         bad: (path, reason) of the files that cannot be decoded.
     """
 
@@ -47,7 +47,7 @@ class Checked:
 
 
 def digest_of(path: str, size: int) -> int:
-    """64 bits that are the same for copies of a file, whatever they are called; 0 where it cannot be read."""
+    """64 bits that are equal for copies of a file under any name; 0 if the file cannot be read."""
     state = hashlib.blake2b(str(size).encode(), digest_size=8)
     places = [(0, ENDS), (max(0, size - ENDS), ENDS)]
     if os.path.splitext(path)[1].lower() in PLAIN:
@@ -65,17 +65,17 @@ def digest_of(path: str, size: int) -> int:
 
 
 def check_files(part: Part, max_pixels: int, what: str, progress: Progress | None = None) -> Checked:
-    """Look at the files of a part, or remember what was found when they were looked at.
+    """Check the files of a part, or use the cached results of an earlier check.
 
     Args:
         part: files with sizes and dates.
         max_pixels: larger images count as broken.
-        what: the part's name, for the progress.
-        progress: called as the work goes on.
+        what: name of the part, for the progress display.
+        progress: called during the work.
     """
     paths, count = part.images.paths, len(part)
     place = _place(paths, max_pixels)
-    with _alone(place):  # the processes of a job: the first one looks, the others read what it found
+    with _alone(place):  # of the processes of a job, the first one checks and the others read its results
         known = _read(place)
         keys = _keys(paths)
         index = np.minimum(np.searchsorted(known["keys"], keys), max(0, len(known["keys"]) - 1))
@@ -117,7 +117,7 @@ def _look(
 
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     done = 0
-    with ThreadPoolExecutor(THREADS) as pool:  # what takes the time is the disk, above all one across a network
+    with ThreadPoolExecutor(THREADS) as pool:  # the disk takes most of the time, above all a network disk
         for found in pool.map(some, chunks):
             done += len(found)
             if progress is not None:
@@ -126,7 +126,7 @@ def _look(
 
 
 def _keys(paths: Sequence[str]) -> np.ndarray:
-    """uint64 (N,): what each absolute path hashes to."""
+    """Hashes of the absolute paths: uint64 (N,)."""
     keys = np.empty(len(paths), dtype=np.uint64)
     base = os.path.join(os.getcwd(), "")
     for i, path in enumerate(paths):
@@ -137,14 +137,14 @@ def _keys(paths: Sequence[str]) -> np.ndarray:
 
 
 def _place(paths: Sequence[str], max_pixels: int) -> Path:
-    """The cache file of a folder of images; another Pillow may read other files."""
+    """The cache file for a folder of images. It depends on Pillow's version, which decides what can be read."""
     root = os.path.abspath(os.path.commonpath([os.path.dirname(path) for path in paths]))
     name = hashlib.sha256(f"{VERSION}\0{max_pixels}\0{PIL.__version__}\0".encode() + os.fsencode(root)).hexdigest()[:24]
     return cache_folder() / "checked" / f"{name}.npz"
 
 
 def _alone(place: Path) -> ExitStack:
-    """The lock of a cache file; without one where it cannot be written, so that every process looks for itself."""
+    """The lock of a cache file. If it cannot be written, there is none, and every process checks for itself."""
     held = ExitStack()
     with suppress(ExciteError):
         held.enter_context(locked(place))
@@ -155,12 +155,12 @@ _EMPTY = {name: np.zeros(0, np.uint64) for name in ("keys", "sizes", "modified",
 
 
 def _read(place: Path) -> dict[str, Any]:
-    """What was written; nothing where it is damaged: it is only a cache."""
+    """The cached results; nothing if the file is damaged, since it is only a cache."""
     try:
         with np.load(place, allow_pickle=False) as file:
             found = {name: file[name] for name in _EMPTY}
             bad, texts = file["bad"], file["texts"].tobytes().decode().split("\0")
-    except Exception:  # whatever a damaged archive makes of itself
+    except Exception:  # a damaged archive can raise nearly anything
         return {**_EMPTY, "reasons": {}}
     sized = {len(values) for values in found.values()}
     if len(sized) > 1 or (len(bad) and len(bad) != len(texts)):

@@ -1,9 +1,9 @@
-"""CIFAR-10 and CIFAR-100, "python version": the pickles in a folder, or inside the .tar.gz as downloaded.
+"""Reads CIFAR-10 and CIFAR-100, "python version": the pickles in a folder, or in the .tar.gz as downloaded.
 
-A pickle may run any code when loaded. The unpickler here has stand-ins for what these files hold (arrays, their dtypes
-and byte strings) and refuses everything else by name, so a file from an unknown place cannot do harm. NumPy itself sees
-no more of a pickle than bytes of the length that shape and dtype say: its own ``__setstate__`` believes flags that make
-it take bytes for addresses.
+A pickle can run any code when it is loaded. The unpickler here has stand-ins for what these files hold (arrays, dtypes
+and byte strings) and refuses everything else, so a file from an unknown source can do no harm. NumPy only ever gets
+bytes, of the length that shape and dtype require: its own ``__setstate__`` trusts flags that make it treat bytes as
+addresses.
 """
 
 import bz2
@@ -39,9 +39,9 @@ LAYOUTS: dict[str, tuple[str, list[str], str, str, str, str, int]] = {
     "cifar100": ("cifar-100-python", ["train"], "test", "meta", "fine_labels", "fine_label_names", 100),
 }
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
-MAX_BYTES = 1 << 29  # the largest genuine file, CIFAR-100's `train`, has 155 MB; all of a set together have 190 MB
+MAX_BYTES = 1 << 29  # the largest genuine file, CIFAR-100's `train`, has 155 MB; a whole set has 190 MB
 
-#: What `pickle` of Python 2 and 3 writes for such a file in any protocol. None takes memory on the file's word alone.
+#: The opcodes that Python 2 and 3 write for such a file in any protocol. None allocates more than the file can back.
 _INSTRUCTIONS = """
     APPEND APPENDS BINBYTES BINBYTES8 BINFLOAT BINGET BININT BININT1 BININT2 BINPUT BINSTRING BINUNICODE BINUNICODE8
     BUILD BYTEARRAY8 DICT EMPTY_DICT EMPTY_LIST EMPTY_TUPLE FLOAT FRAME GET GLOBAL INT LIST LONG LONG1 LONG_BINGET
@@ -50,7 +50,7 @@ _INSTRUCTIONS = """
 """
 
 
-#: Codes of NumPy's numbers. Everything else is an object, a text or a record, which no set of images holds.
+#: NumPy's codes for numbers. Everything else is an object, text or a record, which no image data set holds.
 _NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 
 
@@ -74,7 +74,7 @@ class _Type(Inert):
 
 
 class _Array(Inert):
-    """Stands for an array as NumPy's `_reconstruct` begins it: empty, until its state fills it."""
+    """Stands for an array as NumPy's `_reconstruct` creates it: empty until its state fills it."""
 
     values: np.ndarray | None = None
 
@@ -85,11 +85,11 @@ class _Array(Inert):
         if not isinstance(kind, _Type) or not isinstance(shape, tuple) or any(type(n) is not int for n in shape):
             raise Damaged("an array without a shape or a type")
         if kind.numbers is None:
-            raise Refused(f"an array of the type {shown(kind.code)}, which is no number")
+            raise Refused(f"an array of type {shown(kind.code)}, which is not a number")
         expected = count_elements("an array", shape) * kind.numbers.itemsize
         if not isinstance(raw, bytes) or len(raw) != expected:
             found = f"{len(raw)} bytes" if isinstance(raw, bytes) else "none"
-            raise Damaged(f"an array of shape {shown(shape)} takes {expected} bytes, and there are {found}")
+            raise Damaged(f"an array of shape {shown(shape)} takes {expected} bytes, but there are {found}")
         self.values = np.frombuffer(raw, kind.numbers).reshape(shape, order="F" if fortran is True else "C")
 
 
@@ -101,21 +101,21 @@ def _reconstruct(kind: Any, shape: Any, *_: Any) -> _Array:
 
 
 def _frombuffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
-    """Stands for NumPy's `_frombuffer`, by which protocol 5 (the default since Python 3.14) holds arrays."""
+    """Stands for NumPy's `_frombuffer`, which protocol 5 (the default since Python 3.14) uses for arrays."""
     array = _Array()
     array.__setstate__((shape, kind, order == "F", raw))
     return array
 
 
 def _no_bytes(*arguments: Any) -> bytes:
-    """How Python 3 writes b"" in the protocols of Python 2. `bytes` itself would make as many as it is told to."""
+    """Stands for `bytes()`, written for b"" in Python 2's protocols; `bytes` itself could allocate any amount."""
     if arguments:
         raise Refused("builtins.bytes of a number or a list")
     return b""
 
 
 def _ndarray(*_: Any) -> None:
-    raise Refused("numpy.ndarray of other things than NumPy's own pickles")
+    raise Refused("numpy.ndarray, other than as NumPy pickles it")
 
 
 class _Unpickler(StandInUnpickler):
@@ -136,9 +136,9 @@ class _Unpickler(StandInUnpickler):
 
 
 def load_pickle(data: bytes, name: str) -> dict[str, Any]:
-    """Unpickle a CIFAR file's bytes; `name` is for messages. Keys become str.
+    """Unpickle the bytes of a CIFAR file; `name` is for messages. Keys become str.
 
-    Raises ExciteError where the pickle asks for anything but arrays of numbers and strings, or is damaged.
+    Raises ExciteError if the pickle asks for anything but arrays of numbers and strings, or is damaged.
     """
     try:
         record = _Unpickler(io.BytesIO(data), len(data), name, "bytes").load()
@@ -150,7 +150,7 @@ def load_pickle(data: bytes, name: str) -> dict[str, Any]:
         ) from None
     except Exception as error:  # a damaged pickle raises nearly anything: EOFError, KeyError, MemoryError ...
         reason = shown_text(str(error) or type(error).__name__)
-        raise ExciteError(f"{name} is damaged or truncated, download it again ({reason})") from None
+        raise ExciteError(f"{name} is damaged or truncated ({reason}); download it again") from None
     if not isinstance(record, dict):
         kind = "array" if isinstance(record, _Array) else type(record).__name__
         raise ExciteError(f"{name} is not a CIFAR file: it holds a {kind}, not a dictionary")
@@ -166,7 +166,7 @@ def _text(value: Any) -> str:
 def read_cifar(kind: str, root: Path) -> tuple[list[str], ArrayImages, ArrayImages]:
     """Class names, training and test images: uint8 (N, 3, 32, 32), from a folder or an archive. `kind` as in LAYOUTS.
 
-    Raises ExciteError for missing, damaged or foreign files and labels out of range.
+    Raises ExciteError if files are missing, damaged or of another kind, or labels are out of range.
     """
     folder, train_names, test_name, meta_name, label_key, names_key, classes = LAYOUTS[kind]
     wanted = [*train_names, test_name, meta_name]
@@ -203,7 +203,7 @@ def _from_folder(kind: str, root: Path, folder: str, wanted: list[str]) -> dict[
         if archive.is_file():
             return _from_archive(archive, folder, wanted)
         raise ExciteError(
-            f"{root} holds no {kind} data: expected {folder}/{wanted[-1]} in it, or point data.root at {ARCHIVES[kind]}"
+            f"{root} has no {kind} data: {folder}/{wanted[-1]} is expected in it; or set data.root to {ARCHIVES[kind]}"
         )
     missing = [name for name in wanted if not (place / name).is_file()]
     if missing:
@@ -218,7 +218,7 @@ def _from_folder(kind: str, root: Path, folder: str, wanted: list[str]) -> dict[
 
 
 class _Measured(io.RawIOBase):
-    """A stream that ends with an error after `MAX_BYTES`: a few kilobytes may unpack to more than a disk holds."""
+    """A stream that raises an error after `MAX_BYTES`: a few kilobytes can unpack to more than a disk holds."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.count = stream, 0
@@ -243,7 +243,7 @@ def _unpacked(path: Path) -> IO[bytes]:
 def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple[bytes, str]]:
     """Read the wanted members without extracting anything to disk.
 
-    Only files count, in whatever folder: links are no files, and where one points is never looked at.
+    Only regular files count, in any folder. Links are ignored and never followed.
     """
     found: dict[str, tuple[bytes, str]] = {}
     try:
@@ -256,16 +256,16 @@ def _from_archive(path: Path, folder: str, wanted: list[str]) -> dict[str, tuple
                     found[name] = (handle.read(), f"{path}:{shown_text(member.name)}")
                 if len(found) == len(wanted):
                     break
-    except Exception as error:  # tarfile, gzip, bz2 and lzma raise nearly anything over a damaged file
+    except Exception as error:  # tarfile, gzip, bz2 and lzma raise nearly anything on a damaged file
         reason = shown_text(first_line(error).rstrip(":- "))
-        raise ExciteError(f"{path} is not a whole tar archive, download it again ({reason})") from None
+        raise ExciteError(f"{path} is not a complete tar archive ({reason}); download it again") from None
     missing = [name for name in wanted if name not in found]
     if missing:
-        raise ExciteError(f"{path} lacks {', '.join(missing)}: expected the archive with {folder}/ in it")
+        raise ExciteError(f"{path} lacks {', '.join(missing)}: it must be the archive with {folder}/ in it")
     return found
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
-    """CIFAR's python version, in a folder or its archive. Raises ExciteError; see :func:`read_cifar`."""
+    """Read CIFAR's Python version from a folder or its archive. Raises ExciteError; see :func:`read_cifar`."""
     classes, train, test = read_cifar(data.source, root)
     return Contents(classes, {"train": train, "test": test})

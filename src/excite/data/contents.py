@@ -1,4 +1,4 @@
-"""What a source holds, before anybody says which images train and which are measured."""
+"""The contents of a source, before its images are given their roles (training, validation, test)."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from excite.data.parts import Layout
 
 @dataclass
 class Part:
-    """The labelled files of one part, with what one ``stat`` told of each.
+    """The labelled files of one part, with size and modification time of each.
 
     Attributes:
         images: paths and class numbers.
@@ -27,20 +27,20 @@ class Part:
         return len(self.images)
 
     def take(self, index: np.ndarray) -> "Part":
-        """The files of these positions, in this order."""
+        """The files at these positions, in this order."""
         return Part(self.images.take(index), self.sizes[index], self.modified[index])
 
 
 @dataclass
 class Folder:
-    """Class folders, listed.
+    """The listing of class folders.
 
     Attributes:
-        classes: names, in the order of the labels.
-        layout: where the parts lie.
-        parts: "train", "val", "test" -> files; "all" alone where there are no parts.
-        notes: what was left out and the like, one sentence each.
-        unusable: (path, reason) of what is called like an image and is no file, and of folders that were not entered.
+        classes: class names, in the order of the labels.
+        layout: the folders of the parts.
+        parts: "train", "val", "test" -> files; only "all" if there are no parts.
+        notes: sentences for the user, such as what was left out.
+        unusable: (path, reason) of entries named like an image that are not files, and of folders not entered.
     """
 
     classes: list[str]
@@ -50,20 +50,20 @@ class Folder:
     unusable: list[tuple[str, str]]
 
     def relative(self, part: Part) -> list[str]:
-        """Each path below the folder of the parts (or of the classes), with "/"."""
+        """Each path relative to the folder of the parts (or of the classes), separated by "/"."""
         root = os.path.join(self.layout.root, "")
         return [path.removeprefix(root).replace(os.sep, "/") for path in part.images.paths]
 
 
 @dataclass
 class Contents:
-    """What ``read_source`` of a source's module gives.
+    """The result of ``read_source`` of a source's module.
 
     Attributes:
-        classes: names, in the order of the labels.
-        parts: "train", "val", "test" -> images; "all" alone where there are no parts.
-        folder: the listing, of class folders.
-        notes: what a user should know, one sentence each.
+        classes: class names, in the order of the labels.
+        parts: "train", "val", "test" -> images; only "all" if there are no parts.
+        folder: the listing, if the source has class folders.
+        notes: sentences for the user.
     """
 
     classes: list[str]

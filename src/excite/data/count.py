@@ -1,4 +1,4 @@
-"""How many images and classes a recipe's data have, counted where they are here, without decoding or fetching any."""
+"""Counts the images and classes of a recipe's data, without decoding or downloading anything."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,19 +7,19 @@ from excite.data.catalog import SOURCES
 from excite.data.config import AugmentConfig, DataConfig
 from excite.storage.address import is_remote
 
-#: Counting has no need of large pixels; sources that are held in memory are opened at this size at most.
+#: Counting does not need large images: sources that are held in memory are opened at most at this size.
 LARGEST = 64
 
 
 @dataclass(frozen=True)
 class Count:
-    """What a training on the data sees.
+    """The numbers of images and classes that training on the data would see.
 
     Attributes:
-        train: training images, after the split and data.limit_train.
-        classes: their classes.
-        val: validation images; None where they were not counted.
-        note: what was assumed, one sentence; None where all was counted.
+        train: number of training images, after the split and data.limit_train.
+        classes: number of classes.
+        val: number of validation images; None if they were not counted.
+        note: what was assumed, in one sentence; None if everything was counted.
     """
 
     train: int
@@ -29,23 +29,23 @@ class Count:
 
 
 def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
-    """Count the images and classes of a source, by opening it as a training does; nothing is decoded or downloaded.
+    """Count the images and classes of a source by opening it as in training. Nothing is decoded or downloaded.
 
     Raises:
-        ExciteError: the data are here, and damaged or incomplete.
+        ExciteError: the data is there, but damaged or incomplete.
     """
     facts = SOURCES[data.source]
     if facts.assumed is None or (data.root and not is_remote(data.root) and Path(data.root).expanduser().exists()):
         from excite.data.sources import open_data
 
         size = {} if facts.class_folders else {"image_size": min(data.image_size, LARGEST)}
-        # Streaming, so that a folder is listed only.
+        # Streaming, so that a folder is only listed.
         opened = open_data(data.model_copy(update={"mode": "stream", **size}), augment)
         return Count(len(opened.train), len(opened.classes), len(opened.val))
     images, classes = facts.assumed.train, facts.assumed.classes
     why = "data.root is not given"
     if data.root:
-        why = f"data.root={data.root} is {'an address, and not fetched' if is_remote(data.root) else 'not here'}"
+        why = f"data.root={data.root} {'is an address, not fetched' if is_remote(data.root) else 'does not exist'}"
     if data.val_from == "train":
         images -= round(images * data.val_fraction)
     if data.limit_train is not None:
@@ -53,12 +53,12 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     if data.class_names is not None:
         classes = len(data.class_names)
     note = (
-        f"{why}: {images:,} training images of {classes:,} classes assumed, as {facts.assumed.name} has"
-        f"{' after data.limit_train' if images == data.limit_train else ''} (--images for another number)."
+        f"{why}: assuming {images:,} training images of {classes:,} classes, as in {facts.assumed.name}"
+        f"{' after data.limit_train' if images == data.limit_train else ''} (--images sets another number)."
     )
     return Count(images, classes, note=note)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Optimiser steps: the last, incomplete batch is left out, unless it is all there is; see ``TrainLoader``."""
+    """Optimiser steps per epoch. An incomplete last batch is dropped unless it is the only one; see ``TrainLoader``."""
     return max(1, images // batch_size)

@@ -1,16 +1,16 @@
-"""From the bytes of an image file to uint8 pixels of the wanted size, for every format users have.
+"""From the bytes of an image file to uint8 pixels of the wanted size, for every format that users have.
 
-Shapes: C channels (1 or 3), H x W any image, S the wanted side; B boxes or images of a batch.
+Shapes: C channels (1 or 3), H x W pixels of any image, S the wanted side; B boxes, or images in a batch.
 
-Rules, the same wherever an image is read (training, validation, prediction):
-- gray, CMYK (Adobe's inverted one too), palette, YCbCr ... become RGB (or luma, ITU-R 601, for one channel);
-- alpha, palette transparency and a transparent key colour are laid over white;
-- 16 bits a channel, gray or colour, are scaled, round(v * 255 / white), where white is 65535 unless told otherwise;
-  Pillow's own conversions would clip gray above 255 to white, and leave 16 levels of 12-bit colours;
-- bands beyond colour and transparency (near infrared ...) are never taken for either: such images are refused;
-- the EXIF orientation is applied; a GIF or multi-page TIFF gives its first frame.
+The same rules apply wherever an image is read (training, validation, prediction):
+- grey, CMYK (also Adobe's inverted CMYK), palette, YCbCr ... become RGB (or luma, ITU-R 601, for one channel);
+- alpha, palette transparency and a transparent key colour are composited over white;
+- 16 bits per channel, grey or colour, are scaled to round(v * 255 / white), with white = 65535 by default (Pillow would
+  clip grey above 255 to white, and keep 16 levels of 12-bit colours);
+- bands other than colour and transparency (near infrared ...) are never taken for either: such images are refused;
+- the EXIF orientation is applied; of a GIF or multi-page TIFF, the first frame is read.
 
-Which formats are opened is in `excite.data.formats`.
+The formats are listed in `excite.data.formats`.
 """
 
 import math
@@ -44,13 +44,13 @@ from excite.errors import ExciteError
 Interpolation = Literal["bicubic", "bilinear"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-# Pillow 13 resizes down first where the height shrinks by more than twice as many pixels as the width (Resample.c,
-# ImagingResampleInner); older versions always go across first. On noise the order matters by up to 23 / 255.
+# Pillow 13 resizes vertically first if the height shrinks by more than twice as many pixels as the width (Resample.c,
+# ImagingResampleInner); older versions always start horizontally. On noise, the order matters by up to 23 / 255.
 PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 
 class BadImageError(ExciteError):
-    """An image that cannot be used. `path` and `reason` say which and why."""
+    """An image that cannot be used, with its `path` and the `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"cannot read image {path}: {reason}")
@@ -61,11 +61,11 @@ class BadImageError(ExciteError):
 
 
 class BadImagesError(BadImageError):
-    """Images that cannot be used, all named, under a rule that stops at them.
+    """Several images that cannot be used, raised if the recipe's rule is to stop at them.
 
     Args:
-        bad: (path, reason) of each; ``path`` and ``reason`` are the first one's.
-        key: of the recipe, that leaves them out instead.
+        bad: (path, reason) of each; the attributes ``path`` and ``reason`` are those of the first.
+        key: the recipe key that leaves them out instead.
     """
 
     def __init__(self, bad: Sequence[tuple[str, str]], key: str) -> None:
@@ -74,18 +74,18 @@ class BadImagesError(BadImageError):
         shown = "; ".join(f"{path}: {reason}" for path, reason in self.bad[:20])
         more = f"; and {len(self.bad) - 20:,} more" if len(self.bad) > 20 else ""
         what = f"cannot read {len(self.bad):,} images: " if len(self.bad) > 1 else "cannot read image "
-        self.args = (f"{what}{shown}{more}; mend or remove them, or leave them out with {key}=skip",)
+        self.args = (f"{what}{shown}{more}; repair or remove them, or skip them with {key}=skip",)
 
     def __reduce__(self) -> tuple[type, tuple[list[tuple[str, str]], str]]:  # type: ignore[override]
         return type(self), (self.bad, self.key)
 
 
-#: An image file by its path, or its bytes; or pixels in memory: Pillow's, or uint8 or uint16 (H, W) or (H, W, 1 to 4).
+#: A path or the bytes of an image file; or pixels: a Pillow image, or uint8 or uint16 (H, W) or (H, W, 1 to 4).
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
 def name_of(source: ImageSource) -> str:
-    """The path of an image file, also of one that Pillow has opened; "" for what has none."""
+    """The path of an image file, also of one opened by Pillow; "" if there is none."""
     if isinstance(source, Image.Image):
         return os.fspath(getattr(source, "filename", "") or "")
     return "" if isinstance(source, bytes | np.ndarray) else os.fspath(source)
@@ -93,10 +93,10 @@ def name_of(source: ImageSource) -> str:
 
 @contextmanager
 def reading(source: ImageSource) -> Iterator[str]:
-    """Everything that is done to one image, from opening to resizing: whatever goes wrong becomes a BadImageError.
+    """Context for everything done to one image, from opening to resizing: any error becomes a BadImageError.
 
     Decoders raise nearly anything on damaged bytes (OSError, SyntaxError, KeyError, OverflowError, RecursionError ...),
-    and absurd shapes end in MemoryError. Gives the image's name.
+    and absurd shapes end in MemoryError. Yields the image's name.
     """
     name = name_of(source) or ("<bytes>" if isinstance(source, bytes) else "<image>")
     try:
@@ -106,11 +106,11 @@ def reading(source: ImageSource) -> Iterator[str]:
     except FileNotFoundError:
         raise BadImageError(name, "there is no such file") from None
     except PermissionError:
-        raise BadImageError(name, "you may not read this file (permission denied)") from None
+        raise BadImageError(name, "permission denied") from None
     except Image.DecompressionBombError:
         raise BadImageError(name, f"it has more than max_pixels = {PILLOW_LIMIT} pixels") from None
     except MemoryError:
-        raise BadImageError(name, "there is not enough memory for it; a smaller data.max_pixels refuses it") from None
+        raise BadImageError(name, "there is not enough memory; a smaller data.max_pixels skips such images") from None
     except Exception as error:
         raise BadImageError(name, " ".join(str(error).split()) or type(error).__name__) from error
 
@@ -122,15 +122,15 @@ def load_image(
     enough: int | None = None,
     white: int = FULL_WHITE,
 ) -> Image.Image:
-    """Read an image file (or its bytes, or take what is in memory) as a Pillow image of the mode, upright and opaque.
+    """Read an image (a file, its bytes, or pixels in memory) as a Pillow image of `mode`, upright and opaque.
 
-    With `enough`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, both sides staying at or above that many pixels
-    (libjpeg does it while decoding: 12 megapixels at 1/2 take 22 ms instead of 51). `white` is the value that is white
-    in images of 16 bits a channel; larger ones are white, too.
+    With `enough`, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep at least that many
+    pixels (libjpeg does this while decoding: 12 megapixels at 1/2 take 22 ms instead of 51). `white` is the white level
+    of images with 16 bits per channel; larger values are white, too.
 
-    Raises BadImageError where the file is missing, no regular file, empty, truncated, not an image, has bands that are
-    neither colour nor transparency, or more than `max_pixels` pixels by its header (checked before anything is
-    decoded).
+    Raises BadImageError if the file is missing, not a regular file, empty, truncated or not an image, if it has bands
+    that are neither colour nor transparency, or if its header gives more than `max_pixels` pixels (checked before
+    anything is decoded).
     """
     if isinstance(source, Image.Image | np.ndarray):
         if not is_untouched(source):
@@ -144,13 +144,13 @@ def load_image(
                 if missing_end(image, file):
                     raise ValueError("it is truncated: the end of its JPEG 2000 codestream is missing")
         eight = eight_bits(source, image, white)
-        _check_size(name, image, max_pixels)  # an .ico says one size and may hold another
+        _check_size(name, image, max_pixels)  # the header of an .ico may give a different size
         return _upright(_convert(eight, mode), image)
 
 
 def is_untouched(image: Image.Image | np.ndarray) -> bool:
-    """Whether it is a file that Pillow has opened and not decoded yet: then the file is read as all files are, which
-    keeps what Pillow drops (the lower 8 of 16 bits) and finds what it overlooks (a missing end)."""
+    """Whether this is a file that Pillow has opened but not decoded. It is then read like any other file, which keeps
+    what Pillow drops (the lower 8 of 16 bits) and notices what it overlooks (a missing end)."""
     unread = getattr(image, "tile", None) and getattr(image, "tell", lambda: 0)() == 0
     return bool(unread and name_of(image) and os.path.exists(name_of(image)))
 
@@ -173,14 +173,14 @@ def _from_memory(
 
 
 def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> None:
-    """Raise BadImageError for a file that `load_image` would refuse or that was cut off anywhere.
+    """Raise BadImageError for a file that `load_image` would refuse, or that is truncated.
 
-    Reads the header and looks at the end of the file; only where one of them is unusual, it decodes the whole. So an
-    image that can be read is never refused. What this does not find is damage within a file of the right length.
+    It reads the header and the end of the file, and decodes the whole file only if one of them is unusual. So an image
+    that can be read is never refused. Damage within a file of the right length is not detected.
     """
     with reading(path) as name:
         with opened(path, name, max_pixels) as image:
-            # Pixels that turn out to have no agreed white: only their values tell.
+            # Pixels that may have no defined white level: only their values tell.
             unusual = image.mode == "I" or bands_unsaid(image)
             if not unusual:
                 file = getattr(image, "fp", None)
@@ -194,8 +194,8 @@ def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_L
 
 
 def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> int | None:
-    """The largest value of an image with 16 bits a channel, transparency apart; None for all others, and for formats
-    that tell what their white is.
+    """The largest value of an image with 16 bits per channel, not counting transparency. None for all other images,
+    and for formats that define their white level.
 
     Raises BadImageError as `load_image` does.
     """
@@ -210,7 +210,7 @@ def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILL
 
 @contextmanager
 def opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An image whose header was read and found fit: its size, the meaning of its bands. Within `reading` only."""
+    """Open an image and check its header: its size and the meaning of its bands. Only for use within `reading`."""
     if not isinstance(source, bytes):
         check_regular(name)
     try:
@@ -226,7 +226,7 @@ def opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) -
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError for what is no file with content: opening a FIFO, a socket or a device may hang for ever."""
+    """Raise ValueError for anything but a regular file: opening a FIFO, a socket or a device may hang forever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kinds = {
@@ -252,12 +252,12 @@ def _unidentified(source: str | os.PathLike[str] | bytes) -> str:
         with open(source, "rb") as file:
             head = file.read(1024)
     if not head:
-        return "it is empty (0 bytes)"
+        return "the file is empty (0 bytes)"
     return (
         tiff_bands(source)
         or what_it_is(head)
-        or ("it holds nothing but zeros" if not any(head) else "")
-        or "it is not an image of a known format, or its header is damaged"
+        or ("it contains nothing but zeros" if not any(head) else "")
+        or "it is not an image in a known format, or its header is damaged"
     )
 
 
@@ -269,12 +269,12 @@ def _convert(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
         if image.getchannel("A").getextrema() != (255, 255):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if mode == "L" and image.mode not in ("L", "1"):
-        image = image.convert("RGB")  # luma of the colours, not of CMYK or palette numbers
+        image = image.convert("RGB")  # luma is computed from colours, not from CMYK or palette indices
     return image.convert(mode)
 
 
 def _upright(converted: Image.Image, original: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; damaged EXIF data is no reason to lose a picture whose pixels are whole."""
+    """Apply the EXIF orientation. Damaged EXIF data is ignored, since the pixels are intact."""
     try:
         orientation = original.getexif().get(0x0112, 1)
     except Exception:
@@ -289,10 +289,8 @@ def _upright(converted: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def resized_shape(height: int, width: int, size: int, crop_pct: float) -> tuple[int, int]:
-    """Height and width after the evaluation resize: shorter side floor(size / crop_pct), the longer one truncated.
-
-    This is the rule of timm (floor) and torchvision (truncation of the longer side).
-    """
+    """Height and width after the evaluation resize: the shorter side is floor(size / crop_pct), as in timm; the longer
+    one is truncated, as in torchvision."""
     short = math.floor(size / crop_pct)
     if width <= height:
         return int(short * height / width), short
@@ -300,22 +298,22 @@ def resized_shape(height: int, width: int, size: int, crop_pct: float) -> tuple[
 
 
 def crop_offset(length: int, size: int) -> int:
-    """First pixel of a centre crop: torchvision's round((length - size) / 2), which rounds halves to even."""
+    """First pixel of a centre crop: round((length - size) / 2), rounding halves to even, as in torchvision."""
     return round((length - size) / 2)
 
 
-# An image is resized whole and then cropped, by Pillow, unless that makes more than so many times the pixels of the
-# result. From there on (about 12 : 1 with crop_pct 0.875) only what the crop needs is computed: 1 x 30000 pixels would
-# else become 256 x 7,680,000.
+# Pillow resizes the whole image, which is then cropped, unless this would make more than this many times the pixels of
+# the result (aspect ratios from about 12 : 1 with crop_pct 0.875). Then only what the crop needs is computed: 1 x 30000
+# pixels would otherwise become 256 x 7,680,000.
 _WHOLE = 16
 
 
 def eval_transform(image: Image.Image, size: int, crop_pct: float, interpolation: Interpolation) -> np.ndarray:
     """Resize the shorter side to floor(size / crop_pct), crop the centre: uint8 (S, S, C).
 
-    An image that already is S x S is left alone, so that small images prepared at their final size (CIFAR) are seen
-    whole. The resize is Pillow's (antialiased). Of a long and thin image only the part that the crop shows is resized,
-    with the same result.
+    An image that is already S x S is left as it is, so that small images of the final size (CIFAR) are seen whole. The
+    resize is Pillow's (antialiased). Of a long, thin image, only the part inside the crop is resized; the result is the
+    same.
     """
     if image.size != (size, size):
         height, width = resized_shape(image.height, image.width, size, crop_pct)
@@ -330,21 +328,21 @@ def eval_transform(image: Image.Image, size: int, crop_pct: float, interpolation
 
 
 class Span(NamedTuple):
-    """One direction of a resize and crop, in pixels."""
+    """A resize and crop along one axis, in pixels."""
 
     length: int  # of the image
-    resized: int  # after the resize, before the crop
-    first: int  # of the resized pixels inside the crop
-    wanted: int  # of these
+    resized: int  # length after the resize, before the crop
+    first: int  # first resized pixel inside the crop
+    wanted: int  # number of pixels inside the crop
 
     def window(self, interpolation: Interpolation) -> tuple[int, int]:
-        """Pixels of the image, from and up to, that the crop depends on."""
+        """Start and end of the image's pixels that the crop depends on."""
         first, last = _taps(self, interpolation)[1:]
         return int(first[0]), int(last[-1])
 
 
 def _thin(image: Image.Image, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
-    """Resize and crop, uint8 (S, S, C), in memory of the result's size, whatever the image's shape."""
+    """Resize and crop to uint8 (S, S, C), using memory in proportion to the result for any shape of the image."""
     (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
     needed = torch.from_numpy(_pixels(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
     return _resample(needed, down, across, interpolation).permute(1, 2, 0).numpy()
@@ -353,7 +351,7 @@ def _thin(image: Image.Image, down: Span, across: Span, interpolation: Interpola
 def eval_transform_tensor(
     images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpolation
 ) -> torch.Tensor:
-    """`eval_transform` for a batch on any device: uint8 (B, C, H, W) -> uint8 (B, C, S, S), equal to it."""
+    """`eval_transform` for a batch on any device, with equal results: uint8 (B, C, H, W) -> uint8 (B, C, S, S)."""
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images
@@ -363,7 +361,7 @@ def eval_transform_tensor(
 
 
 def resize_tensor(images: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's resize on tensors: uint8 (..., H, W) -> uint8 (..., height, width), equal to it."""
+    """Pillow's resize on tensors, with equal results: uint8 (..., H, W) -> uint8 (..., height, width)."""
     old_height, old_width = images.shape[-2:]
     return _cropped(images, Span(old_height, height, 0, height), Span(old_width, width, 0, width), interpolation)
 
@@ -374,18 +372,18 @@ def _cropped(images: torch.Tensor, down: Span, across: Span, interpolation: Inte
 
 
 def _resample(needed: torch.Tensor, down: Span, across: Span, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's resize, of which only a crop is computed, from the window of the image that the crop depends on.
+    """Pillow's resize, computing only a crop, from the window of the image that the crop depends on.
 
-    Two matrix products with Pillow's weights, rounded to uint8 after each as Pillow does. F.interpolate(antialias=True)
-    is not used: it takes uint8 on the CPU only, and always goes across first (500x375 -> 256x341 bicubic noise
-    then differs from Pillow 13 by up to 14 / 255).
+    It takes two matrix products with Pillow's weights, each rounded to uint8 as in Pillow. We do not use
+    F.interpolate(antialias=True): it takes uint8 on the CPU only, and always starts horizontally (bicubic
+    500x375 -> 256x341 on noise then differs from Pillow 13 by up to 14 / 255).
     """
     out = needed.to(torch.float32 if needed.device.type == "mps" else torch.float64)  # MPS has no float64
     shrinks = down.length > down.resized
     vertical_first = PILLOW_13 and shrinks and down.length - down.resized > 2 * (across.length - across.resized)
     passes = [(across, True), (down, False)]
     for span, horizontal in reversed(passes) if vertical_first else passes:
-        # Pillow leaves a direction out that keeps its length; its weights would be ones.
+        # Pillow skips an axis that keeps its length; its weights would be ones.
         weights = _weights(span, interpolation).to(out)
         out = _round(out @ weights.T if horizontal else weights @ out)
     return out.to(torch.uint8)
@@ -396,9 +394,9 @@ def _round(values: torch.Tensor) -> torch.Tensor:
 
 
 def _taps(span: Span, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres of the wanted pixels on the image, and which of its pixels each depends on, from and up to.
+    """Centres of the wanted pixels in the image, and start and end of the pixels that each depends on.
 
-    Three arrays (wanted,). As in Pillow's libImaging/Resample.c, precompute_coeffs.
+    Three arrays (wanted,), as in precompute_coeffs of Pillow's libImaging/Resample.c.
     """
     scale = span.length / span.resized
     support = (2.0 if interpolation == "bicubic" else 1.0) * max(scale, 1.0)
@@ -410,7 +408,7 @@ def _taps(span: Span, interpolation: Interpolation) -> tuple[np.ndarray, np.ndar
 def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
     """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (wanted, window).
 
-    Rounded to multiples of 2**-22 as Pillow's are, so that products with uint8 are exact in float64.
+    They are rounded to multiples of 2**-22 as in Pillow, so that products with uint8 are exact in float64.
     """
     centre, first, last = (each[:, None] for each in _taps(span, interpolation))
     pixel = np.arange(first[0, 0], last[-1, 0])[None]
@@ -422,17 +420,17 @@ def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
     else:
         weights = np.maximum(1 - distance, 0.0)
     weights *= (pixel >= first) & (pixel < last)
-    weights /= weights.cumsum(1)[:, -1:]  # summed in order, as Pillow does: the last bit may decide a rounding
+    weights /= weights.cumsum(1)[:, -1:]  # summed in Pillow's order: the last bit may decide a rounding
     return torch.from_numpy(np.trunc(weights * 2**22 + np.copysign(0.5, weights)) / 2**22)
 
 
 def random_boxes(
     rng: np.random.Generator, count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> np.ndarray:
-    """Boxes of Inception-style random crops: int64 (B, 4) of left, top, width, height, inside a H x W image.
+    """Boxes of Inception-style random crops in an H x W image: int64 (B, 4) of left, top, width, height.
 
-    Area uniform in `scale` (as a share of the image), width / height log-uniform in `ratio`, position uniform; up to
-    ten attempts, then the largest centred box whose shape is within `ratio`: torchvision's rule.
+    The area is uniform in `scale` (as a fraction of the image), width / height log-uniform in `ratio`, the position
+    uniform. After ten failed attempts it is the largest centred box with a shape within `ratio`, as in torchvision.
     """
     attempts = 10
     area = height * width * rng.uniform(scale[0], scale[1], (count, attempts))
@@ -470,8 +468,8 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of the image (`random_boxes`), resized in one Pillow call: uint8 (S, S, C)."""
     left, top, width, height = random_boxes(rng, 1, image.height, image.width, scale, ratio)[0].tolist()
-    if size * height > PILLOW_LIMIT and not PILLOW_13:  # going across first; only an absurd `ratio` gets here
-        raise ValueError(f"resizing {width} x {height} pixels of it would take {size} x {height} on the way")
+    if size * height > PILLOW_LIMIT and not PILLOW_13:  # horizontally first; only an absurd `ratio` gets here
+        raise ValueError(f"resizing {width} x {height} pixels of it would need {size} x {height} in between")
     box = (left, top, left + width, top + height)
     return _pixels(image.resize((size, size), FILTERS[interpolation], box=box))
 

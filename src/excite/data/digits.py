@@ -11,7 +11,7 @@ from excite.data.images import ArrayImages
 
 
 def read_digits() -> tuple[list[str], ArrayImages, ArrayImages]:
-    """Class names, 1437 training and 360 test images: uint8 (N, 1, 8, 8), ink 0..16 scaled to 0..255."""
+    """Class names, 1437 training images and 360 test images: uint8 (N, 1, 8, 8), ink 0..16 scaled to 0..255."""
     with (files("excite.data") / "assets" / "digits.npz").open("rb") as file, np.load(file) as stored:
         ink, labels, test = stored["images"], stored["labels"].astype(np.int64), stored["test"]
     # round(v * 255 / 16), halves up: 8 becomes 128.
@@ -21,6 +21,6 @@ def read_digits() -> tuple[list[str], ArrayImages, ArrayImages]:
 
 
 def read_source(data: DataConfig, root: None, least_classes: int) -> Contents:
-    """The digits; their test images validate."""
+    """Read the digits; their test images are used for validation."""
     classes, train, val = read_digits()
     return Contents(classes, {"train": train, "val": val})

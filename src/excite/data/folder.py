@@ -1,4 +1,4 @@
-"""Class folders, in parts or in one folder that is split; see ``parts`` for the layouts, ``walk`` for what counts."""
+"""Reads class folders, with parts or without; see ``parts`` for the layouts and ``walk`` for which files count."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,27 +23,27 @@ from excite.errors import ExciteError, nearest
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key that sorts 2 before 10, upper and lower case alike, as timm sorts class folders."""
+    """A sort key that puts 2 before 10 and ignores case, as timm sorts class folders."""
     pieces = re.split(r"(\d+)", name.lower())
     return tuple((0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces)
 
 
 def in_order(names: Sequence[str], order: Literal["string", "natural"] | None) -> list[str]:
-    """Class names in the order of their numbers: as strings ("1", "10", "2"; the default) or naturally ("1", "2")."""
+    """Class names in label order: sorted as strings ("1", "10", "2"; the default) or naturally ("1", "2", "10")."""
     return sorted(names, key=(lambda name: (natural(name), name)) if order == "natural" else None)
 
 
 def read_folder(root: Path, order: Literal["string", "natural"] | None = None, least: int = 2) -> Folder:
-    """List the images of class folders, sorted by class and path; sub-folders of a class belong to it.
+    """List the images of class folders, sorted by class and path. Sub-folders of a class belong to it.
 
     Args:
         root: a folder with parts, or with class folders.
-        order: how the classes are numbered, see :func:`in_order`.
-        least: so many classes there must be; to measure, one is enough.
+        order: the order of the classes; see :func:`in_order`.
+        least: the least number of classes; for measuring, one is enough.
 
     Raises:
-        ExciteError: no class folders, too few classes, a class folder of the training part without images, a class that
-            the training part lacks, no images at all; and see :func:`~excite.data.parts.find_layout`.
+        ExciteError: there are no class folders, too few classes or no images; a class folder of the training part has
+            no images, or the training part lacks a class; and see :func:`~excite.data.parts.find_layout`.
     """
     layout = find_layout(root)
     names, first = class_names(layout)
@@ -70,7 +70,7 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
         parts[part] = _part(places[part], by_class, classes, part in ("train", "all"), notes)
         lying = loose[part].other.total()
         if lying:
-            notes.append(f"{lying:,} images lie in no class folder of {places[part]} and are not used")
+            notes.append(f"{lying:,} images in {places[part]} are ignored, because they are not in a class folder")
     if len(classes) < least and first in ("train", "all"):
         raise ExciteError(f"{root} has only one class, {classes[0]!r}: a classifier needs at least two class folders")
     everything = Found()
@@ -83,7 +83,7 @@ def read_folder(root: Path, order: Literal["string", "natural"] | None = None, l
 
 
 def _part(place: Path, by_class: Mapping[str, Found], classes: list[str], strict: bool, notes: list[str]) -> Part:
-    """Put the files of a part together. ``strict``: a class folder without images is an error, else a note."""
+    """Collect the files of a part. ``strict``: a class folder without images is an error rather than a note."""
     ordered = sorted(by_class, key=classes.index)
     empty = [name for name in ordered if not by_class[name].files]
     if len(empty) == len(by_class):
@@ -92,7 +92,7 @@ def _part(place: Path, by_class: Mapping[str, Found], classes: list[str], strict
             everything.add(each)
         left_out = everything.ignored()
         raise ExciteError(
-            f"{place} has no images: looked in {some(ordered)} for {' '.join(sorted(EXTENSIONS))}"
+            f"{place} has no images; searched {some(ordered)} for {' '.join(sorted(EXTENSIONS))}"
             + (f" ({left_out})" if left_out else "")
         )
     if empty and strict:
@@ -106,21 +106,21 @@ def _part(place: Path, by_class: Mapping[str, Found], classes: list[str], strict
 
 
 def some(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are."""
+    """The first five names, and the number of the others."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def title(part: str) -> str:
-    """What a part is called in a sentence: "validation" for "val"."""
+    """The name of a part in messages: "validation" for "val"."""
     return PART_TITLES[part]
 
 
 def decode_all(
     files: FileImages, preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[ArrayImages, list[tuple[str, str]]]:
-    """Decode files into memory, in parallel: uint8 (N, C, S, S), and the (path, reason) of those that cannot be read.
+    """Decode files into memory, in parallel: uint8 (N, C, S, S), and (path, reason) of the unreadable ones.
 
-    What is to be done about these, :func:`refuse_bad` knows.
+    :func:`refuse_bad` handles the unreadable ones.
     """
 
     def some(paths: list[str]) -> list[torch.Tensor | BadImageError]:
@@ -137,7 +137,7 @@ def decode_all(
     good: list[int] = []  # positions
     bad: list[tuple[str, str]] = []
     chunks = [files.paths[i : i + 32] for i in range(0, len(files), 32)]
-    # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels stay where they are.
+    # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels need not be copied.
     with ThreadPoolExecutor(decoding_threads(files.paths)) as pool:
         for position, result in enumerate(chain.from_iterable(pool.map(some, chunks))):
             if isinstance(result, torch.Tensor):
@@ -151,22 +151,22 @@ def decode_all(
 
 
 def refuse_bad(bad: Sequence[tuple[str, str]], on_bad: Literal["skip", "stop"], key: str, count: int) -> None:
-    """What ``data.on_bad_train`` and ``data.on_bad_val`` say about broken images, the same wherever they are met.
+    """Apply ``data.on_bad_train`` or ``data.on_bad_val`` to broken images.
 
     Args:
         bad: (path, reason) of each.
         on_bad: the rule.
-        key: that sets it.
-        count: of how many images.
+        key: the key that sets it.
+        count: number of images in all.
 
     Raises:
-        BadImagesError: under "stop", naming all of them.
-        ExciteError: there is no other image.
+        BadImagesError: with "stop"; it names all of them.
+        ExciteError: every image is broken.
     """
     if bad and on_bad == "stop":
         raise BadImagesError(bad, key)
     if bad and len(bad) == count:
-        raise ExciteError(f"none of {count} images can be read; the first: {bad[0][0]}: {bad[0][1]}")
+        raise ExciteError(f"none of {count} images can be read; the first is {bad[0][0]}: {bad[0][1]}")
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:

@@ -1,11 +1,11 @@
-"""Which image files are read: by their endings when a folder is searched, by their first bytes when one is opened.
+"""The image formats that are read: by extension when a folder is searched, by first bytes when a file is opened.
 
-Every image file is opened by `open_image`, with an explicit list of formats: Pillow would else try all it knows, among
-them EPS, which starts Ghostscript, and stubs that hand a file to whoever registered for it. What is inside decides, not
-the ending; only formats that have no unmistakable first bytes are tried for files that say so by their ending, since
-Pillow would take damaged photographs for one of those.
+Every image file is opened by `open_image`, with an explicit list of formats. Otherwise Pillow would try all it knows,
+including EPS, which starts Ghostscript, and stubs that pass a file to any registered handler. The contents decide, not
+the extension. Formats without unmistakable first bytes are only tried for files with their extension, because Pillow
+would take damaged photographs for one of them.
 
-Nothing heavy is imported here, so that listing files needs no torch.
+Nothing heavy is imported here, so that listing files does not need torch.
 """
 
 import importlib.util
@@ -21,7 +21,7 @@ from PIL import Image, features
 
 from excite.errors import install_line
 
-# Format as Pillow names it -> endings.
+# Pillow's name of a format -> file extensions.
 _BY_CONTENT: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -43,7 +43,7 @@ _BY_ENDING: dict[str, tuple[str, ...]] = {
     "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
     "DIB": (".dib",),
 }
-_CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # what Pillow may have been built without
+_CODECS = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}  # Pillow may have been built without these
 _HEIF = (".heic", ".heics", ".heif", ".heifs", ".hif")
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 
@@ -51,15 +51,15 @@ _MISSING = tuple(k for k, codec in _CODECS.items() if codec not in features.get_
 _CONTENT = tuple(kind for kind in _BY_CONTENT if kind not in _MISSING) + (("HEIF",) if _HAS_HEIF else ())
 _ENDING = {ending: kind for kind, endings in _BY_ENDING.items() for ending in endings}
 
-#: Formats that are opened, as Pillow names them; the last few only where the ending says so.
+#: Formats that are opened, by Pillow's names; the last few only if the extension says so.
 FORMATS: tuple[str, ...] = (*_CONTENT, *_BY_ENDING)
 
-#: Endings of the files that are read, in lower case, with the dot.
+#: Extensions of the files that are read, in lower case, with the dot.
 EXTENSIONS: frozenset[str] = frozenset(
     [e for kind in _CONTENT for e in _BY_CONTENT.get(kind, _HEIF)] + [e for ends in _BY_ENDING.values() for e in ends]
 )
 
-# Images of other programs and trades, for which a folder's reader should say that it leaves them out.
+# Image formats that are not read; if a folder holds such files, the user is told that they are left out.
 _NEVER = (
     ".3fr .ai .arw .blp .cdr .cin .cr2 .cr3 .crw .cur .cut .cxr .czi .dcm .dcr .dcx .dicom .djvu .dng .dpx .emf "
     ".eps .erf .exr .fit .fits .fli .flif .fts .h5 .hdf5 .hdr .icns .iiq .im .img .indd .jbig .jbig2 .jng .jpm "
@@ -68,14 +68,14 @@ _NEVER = (
     ".sr2 .srf .srw .svg .svgz .svs .vsi .wbmp .wdp .wmf .wpg .x3f .xbm .xcf .xpm"
 )
 
-#: Endings of images that are not read here -> the line to type that changes it, "" where there is none.
+#: Extensions of images that are not read here -> the line to type that changes it, "" if there is none.
 UNREAD: dict[str, str] = (
     dict.fromkeys(_NEVER.split(), "")
     | ({} if _HAS_HEIF else dict.fromkeys(_HEIF, install_line("heif")))
     | {ending: "pip install --upgrade pillow" for kind in _MISSING for ending in _BY_CONTENT[kind]}
 )
 
-# First bytes of what is often found under an image's name, where Pillow says nothing but "cannot identify".
+# (offset, bytes) of what is often found in files with an image's name, for which Pillow only says "cannot identify".
 _KNOWN_BY: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%!PS", "it is PostScript (EPS), a program"),
     (0, b"\xc5\xd0\xd3\xc6", "it is PostScript (EPS), a program"),
@@ -97,8 +97,8 @@ _KNOWN_BY: tuple[tuple[int, bytes, str], ...] = (
     (0, b"version https://git-lfs", "it is a Git LFS pointer; type: git lfs pull"),
     (0, b"PK\x03\x04", "it is a ZIP archive"),
     (0, b"\x1f\x8b", "it is gzip-compressed"),
-    (0, b"MM\0+", "it is a BigTIFF of a kind that is not read here"),
-    (0, b"II+\0", "it is a BigTIFF of a kind that is not read here"),
+    (0, b"MM\0+", "it is an unsupported kind of BigTIFF"),
+    (0, b"II+\0", "it is an unsupported kind of BigTIFF"),
 )
 
 # warnings.catch_warnings is not thread-safe before Python 3.14; only headers are read while this is held.
@@ -106,16 +106,15 @@ _OPEN = threading.Lock()
 
 
 def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
-    """Read the header of an image file (or its bytes), with none but the formats above; the pixels when it is
-    loaded.
+    """Read the header of an image file (or its bytes), trying only the formats above. Pixels are read on loading.
 
     Pillow's warning about large images is silenced: `data.max_pixels` replaces it. Raises what Pillow raises:
-    UnidentifiedImageError where it is none of these formats, OSError, and on damaged bytes nearly anything.
+    UnidentifiedImageError for any other format, OSError, and nearly anything on damaged bytes.
     """
     _register_heif()
     if isinstance(source, bytes):
         file: io.BytesIO | str | os.PathLike[str] = io.BytesIO(source)
-        # Bytes have no ending; of the formats without first bytes only TGA has something at its end that tells it.
+        # Bytes have no extension; of the formats without first bytes, only TGA can be recognised (by its end).
         tried = (*_CONTENT, "TGA") if source.endswith(b"TRUEVISION-XFILE.\0") else _CONTENT
     else:
         file = source
@@ -127,7 +126,7 @@ def open_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without Pillow's warnings, which name no file: what they warn of is told as a bad image, or harmless."""
+    """Silence Pillow's warnings, which name no file: what they warn of is harmless or reported as a bad image."""
     with _OPEN, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -135,7 +134,7 @@ def quietly() -> Iterator[None]:
 
 @cache
 def _register_heif() -> None:
-    """HEIC is Pillow's plug-in: a process has to register it before it opens one."""
+    """Register the HEIC plug-in with Pillow, once per process."""
     if _HAS_HEIF:
         import pillow_heif
 
@@ -143,7 +142,7 @@ def _register_heif() -> None:
 
 
 def what_it_is(head: bytes) -> str | None:
-    """One clause on a file that `open_image` does not know, from its first 150 or more bytes; None: no idea."""
+    """A clause on what a file is that `open_image` cannot identify, from its first 150 or more bytes; None: unknown."""
     if head[4:8] == b"ftyp":
         brand = head[8:12].decode("latin-1")
         if brand in ("avif", "avis"):

@@ -1,4 +1,4 @@
-"""IDX files, plain or gzipped, under the names that MNIST and Fashion-MNIST use."""
+"""Reads IDX files, plain or gzipped, with the file names of MNIST and Fashion-MNIST."""
 
 import gzip
 import math
@@ -13,34 +13,34 @@ from excite.data.contents import Contents, Part
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError
 
-MAX_BYTES = 1 << 30  # EMNIST, the largest set in this format, has 614 MB; a gzip file of 1 MB may unpack to 1 GB
+MAX_BYTES = 1 << 30  # EMNIST, the largest set in this format, has 614 MB; a gzip file of 1 MB can unpack to 1 GB
 UBYTE = 0x08  # the only element type of image and label files
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read one IDX file of unsigned bytes: uint8 of the shape in its header. Raises ExciteError for anything else."""
+    """Read an IDX file of unsigned bytes: a uint8 array with the shape in its header. Raises ExciteError otherwise."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (EOFError, OSError, zlib.error) as error:
-        raise ExciteError(f"{path} cannot be read, download it again ({error})") from error
+        raise ExciteError(f"{path} cannot be read ({error}); download it again") from error
     if len(data) > MAX_BYTES:
-        raise ExciteError(f"{path} is no IDX file of images or labels: it holds more than {MAX_BYTES >> 20} MB")
+        raise ExciteError(f"{path} is not an IDX file of images or labels: it holds more than {MAX_BYTES >> 20} MB")
     if len(data) < 4 or data[:3] != bytes((0, 0, UBYTE)) or data[3] not in (1, 3):
-        raise ExciteError(f"{path} is not an IDX file of bytes: it begins with {data[:4].hex(' ') or 'nothing'}")
+        raise ExciteError(f"{path} is not an IDX file of bytes: it starts with {data[:4].hex(' ') or 'nothing'}")
     dims = data[3]
     start = 4 + 4 * dims
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
     if len(data) < start or len(data) - start != math.prod(shape):
         raise ExciteError(
             f"{path} is truncated or damaged: its header says {' x '.join(map(str, shape))}, "
-            f"that is {math.prod(shape)} bytes, and {max(0, len(data) - start)} follow"
+            f"which is {math.prod(shape)} bytes, and {max(0, len(data) - start)} follow"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def _find(root: Path, part: str, what: str, dims: int) -> Path | None:
-    """`train-images-idx3-ubyte`, `train-images.idx3-ubyte`, each also with .gz; None where there is no such file."""
+    """Find `train-images-idx3-ubyte` or `train-images.idx3-ubyte`, each also with .gz; None if there is none."""
     for separator in "-.":
         for ending in ("", ".gz"):
             path = root / f"{part}-{what}{separator}idx{dims}-ubyte{ending}"
@@ -55,7 +55,7 @@ def _read_part(root: Path, part: str, classes: int) -> ArrayImages | None:
         return None
     if image_path is None or label_path is None:
         lacking = "images-idx3" if image_path is None else "labels-idx1"
-        raise ExciteError(f"{root} lacks {part}-{lacking}-ubyte, the other half of {image_path or label_path}")
+        raise ExciteError(f"{root} lacks {part}-{lacking}-ubyte, which belongs to {image_path or label_path}")
     images, labels = read_idx(image_path), read_idx(label_path)
     if images.ndim != 3 or labels.ndim != 1 or not images.size:
         shapes = f"{image_path} has shape {images.shape}, {label_path} {labels.shape}"
@@ -66,7 +66,7 @@ def _read_part(root: Path, part: str, classes: int) -> ArrayImages | None:
         position = int((labels >= classes).argmax())
         raise ExciteError(
             f"{label_path}: label {labels[position]} of image {position} is outside 0..{classes - 1}; "
-            f"name every class in {root / 'classes.txt'}, one a line"
+            f"name every class in {root / 'classes.txt'}, one per line"
         )
     return ArrayImages(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
@@ -74,25 +74,25 @@ def _read_part(root: Path, part: str, classes: int) -> ArrayImages | None:
 def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str], ArrayImages, ArrayImages | None]:
     """Class names, training images, test images or None: uint8 (N, 1, H, W).
 
-    Names come from `class_names`, else `classes.txt` in the folder, else "0".."9". Raises ExciteError where files are
-    missing, damaged, or do not fit each other.
+    Names come from `class_names`, else `classes.txt` in the folder, else "0".."9". Raises ExciteError if files are
+    missing or damaged, or do not match each other.
     """
     names = class_names
     if names is None and (root / "classes.txt").is_file():
         try:
             names = [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
-            raise ExciteError(f"{root / 'classes.txt'} is no readable list of class names: {error}") from None
+            raise ExciteError(f"{root / 'classes.txt'} is not a readable list of class names: {error}") from None
     if names is None:
         names = [str(d) for d in range(10)]
     train = _read_part(root, "train", len(names))
     if train is None:
-        raise ExciteError(f"{root} holds no IDX data: expected train-images-idx3-ubyte (or .gz) in it")
+        raise ExciteError(f"{root} has no IDX data: train-images-idx3-ubyte (or .gz) is expected in it")
     return names, train, _read_part(root, "t10k", len(names))
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
-    """The IDX files in a folder. Raises ExciteError; see :func:`read_idx_folder`."""
+    """Read the IDX files in a folder. Raises ExciteError; see :func:`read_idx_folder`."""
     classes, train, test = read_idx_folder(root, data.class_names)
     parts: dict[str, ArrayImages | Part] = {"train": train}
     if test is not None:

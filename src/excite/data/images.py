@@ -1,4 +1,4 @@
-"""The two forms in which a set of labelled images lives: as one array, or as files.
+"""The two forms of a set of labelled images: one array, or files.
 
 Shapes: N images, C channels (1 or 3), H x W pixels.
 """
@@ -17,9 +17,9 @@ from excite.data.pixels import FULL_WHITE
 
 @dataclass
 class ArrayImages:
-    """Images in memory: `images` uint8 (N, C, H, W), C being 1 for gray sources, and `labels` int64 (N,).
+    """Images in memory: `images` uint8 (N, C, H, W), with C = 1 for grey sources, and `labels` int64 (N,).
 
-    `names` are for people: of files as `FileImages` gives them, else "#" and the position in the source, from 0.
+    `names` are for display: those of the files, as in `FileImages`, else "#" and the position in the source from 0.
     """
 
     images: torch.Tensor
@@ -33,12 +33,12 @@ class ArrayImages:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> "ArrayImages":
-        """The images of these positions, in this order."""
+        """The images at these positions, in this order."""
         chosen = torch.from_numpy(index)
         return ArrayImages(self.images[chosen], self.labels[chosen], [self.names[i] for i in index])
 
     def digests(self) -> list[bytes]:
-        """One 16-byte digest an image, over its pixels and label."""
+        """A 16-byte digest of each image's pixels and label."""
         pixels, labels = self.images.contiguous().numpy(), self.labels.numpy()
         return [
             hashlib.blake2b(image.tobytes() + int(label).to_bytes(8, "little"), digest_size=16).digest()
@@ -46,7 +46,7 @@ class ArrayImages:
         ]
 
     def canonical(self) -> "ArrayImages":
-        """The same images ordered by digest, so that a run depends on them and not on how they were stored."""
+        """The same images ordered by digest, so that a run does not depend on the order in which they are stored."""
         digests = self.digests()
         return self.take(np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64))
 
@@ -55,7 +55,7 @@ class ArrayImages:
 class FileImages:
     """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers.
 
-    `white` is the value that is white in those with 16 bits a channel.
+    `white` is the white level of images with 16 bits per channel.
     """
 
     paths: list[str]
@@ -67,18 +67,18 @@ class FileImages:
 
     @property
     def names(self) -> list[str]:
-        """For people: each path below the folder that holds all of them; bytes that are no UTF-8 become U+FFFD."""
+        """Names for display: paths relative to their common folder. Bytes that are not UTF-8 become U+FFFD."""
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         relative = (os.path.relpath(path, root) for path in self.paths)
         return [name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for name in relative]
 
     def take(self, index: np.ndarray) -> "FileImages":
-        """The images of these positions, in this order."""
+        """The images at these positions, in this order."""
         return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white)
 
 
 def luma(images: torch.Tensor) -> torch.Tensor:
-    """RGB to gray exactly as Pillow does it (ITU-R 601): uint8 (N, 3, H, W) -> uint8 (N, 1, H, W)."""
+    """RGB to grey, exactly as in Pillow (ITU-R 601): uint8 (N, 3, H, W) -> uint8 (N, 1, H, W)."""
     out = torch.empty_like(images[:, :1])
     for chunk, target in zip(images.split(4096), out.split(4096), strict=True):
         red, green, blue = chunk.to(torch.int32).unbind(1)
@@ -87,7 +87,7 @@ def luma(images: torch.Tensor) -> torch.Tensor:
 
 
 def fit(images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpolation) -> torch.Tensor:
-    """Bring arrays to the wanted size as files are: uint8 (N, C, H, W) -> uint8 (N, C, S, S), `eval_transform`."""
+    """Resize and crop arrays as files are (`eval_transform`): uint8 (N, C, H, W) -> uint8 (N, C, S, S)."""
     if tuple(images.shape[-2:]) == (size, size):
         return images
     from PIL import Image
@@ -100,20 +100,20 @@ def fit(images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpo
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation in 0..1 per channel of uint8 (N, C, H, W); exact, whatever the order of images."""
+    """Per-channel mean and standard deviation, in 0..1, of uint8 (N, C, H, W); exact for any order of the images."""
     value = np.arange(256)
     mean, std = [], []
     for channel in range(images.shape[1]):
         counts = sum(np.bincount(part[:, channel].numpy().ravel(), minlength=256) for part in images.split(4096))
         centre = (counts * value).sum() / np.sum(counts)
         mean.append(float(centre / 255))
-        # A constant channel would divide by zero; one gray level is the least that 8 bits can tell.
+        # A constant channel would divide by zero; one grey level is the smallest difference in 8 bits.
         std.append(float(max(1.0, np.sqrt((counts * (value - centre) ** 2).sum() / np.sum(counts))) / 255))
     return mean, std
 
 
 def balanced_order(labels: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
-    """A seeded order of all positions whose every beginning is class-balanced, as far as the classes reach."""
+    """A seeded order of all positions, every prefix of which is class-balanced (as far as the classes reach)."""
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
@@ -125,10 +125,10 @@ def balanced_order(labels: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
 
 
 def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions for training and for validation, ascending: a seeded, stratified split.
+    """A seeded, stratified split: positions for training and for validation, ascending.
 
-    The validation part has round(N * fraction) images (at least 1, at most N - 1), shared out by largest remainder.
-    A class keeps one image for training as long as there is any other choice.
+    The validation part has round(N * fraction) images (at least 1, at most N - 1), allotted to the classes by largest
+    remainder. A class keeps one image for training if at all possible.
     """
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)

@@ -1,10 +1,10 @@
-"""Colour and geometry changes per image, on batches, built on kornia: RandAugment, TrivialAugment, jitter, rotation.
+"""Colour and geometry changes per image, on batches, with kornia: RandAugment, TrivialAugment, jitter, rotation.
 
-Shapes: B images of a batch, C channels (1 or 3), H x W pixels; images are float32 in 0..1.
+Shapes: B images in a batch, C channels (1 or 3), H x W pixels; images are float32 in 0..1.
 
-RandAugment and TrivialAugment apply another operation to every image: the choice is drawn on the CPU, so that picking
-an operation's images never waits for the device, and every operation runs once on its part of the batch. Magnitudes are
-torchvision's, on a scale of 0..30:
+RandAugment and TrivialAugment choose an operation for each image. The choice is drawn on the CPU, so that selecting the
+images of an operation never waits for the device, and each operation runs once, on its part of the batch. Magnitudes
+are torchvision's, on a scale of 0..30:
 
     operation                RandAugment at m             TrivialAugment (wide) at bin 0..30
     identity                 -                            -
@@ -17,8 +17,8 @@ torchvision's, on a scale of 0..30:
     solarize (threshold)     1 - m / 30                   1 - bin / 30
     autocontrast, equalize   -                            -
 
-Unlike torchvision, which takes the nearest pixel, geometry is bilinear; what comes in from outside is black in both.
-Colour changes nothing in one-channel images, sharpness nothing in images narrower than 3 pixels.
+Geometric operations are bilinear; torchvision's take the nearest pixel. In both, pixels from outside are black. Colour
+does not change one-channel images, and sharpness does not change images narrower than 3 pixels.
 """
 
 import math
@@ -49,7 +49,10 @@ GEOMETRIC = OPERATIONS[1:6]
 
 
 def rand_augment(images: torch.Tensor, n: int, m: float) -> torch.Tensor:
-    """`n` operations an image, drawn with replacement, each at magnitude `m` (0..30), its sign at random."""
+    """`n` operations per image, drawn with replacement, each at magnitude `m` (0..30) with a random sign.
+
+    float32 (B, C, H, W) in 0..1 -> the same. Cubuk et al., arXiv 1909.13719.
+    """
     side = 150 / 331
     reach = {"shear": 0.3, "translate": side, "rotate": 30.0, "blend": 0.9, "bits": 4.0}
     for _ in range(n):
@@ -59,7 +62,10 @@ def rand_augment(images: torch.Tensor, n: int, m: float) -> torch.Tensor:
 
 
 def trivial_augment(images: torch.Tensor) -> torch.Tensor:
-    """One operation an image, at one of 31 strengths, both uniform (Mueller and Hutter, 2021, the wide space)."""
+    """One operation per image at one of 31 strengths, both uniform (Mueller and Hutter, 2021, the wide space).
+
+    float32 (B, C, H, W) in 0..1 -> the same.
+    """
     reach = {"shear": 0.99, "translate": 32.0, "rotate": 135.0, "blend": 0.99, "bits": 6.0}
     operation = torch.randint(0, len(OPERATIONS), (len(images),))
     strength = torch.randint(0, 31, (len(images),)) / 30
@@ -73,7 +79,7 @@ def _apply(
     reach: dict[str, float],
     relative_translation: bool,
 ) -> torch.Tensor:
-    """Apply to each image its operation; `operation` int64 (B,) and `strength` float (B,) in 0..1 are on the CPU."""
+    """Apply an operation to each image. `operation` int64 (B,) and `strength` float (B,) in 0..1 are on the CPU."""
     signed = strength * (torch.randint(0, 2, (len(images),)) * 2 - 1)
     out = images.clone()
     geometric = (operation >= 1) & (operation <= len(GEOMETRIC))
@@ -135,7 +141,7 @@ def _posterize(images: torch.Tensor, strength: torch.Tensor, _: torch.Tensor, re
 
 
 def _autocontrast(images: torch.Tensor, *_: object) -> torch.Tensor:
-    """Stretch every channel to 0..1. Own code: kornia's normalize_min_max turns a constant channel black."""
+    """Stretch every channel to 0..1. (kornia's normalize_min_max would turn a constant channel black.)"""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 
@@ -146,7 +152,7 @@ def _sharpness(images: torch.Tensor, _: torch.Tensor, signed: torch.Tensor, reac
     return enhance.sharpness(images, 1 + signed * reach["blend"])
 
 
-#: name -> change(images, strength 0..1, strength with a random sign, reach of each kind)
+#: name -> change(images, strength in 0..1, strength with a random sign, largest magnitude of each kind)
 PHOTOMETRIC: dict[str, Callable[..., torch.Tensor]] = {
     "brightness": lambda x, _, signed, reach: enhance.adjust_brightness_accumulative(x, 1 + signed * reach["blend"]),
     "color": lambda x, _, signed, reach: enhance.adjust_saturation_with_gray_subtraction(
@@ -170,10 +176,11 @@ def random_rotation(images: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def color_jitter(images: torch.Tensor, strengths: Sequence[float]) -> torch.Tensor:
-    """Change brightness, contrast, saturation and hue by random factors an image, in an order that is random a batch.
+    """Change brightness, contrast, saturation and hue of each image by random factors, in a random order per batch.
 
-    Factors are uniform in max(0, 1 - s)..1 + s; hue turns by a share uniform in -s..s of the circle: torchvision's
-    rule, but for its order per image. One-channel images have no saturation or hue to change.
+    Factors are uniform in max(0, 1 - s)..1 + s; hue is rotated by a fraction of the circle uniform in -s..s. This is
+    torchvision's rule, except that torchvision draws an order per image. Saturation and hue of one-channel images do
+    not change.
     """
     brightness, contrast, saturation, hue = strengths
     factors = torch.rand(4, len(images), device=images.device)

@@ -1,10 +1,10 @@
 """Batches for training and evaluation, from arrays on the device or from files decoded by worker processes.
 
-Shapes: N images, B images of a batch on one rank, C channels the network sees, S the image side.
+Shapes: N images, B images per batch on one rank, C channels that the network sees, S side of the square images.
 
-Nothing here has hidden state: which images make up a batch, and how each is cropped, are pure functions of
-(seed, epoch, step, rank). So a run that resumes in the middle of an epoch, or with another number of workers, gets
-the same batches bit for bit. torch's global generators are never touched.
+There is no hidden state: which images make up a batch, and how each is cropped, is a pure function of
+(seed, epoch, step, rank). A run that resumes in the middle of an epoch, or with another number of workers, gets the
+same batches bit for bit. torch's global generators are never used.
 """
 
 import math
@@ -39,24 +39,24 @@ from excite.errors import ExciteError
 from excite.runtime.job import cores, local_world_size
 
 Batch = TypeVar("Batch")
-#: Whose rule on broken images holds: `data.on_bad_train` or `data.on_bad_val`.
+#: Which rule applies to broken images: `data.on_bad_train` or `data.on_bad_val`.
 Rule = Literal["train", "val"]
 
 # The first number of every seed: SeedSequence pads with zeros, so (seed, epoch) alone would equal (seed, epoch, 0).
 ORDER, FILE_CROP, ARRAY_CROP = 0, 1, 2
 
-MAX_WORKERS = 16  # more decode faster than one device trains, and each costs some 200 MB
-TRIES = 100  # broken images in a row after which a training run stops even under "skip"
+MAX_WORKERS = 16  # more would decode faster than one device trains, and each takes about 200 MB
+TRIES = 100  # broken images in a row after which training stops even with "skip"
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of `count` images in an epoch: int64 (N,), a pure function of (seed, epoch)."""
+    """A random order of `count` images for an epoch: int64 (N,), a pure function of (seed, epoch)."""
     return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One batch for a worker to decode; the epoch seeds the crops."""
+    """A batch for a worker to decode; the epoch seeds the crops."""
 
     epoch: int
     indices: list[int]
@@ -64,7 +64,7 @@ class Request:
 
 @dataclass
 class Decoded:
-    """What a worker answers: uint8 (B, S, S, C), int64 (B,) twice, and which files were broken."""
+    """A worker's answer: pixels uint8 (B, S, S, C), labels and indices int64 (B,), and the broken files."""
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -73,7 +73,7 @@ class Decoded:
     fatal: ExciteError | None = None  # stops the run
 
     def pin_memory(self) -> "Decoded":
-        """Called by the DataLoader where the device is a GPU."""
+        """Called by the DataLoader if the device is a GPU."""
         return Decoded(
             self.pixels.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.bad, self.fatal
         )
@@ -82,9 +82,9 @@ class Decoded:
 class FileDecoder(Dataset[Decoded]):
     """Decodes whole batches, in a worker or in the main process: `decoder[request]`.
 
-    With `augment` None the evaluation transform is applied, and a broken image under "skip" is left out; otherwise
-    training crops are made, and a broken image under "skip" is replaced by the next good one in the order of files.
-    Errors come back as values: raised in a worker they would reach the user wrapped in two tracebacks.
+    Without `augment`, the evaluation transform is applied, and with "skip" a broken image is left out. With it,
+    training crops are made, and with "skip" a broken image is replaced by the next good one in the order of files.
+    Errors are returned as values: raised in a worker, they would reach the user wrapped in two tracebacks.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FileDecoder(Dataset[Decoded]):
             else:
                 if tries == TRIES:
                     fatal = ExciteError(
-                        f"{TRIES} training images in a row cannot be read; the last: {': '.join(bad[-1])}"
+                        f"{TRIES} training images in a row cannot be read; the last one: {': '.join(bad[-1])}"
                     )
             if fatal is not None:
                 break
@@ -131,7 +131,7 @@ class FileDecoder(Dataset[Decoded]):
             if augment is None or augment.crop != "random_resized":
                 image = load_image(path, mode, data.max_pixels, white=white)
                 return eval_transform(image, self.size, data.crop_pct, data.interpolation)
-            # Large JPEGs are decoded at a fraction of their size, as long as the smallest crop still fills the result.
+            # Large JPEGs are decoded at a fraction of their size if the smallest crop still has enough pixels.
             thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
             enough = math.ceil(data.image_size / math.sqrt(thinnest))
             image = load_image(path, mode, data.max_pixels, enough, white)
@@ -140,8 +140,8 @@ class FileDecoder(Dataset[Decoded]):
 
 
 class _Plan(Sampler[Request]):
-    """The requests of the coming iteration. Persistent workers keep their copy of the dataset, so what changes from
-    epoch to epoch must travel with the requests."""
+    """The requests of the next iteration. Persistent workers keep their copy of the dataset, so whatever changes from
+    epoch to epoch must be part of the requests."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -154,11 +154,11 @@ class _Plan(Sampler[Request]):
 
 
 def _start_worker(_: int) -> None:
-    """Make a worker end when, and only when, the main process wants or has ended.
+    """Make a worker end if, and only if, the main process asks it to or has ended.
 
-    Ctrl-C reaches the whole process group; the main process saves first and then ends its workers itself. A main
-    process killed outright ends nobody: torch's workers look out for a change of their parent, but under forkserver
-    that is the server, which in turn waits for the workers, and all would stay forever.
+    Ctrl-C reaches the whole process group, but the main process saves first and then ends its workers itself. If the
+    main process is killed, torch's workers would live forever: they watch their parent, but with forkserver that is the
+    server, which in turn waits for the workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_main, daemon=True).start()
@@ -172,12 +172,12 @@ def _end_with_main() -> None:
 
 
 def _unchanged(decoded: Any) -> Any:
-    """With batch_size=None the DataLoader would else convert what the decoder returns."""
+    """With batch_size=None, the DataLoader would otherwise convert what the decoder returns."""
     return decoded
 
 
 def default_workers() -> int:
-    """One worker a core that this process may use, shared among the ranks of a machine."""
+    """One worker per core that this process may use, divided among the ranks of a machine."""
     return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
@@ -197,7 +197,7 @@ class _FileBatches:
             worker_init_fn=_start_worker,
             multiprocessing_context=worker_context() if workers else None,
             persistent_workers=persistent and workers > 0,
-            generator=torch.Generator(),  # else every epoch would draw a number from the global generator
+            generator=torch.Generator(),  # otherwise every epoch would draw a number from the global generator
         )
 
     def run(self, requests: list[Request]) -> Iterator[Decoded]:
@@ -207,13 +207,13 @@ class _FileBatches:
 
 
 class _Loader:
-    """What both loaders share: the images, the device, the waiting time and the list of broken files."""
+    """Common base of both loaders: the images, the device, the waiting time and the list of broken files."""
 
     def __init__(
         self, images: ArrayImages | FileImages, batch_size: int, device: torch.device | str, data: DataConfig
     ) -> None:
         self.batch_size, self.device, self.data = batch_size, torch.device(device), data
-        self.wait_seconds = 0.0  # running total of what the consumer has waited for batches
+        self.wait_seconds = 0.0  # running total of the time that the consumer has waited for batches
         self._bad: dict[str, str] = {}
         if isinstance(images, ArrayImages):
             images = ArrayImages(images.images.to(self.device), images.labels.to(self.device), images.names)
@@ -221,11 +221,11 @@ class _Loader:
 
     @property
     def bad(self) -> list[tuple[str, str]]:
-        """(path, reason) of the broken files met so far, each path once."""
+        """(path, reason) of the broken files found so far, each path once."""
         return list(self._bad.items())
 
     def _pixels(self, arrays: ArrayImages, index: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, C, S, S); one stored gray channel is repeated without copying it."""
+        """uint8 (B, C, S, S); a single stored grey channel is repeated without copying it."""
         return arrays.images.index_select(0, index).expand(-1, self.data.in_chans, -1, -1)
 
     def _checked(self, decoded: Decoded) -> Decoded:
@@ -271,15 +271,15 @@ class _Loader:
 class TrainLoader(_Loader):
     """Training batches of one rank.
 
-    Batch k of an epoch is the k-th slice of B * world images of that epoch's order, dealt out to the ranks in turn.
-    With `drop_last` the incomplete slice at the end is left out; it is kept where it is all there is (fewer than
-    B * world images), and wherever one is kept, it is topped up from the beginning of the order so that every rank
-    has equally many. With `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019) a slice
-    is B * world / r images r times over, and an epoch has as many slices as without. An image is cropped by a generator
-    of its own, seeded by (seed, epoch, its number).
+    Batch k of an epoch is the k-th slice of B * world images of the epoch's order, dealt out to the ranks in turn. With
+    `drop_last`, an incomplete last slice is dropped, unless it is the only one (fewer than B * world images). If it is
+    kept, it is filled up from the beginning of the order so that every rank has the same number of images. With
+    `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019), a slice holds B * world / r
+    images, r copies each, and an epoch still has the same number of slices. Each image is cropped with its own
+    generator, seeded by (seed, epoch, image number).
 
-    `images` uint8 (B, C, S, S) and `labels` int64 (B,) come on the device; crop=pad and everything else in `augment`
-    but the random-resized crop is BatchAugment's work. Iterate over one epoch at a time.
+    Yields `images` uint8 (B, C, S, S) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
+    is applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
     """
 
     def __init__(
@@ -307,13 +307,13 @@ class TrainLoader(_Loader):
         return math.floor(steps) if self.drop_last else math.ceil(steps)
 
     def batch_indices(self, epoch: int, step: int) -> np.ndarray:
-        """Which images (positions in `images`) batch `step` of `epoch` holds on this rank."""
+        """The images in batch `step` of `epoch` on this rank: positions in `images`, int64 (B,)."""
         return self._share(self._order(epoch), step) % len(self.images)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """The order of an epoch, repeats included: the k-th copy of image i is the number k * N + i.
+        """The order of an epoch, including repeats: the k-th copy of image i has number k * N + i.
 
-        Copies stand as far apart as their batch allows, since mixup and CutMix mix neighbours.
+        Copies are as far apart as their batch allows, because mixup and CutMix mix neighbours.
         """
         count, repeats = len(self.images), self.augment.repeats
         order = epoch_order(count, self.seed, epoch)
@@ -330,9 +330,9 @@ class TrainLoader(_Loader):
         return np.concatenate([whole, np.resize(order, lacking)])[self.rank :: self.world]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch from `start_step` on: what an uninterrupted run would have seen from there.
+        """The batches of an epoch from `start_step` on, the same as in an uninterrupted run.
 
-        Raises BadImageError (data.on_bad_train = "stop"), ExciteError (100 broken images in a row).
+        Raises BadImageError (with data.on_bad_train = "stop") or ExciteError (100 broken images in a row).
         """
         order = self._order(epoch)
         if isinstance(self.images, ArrayImages):
@@ -362,12 +362,12 @@ class TrainLoader(_Loader):
 
 
 class EvalLoader(_Loader):
-    """Evaluation batches of one rank: every image exactly once over all ranks, whatever the batch size.
+    """Evaluation batches of one rank: every image exactly once over all ranks, for any batch size.
 
-    Iterating yields uint8 (B, C, S, S), int64 labels (B,) and int64 positions in `images` (B,), on the device. Rank r
-    has images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Raises BadImagesError
-    (data.on_bad_val = "stop", or with `rule` "train" data.on_bad_train); under "skip" broken images are left out and
-    listed in `bad`.
+    Yields pixels uint8 (B, C, S, S), labels int64 (B,) and positions in `images` int64 (B,), on the device. Rank r has
+    images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Broken images follow
+    data.on_bad_val (or data.on_bad_train with `rule` "train"): "stop" raises BadImagesError; with "skip", they are left
+    out and listed in `bad`.
     """
 
     def __init__(
@@ -389,7 +389,7 @@ class EvalLoader(_Loader):
         shares = [self._mine[i : i + self.batch_size] for i in range(0, len(self._mine), self.batch_size)]
         if isinstance(self.images, ArrayImages):
             return self._timed(self._from_arrays(self.images, shares))
-        # Not persistent: between two evaluations the cores and the memory belong to the training workers.
+        # Not persistent: between two evaluations, cores and memory belong to the training workers.
         decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
         files = _FileBatches(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))

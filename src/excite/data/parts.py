@@ -1,8 +1,8 @@
-"""Which folders of a data set are its parts: training, validation, test.
+"""Finds the folders of a data set's parts: training, validation, test.
 
-    root/train root/val root/test    parts, under any of the usual names, in any case
-    root/cat root/dog                no parts: class folders, of which some images are split off
-    root/photos/...                  either of these one level down, as an unpacked archive has it
+    root/train root/val root/test    parts, under any of their usual names, in upper or lower case
+    root/cat root/dog                no parts: class folders, of which some images are held out
+    root/photos/...                  either of these one level down, as in an unpacked archive
 
 Nothing here opens an image or imports torch.
 """
@@ -23,11 +23,11 @@ PART_NAMES: Mapping[str, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-#: What a part is called in a sentence.
+#: The name of a part in messages.
 PART_TITLES: Mapping[str, str] = {"train": "training", "val": "validation", "test": "test", "all": "all"}
 
 _KNOWN = {name: part for part, names in PART_NAMES.items() for name in names}
-#: With what people put before or behind such a name: training_set, seg_train, val-images, 2_test.
+#: The usual names with common prefixes and suffixes: training_set, seg_train, val-images, 2_test.
 _DRESSED = re.compile(
     rf"(?:[a-z0-9]+[ _.-])?({'|'.join(sorted(_KNOWN, key=len, reverse=True))})"
     r"(?:[ _.-]?(?:set|data|images?|imgs?|split|part))?"
@@ -36,13 +36,13 @@ _DRESSED = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a data set lie.
+    """The folders of a data set's parts.
 
     Attributes:
-        root: the folder of the parts, or of the class folders.
-        parts: "train", "val", "test" -> folder; empty where ``root`` holds class folders.
-        unused: folders of ``root`` that are no part, and so are not used; empty without parts.
-        notes: what a user should know, one sentence each.
+        root: the folder that holds the parts, or the class folders.
+        parts: "train", "val", "test" -> folder; empty if ``root`` holds class folders.
+        unused: folders of ``root`` that are not a part and are ignored; empty if there are no parts.
+        notes: sentences for the user.
     """
 
     root: Path
@@ -52,17 +52,17 @@ class Layout:
 
     @property
     def places(self) -> Mapping[str, Path]:
-        """The folders of class folders: of each part, or "all"."""
+        """Part (or "all") -> the folder that holds its class folders."""
         return self.parts or {"all": self.root}
 
 
 def part_named(name: str) -> str | None:
-    """The part that a folder of this name is, by its usual names; None for any other name."""
+    """The part that has this folder name among its usual names; None for any other name."""
     return _KNOWN.get(name.strip().lower())
 
 
 def part_resembled(name: str) -> str | None:
-    """The part that a name looks like, with words around it (``training_set``, ``seg_test``); None for any other."""
+    """The part that a name resembles, with a prefix or suffix (``training_set``, ``seg_test``); None for any other."""
     match = _DRESSED.fullmatch(name.strip().lower())
     return None if match is None else _KNOWN[match[1]]
 
@@ -71,8 +71,8 @@ def find_layout(root: Path) -> Layout:
     """Find the parts of a data set, or its class folders.
 
     Raises:
-        ExciteError: a folder that cannot be listed; two folders for one part; several data sets in one; class folders
-            that have parts of their own, or names of parts; parts without class folders.
+        ExciteError: a folder cannot be listed, two folders stand for the same part, the folder holds several data sets,
+            class folders contain parts or are named like parts, or parts have no class folders.
     """
     found = _layout(root)
     if found is not None:
@@ -95,35 +95,37 @@ def _listed(place: Path) -> list[str]:
 
 
 def _layout(root: Path) -> Layout | None:
-    """The parts that lie in a folder; None where there are none."""
+    """The parts in a folder; None if there are none."""
     names = _listed(root)
     by_part: dict[str, list[str]] = {}
     for name in names:
         part = part_named(name)
-        if part is not None and _listed(root / name):  # without folders in it, it is a class: trains among cars
+        if part is not None and _listed(root / name):  # without folders in it, it is a class, such as trains
             by_part.setdefault(part, []).append(name)
     if not by_part:
         return _dressed(root, names)
     for part, several in by_part.items():
         if len(several) > 1:
             raise ExciteError(
-                f"{root} has {len(several)} folders for the {PART_TITLES[part]} part: {_some(several)}; keep one, and "
+                f"{root} has {len(several)} folders for the {PART_TITLES[part]} part: {_some(several)}; keep one and "
                 "move or rename the others"
             )
     chosen = {part: root / several[0] for part, several in by_part.items()}
     parts = {part: _unwrapped(folder) for part, folder in chosen.items()}
     unused = [name for name in names if root / name not in chosen.values()]
     notes = (
-        [f"not used, as {'they are' if len(unused) > 1 else 'it is'} no part: {_some(unused, '/')}"] if unused else []
+        [f"ignored, not {'parts' if len(unused) > 1 else 'a part'} of the data set: {_some(unused, '/')}"]
+        if unused
+        else []
     )
     for name in unused:
         if part_named(name) is not None:
-            notes.append(f"{name}/ has no class folders: its images have no labels and are not used")
+            notes.append(f"{name}/ is ignored: it has no class folders, so its images have no labels")
     return Layout(root, parts, unused, notes)
 
 
 def _dressed(root: Path, names: Sequence[str]) -> Layout | None:
-    """Parts with words around their names, such as ``training_set`` and ``test_set``: where all folders are such."""
+    """Parts with a prefix or suffix, such as ``training_set`` and ``test_set``, if all folders have such names."""
     resembled = {name: part_resembled(name) for name in names}
     parts = [part for part in resembled.values() if part is not None]
     if len(parts) < max(2, len(names)) or "train" not in parts or len(set(parts)) < len(parts):
@@ -131,11 +133,11 @@ def _dressed(root: Path, names: Sequence[str]) -> Layout | None:
     if not all(_listed(root / name) for name in names):
         return None
     found = {str(part): _unwrapped(root / name) for name, part in resembled.items()}
-    return Layout(root, found, (), [f"parts by their names: {_some(names, '/')}"])
+    return Layout(root, found, (), [f"parts recognised by name: {_some(names, '/')}"])
 
 
 def _unwrapped(part: Path) -> Path:
-    """A part's folder, or the only one in it where that repeats its name: ``seg_train/seg_train/CLASS``."""
+    """A part's folder, or the only folder in it if that has the same name: ``seg_train/seg_train/CLASS``."""
     inside = _listed(part)
     if len(inside) == 1 and (inside[0] == part.name or part_named(inside[0])) and _listed(part / inside[0]):
         return part / inside[0]
@@ -151,9 +153,9 @@ def _wrapped(root: Path) -> Path | None:
     if len(with_parts) > 1:
         if len(with_parts) == len(names):
             raise ExciteError(
-                f"the folders of {root} have parts of their own ({_some(with_parts, '/')} hold train/ and the like): "
-                f"give one of them, as in data.root={root / with_parts[0]}; if they are the classes, put the parts "
-                f"outside: train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
+                f"each folder of {root} has its own parts ({_some(with_parts, '/')} hold train/ and the like): "
+                f"give one of them, as in data.root={root / with_parts[0]}; or, if they are the classes, put them "
+                f"inside the parts: train/{with_parts[0]}/, train/{with_parts[1]}/ ..."
             )
         raise ExciteError(
             f"{root} holds several data sets with parts ({_some(with_parts, '/')}): give one of them, as in "
@@ -165,7 +167,7 @@ def _wrapped(root: Path) -> Path | None:
 
 
 def _has_parts(folder: Path) -> bool:
-    """Whether a folder has a training part, or two parts at least: a single folder called "test" is little to go by."""
+    """Whether a folder has a training part or at least two parts: a single folder named "test" is weak evidence."""
     found = {part_named(name) for name in _listed(folder) if part_named(name) and _listed(folder / name)} - {None}
     return "train" in found or len(found) > 1
 
@@ -180,28 +182,28 @@ def _images_directly(folder: Path) -> bool:
 
 
 def _refuse_names_of_parts(root: Path, names: Sequence[str]) -> None:
-    """Class folders that are called like parts would train a network that tells "Testing" from "Training"."""
+    """Class folders named like parts would train a network that tells "Testing" from "Training"."""
     resembled = [part_named(name) or part_resembled(name) for name in names]
     if len(names) >= 2 and all(resembled) and len(set(resembled)) > 1:
         raise ExciteError(
-            f"{root} has no class folders, only parts of a data set without classes in them ({_some(names, '/')}): put "
-            f"the images of each class into a folder of its own, as in {root / names[0]}/CLASS/"
+            f"{root} only has parts of a data set without class folders in them ({_some(names, '/')}): put "
+            f"the images of each class into its own folder, as in {root / names[0]}/CLASS/"
         )
     if len(names) == 1 and resembled[0] is not None:
         raise ExciteError(
-            f"{root} has only {names[0]}/, without class folders in it: put the images of each class into a folder of "
-            f"its own, as in {root / names[0]}/CLASS/"
+            f"{root} only has {names[0]}/, without class folders in it: put the images of each class into its own "
+            f"folder, as in {root / names[0]}/CLASS/"
         )
 
 
 def _refuse_parts_in_classes(root: Path, names: Sequence[str]) -> None:
-    """``cat/train/1.jpg``: to mix what somebody kept apart would train on the test images."""
+    """Refuse ``cat/train/1.jpg``: mixing parts that were kept apart would train on the test images."""
     for name in names:
         inside = {part_named(each) for each in _listed(root / name)} - {None}
         if "train" in inside and len(inside) > 1:
             raise ExciteError(
                 f"{root / name} has parts in it ({_some([n for n in _listed(root / name) if part_named(n)], '/')}): "
-                f"put the parts outside and the classes inside, as in {root / 'train' / name}/"
+                f"put the class folders inside the parts, as in {root / 'train' / name}/"
             )
 
 
@@ -211,7 +213,7 @@ def _some(names: Sequence[str], end: str = "") -> str:
 
 
 def class_names(layout: Layout) -> tuple[dict[str, list[str]], str]:
-    """The class folders of each part, and the part that says which classes there are. Raises ExciteError for none."""
+    """The class folders of each part, and the part that defines the classes. Raises ExciteError if there are none."""
     places = layout.places
     first = next(part for part in ("train", "all", "val", "test") if part in places)
     names = {part: folders_in(place) for part, place in places.items()}
@@ -223,11 +225,11 @@ def class_names(layout: Layout) -> tuple[dict[str, list[str]], str]:
 def _no_classes(place: Path) -> str:
     lying = lying_in(place).total()
     what = f", but {lying:,} images" if lying else ""
-    return f"{place} has no class folders{what}: put the images of each class into a folder named after it"
+    return f"{place} has no class folders{what}: put the images of each class into a folder named after the class"
 
 
 def lying_in(place: Path) -> Counter[str]:
-    """Images that lie beside the class folders, by ending: nobody knows of which class they are."""
+    """Number of images beside the class folders, by file extension; their class is unknown."""
     with os.scandir(place) as entries:
         names = [entry.name for entry in entries if is_image(entry.name) and not is_litter(entry.name)]
     return Counter(os.path.splitext(name)[1].lower() for name in names)

@@ -1,10 +1,10 @@
-"""What the numbers in an opened image mean: bands that are no colours, and more than 8 bits a channel.
+"""Interprets the values of an opened image: bands that are not colours, and more than 8 bits per channel.
 
-Pillow drops both in silence. Of colours with 16 bits a channel it keeps the upper 8 bits, so that 12-bit colours have
-16 levels left; 16-bit gray that is white at zero it leaves negative; bands without a meaning it cuts off or takes for
+Pillow silently gets both wrong. Of colours with 16 bits per channel it keeps the upper 8 bits, which leaves 16 levels
+of 12-bit colours. It leaves 16-bit grey with white at zero negative. Bands without a meaning it drops, or takes for
 transparency.
 
-Shapes: H x W pixels. Everything here raises ValueError with a reason that names no file.
+Shapes: H x W pixels. Everything here raises ValueError with a reason that does not name the file.
 """
 
 import io
@@ -18,31 +18,31 @@ from PIL import Image, TiffImagePlugin
 
 from excite.data.formats import open_image, quietly
 
-#: What 16-bit pixels can be at most, and white unless a recipe or the data say otherwise.
+#: The largest 16-bit value, which is the white level unless the recipe or the data gives another.
 FULL_WHITE = 65535
 
 # Tags of TIFF 6.0.
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 4: 1, 5: 4, 6: 3, 8: 3}  # PhotometricInterpretation -> bands of colour
-_ALPHA = (1, 2, 999)  # ExtraSamples that are transparency; Corel Draw writes 999
+_ALPHA = (1, 2, 999)  # ExtraSamples that mean transparency; Corel Draw writes 999
 
-# Rawmodes with 16 bits a channel, of which Pillow keeps the upper byte. Read as if in the other byte order, it keeps
-# the lower one. The four bytes of gray and alpha look like four channels.
+# Rawmodes with 16 bits per channel, of which Pillow keeps the upper byte. Reading them in the other byte order gives
+# the lower one. The four bytes of grey and alpha look like four channels.
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _DEEP_COLOURS, _DEEP_GRAY_ALPHA = ("RGB;16", "RGBA;16"), "LA;16B"
 
 
 def refuse_bands(image: Image.Image) -> None:
-    """Raise ValueError where an image's header says that its pixels cannot become gray or RGB truthfully."""
+    """Raise ValueError if an image's header says that its pixels cannot be converted to grey or RGB correctly."""
     if image.mode == "F":
-        raise ValueError("32-bit float pixels have no agreed white; save it with 8 or 16 bits a channel")
+        raise ValueError("32-bit float pixels have no defined white level; save it with 8 or 16 bits per channel")
     if image.mode == "LAB":
-        raise ValueError("its colours are CIELAB, which is not read here; save it as RGB")
+        raise ValueError("its colours are CIELAB, which is not supported; save it as RGB")
     if image.format != "TIFF":
         return
     tags = _tags(image)
     if tags.get(_SAMPLE_FORMAT, (1,))[0] == 2 and tags.get(_BITS, (1,))[0] == 8:
-        raise ValueError("its 8-bit pixels have a sign, so that black and white are not agreed; save it without")
+        raise ValueError("its 8-bit pixels are signed, so black and white are undefined; save it as unsigned")
     colours = _COLOURS.get(tags.get(_PHOTOMETRIC, 1), 1)
     meaning, samples = tags.get(_EXTRA), tags.get(_SAMPLES, colours)
     extra = samples - colours
@@ -52,12 +52,12 @@ def refuse_bands(image: Image.Image) -> None:
         return
     bits = max(tags.get(_BITS, (1,)))
     if bits > 8 and colours > 1:
-        raise ValueError("it has 16-bit colours in separate planes, which is not read here; save them interleaved")
-    # Of planes that it unpacks itself, Pillow cuts the rawmode down to a letter: gray that is white at zero ("L;I")
-    # would come out as its negative, 16 bits ("I;16") not at all.
+        raise ValueError("it has 16-bit colours in separate planes, which is not supported; save them interleaved")
+    # When Pillow unpacks planes itself, it cuts the rawmode down to a letter: grey with white at zero ("L;I") would
+    # come out negative, and 16 bits ("I;16") not at all.
     decoded = samples > 1 or (bits == 8 and tags.get(_PHOTOMETRIC) != 0)
     if not decoded and any(tile.codec_name != "libtiff" for tile in image.tile):  # type: ignore[attr-defined]
-        raise ValueError("its only band is stored as a plane, which is not read here; save it interleaved")
+        raise ValueError("its only band is stored as a plane, which is not supported; save it interleaved")
 
 
 def _tags(image: Image.Image) -> Any:
@@ -65,7 +65,7 @@ def _tags(image: Image.Image) -> Any:
 
 
 def bands_unsaid(image: Image.Image) -> bool:
-    """Whether a fourth band is only perhaps transparency: the file does not say, so that its values have to decide."""
+    """Whether a fourth band may or may not be transparency: the file does not say, so its values have to decide."""
     return image.format == "TIFF" and image.mode == "RGBA" and _EXTRA not in _tags(image)
 
 
@@ -75,13 +75,13 @@ def _too_many(samples: int, colours: int) -> str:
     kept = "-b 1 -b 2 -b 3 -colorinterp red,green,blue" if samples > 2 else "-b 1"
     return (
         f"it has {samples} bands, {colours} of {kind} and {samples - colours} that the file does not call transparency "
-        "(near infrared?); networks here see 1 or 3: keep those, as with "
+        "(near infrared?); networks take 1 or 3: keep only those, as with "
         f"gdal_translate {kept} IN.tif OUT.tif"
     )
 
 
 def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
-    """Why a TIFF is not read that Pillow has no mode for; None for files that are no TIFF with a whole header."""
+    """Why a TIFF that Pillow has no mode for is not read; None if the file is not a TIFF with a complete header."""
     try:
         with quietly(), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             header = file.read(8)
@@ -97,21 +97,21 @@ def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
             sample = {2: "signed ", 3: "float ", 5: "complex ", 6: "complex "}.get(
                 tags.get(_SAMPLE_FORMAT, (1,))[0], ""
             )
-    except Exception:  # a damaged one: that it is damaged is said elsewhere
+    except Exception:  # a damaged file, which is reported elsewhere
         return None
     if colours is not None and samples > colours + 1:
         return _too_many(samples, colours)
     bands = f"{samples} band{'s' if samples > 1 else ''} of {max(bits)} {sample}bits"
     kind = tags.get(_PHOTOMETRIC)
     return (
-        f"it is a TIFF with {bands} (photometric {kind}), which is not read here; save it as gray or RGB, 8 or 16 bits"
+        f"it is a TIFF with {bands} (photometric {kind}), which is not supported; save it as grey or RGB, 8 or 16 bits"
     )
 
 
 def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white: int) -> Image.Image:
-    """Decode `image`, opened from `source`: 8 bits a channel, in any mode.
+    """Decode `image`, opened from `source`, to 8 bits per channel, in any mode.
 
-    Of 16 bits a channel, `white` and above become 255: round(v * 255 / white).
+    16-bit values become round(v * 255 / white); `white` and above become 255.
     """
     white = white_of(image, white)
     alpha_unsaid = bands_unsaid(image)
@@ -125,11 +125,11 @@ def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white
 
 
 def white_of(image: Image.Image, white: int) -> int:
-    """What is white in this very file: formats that tell their own range leave nothing to be detected."""
+    """The white level of this file: formats that define their own range need no detection."""
     if image.format == "TIFF":
         bits = _tags(image).get(_BITS, (1,))[0]
         return 2**bits - 1 if 8 < bits < 16 else white
-    if image.format == "PPM":  # Pillow scales what the file calls its largest value to 65535
+    if image.format == "PPM":  # Pillow scales the largest value declared in the file to 65535
         args = _raw(image)
         told = args[-1] if args else None
         return FULL_WHITE if isinstance(told, int) and 255 < told < FULL_WHITE else white
@@ -137,16 +137,16 @@ def white_of(image: Image.Image, white: int) -> int:
 
 
 def _raw(image: Image.Image) -> tuple[Any, ...]:
-    """Arguments of the decoder, the rawmode first; none where a format's own library decodes."""
+    """Arguments of the decoder, the rawmode first; none if the format's own library decodes."""
     tiles = getattr(image, "tile", None)
     args = tiles[0].args if tiles else ()
     return args if isinstance(args, tuple) else (args,)
 
 
 def deep_values(source: str | os.PathLike[str] | bytes, image: Image.Image) -> np.ndarray | None:
-    """Decode `image`, opened from `source`: whole numbers (H, W) or (H, W, 2 to 4), None where 8 bits hold them all.
+    """Decode `image`, opened from `source`, to integers (H, W) or (H, W, 2 to 4); None if it has 8 bits per channel.
 
-    Gray may be int32, with a sign or more than 16 bits.
+    Grey may be int32, with negative values or more than 16 bits.
     """
     rawmode = next(iter(_raw(image)), None)
     rawmode = rawmode if isinstance(rawmode, str) else ""
@@ -170,7 +170,7 @@ def deep_values(source: str | os.PathLike[str] | bytes, image: Image.Image) -> n
 
 
 def scaled(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
-    """What `deep_values` gave, with 8 bits a channel; a key colour becomes transparency."""
+    """The result of `deep_values` with 8 bits per channel; a key colour becomes transparency."""
     inverted = image.format == "TIFF" and _tags(image).get(_PHOTOMETRIC) == 0
     found = Image.fromarray(eight_bits_of(values, white, inverted))
     key = image.info.get("transparency")
@@ -182,11 +182,11 @@ def scaled(image: Image.Image, values: np.ndarray, white: int) -> Image.Image:
 
 
 def eight_bits_of(values: np.ndarray, white: int, inverted: bool = False) -> np.ndarray:
-    """uint8 of whole numbers: `white` and above become 255. Raises ValueError where some are no 16-bit ones."""
+    """Integers to uint8: `white` and above become 255. Raises ValueError if a value is not a 16-bit one."""
     if values.size and values.min() < 0:
-        raise ValueError("it has pixels below 0, which have no agreed black; save it with 8 or 16 bits without a sign")
+        raise ValueError("it has pixels below 0, so black is undefined; save it as unsigned, with 8 or 16 bits")
     if values.size and values.max() > FULL_WHITE:
-        raise ValueError("32-bit integer pixels have no agreed white; save it with 8 or 16 bits a channel")
+        raise ValueError("32-bit integer pixels have no defined white level; save it with 8 or 16 bits per channel")
     return _levels(white, inverted)[values]
 
 
@@ -196,6 +196,6 @@ def _alpha(clear: np.ndarray) -> Image.Image:
 
 @cache
 def _levels(white: int, inverted: bool) -> np.ndarray:
-    """uint8 (65536,): what each 16-bit value becomes. Values above white are clipped."""
+    """Lookup table from 16-bit values, uint8 (65536,). Values above white are clipped."""
     levels = ((np.arange(FULL_WHITE + 1).clip(max=white) * 255 + white // 2) // white).astype(np.uint8)
     return 255 - levels if inverted else levels

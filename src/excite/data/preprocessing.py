@@ -1,4 +1,4 @@
-"""What must happen to an image before a trained network sees it; travels inside every checkpoint."""
+"""The preprocessing of images for a trained network, which is stored in every checkpoint."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +26,7 @@ def normalize(
 def _constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand, float32 (C, 1, 1); kept, because making them on a GPU waits for all its queued work."""
+    """Factor and offset, float32 (C, 1, 1). Cached, because creating them on a GPU waits for all its queued work."""
     scale = torch.tensor([1 / (255 * s) for s in std], device=device)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
     return scale.view(-1, 1, 1), shift.view(-1, 1, 1)
@@ -36,7 +36,7 @@ def _constants(
 class Preprocessing:
     """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`).
 
-    `white` is the value that is white in images of 16 bits a channel: 4095 where a camera filled 12 of them.
+    `white` is the white level of images with 16 bits per channel, such as 4095 for a 12-bit camera.
     """
 
     image_size: int
@@ -48,7 +48,7 @@ class Preprocessing:
     white: int = FULL_WHITE
 
     def to_dict(self) -> PreprocessingValues:
-        """Plain numbers, strings and lists, for JSON or a safetensors header; `white` where it is not 65535."""
+        """Plain numbers, strings and lists, for JSON or a safetensors header; `white` only if it is not 65535."""
         values: PreprocessingValues = {
             "image_size": self.image_size,
             "crop_pct": self.crop_pct,
@@ -58,7 +58,7 @@ class Preprocessing:
             "in_chans": self.in_chans,
             "white": self.white,
         }
-        if self.white == FULL_WHITE:  # as it was before there was a choice: stored predictions still fit
+        if self.white == FULL_WHITE:  # as before this key existed, so that stored predictions still match
             del values["white"]
         return values
 
@@ -72,17 +72,17 @@ class Preprocessing:
                 raise ExciteError(f"preprocessing has an unknown key {key!r}{nearest(key, names)}")
         missing = [name for name in names if name not in values]
         if missing:
-            raise ExciteError(f"preprocessing lacks {', '.join(missing)}: this is not a complete checkpoint")
+            raise ExciteError(f"preprocessing lacks {', '.join(missing)}: the checkpoint is incomplete")
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
 
     def load(self, path: ImageSource, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
-        """Read one image file, or take what is in memory: uint8 (C, S, S). Raises BadImageError where it cannot be."""
+        """Read an image file, or pixels in memory: uint8 (C, S, S). Raises BadImageError if that fails."""
         with reading(path):
             image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels, white=self.white)
             pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)
             return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """uint8 (B, C, S, S) -> normalised `dtype` of the same shape; one gray channel is repeated to `in_chans`."""
+        """uint8 (B, C, S, S) -> normalised `dtype` of the same shape; a single channel is repeated to `in_chans`."""
         return normalize(images.expand(-1, self.in_chans, -1, -1), self.mean, self.std, dtype)

@@ -1,5 +1,5 @@
-"""Which files a run was trained on and which it validated on, kept in its folder, so that nobody measures on the former
-without being told.
+"""A record in the run folder of which files the run was trained and validated on, so that measuring on training images
+never goes unnoticed.
 """
 
 from collections.abc import Iterable
@@ -15,20 +15,20 @@ from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.storage import is_remote, local_file
 
-#: In a run folder: a relative path a line, in the bytes that the file system has for it.
+#: File in a run folder: one relative path per line, in the file system's bytes.
 VALIDATION = "validation_files.txt"
-#: In a run folder: the digest of every file that was trained on, unsigned 64 bits, little-endian, ascending.
+#: File in a run folder: digests of all training files as unsigned 64-bit integers, little-endian, ascending.
 TRAINED = "trained_files.bin"
 
 
 @dataclass
 class Record:
-    """What a run was trained and validated on.
+    """The files that a run was trained and validated on.
 
     Attributes:
-        validation: relative paths of the validation images, "/" between folders.
-        trained: uint64 (N,), ascending: digests of the training images, see ``excite.data.checks.digest_of``.
-        held_out: uint64 (N,), those of the validation images in their order; not kept in the run folder.
+        validation: relative paths of the validation images, with "/" as separator.
+        trained: digests of the training images, uint64 (N,), ascending; see ``excite.data.checks.digest_of``.
+        held_out: digests of the validation images in their order, uint64 (N,); not saved in the run folder.
     """
 
     validation: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Record:
     held_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def write(self, folder: Path) -> None:
-        """Write both files whole or not at all. Raises ExciteError."""
+        """Write both files atomically. Raises ExciteError."""
         text = "".join(f"{path}\n" for path in self.validation)
         with written_aside(folder / VALIDATION) as aside:
             aside.write_bytes(text.encode("utf-8", "surrogateescape"))
@@ -45,7 +45,7 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record | None":
-        """What :meth:`write` wrote; None where a folder has no such files (of a run before there were any)."""
+        """Read what :meth:`write` wrote; None if the folder has no such files (a run of an older version)."""
         try:
             text = (folder / VALIDATION).read_bytes().decode("utf-8", "surrogateescape")
             stored = (folder / TRAINED).read_bytes()
@@ -55,27 +55,27 @@ class Record:
         return cls(text.splitlines(), np.sort(trained))
 
     def has(self, digests: np.ndarray) -> np.ndarray:
-        """Which of these files, uint64 (N,), were trained on: bool (N,)."""
+        """Whether each of these files was trained on: digests uint64 (N,) -> bool (N,)."""
         return np.isin(digests, self.trained) & (digests != 0)
 
 
 def make_record(folder: Folder, train: Part, val: Part, checked: dict[str, Checked]) -> tuple[Record, list[str]]:
-    """The record of a run that begins, and a note where an image is on both sides."""
+    """The record of a new run, and a note if some validation images are copies of training images."""
     digests = checked["train"].digests
     record = Record(folder.relative(val), np.unique(digests[digests != 0]), checked["val"].digests)
     both = record.has(record.held_out)
     if not both.any():
         return record, []
     first = record.validation[int(both.argmax())]
-    note = f"{both.sum():,} of {len(val):,} validation images are copies of training images, the first: {first}"
+    note = f"{both.sum():,} of {len(val):,} validation images are copies of training images; the first is {first}"
     return record, [note]
 
 
 def find_record(source: str | Path) -> Record | None:
-    """What the run that a network came from was trained on; None where that is not known (any more).
+    """The record of the run that a network came from; None if it is unknown or no longer there.
 
     Args:
-        source: a run folder, its weights, or a state in its folder of checkpoints; or an address of the former.
+        source: a run folder, its weights or one of its checkpoints; or the address of a run.
     """
     if is_remote(source):
         for name in (VALIDATION, TRAINED):
@@ -89,7 +89,7 @@ def find_record(source: str | Path) -> Record | None:
 
 
 def inherit(record: Record, source: str) -> str | None:
-    """Weights that training begins with have seen images, too: count those in, and tell how many of them validate."""
+    """Add the images that the initial weights were trained on, and return a note if some of them validate here."""
     earlier = find_record(source)
     if earlier is None:
         return None
@@ -98,18 +98,18 @@ def inherit(record: Record, source: str) -> str | None:
     if not seen:
         return None
     return (
-        f"{seen:,} of {len(record.held_out):,} validation images were trained on by {source} (train.init_from), which "
-        "flatters the numbers"
+        f"{source} (train.init_from) was trained on {seen:,} of the {len(record.held_out):,} validation images, so the "
+        "validation results are too optimistic"
     )
 
 
 def trained_among(record: Record, part: Part) -> int:
-    """How many files of a part were trained on; reads the beginning and the end of each."""
+    """Number of files of a part that were trained on. Reads the beginning and the end of each file."""
     with ThreadPoolExecutor(THREADS) as pool:
         digests = list(pool.map(digest_of, part.images.paths, part.sizes.tolist(), chunksize=128))
     return int(record.has(np.array(digests, dtype=np.uint64)).sum())
 
 
 def same_files(record: Record, relative: Iterable[str]) -> bool:
-    """Whether these are the validation images of the run."""
+    """Whether these relative paths are exactly the validation images of the run."""
     return sorted(record.validation) == sorted(relative)

@@ -1,4 +1,4 @@
-"""Where the data of a source lie: ``data.root``, checked. Nothing heavy is imported, so that it is told at once."""
+"""Checks ``data.root``, the place of a source's data. Nothing heavy is imported, so that errors appear at once."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,17 @@ from excite.storage.address import is_remote
 
 
 def find_root(data: DataConfig) -> Path | None:
-    """The source's path, checked; None where the data come with the package.
+    """The source's path, checked; None if the data comes with the package.
 
     Raises:
-        ExciteError: it is not set, is not there, is no folder where one is needed, or may not be read; or the source
-            needs none.
+        ExciteError: the path is not set, does not exist, is not a folder though one is needed, or cannot be read; or it
+            is set for a source that has none.
     """
     facts = SOURCES[data.source]
     if facts.root is None and data.root is not None:
         raise ExciteError(
-            f"data.root={data.root} is not read by data.source={data.source}, whose images come with excite: name the "
-            "source of yours, too, such as data.source=folder, or leave data.root out"
+            f"data.root={data.root} is not used by data.source={data.source}, whose images come with excite: set the "
+            "source of your data, too, such as data.source=folder, or leave data.root out"
         )
     if facts.root is None:
         return None
@@ -36,7 +36,7 @@ def find_root(data: DataConfig) -> Path | None:
 
 
 def existing(data_root: str) -> Path:
-    """A path on this machine, whatever the source. Raises ExciteError where nothing is there, or may not be read."""
+    """A local path, for any source. Raises ExciteError if it does not exist or cannot be read."""
     root = Path(data_root).expanduser()
     if not root.exists():
         parent = next(p for p in root.absolute().parents if p.exists())
@@ -49,7 +49,7 @@ def existing(data_root: str) -> Path:
 
 
 def check_root(data: DataConfig) -> None:
-    """What :func:`find_root` says of data on this machine, and whether class folders are there; no file is listed."""
+    """Check local data as :func:`find_root` does, and that there are class folders. No file is listed."""
     if data.root is not None and is_remote(data.root) and SOURCES[data.source].root is not None:
         return
     root = find_root(data)
@@ -58,6 +58,6 @@ def check_root(data: DataConfig) -> None:
 
 
 def is_images(word: str) -> bool:
-    """Whether a first word of ``excite train`` is a folder of images, and neither a recipe nor a run."""
+    """Whether the first argument of ``excite train`` is a folder of images rather than a recipe or a run."""
     path = Path(word).expanduser()
     return path.is_dir() and not (path / "recipe.yaml").is_file()

@@ -1,10 +1,10 @@
-"""`open_data`: from what a recipe says to labelled images, their class names and their statistics.
+"""`open_data`: from the data section of a recipe to labelled images, their class names and their statistics.
 
-A source has parts; which of them trains, chooses and is only measured, is decided in one place for all sources:
+A source has parts. Their roles are decided in one place for all sources:
 
-    training     what weights are fitted to
-    validation   what chooses: the best epoch, later whatever a user chooses by it
-    test         measured at the end, and chooses nothing
+    training     the weights are fitted to it
+    validation   used to choose the best epoch, and whatever a user chooses later
+    test         measured at the end, and never used to choose anything
 """
 
 import hashlib
@@ -44,9 +44,9 @@ from excite.text import printable
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which mode=auto holds a folder in memory
 
-#: Up to so many classes are listed one by one with their counts.
+#: Up to this many classes are listed one by one with their counts.
 LISTED_CLASSES = 20
-#: From this ratio of the largest class to the smallest on, the majority's share is told.
+#: From this ratio of the largest class to the smallest, the accuracy of always answering the largest is reported.
 UNBALANCED = 3.0
 
 Images = ArrayImages | FileImages
@@ -57,19 +57,20 @@ class DataSets:
     """An opened source. `train` and `val` are either both ArrayImages or both FileImages.
 
     Attributes:
-        classes: names, in the order of the labels.
-        train: what is trained on.
-        val: what chooses; of data opened to be measured, what is measured, whatever its part.
-        preprocessing: of an image that is measured.
-        fingerprint: hex digest: of contents and labels for arrays, of relative paths and sizes for files.
-        test: what is measured at the end; None where there is no such part.
-        measured: what `val` is, for a sentence: "validation", "test", "training", "all".
+        classes: class names, in the order of the labels.
+        train: the training images.
+        val: the validation images; in data opened for measuring, the measured images of whatever part.
+        preprocessing: evaluation preprocessing.
+        fingerprint: hex digest of contents and labels (arrays), or of relative paths and sizes (files).
+        test: the test images; None if there is no such part.
+        measured: what `val` is: "validation", "test", "training" or "all".
         split: whether `val` was held out of the training images here.
         val_is_test: whether `val` is the test part, so that nothing may be chosen by it.
-        bad: (path, reason) of images skipped while loading; bad_val: how many of these are validation images.
-        unusable: (path, reason) of what looked like an image by its name and was no file: dead links, named pipes ...
-        notes: what a user should know, one sentence each.
-        record: which files train and which validate, to be kept with a run; None for sources without files.
+        bad: (path, reason) of images skipped while loading.
+        bad_val: how many of these are validation images.
+        unusable: (path, reason) of entries named like an image that are not files: dangling links, named pipes ...
+        notes: sentences for the user.
+        record: the files for training and for validation, to be saved with a run; None for sources without files.
     """
 
     classes: list[str]
@@ -89,16 +90,16 @@ class DataSets:
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Per-channel mean in 0..1 units."""
+        """Per-channel mean in 0..1."""
         return self.preprocessing.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Per-channel standard deviation in 0..1 units."""
+        """Per-channel standard deviation in 0..1."""
         return self.preprocessing.std
 
     def relabelled(self, classes: Sequence[str]) -> "DataSets":
-        """The same images, numbered by these classes, among which their own must be."""
+        """The same images with labels renumbered to these classes, which must include all of their own."""
         numbers = [list(classes).index(name) for name in self.classes]
         if numbers == list(range(len(classes))):
             return self
@@ -107,13 +108,13 @@ class DataSets:
         return replace(self, classes=list(classes), train=done[id(self.train)], val=done[id(self.val)], test=test)
 
     def describe(self) -> str:
-        """One line: counts, size, where the pixels live; then the classes with their counts, and one line a note."""
+        """A line with counts, image size and location of the pixels; then the classes with counts, and the notes."""
         size, place = self.preprocessing.image_size, "memory" if isinstance(self.train, ArrayImages) else "files"
         counts = f"{len(self.train)} training and {len(self.val)} validation images"
         if self.test is not None:
             counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
         line = f"{counts} of {len(self.classes)} classes, {self.preprocessing.in_chans} x {size} x {size}, from {place}"
-        skipped = [f"{len(self.bad)} broken images skipped, the first: {self.bad[0][0]}"] if self.bad else []
+        skipped = [f"{len(self.bad)} broken images skipped; the first is {self.bad[0][0]}"] if self.bad else []
         return "\n".join(map(printable, [line, *_class_lines(self), *skipped, *self.notes]))
 
 
@@ -124,7 +125,7 @@ def _numbered(images: Images, numbers: Sequence[int]) -> Images:
 
 
 def _class_lines(data: DataSets) -> list[str]:
-    """How many images each class has in each part, and what it means where they are unequal."""
+    """The number of images of each class in each part, and a warning if the classes are unequal."""
     parts = {"training": data.train, "validation": data.val} | ({} if data.test is None else {"test": data.test})
     counts = {name: np.bincount(np.asarray(part.labels), minlength=len(data.classes)) for name, part in parts.items()}
     lines = []
@@ -138,7 +139,7 @@ def _class_lines(data: DataSets) -> list[str]:
     else:
         for name, n in counts.items():
             low, high = int(n.argmin()), int(n.argmax())
-            lines.append(f"{name}: {n[low]} ({classes[low]}) to {n[high]} ({classes[high]}) images a class")
+            lines.append(f"{name}: {n[low]} ({classes[low]}) to {n[high]} ({classes[high]}) images per class")
     lacking = [name for name, n in zip(classes, counts["validation"], strict=True) if not n]
     if lacking:
         lines.append(f"no validation image of {some(lacking)}")
@@ -146,15 +147,15 @@ def _class_lines(data: DataSets) -> list[str]:
     if n.max() >= UNBALANCED * max(1, n.min()) and held.sum():
         k = int(n.argmax())
         lines.append(
-            f"the classes are unequal: always saying {data.classes[k]!r} would be right for "
-            f"{100 * held[k] / held.sum():.1f} % of the validation images; the balanced accuracy tells"
+            f"the classes are unequal: always answering {data.classes[k]!r} would be right for "
+            f"{100 * held[k] / held.sum():.1f} % of the validation images; look at the balanced accuracy"
         )
     return lines
 
 
 @dataclass
 class _Roles:
-    """Which images do what; ``how``: "part", "split" or "test" (see DataConfig.val_from)."""
+    """The roles of the images; ``how`` is "part", "split" or "test" (see DataConfig.val_from)."""
 
     train: "ArrayImages | Part"
     val: "ArrayImages | Part"
@@ -166,17 +167,17 @@ class _Roles:
 def open_data(
     data: DataConfig, augment: AugmentConfig | None = None, *, check: bool = False, progress: Progress | None = None
 ) -> DataSets:
-    """Open the source that `data` describes, to train on it.
+    """Open the source that `data` describes, for training.
 
     Args:
-        data: what and where.
-        augment: decides, with the size, whether a folder is held in memory.
-        check: look at every file of a folder first (:mod:`excite.data.checks`), and make the record for a run.
+        data: the data section of a recipe.
+        augment: together with the size, it decides whether a folder is held in memory.
+        check: check every file of a folder first (:mod:`excite.data.checks`), and make the record for a run.
         progress: called while files are checked.
 
     Raises:
-        ExciteError: a path that does not exist, a source that is incomplete, damaged or empty, labels out of range, and
-            (by data.on_bad_train / on_bad_val) images that cannot be read.
+        ExciteError: the path does not exist; the source is incomplete, damaged or empty; a label is out of range; or
+            (depending on data.on_bad_train and data.on_bad_val) an image cannot be read.
     """
     return _staged(data, lambda local: _open(local, augment or AugmentConfig(), check, progress))
 
@@ -191,22 +192,23 @@ def open_measured(
     record: Record | None = None,
     limits: Mapping[str, int] | None = None,
 ) -> DataSets:
-    """Open the images that a trained network is measured on, as `val` of what is returned.
+    """Open the images that a trained network is measured on; they are `val` of the result.
 
-    Those are the part `data.part` of the data that it was trained on. Of data that are elsewhere, they are the part
-    that was asked for, else all that the folder has to measure: its validation part, else its test part, else all.
+    In the data that the network was trained on, they are the part `data.part`. In other data, they are the part that
+    was asked for, else its validation part, else its test part, else all images.
 
     Args:
-        data: what and where.
+        data: the data section of a recipe.
         augment: see :func:`open_data`.
-        elsewhere: whether the data are others than those of the training.
-        asked: whether somebody asked for `data.part`.
-        train: whether the training part is wanted, too.
-        record: what the network was trained on, if it is known: a note tells how many of the images that is true of.
-        limits: `limit_val` and `limit_train` of the caller, who tells of them; those of `data` are told in a note.
+        elsewhere: whether this is other data than the network was trained on.
+        asked: whether the user asked for `data.part`.
+        train: whether the training part is needed, too.
+        record: the files that the network was trained on, if known; a note reports how many of the images are among
+            them.
+        limits: `limit_val` and `limit_train` of the caller, who reports them; those of `data` are reported in a note.
 
     Raises:
-        ExciteError: see :func:`open_data`; there is no such part.
+        ExciteError: as in :func:`open_data`, or the part does not exist.
     """
     whole = elsewhere and not asked
     options = (augment or AugmentConfig(), elsewhere, whole, train, record, limits or {})
@@ -214,7 +216,7 @@ def open_measured(
 
 
 def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> DataSets:
-    """Bring data at an address here first."""
+    """Fetch data at an address first."""
     facts = SOURCES[data.source]
     if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
@@ -225,7 +227,7 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
 
 
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
-    """Read what the source has, brought to size where it is in memory."""
+    """Read the contents of the source; images in memory are resized."""
     facts = SOURCES[data.source]
     root = find_root(data)
     contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
@@ -236,7 +238,7 @@ def _source(data: DataConfig, least_classes: int = 2) -> Contents:
 
 
 def _roles(data: DataConfig, source: Contents) -> _Roles:
-    """Which images train, choose and are measured at the end."""
+    """Decide which images are for training, validation and test."""
     parts, notes = source.parts, []
     train = parts.get("train") or parts.get("all")
     if train is None:
@@ -250,12 +252,14 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
         wanted = "part" if val is not None else "test" if has_benchmark else "train"
     if wanted == "test":
         if test is None:
-            raise ExciteError("data.val_from=test, but there is no test part; data.val_from=train splits images off")
+            raise ExciteError(
+                "data.val_from=test, but there is no test part; data.val_from=train holds out training images"
+            )
         notes += ["the validation part is not used (data.val_from=test)"] if val is not None else []
         val, test, how = test, None, "test"
         notes.append(
-            "validated on the test part, so nothing is chosen by it: the weights of the last epoch are kept "
-            "(data.val_from=train splits validation images off)"
+            "validating on the test part, so nothing is chosen by it: the weights of the last epoch are kept "
+            "(data.val_from=train holds out training images instead)"
         )
     elif wanted == "train":
         notes += ["the validation part is not used (data.val_from=train)"] if val is not None else []
@@ -271,7 +275,7 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
 def _split(
     data: DataConfig, source: Contents, whole: "ArrayImages | Part"
 ) -> tuple["ArrayImages | Part", "ArrayImages | Part", list[str]]:
-    """Hold out `val_fraction` of the images, each by what it is itself; see :mod:`excite.data.split`."""
+    """Hold out `val_fraction` of the images, deciding for each on its own; see :mod:`excite.data.split`."""
     notes: list[str] = []
     if isinstance(whole, ArrayImages):
         keys = whole.digests()
@@ -284,7 +288,7 @@ def _split(
         if data.group_by is not None:
             keys, alone = group_keys(names, data.group_by)
             notes.append(f"{len(set(keys)):,} groups are kept together (data.group_by={data.group_by})")
-            notes += [f"{alone:,} images match no group: each stands alone"] if alone else []
+            notes += [f"{alone:,} images belong to no group: each stands alone"] if alone else []
     keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
     only_train = sorted(set(labels[keep]) - set(labels[out]))
     if only_train:
@@ -302,7 +306,7 @@ def _split(
 
 
 def _within_part(folder: Folder, part: Part) -> list[str]:
-    """Each path below its part's folder, the class first: what a file is called, wherever its part lies."""
+    """Each path relative to its part's folder, starting with the class: the same wherever the part is."""
     place = os.path.join(folder.layout.parts.get("train", folder.layout.root), "")
     return [path.removeprefix(place).replace(os.sep, "/") for path in part.images.paths]
 
@@ -321,7 +325,7 @@ def _open(
     source = _source(data) if source is None else source
     roles = _roles(data, source)
     notes = [*source.notes, *roles.notes]
-    # Limits apply before anything is decoded: a smoke test on a huge folder must not read all of it.
+    # Limits apply before decoding: a smoke test on a huge folder must not read all of it.
     train = _limited(roles.train, data.limit_train, data.split_seed)
     val = _limited(roles.val, data.limit_val, data.split_seed)
     test = None if roles.test is None else _limited(roles.test, data.limit_val, data.split_seed)
@@ -387,8 +391,9 @@ def _measured(
         seen = 0 if same_files(record, relative) else trained_among(record, images)
         if seen:
             opened.notes.append(
-                f"{seen:,} of these {len(images):,} images were trained on, which flatters the numbers"
-                + ("; data.part=val measures those held out alone" if what == "all" else "")
+                f"the network was trained on {seen:,} of these {len(images):,} images, "
+                "so the results are too optimistic"
+                + ("; data.part=val measures only the held-out ones" if what == "all" else "")
             )
     return opened
 
@@ -396,7 +401,7 @@ def _measured(
 def _wanted(
     data: DataConfig, source: Contents, elsewhere: bool, all_of_it: bool
 ) -> tuple["ArrayImages | Part", str, str | None, int]:
-    """The images to measure, what they are, a clause on it, and of how many they are taken."""
+    """The images to measure, what they are, a clause that says so, and how many there are in all."""
     parts = source.parts
     where = f" of {data.root}" if elsewhere else ""
     if data.part == "test":
@@ -429,7 +434,7 @@ def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:
 
 
 def balanced_beginning(labels: list[int] | np.ndarray, limit: int | None, seed: int) -> np.ndarray:
-    """Positions, ascending, of the first `limit` of a seeded class-balanced order; all of them for None."""
+    """Ascending positions of the first `limit` images of a seeded class-balanced order; None: all positions."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     return np.sort(balanced_order(labels, seed)[:limit])
@@ -476,7 +481,7 @@ def _of_files(
     check: bool,
     progress: Progress | None,
 ) -> DataSets:
-    """Files, decoded into memory where they are small, else when they are needed."""
+    """Files: decoded into memory if they are small, else when they are needed."""
     folder, notes = source.folder, []
     assert folder is not None
     checked: dict[str, Checked] = {}
@@ -486,7 +491,7 @@ def _of_files(
                 checked[name] = check_files(part, data.max_pixels, title(name), progress)
         _refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
     if data.evaluation_size != data.image_size:
-        notes.append(f"trained at {data.image_size} pixels, evaluated at {data.evaluation_size}")
+        notes.append(f"training at {data.image_size} pixels, evaluating at {data.evaluation_size}")
     pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
     memory = data.mode == "memory" or (data.mode == "auto" and small)
@@ -522,7 +527,7 @@ def _of_files(
 
 
 def _refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
-    """What the rules of the recipe say about broken files: all that stop a run are named at once."""
+    """Apply the recipe's rules on broken files: all files that stop a run are named at once."""
     rules = {"train": ("data.on_bad_train", data.on_bad_train)}
     stop: list[tuple[str, str]] = []
     keys = []
@@ -540,7 +545,7 @@ def _refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str
 def _skipped(bad: Sequence[tuple[str, str]]) -> str:
     path, reason = bad[0]
     return (
-        f"{len(bad)} broken images will be skipped (data.on_bad_train=stop refuses them), the first: {path}: {reason}"
+        f"{len(bad)} broken images will be skipped (data.on_bad_train=stop refuses them); the first is {path}: {reason}"
     )
 
 

@@ -1,7 +1,7 @@
-"""Which images of a source without parts are held out for validation: a rule for each image, not for the whole list.
+"""Decides for each image on its own whether it is held out for validation, in sources without a validation part.
 
-N images. Each image (or group of images) draws a number in 0..1 from a seeded hash of what it is called, and those
-below the fraction validate. So an image that is added, renamed or deleted moves no other one across, on any machine.
+Each image (or group of images) gets a number in 0..1 from a seeded hash of its name, and those below the fraction are
+held out. Adding, renaming or deleting an image therefore moves no other image across, on any machine. N: images.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from excite.errors import ExciteError
 
 
 def draw(keys: Sequence[bytes], seed: int) -> np.ndarray:
-    """A number in 0..1 for each key, a pure function of (seed, key): float64 (N,)."""
+    """A number in 0..1 for each key, as a pure function of (seed, key): float64 (N,)."""
     start = hashlib.blake2b(f"excite split {seed}\0".encode(), digest_size=8)
     numbers = np.empty(len(keys), dtype=np.uint64)
     for i, key in enumerate(keys):
@@ -27,35 +27,35 @@ def draw(keys: Sequence[bytes], seed: int) -> np.ndarray:
 def stable_split(
     keys: Sequence[bytes], labels: Sequence[int] | np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Positions for training and for validation, ascending.
+    """Split images into training and validation; returns the positions of each in ascending order.
 
-    An image validates if the number of its key is below ``fraction``. Where that leaves a class without an image on one
-    side, the nearest of its groups goes there, as far as no other class loses its last one by it. A class that is one
-    image, or one group, is trained on; if all are, those whose number is below ``fraction`` validate after all (one, at
-    least).
+    An image is held out for validation if the number of its key is below ``fraction``. If that leaves a class without
+    images on one side, the nearest of its groups moves there, unless another class would lose its last image by it. A
+    class that consists of a single image or group is trained on. If all classes do, groups whose number is below
+    ``fraction`` are held out after all (at least one).
 
     Args:
-        keys: what each image, or its group, is called; equal keys stay together.
+        keys: name of each image or of its group; images with equal keys stay together.
         labels: class numbers (N,).
-        fraction: about this share validates, 0 to 1.
-        seed: of the hash.
+        fraction: approximate fraction to hold out, 0 to 1.
+        seed: seed of the hash.
 
     Raises:
-        ExciteError: there are fewer than two groups, so that nothing can be held out.
+        ExciteError: there are fewer than two groups, so nothing can be held out.
     """
     labels = np.asarray(labels)
     names, group = np.unique(np.array(keys, dtype=object), return_inverse=True)
     if len(names) < 2:
         raise ExciteError(
-            f"{len(labels)} images in one group cannot be split into training and validation images; add some, or give "
+            f"{len(labels)} images in one group cannot be split into training and validation images; add more, or add "
             "a validation folder"
         )
     number = draw(names.tolist(), seed)
     held_out = number < fraction
-    members = np.unique(np.stack([labels, group]), axis=1)  # which groups have images of which class
+    members = np.unique(np.stack([labels, group]), axis=1)  # pairs of class and group that have images
     starts = np.searchsorted(members[0], np.unique(labels))
     of_class = np.split(members[1], starts[1:])
-    counts = np.zeros((len(of_class), 2), dtype=np.int64)  # groups of each class that train, that validate
+    counts = np.zeros((len(of_class), 2), dtype=np.int64)  # groups of each class in training, in validation
     classes_of: dict[int, list[int]] = {}
     for k, groups in enumerate(of_class):
         counts[k] = (~held_out[groups]).sum(), held_out[groups].sum()
@@ -64,7 +64,7 @@ def stable_split(
                 classes_of.setdefault(g, []).append(k)
 
     def move(g: int, side: int, own: int) -> bool:
-        """Let a group train (0) or validate (1), unless another class would have none on the side that it leaves."""
+        """Move a group to training (0) or validation (1), unless another class would have none left on its old side."""
         affected = np.array(classes_of.get(g, [own]))
         if (counts[affected[affected != own], 1 - side] == 1).any():
             return False
@@ -88,15 +88,15 @@ def stable_split(
 
 
 def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], int]:
-    """The group of each image, and how many images have none and so stand alone.
+    """The key of each image's group, and the number of images that belong to no group and stand alone.
 
     Args:
-        paths: relative to the data set, with "/", the class folder first.
-        group_by: a number: the folder at that level below the class folder (1: the first); or a regular expression,
-            whose groups (else whose whole match) name the group.
+        paths: relative to the data set, separated by "/", starting with the class folder.
+        group_by: a number: the folder at that level below the class folder (1: the first). Or a regular expression: its
+            capture groups, or without any its whole match, name the group.
 
     Raises:
-        ExciteError: the pattern is no regular expression, or no image has a group.
+        ExciteError: the pattern is not a regular expression, or no image belongs to a group.
     """
     if isinstance(group_by, int):
         found = [_level(path, group_by) for path in paths]
@@ -104,7 +104,7 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
         try:
             pattern = re.compile(group_by)
         except re.error as error:
-            raise ExciteError(f"data.group_by={group_by} is no regular expression: {error}") from None
+            raise ExciteError(f"data.group_by={group_by} is not a regular expression: {error}") from None
         found = [_match(pattern, path) for path in paths]
     alone = sum(each is None for each in found)
     if alone == len(paths):

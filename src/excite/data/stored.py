@@ -1,11 +1,11 @@
-"""What checkpoints say of images, as it stands in their headers; types alone, so that reading one needs no torch."""
+"""Types of the preprocessing values in checkpoint headers. Only types, so that reading a header does not need torch."""
 
 from collections.abc import Sequence
 from typing import Literal, NotRequired, TypedDict
 
 
 class PreprocessingValues(TypedDict):
-    """A :class:`excite.data.Preprocessing` in JSON; ``white`` is there where it is not 65535."""
+    """A :class:`excite.data.Preprocessing` in JSON; ``white`` is only there if it is not 65535."""
 
     image_size: int
     crop_pct: float
@@ -17,8 +17,8 @@ class PreprocessingValues(TypedDict):
 
 
 class KnownPreprocessing(TypedDict, total=False):
-    """What is known of how somebody else's network sees images: of the keys of ``Preprocessing``, those that are
-    said, as they are said. ``image_size`` may be (height, width)."""
+    """The known preprocessing of a foreign network: those keys of ``Preprocessing`` that its source gives, with its
+    values. ``image_size`` may be (height, width)."""
 
     image_size: int | Sequence[int] | None
     crop_pct: float

@@ -1,6 +1,6 @@
-"""One walk through folders for every command: which files are images, which are not, and what could not be looked at.
+"""Walks through folders, for every command: which files are images, which are not, and which could not be examined.
 
-Nothing here opens a file, so that a FIFO or a device cannot hang it, and nothing imports torch.
+It opens no file, so that a FIFO or a device cannot hang it, and it does not import torch.
 """
 
 import errno
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from excite.data.formats import EXTENSIONS, UNREAD
 
-#: What operating systems, archives and editors leave behind; none of it is a class of images.
+#: Folders that operating systems, archives and editors leave behind; none of them is a class of images.
 LITTER = frozenset(
     ("__macosx", "lost+found", "@eadir", "$recycle.bin", "#recycle", "system volume information", "__pycache__")
 )
@@ -19,7 +19,7 @@ LITTER = frozenset(
 
 @dataclass(frozen=True)
 class File:
-    """An image file as the walk found it: its path, and what one ``stat`` tells (bytes; nanoseconds)."""
+    """An image file found by the walk: its path, and size (bytes) and modification time (nanoseconds) from ``stat``."""
 
     path: str
     size: int
@@ -28,13 +28,13 @@ class File:
 
 @dataclass
 class Found:
-    """What a walk found.
+    """The result of a walk.
 
     Attributes:
         files: the images, sorted by path.
-        other: how many files have each ending that is not read here (lower case, with the dot; "" for none).
-        hidden: how many hidden files there were (``._photo.jpg``, ``.DS_Store``).
-        unusable: (path, reason) of links that lead nowhere or in a circle, of what is no file, of unreadable folders.
+        other: file extension -> number of files, for extensions that are not read (lower case with dot; "" for none).
+        hidden: number of hidden files (``._photo.jpg``, ``.DS_Store``).
+        unusable: (path, reason) of dangling or circular links, of unreadable folders and of what is not a file.
     """
 
     files: list[File] = field(default_factory=list)
@@ -43,14 +43,14 @@ class Found:
     unusable: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, more: "Found") -> None:
-        """Count another walk in; its files come behind."""
+        """Add the result of another walk; its files are appended."""
         self.files += more.files
         self.other.update(more.other)
         self.hidden += more.hidden
         self.unusable += more.unusable
 
     def ignored(self) -> str | None:
-        """What was left out, as one sentence with counts; None where nothing was."""
+        """What was left out, as one sentence with counts; None if nothing was."""
         parts = []
         if self.other:
             kinds = ", ".join(f"{n:,} {_kind_of(ending)}" for ending, n in self.other.most_common(8))
@@ -66,9 +66,9 @@ class Found:
 
 
 def _kind_of(ending: str) -> str:
-    """An ending as it is told, with the line to type where there is one that makes such files readable."""
+    """An extension for display, with the line to type that makes such files readable, if there is one."""
     mend = UNREAD.get(ending)
-    return (ending or "without an ending") + (f" ({mend} reads them)" if mend else "")
+    return (ending or "without an extension") + (f" ({mend} makes them readable)" if mend else "")
 
 
 def _files(count: int) -> str:
@@ -76,17 +76,17 @@ def _files(count: int) -> str:
 
 
 def is_litter(name: str) -> bool:
-    """Whether a folder or file of this name is hidden, or known to hold no data."""
+    """Whether a folder or file with this name is hidden, or known to hold no data."""
     return name.startswith(".") or name.lower() in LITTER
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name is read as an image: by its ending, in any case."""
+    """Whether a file with this name is read as an image, judging by its extension (upper or lower case)."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """(device, inode) of what a path leads to; None where it leads nowhere."""
+    """(device, inode) of what a path leads to; None if it leads nowhere."""
     try:
         found = os.stat(path)
     except OSError:
@@ -95,7 +95,7 @@ def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def folders_in(place: str | os.PathLike[str]) -> list[str]:
-    """Names of the folders in a folder, sorted, links to folders among them, litter not. Raises OSError."""
+    """Sorted names of the folders in a folder, including links to folders but not litter. Raises OSError."""
     with os.scandir(place) as entries:
         return sorted(entry.name for entry in entries if not is_litter(entry.name) and _is_dir(entry))
 
@@ -108,10 +108,10 @@ def _is_dir(entry: os.DirEntry[str]) -> bool:
 
 
 class Walk:
-    """Walks through several folders of one data set, each folder entered once, real ones before links.
+    """Walks through several folders of one data set, entering each folder once and real folders before links.
 
-    A link back up, or across to another class or part, would count images twice, and give them a second label. So links
-    are only followed by :meth:`finish`, when all real folders are known.
+    A link upwards, or to another class or part, would count images twice and give them a second label. Links are
+    therefore only followed by :meth:`finish`, when all real folders are known.
     """
 
     def __init__(self) -> None:
@@ -120,15 +120,15 @@ class Walk:
         self._given: list[Found] = []
 
     def below(self, folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
-        """Begin to find the images below a folder; :meth:`finish` completes what is returned.
+        """Start finding the images below a folder; :meth:`finish` completes the returned object.
 
         Args:
             folder: a folder, or a link to one.
-            deep: whether to look into sub-folders.
+            deep: whether to enter sub-folders.
         """
         found = Found()
         self._given.append(found)
-        # What is above is never below: a link up there would bring the other classes, and whatever lies beside.
+        # Never enter a parent folder: a link to one would bring in the other classes and everything beside them.
         for path in {os.path.abspath(folder), os.path.realpath(folder)}:
             while (above := os.path.dirname(path)) != path:
                 path = above
@@ -137,7 +137,7 @@ class Walk:
         return found
 
     def finish(self) -> None:
-        """Follow the links, then sort what every :meth:`below` gave by path."""
+        """Follow the links, then sort the results of every :meth:`below` by path."""
         while self._links:
             self._enter(*self._links.pop(0), True)
         for found in self._given:
@@ -150,7 +150,7 @@ class Walk:
             place = todo.pop()
             own = identity(place)
             if own in self._seen:
-                found.unusable.append((place, "it leads to a folder that is looked through already"))
+                found.unusable.append((place, "it leads to a folder that is already included"))
                 continue
             if own is not None:
                 self._seen.add(own)
@@ -179,7 +179,7 @@ def walk(folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
 
 
 def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
-    """Count one entry that is no folder where it belongs."""
+    """Count an entry that is not a folder in the list where it belongs."""
     if is_litter(entry.name):
         found.hidden += 1
     elif not is_image(entry.name):
@@ -198,13 +198,13 @@ def _ending(name: str) -> str:
 
 
 def look_at(path: str) -> tuple[File | None, str | None]:
-    """One ``stat`` of a path: the file, or the reason why it is none that could be opened."""
+    """``stat`` a path once: the file, or the reason why it cannot be opened."""
     try:
         status = os.stat(path)
     except OSError as error:
         if not os.path.islink(path):
             return None, "it has vanished" if isinstance(error, FileNotFoundError) else str(error.strerror)
-        return None, "a link that leads in a circle" if error.errno == errno.ELOOP else "a link that leads nowhere"
+        return None, "a circular link" if error.errno == errno.ELOOP else "a broken link"
     if not stat.S_ISREG(status.st_mode):
         return None, f"it is {_kind(status.st_mode)}, not a file"
     return File(path, status.st_size, status.st_mtime_ns), None

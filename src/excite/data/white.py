@@ -1,4 +1,4 @@
-"""What is white in images of 16 bits a channel: cameras and scanners fill 10, 12 or 14 of them, and no file says so."""
+"""Detects the white level of 16-bit images: cameras and scanners use 10, 12 or 14 of the bits, and files do not say."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ from excite.data.decode import BadImageError, largest_value
 from excite.data.images import FileImages
 from excite.data.pixels import FULL_WHITE
 
-#: Bits that sensors have. In between, a dark set of 12-bit images would be taken for one of 11 bits, and clipped later.
+#: Bit depths of sensors. With others, such as 11, a dark set of 12-bit images would be taken for it and clipped later.
 DEPTHS = (8, 10, 12, 14, 16)
-#: When images are streamed: files whose first bytes are looked at, and 16-bit ones that are decoded before training.
+#: When streaming: number of files whose first bytes are examined, and of 16-bit files decoded, before training.
 LOOKED_AT, DECODED = 4096, 256
 
 Answer = TypeVar("Answer")
@@ -23,15 +23,17 @@ Answer = TypeVar("Answer")
 def with_white(
     data: DataConfig, train: FileImages, val: FileImages, every: bool = False
 ) -> tuple[DataConfig, list[str]]:
-    """The same description of the data with `white` filled in, and what a user should know of it.
+    """The data section with `white` filled in, and notes for the user.
 
-    The smallest of 2**8 - 1, 2**10 - 1 ... 2**16 - 1 that holds the largest value of the training images. Both parts
-    are told (`FileImages.white`). Images that cannot be read count nothing here: they are met again.
+    The white level is the smallest of 2**8 - 1, 2**10 - 1 ... 2**16 - 1 that is not below the largest value of the
+    training images. It is also set in both parts (`FileImages.white`). Unreadable images are skipped here; they are
+    reported later.
 
     Args:
-        data: where `white` is given, that is taken and nothing looked at.
-        train: what it is found from. val: only told.
-        every: look at every training image with 16 bits a channel, otherwise at no more than `DECODED` of them.
+        data: the data section; if it gives `white`, that is used and no image is examined.
+        train: the images to detect it from.
+        val: images that only get it set.
+        every: examine every training image with 16 bits per channel, not just `DECODED` of them.
     """
     said: list[str] = []
     if data.white is None:
@@ -45,7 +47,7 @@ def with_white(
                 else f"{deep:,} 16-bit training images use"
             )
             said.append(
-                f"{images} at most {found} of {FULL_WHITE}: {white} is taken as white (data.white={white}), "
+                f"{images} values up to {found} of {FULL_WHITE}: using {white} as white (data.white={white}), "
                 f"larger values are clipped; data.white={FULL_WHITE} turns this off"
             )
     assert data.white is not None
@@ -54,7 +56,7 @@ def with_white(
 
 
 def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | None, int, bool]:
-    """The largest value among 16-bit images, how many were decoded for it, and whether these are but a sample."""
+    """The largest value among 16-bit images, how many images were decoded for it, and whether they are a sample."""
     looked = list(paths) if every else _spread(paths, LOOKED_AT)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
         deep = [path for path, is_deep in zip(looked, _in_chunks(pool, has_16_bits, looked), strict=True) if is_deep]
@@ -72,20 +74,20 @@ def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | 
 
 
 def _in_chunks(pool: ThreadPoolExecutor, ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
-    """`ask` of every path, 64 at a time: handing over a single one costs more than the smallest of the questions."""
+    """`ask` of every path, in chunks of 64: handing over single paths would cost more than the quickest calls."""
     chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     return [answer for part in pool.map(lambda chunk: [ask(path) for path in chunk], chunks) for answer in part]
 
 
 def _spread(paths: Sequence[str], count: int) -> list[str]:
-    """At most so many of them, evenly spread."""
+    """At most `count` of the paths, evenly spread."""
     if len(paths) <= count:
         return list(paths)
     return [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
 
 
 def has_16_bits(path: str) -> bool:
-    """Whether a file may hold more than 8 bits a channel with no word on its white, by its first bytes."""
+    """Whether a file may have more than 8 bits per channel with an unknown white level, by its first bytes."""
     try:
         with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             head = file.read(32)
@@ -97,5 +99,5 @@ def has_16_bits(path: str) -> bool:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Opening a FIFO that nobody writes to would hang for ever."""
+    """Open without blocking: a FIFO that nobody writes to would hang forever."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -1,6 +1,7 @@
-"""Whether an image file reaches its own end, without decoding it.
+"""Detects truncated image files without decoding them.
 
-Downloads and copies break off; the decoder finds that out, at a thousand times the cost of looking at the last bytes.
+Downloads and copies break off. Decoding finds that out, too, but costs a thousand times as much as looking at the last
+bytes.
 """
 
 import io
@@ -13,10 +14,10 @@ from PIL import Image
 
 
 def reaches_its_end(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the file of an image, whose header was read, certainly goes on to the end of its (first) image.
+    """Whether the file of an image whose header was read certainly extends to the end of its (first) image.
 
-    False: it may have broken off, or ends in a way of its own, as with padding; decoding decides. Bytes that were
-    changed on the way, in a file of the right length, are not found.
+    False means that it may be truncated or has an unusual end, such as padding; then only decoding can tell. Changed
+    bytes in a file of the right length are not detected.
     """
     check = _CHECKS.get(image.format or "")
     if check is None:
@@ -29,14 +30,14 @@ def reaches_its_end(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def missing_end(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether a JPEG 2000 file has certainly broken off: its decoder may show what there is as if it were whole."""
+    """Whether a JPEG 2000 file is certainly truncated. (Its decoder may not complain about a truncated file.)"""
     if image.format != "JPEG2000":
         return False
     end, size = _codestream_end(file), file.seek(0, io.SEEK_END)
     if end > size or _last(file, end, 2) == b"\xff\xd9":
         return end > size
     file.seek(0)
-    data = file.read(end)  # something stands behind the end: the marker occurs nowhere in compressed pixels
+    data = file.read(end)  # something follows the end: the marker never occurs in compressed pixels
     return b"\xff\xd9" not in data[data.find(b"\xff\x93") :]
 
 
@@ -46,7 +47,7 @@ def _last(file: BinaryIO, end: int, count: int) -> bytes:
 
 
 def _jpeg(image: Image.Image, file: BinaryIO, size: int) -> bool:
-    # The end marker cannot occur within the compressed pixels, whose header has been read before.
+    # The end marker cannot occur within the compressed pixels; their header has already been read.
     return _last(file, size, 2) == b"\xff\xd9"
 
 
@@ -60,7 +61,7 @@ def _webp(image: Image.Image, file: BinaryIO, size: int) -> bool:
 
 
 def _gif(image: Image.Image, file: BinaryIO, size: int) -> bool:
-    """Go from block to block up to the end of the first image: its trailer's byte occurs anywhere."""
+    """Go from block to block up to the end of the first image (the trailer's byte can occur anywhere)."""
     file.seek(0)
     data = file.read()
     at = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
@@ -89,13 +90,13 @@ def _raw_rows(image: Image.Image, file: BinaryIO, size: int) -> bool:
 
 
 def _tiff(image: Image.Image, file: BinaryIO, size: int) -> bool:
-    """All strips or tiles of the first page, and all its tags, which may stand behind them."""
+    """All strips or tiles of the first page, and all its tags, which may follow them."""
     file.seek(0)
     order = {b"II*\0": "<", b"MM\0*": ">"}[file.read(4)]
     file.seek(struct.unpack(order + "I", file.read(4))[0])
     (entries,) = struct.unpack(order + "H", file.read(2))
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
-    if len(tags) != entries:  # Pillow leaves out what it could not read
+    if len(tags) != entries:  # Pillow leaves out tags that it could not read
         return False
     offsets, lengths = (tags[273], tags[279]) if 273 in tags else (tags[324], tags[325])
     return 0 < len(offsets) == len(lengths) and all(
@@ -104,7 +105,7 @@ def _tiff(image: Image.Image, file: BinaryIO, size: int) -> bool:
 
 
 def _boxes(file: BinaryIO) -> dict[bytes, tuple[int, int]]:
-    """Kind -> (first byte of the content, end) of the outermost boxes of an ISO base media or JPEG 2000 file."""
+    """Type -> (start, end) of the content of the outermost boxes of an ISO base media or JPEG 2000 file."""
     size, at = file.seek(0, io.SEEK_END), 0
     found: dict[bytes, tuple[int, int]] = {}
     while at < size and len(found) < 64:
@@ -154,5 +155,5 @@ _CHECKS: dict[str, Callable[[Image.Image, BinaryIO, int], bool]] = {
 
 
 def open_again(source: str | os.PathLike[str] | bytes) -> BinaryIO:
-    """The bytes of an image, from the beginning; Pillow may have closed its own handle, or read ahead."""
+    """Open the bytes of an image from the beginning. (Pillow may have closed its own handle, or read ahead.)"""
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")

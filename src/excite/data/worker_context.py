@@ -1,8 +1,8 @@
-"""How decoding workers are started: by a clean process, and with nothing of the user's program in them.
+"""Starts decoding workers from a clean process, without importing the user's program.
 
-multiprocessing lets a child import the parent's main module first, for what may be pickled from there. Decoding needs
-nothing of it, and in a script that trains at its top level, without ``if __name__ == "__main__"``, every worker would
-begin by training, too; a program read from standard input has no file that could be imported at all.
+multiprocessing makes a child import the parent's main module first, because pickled objects may come from there.
+Decoding does not need it. In a script that trains at its top level, without ``if __name__ == "__main__"``, every worker
+would start by training, too; and a program read from standard input has no file to import.
 """
 
 import multiprocessing
@@ -25,17 +25,17 @@ _starting = threading.Lock()
 
 
 def worker_context() -> context.BaseContext:
-    """The context for a DataLoader of ours.
+    """The multiprocessing context for our DataLoaders.
 
-    fork is not safe here: torch's thread pools, CUDA and progress displays run threads by now. forkserver forks from a
-    clean process that has imported torch once (0.1 s a worker); spawn, where there is no forkserver (Windows), imports
-    it in every worker (1.5 s each).
+    fork is not safe here, because torch's thread pools, CUDA and progress displays are running threads. forkserver
+    forks from a clean process that has imported torch once (0.1 s per worker). On Windows, which has no forkserver,
+    spawn imports torch in every worker (1.5 s each).
     """
     if sys.platform == "win32" or "forkserver" not in multiprocessing.get_all_start_methods():
         return _Spawn()
     server = _ForkServer()
     server.set_forkserver_preload(["excite.data.worker_server"])
-    with _without_main():  # multiprocessing's two helpers, now: a queue would start one of them before any process
+    with _without_main():  # start multiprocessing's two helpers now: a queue would start one before any process
         resource_tracker.ensure_running()
         forkserver.ensure_running()
     return server
@@ -43,14 +43,14 @@ def worker_context() -> context.BaseContext:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """In which this thread starts processes that import no main module, and find modules of Python's own before those
-    in the folder of the user's program: a ``random.py`` there is his affair and not the workers'."""
+    """Context in which this thread starts processes that do not import the main module, and that find Python's own
+    modules before those in the folder of the user's program (which may have a ``random.py``)."""
     with _starting:
         prepare, thread = spawn.get_preparation_data, threading.get_ident()
 
         def prepare_without_main(name: str) -> dict[str, Any]:
             data = prepare(name)
-            if threading.get_ident() != thread:  # the user's own processes, started at the same moment
+            if threading.get_ident() != thread:  # processes of the user's own, started at the same time
                 return data
             data = {key: value for key, value in data.items() if not key.startswith("init_main_from")}
             return {**data, "sys_path": _programs_folder_last(data["sys_path"])}
@@ -64,7 +64,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _programs_folder_last(path: list[str]) -> list[str]:
-    """``sys.path`` for a worker; unchanged where this package itself lies in the program's folder."""
+    """``sys.path`` for a worker; unchanged if this package itself is in the program's folder."""
     if sys.flags.safe_path:
         return path
     file = getattr(sys.modules["__main__"], "__file__", None)
@@ -76,21 +76,22 @@ def _programs_folder_last(path: list[str]) -> list[str]:
 
 
 class _Queue(queues.Queue):
-    """A queue whose feeding thread has ended when it is closed.
+    """A queue that joins its feeder thread when it is closed.
 
-    torch's loader lets go of that thread. At the end of a program it then holds the last reference to a semaphore, and
-    the interpreter may stop it between removing that semaphore and reporting so: a warning about a leak.
+    torch's loader does not wait for that thread. At the end of a program, the thread then holds the last reference to a
+    semaphore, and the interpreter may stop it between removing the semaphore and reporting that, which prints a warning
+    about a leak.
     """
 
     def close(self) -> None:
         super().close()
         thread = getattr(self, "_thread", None)
         if thread is not None:
-            thread.join(timeout=5)  # at once, unless its worker was killed with a full pipe
+            thread.join(timeout=5)  # returns at once, unless its worker was killed with a full pipe
 
 
 class _OwnQueues:
-    """For contexts: queues of ours."""
+    """Mixin for contexts that use our queues."""
 
     def Queue(self, maxsize: int = 0) -> _Queue:
         return _Queue(maxsize, ctx=self.get_context())  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Imported by the server that decoding workers are forked from, and nowhere else: loads the decoder for all of them.
+"""Imported only by the server that decoding workers are forked from: loads the decoder once for all of them.
 
-It takes them out of the process group of the training process. Launchers (torchrun, Slurm) send SIGTERM to that whole
-group, and a training process that is to save first must not lose its workers; they end with it, whatever ends it.
+It also takes them out of the process group of the training process. Launchers (torchrun, Slurm) send SIGTERM to that
+whole group, and a training process that saves first must not lose its workers. They end with it, however it ends.
 """
 
 import os

@@ -1,6 +1,4 @@
-"""Gates: one per file, made by name. What stands in their data sheets costs no torch import; the rest is loaded when
-first asked for.
-"""
+"""Gates, one per file, created by name. Data sheets need no torch; everything else is imported when first used."""
 
 from typing import TYPE_CHECKING
 
@@ -53,5 +51,5 @@ __all__ = [
     "register_gate",
 ]
 
-#: Whoever asks for one has them all: a gate has its name once its module is imported.
+#: One import registers all gates: a gate has its name only once its module is imported.
 __getattr__ = lazily(__name__, dict.fromkeys(__all__, f"{__name__}.known"))

@@ -1,4 +1,4 @@
-"""A gate with a learnt strength.  Letters: N images, C channels, H x W positions."""
+"""A gate with a learnt strength. Notation: N images, C channels, H x W positions."""
 
 import torch
 from torch import Tensor, nn
@@ -8,14 +8,14 @@ from excite.ops.boundaries import one_node
 
 
 class Blend(Gate):
-    """``1 + strength * (gate.scale - 1)``: nothing of the gate at strength 0 (the start), all of it at 1.
+    """``1 + strength * (gate.scale - 1)``: the identity at strength 0 (the start), the gate at strength 1.
 
-    For gates that have no last layer to zero (Gather-Excite theta_minus has no parameters at all) but are to start as
-    the identity. ``strength`` (C), one number a channel, has a gradient from the first step on; the gate's own
-    parameters from the second. It is made by ``create_gate({..., "identity": True})``, and no gate of its own.
+    It is for gates without a last layer to zero (Gather-Excite theta_minus has no parameters at all) that should start
+    as the identity. ``strength`` (C,), one number per channel, has a gradient from the first step on, the gate's own
+    parameters from the second. ``create_gate({..., "identity": True})`` creates it; it is not registered as a gate.
 
-    Source: a learnt factor that starts at 0, as in ReZero (Bachlechner et al., arXiv 2003.04887) and SkipInit (De &
-    Smith, arXiv 2002.10444), there for residual branches.
+    Source: learnt factors that start at 0 on residual branches, as in ReZero (Bachlechner et al., arXiv 2003.04887) and
+    SkipInit (De & Smith, arXiv 2002.10444).
     """
 
     identity = True
@@ -57,5 +57,5 @@ class Blend(Gate):
 @one_node
 def _blended(scale: Tensor, strength: Tensor) -> Tensor:
     strength = strength if scale.ndim == 2 else strength[:, None, None]
-    # In float32 where the strength is, whatever the scale's type: strength 0 gives exactly 1 in every type.
+    # Computed in the dtype of strength (float32) for any dtype of scale, so that strength 0 gives exactly 1.
     return torch.addcmul(torch.ones_like(strength), strength, scale.to(strength.dtype) - 1).to(scale.dtype)

@@ -1,4 +1,4 @@
-"""Convolutional Block Attention Module.  Letters: N images, C channels, S squeezed channels, H x W positions."""
+"""Convolutional Block Attention Module. Notation: N images, C channels, S squeezed channels, H x W positions."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from excite.gates.registry import register_gate
 from excite.gates.squeeze_excite import squeeze_width
 from excite.ops import excite_residual, spatial_mean
 
-#: Of the spatial part's batch norm, as in the authors' code.
+#: Settings of the batch norm in the spatial part, as in the authors' code.
 BN_MOMENTUM = 0.01
 
 
@@ -23,22 +23,24 @@ class CBAM(Gate):
         channel = sigmoid(mlp(mean over positions) + mlp(max over positions))           (N, C)
         spatial = sigmoid(BN(conv_k([mean over channels, max over channels])))          (N, 1, H, W), of x * channel
 
-    ``mlp`` is SE's bottleneck, shared by both; ``channel`` and ``spatial`` switch the parts, and with one of them
-    off the scale is (N, 1, H, W) or (N, C). Parameters: ``2*C*S`` (and ``S + C`` with ``bias``) for the channels;
-    ``2*k*k + 2`` for the positions. Names: ``fc1``, ``fc2``, ``conv``, ``bn``.
+    ``mlp`` is SE's bottleneck, shared by mean and max. ``channel`` and ``spatial`` switch the two parts on and off;
+    with only one of them, the scale is (N, C) or (N, 1, H, W). Parameters: ``2*C*S`` (and ``S + C`` with ``bias``) for
+    the channel part; ``2*k*k + 2`` for the spatial part. Layers: ``fc1``, ``fc2``, ``conv``, ``bn``.
 
-    ``reduction``, ``rd_divisor`` (S, defaults 16, None) and ``bias`` (of the mlp; true in the authors' code, false in
-    timm) belong to the channel part, ``kernel_size`` (k, odd, 7) to the spatial part.
+    ``reduction`` and ``rd_divisor`` (which give S; 16 and None by default) and ``bias`` (of the mlp; true in the
+    authors' code, false in timm) belong to the channel part, ``kernel_size`` (k, odd; 7 by default) to the spatial
+    part.
 
     Source: Woo, Park, Lee, Kweon, "CBAM: Convolutional Block Attention Module" (arXiv 1807.06521), section 3,
     equations 1-3. The batch norm is not in equation 3, but in the authors' code (with momentum 0.01) and in timm.
 
-    The weights start as in the authors' code (github.com/Jongchan/attention-module, MODELS/cbam.py and the loop at the
-    end of ResNet in model_resnet.py): the spatial convolution He-normal over fan-out, its batch norm with weight 0 (a
-    fresh spatial scale is 1/2 everywhere), every bias 0, the weights of the mlp as PyTorch's dense layers start.
+    The weights are initialised as in the authors' code (github.com/Jongchan/attention-module, MODELS/cbam.py and the
+    loop at the end of ResNet in model_resnet.py): He-normal over fan-out for the spatial convolution, weight 0 for its
+    batch norm (so a fresh spatial scale is 1/2 everywhere), PyTorch's default for the weights of the mlp, and 0 for
+    every bias.
 
     Raises:
-        ExciteError: both parts are off, or a bad ``reduction`` or ``kernel_size``.
+        ExciteError: both parts are off, or ``reduction`` or ``kernel_size`` is invalid.
     """
 
     facts = Facts(
@@ -46,11 +48,11 @@ class CBAM(Gate):
         paper="Woo, Park, Lee, Kweon: CBAM, ECCV 2018, arXiv 1807.06521",
         options={
             "reduction": "S is C // reduction",
-            "rd_divisor": "null, or S is rounded to a multiple of it",
-            "bias": "whether the dense layers have biases (the authors' code; timm has none)",
+            "rd_divisor": "round S to a multiple of this; null: do not round",
+            "bias": "whether the dense layers have biases (as in the authors' code; timm has none)",
             "kernel_size": "k of the spatial part, odd",
-            "channel": "whether there is a channel part",
-            "spatial": "whether there is a spatial part",
+            "channel": "whether to use the channel part",
+            "spatial": "whether to use the spatial part",
         },
         forms=(
             Form(
@@ -78,9 +80,9 @@ class CBAM(Gate):
     ) -> None:
         super().__init__()
         if not (channel or spatial):
-            raise ExciteError("the gate 'cbam' with channel=False and spatial=False does nothing; leave one on")
+            raise ExciteError("the gate 'cbam' does nothing with channel=False and spatial=False; set one to True")
         if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ExciteError(f"the kernel_size of the gate 'cbam' is an odd whole number, not {kernel_size!r}")
+            raise ExciteError(f"the kernel_size of the gate 'cbam' must be an odd whole number, not {kernel_size!r}")
         width = squeeze_width(channels, reduction, rd_divisor)
         self.fc1 = nn.Linear(channels, width, bias=bias) if channel else None
         self.fc2 = nn.Linear(width, channels, bias=bias) if channel else None
@@ -99,7 +101,7 @@ class CBAM(Gate):
     def scale(self, x: Tensor) -> Tensor:
         if self.fc1 is None:
             return self._spatial(x)
-        # Both squeezes in one go: (2, N, C).
+        # Both squeezes at once: (2, N, C).
         channel = in_gate_precision(self._excite_channels, torch.stack([spatial_mean(x), spatial_max(x)]))
         if self.conv is None:
             return channel
@@ -113,7 +115,7 @@ class CBAM(Gate):
 
     def _spatial(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
-        # ``max`` and not ``amax``: it remembers where, see excite.gates.maps.spatial_max.
+        # ``max`` rather than ``amax``, because it remembers the position; see excite.gates.maps.spatial_max.
         squeezed = torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True).values], 1)
         return in_gate_precision(self._excite_positions, squeezed)
 

@@ -1,4 +1,4 @@
-"""Coordinate attention.  Letters: N images, C channels, S squeezed channels, H x W positions."""
+"""Coordinate attention. Notation: N images, C channels, S squeezed channels, H x W positions."""
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,12 @@ class CoordinateAttention(Gate):
         f = hard_swish(BN(conv1([mean over each row, mean over each column])))      (N, S, H + W, 1)
         scale = sigmoid(conv_h(f of the rows)) * sigmoid(conv_w(f of the columns))      (N, C, H, 1) * (N, C, 1, W)
 
-    S is ``C // reduction``, and at least ``min_width``. Parameters: ``3*C*S + 2*S``, and ``S + 2*C`` more with
-    ``bias``; ``conv1``, ``conv_h`` and ``conv_w`` are 1x1 convolutions, ``bn`` a batch norm.
+    S is ``C // reduction``, but at least ``min_width``. Parameters: ``3*C*S + 2*S``, and ``S + 2*C`` more with
+    ``bias``. ``conv1``, ``conv_h`` and ``conv_w`` are 1x1 convolutions, ``bn`` is a batch norm.
 
     Source: Hou, Zhou, Feng, "Coordinate Attention for Efficient Mobile Network Design" (arXiv 2103.02907), section
-    3.2, equations 4-9; ``hard_swish``, ``min_width=8`` and the biases are those of the authors' code. timm's has no
-    biases and another rule for S.
+    3.2, equations 4-9. ``hard_swish``, ``min_width=8`` and the biases are from the authors' code; timm's version has no
+    biases and a different rule for S.
 
     Raises:
         ExciteError: ``reduction`` or ``min_width`` is not a whole number of at least 1.
@@ -35,8 +35,8 @@ class CoordinateAttention(Gate):
         paper="Hou, Zhou, Feng: Coordinate Attention, CVPR 2021, arXiv 2103.02907",
         options={
             "reduction": "S is C // reduction",
-            "min_width": "and at least this",
-            "bias": "whether the convolutions have biases (the authors' code; timm has none)",
+            "min_width": "S is at least this",
+            "bias": "whether the convolutions have biases (as in the authors' code; timm has none)",
         },
         forms=(
             Form(
@@ -61,7 +61,9 @@ class CoordinateAttention(Gate):
     ) -> None:
         super().__init__()
         if not isinstance(min_width, int) or min_width < 1:
-            raise ExciteError(f"min_width must be a whole number of at least 1, not {min_width!r}")
+            raise ExciteError(
+                f"the min_width of the gate 'coordinate' must be a whole number of at least 1, not {min_width!r}"
+            )
         width = max(squeeze_width(channels, reduction), min_width)
         self.conv1 = nn.Conv2d(channels, width, 1, bias=bias)
         self.bn = nn.BatchNorm2d(width)

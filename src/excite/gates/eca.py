@@ -1,4 +1,4 @@
-"""Efficient Channel Attention.  Letters: N images, C channels, k neighbouring channels, H x W positions."""
+"""Efficient Channel Attention. Notation: N images, C channels, k neighbouring channels, H x W positions."""
 
 import math
 
@@ -11,10 +11,13 @@ from excite.gates.registry import register_gate
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, beta: float = 1) -> int:
-    """k: ``(log2(C) + beta) / gamma``, made whole by cutting and odd by adding 1.
+    """The kernel size k: ``(log2(C) + beta) / gamma``, truncated, plus 1 if even.
 
-    So it is in the authors' code; the paper (section 3.2) says "the nearest odd number". 64 -> 3, 128 -> 5, 256 -> 5,
-    2048 -> 7. timm takes at least 3, which differs for fewer than 8 channels.
+    This is the rule of the authors' code; the paper (section 3.2) says "the nearest odd number". 64 -> 3, 128 -> 5,
+    256 -> 5, 2048 -> 7. timm's minimum of 3 only matters for fewer than 8 channels.
+
+    Raises:
+        ExciteError: gamma is not above 0.
     """
     if not gamma > 0:
         raise ExciteError(f"the gamma of the gate 'eca' must be above 0, not {gamma!r}")
@@ -26,16 +29,16 @@ def adaptive_kernel_size(channels: int, gamma: float = 2, beta: float = 1) -> in
 class EfficientChannelAttention(Gate):
     """``sigmoid(conv(mean over positions))``: (N, C, H, W) -> scale (N, C).
 
-    The convolution runs over the channels: a channel's scale depends on the means of its k neighbours (zeros beyond
-    the first and last channel), by the same k weights for all. Parameters: k; ``conv.weight`` is (1, 1, k).
+    The convolution runs over the channels: a channel's scale depends on the means of the k channels around it
+    (zero-padded at both ends), with the same k weights for all channels. Parameters: k; ``conv.weight`` is (1, 1, k).
 
-    ``kernel_size``: k, odd; None takes :func:`adaptive_kernel_size` with ``gamma`` and ``beta``.
+    ``kernel_size`` is k, odd; None means :func:`adaptive_kernel_size` with ``gamma`` and ``beta``.
 
     Source: Wang, Wu, Zhu, Li, Zuo, Hu, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks"
     (arXiv 1910.03151), section 3.2.
 
     Raises:
-        ExciteError: k is not odd and positive, or gamma not positive.
+        ExciteError: k is not odd and positive, or gamma is not positive.
     """
 
     channelwise = True
@@ -43,8 +46,8 @@ class EfficientChannelAttention(Gate):
         title="Efficient Channel Attention",
         paper="Wang, Wu, Zhu, Li, Zuo, Hu: ECA-Net, CVPR 2020, arXiv 1910.03151",
         options={
-            "kernel_size": "k, how many neighbouring channels are seen, odd; null: by gamma and beta",
-            "gamma": "k is (log2(C) + beta) / gamma, cut and made odd",
+            "kernel_size": "k, the number of neighbouring channels, odd; null: computed from gamma and beta",
+            "gamma": "k is (log2(C) + beta) / gamma, truncated, plus 1 if even",
             "beta": "see gamma",
         },
         forms=(
@@ -70,7 +73,7 @@ class EfficientChannelAttention(Gate):
         super().__init__()
         k = adaptive_kernel_size(channels, gamma, beta) if kernel_size is None else kernel_size
         if not isinstance(k, int) or k < 1 or k % 2 == 0:
-            raise ExciteError(f"the kernel_size of the gate 'eca' is an odd whole number, not {kernel_size!r}")
+            raise ExciteError(f"the kernel_size of the gate 'eca' must be an odd whole number, not {kernel_size!r}")
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
 
     def excitation(self, squeezed: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Effective Squeeze-Excitation.  Letters: N images, C channels, H x W positions."""
+"""Effective Squeeze-Excitation. Notation: N images, C channels, H x W positions."""
 
 from collections.abc import Callable
 
@@ -18,17 +18,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"hard_sigmoid": F.hardsigm
 class EffectiveSqueezeExcite(Gate):
     """``hard_sigmoid(fc(mean over positions))``: (N, C, H, W) -> scale (N, C).
 
-    One dense layer of full width where SE has a bottleneck, so that no channel information is lost. Parameters:
-    ``C*C + C``; ``fc.weight`` is (C, C).
+    It has one dense layer of full width instead of SE's bottleneck, so that no channel information is lost.
+    Parameters: ``C*C + C``; ``fc.weight`` is (C, C).
 
-    ``activation``: "hard_sigmoid", ``clip(z / 6 + 1/2, 0, 1)`` (the authors' code, timm), or "sigmoid" (the paper's
-    formula). The hard one has no gradient where its input is beyond -3 or 3.
+    ``activation`` is "hard_sigmoid", ``clip(z / 6 + 1/2, 0, 1)`` (the authors' code, timm), or "sigmoid" (the paper's
+    formula). The hard sigmoid has no gradient for inputs below -3 or above 3.
 
     Source: Lee, Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation" (arXiv 1911.06667), section 3.3
     (VoVNetV2).
 
     Raises:
-        ExciteError: another activation.
+        ExciteError: ``activation`` is neither of these.
     """
 
     channelwise = True
@@ -52,7 +52,7 @@ class EffectiveSqueezeExcite(Gate):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ExciteError(
-                f"the activation of the gate 'ese' is one of {', '.join(ACTIVATIONS)}, not {activation!r}"
+                f"the activation of the gate 'ese' must be one of {', '.join(ACTIVATIONS)}, not {activation!r}"
                 f"{nearest(str(activation), ACTIVATIONS)}"
             )
         self.activation = activation

@@ -1,6 +1,6 @@
-"""What is known of a gate before one is built: where it comes from, what it sees and scales, what it costs.
+"""A gate's data sheet, known before one is built: its source, what it squeezes and scales, what it costs.
 
-Letters of the formulas: C channels, H x W positions, S the width of a bottleneck, k the side of a kernel, x the map.
+Notation in formulas: C channels, H x W positions, S width of a bottleneck, k side of a kernel, x the map.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Form:
-    """One form of a gate: most gates have one, Gather-Excite has three.
+    """One form of a gate. Most gates have one, Gather-Excite has three.
 
     Attributes:
-        squeeze: what the gate sees of a map.
+        squeeze: what the gate computes from the map.
         scales: "channels", "positions" or "both".
-        formula: the scale.
-        parameters: how many, a Python expression of C, H, W and ``letters``.
-        letters: further letters of ``parameters``, each a Python expression of the ones before it.
-        passes: reads and writes of a map of the block's size, forward and backward, that a training step makes more
-            than without the gate, where the kernels run (see docs/free-excitation.md).
-        options: what to give ``create_gate`` for this form, besides the name.
+        formula: formula of the scale.
+        parameters: number of parameters, as a Python expression of C, H, W and ``letters``.
+        letters: further variables in ``parameters``, each a Python expression of the ones before it.
+        passes: additional reads and writes of a map of the block's size in a training step, forward and backward,
+            compared with no gate, where the kernels run (see docs/free-excitation.md).
+        options: options for ``create_gate`` that give this form, besides the name.
     """
 
     squeeze: str
@@ -37,10 +37,10 @@ class Facts:
     """A gate's data sheet.
 
     Attributes:
-        title: the full name.
+        title: full name of the gate.
         paper: authors, title, venue, arXiv number.
-        options: what each option of the constructor means.
-        forms: see :class:`Form`.
+        options: option of the constructor -> its meaning.
+        forms: its forms; see :class:`Form`.
     """
 
     title: str

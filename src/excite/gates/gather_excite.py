@@ -1,4 +1,4 @@
-"""Gather-Excite.  Letters: N images, C channels, S squeezed channels, H x W positions, h x w gathered, e extent."""
+"""Gather-Excite. Notation: N images, C channels, S squeezed channels, H x W positions, h x w gathered, e extent."""
 
 from typing import cast
 
@@ -21,29 +21,30 @@ EXTENTS = (2, 4, 8)
 
 @register_gate("ge")
 class GatherExcite(Gate):
-    """Gather context over ``extent`` positions, excite by a sigmoid: (N, C, H, W) -> scale (N, C) or (N, C, H, W).
+    """Gather context over ``extent`` positions, excite with a sigmoid: (N, C, H, W) -> scale (N, C) or (N, C, H, W).
 
-    ``extent`` is 2, 4 or 8 (h x w is then ceil(H/e) x ceil(W/e), brought back to H x W by nearest neighbour), or
-    ``"global"`` (also 0; h x w is 1 x 1 and the scale (N, C)).
+    ``extent`` is 2, 4 or 8 (then h x w is ceil(H/e) x ceil(W/e), upsampled to H x W by nearest neighbour), or
+    ``"global"`` (or 0; then h x w is 1 x 1 and the scale is (N, C)).
 
-    - ``theta_minus``: average pooling with kernel 2e-1, stride e, padding e-1 that is not counted. No parameters.
-    - ``theta``: log2(e) chained depth-wise 3x3 stride-2 convolutions, each with batch norm, ReLU between them:
-      log2(e) * 11*C parameters. Global: one depth-wise convolution of the map's own size, with batch norm:
-      C*H*W + 2*C parameters; such a gate fits maps of ``feature_size`` only.
+    - ``theta_minus``: average pooling with kernel 2e-1, stride e and padding e-1, not counting the padding. No
+      parameters.
+    - ``theta``: log2(e) depth-wise 3x3 stride-2 convolutions in a chain, each with batch norm, with ReLU between them:
+      log2(e) * 11*C parameters. With global extent, one depth-wise convolution of the size of the map, with batch norm:
+      C*H*W + 2*C parameters. Such a gate only takes maps of ``feature_size``.
     - ``theta_plus``: theta, then SE's bottleneck (1x1 to S channels, ReLU, 1x1 back): 2*C*S + S + C more parameters.
 
-    ``reduction``, ``rd_divisor`` and ``bias`` (defaults 16, None, True) belong to theta_plus's bottleneck.
+    ``reduction``, ``rd_divisor`` and ``bias`` (16, None and True by default) belong to the bottleneck of theta_plus.
 
-    ``halve_from`` (of the two with a global extent; None for never): where the map has at least so many rows and
-    columns, a dense 3x3 stride-2 convolution ("same" padding) with batch norm, 9*C*C + 2*C parameters, halves it first,
-    and the depth-wise kernel is of the half size. MindSpore's GENet_Res50 is ``halve_from=56, bias=False``.
+    ``halve_from`` is for theta and theta_plus with global extent (None: off). A map with at least this many rows and
+    columns is first halved by a dense 3x3 stride-2 convolution ("same" padding) with batch norm, 9*C*C + 2*C
+    parameters, and the depth-wise kernel has half the size. MindSpore's GENet_Res50 is ``halve_from=56, bias=False``.
 
     Source: Hu, Shen, Albanie, Sun, Vedaldi, "Gather-Excite: Exploiting Feature Context in Convolutional Neural
-    Networks" (arXiv 1810.12348), sections 2-3. One difference in the wild: the authors' own Caffe net
-    (RN50-GEPP.prototxt) has one more ReLU, between theta_plus's gathering batch norm and its bottleneck (the MindSpore
-    reference has none, nor have we).
+    Networks" (arXiv 1810.12348), sections 2-3. The authors' Caffe net (RN50-GEPP.prototxt) differs: it has one more
+    ReLU, between the batch norm of theta_plus's gather and its bottleneck. MindSpore's version does not have it, and
+    neither does this one.
 
-    In training a global theta needs at least two images per batch: its batch norm has one value per image and channel.
+    In training, a global theta needs at least two images per batch: its batch norm has one value per image and channel.
     """
 
     facts = Facts(
@@ -51,11 +52,11 @@ class GatherExcite(Gate):
         paper="Hu, Shen, Albanie, Sun, Vedaldi: Gather-Excite, NeurIPS 2018, arXiv 1810.12348",
         options={
             "variant": "theta_minus, theta or theta_plus",
-            "extent": "2, 4 or 8 positions that are gathered into one, or global (all of them)",
-            "reduction": "of theta_plus: S is C // reduction, 16 by default",
-            "rd_divisor": "of theta_plus: null, or S is rounded to a multiple of it",
-            "bias": "of theta_plus: whether the bottleneck has biases, true by default",
-            "halve_from": "of theta and theta_plus, global: maps from this size on are halved first (MindSpore: 56)",
+            "extent": "gather over 2, 4 or 8 positions in each direction, or global (all positions)",
+            "reduction": "theta_plus: S is C // reduction; 16 by default",
+            "rd_divisor": "theta_plus: round S to a multiple of this; null: do not round",
+            "bias": "theta_plus: whether the bottleneck has biases; true by default",
+            "halve_from": "global theta, theta_plus: halve maps of at least this size first (MindSpore: 56)",
         },
         forms=(
             Form(
@@ -106,7 +107,7 @@ class GatherExcite(Gate):
         if variant != "theta_minus":
             if self.extent == 0 and feature_size is None:
                 raise ExciteError(
-                    f"the gate 'ge' {variant} with global extent needs the size of its map; give image_size="
+                    f"the gate 'ge' {variant} with global extent needs the size of its maps; give image_size="
                 )
             self.feature_size = feature_size if self.extent == 0 else None
             self.gather = _gather_layers(channels, self.extent, feature_size, self._halves(feature_size))
@@ -128,7 +129,7 @@ class GatherExcite(Gate):
         scale = in_gate_precision(self._excite, self._gather(x)).to(x.dtype)
         if self.extent == 0:
             return scale.flatten(1)
-        # After the sigmoid, because that is a pointwise function and the gathered map is e*e times smaller.
+        # Upsample after the sigmoid, which is pointwise, because the gathered map is e*e times smaller.
         return F.interpolate(scale, size=x.shape[-2:], mode="nearest")
 
     def _gather(self, x: Tensor) -> Tensor:
@@ -158,17 +159,17 @@ class GatherExcite(Gate):
         return self.squash(gathered)
 
     def start_as_identity(self) -> bool:
-        """theta_plus by its last 1x1 convolution, theta by its last batch norm; theta_minus has nothing to zero."""
+        """Zeroes the last 1x1 convolution of theta_plus, or the last batch norm of theta; theta_minus has neither."""
         last = self.gather[-1] if self.fc2 is None and self.gather is not None else self.fc2
         return False if last is None else self._zero_and_double(last)
 
     def resize(self, feature_size: tuple[int, int]) -> None:
-        """Re-sample a global kernel, keeping each channel's sum and so its answer to a constant map.
+        """Resample a global kernel, preserving each channel's sum and so its response to a constant map.
 
-        The kernel becomes a new ``nn.Parameter``: make the optimiser afterwards.
+        The kernel becomes a new ``nn.Parameter``: create the optimiser afterwards.
 
         Raises:
-            ExciteError: ``halve_from`` lies between the two sizes, so that the gate would be another.
+            ExciteError: ``halve_from`` lies between the two sizes, so the gate would need other layers.
         """
         if self.feature_size is None or self.feature_size == feature_size:
             return
@@ -176,7 +177,7 @@ class GatherExcite(Gate):
         if halves != self._halves(self.feature_size):
             (old_h, old_w), (h, w) = self.feature_size, feature_size
             raise ExciteError(
-                f"this Gather-Excite gate halves maps from {self.halve_from} rows on: it cannot be re-sampled from "
+                f"this Gather-Excite gate halves maps from {self.halve_from} rows on, so it cannot be resampled from "
                 f"{old_h}x{old_w} to {h}x{w}, where it has other layers"
             )
         conv = cast(nn.Conv2d, cast(nn.Sequential, self.gather)[-2])
@@ -190,29 +191,29 @@ class GatherExcite(Gate):
 
 @one_node
 def _of_size(x: Tensor, built: tuple[int, int]) -> Tensor:
-    """``x`` as it is. Raises ExciteError where it is no map of the size that a kernel was built for."""
+    """Return ``x`` unchanged. Raises ExciteError if the map does not have the size that a kernel was built for."""
     if tuple(x.shape[-2:]) != built:
         (built_h, built_w), (h, w) = built, x.shape[-2:]
         raise ExciteError(
-            f"this Gather-Excite gate was built for maps of {built_h}x{built_w} and was given one of {h}x{w}; "
-            "excite.resize_gates(model, image_size) re-samples its kernel for another image size"
+            f"this Gather-Excite gate was built for {built_h}x{built_w} maps, but the input is {h}x{w}; "
+            "excite.resize_gates(model, image_size) resamples its kernel for another image size"
         )
     return x
 
 
 def resample_kernel(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, 1, H, W) -> (C, 1, *size), bicubic, with the sum over positions kept."""
+    """(C, 1, H, W) -> (C, 1, *size), bicubic, preserving the sum over positions."""
     wide = kernel.double()
     area = wide.shape[-2] * wide.shape[-1] / (size[0] * size[1])
     shrinks = size[0] < wide.shape[-2] or size[1] < wide.shape[-1]
     new = F.interpolate(wide, size=size, mode="bicubic", antialias=shrinks) * area
-    # What interpolation lost of the sum is spread evenly; a quotient of sums would blow up where a sum is near zero.
+    # The change in the sum is spread evenly; scaling by the quotient would blow up if a sum is near zero.
     missing = wide.sum((-2, -1), keepdim=True) - new.sum((-2, -1), keepdim=True)
     return (new + missing / (size[0] * size[1])).to(kernel.dtype)
 
 
 def _half(size: tuple[int, int]) -> tuple[int, int]:
-    """Rounded up, as a "same" convolution does."""
+    """Half the size, rounded up as by a "same" convolution."""
     return -(-size[0] // 2), -(-size[1] // 2)
 
 
@@ -238,7 +239,7 @@ def _depthwise(
 ) -> nn.Conv2d:
     assert kernel_size is not None
     conv = nn.Conv2d(channels, channels, kernel_size, stride=stride, padding=padding, groups=channels, bias=False)
-    # fan_in, as the authors' "msra" filler: PyTorch's fan_out does not know of groups and would be C times too large.
+    # fan_in, as in the authors' "msra" filler: PyTorch's fan_out ignores groups and would be C times too large.
     nn.init.kaiming_normal_(conv.weight, mode="fan_in", nonlinearity="relu")
     return conv
 
@@ -247,9 +248,9 @@ def _check_halving(variant: str, extent: int, halve_from: int | None) -> int | N
     if halve_from is None:
         return None
     if variant == "theta_minus" or extent:
-        raise ExciteError("halve_from is for the gate 'ge' with a kernel of the map's size: global theta or theta_plus")
+        raise ExciteError("halve_from is only for the gate 'ge' theta or theta_plus with global extent; leave it out")
     if not isinstance(halve_from, int) or halve_from < 2:  # True is 1
-        raise ExciteError(f"halve_from of the gate 'ge' is a number of rows from 2 on, not {halve_from!r}")
+        raise ExciteError(f"the halve_from of the gate 'ge' must be a whole number of at least 2, not {halve_from!r}")
     return halve_from
 
 
@@ -260,8 +261,10 @@ def _check_options(variant: str, extent: int | str, **bottleneck: object) -> int
             f"the gate 'ge' has no variant {variant!r}{nearest(str(variant), VARIANTS)} (known: {', '.join(VARIANTS)})"
         )
     if extent not in (*EXTENTS, 0, "global"):
-        raise ExciteError(f"the extent of the gate 'ge' is one of 2, 4, 8, 0 or 'global', not {extent!r}")
+        raise ExciteError(f"the extent of the gate 'ge' must be one of 2, 4, 8, 0 or 'global', not {extent!r}")
     given = [name for name, value in bottleneck.items() if value is not None]
     if given and variant != "theta_plus":
-        raise ExciteError(f"the gate 'ge' {variant} has no bottleneck, so no {' or '.join(given)}; theta_plus has one")
+        raise ExciteError(
+            f"the gate 'ge' {variant} takes no {' or '.join(given)}, because it has no bottleneck; theta_plus has one"
+        )
     return 0 if isinstance(extent, str) else extent

@@ -1,4 +1,4 @@
-"""The two gates that are called GCT.  Letters: N images, C channels, H x W positions."""
+"""The two gates abbreviated as GCT. Notation: N images, C channels, H x W positions."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from excite.gates.registry import register_gate
 from excite.ops.boundaries import one_node
 
 MODES = ("l2", "l1")
-# Of a learnable standard deviation: 3 * sigmoid(theta) + 1.
+# A learnable standard deviation is 3 * sigmoid(theta) + 1.
 _RANGE, _LEAST = 3.0, 1.0
 
 
@@ -23,24 +23,24 @@ class GatedChannelTransformation(Gate):
         s = alpha * sqrt(sum of x^2 over positions + epsilon)                  the embedding
         scale = 1 + tanh(gamma * s / sqrt(mean of s^2 over channels + epsilon) + beta)
 
-    ``mode="l1"`` takes sums of absolute values in place of both square roots. alpha, gamma and beta are (C): 3*C
-    parameters. They start at 1, 0 and 0, so that a fresh gate changes nothing and learns from its first step.
+    ``mode="l1"`` uses sums of absolute values instead of both square roots. alpha, gamma and beta are (C,): 3*C
+    parameters. They start at 1, 0 and 0, so a fresh gate changes nothing and learns from the first step on.
 
-    Not to be mixed up with the Gaussian Context Transformer, ``gaussian_gct``, which goes by the same initials. The
-    paper puts the gate in front of convolutions; in a residual block, ``gate_position="pre"`` is nearest to that.
+    Not to be confused with the Gaussian Context Transformer, ``gaussian_gct``, which has the same initials. The paper
+    puts the gate in front of convolutions; in a residual block, ``gate_position="pre"`` comes closest to that.
 
     Source: Yang, Zhu, Wu, Yang, "Gated Channel Transformation for Visual Recognition" (arXiv 1909.11519), section 3;
-    the second epsilon and the details of l1 are those of the authors' code.
+    the second epsilon and the details of l1 are from the authors' code.
 
     Raises:
-        ExciteError: another ``mode``, or ``epsilon`` not above 0.
+        ExciteError: ``mode`` is neither l1 nor l2, or ``epsilon`` is not above 0.
     """
 
     facts = Facts(
         title="Gated Channel Transformation",
         paper="Yang, Zhu, Wu, Yang: Gated Channel Transformation, CVPR 2020, arXiv 1909.11519",
         options={
-            "mode": "l2 or l1: the norm of each channel over positions, and of those over channels",
+            "mode": "l2 or l1: the norm over positions, and over the channels' norms",
             "epsilon": "added under the roots (l2) or to the mean over channels (l1)",
         },
         forms=(
@@ -64,7 +64,7 @@ class GatedChannelTransformation(Gate):
     ) -> None:
         super().__init__()
         if mode not in MODES:
-            raise ExciteError(f"mode of the gate 'gct' is l2 or l1, not {mode!r}{nearest(str(mode), MODES)}")
+            raise ExciteError(f"the mode of the gate 'gct' must be l2 or l1, not {mode!r}{nearest(str(mode), MODES)}")
         self.mode, self.epsilon = mode, _positive("gct", "epsilon", epsilon)
         self.alpha = nn.Parameter(torch.ones(channels))
         self.gamma = nn.Parameter(torch.zeros(channels))
@@ -96,19 +96,19 @@ def _absolute_sum(x: Tensor) -> Tensor:
 class GaussianContextTransformer(Gate):
     """``exp(-z^2 / (2 c^2))`` of standardised means: (N, C, H, W) -> scale (N, C), in (0, 1].
 
-    ``z = (m - mean of m over channels) / (standard deviation of m over channels)``, m the means over positions: the
-    further a channel's mean is from the others', the less of it goes through. With ``learnable=False`` (the paper's
-    GCT-B0) c is ``std``, 2 by default, and there are no parameters; with ``learnable=True`` (GCT-B1) it is
-    ``3 * sigmoid(theta) + 1``, and theta, which starts at 0, is the one parameter.
+    ``z = (m - mean of m over channels) / (standard deviation of m over channels)``, where m are the means over
+    positions: the further a channel's mean is from the others', the less of it is let through. With ``learnable=False``
+    (the paper's GCT-B0), c is ``std``, 2 by default, and there are no parameters. With ``learnable=True`` (GCT-B1), c
+    is ``3 * sigmoid(theta) + 1``, and theta, which starts at 0, is the only parameter.
 
-    Not to be mixed up with the Gated Channel Transformation, ``gct``, which goes by the same initials.
+    Not to be confused with the Gated Channel Transformation, ``gct``, which has the same initials.
 
-    Source: Ruan, Wang, Zheng, Zheng, Zheng, "Gaussian Context Transformer" (CVPR 2021), section 3. A small number
-    (1e-5) is added to the variance and not, as there, to the standard deviation, so that equal means have a gradient.
-    The authors published no code; the 3 and 1 of GCT-B1 are those of the public re-implementations.
+    Source: Ruan, Wang, Zheng, Zheng, Zheng, "Gaussian Context Transformer" (CVPR 2021), section 3. Unlike in the paper,
+    1e-5 is added to the variance rather than to the standard deviation, so that equal means have a gradient. The
+    authors published no code; the constants 3 and 1 of GCT-B1 are those of public re-implementations.
 
     Raises:
-        ExciteError: ``std`` is not above 0, or given with ``learnable``.
+        ExciteError: ``std`` is not above 0, or is given with ``learnable``.
     """
 
     channelwise = True
@@ -116,8 +116,8 @@ class GaussianContextTransformer(Gate):
         title="Gaussian Context Transformer",
         paper="Ruan, Wang, Zheng, Zheng, Zheng: Gaussian Context Transformer, CVPR 2021",
         options={
-            "std": "c, 2 by default; not with learnable",
-            "learnable": "whether c is learnt, as 3 sigmoid(theta) + 1",
+            "std": "c, 2 by default; not allowed with learnable",
+            "learnable": "whether to learn c, as 3 sigmoid(theta) + 1",
         },
         forms=(
             Form(
@@ -146,7 +146,7 @@ class GaussianContextTransformer(Gate):
     ) -> None:
         super().__init__()
         if learnable and std is not None:
-            raise ExciteError("the gate 'gaussian_gct' with learnable=True learns its std; leave std out")
+            raise ExciteError("the gate 'gaussian_gct' learns std with learnable=True; leave std out")
         self.std = _positive("gaussian_gct", "std", 2.0 if std is None else std)
         self.theta = nn.Parameter(torch.zeros(())) if learnable else None
 
@@ -161,5 +161,5 @@ class GaussianContextTransformer(Gate):
 
 def _positive(gate: str, option: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ExciteError(f"{option} of the gate {gate!r} must be a number above 0, not {value!r}")
+        raise ExciteError(f"the {option} of the gate {gate!r} must be a number above 0, not {value!r}")
     return value

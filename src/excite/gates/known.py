@@ -1,5 +1,5 @@
-# ruff: noqa: F401 - excite.gates gives them away, and has the list of their names
-"""All gates, imported, so that each has its name; and how to make one."""
+# ruff: noqa: F401 - excite.gates re-exports these names
+"""Imports all gates, so that each is registered by name, and the functions to create one."""
 
 from excite.gates.base import Gate
 from excite.gates.cbam import CBAM

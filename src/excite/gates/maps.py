@@ -1,9 +1,9 @@
-"""Reductions of maps, and products as large as a map, by what is fast in either memory layout.
+"""Reductions of maps, and products as large as a map, that are fast in either memory layout.
 
-Letters: N images, C channels, H x W positions. On a CPU most of PyTorch's reductions over positions are slow for
-channels-last maps (8x256x56x56 float32 on one core, forward pass: ``mean(3)`` 36 ms, as a pooling 1.8;
-``vector_norm`` 33 ms, by the moments kernel 2.9), and a product that comes out in the other layout costs more where it
-is used (``x * scale``: 17 ms instead of 5.5). Under ``torch.compile`` the textbook forms are left to the compiler.
+Notation: N images, C channels, H x W positions. On a CPU, most of PyTorch's reductions over positions are slow for
+channels-last maps (8x256x56x56 float32 on one core, forward pass: ``mean(3)`` takes 36 ms, as a pooling 1.8 ms;
+``vector_norm`` takes 33 ms, the moments kernel 2.9 ms). A product in the wrong layout makes its consumer slower
+(``x * scale``: 17 ms instead of 5.5 ms). Under ``torch.compile``, the textbook forms are left to the compiler.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def _pools_faster(x: Tensor) -> bool:
 
 def spatial_max(x: Tensor) -> Tensor:
     """(N, C, H, W) -> (N, C), the maximum over positions."""
-    # Remembers where the maximum was. ``amax`` does not: its backward pass compares, counts and divides, maps all.
+    # It remembers the position of the maximum. ``amax`` does not; its backward pass makes several passes over the map.
     return F.adaptive_max_pool2d(x, 1).flatten(1)
 
 
@@ -58,12 +58,12 @@ class _NativeNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, norm = ctx.saved_tensors
-        slope = torch.where(norm > 0, grad / norm, 0.0)  # at 0 the sub-gradient 0, as vector_norm has it
+        slope = torch.where(norm > 0, grad / norm, 0.0)  # the subgradient 0 at 0, as in vector_norm
         return native.apply(x, native.no_norm(x), slope.contiguous(), None, relu=False)
 
 
 def broadcast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """``function(a, b)``, two tensors that only together have the shape of ``like``, in the layout of ``like``."""
+    """``function(a, b)`` in the memory layout of ``like``; a and b broadcast to the shape of ``like``."""
     if is_symbolic(like) or like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
         return function(a, b)
     a, b = (t.permute(0, 2, 3, 1).contiguous() for t in (a, b))  # small, and the result has the order of their strides

@@ -1,4 +1,4 @@
-"""Spatial and channel squeeze-and-excitation.  Letters: N images, C channels, S squeezed channels, H x W positions."""
+"""Spatial and channel squeeze-and-excitation. Notation: N images, C channels, S squeezed channels, H x W positions."""
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,16 @@ MERGES = ("add", "max")
 _PAPER = "Roy, Navab, Wachinger: Concurrent Spatial and Channel Squeeze & Excitation, MICCAI 2018, arXiv 1803.02579"
 _BOTTLENECK = {
     "reduction": "S is C // reduction",
-    "rd_divisor": "null, or S is rounded to a multiple of it",
+    "rd_divisor": "round S to a multiple of this; null: do not round",
     "bias": "whether the dense layers have biases",
 }
 
 
 @register_gate("cse")
 class ChannelSqueezeExcite(SqueezeExcite):
-    """SE as the scSE paper has it: (N, C, H, W) -> scale (N, C), with a bottleneck of half the channels.
+    """SE as in the scSE paper: (N, C, H, W) -> scale (N, C), with a bottleneck of half the channels.
 
-    Formula, parameters and options are those of :class:`SqueezeExcite`; only the default of ``reduction`` is another.
+    Formula, parameters and options are those of :class:`SqueezeExcite`; only the default ``reduction`` differs.
 
     Source: Roy, Navab, Wachinger, "Concurrent Spatial and Channel 'Squeeze & Excitation' in Fully Convolutional
     Networks" (arXiv 1803.02579), section 2.1.
@@ -60,10 +60,10 @@ class ChannelSqueezeExcite(SqueezeExcite):
 class SpatialSqueezeExcite(Gate):
     """``sigmoid(conv1x1(x))`` with one output channel: (N, C, H, W) -> scale (N, 1, H, W).
 
-    Squeezes the channels of each position, and scales positions. Parameters: C, and 1 more with ``bias``;
+    It squeezes the channels of each position and scales positions. Parameters: C, and 1 more with ``bias``;
     ``conv.weight`` is (1, C, 1, 1).
 
-    Source: the scSE paper (arXiv 1803.02579), section 2.2; the bias is that of the authors' code.
+    Source: the scSE paper (arXiv 1803.02579), section 2.2; the bias is from the authors' code.
     """
 
     facts = Facts(
@@ -96,22 +96,22 @@ class SpatialSqueezeExcite(Gate):
 class SpatialChannelSqueezeExcite(Gate):
     """cSE and sSE side by side on the same map: (N, C, H, W) -> scale (N, C, H, W).
 
-    ``merge``: "add", ``x * cse + x * sse`` (arXiv 1803.02579, section 2.3), so that the scale lies in (0, 2); or
-    "max", the larger of the two at each position and channel (the authors' later code, and the best of four in arXiv
-    1808.08127, section 2.3), whose scale is the larger one where x is positive and the smaller where x is negative.
+    ``merge`` is "add", ``x * cse + x * sse`` (arXiv 1803.02579, section 2.3), with a scale in (0, 2); or "max", the
+    larger of the two products at each position and channel (the authors' later code, and the best of four in arXiv
+    1808.08127, section 2.3), with the larger scale where x is positive and the smaller one where x is negative.
 
-    ``reduction``, ``rd_divisor`` belong to cSE (defaults 2, None), ``bias`` to both. Parameters: those of both gates,
-    ``2*C*S + S + C`` and ``C + 1``; they are ``channel.fc1``, ``channel.fc2`` and ``spatial.conv``.
+    ``reduction`` and ``rd_divisor`` belong to cSE (2 and None by default), ``bias`` to both. Parameters: those of both
+    gates, ``2*C*S + S + C`` and ``C + 1``, in ``channel.fc1``, ``channel.fc2`` and ``spatial.conv``.
 
     Raises:
-        ExciteError: another ``merge``, or a bad ``reduction``.
+        ExciteError: ``merge`` is neither of these, or ``reduction`` is invalid.
     """
 
     parts = ("channel", "spatial")
     facts = Facts(
         title="Concurrent Spatial and Channel Squeeze-and-Excitation",
         paper=_PAPER,
-        options={**_BOTTLENECK, "merge": "add (the paper) or max (the authors' later code): how the two are joined"},
+        options={**_BOTTLENECK, "merge": "how the two are combined: add (the paper) or max (the authors' later code)"},
         forms=(
             Form(
                 squeeze="mean over positions; weighted sum over channels",
@@ -137,7 +137,8 @@ class SpatialChannelSqueezeExcite(Gate):
         super().__init__()
         if merge not in MERGES:
             raise ExciteError(
-                f"merge of the gate 'scse' is one of {', '.join(MERGES)}, not {merge!r}{nearest(str(merge), MERGES)}"
+                f"the merge of the gate 'scse' must be one of {', '.join(MERGES)}, not {merge!r}"
+                f"{nearest(str(merge), MERGES)}"
             )
         self.merge = merge
         self.channel = ChannelSqueezeExcite(channels, reduction=reduction, rd_divisor=rd_divisor, bias=bias)

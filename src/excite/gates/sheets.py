@@ -1,4 +1,4 @@
-"""What :mod:`excite.gates.summary` finds for every gate, kept in a file: to count it takes PyTorch, to list it no time.
+"""The results of :mod:`excite.gates.summary` for every gate, kept in a file so that listing them does not need torch.
 
 A test compares the file with the gates.
 """
@@ -17,15 +17,18 @@ FILE = "sheets.json"
 
 
 class GateRow(TypedDict):
-    """A form of a gate, JSON-able; what a gate without a data sheet does not tell is None.
+    """One form of a gate, JSON-serialisable. Values that only a data sheet gives are None for gates without one.
 
     Attributes:
-        gate: a label as ``excite twins --gates`` takes it.
-        options: what to give beside the name.
-        squeeze, scales, formula, passes: see :class:`excite.gates.facts.Form`; parameters: a formula, too.
-        macs: multiply-adds of convolutions, dense layers and products with kernels, for one image.
-        fused: whether the gate runs inside of the fused operator.
-        map: the [C, H, W] that params and macs are of.
+        gate: a label that ``excite twins --gates`` accepts.
+        name, options: name of the gate, and the options that give this form.
+        title, paper: see :class:`excite.gates.facts.Facts`.
+        squeeze, scales, formula, passes: see :class:`excite.gates.facts.Form`.
+        parameters: formula of the number of parameters.
+        params: number of parameters.
+        macs: multiply-adds for one image, in convolutions, dense layers and products with kernels.
+        fused: whether the gate runs inside the fused operator.
+        map: the [C, H, W] for which params and macs are given.
     """
 
     gate: str
@@ -51,7 +54,7 @@ class OptionRow(TypedDict):
 
 
 class GateSheet(TypedDict):
-    """One gate with its forms and options; ``notes`` is the docstring of its class."""
+    """One gate with its forms and options. ``notes`` is the docstring of its class."""
 
     name: str
     title: str | None
@@ -62,18 +65,18 @@ class GateSheet(TypedDict):
 
 
 def list_sheets() -> list[GateSheet]:
-    """As ``[describe_gate(name) for name in list_gates()]``, of the gates that come with the package, without torch."""
+    """The sheets of all gates of the package: ``[describe_gate(name) for name in list_gates()]``, without torch."""
     found: list[GateSheet] = json.loads(files("excite.gates").joinpath(FILE).read_text(encoding="utf-8"))
     return found
 
 
 def list_rows() -> list[GateRow]:
-    """A row for each form of each gate, sorted by name: as ``summarise()``, without torch."""
+    """A row for each form of each gate, sorted by name: ``summarise()``, without torch."""
     return [row for sheet in list_sheets() for row in sheet["forms"]]
 
 
 def find_sheet(label: str) -> GateSheet:
-    """As ``describe_gate(label)``, without torch: by the gate's name or the label of one of its forms ("ge_theta").
+    """``describe_gate(label)``, without torch: by a gate's name or the label of one of its forms ("ge_theta").
 
     Raises:
         ExciteError: there is no such gate.
@@ -86,6 +89,6 @@ def find_sheet(label: str) -> GateSheet:
 
 
 def unknown_gate(name: str, known: Iterable[str]) -> ExciteError:
-    """That there is no such gate."""
+    """The error for an unknown gate."""
     known = sorted(known)
     return ExciteError(f"unknown gate {shown(name)}{nearest(name, known)} (known: {', '.join(known)})")

@@ -1,4 +1,4 @@
-"""Squeeze-and-Excitation.  Letters: N images, C channels, S squeezed channels, H x W positions."""
+"""Squeeze-and-Excitation. Notation: N images, C channels, S squeezed channels, H x W positions."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,9 +12,12 @@ from excite.gates.registry import register_gate
 def squeeze_width(channels: int, reduction: int = 16, rd_divisor: int | None = None) -> int:
     """S, the width of the bottleneck between the two dense layers.
 
-    Both rules exist in the wild and differ for narrow layers: with ``rd_divisor`` None or 1, ``channels // reduction``
-    and at least 1 (the paper, Caffe, ModelZoo-PyTorch); with 8, ``channels / reduction`` rounded to the nearest
-    multiple of 8 and at least 8 (MindCV, present-day timm): 64 -> 8 and not 4, 128 -> 8, 256 -> 16.
+    There are two rules, which differ for narrow layers. With ``rd_divisor`` None or 1, it is ``channels // reduction``
+    and at least 1 (the paper, Caffe, ModelZoo-PyTorch). With 8, it is ``channels / reduction`` rounded to the nearest
+    multiple of 8 and at least 8 (MindCV, current timm): 64 -> 8 (not 4), 128 -> 8, 256 -> 16.
+
+    Raises:
+        ExciteError: ``reduction`` or ``rd_divisor`` is not a whole number of at least 1.
     """
     if not isinstance(reduction, int) or reduction < 1:
         raise ExciteError(f"reduction must be a whole number of at least 1, not {reduction!r}")
@@ -29,11 +32,11 @@ def squeeze_width(channels: int, reduction: int = 16, rd_divisor: int | None = N
 class SqueezeExcite(Gate):
     """``sigmoid(fc2(relu(fc1(mean over positions))))``: (N, C, H, W) -> scale (N, C).
 
-    Parameters: ``2*C*S``, and ``S + C`` more with bias; S by :func:`squeeze_width`. Weights are 2-D: ``fc1.weight``
-    (S, C), ``fc2.weight`` (C, S).
+    Parameters: ``2*C*S``, and ``S + C`` more with ``bias``; S is :func:`squeeze_width`. The weights are 2-D:
+    ``fc1.weight`` (S, C), ``fc2.weight`` (C, S).
 
     Source: Hu, Shen, Albanie, Sun, Wu, "Squeeze-and-Excitation Networks" (arXiv 1709.01507), section 3, equations 2-4.
-    ``bias=False`` is what ModelZoo-PyTorch and the TensorFlow SE-ResNet-110 do; the authors' Caffe nets have biases.
+    ModelZoo-PyTorch and the TensorFlow SE-ResNet-110 have ``bias=False``; the authors' Caffe nets have biases.
     """
 
     channelwise = True
@@ -42,7 +45,7 @@ class SqueezeExcite(Gate):
         paper="Hu, Shen, Albanie, Sun, Wu: Squeeze-and-Excitation Networks, CVPR 2018, arXiv 1709.01507",
         options={
             "reduction": "S is C // reduction",
-            "rd_divisor": "null, or S is rounded to a multiple of it (MindCV and timm: 8)",
+            "rd_divisor": "round S to a multiple of this (MindCV and timm: 8); null: do not round",
             "bias": "whether the dense layers have biases",
         },
         forms=(

@@ -1,7 +1,7 @@
-"""All gates as a table: where they come from, what they see and scale, what they cost. Counted on the gates themselves;
-``python -m excite.gates.summary`` writes what it finds into ``sheets.json``, which ``excite gates`` reads.
+"""All gates as a table: their source, what they squeeze and scale, and their cost, counted on the gates themselves.
 
-Letters: C channels, H x W positions.
+``python -m excite.gates.summary`` writes the table to ``sheets.json``, which ``excite gates`` reads. Notation: C
+channels, H x W positions.
 """
 
 import json
@@ -18,7 +18,7 @@ from excite.gates.known import create_gate, gate_defaults, gate_facts, list_gate
 from excite.gates.registry import GateTable, gate_class
 from excite.gates.sheets import FILE, GateRow, GateSheet, OptionRow
 
-#: (channels, height, width) of the map that costs are given for: the first stage of a ResNet-50 on 224x224 pixels.
+#: (channels, height, width) of the map for which costs are given: the first stage of ResNet-50 at 224x224 pixels.
 MAP = (256, 56, 56)
 
 
@@ -28,7 +28,7 @@ def summarise(size: tuple[int, int, int] = MAP) -> list[GateRow]:
 
 
 def summarise_gate(name: str, size: tuple[int, int, int] = MAP) -> list[GateRow]:
-    """The forms of one gate. Raises ExciteError where there is no such gate."""
+    """The forms of one gate. Raises ExciteError if there is no such gate."""
     facts = gate_facts(name)
     return [_row(name, form, size) for form in (facts.forms if facts else (None,))]
 
@@ -62,18 +62,18 @@ def _label(name: str, options: Mapping[str, Any]) -> str:
 
 
 def _labels() -> dict[str, str]:
-    """Label of each form -> name of its gate."""
+    """Label of each form -> name of the gate."""
     sheets = {name: gate_facts(name) for name in list_gates()}
     return {_label(name, form.options): name for name, facts in sheets.items() if facts for form in facts.forms}
 
 
 def count_formula(form: Form) -> str:
-    """``2*C*S + S + C, S = C // 16``."""
+    """The number of parameters as a formula, such as ``2*C*S + S + C, S = C // 16``."""
     return ", ".join([form.parameters, *(f"{letter} = {value}" for letter, value in form.letters.items())])
 
 
 def count_cost(spec: GateTable, size: tuple[int, int, int]) -> tuple[int, int, bool]:
-    """(parameters, multiply-adds for one image, whether it is a function of the channel means) of a gate."""
+    """(parameters, multiply-adds for one image, whether it is a function of the channel means only) of a gate."""
     channels, height, width = size
     with torch.device("meta"):
         gate = create_gate(spec, channels, feature_size=(height, width)).eval()
@@ -84,7 +84,7 @@ def count_cost(spec: GateTable, size: tuple[int, int, int]) -> tuple[int, int, b
 
 
 def describe_gate(label: str) -> GateSheet:
-    """One gate with its options, by its name or the label of one of its forms ("ge_theta").
+    """One gate with its options, by name or by the label of one of its forms ("ge_theta").
 
     Raises:
         ExciteError: there is no such gate.

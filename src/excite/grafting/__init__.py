@@ -1,4 +1,4 @@
-"""Gates for networks that have none: found places, identity at the start, and the way back."""
+"""Grafting gates onto trained networks, proving that nothing changed, and pruning gates again."""
 
 from excite.grafting.proof import graft
 from excite.models.grafting.core import GraftPlan, ungraft

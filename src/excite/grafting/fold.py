@@ -1,4 +1,4 @@
-"""A gate that always answers alike is a factor of the layer before it.  Letters: N images, C channels."""
+"""Folds gates with a constant scale into the layer before them. Notation: N images, C channels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,30 +19,30 @@ from excite.models.tf_seresnet import GatedConv
 
 @dataclass
 class Scales:
-    """What a gate multiplied each channel by, over some images and all positions.
+    """The scales of a gate, over some images and all positions.
 
     Attributes:
-        mean: (C), float32; (1) of a gate that gives all channels the same.
-        spread: likewise, the largest distance of one scale from the mean; infinite where some scales were not finite.
+        mean: mean scale per channel, (C,) float32; (1,) for a gate that scales all channels equally.
+        spread: largest distance of a scale from the mean, in the same shape; infinite if some scales were not finite.
     """
 
     mean: Tensor
     spread: Tensor
 
     def constant(self, tolerance: float) -> bool:
-        """Whether no scale of any channel was further than ``tolerance`` from the channel's mean."""
+        """Whether all scales were within ``tolerance`` of their channel's mean."""
         return bool((self.spread <= tolerance).all())
 
 
 def gate_holders(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> the module with the attribute ``gate``, of all gates: blocks of ours, ``Grafted`` elsewhere."""
+    """Name -> the module that holds a gate as its attribute ``gate``: our blocks, or ``Grafted`` in other networks."""
     if isinstance(model, Classifier):
         return {name: block for name, block in model.gate_slots().items() if isinstance(block.gate, Gate)}
     return {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
 
 
 class Recorder:
-    """What one gate says, over all images and positions."""
+    """Accumulates the scales of a gate over all images and positions."""
 
     def __init__(self) -> None:
         self.count = self.not_finite = 0
@@ -51,11 +51,11 @@ class Recorder:
         self.most: Tensor | None = None
 
     def note(self, scale: Tensor) -> None:
-        """Take in (N, C) scales, or (N, C, H, W); C is 1 where a gate gives all channels the same."""
+        """Add scales (N, C) or (N, C, H, W); C is 1 for a gate that scales all channels equally."""
         flat = scale.float()
         flat = flat if flat.ndim == 2 else flat.movedim(1, -1).flatten(0, -2)
         sound = flat.isfinite().all(1)
-        if not bool(sound.all()):  # one NaN would be the mean of all, and then in the weights that it is folded into
+        if not bool(sound.all()):  # a single NaN would become the mean, and then end up in the folded weights
             self.not_finite += int((~sound).sum())
             flat = flat[sound]
             if not len(flat):
@@ -67,14 +67,14 @@ class Recorder:
         self.most = most if self.most is None else torch.maximum(self.most, most)
 
     def scales(self) -> Scales:
-        """Mean and spread so far. Raises ExciteError where there is nothing finite."""
+        """Mean and spread so far. Raises ExciteError if there are no finite scales."""
         if self.least is None or self.most is None or isinstance(self.total, float):
             if self.not_finite:
                 raise ExciteError(
-                    "a gate has no finite scale for any image: the network is broken, or its numbers overflow in a "
-                    "precision other than fp32"
+                    "a gate has no finite scale for any image: the network is broken, or overflows in a precision "
+                    "other than fp32"
                 )
-            raise ExciteError("a gate was never asked: no images went through the network")
+            raise ExciteError("a gate never ran: no images went through the network")
         mean = (self.total / self.count).float()
         spread = torch.maximum(self.most - mean, mean - self.least)
         return Scales(mean, spread if not self.not_finite else torch.full_like(spread, torch.inf))
@@ -82,7 +82,7 @@ class Recorder:
 
 @contextmanager
 def recording(model: nn.Module) -> Iterator[dict[str, Recorder]]:
-    """Within the block every gate of :func:`gate_holders` is noted; ``recorder.scales()`` gives what it said."""
+    """Context that records the scales of all gates of :func:`gate_holders`; see ``recorder.scales()``."""
     recorders = {name: Recorder() for name in gate_holders(model)}
     by_gate = {f"{name}.gate": recorder for name, recorder in recorders.items()}
 
@@ -98,7 +98,7 @@ def layer_before(name: str, holder: nn.Module) -> nn.Module:
     """The layer that a gate's constant scale can be folded into.
 
     Raises:
-        ExciteError: there is none, because something that is not linear stands between, or nothing that has weights.
+        ExciteError: there is no layer with weights right before the gate, or something non-linear is in between.
     """
     layer: nn.Module | None = None
     if isinstance(holder, Grafted):
@@ -110,23 +110,23 @@ def layer_before(name: str, holder: nn.Module) -> nn.Module:
         last = "3" if hasattr(holder, "conv3") else "2"
         layer = holder.get_submodule(f"{'conv' if bare else 'bn'}{last}")
     if layer is None or not _can_take(layer):
-        what = "the block's gate does not stand behind its last layer" if layer is None else type(layer).__name__
+        what = "the block's gate does not follow its last layer" if layer is None else type(layer).__name__
         raise ExciteError(
-            f"the gate at {name} cannot be folded: no convolution or affine norm right before it ({what})"
+            f"the gate at {name} cannot be folded: there is no convolution or affine norm right before it ({what})"
         )
     return layer
 
 
 def _can_take(layer: nn.Module) -> bool:
     if isinstance(layer, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
-        activation = getattr(layer, "act", None)  # timm's norms may bring one along; a ReLU passes a positive factor on
+        activation = getattr(layer, "act", None)  # timm's norms may include one; a positive factor passes a ReLU
         return layer.weight is not None and (activation is None or isinstance(activation, nn.Identity | nn.ReLU))
     return isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
 
 
 @torch.no_grad()
 def fold_scale(layer: nn.Module, scale: Tensor) -> None:
-    """Multiply what ``layer`` gives by ``scale`` (C or 1), in its weights."""
+    """Multiply the output of ``layer`` by ``scale``, (C,) or (1,), by changing its weights."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor)
     scale = scale.to(weight.device)
@@ -141,10 +141,10 @@ def fold_scale(layer: nn.Module, scale: Tensor) -> None:
 
 
 def fold_gates(model: nn.Module, scales: dict[str, Tensor]) -> None:
-    """Take gates away, in place, and multiply the layer before each by the scale (C) that is to stand for it.
+    """Remove gates, in place, and multiply the layer before each by the scale (C,) that replaces it.
 
     Raises:
-        ExciteError: a layer cannot take it; nothing is changed then.
+        ExciteError: there is a gate whose scale cannot be folded; nothing is changed.
     """
     holders = gate_holders(model)
     layers = {name: layer_before(name, holders[name]) for name in scales}

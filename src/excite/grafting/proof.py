@@ -1,4 +1,4 @@
-"""``excite graft``: a network from a file or by name, gates in it, and the proof that it computes what it did."""
+"""``excite graft``: adds gates to a network from a file or by name, and proves that its output does not change."""
 
 import math
 import os
@@ -26,19 +26,19 @@ from excite.weights.grafted import header
 from excite.weights.header import Meta
 from excite.weights.locate import is_grafted_file
 
-#: Images for the proof, where a folder holds more, and random ones where none are given.
+#: Number of images for the proof if a folder holds more, and of random ones if no folder is given.
 MOST_IMAGES, RANDOM_IMAGES = 64, 8
 
 
 @dataclass
 class Network:
-    """What a network came from.
+    """A network and its source.
 
     Attributes:
         model: the network, in evaluation mode.
-        name: as it was given.
-        meta: header of a checkpoint of ours; None for others.
-        preprocessing: how an image becomes its input, where that is known.
+        name: the source as given.
+        meta: the header of a checkpoint of ours; None for others.
+        preprocessing: preprocessing of images, if known.
         library: "timm" or "excite".
     """
 
@@ -50,12 +50,12 @@ class Network:
 
 
 class Proof(TypedDict):
-    """Largest differences of the logits of two networks, in float32 and evaluation mode.
+    """Largest differences between the logits of two networks, in float32 and evaluation mode.
 
     Attributes:
         difference: in the textbook form (contiguous maps).
-        fused_difference: of our own models as they run on a CPU (channels-last maps, fused operator), 0 for others.
-        largest: the largest logit, absolute.
+        fused_difference: for our own models, as they run on a CPU (channels-last maps, fused operator); 0 for others.
+        largest: the largest absolute logit.
     """
 
     difference: float
@@ -64,11 +64,11 @@ class Proof(TypedDict):
 
 
 class GraftResult(GraftPlanValues):
-    """What ``excite graft --json`` prints: the plan and, where it was carried out, the :class:`Proof`.
+    """What ``excite graft --json`` prints: the plan and, if it was carried out, the :class:`Proof`.
 
     Attributes:
-        parameters: of the network before.
-        images, images_are: how many the proof is on, and which.
+        parameters: number of parameters of the network before grafting.
+        images, images_are: number and kind of the images in the proof.
         out: the file that was written.
     """
 
@@ -141,38 +141,40 @@ def graft(
     force: bool = False,
     **options: Any,
 ) -> nn.Module | GraftPlan | GraftResult:
-    """Put gates into a network: one that is in memory, or as ``excite graft`` does it, one that is named.
+    """Add gates to a network in memory, or to one given by name, as ``excite graft`` does.
 
     Args:
         model: any ``nn.Module`` that takes images (see ``excite.models.grafting.core.graft``); or a run folder, a
-            checkpoint, ``timm:NAME`` or the name of a model of ours.
+            checkpoint, ``timm:NAME`` or the name of one of our models.
         gate: a gate's name, or a table ``{"name": "se", "reduction": 8}``.
         at: "auto" (the ends of residual branches), or module names and shell patterns.
-        init: "identity": the network computes at first exactly what it did before; "paper": the gate's usual start.
-        dry_run: only show the places and what the gates cost.
-        inplace: change the network in memory itself instead of a copy.
-        example: an input for a network in memory, (N, C, H, W).
-        images: a folder of images for the proof, for a network that is named.
-        weights: the weights of a named network that has none of its own.
-        out: the file to write, for a network that is named.
-        force: overwrite that file where it exists.
+        init: "identity": at first, the network computes exactly what it did before. "paper": the gate's usual
+            initialisation.
+        dry_run: only show the places and the cost of the gates.
+        inplace: only for a network in memory: change it rather than a copy.
+        example: only for a network in memory: an input.
+        images: only for a network given by name: a folder of images for the proof.
+        weights: only for a network given by name: its weights, if it has none of its own.
+        out: only for a network given by name: the file to write.
+        force: only for a network given by name: overwrite an existing file.
         options: options of the gate.
 
     Returns:
-        Of a network in memory: the one with gates, or with ``dry_run`` the :class:`GraftPlan`. Of a named one: the plan
-        and the proof that it computes what it did, as ``excite graft --json`` prints them.
+        For a network in memory: the network with gates, or with ``dry_run`` the :class:`GraftPlan`. For one given by
+        name: the plan and the proof that its output does not change, as printed by ``excite graft --json``.
 
     Raises:
-        TypeError: an option that belongs to the other kind.
-        ExciteError: an unknown gate or option, no place, a network that cannot be read; nothing was written.
+        TypeError: an option is for the other kind of network.
+        ExciteError: the gate or an option is unknown, there is no place for a gate, or the network cannot be read.
+            Nothing is written.
     """
     named = {"images": images, "weights": weights, "out": out, "force": force or None}
     held = {"inplace": inplace or None, "example": example}
     is_named = isinstance(model, str | os.PathLike)
     for name, value in (held if is_named else named).items():
         if value is not None:
-            kind = "in memory" if is_named else "that is named (a run folder, a checkpoint, timm:NAME)"
-            raise TypeError(f"{name}= is for a network {kind}, and {str(model)[:80]!r} is none")
+            kind = "in memory" if is_named else "given by name (a run folder, a checkpoint, timm:NAME)"
+            raise TypeError(f"{name}= is only for a network {kind}, which {str(model)[:80]!r} is not")
     if not isinstance(model, str | os.PathLike):
         settings: Any = {"at": at, "init": init, "dry_run": dry_run, "inplace": inplace, "example": example, **options}
         grafted: nn.Module | GraftPlan = graft_model(model, gate, **settings)
@@ -211,16 +213,18 @@ def graft_and_prove(
     """Graft, prove and write. ``progress`` shows reading, tracing and the proof.
 
     Raises:
-        ExciteError: one sentence, and nothing was written.
+        ExciteError: as in :func:`graft`, or the proof fails. Nothing is written.
     """
     if dry_run and out is not None:
-        raise ExciteError("--dry-run writes nothing: leave --out away")
+        raise ExciteError("--dry-run writes nothing; leave out --out")
     if out is not None:
         check_new(out, force)
     progress("reading", 0, 0)
     opened = open_network(source, weights)
     if out is not None and opened.library == "excite" and not opened.meta:
-        raise ExciteError(f"--out: {source} is a name and has no weights or classes; give a run folder or a checkpoint")
+        raise ExciteError(
+            f"--out: {source} is a model name without weights or classes; give a run folder or a checkpoint"
+        )
     settings: dict[str, Any] = {"at": at or "auto", "init": init, **(options or {})}
     progress("tracing", 0, 0)
     plan: GraftPlan = graft_model(opened.model, gate, dry_run=True, **settings)
@@ -236,16 +240,20 @@ def graft_and_prove(
     result |= {"images": len(batch), "images_are": what, **proof}
     if not all(map(math.isfinite, (proof["difference"], proof["fused_difference"], proof["largest"]))):
         raise ExciteError(
-            f"nothing was proved: on {len(batch)} {what} the logits before or after are not finite; nothing was written"
+            f"nothing could be proved, because the logits before or after are not finite on {len(batch)} {what}; "
+            "nothing was written"
         )
     say(
-        f"largest difference of the logits before and after on {len(batch)} {what}: {proof['difference']:g} (fp32; "
-        f"largest logit {proof['largest']:g})"
+        f"largest difference between the logits before and after on {len(batch)} {what}: {proof['difference']:g} "
+        f"(fp32; largest logit {proof['largest']:g})"
     )
     if proof["fused_difference"]:
-        say(f"in the fused form, which rounds elsewhere: {proof['fused_difference']:.1e}")
+        say(f"in the fused form, which rounds differently: {proof['fused_difference']:.1e}")
     if init == "identity" and proof["difference"] != 0.0:
-        raise ExciteError(f"the grafted network is not the one before: its logits differ by {proof['difference']:g}")
+        raise ExciteError(
+            f"the grafted network does not compute the same: its logits differ by {proof['difference']:g}; "
+            "nothing was written"
+        )
     if out is not None:
         _write(opened, grafted, out)
         say(f"written: {out}")
@@ -254,9 +262,9 @@ def graft_and_prove(
 
 
 def open_network(source: str, weights: str | None = None) -> Network:
-    """A run folder, a checkpoint (ours or another system's), ``timm:NAME``, or the name of a model of ours.
+    """Open a run folder, a checkpoint (ours or another system's), ``timm:NAME``, or one of our models by name.
 
-    ``weights``: a file with a state dict for a model that is given by name, which has random ones otherwise.
+    ``weights`` is a file with a state dict for a model given by name, which otherwise has random weights.
     """
     if source.startswith(PREFIX):
         return _open_timm(source, weights)
@@ -265,7 +273,7 @@ def open_network(source: str, weights: str | None = None) -> Network:
 
         found = Network(create_model(source), source)
     elif Path(source).is_file() and is_grafted_file(source):
-        raise ExciteError(f"{source} is a grafted network already; excite.grafting.load_grafted loads it")
+        raise ExciteError(f"{source} is already a grafted network; load it with excite.grafting.load_grafted")
     else:
         from excite.trained.predictor import load
 
@@ -274,14 +282,14 @@ def open_network(source: str, weights: str | None = None) -> Network:
         found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if weights is not None:
         if found.meta:
-            raise ExciteError(f"--weights is for a model that is given by name; {source} has weights of its own")
+            raise ExciteError(f"--weights is only for a model given by name; {source} has its own weights")
         _load_state(found.model, _read_state(weights, found.model), weights)
     found.model.eval()
     return found
 
 
 def _open_timm(source: str, weights: str | None) -> Network:
-    """A model of timm; one with weights has their classes and sees their channels."""
+    """A timm model; with weights, its classes and channels are those of the weights."""
     from excite.models import create_model
 
     model: nn.Module = create_model(source)
@@ -302,7 +310,7 @@ def _read_state(path: str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _size(tensors: Mapping[str, Tensor], layer: str, axis: int) -> int | None:
-    """One size of a layer's weight; None where there is no such layer."""
+    """A size of a layer's weight; None if there is no such layer."""
     weight = tensors.get(f"{layer}.weight")
     return int(weight.shape[axis]) if weight is not None and weight.ndim > axis else None
 
@@ -313,7 +321,7 @@ def _load_state(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None
     wrong += [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
     if wrong:
         raise ExciteError(
-            f"{path} does not fit {type(model).__name__}: {len(wrong)} tensors are missing, left over or of another "
+            f"{path} does not fit {type(model).__name__}: {len(wrong)} tensors are missing, unexpected or of the wrong "
             f"shape ({', '.join(wrong[:3])}, ...)"
         )
     model.load_state_dict(tensors)
@@ -329,13 +337,13 @@ def _timm_preprocessing(model: nn.Module) -> Preprocessing | None:
 
 
 def proof_images(source: Network, folder: str | None) -> tuple[Tensor, str]:
-    """A batch for the proof, (N, C, H, W) float32, and what it is."""
+    """A batch for the proof, (N, C, H, W) float32, and a description of it."""
     if folder is None:
         (example,), _ = example_for(source.model)
         generator = torch.Generator().manual_seed(0)
         return torch.randn((RANDOM_IMAGES, *example.shape[1:]), generator=generator), "random images (normal noise)"
     if source.preprocessing is None:
-        raise ExciteError(f"--images: {source.name} does not say how images become its input; leave --images away")
+        raise ExciteError(f"--images: the preprocessing of {source.name} is unknown; leave out --images")
     from excite.trained.given import find_images
 
     files = find_images([folder])[:MOST_IMAGES]
@@ -368,12 +376,12 @@ def prove(before: nn.Module, after: nn.Module, batch: Tensor, advance: Advance =
 def _logits(output: Any) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor):
-        raise ExciteError(f"the network gives a {type(output).__name__} and no logits, so nothing can be compared")
+        raise ExciteError(f"the network returns a {type(output).__name__}, not logits, so nothing can be compared")
     return logits.float()
 
 
 def _write(source: Network, grafted: nn.Module, out: Path) -> None:
-    """As a checkpoint of ours, which every command takes; what it says of itself is the source's, but for the gates."""
+    """Write a checkpoint of ours, which every command accepts, with the source's header except for the gates."""
     from excite.weights.meta import describe_timm
     from excite.weights.own import save_weights
 

@@ -1,4 +1,4 @@
-"""``excite prune``: take gates out in the order of what they do, and show what that costs and saves."""
+"""``excite prune``: removes gates in the order of their effect, and shows what that costs and saves."""
 
 import copy
 from collections.abc import Callable
@@ -57,16 +57,17 @@ class PrunedValues(TypedDict):
 
 @dataclass(frozen=True)
 class Point:
-    """The network with some gates left.
+    """The network after removing some gates.
 
     Attributes:
-        place: what was taken out last; "" for the network as it was, "constant gates" for all that say always the same.
-        gates: how many are left.
-        top1, loss: on the validation images; percent, nats (None without finite logits).
+        place: the gate removed last; "" for the original network, "constant gates" for all gates with a constant scale.
+        gates: number of gates left.
+        top1: accuracy on the validation images, percent.
+        loss: loss on the validation images, nats (None without finite logits).
         effect: percentage points of top-1 that this gate is worth alone, with all others in place.
-        ms: median milliseconds of a batch.
-        parameters: of the whole network.
-        not_finite: validation images without finite logits, which are wrong (see ``excite.logits``).
+        ms: median milliseconds per batch.
+        parameters: number of parameters of the whole network.
+        not_finite: number of validation images without finite logits, which count as wrong (see ``excite.logits``).
     """
 
     place: str
@@ -79,7 +80,7 @@ class Point:
     not_finite: int = 0
 
     def to_dict(self) -> PointValues:
-        """For JSON."""
+        """The values as JSON."""
         return {
             "place": self.place,
             "gates": self.gates,
@@ -94,17 +95,17 @@ class Point:
 
 @dataclass
 class Pruned:
-    """What :func:`prune` found.
+    """The result of :func:`prune`.
 
     Attributes:
-        model: the network that was chosen, gates folded.
-        points: the curve, the network as it was first.
+        model: the chosen network, with gates folded.
+        points: the curve, starting with the original network.
         chosen: index of the chosen point.
-        constant: places whose scale was constant.
-        batch: images of a timed batch.
-        images: validation images.
-        meta: header of the checkpoint it came from.
-        timed: in which form all networks of the curve were timed: whether batch norms were folded, and the precision.
+        constant: places of gates with a constant scale.
+        batch: number of images in a timed batch.
+        images: number of validation images.
+        meta: header of the original checkpoint.
+        timed: how all networks of the curve were timed: whether batch norms were folded, and the precision.
     """
 
     model: nn.Module
@@ -117,7 +118,7 @@ class Pruned:
     timed: str = ""
 
     def to_dict(self) -> PrunedValues:
-        """For JSON."""
+        """The values as JSON."""
         return {
             "points": [point.to_dict() for point in self.points],
             "chosen": self.chosen,
@@ -141,30 +142,34 @@ def prune(
     device: str = "auto",
     say: Say = lambda line: None,
 ) -> Pruned:
-    """Take gates out of a trained network of ours.
+    """Remove gates from a trained network of ours.
 
-    Every gate's scale is measured on ``calibration`` training images. Those whose scale is the same for all of them, in
-    every channel within ``tolerance``, are folded into the layer before them: nothing is lost. Each other one is fixed
-    at its mean scale, alone, to see what it is worth on the validation images; then they go one after the other, the
-    cheapest first. Each point of the curve is a network with those gates folded, evaluated and timed.
+    The scales of all gates are measured on ``calibration`` training images. A gate whose scale is constant, in every
+    channel within ``tolerance``, is folded into the layer before it, and nothing is lost. Each of the others is fixed
+    at its mean scale, one at a time, to measure its effect on the validation images. They are then removed one after
+    the other, the least useful first. Each point of the curve is a network with those gates folded, evaluated and
+    timed.
 
     Args:
-        source: run folder or checkpoint.
+        source: a run folder or checkpoint.
         overrides: ``data.key=value``, as for ``excite validate``; see ``load_recipe``.
-        tolerance: largest distance of a scale from its channel's mean that counts as none.
-        max_drop: percentage points of top-1 that may be lost: the point with the fewest gates within it is chosen.
-        calibration: training images that the scales are measured on (class-balanced, seeded).
-        batch: images of a timed batch.
-        rounds: how often each network is timed, all in turns.
-        out: a new folder, into which :func:`write` puts what was chosen; None writes nothing.
+        tolerance: largest distance of a scale from its channel's mean at which it counts as constant.
+        max_drop: percentage points of top-1 that may be lost. The point with the fewest gates within it is chosen.
+        calibration: number of training images for measuring the scales (class-balanced, seeded).
+        batch: number of images in a timed batch.
+        rounds: number of times that each network is timed, in turns.
+        out: a new folder, into which :func:`write` puts the chosen network; None: write nothing.
         device: "auto", "cpu", "cuda" ...
-        say: told what is done.
+        say: called with lines on the progress.
+
+    Returns:
+        The chosen network and the curve.
 
     Raises:
-        ExciteError: no gates, data that cannot be read, a gate that stands where it cannot be folded.
+        ExciteError: the network has no gates, the data cannot be read, or a gate cannot be folded.
     """
     if tolerance < 0 or max_drop < 0:
-        raise ExciteError("tolerance and max_drop are 0 or more")
+        raise ExciteError("tolerance and max_drop must be at least 0")
     if out is not None and Path(out).exists():
         raise ExciteError(f"{out} exists already; name a new folder")
     result = take_out(source, override_words(overrides), tolerance, max_drop, calibration, batch, rounds, device, say)
@@ -184,9 +189,9 @@ def take_out(
     device: str,
     say: Say,
 ) -> Pruned:
-    """What :func:`prune` finds, by the same arguments; writes nothing."""
+    """:func:`prune` with the same arguments, but it writes nothing."""
     checkpoint = read_own(source)
-    predictor = Predictor(checkpoint, device, checkpoint.meta["precision"])  # the numbers are those of the training
+    predictor = Predictor(checkpoint, device, checkpoint.meta["precision"])  # so that results match those in training
     model = predictor.model
     holders = gate_holders(model)
     if not holders:
@@ -199,7 +204,7 @@ def take_out(
     scales, images = _measure_scales(opened)
     measure = opened.evaluate
     constant = [name for name, found in scales.items() if found.constant(tolerance)]
-    say(f"{len(constant)} of {len(holders)} gates say the same for all of {images} images (within {tolerance:g})")
+    say(f"{len(constant)} of {len(holders)} gates have a constant scale on {images} images (within {tolerance:g})")
     before = measure(model)
     if not before.usable:
         raise ExciteError(f"{source}: {before.warning}; there is nothing to prune by")
@@ -234,7 +239,7 @@ def take_out(
 
 
 def _measure_scales(opened: Opened) -> tuple[dict[str, Scales], int]:
-    """Place -> what its gate said; and of how many images, which may be fewer than were asked for."""
+    """Place -> its gate's scales; and the number of images, which may be less than asked for."""
     images = 0
     with recording(opened.predictor.model) as recorders:
         for pixels, _, _ in opened.batches(train=True):
@@ -252,7 +257,7 @@ def _curve(
     before: Evaluation,
     measure: Callable[[nn.Module], Evaluation],
 ) -> tuple[list[nn.Module], list[Point]]:
-    """The network as it was, without its constant gates, then with one gate less at a time."""
+    """The original network, then without its constant gates, then with one gate less at a time."""
     steps = [("constant gates", constant)] if constant else []
     steps += [(name, [name]) for name in order]
     networks, points = [model], [_point("", model, before, 0.0)]
@@ -271,10 +276,9 @@ def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> P
 
 
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
-    """Median milliseconds of a forward pass of each over the same normalised noise, measured in turns.
+    """Median milliseconds of each network's forward pass on the same normalised noise, measured in turns.
 
-    With their batch norms as they were trained, all of them: copies folded as ``excite predict`` folds them would
-    double the memory.
+    Batch norms are not folded: copies folded as in ``excite predict`` would double the memory.
     """
     p = predictor.preprocessing
     images = torch.randn(batch, p.in_chans, p.image_size, p.image_size, device=predictor.device)
@@ -285,7 +289,7 @@ def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: i
 
 
 def draw(result: Pruned, path: Path, title: str) -> Path:
-    """The curve as a picture: top-1 and time of a batch over the gates that are left (PNG)."""
+    """Plot the curve as PNG: top-1 and time per batch over the number of gates left."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -304,7 +308,7 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
             axis.invert_xaxis()
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
-        # What top-1 may be off by, because the images are only so many: the standard error of a share.
+        # The uncertainty of top-1 with this many images: the standard error of a proportion.
         error = [100 * (p.top1 / 100 * (1 - p.top1 / 100) / result.images) ** 0.5 for p in result.points]
         low, high = ([p.top1 + sign * e for p, e in zip(result.points, error, strict=True)] for sign in (-1, 1))
         band = f"standard error of {result.images:,} images"
@@ -315,15 +319,15 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
 
 
 def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
-    """``model.safetensors``, ``prune.json`` and ``prune.png`` into a new folder, whole or not at all.
+    """Write ``model.safetensors``, ``prune.json`` and ``prune.png`` into a new folder, atomically.
 
-    A picture that cannot be drawn is told to ``say``, and missing.
+    If the picture cannot be drawn, it is left out, and ``say`` gets a line.
 
     Raises:
-        ExciteError: the folder is there already, or cannot be written.
+        ExciteError: the folder already exists, or cannot be written.
     """
     check_new_folder(folder)
-    model = cast(Classifier, result.model)  # or one of timm's, which says of itself what ours do
+    model = cast(Classifier, result.model)  # or one of timm's, which has the same attributes
     point = result.points[result.chosen]
     meta = header(result.meta, model, {"top1": point.top1, "loss": point.loss})
     with written_aside(folder) as aside:
@@ -331,4 +335,4 @@ def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
         save_weights(aside / WEIGHTS, model, meta)
         write_json(aside / "prune.json", result.to_dict())
         with dispensable("prune.png", say):
-            draw(result, aside / "prune.png", f"{source}: gates taken out, the least useful first")
+            draw(result, aside / "prune.png", f"{source}: gates removed, the least useful first")

@@ -1,4 +1,4 @@
-"""Models by name. Names and published numbers cost no torch import; the rest is loaded when first asked for."""
+"""Models by name. Names and published numbers need no torch; everything else is imported when first used."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Activations behind norms and additions: a ReLU as a rule, which the fused operators bring along."""
+"""Activations after norms and additions: usually a ReLU, which the fused operators include."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,25 +23,25 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def check_activation(name: str) -> str:
-    """``name`` as it is. Raises ExciteError where it is none of ``ACTIVATIONS``."""
+    """Return ``name`` unchanged. Raises ExciteError if it is not in ``ACTIVATIONS``."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise ExciteError(f"act_layer is one of {known}, not {name!r}{nearest(str(name), ACTIVATIONS)}")
+        raise ExciteError(f"act_layer must be one of {known}, not {name!r}{nearest(str(name), ACTIVATIONS)}")
     return name
 
 
 def activation(name: str) -> nn.Module:
-    """A module of that name. Raises ExciteError where there is none."""
+    """The activation of that name as a module. Raises ExciteError if there is none."""
     return ACTIVATIONS[check_activation(name)]()
 
 
 def rides_along(act: nn.Module) -> bool:
-    """Whether ``act`` is the ReLU that the operators of ``excite.ops`` have inside, and nobody hears it."""
+    """Whether ``act`` is a ReLU that the operators of ``excite.ops`` can include: it has no hooks."""
     return is_plain(act, nn.ReLU)
 
 
 def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, fused: str) -> Tensor:
-    """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in one pass where ``act`` rides along."""
+    """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in one pass if the operator can include ``act``."""
     if rides_along(act) and not is_symbolic(y):
         return norm_relu(y, norm, fused=fused)
     return act(norm_excite_residual(y, norm, fused=fused))

@@ -1,4 +1,4 @@
-"""What every classifier offers, whatever its body.  Letters: N images, C channels, H x W positions, K classes."""
+"""The common interface of all classifiers. Notation: N images, C channels, H x W positions, K classes."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from excite.ops.gated_norm import check_mode
 
 
 def match_slots(pattern: str, slots: Sequence[str]) -> list[str]:
-    """Those of ``slots`` that ``pattern`` names: themselves, by a shell pattern, or by the module that holds them.
+    """The ``slots`` that match ``pattern``: by their name, a shell pattern, or the name of a module that holds them.
 
     Raises:
-        ExciteError: there is none.
+        ExciteError: no slot matches.
     """
     hits = [s for s in slots if fnmatch.fnmatchcase(s, pattern) or fnmatch.fnmatchcase(s, f"{pattern}.*")]
     if not hits:
         shown = f"{', '.join(slots[:3])} ... {slots[-1]}" if len(slots) > 4 else ", ".join(slots)
-        raise ExciteError(f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (there are {shown})")
+        raise ExciteError(f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (places: {shown})")
     return hits
 
 
 class FeatureInfo(TypedDict):
-    """A map that a network can give, under timm's names: its channels, its stride, the module it comes from."""
+    """A map that a network can return, with timm's keys: its channels, its stride, and the module it comes from."""
 
     num_chs: int
     reduction: int
@@ -40,7 +40,7 @@ class FeatureInfo(TypedDict):
 
 
 class Stage(nn.Sequential):
-    """``layer1`` and the like: blocks one after another, each run by ``run``."""
+    """A stage such as ``layer1``: blocks in sequence, each run with ``run``."""
 
     def forward(self, x: Tensor, run: Runner = run_plain) -> Tensor:
         for block in self:
@@ -51,16 +51,17 @@ class Stage(nn.Sequential):
 class Classifier(NotScriptable):
     """Stem, stages ``layer1`` ..., optional last norm, then mean over positions, dropout and a dense layer ``fc``.
 
-    A body calls ``super().__init__()``, builds ``fc`` by ``_finish`` and implements ``stem_map``, ``stages`` and, where
-    it needs to, ``before_stages`` (pooling) and ``after_stages`` (a last norm).
+    A subclass calls ``super().__init__()``, builds ``fc`` with ``_finish`` and implements ``stem_map``, ``stages`` and,
+    if needed, ``before_stages`` (pooling) and ``after_stages`` (a last norm).
 
-    ``model(x)`` gives logits (N, K), or, with ``features_only``, the maps named by ``feature_info``, finest first.
+    ``model(x)`` returns logits (N, K) for images x (N, in_chans, H, W), or with ``features_only`` the maps listed in
+    ``feature_info``, finest first.
     """
 
     model_name: str
-    #: JSON-able arguments: ``create_model(model.model_name, **model.model_args)`` builds the same net.
+    #: JSON-serialisable arguments: ``create_model(model.model_name, **model.model_args)`` builds the same network.
     model_args: ModelArgs
-    #: The gate's table, with all options given; None for an ungated net.
+    #: The gate's table with all its options; None for an ungated network.
     gate_spec: GateTable | None
     num_features: int
     num_classes: int
@@ -68,7 +69,7 @@ class Classifier(NotScriptable):
     image_size: tuple[int, int]
     feature_info: list[FeatureInfo]
     fc: nn.Module
-    #: How batch norms, gates, additions and ReLUs run; :meth:`set_fused` changes it.
+    #: How batch norms, gates, additions and ReLUs run; changed by :meth:`set_fused`.
     fused: str = "auto"
 
     def __init__(self) -> None:
@@ -128,7 +129,7 @@ class Classifier(NotScriptable):
         return self.after_stages(x)
 
     def forward_intermediates(self, x: Tensor) -> list[Tensor]:
-        """Every map of ``feature_info``: the stem's, then one per stage (the last as ``forward_features`` gives it)."""
+        """All maps of ``feature_info``: the stem's, then one per stage (the last one as in ``forward_features``)."""
         x = self.stem_map(x)
         maps = [x]
         x = self.before_stages(x)
@@ -139,7 +140,7 @@ class Classifier(NotScriptable):
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map -> logits (N, K), or with ``pre_logits`` what the dense layer sees, (N, num_features)."""
+        """The last map -> logits (N, K), or with ``pre_logits`` the dense layer's input, (N, num_features)."""
         x = F.dropout(spatial_mean(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
@@ -153,7 +154,8 @@ class Classifier(NotScriptable):
         return self.fc
 
     def reset_classifier(self, num_classes: int) -> None:
-        """A fresh dense layer for ``num_classes`` classes on the old one's device and type; 0 removes it."""
+        """Replace the dense layer by a fresh one for ``num_classes`` classes, on the same device and with the same
+        dtype; 0 removes it. Raises ExciteError for a negative number."""
         if num_classes < 0:
             raise ExciteError(f"num_classes must be 0 (no classifier) or more, not {num_classes}")
         like = next(self.parameters(), None)
@@ -166,26 +168,27 @@ class Classifier(NotScriptable):
             self.model_args["num_classes"] = num_classes
 
     def select_features(self, out_indices: Sequence[int] | None) -> None:
-        """Turn into a feature pyramid: no classifier, and ``forward`` gives a list of maps."""
+        """Remove the classifier and make ``forward`` return a list of maps. Raises ExciteError for a wrong index."""
         count = len(self.feature_info)
         indices = tuple(range(count)) if out_indices is None else tuple(out_indices)
         if not indices or any(not isinstance(i, int) or not 0 <= i < count for i in indices):
-            raise ExciteError(f"out_indices are numbers from 0 to {count - 1}, not {list(indices)}")
+            raise ExciteError(f"out_indices must be from 0 to {count - 1}, not {list(indices)}")
         self.reset_classifier(0)
         self.feature_info = [self.feature_info[i] for i in indices]
         self.out_indices = indices
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass instead of storing its insides: less memory, more time."""
+        """Recompute each block in the backward pass instead of storing its activations: less memory, more time."""
         self.grad_checkpointing = enable
 
     def set_fused(self, fused: str) -> None:
-        """Choose the two-pass form of norm + gate + addition + ReLU, or the textbook's: "auto", "on" or "off".
+        """Choose the two-pass form of norm + gate + addition + ReLU ("auto", "on", "plain") or the textbook form
+        ("off").
 
         See :func:`excite.ops.norm_excite_residual`. Parameters, buffers and state_dict are the same in every form.
 
         Raises:
-            ExciteError: another word.
+            ExciteError: ``fused`` is none of these.
         """
         check_mode(fused)
         for module in self.modules():
@@ -193,7 +196,7 @@ class Classifier(NotScriptable):
                 setattr(module, "fused", fused)  # noqa: B010 - nn.Module's attributes have no types
 
     def gate_slots(self) -> dict[str, nn.Module]:
-        """Name -> module, of the modules whose attribute ``gate`` is a gate or None: one per block, as a rule."""
+        """Name -> module, for all modules with an attribute ``gate`` (a gate or None): usually one per block."""
         return {
             name: module
             for name, module in self.named_modules()
@@ -201,7 +204,7 @@ class Classifier(NotScriptable):
         }
 
     def keep_gates(self, patterns: Sequence[str]) -> None:
-        """Take the gates away whose slot matches none of the shell ``patterns`` (a parent's name will do), in place.
+        """Remove the gates whose slots match none of the shell ``patterns``, in place. A parent's name matches, too.
 
         Raises:
             ExciteError: a pattern matches no slot.
@@ -213,7 +216,7 @@ class Classifier(NotScriptable):
                 module.gate = None  # type: ignore[assignment]
 
     def run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        """``stage(x)``, with every block recomputed in the backward pass where gradients are checkpointed."""
+        """``stage(x)``; with gradient checkpointing, every block is recomputed in the backward pass."""
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return stage(x)
         return stage(x, run=run_checkpointed) if isinstance(stage, Stage) else run_checkpointed(stage, x)

@@ -1,4 +1,4 @@
-"""Residual blocks.  Letters: N images, C channels, H x W positions."""
+"""Residual blocks. Notation: N images, C channels, H x W positions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from excite.ops.boundaries import NotScriptable, is_plain, is_symbolic, one_node
 POSITIONS = ("standard", "pre", "post", "identity")
 
 Size = tuple[int, int]
-#: Of a stage with dilated convolutions: that of a block's first 3x3, which is the former stage's in the first block,
-#: and the stage's own.
+#: Dilations in a stage with dilated convolutions: that of the block's first 3x3 (in the first block, the previous
+#: stage's), and the stage's own.
 Dilation = tuple[int, int]
 
 
 def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
-    """The map's size after a convolution or (floor-mode) pooling."""
+    """Size of the map after a convolution or (floor-mode) pooling."""
     h, w = ((n + 2 * padding - kernel) // stride + 1 for n in size)
     return h, w
 
@@ -34,21 +34,21 @@ def as_size(image_size: int | Sequence[int]) -> Size:
     """A number or (height, width) -> (height, width)."""
     pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
-        raise ExciteError(f"image_size is a number of pixels or (height, width), not {image_size!r}")
+        raise ExciteError(f"image_size must be a number of pixels or (height, width), not {image_size!r}")
     return pair
 
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What all blocks of one net share."""
+    """Options that all blocks of a network share."""
 
     gate: GateSpec | None = None
-    #: Where the gate stands; see :class:`ResidualBlock`.
+    #: Position of the gate; see :class:`ResidualBlock`.
     gate_position: str = "standard"
     groups: int = 1
     #: Channels per group of a bottleneck's 3x3 convolution, per 64 planes.
     base_width: int = 64
-    #: Width of a bottleneck's first convolution over that of its second: 0.5 in SENet-154.
+    #: Width of a bottleneck's first convolution relative to its second: 0.5 in SENet-154.
     first_ratio: float = 1.0
     #: The bottleneck's convolution that has the stride: "conv2" (the 3x3; torchvision) or "conv1" (Caffe).
     stride_on: str = "conv2"
@@ -56,14 +56,15 @@ class BlockOptions:
     down_kernel: int = 1
     #: "conv" (1x1 + BN) or "pad" (sub-sampling and zero channels: option A of He et al., section 3.3).
     shortcut: str = "conv"
-    #: Options of the selective kernels that stand for a bottleneck's 3x3 or a basic block's first; None for neither.
+    #: Options of the selective kernels that replace a bottleneck's 3x3 or a basic block's first 3x3; None: no
+    #: selective kernels.
     selective_kernel: SelectiveKernelOptions | None = None
-    #: Name of the activation behind norms and the addition; see ``excite.models.activation``.
+    #: Name of the activation after norms and the addition; see ``excite.models.activation``.
     act_layer: str = "relu"
 
 
 class PadShortcut(nn.Module):
-    """Option A: every ``stride``-th position, new channels zero and last (as fb.resnet.torch). No parameters."""
+    """Option A: every ``stride``-th position, with zero channels appended (as in fb.resnet.torch). No parameters."""
 
     def __init__(self, channels_added: int, stride: int) -> None:
         super().__init__()
@@ -75,27 +76,27 @@ class PadShortcut(nn.Module):
 
 
 class ResidualBlock(NotScriptable):
-    """The end that all blocks share: last norm, gate, stochastic depth, addition, ReLU.
+    """Base class for all blocks, with their common end: last norm, gate, stochastic depth, addition, ReLU.
 
-    A gate stands at one of four positions (SE paper, arXiv 1709.01507, ablation of integration strategies; what becomes
-    of projection shortcuts and of pre-activation blocks is our reading):
+    The gate is at one of four positions (SE paper, arXiv 1709.01507, ablation of integration strategies; the paper does
+    not define them for projection shortcuts and pre-activation blocks, which is our interpretation):
 
     - ``standard``: on the branch, after its last norm and before the addition.
-    - ``pre``: on the branch's input. The shortcut, projecting or not, sees the ungated input. In a pre-activation block
-      the branch's input is the activated one.
+    - ``pre``: on the branch's input. The shortcut gets the ungated input, with or without projection. In a
+      pre-activation block, the branch's input is the activated one.
     - ``post``: on the block's output, after the addition and its ReLU (a pre-activation block has no ReLU there).
-    - ``identity``: on the shortcut, after its projection where it has one.
+    - ``identity``: on the shortcut, after its projection if it has one.
 
-    Stochastic depth (Huang et al., arXiv 1603.09382) drops the branch per image and scales the survivors up; the factor
-    joins the gate's (N, C) scale and costs no pass of its own.
+    Stochastic depth (Huang et al., arXiv 1603.09382) drops the branch per image and scales the remaining ones up. The
+    factor is multiplied into the gate's (N, C) scale and takes no extra pass.
 
-    ``act`` is the activation behind every norm and the addition. Norms, gate, projection and ``act`` are called as
-    modules wherever somebody would notice if they were not (hooks, replaced modules; see ``excite.ops.boundaries``);
-    otherwise the block's end does their work in two passes.
+    ``act`` is the activation after every norm and the addition. Norms, gate, projection and ``act`` are called as
+    modules if that is observable (hooks, replaced modules; see ``excite.ops.boundaries``). Otherwise the end of the
+    block does their work in two passes.
     """
 
     expansion: ClassVar[int] = 1
-    #: How batch norms and what follows them run: "auto", "on" or "off" (see excite.ops.norm_excite_residual).
+    #: How batch norms and what follows them run: "auto", "on", "plain" or "off" (see excite.ops.norm_excite_residual).
     fused: str = "auto"
     #: Post-activation blocks end in a ReLU, pre-activation blocks do not.
     last_relu: ClassVar[bool] = True
@@ -120,11 +121,11 @@ class ResidualBlock(NotScriptable):
         return self.gate(x) if self.gate is not None and self.position == "pre" else x
 
     def _activate(self, y: Tensor, norm: nn.Module | None) -> Tensor:
-        """Norm and ReLU behind a convolution; selective kernels have had theirs."""
+        """Norm and ReLU after a convolution; selective kernels have already applied theirs."""
         return y if norm is None else norm_act(y, norm, self.act, self.fused)
 
     def _shortcut(self, x: Tensor) -> tuple[Tensor, nn.Module | None]:
-        """The shortcut up to its norm, and that norm if it has one: the block's end runs it."""
+        """The shortcut up to its norm, and that norm (or None), which the end of the block runs."""
         if not is_plain(self.downsample, nn.Sequential) or len(cast(nn.Sequential, self.downsample)) != 2:
             return x if self.downsample is None else self.downsample(x), None
         projection, norm = cast(nn.Sequential, self.downsample)
@@ -189,7 +190,7 @@ class ResidualBlock(NotScriptable):
 
 
 def _scale(gate: Gate | None, z: Tensor, keep: Tensor | None) -> Tensor | None:
-    """What the branch is multiplied with: the gate's scale, the factor per image, both or neither."""
+    """The factor of the branch: the gate's scale, the factor per image, their product, or None."""
     if gate is None:
         return keep
     scale = gate.scale(z)
@@ -264,8 +265,8 @@ class Bottleneck(ResidualBlock):
 class PreactBasicBlock(ResidualBlock):
     """BN-ReLU-3x3, BN-ReLU-3x3 (He et al., arXiv 1603.05027; Wide ResNets, arXiv 1605.07146).
 
-    Where the shape changes, the first BN-ReLU is shared with the projection (a bare 1x1 convolution), as in the
-    authors' Torch code; elsewhere the shortcut is the raw input.
+    If the shape changes, the first BN-ReLU is shared with the projection (a bare 1x1 convolution), as in the authors'
+    Torch code; otherwise the shortcut is the raw input.
     """
 
     last_relu = False
@@ -290,7 +291,7 @@ class PreactBasicBlock(ResidualBlock):
 
 
 class PreactBottleneck(ResidualBlock):
-    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 (He et al., arXiv 1603.05027). Stride on the 3x3; see PreactBasicBlock."""
+    """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 (He et al., arXiv 1603.05027), stride on the 3x3; see PreactBasicBlock."""
 
     expansion = 4
     last_relu = False
@@ -349,9 +350,9 @@ def _projection(
         return None
     if options.shortcut == "pad":
         if channels < in_channels:
-            raise ExciteError(f"a 'pad' shortcut cannot lead from {in_channels} to {channels} channels")
+            raise ExciteError(f"a 'pad' shortcut cannot go from {in_channels} to {channels} channels")
         return PadShortcut(channels - in_channels, stride)
-    # A dilated stage keeps the kernel that it has with a stride, so that the same weights fit.
+    # A dilated stage keeps the kernel that it would have with a stride, so that the same weights fit.
     kernel = options.down_kernel if stride > 1 or dilation[1] > 1 else 1
     return nn.Sequential(
         conv(in_channels, channels, kernel, stride, 1, dilation[0] if kernel > 1 else 1), nn.BatchNorm2d(channels)

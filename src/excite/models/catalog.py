@@ -1,6 +1,4 @@
-"""Every variant by name: small tables, made by small loops. Pure data and no torch, so that ``excite models`` and shell
-completion are instant.
-"""
+"""All variants by name. Pure data without torch, so that ``excite models`` and shell completion are fast."""
 
 import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -10,8 +8,8 @@ from excite.errors import ExciteError, nearest
 if TYPE_CHECKING:
     from excite.gates.registry import GateTable
 
-#: Keyword arguments of ``create_model`` or of a network's constructor, JSON-able. They differ from network to network
-#: (timm's have timm's own); whoever takes them checks them.
+#: Keyword arguments of ``create_model`` or of a network's constructor, JSON-serialisable. They depend on the network
+#: (timm's models have their own); whoever takes them checks them.
 ModelArgs = dict[str, Any]
 
 
@@ -25,10 +23,10 @@ class Variant(TypedDict):
     """A network of the catalog.
 
     Attributes:
-        family: picks the builder and the options it allows.
-        arch: the builder's arguments.
-        gate: None for an ungated net.
-        defaults: where they differ from ``create_model``'s.
+        family: selects the builder and the options that it allows.
+        arch: arguments of the builder.
+        gate: the gate's table; None for an ungated network.
+        defaults: defaults that differ from those of ``create_model``.
     """
 
     family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet", "efficientnet_lite"]
@@ -57,7 +55,7 @@ def _cifar(block: str, units: int, **arch: Any) -> Variant:
 
 
 def _plain() -> dict[str, Variant]:
-    """The ungated nets, keyed by the part of their name in front of which "se" and "ge" go."""
+    """The ungated networks, keyed by the part of their name that "se" and "ge" are prefixed to."""
     nets = {
         "resnet18": _imagenet("basic", (2, 2, 2, 2)),
         "resnet34": _imagenet("basic", (3, 4, 6, 3)),
@@ -90,7 +88,7 @@ def _catalog() -> dict[str, Variant]:
         variants[_gated(name, "se")] = {**net, "gate": _SE}
         for kind in _GE_VARIANTS:
             variants[f"{_gated(name, 'ge')}_{kind}"] = {**net, "gate": {"name": "ge", "variant": kind}}
-    # Lite0: the widths of the paper's table 1 and its depths; stem and head stay as wide at every scale.
+    # Lite0: widths and depths of the paper's table 1; stem and head have the same width at every scale.
     lite: Variant = {
         "family": "efficientnet_lite",
         "arch": {"layers": (1, 2, 2, 3, 3, 4, 1), "widths": (16, 24, 40, 80, 112, 192, 320)},
@@ -126,7 +124,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_variant(name: str) -> Variant:
-    """One variant's table; an unknown name is an error with the nearest known one."""
+    """A variant's table. Raises ExciteError for an unknown name, with the nearest known one."""
     if name not in VARIANTS:
         raise ExciteError(f"unknown model {name!r}{nearest(name, VARIANTS)} ('excite models' lists all)")
     return VARIANTS[name]

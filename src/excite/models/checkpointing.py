@@ -1,4 +1,4 @@
-"""Gradient checkpointing that counts each batch once."""
+"""Gradient checkpointing that counts each batch only once in running statistics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 def run_checkpointed(block: nn.Module, x: Tensor) -> Tensor:
     """``block(x)``, recomputed in the backward pass instead of stored.
 
-    The recomputation runs the block's batch norms a second time on the same batch; they then leave their running
-    statistics alone, so that a checkpointed step ends with exactly the buffers of an ordinary one. Under
-    ``torch.compile`` the compiler does the recomputing and writes buffers only once by itself.
+    The recomputation runs the block's batch norms a second time on the same batch, without updating their running
+    statistics. A checkpointed step thus ends with exactly the buffers of an ordinary one. Under ``torch.compile``, the
+    compiler does the recomputation and writes buffers only once anyway.
     """
     if torch.compiler.is_compiling():
         return checkpoint(block, x, use_reentrant=False)
@@ -34,16 +34,16 @@ Runner = Callable[[nn.Module, Tensor], Tensor]
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms still normalise as they are set to, but do not move their running statistics.
+    """Context in which batch norms normalise as usual, but do not update their running statistics.
 
-    Momentum 0 and not ``track_running_stats=False``: the latter saves other tensors for the backward pass than the
-    first run did, which checkpointing refuses.
+    It sets momentum to 0 rather than ``track_running_stats=False``, which saves other tensors for the backward pass
+    than the first run did; checkpointing refuses that.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
         for norm, (_, count) in zip(norms, saved, strict=True):
-            # A scratch count and not None, on which nn.SyncBatchNorm insists.
+            # A scratch counter rather than None, because nn.SyncBatchNorm needs one.
             norm.momentum, norm.num_batches_tracked = 0.0, None if count is None else torch.zeros_like(count)
         yield
     finally:

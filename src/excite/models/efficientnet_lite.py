@@ -1,5 +1,6 @@
-"""EfficientNet-Lite, a network for phones and laptops, with any gate or none.  Letters: N images, C channels, H x W
-positions.
+"""EfficientNet-Lite, a network for phones and laptops, with or without gates.
+
+Notation: N images, C channels, H x W positions.
 """
 
 from collections.abc import Sequence
@@ -19,12 +20,12 @@ STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 
 
 
 class InvertedResidual(ResidualBlock):
-    """1x1 (expand), depth-wise kxk, 1x1 (project), whose outer maps are the narrow ones (MobileNetV2, arXiv 1801.04381,
-    figure 3b). Without expansion there is no first 1x1. Nothing is activated after the addition.
+    """1x1 (expand), depth-wise kxk, 1x1 (project), with narrow maps at both ends (MobileNetV2, arXiv 1801.04381, figure
+    3b). Without expansion, there is no first 1x1. There is no activation after the addition.
 
-    A gate stands on the wide map, behind the depth-wise convolution ("expanded": MnasNet, MobileNetV3, EfficientNet),
-    or at the end of the branch ("standard", see :class:`ResidualBlock`). Where size or width changes there is no
-    shortcut, and so no stochastic depth.
+    A gate is on the wide map, after the depth-wise convolution ("expanded", as in MnasNet, MobileNetV3 and
+    EfficientNet), or at the end of the branch ("standard", see :class:`ResidualBlock`). If the size or width changes,
+    there is no shortcut and so no stochastic depth.
     """
 
     last_relu: ClassVar[bool] = False
@@ -65,19 +66,20 @@ class InvertedResidual(ResidualBlock):
 
 
 class EfficientNetLite(Classifier):
-    """EfficientNet-Lite (TensorFlow's ``lite`` of arXiv 1905.11946: ReLU6 in place of Swish, no SE), with any gate.
+    """EfficientNet-Lite (TensorFlow's ``lite`` version of arXiv 1905.11946: ReLU6 instead of Swish, no SE), with any
+    gate.
 
-    Arguments that are options of ``create_model``, too:
+    Arguments that are also options of ``create_model``:
 
-    - ``gate``, ``gate_position``: one gate a block, at "expanded" (the wide map behind the depth-wise convolution,
-      where EfficientNet has its SE) or "standard" (the end of the branch, where SE-ResNet has it).
-    - ``conv_padding``: of the strided convolutions: "same" as TensorFlow has it (weights that timm calls
+    - ``gate``, ``gate_position``: one gate per block, at "expanded" (the wide map after the depth-wise convolution, as
+      SE in EfficientNet) or "standard" (the end of the branch, as in SE-ResNet).
+    - ``conv_padding``: padding of the strided convolutions: TensorFlow's "same" (for weights that timm calls
       ``tf_efficientnet_lite0``), or "symmetric" (timm's own ``efficientnet_lite0``).
     - ``act_layer``, ``bn_eps``, ``bn_momentum``, ``drop_rate``, ``drop_path_rate``, ``image_size``: as in
       :class:`excite.models.resnet.ResNet`.
 
-    ``se_efficientnet_lite0`` squeezes the wide map to a 16th, as the SE paper does; EfficientNet, to a quarter of the
-    block's input, which is a 24th (``reduction=24``).
+    ``se_efficientnet_lite0`` squeezes the wide map to 1/16, as in the SE paper. EfficientNet squeezes it to a quarter
+    of the block's input, which is 1/24 (``reduction=24``).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From a name and options to a model."""
+"""Creates models from a name and options."""
 
 import inspect
 from collections.abc import Sequence
@@ -64,25 +64,33 @@ def create_model(
     fused: str = "auto",
     **options: Any,
 ) -> Classifier:
-    """Build a model with fresh weights.
+    """Create a model with fresh weights.
 
-    - ``num_classes``: default 1000, or 10 for the CIFAR family; 0 gives ``num_features`` features per image.
-    - ``drop_rate``: dropout before the classifier (default 0, senet154 0.2); ``drop_path_rate``: stochastic depth.
-    - ``image_size``: a number or (height, width); default 224, or 32 for the CIFAR family.
-    - ``features_only``: the model returns a list of maps instead of logits; ``out_indices`` picks them (0 is the stem).
-    - ``gate``: another gate than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``;
-      "none" for no gate at all. Every gate has the option ``identity``: it then starts as a factor of exactly 1.
-    - ``gate_at``: only the blocks of these names or shell patterns have the gate (``["layer3", "layer4.*"]``).
-    - ``fused``: how norms, gates, additions and ReLUs run: "auto", "on" or "off"; see ``Classifier.set_fused``.
-    - ``options``: those of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
-      them) and of the gate: for SE ``reduction``, ``rd_divisor``, ``gate_bias``; for GE ``extent`` and ``variant``,
-      and for its theta_plus the three of SE.
+    ``timm:NAME`` creates timm's model of that name, with timm's options; it is not a ``Classifier``, see
+    :mod:`excite.models.timm_models`. With ``gate`` (a name or table), gates are grafted onto it: ``gate_at`` then names
+    places as ``at`` of ``excite.graft`` does; without it, the gates go to the ends of the residual branches.
 
-    ``timm:NAME`` gives timm's model of that name, with options as timm has them; it is no ``Classifier``, see
-    :mod:`excite.models.timm_models`. With ``gate`` (a name or table) it is grafted: ``gate_at`` are places as
-    ``excite.graft`` takes them in ``at``; without it the gates go to the ends of the residual branches.
+    The model stores how to create it again: ``create_model(model.model_name, **model.model_args)``.
 
-    The model remembers how to build it again: ``create_model(model.model_name, **model.model_args)``.
+    Args:
+        name: a name from :func:`list_models`, or ``timm:NAME``.
+        num_classes: 1000 by default, or 10 for the CIFAR family; 0 gives ``num_features`` features per image.
+        in_chans: channels of the images.
+        drop_rate: dropout before the classifier; 0 by default, or 0.2 for senet154.
+        drop_path_rate: stochastic depth.
+        image_size: a number of pixels or (height, width); 224 by default, or 32 for the CIFAR family.
+        features_only: the model returns a list of maps instead of logits.
+        out_indices: the maps to return with ``features_only`` (0 is the stem's).
+        gate: a gate other than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``;
+            "none" for no gate. With ``identity: True``, an option of every gate, it starts as a factor of exactly 1.
+        gate_at: only the blocks that match these names or shell patterns have the gate (``["layer3", "layer4.*"]``).
+        fused: how norms, gates, additions and ReLUs run: "auto", "on", "plain" or "off"; see ``Classifier.set_fused``.
+        options: options of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
+            them) and of the gate: for SE ``reduction``, ``rd_divisor`` and ``gate_bias``; for GE ``extent`` and
+            ``variant``, and with theta_plus those of SE.
+
+    Raises:
+        ExciteError: the model, a gate or an option is unknown, or has a wrong value.
     """
     given: ModelArgs = {
         "num_classes": num_classes,
@@ -99,7 +107,7 @@ def create_model(
     variant = get_variant(name)
     common: ModelArgs = {**variant["defaults"], **{key: value for key, value in given.items() if value is not None}}
     if variant["family"] == "tf_seresnet" and common.pop("drop_path_rate"):
-        raise ExciteError(f"{name} is the TensorFlow reference as it is: it has no stochastic depth")
+        raise ExciteError(f"{name} reproduces the TensorFlow reference, which has no stochastic depth; leave it out")
     lists = {"gate_at": gate_at, "out_indices": out_indices}
     check_types(create_model, {key: value for key, value in lists.items() if value is not None}, name)
     spec, body = _split_options(name, variant, gate, options)
@@ -107,11 +115,11 @@ def create_model(
     model.model_name, model.gate_spec = name, spec
     if gate_at is not None:
         if spec is None:
-            raise ExciteError(f"gate_at says where gates are, but {name} has none; give gate=")
+            raise ExciteError(f"gate_at is given, but {name} has no gates; give gate=, too")
         model.keep_gates(gate_at)
     for module in model.modules():
         if isinstance(module, Gate) and module.identity:
-            module.start_as_identity()  # once more: the body's initialisation may have gone over it
+            module.start_as_identity()  # once more: the body's initialisation may have overwritten it
     model.set_fused(fused)
     model.model_args = _model_args(variant, common, features_only, out_indices, gate, options)
     if gate_at is not None:
@@ -120,34 +128,34 @@ def create_model(
     if features_only:
         model.select_features(out_indices)
     elif out_indices is not None:
-        raise ExciteError("out_indices picks maps, so it needs features_only=True")
+        raise ExciteError("out_indices selects maps, so it needs features_only=True")
     return model
 
 
 def _built(name: str, builder: _Builder, arguments: ModelArgs, gate: GateTable | None) -> Classifier:
-    """The network; what its constructor cannot make of the arguments is a mistake in them, told in one sentence."""
+    """Build the network. Any error in its constructor is a mistake in the arguments, reported in one sentence."""
     check_types(builder.__init__, arguments, name)
     if arguments.get("in_chans", 1) < 1:
-        raise ExciteError(f"{name}: in_chans is {shown(arguments['in_chans'])}, but an image has channels")
+        raise ExciteError(f"{name}: in_chans must be at least 1, not {shown(arguments['in_chans'])}")
     try:
         return builder(**arguments, gate=gate)
     except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
-        raise ExciteError(f"{name} cannot be made with these options: {shown_text(first_line(error))}") from error
+        raise ExciteError(f"{name} cannot be created with these options: {shown_text(first_line(error))}") from error
 
 
 def _refuse_for_timm(
     name: str, gate: GateSpec | None, gate_at: Sequence[str] | None, fused: str, features_only: bool
 ) -> None:
     if fused == "on":
-        raise ExciteError(f"{name} is timm's own module, for which fused='on' means nothing: leave it 'auto'")
+        raise ExciteError(f"{name} is timm's own module, which fused='on' does not apply to; use fused='auto'")
     if gate_at is not None and gate in (None, "none"):
-        raise ExciteError(f"gate_at says where gates are, but {name} is given none; give gate=")
+        raise ExciteError(f"gate_at is given for {name}, but no gate; give gate=, too")
     if features_only and gate not in (None, "none"):
-        raise ExciteError(f"{name} with features_only gives maps and no logits: put gates into it by excite.graft")
+        raise ExciteError(f"{name} with features_only takes no gate=: add gates with excite.graft afterwards")
 
 
 def _grafted(model: nn.Module, gate: GateSpec, gate_at: Sequence[str] | None) -> nn.Module:
-    """One of timm's models with gates in it; they are found as ``excite.graft`` finds them, at the size it is for."""
+    """A timm model with gates at the places that ``excite.graft`` finds, for the model's image size."""
 
     table = gate_table(gate)
     init: Init = "identity" if table.pop("identity", False) else "paper"
@@ -162,7 +170,7 @@ def builder(variant: Variant) -> _Builder:
 
 
 def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
-    """The options of ``create_model`` beyond its named arguments, for one model (and, if given, another gate)."""
+    """Names of a model's further options in ``create_model`` (with another gate, if given)."""
     variant = get_variant(name)
     body = list(_BODY_OPTIONS[variant["family"]])
     if variant["arch"].get("block") == "bottleneck":
@@ -174,14 +182,14 @@ def model_options(name: str, gate: GateSpec | None = None) -> list[str]:
 
 
 def _gate_table(variant: Variant, gate: GateSpec | None) -> GateTable | None:
-    """The gate as a table with a name, or None for an ungated net."""
+    """The gate as a table with a name, or None for an ungated network."""
     if gate == "none":
         return None
     spec = variant["gate"] if gate is None else gate
     if spec is None:
         return None
     table = gate_table(spec)
-    gate_options(table["name"])  # raises where there is no such gate
+    gate_options(table["name"])  # raises if there is no such gate
     return table
 
 
@@ -195,7 +203,7 @@ def _split_options(
     body = {}
     for option, value in options.items():
         if option == "pretrained":
-            raise ExciteError("there are no pretrained weights to fetch; load a checkpoint's state dict into the model")
+            raise ExciteError("pretrained weights cannot be downloaded here; load a checkpoint's state_dict instead")
         if option not in allowed:
             named = [p for p in inspect.signature(create_model).parameters if p not in ("name", "options")]
             close = nearest(option, allowed + named)
@@ -215,7 +223,7 @@ def _model_args(
     gate: GateSpec | None,
     options: ModelArgs,
 ) -> ModelArgs:
-    """JSON-able, and complete: a default that changes later does not change a stored model."""
+    """JSON-serialisable and complete, so that a default that changes later does not change a stored model."""
     args = {**common, **options}
     size = args.setdefault("image_size", 224)
     args["image_size"] = size if isinstance(size, int) else list(size)

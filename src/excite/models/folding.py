@@ -1,24 +1,25 @@
-"""The evaluation form: a copy of a network for inference, without batch norms and with its weights made ready.
+"""Folding: a copy of a network for inference, without batch norms and with prepacked weights.
 
-Letters: N images, C channels, H x W positions, P = H * W, K classes.
+Notation: N images, C channels, H x W positions, P = H * W, K classes.
 
-A batch norm behind a convolution is a factor and an offset per channel, which go into the convolution's weights and
-bias (Jacob et al., arXiv 1712.05877, section 3.2). What is left of a block's end is mean, gate, and scale, addition and
-ReLU in one pass (``excite.ops``). ReLUs behind convolutions, and an ungated block's addition and ReLU, ride on the
-convolutions (oneDNN's post-ops), whose weights are put into oneDNN's order once instead of at every call.
+A batch norm after a convolution is a factor and an offset per channel, which are folded into the convolution's weights
+and bias (Jacob et al., arXiv 1712.05877, section 3.2). The end of a block is then the mean, the gate, and one pass for
+scale, addition and ReLU (``excite.ops``). ReLUs after convolutions, and the addition and ReLU of an ungated block, are
+done by the convolutions (oneDNN's post-ops). Their weights are put into oneDNN's layout once, not at every call.
 
-Measured in ms, seresnet50's layers at 224x224 in bfloat16 on one core of an AMD EPYC (Zen 4):
+Measured in ms, for seresnet50's layers at 224x224 in bfloat16 on one core of an AMD EPYC (Zen 4):
 
-    batch 1                               F.conv2d   order ready   and ReLU: separate   as post-op
+    batch 1                               F.conv2d   prepacked     and ReLU: separate   as post-op
     64 -> 256, 1x1, 56x56                     1.06          0.55                 0.68         0.55
     512 -> 512, 3x3, 7x7                      1.79          1.14                 1.76         1.09
     2048 -> 512, 1x1, 7x7                     2.03          0.68                 1.98         0.60
     batch 16, in all                   unfolded 769    folded 684
 
-Tried and dropped, because they did not pay: the mean of a 1x1 convolution's output from that of its input (which has a
-quarter of the channels; batch 1: 56.0 ms instead of 55.5, batch 16: 698 instead of 684), and with it, on large maps,
-each image's scale in a copy of the weights, so that gate, addition and ReLU become post-ops, too (54.1 instead of 53.5;
-738 instead of 708); large batches in parts of 4, 2 or 1 images for the caches' sake (728, 753, 803 instead of 670).
+Tried and dropped, because they did not help: computing the mean of a 1x1 convolution's output from that of its input,
+which has a quarter of the channels (batch 1: 56.0 ms instead of 55.5, batch 16: 698 instead of 684); with it, on large
+maps, multiplying each image's scale into a copy of the weights, so that gate, addition and ReLU become post-ops, too
+(54.1 instead of 53.5; 738 instead of 708); splitting large batches into parts of 4, 2 or 1 images to fit the caches
+(728, 753, 803 instead of 670).
 """
 
 import copy
@@ -46,57 +47,58 @@ from excite.ops.boundaries import NotScriptable
 from excite.ops.same_padding import SameConv2d, pad_same
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-#: Float32 and bfloat16 reach 3.4e38; no image of 8 bits makes maps 1e8 times as large as noise does.
+#: Float32 and bfloat16 reach 3.4e38; no 8-bit image gives maps 1e8 times as large as those of noise.
 FAR_FROM_OVERFLOW = 1e30
 
 
 def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool = False) -> "FoldedClassifier":
-    """A copy of ``model`` for inference: every batch norm that follows a convolution is folded into it.
+    """A copy of ``model`` for inference in which every batch norm after a convolution is folded into it.
 
-    The logits are those of ``model`` up to rounding; ``model`` is left as it is, and later changes of it do not reach
-    the copy. Batch norms that stand in front of a convolution (pre-activation blocks, the TensorFlow net) and those
-    inside of gates stay. Hooks on what is folded are not carried over.
+    The logits equal those of ``model`` up to rounding. ``model`` does not change, and later changes to it do not affect
+    the copy. Batch norms before a convolution (pre-activation blocks, the TensorFlow network) and inside gates remain.
+    Hooks on folded modules are lost.
 
     Args:
-        model: made by ``create_model``, in evaluation mode, on any device.
-        dtype: type of the weights and maps: float64, float32, bfloat16, float16; None leaves the model's. Gates, the
-            remaining norms and the dense layer are float32 where this is bfloat16 or float16, and so are the logits.
-            A model is best folded from float32: what bfloat16 weights have lost is gone.
-        portable: nothing but ordinary ATen operators, for ``torch.export`` and other tools that read graphs. Otherwise
-            oneDNN's fused convolutions and this package's kernels run where they can (on a CPU, in float32 and
-            bfloat16, not under ``torch.compile``). oneDNN's ReLU makes a zero of a NaN; a network that holds a weight
-            that is not finite, or whose maps of an image of noise come near overflow, is therefore run without it.
+        model: a model from ``create_model``, in evaluation mode, on any device.
+        dtype: dtype of weights and maps: float64, float32, bfloat16 or float16; None means that of the model. With
+            bfloat16 or float16, the gates, the remaining norms, the dense layer and the logits are still float32. It is
+            best to fold a float32 model: bfloat16 weights have already lost precision.
+        portable: use only ordinary ATen operators, for ``torch.export`` and other tools that read graphs. Otherwise,
+            oneDNN's fused convolutions and this package's kernels are used where possible (on a CPU, in float32 and
+            bfloat16, not under ``torch.compile``). oneDNN's fused ReLU turns NaN into zero; it is not used for a
+            network with non-finite weights, or with maps close to overflow for an image of noise.
 
     Raises:
-        ExciteError: the model is in training mode, not made by ``create_model``, or folded already; or another dtype.
+        ExciteError: the model is in training mode, is not from ``create_model`` or is already folded, or the dtype is
+            none of these.
     """
     if isinstance(model, FoldedClassifier):
-        raise ExciteError("this model is folded already; fold the one it was made from")
+        raise ExciteError("this model is already folded; fold the original model")
     if not isinstance(model, ResNet | TFSEResNet | EfficientNetLite):
-        raise ExciteError(f"fold takes a model made by create_model, not a {type(model).__name__}")
-    # A fresh dense layer (reset_classifier) is in training mode, where it does nothing else.
+        raise ExciteError(f"fold takes a model from create_model, not a {type(model).__name__}")
+    # A fresh dense layer (reset_classifier) is in training mode, which makes no difference to it.
     if any(module.training for module in model.modules() if not isinstance(module, nn.Linear | nn.Identity)):
-        raise ExciteError("fold takes a model in evaluation mode: call model.eval() first")
+        raise ExciteError("fold needs a model in evaluation mode: call model.eval() first")
     own = next(model.parameters()).dtype
     if (dtype or own) not in DTYPES:
         raise ExciteError(f"dtype is {dtype or own}; choose one of {', '.join(map(str, DTYPES))}")
-    # Inference mode off: tensors made in it have no version, by which the made-ready weights are kept up to date.
+    # Not in inference mode: its tensors have no version counter, which keeps the prepacked weights up to date.
     with torch.inference_mode(False), torch.no_grad():
         return FoldedClassifier(model, dtype or own, portable)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The type of what is small and delicate beside maps of ``dtype``: gates, norms, the dense layer."""
+    """The dtype of the small, sensitive parts (gates, norms, the dense layer) for maps of ``dtype``."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 class FoldedClassifier(NotScriptable):
-    """What :func:`fold` gives: (N, in_chans, H, W) of any floating type -> logits (N, K), float32 or float64.
+    """The result of :func:`fold`: (N, in_chans, H, W) of any floating dtype -> logits (N, K), float32 or float64.
 
-    A model made with ``features_only`` gives its list of maps, in ``dtype``. ``forward_features``,
-    ``forward_intermediates`` and ``forward_head`` are those of the model. It can be copied, pickled, moved between
-    devices, and its ``state_dict`` loaded into another fold of a like model; it has no training mode and, unless it is
-    portable, no gradients.
+    A model with ``features_only`` returns its list of maps, in ``dtype``. ``forward_features``,
+    ``forward_intermediates`` and ``forward_head`` work as in the original model. It can be copied, pickled and moved
+    between devices, and its ``state_dict`` can be loaded into another folded model of the same kind. It has no training
+    mode and, unless it is portable, no gradients.
     """
 
     def __init__(self, model: Classifier, dtype: torch.dtype, portable: bool) -> None:
@@ -122,8 +124,8 @@ class FoldedClassifier(NotScriptable):
             self._choose_relu(convolutions)
 
     def _choose_relu(self, convolutions: Sequence["FoldedConv"]) -> None:
-        """Keep oneDNN's fused ReLU, which makes a zero of a NaN, only where no map of an image of noise comes near
-        overflow: what diverged must not look sound."""
+        """Keep oneDNN's fused ReLU, which turns NaN into zero, only if no map of a noise image is close to overflow:
+        a network that diverged must not look sound."""
         largest: list[Tensor] = []
 
         def note(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -166,7 +168,7 @@ class FoldedClassifier(NotScriptable):
             return self.net.forward_intermediates(self._ready(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """A map -> logits (N, K), or with ``pre_logits`` what the dense layer sees; float32 or float64."""
+        """The last map -> logits (N, K), or with ``pre_logits`` the dense layer's input; float32 or float64."""
         with self._without_autocast(x):
             pooled = _means(x, self.portable)
             return pooled if pre_logits else self.net.fc(pooled)
@@ -174,16 +176,16 @@ class FoldedClassifier(NotScriptable):
     def train(self, mode: bool = True) -> "FoldedClassifier":
         """Only ``train(False)``. Raises ExciteError otherwise."""
         if mode:
-            raise ExciteError("a folded model has no batch norms to train; train the model it was made from")
+            raise ExciteError("a folded model has no batch norms to train; train the original model")
         return super().train(False)
 
     def _ready(self, x: Tensor) -> Tensor:
         if self.portable:
             return x.to(self.dtype)
         if torch.jit.is_tracing():
-            raise ExciteError("this folded model runs more than ATen operators; trace fold(model, portable=True)")
+            raise ExciteError("this folded model uses more than ATen operators; trace fold(model, portable=True)")
         if x.requires_grad and torch.is_grad_enabled():
-            raise ExciteError("a folded model has no gradients; use the model it was made from, or fold(portable=True)")
+            raise ExciteError("a folded model has no gradients; use the original model, or fold(model, portable=True)")
         return x.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def _without_autocast(self, x: Tensor) -> AbstractContextManager[Any]:
@@ -194,7 +196,7 @@ class FoldedClassifier(NotScriptable):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FoldedClassifier":
         if fn(torch.empty(0, dtype=self.dtype)).dtype is not self.dtype:
-            raise ExciteError("a folded model keeps its type; choose it when folding: fold(model, dtype=...)")
+            raise ExciteError("the dtype of a folded model is fixed; choose it when folding: fold(model, dtype=...)")
         return super()._apply(fn, recurse)
 
 
@@ -225,7 +227,7 @@ class _Folder:
         if not torch.stack(sums).isfinite().all():
             for module in net.modules():
                 if isinstance(module, FoldedConv):
-                    module.portable = True  # oneDNN's ReLU makes a zero of a NaN: what diverged must not look sound
+                    module.portable = True  # oneDNN's ReLU turns NaN into zero: what diverged must not look sound
 
     def _stem(self, net: ResNet | EfficientNetLite) -> None:
         norm, act = net.bn1, None if net.bn1 is None else net.act1
@@ -239,19 +241,19 @@ class _Folder:
         net.feature_info = [{**entry, "module": entry["module"].replace("act1", "conv1")} for entry in net.feature_info]
 
     def conv(self, conv: nn.Module, norm: nn.Module | None, act: nn.Module | None = None) -> "FoldedConv":
-        """``conv``, the norm behind it and an activation as one."""
+        """``conv``, the norm after it and an activation as one module."""
         if not isinstance(conv, nn.Conv2d):
-            raise ExciteError(f"fold knows convolutions, and found a {type(conv).__name__} in the place of one")
+            raise ExciteError(f"fold cannot handle a {type(conv).__name__} in place of a convolution")
         return FoldedConv(conv, norm, act, self.dtype, self.portable)
 
     def gate(self, gate: nn.Module | None) -> "FoldedGate | None":
         if gate is not None and not isinstance(gate, Gate):
-            raise ExciteError(f"fold knows excite's gates, and found a {type(gate).__name__} in the place of one")
+            raise ExciteError(f"fold cannot handle a {type(gate).__name__} in place of one of excite's gates")
         return None if gate is None else FoldedGate(gate, self.dtype, self.portable)
 
 
 def fold_norm(conv: nn.Conv2d, norm: _BatchNorm, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight and bias, in ``dtype``, of the one convolution that does what ``conv`` and then ``norm`` do."""
+    """Weight and bias, in ``dtype``, of the convolution that is equivalent to ``conv`` followed by ``norm``."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = (norm.running_var.double() + norm.eps).rsqrt()
@@ -264,21 +266,21 @@ def fold_norm(conv: nn.Conv2d, norm: _BatchNorm, dtype: torch.dtype) -> tuple[Te
 
 
 class Prepared(NamedTuple):
-    """A convolution's weights in oneDNN's order, and what they were made from: address, version, size of the map."""
+    """A convolution's weights in oneDNN's layout, and what they were made for: address, version, size of the map."""
 
     source: tuple[int, int, torch.Size]
     packed: Tensor
 
 
 class FoldedConv(nn.Module):
-    """Convolution, addition of a shortcut and activation, the last two optional: (N, C, H, W) -> (N, C', H', W').
+    """Convolution, optional addition of a shortcut, optional activation: (N, C, H, W) -> (N, C', H', W').
 
-    A norm without running statistics cannot be folded, and stays behind the convolution.
+    A norm without running statistics cannot be folded and remains after the convolution.
 
     Attributes:
-        weight, bias: what the norm was folded into; frozen.
+        weight, bias: frozen, with the norm folded in.
         relu: whether it ends with a ReLU.
-        act: what it ends with where that is another activation.
+        act: the activation at the end, if it is not a ReLU.
     """
 
     def __init__(
@@ -299,11 +301,11 @@ class FoldedConv(nn.Module):
         self._prepared: Prepared | None = None
 
     def forward(self, x: Tensor, identity: Tensor | None = None, *, overwrite: bool = False) -> Tensor:
-        """``relu(conv(x) + identity)``; with ``overwrite`` the result may be put where ``identity`` is."""
+        """``relu(conv(x) + identity)``; with ``overwrite``, the result may overwrite ``identity``."""
         return self.activate(self._run(x, identity, self.relu, overwrite))
 
     def activate(self, y: Tensor) -> Tensor:
-        """The activation that is no ReLU."""
+        """Apply the activation, if it is not a ReLU."""
         return y if self.act is None else self.act(y)
 
     def without_act(self, x: Tensor) -> Tensor:
@@ -311,7 +313,7 @@ class FoldedConv(nn.Module):
         return self._run(x, None, False, False)
 
     def _run(self, x: Tensor, identity: Tensor | None, relu: bool, overwrite: bool) -> Tensor:
-        x = x.to(self.weight.dtype)  # a remaining norm may give float32
+        x = x.to(self.weight.dtype)  # a remaining norm may return float32
         if self.pads_same:
             x = pad_same(x, tuple(self.weight.shape[2:]), self.stride, self.dilation)
         if self.fuses(x):
@@ -340,9 +342,9 @@ class FoldedConv(nn.Module):
         return mkldnn._convolution_pointwise.binary(x, identity, weight, bias, *shape, *end)
 
     def _pack(self, x: Tensor) -> Tensor:
-        """The weights in the order that oneDNN wants for maps of this size; made anew when they or the size change.
+        """The weights in oneDNN's layout for maps of this size; repacked when the weights or the size change.
 
-        It was the same for 1 and 16 images; where it is not, oneDNN reorders at each call.
+        The layout was the same for 1 and 16 images; if it is not, oneDNN reorders at each call.
         """
         source = (self.weight.data_ptr(), self.weight._version, x.shape[1:])
         if self._prepared is None or self._prepared.source != source:
@@ -362,7 +364,7 @@ class FoldedConv(nn.Module):
 
 @cache
 def _fused_convolutions(dtype: torch.dtype) -> bool:
-    """Whether this PyTorch on this processor has oneDNN's fused convolutions (internal operators) for a type."""
+    """Whether this PyTorch has oneDNN's fused convolutions (internal operators) for a dtype on this processor."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     x, weight, shape = torch.ones(1, 2, 3, 3, dtype=dtype), torch.ones(2, 2, 1, 1, dtype=dtype), ([0, 0], [1, 1])
@@ -378,7 +380,7 @@ def _fused_convolutions(dtype: torch.dtype) -> bool:
 
 
 class FoldedGate(Gate):
-    """A gate in float32 (or float64), whatever the type of the maps it looks at."""
+    """A gate computed in float32 (or float64) for maps of any dtype."""
 
     def __init__(self, gate: Gate, dtype: torch.dtype, portable: bool) -> None:
         super().__init__()
@@ -393,7 +395,7 @@ class FoldedGate(Gate):
 
     def scale(self, x: Tensor) -> Tensor:
         scale = self._scale(x)
-        # Of this shape no kernel of ours takes it, wherever it is used.
+        # In this shape, none of our kernels takes it, wherever it is used.
         return scale[:, :, None, None] if self.portable and scale.ndim == 2 else scale
 
     def _scale(self, x: Tensor) -> Tensor:
@@ -406,7 +408,7 @@ class FoldedGate(Gate):
 
 
 class FoldedSelectiveKernel(SelectiveKernel):
-    """Selective kernels whose paths are one convolution each; what selects between them is float32 (or float64)."""
+    """Selective kernels with paths of one convolution each; the selection is float32 (or float64)."""
 
     def __init__(self, unit: SelectiveKernel, folder: _Folder) -> None:
         nn.Module.__init__(self)
@@ -425,7 +427,7 @@ class FoldedSelectiveKernel(SelectiveKernel):
 class FoldedBlock(NotScriptable):
     """A residual block of any kind, as :class:`excite.models.blocks.ResidualBlock` computes it in evaluation mode.
 
-    The parts have the names that they have there. ``norm`` is a pre-activation block's first.
+    The parts have the same names as there. ``norm`` is the first norm of a pre-activation block.
     """
 
     def __init__(self, block: ResidualBlock, folder: _Folder) -> None:
@@ -466,7 +468,7 @@ class FoldedBlock(NotScriptable):
 
     @property
     def convs(self) -> list[Any]:
-        """In their order; the last is a FoldedConv."""
+        """The convolutions in order; the last is a FoldedConv."""
         return [conv for name, conv in self._modules.items() if name.startswith("conv")]
 
     def _leave(self, y: Tensor, identity: Tensor | None) -> Tensor:
@@ -491,5 +493,5 @@ def _means(x: Tensor, portable: bool) -> Tensor:
 
 
 def form_of(net: nn.Module, precision: str) -> str:
-    """In which form a network is timed, in words for the head of a column: whether it was folded, and its precision."""
+    """The form of a timed network, for a column heading: whether it is folded, and its precision."""
     return f"{'folded' if isinstance(net, FoldedClassifier) else 'not folded'}, {precision}"

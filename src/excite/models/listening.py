@@ -1,10 +1,10 @@
-"""Listen to gates, fix them, take them away: for any network that holds a ``Gate``.
+"""Observe, fix or remove gates, in any network with ``Gate`` modules.
 
-Letters: N images, C channels, H x W positions.
+Notation: N images, C channels, H x W positions.
 
-A residual block hands ``gate.excitation`` or ``gate.scale`` to the fused end of the block and never calls the gate
-itself, so that forward hooks would miss it. Instead both methods are replaced on the instance, which every caller
-sees, and which leaves the tree of modules, the state_dict and the choice of kernels as they are.
+A residual block passes ``gate.excitation`` or ``gate.scale`` to the fused end of the block and never calls the gate
+itself, so forward hooks would not run. Instead, both methods are replaced on the instance, which affects every caller
+but not the module tree, the state_dict or the choice of kernels.
 """
 
 import re
@@ -18,16 +18,16 @@ from excite.gates import Gate
 from excite.models.base import Classifier
 from excite.models.timm_models import is_timm_model, modules_of_timm, timms_gates
 
-#: Told (name of the gate, its scale (N, C) or broadcastable to (N, C, H, W)) each time a gate has spoken.
+#: Called with (name of the gate, its scale (N, C) or broadcastable to (N, C, H, W)) each time a gate has run.
 Listener = Callable[[str, Tensor], None]
-#: Given the same, answers with the scale that is used instead.
+#: Called with the same arguments; returns the scale to use instead.
 Change = Callable[[str, Tensor], Tensor]
 _METHODS = ("excitation", "scale")
 _LIKE_A_GATE = re.compile("Gate|Excit|Squeeze|Attn|Attention")
 
 
 def outer_gates(model: nn.Module) -> dict[str, Gate]:
-    """Name -> gate, in the order of the modules; gates inside of gates (the two halves of scSE) are left out.
+    """Name -> gate, in module order. Gates inside gates (the two halves of scSE) are left out.
 
     Raises:
         ExciteError: the network has no gates.
@@ -41,19 +41,20 @@ def outer_gates(model: nn.Module) -> dict[str, Gate]:
         others = foreign_gates(model)
         if others:
             raise ExciteError(
-                f"{what} has no gates of excite's to explain (its library's own: {', '.join(others)}); "
-                "`excite graft` puts some in"
+                f"{what} has no gates of excite's to explain (only those of its library: {', '.join(others)}); "
+                "`excite graft` adds some"
             )
-        raise ExciteError(f"{what} has no gates to explain; `excite graft` puts some in")
+        raise ExciteError(f"{what} has no gates to explain; `excite graft` adds some")
     return found
 
 
 def foreign_gates(model: nn.Module) -> list[str]:
-    """What timm itself built into a network by way of gates, which excite can neither explain nor measure.
+    """Gates that timm itself built into a network, which excite can neither explain nor measure.
 
     Returns:
-        "timm's SEModule" and the like, each class once; "unknown" where modules are only named like gates (which the
-        self-attention of a transformer is, too); nothing for networks of excite's, and where nothing looks like one.
+        "timm's SEModule" and the like, each class once; "unknown" if modules are only named like gates (as the
+        self-attention of a transformer is, too); an empty list for excite's own networks, and if nothing looks like a
+        gate.
     """
     if not is_timm_model(model):
         return []
@@ -66,7 +67,7 @@ def foreign_gates(model: nn.Module) -> list[str]:
 
 
 def check_gates(names: Collection[str], gates: Collection[str]) -> None:
-    """Raises ExciteError where one of ``names`` is none of ``gates``."""
+    """Raise ExciteError if one of ``names`` is not in ``gates``."""
     for name in names:
         if name not in gates:
             raise ExciteError(f"there is no gate {name!r}{nearest(name, gates)} (there are {', '.join(gates)})")
@@ -74,7 +75,7 @@ def check_gates(names: Collection[str], gates: Collection[str]) -> None:
 
 @contextmanager
 def listening(model: nn.Module, listener: Listener) -> Iterator[list[str]]:
-    """Within the block ``listener`` is told every scale; what the network computes is the same to the last bit.
+    """Context in which ``listener`` is called with every scale. The network's output is bitwise unchanged.
 
     Yields:
         The names of the gates.
@@ -93,7 +94,7 @@ def listening(model: nn.Module, listener: Listener) -> Iterator[list[str]]:
 
 @contextmanager
 def changed_scales(model: nn.Module, change: Change) -> Iterator[list[str]]:
-    """Within the block the network uses what ``change`` makes of each scale. Yields the names of the gates.
+    """Context in which each scale is replaced by the result of ``change``. Yields the names of the gates.
 
     Raises:
         ExciteError: the network has no gates.
@@ -105,11 +106,11 @@ def changed_scales(model: nn.Module, change: Change) -> Iterator[list[str]]:
 
 @contextmanager
 def fixed_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the block the gates named in ``scales`` say the same for all images and positions.
+    """Context in which the gates in ``scales`` have a constant scale for all images and positions.
 
     Args:
-        model: holds the gates.
-        scales: name -> (C), or (1) for a gate that gives all channels the same scale.
+        model: the network with the gates.
+        scales: name -> scale (C,), or (1,) for a gate that scales all channels equally.
 
     Raises:
         ExciteError: there is no such gate.
@@ -122,7 +123,7 @@ def fixed_gates(model: nn.Module, scales: Mapping[str, Tensor]) -> Iterator[None
 
 @contextmanager
 def without_gates(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Within the block the gates are not there and cost nothing: to time the network, not to use it.
+    """Context without the gates and their cost, for timing the network rather than using it.
 
     Raises:
         ExciteError: there is no such gate.
@@ -158,7 +159,7 @@ Methods = Mapping[str, Callable[[Tensor], Tensor]]
 
 @contextmanager
 def _replaced(gates: Mapping[str, Gate], methods: Callable[[str, Gate], Methods]) -> Iterator[None]:
-    """Put other methods on instances. What was put there before (one may listen to a fixed gate) comes back."""
+    """Replace methods on instances, and restore earlier replacements afterwards (one may listen to a fixed gate)."""
     before = {name: {m: vars(gate)[m] for m in _METHODS if m in vars(gate)} for name, gate in gates.items()}
     try:
         for name, gate in gates.items():
@@ -172,7 +173,7 @@ def _replaced(gates: Mapping[str, Gate], methods: Callable[[str, Gate], Methods]
 
 
 def _changing(name: str, gate: Gate, change: Change) -> Methods:
-    inside = False  # ``scale`` may call ``excitation``: one answer, heard once
+    inside = False  # ``scale`` may call ``excitation``: it is one result, to be reported once
 
     def heard(method: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def answer(x: Tensor) -> Tensor:

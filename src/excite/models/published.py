@@ -1,5 +1,5 @@
-"""Published accuracies and where they stand. Pure data: importing it must stay instant (the command line completes
-names from here).
+"""Published accuracies and their sources. Pure data: importing it must stay fast (the command line completes names from
+here).
 
 """
 
@@ -9,12 +9,12 @@ IMAGENET, CIFAR10, CIFAR100 = "imagenet", "cifar10", "cifar100"
 
 
 class PublishedAccuracy(TypedDict):
-    """Percent, as somebody else measured it.
+    """A published accuracy in percent.
 
     Attributes:
         dataset: one of the names above.
-        confirmed: whether we read the number in its source (the reference systems' README files, torchvision's
-            documentation, the authors' repository); False where it was written down without the source at hand.
+        confirmed: whether we checked the number against its source (the reference systems' README files, torchvision's
+            documentation, the authors' repository).
     """
 
     top1: float
@@ -39,7 +39,7 @@ def _entry(top1: float, top5: float | None, dataset: str, source: str, note: str
 def _errors(
     name: str, top1: float, top5: float | None, source: str, note: str, confirmed: bool, dataset: str = IMAGENET
 ) -> tuple[str, PublishedAccuracy]:
-    """Papers print errors; we hold accuracies."""
+    """An entry from error rates, which papers print, converted to accuracies."""
     accuracy5 = None if top5 is None else round(100 - top5, 2)
     return name, _entry(round(100 - top1, 2), accuracy5, dataset, source, note, confirmed)
 
@@ -138,5 +138,5 @@ def _collect() -> dict[str, list[PublishedAccuracy]]:
     return table
 
 
-#: By the model's name.
+#: Name of the model -> its published accuracies.
 PUBLISHED = _collect()

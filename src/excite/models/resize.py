@@ -1,4 +1,4 @@
-"""Fit Gather-Excite kernels to another image size."""
+"""Adapts Gather-Excite kernels to another image size."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -16,11 +16,15 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def resize_gates(model: Model, image_size: int | Sequence[int]) -> Model:
-    """Re-sample, in place, every gate kernel that was built for one map size; returns ``model``.
+    """Resample, in place, every gate kernel that was built for one map size; returns ``model``.
 
-    One image of ``image_size`` goes through the model in evaluation mode, and each such gate adapts to the map it
-    meets. Kernels are interpolated (bicubic) and keep their sum, and with it their answer to a constant map. Re-sampled
-    kernels are new parameters: make the optimiser afterwards. A model without such gates only notes the size.
+    An image of ``image_size`` (a number of pixels, or (height, width)) is passed through the model in evaluation mode,
+    and each such gate adapts to the map that it gets. Kernels are interpolated (bicubic) and keep their sum, and so
+    their response to a constant map. Resampled kernels are new parameters: create the optimiser afterwards. In a model
+    without such gates, only the recorded size changes.
+
+    Raises:
+        ExciteError: a gate cannot be resampled to that size, or the image's channels are unknown.
     """
     size = as_size(image_size)
     gates = [m for m in model.modules() if isinstance(m, Gate) and m.feature_size is not None]
@@ -30,7 +34,7 @@ def resize_gates(model: Model, image_size: int | Sequence[int]) -> Model:
         described: Any = model
         described.image_size = size
         described.model_args["image_size"] = size[0] if size[0] == size[1] else list(size)
-        if is_timm_model(model):  # ours has it by its image_size
+        if is_timm_model(model):  # ours derive it from their image_size
             described.input_size = (described.in_chans, *size)
     return model
 
@@ -38,7 +42,7 @@ def resize_gates(model: Model, image_size: int | Sequence[int]) -> Model:
 def _adapt(model: nn.Module, gates: list[Gate], size: tuple[int, int]) -> None:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
-        raise ExciteError("this model has gates but no convolution, so the shape of its images cannot be told")
+        raise ExciteError("this model has gates but no convolution, so the shape of its images is unknown")
     training = {m: m.training for m in model.modules()}
     for gate in gates:
         gate.scale = _resizing_scale(gate)  # type: ignore[method-assign]
@@ -55,7 +59,7 @@ def _adapt(model: nn.Module, gates: list[Gate], size: tuple[int, int]) -> None:
 
 
 def _resizing_scale(gate: Gate) -> Any:
-    """Stands in for ``gate.scale`` for one pass: blocks call that method and not the gate, so no hook would see it."""
+    """Replaces ``gate.scale`` for one pass: blocks call that method rather than the gate, so a hook would not run."""
 
     def scale(x: Tensor) -> Tensor:
         h, w = x.shape[-2:]

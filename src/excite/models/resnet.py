@@ -1,4 +1,4 @@
-"""The residual backbone that all variants but one are settings of.  Letters: N images, C channels, H x W positions."""
+"""The residual network behind most variants. Notation: N images, C channels, H x W positions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -22,7 +22,7 @@ from excite.models.blocks import (
 from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
 
-#: Batch norm's momentum in PyTorch, where a module is given none.
+#: PyTorch's default momentum of batch norm.
 TORCH_MOMENTUM = 0.1
 CHOICES = {
     "stem": ("conv7", "conv3x3x3", "cifar"),
@@ -37,9 +37,9 @@ CHOICES = {
 
 
 class ResNet(Classifier):
-    """ResNet, ResNeXt, SENet-154, CIFAR ResNet, pre-activation and wide ResNets, with any gate or none.
+    """ResNet, ResNeXt, SENet-154, CIFAR ResNets, pre-activation and wide ResNets, with or without gates.
 
-    Arguments that are options of ``create_model``, too:
+    Arguments that are also options of ``create_model``:
 
     - ``gate``: a gate's name or table (see ``excite.gates.create_gate``), one gate per block; ``gate_position``:
       "standard", "pre", "post" or "identity" (see ``excite.models.blocks.ResidualBlock``).
@@ -47,27 +47,27 @@ class ResNet(Classifier):
       both followed by a max-pool; or "cifar" (one 3x3, no stride, no pool).
     - ``max_pool``: "pad1" (3x3/2 with padding 1: torchvision) or "ceil" (no padding, ceil mode: Caffe, Cadene, MindCV,
       whose "same" padding is on the right and bottom only).
-    - ``conv_padding``: of the strided convolutions: "symmetric" (torchvision), or "same" as TensorFlow and MindSpore
-      have it, where an even map gets a row of zeros less at the top and left than at the bottom and right.
+    - ``conv_padding``: padding of the strided convolutions: "symmetric" (torchvision), or "same" as in TensorFlow and
+      MindSpore, where an even map gets one row of zeros less at the top and left than at the bottom and right.
     - ``stride_on``: "conv2" puts a bottleneck's stride on the 3x3 (torchvision), "conv1" on the first 1x1 (He et al.,
       Caffe).
-    - ``output_stride``: 32, or 16 or 8: the last stages then have dilated convolutions in place of their strides, with
-      the same weights (as timm has it; Yu, Koltun, Funkhouser, arXiv 1705.09914). Not for CIFAR stems, whose maps are a
-      fourth of the image at the end, nor with ``block_conv``.
-    - ``block_conv``: "sk", or a table with that name and options, puts selective kernels (see
-      ``excite.models.selective_kernel.SelectiveKernel``) in the place of each bottleneck's 3x3 convolution, or of each
-      basic block's first one (as timm does; the paper has bottlenecks only). Not for pre-activation blocks.
-    - ``down_kernel``: kernel of the strided projections, 1, or 3 as in SENet-154.
-    - ``act_layer``: the activation behind norms and additions, "relu" or another of
-      ``excite.models.activation.ACTIVATIONS``; the gates keep their own. Only ReLUs are part of the two-pass form.
-    - ``bn_eps``, ``bn_momentum``: of every batch norm, the gates' included. With 0.1, PyTorch's own momentum and the
-      default, a gate that comes with another one keeps it (CBAM: 0.01).
-    - ``init``: "he_normal" (convolutions He-normal over fan-out, dense layer as PyTorch has it, gates as they start by
-      themselves), "he_uniform" (every convolution, the gates' included, He-uniform over fan-in with bias 0, dense
-      layers from a normal distribution of sd 0.01 cut off at two sd, bias 0: MindSpore's GENet_Res50) or "mindcv" (as
-      "he_normal", but every dense layer, the gates' included, from U(-b, b) with b = sqrt(3 / fan-in), bias 0: MindCV's
-      ResNets and SENets).
-    - ``zero_init_last_gamma``: each block starts as its shortcut (Goyal et al., arXiv 1706.02677); not for
+    - ``output_stride``: 32, 16 or 8. With 16 or 8, the last stages have dilated convolutions instead of strides, with
+      the same weights (as in timm; Yu, Koltun, Funkhouser, arXiv 1705.09914). Not for CIFAR stems, whose last maps are
+      a quarter of the image, nor with ``block_conv``.
+    - ``block_conv``: "sk", or a table with that name and options, replaces each bottleneck's 3x3 convolution, or each
+      basic block's first one, by selective kernels (see ``excite.models.selective_kernel.SelectiveKernel``; the paper
+      only has bottlenecks, timm both). Not for pre-activation blocks.
+    - ``down_kernel``: kernel size of the strided projections: 1, or 3 as in SENet-154.
+    - ``act_layer``: the activation after norms and additions: "relu" or another of
+      ``excite.models.activation.ACTIVATIONS``; gates keep their own. Only ReLUs are part of the two-pass form.
+    - ``bn_eps``, ``bn_momentum``: settings of every batch norm, including those in gates. With momentum 0.1, the
+      default, a gate with its own momentum keeps it (CBAM: 0.01).
+    - ``init``: "he_normal" (convolutions He-normal over fan-out, dense layer and gates with their own defaults),
+      "he_uniform" (every convolution, including those in gates, He-uniform over fan-in with bias 0; dense layers from
+      a normal distribution with sd 0.01, truncated at two sd, with bias 0: MindSpore's GENet_Res50) or "mindcv" (as
+      "he_normal", but every dense layer, including those in gates, from U(-b, b) with b = sqrt(3 / fan-in) and bias 0:
+      MindCV's ResNets and SENets).
+    - ``zero_init_last_gamma``: each block starts as its shortcut (Goyal et al., arXiv 1706.02677). Not for
       pre-activation blocks, which end in a convolution.
     - ``drop_rate``: dropout before the classifier; ``drop_path_rate``: stochastic depth, rising linearly from 0 at the
       first block to this rate at the last.
@@ -78,13 +78,14 @@ class ResNet(Classifier):
 
     Differences from the papers and reference systems:
 
-    - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision) where He et al. have it on the first
-      1x1. The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
-      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8, init="mindcv"``, the second for the rounded squeeze, with
-      the stride on the 3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``; MindSpore's GENet_Res50 is
-      ``max_pool="ceil", conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (its stem alone has an epsilon of
-      1e-4 and 0.05).
-    - ``cifar_preresnet110`` is a bottleneck net as 164 is; He et al. (arXiv 1603.05027) use basic blocks at depth 110.
+    - ResNet-50 and deeper have the stride on the 3x3 ("ResNet v1.5", torchvision); He et al. have it on the first 1x1.
+      The SE authors' Caffe nets are ``stride_on="conv1", max_pool="ceil"`` (their ResNeXts ``max_pool="ceil"``).
+      MindCV's (0.3.0) are ``max_pool="ceil", rd_divisor=8, init="mindcv"`` (``rd_divisor`` for the rounded squeeze
+      width), with the stride on the 3x3. ModelZoo-PyTorch's SE-ResNet-50 is ``gate_bias=False``. MindSpore's
+      GENet_Res50 is ``max_pool="ceil", conv_padding="same", bn_momentum=0.003, init="he_uniform"`` (only its stem has
+      epsilon 1e-4 and momentum 0.05).
+    - ``cifar_preresnet110`` has bottlenecks, as depth 164 does; He et al. (arXiv 1603.05027) use basic blocks at depth
+      110.
     - ``cifar_wrn16_8`` has no dropout inside its blocks.
     """
 
@@ -135,7 +136,7 @@ class ResNet(Classifier):
             size = _pooled(size, max_pool)
         kernels = block_conv_options(block_conv)
         if preact and kernels is not None:
-            raise ExciteError("block_conv: pre-activation blocks have no place for selective kernels")
+            raise ExciteError("block_conv is not supported in pre-activation blocks; leave it out")
         options = BlockOptions(
             gate, gate_position, groups, base_width, first_ratio, stride_on, down_kernel, shortcut, kernels, act_layer
         )
@@ -192,15 +193,17 @@ def check_choices(**options: str) -> None:
     for option, value in options.items():
         allowed = CHOICES[option]
         if value not in allowed:
-            raise ExciteError(f"{option} is one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}")
+            raise ExciteError(
+                f"{option} must be one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}"
+            )
 
 
 def check_output_stride(output_stride: int, stem: str, selective: bool) -> None:
     if output_stride not in (8, 16, 32):
-        raise ExciteError(f"output_stride is 32, 16 or 8, not {output_stride!r}")
+        raise ExciteError(f"output_stride must be 32, 16 or 8, not {output_stride!r}")
     if output_stride != 32 and (stem == "cifar" or selective):
-        why = "selective kernels have dilations of their own" if selective else "a CIFAR net's last map has stride 4"
-        raise ExciteError(f"output_stride {output_stride} is not for this network: {why}; leave it out")
+        why = "selective kernels have their own dilations" if selective else "a CIFAR net's last map has stride 4"
+        raise ExciteError(f"this network does not support output_stride={output_stride}: {why}; leave it out")
 
 
 def check_rates(**rates: float) -> None:
@@ -210,7 +213,7 @@ def check_rates(**rates: float) -> None:
 
 
 def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
-    """Of every batch norm; PyTorch's own momentum leaves the gates that come with another one (CBAM) as they are."""
+    """Set every batch norm. PyTorch's default momentum leaves gates with their own momentum (CBAM) unchanged."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eps = eps
@@ -219,13 +222,13 @@ def set_batch_norms(model: nn.Module, eps: float, momentum: float) -> None:
 
 
 def _stem(kind: str, in_chans: int, width: int, size: Size, act_layer: str) -> tuple[nn.Module, Size]:
-    """Everything before the stem's last norm, and the map's size after it."""
+    """Everything before the stem's last norm, and the size of the map after it."""
     if kind == "conv7":
         return conv(in_chans, width, 7, 2), out_size(size, 7, 2, 3)
     if kind == "cifar":
         return conv(in_chans, width, 3), size
     half = width // 2
-    # Not in place, which backward hooks on the norms would not stand.
+    # Not in place, because backward hooks on the norms do not allow it.
     layers: list[nn.Module] = [conv(in_chans, half, 3, 2), nn.BatchNorm2d(half), activation(act_layer)]
     layers += [conv(half, half, 3), nn.BatchNorm2d(half), activation(act_layer), conv(half, width, 3)]
     return nn.Sequential(*layers), out_size(size, 3, 2, 1)
@@ -234,13 +237,13 @@ def _stem(kind: str, in_chans: int, width: int, size: Size, act_layer: str) -> t
 def _pooled(size: Size, max_pool: str) -> Size:
     if max_pool == "pad1":
         return out_size(size, 3, 2, 1)
-    # Ceil mode without padding: every position is in some window, so half of the size, rounded down, from 2 on.
+    # Ceil mode without padding: every position is in some window, so it is half the size, rounded down, from 2 on.
     h, w = (max(n // 2, 1) for n in size)
     return h, w
 
 
 def _he_uniform(model: nn.Module) -> None:
-    """MindSpore's HeUniform and TruncatedNormal with their defaults, as GENet_Res50's train.py applies them."""
+    """MindSpore's HeUniform and TruncatedNormal with their defaults, as in GENet_Res50's train.py."""
     for module in model.modules():
         if not isinstance(module, nn.Conv2d | nn.Linear) or module.weight.is_meta:
             continue
@@ -253,8 +256,8 @@ def _he_uniform(model: nn.Module) -> None:
 
 
 def _mindcv_dense(model: nn.Module) -> None:
-    """MindSpore's HeUniform(mode="fan_in", nonlinearity="sigmoid"), whose gain is 1, as MindCV's resnet.py and senet.py
-    have it. Their convolutions and norms start as ours do: He-normal over fan-out; 1 and 0."""
+    """MindSpore's HeUniform(mode="fan_in", nonlinearity="sigmoid"), whose gain is 1, as in MindCV's resnet.py and
+    senet.py. Their convolutions (He-normal over fan-out) and norms (1 and 0) are initialised as ours."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.is_meta:
             nn.init.kaiming_uniform_(module.weight, mode="fan_in", nonlinearity="sigmoid")
@@ -266,6 +269,8 @@ def _zero_last_gammas(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ResidualBlock):
             if not module.last_relu:
-                raise ExciteError("zero_init_last_gamma: a pre-activation block has no batch norm at its end")
+                raise ExciteError(
+                    "zero_init_last_gamma is not supported in pre-activation blocks, which do not end in a batch norm"
+                )
             last = module.get_submodule("bn3" if isinstance(module, Bottleneck) else "bn2")
             nn.init.zeros_(cast(nn.BatchNorm2d, last).weight)

@@ -1,4 +1,4 @@
-"""Selective kernels.  Letters: N images, C channels, H x W positions, M paths, S squeezed channels."""
+"""Selective kernels. Notation: N images, C channels, H x W positions, M paths, S squeezed channels."""
 
 import inspect
 from collections import OrderedDict
@@ -16,12 +16,12 @@ from excite.models.convolution import conv
 from excite.ops import excite_residual, spatial_mean
 from excite.ops.boundaries import NotScriptable, is_plain
 
-#: ``"sk"``, or ``{"name": "sk", "reduction": 8}``.
+#: ``"sk"``, or a table such as ``{"name": "sk", "reduction": 8}``.
 BlockConvSpec = str | Mapping[str, Any]
 
 
 class SelectiveKernelOptions(TypedDict, total=False):
-    """See :class:`SelectiveKernel`."""
+    """Options of :class:`SelectiveKernel`."""
 
     kernel_sizes: Sequence[int]
     dilated: bool
@@ -30,35 +30,38 @@ class SelectiveKernelOptions(TypedDict, total=False):
     split_input: bool
 
 
-#: Arguments that blocks give, and no table.
+#: Arguments that come from the block, not from a table.
 _OF_THE_BODY = ("stride", "groups", "act_layer")
 
 
 class SelectiveKernel(NotScriptable):
-    """Convolutions of several kernel sizes on the same map, weighed per image and channel by what all of them found.
+    """Convolutions of several kernel sizes on the same map, weighted per image and channel by attention over the paths.
 
         U[m] = relu(BN(conv[m](x)))                                         M paths, (N, C, H, W) each
         a = softmax over m of fc2(relu(BN(fc1(mean over positions of sum_m U[m]))))     (N, M, C)
         out = sum_m a[m] * U[m]                                             (N, C, H, W)
 
-    Stands in for a 3x3 convolution with its norm and ReLU; (N, in_channels, H, W) -> (N, channels, H/stride, W/stride).
+    It replaces a 3x3 convolution with its norm and ReLU: (N, in_channels, H, W) -> (N, channels, H/stride, W/stride).
 
-    - ``kernel_sizes``: one per path, odd, default 3 and 5. ``dilated`` (default) makes a path of size k a 3x3
-      convolution of dilation (k - 1) / 2, as the paper does for its results.
-    - S, the width between ``fc1`` and ``fc2``, is ``channels // reduction`` (16) and at least ``min_width`` (32).
-    - ``split_input``: each path sees its own M-th part of the input's channels, not all of them (timm's skresnet18,
-      34 and 50; not in the paper).
+    - ``kernel_sizes``: one per path, odd; 3 and 5 by default. With ``dilated`` (the default), a path of size k is a 3x3
+      convolution with dilation (k - 1) / 2, as in the paper's experiments.
+    - S, the width between ``fc1`` and ``fc2``, is ``channels // reduction`` (reduction 16 by default), but at least
+      ``min_width`` (32).
+    - ``split_input``: each path takes its own M-th part of the input's channels rather than all of them (as in timm's
+      skresnet18, 34 and 50; not in the paper).
 
-    Parameters, besides those of M convolutions and batch norms: ``(M + 1) * channels * S + 2 * S``. Names:
-    ``paths.0.conv``, ``paths.0.bn``, ``fc1``, ``bn``, ``fc2``. Training needs two images or more per batch, for ``bn``.
+    Parameters, besides those of M convolutions and batch norms: ``(M + 1) * channels * S + 2 * S``. Layers:
+    ``paths.0.conv``, ``paths.0.bn``, ``fc1``, ``bn``, ``fc2``. Because of ``bn``, training needs at least two images
+    per batch.
 
     Source: Li, Wang, Hu, Yang, "Selective Kernel Networks" (arXiv 1903.06586), section 3.1, equations 1-6.
 
     Raises:
-        ExciteError: kernel sizes that are not odd or fewer than two, a bad width, input channels that do not split.
+        ExciteError: a kernel size is not odd or there are fewer than two, a width is invalid, or the input channels
+            cannot be split.
     """
 
-    #: How norms and products run: "auto", "on" or "off" (see excite.ops.norm_excite_residual).
+    #: How norms and products run: "auto", "on", "plain" or "off" (see excite.ops.norm_excite_residual).
     fused: str = "auto"
 
     def __init__(
@@ -81,7 +84,7 @@ class SelectiveKernel(NotScriptable):
             raise ExciteError(f"min_width must be a whole number of at least 1, not {min_width!r}")
         parts = len(sizes) if split_input else 1
         if in_channels % parts:
-            raise ExciteError(f"split_input: {in_channels} channels do not split into {parts} equal parts")
+            raise ExciteError(f"split_input: {in_channels} channels cannot be split into {parts} equal parts")
         self.split_input = split_input
         self.paths = nn.ModuleList()
         for size in sizes:
@@ -97,7 +100,7 @@ class SelectiveKernel(NotScriptable):
     def forward(self, x: Tensor) -> Tensor:
         inputs = x.chunk(len(self.paths), 1) if self.split_input else [x] * len(self.paths)
         maps = [self._path(cast(nn.Sequential, path), inputs[m]) for m, path in enumerate(self.paths)]
-        # The mean of the sum is the sum of the means: the sum of the maps is never made.
+        # The mean of the sum is the sum of the means, so the maps are never added up.
         weights = in_gate_precision(self._select, torch.stack([spatial_mean(u) for u in maps]).sum(0))
         out = None
         for m, u in enumerate(maps):
@@ -111,7 +114,7 @@ class SelectiveKernel(NotScriptable):
         return norm_act(path[0](x), path[1], self.act, self.fused)
 
     def _select(self, squeezed: Tensor) -> Tensor:
-        """(N, C) -> (N, M, C), which add up to 1 over M."""
+        """(N, C) -> weights (N, M, C), which sum to 1 over M."""
         hidden = self.bn(self.fc1(squeezed)[:, :, None, None]).flatten(1)
         return self.fc2(self.act(hidden)).unflatten(1, (len(self.paths), -1)).softmax(1)
 
@@ -120,14 +123,14 @@ def block_conv_options(spec: BlockConvSpec | None) -> SelectiveKernelOptions | N
     """The options of the :class:`SelectiveKernel` that ``block_conv`` asks for; None for a plain 3x3 convolution.
 
     Raises:
-        ExciteError: another name than "sk", or an option it does not have.
+        ExciteError: the name is not "sk", or an option does not exist.
     """
     if spec is None:
         return None
     table = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = table.pop("name", None)
     if name != "sk":
-        raise ExciteError(f"block_conv is 'sk' or a table with name: sk and its options, not {spec!r}")
+        raise ExciteError(f"block_conv must be 'sk' or a table with name: sk and its options, not {spec!r}")
     parameters = inspect.signature(SelectiveKernel).parameters.values()
     allowed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _OF_THE_BODY]
     for option in table:
@@ -139,12 +142,12 @@ def block_conv_options(spec: BlockConvSpec | None) -> SelectiveKernelOptions | N
 
 
 def selective_kernel_settings(spec: BlockConvSpec | None) -> SelectiveKernelOptions | None:
-    """Options that change what :class:`SelectiveKernel` computes and not the shapes of its tensors, defaults filled in.
+    """Options that change what :class:`SelectiveKernel` computes but not its tensors' shapes, with defaults filled in.
 
     Dilated paths of any size have 3x3 kernels. None for a plain 3x3 convolution.
 
     Raises:
-        ExciteError: as :func:`block_conv_options`.
+        ExciteError: as in :func:`block_conv_options`.
     """
     options = block_conv_options(spec)
     if options is None:
@@ -160,5 +163,5 @@ def selective_kernel_settings(spec: BlockConvSpec | None) -> SelectiveKernelOpti
 def _check_sizes(sizes: Sequence[int]) -> list[int]:
     known = list(sizes) if isinstance(sizes, list | tuple) else []
     if len(known) < 2 or any(not isinstance(k, int) or k < 1 or k % 2 == 0 for k in known):
-        raise ExciteError(f"kernel_sizes of selective kernels are two or more odd whole numbers, not {sizes!r}")
+        raise ExciteError(f"kernel_sizes of selective kernels must be two or more odd whole numbers, not {sizes!r}")
     return known

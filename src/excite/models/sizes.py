@@ -1,6 +1,6 @@
-"""What ``describe`` finds for every name, kept in a file: building all models takes 15 s, listing them no time.
+"""The results of ``describe`` for every model, kept in a file, because building all models takes 15 s.
 
-``python -m excite.models.sizes`` writes ``sizes.json`` anew; a test compares it with the models.
+``python -m excite.models.sizes`` writes ``sizes.json`` again; a test compares it with the models.
 """
 
 import json
@@ -18,7 +18,7 @@ _FILE = "sizes.json"
 
 
 def list_sizes(names: list[str]) -> "list[ModelRow]":
-    """As ``[describe(name) for name in names]``, without torch."""
+    """``[describe(name) for name in names]``, without torch."""
     stored: dict[str, ModelSize] = json.loads(files("excite.models").joinpath(_FILE).read_text())
     return [{"name": name, **stored[name], "published": PUBLISHED.get(name, [])} for name in names]
 

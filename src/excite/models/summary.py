@@ -1,4 +1,4 @@
-"""A model in numbers, without building its weights."""
+"""The size of a model, without building its weights."""
 
 import copy
 from typing import Any, TypedDict
@@ -17,11 +17,11 @@ _COUNTED = ("convolution", "_convolution", "addmm", "mm", "bmm")
 
 
 class ModelSize(TypedDict):
-    """A network in numbers.
+    """The size of a network.
 
     Attributes:
-        params: those that are trained.
-        gmacs: multiply-accumulates of convolutions and dense layers for one image, in 1e9.
+        params: number of trainable parameters.
+        gmacs: multiply-accumulates for one image in convolutions and dense layers, 1e9.
         input_size: [channels, height, width].
     """
 
@@ -32,7 +32,7 @@ class ModelSize(TypedDict):
 
 
 class ModelRow(ModelSize):
-    """The same by name; ``published`` belongs to the name, whatever the network's arguments."""
+    """The same with the name. ``published`` belongs to the name and ignores the network's other arguments."""
 
     name: str
     published: list[PublishedAccuracy]
@@ -41,7 +41,7 @@ class ModelRow(ModelSize):
 def describe(name: str, **args: Any) -> ModelRow:
     """Name, parameters, GMACs, input size, gate and published accuracies of ``create_model(name, **args)``."""
     if is_timm := name.startswith(PREFIX):
-        model = create_model(name, **args)  # much of timm's code computes with numbers as it builds
+        model = create_model(name, **args)  # much of timm's code computes with real numbers while it builds
     else:
         with torch.device("meta"):
             model = create_model(name, **args)
@@ -58,17 +58,17 @@ def _measure(model: Classifier, device: str) -> ModelSize:
 
 
 def count_macs(model: Classifier) -> int:
-    """Multiply-accumulates of one image's forward pass."""
+    """Multiply-accumulates of the forward pass for one image."""
     return _count_in_place(copy.deepcopy(model).to("meta"), "meta")
 
 
 def _count_in_place(model: Classifier, device: str) -> int:
-    from torch.utils.flop_counter import FlopCounterMode  # 0.3 s, and as much again with Triton: not before a training
+    from torch.utils.flop_counter import FlopCounterMode  # 0.3 s, twice that with Triton: not before training starts
 
     model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # Not counted, and the slowest operator of all on the meta device (0.75 ms each).
+            # It is not counted, and is the slowest operator on the meta device (0.75 ms each).
             module.forward = nn.Identity().forward  # type: ignore[method-assign]
     image = torch.empty(1, *model.input_size, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -1,4 +1,4 @@
-"""The network of ModelZoo-TensorFlow's SE-ResNet-110, exactly.  Letters: N images, C channels, H x W positions."""
+"""The SE-ResNet-110 of ModelZoo-TensorFlow, reproduced exactly. Notation: N images, C channels, H x W positions."""
 
 from collections.abc import Sequence
 
@@ -15,12 +15,12 @@ from excite.models.resnet import check_rates, set_batch_norms
 from excite.ops import excite_residual, norm_excite_residual
 from excite.ops.boundaries import NotScriptable, is_plain
 
-#: The reference's gate. ``gate=None`` is the ungated twin, which the reference does not have.
+#: The reference's gate. With ``gate=None``, it is the ungated twin, which the reference does not have.
 SE_WITHOUT_BIAS = {"name": "se", "bias": False}
 
 
 class GatedConv(NotScriptable):
-    """BN, ReLU, "same" convolution with bias, gate; the first two optional."""
+    """BN, ReLU, "same" convolution with bias, gate; BN and ReLU are optional."""
 
     fused: str = "auto"
 
@@ -56,9 +56,10 @@ class GatedConv(NotScriptable):
 
 
 class TFBottleneck(NotScriptable):
-    """Three gated convolutions, 1x1 (with the stride), 3x3, 1x1, plus the shortcut; nothing after the addition.
+    """Three gated convolutions, 1x1 (with the stride), 3x3, 1x1, plus the shortcut; nothing follows the addition.
 
-    The last unit's scale goes into the addition. A projection is a gated convolution without BN and ReLU.
+    The scale of the last convolution's gate is applied in the addition. A projection is a gated convolution without BN
+    and ReLU.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class TFBottleneck(NotScriptable):
         first: bool,
     ) -> None:
         super().__init__()
-        # The very first unit of the net has no BN; its ReLU stays.
+        # The first unit of the network has no BN, but a ReLU.
         self.unit1 = GatedConv(in_channels, planes, 1, gate, size, stride=stride, norm=not first)
         self.unit2 = GatedConv(planes, planes, 3, gate, self.unit1.out_size)
         self.unit3 = GatedConv(planes, channels, 1, gate, self.unit2.out_size)
@@ -92,16 +93,17 @@ class TFBottleneck(NotScriptable):
 
 
 class TFSEResNet(Classifier):
-    """Pre-activation bottleneck net for 32x32 images with a gate after EVERY convolution, depth 9n+2.
+    """Pre-activation bottleneck network for 32x32 images with a gate after every convolution, of depth 9n+2.
 
-    Widths 64, 128, 256 (inside the bottlenecks 16, 64, 128), BN epsilon 1e-3, convolutions with bias, gates and dense
-    layer without, the three input channels normalised by a batch norm. 3,504,422 trainable parameters at depth 110 and
-    10 classes. Checked against the reference's own checkpoints and logits (tests/models/test_fixtures.py).
+    The widths are 64, 128, 256 (16, 64, 128 inside the bottlenecks), and BN's epsilon is 1e-3. Convolutions have a
+    bias, gates and the dense layer do not. The three input channels are normalised by a batch norm. It has 3,504,422
+    trainable parameters at depth 110 with 10 classes, and is checked against the reference's own checkpoints and logits
+    (tests/models/test_fixtures.py).
 
-    Differences from the SE paper, kept on purpose: there the gate stands once per block. Initialisation is He-normal
-    over fan-in, biases 0, as the reference has it. Its moving averages decay by 0.9 per step (read off its checkpoint
-    after 3 steps: biased / unbiased mean = 1 - 0.9^3), which is ``bn_momentum`` 0.1; it also removes the moving means'
-    bias towards their initial 0, which PyTorch does not, a difference that is gone after some fifty steps.
+    Differences from the SE paper, which has one gate per block, are intentional. As in the reference, initialisation is
+    He-normal over fan-in with biases 0. The reference's moving averages decay by 0.9 per step (derived from its
+    checkpoint after 3 steps: biased / unbiased mean = 1 - 0.9^3), which is ``bn_momentum`` 0.1. Unlike PyTorch, it also
+    corrects the moving means' bias towards their initial 0; the difference vanishes after about fifty steps.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class TFSEResNet(Classifier):
         super().__init__()
         check_rates(drop_rate=drop_rate)
         if (depth - 2) % 9 or depth < 11:
-            raise ExciteError(f"the depth of this net is 9n + 2 (11, 20, ... 110), not {depth}")
+            raise ExciteError(f"the depth of this network must be 9n + 2 (11, 20, ... 110), not {depth}")
         size = image_shape = as_size(image_size)
         self.stem = GatedConv(in_chans, 16, 3, gate, size)
         channels, strides, maps = 16, 1, [(16, 1, "stem")]

@@ -1,7 +1,7 @@
-"""timm's models under ``create_model("timm:NAME")``, so that recipes, runs and predictions take them like our own.
+"""timm's models as ``create_model("timm:NAME")``, so that recipes, runs and predictions take them like our own.
 
-They stay timm's own modules, with timm's parameter names; they only get the attributes by which the rest of the package
-knows a model: ``model_name``, ``model_args``, ``gate_spec`` (None), ``input_size``, ``in_chans``, ``num_classes``.
+They remain timm's own modules with timm's parameter names. They only get the attributes that the rest of the package
+needs: ``model_name``, ``model_args``, ``gate_spec`` (None), ``input_size``, ``in_chans``, ``num_classes``.
 """
 
 import importlib
@@ -22,9 +22,9 @@ from excite.models.blocks import as_size
 from excite.models.catalog import ModelArgs
 
 PREFIX = "timm:"
-#: A folder that holds timm (and torchvision) for those who do not want them in the environment of excite.
+#: Environment variable: a folder with timm (and torchvision), for those who do not want them in excite's environment.
 PEERS = "EXCITE_PEERS"
-#: Modules of timm 1.0 that scale channels or choose between them by what they see.
+#: Modules of timm 1.0 that scale or select channels depending on their input.
 GATES = (
     "SEModule",
     "EffectiveSEModule",
@@ -51,11 +51,12 @@ _torchvision_fails = ""
 
 
 def mend_torchvision() -> str:
-    """Make a torchvision that does not load harmless to those who import it; why it does not load, or "".
+    """Work around a torchvision that does not load. Returns why it does not load, or "".
 
-    timm imports torchvision, and torchmetrics does where it is installed. Its wheels do not load beside a CPU build of
-    torch: its Python code fails as it registers fake kernels for two operators of its compiled library. Stand-ins of
-    the same signature will do, as nothing in a classifier calls them. One that fails otherwise counts as not installed.
+    timm imports torchvision, and so does torchmetrics if it is installed. Its wheels do not load beside a CPU build of
+    torch: its Python code fails when it registers fake kernels for two operators of its compiled library. Stand-ins
+    with the same signature suffice, because no classifier calls them. If it fails in another way, it is treated as not
+    installed.
     """
     global _stand_ins, _torchvision_fails
     if _torchvision_fails or importlib.util.find_spec("torchvision") is None:
@@ -71,24 +72,24 @@ def mend_torchvision() -> str:
             for name in ("nms", "qnms"):
                 _stand_ins.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             return mend_torchvision()
-        sys.modules["torchvision"] = None  # type: ignore[assignment]  # Python's own sign for "not to be imported"
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # makes Python refuse to import it
         _torchvision_fails = first_line(error)
         return _torchvision_fails
 
 
 def import_timm() -> ModuleType:
-    """Import timm, from the environment or the folder that EXCITE_PEERS names.
+    """Import timm from the environment or from the folder in EXCITE_PEERS.
 
     Raises:
-        ExciteError: it is not installed, or cannot be imported.
+        ExciteError: timm is not installed, or cannot be imported.
     """
     folder = os.environ.get(PEERS)
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     if importlib.util.find_spec("timm") is None:
-        raise ExciteError(f"timm is not installed: {install_line('timm')}, or name the folder it is in as {PEERS}")
+        raise ExciteError(f"timm is not installed: {install_line('timm')}, or set {PEERS} to the folder it is in")
     if why := mend_torchvision():
-        raise ExciteError(f"timm cannot be imported, because torchvision, which it needs, does not load: {why}")
+        raise ExciteError(f"timm cannot be imported, because torchvision, which it needs, does not load ({why})")
     try:
         return importlib.import_module("timm")
     except Exception as error:
@@ -96,23 +97,23 @@ def import_timm() -> ModuleType:
 
 
 def check_timm_name(timm: ModuleType, name: str) -> None:
-    """Raises ExciteError with the nearest name where timm has no model of this one (a tag behind a dot may follow)."""
+    """Raise ExciteError with the nearest name if timm has no model of this name (with or without a tag after a dot)."""
     if not timm.is_model(name):
         raise ExciteError(f"timm has no model {name!r}{nearest(name.partition('.')[0], timm.list_models())}")
 
 
 def is_timm_model(model: nn.Module) -> bool:
-    """Whether ``create_timm_model`` made this model."""
+    """Whether this model was created by ``create_timm_model``."""
     return str(getattr(model, "model_name", "")).startswith(PREFIX)
 
 
 def modules_of_timm(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module of those in ``model`` whose classes are timm's own, not PyTorch's or ours."""
+    """Name -> module, for the modules in ``model`` whose classes are timm's, not PyTorch's or ours."""
     return {name: m for name, m in model.named_modules() if type(m).__module__.startswith("timm.")}
 
 
 def timms_gates(model: nn.Module) -> dict[str, nn.Module]:
-    """Name -> module of the gates that timm itself built into ``model``."""
+    """Name -> module, for the gates that timm itself built into ``model``."""
     return {name: m for name, m in modules_of_timm(model).items() if type(m).__name__ in GATES}
 
 
@@ -129,18 +130,20 @@ def create_timm_model(
     pretrained: bool = False,
     **options: Any,
 ) -> nn.Module:
-    """Build a model of timm.
+    """Create a timm model.
 
     Args:
-        name: as timm has it, "resnet50" or "resnet50.a1_in1k".
-        num_classes, in_chans, drop_rate, drop_path_rate: None (or 0 for the last) leaves what timm has.
-        image_size: pixels; matters to models that take images of one size only, such as vision transformers.
-        features_only, out_indices: the model gives a list of maps, chosen by ``out_indices``.
-        pretrained: fetch timm's weights.
+        name: timm's name, such as "resnet50" or "resnet50.a1_in1k".
+        num_classes, drop_rate, drop_path_rate: None (or 0 for the last) means timm's default.
+        in_chans: channels of the images.
+        image_size: in pixels; it only matters to models that take images of one size, such as vision transformers.
+        features_only: the model returns a list of maps, selected by ``out_indices``.
+        out_indices: see ``features_only``.
+        pretrained: download timm's weights.
         options: further arguments of timm's ``create_model``.
 
     Raises:
-        ExciteError: timm is missing, has no such model, or cannot make it with these options.
+        ExciteError: timm is missing, has no such model, or cannot create it with these options.
     """
     timm = import_timm()
     check_timm_name(timm, name)
@@ -157,8 +160,8 @@ def create_timm_model(
         arguments["img_size"] = size
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm checks little itself: whatever its code meets comes out
-        raise ExciteError(f"timm cannot make {name!r} so: {first_line(error)}") from error
+    except Exception as error:  # timm checks little itself, so nearly any error can come out
+        raise ExciteError(f"timm cannot create {name!r} with these options: {first_line(error)}") from error
     args = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if k != "img_size"}
     args["image_size"] = size[0] if size[0] == size[1] else list(size)
     described: Any = model
@@ -168,12 +171,12 @@ def create_timm_model(
 
 
 def classifier_name(model: nn.Module) -> str:
-    """The dense layer's place in ``model``: "fc" for ours, what timm says for theirs ("head.fc", "classifier")."""
+    """Name of the dense layer in ``model``: "fc" in ours, timm's name for it in theirs ("head.fc", "classifier")."""
     return _named_in_config(model, "classifier", "fc")
 
 
 def images_of_timm(model: nn.Module) -> KnownPreprocessing:
-    """What timm says that the images of a model's weights go through; empty where it says nothing."""
+    """The preprocessing that timm gives for a model's weights; empty if it gives none."""
     about = getattr(model, "pretrained_cfg", None)
     if not isinstance(about, dict) or not about.get("mean") or not about.get("std"):
         return {}
@@ -190,7 +193,7 @@ def images_of_timm(model: nn.Module) -> KnownPreprocessing:
 
 
 def first_name(model: nn.Module) -> str:
-    """The place of the first convolution, likewise ("conv1", "stem.conv", "conv_stem")."""
+    """Name of the first convolution in ``model`` ("conv1", "stem.conv", "conv_stem")."""
     return _named_in_config(model, "first_conv", "conv1")
 
 
@@ -201,28 +204,30 @@ def _named_in_config(model: nn.Module, key: str, default: str) -> str:
 
 
 def parameter_depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter of a model of timm, the stem's 0, by its ``group_matcher``.
+    """Depth of every parameter of a timm model by its ``group_matcher``; the stem has depth 0.
 
     Raises:
-        ExciteError: it has none.
+        ExciteError: the model has no ``group_matcher``.
     """
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise ExciteError(f"optimizer.layer_decay: timm does not say in which order {model.model_name} has its layers")
+        raise ExciteError(
+            f"optimizer.layer_decay: timm does not give the order of layers in {model.model_name}; leave it out"
+        )
     models = importlib.import_module("timm.models")
     return dict(models.group_parameters(model, matcher(coarse=False), reverse=True))
 
 
 def check_plain_norms(model: nn.Module) -> None:
-    """Refuse batch norms that do more than normalise: a synchronised one in their place would leave that out.
+    """Refuse batch norms that do more than normalise, because synchronised batch norm would leave that out.
 
     Raises:
-        ExciteError: there is one.
+        ExciteError: there is such a norm.
     """
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     odd = next((m for m in model.modules() if isinstance(m, _BatchNorm) and type(m) not in kinds), None)
     if odd is not None:
         raise ExciteError(
-            f"train.sync_bn: {model.model_name} has norms of the kind {type(odd).__name__}, which have an activation "
-            "inside and cannot be synchronised; leave it off"
+            f"{model.model_name} has norms of type {type(odd).__name__}, which include an activation and cannot be "
+            "synchronised; use train.sync_bn=false"
         )

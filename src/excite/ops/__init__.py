@@ -1,4 +1,4 @@
-"""Operators that gates and blocks are made of. Letters: N images, C channels, H x W positions."""
+"""Operators that gates and blocks are built from. Notation: N images, C channels, H x W positions."""
 
 from excite.ops import operators as operators
 from excite.ops.excitation import excite_residual, spatial_mean, weighted_sum

@@ -1,8 +1,8 @@
-"""Where a module must be called as a module, and where its work may be done for it; and what is being recorded.
+"""Decides where a module must be called, and where its work may be done without calling it; and detects tracing.
 
-The fast forms of this package do a norm's, a gate's or a projection's work without calling the module. Whoever hooks
-that module, replaces its ``forward`` or puts another module in its place must not notice: each fast form asks
-:func:`is_plain` before it passes a module by.
+The fast forms of this package do the work of a norm, a gate or a projection without calling the module. This must not
+be observable to anybody who hooks that module, replaces its ``forward`` or puts another module in its place. Each fast
+form therefore asks :func:`is_plain` before it bypasses a module.
 """
 
 import functools
@@ -21,10 +21,10 @@ _Result = TypeVar("_Result")
 
 
 def is_heard(module: nn.Module) -> bool:
-    """Whether somebody would notice that ``module`` is not called.
+    """Whether bypassing ``module`` would be observable.
 
-    By hooks of its own (pruning, weight norm and spectral norm are such, too), by hooks on all modules, or by another
-    ``forward`` on the instance. A graph of ``torch.fx`` shows the path that is taken where nobody hears.
+    It is if the module has hooks (which pruning, weight norm and spectral norm use, too), if there are global hooks,
+    or if ``forward`` is replaced on the instance. A graph of ``torch.fx`` has the path without hooks.
     """
     return bool(
         module._forward_hooks
@@ -40,28 +40,29 @@ def is_heard(module: nn.Module) -> bool:
 
 
 def is_plain(module: Any, *kinds: type[nn.Module]) -> bool:
-    """Whether ``module`` is exactly one of ``kinds`` (no subclass, which may compute anything) and nobody hears it."""
+    """Whether ``module`` is exactly one of ``kinds`` (a subclass may compute anything) and may be bypassed."""
     return type(module) in kinds and not is_heard(module)
 
 
 def is_symbolic(x: Any) -> bool:
-    """Whether ``x`` stands for a tensor in a graph of ``torch.fx``, and has neither type, shape nor values."""
+    """Whether ``x`` is a proxy for a tensor in a graph of ``torch.fx``, without dtype, shape or values."""
     return isinstance(x, Proxy)
 
 
 def is_recorded(x: Any) -> bool:
-    """Whether ``torch.jit.trace`` or ``torch.fx`` writes down what happens to ``x``, so that PyTorch's operators alone
-    will do: neither knows our kernels and derivatives."""
+    """Whether ``torch.jit.trace`` or ``torch.fx`` is recording ``x``. Only PyTorch's operators can be used then, since
+    neither knows our kernels and derivatives."""
     return is_symbolic(x) or torch.jit.is_tracing()
 
 
 def is_traced(x: Any) -> bool:
-    """The same, or ``torch.compile`` or ``torch.export`` does."""
+    """The same, also for ``torch.compile`` and ``torch.export``."""
     return torch.compiler.is_compiling() or is_recorded(x)
 
 
 def one_node(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """``function`` as one node of a graph of ``torch.fx``: for what asks its first argument for shape or type."""
+    """``function`` as a single node in graphs of ``torch.fx``, for functions that use the shape or dtype of their first
+    argument."""
 
     @functools.wraps(function)
     def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
@@ -74,10 +75,11 @@ def one_node(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _R
 
 
 class NotScriptable(nn.Module):
-    """A module that ``torch.jit.script`` refuses in one sentence, in place of an error from deep inside."""
+    """A module that ``torch.jit.script`` refuses with one sentence instead of an error from deep inside."""
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise ExciteError(
-            f"torch.jit.script cannot compile excite's {type(self).__name__}: TorchScript knows too little of Python; "
-            "use torch.export.export(model, (images,)), torch.jit.trace(model, images) or `excite export`"
+            f"torch.jit.script cannot compile excite's {type(self).__name__}, because TorchScript does not support all "
+            "of its Python; use torch.export.export(model, (images,)), torch.jit.trace(model, images) or "
+            "`excite export`"
         )

@@ -1,14 +1,14 @@
 """Squeeze (mean over positions) and excite (scale, add, ReLU).
 
-Letters: N images, C channels, H x W positions, P = H * W.
+Notation: N images, C channels, H x W positions, P = H * W.
 
-Why not ``x.mean((2, 3))`` and ``(x * s + identity).relu()``: on a CPU in channels-last layout PyTorch's reduction over
-positions is slow (16x256x56x56 bf16 on 2 cores: 22.7 ms; as a matrix product with ones 2.1; as a pooling over the
-whole map 0.66, which is what is done here); and left to autograd, every multiply, add and sum of the block's end saves
-or makes a tensor of the block's size. Both are written out here once, with their backward passes, and `benchmarks/`
-measures them. Under ``torch.compile`` the textbook form is left for Inductor to fuse, and
-for ``torch.jit.trace`` and ``torch.fx`` to write down. That form, ``excite.ops.reference``, is what these are tested
-against.
+There are two reasons not to write ``x.mean((2, 3))`` and ``(x * s + identity).relu()``. On a CPU in channels-last
+layout, PyTorch's reduction over positions is slow (16x256x56x56 bf16 on 2 cores: 22.7 ms; as a matrix product with ones
+2.1 ms; as a pooling over the whole map, as is done here, 0.66 ms). And with autograd, every multiply, add and sum at
+the end of a block saves or creates a tensor of the block's size. Both are therefore written here with their own
+backward passes, and measured in `benchmarks/`. Under ``torch.compile``, the textbook form is used, which Inductor
+fuses, and also under ``torch.jit.trace`` and ``torch.fx``. These functions are tested against that form,
+``excite.ops.reference``.
 """
 
 from typing import Any
@@ -30,13 +30,13 @@ def _sum_positions(x: Tensor) -> Tensor:
 
 
 def _over_positions(s: Tensor, x: Tensor) -> Tensor:
-    """A scale of shape (N, C) as one that broadcasts against x (N, C, H, W); any other as it is. In x's dtype."""
+    """A scale (N, C) in a shape that broadcasts against x (N, C, H, W); other shapes are kept. In x's dtype."""
     if s.ndim != 2:
         return s.to(x.dtype)
     s = s.to(x.dtype)[:, :, None, None]
     if x.device.type == "cpu" and x.shape[1] <= 32 and x.is_contiguous(memory_format=torch.channels_last):
-        # PyTorch's broadcasting loop runs over the C neighbours that share a position, too few to be fast: repeat the
-        # scale along a row of the map, so that it runs over W * C (128x16x32x32 bf16: addcmul 2.2 ms becomes 0.26).
+        # PyTorch's broadcasting loop runs over the C values of a position, too few to be fast. Repeating the scale
+        # along a row of the map makes it run over W * C (128x16x32x32 bf16: addcmul takes 0.26 ms instead of 2.2).
         return s.expand(-1, -1, 1, x.shape[3]).contiguous(memory_format=torch.channels_last)
     return s
 
@@ -50,7 +50,7 @@ class _SpatialMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        # Expanded, not materialised: autograd's accumulation reads it as a broadcast operand.
+        # Expanded, not materialised: autograd's accumulation can read it as a broadcast operand.
         return _over_positions(grad / (x.shape[2] * x.shape[3]), x).expand(x.shape)
 
 
@@ -77,7 +77,7 @@ class _ExciteResidual(torch.autograd.Function):
 
 
 class _NativeExciteResidual(torch.autograd.Function):
-    """The same with one factor per image and channel, by the CPU kernels: a pass forward, two backward."""
+    """The same with a factor per image and channel, with the CPU kernels: one pass forward, two backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, identity: Tensor | None, relu: bool) -> Tensor:
@@ -138,10 +138,10 @@ def excite_residual(
 
     Args:
         x: (N, C, H, W), the residual branch after its last batch norm.
-        scale: (N, C), one factor per image and channel, or a tensor that broadcasts against ``x``.
+        scale: (N, C), a factor per image and channel, or a tensor that broadcasts against ``x``.
         identity: (N, C, H, W), the shortcut.
         relu: whether to end with a ReLU.
-        fused: "off" or "plain": no CPU kernels (which refuse gradients of gradients), PyTorch's own.
+        fused: "off" or "plain" use PyTorch's operators rather than the CPU kernels, which have no second derivatives.
 
     Returns:
         (N, C, H, W) in x's dtype.
@@ -151,7 +151,7 @@ def excite_residual(
     if identity is not None and identity.dtype != x.dtype:
         identity = identity.to(x.dtype)
     if scale is None:
-        # The sum is a fresh tensor that only the ReLU reads: in place saves a pass and a tensor.
+        # Only the ReLU reads the new tensor with the sum: doing it in place saves a pass and a tensor.
         out = x if identity is None else x + identity
         return out if not relu else out.relu() if out is x else out.relu_()
     if fused not in ("off", "plain") and scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
@@ -190,13 +190,13 @@ def weighted_sum(x: Tensor, weight: Tensor) -> Tensor:
     """
     if not is_traced(x) and weight.dtype is not torch.float64 and native.takes(x):
         return _NativeGather.apply(x, weight.float().permute(1, 2, 0).contiguous()).to(x.dtype)
-    # As a matrix product it takes a half to a fifth of the time of a depth-wise convolution with so large a kernel
+    # As a matrix product, it takes half to a fifth of the time of a depth-wise convolution with such a large kernel
     # (CPU, both passes, 7 to 56 pixels).
     return torch.einsum("nchw,chw->nc", x, weight.to(x.dtype))
 
 
 class _NoContext:
-    """Takes what a forward pass saves, where nothing will be differentiated."""
+    """Discards what a forward pass saves, if nothing will be differentiated."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         pass

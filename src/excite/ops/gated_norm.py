@@ -1,28 +1,27 @@
 """Batch norm + gate + addition + ReLU in two passes over the map, forward and backward.
 
-Letters: N images, C channels, H x W positions, P = H * W, M = N * P.
+Notation: N images, C channels, H x W positions, P = H * W, M = N * P.
 
-What a squeeze needs is in the batch statistics already. With m[n,c] and v[n,c] the mean and (biased) variance of the
-norm's input y over positions, which ONE pass gives,
+The batch statistics already contain what a squeeze needs. Let m[n,c] and v[n,c] be the mean and (biased) variance of
+the norm's input y over positions, which ONE pass gives. Then
 
     mu[c]  = mean_n m             var[c] = mean_n v + mean_n (m - mu)^2         (law of total variance)
     q[n,c] = (m - mu) * gamma / sqrt(var + eps) + beta                        the squeeze: mean over positions of BN(y)
     s[n,c] = gate(q)
     out    = relu((y - m) * s*gamma/sqrt(var + eps) + s*q + identity)           ONE more pass
 
-so that neither BN(y) nor s * BN(y) ever exists. Everything between the passes is (N, C), float32, and left to autograd.
-Backward likewise: one pass for the sums of g and g * (y - m), where g is the gradient behind the ReLU; arithmetic on
-(N, C); and one pass for the gradient of y, ``s*gamma/sqrt(var + eps) * g + (y - m) * slope + offset`` with slope
-and offset (N, C). A projection shortcut's own norm is applied in the same last pass and has its sums from the same
-first pass backward. The textbook form is ``excite.ops.reference.norm_excite_residual``; the passes are run by
-``excite.ops.native`` (CPU kernels), ``excite.ops.triton_kernels`` (GPU) or ``excite.ops.plain`` (PyTorch).
+so neither BN(y) nor s * BN(y) is ever stored. Everything between the passes is (N, C), float32, and left to autograd.
+The backward pass works likewise: one pass for the sums of g and g * (y - m), where g is the gradient after masking by
+the ReLU; arithmetic on (N, C); and one pass for the gradient of y, ``s*gamma/sqrt(var + eps) * g + (y - m) * slope +
+offset`` with slope and offset (N, C). The norm of a projection shortcut is applied in the same last pass, and its sums
+come from the same first backward pass. The textbook form is ``excite.ops.reference.norm_excite_residual``. The passes
+are run by ``excite.ops.native`` (CPU kernels), ``excite.ops.triton_kernels`` (GPU) or ``excite.ops.plain`` (PyTorch).
 
-For autograd there are two functions with (N, C) tensors between them: :class:`NormStatistics` and :class:`NormApply`;
-without a gate it is one, :class:`NormAdd`.
-The gradient of ``y`` needs what both know, and must be made in one pass. So what ``NormApply`` knows travels to
-``NormStatistics`` as gradients: of *relays*, tensors of the right shapes without any content, which the one gives out
-and the other takes in. Nothing is kept aside, hence the same formulas serve ``torch.compile``
-(``excite.ops.operators``).
+For autograd, there are two functions with (N, C) tensors between them, :class:`NormStatistics` and :class:`NormApply`;
+without a gate, there is one, :class:`NormAdd`. The gradient of ``y`` needs information from both, and must be computed
+in one pass. ``NormApply`` therefore passes its information to ``NormStatistics`` as the gradients of *relays*: tensors
+of the right shapes without contents, which are outputs of the one and inputs of the other. There is no other state, so
+the same formulas serve ``torch.compile`` (``excite.ops.operators``).
 """
 
 from collections.abc import Callable
@@ -44,8 +43,8 @@ from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
 from excite.ops.triton_kernels.launch import DEVICES
 
 MODES = ("auto", "on", "plain", "off")
-#: Whether "auto" takes the Triton kernels where they run, as "on" does. No GPU has measured them yet: set it to True
-#: once `benchmarks/gpu.sh` shows training with fused=on faster than with fused=off, and say so in
+#: Whether "auto" uses the Triton kernels where they run, as "on" does. They have not been measured on a GPU yet: set
+#: this to True once `benchmarks/gpu.sh` shows that training with fused=on is faster than with fused=off, and say so in
 #: docs/free-excitation.md.
 AUTO_TAKES_TRITON = False
 Excitation = Callable[[Tensor], Tensor]
@@ -53,7 +52,7 @@ _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm)
 
 
 class BackwardPasses(Protocol):
-    """Who runs the passes backward."""
+    """What runs the backward passes."""
 
     @property
     def dense(self) -> Any: ...
@@ -64,7 +63,7 @@ class BackwardPasses(Protocol):
 
 
 class Passes(BackwardPasses, Protocol):
-    """Who runs the passes: a module with these functions (``excite.ops.native``, ``excite.ops.plain``)."""
+    """What runs the passes: a module with these functions (``excite.ops.native``, ``excite.ops.plain``)."""
 
     @property
     def moments(self) -> Any: ...
@@ -75,13 +74,13 @@ class Passes(BackwardPasses, Protocol):
 
 
 class Over(NamedTuple):
-    """The processes that a norm's statistics are taken over; ``group`` None is all of them."""
+    """The processes that a norm's statistics are computed over; ``group`` None means all of them."""
 
     group: distributed.ProcessGroup | None
 
 
 def check_mode(fused: str) -> str:
-    """``fused`` as it is. Raises ExciteError where it is none of auto, on, off."""
+    """Return ``fused`` unchanged. Raises ExciteError if it is not in :data:`MODES`."""
     if fused not in MODES:
         raise ExciteError(f"fused is {fused!r}{nearest(str(fused), MODES)} (allowed: {', '.join(MODES)})")
     return fused
@@ -101,23 +100,23 @@ def norm_excite_residual(
     """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, each part optional.
 
     Args:
-        y: (N, C, H, W), what the last convolution of a residual branch gives.
-        norm: the batch norm after it, as a module: its buffers are updated as its own ``forward`` would do.
-        excitation: (N, C) squeezes -> (N, C) scales, of a gate with ``channelwise = True``.
+        y: (N, C, H, W), the output of the last convolution of a residual branch.
+        norm: the batch norm after it, as a module. Its buffers are updated as by its own ``forward``.
+        excitation: squeezes (N, C) -> scales (N, C), of a gate with ``channelwise = True``.
         identity: (N, C, H, W), the shortcut.
-        identity_norm: the shortcut's own batch norm (a projection's): ``identity_norm(identity)`` is what is added.
+        identity_norm: the shortcut's own batch norm (of a projection); ``identity_norm(identity)`` is added.
         keep: (N, 1, 1, 1), a factor per image (stochastic depth).
         relu: whether to end with a ReLU.
-        fused: "off" is the textbook form; "on" the two passes, wherever they are possible; "auto" the two passes where
-            they were measured to be faster (CPU kernels on channels-last maps). Under ``torch.compile`` they are
-            operators of this library where there are kernels, and elsewhere, with "on", formulas for the compiler.
-            "plain" is "on" without any kernels: plain PyTorch, or formulas for the compiler.
+        fused: "off": the textbook form. "on": the two passes wherever possible. "auto": the two passes where they were
+            measured to be faster (CPU kernels on channels-last maps). "plain": like "on", but without kernels. Under
+            ``torch.compile``, the passes are operators of this library if there are kernels; otherwise, with "on" or
+            "plain", they are formulas for the compiler.
 
     Returns:
-        (N, C, H, W) in the type of ``y``.
+        (N, C, H, W) in the dtype of ``y``.
 
     Raises:
-        ValueError: one value per channel in training, as ``nn.BatchNorm2d`` has it.
+        ValueError: a single value per channel in training, as for ``nn.BatchNorm2d``.
     """
     passes = _choose_compiled(y, norm, fused) if torch.compiler.is_compiling() else _choose(y, norm, fused)
     if identity is not None and identity_norm is not None and not _go_together(norm, identity_norm, passes):
@@ -131,7 +130,7 @@ def norm_excite_residual(
     if identity is not None:
         identity = identity.to(y.dtype) if passes is _OPERATORS else passes.dense(identity, y)
     form: Any = _train if norm.training else _evaluate
-    if excitation is None and passes is native:  # kernels only, which autocast does not touch
+    if excitation is None and passes is native:  # kernels only, which autocast does not affect
         return form(y, norm, None, identity, identity_norm, keep, relu, passes)
     with _without_autocast(y):
         return form(y, norm, excitation, identity, identity_norm, keep, relu, passes)
@@ -140,7 +139,7 @@ def norm_excite_residual(
 def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
     """``relu(norm(y))``: (N, C, H, W) -> (N, C, H, W); see :func:`norm_excite_residual`."""
     if not torch.compiler.is_compiling() and _choose(y, norm, fused) is None:
-        # In place only where nobody can have kept what the norm gave.
+        # In place only if nobody can have kept the norm's output.
         return F.relu(norm(y), inplace=is_plain(norm, *_NORMS))
     return norm_excite_residual(y, norm, relu=True, fused=fused)
 
@@ -149,11 +148,11 @@ def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
 
 
 def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
-    """Who runs the passes; None for the textbook form."""
+    """What runs the passes; None for the textbook form."""
     if fused == "off" or is_recorded(y) or not _is_batch_norm(norm):
         return None
     differentiated = torch.is_grad_enabled() and (y.requires_grad or norm.weight.requires_grad)
-    if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, autograd has it
+    if not norm.training and differentiated:  # fixed statistics with gradients (frozen norms): rare, left to autograd
         return None
     if fused != "plain" and _dtypes(norm) == (torch.float32, torch.float32):
         if native.takes(y):
@@ -164,14 +163,14 @@ def _choose(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
 
 
 class _Operators:
-    """Stands for ``excite.ops.operators``, where the passes are PyTorch operators that choose who runs them."""
+    """Stands for ``excite.ops.operators``, whose passes are PyTorch operators that choose what runs them."""
 
 
 _OPERATORS: Any = _Operators
 
 
 def _choose_compiled(y: Tensor, norm: nn.Module, fused: str) -> Passes | None:
-    """The same under ``torch.compile``; an exported graph is to hold PyTorch's own operators only."""
+    """The same under ``torch.compile``. An exported graph must only contain PyTorch's own operators."""
     if fused == "off" or _is_exporting() or not _is_batch_norm(norm) or not norm.training:
         return None
     if type(norm) is not nn.BatchNorm2d or norm.momentum is None or y.ndim != 4:
@@ -194,16 +193,16 @@ def _is_exporting() -> bool:
     return torch.compiler.is_exporting()
 
 
-# Asked while tracing: the first two answers are about the machine, and finding them out cannot be traced; the third
-# PyTorch 2.11 traces as "yes", whether or not it exports. This is all that `torch.compiler.assume_constant_result`
-# does, but for importing the compiler, which takes 1.5 s of every command.
+# Called while tracing: the first two depend on the machine and cannot be traced; PyTorch 2.11 traces the third as
+# "yes", whether or not it exports. This is what `torch.compiler.assume_constant_result` does, except that it also
+# imports the compiler, which would take 1.5 s in every command.
 _native_available, _triton_available = native.available, triton_kernels.available
 for _constant in (_native_available, _triton_available, _is_exporting):
     _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _is_batch_norm(norm: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Exactly a batch norm as PyTorch has it (no parametrised or derived one), that nobody listens to."""
+    """Whether it is exactly one of PyTorch's batch norms (not parametrised or derived), without hooks."""
     return is_plain(norm, *_NORMS) and norm.weight is not None and norm.running_mean is not None
 
 
@@ -217,13 +216,13 @@ def _go_together(norm: Any, other: nn.Module, passes: Passes | None) -> bool:
 
 
 def _dtypes(norm: _BatchNorm) -> tuple[torch.dtype, torch.dtype]:
-    """Of the parameters and of the running statistics."""
+    """The dtypes of the parameters and of the running statistics."""
     assert norm.running_mean is not None
     return norm.weight.dtype, norm.running_mean.dtype
 
 
 def _processes(norm: nn.Module) -> Over | None:
-    """Whose statistics a norm in training takes: None for those of this process alone."""
+    """The processes whose statistics a norm uses in training; None for this process only."""
     if type(norm) is nn.BatchNorm2d or not (distributed.is_available() and distributed.is_initialized()):
         return None
     group = getattr(norm, "process_group", None)
@@ -255,7 +254,7 @@ def _train(
     of_add: tuple[Tensor | None, ...] = (None, None, None)  # packed, and relays of g and its sums
     if identity is not None and identity_norm is not None:
         of_add = _statistics(identity, identity_norm, passes, OPEN)[1:4]
-        identity = identity.detach()  # its gradient comes by the relays, as that of y does
+        identity = identity.detach()  # its gradient comes through the relays, as that of y does
     arguments = (y.detach(), packed, *relays, s, identity, *of_add, relu)
     return torch.ops.excite.norm_apply(*arguments) if passes is _OPERATORS else NormApply.apply(*arguments, passes)
 
@@ -271,8 +270,8 @@ def _train_traced(
 ) -> Tensor:
     """The two passes as formulas that a compiler differentiates and fuses.
 
-    Nothing is packed: Inductor 2.13 gave the first dense layer of a gate a wrong gradient when its input was a part of
-    the packed statistics (tests/ops/test_operators.py).
+    Nothing is packed: Inductor 2.13 computed a wrong gradient for the first dense layer of a gate if its input was part
+    of the packed statistics (tests/ops/test_operators.py).
     """
 
     def known(y: Tensor, norm: _BatchNorm) -> plain.Unpacked:
@@ -284,7 +283,7 @@ def _train_traced(
 
 
 def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple[Tensor, ...]:
-    """What NormStatistics gives, for a norm; its buffers move."""
+    """The outputs of NormStatistics for a norm; updates its buffers."""
     over = _processes(norm)
     if over is None:
         _check_count(y)
@@ -303,7 +302,7 @@ def _check_count(y: Tensor) -> None:
 
 
 def _affine(norm: _BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
-    """gamma and beta in the type of the arithmetic."""
+    """gamma and beta in the dtype of the arithmetic."""
     dtype = torch.float64 if y.dtype is torch.float64 else torch.float32
     return norm.weight.to(dtype), norm.bias.to(dtype)
 
@@ -316,7 +315,7 @@ def _without_autocast(y: Tensor) -> AbstractContextManager[Any]:
 
 
 def _running(norm: _BatchNorm) -> tuple[tuple[Tensor, Tensor] | None, float]:
-    """The statistics to move and by how much, as ``nn.BatchNorm2d`` does it; momentum None is a cumulative average."""
+    """The statistics to update and the factor, as in ``nn.BatchNorm2d``; momentum None means a cumulative average."""
     momentum = norm.momentum
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -328,7 +327,7 @@ def _running(norm: _BatchNorm) -> tuple[tuple[Tensor, Tensor] | None, float]:
 
 
 def _scales(squeezed: Tensor, excitation: Excitation | None, keep: Tensor | None) -> Tensor | None:
-    """(N, C): the gate's, times the factor per image; None where there is neither."""
+    """(N, C): the gate's scale times the factor per image; None if there is neither."""
     if excitation is None:
         return None if keep is None else keep.flatten(1).to(squeezed.dtype).expand(squeezed.shape).contiguous()
     s = excitation(squeezed)
@@ -336,16 +335,16 @@ def _scales(squeezed: Tensor, excitation: Excitation | None, keep: Tensor | None
 
 
 def make_relays(y: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For the gradients g (N, C, H, W), sums (2, N, C) and s (N, C): see the beginning of this module. No memory."""
+    """Relays for the gradients g (N, C, H, W), sums (2, N, C) and s (N, C); see the module's docstring. No memory."""
     n, c = y.shape[:2]
     return y.new_empty(()).expand(y.shape), packed.new_empty(()).expand(2, n, c), packed.new_empty(()).expand(n, c)
 
 
 class NormAdd(torch.autograd.Function):
-    """``relu(norm(y) + identity)``, ReLU and identity optional: without a gate nothing lies between the passes.
+    """``relu(norm(y) + identity)``, with ReLU and identity optional: without a gate, nothing is between the passes.
 
-    It does what NormStatistics and NormApply would, in one node: a node costs a tenth of a millisecond of Python,
-    which a small network on a CPU feels (docs/performance.md).
+    It does the work of NormStatistics and NormApply in one node: a node costs a tenth of a millisecond of Python, which
+    matters for a small network on a CPU (docs/performance.md).
     """
 
     @staticmethod
@@ -385,7 +384,7 @@ class NormAdd(torch.autograd.Function):
 class NormStatistics(torch.autograd.Function):
     """The norm's input -> the squeeze (N, C), what else the last pass needs, and three relays.
 
-    ``mask``: RECOMPUTE where the gradient that comes by the relay is not yet masked by the ReLU, else OPEN.
+    ``mask``: RECOMPUTE if the gradient from the relay is not yet masked by the ReLU, else OPEN.
     """
 
     @staticmethod
@@ -431,9 +430,9 @@ def statistics_backward(
     wanted: bool,
     over_all: tuple[Tensor, Over] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of ``y`` (if wanted), weight and bias, from that of the squeeze and what came by the relays.
+    """Gradients of ``y`` (if wanted), weight and bias, from those of the squeeze and of the relays.
 
-    ``over_all``: where statistics are those of several processes, the number of values per channel and the processes.
+    ``over_all``: if the statistics are those of several processes, the number of values per channel and the processes.
     """
     n, c = y.shape[:2]
     g, sums, s = of_relays
@@ -477,9 +476,9 @@ def _statistics_over_all(
 
 
 class NormApply(torch.autograd.Function):
-    """``relu(norm(y) * s + identity)``; the gradients of what a norm stands behind are left to :class:`NormStatistics`.
+    """``relu(norm(y) * s + identity)``; gradients of the norms' inputs are left to :class:`NormStatistics`.
 
-    ``y``, and ``identity`` if ``known_add`` is there, go in detached; their gradients leave by the relays.
+    ``y``, and ``identity`` if it has a norm, are passed in detached; their gradients leave through the relays.
     """
 
     @staticmethod
@@ -520,18 +519,18 @@ def save_for_apply_backward(
     out: Tensor,
     relu: bool,
 ) -> None:
-    """Where the ReLU's mask comes from: with a shortcut only the output has it; without one y, which is read anyway."""
+    """Save where the ReLU's mask comes from: with a shortcut, the output; without one, y, which is read anyway."""
     ctx.mask = OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
     kept = (identity, packed_add) if packed_add is not None else (None, None)
     ctx.save_for_backward(y, packed, s, *kept, out if ctx.mask == OUTPUT else None)
 
 
 def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The first pass backward: gradients of NormApply's first ten arguments."""
+    """The first backward pass: gradients of NormApply's first ten arguments."""
     y, packed, s, add, packed_add, out = ctx.saved_tensors
     grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
-    # The gradient behind the ReLU is written out where the shortcut wants it; the second pass need not mask anew then.
+    # If the shortcut needs the masked gradient, it is stored; the second pass then need not mask again.
     sums = passes.grad_sums(grad, out, y, Statistics(packed), s, ctx.mask, ctx.mask == OUTPUT, add, known_add)
     g, packed_sums = grad if sums.map is None else sums.map, sums.packed
     to_statistics = (g, packed_sums[:2], s)
@@ -554,8 +553,8 @@ def _evaluate(
     relu: bool,
     passes: Passes,
 ) -> Tensor:
-    """With the running statistics, and nothing to differentiate."""
-    # The map is normed alike with and without a gate, so that a gate whose scale is 1 changes not one bit.
+    """With the running statistics, without gradients."""
+    # The map is normed in the same way with and without a gate, so that a gate with scale 1 does not change a bit.
     known = _known(y, norm, None)
     squeezed = known.squeezed if excitation is None else _known(y, norm, passes.moments(y)[0]).squeezed
     known_add = None if identity is None or identity_norm is None else _known(identity, identity_norm, None)

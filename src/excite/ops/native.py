@@ -1,7 +1,7 @@
 """The CPU kernels: compiled once with the machine's own C++ compiler, cached, loaded with ctypes.
 
-No PyTorch headers are involved, so that it takes seconds and any C++17 compiler will do. Without one everything works
-all the same in plain PyTorch, only slower; ``why_not()`` says what is missing.
+They do not use PyTorch's headers, so compiling takes seconds with any C++17 compiler. Without a compiler, everything
+runs in plain PyTorch, with the same results but slower; ``why_not()`` says what is missing.
 """
 
 import atexit
@@ -30,14 +30,14 @@ from excite.text import tell
 
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-OPEN, OUTPUT, RECOMPUTE = 0, 1, 2  # what ReLU lets through of a gradient; as in cpu_kernels.cpp
+OPEN, OUTPUT, RECOMPUTE = 0, 1, 2  # how the ReLU masks a gradient; as in cpu_kernels.cpp
 
 
 class Statistics(NamedTuple):
-    """What one pass over a norm's input says, packed into (2N + 3, C) float32.
+    """The results of a pass over a norm's input, packed into (2N + 3, C) float32.
 
     In this order: mean over positions (N, C); squeezed, the same after the norm (N, C); batch mean, rstd and scale =
-    weight * rstd (C).
+    weight * rstd, each (C,).
     """
 
     packed: Tensor
@@ -50,17 +50,17 @@ class Statistics(NamedTuple):
 
 
 class GradSums(NamedTuple):
-    """Sums over positions, packed into (2 to 4, N, C) float32; and the map they are of.
+    """Sums over positions, packed into (2 to 4, N, C) float32; and the gradient map that they are of.
 
-    In this order: of g, the gradient behind the ReLU; of g * (y - mean); where there is a gate, the gradient of s;
-    where the shortcut has a norm of its own, of g * (add - its mean).
+    In this order: the sums of g, the gradient after masking by the ReLU; of g * (y - mean); with a gate, the gradient
+    of s; if the shortcut has its own norm, the sums of g * (add - its mean).
     """
 
     packed: Tensor
     map: Tensor | None
 
 
-# The arguments behind (type, N, P, C): pointer, float, int; the last is the number of threads.
+# The arguments after (type, N, P, C): pointer, float, int; the last is the number of threads.
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int}
 _SIGNATURES = {
     "excite_moments": "pppi",
@@ -79,7 +79,7 @@ _build_seconds: float | None = None
 
 
 def available() -> bool:
-    """Whether the kernels are there; builds them on the first call (seconds; later processes find them ready)."""
+    """Whether the kernels are available. The first call builds them (in seconds); later processes reuse them."""
     global _library, _why_not
     if _library is None and _why_not is None:
         with _lock:
@@ -92,12 +92,12 @@ def available() -> bool:
 
 
 def why_not() -> str | None:
-    """What kept the kernels from being built, None where they are there."""
+    """Why the kernels could not be built; None if they are available."""
     return None if available() else _why_not
 
 
 def build_seconds() -> float | None:
-    """How long this process compiled them; None where they were found ready, or are not there."""
+    """How long this process took to compile them; None if they were already built, or are not available."""
     return _build_seconds
 
 
@@ -106,7 +106,7 @@ def _load() -> ctypes.CDLL:
     if os.environ.get("EXCITE_KERNELS") == "off":
         raise RuntimeError("EXCITE_KERNELS=off")
     if sys.platform != "linux":
-        raise RuntimeError(f"they are built on Linux only, not on {sys.platform}")
+        raise RuntimeError(f"they are only built on Linux, not on {sys.platform}")
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         raise RuntimeError("there is no C++ compiler (g++ or clang++) on this machine")
@@ -126,10 +126,10 @@ def _load() -> ctypes.CDLL:
         _build_seconds = time.perf_counter() - started
         descriptor = _open_own(path)
         if descriptor is None:
-            raise RuntimeError(f"{path} is not as it was written")
+            raise RuntimeError(f"{path} has been changed")
     _share_openmp()
-    # Through the descriptor: it is the file that was looked at, whatever has happened to its name since. It stays open,
-    # since the loader knows a library by its path.
+    # Through the descriptor: it is the file that was checked, even if its name has been reused since. It stays open,
+    # because the loader identifies a library by its path.
     library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, *map(_TYPES.get, arguments)]
@@ -137,9 +137,9 @@ def _load() -> ctypes.CDLL:
 
 
 def _private_folder() -> Path:
-    """The folder of compiled kernels: that of the cache, or where others can write to it, a new one for this process.
+    """The folder for compiled kernels: in the cache, or, if others can write there, a new one for this process.
 
-    Whoever can put a file there could have it run as part of this process.
+    Anybody who can put a file there could have it run as part of this process.
     """
     folder = cache_folder() / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -150,14 +150,14 @@ def _private_folder() -> Path:
     atexit.register(shutil.rmtree, private, ignore_errors=True)
     if local_rank() == 0:
         tell(
-            f"the cache of compiled kernels, {folder}, {reason}: they are compiled anew for this process; delete that "
+            f"the cache of compiled kernels, {folder}, {reason}: they are compiled again for this process; delete that "
             "folder, or set EXCITE_CACHE to one of your own"
         )
     return private
 
 
 def _open_own(path: Path) -> int | None:
-    """A descriptor of the compiled file; None where there is none, or others could have written it."""
+    """A descriptor of the compiled file; None if there is none, or if others could have written it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
@@ -185,11 +185,11 @@ def _cpu_flags() -> str:
 
 
 def _build(compiler: str, source: bytes, path: Path) -> None:
-    """Compile to the side, then rename: processes that build at once end with the same whole file."""
+    """Compile to a temporary name, then rename, so that processes building at the same time get a complete file."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         code, objects, aside = (Path(folder) / name for name in ("kernels.cpp", "kernels.o", path.name))
         code.write_bytes(source)
-        # Linked without -fopenmp: the OpenMP library is the one that PyTorch has loaded, not a second thread pool.
+        # Linked without -fopenmp, so that PyTorch's OpenMP library is used rather than a second thread pool.
         for command in (
             [compiler, *FLAGS, "-c", str(code), "-o", str(objects)],
             [compiler, "-shared", str(objects), "-o", str(aside)],
@@ -197,12 +197,12 @@ def _build(compiler: str, source: bytes, path: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, timeout=600)
             if done.returncode:
                 raise RuntimeError(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
-        aside.chmod(0o700)  # whatever the umask is
+        aside.chmod(0o700)  # with any umask
         aside.replace(path)
 
 
 def _share_openmp() -> None:
-    """Make the symbols of PyTorch's own OpenMP library visible to ours."""
+    """Make the symbols of PyTorch's OpenMP library visible to our kernels."""
     maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
     found = re.search(r"(/\S*lib(?:gomp|iomp5|omp)\b\S*\.so\S*)", maps)
     if not found:
@@ -214,7 +214,7 @@ def _share_openmp() -> None:
 
 
 def takes(*maps: Tensor) -> bool:
-    """Whether the kernels can work on these maps: on the CPU, channels-last and of one type and shape."""
+    """Whether the kernels can take these maps: on the CPU, channels-last, and of the same dtype and shape."""
     first = maps[0]
     if first.device.type != "cpu" or first.ndim != 4 or first.numel() == 0 or not available():
         return False
@@ -225,7 +225,7 @@ def takes(*maps: Tensor) -> bool:
 
 
 def dense(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` in the type of ``like`` and channels-last; a copy only where it is not."""
+    """``x`` in the dtype of ``like`` and channels-last, copied only if necessary."""
     x = x if x.dtype is like.dtype else x.to(like.dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -250,7 +250,7 @@ def _floats(x: Tensor | None) -> int | None:
 
 def _call(name: str, *args: Any) -> None:
     if getattr(_library, name)(*args, torch.get_num_threads()):
-        raise RuntimeError(f"{name}: this type of numbers is not compiled in")
+        raise RuntimeError(f"{name}: the kernels do not support this dtype")
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,7 +263,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
 ) -> Statistics:
-    """What batch norm and gate need to know of ``y``; running mean and variance (float32) move by ``momentum``."""
+    """What batch norm and gate need of ``y``; updates the running mean and variance (float32) with ``momentum``."""
     known = torch.empty(2 * y.shape[0] + 3, y.shape[1])
     mean, variance = running or (None, None)
     rates = (eps, momentum, _floats(mean), _floats(variance))
@@ -272,12 +272,12 @@ def statistics(
 
 
 def known_statistics(mean: Tensor, squeezed: Tensor, batch_mean: Tensor, rstd: Tensor, scale: Tensor) -> Statistics:
-    """Pack them: (N, C) and (C), float32."""
+    """Pack them: mean and squeezed (N, C); the others (C,), float32."""
     return Statistics(torch.cat([mean, squeezed, batch_mean[None], rstd[None], scale[None]]))
 
 
 def no_norm(x: Tensor) -> Statistics:
-    """Statistics under which the norm does nothing."""
+    """Statistics with which the norm is the identity."""
     n, c = x.shape[:2]
     known = torch.zeros(2 * n + 3, c)
     known[-1] = 1.0
@@ -287,7 +287,7 @@ def no_norm(x: Tensor) -> Statistics:
 def apply(
     y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``, ``s`` (N, C). With ``known_add``, ``add`` is normed, too."""
+    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     out = torch.empty_like(y)
     shortcut = (_at(add), _packed(known_add))
     _call("excite_apply", *_head(y), _at(y), _at(known.packed), _floats(s), *shortcut, relu, _at(out))
@@ -307,7 +307,7 @@ def grad_sums(
 ) -> GradSums:
     """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted (mask OUTPUT only).
 
-    With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
+    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
     """
     g = torch.empty_like(y) if write else None
     sums = torch.empty(2 + (s is not None) + (known_add is not None), y.shape[0], y.shape[1])
@@ -328,10 +328,10 @@ def grad_input(
     wanted: bool,
     means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted.
+    """Gradients of the norm's weight and bias (C,), and of ``y`` if wanted.
 
-    ``means`` (2, C) float32: where statistics are those of several processes, the gradients of weight and bias, summed
-    over all of them and divided by the number of values per channel. Then the gradient of ``y`` alone is of use.
+    ``means`` (2, C) float32: if the statistics are those of several processes, the gradients of weight and bias, summed
+    over all processes and divided by the number of values per channel. Then only the gradient of ``y`` is meaningful.
     """
     dy = torch.empty_like(y) if wanted else None
     grad_weight, grad_bias = torch.zeros(2, y.shape[1])

@@ -1,15 +1,15 @@
 """The passes of ``excite.ops.gated_norm`` as PyTorch operators (``torch.ops.excite.*``), for ``torch.compile``.
 
-A compiler that meets a pass as one operator leaves it to the kernels, and stays in one graph. Eager PyTorch calls the
-kernels directly, since each operator's call through the dispatcher and Python costs time of its own.
+If a pass is a single operator, a compiler leaves it to the kernels and keeps one graph. Eager PyTorch calls the kernels
+directly, because calling an operator through the dispatcher and Python takes time.
 
-Letters: N images, C channels, H x W positions. Every operator is functional (nothing is changed in place, nothing
-returned twice), knows its shapes without running (fake tensors, "meta") and, where differentiable, its backward pass:
+Notation: N images, C channels, H x W positions. Every operator is functional (nothing is changed in place, nothing is
+returned twice), knows its shapes without running (fake tensors, "meta") and, if differentiable, its backward pass:
 
 - ``norm_statistics(y, weight, bias, eps, mask)`` -> squeeze (N, C), packed statistics (2N + 3, C), mean and unbiased
   variance of the batch (2, C), three relays;
 - ``norm_apply(y, packed, ...)`` -> the block's output (N, C, H, W);
-- ``norm_grad_sums``, ``norm_grad_input``: the two passes backward. They have no derivative of their own.
+- ``norm_grad_sums``, ``norm_grad_input``: the two backward passes, which have no derivatives themselves.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ from excite.ops.native import GradSums, Statistics
 
 
 def _passes(y: Tensor) -> Passes:
-    """Who runs the passes over such maps, at the moment of running."""
+    """What runs the passes over such maps, determined when they run."""
     return native if native.takes(y) else triton_kernels if triton_kernels.takes(y) else plain
 
 
@@ -40,7 +40,7 @@ def _passes(y: Tensor) -> Passes:
 def norm_statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # Running statistics that start at 0 and move all the way are the batch's own.
+    # With momentum 1, running statistics become the batch's own.
     moments = weight.new_zeros(2, y.shape[1])
     packed = _passes(y).statistics(y, weight, bias, eps, (moments[0], moments[1]), 1.0).packed
     return Statistics(packed).squeezed.clone(), packed, moments, *make_relays(y, packed)
@@ -122,7 +122,7 @@ def norm_grad_sums(
     add: Tensor | None,
     packed_add: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The sums, and g (with no elements where it is not wanted: an operator's outputs are always tensors)."""
+    """The sums, and g (empty if not wanted, because an operator's outputs are always tensors)."""
     passes = _passes(y)
     grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
@@ -157,7 +157,7 @@ def norm_grad_input(
     mask: int,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias (2, C), and of ``y`` (with no elements where it is not wanted)."""
+    """Gradients of weight and bias (2, C), and of ``y`` (empty if not wanted)."""
     passes = _passes(y)
     known, known_sums = Statistics(packed), GradSums(sums.contiguous(), None)
     weight, bias, dy = passes.grad_input(
@@ -181,16 +181,16 @@ def _(
 
 
 def _like(x: Tensor, y: Tensor) -> Tensor:
-    """``x`` with the strides of ``y``, as the compiler was told; a copy only where it has others."""
+    """``x`` with the strides of ``y``, as promised to the compiler; copied only if they differ."""
     return x if x.stride() == y.stride() else torch.empty_like(y).copy_(x)
 
 
 class _Backward:
-    """The passes backward as operators, under the names and signatures of ``excite.ops.plain``."""
+    """The backward passes as operators, with the names and signatures of ``excite.ops.plain``."""
 
     @staticmethod
     def dense(x: Tensor, like: Tensor) -> Tensor:
-        return x  # the operators see to it
+        return x  # the operators do it
 
     @staticmethod
     def grad_sums(

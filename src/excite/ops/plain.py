@@ -1,7 +1,7 @@
-"""The passes of ``excite.ops.gated_norm`` in plain PyTorch: any device, any layout, float64 too.
+"""The passes of ``excite.ops.gated_norm`` in plain PyTorch, for any device and layout, and float64, too.
 
-Letters: N images, C channels, H x W positions. Same functions and arguments as ``excite.ops.native``. Sums and
-arithmetic are float32 for maps of lower precision.
+Notation: N images, C channels, H x W positions. It has the same functions and arguments as ``excite.ops.native``. Sums
+and arithmetic are float32 for maps of lower precision.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from excite.ops.native import OUTPUT, RECOMPUTE, GradSums, Statistics, known_statistics
 
-#: Statistics unpacked: mean and squeezed (N, C); batch mean, rstd and scale (C).
+#: Unpacked statistics: mean and squeezed (N, C); batch mean, rstd and scale (C,).
 Unpacked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -18,12 +18,12 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _over(coefficient: Tensor) -> Tensor:
-    """(N, C) or (C) -> broadcasts against (N, C, H, W)."""
+    """(N, C) or (C,) -> a shape that broadcasts against (N, C, H, W)."""
     return coefficient[..., None, None]
 
 
 def dense(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` in the type of ``like``; here any layout will do."""
+    """``x`` in the dtype of ``like``, in any layout."""
     return x.to(like.dtype)
 
 
@@ -36,14 +36,14 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
 ) -> Statistics:
-    """What batch norm and gate need to know of ``y``; running mean and variance move by ``momentum``."""
+    """What batch norm and gate need of ``y``; updates the running mean and variance with ``momentum``."""
     return known_statistics(*unpacked_statistics(y, weight, bias, eps, running, momentum))
 
 
 def unpacked_statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
 ) -> Unpacked:
-    """The same: mean and squeezed (N, C), batch mean, rstd and scale (C); differentiable by autograd."""
+    """The same unpacked: mean and squeezed (N, C), batch mean, rstd and scale (C,); differentiable by autograd."""
     mean, within = moments(y)
     batch_mean = mean.mean(0)
     centred = mean - batch_mean
@@ -58,7 +58,7 @@ def unpacked_statistics(
 
 
 def _unpack(known: Statistics) -> Unpacked:
-    """mean and squeezed (N, C); batch mean, rstd and scale (C)."""
+    """Mean and squeezed (N, C); batch mean, rstd and scale (C,)."""
     n = (len(known.packed) - 3) // 2
     mean, squeezed, rest = known.packed.split([n, n, 3])
     return mean, squeezed, *rest.unbind()
@@ -67,7 +67,7 @@ def _unpack(known: Statistics) -> Unpacked:
 def apply(
     y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is normed, too."""
+    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     of_add = None if known_add is None else _unpack(known_add)
     return apply_unpacked(y, _unpack(known), s, add, relu, of_add)
 
@@ -75,7 +75,7 @@ def apply(
 def apply_unpacked(
     y: Tensor, known: Unpacked, s: Tensor | None, add: Tensor | None, relu: bool, of_add: Unpacked | None = None
 ) -> Tensor:
-    """The same with what ``unpacked_statistics`` gives."""
+    """The same with the result of ``unpacked_statistics``."""
     out = _normed(y, known, s)
     if add is not None:
         out = out + (_wide(add) if of_add is None else _normed(add, of_add, None))
@@ -111,7 +111,7 @@ def grad_sums(
 ) -> GradSums:
     """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted.
 
-    With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
+    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
     """
     g = _masked(grad, out, y, known, s, mask)
     sum_g = _wide(g).sum((2, 3))
@@ -141,10 +141,10 @@ def grad_input(
     wanted: bool,
     means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of the norm's weight and bias (C), and of ``y`` if wanted.
+    """Gradients of the norm's weight and bias (C,), and of ``y`` if wanted.
 
-    ``means`` (2, C): where the statistics are those of several processes, the gradients of weight and bias, summed
-    over all of them and divided by the number of values per channel. Then the gradient of ``y`` alone is of use.
+    ``means`` (2, C): if the statistics are those of several processes, the gradients of weight and bias, summed over
+    all processes and divided by the number of values per channel. Then only the gradient of ``y`` is meaningful.
     """
     mean, _, batch_mean, rstd, scale = _unpack(known)
     sum_g, sum_gy = sums.packed[:2]

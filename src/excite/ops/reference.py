@@ -1,4 +1,4 @@
-"""The textbook form of each operator: what the fast forms in this package are tested against."""
+"""The textbook form of each operator, against which the fast forms in this package are tested."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ def spatial_mean(x: Tensor) -> Tensor:
 
 @one_node
 def over_positions(scale: Tensor) -> Tensor:
-    """(N, C) -> (N, C, 1, 1), which broadcasts against a map; any other as it is."""
+    """(N, C) -> (N, C, 1, 1), which broadcasts against a map; any other shape is returned unchanged."""
     return scale[:, :, None, None] if scale.ndim == 2 else scale
 
 
@@ -39,7 +39,7 @@ def norm_excite_residual(
     keep: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation after another.
+    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation at a time.
 
     With ``identity_norm``, ``identity_norm(identity)`` is added.
     """

@@ -1,4 +1,4 @@
-"""Convolutions padded as TensorFlow's and MindSpore's "same".  Letters: N images, C channels, H x W positions."""
+"""Convolutions with TensorFlow's and MindSpore's "same" padding. Notation: N images, C channels, H x W positions."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,10 +8,10 @@ from excite.ops.boundaries import one_node
 
 @one_node
 def pad_same(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:
-    """(N, C, H, W) with zeros around it, so that a convolution of that kernel and stride gives ceil(H / stride) rows.
+    """Pad (N, C, H, W) with zeros so that a convolution with this kernel and stride gives ceil(H / stride) rows.
 
-    What is left over of an odd number of zeros goes to the bottom and right: a strided convolution of an even map sees
-    one row of zeros fewer at the top than at the bottom, where PyTorch's padding is the same on both sides.
+    If the number of zeros is odd, the extra one goes to the bottom and right: a strided convolution of an even map gets
+    one row of zeros fewer at the top than at the bottom. (PyTorch's padding is the same on both sides.)
     """
     sides: list[int] = []
     for axis in (1, 0):  # F.pad takes the last first

@@ -1,7 +1,7 @@
-"""Batch norm over all processes of a job.  Letters: N images of one process, C channels, W processes.
+"""Batch norm over all processes of a job. Notation: N images of one process, C channels, W processes.
 
-On the devices that have it, that is ``nn.SyncBatchNorm``. It does not run on a CPU; there stands a module of the same
-state dict and the same arithmetic, made of a few PyTorch operations and two collective ones.
+On devices that support it, this is ``nn.SyncBatchNorm``. It does not run on a CPU; there, it is a module with the same
+state dict and arithmetic, built from a few PyTorch operations and two collectives.
 """
 
 import functools
@@ -15,11 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def convert_sync_batchnorm(model: nn.Module, native: bool) -> nn.Module:
-    """Replace every batch norm of ``model`` by one over all processes; parameters and buffers are the same objects.
+    """Replace every batch norm of ``model`` by one over all processes, keeping the same parameter and buffer objects.
 
     Args:
-        model: any module; changed in place (a model that is itself a batch norm is returned anew).
-        native: use ``nn.SyncBatchNorm`` (``device.has_sync_batchnorm`` says where it runs).
+        model: any module; changed in place (if it is itself a batch norm, the new one is returned).
+        native: use ``nn.SyncBatchNorm`` (see ``device.has_sync_batchnorm``).
     """
     if native:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -33,10 +33,10 @@ def convert_sync_batchnorm(model: nn.Module, native: bool) -> nn.Module:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """``nn.SyncBatchNorm`` for devices that torch's does not know: (N, C, ...) -> the same shape.
+    """``nn.SyncBatchNorm`` for devices that torch's does not support: (N, C, ...) -> the same shape.
 
-    Not a subclass of ``nn.BatchNorm2d``, as ``nn.SyncBatchNorm`` is not: code that fuses batch norms must not take it
-    for one whose statistics are those of one process. Every process needs at least one image.
+    Like ``nn.SyncBatchNorm``, it is not a subclass of ``nn.BatchNorm2d``: code that fuses batch norms must not mistake
+    it for one with the statistics of a single process. Every process needs at least one image.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "SyncBatchNorm":
@@ -69,12 +69,12 @@ class SyncBatchNorm(_BatchNorm):
 
 @functools.cache
 def _stay_out_of_graphs() -> None:
-    """With the first module, not with the class: importing the compiler takes 1.5 s, which every command would pay."""
+    """Called with the first module, not with the class: it imports the compiler, which takes 1.5 s."""
     SyncBatchNorm.forward = torch.compiler.disable(SyncBatchNorm.forward)  # type: ignore[method-assign]
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """One all-gather of 2C + 1 numbers forward, one all-reduce of 2C backward; statistics in float32 at least."""
+    """One all-gather of 2C + 1 numbers forward, one all-reduce of 2C backward; statistics at least in float32."""
 
     @staticmethod
     def forward(
@@ -120,21 +120,21 @@ class _SyncBatchNorm(torch.autograd.Function):
 def over_all_processes(
     mean: Tensor, var: Tensor, count: float, group: distributed.ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, biased variance and number of values of one process -> those of all.
+    """Mean, biased variance and number of values of one process -> those over all processes.
 
     Args:
-        mean, var: (C), float32 or float64.
+        mean, var: (C,), float32 or float64.
         count: values per channel; may differ between processes.
-        group: the processes; None for all.
+        group: the processes; None means all.
 
     Returns:
-        (C), (C) and (), in the type of ``mean``.
+        (C,), (C,) and 0-d, in the dtype of ``mean``.
     """
     mine = torch.cat([mean, var, mean.new_full((1,), count)])
     gathered = mine.new_empty(distributed.get_world_size(group), len(mine))
     distributed.all_gather(list(gathered.unbind()), mine, group=group)
-    # Merging means and variances, instead of adding up x and x^2, keeps the variance exact where it is small beside the
-    # mean (Chan, Golub & LeVeque 1979).
+    # Merging means and variances, rather than summing x and x^2, keeps the variance accurate if it is small relative to
+    # the mean (Chan, Golub & LeVeque 1979).
     means, variances, counts = gathered.split([len(mean), len(mean), 1], dim=1)
     total = counts.sum()
     mean = (means * counts).sum(0) / total

@@ -1,1 +1,1 @@
-"""What this process is, what it runs among and on: job, device, versions, checkout; and how long its steps take."""
+"""The environment of this process: its job, device, package versions and git checkout; and timing of steps."""

@@ -1,4 +1,4 @@
-"""Devices: the only file that asks which one there is, what it can do, and how much memory it used."""
+"""Devices: which one there is, what it supports, and how much memory it has used. Only this file asks."""
 
 import ctypes
 import importlib.util
@@ -27,27 +27,30 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-#: What emulating a type costs on a CPU that has no instructions for it; the measurements are in docs/precision.md.
+#: Cost of emulating a dtype on a CPU without instructions for it; the measurements are in docs/precision.md.
 SLOWER_ON_CPUS = {"bf16": "6 times", "fp16": "7 to 11 times"}
 
 
 def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = None) -> Accelerator:
-    """The processes and the device of this run.
+    """Set up the processes and the device of this run.
 
-    Mixed precision is not left to Accelerate: it would wrap the model's forward (which then shows in copies, exports
-    and compiled graphs), and its scaler cannot hold a fixed loss scale.
+    Mixed precision is not left to Accelerate: it would wrap the model's forward (which then appears in copies, exports
+    and compiled graphs), and its scaler does not support a fixed loss scale.
 
     Args:
         device: "auto", or a key of :data:`DEVICES`.
-        ddp: how gradients are summed where there are several processes.
+        ddp: how gradients are summed over several processes.
 
     Raises:
-        ExciteError: no such device, or it is not on this machine, or there are fewer than processes.
+        ExciteError: the device is unknown or not on this machine, or there are more processes than devices.
     """
     kind, count = count_devices(device)
     processes = local_world_size()
     if kind != "cpu" and processes > count:
-        raise ExciteError(f"{processes} processes were started on this machine, which has {count} device(s): {kind}")
+        raise ExciteError(
+            f"{processes} processes were started on this machine, which only has {count} device(s) of type {kind}; "
+            "start one process per device"
+        )
     _forget_other_device(device)
     handlers: list[KwargsHandler] = [] if ddp is None else [ddp]
     if world_size() > 1:
@@ -62,22 +65,22 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
 
 
 def prepared(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """A model on its device, as the processes of this job train it together; alone, it is as it was.
+    """The model as the processes of this job train it together; with a single process, the model itself.
 
-    Accelerate would say the same, but imports PyTorch's tensors of several devices to find out, which takes 1 to 2 s.
+    Accelerate does the same, but first imports PyTorch's distributed tensors, which takes 1 to 2 s.
     """
     return model if accelerator.distributed_type == DistributedType.NO else accelerator.prepare_model(model)
 
 
 def _check_meeting_place() -> None:
-    """MPI's launchers say who is who, but not where to meet."""
+    """Check the address of the rendezvous, which MPI launchers do not set."""
     if torch.distributed.is_initialized():  # by the program that calls us
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise ExciteError(
-            f"{world_size()} processes were started, but {' and '.join(missing)} are not set, which tell them where to "
-            "meet: give the first machine and a free port of it, such as `mpirun -x MASTER_ADDR=localhost -x "
+            f"{world_size()} processes were started, but {' and '.join(missing)} are not set, so they cannot find each "
+            "other: give the first machine and a free port on it, such as `mpirun -x MASTER_ADDR=localhost -x "
             "MASTER_PORT=29400 ...`, or start them with torchrun (docs/scaling.md)"
         )
 
@@ -88,10 +91,11 @@ def _register_meeting() -> None:
 
 
 def count_devices(device: str) -> tuple[str, int]:
-    """What ``device`` ("auto" or a kind) means on this machine, and how many of it there are; CPUs count as one.
+    """The type that ``device`` ("auto" or a type) means on this machine, and the number of such devices; CPUs count as
+    one.
 
     Raises:
-        ExciteError: no such device, or it is not on this machine.
+        ExciteError: the device is unknown or not on this machine.
     """
     _load_plugins(device)
     _check_there(device)
@@ -105,22 +109,22 @@ def has_sync_batchnorm(device: torch.device) -> bool:
 
 
 def _load_plugins(device: str) -> None:
-    """Import what adds a device to PyTorch. Recent plug-ins load themselves with torch, unless
+    """Import a plug-in that adds a device to PyTorch. Recent ones are loaded with torch, unless
     TORCH_DEVICE_BACKEND_AUTOLOAD=0; importing one again costs nothing."""
     if importlib.util.find_spec("torch_npu") is None:
         return
     try:
         importlib.import_module("torch_npu")
-    except Exception as error:  # whatever its compiled library says where the driver is not set up
+    except Exception as error:  # its compiled library may raise anything if the driver is not set up
         why = first_line(error)
         reason = f"torch_npu is installed but cannot be imported: {why}"
         if device == "npu":
             raise ExciteError(f"device is 'npu', but {reason}") from None
-        warnings.warn(f"{reason}; going on without it", stacklevel=3)
+        warnings.warn(f"{reason}; continuing without it", stacklevel=3)
 
 
 def is_available(kind: str) -> bool:
-    """Whether this machine and this PyTorch have a device of a kind in :data:`DEVICES`."""
+    """Whether this machine and this PyTorch have a device of a type in :data:`DEVICES`."""
     if kind in ("cpu", "mps"):
         return kind == "cpu" or torch.backends.mps.is_available()
     module = getattr(torch, kind, None)  # torch.npu is there once torch_npu is
@@ -145,7 +149,7 @@ def _check_there(device: str) -> None:
 def _why_missing(kind: str) -> str:
     if kind == "npu" and importlib.util.find_spec("torch_npu") is None:
         return "torch_npu is not installed"
-    # A version string is there where the wheel was built for that kind.
+    # There is a version string if the wheel was built for that type.
     built = {
         "cuda": torch.version.cuda or torch.version.hip,
         "xpu": getattr(torch.version, "xpu", None),
@@ -158,7 +162,7 @@ def _why_missing(kind: str) -> str:
 
 
 def _forget_other_device(device: str) -> None:
-    """Accelerate keeps the first device of a process for good; one process alone may well use another after it."""
+    """Make Accelerate forget the first device of a process, so that a single process can use another one later."""
     state = PartialState._shared_state
     if not state or state.get("num_processes") != 1:
         return
@@ -167,8 +171,8 @@ def _forget_other_device(device: str) -> None:
 
 
 def choose_precision(precision: str, device: torch.device, net: nn.Module | None = None) -> Precision:
-    """``auto`` becomes bf16 where the device has fast bf16 arithmetic (and, on a CPU, ``net`` no depth-wise
-    convolutions), else fp32. Raises ExciteError if impossible."""
+    """``auto`` becomes bf16 if the device has fast bf16 arithmetic (and, on a CPU, ``net`` has no depth-wise
+    convolutions), else fp32. Raises ExciteError if the device does not support ``precision``."""
     if precision == "auto":
         slow = device.type == "cpu" and net is not None and has_depthwise(net)
         return "bf16" if _has_fast_bf16(device.type) and not slow else "fp32"
@@ -182,11 +186,12 @@ def choose_precision(precision: str, device: torch.device, net: nn.Module | None
 
 
 def has_depthwise(net: nn.Module) -> bool:
-    """Whether a network is built on depth-wise convolutions, as those for phones are.
+    """Whether a network is built from depth-wise convolutions, like networks for phones.
 
-    oneDNN has no bfloat16 kernels for them on a CPU: 96 channels, 3x3, stride 2, from 112 pixels, batch 8, channels
-    last, one thread of an EPYC with AVX512-BF16 took 24 ms in float32 and 719 in bfloat16, the backward pass 110 and
-    1,042 (PyTorch 2.13). A gate's own do not count: there is one of them in a block of dense convolutions.
+    oneDNN has no bfloat16 kernels for them on a CPU. With 96 channels, 3x3, stride 2, from 112 pixels, batch 8,
+    channels last, on one thread of an EPYC with AVX512-BF16, the forward pass took 24 ms in float32 and 719 ms in
+    bfloat16, the backward pass 110 and 1,042 ms (PyTorch 2.13). Those in gates do not count: there is only one in a
+    block of dense convolutions.
     """
     return any(
         isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 and "gate" not in name.split(".")
@@ -195,14 +200,14 @@ def has_depthwise(net: nn.Module) -> bool:
 
 
 def _precision_obstacle(precision: str, kind: str) -> str | None:
-    """Why a device cannot compute in bf16 or fp16 at all; None where it can."""
+    """Why a device cannot compute in bf16 or fp16 at all; None if it can."""
     if kind == "mps":  # fp16 always
         newer = precision != "bf16" or torch.backends.mps.is_macos_or_newer(14, 0)
         return None if newer else "Apple's MPS computes in bfloat16 from macOS 14 on"
     if kind == "cuda":
         able = precision != "bf16" or torch.cuda.is_bf16_supported()
         return None if able else f"{torch.cuda.get_device_name()} does not compute in bfloat16"
-    if kind == "npu":  # autocast would only warn, and go on in fp32
+    if kind == "npu":  # autocast would only warn, and continue in fp32
         npu = _module("npu")
         able = DTYPES[precision] in npu.get_amp_supported_dtype() and (precision != "bf16" or _npu_has_bf16())
         return None if able else f"{npu.get_device_name()} does not compute in {precision}"
@@ -220,17 +225,17 @@ def _has_fast_bf16(kind: str) -> bool:
 
 
 def _npu_has_bf16() -> bool:
-    """The first Ascend 910 computes in fp16 only; torch_npu from before it could tell is older than bf16 as well."""
+    """The first Ascend 910 only supports fp16, and a torch_npu that cannot tell is too old for bf16, too."""
     return getattr(_module("npu"), "is_bf16_supported", lambda: False)()
 
 
 def _module(kind: str) -> Any:
-    """torch.cuda and its likes; torch.npu is there once torch_npu is."""
+    """torch.cuda and the like; torch.npu exists once torch_npu is imported."""
     return getattr(torch, kind)
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:
-    """Whether the device can do the precision ("auto" is what it does well), but has no instructions for it."""
+    """Whether the device supports the precision, but has no instructions for it. (False for "auto".)"""
     kind = device.type
     if kind == "cpu":
         return precision in ("bf16", "fp16") and not _cpu_has(precision)
@@ -238,31 +243,31 @@ def is_emulated(precision: str, device: torch.device) -> bool:
 
 
 def precision_note(precision: Precision, device: torch.device, option: str = "train.precision=") -> str | None:
-    """A line for the user where the device can do the precision, but slower than fp32; None elsewhere.
+    """A line for the user if the device only emulates the precision, which is slower than fp32; else None.
 
-    ``option`` is what sets it, to be typed with the better one behind it.
+    ``option`` is the option that sets it, which the line completes with a better precision.
     """
     if not is_emulated(precision, device):
         return None
-    speed = "it runs, but hardly faster than fp32, or slower"
+    speed = "it works, but is hardly faster than fp32, or slower"
     if device.type == "cpu":
-        speed = f"{SLOWER_ON_CPUS[precision]} as slow as fp32 where that was measured (docs/precision.md)"
+        speed = f"measured {SLOWER_ON_CPUS[precision]} as slow as fp32 (docs/precision.md)"
     better = choose_precision("auto", device)
     return f"{precision} is emulated on this {DEVICES[device.type]}: {speed}; type {option}{better}"
 
 
 @cache
 def _cpu_has(precision: str) -> bool:
-    """Whether the processor has instructions for the type (PyTorch names them by underscored functions only)."""
+    """Whether the processor has instructions for the dtype (PyTorch only has underscored functions for that)."""
     if precision == "fp16":
         ask = getattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", None)
-        return ask is None or ask()  # a build without oneDNN does not know: no reason to warn
+        return ask is None or ask()  # a build without oneDNN cannot tell, so do not warn
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def compile_obstacle(device: torch.device) -> str | None:
-    """What torch.compile lacks on a device; None where it has all it needs."""
+    """What torch.compile lacks on a device; None if it has everything."""
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -270,20 +275,20 @@ def compile_obstacle(device: torch.device) -> str | None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            return "no C++ compiler is found (install g++ or clang++, or name one in the variable CXX)"
+            return "no C++ compiler was found (install g++ or clang++, or set the environment variable CXX)"
     elif device.type in ("cuda", "xpu"):
         from torch.utils._triton import has_triton
 
         if not has_triton():
-            return f"Triton is missing, which makes the kernels for a {DEVICES[device.type]} (pip install triton)"
+            return f"Triton, which compiles kernels for a {DEVICES[device.type]}, is missing (pip install triton)"
     return None
 
 
 def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
-    """Set every random stream as a pure function of (seed, step, rank).
+    """Seed every random generator with a pure function of (seed, step, rank).
 
-    The training loop calls it at each step: the randomness of a step then does not depend on what came before, so that
-    a resumed run needs no saved random states, and skipped or repeated evaluations change nothing (80 us a call).
+    The training loop calls this at each step. The randomness of a step then does not depend on what came before, so a
+    resumed run needs no saved random states, and skipped or repeated evaluations change nothing. It takes 80 us.
     """
     mixed = _splitmix64(_splitmix64(_splitmix64(seed) + step) + rank)
     random.seed(mixed)
@@ -292,7 +297,7 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
 
 
 def _splitmix64(x: int) -> int:
-    """Steele, Lea & Flood 2014: neighbouring inputs give unrelated outputs."""
+    """SplitMix64 (Steele, Lea & Flood 2014): neighbouring inputs give unrelated outputs."""
     x = (x + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -300,9 +305,9 @@ def _splitmix64(x: int) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed blocks: on a CPU, mapping each activation anew costs page faults at every step.
+    """Make glibc keep freed blocks: on a CPU, mapping every activation again costs page faults at every step.
 
-    Only on Linux with glibc, only in this process, and not where the user has set MALLOC_* himself.
+    It only applies to this process, on Linux with glibc, and not if the user has set MALLOC_*.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or any(k.startswith("MALLOC_") for k in os.environ):
         return
@@ -328,19 +333,19 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start counting the peak anew, where the device can (an accelerator but MPS)."""
+    """Reset the peak memory, if the device supports it (accelerators except MPS)."""
     if device.type not in ("cpu", "mps"):
         getattr(torch, device.type).reset_peak_memory_stats(device)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
 
 def device_name(device: torch.device) -> str:
-    """A human name: the GPU's, or the processor's with its number of threads in use."""
+    """A readable name: that of the GPU, or of the processor with the number of threads in use."""
     if device.type == "cpu":
         return f"{_processor()} ({torch.get_num_threads()} threads)"
     return "Apple GPU (MPS)" if device.type == "mps" else getattr(torch, device.type).get_device_name(device)

@@ -1,4 +1,4 @@
-"""With what a result was made: versions, command, machine, state of the checkout."""
+"""What a result was produced with: versions, command, machine, state of the git checkout."""
 
 import platform
 import sys
@@ -16,7 +16,7 @@ PACKAGES = ["excite", "torch", "accelerate", "torchmetrics", "kornia", "safetens
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run does."""
+    """Versions of Python and of the packages that affect a run."""
     import torch
 
     found = {"python": platform.python_version()}
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "unknown"
-    # With its build (+cpu, +cu130), which the package's metadata leaves out in some of them.
+    # With its build (+cpu, +cu130), which some builds leave out of the package's metadata.
     return {**found, "torch": str(torch.__version__)}
 
 
@@ -38,7 +38,7 @@ class GitState(TypedDict):
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class Environment(TypedDict, total=False):
-    """Where and with what a run was made, as in its ``environment.json``."""
+    """The contents of ``environment.json``: where and with what a run was produced."""
 
     command: str
     started: str
@@ -51,7 +51,7 @@ class Environment(TypedDict, total=False):
 
 
 def environment(device: str, precision: str, processes: int) -> Environment:
-    """Where and with what a run was made: command, versions, device, git state of the current folder."""
+    """Where and with what a run is produced: command, versions, device, git state of the current folder."""
     return {
         "command": " ".join(sys.argv),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -65,7 +65,7 @@ def environment(device: str, precision: str, processes: int) -> Environment:
 
 
 def read_environment(path: Path) -> Environment:
-    """What :func:`environment` gave when a run began. Raises ExciteError where the file is damaged."""
+    """Read the :func:`environment` of a run. Raises ExciteError if the file is damaged."""
     return read_typed(path, Environment, "delete it to go on without it")
 
 

@@ -1,39 +1,39 @@
-"""What git says about a folder, asked so that the folder cannot make git run anything."""
+"""Asks git about a folder in a way that does not let the folder make git run anything."""
 
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Settings by which a repository names programs that ``git status`` and its like would start. They are taken from
-#: wherever the folder came from: unpacking somebody's archive must not be enough to run his commands.
+#: Settings with which a repository could make ``git status`` and the like start programs. They come from wherever the
+#: folder came from: unpacking somebody's archive must not be enough to run their commands.
 _NO_PROGRAMS = (
     "core.fsmonitor=false",
     f"core.hooksPath={os.devnull}",
     "core.pager=cat",
     "core.sshCommand=false",
     "diff.external=",
-    "safe.bareRepository=explicit",  # a folder in the work tree that looks like a repository of its own
+    "safe.bareRepository=explicit",  # against a folder in the work tree that looks like a repository
 )
-#: Of the filters that a repository may name for its files (``filter.NAME.clean`` ...): nothing is started for "".
+#: Filters that a repository may set for its files (``filter.NAME.clean`` ...); nothing is started for "".
 _FILTERS = ("clean", "smudge", "process")
 _SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """The commit that is checked out, in full, and whether files that git knows, or should, differ from it."""
+    """The full hash of the checked-out commit, and whether tracked or untracked files differ from it."""
 
     commit: str
     changed: bool
 
 
 def checkout(folder: Path, *, only: bool = False) -> Checkout | None:
-    """The state of the checkout that a folder lies in; None outside of one, or without git.
+    """The state of the checkout that a folder is in; None outside a checkout, or without git.
 
     Args:
-        folder: where to ask.
-        only: whether changes count in this folder only, and not in the whole checkout.
+        folder: the folder.
+        only: count changes in this folder only, not in the whole checkout.
     """
     found = ask(folder, "rev-parse", "HEAD")
     if found is None:
@@ -49,16 +49,16 @@ def knows(folder: Path, name: str) -> bool:
 
 
 def ask(folder: Path, *words: str) -> str | None:
-    """What ``git WORDS`` prints in a folder; None where it fails, or there is no git."""
+    """The output of ``git WORDS`` in a folder; None if it fails, or without git."""
     settings = _git(folder, ("config", "--list", "--show-scope", "--name-only", "-z"), ())
     return None if settings is None else _git(folder, words, _without_filters(settings))
 
 
 def _without_filters(settings: str) -> list[str]:
-    """Settings that switch off the filters that the repository itself has; the user's own ones (Git LFS) stay.
+    """Settings that switch off the repository's own filters; the user's own (Git LFS) are kept.
 
     Args:
-        settings: scope and name of each, all ended by a zero byte.
+        settings: scope and name of each, all terminated by a zero byte.
     """
     parts = settings.split("\0")
     own = [name for scope, name in zip(parts[::2], parts[1::2], strict=False) if scope in ("local", "worktree")]
@@ -69,7 +69,7 @@ def _without_filters(settings: str) -> list[str]:
 
 def _git(folder: Path, words: tuple[str, ...], more: list[str] | tuple[()]) -> str | None:
     settings = [word for setting in (*_NO_PROGRAMS, *more) for word in ("-c", setting)]
-    # No refresh of the index either: writing it would call a hook.
+    # No refresh of the index, either: writing it would call a hook.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     environment.pop("GIT_EXTERNAL_DIFF", None)
     try:

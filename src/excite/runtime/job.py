@@ -1,9 +1,10 @@
-"""Who this process is in its job: the only file that asks the environment. Imports nothing heavy.
+"""The role of this process in its job. This is the only file that reads it from the environment; it imports nothing
+heavy.
 
-A *job* is what torchrun, ``accelerate launch``, an MPI launcher or ``excite.training.launch.run_on_this_machine``
-started: processes that know their rank and number from the environment. Slurm's own variables (``SLURM_PROCID``,
-``SLURM_NTASKS``) make no job: they are also set in a batch script that starts one process only, and Accelerate does not
-read them either; under Slurm the processes are torchrun's (docs/scaling.md).
+A *job* is a set of processes started by torchrun, ``accelerate launch``, an MPI launcher or
+``excite.training.launch.run_on_this_machine``, which read their rank and number from the environment. Slurm's own
+variables (``SLURM_PROCID``, ``SLURM_NTASKS``) do not make a job: they are also set in a batch script that starts a
+single process, and Accelerate does not read them, either. Under Slurm, the processes are torchrun's (docs/scaling.md).
 """
 
 import os
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 
 class _Names(NamedTuple):
-    """The variables in which a launcher tells a process who it is; "" where it has none."""
+    """The variables in which a launcher gives a process its rank and the like; "" if there is none."""
 
     rank: str
     world: str
@@ -19,7 +20,7 @@ class _Names(NamedTuple):
     local_world: str
 
 
-#: The first are those of torch and its launchers; the others are those of the MPI launchers that Accelerate knows.
+#: First those of torch and its launchers, then those of the MPI launchers that Accelerate supports.
 _LAUNCHERS = (
     _Names("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     _Names("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
@@ -34,7 +35,7 @@ def _number(name: str) -> int | None:
 
 
 def _launcher() -> _Names | None:
-    """The launcher that says both, which one of how many; a variable without its partner is a leftover."""
+    """The launcher that sets both rank and number; a variable without its partner is a leftover."""
     for names in _LAUNCHERS:
         rank, world = _number(names.rank), _number(names.world)
         if rank is not None and world is not None and rank < world:
@@ -43,29 +44,29 @@ def _launcher() -> _Names | None:
 
 
 def in_job() -> bool:
-    """Whether a launcher started this process (as the only one, perhaps)."""
+    """Whether a launcher started this process (possibly as the only one)."""
     return _launcher() is not None
 
 
 def rank() -> int:
-    """This process's number in its job; 0 outside of one."""
+    """The rank of this process in its job; 0 outside a job."""
     names = _launcher()
     return 0 if names is None else _number(names.rank) or 0
 
 
 def world_size() -> int:
-    """How many processes the job has; 1 outside of one."""
+    """Number of processes in the job; 1 outside a job."""
     names = _launcher()
     return 1 if names is None else _number(names.world) or 1
 
 
 def local_rank() -> int:
-    """This process's number among those of the job on this machine; 0 where nobody says."""
+    """The rank of this process among those of the job on this machine; 0 if unknown."""
     return _first("local_rank") or 0
 
 
 def local_world_size() -> int:
-    """How many processes share this machine; 1 where nobody says. Who shares it without a job may say so, too."""
+    """Number of processes that share this machine; 1 if unknown. Processes without a job may set it, too."""
     return _first("local_world") or 1
 
 
@@ -76,10 +77,10 @@ def _first(what: str) -> int | None:
 
 
 def is_one_of_several() -> bool:
-    """Whether this is one of several processes, of which one should speak for all."""
+    """Whether this is one of several processes, only one of which should report."""
     return world_size() > 1
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,8 +1,8 @@
-"""Where the processes of a job meet, and the notes that they leave each other besides gradients.
+"""The rendezvous of the processes of a job, and the notes that they leave each other besides gradients.
 
-``env://``, torch's own meeting, does not do: see :func:`meet` for what it gets wrong after a restart.
+torch's own ``env://`` does not suffice: :func:`meet` explains what goes wrong after a restart.
 
-PyTorch is imported where it is needed, so that the command line may ask at once.
+PyTorch is only imported where it is needed, so that the command line can ask at once.
 """
 
 import json
@@ -17,15 +17,15 @@ from excite.errors import ExciteError
 from excite.files import to_json
 from excite.runtime.job import rank, world_size
 
-#: How long processes wait for each other at the start (torch's own limit for gloo).
+#: Seconds that processes wait for each other at the start (torch's own limit for gloo).
 MEET_SECONDS = 1800
 
 
 class JobBoard:
-    """Notes that every process of a job can read, kept by the launcher (so they outlive a restart of the processes).
+    """Notes that every process of a job can read, kept by the launcher, so that they survive a restart.
 
-    The first to write a note wins. It is the key-value store at which the processes meet anyway, through a connection
-    of its own: the process group's may be busy waiting for a peer that is gone.
+    The first process to write a note wins. It is the key-value store of the rendezvous, with its own connection,
+    because the process group's may be busy waiting for a peer that is gone.
     """
 
     FAILURE = "failure"
@@ -34,11 +34,11 @@ class JobBoard:
         self._store = store
 
     def read(self, name: str) -> str | None:
-        """The note, or None where there is none yet."""
+        """The note, or None if there is none yet."""
         return self._store.get(name).decode().partition(" ")[2] if self._store.check([name]) else None
 
     def write_first(self, name: str, text: str) -> bool:
-        """Write a note; False where another process was first."""
+        """Write a note; False if another process was first."""
         mine = f"{uuid.uuid4().hex} {text}"
         return self._store.compare_set(name, "", mine).decode() == mine
 
@@ -47,7 +47,7 @@ _board: JobBoard | None = None
 
 
 def board() -> JobBoard | None:
-    """The board of this job; None outside of a job, or before rank 0 has one where no launcher keeps it."""
+    """The board of this job; None outside a job, or if no launcher provides one and rank 0 has not created it yet."""
     global _board
     if _board is not None:
         return _board
@@ -75,16 +75,15 @@ def board() -> JobBoard | None:
 
 
 def failure() -> str | None:
-    """What was said of the first failure of this job; None where nothing was, or no board has been asked for yet."""
+    """The report of this job's first failure; None if there is none, or no board has been requested yet."""
     return None if _board is None else _board.read(JobBoard.FAILURE)
 
 
 def meet(*_: Any, **__: Any) -> Iterator[tuple[Any, int, int]]:
-    """The handler of ``excite://``: (store, rank, world size) for a process group, as ``env://`` gives them.
+    """The rendezvous handler of ``excite://``: (store, rank, world size) for a process group, as for ``env://``.
 
-    A launcher that starts processes anew may let them meet at the store that the dead ones used (torchrun of torch 2.13
-    does), where they find the addresses of the dead, and now and then connect to those. Here each start meets under a
-    name of its own.
+    A launcher that restarts processes may let them use the store of the dead ones (torchrun of torch 2.13 does), where
+    they find the addresses of the dead, and sometimes connect to those. Here, each start uses a name of its own.
     """
     from datetime import timedelta
 
@@ -106,10 +105,10 @@ def meet(*_: Any, **__: Any) -> Iterator[tuple[Any, int, int]]:
 
 
 def _agree_on_name(store: Any) -> str:
-    """A name that exactly the processes of this start share, agreed at a store full of older notes.
+    """A name shared by exactly the processes of this start, agreed on in a store that may hold older notes.
 
-    Everyone says hello with a number drawn now. Rank 0 answers with a name of its own drawing and all the hellos that
-    it has heard; who finds the own number in the answer knows that it is of now, and says so to rank 0.
+    Every process says hello with a fresh random number. Rank 0 answers with a fresh name and all the hellos it has
+    received. A process that finds its own number in the answer knows that the answer is current, and confirms it.
     """
     deadline, mine = time.monotonic() + MEET_SECONDS, uuid.uuid4().hex
     others = [str(r) for r in range(1, world_size())]
@@ -137,7 +136,7 @@ def _agree_on_name(store: Any) -> str:
 def _wait_to_meet(deadline: float) -> None:
     if time.monotonic() > deadline:
         raise ExciteError(
-            f"the {world_size()} processes of this job did not all meet within {MEET_SECONDS / 60:g} minutes; "
+            f"not all of the {world_size()} processes of this job connected within {MEET_SECONDS / 60:g} minutes; "
             "did one of them fail to start?"
         )
     time.sleep(0.05)
@@ -147,9 +146,9 @@ _runs = 0
 
 
 def folder_of_job(make: Callable[[], Path]) -> Path:
-    """The folder of this process's next run (rank 0 only): made now, or what the launcher started us anew for.
+    """The folder of this process's next run (rank 0 only): a new one, or the same as before a restart by the launcher.
 
-    A job may do several runs, one after the other; started anew it meets them in the same order.
+    A job may do several runs in sequence; after a restart, it does them in the same order.
     """
     global _runs
     notes, name = board(), f"run-{_runs}"

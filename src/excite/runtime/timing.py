@@ -1,6 +1,6 @@
-"""How long steps take; of several, in turns, so that a slow moment of the machine hits all of them alike.
+"""Times steps. Several steps are timed in turns, so that a slow moment of the machine affects all of them alike.
 
-Every "ms" of this package that compares is measured here.
+All comparisons of times in this package are measured here.
 """
 
 import statistics
@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step:
-    """A function that runs the network on (N, C, S, S) images as ``excite predict`` does."""
+    """A function that runs the network on images (N, C, S, S) as ``excite predict`` does."""
     kind = images.device.type
     net.eval()
 
@@ -36,7 +36,7 @@ def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step
 
 
 def time_steps(step: Step, device: torch.device, count: int, per_sample: int = 1) -> list[float]:
-    """Seconds of ``count`` steps; with ``per_sample`` > 1 the means of so many at a time."""
+    """Seconds of ``count`` steps; with ``per_sample`` > 1, each is the mean over that many steps."""
     seconds = []
     for _ in range(max(1, count // per_sample)):
         synchronize(device)
@@ -50,10 +50,10 @@ def time_steps(step: Step, device: torch.device, count: int, per_sample: int = 1
 
 @dataclass(frozen=True)
 class Timed:
-    """What one of several steps took.
+    """The times of one of several steps.
 
     Attributes:
-        rounds: seconds of its timed passes, one list a round.
+        rounds: seconds of its timed passes, one list per round.
     """
 
     rounds: list[list[float]]
@@ -65,7 +65,7 @@ class Timed:
 
     @property
     def best_ms(self) -> list[float]:
-        """Milliseconds of each round's fastest pass: what one round says of two steps can be subtracted."""
+        """Milliseconds of each round's fastest pass; those of two steps in the same round can be subtracted."""
         return [1000 * min(passes) for passes in self.rounds]
 
     @property
@@ -75,7 +75,7 @@ class Timed:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """Lower quartile, median and upper quartile, interpolated between the values; of one value that value."""
+    """Lower quartile, median and upper quartile, interpolated between the values; for a single value, that value."""
     if len(values) == 1:
         return (values[0],) * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -93,22 +93,22 @@ def in_turns(
     within: Callable[[Key], AbstractContextManager[Any]] = lambda key: nullcontext(),
     progress: Advance = lambda done, total: None,
 ) -> dict[Key, Timed]:
-    """Time several steps in turns, the order reversed every other round.
+    """Time several steps in turns, reversing the order every other round.
 
-    A round before all others does not count: it meets lazy kernels and empty caches. It says how many rounds fit.
+    A first round does not count, because of lazy kernels and cold caches. It determines how many rounds fit.
 
     Args:
-        steps: what is timed, by name.
-        device: where they run; it is waited for around every pass.
-        seconds: about so long all rounds take together.
-        rounds: but so many at least, and so many at most.
-        passes: timed passes of a step in a turn.
-        cold: passes before them that are not timed, since the others' turns emptied the caches.
-        within: gives what is entered around a step's turn, and is not timed.
+        steps: name -> step to time.
+        device: where they run; it is synchronised around every pass.
+        seconds: approximate time of all rounds together.
+        rounds: minimum and maximum number of rounds.
+        passes: timed passes of a step per turn.
+        cold: untimed passes before them, because the other steps have evicted the caches.
+        within: name -> context entered around a step's turn, which is not timed.
         progress: called with (rounds done, rounds in all).
 
     Returns:
-        What each step took.
+        The times of each step.
     """
 
     def turn(key: Key, count: int) -> list[float]:

@@ -1,8 +1,8 @@
 """Data, checkpoints and run folders at s3://, gs://, https:// or any other address that fsspec knows.
 
-Reading goes through a local cache (`stage`); a run is trained in a local folder that a thread keeps copied to its
-address (`mirrored`), and fetched from there to go on elsewhere (`fetch_run`). fsspec is imported when an address is
-first used, and so is what else reading a recipe does not need.
+Reading goes through a local cache (`stage`). A run is trained in a local folder that a thread mirrors to its address
+(`mirrored`), and can be fetched from there to resume elsewhere (`fetch_run`). fsspec is imported when an address is
+first used, and so is everything else that reading a recipe does not need.
 """
 
 from typing import TYPE_CHECKING

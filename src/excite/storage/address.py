@@ -1,4 +1,4 @@
-"""Addresses of remote files: which strings are one, what may not stand in them, and the error of everything below."""
+"""Addresses of remote files: recognising them, refusing secrets in them, and the common error class."""
 
 import re
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from urllib.parse import parse_qsl, urlsplit
 from excite.errors import ExciteError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::|://)")
-#: Query parameters that sign an address: whoever reads them can use it.
+#: Query parameters that sign an address: anybody who reads them can use it.
 _SIGNATURES = re.compile(
     r"(?i)^(x-amz-(signature|credential|security-token)|x-goog-(signature|credential)|signature|sig|token|access_?key.*)$"
 )
-#: Stores in which a file is put and seen as one piece, and folders are only names.
+#: Stores in which a file is uploaded and becomes visible as a whole, and folders are only names.
 OBJECT_STORES = frozenset(
     ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "adl", "az", "oss", "obs", "tos", "r2", "oci", "memory")
 )
@@ -20,9 +20,9 @@ READ_ONLY = frozenset(("http", "https"))
 
 
 class RemoteError(ExciteError):
-    """Something at a remote address failed.
+    """An operation at a remote address failed.
 
-    ``lasting``: trying again later will not help unless somebody mends it. ``missing``: there is nothing there.
+    ``lasting``: trying again will not help until somebody fixes it. ``missing``: there is nothing at the address.
     """
 
     def __init__(self, message: str, lasting: bool, missing: bool = False) -> None:
@@ -32,7 +32,7 @@ class RemoteError(ExciteError):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file system and a path in it, as fsspec writes it (``bucket/folder/name``), and the address as it was given."""
+    """A file system, a path in it as fsspec writes it (``bucket/folder/name``), and the address as given."""
 
     fs: Any
     path: str
@@ -40,18 +40,18 @@ class Remote:
 
     @property
     def protocol(self) -> str:
-        """The scheme, in fsspec's first spelling of it."""
+        """The scheme, in fsspec's preferred spelling."""
         protocol: str | tuple[str, ...] = self.fs.protocol
         return protocol if isinstance(protocol, str) else protocol[0]
 
     @property
     def is_local(self) -> bool:
-        """Whether this is a path of this machine (``file://``)."""
+        """Whether this is a path on this machine (``file://``)."""
         return self.protocol == "file"
 
     @property
     def is_object_store(self) -> bool:
-        """Whether a file appears there whole or not at all."""
+        """Whether files appear there atomically."""
         return self.protocol in OBJECT_STORES
 
     @property
@@ -60,17 +60,17 @@ class Remote:
         return self.path.rstrip("/").rpartition("/")[2]
 
     def at(self, relative: str) -> str:
-        """The path of something below this one."""
+        """The path of ``relative`` below this one."""
         return f"{self.path.rstrip('/')}/{relative}"
 
 
 def is_remote(source: object) -> bool:
-    """Whether ``source`` is an address (``s3://bucket/name``, ``zip://...::s3://...``) and no local path."""
+    """Whether ``source`` is an address (``s3://bucket/name``, ``zip://...::s3://...``) rather than a local path."""
     return isinstance(source, str) and _ADDRESS.match(source) is not None
 
 
 def refuse_secrets(url: str) -> None:
-    """Raise ExciteError where an address holds a password or a signature: it would be stored in recipes and logs."""
+    """Raise ExciteError if an address contains a password or a signature: recipes and logs would store it."""
     for part in url.split("::"):
         split = urlsplit(part)
         if split.password is not None or (split.username and "://" in part and split.scheme not in ("abfs", "abfss")):
@@ -80,11 +80,11 @@ def refuse_secrets(url: str) -> None:
         else:
             continue
         raise ExciteError(
-            f"the address {without_secrets(url)} holds {what}, which recipes and logs would keep: give credentials "
+            f"the address {without_secrets(url)} contains {what}, which recipes and logs would store: give credentials "
             "through the environment (AWS_ACCESS_KEY_ID ...) or fsspec's configuration (docs/storage.md)"
         )
 
 
 def without_secrets(url: str) -> str:
-    """The address without user, password and query, for messages."""
+    """The address without user name, password and query, for messages."""
     return "::".join(re.sub(r"\?.*$", "", re.sub(r"://[^/]*@", "://", part)) for part in url.split("::"))

@@ -1,4 +1,4 @@
-"""Connecting to an address: fsspec's file system for it, tries, and what went wrong in one sentence."""
+"""Connects to an address: fsspec's file system, retries, and errors as one sentence."""
 
 import os
 import re
@@ -30,7 +30,7 @@ TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 60.0  # of one request; seconds
 
 
 def connect(url: str) -> Remote:
-    """The file system of an address; nothing is sent yet.
+    """The file system of an address. Nothing is sent yet.
 
     Raises:
         ExciteError: the address holds credentials, its scheme is unknown, or a package for it is not installed.
@@ -38,7 +38,7 @@ def connect(url: str) -> Remote:
     refuse_secrets(url)
     scheme = re.split(r"::|://", url, maxsplit=1)[0].lower()
     if re.fullmatch(r"[^:]+://[/]*", url):
-        raise RemoteError(f"{url} names no bucket or folder: write {scheme}://bucket/folder", True)
+        raise RemoteError(f"{url} has no bucket or folder: write {scheme}://bucket/folder", True)
     import fsspec
 
     try:
@@ -61,19 +61,19 @@ def connect(url: str) -> Remote:
 
 @lru_cache(maxsize=4)
 def _s3(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
-    """The S3 file system for these settings of the environment; making one takes a third of a second."""
+    """The S3 file system for these environment settings. Cached, because creating one takes a third of a second."""
     import fsspec
 
     return fsspec.filesystem("s3", **_options("s3"))
 
 
 def forget_connections() -> None:
-    """Connect anew next time: credentials may have been renewed since."""
+    """Reconnect next time, because credentials may have been renewed."""
     _s3.cache_clear()
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """What fsspec is told beyond its configuration: lists are never remembered, and requests give up in time."""
+    """Options for fsspec besides its configuration: listings are not cached, and requests time out."""
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("s3", "s3a"):
         from fsspec.config import conf
@@ -87,14 +87,14 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 def _bounds(url: str) -> dict[str, Any]:
-    """How fsspec is told to reach the web, also below another scheme (``zip://...::https://...``)."""
+    """Options for fsspec to access the web, also below another scheme (``zip://...::https://...``)."""
     first, *below = [part.partition("://")[0].lower() for part in url.split("::")]
     bounds: dict[str, Any] = {scheme: {"get_client": client} for scheme in below if scheme in READ_ONLY}
     return {**bounds, **({"get_client": client} if first in READ_ONLY else {})}
 
 
 def explained(error: BaseException, url: str) -> RemoteError:
-    """An error of fsspec or of a library below it as one sentence."""
+    """An error of fsspec or of a library below it, as one sentence."""
     if isinstance(error, RemoteError):
         return error
     if isinstance(error, ExciteError):
@@ -135,7 +135,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _line(error: BaseException) -> str:
-    """The error's first line, without any secret of the environment."""
+    """The error's first line, without secrets from the environment."""
     text = first_line(error)
     for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         secret = os.environ.get(name)
@@ -144,7 +144,7 @@ def _line(error: BaseException) -> str:
 
 
 def retried(action: Callable[[], T], url: str) -> T:
-    """Do ``action``, again after a growing pause where the connection failed. Raises RemoteError when all tries did."""
+    """Run ``action``, retrying with growing pauses if the connection fails. Raises RemoteError if all tries fail."""
     for attempt in range(TRIES):
         try:
             return action()

@@ -1,6 +1,6 @@
-"""Fetching files: in parallel, each to the side first, checked by size and hash, going on where an earlier try ended.
+"""Downloads files in parallel to temporary names, verifies size and hash, and resumes interrupted downloads.
 
-A folder under construction holds the files that are whole, ``journal.jsonl`` beside them says what was checked, and
+A folder under construction holds the complete files. Beside them, ``journal.jsonl`` records which were verified, and
 ``parts/`` has the beginnings of the others.
 """
 
@@ -26,24 +26,24 @@ from excite.storage.connection import explained, retried
 from excite.storage.listing import THREADS, Entry
 from excite.text import tell
 
-CHUNK = 8 << 20  # bytes of one request: what a broken connection costs at most
+CHUNK = 8 << 20  # bytes per request: the most that a broken connection costs
 SPARE = 256 << 20  # bytes that a file of unknown size leaves free on the disk
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
 class Changed(Exception):
-    """A file is no longer what the listing said."""
+    """A file has changed since it was listed."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A file that was fetched and checked.
+    """A file that was downloaded and verified.
 
     Attributes:
-        version: the remote file's, as in `Entry`.
-        size: bytes.
-        sha256: hex digest of what was received.
-        mtime: of the local file, nanoseconds; a later change of it shows.
+        version: version of the remote file, as in `Entry`.
+        size: in bytes.
+        sha256: hex digest of the received contents.
+        mtime: modification time of the local file in nanoseconds, which shows later changes.
     """
 
     version: str
@@ -52,7 +52,7 @@ class Stored:
     mtime: int
 
     def whole(self, path: Path) -> bool:
-        """Whether the local file is as it was left."""
+        """Whether the local file is unchanged."""
         try:
             found = path.stat()
         except OSError:
@@ -61,10 +61,10 @@ class Stored:
 
 
 class Workshop:
-    """A folder in which files are collected until all are there: ``files/``, ``parts/`` and ``journal.jsonl``.
+    """A folder in which files are collected until they are complete: ``files/``, ``parts/`` and ``journal.jsonl``.
 
     Args:
-        folder: where; what an earlier process left in it is used.
+        folder: the folder; what an earlier process left in it is reused.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Workshop:
         self._write = threading.Lock()
 
     def done(self) -> dict[str, Stored]:
-        """What earlier processes finished, by name; a file changed since then is left out."""
+        """The files that earlier processes completed, by name, without those that have changed since."""
         found: dict[str, Stored] = {}
         if self._journal.is_file():
             for line in self._journal.read_text(encoding="utf-8").splitlines():
@@ -84,16 +84,16 @@ class Workshop:
                     found[name] = Stored(**record)
                 except (json.JSONDecodeError, TypeError, KeyError):  # cut off by a kill
                     continue
-        # After a crash of the machine a name can point to a file whose contents never reached the disk.
+        # After a crash of the machine, a name can point to a file whose contents never reached the disk.
         return {n: s for n, s in found.items() if s.whole(self.files / n) and sha256_of(self.files / n) == s.sha256}
 
     def note(self, name: str, stored: Stored) -> None:
-        """Write down that a file is whole."""
+        """Record that a file is complete."""
         with self._write, self._journal.open("a", encoding="utf-8") as file:
             file.write(to_json({"name": name, **asdict(stored)}) + "\n")
 
     def keep_only(self, names: Container[str]) -> None:
-        """Delete files that are no longer wanted."""
+        """Delete all other files."""
         for path in [p for p in self.files.rglob("*") if p.is_file() or p.is_symlink()]:
             if path.relative_to(self.files).as_posix() not in names:
                 path.unlink()
@@ -105,17 +105,17 @@ def fetch(
     """Make ``workshop.files`` hold exactly ``entries``.
 
     Args:
-        remote: where they come from.
-        entries: what is wanted, by relative name.
-        workshop: where they go; an interrupted call goes on from what is there.
-        reuse: files of earlier stagings, by name: where the version is the same, they are linked and not fetched.
+        remote: the source.
+        entries: the wanted files, by relative name.
+        workshop: the destination; an interrupted call continues from what is there.
+        reuse: files of earlier stagings, by name; those with the same version are linked rather than downloaded.
 
     Returns:
-        What is there now, by name, and how many files had to be fetched.
+        The files that are there now, by name, and the number of files that had to be downloaded.
 
     Raises:
-        Changed: a file changed while it was fetched; list again.
-        ExciteError: the disk is full, the connection stays lost, access is denied.
+        Changed: a file changed while it was downloaded; list again.
+        ExciteError: the disk is full, the connection is lost for good, or access is denied.
     """
     try:
         stored = {n: s for n, s in workshop.done().items() if n in entries and entries[n].version == s.version}
@@ -131,7 +131,7 @@ def fetch(
             for name, got in _in_parallel(remote, entries, missing, workshop, tick):
                 stored[name] = got
         shutil.rmtree(workshop.parts, ignore_errors=True)
-        os.sync() if hasattr(os, "sync") else None  # once for all: thousands of single flushes would take minutes
+        os.sync() if hasattr(os, "sync") else None  # once for all files: flushing each would take minutes
     except OSError as error:
         raise disk_error(error, workshop.files) from error
     return stored, len(missing)
@@ -154,14 +154,14 @@ def _in_parallel(
 
 
 def fetch_file(remote: Remote, entry: Entry, parts: Path, to: Path, tick: Any = lambda files, size: None) -> Stored:
-    """Fetch one file to ``to``, which appears only when it is whole and checked; arguments and errors as of `fetch`."""
+    """Fetch a file to ``to``, which only appears when it is complete and verified; otherwise as `fetch`."""
     key = hashlib.sha256(f"{entry.path}\0{entry.version}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
     part = parts / f"{key}.part"
     for attempt in (1, 2):
         sha256, md5, size = _receive(remote, entry, part, tick)
         if entry.size in (None, size) and (entry.md5 in (None, md5) or _is_encrypted(remote, entry)):
             break
-        part.unlink()  # a part left by an earlier process may have been damaged: once more from the beginning
+        part.unlink()  # the part left by an earlier process may have been damaged: start again from the beginning
         if _now(remote, entry).version != entry.version:
             raise Changed(entry.path)
         if attempt == 2:
@@ -170,7 +170,7 @@ def fetch_file(remote: Remote, entry: Entry, parts: Path, to: Path, tick: Any = 
                 f"{entry.md5}): check the connection, or upload it again",
                 True,
             )
-    # Without a hash to compare with, the file must at least not have changed under way.
+    # Without a hash to compare with, the file must at least not have changed meanwhile.
     if entry.md5 is None and _now(remote, entry).version != entry.version:
         part.unlink()
         raise Changed(entry.path)
@@ -190,7 +190,7 @@ def _now(remote: Remote, entry: Entry) -> Entry:
 
 
 def _is_encrypted(remote: Remote, entry: Entry) -> bool:
-    """Whether S3 encrypted this object with a key of the customer: its ETag looks like an MD5 then, but is none."""
+    """Whether S3 encrypted this object with a customer key: its ETag then looks like an MD5, but is not one."""
     if remote.protocol not in ("s3", "s3a"):
         return False
     bucket, key, _ = remote.fs.split_path(entry.path)
@@ -202,7 +202,7 @@ def _is_encrypted(remote: Remote, entry: Entry) -> bool:
 
 
 def _receive(remote: Remote, entry: Entry, part: Path, tick: Any) -> tuple[str, str, int]:
-    """Append to ``part`` what it lacks: (SHA-256, MD5, bytes) of the whole."""
+    """Append to ``part`` what it lacks; returns SHA-256, MD5 and number of bytes of the whole file."""
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     have = part.stat().st_size if part.is_file() else 0
     if entry.size is None or have > entry.size:
@@ -226,7 +226,7 @@ def _receive(remote: Remote, entry: Entry, part: Path, tick: Any) -> tuple[str, 
 
 
 def _pieces_of(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[bytes]:
-    """What a file lacks, piece by piece; nobody may send more than was announced, or than the disk holds."""
+    """The missing bytes of a file, piece by piece; never more than was announced or than fits the disk."""
     if entry.size is not None and have >= entry.size:
         return
     web.check_room(place, without_secrets(remote.url), (entry.size or 0) - have)
@@ -242,7 +242,7 @@ def _pieces_of(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator
 
 
 def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[bytes]:
-    """The same from a web server, with one request as long as the connection holds."""
+    """The same from a web server, with a single request while the connection lasts."""
     failures = got = 0
     while True:
         try:
@@ -256,7 +256,7 @@ def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[
             problem = explained(error, remote.url)
             if problem.missing:
                 raise Changed(entry.path) from error  # deleted or cut since it was listed
-            # A connection that brings nothing worth the name does not count as a new beginning.
+            # A connection that brings almost nothing does not count as progress.
             failures, got = (1 if got >= CHUNK else failures + 1), 0
             if problem.lasting or failures == connection.TRIES:
                 raise problem from (None if problem is error else error)
@@ -264,7 +264,7 @@ def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[
 
 
 def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:
-    """The next bytes of a file in a store, at most CHUNK of them; all of it where its size is unknown."""
+    """The next bytes of a file in a store, at most CHUNK of them; all of it if its size is unknown."""
     if entry.size is None:
         return retried(lambda: remote.fs.cat_file(entry.path), remote.url)
     end = min(start + CHUNK, entry.size)
@@ -274,7 +274,7 @@ def _chunk(remote: Remote, entry: Entry, start: int) -> bytes:
         if error.missing or "Range" in str(error.__cause__):
             raise Changed(entry.path) from error  # deleted or cut since it was listed
         raise
-    # Who knows no ranges sends all of it, whatever was asked for.
+    # A server that does not support ranges sends the whole file.
     return data[start:end] if len(data) == entry.size else data[: end - start]
 
 
@@ -299,17 +299,17 @@ def _check_space(remote: Remote, missing: list[Entry], workshop: Workshop) -> No
 
 
 def disk_error(error: OSError, place: Path) -> ExciteError:
-    """One sentence on a local disk that is full or cannot be written."""
+    """The error for a local disk that is full or cannot be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ExciteError(
             f"the disk is full: {place} could not be written; free some space or set EXCITE_CACHE to a larger disk "
             "(what was fetched so far is kept)"
         )
-    return ExciteError(f"{place} could not be written: {error.strerror or error}; EXCITE_CACHE names another place")
+    return ExciteError(f"{place} could not be written: {error.strerror or error}; set EXCITE_CACHE to another place")
 
 
 class progress:
-    """A bar on standard error where that is a terminal, else a line every 30 seconds; yields ``tick(files, bytes)``."""
+    """A bar on standard error if that is a terminal, else a line every 30 seconds; yields ``tick(files, bytes)``."""
 
     def __init__(self, what: str, files: int, size: int, doing: str = "staging") -> None:
         self._what, self._files, self._size = f"{doing} {what}", files, size

@@ -1,4 +1,4 @@
-"""What lies at an address: names made safe, sizes, and whatever tells one version of a file from another."""
+"""Lists the files at an address: safe names, sizes, and what distinguishes versions of a file."""
 
 import base64
 import binascii
@@ -23,10 +23,10 @@ class Entry:
     """A remote file.
 
     Attributes:
-        path: where the file system has it.
-        size: bytes; None where the server does not say.
-        version: changes when the file does: its ETag, else its time, with its size.
-        md5: hex digest of the contents, where the store gives one.
+        path: its path in the file system.
+        size: in bytes; None if the server does not say.
+        version: changes whenever the file does: its size with its ETag, else with its time.
+        md5: hex digest of the contents, if the store gives one.
     """
 
     path: str
@@ -36,18 +36,18 @@ class Entry:
 
     @classmethod
     def of(cls, info: Mapping[str, Any]) -> "Entry":
-        """From what fsspec tells of a file."""
+        """From fsspec's information on a file."""
         size = info.get("size")
         marks = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "generation", "VersionId")
         times = ("LastModified", "last_modified", "Last-Modified", "mtime", "updated", "created")
         mark = next((info[key] for key in (*marks, *times) if info.get(key)), "")
-        if isinstance(mark, datetime):  # some file systems give the time in one form in lists and in another elsewhere
+        if isinstance(mark, datetime):  # some file systems give the time in different forms in lists and elsewhere
             mark = mark.timestamp()
         return cls(info["name"], size, f"{size} {mark}".replace('"', ""), _md5(info))
 
 
 def _md5(info: Mapping[str, Any]) -> str | None:
-    """S3's ETag is the MD5 of an object put in one piece ("-" marks the others); other stores have a field for it."""
+    """S3's ETag is the MD5 of an object uploaded in one piece ("-" marks others); other stores have a field for it."""
     tag = str(info.get("ETag") or "").strip('"')
     if re.fullmatch("[0-9a-f]{32}", tag):
         return tag
@@ -61,7 +61,7 @@ def _md5(info: Mapping[str, Any]) -> str | None:
 
 
 def digest(entries: Mapping[str, Entry]) -> str:
-    """One name for a set of files in just these versions."""
+    """A digest of a set of files in exactly these versions."""
     return hashlib.sha256(json.dumps(sorted((k, e.version) for k, e in entries.items())).encode()).hexdigest()[:16]
 
 
@@ -69,10 +69,10 @@ def list_files(remote: Remote, wanted: Callable[[str], bool] = lambda name: True
     """The files below an address, by their path relative to it; a single file under its own name.
 
     Raises:
-        RemoteError: nothing there, no access, no connection.
-        ExciteError: a name that would lead out of the folder it is staged into.
+        RemoteError: there is nothing, access is denied, or the connection fails.
+        ExciteError: a name would lead out of the folder that it is staged into.
     """
-    # On the web a folder is an address that ends with "/", and the page there is a list of links.
+    # On the web, a folder is an address that ends with "/", whose page is a list of links.
     info = None if remote.path.endswith("/") else _info(remote)
     if info is not None and info.get("type") == "file":
         return {safe(remote.name, remote.url): Entry.of({**info, "name": remote.path})}
@@ -84,7 +84,7 @@ def list_files(remote: Remote, wanted: Callable[[str], bool] = lambda name: True
 
 
 def list_pattern(remote: Remote) -> tuple[str, dict[str, Entry]]:
-    """The files that a pattern such as ``s3://bucket/photos/*.jpg`` matches, and the path they are relative to."""
+    """The common path, and the files that match a pattern such as ``s3://bucket/photos/*.jpg``, relative to it."""
     base = re.split(r"[*?\[]", remote.path, maxsplit=1)[0].rpartition("/")[0]
     found = retried(lambda: remote.fs.glob(remote.path, detail=True), remote.url)
     return base, _entries(remote, found.values(), base, lambda name: True)
@@ -95,7 +95,7 @@ def _entries(
 ) -> dict[str, Entry]:
     files: dict[str, Mapping[str, Any]] = {}
     for info in infos:
-        if info.get("type") == "directory" or info["name"].endswith("/"):  # S3 marks folders by empty objects
+        if info.get("type") == "directory" or info["name"].endswith("/"):  # S3 marks folders with empty objects
             continue
         name = info["name"][len(base.rstrip("/")) :].removeprefix("/")
         if wanted(name):
@@ -108,7 +108,7 @@ def _entries(
 
 
 def safe(name: str, url: str) -> str:
-    """The name, if it stays inside the folder it will be staged into; ExciteError otherwise."""
+    """Return the name if it stays inside the folder that it will be staged into; raise ExciteError otherwise."""
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ExciteError(f"{url} holds a file named {name!r}, which cannot be staged into a folder: rename it there")
@@ -118,7 +118,7 @@ def safe(name: str, url: str) -> str:
 
 
 def _info(remote: Remote) -> dict[str, Any] | None:
-    """What the store tells of an address; None where there is nothing."""
+    """The store's information on an address; None if there is nothing."""
     try:
         return retried(lambda: remote.fs.info(remote.path), remote.url)
     except RemoteError as error:
@@ -133,20 +133,20 @@ def exists(remote: Remote) -> bool:
 
 
 def nothing(remote: Remote) -> RemoteError:
-    """Say what is missing: the bucket, or the first name below it that is not there, and which one is near."""
+    """The error for a missing address: the bucket, or the first name below it that does not exist, with a near one."""
     root, _, rest = remote.path.strip("/").partition("/")
     if remote.protocol in READ_ONLY or remote.is_local:
         return RemoteError(f"{remote.url} does not exist; check its spelling", True)
     place = root
     try:
         if not remote.fs.exists(root):
-            return RemoteError(f"{remote.url}: there is no bucket {root!r}, or it may not be listed", True)
+            return RemoteError(f"{remote.url}: there is no bucket {root!r}, or you may not list it", True)
         for name in rest.split("/") if rest else []:
             names = [path.rstrip("/").rpartition("/")[2] for path in remote.fs.ls(place, detail=False)]
             if name not in names:
                 hint = nearest(name, names)
                 return RemoteError(f"{remote.url} does not exist: {place} has no {name!r}{hint}", True)
             place += f"/{name}"
-    except Exception as error:  # whoever may read a file need not be allowed to list folders
-        return RemoteError(f"{remote.url} does not exist, or may not be listed ({type(error).__name__})", True)
+    except Exception as error:  # users who may read a file need not be allowed to list folders
+        return RemoteError(f"{remote.url} does not exist, or you may not list it ({type(error).__name__})", True)
     return RemoteError(f"{remote.url} holds no files", True)

@@ -1,8 +1,8 @@
-"""A run folder kept copied to its address by a thread, which never holds up the training and never gives up.
+"""Mirrors a run folder to an address in a thread, which never delays the training and never gives up.
 
-A checkpoint becomes visible there at once: its ``state.pt`` comes last, after the metrics that lead up to it, and goes
-first when it is deleted. What was sent is known from the answers, and compared with a listing after every lost
-connection and at the end, so that even a bucket that was lost and made anew gets all of it again.
+A checkpoint becomes visible there atomically: its ``state.pt`` is uploaded last, after the metrics up to it, and
+deleted first. What has been sent is tracked, and compared with a listing after every lost connection and at the end, so
+that even a bucket that was deleted and created again gets everything.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from excite.storage.runs import (
 )
 
 SCAN_SECONDS = 2.0  # between two looks at the folder
-CHANGING_SECONDS = 30.0  # between two copies of a file that grows (metrics, log), where no new checkpoint asks for it
+CHANGING_SECONDS = 30.0  # between two copies of a growing file (metrics, log), unless a new checkpoint needs it
 LONGEST_PAUSE = 60.0  # between two tries; the first is a second, and each is twice the last
-WAIT_AT_END, WAIT_WHEN_STOPPED = 300.0, 20.0  # for the last uploads; schedulers kill 30 s after their SIGTERM
+WAIT_AT_END, WAIT_WHEN_STOPPED = 300.0, 20.0  # for the last uploads; schedulers kill a job 30 s after SIGTERM
 
 
 class Aborted(Exception):
-    """The run has ended, and so has its patience."""
+    """The run has ended and does not wait any longer."""
 
 
 class NewerElsewhere(RemoteError):
-    """The address has something that this run must not overwrite."""
+    """There is something at the address that this run must not overwrite."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, lasting=True)
@@ -53,8 +53,8 @@ class Mirror:
 
     Args:
         run: the local run folder.
-        url: where it is kept.
-        say: called with a line when uploads begin to fail and when they go on.
+        url: the address.
+        say: called with a line when uploads start to fail and when they continue.
     """
 
     def __init__(self, run: Path, url: str, say: Callable[[str], None]) -> None:
@@ -70,11 +70,11 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="excite-upload", daemon=True)
 
     def start(self) -> None:
-        """Begin to copy, in the background."""
+        """Start copying in the background."""
         self._thread.start()
 
     def close(self, seconds: float) -> list[str]:
-        """Wait up to so many seconds until all is copied and compared; return what is not, or not known to be."""
+        """Wait up to ``seconds`` until everything is copied and verified; return the names of files that are not."""
         self._closing.set()
         with suppress(KeyboardInterrupt):  # Ctrl-C: no longer
             self._thread.join(seconds)
@@ -84,12 +84,12 @@ class Mirror:
         return self.unsent() or local_names(self.run)  # sent, but a store that is away may have lost it
 
     def unsent(self) -> list[str]:
-        """The names of files of which the address has no copy, or an older one."""
+        """Names of files that have no copy at the address, or an older one."""
         return [name for name in local_names(self.run) if self._sent.get(name) != _stamp(self.run / name)]
 
     def missing(self) -> list[str]:
-        """The names of files that the address lacks, in the order to send them, by a listing where there was none since
-        the last failure. Raises RemoteError or ExciteError."""
+        """Names of files that the address lacks, in the order to send them. Lists the address if it has not been listed
+        since the last failure. Raises RemoteError or ExciteError."""
         if self._remote is None:
             self._remote = connect(self.url)
         if not self._compared:
@@ -97,7 +97,7 @@ class Mirror:
         return sorted(self.unsent(), key=_order)
 
     def copy(self) -> None:
-        """Copy everything that is missing there, once. Raises RemoteError or ExciteError."""
+        """Copy everything that is missing, once. Raises RemoteError or ExciteError."""
         names = self.missing()
         assert self._remote is not None
         changing = [name for name in names if _is_changing(name)]
@@ -117,7 +117,7 @@ class Mirror:
             self._compared = False
             if not self.missing():
                 return
-        raise RemoteError(f"{self.url} does not keep what is sent to it", False)
+        raise RemoteError(f"{self.url} does not keep the files that are sent to it", False)
 
     def _work(self) -> None:
         failures = 0
@@ -126,7 +126,7 @@ class Mirror:
             try:
                 self.copy_all() if closing else self.copy()
                 if failures:
-                    self._say_safely(f"uploading to {self.url} goes on")
+                    self._say_safely(f"uploading to {self.url} continues")
                 failures, self.problem = 0, None
                 if closing and not self.unsent():
                     return
@@ -143,31 +143,31 @@ class Mirror:
                 failures += 1
                 if failures == 1:
                     self._say_safely(
-                        f"uploading failed: {self.problem}; the training goes on, {self.run} has everything, and the "
-                        "upload is tried again"
+                        f"uploading failed: {self.problem}; training continues, {self.run} has everything, and the "
+                        "upload will be tried again"
                     )
-                # Not all of a thousand runs at the same moment when the store is back.
+                # So that a thousand runs do not all try at the same moment when the store is back.
                 pause = min(2.0 ** (failures - 1), LONGEST_PAUSE, 5.0 if closing else LONGEST_PAUSE)
                 pause *= random.uniform(0.75, 1.25)
             (self._abort if closing else self._closing).wait(pause)
 
     def _say_safely(self, line: str) -> None:
-        with suppress(Exception):  # a full disk stops the training by itself, in its own words
+        with suppress(Exception):  # a full disk stops the training anyway, with its own message
             self._say(line)
 
     def _compare(self, remote: Remote) -> None:
-        """Find out what is there already, by size and, where the store gives one, MD5."""
+        """Find out what is already there, by size and, if the store gives one, MD5."""
         listed = list_files(remote) if exists(remote) else {}
         own = local_names(self.run)
         if listed and not same_run(remote, listed, self.run):
             raise NewerElsewhere(
-                f"{self.url} holds another run than {self.run}: nothing was uploaded; give another address"
+                f"{self.url} holds a different run than {self.run}: nothing was uploaded; give another address"
             )
         newest, here = max(complete_steps(listed), default=-1), max(complete_steps(own), default=-1)
         if newest > here:
             raise NewerElsewhere(
                 f"{self.url} has a checkpoint of step {newest}, which is newer than {self.run}: nothing was uploaded; "
-                f"go on from there with: excite train --resume {self.url}"
+                f"resume from there with: excite train --resume {self.url}"
             )
         self._there = set(listed)
         self._sent = {
@@ -182,7 +182,7 @@ class Mirror:
             return False
         if self._sent.get(name) == stamp:
             return True
-        if entry.md5 is None:  # a checkpoint of a step is written once; other files may have changed within their size
+        if entry.md5 is None:  # a step's checkpoint is written once; other files may change and keep their size
             return name.startswith("checkpoints/")
         try:
             with (self.run / name).open("rb") as file:
@@ -195,7 +195,7 @@ class Mirror:
             raise Aborted
         path, target = self.run / name, remote.at(name)
         before = _stamp(path)
-        if before is None:  # pruned since it was listed
+        if before is None:  # deleted since it was listed
             return
         if remote.is_object_store:
             remote.fs.put_file(str(path), target)
@@ -205,10 +205,10 @@ class Mirror:
             remote.fs.put_file(str(path), f"{parent}/.{last}.part")
             remote.fs.mv(f"{parent}/.{last}.part", target)
         self._there.add(name)
-        self._sent[name] = before  # if it was replaced meanwhile, this is no longer its stamp, and it goes again
+        self._sent[name] = before  # if it has been replaced meanwhile, its stamp differs and it is sent again
 
     def _delete_pruned(self, remote: Remote) -> None:
-        """Delete the checkpoints there that the run has deleted here, and beginnings of them."""
+        """Delete the checkpoints there that the run has deleted here, also incomplete ones."""
         folders = {name.rpartition("/")[0] for name in self._there if name.startswith("checkpoints/step-")}
         for folder in sorted(folders):
             if (self.run / folder).is_dir():
@@ -233,12 +233,12 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _is_changing(name: str) -> bool:
-    """Whether a file grows while a run goes on, as opposed to weights and results, which are sent at once."""
+    """Whether a file grows during a run, unlike weights and results, which are sent at once."""
     return not name.startswith("checkpoints/") and not name.endswith(".safetensors") and name != "results.json"
 
 
 def _order(name: str) -> tuple[int, int, bool, str]:
-    """What comes first: small files, the best weights, checkpoints from the newest to the oldest with state.pt last."""
+    """Upload order: small files, the best weights, then checkpoints from newest to oldest with state.pt last."""
     step = re.match(r"checkpoints/step-(\d+)/", name)
     kind = 2 if step else 1 if name.endswith(".safetensors") else 3 if name == "results.json" else 0
     return kind, -int(step.group(1)) if step else 0, name.endswith("/state.pt"), name
@@ -261,12 +261,12 @@ def _seconds(variable: str, default: float) -> float:
 
 @contextmanager
 def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
-    """Keep a run folder copied, while the block runs, to the address that its marker names and this user has given; it
-    is said before anything is sent. Nothing happens without a marker.
+    """Context that mirrors a run folder to the address in its marker, if this user has given that address. The address
+    is printed before anything is sent. Without a marker, nothing happens.
 
-    The block is given the mirror, which knows what is still to be sent, or None without a marker. At the end it waits
-    for the uploads, up to $EXCITE_UPLOAD_WAIT seconds (300), or 20 where the block raised, and says what is missing and
-    how to upload it later. Nothing of this raises: the local folder is whole in any case.
+    Yields the mirror, or None without a marker. At the end, it waits for the uploads, up to $EXCITE_UPLOAD_WAIT seconds
+    (300), or 20 s if the block raised an error, and says what is missing and how to upload it later. Failed uploads do
+    not raise: the local folder is complete in any case.
     """
     url = uploads_to(run)
     if url is None:
@@ -292,7 +292,7 @@ def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
 
 
 def left_behind(run: Path) -> str:
-    """What of a run is not at its address, and how to upload it; "" where nothing is missing."""
+    """A sentence on what of a run is not at its address and how to upload it; "" if nothing is missing."""
     marker = read_marker(run)
     if not marker.get("pending") or uploads_to(run) is None:
         return ""
@@ -307,22 +307,24 @@ def upload_missing(
 
     Args:
         run: a run folder.
-        url: the address of its copy; None: where it was kept before.
-        say: told where the files go, before the first.
+        url: the address of its copy; None: the address used before.
+        say: called with a line on the destination before the first upload.
 
     Returns:
-        The address, and how many files it lacked.
+        The address, and the number of files that it lacked.
 
     Raises:
-        ExciteError: no run folder, no address, or one of which only the folder tells, another or a newer run there, no
-            access, no connection.
+        ExciteError: it is not a run folder; there is no address, or only one that this user never gave; there is a
+            different or newer run at the address; access is denied or the connection fails.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise ExciteError(f"{run} is no run folder (it has no {'recipe.yaml' if run.is_dir() else 'such folder'})")
+        raise ExciteError(
+            f"{run} is not a run folder ({'it has no recipe.yaml' if run.is_dir() else 'there is no such folder'})"
+        )
     given, url = url, url or read_marker(run).get("url")
     if url is None:
-        raise ExciteError(f"{run} has no address yet: excite sync {run} s3://bucket/runs/{run.name}")
+        raise ExciteError(f"{run} has no address yet; give one: excite sync {run} s3://bucket/runs/{run.name}")
     elif given is None and (foreign := foreign_address(run)):
         raise ExciteError(foreign)
     say(f"uploading {run} to {without_secrets(url)}")

@@ -1,4 +1,4 @@
-"""Runs at an address: where their local folder is, which of the two copies is newer, and fetching one to go on with."""
+"""Runs at an address: their local folder, which of the two copies is newer, and fetching one to resume it."""
 
 import json
 import os
@@ -24,15 +24,15 @@ from excite.storage.staging import _key, locked, stage
 MARKER = "remote.json"
 _STATE = re.compile(r"checkpoints/step-(\d{8,})/state\.pt")
 _CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/")
-RELISTINGS = 5  # a run that is still being trained elsewhere changes now and then
+RELISTINGS = 5  # a run that is still being trained elsewhere changes while it is fetched
 
 
 class Marker(TypedDict, total=False):
-    """Where a run is kept.
+    """The address of a run.
 
     Attributes:
         fetched: whether the folder is only a copy.
-        pending: how many files are not uploaded.
+        pending: number of files not uploaded yet.
     """
 
     url: str
@@ -41,12 +41,12 @@ class Marker(TypedDict, total=False):
 
 
 def complete_steps(names: Iterable[str]) -> list[int]:
-    """The steps with a whole checkpoint among the files of a run, ascending: ``state.pt`` is written last."""
+    """Steps with a complete checkpoint among the files of a run, ascending (``state.pt`` is written last)."""
     return sorted(int(match.group(1)) for match in map(_STATE.fullmatch, names) if match)
 
 
 def local_names(run: Path) -> list[str]:
-    """The files of a run folder that are kept at its address too: no temporary ones, and not the marker."""
+    """The files of a run folder that belong at its address: all but temporary ones and the marker."""
     names = []
     for folder, folders, files in os.walk(run):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -56,7 +56,7 @@ def local_names(run: Path) -> list[str]:
 
 
 def read_marker(run: Path) -> Marker:
-    """What the marker of a run folder says; nothing where it is kept in one place only."""
+    """The marker of a run folder; empty if the run has no address."""
     try:
         value = json.loads((run / MARKER).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,13 +69,13 @@ def read_marker(run: Path) -> Marker:
 
 
 def write_marker(run: Path, url: str, *, fetched: bool = False, pending: int = 0) -> None:
-    """Write down where a run is kept: in the run folder, and that it was this user who gave the address."""
+    """Record a run's address in its folder, and that this user has given the address."""
     remember_address(url)
     write_json(run / MARKER, {"url": url, "fetched": fetched, "pending": pending})
 
 
 def remember_address(url: str) -> None:
-    """Write down that this user gave an address to upload to; uploads go to no other, see :func:`uploads_to`."""
+    """Record that this user has given an address to upload to. Uploads go to no other; see :func:`uploads_to`."""
     if _is_remembered(url):
         return
     path = _addresses()
@@ -105,17 +105,17 @@ def _addresses() -> Path:
 
 
 def uploads_to(run: Path) -> str | None:
-    """Where a run is kept copied to; None without an address, or with one that this user never gave.
+    """The address that a run is mirrored to; None without an address, or with one that this user never gave.
 
-    A marker alone is no order: a run folder that somebody sent may name any address, also ``file://`` ones, and would
-    have this user's weights, logs and rights used for it.
+    A marker alone does not suffice: a run folder from somebody else may name any address, including ``file://`` ones,
+    and this user's weights, logs and permissions would be used for it.
     """
     url = read_marker(run).get("url")
     return url if url is not None and _is_remembered(url) else None
 
 
 def foreign_address(run: Path) -> str:
-    """What to say of a run folder whose marker names an address that this user never gave; "" for any other."""
+    """A sentence about a run folder whose marker names an address that this user never gave; "" for others."""
     url = read_marker(run).get("url")
     if url is None or _is_remembered(url):
         return ""
@@ -127,19 +127,19 @@ def foreign_address(run: Path) -> str:
 
 
 def local_parent(out: str | Path) -> Path:
-    """The folder that run folders are made in: ``out`` itself, or for an address $EXCITE_RUNS, else ``runs``."""
+    """The folder for new run folders: ``out`` itself, or, if it is an address, $EXCITE_RUNS or ``runs``."""
     return Path(os.environ.get("EXCITE_RUNS") or "runs") if is_remote(out) else Path(out)
 
 
 def check_writable(url: str) -> None:
-    """Write and delete an empty file below an address, so that a mistake shows before the training and not after it.
+    """Write and delete an empty file below an address, so that mistakes show before the training rather than after it.
 
     Raises:
         ExciteError: the scheme is read-only, access is denied, there is no such bucket, or it cannot be reached.
     """
     remote = connect(url)
     if remote.protocol in READ_ONLY:
-        raise ExciteError(f"{url} can only be read: runs are kept at an address such as s3://bucket/runs")
+        raise ExciteError(f"{url} is read-only; give an address such as s3://bucket/runs")
     probe = remote.at(f".excite-write-check-{uuid.uuid4().hex}")
     if not remote.is_object_store:
         retried(lambda: remote.fs.makedirs(remote.path, exist_ok=True), url)
@@ -152,12 +152,12 @@ def check_writable(url: str) -> None:
 
 
 def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
-    """Say in a run folder that it is kept at the address ``run_dir``, or under its own name below the address ``out``.
+    """Record in a run folder that its address is ``run_dir``, or its own name below ``out``.
 
-    Where another machine began a run of that name in the same second, a number is put behind it there.
+    If another machine started a run of that name in the same second, a number is appended to the name there.
     """
     marked = read_marker(folder).get("url")
-    if marked is not None:  # fetched from there, or this job was started again
+    if marked is not None:  # fetched from there, or this job was restarted
         given = connect(str(out if run_dir is None else run_dir)).url if is_remote(run_dir or out) else None
         if given is not None and (marked == given if run_dir is not None else marked.rpartition("/")[0] == given):
             remember_address(marked)
@@ -174,12 +174,12 @@ def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
 
 
 def local_run(run: str | Path) -> Path:
-    """A run folder's local path: itself, or where the run at an address was fetched to."""
+    """The local path of a run folder: itself, or the folder that a run at an address is fetched to."""
     return fetch_run(str(run)) if is_remote(run) else Path(run)
 
 
 def open_run(run_dir: str | Path) -> Path:
-    """The local folder of a run that is begun or gone on with: fetched, where there is one at an address."""
+    """The local folder of a new or resumed run, fetched if there is one at an address."""
     if not is_remote(run_dir):
         return Path(run_dir)
     remote = connect(str(run_dir))
@@ -192,12 +192,13 @@ def open_run(run_dir: str | Path) -> Path:
 
 
 def fetch_run(url: str) -> Path:
-    """Bring a run to the local folder of its name, unless the copy there is as new; return that folder.
+    """Fetch a run into the local folder of its name, unless the copy there is up to date; return that folder.
 
-    A local copy that was trained here and is older is kept beside it, renamed.
+    An older local copy that was trained here is renamed and kept.
 
     Raises:
-        ExciteError: there is no run at the address, the local folder is another run, no access, no connection.
+        ExciteError: there is no run at the address, the local folder is another run, access is denied, or the
+            connection fails.
     """
     remote = connect(url)
     local = local_parent(url) / remote.name
@@ -207,7 +208,9 @@ def fetch_run(url: str) -> Path:
         except RemoteError as error:
             if error.lasting or not (local / "recipe.yaml").is_file():
                 raise
-            raise RemoteError(f"{error}; to go on from the local copy: excite train --resume {local}", False) from error
+            raise RemoteError(
+                f"{error}; to resume from the local copy: excite train --resume {local}", False
+            ) from error
         if local.is_dir() and any(local.iterdir()):
             if not same_run(remote, entries, local):
                 raise _another_run(local, url)
@@ -232,10 +235,10 @@ def _newest(names: Iterable[str]) -> int:
 
 
 def _run_entries(remote: Remote) -> dict[str, Entry]:
-    """The files of a run, without checkpoints that are not whole (yet)."""
+    """The files of a run, without incomplete checkpoints."""
     entries = list_files(remote)
     if "recipe.yaml" not in entries:
-        raise RemoteError(f"--resume {remote.url}: this is no run folder (it has no recipe.yaml)", True)
+        raise RemoteError(f"--resume {remote.url}: this is not a run folder (it has no recipe.yaml)", True)
     whole = {f"step-{step:08d}" for step in complete_steps(entries)}
     return {
         name: entry
@@ -245,7 +248,7 @@ def _run_entries(remote: Remote) -> dict[str, Entry]:
 
 
 def same_run(remote: Remote, entries: Mapping[str, Entry], local: Path) -> bool:
-    """Whether two copies are of one run: they tell of the same start (command, second, machine)."""
+    """Whether two copies are of the same run: they record the same start (command, second, machine)."""
     name = "environment.json"
     if name not in entries or not (local / name).is_file():
         return name not in entries and not (local / name).is_file()
@@ -259,7 +262,7 @@ def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
             workshop = Workshop(building)
             fetch(remote, entries, workshop, {})
             break
-        except Changed as error:  # the run goes on elsewhere
+        except Changed as error:  # the run is still being trained elsewhere
             if attempt + 1 == RELISTINGS:
                 raise ExciteError(f"{remote.url} keeps changing: is the run still being trained elsewhere?") from error
             entries = _run_entries(remote)
@@ -279,14 +282,14 @@ def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
 
 
 def weights_at(url: str, names: Sequence[str]) -> Path:
-    """The local copy of the weights at an address: of a file, a checkpoint folder or a run folder.
+    """The local copy of the weights at the address of a file, a checkpoint folder or a run folder.
 
     Args:
         url: the address.
-        names: file names to look for, best first, in the folder itself and then in its newest whole checkpoint.
+        names: file names to look for, best first, in the folder itself and then in its newest complete checkpoint.
 
     Raises:
-        ExciteError: there is nothing like it, no access, no connection.
+        ExciteError: there are no weights, access is denied, or the connection fails.
     """
     remote = connect(url)
     if remote.is_local:
@@ -299,6 +302,6 @@ def weights_at(url: str, names: Sequence[str]) -> Path:
     found = next((folder + name for folder in folders for name in names if folder + name in listed), None)
     if found is None:
         raise ExciteError(
-            f"{url} holds no {names[-1]} and no checkpoints: it is no run folder, or nothing was saved yet"
+            f"{url} has no {names[-1]} and no checkpoints: it is not a run folder, or nothing has been saved yet"
         )
     return stage(f"{remote.url}/{found}").path

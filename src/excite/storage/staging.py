@@ -1,4 +1,4 @@
-"""Remote files brought to a local cache, `$EXCITE_CACHE` or `~/.cache/excite`.
+"""Stages remote files into a local cache, `$EXCITE_CACHE` or `~/.cache/excite`.
 
     remote/NAME-KEY/               one address (KEY: hash of the address and of what is wanted of it)
       VERSION/manifest.json        what is there: version, size, SHA-256 and time of every file
@@ -32,13 +32,13 @@ from excite.text import tell
 KEPT_VERSIONS = 2
 RELISTINGS = 3
 
-#: Lists what is wanted: the name of the only file, or "" for a folder; and the files.
+#: Lists the wanted files: the name of the only file, or "" for a folder; and the files.
 Lister = Callable[[], tuple[str, dict[str, Entry]]]
 
 
 @dataclass(frozen=True)
 class Staged:
-    """``path``: the local folder or file. ``files``: relative names. ``note``: one line on what was done."""
+    """``path``: the local folder or file. ``files``: relative names. ``note``: a line on what was done."""
 
     path: Path
     files: list[str]
@@ -46,17 +46,18 @@ class Staged:
 
 
 def stage(url: str, suffixes: frozenset[str] | None = None) -> Staged:
-    """Bring the file or the folder at an address to the local cache, or find that it is there and has not changed.
+    """Bring the file or folder at an address into the local cache, unless it is already there and has not changed.
 
-    Processes that want the same address wait for each other, and only the first one fetches. ``file://`` is used in
+    Processes that want the same address wait for each other, and only the first one downloads. ``file://`` is used in
     place.
 
     Args:
         url: the address, such as ``s3://bucket/photos`` or ``https://host/cifar-10-python.tar.gz``.
-        suffixes: of a folder, only files with these endings (lower case, with the dot).
+        suffixes: for a folder, only take files with these extensions (lower case, with the dot).
 
     Raises:
-        ExciteError: nothing there, no access, no connection, a full disk, or a name that would lead out of the folder.
+        ExciteError: there is nothing at the address, access is denied, the connection fails, the disk is full, or a
+            name would lead out of the folder.
     """
     remote = connect(url)
     if remote.is_local:
@@ -94,7 +95,7 @@ def _staged(remote: Remote, entries: Lister, kind: str) -> Staged:
 
 
 def _key(remote: Remote, kind: str) -> str:
-    """A folder name for an address; the endpoint belongs to it, because s3://b/x is another thing at another one."""
+    """A folder name for an address. It depends on the endpoint, because s3://b/x differs between endpoints."""
     endpoint = str(getattr(remote.fs, "endpoint_url", None) or "")
     endpoint += os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     short = hashlib.sha256(f"{remote.url}\0{endpoint}\0{kind}".encode()).hexdigest()[:16]
@@ -103,7 +104,7 @@ def _key(remote: Remote, kind: str) -> str:
 
 @contextmanager
 def locked(place: Path) -> Iterator[None]:
-    """Hold the lock of a cache folder, saying so when another process has it for long."""
+    """Hold the lock of a cache folder; print a line if another process holds it for long."""
     from filelock import FileLock, Timeout
 
     try:
@@ -124,7 +125,7 @@ def locked(place: Path) -> Iterator[None]:
 
 
 def _version(remote: Remote, entries: Mapping[str, Entry], place: Path) -> tuple[Path, int]:
-    """The folder that holds just these versions of the files, and how many of them had to be fetched."""
+    """The folder with exactly these versions of the files, and how many of them had to be downloaded."""
     target = place / digest(entries)
     if (target / "manifest.json").is_file():
         return target / "files", _repair(remote, entries, target, place)
@@ -141,7 +142,7 @@ def _version(remote: Remote, entries: Mapping[str, Entry], place: Path) -> tuple
 
 
 def _repair(remote: Remote, entries: Mapping[str, Entry], target: Path, place: Path) -> int:
-    """Fetch again what was changed, cut or deleted in the cache; the number of such files."""
+    """Download again what was changed, truncated or deleted in the cache; returns the number of such files."""
     stored = read_manifest(target)
     damaged = [n for n in entries if n not in stored or not stored[n].whole(target / "files" / n)]
     if damaged:
@@ -159,13 +160,13 @@ def _repair(remote: Remote, entries: Mapping[str, Entry], target: Path, place: P
 
 
 def write_manifest(folder: Path, url: str, stored: Mapping[str, Stored]) -> None:
-    """Write down what a folder holds: from then on it counts as whole."""
+    """Record the contents of a folder, which from then on counts as complete."""
     value = {"url": without_secrets(url), "files": {n: asdict(s) for n, s in stored.items()}}
     write_text(folder / "manifest.json", to_json(value))
 
 
 def read_manifest(folder: Path) -> dict[str, Stored]:
-    """What a folder holds; nothing where its manifest is damaged, so that it is fetched again."""
+    """The contents of a folder; nothing if its manifest is damaged, so that it is downloaded again."""
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
         return {name: Stored(**record) for name, record in files.items()}
@@ -174,7 +175,7 @@ def read_manifest(folder: Path) -> dict[str, Stored]:
 
 
 def _versions(place: Path) -> list[Path]:
-    """The whole versions of an address, the one used last first."""
+    """The complete versions of an address, most recently used first."""
     return [p.parent for p in sorted(place.glob("*/manifest.json"), key=lambda p: -p.stat().st_mtime_ns)]
 
 
@@ -185,24 +186,24 @@ def _drop_old(place: Path, current: Path) -> None:
 
 
 def _with_copy(error: RemoteError, place: Path) -> RemoteError:
-    """Tell of the copy in the cache, which may be used by its path, but not in silence: it may be out of date."""
+    """Mention the copy in the cache, which can be used by its path, but not silently: it may be out of date."""
     copies = _versions(place)
     if error.lasting or not copies:
         return error
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime((copies[0] / "manifest.json").stat().st_mtime))
-    return RemoteError(f"{error}; a whole copy, last compared on {when}, is in {copies[0] / 'files'}", error.lasting)
+    return RemoteError(f"{error}; a complete copy, last compared on {when}, is in {copies[0] / 'files'}", error.lasting)
 
 
 _LOCAL: dict[str, str] = {}  # address of a staged file -> its path, for this process
 
 
 def is_staged(source: str) -> bool:
-    """Whether it is the address of a file that this process has staged: it need not be looked for again."""
+    """Whether it is the address of a file that this process has staged and need not look up again."""
     return source in _LOCAL
 
 
 def local_file(source: str) -> str:
-    """The local path of a file: itself, or where the file at an address was staged to (now, if it was not before)."""
+    """The local path of a file: itself, or the staged copy of a file at an address (staged now if necessary)."""
     if not is_remote(source):
         return source
     if source not in _LOCAL:
@@ -211,7 +212,7 @@ def local_file(source: str) -> str:
 
 
 def in_place(source: str) -> str:
-    """The plain path that a ``file://`` address means; anything else as it is."""
+    """The plain path of a ``file://`` address; anything else unchanged."""
     if not is_remote(source):
         return source
     remote = connect(source)
@@ -219,9 +220,9 @@ def in_place(source: str) -> str:
 
 
 def expand(url: str, suffixes: frozenset[str]) -> list[str]:
-    """The addresses of the files that an address means: itself, those in a folder, or those that match a pattern.
+    """The addresses of the files at an address: itself, those in a folder, or those that match a pattern.
 
-    They are staged, all in parallel, and `local_file` knows where.
+    They are staged in parallel; `local_file` gives their paths.
     """
     remote = connect(url)
     if re.search(r"[*?\[]", remote.path) and not exists(remote):

@@ -1,8 +1,8 @@
-"""The web's side of fetching: bodies bounded in size and in time, whatever the server says or does.
+"""Downloads from the web with limits on size and time, whatever the server does.
 
-A server may announce one size and send another, send for ever, send a gigabyte of zeros in a megabyte of gzip, or a
-byte a second. aiohttp, below fsspec, reads what comes. Here every page is read up to a size, and every file piece by
-piece, with a lowest rate; redirects are followed ten times at most (aiohttp's own bound), and never from https to http.
+A server may announce one size and send another, send forever, send a gigabyte of zeros in a megabyte of gzip, or a byte
+per second. aiohttp, below fsspec, reads whatever comes. Here, a page is read up to a maximum size, and a file piece by
+piece with a minimum rate. At most ten redirects are followed (aiohttp's own limit), and never from https to http.
 """
 
 import asyncio
@@ -14,27 +14,27 @@ from typing import Any
 
 from excite.storage.address import Remote, RemoteError, without_secrets
 
-#: A page of links, or an answer that is no file; bytes.
+#: Largest page of links, or other answer that is not a file, in bytes.
 MOST_OF_A_PAGE = 64 << 20
-#: A file whose size the server does not say; bytes.
+#: Largest file whose size the server does not announce, in bytes.
 MOST_OF_UNKNOWN = 4 << 30
-#: Less than so many bytes in so many seconds is no download: a megabyte would take eight minutes.
+#: Minimum number of bytes in this many seconds; at that rate, a megabyte takes eight minutes.
 SLOWEST_BYTES, SLOWEST_SECONDS = 60_000, 30.0
 ANSWER_SECONDS = 30.0  # for the headers, and for a whole page
-PIECE = 1 << 20  # bytes handed on at a time
+PIECE = 1 << 20  # bytes passed on at a time
 
 
 class TooMuch(RemoteError):
-    """A server sends more than it may; what came before is worth nothing."""
+    """A server sends more than allowed; what it has sent so far is discarded."""
 
 
 async def client(**options: Any) -> Any:
-    """What fsspec makes its session of: aiohttp's, with bounds."""
+    """The session for fsspec: aiohttp's, with limits."""
     import aiohttp
 
     class Bounded(aiohttp.ClientResponse):
         async def read(self) -> bytes:
-            """The whole body, of a page and not of a file."""
+            """The whole body of a page (not of a file)."""
             if self._body is None:
                 parts, size = [], 0
                 async for part in self.content.iter_any():
@@ -55,17 +55,18 @@ async def client(**options: Any) -> Any:
 
 
 def pieces(remote: Remote, path: str, start: int, size: int | None) -> Iterator[bytes]:
-    """What a web server sends of a file from byte ``start`` on, in pieces of about PIECE bytes.
+    """The bytes of a file on a web server from byte ``start`` on, in pieces of about PIECE bytes.
 
     Args:
-        remote: of https or http.
+        remote: a remote of https or http.
         path: the file's address.
-        start: what is there already is not asked for, and where the server knows no ranges, skipped.
-        size: what it announced; None where it did not.
+        start: number of bytes already there; skipped if the server does not support ranges.
+        size: the announced size; None if unknown.
 
     Raises:
-        RemoteError: it sends more than it announced (or of an unknown size, than is reasonable), or too slowly.
-        FileNotFoundError: there is nothing any more, or less than ``start`` bytes.
+        RemoteError: the server sends more than it announced (or more than is reasonable for an unknown size), or sends
+            too slowly.
+        FileNotFoundError: the file is gone, or has fewer than ``start`` bytes.
         OSError, aiohttp.ClientError: the connection failed.
     """
     from fsspec.asyn import sync
@@ -90,15 +91,15 @@ def pieces(remote: Remote, path: str, start: int, size: int | None) -> Iterator[
 
 def _too_much(shown: str, size: int | None) -> str:
     if size is not None:
-        return f"{shown} sends more than the {size:,} bytes that it announced: nothing of it was used"
+        return f"{shown} sends more than the {size:,} bytes that it announced; nothing was kept"
     return (
-        f"{shown} does not say its size and does not end after {MOST_OF_UNKNOWN / 1e9:,.1f} GB: nothing of it was "
-        "used; fetch it by other means, and give the path"
+        f"{shown} does not announce its size and does not end after {MOST_OF_UNKNOWN / 1e9:,.1f} GB; nothing was "
+        "kept: download it by other means, and give the path"
     )
 
 
 def check_room(place: Path, shown: str, wanted: int) -> None:
-    """Raise RemoteError where so many more bytes would fill the disk."""
+    """Raise RemoteError if ``wanted`` more bytes would fill the disk."""
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise RemoteError(
@@ -122,24 +123,24 @@ async def _answer(fs: Any, path: str, start: int) -> Any:
 
 
 def _position(response: Any, path: str, start: int) -> int:
-    """How many bytes of the answer are there already."""
+    """Number of bytes at the beginning of the answer that are already there."""
     if response.status in (404, 410, 416):
         raise FileNotFoundError(path)
     response.raise_for_status()
     if path.startswith("https:") and any(str(one.url).startswith("http:") for one in (*response.history, response)):
-        raise RemoteError(f"{without_secrets(path)} leads from https to http, where anybody could change it", True)
+        raise RemoteError(f"{without_secrets(path)} redirects from https to http, where anybody could change it", True)
     if response.status != 206:
         return start
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise RemoteError(f"{without_secrets(path)}: the server sends parts of it compressed, which fit nowhere", True)
+        raise RemoteError(f"{without_secrets(path)}: the server compresses parts of it, which cannot be joined", True)
     told = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if told != str(start):
-        raise RemoteError(f"{without_secrets(path)}: the server sends another part than it was asked for", True)
+        raise RemoteError(f"{without_secrets(path)}: the server sends a different part than requested", True)
     return 0
 
 
 async def _piece(response: Any) -> bytes:
-    """About a piece, or what came within a second; b"" at the end."""
+    """About PIECE bytes, or what came within a second; b"" at the end."""
     parts, size, until = [], 0, time.monotonic() + 1.0
     while size < PIECE and time.monotonic() < until:
         part = await response.content.readany()
@@ -155,21 +156,21 @@ async def _close(response: Any) -> None:
 
 
 class _Pace:
-    """Measures how much comes in stretches of time."""
+    """Measures the download rate over periods of time."""
 
     def __init__(self, shown: str) -> None:
         self._shown, self._since, self._bytes = shown, time.monotonic(), 0
 
     def got(self, count: int) -> None:
-        """So many bytes came. Raises RemoteError where that is too little."""
+        """Count received bytes. Raises RemoteError if the rate is too low."""
         self._bytes += count
         seconds = time.monotonic() - self._since
         if seconds < SLOWEST_SECONDS:
             return
         if self._bytes * SLOWEST_SECONDS < SLOWEST_BYTES * seconds:
             raise RemoteError(
-                f"{self._shown} sends {self._bytes / seconds:,.0f} bytes a second, which is no download: try again "
-                "later, or fetch it by other means and give the path",
+                f"{self._shown} only sends {self._bytes / seconds:,.0f} bytes per second: try again later, or download "
+                "it by other means and give the path",
                 True,
             )
         self._since, self._bytes = time.monotonic(), 0

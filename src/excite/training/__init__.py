@@ -1,4 +1,4 @@
-"""Training and evaluation: the loop, its set-up, optimizer, schedule, checkpoints of a run."""
+"""Training and evaluation: set-up, training loop, optimiser, schedule and checkpoints."""
 
 from typing import TYPE_CHECKING
 

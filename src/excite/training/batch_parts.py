@@ -1,4 +1,4 @@
-"""Batch norm and the images that it sees at a time.  Letters: N images, C channels, H x W positions."""
+"""Checks that batch norm sees enough images at a time. Notation: N images, C channels, H x W positions."""
 
 import copy
 import math
@@ -15,31 +15,31 @@ from excite.recipe import Recipe
 
 
 class _OneValue(Exception):
-    """A batch norm in training was given one value per channel."""
+    """A batch norm in training mode was given a single value per channel."""
 
 
 def smallest_part(loader: TrainLoader, parts: int) -> int:
-    """Images in the smallest part of a step on one process, as the loop cuts a batch into ``parts``."""
+    """Number of images in the smallest of the ``parts`` that the loop cuts a process's batch into."""
     batch = loader.batch_size
-    if not loader.drop_last:  # fewer images than a batch: one step has them all
+    if not loader.drop_last:  # fewer images than a batch: a single step has them all
         batch = min(batch, len(loader.batch_indices(0, loader.steps_per_epoch - 1)))
     size = math.ceil(batch / parts)
     return batch % size or size
 
 
 def check_batch_norms(model: nn.Module, recipe: Recipe, loader: TrainLoader, frozen: Collection[nn.Module]) -> None:
-    """Refuse a training in which a batch norm gets one value per channel, of which there is no variance.
+    """Refuse a recipe in which a batch norm gets a single value per channel, which has no variance.
 
-    Torch would say so in the first step, or in the middle of the first epoch; the fused forms would divide by 0.
+    PyTorch would only fail in the first step or in the middle of the first epoch; the fused norms would divide by 0.
 
     Args:
-        model: on a CPU, in float32; looked at with one image, and only where a part of a batch has no more than that.
-        recipe: what is to be trained.
-        loader: of the training images.
+        model: on the CPU, in float32. It is run on one image, and only if some part of a batch has just one.
+        recipe: the recipe to train.
+        loader: the loader of the training images.
         frozen: norms that are kept in eval mode while they are frozen.
 
     Raises:
-        ExciteError: names the norm, and the keys to change.
+        ExciteError: there is such a norm; the message names it and the keys to change.
     """
     config = recipe.train
     if (config.sync_bn and loader.world > 1) or smallest_part(loader, config.grad_accumulation) > 1:
@@ -53,10 +53,9 @@ def check_batch_norms(model: nn.Module, recipe: Recipe, loader: TrainLoader, fro
 
 
 def first_with_one_value(model: nn.Module, image: tuple[int, int, int], frozen: Collection[str] = ()) -> str | None:
-    """The name of the first norm that one image (C, H, W) gives one value per channel in training; None without any.
+    """The name of the first norm that gets a single value per channel from one image (C, H, W); None if there is none.
 
-    ``model`` is on a CPU, in float32; it stays as it is, and so does the random stream. ``frozen`` names the modules in
-    eval mode.
+    ``model`` is on the CPU, in float32. Neither it nor the random state changes. ``frozen`` names modules in eval mode.
     """
     probe = copy.deepcopy(model).train()
     for module in probe.modules():
@@ -99,6 +98,6 @@ def _sentence(model: nn.Module, name: str, recipe: Recipe, loader: TrainLoader) 
     mend += ["fewer devices", "train.sync_bn=true"] if world > 1 else []
     mend += ["a larger data.image_size"] if not gates else ["another gate or extent (model.options)"]
     return (
-        f"the batch norm {name} {where}would have one value per channel, and no variance: one image at a time "
-        f"({why}); give {', or '.join(mend)}"
+        f"the batch norm {name} {where}would get a single value per channel, which has no variance: one image at a "
+        f"time ({why}); use {', or '.join(mend)}"
     )

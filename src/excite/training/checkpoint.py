@@ -1,4 +1,4 @@
-"""Checkpoints of a run: weights as safetensors, the rest loadable with ``weights_only=True``; no pickled code, ever.
+"""Checkpoints of a run: weights as safetensors, the rest loadable with ``weights_only=True``. No pickled code.
 
 A run folder holds ``checkpoints/step-00001234/`` with ``model.safetensors``, ``ema.safetensors`` (with EMA) and
 ``state.pt`` (optimiser, loss scale, counters), and at its root ``model.safetensors``: the best weights to evaluate,
@@ -28,8 +28,8 @@ from excite.weights.pytorch import check_zip
 
 @with_config(ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True))
 class State(TypedDict):
-    """What a resumed run needs besides the weights, plain values and tensors only. ``optimizer``, which is
-    :mod:`torch.optim`'s own, is compared with the run's in :func:`load_optimizer`."""
+    """What a resumed run needs besides the weights: plain values and tensors only. ``optimizer`` is the state_dict of
+    :mod:`torch.optim`; :func:`load_optimizer` compares it with the run's optimiser."""
 
     step: Annotated[int, Field(ge=0, lt=1 << 53)]
     steps_per_epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
@@ -41,7 +41,7 @@ class State(TypedDict):
 
 
 def save_step(run: Path, step: int, model: nn.Module, ema: nn.Module | None, state: State, meta: Meta) -> Path:
-    """Write ``checkpoints/step-N`` whole or not at all, and return it. Raises ExciteError when the disk is full."""
+    """Write ``checkpoints/step-N`` atomically and return it. Raises ExciteError if the disk is full."""
     folder = step_folder(run, step)
     if (folder / STATE).is_file():  # a run is a function of its step: this is the same checkpoint
         return folder
@@ -66,7 +66,7 @@ def _as_os_error(error: Exception, folder: Path) -> OSError:
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:
-    """Delete all but the last ``keep_last`` checkpoints and the best one, and what a kill left half-written."""
+    """Delete all checkpoints but the last ``keep_last`` and the best, and any half-written ones left by a kill."""
     steps = saved_steps(run)
     for step in set(steps[:-keep_last]) - {best}:
         shutil.rmtree(step_folder(run, step), ignore_errors=True)
@@ -78,10 +78,10 @@ def prune(run: Path, keep_last: int, best: int | None) -> None:
 
 
 def load_state(folder: Path) -> State:
-    """Read ``state.pt`` of a checkpoint folder; executes nothing, and takes no memory on the file's word alone.
+    """Read ``state.pt`` of a checkpoint folder. Executes no code, and allocates no more than the file can back.
 
     Raises:
-        ExciteError: it is damaged.
+        ExciteError: the file is damaged.
     """
     path = folder / STATE
     remedy = f"delete {folder} to resume from the checkpoint before it"
@@ -92,13 +92,13 @@ def load_state(folder: Path) -> State:
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} is damaged ({why}); {remedy}") from None
-    except Exception as error:  # what a damaged file makes of it is nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         raise ExciteError(f"{path} is damaged ({shown_text(first_line(error))}); {remedy}") from None
     return cast(State, state)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], where: Path) -> None:
-    """``optimizer.load_state_dict`` for a state that may be another's or damaged. Raises ExciteError in that case."""
+    """``optimizer.load_state_dict``; raises ExciteError if the state is damaged or of another optimiser."""
     try:
         own = optimizer.state_dict()["param_groups"]
         groups = stored["param_groups"]
@@ -108,7 +108,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], whe
             for key, value in mine.items():
                 _check_setting(key, value, theirs[key])
         optimizer.load_state_dict(stored)
-        if type(optimizer).__module__.startswith("torch.optim"):  # others keep what has other shapes
+        if type(optimizer).__module__.startswith("torch.optim"):  # other optimisers keep state of other shapes
             for parameter, kept in optimizer.state.items():
                 for name, value in kept.items():
                     if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
@@ -116,13 +116,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], whe
     except Exception as error:
         reason = shown_text(f"no {error}" if isinstance(error, KeyError) else first_line(error))
         raise ExciteError(
-            f"the optimiser's state in {where} does not fit this run ({reason}); delete that folder to resume from the "
+            f"the optimiser state in {where} does not fit this run ({reason}); delete that folder to resume from the "
             "checkpoint before it"
         ) from None
 
 
 def _check_setting(key: str, mine: Any, theirs: Any) -> None:
-    """A rate stays a finite number, a switch a switch; what it is, the schedule or the recipe has said."""
+    """Check the type of a setting: a number stays a finite number, a flag a flag. Its value comes from the recipe."""
     numbers = (int, float)
     both = [type(v) in numbers for v in (mine, theirs)]
     if both[0] != both[1] or (

@@ -1,4 +1,4 @@
-"""torch.compile, and an honest account of the seconds that it takes."""
+"""torch.compile, and a measurement of the time that it takes."""
 
 import time
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from excite.runtime.device import compile_obstacle
 
 
 class CompileTimer:
-    """Seconds that torch.compile has spent in this process: tracing, lowering, code generation, first autotuning.
+    """Time spent by torch.compile in this process: tracing, lowering, code generation and first autotuning.
 
-    It counts what TorchDynamo reports, forward passes, backward passes (compiled when first run), recompilations and
-    the recording of CUDA graphs, and nothing else of the step that they happen in.
+    It counts what TorchDynamo reports: forward passes, backward passes (compiled when first run), recompilations and
+    the recording of CUDA graphs. The rest of the step in which they happen is not counted.
 
     Attributes:
         seconds: running total.
-        count: how many compilations.
+        count: number of compilations.
     """
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class CompileTimer:
         self._started = 0.0
 
     def watch(self) -> None:
-        """Begin to listen, if it does not already (``torch._dynamo.reset`` makes it deaf)."""
-        from torch._dynamo.callback import callback_handler  # 2 s to import, for those who compile
+        """Register the callbacks if they are not registered (``torch._dynamo.reset`` removes them)."""
+        from torch._dynamo.callback import callback_handler  # takes 2 s to import: only for those who compile
 
         if self._begin not in callback_handler.start_callbacks:
             callback_handler.register_start_callback(self._begin)
@@ -44,15 +44,15 @@ class CompileTimer:
         self.count += 1
 
 
-#: Dynamo's callbacks are the process's, and so is their account.
+#: One per process, as Dynamo's callbacks are.
 compile_timer = CompileTimer()
 
 
 def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Module:
-    """``torch.compile`` in ``mode`` ("default", "reduce-overhead", "max-autotune"); with "off" the model itself.
+    """``torch.compile`` in ``mode`` ("default", "reduce-overhead", "max-autotune"); with "off", the model itself.
 
     Raises:
-        ExciteError: the machine lacks what the compiler needs.
+        ExciteError: something that the compiler needs is missing on this machine.
     """
     if mode == "off":
         return model
@@ -65,7 +65,7 @@ def compile_model(model: nn.Module, mode: str, device: torch.device) -> nn.Modul
 
 @contextmanager
 def compile_errors(mode: str) -> Iterator[None]:
-    """Turn the compiler's failures, which are pages of traceback, into one sentence. Raises ExciteError."""
+    """Turn a failure of the compiler, which prints pages of traceback, into one sentence. Raises ExciteError."""
     if mode == "off":
         yield
         return

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """A copy of the model whose weights and buffers follow the trained ones: ``ema += (1 - decay) * (weights - ema)``.
+    """A moving average of the model's weights and buffers: ``ema += (1 - decay) * (weights - ema)``.
 
-    Not ``torch.optim.swa_utils.AveragedModel``: that one reads a counter back from the device at every step. The decay
-    warms up as ``min(decay, (1 + step) / (10 + step))`` (as in TensorFlow's ExponentialMovingAverage), so that short
-    runs are not held back by their first weights. Integer buffers are copied.
+    The decay warms up as ``min(decay, (1 + step) / (10 + step))`` (as in TensorFlow's ExponentialMovingAverage), so
+    that the initial weights do not dominate short runs. Integer buffers are copied. (Unlike
+    ``torch.optim.swa_utils.AveragedModel``, it does not read a counter back from the device at every step.)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -20,14 +20,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, skipped: Tensor | None = None) -> None:
-        """Follow ``model`` after optimiser step ``step`` (from 0), unless ``skipped`` (0-d on the device) is 1."""
+        """Update the average after optimiser step ``step`` (from 0), unless ``skipped`` (0-d on the device) is 1."""
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.module.state_dict(), model.state_dict()
         floating = [k for k, v in mine.items() if v.is_floating_point()]
         old, new = [mine[k] for k in floating], [theirs[k] for k in floating]
         if skipped is None:
             torch._foreach_lerp_(old, new, weight)
-        else:  # a weight that only the device knows
+        else:  # the weight is only known on the device
             change = torch._foreach_sub(new, old)
             torch._foreach_mul_(change, weight * (1 - skipped))
             torch._foreach_add_(old, change)

@@ -1,4 +1,4 @@
-"""Evaluation: every image exactly once, over all processes."""
+"""Evaluation of every image exactly once, over all processes."""
 
 import math
 import warnings
@@ -21,17 +21,18 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model does on a set of images.
+    """How a model does on a set of images.
 
     Attributes:
-        images: how many there were.
-        loss: mean cross-entropy of those with finite logits, nats; None where there are none (see ``excite.logits``).
-        top1, top5: accuracy in percent (top-5 is top-K where there are K < 5 classes).
-        confusion: (K, K) counts, rows true classes, columns predictions; images without finite logits are in no column.
-        no_class: (K) counts of the images of each true class without finite logits; they are wrong.
-        first_not_finite: the name of the first of these, or "#" and its position in the data.
-        measured: which images these are: "validation", "test", "training", "all".
-        notes: what a user should know of them, one sentence each.
+        images: number of images.
+        loss: mean cross-entropy in nats over the images with finite logits; None if there are none (see
+            ``excite.logits``).
+        top1, top5: accuracy in percent (with K < 5 classes, top-5 is top-K).
+        confusion: (K, K) counts; rows are true classes, columns predictions. Images without finite logits are left out.
+        no_class: (K,) counts of the images without finite logits by true class; they count as wrong.
+        first_not_finite: the name of the first of these images, or "#" and its position in the data.
+        measured: which images these are: "validation", "test", "training" or "all".
+        notes: one sentence for each thing a user should know about these images.
     """
 
     images: int
@@ -46,33 +47,33 @@ class Evaluation:
 
     @property
     def support(self) -> list[int]:
-        """How many images there are of each class."""
+        """Number of images of each class."""
         without = self.no_class or [0] * len(self.confusion)
         return [sum(row) + extra for row, extra in zip(self.confusion, without, strict=True)]
 
     @property
     def balanced(self) -> float:
-        """Balanced accuracy in percent: the mean of the classes' own top-1, over those that have images."""
+        """Balanced accuracy in percent: the mean of the per-class top-1 accuracies, over classes with images."""
         shares = [row[k] / n for k, (row, n) in enumerate(zip(self.confusion, self.support, strict=True)) if n]
         return 100 * sum(shares) / max(1, len(shares))
 
     @property
     def not_finite(self) -> int:
-        """How many images have no finite logits."""
+        """Number of images without finite logits."""
         return sum(self.no_class)
 
     @property
     def usable(self) -> bool:
-        """Whether the network has an answer for any image."""
+        """Whether the network gives finite logits for at least one image."""
         return self.not_finite < self.images
 
     @property
     def warning(self) -> str | None:
-        """The sentence about images without finite logits; None where there are none."""
+        """A sentence about images without finite logits; None if there are none."""
         return sentence(self.not_finite, self.images, self.first_not_finite)
 
     def summary(self) -> Summary:
-        """The scalar results, for a table or a line of JSON."""
+        """The scalar results, for a table or a JSON record."""
         return {
             "images": self.images,
             "loss": self.loss,
@@ -91,7 +92,7 @@ class Evaluation:
         return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
 
     def per_class(self, classes: list[str]) -> list[ClassRow]:
-        """One row a class: name, images, top-1 accuracy (recall) and precision in percent, None where there is none."""
+        """One row per class: name, images, and recall (top-1) and precision in percent (None if undefined)."""
         rows: list[ClassRow] = []
         without = self.no_class or [0] * len(classes)
         for k, name in enumerate(classes):
@@ -119,11 +120,20 @@ def evaluate(
     channels_last: bool = True,
     name_of: Callable[[int], str] | None = None,
 ) -> Evaluation:
-    """Evaluate ``model`` on (uint8 images (B, C, H, W), labels (B,), indices (B,)) batches.
+    """Evaluate ``model`` on batches of images.
 
-    Sums are kept on the device and over all processes (torchmetrics), so that the numbers do not depend on the batch
-    size or the number of processes. The model's training mode is put back afterwards. ``name_of`` gives the name of an
-    image by its index; it is asked where one has no finite logits.
+    Sums are kept on the device and taken over all processes (torchmetrics), so that the results do not depend on the
+    batch size or the number of processes.
+
+    Args:
+        model: the network; its training mode is restored afterwards.
+        batches: (images (B, C, H, W) uint8, labels (B,) int64, indices (B,) int64).
+        preprocessing: how images are normalised.
+        num_classes: K.
+        device: where the model is.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        channels_last: whether images are given in NHWC memory layout.
+        name_of: index of an image -> its name, to name the first image without finite logits.
     """
     from excite.training.metrics import (
         MeanMetric,
@@ -153,7 +163,7 @@ def evaluate(
         lowest = torch.minimum(lowest, torch.where(sound, torch.inf, indices.to(device)).min())
     model.train(was_training)
     first.update(lowest)
-    with warnings.catch_warnings():  # a process that has no image at all never updates its metrics, and need not
+    with warnings.catch_warnings():  # a process without images never updates its metrics, and need not
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
         values, mean_loss, position = metrics.compute(), float(loss.compute()), float(first.compute())
     confusion = values["confusion"].long()
@@ -181,7 +191,7 @@ def logits_of(
     precision: str,
     channels_last: bool,
 ) -> Tensor:
-    """uint8 images (B, C, H, W) -> float32 logits (B, K), as every evaluation has them."""
+    """uint8 images (B, C, H, W) -> float32 logits (B, K), computed as in every evaluation."""
     x = preprocessing.normalize(images)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -191,8 +201,8 @@ def logits_of(
 
 
 def _with_no_class(logits: Tensor, labels: Tensor, sound: Tensor) -> Tensor:
-    """(B, K + 1): a last column that says "no class". It is the least of all, but the largest where logits are not
-    ``sound``; the true class is then the least. Nothing waits for the device, as leaving images out would."""
+    """(B, K + 1): logits with a last column for "no class". It is the smallest, except in rows that are not ``sound``:
+    there it is the largest and the true class the smallest. Leaving images out instead would wait for the device."""
     sane = F.pad(logits, (0, 1), value=-torch.inf)
     none = torch.zeros_like(sane)
     none.scatter_(1, labels[:, None], -1.0)

@@ -1,7 +1,7 @@
-"""Jobs of several processes: how one is started on this machine, and how the failure of one ends all.
+"""Jobs of several processes: how they are started on this machine, and how one failed process ends them all.
 
-A *job* is what torchrun, ``accelerate launch`` or :func:`run_on_this_machine` started: processes that know their rank
-from the environment. Nothing heavy is imported until it is needed, so that the command line may ask at once.
+A *job* is a set of processes started by torchrun, ``accelerate launch`` or :func:`run_on_this_machine`, which read
+their rank from the environment. Nothing heavy is imported until it is needed, so that the command line can ask at once.
 """
 
 import atexit
@@ -29,19 +29,19 @@ from excite.runtime.meeting import JobBoard, board, failure
 from excite.text import printable, tell, tell_lines
 from excite.training.stop import Interrupted
 
-#: Where the processes that :func:`run_on_this_machine` started leave their outcome for it to read.
+#: Environment variable: the folder in which the processes of :func:`run_on_this_machine` leave their outcome.
 OUTCOME = "EXCITE_OUTCOME"
-#: How long a process that lost its peers waits for one of them to say why.
+#: Seconds that a process which lost its peers waits for one of them to report why.
 GRACE_SECONDS = 5.0
-#: Seconds that processes have to save and end after a SIGTERM or Ctrl-C (torch's default, 30, is short for a big step).
+#: Seconds that processes have to save and exit after a SIGTERM or Ctrl-C (torch's 30 s are short for a long step).
 SHUTDOWN_SECONDS = 120
 _WATCH = "watch for failures"
 
 
 def watch_for_failures() -> None:
-    """End this process soon after another one of the job has failed, even in the middle of a collective operation.
+    """Exit soon after another process of the job has failed, even in the middle of a collective operation.
 
-    Gloo notices a peer that is gone; NCCL may wait for it until the launcher's patience ends (30 s and a SIGKILL).
+    Gloo notices a peer that is gone. NCCL may wait for it until the launcher kills the process (SIGKILL after 30 s).
     Calling this again does nothing.
     """
     notes = board()
@@ -49,7 +49,7 @@ def watch_for_failures() -> None:
         return
     from torch import distributed
 
-    if notes.read(JobBoard.FAILURE) is not None:  # the launcher started us again, but what failed would fail again
+    if notes.read(JobBoard.FAILURE) is not None:  # restarted by the launcher, but the failure would only repeat
         _leave_silently()
 
     ended = threading.Event()
@@ -61,15 +61,15 @@ def watch_for_failures() -> None:
             except RuntimeError:  # the board is gone, and so is the job
                 return
             if failed:
-                time.sleep(1.0)  # whoever failed is leaving by itself
+                time.sleep(1.0)  # the process that failed exits by itself
                 _leave_silently()
 
     thread = threading.Thread(target=watch, daemon=True, name=_WATCH)
     thread.start()
 
-    def leave_group() -> None:  # only a process that ends well comes to it: see tell_and_end
+    def leave_group() -> None:  # only reached by a process that ends normally: see tell_and_end
         ended.set()
-        thread.join()  # or it would be in the middle of a call while the interpreter is taken apart
+        thread.join()  # otherwise it could be in the middle of a call when the interpreter shuts down
         if distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -81,10 +81,10 @@ def _leave_silently() -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """End now, without torch's tear-down, which may wait for peers that are gone."""
+    """Exit now, without torch's tear-down, which may wait for peers that are gone."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Hand back the semaphores of decoding workers, or multiprocessing would complain about them on standard error.
+    # Release the semaphores of decoding workers, or multiprocessing would complain about them on standard error.
     guard = threading.Timer(5.0, os._exit, (status,))
     guard.daemon = True
     guard.start()
@@ -93,9 +93,9 @@ def _leave(status: int) -> NoReturn:
 
 
 def tell_and_end(error: BaseException) -> NoReturn:
-    """End this process of a job because of ``error``; one process of the job says why, once, and names its rank.
+    """Exit this process of a job because of ``error``. One process of the job reports it, once, with its rank.
 
-    The others are silent, whether they met the same error (all read the same recipe), or only lost their peer.
+    The others stay silent, whether they met the same error (all read the same recipe) or only lost their peer.
     """
     status = getattr(error, "exit_status", 1)
     if isinstance(error, KeyboardInterrupt):
@@ -105,7 +105,7 @@ def tell_and_end(error: BaseException) -> NoReturn:
             _say(error, str(error))
     elif _is_lost_peer(error):
         message = (
-            "another process of this job ended without a word (killed? out of memory? its machine gone?): "
+            "another process of this job ended without reporting why (killed? out of memory? machine down?): "
             f"{first_line(error)}"
         )
         if _nobody_tells() and _first_to(f"lost-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", message):
@@ -114,7 +114,7 @@ def tell_and_end(error: BaseException) -> NoReturn:
         message = str(error) if isinstance(error, ExciteError) else f"{type(error).__name__}: {error}"
         line = f"error: rank {rank()}: {message}"
         if _first_to(JobBoard.FAILURE, line):
-            if not isinstance(error, ExciteError):  # a fault of ours: the place where it happened is wanted
+            if not isinstance(error, ExciteError):  # a bug of ours: show where it happened
                 tell_lines("".join(traceback.format_exception(error)))
             _say(error, line)
         else:
@@ -145,7 +145,7 @@ def _nobody_tells() -> bool:
 
 
 def _first_to(name: str, text: str) -> bool:
-    """Whether this process is the one that tells; without a board, the first process of each machine is."""
+    """Whether this process is the one to report; without a board, it is the first process of each machine."""
     try:
         notes = board()
         if notes is not None:
@@ -156,7 +156,7 @@ def _first_to(name: str, text: str) -> bool:
 
 
 def _say(error: BaseException, line: str) -> None:
-    """Tell the user, and the launcher in the forms that it reads."""
+    """Report to the user, and to the launcher in the form that it reads."""
     outcome = os.environ.get(OUTCOME)
     if outcome:
         kind = "interrupted" if isinstance(error, Interrupted) else "lost" if _is_lost_peer(error) else "failed"
@@ -168,14 +168,14 @@ def _say(error: BaseException, line: str) -> None:
 
 
 def _report_to_launcher(line: str) -> None:
-    """Leave a sentence for the summary with which torchrun ends."""
+    """Leave a sentence for torchrun's closing summary."""
     report = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if report:  # torchrun shows "py_callstack" in its own summary
         line = printable(line)  # torchrun prints it as it is
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
         try:
             write_json(Path(report), {"message": {"message": line, "extraInfo": extra}})
-        except ExciteError:  # no reason to fail while failing
+        except ExciteError:  # do not fail while reporting a failure
             return
 
 
@@ -183,10 +183,10 @@ def _report_to_launcher(line: str) -> None:
 
 
 def processes_wanted(recipe: Recipe) -> int:
-    """How many processes ``train.devices`` asks for on this machine; 1 inside of a job, which has its own.
+    """Number of processes that ``train.devices`` asks for on this machine; 1 inside a job, which has its own.
 
     Raises:
-        ExciteError: more than there are accelerators.
+        ExciteError: there are fewer accelerators than that.
     """
     devices = recipe.train.devices
     if in_job() or devices == 1:
@@ -197,7 +197,9 @@ def processes_wanted(recipe: Recipe) -> int:
     if devices == "all":
         return 1 if kind == "cpu" else count
     if kind != "cpu" and devices > count:
-        raise ExciteError(f"train.devices is {devices}, but this machine has {count} of kind {kind}; use devices=all")
+        raise ExciteError(
+            f"train.devices is {devices}, but this machine has {count} device(s) of type {kind}; use devices=all"
+        )
     return devices
 
 
@@ -219,7 +221,7 @@ class TimeOrder(TypedDict):
 
 
 class Job(TypedDict):
-    """What each process is to do with a recipe (YAML text): train by it, or time steps of it."""
+    """What each process does with a recipe (YAML text): train it, or time its steps."""
 
     recipe: str
     origin: Origin
@@ -231,16 +233,16 @@ def run_on_this_machine(job: Job, processes: int, threads: int | None = None) ->
     """Run ``excite.training.worker`` in ``processes`` processes under torch's elastic launcher, and wait for them.
 
     Args:
-        job: what each of them is to do.
-        processes: how many.
-        threads: of each; None leaves it to OMP_NUM_THREADS, and without that gives each its share of the cores.
+        job: what each process does.
+        processes: how many to start.
+        threads: threads per process. None: OMP_NUM_THREADS, or if that is not set an equal share of the cores.
 
     Returns:
-        What the first one left as its result: what the function of the job gives there, from JSON.
+        The result of the first process, read from JSON.
 
     Raises:
-        ExciteError: the sentence of the process that failed, with its rank.
-        Interrupted: a signal came, and the processes saved first.
+        ExciteError: a process failed; the message is its sentence, with its rank.
+        Interrupted: a signal arrived, and the processes saved first.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -275,7 +277,7 @@ def run_on_this_machine(job: Job, processes: int, threads: int | None = None) ->
 
 
 class _Told(TypedDict):
-    """What a process leaves for the launching one, by :func:`tell_and_end`."""
+    """What a process leaves for the launching one (:func:`tell_and_end`)."""
 
     message: str
     status: int
@@ -287,7 +289,7 @@ def _read(folder: Path, kind: str) -> _Told | None:
 
 
 def _outcome(folder: Path, failed_rank: int, status: int) -> ExciteError:
-    """The error that stands for the whole job: what a process said; how it died, if it could not; what others saw."""
+    """The error for the whole job: what a process reported, else how it died, else what the others saw."""
     failed, interrupted, lost = (_read(folder, kind) for kind in ("failed", "interrupted", "lost"))
     if failed:
         return ExciteError(failed["message"])
@@ -302,14 +304,14 @@ def _outcome(folder: Path, failed_rank: int, status: int) -> ExciteError:
 
 @contextmanager
 def _launching(scratch: str, processes: int, threads: int | None) -> Iterator[None]:
-    """The surroundings in which the processes are started: threads and signals; all put back afterwards."""
+    """Set threads and signals for the processes to be started; restores everything afterwards."""
     changes = {OUTCOME: scratch, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_SECONDS)}
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        # One OpenMP thread a core and process would make every parallel region wait for threads that have no core.
+        # With one OpenMP thread per core in each process, every parallel region would wait for threads without a core.
         changes["OMP_NUM_THREADS"] = str(threads or max(1, cores() // processes))
     before = {name: os.environ.get(name) for name in [*changes, "TORCHELASTIC_SIGNALS_TO_HANDLE"]}
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if sys.platform != "win32" else ()
-    # The launcher takes these signals for itself, and keeps them.
+    # The launcher installs handlers for these signals and does not restore the old ones.
     main_thread = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in numbers} if main_thread else {}
     os.environ.update(changes)
@@ -328,7 +330,7 @@ def _launching(scratch: str, processes: int, threads: int | None) -> Iterator[No
 
 @contextmanager
 def _quiet_launcher() -> Iterator[None]:
-    """Keep the launcher from logging what the user is told in one sentence anyway."""
+    """Keep the launcher from logging what the user gets in one sentence anyway."""
     import logging
 
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]

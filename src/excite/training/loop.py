@@ -43,7 +43,7 @@ from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
 from excite.weights.locate import saved_steps
 
-#: Well within the 30 s that torchrun and Slurm leave a process to save after a SIGTERM.
+#: Well within the 30 s that torchrun and Slurm give a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
 
 
@@ -57,31 +57,33 @@ def train(
     time_limit: float | None = None,
     quiet: bool = False,
 ) -> Results:
-    """Train a network and leave a run folder behind; ``train.devices`` above 1 starts so many processes for it.
+    """Train a network and write a run folder. With ``train.devices`` above 1, one process per device is started.
+
+    ``resume``, ``out`` and ``run_dir`` may each be an address such as ``s3://...``: the run is then trained in a local
+    folder, which is mirrored to that address.
 
     Args:
-        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which one
-            is chosen (:func:`excite.training.choose.choose_recipe`); None with ``resume``.
-        overrides: ``section.key=value`` strings, as on the command line, or one of them; or values by key.
-        resume: a run folder to go on with, by its own recipe where none is given.
-        out: folder in which the new run folder is made. Of these three, each may be an address such as ``s3://...``:
-            the run is trained in a local folder that is kept copied to it.
-        run_dir: the run folder itself: begun if it is new or empty, gone on with if it holds a run.
-        time_limit: seconds for a new run, from now to its last epoch: as many epochs as fit, at least one, measured on
-            its first steps; the run's recipe then says how many. A run that is gone on with keeps its own.
-        quiet: print nothing (``log.txt`` is written all the same).
+        recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which a
+            recipe is chosen (:func:`excite.training.choose.choose_recipe`). May be None with ``resume``.
+        overrides: ``section.key=value`` strings as on the command line, a single one, or a mapping of key to value.
+        resume: a run folder to resume, with its own recipe if none is given.
+        out: folder in which the new run folder is created.
+        run_dir: the run folder itself: a new or empty one is started, an existing run is resumed.
+        time_limit: seconds for a new run, from now to the end of its last epoch. The first steps are timed, and the
+            run gets as many epochs as fit (at least one), recorded in its recipe. A resumed run keeps its epochs.
+        quiet: print nothing (``log.txt`` is still written).
 
     Returns:
-        What ``results.json`` holds: accuracy, speed, size; ``run`` is the path of the run folder. Under torchrun and
-        the like, all processes but the first get an empty one.
+        The contents of ``results.json``: accuracy, speed and size; ``run`` is the path of the run folder. In a job of
+        several processes, all but the first get an empty dict.
 
     Raises:
-        ExciteError: one sentence: a wrong recipe, data that cannot be read, a non-finite loss, a full disk ...
-        Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
+        ExciteError: a wrong recipe, unreadable data, a non-finite loss, a full disk and so on, in one sentence.
+        Interrupted: stopped by SIGTERM or Ctrl-C, after saving a checkpoint.
     """
     begun = time.monotonic()
     if resume is not None and run_dir is not None:
-        raise ExciteError("give either resume or run_dir: a run folder goes on in itself")
+        raise ExciteError("give either resume or run_dir, not both: a run is resumed in its own folder")
     resume = None if resume is None else storage.local_run(resume)
     recipe = _resolve(recipe, overrides, resume, run_dir, quiet)
     if resume is not None and (resume / "recipe.yaml").is_file():
@@ -103,7 +105,7 @@ def train(
         return results
     launch.watch_for_failures()
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
-    launch.watch_for_failures()  # without a launcher that keeps the board, there is one only now
+    launch.watch_for_failures()  # without a launcher that provides the board, it exists only from here on
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
     target = out if run_dir is None else run_dir
@@ -146,8 +148,8 @@ def _resolve(
 
 
 def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run_dir: str | Path | None) -> Recipe:
-    """A run that is gone on with stays in its precision, unless the user himself names another one now: what a shipped
-    recipe's means depends on the machine."""
+    """Keep a resumed run in its precision unless the user now gives another one: what "auto" in a shipped recipe means
+    depends on the machine."""
     key = "train.precision"
     if recipe.is_own(key) or (resume is None and run_dir is None):
         return recipe
@@ -161,17 +163,17 @@ def _as_begun(recipe: Recipe, accelerator: Accelerator, resume: Path | None, run
     if begun[0] is None:
         return recipe
     if begun[0] != recipe.train.precision:
-        recipe = recipe.replaced(key, begun[0], f"{begun[0]}, in which this run was begun")
+        recipe = recipe.replaced(key, begun[0], f"{begun[0]}, the precision this run was started in")
     origin = recipe.origin()
     return recipe.with_origin(**origin | {"own": [*(origin["own"] or ()), key]})
 
 
 def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: str | Path | None) -> tuple[Path, bool]:
-    """The run folder, chosen by the first process and known to all, and whether to go on from a checkpoint in it."""
+    """The run folder, chosen by the first process and sent to all, and whether to resume from a checkpoint in it."""
     if resume is not None:
         return resume, True
     agreed: list[Any] = [None]
-    local = None if run_dir is None else storage.open_run(run_dir)  # every machine needs a copy to go on from
+    local = None if run_dir is None else storage.open_run(run_dir)  # every machine needs a copy to resume from
     if run.accelerator.is_main_process:
         folder = choose_run_folder(run.recipe.run_name, storage.local_parent(out), local)
         storage.keep_at(folder, out, run_dir)
@@ -182,10 +184,10 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
 
 
 def _results_of_finished(run: Run) -> Results | None:
-    """The results of a run that has no steps left and wrote them down, agreed by all processes; else None."""
+    """The results of a run that has no steps left and has written them, else None; the same on all processes."""
     path, found = run.folder / "results.json", list[Results | None]([None])
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
-        with suppress(ExciteError):  # damaged: made again, like the rest that comes after the last step
+        with suppress(ExciteError):  # damaged: written again, like everything that follows the last step
             found = [read_results(path)]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
@@ -193,7 +195,7 @@ def _results_of_finished(run: Run) -> Results | None:
 
 
 def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
-    """The loop: for every epoch its steps, then evaluation and a checkpoint."""
+    """The training loop: the steps of each epoch, then an evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
         restore(run)
@@ -245,13 +247,15 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
 
 
 def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step on this process's share of the batch; waits for nothing on the device.
+    """One optimiser step on this process's share of the batch. It never waits for the device.
 
     Args:
-        images: (B, C, H, W) uint8. labels: (B,) int64.
+        run: the run to advance; its ``step`` is left as it is.
+        images: (B, C, H, W) uint8.
+        labels: (B,) int64.
 
     Returns:
-        The mean loss and the number of images classified rightly while training, both 0-d on the device.
+        The mean loss and the number of correctly classified training images, both 0-d tensors on the device.
     """
     config = run.recipe.train
     rate = learning_rate(run.recipe.schedule, run.recipe.optimizer.lr, run.step, run.steps_per_epoch, config.epochs)
@@ -268,7 +272,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
         with nullcontext() if index + 1 == len(chunks) else run.accelerator.no_sync(run.net):
             with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
                 logits = run.net(inputs)
-            # Parts may differ in size where the data set is smaller than a batch: weigh each by its images.
+            # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
             loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels)
             run.scaler.scale(loss).backward()
         total += loss.detach()
@@ -280,7 +284,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     skipped = None
-    if run.buffers is not None:  # fp16: a step that overflowed leaves nothing behind but its count
+    if run.buffers is not None:  # fp16: a step that overflowed changes nothing but the counters
         skipped = run.scaler.overflowed
         run.buffers.restore(skipped)
     if run.ema is not None:
@@ -296,7 +300,7 @@ def _save_due(run: Run, clock: Clock) -> bool:
 
 
 def save(run: Run, clock: Clock) -> None:
-    """Write a checkpoint (first process only) and delete those no longer wanted; non-finite weights stop the run."""
+    """Write a checkpoint (first process only) and delete old ones. Non-finite weights stop the run."""
     if not run.accelerator.is_main_process:
         return
     if not all(bool(v.isfinite().all()) for v in run.model.state_dict().values() if v.is_floating_point()):
@@ -310,15 +314,15 @@ def save(run: Run, clock: Clock) -> None:
 
 
 def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
-    """Whether a signal came to any process. Several processes agree on it, which waits for the device, every
-    ``AGREE_SECONDS`` by the slowest one's clock, and at the ends of epochs."""
+    """Whether any process received a signal. Several processes agree on it, which waits for the device, every
+    ``AGREE_SECONDS`` of the slowest one and at the end of each epoch."""
     if run.accelerator.num_processes == 1:
         return bool(stop.received)
     if run.step < stop.agree_at and run.step % run.steps_per_epoch:
         return False
     mine = torch.tensor([[float(stop.received), clock.ms_per_step]], device=run.device)
     received, ms = run.accelerator.gather(mine).amax(0).tolist()
-    if received:  # else it would forget a signal that came to this process while it waited for the others
+    if received:  # otherwise keep a signal that this process received while it waited for the others
         stop.received = int(received)
     # From numbers that all processes share, so that all come here again at the same step.
     stop.agree_at = run.step + max(1, int(1000 * AGREE_SECONDS / max(ms, 1e-3)))
@@ -330,6 +334,6 @@ def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Met
     save(run, clock)
     name = "Ctrl-C" if stop.received == 2 else "SIGTERM"
     raise Interrupted(
-        f"stopped by {name} after step {run.step}, which is saved; go on with: excite train --resume {run.folder}",
+        f"stopped by {name} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",
         stop.received,
     )

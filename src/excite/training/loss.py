@@ -1,4 +1,4 @@
-"""The losses that networks are trained with."""
+"""Training losses."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,12 +11,12 @@ def training_loss(logits: Tensor, targets: Tensor, config: TrainConfig) -> Tenso
 
     Args:
         logits: (B, K), float32.
-        targets: int64 (B,) class numbers, or float (B, K) probabilities of mixed images.
-        config: ``loss`` and ``label_smoothing``, which spreads a share s of each target evenly over all K classes:
-            ``target * (1 - s) + s / K``.
+        targets: class indices (B,), int64, or the class probabilities (B, K) of mixed images, float32.
+        config: uses ``loss`` and ``label_smoothing``, which spreads a fraction s of each target evenly over all K
+            classes: ``target * (1 - s) + s / K``.
 
-    ``cross_entropy`` is the mean over images. ``bce`` asks K independent questions, is this class there or not: binary
-    cross-entropy, mean over images and classes (Wightman et al., arXiv 2110.00476; timm and MindCV average likewise).
+    ``cross_entropy`` is averaged over images. ``bce`` is the binary cross-entropy of each class on its own, averaged
+    over images and classes (Wightman et al., arXiv 2110.00476; timm and MindCV average likewise).
     """
     if config.loss == "cross_entropy":
         return F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)

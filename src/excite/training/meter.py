@@ -1,14 +1,14 @@
-"""Losses and accuracies of the last steps, kept on the device until they are written down."""
+"""Losses and accuracies of the last steps, kept on the device until they are logged."""
 
 import torch
 from torch import Tensor
 
 
 class Meter:
-    """Collects one loss and one count of correct images a step without waiting for the device.
+    """Collects the loss and the number of correct images of each step without waiting for the device.
 
     Args:
-        capacity: most steps between two calls of ``read``.
+        capacity: largest number of steps between two calls of ``read``.
         device: where the losses are computed.
     """
 
@@ -18,14 +18,14 @@ class Meter:
         self.images = 0
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """Note a step's mean loss, its number of correct images (0-d tensors) and its number of images."""
+        """Record a step: its mean loss and number of correct images (0-d tensors), and its number of images."""
         self._values[0, self.count] = loss
         self._values[1, self.count] = correct
         self.count += 1
         self.images += images
 
     def read(self) -> Tensor:
-        """(2, steps) since the last call, on the device: losses and correct counts. Starts anew."""
+        """(2, steps) on the device: losses and correct counts since the last call. Resets the meter."""
         values = self._values[:, : self.count].clone()
         self.count = self.images = 0
         return values

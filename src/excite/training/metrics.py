@@ -1,9 +1,9 @@
-"""What evaluation and reports take from torchmetrics: 1.4 s to import, for those who evaluate.
+"""What evaluation and reports use of torchmetrics. It takes 1.4 s to import, so only they import it.
 
-torchmetrics imports torchvision where it is installed, and ends with its error where it does not load.
+torchmetrics imports torchvision if it is installed, and fails with it if torchvision does not load.
 
 Raises:
-    ExciteError: on import, if that torchvision cannot be made harmless, or Matplotlib's settings are wrong.
+    ExciteError: on import, if torchvision does not load and cannot be bypassed, or Matplotlib's settings are wrong.
 """
 
 from excite.errors import ExciteError
@@ -24,11 +24,11 @@ except ImportError as error:
         raise
     raise ExciteError(
         "torchmetrics cannot be imported, because torchvision is installed and does not load "
-        f"({_torchvision_fails}): mend it, or uninstall it, which excite does not need"
+        f"({_torchvision_fails}): repair it, or uninstall it with `pip uninstall torchvision`; excite does not need it"
     ) from error
-except ValueError as error:  # Matplotlib's, which torchmetrics imports where it is installed
+except ValueError as error:  # from Matplotlib, which torchmetrics imports if it is installed
     raise ExciteError(
-        f"Matplotlib cannot be imported ({str(error).split(';')[0]}): mend its settings (MPLBACKEND, matplotlibrc)"
+        f"Matplotlib cannot be imported ({str(error).split(';')[0]}): correct its settings (MPLBACKEND, matplotlibrc)"
     ) from error
 
 __all__ = [

@@ -13,25 +13,25 @@ from excite.gates import Gate
 from excite.models.timm_models import is_timm_model, parameter_depths
 from excite.recipe import OptimizerConfig, TrainConfig
 
-#: Attribute of a parameter that is frozen for some epochs: the first one (from 0) in which it learns.
+#: Attribute of a parameter that is frozen for some epochs: the first epoch (from 0) in which it is trained.
 THAWS_AT = "_excite_thaws_at"
 
 
 def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> list[nn.Module]:
-    """Stop training of the parameters whose names match ``patterns`` (shell style; a module's name will do).
+    """Freeze the parameters whose names match ``patterns`` (shell style; the name of a module stands for all of it).
 
-    Patterns count in their order, and one that begins with ``!`` takes names out again: ``["*", "!*.gate", "!fc"]`` is
+    Patterns apply in order. One that begins with ``!`` excludes names again: ``["*", "!*.gate", "!fc"]`` freezes
     everything but the gates and the classifier.
 
     Args:
         model: the network.
         patterns: names or patterns.
-        epochs: for how long. None: the parameters have no gradient at all. A number: they have, and a learning rate of
-            0 for so many epochs, so that the optimiser, DDP and a compiled graph are the same in every step; what the
-            optimiser averages (momentum) is ready when they thaw.
+        epochs: for how long. None: for good; the parameters get no gradient. A number: they keep their gradient, with a
+            learning rate of 0 for that many epochs. The optimiser, DDP and a compiled graph are then the same at every
+            step, and the optimiser's averages (momentum) are ready when the parameters are unfrozen.
 
     Returns:
-        The norm layers that are frozen whole: the loop keeps them in eval mode, so that their statistics stay too.
+        The norm layers that are frozen completely. The loop keeps them in eval mode, which freezes their statistics.
 
     Raises:
         ExciteError: a pattern matches nothing, or nothing is left to train.
@@ -50,7 +50,7 @@ def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> 
             else:
                 frozen.pop(name, None)
     if len(frozen) == len(names):
-        raise ExciteError(f"train.freeze: {patterns} freezes every parameter, so that nothing is left to train")
+        raise ExciteError(f"train.freeze: {patterns} freezes every parameter, so nothing is left to train")
     held = {model.get_parameter(name) for name in frozen}
     for parameter in held:
         if epochs is None:
@@ -62,7 +62,7 @@ def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> 
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Depth of every parameter for layer-wise rate decay: stem 0, then one more for each block, the classifier last."""
+    """Depth of every parameter for layer-wise learning-rate decay: stem 0, one more per block, the classifier last."""
     if is_timm_model(model):
         return parameter_depths(model)
     depths: dict[str, int] = {}
@@ -80,7 +80,7 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 class ParameterGroup(TypedDict):
-    """What :mod:`torch.optim` takes, with keys of ours: a factor on the learning rate, the epoch it learns from."""
+    """A parameter group of :mod:`torch.optim`, plus our learning-rate factor and the epoch of unfreezing."""
 
     params: list[nn.Parameter]
     weight_decay: float
@@ -89,11 +89,11 @@ class ParameterGroup(TypedDict):
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
-    """Trainable parameters grouped by (weight decay, learning-rate scale, epoch from which they learn).
+    """Trainable parameters grouped by (weight decay, learning-rate factor, epoch of unfreezing).
 
-    Vectors (norms, biases) may go undecayed; gates have ``gate_lr_factor`` times the rate of their layer.
+    Vectors (norms, biases) may be exempt from weight decay. Gates have ``gate_lr_factor`` times their layer's rate.
     """
-    flat = config.layer_decay == 1.0  # not every model of timm says in which order its layers are
+    flat = config.layer_decay == 1.0  # not every timm model reports the order of its layers
     depths = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if flat else layer_depths(model)
     last = max(depths.values(), default=0)
     of_gates = {p for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
@@ -111,10 +111,10 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """SGD and AdamW from PyTorch (fused kernels), any other from the pytorch_optimizer library.
+    """The optimiser: SGD and AdamW from PyTorch (fused kernels), any other from the pytorch_optimizer library.
 
     Raises:
-        ExciteError: no such optimiser, or an option that it does not have.
+        ExciteError: the optimiser does not exist, or does not have one of the options.
     """
     groups = parameter_groups(model, config)
     arguments: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
@@ -132,7 +132,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
             arguments["betas"] = tuple(config.betas)
     arguments |= config.options
     if name == "sgd" and arguments.get("dampening"):
-        arguments["fused"] = False  # its first step is not that of a zero momentum
+        arguments["fused"] = False  # with dampening, the first step is not the one from zero momentum
     try:
         optimizer = factory(groups, **arguments)
     except (TypeError, ValueError) as error:
@@ -143,8 +143,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
 
 
 def _start_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD's momentum its zeros now: the fused kernel makes it of uninitialised memory at the first step, where an
-    fp16 overflow, which skips that step, leaves it as it was (seen with PyTorch 2.13)."""
+    """Initialise SGD's momentum with zeros. The fused kernel allocates it uninitialised at the first step, and if an
+    fp16 overflow skips that step, it stays uninitialised (seen with PyTorch 2.13)."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -160,14 +160,14 @@ def _library_optimizer(name: str) -> Any:
 
 
 class LossScaler(torch.amp.GradScaler):
-    """PyTorch's gradient scaler, with a fixed scale as a choice and a count of the skipped steps.
+    """PyTorch's gradient scaler, with an optional fixed scale and a count of the skipped steps.
 
     Args:
-        device: "cuda", "cpu" ...
-        config: ``loss_scale`` "dynamic" or a number, ``loss_scale_init``, ``loss_scale_growth_interval``,
-            ``loss_scale_hysteresis``: so many overflows since the scale last changed halve it (as TensorFlow's
-            ExponentialUpdateLossScaleManager counts them); fewer skip their step and leave it.
-        enabled: false for bf16 and fp32, where every call does nothing.
+        device: device type, such as "cuda" or "cpu".
+        config: uses ``loss_scale`` ("dynamic" or a number), ``loss_scale_init``, ``loss_scale_growth_interval`` and
+            ``loss_scale_hysteresis``: the number of overflows since the last change that halve the scale (as in
+            TensorFlow's ExponentialUpdateLossScaleManager); fewer only skip their step.
+        enabled: false for bf16 and fp32; every call then does nothing.
     """
 
     def __init__(self, device: str, config: TrainConfig, enabled: bool) -> None:
@@ -179,14 +179,14 @@ class LossScaler(torch.amp.GradScaler):
             growth_interval=config.loss_scale_growth_interval,
             enabled=enabled,
         )
-        # float32 on the device: counting must not wait for it
+        # float32 tensors on the device, so that counting does not wait for it
         self.skipped = torch.zeros((), device=device)
         self.overflowed = torch.zeros((), device=device)  # 1 where the last step was skipped, else 0
         self.skipped_in_a_row = torch.zeros((), device=device)
         self.overflows = torch.zeros((), device=device)  # since the scale last changed
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
-        """After ``step``: count the step if it was skipped, then adapt the scale (a fixed one stays)."""
+        """To be called after ``step``: count the step if it was skipped, then adapt the scale unless it is fixed."""
         if self.is_enabled():
             found = [f for s in self._per_optimizer_states.values() for f in s["found_inf_per_device"].values()]
             self.overflowed = torch.stack([f.to(self.skipped.device) for f in found]).amax().clamp(max=1)
@@ -198,7 +198,7 @@ class LossScaler(torch.amp.GradScaler):
             super().update(new_scale if self.fixed is None else self.fixed)
 
     def _update_with_hysteresis(self) -> None:
-        """Let PyTorch adapt the scale, then take back a halving that comes too early; nothing waits for the device."""
+        """Let PyTorch adapt the scale, then undo a halving that comes too early, without waiting for the device."""
         assert self._scale is not None
         before = self._scale.clone()
         super().update()
@@ -212,7 +212,7 @@ class LossScaler(torch.amp.GradScaler):
         return {**super().state_dict(), "skipped": self.skipped.item(), "overflows": self.overflows.item()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         state = dict(state_dict)
         self.skipped.fill_(state.pop("skipped"))
         self.overflows.fill_(state.pop("overflows", 0.0))

@@ -1,4 +1,4 @@
-"""What mixed precision means for batch norm, and what a skipped fp16 step leaves behind: nothing."""
+"""Mixed precision: its effect on batch norm, and restoring the buffers after a skipped fp16 step."""
 
 from typing import Any
 
@@ -13,11 +13,10 @@ from excite.runtime.device import DTYPES, SLOWER_ON_CPUS, Precision, choose_prec
 
 
 def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:
-    """On a CPU, what "auto" means there in place of a recipe's fp16 (or bf16) that it would only emulate, many times
-    slower; the recipe's notes say so.
+    """On a CPU that can only emulate a recipe's fp16 or bf16, use the precision of "auto", and note it in the recipe.
 
-    The sources' recipes name fp16 for the accelerators that they were made for. Where the user names a precision
-    himself, on the command line or in a file of his own, it stays; so it does on every other device.
+    Emulation is many times slower, and shipped recipes ask for fp16 because their sources ran on accelerators. A
+    precision that the user set (on the command line or in a recipe file) is kept, as is any on other devices.
     """
     asked = recipe.train.precision
     if device.type != "cpu" or recipe.is_own("train.precision") or not is_emulated(asked, device):
@@ -25,7 +24,7 @@ def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:
     taken = choose_precision("auto", device)
     note = (
         f"{taken} in place of the recipe's {asked}, which this CPU has no instructions for "
-        f"({SLOWER_ON_CPUS[asked]} as slow as fp32 where measured, docs/precision.md); train.precision={asked} keeps it"
+        f"(measured {SLOWER_ON_CPUS[asked]} as slow as fp32, see docs/precision.md); train.precision={asked} keeps it"
     )
     return recipe.replaced("train.precision", taken, note)
 
@@ -33,13 +32,13 @@ def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:
 def set_norm_precision(model: nn.Module, norm_precision: str, precision: Precision) -> None:
     """Make the batch norms of ``model`` compute as ``train.norm_precision`` says, in place.
 
-    - "auto": activations in ``precision``, everything inside in float32. This is what PyTorch's batch norm does under
-      autocast, in one kernel (AMP O2 with its batch norm kept in float32).
+    - "auto": input and output in ``precision``, everything inside in float32. This is what PyTorch's batch norm does
+      under autocast, in one kernel (AMP O2 with batch norm kept in float32).
     - "fp32": the output is float32, too, and so is what follows up to the next convolution: ReLU, gate, addition (AMP
       O1, where batch norm is on the list of float32 operators).
     - "same": weights, statistics and arithmetic are rounded to ``precision`` (AMP O3).
 
-    Parameters and buffers stay float32, and the state_dict stays what it is. Nothing changes under "fp32".
+    Parameters and buffers stay float32, so the state_dict does not change. With ``precision`` "fp32", nothing changes.
 
     Raises:
         ExciteError: "same" for a batch norm other than ``nn.BatchNorm2d`` (a synchronised one, for example).
@@ -52,7 +51,7 @@ def set_norm_precision(model: nn.Module, norm_precision: str, precision: Precisi
         if norm_precision == "fp32":
             module.register_forward_pre_hook(_to_float32)
         elif type(module) is nn.BatchNorm2d:
-            module.__class__ = LowPrecisionBatchNorm2d  # and not a new module: names, buffers and hooks stay
+            module.__class__ = LowPrecisionBatchNorm2d  # not a new module: names, buffers and hooks are kept
             module.dtype = DTYPES[precision]  # type: ignore[assignment]
         else:
             raise ExciteError(
@@ -78,7 +77,7 @@ class LowPrecisionBatchNorm2d(nn.BatchNorm2d):
             None if t is None else t.to(self.dtype)
             for t in (self.running_mean, self.running_var, self.weight, self.bias)
         )
-        assert self.momentum is not None  # a moving average, and not the cumulative one
+        assert self.momentum is not None  # an exponential moving average, not a cumulative one
         training = self.training or mean is None
         out = F.batch_norm(x.to(self.dtype), mean, var, weight, bias, training, self.momentum, self.eps)
         if self.training and self.running_mean is not None and self.running_var is not None:
@@ -92,13 +91,13 @@ class LowPrecisionBatchNorm2d(nn.BatchNorm2d):
 
 
 class BufferGuard:
-    """Puts a model's buffers back after a step that overflowed, without waiting for the device.
+    """Restores a model's buffers after a step that overflowed, without waiting for the device.
 
-    The forward pass has moved batch norm's running statistics by the time the gradients turn out not to be finite, and
-    where the activations overflowed they now hold infinities, which would stay for good.
+    By the time the gradients turn out not to be finite, the forward pass has updated the running statistics of batch
+    norm. If the activations overflowed, the statistics are now infinite and would stay so.
 
     Args:
-        model: whose buffers to guard.
+        model: the model whose buffers are guarded.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -108,14 +107,14 @@ class BufferGuard:
         self._kept: list[list[Tensor]] = [[b.clone() for b in group] for group in self._groups]
 
     def keep(self) -> None:
-        """Remember the buffers as they are before a step."""
+        """Save the buffers before a step."""
         for kept, group in zip(self._kept, self._groups, strict=True):
             torch._foreach_copy_(kept, group)
 
     def restore(self, overflowed: Tensor) -> None:
-        """Put the buffers back if ``overflowed`` (0-d, 0 or 1, on the device) says so.
+        """Restore the buffers if ``overflowed`` (0-d, 0 or 1, on the device) is 1.
 
-        One ``where`` over all of them: a kernel for each would cost a deep net hundreds of launches a step.
+        Uses one ``where`` over all buffers: a kernel for each would cost a deep net hundreds of launches per step.
         """
         for kept, group in zip(self._kept, self._groups, strict=True):
             chosen: Any = torch.where(overflowed.bool(), torch.cat(kept), torch.cat(group))

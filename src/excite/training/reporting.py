@@ -1,4 +1,4 @@
-"""What a run tells while it goes on and when it ends: lines, evaluations, results."""
+"""What a run reports while it trains and when it ends: log lines, evaluations, results."""
 
 import math
 import statistics
@@ -30,19 +30,19 @@ from excite.training.setup import Run, share_buffers
 from excite.weights.locate import WEIGHTS, saved_steps, step_folder
 from excite.weights.own import load_into, read_own, save_weights
 
-#: Under fp16, after so many skipped steps without one that counts, the run stops: from 2^32 a dynamic scale has by then
-#: come down to nothing, even if it takes two overflows to halve it, and a fixed one will not mend itself.
+#: With fp16, the run stops after this many skipped steps in a row. By then a dynamic scale has fallen from 2^32 to
+#: nothing, even if it takes two overflows to halve it, and a fixed scale will not recover.
 MAX_SKIPPED_IN_A_ROW = 100
 
 
 class NonFiniteLoss(ExciteError):
-    """The loss is no longer a number."""
+    """The loss or the weights are no longer finite."""
 
 
 @dataclass
 class Clock:
-    """Measures the steps between two reads, leaving out what lies between a read and the next ``start``, and what
-    torch.compile takes."""
+    """Measures the time of steps between two reads, without what lies between a read and the next ``start`` and
+    without the time of torch.compile."""
 
     ms_per_step: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
@@ -55,8 +55,11 @@ class Clock:
         self._since, self._waited, self._compiled = time.perf_counter(), waited, compile_timer.seconds
 
     def read(self, steps: int, waited: float) -> tuple[float, float, float]:
-        """End a window of ``steps`` steps: (seconds of the steps, share of them spent waiting for data, seconds of
-        compiling besides). The next one begins."""
+        """End a window of ``steps`` steps and begin the next.
+
+        Returns:
+            Seconds of the steps, fraction of them spent waiting for data, and seconds of compiling (counted apart).
+        """
         compiled = compile_timer.seconds - self._compiled
         seconds = time.perf_counter() - self._since - compiled
         share = min(1.0, (waited - self._waited) / seconds)
@@ -66,7 +69,7 @@ class Clock:
 
 
 def format_step(record: TrainRecord, epochs: int, steps: int) -> tuple[str, str]:
-    """One training record as text: where the run stands, and its measurements."""
+    """One training record as text: how far the run is, and its measurements."""
     place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
     parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
@@ -84,18 +87,18 @@ def format_step(record: TrainRecord, epochs: int, steps: int) -> tuple[str, str]
 
 
 def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
-    """Write the recipe and the environment, start the log, and say what is about to happen."""
+    """Write the recipe and the environment, start the log, and print what is about to run."""
     assert metrics is not None
     recipe_file = run.folder / "recipe.yaml"
     if resuming:
         if damaged := metrics.rewind(run.step):
-            run.notes.append(f"{damaged} damaged line(s) of {metrics.path.name} are left out")
+            run.notes.append(f"dropped {damaged} damaged line(s) of {metrics.path.name}")
         if load_recipe(str(recipe_file)) != run.recipe:
             kept = run.folder / f"recipe-until-step-{run.step}.yaml"
             write_text(kept, recipe_file.read_text(encoding="utf-8"))
             write_text(recipe_file, run.recipe.to_yaml())
             run.notes.append(
-                f"the recipe was changed on resuming, so this is another run from here; before: {kept.name}"
+                f"the recipe has changed, so from this step on it is a different run; the old recipe is in {kept.name}"
             )
     else:
         write_text(recipe_file, run.recipe.to_yaml())
@@ -115,15 +118,15 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     )
     for note in run.notes:
         display.message(note)
-    if run.data.record is not None and not resuming:  # it begins with what train.init_from was trained on
+    if run.data.record is not None and not resuming:  # it starts with the data that train.init_from was trained on
         run.data.record.write(run.folder)
     _list_bad_images(run, run.data.bad)
 
 
 def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, warm_up: bool = False) -> None:
-    """Read the meter (the only wait for the device), check the losses, write and show a line.
+    """Read the meter (the only wait for the device), check the losses, then write and show a line.
 
-    ``warm_up`` marks the first step after a start, whose time (first touches, autotuning) is no measure of speed.
+    ``warm_up`` marks the first step after a start, whose time (memory allocation, autotuning) says nothing about speed.
     """
     if not meter.count:
         return
@@ -134,7 +137,7 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     run.seconds += seconds + compiled
     skipped = int(run.scaler.skipped.item())
     finite = [loss for loss in losses if math.isfinite(loss)]
-    # Under fp16 an overflow makes single losses infinite; their steps were skipped and the weights are whole.
+    # With fp16, an overflow makes single losses infinite. Their steps were skipped and the weights are intact.
     if len(finite) < len(losses) and run.precision != "fp16":
         raise NonFiniteLoss(_non_finite(run, losses))
     if int(run.scaler.skipped_in_a_row.item()) >= MAX_SKIPPED_IN_A_ROW:
@@ -146,7 +149,7 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
         "step": run.step,
         "epoch": run.step / run.steps_per_epoch,
         "loss": sum(finite) / len(finite) if finite else None,
-        # Mixed images have no one right class.
+        # Mixed images have no single correct class.
         "accuracy": None if run.recipe.augment.mixes else 100 * float(values[1].sum()) / images,
         "lr": rate,
         "images_per_second": images / seconds,
@@ -179,7 +182,7 @@ def _always_skipped(run: Run) -> str:
     count, scale = int(run.scaler.skipped_in_a_row.item()), run.scaler.get_scale()
     mend = "train.precision=bf16 or fp32" if run.scaler.fixed is None else "train.loss_scale=dynamic or a smaller one"
     return (
-        f"the last {count} steps up to step {run.step} overflowed in fp16 and were skipped, with the loss scale now at "
+        f"the last {count} steps up to step {run.step} overflowed in fp16 and were skipped; the loss scale is now "
         f"{scale:g}: use {mend}; {last_good(run)}"
     )
 
@@ -187,23 +190,21 @@ def _always_skipped(run: Run) -> str:
 def last_good(run: Run) -> str:
     steps = saved_steps(run.folder)
     if not steps:
-        return (
-            "there is no checkpoint from before it; try a lower learning rate, a longer warm-up or train.precision=fp32"
-        )
+        return "there is no earlier checkpoint; try a lower learning rate, a longer warm-up or train.precision=fp32"
     good = step_folder(run.folder, steps[-1])
     return f"the last good checkpoint is {good}; try a lower learning rate, clipping (optimizer.clip_grad_norm) or fp32"
 
 
 def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
-    """Evaluate, write and show a line, and keep the weights as the run's ``model.safetensors`` if they are the best."""
+    """Evaluate, write and show a line, and save the weights as ``model.safetensors`` if they are the best so far."""
     evaluation = evaluate_run(run)
     if metrics is None:
         return
     epoch = run.step / run.steps_per_epoch
     record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
-    # A network without an answer for any image is nothing to keep, not even where there is nothing else. Test images
-    # choose nothing: with them the last epoch's weights are kept.
+    # A network without finite logits for any image is never kept, even if there is no other. Test images must not
+    # choose the weights: if they are what is evaluated, the last epoch's weights are kept.
     best = evaluation.usable and (
         run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
     )
@@ -225,7 +226,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
 
 
 def _rank(result: Summary) -> tuple[float, float]:
-    """The larger, the better: by top-1, then by loss; one without a loss comes last."""
+    """Sort key, larger is better: by top-1, then by loss; a result without a loss comes last."""
     loss = result["loss"]
     return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
 
@@ -235,7 +236,7 @@ def _loss(evaluation: Evaluation) -> str:
 
 
 def _accuracies(evaluation: Evaluation) -> str:
-    """Top-1 and top-5; balanced accuracy beside them where the classes are unequal enough to make a difference."""
+    """Top-1 and top-5, and balanced accuracy if the classes differ enough in size to make a difference."""
     support = [n for n in evaluation.support if n]
     unequal = bool(support) and max(support) >= 2 * min(support)
     balanced = f"balanced {evaluation.balanced:.2f} %  " if unequal else ""
@@ -243,10 +244,10 @@ def _accuracies(evaluation: Evaluation) -> str:
 
 
 def record_test(run: Run, metrics: Metrics | None) -> None:
-    """Measure the shipped weights on the test part, once, when nothing is left to be chosen; all processes call it."""
+    """Measure the shipped weights on the test part, once, at the end. All processes call this."""
     if run.test_loader is None:
         return
-    # One process reads for all: the others may be on machines that do not see the folder. No answer, no best weights.
+    # One process reads for all: the others may be on machines that do not see the folder. There may be no best weights.
     main = run.accelerator.is_main_process and run.best is not None
     weights = [read_own(run.folder / WEIGHTS) if main else None]
     if run.accelerator.num_processes > 1:
@@ -261,13 +262,13 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
     run.display.message(
-        f"test images, measured once, with the weights of epoch {run.best['epoch']:g}: loss {_loss(evaluation)}  "
+        f"test images (measured once, with the weights of epoch {run.best['epoch']:g}): loss {_loss(evaluation)}  "
         f"{_accuracies(evaluation)}; validation top-1 was {run.best['top1']:.2f} %"
     )
 
 
 def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
-    """Evaluate the weights that the run would ship now, on the validation images or on those of a loader."""
+    """Evaluate the weights that the run would ship now, on the validation images or on those of ``loader``."""
     share_buffers(run)
     loader = loader or run.eval_loader
     names = loader.images.names
@@ -284,35 +285,35 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
 
 
 def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
-    """Write the images that were skipped, and why, to ``bad_images.txt``, and say how many."""
+    """List the skipped images and the reasons in ``bad_images.txt``, and print how many there are."""
     listed = [*run.data.unusable, *bad]
     path = run.folder / "bad_images.txt"
     if listed:
         write_text(path, "".join(f"{printable(name)}\t{printable(reason)}\n" for name, reason in listed))
     if bad:
         run.display.message(
-            f"{len(bad)} image(s) could not be read and were skipped: {path} (data.on_bad_train=stop and "
-            "data.on_bad_val=stop refuse such images)"
+            f"{len(bad)} image(s) could not be read and were skipped; see {path} (to stop instead: "
+            "data.on_bad_train=stop data.on_bad_val=stop)"
         )
 
 
 def bad_images(run: Run) -> dict[str, str]:
-    """Path and reason of the images that any process could not read; all processes call this together."""
+    """Path -> reason of every image that some process could not read. All processes must call this together."""
     met = [*run.train_loader.bad, *run.eval_loader.bad, *(run.test_loader.bad if run.test_loader else [])]
     return dict([*run.data.bad, *(met if run.accelerator.num_processes == 1 else gather_object(met))])
 
 
 def finish(run: Run, seen: dict[str, str]) -> Results:
-    """Results, curves, and the last words; ``seen`` are the images that could not be read.
+    """Write the results and curves, and print the closing lines. ``seen`` are the images that could not be read.
 
     Raises:
-        NonFiniteLoss: no evaluation found an answer to any image, so there are no best weights and no results.
+        NonFiniteLoss: no evaluation had finite logits for any image, so there are no best weights and no results.
     """
     if len(seen) > len(run.data.bad):
         _list_bad_images(run, list(seen.items()))
     if run.best is None:
         raise NonFiniteLoss(
-            "in no evaluation had any validation image finite logits, so there are no weights to keep and no results; "
+            "no validation image had finite logits in any evaluation, so there are no weights to keep and no results; "
             f"{last_good(run)}"
         )
     results = _results(run, len(seen))
@@ -328,32 +329,32 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
 
 
 def _compare_with_probe(run: Run) -> None:
-    """Whether fine-tuning was worth it, where the run began with a linear probe."""
+    """If the run began with a linear probe, say whether fine-tuning improved on it."""
     evals = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
     if not run.recipe.train.probe or run.best is None or not evals or evals[0]["epoch"] != 0:
         return
     probe, best = evals[0]["top1"], run.best
     if best["epoch"] == 0:
-        last = f"the last epoch had {evals[-1]['top1']:.2f} %"
+        last = f"last epoch {evals[-1]['top1']:.2f} %"
         run.display.message(
-            f"fine-tuning did not beat the linear probe ({probe:.2f} % right; {last}): the probe's weights are kept"
+            f"fine-tuning did not beat the linear probe (top-1 {probe:.2f} %; {last}): the probe's weights are kept"
         )
     elif best["top1"] == probe:
-        run.display.message(f"fine-tuning is right as often as the linear probe ({probe:.2f} %), with a smaller loss")
+        run.display.message(f"fine-tuning matches the linear probe (top-1 {probe:.2f} %), with a smaller loss")
     else:
-        run.display.message(f"fine-tuning: {best['top1']:.2f} % right, the linear probe {probe:.2f} %")
+        run.display.message(f"fine-tuning: top-1 {best['top1']:.2f} %, up from {probe:.2f} % with the linear probe")
 
 
 def _speed(run: Run) -> tuple[float | None, float]:
-    """Median milliseconds a step over all records but warm-ups (None without any); seconds of compiling in all."""
+    """Median milliseconds per step over all records except warm-ups (None if there are none); total compile seconds."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
     usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
-    # Added up from the records, so that a resumed run tells what all its processes have spent.
+    # Added up from the records, so that a resumed run counts the time before it was stopped, too.
     return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
 
 
 def _results(run: Run, bad: int) -> Results:
-    """The columns of the reference systems' tables, and what else identifies the result."""
+    """The contents of ``results.json``."""
     assert run.best is not None
     last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
     size = describe(run.model.model_name, **run.model.model_args)
@@ -376,7 +377,7 @@ def _results(run: Run, bad: int) -> Results:
         "top1": run.best["top1"],
         "top5": run.best["top5"],
         "loss": run.best["loss"],
-        # Choosing the best epoch by these very images flatters it; the last epoch was not chosen.
+        # The best epoch was chosen on these images, which flatters it; the last epoch was not chosen.
         "last_top1": last["top1"],
         "last_top5": last["top5"],
         "balanced": run.best.get("balanced"),
@@ -392,7 +393,7 @@ def _results(run: Run, bad: int) -> Results:
         "train_seconds": run.seconds,
         "memory_gb": peak_memory_gb(run.device),
         "skipped_steps": int(run.scaler.skipped.item()),
-        # Images without finite logits, which count as wrong: see excite.logits. Resumed runs of old did not count them.
+        # Images without finite logits count as wrong: see excite.logits. Runs of old versions did not record them.
         "not_finite": run.best.get("not_finite", 0),
         "last_not_finite": last.get("not_finite", 0),
         "bad_images": bad,

@@ -1,7 +1,7 @@
-"""What a training leaves as JSON: the lines of ``metrics.jsonl`` and the numbers of ``results.json``.
+"""The JSON that training writes: the lines of ``metrics.jsonl`` and the values of ``results.json``.
 
-The keys are the field's: accuracies in percent, losses in nats (mean cross-entropy), times as their names say. Files of
-older versions lack some keys: readers ask with ``get`` for what came later than 0.1.
+Accuracies are in percent and losses in nats (mean cross-entropy); times have their unit in the key. Files of older
+versions lack some keys: readers use ``get`` for keys added after 0.1.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from typing_extensions import TypedDict  # the standard library's has no model i
 from excite.files import read_typed
 from excite.weights.header import Summary
 
-#: A class's accuracy, see ``Evaluation.per_class``; "class" is a word of Python's.
+#: The accuracy of one class, see ``Evaluation.per_class``. ("class" is a keyword, hence this form.)
 ClassRow = TypedDict("ClassRow", {"class": str, "images": int, "top1": float | None, "precision": float | None})
 
 
 class EvalRecord(Summary):
-    """A line of ``metrics.jsonl`` after an evaluation; "test" is the one of the test part, after the last step."""
+    """A line of ``metrics.jsonl`` for an evaluation. Kind "test" is that of the test part, after the last step."""
 
     kind: Literal["eval", "test"]
     step: int
@@ -27,19 +27,20 @@ class EvalRecord(Summary):
 
 
 class TrainRecord(TypedDict):
-    """A line of ``metrics.jsonl`` over a window of training steps.
+    """A line of ``metrics.jsonl`` for a window of training steps.
 
     Attributes:
-        loss: mean of the window's finite losses; None where there are none.
-        accuracy: of the training images as they were augmented, percent; None where images are mixed.
-        lr: learning rate before the factors of groups of parameters.
-        data_wait: share of the time in which the device waited for images.
-        compile_seconds: of ``torch.compile``, not counted in ``ms_per_step``.
-        memory_gb: peak of the device's memory; on a CPU, of the process's.
-        loss_scale: None but in fp16.
-        skipped_steps: so far, by overflows of fp16.
-        seconds, seconds_left: since the start of the run, all its processes' lives added; estimated to its end.
-        warm_up: whether this is the first step after a start, whose time is no measure of speed.
+        loss: mean of the finite losses in the window; None if there are none.
+        accuracy: top-1 on the augmented training images, percent; None if images are mixed.
+        lr: learning rate before the factors of the parameter groups.
+        data_wait: fraction of the time spent waiting for images.
+        compile_seconds: time of ``torch.compile``, not counted in ``ms_per_step``.
+        memory_gb: peak memory of the device; on a CPU, of the process.
+        loss_scale: the current loss scale; None except in fp16.
+        skipped_steps: steps skipped so far because of fp16 overflows.
+        seconds: training time so far, including the time before the run was resumed.
+        seconds_left: estimated time to the end of the run.
+        warm_up: whether this is the first step after a start, whose time says nothing about speed.
     """
 
     kind: Literal["train"]
@@ -71,30 +72,33 @@ class Best(Summary):
 
 
 def summary_of(best: Best) -> Summary:
-    """What was measured, without the step at which it was."""
+    """The measurements alone, without step and epoch."""
     return cast(Summary, {key: value for key, value in best.items() if key not in ("step", "epoch")})
 
 
 @with_config(ConfigDict(strict=True, extra="allow"))
 class Results(TypedDict, total=False):
-    """The columns of the reference systems' tables, and what else identifies a result: ``results.json``.
+    """The contents of ``results.json``.
 
-    What is not known is None: of a checkpoint without its run, a report knows less.
+    Unknown values are None, for example in the report of a checkpoint without its run.
 
     Attributes:
-        run: the run folder; recipe, model: their names.
-        params_m, gmacs: parameters, 1e6; multiply-accumulates of an image, 1e9.
-        devices, device, precision, batch_size: of the training; the batch is that of all devices together.
+        run: path of the run folder.
+        recipe, model: name of the recipe and of the model.
+        params_m: parameters in millions.
+        gmacs: multiply-accumulates per image, 1e9.
+        devices, device, precision, batch_size: how it was trained; the batch size is that of all devices together.
         resolution: "HxW" of the training images.
-        compile_seconds, ms_per_step, images_per_second: see :class:`TrainRecord`; medians over the whole training.
-        top1, top5, loss, balanced, images, not_finite, best_epoch: of the weights that are kept.
-        last_top1, last_top5, last_not_finite: of the last epoch, which was not chosen by its accuracy.
-        measured: which images these are.
-        test_top1, test_top5, test_loss, test_balanced, test_images: on the test part; None where there is none.
-        epochs, train_seconds, memory_gb, skipped_steps: of the training.
-        bad_images: how many could not be read.
-        data_fingerprint: of the training images, hexadecimal.
-        report: numbers of the report, see ``excite.report.contents.Numbers``.
+        compile_seconds: total time of ``torch.compile``.
+        ms_per_step, images_per_second: medians over the training, without warm-up and compiling.
+        top1, top5, loss, balanced, images, not_finite, best_epoch: evaluation of the weights that are kept.
+        last_top1, last_top5, last_not_finite: evaluation of the last epoch, which was not chosen by its accuracy.
+        measured: which images these are: "validation" or "test".
+        test_top1, test_top5, test_loss, test_balanced, test_images: results on the test part; None if there is none.
+        epochs, train_seconds, memory_gb, skipped_steps: length, time, peak memory and fp16 overflows of the training.
+        bad_images: number of images that could not be read.
+        data_fingerprint: hexadecimal hash that identifies the training images.
+        report: values of the report; see ``excite.report.contents.Numbers``.
     """
 
     run: str
@@ -136,11 +140,11 @@ class Results(TypedDict, total=False):
 
 
 def read_results(path: Path, run: str | Path | None = None) -> Results:
-    """A run's ``results.json``. Raises ExciteError where it is damaged, with what to do about it.
+    """Read a run's ``results.json``. Raises ExciteError if it is damaged, with the command that writes it again.
 
     Args:
         path: the file.
-        run: what the user calls the run, where that is not its folder: an address.
+        run: the user's name for the run (an address), if it is not its folder.
     """
     remedy = f"delete it, and `excite train --resume {run or path.parent}` writes it again"
     return read_typed(path, Results, remedy)

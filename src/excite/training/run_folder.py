@@ -1,4 +1,4 @@
-"""What a run leaves behind: environment, metrics, curves, results."""
+"""The files of a run folder: metrics and curves."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -13,7 +13,7 @@ from excite.training.results import Record
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
-    """Make ``parent/name-YYYYMMDD-HHMMSS`` (with a number behind it where that exists). Raises ExciteError."""
+    """Create ``parent/name-YYYYMMDD-HHMMSS`` (with a number appended if it exists). Raises ExciteError."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = parent / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
@@ -24,21 +24,21 @@ def new_run_folder(parent: Path, name: str) -> Path:
                 raise ExciteError(f"{parent} is a file; give a folder for the runs") from None
             continue
         except OSError as error:
-            raise ExciteError(f"the run folder {folder} cannot be made: {error.strerror or error}") from None
+            raise ExciteError(f"the run folder {folder} cannot be created: {error.strerror or error}") from None
         return folder
-    raise ExciteError(f"no free name for a run folder in {parent}")
+    raise ExciteError(f"no free name for a run folder in {parent}; give another folder for the runs")
 
 
 def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
-    """The folder of a run that is begun, or taken up again: ``run_dir``; that of this job, restarted; or a new one.
+    """The folder for a new or resumed run: ``run_dir``, the folder of this job if it was restarted, or a new one.
 
     Args:
         name: first part of a new folder's name.
-        out: where a new folder is made.
-        run_dir: a folder to begin in, or to go on in where it holds a run.
+        out: parent of a new folder.
+        run_dir: a folder to start in, or to resume in if it holds a run.
 
     Raises:
-        ExciteError: the folder cannot be made, or holds something else.
+        ExciteError: the folder cannot be created, or holds something other than a run.
     """
     if run_dir is None:
         return folder_of_job(lambda: new_run_folder(out, name))
@@ -46,14 +46,14 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         strange = any(run_dir.iterdir()) and not (run_dir / "recipe.yaml").is_file()
     except OSError as error:
-        raise ExciteError(f"the run folder {run_dir} cannot be made: {error.strerror or error}") from None
+        raise ExciteError(f"the run folder {run_dir} cannot be created: {error.strerror or error}") from None
     if strange:
-        raise ExciteError(f"{run_dir} is not empty and no run folder (it has no recipe.yaml); name a new one")
+        raise ExciteError(f"{run_dir} is neither empty nor a run folder (it has no recipe.yaml); give a new folder")
     return run_dir
 
 
 class Metrics:
-    """``metrics.jsonl``: one JSON object a line, flushed as they come; TensorBoard beside it on request."""
+    """Writes ``metrics.jsonl``, one JSON object per line, and TensorBoard events on request."""
 
     def __init__(self, folder: Path, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
@@ -66,10 +66,10 @@ class Metrics:
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def rewind(self, step: int) -> int:
-        """Drop the lines after ``step``, which a resumed run is going to write again, and those that are no records.
+        """Drop the lines after ``step``, which a resumed run will write again, and damaged lines.
 
         Returns:
-            How many of the latter there were, but for a last one, which a kill may leave half-written.
+            The number of damaged lines, not counting the last one, which a kill may leave half-written.
         """
         records, damaged = _read_lines(self.path)
         write_text(self.path, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
@@ -90,16 +90,16 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a ``metrics.jsonl``; a last line cut off by a kill is left out, and others that are no records."""
+    """The records of a ``metrics.jsonl``, without damaged lines (a kill may cut off the last one)."""
     return _read_lines(path)[0]
 
 
 def _read_lines(path: Path) -> tuple[list[Record], int]:
-    """The records, and how many lines but the last are none."""
+    """The records, and how many lines before the last one are damaged."""
     if not path.is_file():
         return [], 0
     records, damaged = [], 0
-    # A disk that lost its last block leaves bytes that are no UTF-8: no more a record than half a line is.
+    # A disk that lost its last block leaves bytes that are not UTF-8; they count as a damaged line.
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
@@ -113,9 +113,9 @@ def _read_lines(path: Path) -> tuple[list[Record], int]:
     return records, damaged
 
 
-#: What every record of a kind has; None where a measure does not apply or is not finite.
+#: Keys that every record of a kind has; the value is None if a measure does not apply or is not finite.
 _KEYS = {"train": ("epoch", "loss", "lr"), "eval": ("epoch", "loss", "top1")}
-#: Numbers that it may have.
+#: Numbers that a record may have.
 _MEASURES = (
     *("top5", "images", "accuracy", "images_per_second", "ms_per_step", "data_wait", "compile_seconds", "memory_gb"),
     *("loss_scale", "seconds_left"),
@@ -123,7 +123,7 @@ _MEASURES = (
 
 
 def is_record(record: Any) -> TypeGuard[Record]:
-    """Whether this is a line of a ``metrics.jsonl``: of a known kind, with its measures, which are numbers."""
+    """Whether this is a valid record of ``metrics.jsonl``: it has the keys of its kind, and its values are numbers."""
     if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 0:
         return False
     if not isinstance(record.get("kind"), str):
@@ -131,16 +131,16 @@ def is_record(record: Any) -> TypeGuard[Record]:
     keys = _KEYS.get(record["kind"], ())
     if any(key not in record for key in keys) or type(record.get("epoch", 0)) not in (int, float):
         return False
-    if record["kind"] == "eval" and record["top1"] is None:  # a measure that an evaluation always has
+    if record["kind"] == "eval" and record["top1"] is None:  # every evaluation has it
         return False
     usual = {key: record[key] for key in (*keys, *_MEASURES) if key in record}
     return all(type(value) in (int, float, type(None)) for value in usual.values())
 
 
 def draw_curves(run: Path, title: str) -> Path | None:
-    """Draw loss, accuracy and learning rate over the epochs into ``curves.png``; None where there is nothing to draw.
+    """Plot loss, accuracy and learning rate over the epochs into ``curves.png``. None if there is nothing to plot.
 
-    Colours are those of Okabe & Ito, which colour-blind readers can tell apart.
+    The colours are from Okabe & Ito's palette, which colour-blind readers can tell apart.
     """
     from matplotlib.figure import Figure
 

@@ -1,29 +1,30 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to lose on resume."""
+"""The learning rate as a pure function of the step: there is no state to save or to lose on resume."""
 
 import math
 
 from excite.recipe import Recipe, ScheduleConfig
 
-#: Periods of the cosine factor and floor (as a share of the peak) of "cosine_linear", as in MindSpore's model zoo.
+#: For "cosine_linear": periods of the cosine factor, and the floor as a fraction of the peak (MindSpore's model zoo).
 COSINE_LINEAR_PERIODS, COSINE_LINEAR_FLOOR = 0.47, 1e-5
 
 
 def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of optimiser step ``step`` (from 0).
+    """The learning rate of optimiser step ``step`` (counted from 0).
 
-    Warm-up rises linearly from ``warmup_lr`` to the peak. With ``warmup_peak`` "last" it is there in its last step (or
-    epoch): index i of n has ``warmup_lr + (peak - warmup_lr) * (i + 1) / n``. With "next" it starts at ``warmup_lr``
-    and the first step after it has the peak, as in timm and torchvision: ``... * i / n``; one epoch of it, changed per
-    epoch, is a constant. The curve then runs over what is left of the training; its progress t is 0 at its first step
-    and would be 1 one step after the last:
+    The warm-up rises linearly from ``warmup_lr`` to the peak. With ``warmup_peak`` "last", its last step (or epoch) has
+    the peak: index i of n has ``warmup_lr + (peak - warmup_lr) * (i + 1) / n``. With "next", it starts at ``warmup_lr``
+    and the first step after it has the peak, as in timm and torchvision: ``... * i / n``. (A warm-up of one epoch that
+    changes per epoch is then constant.) The curve covers the rest of the training. Its progress t is 0 at its first
+    step and would be 1 one step after the last:
 
     - cosine: ``end + (peak - end) * (1 + cos(pi t)) / 2`` (SGDR, Loshchilov & Hutter 2017, eq. 5, one period)
     - linear: ``end + (peak - end) * (1 - t)``; polynomial: the same with ``(1 - t) ** power``
     - cosine_linear: ``end + (peak - end) * (1 - t) * (1 + cos(2 pi 0.47 t)) / 2 + 1e-5 * peak``, the "cosine" of
       MindSpore's model zoo (GENet_Res50's lr_generator.py; TensorFlow's linear_cosine_decay with num_periods 0.47,
-      alpha 0, beta 1e-5). A warm-up before it is our reading: the model zoo shifts (1 - t) by it but not the cosine.
-    - exponential: ``peak * gamma ** (e / step_epochs)``, e = epochs since the warm-up, whole ones with unit "epoch"
-    - step, multistep: ``peak * gamma ** k``, k = changes so far, counted in epochs from the start of the training
+      alpha 0, beta 1e-5). With a warm-up we shift the whole curve; the model zoo shifts (1 - t) but not the cosine.
+    - exponential: ``peak * gamma ** (e / step_epochs)``, e = epochs since the warm-up (whole epochs with unit "epoch")
+    - step, multistep: ``peak * gamma ** k``, k = changes so far, counted in epochs from the start of training
+    - constant: ``peak``
     """
     unit = 1 if schedule.unit == "step" else steps_per_epoch
     position, total = step // unit, epochs * steps_per_epoch / unit
@@ -50,24 +51,24 @@ def learning_rate(schedule: ScheduleConfig, peak: float, step: int, steps_per_ep
 
 
 def beyond_the_end(recipe: Recipe) -> list[str]:
-    """What of a recipe is timed in epochs and comes after the last one, so that it never happens: a sentence each.
+    """One sentence for each change that a recipe schedules after its last epoch, so that it never happens.
 
-    (A warm-up that is too long is no recipe at all; an evaluation or a checkpoint comes after the last epoch anyway.)
+    (A warm-up that is too long is an error in the recipe. The last epoch is always evaluated and saved.)
     """
     schedule, epochs, found = recipe.schedule, recipe.train.epochs, []
     late = [m for m in schedule.milestones if m >= epochs]
     if schedule.name == "multistep" and late:
         which = ", ".join(map(str, late))
-        left = "the rate never falls" if len(late) == len(schedule.milestones) else "the rate does not fall there"
+        left = "the rate never drops" if len(late) == len(schedule.milestones) else "the rate does not drop there"
         found.append(f"schedule.milestones {which} come after the end (train.epochs={epochs}): {left}")
     if schedule.name == "step" and schedule.step_epochs >= epochs:
         found.append(
             f"schedule.step_epochs={schedule.step_epochs} comes after the end (train.epochs={epochs}): the rate never "
-            "falls"
+            "drops"
         )
     if recipe.train.freeze and recipe.train.freeze_epochs is not None and recipe.train.freeze_epochs >= epochs:
         found.append(
-            f"train.freeze_epochs={recipe.train.freeze_epochs} comes after the end (train.epochs={epochs}): what "
-            "train.freeze names stays as it is to the end"
+            f"train.freeze_epochs={recipe.train.freeze_epochs} comes after the end (train.epochs={epochs}): the "
+            "parameters in train.freeze stay frozen to the end"
         )
     return found

@@ -1,4 +1,4 @@
-"""From a recipe to everything the loop needs."""
+"""Builds everything the training loop needs from a recipe."""
 
 import warnings
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,7 @@ from excite.weights.own import Checkpoint, load_into, read_own
 
 @dataclass
 class Run:
-    """All parts of one training run. ``step`` counts optimiser steps done; everything else follows from it."""
+    """All parts of one training run. ``step`` counts the optimiser steps done so far; the rest follows from it."""
 
     recipe: Recipe
     accelerator: Accelerator
@@ -76,7 +76,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where this process trains."""
+        """The device that this process trains on."""
         return self.accelerator.device
 
     @property
@@ -91,11 +91,11 @@ class Run:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are evaluated and shipped: the moving average where there is one."""
+        """The model that is evaluated and shipped: the moving average (EMA) if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def meta(self, metrics: Summary | None) -> Meta:
-        """What makes a weights file self-contained."""
+        """The metadata that makes a weights file self-contained."""
         return {
             "model": {"name": self.model.model_name, "args": self.model.model_args},
             "classes": self.data.classes,
@@ -109,14 +109,14 @@ class Run:
         }
 
     def _recipe(self) -> RecipeMeta:
-        """The recipe with what was found out in its place, so that the data is read in the same way ever after."""
+        """The recipe with detected values filled in, so that the data is always read in the same way."""
         values = cast(RecipeMeta, self.recipe.model_dump(mode="json"))
         if self.preprocessing.white != FULL_WHITE:
             values["data"]["white"] = self.preprocessing.white
         return values
 
     def state(self) -> ckpt.State:
-        """What a resumed run needs besides the weights; plain values and tensors only."""
+        """What a resumed run needs besides the weights: plain values and tensors only."""
         return {
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
@@ -131,12 +131,17 @@ class Run:
 def set_up(
     recipe: Recipe, display: Display, accelerator: Accelerator, resuming: bool = False, data: DataSets | None = None
 ) -> Run:
-    """Build data, model, optimiser and the rest; the run folder (and, resuming, the weights) come later.
+    """Build the data, model, optimiser and the rest. The run folder, and the weights of a resumed run, come later.
 
-    ``data`` stands in for the recipe's, to time steps without it.
+    Args:
+        recipe: the recipe of the run.
+        display: where messages go.
+        accelerator: device and processes.
+        resuming: whether the weights will come from a checkpoint.
+        data: used instead of the recipe's data, for timing steps.
 
     Raises:
-        ExciteError: the recipe asks for what cannot be.
+        ExciteError: the recipe cannot be carried out on this machine or with this data.
     """
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     recipe = settle_precision(recipe, device)
@@ -148,7 +153,7 @@ def set_up(
         )
     if device.type == "cpu":
         keep_freed_memory()
-    choose_precision(config.precision, device)  # what cannot be is told before the images are opened
+    choose_precision(config.precision, device)  # report an impossible precision before opening the images
     data = _open_images(recipe, display) if data is None else data
     model, taken, notes = _make_model(recipe, data, resuming)
     if data.record is not None and recipe.train.init_from and (note := inherit(data.record, recipe.train.init_from)):
@@ -159,7 +164,7 @@ def set_up(
     recipe = resolved(recipe, taken, use)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
-    if config.sync_bn and world > 1:  # before anything else takes hold of the norms
+    if config.sync_bn and world > 1:  # before anything else refers to the norms
         if is_timm_model(model):
             check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
@@ -213,18 +218,18 @@ def set_up(
 
 
 def _open_images(recipe: Recipe, display: Display) -> DataSets:
-    """The recipe's images, every file looked at. Raises ExciteError."""
+    """Open the recipe's images and check every file. Raises ExciteError."""
     if recipe.data.part != "val":
-        raise ExciteError(f"data.part={recipe.data.part} is for measuring a trained network: train without it")
+        raise ExciteError(f"data.part={recipe.data.part} is only for measuring a trained network; train without it")
     return open_data(recipe.data, recipe.augment, check=True, progress=Slowly(display.message))
 
 
 def gradient_exchange(recipe: Recipe) -> DistributedDataParallelKwargs:
-    """How processes sum their gradients.
+    """The DDP settings for summing gradients over the processes.
 
-    The gradients live in the buckets that are sent (no copy). A graph that is the same at every step lets DDP skip its
-    search for unused parameters; ``torch.compile`` and parts that are not summed rule that out. Buffers are not sent at
-    each step: only the first process's are ever evaluated or saved (:func:`share_buffers`).
+    Gradients are views of the communication buckets, so nothing is copied. With a static graph, DDP need not search
+    for unused parameters; ``torch.compile`` and gradient accumulation rule that out. Buffers are not broadcast at each
+    step, because only those of the first process are evaluated or saved (:func:`share_buffers`).
     """
     config = recipe.train
     return DistributedDataParallelKwargs(
@@ -236,7 +241,7 @@ def gradient_exchange(recipe: Recipe) -> DistributedDataParallelKwargs:
 
 
 def share_buffers(run: Run) -> None:
-    """Give every process the first one's batch-norm statistics, so that all evaluate the weights that it saves."""
+    """Copy the first process's batch-norm statistics to all, so that every process evaluates the weights it saves."""
     if run.accelerator.num_processes == 1:
         return
     buffers = [b for b in run.evaluated.buffers() if b.is_floating_point()]
@@ -247,19 +252,19 @@ def share_buffers(run: Run) -> None:
 
 
 def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
-    """What there is to tell of the CPU kernels, which are built here where they are wanted and not there yet."""
+    """A sentence about the CPU kernels, or None. Builds them if they are wanted and not built yet."""
     if device.type != "cpu" or recipe.model.fused == "off" or not recipe.train.channels_last:
         return None
     if recipe.model.name.startswith(PREFIX):  # timm's modules do not use them
         return None
     if not native.available():
-        return f"no CPU kernels ({native.why_not()}): the same in plain PyTorch, slower"
+        return f"no CPU kernels ({native.why_not()}): using plain PyTorch, with the same results but slower"
     seconds = native.build_seconds()
-    return None if seconds is None else f"CPU kernels compiled in {seconds:.1f} s; later runs find them ready"
+    return None if seconds is None else f"CPU kernels compiled in {seconds:.1f} s; later runs reuse them"
 
 
 def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[Classifier, list[str]]:
-    """The network of a recipe, with weights from its seed or ``train.init_from``, and what there is to tell of it."""
+    """The network of a recipe, with weights from its seed or ``train.init_from``, and notes for the user."""
     model, _, notes = _make_model(recipe, data, resuming)
     return model, notes
 
@@ -271,7 +276,7 @@ def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classif
     )  # not every family has the option
     options = dict(recipe.model.options)
     pretrained = options.get("pretrained", False)
-    if resuming:  # nothing to fetch again
+    if resuming:  # the checkpoint has the weights: download nothing
         options.pop("pretrained", None)
     model = create_model(
         recipe.model.name,
@@ -290,7 +295,7 @@ def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classif
     elif pretrained and not resuming:
         taken = Taken([f"weights that timm has for {recipe.model.name}"], images_of_timm(model))
     elif recipe.train.freeze and not resuming:
-        notes.append("train.freeze keeps random weights as they are: train.init_from gives no others")
+        notes.append("train.freeze keeps randomly initialised weights frozen, because train.init_from is not set")
     if recipe.train.grad_checkpointing:
         _checkpoint_gradients(model)
     return model, taken, [*taken.notes, *notes]
@@ -300,17 +305,19 @@ def _checkpoint_gradients(model: Classifier) -> None:
     try:
         model.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):  # some of timm's models do not have it
-        raise ExciteError(f"train.grad_checkpointing: {model.model_name} cannot recompute its blocks") from None
+        raise ExciteError(
+            f"{model.model_name} does not support gradient checkpointing; set train.grad_checkpointing=false"
+        ) from None
 
 
 def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
-    """Some gates take maps of one size only: say so before the first epoch, not after it."""
+    """Some gates only take feature maps of one size: report that before the first epoch, not after it."""
     data = recipe.data
     bound = any(isinstance(m, Gate) and m.feature_size is not None for m in model.modules())
     if bound and data.evaluation_size != data.image_size:
         raise ExciteError(
-            f"data.eval_size ({data.eval_size}) must be data.image_size ({data.image_size}) for {recipe.model.name}: "
-            "its gates gather by kernels of the map's own size"
+            f"data.eval_size ({data.eval_size}) must equal data.image_size ({data.image_size}) for "
+            f"{recipe.model.name}: the gather kernels of its gates have the size of the feature map"
         )
 
 
@@ -318,24 +325,22 @@ def _read_latest(run: Run) -> tuple[ckpt.State, Checkpoint, Checkpoint | None]:
     """State, weights and (with EMA) their moving average, from the latest checkpoint of the run's folder."""
     steps = saved_steps(run.folder)
     if not steps:
-        raise ExciteError(
-            f"{run.folder} holds no checkpoint to resume from; start it anew with `excite train {run.folder}`"
-        )
+        raise ExciteError(f"{run.folder} has no checkpoint to resume from; start over with `excite train {run.folder}`")
     folder = step_folder(run.folder, steps[-1])
     ema = None if run.ema is None else read_own(folder / EMA)
     return ckpt.load_state(folder), read_own(folder / WEIGHTS), ema
 
 
 def restore(run: Run) -> None:
-    """Take up the latest checkpoint of the run's folder. Raises ExciteError where there is none or the data changed."""
+    """Restore the latest checkpoint in the run folder. Raises ExciteError if there is none or the data changed."""
     # One process reads for all: the others may be on machines that do not see the folder.
     read = [_read_latest(run) if run.accelerator.is_main_process else None]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(read)
     assert read[0] is not None
     state, weights, ema = read[0]
-    images = "the training images are not those that this run was started with"
-    batches = "the batch size or the number of images is not what this run was started with"
+    images = "the training images have changed since it was started"
+    batches = "the batch size or the number of images, and so the steps per epoch, have changed since it was started"
     for then, now, what in (
         (state["fingerprint"], run.data.fingerprint, images),
         (state["steps_per_epoch"], run.steps_per_epoch, batches),

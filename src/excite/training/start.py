@@ -1,7 +1,7 @@
-"""Where a run's weights come from (``train.init_from``), and what else of that network the run takes over.
+"""Loading a run's initial weights (``train.init_from``), and what else the run adopts from that network.
 
-A network expects the images that it was trained with. Mean and deviation are taken over where the recipe leaves them to
-be found (``data.mean: null``); what the recipe says itself stays, and the user is told what differs and what to type.
+A network expects images preprocessed as in its training. The run adopts its mean and standard deviation where the
+recipe leaves them open (``data.mean: null``). What the recipe sets is kept; a note says what differs and what to type.
 """
 
 import fnmatch
@@ -42,16 +42,16 @@ from excite.weights.said import said_by
 from excite.weights.stem import STEMS, fit_channels
 from excite.weights.timms import network_of_timm
 
-#: Means, deviations and crops that differ by less are the same, written shorter.
+#: Means, deviations and crops that differ by less count as equal (they are the same numbers, rounded).
 _CLOSE = 2e-3
-#: What our recipes call the stem, in whichever network.
+#: Names of the stem in our recipes, whatever the network calls it.
 _STEM_WORDS = ("conv1", "bn1", "stem")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 class Statistics(TypedDict, total=False):
-    """Of the images that a network was trained with, a value a channel, as in ``data.mean`` and ``data.std``; both or
-    none."""
+    """Per-channel mean and standard deviation of a network's training images, as in ``data.mean`` and ``data.std``.
+    Either both are there or neither."""
 
     mean: list[float]
     std: list[float]
@@ -59,12 +59,12 @@ class Statistics(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Taken:
-    """What a run took over from a network.
+    """What a run adopted from a network.
 
     Attributes:
-        notes: for the user.
-        images: what that network's images went through, as in ``Preprocessing``; without what nobody knows.
-        settings: options of the model that were changed to those of that network.
+        notes: sentences for the user.
+        images: preprocessing of that network's images, keyed as in ``Preprocessing``; unknown values are left out.
+        settings: options of the model that were changed to match that network.
     """
 
     notes: list[str]
@@ -73,10 +73,10 @@ class Taken:
 
 
 def take_weights(model: Classifier, source: str) -> Taken:
-    """Fill ``model`` with weights of ours or of another system.
+    """Load weights into ``model`` from ``source``: a run, a checkpoint of ours, or a file of another system.
 
     Raises:
-        ExciteError: there are none, or they are of another network.
+        ExciteError: there are no weights, or they belong to another network.
     """
     foreign = is_foreign(source)
     if foreign and not is_timm_model(model):
@@ -101,7 +101,7 @@ def _of_foreign(model: Classifier, source: str) -> Taken:
 
 
 def _images_of(loaded: Loaded) -> KnownPreprocessing:
-    """What the images of a foreign network go through, and their size where it is known."""
+    """Preprocessing of a foreign network's images, with their size if it is known."""
     foreign = loaded.foreign
     known = VARIANTS.get(foreign.name)
     usual = 224 if known is None else known["defaults"].get("image_size", 224)
@@ -112,7 +112,7 @@ def _images_of(loaded: Loaded) -> KnownPreprocessing:
 
 @dataclass
 class Found:
-    """Tensors in a file, and the network that its header names; None where it has none."""
+    """The tensors of a file, and the network named in its header (None if it names none)."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -129,7 +129,7 @@ def _with_model(checkpoint: Checkpoint) -> Found:
 
 
 def _of_timm(model: Classifier, source: str) -> tuple[Found, KnownPreprocessing, str]:
-    """Another system's file under timm's own names; counts of batches may lack, as they did before PyTorch 0.4.1."""
+    """A file with timm's tensor names. ``num_batches_tracked`` may be missing, as it was before PyTorch 0.4.1."""
     stored = read_weights(local_weights(source))
     said, own, head = said_by(stored), model.state_dict(), classifier_name(model)
     found = unwrapped(stored, own, head)
@@ -146,7 +146,7 @@ def _of_timm(model: Classifier, source: str) -> tuple[Found, KnownPreprocessing,
 
 
 def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], said: str) -> None:
-    """Raise ExciteError where most of a file does not fit, and it is known which network it is of."""
+    """Raise ExciteError if most of a file does not fit and it is known which network it belongs to."""
     own = model.state_dict()
     fitting = sum(name in own and own[name].shape == tensor.shape for name, tensor in tensors.items())
     if fitting > len(own) / 2:
@@ -157,7 +157,7 @@ def _check_timm(model: Classifier, source: str, tensors: Mapping[str, Tensor], s
         with suppress(ExciteError):
             name = read_foreign(source).name
     if name is not None:
-        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name}, which model.name={name} takes")
+        raise ExciteError(f"train.init_from: {source} does not fit {mine}: it is {name} (set model.name={name})")
 
 
 def _set(settings: Mapping[str, Any]) -> str:
@@ -165,7 +165,7 @@ def _set(settings: Mapping[str, Any]) -> str:
 
 
 def _taken(model: Classifier, fresh: list[str]) -> str:
-    """What of ``model`` came from a checkpoint that lacked the tensors ``fresh``."""
+    """A clause on what ``model`` got from a checkpoint that lacked the tensors ``fresh``."""
     gates = fresh_gates(model, fresh)
     tensors = [name for name in fresh if not any(name.startswith(f"{gate}.") for gate in gates)]
     lacking = [f"{', '.join(tensors)} (another number of classes)"] if tensors else []
@@ -175,22 +175,22 @@ def _taken(model: Classifier, fresh: list[str]) -> str:
 
 
 def init_from(model: nn.Module, source: str, head: str = "fc") -> list[str]:
-    """Start ``model`` from a checkpoint; a classifier of another size keeps its fresh weights.
+    """Initialise ``model`` from a checkpoint. A classifier with another number of classes keeps its fresh weights.
 
-    So do gates that start as the identity (``create_gate({..., "identity": True})``) and of which the checkpoint has
-    nothing: with them the network computes what the one without gates did.
+    So do gates that start as the identity (``create_gate({..., "identity": True})``) if the checkpoint has no tensors
+    for them: the network then computes exactly what it did without gates.
 
     Returns:
-        The names of the tensors that were not taken over (the classifier's, the gates', or none).
+        Names of the tensors that were not loaded (of the classifier or the gates; often none).
 
     Raises:
-        ExciteError: the checkpoint does not fit otherwise.
+        ExciteError: the checkpoint does not fit in any other way.
     """
     return take_over(model, _with_model(read_own(source)), head)
 
 
 def take_over(model: nn.Module, checkpoint: Found, head: str = "fc") -> list[str]:
-    """:func:`init_from` for a checkpoint that is read already."""
+    """:func:`init_from` for a checkpoint that has already been read."""
     own = model.state_dict()
     resized = [
         k for k, v in checkpoint.tensors.items() if k.startswith(f"{head}.") and k in own and v.shape != own[k].shape
@@ -209,18 +209,18 @@ def take_over(model: nn.Module, checkpoint: Found, head: str = "fc") -> list[str
 
 
 def _other_network(model: nn.Module, checkpoint: Found, misfits: list[str]) -> str:
-    """That a checkpoint does not fit, which network it is of where that is known, and what does not fit."""
+    """The sentence for a checkpoint that does not fit: which network it belongs to, if known, and what is wrong."""
     mine = str(getattr(model, "model_name", type(model).__name__))
     theirs = None if checkpoint.model is None else checkpoint.model["name"]
-    is_other = f"it is {theirs}, which model.name={theirs} takes; " if theirs not in (None, mine) else ""
+    is_other = f"it is {theirs} (set model.name={theirs}); " if theirs not in (None, mine) else ""
     return (
         f"train.init_from: {checkpoint.path} does not fit {mine}: {is_other}"
-        f"{len(misfits)} tensors are missing, left over or of another shape: {listed(misfits, 3)}"
+        f"{len(misfits)} tensors are missing, unexpected or of the wrong shape: {listed(misfits, 3)}"
     )
 
 
 def _check_gates(model: nn.Module, checkpoint: Found, fresh: Collection[str]) -> None:
-    """Refuse gates whose tensors fit but compute something else than those of the checkpoint; ``fresh`` take none."""
+    """Refuse gates whose tensors fit but which compute something else than the checkpoint's; skip ``fresh`` ones."""
     written = checkpoint.model
     if written is None:
         return
@@ -236,26 +236,28 @@ def _check_gates(model: nn.Module, checkpoint: Found, fresh: Collection[str]) ->
     check_blocks(model, f"train.init_from: {checkpoint.path}", written["name"], written["args"], has_gates)
 
 
-# --- the images that the network was trained with -------------------------------------------------------------------
+# --- preprocessing of the network's training images -----------------------------------------------------------------
 
 
 def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tuple[Statistics, list[str]]:
-    """What of the network's preprocessing the run takes over, and what there is to tell.
+    """Decide what the run adopts of the network's preprocessing.
 
     Args:
-        recipe: of the run.
-        preprocessing: what the run's images go through by the recipe.
-        taken: what ``take_weights`` found.
+        recipe: the recipe of the run.
+        preprocessing: the preprocessing that the recipe asks for.
+        taken: the result of ``take_weights``.
 
     Returns:
-        (``mean`` and ``std`` to use, or nothing; sentences).
+        The ``mean`` and ``std`` to use (or nothing), and sentences for the user.
     """
     images, data = _for_channels(taken.images, preprocessing.in_chans), recipe.data
     notes: list[str] = []
     use: Statistics = {}
     if "mean" in images and data.mean is None:
         use = {"mean": list(images.pop("mean")), "std": list(images.pop("std"))}
-        notes.append(f"data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as the network was trained")
+        notes.append(
+            f"using data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as in the network's training"
+        )
     differing = {k: v for k, v in images.items() if not _same(v, getattr(preprocessing, k))}
     if recipe.origin()["own"] is not None and recipe.is_own("data.image_size"):  # chosen for this very run
         differing.pop("image_size", None)
@@ -263,13 +265,13 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
         there = ", ".join(f"data.{k}={as_yaml(_plain(v))}" for k, v in differing.items())
         here = ", ".join(as_yaml(_plain(getattr(preprocessing, k))) for k in differing)
         lines = " ".join(f'"data.{k}={as_yaml(_plain(v))}"' for k, v in differing.items() if _can_be_given(k, v))
-        how = f"; to take them: {lines}" if lines else ""
+        how = f"; to adopt them: {lines}" if lines else ""
         notes.append(f"the network was trained with {there}; this recipe has {here}{how}")
     return use, notes
 
 
 def _for_channels(images: KnownPreprocessing, in_chans: int) -> KnownPreprocessing:
-    """The same for images of ``in_chans`` channels; numbers for any other number than 1 and 3 are left out."""
+    """The same for images of ``in_chans`` channels. Mean and std are adapted to or from one channel, else left out."""
     found = cast(KnownPreprocessing, {k: v for k, v in images.items() if k != "in_chans" and v is not None})
     mean, std = found.get("mean"), found.get("std")
     if mean is not None and std is not None:
@@ -281,7 +283,7 @@ def _for_channels(images: KnownPreprocessing, in_chans: int) -> KnownPreprocessi
 
 
 def _repeated(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
-    """Of one channel for all, or the mean of all for one."""
+    """One channel's value repeated for all channels, or the mean of all channels for a single one."""
     if len(values) == in_chans:
         return tuple(values)
     return (round(sum(values) / len(values), 4),) if in_chans == 1 else tuple(values) * in_chans
@@ -303,14 +305,14 @@ def _same(theirs: Any, mine: Any) -> bool:
 
 
 def _can_be_given(key: str, value: Any) -> bool:
-    """Whether a recipe takes that value: squares only, and two filters."""
+    """Whether a recipe accepts that value: only square sizes and two interpolation filters."""
     if key == "image_size":
         return isinstance(_plain(value), int)
     return key != "interpolation" or value in ("bicubic", "bilinear")
 
 
 def resolved(recipe: Recipe, taken: Taken, use: Statistics) -> Recipe:
-    """The recipe with what the run took over written out, so that it can be resumed without the source."""
+    """The recipe with everything the run adopted written out, so that it can be resumed without the source."""
     if not use and not taken.settings:
         return recipe
     values = recipe.model_dump(mode="json")
@@ -320,7 +322,7 @@ def resolved(recipe: Recipe, taken: Taken, use: Statistics) -> Recipe:
 
 
 def as_begun(recipe: Recipe, folder: Path) -> Recipe:
-    """A recipe to go on with, and what its run took over when it began, which its folder has by :func:`resolved`."""
+    """A recipe for resuming, with what the run adopted when it began (in its folder, thanks to :func:`resolved`)."""
     if recipe.train.init_from is None and not recipe.model.options.get("pretrained"):
         return recipe
     begun = load_recipe(str(folder))
@@ -334,33 +336,33 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def with_images(preprocessing: Preprocessing, use: Statistics) -> Preprocessing:
-    """``preprocessing`` with the mean and deviation that the run takes over."""
+    """``preprocessing`` with the mean and standard deviation that the run adopts."""
     if not use:
         return preprocessing
     return replace(preprocessing, mean=tuple(use["mean"]), std=tuple(use["std"]))
 
 
-# --- what stays as it is --------------------------------------------------------------------------------------------
+# --- frozen parameters ----------------------------------------------------------------------------------------------
 
 
 def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], str]:
-    """The patterns of ``train.freeze`` for a network that has other names than the recipe's own.
+    """Translate the patterns of ``train.freeze`` to a network with other parameter names.
 
-    ``norms`` stands for all norms, with their statistics, but those inside of gates. Our words for the stem (``conv1``,
-    ``bn1``) become the parameters of depth 0, all stages (``layer*``) all but stem
-    and head, ``fc`` the classifier, each where it matches nothing itself.
+    ``norms`` stands for all norms outside the gates, with their statistics. A pattern that matches nothing is
+    translated: the stem (``conv1``, ``bn1``) to the parameters of depth 0, all stages (``layer*``) to everything but
+    stem and head, and ``fc`` to the classifier.
 
     Returns:
-        The patterns, and a sentence; "" where nothing had to be changed.
+        The patterns, and a sentence on the changes ("" if there were none).
 
     Raises:
-        ExciteError: one matches nothing and is none of these; the message has lines to type.
+        ExciteError: a pattern matches nothing and is none of these; the message gives lines to type.
     """
     names = [name for name, _ in model.named_parameters()]
     head = classifier_name(model)
     fitted: list[str] = []
     changed: dict[str, str] = {}
-    taken_out = False  # once a pattern takes names out again, the order counts
+    taken_out = False  # once a pattern excludes names again, the order matters
     for pattern in patterns:
         sign, bare = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
         if any(fnmatch.fnmatch(n, bare) or fnmatch.fnmatch(n, f"{bare}.*") for n in names):
@@ -387,7 +389,7 @@ def fit_freeze(model: nn.Module, patterns: Sequence[str]) -> tuple[list[str], st
 
 
 def _parts_called(model: nn.Module, pattern: str, names: list[str], head: str) -> list[str] | None:
-    """Modules of ``model`` for a pattern of our recipes; None where it is none of theirs."""
+    """Modules of ``model`` that a pattern of our recipes stands for; None for any other pattern."""
     if pattern == "norms":
         return _norms(model)
     if pattern in _STEM_WORDS:
@@ -401,14 +403,14 @@ def _parts_called(model: nn.Module, pattern: str, names: list[str], head: str) -
 
 
 def _norms(model: nn.Module) -> list[str]:
-    """All but those of the gates, which may be new."""
+    """All norms except those of the gates, which may be new."""
     kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
     found = [name for name, module in model.named_modules() if isinstance(module, kinds) and list(module.parameters())]
     return [name for name in found if "gate" not in name.split(".")]
 
 
 def _stem(model: nn.Module, names: list[str]) -> list[str]:
-    """Parameters of depth 0, where the model says in which order it has its layers."""
+    """Parameters of depth 0, if the model reports the order of its layers."""
     try:
         depths = layer_depths(model)
     except ExciteError:

@@ -1,4 +1,4 @@
-"""Timing the real training step, and the sum of gradients alone, in however many processes there are, without data."""
+"""Times the real training step, and the gradient all-reduce alone, without data and with any number of processes."""
 
 import statistics
 from functools import partial
@@ -16,19 +16,19 @@ from excite.runtime.device import device_name, make_accelerator
 from excite.training.loop import train_step
 from excite.training.setup import Run, gradient_exchange, set_up
 
-#: The two messages from whose times latency and bandwidth are fitted, bytes.
+#: Sizes in bytes of the two messages whose times give latency and bandwidth.
 SMALL, LARGE = 4 << 10, 16 << 20
 
 
 class AllReduce(TypedDict, total=False):
-    """An all-reduce over all processes: its latency, and the bandwidth in GB/s of message."""
+    """An all-reduce over all processes: latency in microseconds, bandwidth in GB/s (message size / time)."""
 
     latency_us: float
     gb_per_second: float
 
 
 class StepTimes(AllReduce, total=False):
-    """What :func:`time_steps` gives: seconds of each step, of the slowest process; with several, of an all-reduce."""
+    """Result of :func:`time_steps`: seconds of each step on the slowest process, and the all-reduce if any."""
 
     devices: int
     batch_size: int
@@ -38,20 +38,20 @@ class StepTimes(AllReduce, total=False):
 
 
 def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | None = None) -> StepTimes:
-    """Time ``steps`` training steps on random images, by ``train_step`` itself: augmentation in batches, both passes,
-    the sum of gradients, the optimiser. Reading and cropping files is left out (``excite bench --data`` times it).
+    """Time ``steps`` training steps on random images, using ``train_step`` itself: batch augmentation, forward and
+    backward pass, gradient all-reduce and optimiser. Reading files is not included (``excite bench --data`` times it).
 
     Args:
         recipe: its ``train.batch_size`` counts the images of all processes together.
-        steps: how many are timed.
-        warm_up: steps before those, in which buckets are arranged and kernels chosen.
-        classes: of the network; None: those of the recipe's data.
+        steps: number of steps to time.
+        warm_up: steps before those, in which gradient buckets are arranged and kernels chosen.
+        classes: number of classes of the network; None: as in the recipe's data.
 
     Returns:
-        On the first process; nothing on the others.
+        The times on the first process, an empty dict on the others.
 
     Raises:
-        ExciteError: the recipe asks for what cannot be.
+        ExciteError: the recipe cannot be carried out on this machine.
     """
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
     run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe, classes))
@@ -75,7 +75,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
 
 
 def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
-    """As many random images as a step has, of the recipe's size."""
+    """One batch of random images, of the recipe's size."""
     data, count = recipe.data, recipe.train.batch_size
     classes = count_data(data, recipe.augment).classes if classes is None else classes
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +90,7 @@ def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
 
 
 def _time_all_reduce(run: Run, repeats: int = 9) -> AllReduce:
-    """Latency (microseconds) and bandwidth (GB/s of message) of one all-reduce over all processes."""
+    """Latency (microseconds) and bandwidth (GB/s, message size / time) of an all-reduce over all processes."""
     taken = {}
     for size in (SMALL, LARGE):
         message, seconds = torch.zeros(size // 4, device=run.device), []

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run saves at the next step, then ends."""
+"""Handling of SIGTERM and Ctrl-C: the run saves after the current step, then ends."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from excite.errors import ExciteError
 
 
 class Interrupted(ExciteError):
-    """The run was asked to stop, and saved first. ``exit_status`` is 128 + the signal, as shells expect."""
+    """The run was asked to stop, and saved a checkpoint first. ``exit_status`` is 128 + the signal, as in shells."""
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -17,15 +17,15 @@ class Interrupted(ExciteError):
 
 
 class StopSignals:
-    """While entered, remembers SIGTERM and SIGINT in ``received`` (0: none); a second Ctrl-C ends at once."""
+    """Context manager that records SIGTERM and SIGINT in ``received`` (0: none). A second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self.received = 0
-        self.agree_at = 0  # the step at which the processes of a job next ask each other
+        self.agree_at = 0  # the step at which the processes of a job next exchange what they received
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # Python takes signals in the main thread only
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in the main thread only
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         return self

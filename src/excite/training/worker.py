@@ -1,6 +1,6 @@
-"""One process of a job that ``launch.run_on_this_machine`` started: ``python -m excite.training.worker ORDER``.
+"""One process of a job started by ``launch.run_on_this_machine``: ``python -m excite.training.worker ORDER``.
 
-ORDER is a JSON file, see :class:`excite.training.launch.Job`.
+ORDER is a JSON file; see :class:`excite.training.launch.Job`.
 """
 
 import json
@@ -17,7 +17,7 @@ from excite.training.steptime import StepTimes
 
 
 def work(order: launch.Job) -> Results | StepTimes:
-    """Do what the order says; the first process returns the result, the others an empty one."""
+    """Carry out the order. The first process returns the result, the others an empty dict."""
     recipe = Recipe.from_yaml(order["recipe"]).with_origin(**order["origin"])
     if "train" in order:
         from excite.training.loop import train
@@ -29,7 +29,7 @@ def work(order: launch.Job) -> Results | StepTimes:
 
 
 def main() -> None:
-    """Entry point: leaves the result, or what went wrong, where the launching process reads it."""
+    """Entry point: writes the result or the error to where the launching process reads it."""
     leave_quickly()
     try:
         result = work(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -1,1 +1,1 @@
-"""Files that others made: read without running anything in them, and without taking memory on their word alone."""
+"""Reads untrusted files without running anything in them, and without allocating more than they can back."""

@@ -1,11 +1,11 @@
-"""Pickles gone through with stand-ins for everything they name: nothing that a file says is imported, run or believed.
+"""Reads pickles with stand-ins for everything they name: nothing in a file is imported, run or trusted.
 
-:class:`StandInUnpickler` is what all of them share, CIFAR's files (:mod:`excite.data.cifar`) among them.
+:class:`StandInUnpickler` is the common base, also for CIFAR's files (:mod:`excite.data.cifar`).
 
-:func:`inspect` is a look through the pickle of a PyTorch checkpoint before ``torch.load`` may see it.
-``torch.load(weights_only=True)`` runs nothing that it does not know, but it believes the sizes: a pickle of a hundred
-bytes may ask it for a tensor of a terabyte, or for one that reaches past its storage and so holds whatever was in
-memory. The stand-ins here only write sizes down; what the pickle may name is less than what PyTorch admits.
+:func:`inspect` checks the pickle of a PyTorch checkpoint before ``torch.load`` gets it. With ``weights_only=True``,
+``torch.load`` runs nothing unknown, but it trusts sizes: a pickle of a hundred bytes may ask for a tensor of a
+terabyte, or for one that extends beyond its storage and so exposes memory. The stand-ins here only record sizes, and
+allow fewer names than PyTorch does.
 """
 
 import _compat_pickle
@@ -22,19 +22,19 @@ from excite.untrusted.raw import Damaged, count_elements
 
 
 class Readable(Protocol):
-    """What an unpickler reads from."""
+    """A file that an unpickler can read from."""
 
     def read(self, size: int, /) -> bytes: ...
 
     def readline(self) -> bytes: ...
 
 
-#: Deeper than any checkpoint; what is deeper can end the interpreter when it is deleted or printed.
+#: Deeper than any checkpoint. Deeper nesting can crash the interpreter when it is deleted or printed.
 _DEEPEST = 200
 
 
 class Inert:
-    """Stands for an object whose content is of no use here; it takes whatever it is given."""
+    """Stands for an object whose contents are not needed; it accepts anything."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -44,7 +44,7 @@ class Inert:
 
 
 class Namespace(Inert):
-    """Stands for ``argparse.Namespace``: the command line of a training script, by which it says what it trained."""
+    """Stands for ``argparse.Namespace``: the command line of a training script, which describes what it trained."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.values: dict[str, Any] = {}
@@ -54,18 +54,18 @@ class Namespace(Inert):
 
 
 class Dtype(Inert):
-    """Stands for ``numpy.dtype``; knows numbers of up to 16 bytes and forgets the rest."""
+    """Stands for ``numpy.dtype``; keeps numbers of up to 16 bytes and ignores the rest."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code = code if isinstance(code, str) and code[:1] in tuple("biufc") and len(code) <= 3 else None
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, tuple) and ">" in state[:2]:
-            self.code = None  # numbers of a big-endian machine are not worth the trouble
+            self.code = None  # numbers from big-endian machines are ignored
 
 
 def scalar(dtype: Any, raw: Any = None, *_: Any) -> Any:
-    """Stands for NumPy's scalars: a Python number, or an inert object where it is none."""
+    """Stands for NumPy's scalars: a Python number, or an inert object if it is not a number."""
     if isinstance(raw, str):
         raw = raw.encode("latin-1", "replace")
     if not isinstance(dtype, Dtype) or dtype.code is None or not isinstance(raw, bytes):
@@ -75,14 +75,14 @@ def scalar(dtype: Any, raw: Any = None, *_: Any) -> Any:
 
 
 def latin1(text: Any, codec: Any = None) -> bytes:
-    """Stands for ``_codecs.encode``, by which Python 2's pickles hold bytes."""
+    """Stands for ``_codecs.encode``, which Python 2's pickles use for bytes."""
     if not isinstance(text, str) or codec != "latin1":
         raise Damaged(f"bytes are written in the codec {shown(codec)}")
     return text.encode("latin-1")
 
 
-#: What checkpoints hold beside tensors, and what stands for it. None of the named code is imported or run, neither
-#: here nor by torch.load: numbers of NumPy become numbers, everything else an empty object.
+#: What checkpoints hold besides tensors -> its stand-in. None of the named code is imported or run, neither here nor by
+#: torch.load: NumPy's numbers become numbers, everything else an empty object.
 STAND_INS: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": scalar,  # accuracies and losses
     "numpy._core.multiarray.scalar": scalar,
@@ -98,7 +98,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
 
 
 class _Storage:
-    """A declared storage: its key, and how many bytes of what type."""
+    """A declared storage: its key, the size of its elements and its number of bytes."""
 
     def __init__(self, key: str, itemsize: int, count: int) -> None:
         self.key, self.itemsize, self.nbytes = key, itemsize, itemsize * count
@@ -113,7 +113,7 @@ class _Tensor:
     """A declared tensor."""
 
 
-#: What stands for a name in a pickle of PyTorch.
+#: A stand-in for a name in PyTorch's pickles.
 _Known = Callable[..., Any] | _StorageType | torch.dtype
 
 
@@ -124,7 +124,7 @@ def _number(value: Any) -> int:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-    """Stands for ``torch._utils._rebuild_tensor*``: within its storage, with no more elements than that has."""
+    """Stands for ``torch._utils._rebuild_tensor*``; checks that the tensor is within its storage."""
     dtype = next((value for value in rest if isinstance(value, torch.dtype)), None)
     if not isinstance(storage, _Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise Damaged("a tensor has no storage or no shape")
@@ -144,7 +144,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _key(key: Any) -> Any:
-    """A key of a dictionary. To hash a tuple whose parts are shared many times over would never end, or in a crash."""
+    """A key of a dictionary. (Hashing a tuple with parts shared many times over might never end, or crash.)"""
     plain = (str, bytes, int, float, type(None))
     if isinstance(key, plain) or (isinstance(key, tuple) and len(key) < 9 and all(isinstance(k, plain) for k in key)):
         return key
@@ -182,8 +182,8 @@ def _torch_names() -> dict[str, _Known]:
 
 _NAMES: dict[str, _Known] = {**_torch_names(), **STAND_INS}
 
-#: The instructions that torch.save writes and torch.load(weights_only=True) knows. None takes memory on the pickle's
-#: word alone, as BYTEARRAY8 would.
+#: The opcodes that torch.save writes and torch.load(weights_only=True) knows. None allocates more than the pickle can
+#: back, as BYTEARRAY8 would.
 _OF_TORCH = """
     APPEND APPENDS BINFLOAT BINGET BININT BININT1 BININT2 BINPERSID BINPUT BINUNICODE BUILD EMPTY_DICT EMPTY_LIST
     EMPTY_TUPLE GLOBAL LONG1 LONG_BINGET LONG_BINPUT MARK NEWFALSE NEWOBJ NEWTRUE NONE PROTO REDUCE SETITEM SETITEMS
@@ -192,11 +192,11 @@ _OF_TORCH = """
 
 
 class StandInUnpickler(pickle._Unpickler):
-    """An unpickler that knows a few names, for which it has stand-ins, and a few instructions.
+    """An unpickler that only knows some names, for which it has stand-ins, and some opcodes.
 
-    The Python form of the unpickler and not the C one, which sets aside memory for as many entries as the pickle says
-    that its memo has. What the stand-ins make of the pickle's texts and lists takes no more memory than it is long:
-    else one text could be copied a million times.
+    It is based on the Python unpickler rather than the C one, which allocates as many memo entries as the pickle
+    claims. What the stand-ins make of the pickle's texts and lists takes no more memory than the pickle itself;
+    otherwise, a text could be copied a million times.
     """
 
     #: "module.name" (as in Python 3) -> what stands for it.
@@ -204,7 +204,7 @@ class StandInUnpickler(pickle._Unpickler):
     stack: list[Any]
 
     def __init__(self, file: Readable, size: int, where: str, encoding: str) -> None:
-        """``size``: of the pickle in bytes, or more; ``where``: the file's name, for messages."""
+        """``size``: length of the pickle in bytes, or more. ``where``: the file's name, for messages."""
         super().__init__(file, encoding=encoding)
         self.where, self.left = where, size
 
@@ -212,7 +212,7 @@ class StandInUnpickler(pickle._Unpickler):
         """The error for a pickle that names something else."""
         return ExciteError(
             f"{self.where} was not loaded: its pickle asks for {full}, which could run code; only tensors, numbers "
-            "and texts are read (where it was made, save model.state_dict() alone)"
+            "and texts are read (where it was made, save only model.state_dict())"
         )
 
     def find_class(self, module: str, name: str) -> Any:
@@ -230,7 +230,7 @@ class StandInUnpickler(pickle._Unpickler):
                 raise Damaged("its pickle makes more of its content than there is")
 
     def load_build(self) -> None:
-        """The state of an object: stand-ins look at it or do not."""
+        """The state of an object, which its stand-in may use."""
         state = self.stack.pop()
         if isinstance(self.stack[-1], Inert):
             self.stack[-1].__setstate__(state)
@@ -250,7 +250,7 @@ class StandInUnpickler(pickle._Unpickler):
         self._set_items(items)
 
     def load_bytearray8(self) -> None:
-        """As bytes: Python's own sets aside what the pickle says before there is anything to fill it."""
+        """Read as bytes: Python's own version allocates the claimed size before reading anything."""
         self.append(self.read(int.from_bytes(self.read(8), "little")))  # type: ignore[attr-defined]
 
     def _set_items(self, items: list[Any]) -> None:
@@ -270,7 +270,7 @@ class _Instructions(dict[int, Any]):
 
 
 def instructions(names: str, writer: str) -> dict[int, Any]:
-    """``dispatch`` of a :class:`StandInUnpickler` that knows these instructions, by their names in ``pickle``."""
+    """``dispatch`` of a :class:`StandInUnpickler` that knows these opcodes, by their names in ``pickle``."""
     own = {
         "REDUCE": StandInUnpickler.load_reduce,
         "BUILD": StandInUnpickler.load_build,
@@ -284,7 +284,7 @@ def instructions(names: str, writer: str) -> dict[int, Any]:
 
 
 class _Inspector(StandInUnpickler):
-    """Goes through one pickle of PyTorch."""
+    """Goes through one of PyTorch's pickles."""
 
     dispatch: ClassVar[dict[int, Any]] = instructions(_OF_TORCH, "torch.save")
     names: ClassVar[Mapping[str, Any]] = _NAMES
@@ -294,9 +294,9 @@ class _Inspector(StandInUnpickler):
         self.storages = storages
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: ("storage", type, key, location, number of elements), with a view's place in older files."""
+        """A storage: ("storage", type, key, location, number of elements), in older files with the place of a view."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise Damaged("a storage is not described as PyTorch does it")
+            raise Damaged("a storage is not described as in PyTorch")
         _, kind, key, _, count, *view = pid
         if not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise Damaged("a storage has no type or no key")
@@ -311,20 +311,20 @@ class _Inspector(StandInUnpickler):
 
 
 def inspect(file: Readable, size: int, where: str, storages: dict[str, int]) -> Any:
-    """Go through the pickle at the file's place, up to its end.
+    """Go through the pickle at the file's current position, up to its end.
 
     Args:
-        file: a PyTorch checkpoint's pickle.
-        size: its length in bytes, or that of the file that it is in.
+        file: the pickle of a PyTorch checkpoint.
+        size: its length in bytes, or that of the file that contains it.
         where: the file's name, for messages.
-        storages: gets the bytes of every storage that is declared, by key.
+        storages: filled with the number of bytes of every declared storage, by key.
 
     Returns:
-        What it holds, with stand-ins for tensors and objects.
+        Its contents, with stand-ins for tensors and objects.
 
     Raises:
         ExciteError: it asks for something that could run code.
-        Damaged: it is no pickle of a checkpoint, or a tensor does not fit its storage.
+        Damaged: it is not the pickle of a checkpoint, or a tensor does not fit its storage.
     """
     try:
         value = _Inspector(file, size, where, storages).load()
@@ -337,7 +337,7 @@ def inspect(file: Readable, size: int, where: str, storages: dict[str, int]) -> 
 
 
 def check_depth(value: Any) -> None:
-    """Raise Damaged where lists, tuples and dictionaries are nested deeper than in any file that is read here."""
+    """Raise Damaged if lists, tuples and dictionaries are nested deeper than in any valid file."""
     seen, level = {id(value)}, [value]
     for _ in range(_DEEPEST):
         inner = [

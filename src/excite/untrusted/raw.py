@@ -1,4 +1,4 @@
-"""What the readers share: files mapped into memory, and bytes turned into tensors once they are known to fit."""
+"""Common parts of the readers: memory-mapped files, and tensors from bytes after checking their sizes."""
 
 import math
 import mmap
@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-#: More elements than any machine holds; below it, no product of sizes overflows torch's 64-bit strides.
+#: More elements than any machine can hold; below this, no product of sizes overflows torch's 64-bit strides.
 _MAX_ELEMENTS = 1 << 48
 _MAX_RANK = 32
 
 
 class Damaged(ValueError):
-    """A file contradicts itself. The text says how, in a clause without the file's name: ``read_weights`` adds that."""
+    """A file is inconsistent. The message is a clause without the file's name, which ``read_weights`` adds."""
 
 
 def map_file(path: Path) -> memoryview:
-    """The bytes of a file, read only, brought in by the system as they are used; nothing is allocated for them.
+    """The bytes of a file, read-only and memory-mapped: they are loaded as they are used.
 
     Raises:
         OSError: the file cannot be read.
@@ -30,10 +30,10 @@ def map_file(path: Path) -> memoryview:
 
 
 def as_tensor(name: str, dtype: torch.dtype, shape: Sequence[int], content: memoryview | bytes) -> Tensor:
-    """A tensor of its own memory from little-endian bytes in C order.
+    """A tensor with its own memory from little-endian bytes in C order.
 
     Raises:
-        Damaged: shape and bytes do not fit each other; nothing was allocated then.
+        Damaged: shape and bytes do not match; nothing is allocated.
     """
     expected = count_elements(name, shape) * dtype.itemsize
     if len(content) != expected:
@@ -47,7 +47,7 @@ def as_tensor(name: str, dtype: torch.dtype, shape: Sequence[int], content: memo
 
 
 def count_elements(name: str, shape: Sequence[int]) -> int:
-    """The number of elements of a shape from a file. Raises Damaged where it is absurd or negative."""
+    """The number of elements of a shape from a file. Raises Damaged if it is absurd or negative."""
     if len(shape) > _MAX_RANK:
         raise Damaged(f"{name!r} has {len(shape)} dimensions")
     if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > _MAX_ELEMENTS:
@@ -56,7 +56,7 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
 
 
 def as_text(raw: memoryview | bytes, what: str) -> str:
-    """UTF-8 text from a file. Raises Damaged where it is none."""
+    """UTF-8 text from a file. Raises Damaged if it is not UTF-8."""
     try:
         return bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
@@ -64,6 +64,6 @@ def as_text(raw: memoryview | bytes, what: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first few of many names, and how many more there are."""
+    """The first few of many names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,5 +1,5 @@
-"""Weights: our own files, and those of other systems: found, read, recognised, converted, written back.
+"""Weights: finding, reading, recognising, converting and writing our own files and those of other systems.
 
-``locate`` says what a source is. ``own`` has our files; ``read`` chooses the reader of other systems', which gives
-plain tensors (``stored``); ``layouts`` says whose names they have and which of ours they are.
+``locate`` finds out what a source is. ``own`` handles our files. ``read`` chooses the reader for those of other
+systems, which gives plain tensors (``stored``). ``layouts`` maps their names to ours.
 """

@@ -1,8 +1,8 @@
-"""Caffe's ``.caffemodel`` files, without Caffe.
+"""Reads Caffe's ``.caffemodel`` files, without Caffe.
 
-Layout: NetParameter of caffe/src/caffe/proto/caffe.proto, in both forms: ``layer`` (LayerParameter) and the older
+Format: NetParameter of caffe/src/caffe/proto/caffe.proto, in both forms: ``layer`` (LayerParameter) and the older
 ``layers`` (V1LayerParameter). A layer's blobs become the tensors ``LAYER.0``, ``LAYER.1`` ..., as float32 (or float64)
-with the shape in the file; older files give every blob four dimensions, (1, 1, 1, C) for a bias.
+with the shape in the file; in older files, every blob has four dimensions, (1, 1, 1, C) for a bias.
 """
 
 import struct
@@ -24,7 +24,7 @@ _V1_LAYERS, _LAYER = 2, 100
 
 
 class Layer(TypedDict):
-    """``params``: its messages by name, with those of their fields that ``SETTINGS`` lists; blobs: names of tensors."""
+    """A layer. ``params``: its messages by name, with the fields in ``SETTINGS``; ``blobs``: names of tensors."""
 
     name: str
     type: str
@@ -76,7 +76,7 @@ _V1 = _Form(
     },
 )
 
-#: V1LayerParameter.LayerType -> the name of the same layer since
+#: V1LayerParameter.LayerType -> the current name of the layer
 V1_TYPES = {
     1: "Accuracy",
     2: "BNLL",
@@ -132,7 +132,7 @@ def _bool(field: Field) -> bool:
     return bool(field.as_int())
 
 
-#: Settings that decide what a network computes: message -> field -> (name, reader, may come several times)
+#: Settings that affect what a network computes: message -> field -> (name, reader, whether it may be repeated)
 SETTINGS: dict[str, dict[int, tuple[str, _Reader, bool]]] = {
     "convolution_param": {
         1: ("num_output", _INT, False),
@@ -175,7 +175,7 @@ SETTINGS: dict[str, dict[int, tuple[str, _Reader, bool]]] = {
 
 
 def looks_like(data: memoryview) -> bool:
-    """Whether the first message of a protobuf file that is long enough to be a layer is one, with a name."""
+    """Whether the first long enough message of a protobuf file is a layer with a name."""
     try:
         for field in fields(data):
             if field.number in (_V1_LAYERS, _LAYER):
@@ -190,8 +190,8 @@ def read(path: Path, data: memoryview) -> Stored:
     """Read a network's blobs; ``metadata["layers"]`` has its layers in order.
 
     Raises:
-        ExciteError: layers of the oldest form (V0), or none with weights.
-        Damaged: sizes contradict each other.
+        ExciteError: it has layers of the oldest form (V0), or none with weights.
+        Damaged: sizes are inconsistent.
     """
     tensors: dict[str, Tensor] = {}
     layers: list[Layer] = []
@@ -214,7 +214,7 @@ def _layer(path: Path, message: memoryview, form: _Form) -> tuple[Layer, dict[st
     blobs = []
     for field in fields(message):
         if form is _V1 and field.number == 1 and field.wire == BYTES:
-            raise ExciteError(f"{path} has layers of Caffe's oldest form: run upgrade_net_proto_binary on it first")
+            raise ExciteError(f"{path} has layers in Caffe's oldest format: run upgrade_net_proto_binary on it first")
         if field.number == form.name:
             layer["name"] = field.as_text()
         elif field.number == form.type:
@@ -248,7 +248,7 @@ def _settings(table: dict[int, tuple[str, _Reader, bool]], message: memoryview) 
 
 
 def _blob(key: str, message: memoryview) -> Tensor:
-    """A BlobProto: ``shape`` or four old sizes, and ``data`` or ``double_data``, packed or not; ``diff`` is left."""
+    """A BlobProto: ``shape`` or four old sizes, and ``data`` or ``double_data``, packed or not; ``diff`` is ignored."""
     four: dict[int, int] = {}
     shape: list[int] | None = None
     parts: dict[int, list[memoryview]] = {5: [], 8: []}
@@ -262,7 +262,7 @@ def _blob(key: str, message: memoryview) -> Tensor:
             parts[field.number].append(field.as_bytes() if field.wire == BYTES else field.as_fixed(fixed))
     if parts[5] and parts[8]:
         raise Damaged(f"{key!r} has its numbers twice")
-    if four or shape is None:  # as Blob::FromProto has it
+    if four or shape is None:  # as in Blob::FromProto
         shape = [four.get(number, 0) for number in (1, 2, 3, 4)]
     dtype = torch.float64 if parts[8] else torch.float32
     return as_tensor(key, dtype, shape, b"".join(parts[8] or parts[5]))

@@ -1,4 +1,4 @@
-"""The body of ``excite convert``: find, recognise, verify, write; nothing else imports this."""
+"""The implementation of ``excite convert``: find, recognise, verify, write. Nothing else imports this."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ from excite.weights.verify import (
 )
 from excite.weights.write import export_state_dict, save_state_dict
 
-#: Where nothing was given to compare on: images of noise, enough to tell networks apart.
+#: Images of noise to compare on if none are given: enough to tell networks apart.
 _NOISE_IMAGES = 2
 
 
 @dataclass(frozen=True)
 class Verified:
-    """The outcome of a comparison: with what, place by place, and the first place that differs."""
+    """The result of a comparison: with what, the differences by place, and the first place that differs."""
 
     against: str
     differences: list[Difference]
@@ -48,7 +48,7 @@ class Verified:
     notes: list[str]
 
 
-#: With what, and place by place; "with" is a word of Python's.
+#: With what it was compared, and the differences by place. ("with" is a keyword, hence this form.)
 VerifiedValues = TypedDict("VerifiedValues", {"with": str, "places": list[DifferenceRow]})
 
 
@@ -56,13 +56,14 @@ class Summary(TypedDict):
     """What was recognised and loaded.
 
     Attributes:
-        format: of the file; layout: whose names its tensors had.
-        model, args: ``create_model(model, **args)``.
-        tensors: how many.
-        fresh: tensors of ours that the source has no values for.
-        left_over: tensors of the source that found no place.
-        beside: what else is in the file -> how many tensors.
-        assumed: settings that nobody says, as the network has them by default.
+        format: format of the file.
+        layout: whose names its tensors have.
+        model, args: ``create_model(model, **args)`` builds the network.
+        tensors: number of tensors.
+        fresh: our tensors that the source has no values for.
+        left_over: tensors of the source that were not used.
+        beside: what else is in the file -> number of tensors.
+        assumed: settings that are not given anywhere, with the network's defaults.
     """
 
     format: str
@@ -100,25 +101,25 @@ def convert_file(
     show: Callable[[list[DifferenceRow]], None] | None = None,
     progress: Progress = silent,
 ) -> Conversion:
-    """Convert one checkpoint; nothing is written where anything fails.
+    """Convert a checkpoint. Nothing is written if anything fails.
 
     Args:
         source: see ``load_weights``.
         destination: the file to write.
-        arch: the network's name, where it is not to be recognised.
+        arch: name of the network, if it should not be recognised.
         verify: an ``.npz`` with another system's input and outputs, or an image.
         against: another checkpoint, which must compute the same.
-        tolerance: largest relative difference that passes.
-        allow_partial: write what fits, list the rest.
+        tolerance: largest allowed relative difference.
+        allow_partial: write what fits and list the rest.
         to: "excite", "timm" or "torchvision".
-        classes: a file of class names, one a line.
-        force: write over an existing file.
-        say: takes each sentence for the user.
-        show: takes the rows of a comparison, before it is judged.
-        progress: shows that the source is read, compared and written.
+        classes: a file of class names, one per line.
+        force: overwrite an existing file.
+        say: called with each sentence for the user.
+        show: called with the rows of a comparison, before it is judged.
+        progress: called while the source is read, compared and written.
 
     Raises:
-        ExciteError: see ``load_weights``; the destination is there, or the outputs differ.
+        ExciteError: as in ``load_weights``; or the destination exists, or the outputs differ.
     """
     source, destination = str(source), Path(destination)
     verify, against = (None if each is None else str(each) for each in (verify, against))
@@ -176,7 +177,7 @@ def _verify(
     tolerance: float,
     say: Callable[[str], None],
 ) -> Verified:
-    """Compare with the outputs of a file, with another checkpoint, or, for an image alone, with float64."""
+    """Compare with the outputs in a file, with another checkpoint, or, given only an image, with float64."""
     outputs: dict[str, Tensor] = {}
     notes = []
     if verify is not None and _is_reference(verify):
@@ -184,7 +185,7 @@ def _verify(
         images, outputs = reference.images, reference.outputs
         if images.shape[1] != model.in_chans:
             raise ExciteError(
-                f"{verify} has images of {images.shape[1]} channels, {model.model_name} takes {model.in_chans}"
+                f"{verify} has images with {images.shape[1]} channels, but {model.model_name} takes {model.in_chans}"
             )
         check_places(reference, model, verify)
         notes += [f"{verify}: not compared: {', '.join(reference.skipped)}"] if reference.skipped else []
@@ -203,7 +204,7 @@ def _verify(
     if outputs:
         found = differences(places, outputs)
         return Verified(str(verify), found, first_apart(found, tolerance), notes)
-    notes.append("an image has no outputs to compare with: this only shows that float32 and float64 agree")
+    notes.append("an image comes without outputs to compare with, so this only shows that float32 and float64 agree")
     fused = model.fused
     model.set_fused("off")
     precise = trace(model.double(), images.double())
@@ -213,7 +214,7 @@ def _verify(
 
 
 def _is_reference(verify: str) -> bool:
-    """Whether it is another system's input and outputs, and no image."""
+    """Whether it holds another system's input and outputs, rather than an image."""
     return Path(verify).suffix.lower() == ".npz"
 
 
@@ -230,7 +231,7 @@ def _image(path: str, meta: Meta) -> Tensor:
 
 def _top(logits: Tensor, meta: Meta) -> str:
     if not bool(finite(logits[:1])):
-        return "most likely: no class, for the logits are not finite"
+        return "most likely: no class, because the logits are not finite"
     best = logits[0].softmax(0).topk(min(5, logits.shape[1]))
     names = [meta["classes"][k] for k in best.indices.tolist()]
     return "most likely: " + ", ".join(f"{n} {100 * p:.1f} %" for n, p in zip(names, best.values.tolist(), strict=True))
@@ -247,7 +248,7 @@ def _judge(verified: Verified, tolerance: float) -> None:
 
 
 def _write_own(model: Classifier, meta: Meta, destination: Path) -> str:
-    """Write whole or not at all, and read back what was written before it takes its name."""
+    """Write atomically, and read back what was written before it gets its name."""
     with written_aside(destination) as aside:
         save_weights(aside, model, meta)
         _check_written(aside, model)
@@ -259,7 +260,7 @@ def _write(model: Classifier, destination: Path, to: str) -> str:
     """The same under another library's names."""
     exported = export_state_dict(model, to)
     with written_aside(destination) as aside:
-        named = aside.with_name(f"{aside.name}{destination.suffix}")  # the ending says in which form
+        named = aside.with_name(f"{aside.name}{destination.suffix}")  # the extension determines the format
         save_state_dict(exported, named)
         named.replace(aside)
     return f"written: {destination}, for {exported.sentence()}"
@@ -269,4 +270,4 @@ def _check_written(path: Path, model: Classifier) -> None:
     written = read_own(path).tensors
     for name, tensor in model.state_dict().items():
         if not torch.equal(written[name], tensor):
-            raise ExciteError(f"{path}: the tensor {name} was not written as it is; the disk may be failing")
+            raise ExciteError(f"{path}: the tensor {name} was not written correctly; the disk may be failing")

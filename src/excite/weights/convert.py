@@ -1,4 +1,4 @@
-"""Foreign weights into our networks: read, recognise, translate, check that nothing is left over, load."""
+"""Loads foreign weights into our networks: read, recognise, translate, check that nothing is left over, load."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -31,32 +31,33 @@ from excite.weights.said import Said, check_named, check_pool, config_beside, sa
 from excite.weights.stem import fit_channels
 from excite.weights.stored import Stored
 
-#: Options of a model that change what its tensors compute, but not their shapes, and that are set on it. Where its
-#: gates stand cannot be changed afterwards.
+#: Options of a model that change what its tensors compute but not their shapes, and that can be set on it. The position
+#: of its gates cannot be changed afterwards.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "bn_eps", "bn_momentum")
 COUNTERS = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint translated to our names, and the model that it is.
+    """A checkpoint translated to our names, and the model that it belongs to.
 
     Attributes:
         source: as the user wrote it.
-        format: of the file, e.g. "MindSpore checkpoint".
-        layout: the key map that fitted; None for a file of ours.
+        format: format of the file, such as "MindSpore checkpoint".
+        layout: the matching key map; None for a file of ours.
         name, options: ``create_model(name, **options)`` builds the network of the checkpoint.
-        tensors: under our names, with our axes, float32.
-        origin: our name -> the stored one.
-        unknown: stored names that are in no row of the key map.
-        preprocessing: what images go through, all but their size; empty where the file does not say.
+        tensors: tensors under our names, with our axes, float32.
+        origin: our name -> the stored name.
+        unknown: stored names that match no row of the key map.
+        preprocessing: preprocessing of images, except their size; empty if unknown.
         meta: the header of a file of ours; None for others.
-        gate: the table of the gates of another system's checkpoint, as far as tensors tell; None where it has none.
-        choice: which of the file's tensors these are, where it has others.
-        assumed: settings that neither the layout nor the file says, with the values that the network has by default.
-        said: what the file says of itself.
-        may_hide_gates: nobody says which network it is, and its names are such as hardly anybody but us has.
-        anatomy: what the shapes say; None where the file says which network it is.
+        gate: the gates' table of another system's checkpoint, as far as its tensors show it; None if it has none.
+        choice: which of the file's tensors these are, if it has others.
+        assumed: settings that neither the layout nor the file gives, with the network's defaults.
+        said: what the file says about itself.
+        may_hide_gates: whether gates without tensors are possible: nothing names the network, and its tensors have
+            names that are hardly used except by us.
+        anatomy: what the shapes show; None if the file names the network.
     """
 
     source: str
@@ -77,7 +78,7 @@ class Foreign:
     anatomy: Anatomy | None = None
 
     def sentence(self) -> str:
-        """What was recognised, for people."""
+        """A sentence on what was recognised."""
         names = "excite's own names" if self.layout is None else self.layout.title
         plain = {k: v for k, v in self.options.items() if k != "num_classes"}
         said = "".join(f", {key}={value}" for key, value in plain.items())
@@ -87,29 +88,29 @@ class Foreign:
         return "; ".join(part for part in (what, self.choice.sentence(), *self._doubts()) if part)
 
     def _doubts(self) -> list[str]:
-        """What the file does not say, and where it says something else than its tensors."""
+        """What the file does not say, and where it contradicts its tensors."""
         doubts = []
         if self.assumed:
             values = ", ".join(f"{key}={value}" for key, value in self.assumed.items())
-            doubts.append(f"the file does not say how it was made, so these are the defaults of {self.name}: {values}")
+            doubts.append(f"the file does not give these settings, so the defaults of {self.name} are used: {values}")
         if self.may_hide_gates:
-            doubts.append("gates that have no tensors (ge theta_minus) would not show; --arch names such a network")
+            doubts.append("gates without tensors (ge theta_minus) cannot be detected; name such a network with --arch")
         called = self.said.variant
         if called is not None and called != self.name:
-            doubts.append(f"its {self.said.where} says {self.said.name}, its tensors are those of {self.name}")
+            doubts.append(f"its {self.said.where} says {self.said.name}, but its tensors are those of {self.name}")
         return doubts
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a checkpoint's tensors.
+    """The result of loading a checkpoint.
 
     Attributes:
         foreign: what was recognised.
-        fresh: our tensors that the checkpoint has no values for, which stay as they were.
-        left_over: stored tensors that found no place.
+        fresh: our tensors that the checkpoint has no values for; they were not changed.
+        left_over: stored tensors that were not used.
         settings: options of the model that were changed to those of the checkpoint.
-        adapted: what was done to a stem of another number of channels; "" for nothing.
+        adapted: how the stem was adapted to another number of channels; "" if it was not.
     """
 
     foreign: Foreign
@@ -119,16 +120,16 @@ class Loaded:
     adapted: str = ""
 
     def sentence(self) -> str:
-        """What was recognised and what does not fit, for people."""
+        """A sentence on what was recognised and what does not fit."""
         return "; ".join(part for part in (self.foreign.sentence(), self.misfits()) if part)
 
     def misfits(self) -> str:
-        """What was set, what is missing and what is left over, counted; empty where all went in as it is."""
+        """What was set, what is missing and what is left over, with counts; empty if everything fits."""
         parts = [self.adapted] if self.adapted else []
         if self.settings:
             parts.append("the model was set to " + ", ".join(f"{k}={v}" for k, v in self.settings.items()))
         if self.fresh:
-            parts.append(f"not in the checkpoint, left as they were: {listed(self.fresh)}")
+            parts.append(f"not in the checkpoint, left unchanged: {listed(self.fresh)}")
         if self.left_over:
             parts.append(f"in the checkpoint, not used: {listed(self.left_over)}")
         return "; ".join(parts)
@@ -137,31 +138,34 @@ class Loaded:
 def load_weights(model: nn.Module, source: str | Path, *, allow_partial: bool = False) -> Loaded:
     """Load a checkpoint of any known system into a network of ours, in place.
 
-    Format and architecture are recognised. What the checkpoint's network does otherwise than ``model`` without having
-    other shapes is set on the model: pooling, which convolution has the stride, epsilon and momentum of batch norms.
+    Format and architecture are recognised. Settings of the checkpoint's network that do not change any shapes are set
+    on ``model``: pooling, which convolution has the stride, and epsilon and momentum of batch norms.
 
     Args:
-        model: from ``create_model``.
+        model: a model from ``create_model``.
         source: a file or folder, ``https://...``, ``hf:owner/name`` or ``timm:name`` (see docs/weights.md).
-        allow_partial: load what fits (a new classifier stays fresh) and list the rest in what is returned.
+        allow_partial: load what fits (a new classifier keeps its fresh weights), and list the rest in the result.
+
+    Returns:
+        What was recognised and loaded.
 
     Raises:
-        ExciteError: nothing there, of no known format or names, or tensors are left over on either side.
+        ExciteError: there is no checkpoint, its format or names are unknown, or tensors are missing or left over.
     """
     if not isinstance(model, Classifier):
-        raise ExciteError(f"load_weights fills networks of excite.create_model, not a {type(model).__name__}")
+        raise ExciteError(f"load_weights takes a model from excite.create_model, not a {type(model).__name__}")
     foreign = read_foreign(source, like=model)
     return load_into(model, foreign, allow_partial=allow_partial)
 
 
 def start_from(model: Classifier, source: str | Path) -> Loaded:
-    """``load_weights`` for training: a classifier of another size keeps its fresh weights, all else must fit.
+    """``load_weights`` for training: a classifier of another size keeps its fresh weights; everything else must fit.
 
-    So do gates that start as the identity (``create_gate({..., "identity": True})``) and of which the checkpoint has
-    nothing: with them the network computes what the one without gates did.
+    Gates that start as the identity (``create_gate({..., "identity": True})``) also keep their fresh weights if the
+    checkpoint has none for them: the network then computes exactly what it did without gates.
 
     Raises:
-        ExciteError: as ``load_weights``.
+        ExciteError: as in ``load_weights``.
     """
     foreign = read_foreign(source, like=model)
     head = [name for name in model.state_dict() if name.startswith("fc.")]
@@ -169,7 +173,7 @@ def start_from(model: Classifier, source: str | Path) -> Loaded:
 
 
 def _fresh_identities(model: Classifier, foreign: Foreign) -> list[str]:
-    """Tensors of the gates that start as the identity and of which the checkpoint has none."""
+    """Tensors of gates that start as the identity and that the checkpoint has no tensors for."""
     found: list[str] = []
     for slot, block in model.gate_slots().items():
         if isinstance(block.gate, Gate) and block.gate.identity:
@@ -179,15 +183,18 @@ def _fresh_identities(model: Classifier, foreign: Foreign) -> list[str]:
 
 
 def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool = False) -> tuple[Classifier, Loaded]:
-    """Build the network that a checkpoint is of, and load it.
+    """Create the network of a checkpoint and load the weights.
 
     Args:
         source: as in ``load_weights``.
-        arch: the name of the network, where it is not to be recognised.
+        arch: name of the network, if it should not be recognised.
         allow_partial: as in ``load_weights``.
 
+    Returns:
+        The network, and what was recognised and loaded.
+
     Raises:
-        ExciteError: as ``load_weights``, or there is no such network, or the checkpoint has no classifier.
+        ExciteError: as in ``load_weights``; or there is no such network, or the checkpoint has no classifier.
     """
     foreign = read_foreign(source, arch=arch)
     options = dict(foreign.options)
@@ -198,7 +205,7 @@ def convert(source: str | Path, *, arch: str | None = None, allow_partial: bool 
                 "gives it a fresh one"
             )
         del options["num_classes"]
-    if foreign.meta and not allow_partial:  # which says itself what it is
+    if foreign.meta and not allow_partial:  # it describes itself
         model = cast(Classifier, build_network(source, {"name": foreign.name, "args": options}, foreign.tensors))
     else:
         model = create_model(foreign.name, **options)
@@ -210,11 +217,11 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
 
     Args:
         source: as in ``load_weights``.
-        arch: the name of our network, where it is not to be recognised.
-        like: a network that gives its name, likewise.
+        arch: name of our network, if it should not be recognised.
+        like: a network whose name is used instead.
 
     Raises:
-        ExciteError: as ``load_weights``.
+        ExciteError: as in ``load_weights``.
     """
     if arch is not None and arch not in VARIANTS:
         create_model(arch)  # raises with the nearest name
@@ -238,7 +245,7 @@ def read_foreign(source: str | Path, *, arch: str | None = None, like: Classifie
 
 
 def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: str | None) -> Foreign:
-    """A checkpoint under the names of a known layout; ``name`` is that of the network, where it is known."""
+    """A checkpoint with the names of a known layout; ``name`` is that of the network, if known."""
     layout = find_layout(wrapped, source)
     tensors, origin, unknown = layout.read(wrapped)
     anatomy = dissect(tensors, source)
@@ -272,10 +279,10 @@ def _recognised(source: str, stored: Stored, wrapped: Source, said: Said, name: 
 
 
 def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign | None:
-    """The network of ours that a file says it is, as timm's trainer writes it of ``NAME.excite``; None if it does not.
+    """The network of ours that a file names, as timm's trainer does for ``NAME.excite``; None if it names none.
 
     Raises:
-        ExciteError: it says so, but its tensors are not that network's, or the network cannot be made so.
+        ExciteError: its tensors are not that network's, or the network cannot be created with its options.
     """
     tensors, name = wrapped.tensors, said.variant
     if name is None or not (said.is_ours or _only_ours(name, tensors)):
@@ -290,13 +297,15 @@ def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign 
         with torch.device("meta"):
             own = create_model(name, **options).state_dict()
     except (ExciteError, TypeError) as error:
-        raise ExciteError(f"{claim}, which cannot be made so: {error}; --arch NAME where that is wrong") from None
+        raise ExciteError(
+            f"{claim}, which cannot be created with its options: {error}; use --arch NAME if that is wrong"
+        ) from None
     wrong = [n for n in own if n not in tensors and not n.endswith(COUNTERS)] + [n for n in tensors if n not in own]
     wrong += [n for n, t in tensors.items() if n in own and own[n].shape != t.shape]
     if wrong:
         if not said.is_ours:  # somebody else's network of that name
             return None
-        raise ExciteError(f"{claim}, but its tensors are not: {listed(wrong)}; --arch NAME where that is wrong")
+        raise ExciteError(f"{claim}, but its tensors are not: {listed(wrong)}; use --arch NAME if that is wrong")
     small = VARIANTS[name]["defaults"].get("image_size") == 32
     return Foreign(
         source=source,
@@ -314,7 +323,7 @@ def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign 
 
 
 def _only_ours(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether nobody else has a network of that name, or names of tensors like these."""
+    """Whether only we have a network with that name or with such tensor names."""
     variant = VARIANTS[name]
     families = ("resnet", "efficientnet_lite")
     shared = variant["family"] in families and variant["gate"] in (None, {"name": "se"}) and "sk" not in name
@@ -322,7 +331,7 @@ def _only_ours(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _sizes(tensors: Mapping[str, Tensor]) -> ModelArgs:
-    """Classes and channels of a network of ours, by its tensors."""
+    """Numbers of classes and channels of a network of ours, from its tensors."""
     head = tensors.get("fc.weight")
     stem = next((tensors[n] for n in ("conv1.weight", "conv1.0.weight", "stem.conv.weight") if n in tensors), None)
     sizes: ModelArgs = {"num_classes": 0 if head is None or not head.ndim else head.shape[0]}
@@ -330,13 +339,13 @@ def _sizes(tensors: Mapping[str, Tensor]) -> ModelArgs:
 
 
 def _is_plain(tensors: Mapping[str, Tensor], like: Classifier) -> bool:
-    """Whether these are what ``like.state_dict()`` gave, with gates, whose names nobody else has."""
+    """Whether these are from ``like.state_dict()``, with gates, whose names nobody else uses."""
     own = like.state_dict()
     return any(".gate." in name for name in own) and tensors.keys() == own.keys()
 
 
 def _plain(source: str, stored: Stored, tensors: Mapping[str, Tensor], like: Classifier) -> Foreign:
-    """A state dict of a network as ``like`` is, whichever gates it has; it says no more of what it computes."""
+    """A state dict of a network like ``like``, with any gates; it says nothing else about what it computes."""
     return Foreign(
         source=source,
         format=stored.description(),
@@ -351,7 +360,7 @@ def _plain(source: str, stored: Stored, tensors: Mapping[str, Tensor], like: Cla
 
 
 def _preprocessing(layout: Layout, anatomy: Anatomy) -> KnownPreprocessing:
-    """What the layout's images go through; a stem for images of 32x32 pixels sees all of them, normalised as CIFAR."""
+    """The layout's preprocessing; with a stem for 32x32 images, these are not cropped and normalised as CIFAR."""
     return {**layout.preprocessing, **(CIFAR if anatomy.stem == "cifar" and anatomy.in_chans == 3 else {})}
 
 
@@ -379,27 +388,27 @@ def _ours(source: str, stored: Stored, meta: ConvertedMeta) -> Foreign:
 
 
 def _as_float(tensor: Tensor, name: str) -> Tensor:
-    """float32, whatever it was stored in; counters stay integers."""
+    """The tensor as float32; counters stay integers."""
     if name.endswith(COUNTERS) or tensor.dtype == torch.float32:
         return tensor
     if not tensor.is_floating_point():
-        raise ExciteError(f"the tensor {name!r} is stored as {tensor.dtype}, which are no weights")
+        raise ExciteError(f"the tensor {name!r} is stored as {tensor.dtype}, which is not a dtype of weights")
     return tensor.float()
 
 
 def load_into(
     model: Classifier, foreign: Foreign, *, allow_partial: bool = False, may_be_fresh: Sequence[str] = ()
 ) -> Loaded:
-    """Copy translated tensors into a network of ours; nothing is changed where they do not fit.
+    """Copy translated tensors into a network of ours. If they do not fit, nothing is changed.
 
     Args:
         model: the network.
         foreign: the checkpoint.
-        allow_partial: take what fits.
-        may_be_fresh: tensors of ours that need not fit.
+        allow_partial: load what fits.
+        may_be_fresh: tensors of ours that need not be in the checkpoint.
 
     Raises:
-        ExciteError: tensors are missing, left over or of another shape (with ``allow_partial``: none fits).
+        ExciteError: tensors are missing, unexpected or of the wrong shape (with ``allow_partial``: none fits).
     """
     own = model.state_dict()
     tensors, adapted = fit_channels(foreign.tensors, own)
@@ -409,7 +418,7 @@ def load_into(
     if different and not allow_partial:
         raise refuse(foreign.source, different)
     for name in [n for n in fits if any(n.startswith(f"{slot}.gate.") for slot in different)]:
-        del fits[name]  # another function of the same tensors: they would be noise
+        del fits[name]  # it computes a different function of these tensors: they would be noise
     _without_halves(fits, foreign.tensors, own)
     fresh = [n for n in own if n not in fits and not n.endswith(COUNTERS)]
     unused = [n for n in foreign.tensors if n not in fits]
@@ -417,7 +426,7 @@ def load_into(
     if (misfits or foreign.unknown) and not allow_partial:
         raise ExciteError(misfit(foreign, own, fresh, model.model_name))
     if not any(not n.startswith("fc.") and not n.endswith(COUNTERS) for n in fits):
-        raise ExciteError(f"{foreign.source}: not one of its tensors fits {model.model_name}")
+        raise ExciteError(f"{foreign.source}: none of its tensors fits {model.model_name}")
     _check_values(fits, foreign)
     check_blocks(model, foreign.source, foreign.name, foreign.options, _is_gated(foreign))
     settings = apply_settings(model, foreign.name, foreign.options)
@@ -427,7 +436,7 @@ def load_into(
 
 
 def _without_halves(fits: dict[str, Tensor], tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """A module one tensor of which does not fit keeps none: the bias of another classifier would be noise."""
+    """Drop all tensors of a module if one does not fit: the bias of another classifier would be noise."""
     broken = {n.rpartition(".")[0] for n in tensors if n in own and n not in fits}
     for name in [n for n in fits if n.rpartition(".")[0] in broken]:
         del fits[name]
@@ -436,13 +445,13 @@ def _without_halves(fits: dict[str, Tensor], tensors: Mapping[str, Tensor], own:
 def _check_values(fits: Mapping[str, Tensor], foreign: Foreign) -> None:
     for name, tensor in fits.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ExciteError(f"{foreign.source}: the tensor {foreign.origin[name]!r} holds values that are not finite")
+            raise ExciteError(f"{foreign.source}: the tensor {foreign.origin[name]!r} has non-finite values")
         if name.endswith("running_var") and bool((tensor < 0).any()):
-            raise ExciteError(f"{foreign.source}: the variances {foreign.origin[name]!r} hold values below 0")
+            raise ExciteError(f"{foreign.source}: the variances {foreign.origin[name]!r} have values below 0")
 
 
 def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Function, Function]]:
-    """Slots of ours whose gate has the checkpoint's tensors and another function."""
+    """Our slots whose gate computes a different function of the checkpoint's tensors."""
     if not isinstance(model, Classifier):  # timm's
         return {}
     if foreign.layout is not None:
@@ -452,24 +461,24 @@ def _different_gates(model: nn.Module, foreign: Foreign) -> dict[str, tuple[Func
 
 
 def check_blocks(model: Classifier, source: str, name: str, options: ModelArgs, gated: bool) -> None:
-    """Gates have the same shapes wherever they stand in a block, selective kernels whatever they see.
+    """Check what shapes do not show: the gates' position in a block, selective kernels' dilation, the activation.
 
     Args:
-        model: the network to fill.
+        model: the network to load the weights into.
         source: for the message.
-        name, options: of the checkpoint's network, as for ``create_model``.
-        gated: whether that one has gates, if only such as have no tensors.
+        name, options: the checkpoint's network, as for ``create_model``.
+        gated: whether that one has gates, with or without tensors.
 
     Raises:
-        ExciteError: they stand elsewhere, or see something else; or the activation is another.
+        ExciteError: one of them differs.
     """
     wanted = options.get("gate_position", _of_variant(name, "gate_position", "standard"))
     found = setting(model, "gate_position", "standard")
     if wanted != found and model.gate_spec is not None and gated:
-        raise ExciteError(f"{source} has its gates at the position {wanted!r}, this network at {found!r}")
+        raise ExciteError(f"{source} has its gates at the position {wanted!r}, but this network at {found!r}")
     act, own_act = options.get("act_layer", "relu"), setting(model, "act_layer", "relu")
     if act != own_act:  # activations have no tensors
-        raise ExciteError(f"{source} has act_layer {act!r}, this network {own_act!r}: not the same network")
+        raise ExciteError(f"{source} has act_layer {act!r}, but this network has {own_act!r}")
     theirs = options.get("block_conv", _of_variant(name, "block_conv", None))
     check_kernels(setting(model, "block_conv", None), theirs, source)
 
@@ -481,15 +490,15 @@ def _is_gated(foreign: Foreign) -> bool:
 
 
 def gated(name: str, options: ModelArgs) -> bool:
-    """Whether ``create_model(name, **options)`` has gates, if only such as have no tensors."""
+    """Whether ``create_model(name, **options)`` has gates, with or without tensors."""
     known = VARIANTS.get(name)
     return options.get("gate", None if known is None else known["gate"]) not in (None, "none")
 
 
 def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: str) -> str:
-    """One sentence on everything that does not fit the network ``name``, counted, and which one it is of."""
+    """A sentence on everything that does not fit the network ``name``, with counts, and which network it is."""
     found = _found(foreign)
-    is_other = f"it is {found}, which model.name={found} takes; " if found not in (None, name) else ""
+    is_other = f"it is {found} (set model.name={found}); " if found not in (None, name) else ""
     missing = [n for n in fresh if n not in foreign.tensors]
     extra = [foreign.origin[n] for n in foreign.tensors if n not in own] + foreign.unknown
     shapes = [
@@ -499,15 +508,15 @@ def misfit(foreign: Foreign, own: Mapping[str, Tensor], fresh: list[str], name: 
     ]
     parts = [
         f"{what} {listed(names)}"
-        for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+        for what, names in (("missing", missing), ("unexpected", extra), ("of the wrong shape", shapes))
         if names
     ]
     what = is_other + "; ".join(parts)
-    return f"{foreign.source} does not fit {name}: {what} (--allow-partial, allow_partial=True, takes what fits)"
+    return f"{foreign.source} does not fit {name}: {what} (--allow-partial or allow_partial=True loads what fits)"
 
 
 def _found(foreign: Foreign) -> str | None:
-    """The network of ours that a checkpoint is of, where that is known."""
+    """The network of ours that a checkpoint belongs to, if known."""
     if foreign.anatomy is None:
         return foreign.name
     with suppress(ExciteError):
@@ -516,11 +525,11 @@ def _found(foreign: Foreign) -> str | None:
 
 
 def apply_settings(model: Classifier, name: str, options: ModelArgs) -> ModelArgs:
-    """Make ``model`` compute as ``create_model(name, **options)`` does; what was changed, by option."""
+    """Make ``model`` compute what ``create_model(name, **options)`` does; returns option -> new value."""
     changed: ModelArgs = {}
     for key, default in _setting_defaults(model).items():
         wanted = options.get(key, _of_variant(name, key, default))
-        # A running average's pace has no part in what the network computes, so the model's own may stay.
+        # The momentum of running averages does not affect what the network computes, so the model's own is kept.
         if wanted != setting(model, key, default) and (key != "bn_momentum" or key in options):
             changed[key] = wanted
     model.model_args |= changed
@@ -539,7 +548,7 @@ def apply_settings(model: Classifier, name: str, options: ModelArgs) -> ModelArg
 
 
 def setting(model: Classifier, key: str, default: Any) -> Any:
-    """What a model's option is: as it was made, by its variant, or ``default``."""
+    """The value of a model's option: as given, else by its variant, else ``default``."""
     return model.model_args.get(key, _of_variant(model.model_name, key, default))
 
 

@@ -1,4 +1,4 @@
-"""Where converted weights go: what the file may be called, checked before anything is read."""
+"""Checks the file name for converted weights before anything is read."""
 
 from pathlib import Path
 
@@ -10,18 +10,18 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def check_destination(destination: Path, to: str, force: bool) -> None:
-    """Raise ExciteError where ``excite convert`` could not write this file for the library ``to``."""
+    """Raise ExciteError if ``excite convert`` could not write this file for the library ``to``."""
     check_choice("--to", to, TARGETS)
     check_new(destination, force)
     if to != "excite":
         check_suffix(destination)
     elif destination.suffix != ".safetensors":
-        raise ExciteError(f"{destination} must end in .safetensors, the form of excite's weights files")
+        raise ExciteError(f"{destination} must end in .safetensors, the format of excite's weights files")
 
 
 def check_suffix(path: Path) -> None:
-    """Raise ExciteError where a state dict's file name does not say in which form to write it."""
+    """Raise ExciteError if the file name of a state dict does not determine its format."""
     if path.suffix.lower() not in SUFFIXES:
         raise ExciteError(
-            f"{path} must end in one of {', '.join(SUFFIXES)}: the ending says how the weights are written"
+            f"{path} must end in one of {', '.join(SUFFIXES)}, which determines the format of the weights"
         )

@@ -1,4 +1,4 @@
-"""What tensors do not show: gates and blocks of the same shapes that compute something else."""
+"""Detects gates and blocks with the same tensor shapes that compute something else."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ from excite.models.selective_kernel import selective_kernel_settings
 
 #: Options of gates that show in the names and shapes of their tensors.
 _SHOWN = frozenset(("reduction", "rd_divisor", "bias", "min_width", "kernel_size", "gamma", "beta", "halve_from"))
-#: cSE is SE under another name, with another default of an option that shows.
+#: cSE is SE under another name, with another default for an option that its tensors show.
 _ALIKE = {"cse": "se"}
 
 #: A gate's name and the options that its tensors do not show; None for no gate.
@@ -23,13 +23,13 @@ Function = GateTable | None
 
 
 def function_of(spec: GateTable | None) -> Function:
-    """What a gate's table says of its function beyond what its tensors say, defaults filled in."""
+    """What a gate's table says about its function that its tensors do not show, with defaults filled in."""
     if spec is None:
         return None
     table = gate_table(spec)
     name = table.pop("name")
     options = {"identity": False, **gate_defaults(name), **table}
-    if options.get("extent") == "global":  # GE has two words for it
+    if options.get("extent") == "global":  # GE has two names for it
         options["extent"] = 0
     return {"name": _ALIKE.get(name, name), **{k: v for k, v in options.items() if k not in _SHOWN}}
 
@@ -41,24 +41,24 @@ def _gates(model: Classifier) -> dict[str, Function]:
 
 
 def other_gates(model: Classifier, gate: GateTable | None) -> dict[str, tuple[Function, Function]]:
-    """Slots of ``model`` whose gate is another function of the same tensors than a checkpoint's.
+    """Slots of ``model`` whose gate computes a different function of the same tensors than the checkpoint's.
 
     Args:
-        model: the network that is to be filled.
-        gate: the table of all gates of the checkpoint; None where it has none.
+        model: the network to load the weights into.
+        gate: the table of the checkpoint's gates; None if it has none.
 
     Returns:
-        Slot -> (the checkpoint's gate, this network's). Slots with a gate on one side only are not among them: there
-        tensors are missing or left over, or the gate has none and nobody can tell.
+        Slot -> (the checkpoint's gate, this network's). Slots with a gate on only one side are not included: there,
+        tensors are missing or unexpected, or the gate has none and cannot be detected.
     """
     theirs = function_of(gate)
     return {slot: (theirs, mine) for slot, mine in _gates(model).items() if mine and theirs and mine != theirs}
 
 
 def other_gates_of_ours(model: Classifier, name: str, options: ModelArgs) -> dict[str, tuple[Function, Function]]:
-    """:func:`other_gates` for a file of ours, which says what it is: ``create_model(name, **options)``.
+    """:func:`other_gates` for a file of ours, which describes itself: ``create_model(name, **options)``.
 
-    Gates on one side only are found, too, where they have no tensors that would tell.
+    Gates on only one side are found, too, if they have no tensors that would show it.
     """
     with torch.device("meta"):
         written = create_model(name, **options)
@@ -69,34 +69,34 @@ def other_gates_of_ours(model: Classifier, name: str, options: ModelArgs) -> dic
 
 
 def other_gates_of_timms(model: nn.Module, args: ModelArgs) -> dict[str, tuple[Function, Function]]:
-    """:func:`other_gates` for grafted models of timm, both from ``create_model``: ``args`` are those of the file."""
+    """:func:`other_gates` for grafted timm models, both from ``create_model``; ``args`` are those of the file."""
     theirs, mine = function_of(args.get("gate")), function_of(getattr(model, "gate_spec", None))
     return {args["gate_at"][0]: (theirs, mine)} if theirs and mine and theirs != mine else {}
 
 
 def _without_tensors(model: Classifier) -> list[str]:
-    """Slots with a gate that has no tensors."""
+    """Slots with a gate without tensors."""
     gates = {slot: block.gate for slot, block in model.gate_slots().items()}
     return [slot for slot, gate in gates.items() if isinstance(gate, nn.Module) and not gate.state_dict()]
 
 
 def check_kernels(mine: Any, theirs: Any, source: str) -> None:
-    """Raise ExciteError where selective kernels of the same shapes see another neighbourhood (dilation)."""
+    """Raise ExciteError if selective kernels of the same shapes have different dilations."""
     found, wanted = selective_kernel_settings(mine), selective_kernel_settings(theirs)
     if found != wanted and None not in (found, wanted):
-        raise ExciteError(f"{source} has block_conv {_said(wanted)}, this network {_said(found)}: not the same network")
+        raise ExciteError(f"{source} has block_conv {_said(wanted)}, but this network has {_said(found)}")
 
 
 def refuse(source: str, different: Mapping[str, tuple[Function, Function]]) -> ExciteError:
-    """The error about gates of the same shapes and another function."""
+    """The error for gates with the same shapes but a different function."""
     slot, (theirs, mine) = next(iter(different.items()))
     differing = {k for k in {**(theirs or {}), **(mine or {})} if (theirs or {}).get(k) != (mine or {}).get(k)}
     keep = differing | {"name"}
     shown = [None if f is None else {k: v for k, v in f.items() if k in keep} for f in (theirs, mine)]
     return ExciteError(
-        f"{source} has at {slot} the gate {_said(shown[0])}, this network {_said(shown[1])}: another function of the "
-        "same tensors; create the network with the checkpoint's gate (allow_partial=True of load_weights leaves the "
-        "checkpoint's gates out)"
+        f"{source} has the gate {_said(shown[0])} at {slot}, but this network has {_said(shown[1])}, a different "
+        "function of the same tensors; create the network with the checkpoint's gate (or leave its gates out with "
+        "allow_partial=True of load_weights)"
     )
 
 

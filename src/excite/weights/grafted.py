@@ -1,4 +1,4 @@
-"""Grafted networks of other libraries in a file: the weights, and what is needed to put the gates where they were."""
+"""Saves and loads grafted networks of other libraries: the weights, and the places of the gates."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +25,9 @@ FORMAT_VERSION = 1
 
 
 def header(meta: Meta, model: Classifier, metrics: Summary | None) -> Meta:
-    """The header of a checkpoint whose gates have changed: its model, and the model of its recipe, are the new one.
+    """The header of a checkpoint whose gates have changed, with the new model in it and in its recipe.
 
-    ``model``: one of ours, or one of timm's from ``create_model("timm:...")``.
+    ``model`` is one of ours, or one of timm's from ``create_model("timm:...")``.
     """
     from excite.runtime.environment import versions
 
@@ -46,30 +46,33 @@ def header(meta: Meta, model: Classifier, metrics: Summary | None) -> Meta:
         "model": {"name": model.model_name, "args": args},
         "recipe": recipe,
         "metrics": metrics,
-        "trained_as": meta.get("trained_as", meta["model"]),  # no training of that recipe gives these weights
+        "trained_as": meta.get("trained_as", meta["model"]),  # training with that recipe does not give these weights
         "versions": versions(),
     }
 
 
 def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
-    """Write a grafted network of another library as one safetensors file (whole or not at all).
+    """Write a grafted network of another library as a safetensors file, atomically.
 
-    The names of the tensors are those of the ungated network, with ``PLACE.gate.*`` besides.
+    The tensors have the names of the ungated network, plus ``PLACE.gate.*``.
 
     Args:
-        model: what ``excite.graft`` returned. Our own models are saved as every checkpoint of ours.
+        model: the result of ``excite.graft`` for a network that is not one of ours.
         path: the file.
-        source: how to build the ungated network again, such as ``timm:resnet50``; "" where :func:`load_grafted` will be
-            given it.
+        source: how to build the ungated network again, such as ``timm:resnet50``; "" if it will be given to
+            :func:`load_grafted`.
 
     Raises:
         ExciteError: the network has no grafted gates, or the file cannot be written.
     """
     if isinstance(model, Classifier):
-        raise ExciteError(f"{model.model_name} is one of ours: its run folders and checkpoints know of its gates")
+        raise ExciteError(
+            f"{model.model_name} is one of excite's models, whose run folders and checkpoints record its gates; "
+            "save_grafted is for networks of other libraries"
+        )
     wrappers = {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
     if not wrappers:
-        raise ExciteError(f"{type(model).__name__} has no grafted gates, so there is nothing to remember of them")
+        raise ExciteError(f"{type(model).__name__} has no grafted gates to save")
     places = [
         {"name": name, "channels": w.channels, "size": list(w.size), "channels_last": w.channels_last, "spec": w.spec}
         for name, w in wrappers.items()
@@ -87,14 +90,18 @@ def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
 
 
 def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The network that :func:`save_grafted` wrote, gates in their places, weights loaded.
+    """Load a network written by :func:`save_grafted`, with gates and weights.
 
     Args:
         path: the file.
-        model: the network without gates, changed in place; None builds what the file names (timm's models).
+        model: the network without gates, which is changed in place; None: create the one named in the file (timm's
+            models).
+
+    Returns:
+        The network.
 
     Raises:
-        ExciteError: the file is another, or it does not fit the network.
+        ExciteError: it is not such a file, or it does not fit the network.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -103,19 +110,20 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
     if text is None:
-        raise ExciteError(f"{path} is no grafted network of another library (ours: excite.load)")
+        raise ExciteError(f"{path} is not a grafted network of another library (for excite's own: excite.load)")
     about, places = _read_header(path, text, tensors)
     if model is None:
         if not about["source"].startswith(PREFIX):
             raise ExciteError(
-                f"{path} does not say how to build its {shown_text(about['network'])}; give model= without gates"
+                f"{path} does not say how to create its {shown_text(about['network'])}; give the network without gates "
+                "as model="
             )
         model = create_model(about["source"])
     names = {name for name, _ in model.named_modules()}
     for place, _ in places:
         if place.name not in names:
             raise ExciteError(
-                f"{path} has a gate behind {shown(place.name)}, which {type(model).__name__} does not have"
+                f"{path} has a gate after {shown(place.name)}, which {type(model).__name__} does not have"
             )
     try:
         for place, spec in places:
@@ -133,10 +141,10 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 def _read_header(
     path: str | Path, text: str, tensors: Mapping[str, Tensor]
 ) -> tuple[GraftMeta, list[tuple[Place, GateTable]]]:
-    """The header, and its places with the gates' tables, which have the file's tensors.
+    """The header, and its places with the gates' tables, checked against the file's tensors.
 
     Raises:
-        ExciteError: it is damaged, of another format, or says something else than the tensors.
+        ExciteError: it is damaged, has another format version, or contradicts the tensors.
     """
     about = read_header(text, path, GraftHeader)
     places: list[tuple[Place, GateTable]] = []
@@ -146,7 +154,7 @@ def _read_header(
         place = Place(entry["name"], entry["channels"], (height, width), entry["channels_last"])
         spec = dict(entry["spec"])
         check_arguments(path, {"channels": place.channels, **spec}, tensors)
-        with torch.device("meta"):  # a gate as large as a map may take more memory than there is
+        with torch.device("meta"):  # a gate as large as a map may need more memory than there is
             gate = create_gate(spec, place.channels, feature_size=place.size)
         own |= {f"{place.name}.gate.{name}": tensor.shape for name, tensor in gate.state_dict().items()}
         places.append((place, spec))
@@ -158,12 +166,12 @@ def _read_header(
                 "write the file again"
             )
     if len({place.name for place, _ in places}) < len(places):
-        raise ExciteError(f"{path} says that excite wrote it, but its header is damaged: two gates have one place")
+        raise ExciteError(f"{path} says that excite wrote it, but its header is damaged: two gates have the same place")
     return about, places
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is missing, left over or of another shape, one clause each."""
+    """What is missing, unexpected or of the wrong shape, one clause each."""
     own = model.state_dict()
     wrong = [f"{name} is missing" for name in own if name not in tensors]
     wrong += [f"{name} is left over" for name in tensors if name not in own]

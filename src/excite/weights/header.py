@@ -1,7 +1,7 @@
-"""The headers of weights files: a strict model of what stands in them.
+"""The headers of weights files: a strict schema of their contents.
 
-A header is text in a file that came from anywhere. Nothing in it is used before it was found to have the types and
-sizes that it should have; ``excite.training.checkpoint.build_network`` makes a network of what it says.
+A header is text in a file from anywhere. Nothing in it is used before its types and sizes have been checked;
+``excite.weights.own.build_network`` builds the network that it describes.
 """
 
 import math
@@ -20,15 +20,15 @@ from excite.recipe import is_plain_name, plain_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Characters. ImageNet-21k's names of classes take half a million.
+#: In characters. The class names of ImageNet-21k take half a million.
 LONGEST = 16 << 20
 LONGEST_NAME = 10_000
-#: Levels of lists and tables: a recipe has 5.
+#: Nesting levels of lists and tables; a recipe has 5.
 DEEPEST = 12
-#: An integer among a model's arguments is a number of channels, layers, pixels or classes, which is not above this or
-#: above what the tensors of the file have; a number with a fraction is a rate or an epsilon.
+#: An integer among a model's arguments is a number of channels, layers, pixels or classes. It must not exceed this or
+#: the sizes of the file's tensors. A number with a fraction is a rate or an epsilon.
 LARGEST = 4096
-#: Arguments of timm's ``create_model`` that fetch or read another file; a network of ours is stored with its weights.
+#: Arguments of timm's ``create_model`` that download or read another file; our files contain their weights.
 _FETCHING = ("pretrained", "checkpoint_path", "cache_dir")
 
 _Count = Annotated[int, Field(ge=0, lt=1 << 53)]
@@ -41,20 +41,20 @@ def _short(text: str) -> str:
     return text
 
 
-#: A name from a disk, that of a class, too: of bytes that are no UTF-8 there are lone surrogates in it (PEP 383), which
-#: pydantic refuses in a text whose length it is to check.
+#: A name from a disk, such as that of a class. Bytes that are not UTF-8 become lone surrogates (PEP 383), which
+#: pydantic refuses in a text with a length limit.
 _FileName = Annotated[str, AfterValidator(_short)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class _Part(BaseModel):
-    """Keys that this version does not know are kept: a later one may have written them."""
+    """Base class: unknown keys are kept, because a later version may have written them."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True, protected_namespaces=())
 
 
 class ModelHeader(_Part):
-    """Which network: ``create_model(name, **args)``."""
+    """The network: ``create_model(name, **args)``."""
 
     name: _Name
     args: dict[str, Any]
@@ -63,7 +63,7 @@ class ModelHeader(_Part):
     def _builds_one_classifier(self) -> "ModelHeader":
         for key, value in self.args.items():
             if key.startswith(_FETCHING):
-                raise ValueError(f"model.args.{shown_text(key)} would fetch other weights than these")
+                raise ValueError(f"model.args.{shown_text(key)} would download other weights")
             if key == "features_only" and value is not False:
                 raise ValueError("model.args.features_only gives no classifier")
         for key in ("num_classes", "in_chans"):
@@ -73,7 +73,7 @@ class ModelHeader(_Part):
 
 
 class PreprocessingHeader(_Part):
-    """How images become the network's input, see :class:`excite.data.Preprocessing`."""
+    """The preprocessing of images; see :class:`excite.data.Preprocessing`."""
 
     image_size: Annotated[int, Field(ge=1, le=LARGEST)]
     crop_pct: Annotated[_Finite, Field(gt=0, le=1)]
@@ -98,7 +98,8 @@ class _TrainSection(_Part):
 
 
 class RecipeHeader(_Part):
-    """What it was trained by; checked as a recipe where it is used as one, as other versions have other keys."""
+    """The recipe that it was trained with. It is only checked as a recipe when used as one, because other versions have
+    other keys."""
 
     name: Any = ""
     model: dict[str, Any]
@@ -107,7 +108,7 @@ class RecipeHeader(_Part):
 
 
 class MetricsHeader(_Part):
-    """Validation of the weights; a measure is absent where the run diverged."""
+    """Validation results of the weights; a measure is absent if the run diverged."""
 
     top1: float | None = None
     top5: float | None = None
@@ -144,14 +145,14 @@ class Header(_Part):
 
 
 class ModelMeta(TypedDict):
-    """``create_model(name, **args)``; which arguments there are depends on the network."""
+    """``create_model(name, **args)``; the arguments depend on the network."""
 
     name: str
     args: dict[str, Any]
 
 
 class RecipeMeta(TypedDict):
-    """A recipe's values, section by section, as another version may have written them: ``Recipe.from_dict`` checks."""
+    """The values of a recipe by section. Another version may have written them; ``Recipe.from_dict`` checks them."""
 
     name: str
     model: dict[str, Any]
@@ -160,9 +161,9 @@ class RecipeMeta(TypedDict):
 
 
 class Summary(TypedDict):
-    """One evaluation in a few numbers, see :class:`excite.training.evaluation.Evaluation`.
+    """An evaluation in a few numbers; see :class:`excite.training.evaluation.Evaluation`.
 
-    The last three came after 0.1; what was measured in passing, as by ``excite prune``, is top-1 and loss alone.
+    The last three were added after 0.1. Some evaluations, as in ``excite prune``, only have top-1 and loss.
     """
 
     images: NotRequired[int]
@@ -175,18 +176,19 @@ class Summary(TypedDict):
 
 
 class Meta(TypedDict):
-    """What :class:`Header` has checked, as it is written and read: the values of JSON.
+    """The JSON values of a header, checked by :class:`Header`.
 
     Attributes:
-        model: which network; trained_as: which one it was before a change that keeps its answers.
-        classes: their names, in the order of the logits.
-        preprocessing: how images become its input.
-        recipe: what it was trained by, defaults filled in.
-        metrics: of these weights on the validation images; None where they were not evaluated.
-        versions: of packages, by name.
+        model: the network.
+        trained_as: the network before a change that preserves its output.
+        classes: class names, in the order of the logits.
+        preprocessing: preprocessing of images.
+        recipe: the recipe that it was trained with, with defaults filled in.
+        metrics: results of these weights on the validation images; None if they were not evaluated.
+        versions: package -> version.
         step, epoch: how long it was trained.
-        precision: in which it was trained.
-        converted_from: ``source``, ``format``, ``layout`` of weights from elsewhere.
+        precision: the precision of the training.
+        converted_from: ``source``, ``format`` and ``layout`` of converted weights.
     """
 
     model: ModelMeta
@@ -203,21 +205,21 @@ class Meta(TypedDict):
 
 
 class ConvertedHeader(_Part):
-    """As little as weights need that are taken over into another network: which network they are of."""
+    """The minimum for loading weights into another network: which network they belong to."""
 
     model: ModelHeader
     preprocessing: dict[str, Any] = {}
 
 
 class ConvertedMeta(TypedDict):
-    """What :class:`ConvertedHeader` has checked."""
+    """Values checked by :class:`ConvertedHeader`."""
 
     model: ModelMeta
     preprocessing: NotRequired[KnownPreprocessing]
 
 
 class PlaceHeader(_Part):
-    """A gate in a network of another library, see ``excite.models.grafting.places.Place``."""
+    """A gate in a network of another library; see ``excite.models.grafting.places.Place``."""
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
     channels: Annotated[int, Field(ge=1, lt=1 << 31)]
@@ -236,7 +238,7 @@ class GraftHeader(_Part):
 
 
 class PlaceMeta(TypedDict):
-    """What :class:`PlaceHeader` has checked; ``spec`` is the gate's table."""
+    """Values checked by :class:`PlaceHeader`; ``spec`` is the gate's table."""
 
     name: str
     channels: int
@@ -246,7 +248,7 @@ class PlaceMeta(TypedDict):
 
 
 class GraftMeta(TypedDict):
-    """What :class:`GraftHeader` has checked."""
+    """Values checked by :class:`GraftHeader`."""
 
     format_version: int
     source: str
@@ -261,15 +263,15 @@ def read_header(text: str, path: str | Path, model: type[ConvertedHeader]) -> Co
 @overload
 def read_header(text: str, path: str | Path, model: type[GraftHeader]) -> GraftMeta: ...
 def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any:
-    """The header of a file of this package, checked; keys that old files lack have the value that they stood for.
+    """Check the header of a file of this package. Keys that old files lack get the value that applied then.
 
     Args:
-        text: what stands in the file.
-        path: for messages.
-        model: what must be in it.
+        text: the header as in the file.
+        path: the file, for messages.
+        model: the schema.
 
     Raises:
-        ExciteError: it is damaged, or of another format.
+        ExciteError: it is damaged, or has another format version.
     """
 
     def damaged(why: str) -> ExciteError:
@@ -282,7 +284,7 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any
     try:
         meta = from_json(text)
     except ValueError as error:
-        raise damaged(f"it is no JSON ({shown_text(str(error))})") from None
+        raise damaged(f"it is not JSON ({shown_text(str(error))})") from None
     if not isinstance(meta, dict):
         raise damaged(f"it is a {type(meta).__name__}")
     if why := _implausible(meta):
@@ -307,7 +309,7 @@ def read_header(text: str, path: str | Path, model: type[_Part] = Header) -> Any
 
 
 def _implausible(value: Any) -> str | None:
-    """What no header has: levels without end, numbers that are no numbers or that torch could not hold."""
+    """What no valid header has: endless nesting, or numbers that are not finite or that torch cannot hold."""
     level: list[tuple[str, Any]] = [("it", value)]
     for _ in range(DEEPEST):
         inner: list[tuple[str, Any]] = []
@@ -327,7 +329,7 @@ def _implausible(value: Any) -> str | None:
 
 
 def check_arguments(path: str | Path, args: Any, tensors: "Mapping[str, Tensor]") -> None:
-    """Raise ExciteError for a number among a model's arguments that the tensors do not bear out."""
+    """Raise ExciteError for a number among a model's arguments that the tensors contradict."""
     most = max([LARGEST, len(tensors), *(size for tensor in tensors.values() for size in tensor.shape)])
 
     def walk(key: str, value: Any) -> None:

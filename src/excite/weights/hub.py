@@ -1,6 +1,6 @@
-"""Where weights are: a file, a folder, an address, ``hf:owner/name`` of the Hugging Face hub, ``timm:name``.
+"""Fetches weights from a file, a folder, an address, the Hugging Face hub (``hf:owner/name``) or ``timm:name``.
 
-What is fetched stays in a cache and is compared with its hash where there is one: ``https://host/file#sha256=...``.
+Downloads are cached, and verified if there is a hash: ``https://host/file#sha256=...``.
 """
 
 import hashlib
@@ -24,35 +24,35 @@ from excite.storage.listing import exists
 from excite.storage.staging import stage
 from excite.text import tell
 
-#: What a repository or a folder of weights holds, best first.
+#: File names of weights in a repository or folder, best first.
 FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth")
-#: In a checkpoint folder of ours: the moving average goes before the raw weights.
+#: In our checkpoint folders: the moving average is preferred to the raw weights.
 RUN_FILES = ("ema.safetensors", "model.safetensors")
 CONFIG = "config.json"
-#: (owner/name, file, revision) -> its local path, or None where there is no such file.
+#: (owner/name, file, revision) -> local path, or None if there is no such file.
 Fetch = Callable[[str, str, str], Path | None]
 _HASH = re.compile(r"(?P<url>[^#]+)#sha256=(?P<hash>[0-9a-fA-F]{64})")
 _HF = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
 _HUB = "https://huggingface.co"
 _TIMM_OWNER = "timm"
-#: Seconds in which the hub must answer to count as there.
+#: Seconds within which the hub must answer to count as reachable.
 REACHED_IN = 5.0
 
 
 class NotReached(ExciteError):
-    """Weights that are not here, and the network that has them cannot be reached."""
+    """The weights are not on this machine, and the network cannot be reached to download them."""
 
 
 def local_weights(source: str | Path) -> Path:
-    """The local path of weights, fetched first where they are elsewhere.
+    """The local path of weights, which are downloaded first if they are elsewhere.
 
     Args:
-        source: a path; ``https://host/file`` or another address, with ``#sha256=HASH`` to check it; or
-            ``hf:owner/name``, with ``/file`` and ``@revision`` where the usual ones are not meant; or
-            ``timm:name.tag``, timm's pretrained weights.
+        source: a path; ``https://host/file`` or another address, with ``#sha256=HASH`` to verify it; or
+            ``hf:owner/name``, optionally with ``/file`` and ``@revision``; or ``timm:name.tag``, timm's pretrained
+            weights.
 
     Raises:
-        ExciteError: there is nothing, it cannot be reached, or its hash is another.
+        ExciteError: the weights do not exist, cannot be reached, or have a wrong hash.
     """
     text = str(source)
     if text.startswith("hf:"):
@@ -67,12 +67,12 @@ def local_weights(source: str | Path) -> Path:
 
 
 def _is_prefix(path: Path) -> bool:
-    """TensorFlow's checkpoints are named by what their files have in common."""
+    """Whether it is a TensorFlow checkpoint, which is named by the common prefix of its files."""
     return path.with_name(path.name + ".index").is_file()
 
 
 def check_weights(source: str) -> None:
-    """Raise ExciteError where there are no weights at ``source``; by names alone, and no address or hub is asked."""
+    """Raise ExciteError if there are no weights at ``source``, judging by local names only; no address is asked."""
     path = Path(source)
     if is_remote(source) or source.startswith(("hf:", "timm:")) or path.exists() or _is_prefix(path):
         return
@@ -88,26 +88,26 @@ def _in_folder(folder: Path) -> Path:
                 return place / name
     if (folder / "checkpoint").is_file():
         return folder
-    raise ExciteError(f"{folder} holds no weights: none of {', '.join(FILES)}, and it is no run folder")
+    raise ExciteError(f"{folder} has no weights: none of {', '.join(FILES)}, and it is not a run folder")
 
 
 def _from_address(url: str) -> Path:
     match = _HASH.fullmatch(url)
     if match is None:
         if "#" in url:
-            raise ExciteError(f"{url}: what follows # must be sha256= and 64 hexadecimal digits")
+            raise ExciteError(f"{url}: # must be followed by sha256= and 64 hexadecimal digits")
         return stage(url).path
     wanted = match["hash"].lower()
     kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
-    if kept.is_file() and sha256_of(kept) == wanted:  # its hash says that it is the right one: no network needed
+    if kept.is_file() and sha256_of(kept) == wanted:  # the hash proves that it is the right file: no network needed
         return kept
     fetched = stage(match["url"]).path
     found = sha256_of(fetched)
     if found != wanted:
-        # Out of the cache, so that the next attempt fetches it again; it may be the cache that is damaged.
+        # Remove it from the cache, which may be what is damaged, so that the next attempt downloads it again.
         shutil.rmtree(fetched.parent.parent, ignore_errors=True)
         raise ExciteError(
-            f"{match['url']} has the SHA-256 {found} and not {wanted}: it was changed or damaged, and was not used"
+            f"{match['url']} has the SHA-256 {found}, not {wanted}: it was changed or damaged, and was not used"
         )
     with written_aside(kept) as aside:
         _link_or_copy(fetched, aside)
@@ -116,7 +116,7 @@ def _from_address(url: str) -> Path:
 
 def _link_or_copy(source: Path, to: Path) -> None:
     try:
-        os.link(source.resolve(), to)  # the hub's library keeps symbolic links, which would lead nowhere from here
+        os.link(source.resolve(), to)  # the hub's library has symbolic links, which would not work from here
     except OSError:  # a file system without hard links
         shutil.copyfile(source, to)
 
@@ -139,25 +139,25 @@ def _from_hub(source: str) -> Path:
     what = repr(file) if file else f"none of {', '.join(FILES)}"
     raise ExciteError(
         f"{source}: the hub has no such public repository, revision or file ({what}); check the spelling, or log in "
-        "with `hf auth login` where it is private"
+        "with `hf auth login` if it is private"
     )
 
 
 def place_for(repository: str) -> Path:
-    """Where the user may put a copy of the files of a repository ("owner/name") for machines without a network."""
+    """The folder for a user's own copy of a repository ("owner/name"), on machines without a network."""
     return cache_folder() / "weights" / repository.replace("/", "--")
 
 
 def _copied(repository: str, file: str | None) -> Path | None:
-    """The user's own copy; None where there is none."""
+    """The user's own copy, or None."""
     names = (file,) if file else FILES
     return next((path for name in names if (path := place_for(repository) / name).is_file()), None)
 
 
 def _cut_off() -> str | None:
-    """Why the hub cannot be reached, found out in seconds; None where it can, or where a proxy stands between.
+    """Why the hub cannot be reached, determined within seconds; None if it can, or if there is a proxy.
 
-    The libraries would try six times, each with a longer wait.
+    The libraries would try six times, waiting longer each time.
     """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
@@ -174,14 +174,14 @@ def _cut_off() -> str | None:
         except (OSError, ValueError, OverflowError) as error:
             answer.append(first_line(error))
 
-    asking = threading.Thread(target=ask, daemon=True)  # looking up a name may take longer than anybody waits
+    asking = threading.Thread(target=ask, daemon=True)  # a name lookup may take longer than anybody would wait
     asking.start()
     asking.join(REACHED_IN)
     return (answer[0] or None) if answer else f"no answer within {REACHED_IN:g} s"
 
 
 def _cached(repository: str, file: str | None, revision: str) -> Path | None:
-    """What huggingface_hub has fetched before; None where it has not."""
+    """A file that huggingface_hub has downloaded before, or None."""
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
     from huggingface_hub import try_to_load_from_cache
@@ -196,36 +196,36 @@ def _cached(repository: str, file: str | None, revision: str) -> Path | None:
 def _not_fetched(source: str, repository: str, file: str | None, revision: str, why: str) -> NoReturn:
     name = file or FILES[0]
     raise NotReached(
-        f"{source} is not on this machine, and {endpoint()} cannot be reached ({why}): where there is a network, fetch "
-        f"{endpoint()}/{repository}/resolve/{revision}/{name}, copy it here as {place_for(repository) / name}, and "
-        "type the same again"
+        f"{source} is not on this machine, and {endpoint()} cannot be reached ({why}): on a machine with a network, "
+        f"download {endpoint()}/{repository}/resolve/{revision}/{name}, copy it here as "
+        f"{place_for(repository) / name}, and run the same command again"
     )
 
 
 def _check_hash(path: Path, repository: str, name: str) -> Path:
-    """Compare a file of the hub's cache with the SHA-256 that the hub gave for it, by which the cache has named it."""
+    """Check a file in the hub's cache against the SHA-256 that the hub gave for it, which is its name in the cache."""
     wanted = path.resolve().name
     if re.fullmatch("[0-9a-f]{64}", wanted) and (found := sha256_of(path)) != wanted:
-        path.resolve().unlink(missing_ok=True)  # so that the next attempt fetches it again
+        path.resolve().unlink(missing_ok=True)  # so that the next attempt downloads it again
         raise ExciteError(
-            f"hf:{repository}: {name} has the SHA-256 {found} and not {wanted}: it was damaged, and was not used; type "
-            "the same again to fetch it anew"
+            f"hf:{repository}: {name} has the SHA-256 {found}, not {wanted}: it was damaged, and was not used; run the "
+            "same command again to download it again"
         )
     return path
 
 
 def _with_config(path: Path, fetch: Fetch, repository: str, revision: str) -> Path:
-    """The same weights in a folder that has the repository's ``config.json`` beside them, where there is one.
+    """The same weights in a folder with the repository's ``config.json``, if there is one.
 
-    It says the network's name, options and preprocessing. Weights that are at hand are used without it, and that is
-    said.
+    It gives the network's name, options and preprocessing. If it cannot be fetched, the weights are used without it,
+    with a message.
     """
     if path.with_name(CONFIG).is_file():
         return path
     try:
         config = fetch(repository, CONFIG, revision)
     except ExciteError as error:
-        tell(f"without what {CONFIG} says of the network and its images: {error}")
+        tell(f"continuing without {CONFIG}, which describes the network and its images: {error}")
         return path
     if config is None or config.parent == path.parent:
         return path
@@ -244,10 +244,10 @@ def endpoint() -> str:
 
 
 def _library_serves() -> bool:
-    """Whether huggingface_hub is installed, and asks the hub itself.
+    """Whether to use huggingface_hub: it is installed, and the server is trusted.
 
-    It bounds neither how long a file may take nor what a server sends. Of the hub's own servers that need not be
-    feared, nor of one that is given a token; what else HF_ENDPOINT names is fetched as any other address is.
+    It limits neither the time nor the size of a download. That is acceptable for the hub's own servers, and for one
+    that gets a token; any other HF_ENDPOINT is treated like any other address.
     """
     trusted = endpoint() == _HUB or bool(os.environ.get("HF_TOKEN"))
     alone = importlib.util.find_spec("aiohttp") is None  # without excite[remote] nothing else can fetch
@@ -255,7 +255,7 @@ def _library_serves() -> bool:
 
 
 def _by_library(repository: str, file: str, revision: str) -> Path | None:
-    """Through huggingface_hub: its cache, its login, its progress bar. None where there is no such file."""
+    """Fetch with huggingface_hub: its cache, login and progress bar. None if there is no such file."""
     from huggingface_hub import errors as hub_errors
     from huggingface_hub import hf_hub_download
 
@@ -271,26 +271,26 @@ def _by_library(repository: str, file: str, revision: str) -> Path | None:
 
 
 def _by_address(repository: str, file: str, revision: str) -> Path | None:
-    """Without huggingface_hub: the same address, through our own cache. None where there is no such file."""
+    """Fetch without huggingface_hub: the same address, with our own cache. None if there is no such file."""
     address = f"{endpoint()}/{repository}/resolve/{revision}/{file}"
     return stage(address).path if exists(connect(address)) else None
 
 
 def _unreachable(repository: str, error: Exception) -> NotReached:
     return NotReached(
-        f"hf:{repository} could not be fetched from {endpoint()} ({first_line(error)}); check the network, or copy the "
-        "file here and give its path"
+        f"hf:{repository} could not be downloaded from {endpoint()} ({first_line(error)}); check the network, or copy "
+        "the file here and give its path"
     )
 
 
 def _from_timm(source: str) -> Path:
-    """timm's pretrained weights, whose repositories on the hub are called timm/NAME.TAG."""
+    """timm's pretrained weights, whose repositories on the hub are named timm/NAME.TAG."""
     name = source.removeprefix("timm:")
     config = _timm_config(name)
     if config is None:
         if "." not in name:
             raise ExciteError(
-                f"{source}: without timm installed, which of its weights are meant must be said in full, such as "
+                f"{source}: timm is not installed, so give the full name of the weights, such as "
                 "timm:seresnet50.ra2_in1k"
             )
         return _from_hub(f"hf:{_TIMM_OWNER}/{name}")
@@ -308,7 +308,7 @@ class _TimmConfig(TypedDict, total=False):
 
 
 def _timm_config(name: str) -> _TimmConfig | None:
-    """timm's own record of where its weights are, or None where timm is not installed, or cannot be imported."""
+    """timm's record of where its weights are, or None if timm is not installed or cannot be imported."""
     from excite.models.timm_models import check_timm_name, import_timm
 
     try:

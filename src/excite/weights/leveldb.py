@@ -1,7 +1,7 @@
-"""Sorted tables of LevelDB, the form of TensorFlow's ``.index`` files.
+"""Reads sorted tables of LevelDB, the format of TensorFlow's ``.index`` files.
 
-Layout: leveldb/doc/table_format.md. A footer names the index block, which names the data blocks; in a block, a key
-gives only what differs from the one before it; behind each block stand its compression and its CRC-32C.
+Format: leveldb/doc/table_format.md. A footer points to the index block, which points to the data blocks. In a block, a
+key only stores its difference from the previous one. Each block is followed by its compression type and CRC-32C.
 """
 
 import struct
@@ -14,11 +14,11 @@ from excite.weights.wire import read_varint
 MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER, _TRAILER = 48, 5
 _PLAIN, _SNAPPY = 0, 1
-_LONGEST_KEY = 4096  # keys share beginnings, so that without a limit a small file could unfold into a huge one
+_LONGEST_KEY = 4096  # keys share prefixes, so without a limit a small file could expand into a huge one
 
 
 def is_table(data: memoryview) -> bool:
-    """Whether a file ends as a table does."""
+    """Whether a file ends like a table."""
     return len(data) >= _FOOTER and data[-len(MAGIC) :] == MAGIC
 
 
@@ -26,10 +26,10 @@ def read_table(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     """The (key, value) pairs of a table, in order.
 
     Raises:
-        Damaged: a check sum is wrong, a block lies outside of the file, or keys are not in order.
+        Damaged: a checksum is wrong, a block is outside the file, or keys are not in order.
     """
     footer = data[-_FOOTER:]
-    _, at = _handle(footer, 0)  # of the meta index, which holds nothing for us
+    _, at = _handle(footer, 0)  # the meta index, which we do not need
     index, _ = _handle(footer, at)
     last: bytes | None = None
     total = 0
@@ -58,7 +58,7 @@ def _block(data: memoryview, handle: tuple[int, int]) -> memoryview:
         raise Damaged(f"a block is said to lie at {offset} to {end} of {len(data)} bytes")
     (stored,) = struct.unpack_from("<I", data, end + 1)
     if crc32c(data[offset : end + 1]) != unmask(stored):
-        raise Damaged(f"the block at byte {offset} does not have its check sum")
+        raise Damaged(f"the block at byte {offset} has a wrong checksum")
     content, compression = data[offset:end], data[end]
     if compression == _SNAPPY:
         return memoryview(_uncompressed(content))
@@ -95,7 +95,7 @@ def _uncompressed(data: memoryview) -> bytearray:
     """The content of a snappy block (google/snappy, format_description.txt). Raises Damaged."""
     size, at = read_varint(data, 0)
     if size > _SNAPPY_RATIO * len(data):
-        raise Damaged(f"a compressed block of {len(data)} bytes says that it unfolds to {size}")
+        raise Damaged(f"a compressed block of {len(data)} bytes claims to expand to {size}")
     out = bytearray()
     while at < len(data):
         tag = data[at]
@@ -109,14 +109,14 @@ def _uncompressed(data: memoryview) -> bytearray:
         else:
             length, offset, at = _copy(data, tag, at)
             if not 0 < offset <= len(out):
-                raise Damaged("a compressed block repeats what is not there")
+                raise Damaged("a compressed block refers to data that is not there")
             start = len(out) - offset
             chunk = out[start : start + length]
-            out += (chunk * -(-length // len(chunk)))[:length]  # a copy may overlap what it makes
+            out += (chunk * -(-length // len(chunk)))[:length]  # a copy may overlap its own output
         if len(out) > size:
             break
     if len(out) != size:
-        raise Damaged("a compressed block does not have its length")
+        raise Damaged("a compressed block has a wrong length")
     return out
 
 

@@ -1,6 +1,6 @@
-"""What a source of weights is: whose, where its files are, which run it belongs to. Ours are recognised first.
+"""Finds out what a source of weights is: whose weights, where its files are, which run it belongs to.
 
-Nothing here imports PyTorch: that there is nothing at a source is said before.
+It does not import PyTorch, so that a missing source is reported before that.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from excite.storage.address import is_remote
 
 #: The files of a run folder and of its checkpoints.
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
-#: What other libraries' networks with gates of ours have in their header.
+#: Key in the header of other libraries' networks with our gates.
 GRAFTED = "excite_graft"
 
 FOREIGN_SUFFIXES = (".ckpt", ".caffemodel", ".pth", ".pt", ".bin", ".tar", ".pkl", ".index")
@@ -28,11 +28,11 @@ class Located:
     """What a source is.
 
     Attributes:
-        source: what was given: a run folder, a checkpoint, an address, ``hf:owner/name`` ...
-        kind: "own": a weights file of this package. "grafted": another library's network with gates of ours (see
-            :mod:`excite.weights.grafted`). "foreign": another system's weights, which may have to be fetched still.
-        path: of ours the weights file; of others the source as a path (TensorFlow's is a prefix of files).
-        run: the run folder, where the source is one on this machine.
+        source: as given: a run folder, a checkpoint, an address, ``hf:owner/name`` ...
+        kind: "own": a weights file of this package. "grafted": another library's network with our gates (see
+            :mod:`excite.weights.grafted`). "foreign": another system's weights, which may not be downloaded yet.
+        path: of ours, the weights file; of others, the source as a path (TensorFlow's is a prefix of files).
+        run: the run folder, if the source is one on this machine.
     """
 
     source: str
@@ -41,9 +41,9 @@ class Located:
     run: Path | None
 
     def digest(self) -> str:
-        """sha256 (hex) of the weights file, what ``sha256sum`` gives; of a folder's or prefix's files, all of them.
+        """SHA-256 (hex) of the weights file, as by ``sha256sum``; for a folder or a prefix, of all its files.
 
-        Empty for weights that are no file here, but at a hub.
+        Empty for weights that are not a local file but on a hub.
         """
         path = self.path
         files = [path] if path.is_file() else sorted(p for p in path.parent.glob(f"{path.name}*") if p.is_file())
@@ -52,15 +52,15 @@ class Located:
         digest = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
-                hashlib.file_digest(stream, lambda: digest)  # goes on with what the files before have given
+                hashlib.file_digest(stream, lambda: digest)  # continues the digest of the previous files
         return digest.hexdigest() if files else ""
 
 
 def locate(source: str | Path) -> Located:
-    """Find out what ``source`` is; of ours at an address, the weights are fetched.
+    """Find out what ``source`` is. Our own weights at an address are downloaded.
 
     Raises:
-        ExciteError: there is nothing there, and it does not look like another system's.
+        ExciteError: there is nothing there, and it does not look like another system's weights.
     """
     run = run_folder(source)
     if not is_foreign(source):
@@ -69,12 +69,12 @@ def locate(source: str | Path) -> Located:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is kept."""
+    """The checkpoint folder of a step."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def saved_steps(run: Path) -> list[int]:
-    """The steps with a whole checkpoint, ascending."""
+    """The steps with a complete checkpoint, ascending."""
     found = (
         re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()
     )
@@ -82,13 +82,13 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def find_weights(source: str | Path) -> Path:
-    """The weights file that ``source`` means: a run folder, a checkpoint folder, or the file itself.
+    """The weights file for ``source``: a run folder, a checkpoint folder, or the file itself.
 
-    A run folder means its best weights so far, or those of its latest checkpoint where none was evaluated yet; in a
-    checkpoint folder the moving average comes before the raw weights.
+    For a run folder, these are its best weights so far, or those of its latest checkpoint if none was evaluated yet.
+    For a checkpoint folder, they are the moving average if there is one, else the raw weights.
 
     Raises:
-        ExciteError: there is nothing like it at ``source``.
+        ExciteError: there is no such file.
     """
     path = Path(source)
     if isinstance(source, str) and is_remote(source):
@@ -106,27 +106,27 @@ def find_weights(source: str | Path) -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise ExciteError(
-        f"{path} holds no {WEIGHTS} and no checkpoints: it is no run folder, or nothing was saved in it yet"
+        f"{path} has no {WEIGHTS} and no checkpoints: it is not a run folder, or nothing has been saved in it yet"
     )
 
 
 def check_there(source: str) -> None:
-    """Raise ExciteError where there is nothing at ``source``; by names alone, and no address or hub is asked."""
+    """Raise ExciteError if there is nothing at ``source``, judging by local names only; no address or hub is asked."""
     if is_remote(source) or source.startswith(("hf:", "timm:")) or Path(source).is_file() or is_foreign(source):
         return
     find_weights(source)
 
 
 def run_folder(source: str | Path) -> Path | None:
-    """``source`` as a path where it is a run folder on this machine, else None."""
+    """``source`` as a path if it is a run folder on this machine, else None."""
     path = Path(source)
     return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
 
 
 def is_foreign(source: str | Path) -> bool:
-    """Whether a source is something else than a run folder or a weights file of this package.
+    """Whether a source is something other than a run folder or a weights file of this package.
 
-    Only names and a file's header are looked at. What is not there counts as ours, whose reader then says so.
+    Only names and a file's header are examined. A missing file counts as ours; our reader then reports it.
     """
     text = str(source)
     if text.startswith(("hf:", "timm:")) or "#sha256=" in text:

@@ -1,4 +1,4 @@
-"""What makes converted weights a file of ours: class names, preprocessing, a recipe to validate and fine-tune with."""
+"""Headers for converted weights: class names, preprocessing, and a recipe to validate and fine-tune with."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,50 +12,51 @@ from excite.recipe import Recipe, load_recipe
 from excite.weights.convert import Loaded
 from excite.weights.header import Meta, RecipeMeta, read_header
 
-#: Arguments of ``create_model`` that a recipe has keys of its own for, or that follow from the data.
+#: Arguments of ``create_model`` that have their own keys in a recipe, or that follow from the data.
 _ELSEWHERE = ("num_classes", "in_chans", "image_size", "drop_rate", "drop_path_rate")
 
 
 def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = None) -> Meta:
-    """The header of the converted file (without ``versions``), JSON-able; see ``excite.training.checkpoint``.
+    """The header of a converted file (without ``versions``), JSON-serialisable; see ``excite.weights.header``.
 
     Args:
         model: the loaded network.
-        loaded: what ``convert`` said of it.
-        classes: class names in the order of the logits; None takes the source's own, or numbers.
+        loaded: the result of ``convert``.
+        classes: class names in the order of the logits; None: those of the source, or numbers.
 
     Raises:
-        ExciteError: not as many names as classes, or one twice; a file of ours whose header is not whole.
+        ExciteError: the number of names is not that of the classes, or a name occurs twice; or the source is a file of
+            ours with an incomplete header.
     """
     foreign = loaded.foreign
     if foreign.meta:
-        whole = read_header(to_json(foreign.meta), foreign.source)  # to take its weights over, less was enough
+        whole = read_header(to_json(foreign.meta), foreign.source)  # loading the weights needed less of the header
         meta: Meta = {**whole, "model": {"name": model.model_name, "args": model.model_args}}
         return meta if classes is None else {**meta, "classes": _names(model, loaded, classes)}
     preprocessing = Preprocessing.from_dict(
         {**foreign.preprocessing, "image_size": _image_size(model), "in_chans": model.in_chans}
     )
     if model.in_chans != len(preprocessing.mean):
-        raise ExciteError(f"{foreign.source} sees {model.in_chans} channels, which no preprocessing is known for")
+        raise ExciteError(f"{foreign.source} takes {model.in_chans} channels, for which the preprocessing is unknown")
     origin = {"format": foreign.format, "layout": "" if foreign.layout is None else foreign.layout.key}
     return _header(model, _names(model, loaded, classes), preprocessing, {"source": foreign.source, **origin})
 
 
 def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source: str) -> Meta:
-    """The same header for a model of timm that is no run of ours; its classes are numbers.
+    """The same header for a timm model that is not a run of ours; its classes are numbers.
 
     Args:
         model: from ``create_model("timm:...")``.
-        preprocessing: what timm says; None where its images are not square or are resized in a way of their own.
+        preprocessing: as given by timm; None if its images are not square or are resized in another way.
         source: for ``converted_from``.
 
     Raises:
-        ExciteError: nothing says how images become its input.
+        ExciteError: the preprocessing is unknown.
     """
     if preprocessing is None or len(preprocessing.mean) != model.in_chans:
         raise ExciteError(
-            f"{source} sees images of {'x'.join(map(str, model.input_size))}, which no preprocessing is known for: "
-            "train it by a recipe with model.name=timm:NAME first, and graft the run"
+            f"{source} takes images of {'x'.join(map(str, model.input_size))}, for which the preprocessing is unknown: "
+            "first train it with a recipe with model.name=timm:NAME, then graft onto the run"
         )
     classes = [str(number) for number in range(model.num_classes)]
     return _header(model, classes, preprocessing, {"source": source, "format": "timm", "layout": "timm"})
@@ -80,7 +81,7 @@ def _header(
 def _image_size(model: Classifier) -> int:
     height, width = model.image_size
     if height != width:
-        raise ExciteError(f"this network was made for images of {height}x{width}; excite's are square")
+        raise ExciteError(f"this network takes images of {height}x{width}, but excite only supports square ones")
     return height
 
 
@@ -92,21 +93,21 @@ def _names(model: Classifier, loaded: Loaded, classes: Sequence[str] | None) -> 
         return [str(number) for number in range(model.num_classes)]
     if len(classes) != model.num_classes or len(set(classes)) != len(classes):
         raise ExciteError(
-            f"{len(set(classes))} different class names were given for the {model.num_classes} classes of the network"
+            f"{len(set(classes))} different class names were given, but the network has {model.num_classes} classes"
         )
     return list(classes)
 
 
 def read_classes(path: Path) -> list[str]:
-    """Class names, one a line. Raises ExciteError where the file cannot be read."""
+    """Read class names, one per line. Raises ExciteError if the file cannot be read."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ExciteError(f"{path} is no readable list of class names: {error}") from None
+        raise ExciteError(f"{path} is not a readable list of class names: {error}") from None
 
 
 def _recipe(model: Classifier, preprocessing: Preprocessing) -> RecipeMeta:
-    """The nearest shipped recipe with this network and these images: for ``excite validate`` and fine-tuning."""
+    """The closest shipped recipe with this network and these images, for ``excite validate`` and fine-tuning."""
     if model.model_name.endswith("_tf"):
         base = "cifar10-seresnet110-tf"
     else:

@@ -1,8 +1,8 @@
-"""MindSpore ``.ckpt`` files, without MindSpore.
+"""Reads MindSpore ``.ckpt`` files, without MindSpore.
 
-The layout is that of ``mindspore/ccsrc/utils/checkpoint.proto``: a Checkpoint of Values {tag, tensor}, with
-TensorProto {dims, tensor_type, tensor_content}. Optimiser state (``moments.*``, ``global_step``, ``learning_rate``) is
-kept like everything else: what belongs to the network is for the key map to say.
+Format: ``mindspore/ccsrc/utils/checkpoint.proto``, a Checkpoint of Values {tag, tensor}, with TensorProto {dims,
+tensor_type, tensor_content}. Optimiser state (``moments.*``, ``global_step``, ``learning_rate``) is kept, too: the key
+map decides what belongs to the network.
 """
 
 import zlib
@@ -41,7 +41,7 @@ _CRC_MARK, _CRC_BYTES = b"crc_num", 10
 
 
 def is_encrypted(head: bytes) -> bool:
-    """Whether a file that begins so was written with an ``enc_key``."""
+    """Whether a file that starts with ``head`` was written with an ``enc_key``."""
     return int.from_bytes(head[:4], "little") in ENCRYPTED
 
 
@@ -56,16 +56,16 @@ def looks_like(data: memoryview) -> bool:
 
 
 def read(path: Path, data: memoryview) -> Stored:
-    """Read a checkpoint. Texts go to ``metadata["strings"]``; ``metadata["crc"]`` tells whether a check sum was met.
+    """Read a checkpoint. Texts go to ``metadata["strings"]``; ``metadata["crc"]`` says whether a checksum was verified.
 
     Raises:
-        ExciteError: encrypted, or with content that has no tensor to go to.
-        Damaged: the check sum is wrong, or sizes contradict each other.
+        ExciteError: it is encrypted, or has content that is not a tensor.
+        Damaged: the checksum is wrong, or sizes are inconsistent.
     """
     if is_encrypted(bytes(data[:4])):
         cipher = ENCRYPTED[int.from_bytes(data[:4], "little")]
         raise ExciteError(
-            f"{path} is an encrypted MindSpore checkpoint ({cipher}): decrypt it with MindSpore first, by "
+            f"{path} is an encrypted MindSpore checkpoint ({cipher}): decrypt it with MindSpore first, using "
             "load_checkpoint(..., dec_key=..., dec_mode=...) and save_checkpoint"
         )
     data, checked = _without_crc(data)
@@ -76,7 +76,7 @@ def read(path: Path, data: memoryview) -> Stored:
         entry = _entry(path, field)
         if unfinished is not None:
             entry = unfinished.joined(entry)
-        if entry.missing() > 0:  # MindSpore cuts at 512 MiB and repeats tag, dims and type
+        if entry.missing() > 0:  # MindSpore splits at 512 MiB and repeats tag, dims and type
             unfinished = entry
             continue
         unfinished = None
@@ -137,7 +137,7 @@ def _entry(path: Path, field: Field) -> _Entry:
 
 
 def _once(message: Field, names: dict[int, str], repeated: int | None = None) -> dict[int, Field]:
-    """The fields of a message by number; an unknown or repeated one means damage, as MindSpore writes neither."""
+    """The fields of a message by number. MindSpore writes no unknown or repeated ones, so these mean damage."""
     found: dict[int, Field] = {}
     for field in fields(message.as_bytes()):
         if field.number == repeated:
@@ -151,10 +151,10 @@ def _once(message: Field, names: dict[int, str], repeated: int | None = None) ->
 
 
 def _without_crc(data: memoryview) -> tuple[memoryview, bool]:
-    """The messages alone, and whether a CRC-32 of them stood behind. Raises Damaged where it is another one."""
+    """The messages only, and whether a CRC-32 followed them. Raises Damaged if it is wrong."""
     end = len(data) - len(_CRC_MARK) - _CRC_BYTES
     if end < 0 or data[end : end + len(_CRC_MARK)] != _CRC_MARK:
         return data, False
     if zlib.crc32(data[:end]) != int.from_bytes(data[-_CRC_BYTES:], "big"):
-        raise Damaged("its content does not have the check sum that it names")
+        raise Damaged("its checksum does not match its content")
     return data[:end], True

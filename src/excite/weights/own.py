@@ -1,5 +1,5 @@
-"""Our own weights files: safetensors whose header holds the model's name and arguments, class names, preprocessing,
-recipe, metrics and versions, so that each is whole by itself; where a run folder keeps them; no pickled code, ever.
+"""Our own weights files: self-contained safetensors with the model's name and arguments, class names, preprocessing,
+recipe, metrics and versions in the header. No pickled code.
 """
 
 from collections.abc import Collection
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def save_weights(path: Path, model: nn.Module, meta: Meta) -> None:
-    """Write one self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
+    """Write a self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
@@ -50,7 +50,7 @@ def read_own(source: str | Path) -> Checkpoint:
         source: a run folder, a checkpoint folder or a ``.safetensors`` file, also at an address such as ``s3://...``.
 
     Raises:
-        ExciteError: nothing there, a damaged file, or one that this package did not write.
+        ExciteError: there is no file, it is damaged, or it was not written by this package.
     """
     path = find_weights(source)
     try:
@@ -60,22 +60,22 @@ def read_own(source: str | Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
     if header is None:
-        raise ExciteError(f"{path} was not written by excite: its header does not say which model it belongs to")
+        raise ExciteError(f"{path} was not written by excite: its header does not name a model")
     meta = read_header(header, path)
     check_arguments(path, meta["model"]["args"], tensors)
     return Checkpoint(path, tensors, meta)
 
 
 def build_network(path: str | Path, model: ModelMeta, tensors: dict[str, Tensor]) -> nn.Module:
-    """The network that a header names, with fresh weights, once it is known to have the tensors of the file.
+    """The network that a header names, with fresh weights, after checking that it has the file's tensors.
 
-    It is first built without memory for its weights (on the meta device), so that a header which says a billion classes
-    costs nothing.
+    It is first built on the meta device, without memory for its weights, so that a header with a billion classes costs
+    nothing.
 
     Args:
         path: the file, for messages.
-        model: ``model`` of a header that ``read_header`` checked.
-        tensors: of the file.
+        model: ``model`` of a header checked by ``read_header``.
+        tensors: the tensors of the file.
 
     Raises:
         ExciteError: there is no such network, its arguments are wrong, or it has other tensors.
@@ -86,7 +86,7 @@ def build_network(path: str | Path, model: ModelMeta, tensors: dict[str, Tensor]
         with torch.device("meta"):
             misfits = mismatches(create_model(name, **args), tensors)
     except Exception as error:
-        # Some of timm's code computes with numbers as it builds, which the meta device does not have.
+        # Some of timm's code computes with real numbers while it builds, which the meta device does not have.
         if isinstance(error, ExciteError) or not name.startswith(PREFIX):
             raise _not_made(path, error) from None
         misfits = []
@@ -100,9 +100,9 @@ def build_network(path: str | Path, model: ModelMeta, tensors: dict[str, Tensor]
 
 def _not_made(path: str | Path, error: Exception) -> ExciteError:
     if isinstance(error, ExciteError):
-        return ExciteError(f"{path}: the network of its header cannot be made: {error}")
+        return ExciteError(f"{path}: the network in its header cannot be created: {error}")
     reason = shown_text(first_line(error))
-    return ExciteError(f"{path}: the network of its header cannot be made: model.args are wrong ({reason})")
+    return ExciteError(f"{path}: the network in its header cannot be created: model.args are wrong ({reason})")
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -123,7 +123,7 @@ def fresh_gates(model: nn.Module, lacking: Collection[str]) -> list[str]:
 
 
 def mismatches(model: nn.Module, tensors: dict[str, Tensor], may_lack: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
-    """What is missing, left over or of another shape, one clause each."""
+    """What is missing, unexpected or of the wrong shape, one clause each."""
     own = model.state_dict()
     missing = [f"{k} is missing" for k in own if k not in tensors and k not in may_lack]
     extra = [f"{shown_text(k)} is left over" for k in tensors if k not in own]

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the network: those under one prefix, as a rule, beside a loss, an average, a teacher."""
+"""Finds the network's tensors in a file: usually those under one prefix, besides a loss, an average or a teacher."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -9,20 +9,20 @@ from excite.errors import ExciteError
 from excite.weights.layouts import LAYOUTS, Choice, Layout, Source
 from excite.weights.stored import Stored
 
-#: What torch.compile and FSDP put anywhere in a name.
+#: Parts that torch.compile and FSDP insert anywhere in a name.
 INSIDE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-#: What DistributedDataParallel, Lightning and hand-written trainers put before every name.
+#: Prefixes that DistributedDataParallel, Lightning and hand-written trainers put before every name.
 WRAPPERS = ("module.", "model.", "net.", "network.", "state_dict.", "encoder.", "backbone.")
-#: A moving average goes before the weights that it is of: it is what such scripts evaluate and report.
+#: A moving average is preferred to the raw weights: it is what such scripts evaluate and report.
 _AVERAGE = re.compile(r"(^|[._])(ema|averaged?|swa|teacher|momentum_encoder)([._]|$)", re.IGNORECASE)
-#: Tensors of losses, metrics and averages that Lightning modules and the like hold beside a network.
+#: Tensors of losses, metrics and averages that Lightning modules and the like hold besides a network.
 _NO_NETWORK = re.compile(r"(criterion|loss|loss_fn|loss_func\w*|\w*_(loss|acc|accuracy|metrics?))\.|n_averaged$")
-#: What a classifier of one dense layer is called where it is no part of the body.
+#: Names of a single-layer classifier that is not part of the body.
 _HEAD = re.compile(r"head|fc|classifier|linear|last_linear|cls_head|logits|output|out|\d+")
-#: fastai and ``nn.Sequential(*net.children())`` number a ResNet's parts; 2 and 3, ReLU and pooling, have no tensors.
+#: fastai and ``nn.Sequential(*net.children())`` number the parts of a ResNet; 2 and 3 (ReLU, pooling) have no tensors.
 _CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _DEEPEST = 6
-#: Fewer tensors than this are no network.
+#: Fewer tensors than this do not make a network.
 _FEW = 8
 
 Tensors = dict[str, Tensor]
@@ -32,14 +32,14 @@ Fit = Callable[[Tensors], int]
 def unwrapped(stored: Stored, own: Mapping[str, Tensor] | None = None, head: str = "fc") -> Source:
     """The tensors of the network in a file, without the prefix of their names.
 
-    Where names have several prefixes, the one with the most tensors that fit is taken, of two alike a moving average;
-    ``Source.choice`` says what is left. A classifier that stands beside the body (Lightning's ``backbone.`` and
-    ``head.``) joins it.
+    If there are several prefixes, the one with the most matching tensors is used; among equals, a moving average.
+    ``Source.choice`` says what was left out. A classifier besides the body (Lightning's ``backbone.`` and ``head.``) is
+    added to it.
 
     Args:
         stored: the file.
-        own: what the tensors are to fit, name -> tensor; None for the names of any known layout.
-        head: the place of the classifier in ``own``.
+        own: the tensors to match, name -> tensor; None: the names of any known layout.
+        head: name of the classifier in ``own``.
     """
     tensors = _without_inner_wrappers(stored.tensors)
     fit = _fit_known if own is None else _fit_own(own)
@@ -61,7 +61,7 @@ def unwrapped(stored: Stored, own: Mapping[str, Tensor] | None = None, head: str
 
 
 def _best(tensors: Tensors, fit: Fit) -> tuple[str, int]:
-    """The prefix under which the most tensors fit, and how many."""
+    """The prefix with the most matching tensors, and their number."""
     best, count = "", 0
     for prefix, group in _groups(tensors).items():
         found = fit(group)
@@ -84,7 +84,7 @@ def _without_inner_wrappers(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Tensors]:
-    """Prefix -> the tensors under it, by what is left of their names; "" first."""
+    """Prefix -> the tensors under it, by the rest of their names; "" comes first."""
     groups: dict[str, Tensors] = {"": dict(tensors)}
     for name, tensor in tensors.items():
         parts = name.split(".")
@@ -94,7 +94,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, Tensors]:
 
 
 def _children_named(tensors: Tensors) -> Tensors:
-    """The parts of a ResNet under their names where they are numbered."""
+    """The parts of a ResNet under their names, if they are numbered."""
     if not ({"1.running_mean", "4.0.conv1.weight"} <= tensors.keys()):
         return tensors
     named = {}
@@ -105,19 +105,19 @@ def _children_named(tensors: Tensors) -> Tensors:
 
 
 def _fit_known(tensors: Tensors) -> int:
-    """How many tensors of a group the layout knows that recognises it; 0 where none does."""
+    """Number of tensors in a group that its layout knows; 0 if no layout recognises it."""
     tensors = _children_named(tensors)
     layout = layout_of(tensors)
     if layout is None:
         return 0
     try:
         return len(layout.read(Source(tensors, {}))[0])
-    except ExciteError:  # what is wrong is said when it is read in earnest
+    except ExciteError:  # errors are reported when it is really read
         return 0
 
 
 def _fit_own(own: Mapping[str, Tensor]) -> Fit:
-    """How many tensors of a group are those of a network, by their own names or a layout's; whatever is known, else."""
+    """Number of tensors in a group that match a network's own names or those of a known layout."""
 
     def fit(tensors: Tensors) -> int:
         tensors = _children_named(tensors)
@@ -138,13 +138,13 @@ def _same(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int:
 
 
 def layout_of(names: Iterable[str]) -> Layout | None:
-    """The key map whose signature fits, or None."""
+    """The key map with a matching signature, or None."""
     names = list(names)
     return next((layout for layout in LAYOUTS if layout.recognises(names)), None)
 
 
 def _strangers(tensors: Tensors, fit: Fit) -> list[str]:
-    """Names beside a network without a prefix that are not meant to be its: of a loss, or of another network."""
+    """Names besides a network without a prefix that do not belong to it: of a loss, or of another network."""
     whole, others = fit(tensors), []
     for prefix, group in _groups(tensors).items():
         if prefix and prefix.count(".") <= 2 and len(group) > _FEW and fit(group):
@@ -156,7 +156,7 @@ def _strangers(tensors: Tensors, fit: Fit) -> list[str]:
 def _with_head(
     body: Tensors, near: Mapping[str, Tensor], parent: str, own: Mapping[str, Tensor] | None, head: str
 ) -> tuple[Tensors, dict[str, Tensor]]:
-    """The body with the one dense layer that stands for its missing classifier; (all, what was taken from where)."""
+    """The body with the dense layer that is its classifier; returns all tensors, and what was added."""
     place, features = _place_of_head(body, own, head)
     if place is None or f"{place}.weight" in body:
         return body, {}
@@ -176,7 +176,7 @@ def _with_head(
 
 
 def _place_of_head(body: Tensors, own: Mapping[str, Tensor] | None, head: str) -> tuple[str | None, int]:
-    """Where the classifier belongs, by the body's names, and how many features it sees."""
+    """Name of the classifier, by the body's names, and its number of features."""
     layout = layout_of(body)
     row = None if layout is None else next((row for row in layout.rows if row.ours == "fc"), None)
     if layout is None and own is not None:
@@ -193,7 +193,7 @@ def _place_of_head(body: Tensors, own: Mapping[str, Tensor] | None, head: str) -
 
 
 def _is_dense(part: Mapping[str, Tensor], features: int) -> bool:
-    """Whether these are the weight (classes, features) of one dense layer, and its bias if it has one."""
+    """Whether these are the weight (classes, features) of a dense layer, with or without a bias."""
     modules = {name.rpartition(".")[0] for name in part}
     leaves = {name.rpartition(".")[2]: tensor for name, tensor in part.items()}
     if len(modules) != 1 or not leaves.keys() <= {"weight", "bias"} or "weight" not in leaves:
@@ -202,7 +202,7 @@ def _is_dense(part: Mapping[str, Tensor], features: int) -> bool:
 
 
 def _common_stripped(tensors: Tensors) -> Tensors:
-    """Nothing that is known: at least the wrappers that all names share are taken off, for whoever knows the rest."""
+    """If nothing is known, at least remove the wrappers that all names share."""
     stripped = True
     while stripped and tensors:
         stripped = False
@@ -214,7 +214,7 @@ def _common_stripped(tensors: Tensors) -> Tensors:
 
 
 def _counted(names: Iterable[str], taken: str) -> dict[str, int]:
-    """Names by the first part in which they differ from the prefix ``taken``, with how many there are."""
+    """First part in which names differ from the prefix ``taken`` -> number of such names."""
     counts: dict[str, int] = {}
     for name in names:
         parts, known = name.split("."), taken.split(".")

@@ -1,8 +1,8 @@
-"""PyTorch checkpoints: ``.pth``, ``.pth.tar``, ``.pt``, ``.bin``, of any version since 0.4, and nothing in them is run.
+"""Reads PyTorch checkpoints (``.pth``, ``.pth.tar``, ``.pt``, ``.bin``) of any version since 0.4, without running code.
 
-Both forms are read by ``torch.load(weights_only=True)``: the zip archive of PyTorch 1.6 and later, whose tensors stay
-in the file until they are used (memory mapping), and the stream of pickles before it. :mod:`excite.untrusted.pickles`
-looks through them first.
+Both formats are read by ``torch.load(weights_only=True)``: the zip archive of PyTorch 1.6 and later, whose tensors stay
+in the file until they are used (memory mapping), and the older stream of pickles. :mod:`excite.untrusted.pickles`
+checks them first.
 """
 
 import math
@@ -25,12 +25,12 @@ from excite.weights.stored import Metadata, Stored
 
 FORMAT = "PyTorch checkpoint"
 
-#: torch.serialization.MAGIC_NUMBER as the first pickle of the older form
+#: torch.serialization.MAGIC_NUMBER as the first pickle of the older format
 STREAM_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_MAGIC = b"PK\x03\x04"
 
-#: Where training scripts put the weights, the first one found wins. The moving average comes before the raw weights,
-#: as it is what such scripts evaluate and report.
+#: Keys under which training scripts put the weights; the first one found is used. The moving average comes before the
+#: raw weights, because it is what such scripts evaluate and report.
 WEIGHT_KEYS = (
     "state_dict_ema",
     "model_ema",
@@ -52,17 +52,17 @@ _MOST_VALUES, _LONGEST_TEXT = 20_000, 10_000
 def read(path: Path, part: str | None = None) -> Stored:
     """Read the weights of a checkpoint.
 
-    ``metadata`` tells where they were: ``part`` is the key of the dictionary that was taken ("" for the file's
-    outermost), ``beside`` what else could have been, ``keys`` the other keys, and ``values`` the numbers and texts
-    among them (epoch, arch, accuracy ...).
+    ``metadata`` says where they were: ``part`` is the key of the dictionary that was used ("" for the outermost),
+    ``beside`` lists the alternatives, ``keys`` the other keys, and ``values`` holds the numbers and texts among them
+    (epoch, arch, accuracy ...).
 
     Args:
         path: the file.
-        part: the key to take, with dots between levels; None chooses by ``WEIGHT_KEYS``.
+        part: the key to use, with dots between levels; None: choose by ``WEIGHT_KEYS``.
 
     Raises:
-        ExciteError: it asks for code, holds no weights, or is no checkpoint (TorchScript, NumPy).
-        Damaged: it contradicts itself.
+        ExciteError: it asks for code to be run, holds no weights, or is not a checkpoint (TorchScript, NumPy).
+        Damaged: it is inconsistent.
     """
     with path.open("rb") as file:
         is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
@@ -94,22 +94,22 @@ def read(path: Path, part: str | None = None) -> Stored:
 
 
 def check_zip(path: Path) -> None:
-    """Refuse an archive that torch.save did not write: compressed, overlapping, damaged, or not a checkpoint."""
+    """Refuse an archive not written by torch.save: compressed, overlapping, damaged, or not a checkpoint."""
     where, size = str(path), path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             _check_kind(path, [entry.filename for entry in entries])
             _check_entries(entries, size)
-            if map_file(path)[-22:-18] != b"PK\x05\x06":  # where readers of archives may differ in what they see
-                raise Damaged("there is something behind the archive's end")
+            if map_file(path)[-22:-18] != b"PK\x05\x06":  # different readers might then see different archives
+                raise Damaged("there is something after the archive's end")
             if any(entry.CRC for entry in entries):  # torch.serialization.set_crc32_options(False) leaves them 0
                 bad = archive.testzip()
                 if bad is not None:
-                    raise Damaged(f"{bad!r} in it does not have its check sum")
+                    raise Damaged(f"{bad!r} in it has a wrong checksum")
             else:
                 for entry in entries:
-                    entry.CRC = None  # type: ignore[assignment]  # or they would be compared all the same
+                    entry.CRC = None  # type: ignore[assignment]  # otherwise they would still be compared
             pickled = next(entry for entry in entries if entry.filename.endswith("/data.pkl"))
             root = pickled.filename.removesuffix("data.pkl")
             storages: dict[str, int] = {}
@@ -118,11 +118,11 @@ def check_zip(path: Path) -> None:
             sizes = {entry.filename: entry.file_size for entry in entries}
     except (ExciteError, Damaged):
         raise
-    except Exception as error:  # zipfile raises nearly anything over a damaged file
+    except Exception as error:  # zipfile raises nearly anything on a damaged file
         raise Damaged(f"its archive cannot be read: {str(error) or type(error).__name__}") from None
     for key, nbytes in storages.items():
         if sizes.get(f"{root}data/{key}") != nbytes:
-            raise Damaged(f"a tensor's {nbytes} bytes are not what {root}data/{key} holds")
+            raise Damaged(f"a tensor has {nbytes} bytes, but {root}data/{key} does not")
 
 
 def _check_kind(path: Path, names: list[str]) -> None:
@@ -131,38 +131,42 @@ def _check_kind(path: Path, names: list[str]) -> None:
             f"{path} is a compiled program (TorchScript or torch.export), not a checkpoint; save model.state_dict()"
         )
     if sum(name.endswith("/data.pkl") for name in names) != 1:
-        raise ExciteError(f"{path} is a zip archive, but no PyTorch checkpoint (it holds {listed(names) or 'nothing'})")
+        raise ExciteError(
+            f"{path} is a zip archive, but not a PyTorch checkpoint (it holds {listed(names) or 'nothing'})"
+        )
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
-    """torch.save compresses nothing, so that an archive holds no more than it is long: a zip bomb claims more."""
+    """torch.save does not compress, so an archive cannot hold more than its length; a zip bomb claims more."""
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
-        raise Damaged("its archive has two entries of one name")
+        raise Damaged("its archive has two entries with the same name")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise Damaged(f"{entry.filename!r} in it is compressed, which torch.save never does")
     if sum(entry.file_size for entry in entries) > size or min(entry.header_offset for entry in entries):
-        raise Damaged("its archive's entries overlap or do not begin at its start")
+        raise Damaged("the entries of its archive overlap, or do not begin at its start")
 
 
 def _check_stream(path: Path) -> None:
-    """Go through the five pickles of the older form and compare the storages with the bytes behind them."""
+    """Go through the five pickles of the older format and compare the storages with the bytes after them."""
     try:
         tarfile.open(path, "r:").close()
     except (tarfile.TarError, OSError, ValueError):
         pass
     else:  # torch.load would unpack it to disk
-        raise ExciteError(f"{path} is a tar archive (PyTorch before 0.2 wrote such): load and save it with PyTorch 1.x")
+        raise ExciteError(
+            f"{path} is a tar archive (as written before PyTorch 0.2): load it and save it again with PyTorch 1.x"
+        )
     storages: dict[str, int] = {}
-    # A mapping, as reading from a file sets aside what the pickle says that a text is long.
+    # A memory map, because reading from a file would allocate whatever length the pickle claims.
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in range(4):  # magic number, protocol version, system, content
             inspect(mapped, len(mapped), str(path), storages)
         keys = inspect(mapped, len(mapped), str(path), {})
         left = len(mapped) - mapped.tell()
     if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
-        raise Damaged("the storages that it lists are not those of its tensors")
+        raise Damaged("the storages in its list are not those of its tensors")
     if sum(storages.values()) + 8 * len(storages) > left:
         raise Damaged("it ends before its last tensor")
 
@@ -171,9 +175,9 @@ def _load(path: Path, is_zip: bool) -> Any:
     stand_ins: list[Any] = [(stand_in, name) for name, stand_in in STAND_INS.items()]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of protocols that it may not know: it says so when it does not
+            warnings.simplefilter("ignore")  # about unknown protocols: loading fails if one really is unknown
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # what a damaged file makes of it is nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         raise Damaged(f"PyTorch cannot read it: {first_line(error)}") from None
 
 
@@ -181,9 +185,9 @@ def _load(path: Path, is_zip: bool) -> Any:
 
 
 def _state_dicts(content: Any) -> dict[str, Mapping[str, object]]:
-    """Every dictionary of named tensors, outermost first, by its keys with dots between."""
+    """All dictionaries of named tensors, outermost first, keyed by their path with dots."""
     found: dict[str, Mapping[str, object]] = {}
-    seen: set[int] = set()  # one dictionary may be in many places
+    seen: set[int] = set()  # the same dictionary may be in several places
 
     def walk(value: Any, at: str, depth: int) -> None:
         if not isinstance(value, dict) or id(value) in seen:
@@ -201,7 +205,7 @@ def _state_dicts(content: Any) -> dict[str, Mapping[str, object]]:
 
 
 def _is_state_dict(value: dict[Any, Any]) -> bool:
-    """Named tensors, one of them no scalar, and no dictionaries, which only training scripts add."""
+    """Named tensors, not all of them scalars, and no dictionaries, which only training scripts add."""
     if not all(isinstance(key, str) for key in value) or any(isinstance(v, dict) for v in value.values()):
         return False
     return any(isinstance(v, Tensor) and v.dim() > 0 for v in value.values())
@@ -211,7 +215,7 @@ def _choose(path: Path, found: dict[str, Mapping[str, object]], part: str | None
     if part is not None:
         if part not in found:
             known = ", ".join(repr(key) for key in found)
-            raise ExciteError(f"{path} holds no weights under {part!r}{nearest(part, found)} (there are {known})")
+            raise ExciteError(f"{path} holds no weights under {part!r}{nearest(part, found)} (only under {known})")
         return part
     for wanted in ("", *WEIGHT_KEYS):
         for key in found:
@@ -221,7 +225,7 @@ def _choose(path: Path, found: dict[str, Mapping[str, object]], part: str | None
 
 
 def _plain(value: Any) -> Any:
-    """The JSON-able part of a checkpoint's content: numbers, texts, and lists and dictionaries of them."""
+    """The JSON-serialisable part of a checkpoint's content: numbers, texts, and lists and dictionaries of them."""
     left = [_MOST_VALUES]
 
     def walk(one: Any, depth: int) -> Any:

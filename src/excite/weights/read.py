@@ -1,4 +1,4 @@
-"""Which reader a file is for: the formats are told apart by their content."""
+"""Chooses the reader for a file, whose format is recognised by its content."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from excite.weights import caffe, mindspore, pytorch, safetensors, tensorflow
 from excite.weights.leveldb import is_table
 from excite.weights.stored import Stored
 
-#: Beginnings of files that are often mistaken for checkpoints, and what to do about them.
+#: First bytes of files that are often mistaken for checkpoints, and what to do about them.
 _MISTAKEN = (
     (b"version https://git-lfs", "is a Git LFS pointer, not the file itself: run `git lfs pull` where it came from"),
-    (b"<!", "is a web page, perhaps of an error, saved in its place: download it again"),
-    (b"<html", "is a web page, perhaps of an error, saved in its place: download it again"),
-    (b"<?xml", "is XML, perhaps of an error, saved in its place: download it again"),
+    (b"<!", "is a web page, perhaps an error page, instead of the file: download it again"),
+    (b"<html", "is a web page, perhaps an error page, instead of the file: download it again"),
+    (b"<?xml", "is XML, perhaps an error page, instead of the file: download it again"),
     (b'{"', "is JSON; the weights are in another file"),
-    (b"\x1f\x8b", "is compressed by gzip: unpack it first"),
-    (b"BZh", "is compressed by bzip2: unpack it first"),
-    (b"\xfd7zXZ", "is compressed by xz: unpack it first"),
+    (b"\x1f\x8b", "is compressed with gzip: unpack it first"),
+    (b"BZh", "is compressed with bzip2: unpack it first"),
+    (b"\xfd7zXZ", "is compressed with xz: unpack it first"),
     (b"7z\xbc\xaf", "is a 7z archive: unpack it first"),
     (b"Rar!", "is a RAR archive: unpack it first"),
-    (b"\x89HDF", "is HDF5 (Keras), which is not read"),
-    (b"GGUF", "is GGUF, which is not read"),
+    (b"\x89HDF", "is HDF5 (Keras), which is not supported"),
+    (b"GGUF", "is GGUF, which is not supported"),
     (b"\xff\xd8\xff", "is a JPEG image, not a checkpoint"),
     (b"\x89PNG", "is a PNG image, not a checkpoint"),
     (b"\x93NUMPY", "is a single NumPy array, not a checkpoint"),
 )
 _KNOWN = "MindSpore .ckpt, safetensors, TensorFlow .index, Caffe .caffemodel, PyTorch .pth/.pt/.bin"
-#: Files that hold the weights where a folder is given, as on the Hugging Face hub.
+#: Files that hold the weights in a folder, as on the Hugging Face hub.
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
 def read_weights(path: str | Path, part: str | None = None) -> Stored:
-    """Read a checkpoint; the format is recognised by its content.
+    """Read a checkpoint. Its format is recognised by its content.
 
-    Formats: MindSpore ``.ckpt``, safetensors (MindSpore's, too), TensorFlow V2 (the prefix, one of its files, or the
+    Formats: MindSpore ``.ckpt``, safetensors (also MindSpore's), TensorFlow V2 (the prefix, one of its files, or the
     folder with the ``checkpoint`` file), Caffe ``.caffemodel``, PyTorch ``.pth``, ``.pth.tar``, ``.pt``, ``.bin``.
 
-    Nothing in the file is executed. Sizes are compared with the file's own before memory is taken, and every check sum
-    that the format has is met.
+    Nothing in the file is executed. Sizes are checked against the file before memory is allocated, and all checksums of
+    the format are verified.
 
     Args:
         path: a file, a TensorFlow prefix, or a folder that holds one checkpoint.
-        part: PyTorch: the key of the weights in a training script's dictionary ("state_dict_ema"); None chooses.
+        part: for PyTorch, the key of the weights in a training script's dictionary ("state_dict_ema"); None: choose.
 
     Raises:
-        ExciteError: missing, of no known format, damaged, encrypted, or asks for code to be run.
+        ExciteError: the file is missing, in an unknown format, damaged or encrypted, or asks for code to be run.
     """
     path = Path(path)
     try:
@@ -70,7 +70,7 @@ def _read(path: Path, part: str | None) -> Stored:
     if head.startswith((pytorch.ZIP_MAGIC, pytorch.STREAM_MAGIC)):
         return pytorch.read(path, part)
     if part is not None:
-        raise ExciteError(f"{path} is no PyTorch checkpoint, so it has no part {part!r}")
+        raise ExciteError(f"{path} is not a PyTorch checkpoint, so it has no part {part!r}")
     if safetensors.looks_like(head, len(data)):
         return safetensors.read(path)
     if mindspore.is_encrypted(head) or mindspore.looks_like(data):
@@ -84,24 +84,24 @@ def _in_folder(folder: Path) -> Path:
     for name in _IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
-    raise ExciteError(f"{folder} is a folder without a checkpoint: name the file in it")
+    raise ExciteError(f"{folder} is a folder without a checkpoint: give the path of the file")
 
 
 def _what_it_is(data: memoryview, head: bytes) -> str:
-    """What a file that no reader takes is, and what to do about it."""
+    """What a file that no reader accepts is, and what to do about it."""
     if not head:
         return "is empty: get or write it again"
     for beginning, what in _MISTAKEN:
         if head.lstrip().startswith(beginning):
             return what
     if not any(head):
-        return "is full of zeros, as a download that was cut off may be: get it again"
+        return "is full of zeros, perhaps from an interrupted download: get it again"
     if is_table(data):
         return "is a TensorFlow index without its name, or a V1 checkpoint: name it NAME.index, or save it again as V2"
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first"
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        return "is a bare pickle, which could run code: save the weights by torch.save or as safetensors"
+        return "is a bare pickle, which could run code: save the weights with torch.save or as safetensors"
     if all(32 <= byte < 127 or byte in b"\t\n\r\f" for byte in head):
         return "is a text file, not a checkpoint"
-    return f"is of no format that is known here, or damaged at its beginning (known: {_KNOWN})"
+    return f"is in an unknown format, or damaged at its beginning (known: {_KNOWN})"

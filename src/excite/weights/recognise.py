@@ -1,4 +1,4 @@
-"""Which layout a checkpoint has, and which of our models its tensors are, read off names and shapes."""
+"""Recognises a checkpoint's layout, and which of our models it is, from the names and shapes of its tensors."""
 
 import inspect
 import re
@@ -18,24 +18,24 @@ from excite.weights.prefixes import layout_of
 from excite.weights.prefixes import unwrapped as unwrapped
 from excite.weights.timms import network_of_timm
 
-#: Options of a model that change what its tensors compute, and not their shapes; and those of its batch norms.
+#: Options of a model that change what its tensors compute but not their shapes; and those of its batch norms.
 SETTINGS = ("max_pool", "conv_padding", "stride_on", "gate_position", "bn_eps")
-#: Rules for the width of a squeeze, the usual ones first: (reduction, rd_divisor).
+#: Rules for the squeeze width, the most common first: (reduction, rd_divisor).
 SQUEEZES = tuple((reduction, divisor) for reduction in (16, 8, 4, 2, 32) for divisor in (None, 8))
-#: Rows of a map from which on MindSpore's GENet_Res50 halves it before the gather; the only network that does.
+#: Size from which MindSpore's GENet_Res50 halves a map before the gather; no other network does.
 HALVE_FROM = 56
-#: What the stem of EfficientNet-Lite is called here: one 3x3 with a stride, no pooling.
+#: Our name for the stem of EfficientNet-Lite: one 3x3 with a stride, no pooling.
 _LITE_STEM = "conv3"
 _SHAPES = ("block", "layers", "widths", "stem", "stem_width", "groups", "base_width", "first_ratio", "down_kernel")
-#: What a variant in our catalog may be made of for its tensors to tell it from all others.
+#: Arguments that a variant of our catalog may have for its tensors to identify it.
 _TOLD = frozenset((*_SHAPES, "shortcut", "max_pool", "stride_on", "depth"))
 
 
 def find_layout(source: Source, where: str) -> Layout:
-    """The key map whose signature fits.
+    """The key map with a matching signature.
 
     Raises:
-        ExciteError: none does; the message names some of the tensors.
+        ExciteError: there is none; the message names some of the tensors.
     """
     names = list(source.tensors)
     layout = layout_of(names)
@@ -44,12 +44,12 @@ def find_layout(source: Source, where: str) -> Layout:
     theirs = network_of_timm(source.tensors, [where])
     hint = "docs/weights.md lists the known sources"
     if theirs is not None:
-        hint = f"it is timm's {theirs}, which model.name=timm:{theirs} takes"
-    raise ExciteError(f"{where} holds no network whose names are known ({listed(names, 4)}); {hint}")
+        hint = f"it is timm's {theirs} (set model.name=timm:{theirs})"
+    raise ExciteError(f"{where} has no network with known tensor names ({listed(names, 4)}); {hint}")
 
 
 def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
-    """The network that these tensors, under our names, are those of.
+    """The architecture of the network with these tensors, under our names.
 
     Raises:
         ExciteError: the stem or the blocks are missing, or have shapes that no ResNet has.
@@ -94,14 +94,14 @@ def dissect(tensors: Mapping[str, Tensor], where: str) -> Anatomy:
 def _efficientnet_lite(
     shapes: Mapping[str, tuple[int, ...]], layers: tuple[int, ...], classes: int, where: str
 ) -> Anatomy:
-    """A network of inverted residuals, which has a convolution behind its last block."""
+    """A network of inverted residuals, which has a convolution after its last block."""
     ends = [
         max((n for n in shapes if re.fullmatch(rf"layer{s + 1}\.0\.conv\d\.weight", n)), default="")
         for s in range(len(layers))
     ]
     stem = shapes.get("conv1.weight", ())
     if not all(ends) or len(stem) != 4 or any(len(shapes[end]) != 4 for end in ends):
-        raise ExciteError(f"{where}: a convolution of the stem or of a stage is missing, or has no four sizes")
+        raise ExciteError(f"{where}: a convolution of the stem or of a stage is missing, or is not 4-dimensional")
     widths = tuple(shapes[end][0] for end in ends)
     size, kind = _image_size(shapes, _LITE_STEM), "inverted residual"
     return Anatomy(
@@ -124,7 +124,7 @@ def _efficientnet_lite(
 
 
 def _layers(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[int, ...]:
-    """Blocks in each stage; a gap in the numbers is an error."""
+    """Number of blocks in each stage. A gap in the numbering is an error."""
     blocks: dict[int, set[int]] = {}
     for name in shapes:
         match = re.match(r"layer(\d+)\.(\d+)\.", name)
@@ -135,7 +135,7 @@ def _layers(shapes: Mapping[str, tuple[int, ...]], where: str) -> tuple[int, ...
         numbers == set(range(len(numbers))) for numbers in blocks.values()
     )
     if not whole or not counts:
-        raise ExciteError(f"{where}: its blocks are not numbered without a gap, so part of the network is missing")
+        raise ExciteError(f"{where}: the numbering of its blocks has a gap, so part of the network is missing")
     return counts
 
 
@@ -159,7 +159,7 @@ def _widths(
         for s in range(1, stages + 1)
     ]
     if any(len(shape) != 4 or not all(shape) for three in firsts for shape in three):
-        raise ExciteError(f"{where}: a convolution is missing from the first block of a stage, or has no four sizes")
+        raise ExciteError(f"{where}: a convolution in the first block of a stage is missing, or is not 4-dimensional")
     expansion = 4 if block == "bottleneck" else 1
     planes = tuple(three[2][0] // expansion for three in firsts)
     if block == "basic":
@@ -171,7 +171,7 @@ def _widths(
 
 
 def _gate(shapes: Mapping[str, tuple[int, ...]]) -> GateTable | None:
-    """The gate's table with what differs from its defaults; "ge" without parameters cannot be seen here."""
+    """The gate's table with what differs from its defaults. "ge" without parameters cannot be detected."""
     if not any(".gate." in name for name in shapes):
         return None
     if "layer1.0.gate.gather.0.weight" in shapes:
@@ -192,7 +192,7 @@ def _halves(kernel: tuple[int, ...]) -> bool:
 
 
 def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> GateTable:
-    """Reduction, rounding and bias that give the widths of all gates; the first rule that does."""
+    """Reduction, rounding and bias of the first rule that gives the widths of all gates."""
     widths = {s[1]: s[0] for name, s in shapes.items() if name.endswith("gate.fc1.weight") and len(s) >= 2}
     table: GateTable = {"name": "se"}
     if f"{first}.fc1.bias" not in shapes:
@@ -206,7 +206,7 @@ def _squeeze_excite(shapes: Mapping[str, tuple[int, ...]], first: str) -> GateTa
 
 
 def _image_size(shapes: Mapping[str, tuple[int, ...]], stem: str) -> tuple[int, int] | None:
-    """Where a gate gathers by a kernel of its map's size: the size of the images."""
+    """The size of the images, if a gate has a gather kernel of the size of its map; else None."""
     kernel = shapes.get("layer1.0.gate.gather.0.weight")
     stride = {"cifar": 1, _LITE_STEM: 2}.get(stem, 4)
     if kernel is not None and _halves(kernel):
@@ -220,13 +220,13 @@ def model_name(anatomy: Anatomy, where: str) -> str:
     """The name in our catalog.
 
     Raises:
-        ExciteError: we have no such network; the message says what it is and which of ours is nearest in name.
+        ExciteError: we have no such network; the message describes it and names our closest one.
     """
     for name, variant in VARIANTS.items():
         if _is(anatomy, variant):
             return name
     close = nearest(_guess(anatomy), list_models())
-    raise ExciteError(f"{where} is {in_words(anatomy)}, which excite has no model of{close}")
+    raise ExciteError(f"{where} is {in_words(anatomy)}; excite has no such model{close}")
 
 
 def _is(anatomy: Anatomy, variant: Variant) -> bool:
@@ -235,7 +235,7 @@ def _is(anatomy: Anatomy, variant: Variant) -> bool:
     if gate != (None if table is None else (table["name"], table.get("variant"))):
         return False
     arch = variant["arch"]
-    if not set(arch) <= _TOLD:  # a net with parts that are not looked for here
+    if not set(arch) <= _TOLD:  # a network with parts that are not detected here
         return False
     own = variant["family"]
     if anatomy.family != (own if own in ("tf_seresnet", "efficientnet_lite") else "resnet"):
@@ -267,7 +267,7 @@ def _guess(anatomy: Anatomy) -> str:
 
 
 def in_words(anatomy: Anatomy) -> str:
-    """The anatomy for people: "a network of (3, 4, 6, 3) bottleneck blocks with SE ..."."""
+    """The anatomy in words: "a network of (3, 4, 6, 3) bottleneck blocks with SE ..."."""
     words = [f"a network of ({', '.join(map(str, anatomy.layers))}) {anatomy.block or 'gated bottleneck'} blocks"]
     if anatomy.widths:
         words.append(f"of {', '.join(map(str, anatomy.widths))} planes")
@@ -278,7 +278,7 @@ def in_words(anatomy: Anatomy) -> str:
 
 
 def settings_of(name: str) -> Settings:
-    """The ``SETTINGS`` that a network of ours has, with the values it has unless told otherwise."""
+    """The ``SETTINGS`` of a network of ours, with its default values."""
     variant = VARIANTS[name]
     defaults = inspect.signature(builder(variant).__init__).parameters
     known = options_of_model(name)
@@ -287,7 +287,7 @@ def settings_of(name: str) -> Settings:
 
 
 def unsaid(name: str, anatomy: Anatomy, extra: Settings) -> Settings:
-    """Settings that this network has and of which a layout says nothing, with the network's own values."""
+    """Settings of this network that a layout does not give, with the network's own values."""
     own = settings_of(name).items()
     return cast(Settings, {k: v for k, v in own if k not in extra and k not in _idle(anatomy)})
 
@@ -302,12 +302,12 @@ def _idle(anatomy: Anatomy) -> set[str]:
 
 
 def model_options(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
-    """Options of ``create_model(name, ...)`` that make the network of the checkpoint: only those that are needed.
+    """Options of ``create_model(name, ...)`` that give the network of the checkpoint; only those that are needed.
 
     Args:
-        name: of the network.
-        anatomy: what shapes say.
-        extra: what the layout says.
+        name: name of the network.
+        anatomy: what the shapes show.
+        extra: what the layout gives.
     """
     variant = VARIANTS[name]
     defaults = variant["defaults"]
@@ -335,7 +335,7 @@ def model_options(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
 
 
 def _said(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
-    """What a layout says, less what the network has anyway and what it has no part for."""
+    """What a layout gives, without the network's defaults and without settings for parts that it does not have."""
     arch, own = VARIANTS[name]["arch"], settings_of(name)
     defaults = inspect.signature(builder(VARIANTS[name]).__init__).parameters
     said = {k: v for k, v in extra.items() if k in defaults and k not in _idle(anatomy)}

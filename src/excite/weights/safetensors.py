@@ -1,4 +1,4 @@
-"""safetensors files, those of MindSpore among them."""
+"""Reads safetensors files, including MindSpore's."""
 
 import zlib
 from pathlib import Path
@@ -14,28 +14,28 @@ _LONGEST_HEADER = 100_000_000  # the library's own limit
 
 
 def looks_like(head: bytes, size: int) -> bool:
-    """Whether a file of ``size`` bytes that begins with ``head`` is one: the header's length, then JSON."""
+    """Whether a file of ``size`` bytes that starts with ``head`` is one: the header's length, then JSON."""
     length = int.from_bytes(head[:8], "little")
     return len(head) > 8 and head[8:9] == b"{" and length <= min(_LONGEST_HEADER, size)
 
 
 def read(path: Path) -> Stored:
-    """Read a file; its ``__metadata__`` are the ``texts``. MindSpore's check sum (``crc_num``) is met if there.
+    """Read a file; its ``__metadata__`` becomes ``texts``. MindSpore's checksum (``crc_num``) is verified if present.
 
     Raises:
-        Damaged: the library refuses it, or the check sum is wrong.
+        Damaged: the library refuses it, or the checksum is wrong.
     """
     try:
         with safe_open(path, framework="pt") as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except Exception as error:  # the library's own, and what a type that PyTorch lacks makes of it
+    except Exception as error:  # the library's own errors, and those of dtypes that PyTorch lacks
         raise Damaged(" ".join(str(error).split())) from None
     if texts.get("format") != "ms":
         return Stored("safetensors", path, tensors, {"texts": texts})
     crc = texts.pop("crc_num", None)
     if crc is not None and crc not in (str(_crc(tensors, sorted(tensors))), str(_crc(tensors, list(tensors)))):
-        raise Damaged("its content does not have the check sum that it names")
+        raise Damaged("its checksum does not match its content")
     return Stored("MindSpore safetensors", path, tensors, {"texts": texts, "crc": crc is not None})
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint says of its network beside the tensors: the architecture's name, its options, its images.
+"""What a checkpoint says about its network besides the tensors: the architecture's name, its options, its images.
 
-timm's and torchvision's training scripts keep their command line (``args``) with the weights, Lightning its
-``hyper_parameters``; the hub has a ``config.json`` beside them.
+Training scripts of timm and torchvision store their command line (``args``) with the weights, Lightning stores its
+``hyper_parameters``, and the hub has a ``config.json`` beside them.
 """
 
 import json
@@ -18,19 +18,19 @@ from excite.models.catalog import VARIANTS, ModelArgs
 from excite.weights.header import LARGEST
 from excite.weights.stored import Metadata, Stored
 
-#: Under which key of a training script's dictionary its settings are.
+#: Keys of a training script's dictionary that hold its settings.
 _SETTINGS = ("args", "hyper_parameters", "hparams", "config", "opt")
 _NAMES = ("arch", "architecture", "model", "model_name", "model_arch")
-#: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors of its own.
+#: timm's ResNets with smoothing (blur or average pooling) before the strides, which has no tensors.
 _ALIASED = re.compile(r"(?<![a-z])(resnet(?:blur|aa)\d+)(?![a-z])")
-#: Average pooling under timm's names; None leaves it to the network, which averages.
+#: timm's names of average pooling; None means the network's default, which is average pooling.
 _MEAN = (None, "", "avg", "fast", "fastavg")
-#: Options of other libraries' ResNets that have no part in what a trained network computes, or show in its tensors.
+#: Options of other libraries' ResNets that do not affect what a trained network computes, or that its tensors show.
 _HARMLESS = (
     *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained"),
     *("zero_init_residual", "width_per_group", "groups", "cardinality", "base_width", "attn_layer", "bn_eps"),
 )
-#: Options that matter, and the values that ours have.
+#: Options that matter, and the values that ours support.
 _USUAL: dict[str, tuple[Any, ...]] = {
     "output_stride": (32, None),
     "act_layer": ("relu", None),
@@ -41,15 +41,15 @@ TAG = "excite"
 
 @dataclass(frozen=True)
 class Said:
-    """What a checkpoint says of itself.
+    """What a checkpoint says about itself.
 
     Attributes:
-        name: of the architecture, as written; "" where it says none.
-        where: the key that says so.
-        options: of the network, as its library's ``create_model`` takes them.
-        global_pool: timm's word for the pooling before the classifier; None where nothing is said.
+        name: name of the architecture, as written; "" if there is none.
+        where: the key with the name.
+        options: options of the network, as its library's ``create_model`` takes them.
+        global_pool: timm's name for the pooling before the classifier; None if not given.
         image_size: (height, width) of the images, or None.
-        preprocessing: of the images, what is said.
+        preprocessing: what is given of the preprocessing.
     """
 
     name: str = ""
@@ -61,18 +61,18 @@ class Said:
 
     @property
     def variant(self) -> str | None:
-        """The network of ours of that name ("seresnet50", "seresnet50.excite"), or None."""
+        """Our network with that name ("seresnet50", "seresnet50.excite"), or None."""
         base = self.name.partition(".")[0]
         return base if base in VARIANTS else None
 
     @property
     def is_ours(self) -> bool:
-        """Whether the name has the tag by which ``excite.timm`` registers our networks."""
+        """Whether the name has the tag that ``excite.timm`` gives our networks."""
         return self.variant is not None and self.name.partition(".")[2] == TAG
 
 
 def said_by(stored: Stored) -> Said:
-    """What the file says, or the ``config.json`` beside a hub's ``model.safetensors``."""
+    """What the file says, or the ``config.json`` beside a ``model.safetensors`` from the hub."""
     values = stored.metadata.get("values", {})
     settings: dict[str, object] = {}
     for key in _SETTINGS:
@@ -114,7 +114,7 @@ def _name(
 
 
 def config_beside(path: Path) -> dict[str, object]:
-    """The ``config.json`` that the hub's repositories have beside the weights; empty where there is none."""
+    """The ``config.json`` beside the weights, as in the hub's repositories; empty if there is none."""
     from excite.weights.hub import CONFIG, FILES
 
     config = path.with_name(CONFIG)
@@ -144,7 +144,7 @@ def _size_in(table: Mapping[str, object]) -> tuple[int, int] | None:
 
 
 def _images(table: Mapping[str, Any]) -> KnownPreprocessing:
-    """Mean, deviation, filter and crop, where they are such as ours know."""
+    """Mean, standard deviation, interpolation and crop, if we support their values."""
     images: KnownPreprocessing = {}
     mean, std = _numbers(table.get("mean")), _numbers(table.get("std"))
     if mean and std and len(mean) == len(std) and min(std) > 0:
@@ -161,42 +161,42 @@ def _images(table: Mapping[str, Any]) -> KnownPreprocessing:
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
-    """Values a channel; None for anything else, such as numbers that are none or out of all bounds."""
+    """Per-channel values; None for anything else, such as invalid numbers or absurd ones."""
     plain = isinstance(value, list | tuple) and value and all(type(v) in (int, float) for v in value)
     return tuple(float(v) for v in value) if plain and all(abs(v) < LARGEST for v in value) else None
 
 
 def check_named(source: str, said: Said) -> None:
-    """Refuse what says that it is another network than one with its tensors would be taken for.
+    """Refuse a file that claims to be a different network than its tensors suggest.
 
     Args:
-        source: as the user wrote it: a file's or a repository's name often says which network it is.
+        source: as the user wrote it; the name of a file or repository often names the network.
         said: what the file says.
 
     Raises:
-        ExciteError: it is called so, or was made with options that we do not have.
+        ExciteError: its name or options are those of a network that we do not have.
     """
     for name in (source, said.name):
         match = _ALIASED.search(name)
         if match is not None:
             raise ExciteError(
-                f"{source} is called {match[1]}, which has a ResNet's tensors but smooths before it strides, which "
-                f"excite's do not: timm:{match[1]} as the model's name runs it; --arch where the name misleads"
+                f"{source} is named {match[1]}, which has a ResNet's tensors but smooths before its strides, which "
+                f"excite's ResNets do not: use timm:{match[1]} as the model's name, or --arch if the name is misleading"
             )
     check_pool(source, said)
     for key, value in said.options.items():
         if key not in _HARMLESS and value not in _USUAL.get(key, ()):
             raise ExciteError(
-                f"{source} says that {said.name or 'its network'} was made with {key}={value!r}, which may change what "
-                f"its tensors compute and which excite does not know; timm:{said.name or 'NAME'} as the model's name "
-                f"may run it; --arch where that does not matter"
+                f"{source} says that {said.name or 'its network'} was created with {key}={value!r}, which excite does "
+                f"not know and which may change what its tensors compute; try timm:{said.name or 'NAME'} as the "
+                "model's name, or --arch if it does not matter"
             )
 
 
 def check_pool(source: str, said: Said) -> None:
-    """Raise ExciteError where the network pools otherwise than by the mean before its classifier."""
+    """Raise ExciteError if the pooling before the classifier is not the mean."""
     if said.global_pool not in _MEAN:
         raise ExciteError(
             f"{source} says that {said.name or 'its network'} has global_pool={said.global_pool!r} before its "
-            "classifier; excite's networks take the mean and would compute something else; --arch where that is wrong"
+            "classifier; excite's networks take the mean and would compute something else; use --arch if it is wrong"
         )

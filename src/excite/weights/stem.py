@@ -1,4 +1,4 @@
-"""A first convolution for images of another number of channels: grey ones into a network of coloured ones, and back."""
+"""Adapts the first convolution to another number of image channels: from colour to grey, or from grey to colour."""
 
 from collections.abc import Mapping
 
@@ -11,18 +11,19 @@ STEMS = ("conv1.weight", "conv1.0.weight")
 def fit_channels(
     tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], stems: tuple[str, ...] = STEMS
 ) -> tuple[dict[str, Tensor], str]:
-    """The same tensors with a stem of 3 channels for 1, or of 1 for 3.
+    """The same tensors with the stem adapted from 3 channels to 1, or from 1 to 3.
 
-    Three become one by their sum: what a grey image, repeated three times, would give. One becomes three by a third
-    each. Both give the same response to a grey image (but for the means and deviations of the channels).
+    Three channels are summed into one, which equals the response to a grey image repeated three times. One channel is
+    divided by three and repeated. Both give the same response to a grey image (apart from the channels' means and
+    standard deviations).
 
     Args:
-        tensors: name -> (O, C, kh, kw) and others.
-        own: the network's own.
-        stems: names that the first convolution may have.
+        tensors: name -> tensor; the stem is (O, C, kh, kw).
+        own: the network's own tensors.
+        stems: possible names of the first convolution.
 
     Returns:
-        The tensors, and a sentence; "" where nothing had to be done.
+        The tensors, and a sentence ("" if nothing had to be done).
     """
     fitted = dict(tensors)
     for name in stems:

@@ -1,4 +1,4 @@
-"""What a checkpoint of any known system holds, read without its framework and without executing any of it."""
+"""The contents of a checkpoint of any known system, read without its framework and without executing code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 
 class Metadata(TypedDict, total=False):
-    """What a file says beside its tensors, JSON-able, by the reader's keys: a file's own never stand among them.
+    """What a file says besides its tensors, JSON-serialisable. The keys are the reader's, never the file's own.
 
     Attributes:
         part, beside, keys, values: see :func:`excite.weights.pytorch.read`.
-        not_tensors: names of other entries; TensorFlow's with their types.
-        crc: whether a check sum was met; strings: texts among the tensors (MindSpore).
-        shards: files that the tensors are in (TensorFlow).
-        name, layers: of the network (Caffe).
-        texts: of safetensors, by the file's keys; "excite" is the header of a weights file of ours.
+        not_tensors: names of other entries (with their types, for TensorFlow).
+        crc: whether a checksum was verified (MindSpore).
+        strings: texts among the tensors (MindSpore).
+        shards: the files that hold the tensors (TensorFlow).
+        name, layers: name and layers of the network (Caffe).
+        texts: metadata of safetensors, by the file's keys; "excite" is the header of our weights files.
         config: the ``config.json`` beside the file.
     """
 
@@ -42,14 +43,14 @@ class Metadata(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Stored:
-    """The tensors of one checkpoint, as they lie in the file.
+    """The tensors of a checkpoint, as they are in the file.
 
     Attributes:
-        format: for people, e.g. "MindSpore checkpoint".
-        path: what was read.
-        tensors: name -> tensor on the CPU, with the file's own dtype and layout (HWIO stays HWIO). Those of PyTorch's
-            zip archives are views of the file, mapped into memory.
-        metadata: what else the file says; each reader tells what.
+        format: the format for display, such as "MindSpore checkpoint".
+        path: the file that was read.
+        tensors: name -> tensor on the CPU, with the file's own dtype and layout (HWIO stays HWIO). Tensors from
+            PyTorch's zip archives are views of the memory-mapped file.
+        metadata: what else the file says; see each reader.
     """
 
     format: str
@@ -58,7 +59,7 @@ class Stored:
     metadata: Metadata = field(default_factory=Metadata)
 
     def description(self) -> str:
-        """The format, and which of a training script's dictionaries was taken where the file has some."""
+        """The format and, if the file has several, which of a training script's dictionaries was used."""
         part, beside = self.metadata.get("part"), self.metadata.get("beside")
         if not part:
             return self.format

@@ -1,8 +1,8 @@
-"""TensorFlow checkpoints ("V2": ``.index`` and ``.data-00000-of-00001``), without TensorFlow.
+"""Reads TensorFlow checkpoints ("V2": ``.index`` and ``.data-00000-of-00001``), without TensorFlow.
 
-Layout: tensorflow/core/util/tensor_bundle and protobuf/tensor_bundle.proto. The index is a LevelDB table from names to
+Format: tensorflow/core/util/tensor_bundle and protobuf/tensor_bundle.proto. The index is a LevelDB table from names to
 BundleEntryProto {dtype, shape, shard, offset, size, crc32c}; the shards hold the raw bytes. Optimiser slots and other
-variables are kept like the rest: what belongs to the network is for the key map to say.
+variables are kept, too: the key map decides what belongs to the network.
 """
 
 import re
@@ -60,10 +60,10 @@ class _Entry:
 
 
 def find_prefix(path: Path) -> Path | None:
-    """The checkpoint that ``path`` means, as the prefix of its files: a prefix, one of the files, or their folder.
+    """The prefix of a checkpoint's files, for ``path`` being the prefix, one of the files, or their folder.
 
     Returns:
-        None where ``path`` names no TensorFlow checkpoint.
+        The prefix, or None if ``path`` is not a TensorFlow checkpoint.
 
     Raises:
         ExciteError: a folder's ``checkpoint`` file names a checkpoint that is not there.
@@ -78,7 +78,7 @@ def find_prefix(path: Path) -> Path | None:
 
 
 def _latest(state: Path) -> Path | None:
-    """What a CheckpointState in text form (``model_checkpoint_path: "..."``) names; else the folder's only index."""
+    """The checkpoint named by a CheckpointState as text (``model_checkpoint_path: "..."``), else the only index."""
     if state.is_file():
         with state.open("rb") as file:
             text = file.read(1 << 16).decode("utf-8", "replace")
@@ -89,7 +89,7 @@ def _latest(state: Path) -> Path | None:
             for candidate in (prefix, moved):
                 if _index_of(candidate).is_file():
                     return candidate
-            raise ExciteError(f"{state} names the checkpoint {named.group(1)!r}, which is not beside it")
+            raise ExciteError(f"{state} names the checkpoint {named.group(1)!r}, which is not in the same folder")
     found = sorted(state.parent.glob("*.index"))
     if len(found) > 1:
         names = ", ".join(index.stem for index in found[:5])
@@ -102,13 +102,13 @@ def _index_of(prefix: Path) -> Path:
 
 
 def read(prefix: Path) -> Stored:
-    """Read a checkpoint whose files begin with ``prefix``; every check sum is met.
+    """Read a checkpoint whose files start with ``prefix``; every checksum is verified.
 
-    Strings and other entries without numbers are named in ``metadata["not_tensors"]``.
+    Strings and other entries that are not numbers are listed in ``metadata["not_tensors"]``.
 
     Raises:
         ExciteError: a file is missing, or a variable is stored in slices.
-        Damaged: a check sum is wrong, or sizes contradict each other.
+        Damaged: a checksum is wrong, or sizes are inconsistent.
     """
     index = map_file(_index_of(prefix))
     shards, big_endian, entries = _read_index(prefix, index)
@@ -138,7 +138,7 @@ def _read_index(prefix: Path, index: memoryview) -> tuple[int, bool, list[_Entry
     header = {field.number: field for field in fields(first[1])}
     shards = header[1].as_int() if 1 in header else 0
     if not 1 <= shards <= _MOST_SHARDS:
-        raise Damaged(f"its index tells of {shards} data files")
+        raise Damaged(f"its index lists {shards} data files")
     return shards, 2 in header and header[2].as_int() == 1, [_entry(prefix, *pair, shards) for pair in pairs]
 
 
@@ -154,7 +154,7 @@ def _entry(prefix: Path, key: bytes, value: memoryview, shards: int) -> _Entry:
     numbers = {n: found[n].as_int() if n in found else 0 for n in (1, 3, 4, 5)}
     dtype, shard, offset, size = (numbers[n] for n in (1, 3, 4, 5))
     if dtype not in DTYPES and dtype not in _NOT_TENSORS:
-        raise ExciteError(f"{prefix}: {name!r} has TensorFlow's type number {dtype}, which is not known")
+        raise ExciteError(f"{prefix}: {name!r} has the unknown TensorFlow type {dtype}")
     if not 0 <= shard < shards or offset < 0 or size < 0:
         raise Damaged(f"{name!r} is said to lie in file {shard} of {shards}, {size} bytes from {offset} on")
     crc = int.from_bytes(found[6].as_fixed(FIXED32)[-4:], "little") if 6 in found else 0  # proto3 leaves zeros out
@@ -163,7 +163,7 @@ def _entry(prefix: Path, key: bytes, value: memoryview, shards: int) -> _Entry:
 
 def _in_slices(prefix: Path, what: str) -> ExciteError:
     return ExciteError(
-        f"{prefix} holds {what} in slices (a partitioned variable), which cannot be read: save it without a partitioner"
+        f"{prefix} has {what} in slices (a partitioned variable), which cannot be read: save it without a partitioner"
     )
 
 
@@ -184,7 +184,7 @@ def _open_shards(prefix: Path, shards: int, entries: list[_Entry]) -> dict[int, 
     for shard in sorted({entry.shard for entry in entries}):
         file = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{shards:05d}")
         if not file.is_file():
-            raise ExciteError(f"{prefix} is not complete: {file.name} is missing beside its .index file")
+            raise ExciteError(f"{prefix} is incomplete: {file.name} is missing beside its .index file")
         data[shard] = map_file(file)
     return data
 
@@ -199,7 +199,7 @@ def _content(entry: _Entry, data: dict[int, memoryview]) -> memoryview:
 def _tensor(entry: _Entry, content: memoryview, big_endian: bool) -> Tensor:
     dtype = DTYPES[entry.dtype]
     if crc32c(content) != unmask(entry.crc):
-        raise Damaged(f"{entry.name!r} does not have its check sum")
+        raise Damaged(f"{entry.name!r} has a wrong checksum")
     tensor = as_tensor(entry.name, dtype, entry.shape, content)
     if big_endian and tensor.numel():
         part = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize

@@ -1,4 +1,4 @@
-"""Which of timm's networks a file holds whose names no layout of ours knows, for the sentence that says so."""
+"""Finds out which timm network a file holds whose names no layout of ours knows, for the error message."""
 
 import difflib
 import re
@@ -11,19 +11,19 @@ from torch import Tensor
 from excite.errors import ExciteError
 from excite.models.timm_models import classifier_name, import_timm
 
-#: Names that are tried where none of the hints is one.
+#: Names to try if none of the hints is one.
 _MOST = 3
 
 
 def network_of_timm(tensors: Mapping[str, Tensor], hints: Iterable[str]) -> str | None:
-    """timm's name of the network that these tensors are of, whatever the number of its classes.
+    """timm's name of the network with these tensors, for any number of classes.
 
     Args:
-        tensors: under timm's names.
-        hints: what the file calls itself, the file's own name: the networks of such names are compared, no others.
+        tensors: tensors under timm's names.
+        hints: names in the file, and the file's own name: only networks with such names are compared.
 
     Returns:
-        None where none of them has these tensors, or timm is not installed.
+        None if none of them has these tensors, or timm is not installed.
     """
     try:
         timm = import_timm()

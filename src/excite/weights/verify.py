@@ -1,4 +1,4 @@
-"""Do two networks compute the same, and where do they part?"""
+"""Compares the outputs of two networks, and finds the first place where they differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from excite.models import Classifier
 from excite.ops import spatial_mean
 from excite.untrusted.npz import read_npz
 
-#: Largest relative difference of float32 networks that count as the same.
+#: Largest relative difference at which float32 networks count as the same.
 TOLERANCE = 1e-4
 INPUTS = ("input", "input_nhwc", "x", "images")
-#: What others call the places of ``trace``.
+#: Other names for the places of ``trace``.
 ALIASES = {"maxpool": "pool0", "pool": "pool0", "conv1": "stem", "output": "logits", "out": "logits", "fc": "logits"}
 
 
 class DifferenceRow(TypedDict):
-    """A :class:`Difference` for tables and JSON; ``shape``: "1x64x56x56"."""
+    """A :class:`Difference` for tables and JSON; ``shape`` is like "1x64x56x56"."""
 
     place: str
     shape: str
@@ -31,20 +31,20 @@ class DifferenceRow(TypedDict):
 
 @dataclass(frozen=True)
 class Difference:
-    """One place compared: the largest difference, over the largest value of the reference."""
+    """The comparison at one place: the largest difference, relative to the largest value of the reference."""
 
     place: str
     shape: tuple[int, ...]
     relative: float
 
     def row(self) -> DifferenceRow:
-        """For tables and JSON."""
+        """The values for tables and JSON."""
         return {"place": self.place, "shape": "x".join(map(str, self.shape)), "relative": self.relative}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What another system computed: an input (N, C, H, W), and outputs by place; ``skipped``: names of no place."""
+    """What another system computed: an input (N, C, H, W) and outputs by place; ``skipped`` names match no place."""
 
     images: Tensor
     outputs: dict[str, Tensor]
@@ -53,7 +53,7 @@ class Reference:
 
 @torch.no_grad()
 def trace(model: Classifier, images: Tensor) -> dict[str, Tensor]:
-    """Every map on the way, in order: stem, pool0, layer1.0 ... layer1, layer2.0 ..., features, pooled, logits."""
+    """All intermediate maps in order: stem, pool0, layer1.0 ... layer1, layer2.0 ..., features, pooled, logits."""
     was_training = model.training
     model.eval()
     try:
@@ -76,10 +76,10 @@ def trace(model: Classifier, images: Tensor) -> dict[str, Tensor]:
 
 
 def differences(places: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> list[Difference]:
-    """Compare what both have, in the order of ``places``; a reference may hold the first images of the batch only.
+    """Compare what both have, in the order of ``places``. A reference may only hold the first images of the batch.
 
     Raises:
-        ExciteError: nothing to compare, or shapes that cannot be.
+        ExciteError: there is nothing to compare, or shapes differ.
     """
     found = []
     for place, mine in places.items():
@@ -87,15 +87,17 @@ def differences(places: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -
             continue
         theirs = reference[place]
         if mine.shape[1:] != theirs.shape[1:] or len(theirs) > len(mine):
-            raise ExciteError(f"at {place} the network gives {tuple(mine.shape)}, the reference {tuple(theirs.shape)}")
+            raise ExciteError(
+                f"at {place} the network has the shape {tuple(mine.shape)}, the reference {tuple(theirs.shape)}"
+            )
         found.append(Difference(place, tuple(theirs.shape), relative_error(mine[: len(theirs)], theirs)))
     if not found:
-        raise ExciteError(f"the reference has nothing to compare with: its places are {', '.join(reference) or 'none'}")
+        raise ExciteError(f"the reference has nothing to compare: its places are {', '.join(reference) or 'none'}")
     return found
 
 
 def relative_error(mine: Tensor, theirs: Tensor) -> float:
-    """max |mine - theirs| / max |theirs|, in float64; infinite where either is not finite."""
+    """max |mine - theirs| / max |theirs|, in float64; infinite if either is not finite."""
     a, b = mine.double(), theirs.double()
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
@@ -105,26 +107,26 @@ def relative_error(mine: Tensor, theirs: Tensor) -> float:
 
 
 def first_apart(found: list[Difference], tolerance: float = TOLERANCE) -> Difference | None:
-    """The first place, on the way from image to logits, that differs by more than ``tolerance``."""
+    """The first place from image to logits that differs by more than ``tolerance``."""
     return next((d for d in found if d.relative > tolerance), None)
 
 
 def read_reference(path: str | Path) -> Reference:
-    """An ``.npz`` with ``input`` (N, C, H, W) or ``input_nhwc``, ``logits`` (N, K), and outputs ``out_PLACE``.
+    """Read an ``.npz`` with ``input`` (N, C, H, W) or ``input_nhwc``, ``logits`` (N, K), and outputs ``out_PLACE``.
 
     Raises:
-        ExciteError: no such file, not one of numbers, or no input in it.
+        ExciteError: there is no such file, it does not hold numbers, or it has no input.
     """
     arrays = _read_npz(Path(path))
     name = next((key for key in INPUTS if key in arrays), None)
     if name is None:
         raise ExciteError(
-            f"{path} has no input: one of {', '.join(INPUTS)} is needed beside {', '.join(arrays) or 'it'}"
+            f"{path} has no input: it needs one of {', '.join(INPUTS)} besides {', '.join(arrays) or 'the outputs'}"
         )
     images = _as_tensor(arrays.pop(name), name)
     if images.ndim != 4 or not len(images):
         raise ExciteError(
-            f"{path}: {name} must be a batch of images, (N, C, H, W), and has the shape {tuple(images.shape)}"
+            f"{path}: {name} must be a batch of images (N, C, H, W), but has the shape {tuple(images.shape)}"
         )
     outputs: dict[str, Tensor] = {}
     skipped = []
@@ -142,12 +144,12 @@ def _read_npz(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with path.open("rb") as file:
             if file.read(6) == b"\x93NUMPY":
-                raise ExciteError(f"{path} is one array; an .npz with input and logits is needed")
+                raise ExciteError(f"{path} is a single array; give an .npz with input and logits")
         return read_npz(path)
     except FileNotFoundError:
         raise ExciteError(f"there is no file {path} to verify with") from None
     except (OSError, ValueError) as error:
-        raise ExciteError(f"{path} is no readable .npz of numbers: {first_line(error)}") from None
+        raise ExciteError(f"{path} is not a readable .npz of numbers: {first_line(error)}") from None
 
 
 def _as_tensor(array: np.ndarray[Any, Any], key: str) -> Tensor:
@@ -158,9 +160,9 @@ def _as_tensor(array: np.ndarray[Any, Any], key: str) -> Tensor:
 
 
 def check_places(reference: Reference, model: Classifier, path: str | Path) -> None:
-    """Raise ExciteError where an output belongs to no place of this network: it would go uncompared in silence."""
+    """Raise ExciteError if an output matches no place of this network, since it would silently not be compared."""
     with torch.device("cpu"):
         known = list(trace(model, reference.images[:1]))
     for place in reference.outputs:
         if place not in known:
-            raise ExciteError(f"{path}: {place!r} is no place of {model.model_name}{nearest(place, known)}")
+            raise ExciteError(f"{path}: {model.model_name} has no place {place!r}{nearest(place, known)}")

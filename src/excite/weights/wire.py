@@ -1,8 +1,8 @@
 """Protobuf's wire format, as far as checkpoints use it.
 
-Encoding: https://protobuf.dev/programming-guides/encoding/. The protobuf library wants generated classes, refuses
-messages over 2 GB and copies what it parses; here a message is walked in place, and no length is believed before it is
-compared with what is there.
+Encoding: https://protobuf.dev/programming-guides/encoding/. The protobuf library needs generated classes, refuses
+messages over 2 GB and copies what it parses. Here, a message is walked in place, and every length is checked against
+the data before it is used.
 """
 
 from collections.abc import Iterator
@@ -17,37 +17,37 @@ _FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
 
 
 class Field(NamedTuple):
-    """One field of a message; ``value`` is a number (VARINT) or a view of the bytes."""
+    """A field of a message; ``value`` is a number (VARINT) or a view of the bytes."""
 
     number: int
     wire: int
     value: int | memoryview
 
     def as_bytes(self) -> memoryview:
-        """The bytes of a string, a message or a packed list. Raises Damaged where the field is something else."""
+        """The bytes of a string, a message or a packed list. Raises Damaged if the field is something else."""
         if self.wire != BYTES or isinstance(self.value, int):
             raise Damaged(f"field {self.number} has the wire type {self.wire} instead of {BYTES}")
         return self.value
 
     def as_text(self) -> str:
-        """A string. Raises Damaged where the field is something else."""
+        """A string. Raises Damaged if the field is something else."""
         return as_text(self.as_bytes(), f"field {self.number}")
 
     def as_int(self) -> int:
-        """An int32, int64, bool or enum. Raises Damaged where the field is something else."""
+        """An int32, int64, bool or enum. Raises Damaged if the field is something else."""
         if not isinstance(self.value, int):
             raise Damaged(f"field {self.number} has the wire type {self.wire} instead of {VARINT}")
         return signed(self.value)
 
     def as_fixed(self, wire: int) -> memoryview:
-        """One or more numbers of fixed size, little-endian. Raises Damaged where the field is something else."""
+        """One or more numbers of fixed size, little-endian. Raises Damaged if the field is something else."""
         if self.wire != wire or isinstance(self.value, int):
             raise Damaged(f"field {self.number} has the wire type {self.wire} instead of {wire}")
         return self.value
 
 
 def read_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
-    """The unsigned number at ``at`` (7 bits a byte, low ones first) and where the next one begins.
+    """The unsigned number at ``at`` (7 bits per byte, low ones first) and where the next one begins.
 
     Raises:
         Damaged: it runs past the end or past 64 bits.
@@ -67,12 +67,12 @@ def read_varint(data: memoryview | bytes, at: int) -> tuple[int, int]:
 
 
 def signed(value: int) -> int:
-    """A varint as protobuf's int32 and int64 mean it."""
+    """A varint interpreted as protobuf's int32 or int64."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def packed_ints(data: memoryview) -> list[int]:
-    """A packed ``repeated int64``. Raises Damaged where it ends in the middle of a number."""
+    """A packed ``repeated int64``. Raises Damaged if it ends in the middle of a number."""
     values, at = [], 0
     while at < len(data):
         value, at = read_varint(data, at)
@@ -81,13 +81,13 @@ def packed_ints(data: memoryview) -> list[int]:
 
 
 def fields(message: memoryview) -> Iterator[Field]:
-    """Walk a message in the file's order.
+    """Walk the fields of a message in order.
 
-    Numbers of fixed size that follow each other under one field number below 16, as in an unpacked ``repeated float``,
-    come as one field with the view of all of them: a file may hold millions.
+    Consecutive numbers of fixed size with the same field number below 16, as in an unpacked ``repeated float``, are
+    combined into one field with a view of all of them: a file may hold millions.
 
     Raises:
-        Damaged: a length points past the message's end, or this is no protobuf message.
+        Damaged: a length points past the end of the message, or this is not a protobuf message.
     """
     at = 0
     while at < len(message):
@@ -102,7 +102,7 @@ def fields(message: memoryview) -> Iterator[Field]:
         elif wire == BYTES:
             length, at = read_varint(message, at)
             if length > len(message) - at:
-                raise Damaged(f"a field says that it has {length} bytes where {len(message) - at} are left")
+                raise Damaged(f"a field claims to have {length} bytes, but {len(message) - at} are left")
             yield Field(number, wire, message[at : at + length])
             at += length
         elif wire in _FIXED_BYTES:
@@ -113,7 +113,7 @@ def fields(message: memoryview) -> Iterator[Field]:
 
 
 def _read_run(message: memoryview, start: int, key_bytes: int, value_bytes: int) -> tuple[memoryview, int]:
-    """Numbers of fixed size from ``start`` on, as long as each comes with the same key of one byte; and their end."""
+    """Numbers of fixed size from ``start`` on, as long as each has the same one-byte key; and their end."""
     at = start + key_bytes + value_bytes
     while key_bytes == 1 and at < len(message) and message[at] == message[start]:
         at += 1 + value_bytes

@@ -1,4 +1,4 @@
-"""Our weights under other libraries' names: timm's, torchvision's."""
+"""Writes our weights with the names of other libraries: timm's and torchvision's."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TIMM_EFFICIENT
 
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
 EPS = 1e-5
-#: Settings of torchvision's ResNets, and of timm's but the legacy ones and senet154.
+#: Settings of torchvision's ResNets, and of timm's except the legacy ones and senet154.
 PLAIN = (
     ("max_pool", "pad1"),
     ("conv_padding", "symmetric"),
@@ -27,7 +27,7 @@ PLAIN = (
     ("down_kernel", 1),
 )
 _RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")
-#: What each library has of the networks that we have, under its own names.
+#: Library -> its names of the networks that we also have.
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
     "torchvision": _RESNETS,
     "timm": (
@@ -60,13 +60,14 @@ class Exported:
 
 
 def export_state_dict(model: nn.Module, library: str) -> Exported:
-    """The state dict that ``library``'s own network of this architecture loads strictly and computes the same with.
+    """The model's state dict for ``library``'s own network of this architecture, which loads it strictly and computes
+    the same.
 
-    An epsilon that is not theirs goes into the variances, biases that their gates have and ours lack are 0: the same
-    function in evaluation mode.
+    A different epsilon is folded into the variances, and biases that only their gates have are 0: the function in
+    evaluation mode is the same.
 
     Args:
-        model: one of ``create_model``'s ResNets.
+        model: a ResNet or EfficientNet-Lite from ``create_model``.
         library: "timm" or "torchvision".
 
     Raises:
@@ -97,7 +98,9 @@ def _name(model: nn.Module) -> str:
 
 def _for_torchvision(model: ResNet) -> tuple[Layout, str]:
     if model.gate_spec is not None:
-        raise ExciteError(f"{model.model_name} has gates, torchvision's ResNets have none; --to timm has those with SE")
+        raise ExciteError(
+            f"{model.model_name} has gates, but torchvision's ResNets have none; --to timm supports SE gates"
+        )
     _need(model, "torchvision", PLAIN)
     return TORCHVISION, _known(model.model_name, "torchvision")
 
@@ -108,15 +111,17 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
         return TORCHVISION, _known(model.model_name, "timm")
     gates = {name: m for name, m in model.named_modules() if name.rpartition(".")[2] == "gate"}
     if not all(isinstance(gate, SqueezeExcite) for gate in gates.values()):
-        raise ExciteError(f"{model.model_name} has gates that are not SE, and timm's ResNets have no such ones")
+        raise ExciteError(f"{model.model_name} has gates other than SE, which timm's ResNets do not have")
     if any(gate.identity for gate in gates.values() if isinstance(gate, SqueezeExcite)):
         raise ExciteError(
-            f"{model.model_name} has gates that started as the identity: twice a sigmoid, where timm's SE is a sigmoid "
-            "of the same tensors: not the same network"
+            f"{model.model_name} has gates that started as the identity and so double their sigmoid, which timm's SE "
+            "does not"
         )
     blocks = [block for stage in model.stages() for block in stage]
     if len(gates) != len(blocks) or setting(model, "gate_position", "standard") != "standard":
-        raise ExciteError(f"{model.model_name}: timm's SE gates are at the end of every block's branch, and only there")
+        raise ExciteError(
+            f"{model.model_name} has gates at other places than timm, whose SE gates end the branch of every block"
+        )
     senet154 = model.model_name == "senet154"
     if setting(model, "max_pool", "pad1") == "ceil":
         grouped = senet154 or model.model_name.startswith("seresnext")
@@ -140,9 +145,9 @@ def _for_timm(model: ResNet) -> tuple[Layout, str]:
 
 
 def _efficientnet_lite(model: EfficientNetLite) -> Exported:
-    """Under timm's names: two of its networks have the same tensors, and pad and normalise otherwise."""
+    """With timm's names. Two of its networks have the same tensors, but different padding and normalisation."""
     if model.gate_spec is not None:
-        raise ExciteError(f"{model.model_name} has gates, timm's EfficientNet-Lite has none")
+        raise ExciteError(f"{model.model_name} has gates, but timm's EfficientNet-Lite has none")
     made = (
         setting(model, "conv_padding", "same"),
         setting(model, "bn_eps", 1e-3),
@@ -151,8 +156,8 @@ def _efficientnet_lite(model: EfficientNetLite) -> Exported:
     theirs = {("same", 1e-3, "relu6"): "tf_efficientnet_lite0", ("symmetric", 1e-5, "relu6"): "efficientnet_lite0"}
     if made not in theirs:
         raise ExciteError(
-            f"{model.model_name} has conv_padding={made[0]}, bn_eps={made[1]:g}, act_layer={made[2]}, and timm has no "
-            "EfficientNet-Lite made so"
+            f"{model.model_name} has conv_padding={made[0]}, bn_eps={made[1]:g}, act_layer={made[2]}, but timm has no "
+            "EfficientNet-Lite with these settings"
         )
     tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     return Exported("timm", theirs[made], TIMM_EFFICIENTNET_LITE.write(tensors))
@@ -165,15 +170,13 @@ def _known(architecture: str, library: str) -> str:
 
 
 def _need(model: ResNet, library: str, wanted: tuple[tuple[str, Any], ...]) -> None:
-    """The settings that do not show in a state dict must be those of the library's network."""
+    """Check that settings which a state dict does not show are those of the library's network."""
     defaults = dict(PLAIN)
     for key, value in wanted:
         found = setting(model, key, defaults[key])
         strides = key != "stride_on" or any(isinstance(m, Bottleneck) for m in model.modules())
         if found != value and strides:
-            raise ExciteError(
-                f"{model.model_name} has {key}={found} and {library}'s {key}={value}: not the same network"
-            )
+            raise ExciteError(f"{model.model_name} has {key}={found}, but {library}'s network has {key}={value}")
 
 
 def _check_widths(model: ResNet, gates: dict[str, nn.Module], divisor: int | None) -> None:
@@ -184,17 +187,17 @@ def _check_widths(model: ResNet, gates: dict[str, nn.Module], divisor: int | Non
         if gate.fc1.out_features != wanted:
             raise ExciteError(
                 f"{model.model_name} squeezes {gate.fc1.in_features} channels to {gate.fc1.out_features} in {name}, "
-                f"timm's to {wanted}: not the same network; to have timm's, train with \"model.options={options}\""
+                f"but timm's network to {wanted}; to have timm's widths, train with \"model.options={options}\""
             )
 
 
 def _fold_epsilon(tensors: dict[str, Tensor], model: ResNet) -> None:
-    """sqrt(variance + eps) stays as it is when the difference of the epsilons is added to the variance."""
+    """Add the difference of the epsilons to the variances, which preserves sqrt(variance + eps)."""
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d) and module.eps != EPS:
             variance = tensors[f"{name}.running_var"].double() + (module.eps - EPS)
             if bool((variance < 0).any()):
-                raise ExciteError(f"{name} has eps={module.eps}, too small to be expressed with their {EPS}")
+                raise ExciteError(f"{name} has eps={module.eps}, too small to be expressed with their eps={EPS}")
             tensors[f"{name}.running_var"] = variance.float()
 
 
@@ -204,7 +207,7 @@ def _zero_biases(tensors: dict[str, Tensor]) -> None:
 
 
 def save_state_dict(exported: Exported, path: Path) -> None:
-    """Write a plain state dict, safetensors or PyTorch's format by the name's ending (see ``files.written_aside``)."""
+    """Write a plain state dict as safetensors or in PyTorch's format, by the extension of ``path``."""
     if path.suffix.lower() == ".safetensors":
         save_file(exported.tensors, path, metadata={"format": "pt", "architecture": exported.architecture})
     else:

@@ -1,1 +1,1 @@
-"""Gates for networks that have none: found places, identity at the start, and the way back."""
+"""Grafting gates onto networks that have none: finding places, starting as the identity, and removing gates again."""

@@ -1,4 +1,4 @@
-"""Put gates into a network that has none, and take them out.  Letters: N images, C channels, H x W positions."""
+"""Adds gates to a network that has none, and removes them. Notation: N images, C channels, H x W positions."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,12 @@ from excite.pages.inline import show_table
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = Literal["identity", "paper"]
-#: Sides of images to try where the network does not say what it takes, pixels.
+#: Image sizes in pixels to try if the network does not say what it takes.
 _SIDES = (224, 32, 28, 64, 128, 256, 299)
 
 
 class GraftRow(TypedDict):
-    """A place: ``map`` is its "HxW", ``parameters`` those of its new gate, 0 where it is gated already."""
+    """A place in a plan. ``map`` is its "HxW", ``parameters`` the number of its new gate's (0 if already gated)."""
 
     place: str
     channels: int
@@ -38,7 +38,7 @@ class GraftRow(TypedDict):
 
 
 class GraftPlanValues(TypedDict):
-    """A :class:`GraftPlan` in JSON; ``added`` are the parameters of all new gates."""
+    """A :class:`GraftPlan` in JSON; ``added`` is the number of parameters of all new gates."""
 
     gate: GateTable
     sentence: str
@@ -49,14 +49,14 @@ class GraftPlanValues(TypedDict):
 
 @dataclass(frozen=True)
 class GraftPlan:
-    """What :func:`graft` is going to do, or has done.
+    """What :func:`graft` would do, or has done.
 
     Attributes:
-        gate: the gate's table, with ``identity`` where it starts so.
-        places: all places, those that are gated already included.
-        parameters: parameters of the new gate, by the name of its place.
+        gate: the gate's table, with ``identity`` if it starts as the identity.
+        places: all places, including those that are already gated.
+        parameters: name of the place -> number of parameters of its new gate.
         sentence: how the places were found.
-        notes: what else there is to know, one sentence each.
+        notes: further sentences for the user.
     """
 
     gate: GateTable
@@ -72,11 +72,11 @@ class GraftPlan:
 
     @property
     def added(self) -> int:
-        """Parameters of all new gates."""
+        """Number of parameters of all new gates."""
         return sum(self.parameters.values())
 
     def rows(self) -> list[GraftRow]:
-        """One row a place."""
+        """One row per place."""
         kind = self.gate["name"]
         return [
             {
@@ -84,13 +84,13 @@ class GraftPlan:
                 "channels": p.channels,
                 "map": f"{p.size[0]}x{p.size[1]}",
                 "parameters": self.parameters.get(p.name, 0),
-                "what": f"gated already: {p.gated}" if p.gated else f"{'in' if p.slot else 'behind'} it: {kind}",
+                "what": f"already gated: {p.gated}" if p.gated else f"{'in' if p.slot else 'after'} it: {kind}",
             }
             for p in self.places
         ]
 
     def to_dict(self) -> GraftPlanValues:
-        """For JSON."""
+        """The plan as JSON-serialisable values."""
         return {
             "gate": self.gate,
             "sentence": self.sentence,
@@ -153,30 +153,32 @@ def graft(
     example: Any = None,
     **options: Any,
 ) -> nn.Module | GraftPlan:
-    """Put gates into any network of convolutions: ours, timm's, torchvision's, Hugging Face's, your own.
+    """Add gates to any convolutional network: ours, timm's, torchvision's, Hugging Face's or your own.
 
-    In our own models the gates go into the blocks' slots, where the fused operator runs them. In others a module at
+    In our own models, the gates go into the blocks' slots, where the fused operator runs them. In others, a module at
     each place is replaced by :class:`excite.grafting.Grafted`, which keeps the names of its parameters in
-    ``state_dict``. Places that are gated already are left alone. Make the optimiser, ``torch.compile`` and DDP
-    afterwards.
+    ``state_dict``. Places that are already gated are left as they are. Create the optimiser and apply
+    ``torch.compile`` and DDP afterwards.
 
     Args:
         model: any ``nn.Module`` that takes images.
         gate: a gate's name, or a table ``{"name": "se", "reduction": 8}``.
         at: "auto" (the ends of residual branches; see ``find_places``), or module names and shell patterns.
-        init: "identity": the network computes at first exactly what it did before, and the gates learn from the first
-            step (``Gate.start_as_identity``, or ``excite.gates.blend.Blend``); "paper": the gate's usual start.
-        dry_run: change nothing and return the :class:`GraftPlan`; ``print`` shows it as a table.
-        inplace: change ``model`` itself; the default leaves it alone and changes a deep copy.
-        example: an input: a tensor (N, channels, H, W), or a tuple or dictionary of arguments. None: of the size that
-            the model says that it takes, or one that it turns out to take.
+        init: "identity": at first, the network computes exactly what it did before, and the gates learn from the first
+            step (``Gate.start_as_identity``, or ``excite.gates.blend.Blend``). "paper": the gate's usual
+            initialisation.
+        dry_run: change nothing and return the :class:`GraftPlan`, which ``print`` shows as a table.
+        inplace: change ``model`` itself rather than a deep copy.
+        example: an input: a tensor (N, channels, H, W), or a tuple or dictionary of arguments. None: zeros of the size
+            that the model declares, or of one that it turns out to accept.
         options: options of the gate.
 
     Returns:
-        The network with gates, in the training mode, on the device and of the type of ``model``.
+        The network with gates, with the training mode, device and dtype of ``model``; with ``dry_run``, the plan.
 
     Raises:
-        ExciteError: an unknown gate or option, no place, a network that is wrapped (DDP, torch.compile) already.
+        ExciteError: the gate or an option is unknown, there is no place for a gate, or the network is already wrapped
+            (DDP, torch.compile).
     """
     _refuse_wrapped(model)
     spec = _spec(gate, init, options)
@@ -186,7 +188,7 @@ def graft(
     if dry_run:
         return plan
     if not plan.new:
-        raise ExciteError(f"every place is gated already ({plan.places[0].name}: {plan.places[0].gated}, ...)")
+        raise ExciteError(f"every place is already gated ({plan.places[0].name}: {plan.places[0].gated}, ...)")
     grafted = model if inplace else copy.deepcopy(model)
     if isinstance(grafted, Classifier):
         _fill_slots(grafted, plan)
@@ -206,19 +208,21 @@ def graft(
 
 def _refuse_wrapped(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise ExciteError(f"a gate is grafted onto an nn.Module, not a {type(model).__name__}")
+        raise ExciteError(f"gates are grafted onto an nn.Module, not a {type(model).__name__}")
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ExciteError("graft before you wrap: DistributedDataParallel has counted the parameters; give its .module")
+        raise ExciteError(
+            "graft before wrapping: DistributedDataParallel has already registered the parameters; give its .module"
+        )
     if hasattr(model, "_orig_mod"):
-        raise ExciteError("graft before you compile: torch.compile has seen the network as it is; give its ._orig_mod")
+        raise ExciteError("graft before compiling: torch.compile works on the ungated network; give its ._orig_mod")
 
 
 def _spec(gate: GateSpec, init: str, options: GateTable) -> GateTable:
-    """The gate's table; every option is checked by building one."""
+    """The gate's table. Options are checked by creating a gate."""
     check_choice("init", init, INITS)
     spec = {**({"name": gate} if isinstance(gate, str) else dict(gate)), **options}
     if "identity" in spec:
-        raise ExciteError("how the gates start is said by init='identity' or 'paper', not by the option 'identity'")
+        raise ExciteError("set how the gates start with init='identity' or 'paper', not with the option 'identity'")
     create_gate(spec, 16, feature_size=(8, 8))
     return {**spec, "identity": True} if init == "identity" else spec
 
@@ -234,14 +238,14 @@ def _plan(found: Found, spec: GateTable) -> GraftPlan:
     notes = []
     if blended:
         notes.append(
-            f"the gate {spec['name']!r} has no last layer that could be zeroed, so it starts as the identity by a "
-            "learnt strength per channel, x * (1 + strength * (scale - 1)), from 0; init='paper' starts with it whole"
+            f"the gate {spec['name']!r} has no last layer to zero, so it starts as the identity with a learnt strength "
+            "of 0 per channel, x * (1 + strength * (scale - 1)); init='paper' starts with the full gate"
         )
     bound = [p for p in found.places if not p.gated and _is_bound(spec, p)]
     if bound:
         notes.append(
-            f"these gates fit images of this size only (a map of {bound[0].size[0]}x{bound[0].size[1]} at "
-            f"{bound[0].name}); excite.resize_gates adapts them to another"
+            f"these gates only fit images of this size (a {bound[0].size[0]}x{bound[0].size[1]} map at "
+            f"{bound[0].name}); excite.resize_gates adapts them to another size"
         )
     return GraftPlan(spec, found.places, parameters, found.sentence, notes)
 
@@ -255,14 +259,14 @@ def _is_bound(spec: GateTable, place: Place) -> bool:
 
 
 def _fill_slots(model: Classifier, plan: GraftPlan) -> None:
-    """Gates into the slots, and into what ``create_model`` needs to know to build the same network."""
+    """Put gates into the slots, and record them so that ``create_model`` can build the same network."""
     slots = model.gate_slots()
     kept = [name for name, block in slots.items() if block.gate is not None]
     spec = plan.gate
     if kept and model.gate_spec != spec:
         raise ExciteError(
-            f"{model.model_name} has gates of another kind in {len(kept)} of its blocks ({model.gate_spec}); one "
-            "network of ours has one kind of gate: give the same, or take those away (excite.ungraft, excite prune)"
+            f"{model.model_name} has other gates in {len(kept)} of its blocks ({model.gate_spec}), and a network can "
+            "only have one kind of gate: use the same, or remove those first (excite.ungraft, excite prune)"
         )
     for place in plan.new:
         like = next(model.get_submodule(place.name).parameters())
@@ -273,9 +277,9 @@ def _fill_slots(model: Classifier, plan: GraftPlan) -> None:
 
 
 def record_gates(model: Classifier, spec: GateTable) -> None:
-    """Tell a model of ours which blocks have a gate now, so that ``create_model(**model_args)`` builds the same.
+    """Record in a model of ours which blocks now have a gate, so that ``create_model(**model_args)`` builds the same.
 
-    ``spec``: the gates' table, for when some are left.
+    ``spec`` is the gates' table, used if any gates are left.
     """
     slots = model.gate_slots()
     filled = [name for name, block in slots.items() if block.gate is not None]
@@ -283,7 +287,7 @@ def record_gates(model: Classifier, spec: GateTable) -> None:
     args = model.model_args
     if not args:
         return
-    # The gate is told by its table; options beside it would be counted twice, and are no options of an ungated net.
+    # The table describes the gate; separate options would count twice, and an ungated network has no such options.
     for key in ("gate", "gate_at", *model_option_names(spec["name"]), *(() if filled else ("gate_position",))):
         args.pop(key, None)
     own = VARIANTS[model.model_name]["gate"]
@@ -296,12 +300,12 @@ def record_gates(model: Classifier, spec: GateTable) -> None:
 
 
 def wrappers_of(model: nn.Module) -> dict[str, Grafted]:
-    """Place -> the wrapper there, each under one name."""
+    """Place -> the wrapper there, each listed once."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Grafted)}
 
 
 def record_wrappers(model: nn.Module) -> None:
-    """:func:`record_gates` for a model of ``create_model("timm:...")``; nothing to do for other people's."""
+    """:func:`record_gates` for a model of ``create_model("timm:...")``; does nothing for other models."""
     if not is_timm_model(model):
         return
     described: Any = model
@@ -312,20 +316,20 @@ def record_wrappers(model: nn.Module) -> None:
 
 
 def _refuse_another_kind(model: nn.Module, spec: GateTable) -> None:
-    """As for our own models, and for the same reason: their arguments name one gate."""
+    """Refuse a second kind of gate, as for our own models: the model's arguments can only name one."""
     earlier = wrappers_of(model)
     if is_timm_model(model) and any(wrapper.spec != spec for wrapper in earlier.values()):
         raise ExciteError(
-            f"{model.model_name} has gates of another kind at {len(earlier)} of its places ({model.gate_spec}); one "
-            "network has one kind of gate: give the same, or take those away (excite.ungraft)"
+            f"{model.model_name} has other gates at {len(earlier)} of its places ({model.gate_spec}), and a network "
+            "can only have one kind of gate: use the same, or remove those first (excite.ungraft)"
         )
 
 
 def wrap(model: nn.Module, place: Place, spec: GateTable) -> None:
-    """Put ``Grafted`` in the place of one module, under every name that it has in ``model``."""
+    """Replace a module by ``Grafted`` under every name that it has in ``model``."""
     inner = model.get_submodule(place.name)
     if "gate" in inner._modules or isinstance(getattr(inner, "gate", None), nn.Module | nn.Parameter):
-        raise ExciteError(f"the module {place.name!r} has a part called 'gate' already; name another module")
+        raise ExciteError(f"the module {place.name!r} already has a part named 'gate'; choose another module")
     grafted = Grafted(inner, spec, place.channels, place.size, place.channels_last)
     for _, parent in model.named_modules(remove_duplicate=False):
         for name, child in list(parent._modules.items()):
@@ -334,7 +338,7 @@ def wrap(model: nn.Module, place: Place, spec: GateTable) -> None:
 
 
 def _check_called(model: nn.Module, plan: GraftPlan, example: Example) -> None:
-    """Every gate must run: a parent that reads a module's weights without calling it would never ask the gate."""
+    """Check that every gate runs: a parent that reads a module's weights without calling it would skip the gate."""
     called: set[str] = set()
     gates = {place.name: model.get_submodule(place.name).gate for place in plan.new}
     hooks = [
@@ -348,21 +352,26 @@ def _check_called(model: nn.Module, plan: GraftPlan, example: Example) -> None:
             hook.remove()
     missed = [name for name in gates if name not in called]
     if missed:
-        raise ExciteError(f"the module {missed[0]!r} is used without being called, so that a gate behind it never runs")
+        raise ExciteError(
+            f"the module {missed[0]!r} is used without being called, so a gate after it would never run; choose another"
+        )
 
 
 def ungraft(model: Model, *, inplace: bool = False) -> Model:
-    """Take the gates out again, whatever they have learnt: the very modules that were there before :func:`graft`.
+    """Remove grafted gates, whatever they have learnt, and put back the original modules.
 
-    A network fresh from ``graft`` with ``init="identity"`` computes the same before and after. A trained one does not;
-    ``excite prune`` takes gates out by their effect, with what they do on average folded into the layers before them.
+    Right after ``graft`` with ``init="identity"``, this does not change what the network computes. After training, it
+    does; ``excite prune`` removes gates by their effect and folds their average scale into the layers before them.
 
     Args:
-        model: a network with grafted gates. Of our own models, one whose name is that of an ungated network.
-        inplace: change ``model`` itself; the default changes a deep copy.
+        model: a network with grafted gates; of our own models, one with the name of an ungated network.
+        inplace: change ``model`` itself rather than a deep copy.
+
+    Returns:
+        The network without the gates.
 
     Raises:
-        ExciteError: it has no gates, or they are part of its architecture.
+        ExciteError: the network has no gates, or they are part of its architecture.
     """
     _refuse_wrapped(model)
     bare = model if inplace else copy.deepcopy(model)
@@ -370,13 +379,13 @@ def ungraft(model: Model, *, inplace: bool = False) -> Model:
         _empty_slots(bare)
         return bare
     if not unwrap(bare):
-        raise ExciteError(f"{type(model).__name__} has no grafted gates to take out")
+        raise ExciteError(f"{type(model).__name__} has no grafted gates to remove")
     record_wrappers(bare)
     return bare
 
 
 def unwrap(model: nn.Module, which: Callable[[Grafted], bool] = lambda wrapper: True) -> int:
-    """Put the original modules back, in place of all wrappers or of some; how many names that were."""
+    """Put the original modules back for the wrappers that ``which`` selects; returns the number of names changed."""
     found = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, Grafted) and which(m)}
     for name, wrapper in found.items():
         wrapper.inner.train(wrapper.training)
@@ -388,13 +397,13 @@ def unwrap(model: nn.Module, which: Callable[[Grafted], bool] = lambda wrapper: 
 def _empty_slots(model: Classifier) -> None:
     slots = [block for block in model.gate_slots().values() if block.gate is not None]
     if not slots:
-        raise ExciteError(f"{model.model_name} has no grafted gates to take out")
+        raise ExciteError(f"{model.model_name} has no grafted gates to remove")
     known = VARIANTS.get(model.model_name)
     own = None if known is None else known["gate"]
     if own is not None and not all(isinstance(block.gate, Gate) and block.gate.identity for block in slots):
         raise ExciteError(
-            f"the gates of {model.model_name} belong to it and were not grafted; excite prune removes gates by their "
-            "effect, and create_model(..., gate='none') builds the network without"
+            f"the gates of {model.model_name} are part of it and were not grafted; excite prune removes gates by their "
+            "effect, and create_model(..., gate='none') builds the network without them"
         )
     for block in slots:
         block.gate = None  # type: ignore[assignment]
@@ -405,10 +414,10 @@ def _empty_slots(model: Classifier) -> None:
 
 
 def example_for(model: nn.Module, given: Any = None) -> Example:
-    """Arguments for one pass: those given, or one image of zeros of the size that the model says, or takes.
+    """Arguments for one pass: those given, or an image of zeros of a size that the model declares or accepts.
 
     Raises:
-        ExciteError: the network takes none of the sizes that were tried.
+        ExciteError: the network accepts none of the sizes that were tried.
     """
     if given is not None:
         if isinstance(given, Mapping):
@@ -425,13 +434,13 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
             continue
         return (image,), {}
     raise ExciteError(
-        f"{type(model).__name__} does not say what it takes, and took none of {len(tried)} sizes ({tried[0]}); "
+        f"{type(model).__name__} does not say what input it takes, and failed with {len(tried)} sizes ({tried[0]}); "
         "give example="
     )
 
 
 def _shapes_to_try(model: nn.Module) -> list[tuple[int, ...]]:
-    """(channels, H, W), most trustworthy first: ours, timm's ``default_cfg``, Hugging Face's ``config``, a guess."""
+    """(channels, H, W), most reliable first: ours, timm's ``default_cfg``, Hugging Face's ``config``, a guess."""
     if isinstance(model, Classifier) or is_timm_model(model):
         return [cast(Classifier, model).input_size]
     shapes: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""A network's forward pass as a graph that says where residual branches end.  Letters: N images, C channels, H x W."""
+"""A network's forward pass as a graph, to find the ends of residual branches. Notation: N images, C channels, H x W."""
 
 import inspect
 import io
@@ -17,7 +17,7 @@ from excite.errors import ExciteError, first_line
 from excite.gates import Gate
 from excite.models.grafting.wrapper import Grafted
 
-#: Modules that learn a linear map or a norm: what a residual branch ends in.
+#: Linear layers and norms: what a residual branch ends in.
 LAYERS = (
     nn.modules.conv._ConvNd,
     nn.Linear,
@@ -46,13 +46,13 @@ class Step:
 
     Attributes:
         kind: "add", "layer" (convolution, dense layer, norm), "gate" (a map times something computed from a map),
-            "same" (elementwise or a permutation of one map) or "other".
-        inputs: indices of the steps that feed it, those that come from the image.
-        shape: of the result, where that is one tensor.
-        module: the module whose whole result this is; None where there is none.
-        convolution: whether it is a layer and no norm.
-        label: what to call it in a message.
-        users: indices of the steps that it feeds, and ``RESULT`` where it is part of what the network returns.
+            "same" (elementwise, or a permutation of one map) or "other".
+        inputs: indices of the steps that feed it and depend on the image.
+        shape: shape of the result, if it is a single tensor.
+        module: the module whose whole result this is, or None.
+        convolution: whether it is a layer other than a norm.
+        label: its name in messages.
+        users: indices of the steps that it feeds, and ``RESULT`` if it is part of the network's output.
     """
 
     kind: str
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass
 class DataFlow:
-    """The steps in order, and how they were found ("torch.fx" or "torch.export")."""
+    """The steps in order, and the tracer that found them ("torch.fx" or "torch.export")."""
 
     steps: list[Step]
     traced_by: str
@@ -78,10 +78,10 @@ class DataFlow:
 
 
 def trace(model: nn.Module, example: Example) -> DataFlow:
-    """Follow a call of ``model`` by torch.fx, or by torch.export where fx cannot.
+    """Trace a call of ``model`` with torch.fx, or with torch.export if that fails.
 
     Raises:
-        ExciteError: neither can; the sentence says what stopped them, and how to name places instead.
+        ExciteError: both fail; the message says why, and how to name places instead.
     """
     problems = []
     for name, tracer in (("torch.fx", _by_fx), ("torch.export", _by_export)):
@@ -92,13 +92,13 @@ def trace(model: nn.Module, example: Example) -> DataFlow:
             problems.append(f"{name}: {first_line(error).rstrip('.')[:160]}")
     raise ExciteError(
         f"the residual branches of {type(model).__name__} cannot be found, because it cannot be traced "
-        f"({'; '.join(problems)}); name modules to put gates behind, such as at=['layer1.0.bn2', 'layer2.*.bn2']"
+        f"({'; '.join(problems)}); name the modules to put gates after, such as at=['layer1.0.bn2', 'layer2.*.bn2']"
     )
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; every module's own mode afterwards."""
+    """Context with the model in evaluation mode; restores every module's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -110,7 +110,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing on stderr: the tracers print and log the graphs and tracebacks of what they then raise."""
+    """Silence stderr: the tracers print and log graphs and tracebacks of the errors that they then raise."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:
@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Tracer(fx.Tracer):
-    """Goes into every module but those whose kind is known: layers (subclasses, too), gates, and torch.nn's own."""
+    """Traces into every module except known kinds: layers (with subclasses), gates, and those of torch.nn."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (*LAYERS, Gate, Grafted)) or super().is_leaf_module(m, module_qualified_name)
@@ -135,7 +135,7 @@ def _by_fx(model: nn.Module, example: Example) -> list[Step]:
     call = inspect.signature(model.forward).bind(*args, **kwargs)
     given = set(call.arguments)
     call.apply_defaults()
-    # Arguments left at their defaults are what they are (None, False ...), so that decisions by them can be followed.
+    # Arguments left at their defaults are constants (None, False ...), so that branches on them can be traced.
     plain = {
         name for name, p in call.signature.parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     }
@@ -155,7 +155,7 @@ def _by_fx(model: nn.Module, example: Example) -> list[Step]:
         if node.op == "call_module":
             module = model.get_submodule(str(node.target))
             kind = "gate" if isinstance(module, Gate | Grafted) else "layer" if isinstance(module, LAYERS) else ""
-            # A module that runs several times, on several maps, is no one branch's end.
+            # A module that runs several times, on several maps, is not the end of a single branch.
             place = str(node.target) if calls[str(node.target)] == 1 else None
             layer = module.inner if isinstance(module, Grafted) else module
             label = f"{type(module).__name__} {node.target}"
@@ -204,7 +204,7 @@ def _by_export(model: nn.Module, example: Example) -> list[Step]:
 
 
 def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[str]) -> list[Step]:
-    """Steps of the nodes that depend on the image; weights and what is made of them alone are left out."""
+    """Steps of the nodes that depend on the image; weights and what is computed from them alone are left out."""
     steps: list[Step] = []
     index: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -226,13 +226,13 @@ def _collect(graph: fx.Graph, describe: Callable[[fx.Node], Step], inputs: set[s
         index[node] = len(steps)
         steps.append(step)
         if _is_in_place(node):
-            # Whoever reads the map afterwards reads what has become of it, under whichever of the two names.
+            # Later readers of the map see its new value, under either of the two names.
             index[node.args[0]] = index[node]
     return steps
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    """Whether it overwrites its first operand, as ``y.add_(x)`` does (``y += x`` is ``y = y + x`` to torch.fx)."""
+    """Whether it overwrites its first operand, as ``y.add_(x)`` does (torch.fx records ``y += x`` as ``y = y + x``)."""
     if node.op not in ("call_method", "call_function") or not isinstance(node.args[0] if node.args else None, fx.Node):
         return False
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "").split(".")[0]
@@ -255,7 +255,7 @@ def _kind(step: Step, steps: list[Step]) -> str:
 
 
 def _is_spread(index: int, steps: list[Step]) -> bool:
-    """Whether a map was made by repeating a smaller one (expand, interpolate), as gates do before they multiply."""
+    """Whether a map is a repeated smaller one (expand, interpolate), as in gates before they multiply."""
     while steps[index].kind == "same":
         index = next(i for i in steps[index].inputs if steps[i].shape is not None)
     sources = [_numel(shape) for i in steps[index].inputs if (shape := steps[i].shape) is not None]

@@ -1,4 +1,4 @@
-"""Where a gate can go in somebody's network.  Letters: N images, C channels, H x W positions."""
+"""Finds places for gates in any network. Notation: N images, C channels, H x W positions."""
 
 import fnmatch
 import re
@@ -21,12 +21,12 @@ class Place:
     """A place for a gate.
 
     Attributes:
-        name: the module behind which the gate goes; of our own models, the block with the slot.
+        name: the module after which the gate goes; in our own models, the block with the slot.
         channels: C of the map there.
         size: (H, W) of the map, for the example that the network was traced with.
-        channels_last: the map has the shape (N, H, W, C).
-        slot: it is a block of ours, which runs its gate itself.
-        gated: what gates this branch already; "" where nothing does.
+        channels_last: whether the map has the shape (N, H, W, C).
+        slot: whether it is a block of ours, which runs its gate itself.
+        gated: what already gates this branch; "" if nothing does.
     """
 
     name: str
@@ -39,29 +39,30 @@ class Place:
 
 @dataclass(frozen=True)
 class Found:
-    """Places, and a sentence on how they were found."""
+    """The places found, and a sentence on how."""
 
     places: list[Place]
     sentence: str
 
 
 def find_places(model: nn.Module, at: str | Sequence[str], example: Example) -> Found:
-    """The places that ``at`` names: "auto", or module names and shell patterns.
+    """The places for gates that ``at`` selects: "auto", or module names and shell patterns.
 
-    "auto" are the slots of our own models; of others, the last layer of every residual branch, found by following the
-    operations and not by the names of classes: an addition of two maps of one shape, of which one has passed more
-    convolutions than the other since they parted, and ends in a convolution, dense layer or norm whose result goes
-    nowhere else. In a network without residual additions it is the last layer before each change of the map's size.
+    With "auto", these are the slots in our own models. In others, they are the last layers of all residual branches,
+    found by following operations rather than by class names: an addition of two maps of equal shape, one of which has
+    passed more convolutions than the other since they diverged, and ends in a convolution, dense layer or norm whose
+    result is used nowhere else. In a network without residual additions, they are the last layers before each change
+    of the map's size.
 
-    A pattern picks among those, by name or by a module that holds them (``layer4``); where it matches none, among all
-    modules of the network, where ``*`` does not cross a dot.
+    A pattern selects among those, by name or by a module that holds them (``layer4``). If it matches none of them, it
+    selects among all modules of the network; ``*`` then does not match a dot.
 
     Raises:
-        ExciteError: there is no such place, or a module's result is no map.
+        ExciteError: there is no such place, or a module's result is not a map.
     """
     patterns = [at] if isinstance(at, str) else list(at)
     if not patterns or not all(isinstance(p, str) and p for p in patterns):
-        raise ExciteError(f"at is 'auto', or one or more module names or patterns, not {at!r}")
+        raise ExciteError(f"at must be 'auto', or one or more module names or patterns, not {at!r}")
     if isinstance(model, Classifier):
         return _pick_slots(model, patterns, example)
     if patterns == ["auto"]:
@@ -76,7 +77,7 @@ def find_places(model: nn.Module, at: str | Sequence[str], example: Example) -> 
             model, pattern, example, automatic
         )
         chosen.update({p.name: p for p in hits})
-    return Found(list(chosen.values()), f"{len(chosen)} place(s) named by {', '.join(patterns)}")
+    return Found(list(chosen.values()), f"{len(chosen)} place(s) selected by {', '.join(patterns)}")
 
 
 def _names(pattern: str, name: str) -> bool:
@@ -87,7 +88,7 @@ def _names(pattern: str, name: str) -> bool:
 
 
 class _Probe(Gate):
-    """Stands in a slot for one pass and notes the map that it is given."""
+    """Stands in a slot for one pass and records the map that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ def _found_by_tracing(model: nn.Module, example: Example) -> Found:
     if additions:
         sentence = f"{len(places)} residual branch(es) {how}"
         if nowhere:
-            sentence += f"; {len(nowhere)} more end in no layer that a gate could go behind ({', '.join(nowhere[:3])})"
+            sentence += f"; {len(nowhere)} more do not end in a layer that takes a gate ({', '.join(nowhere[:3])})"
     else:
         tokens = any(s.kind == "add" and len(s.inputs) == 2 and len(s.shape or ()) == 3 for s in flow.steps)
         places = [] if tokens else _stage_ends(flow)
@@ -144,14 +145,14 @@ def _found_by_tracing(model: nn.Module, example: Example) -> Found:
         first = next((s.module for s in flow.steps if s.convolution and s.module and len(s.shape or ()) == 4), None)
         name = "" if first is None else f"; name modules yourself, such as at=[{first!r}]"
         raise ExciteError(
-            f"{type(model).__name__} has no place for a gate that could be found ({sentence}): gates scale the "
-            f"channels of maps (N, C, H, W), behind a convolution or norm{name}"
+            f"no place for a gate was found in {type(model).__name__} ({sentence}): gates scale the channels of maps "
+            f"(N, C, H, W), after a convolution or norm{name}"
         )
     return Found(_with_layout(model, places), sentence)
 
 
 def _branch_ends(flow: DataFlow) -> tuple[list[tuple[Step, str]], list[str], int]:
-    """(branch ends with what gates them), labels of branches without a usable end, residual additions in all."""
+    """Branch ends with what gates them, labels of branches without a usable end, number of residual additions."""
     ancestors = _ancestors(flow.steps)
     ends: dict[str, tuple[Step, str]] = {}
     nowhere, additions = [], 0
@@ -171,7 +172,7 @@ def _branch_ends(flow: DataFlow) -> tuple[list[tuple[Step, str]], list[str], int
 
 
 def _ancestors(steps: list[Step]) -> list[int]:
-    """Per step the set of all steps that it is made from, itself included, as the bits of a number."""
+    """For each step, the set of all steps that it is computed from, including itself, as a bit mask."""
     sets: list[int] = []
     for index, step in enumerate(steps):
         bits = 1 << index
@@ -182,7 +183,7 @@ def _ancestors(steps: list[Step]) -> list[int]:
 
 
 def _sides(steps: list[Step], ancestors: list[int], index: int) -> tuple[int, list[int]] | None:
-    """Of a residual addition: the branch, and the steps that are the branch's alone. None where it is none."""
+    """For a residual addition: the branch, and the steps that only belong to the branch. None for other additions."""
     step = steps[index]
     if step.kind != "add" or len(step.inputs) != 2:
         return None
@@ -207,22 +208,22 @@ def _members(bits: int) -> list[int]:
 
 
 def _walk_back(steps: list[Step], index: int) -> Step | None:
-    """The layer that ``index`` is, but for elementwise operations, permutations and a gate; None where it is none."""
+    """The layer that ``index`` comes from, ignoring elementwise operations, permutations and a gate; None if none."""
     gated = False
     while gated or len(steps[index].users) == 1:
         step = steps[index]
-        if step.kind == "layer" or (step.kind == "gate" and step.module is not None):  # the latter: one of our gates
+        if step.kind == "layer" or (step.kind == "gate" and step.module is not None):  # the latter is one of our gates
             return step if step.module is not None and step.shape is not None and len(step.shape) == 4 else None
         if step.kind not in ("same", "gate"):
             return None
-        gated = gated or step.kind == "gate"  # the gate looks at the map, too, and so has it more users
+        gated = gated or step.kind == "gate"  # the gate reads the map, too, so the map has more users
         sources = [i for i in step.inputs if steps[i].shape is not None]
         index = next((i for i in sources if steps[i].shape == step.shape), sources[0])
     return None
 
 
 def _stage_ends(flow: DataFlow) -> list[tuple[Step, str]]:
-    """The last layer with a map of each size, if a convolution or dense layer follows and nothing runs beside it."""
+    """The last layer with a map of each size, if a convolution or dense layer follows and nothing runs in parallel."""
     last = max((i for i, s in enumerate(flow.steps) if s.convolution), default=0)
     ancestors = _ancestors(flow.steps)
     used = _members(ancestors[last]) if flow.steps else []
@@ -248,7 +249,7 @@ def _with_layout(model: nn.Module, ends: list[tuple[Step, str]]) -> list[Place]:
 
 
 def _place(model: nn.Module, name: str, shape: Sequence[int]) -> Place:
-    """(N, C, H, W), or (N, H, W, C) behind dense layers and layer norms over the last dimension."""
+    """A place with maps (N, C, H, W), or (N, H, W, C) after dense layers and layer norms over the last dimension."""
     module = model.get_submodule(name)
     last = isinstance(module, nn.Linear) or type(module) is nn.LayerNorm
     if last and shape[3] == shape[1] and isinstance(module, nn.LayerNorm):
@@ -258,7 +259,7 @@ def _place(model: nn.Module, name: str, shape: Sequence[int]) -> Place:
 
 
 def _by_module(model: nn.Module, pattern: str, example: Example, automatic: Found) -> list[Place]:
-    """Modules of any kind, by name; their results are looked at in one pass."""
+    """Modules of any kind, by name; their results are examined in one pass."""
     glob = re.compile("".join("[^.]*" if c == "*" else "[^.]" if c == "?" else re.escape(c) for c in pattern))
     modules = {name: module for name, module in model.named_modules() if name and glob.fullmatch(name)}
     if not modules:
@@ -280,7 +281,7 @@ def _by_module(model: nn.Module, pattern: str, example: Example, automatic: Foun
     for name, module in modules.items():
         problem = _problem(results[name])
         if problem:
-            raise ExciteError(f"at: the module {name!r} {problem}, and a gate needs a map (N, C, H, W)")
+            raise ExciteError(f"at: the module {name!r} {problem}, but a gate needs a map (N, C, H, W)")
         out = results[name][0]
         gated = type(module).__name__ if isinstance(module, Grafted | Gate) else ""
         places.append(replace(_place(model, name, out.shape), gated=gated))
@@ -288,14 +289,14 @@ def _by_module(model: nn.Module, pattern: str, example: Example, automatic: Foun
 
 
 def _problem(results: list[Any]) -> str:
-    """What keeps a gate from going behind a module that gave these, call by call; "" where nothing does."""
+    """Why a gate cannot go after a module with these results, one per call; "" if it can."""
     if not results:
         return "is never called"
     odd = next((r for r in results if not isinstance(r, Tensor) or r.ndim != 4 or not r.is_floating_point()), None)
     if odd is not None:
-        return f"gives {_described(odd)}"
+        return f"returns {_described(odd)}"
     if len({r.shape for r in results}) > 1:
-        return f"is called {len(results)} times, for maps of several sizes"
+        return f"is called {len(results)} times with maps of several sizes"
     return ""
 
 
@@ -304,6 +305,6 @@ def _described(value: Any) -> str:
 
 
 def run_once(model: nn.Module, example: Example) -> Any:
-    """One pass in evaluation mode, nothing kept."""
+    """One pass in evaluation mode, without gradients."""
     with evaluating(model), torch.no_grad():
         return model(*example[0], **example[1])

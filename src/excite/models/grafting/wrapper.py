@@ -1,4 +1,4 @@
-"""A module of somebody else's network with a gate behind it.  Letters: N images, C channels, H x W positions."""
+"""A module of a foreign network with a gate after it. Notation: N images, C channels, H x W positions."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ INNER, GATE = "inner", "gate"
 
 
 class Grafted(NotScriptable):
-    """``gate(inner(...))``, in the place of ``inner``.
+    """``gate(inner(...))``, in place of ``inner``.
 
-    The names of a ``state_dict`` are those of ``inner``, and ``gate.*`` besides: where ``bn3`` was replaced,
-    ``bn3.weight`` stays ``bn3.weight`` and the gate's are ``bn3.gate.*``. So an ungated checkpoint still fits the
-    grafted network but for the gates, and a grafted one the ungated network but for them. (``named_parameters`` says
-    ``bn3.inner.weight``.) Attributes that the wrapper lacks are those of ``inner``.
+    In a ``state_dict``, the names of ``inner`` stay as they are and those of the gate are added: if ``bn3`` is wrapped,
+    ``bn3.weight`` is still ``bn3.weight``, and the gate's names are ``bn3.gate.*``. Except for the gates, an ungated
+    checkpoint therefore fits the grafted network, and a grafted one the ungated network. (``named_parameters`` says
+    ``bn3.inner.weight``.) Attributes that the wrapper lacks are looked up in ``inner``.
 
-    A wrapper and no forward hook on ``inner``, which would be lost in silence where a tool puts another module in the
-    place of a norm (``SyncBatchNorm.convert_sync_batchnorm``).
+    A forward hook on ``inner`` would be silently lost when a tool replaces a norm by another module
+    (``SyncBatchNorm.convert_sync_batchnorm``); this wrapper is not.
 
     Args:
         inner: a module whose output is a map.
         spec: the gate's table, as for ``create_gate``.
         channels: C.
         size: (H, W) of the map, for gates that need it.
-        channels_last: the map has the shape (N, H, W, C) in place of (N, C, H, W).
+        channels_last: whether the map has the shape (N, H, W, C) instead of (N, C, H, W).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Which kernel runs on how many programs; ``excite.ops.plain`` says what each function means."""
+"""Launches the kernels: which one runs with how many programs. The functions are documented in ``excite.ops.plain``."""
 
 import importlib.util
 import os
@@ -31,7 +31,7 @@ MOST_IN_IMAGE = 2**30
 
 
 class Plan(NamedTuple):
-    """How maps of one shape are cut up; the letters and words of ``kernels``."""
+    """How maps of a shape are divided among programs; the notation is that of ``kernels``."""
 
     units: int
     outer: int
@@ -51,12 +51,12 @@ class Plan(NamedTuple):
 
 
 def available() -> bool:
-    """Whether the kernels can run here at all; imports triton, if it is installed, on the first call."""
+    """Whether the kernels can run here at all. The first call imports triton, if it is installed."""
     return why_not() is None
 
 
 def why_not() -> str | None:
-    """What keeps the kernels from running, None where they can."""
+    """Why the kernels cannot run; None if they can."""
     return "EXCITE_KERNELS=off" if os.environ.get("EXCITE_KERNELS") == "off" else _why_not()
 
 
@@ -88,7 +88,7 @@ def _kernels() -> ModuleType:
 
 
 def takes(*maps: Tensor) -> bool:
-    """Whether the kernels can work on these maps: on a GPU, of one type and shape, dense in one layout."""
+    """Whether the kernels can take these maps: on a GPU, of the same dtype and shape, dense in one layout."""
     first = maps[0]
     kind = first.device.type
     runs_here = kind in DEVICES or (kind == "cpu" and _wants_interpreter())
@@ -115,7 +115,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 
 def _layout(x: Tensor) -> torch.memory_format | None:
-    """How a map lies in memory; where both would do (one channel, one position), the one with the longer runs."""
+    """The memory layout of a map; if both apply (one channel, one position), the one with the longer runs."""
     last, first = x.is_contiguous(memory_format=torch.channels_last), x.is_contiguous()
     if last and not (first and x.shape[1] == 1):
         return torch.channels_last
@@ -123,7 +123,7 @@ def _layout(x: Tensor) -> torch.memory_format | None:
 
 
 def dense(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` in the type and layout of ``like``; a copy only where it is not."""
+    """``x`` in the dtype and layout of ``like``, copied only if necessary."""
     x = x if x.dtype is like.dtype else x.to(like.dtype)
     return x.contiguous(memory_format=_layout(like) or torch.contiguous_format)
 
@@ -257,7 +257,7 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
 def statistics(
     y: Tensor, weight: Tensor, bias: Tensor, eps: float, running: tuple[Tensor, Tensor] | None, momentum: float
 ) -> Statistics:
-    """What batch norm and gate need to know of ``y``; running mean and variance move by ``momentum``."""
+    """What batch norm and gate need of ``y``; updates the running mean and variance with ``momentum``."""
     parts, plan = _parts(y)
     n, c = y.shape[:2]
     known = y.new_empty((2 * n + 3, c), dtype=torch.float32)
@@ -273,7 +273,7 @@ def statistics(
 def apply(
     y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is normed, too."""
+    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     kernels = _kernels()
     out = torch.empty_like(y)
     maps = (y, known.packed, _floats(s), _like(add, y), None if add is None else _packed(known_add), out)
@@ -294,7 +294,7 @@ def grad_sums(
 ) -> GradSums:
     """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted.
 
-    With ``add`` and ``known_add`` (a shortcut with a norm of its own) last of all the sums of g * (add - its mean).
+    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
     """
     kernels = _kernels()
     plan = _plan_sums(y)

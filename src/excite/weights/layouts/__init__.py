@@ -1,4 +1,4 @@
-"""The key maps, one table for each family of sources; the first whose signature fits is taken."""
+"""The key maps, one table per family of sources. The first with a matching signature is used."""
 
 from excite.weights.layouts.base import Anatomy, Choice, Layout, Settings, Source, listed
 from excite.weights.layouts.cadene import CADENE, CADENE_SENET154
@@ -14,7 +14,7 @@ from excite.weights.layouts.tensorflow import TENSORFLOW
 from excite.weights.layouts.timm import TIMM
 from excite.weights.layouts.torchvision import TORCHVISION
 
-#: Special ones first: torchvision's signature fits everything that builds on its names.
+#: Specific ones first: torchvision's signature matches everything that builds on its names.
 LAYOUTS: tuple[Layout, ...] = (
     OWN_EFFICIENTNET_LITE,
     TIMM_EFFICIENTNET_LITE,

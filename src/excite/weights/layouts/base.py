@@ -1,8 +1,8 @@
-"""What a key map is: rows that say which of our modules is which of theirs, and what names and shapes do not tell.
+"""Key maps: rows that map our modules to theirs, and the settings that names and shapes do not show.
 
-A row is a pair of templates. ``{s}`` is the stage from 1, ``{b}`` the block in it from 0, ``{i}`` a layer in the block
-from 1, always as we count; ``{s+1}`` or ``{i-1}`` on their side means that they count differently. Because a row is a
-pair and no function, the same table reads a foreign checkpoint and writes one.
+A row is a pair of templates. ``{s}`` is the stage counted from 1, ``{b}`` the block in it from 0, and ``{i}`` a layer
+in the block from 1, always in our counting; ``{s+1}`` or ``{i-1}`` on their side means that they count differently.
+Because a row is a pair rather than a function, the same table can read and write a foreign checkpoint.
 """
 
 import re
@@ -19,7 +19,7 @@ from excite.gates.registry import GateTable
 from excite.weights.stored import Metadata
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Evaluation as torchvision, Cadene and the SE authors have it: shorter side 256, centre 224.
+#: Evaluation as in torchvision, Cadene and by the SE authors: shorter side 256, centre crop 224.
 BILINEAR: KnownPreprocessing = {
     "crop_pct": 0.875,
     "interpolation": "bilinear",
@@ -36,7 +36,7 @@ _SLOT = re.compile(r"\{([sbi])([+-]\d+)?\}")
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of a module: our name, theirs, and how its axes are ordered (a key of ``AXES``)."""
+    """A tensor of a module: our name, their name, and the order of its axes (a key of ``AXES``)."""
 
     ours: str
     theirs: str
@@ -51,7 +51,7 @@ def _to_matrix(x: Tensor) -> Tensor:
 #: What happens to a tensor's axes: (on reading, on writing).
 AXES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "same": (lambda x: x, lambda x: x),
-    # Dense layers of a gate that their net has as 1x1 convolutions; either form is read.
+    # A gate's dense layers that are 1x1 convolutions in their network; both forms are read.
     "1x1": (_to_matrix, lambda x: x[:, :, None, None]),
     # TensorFlow: height, width, in, out.
     "hwio": (lambda x: x.permute(3, 2, 0, 1) if x.ndim == 4 else x, lambda x: x.permute(2, 3, 1, 0)),
@@ -62,7 +62,7 @@ AXES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] =
 
 @dataclass(frozen=True)
 class Row:
-    """``ours`` is the module that they call ``theirs``; ``kind`` says which tensors it has (a key of the leaves)."""
+    """``ours`` is the module that they call ``theirs``; ``kind`` determines its tensors (a key of the leaves)."""
 
     ours: str
     theirs: str
@@ -116,19 +116,20 @@ def stem_rows(*theirs: str) -> tuple[Row, ...]:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a network is, read off the shapes of its tensors under our names.
+    """The architecture of a network, derived from the shapes of its tensors under our names.
 
     Attributes:
         family: "resnet" or "tf_seresnet".
         block: "basic" or "bottleneck".
-        layers: blocks in each stage.
+        layers: number of blocks in each stage.
         widths: planes of each stage, as in ``excite.models.ResNet``.
-        stem: "conv7", "conv3x3x3" or "cifar"; ``stem_width``: its channels.
+        stem: "conv7", "conv3x3x3" or "cifar".
+        stem_width: channels of the stem.
         groups, base_width, first_ratio, down_kernel, shortcut: as in ``excite.models.ResNet``.
         in_chans: channels of the images.
-        num_classes: 0 where there is no classifier.
-        gate: the gate's table, or None; only options that differ from the defaults.
-        image_size: (height, width) where kernels of a gate tell it.
+        num_classes: 0 if there is no classifier.
+        gate: the gate's table with the options that differ from the defaults, or None.
+        image_size: (height, width), if a gate's kernels show it.
     """
 
     family: str
@@ -150,11 +151,11 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of a file's tensors are the network, where not all are.
+    """Which of a file's tensors belong to the network, if not all do.
 
     Attributes:
-        prefix: what their names begin with; "" for all of them.
-        beside: what else is there -> how many tensors: "criterion." ..., or a single name.
+        prefix: the prefix of their names; "" for all of them.
+        beside: other prefix, such as "criterion.", or single name -> number of tensors.
         head: where the classifier was found, if not with the rest.
     """
 
@@ -163,21 +164,21 @@ class Choice:
     head: str = ""
 
     def sentence(self) -> str:
-        """For people; empty where there was nothing to choose."""
+        """A sentence for the user; empty if there was nothing to choose."""
         if not self.beside and not self.head:
             return ""
-        parts = [f"taken: {self.prefix}*"] if self.prefix else []
+        parts = [f"used: {self.prefix}*"] if self.prefix else []
         if self.head:
             parts.append(f"its classifier: {self.head}*")
         if self.beside:
             names = (f"{name}* ({count})" if name.endswith(".") else name for name, count in self.beside.items())
-            parts.append(f"left: {listed(names)}")
+            parts.append(f"not used: {listed(names)}")
         return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The tensors of a checkpoint with wrappers taken off their names, and what else the file says."""
+    """The tensors of a checkpoint without wrappers in their names, and the file's other information."""
 
     tensors: dict[str, Tensor]
     metadata: Metadata
@@ -185,11 +186,11 @@ class Source:
 
 
 class Settings(TypedDict, total=False):
-    """Options of a network that change what it computes, and not the shapes of its tensors.
+    """Options of a network that change what it computes but not the shapes of its tensors.
 
     Attributes:
         max_pool, conv_padding, stride_on, gate_position, bn_eps, bn_momentum: as in ``excite.models.ResNet``.
-        identity: whether the gates' sigmoids are doubled, as in ours that started as the identity.
+        identity: whether the gates' sigmoids are doubled, as in our gates that started as the identity.
     """
 
     max_pool: str
@@ -204,7 +205,7 @@ class Settings(TypedDict, total=False):
 def settings(
     *, max_pool: str, conv_padding: str, stride_on: str, gate_position: str, bn_eps: float, identity: bool
 ) -> Settings:
-    """What a ResNet computes and its tensors do not show. None has a default: a layout says each of them."""
+    """The settings of a ResNet that its tensors do not show. None has a default: a layout must give each of them."""
     return {
         "max_pool": max_pool,
         "conv_padding": conv_padding,
@@ -215,7 +216,7 @@ def settings(
     }
 
 
-#: torchvision's ResNet, and all that build on it: padded pooling, the stride of bottlenecks on the 3x3.
+#: torchvision's ResNet and everything that builds on it: padded pooling, the stride of bottlenecks on the 3x3.
 PLAIN = settings(
     max_pool="pad1",
     conv_padding="symmetric",
@@ -227,29 +228,29 @@ PLAIN = settings(
 
 
 def plain_options(anatomy: Anatomy, source: Source) -> Settings:
-    """As torchvision has it."""
+    """As in torchvision."""
     return PLAIN.copy()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one family of sources names and orders its tensors.
+    """How a family of sources names and orders its tensors.
 
     Attributes:
         key: short name.
-        title: for people: "MindCV's names".
-        signature: patterns; the layout is recognised where each of them is found in some name.
+        title: name for display, such as "MindCV's names".
+        signature: patterns; the layout is recognised if each of them matches some name.
         rows: the key map.
         leaves: names of a module's tensors, for each kind of row.
-        ignored: patterns of stored names that are no part of the network (optimiser state ...).
+        ignored: patterns of stored names that are not part of the network (optimiser state ...).
         refused: pattern -> why a checkpoint with such a name cannot be loaded.
-        options: what neither names nor shapes say: all of :func:`settings`, or those that its networks have. What it
-            leaves out is the network's own default, and the user is told so.
-        preprocessing: what their images go through.
-        classes: their names, where a classifier of just so many classes has always the same.
+        options: the settings that neither names nor shapes show: all of :func:`settings`, or those that its networks
+            have. For those left out, the network's defaults are used, and the user gets a note.
+        preprocessing: preprocessing of their images.
+        classes: class names, if every classifier with that number of classes has the same.
         prepare: rewrites tensors that a table of names cannot express.
-        silent_gate: the gate's table where a checkpoint shows no tensors of one: a gate that has none.
-        source: where this is from.
+        silent_gate: the gate's table to assume if a checkpoint has no tensors of a gate: a gate without parameters.
+        source: where this was read.
     """
 
     key: str
@@ -288,10 +289,10 @@ class Layout:
         return all(any(re.search(pattern, name) for name in names) for pattern in self.signature)
 
     def read(self, source: Source) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-        """Translate: (our name -> tensor with our axes, our name -> their name, their names that are in no row).
+        """Translate: (our name -> tensor with our axes, our name -> their name, their names that match no row).
 
         Raises:
-            ExciteError: the checkpoint is one of those that are refused, or two of its tensors are the same of ours.
+            ExciteError: the checkpoint is of a refused kind, or two of its tensors map to the same one of ours.
         """
         for pattern, why in self.refused.items():
             found = next((name for name in source.tensors if re.search(pattern, name)), None)
@@ -310,12 +311,12 @@ class Layout:
                 continue
             own, leaf = translated
             if own in ours:
-                raise ExciteError(f"the tensors {origin[own]!r} and {name!r} are both what we call {own!r}")
+                raise ExciteError(f"the tensors {origin[own]!r} and {name!r} both map to {own!r}")
             ours[own], origin[own] = AXES[leaf.axes][0](tensor), name
         return ours, origin, unknown
 
     def write(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of ``read``. Raises ExciteError that names what this layout has no place for."""
+        """The inverse of ``read``. Raises ExciteError with the names that this layout has no place for."""
         theirs: dict[str, Tensor] = {}
         homeless: list[str] = []
         for name, tensor in ours.items():
@@ -326,11 +327,11 @@ class Layout:
             other, leaf = translated
             theirs[other] = AXES[leaf.axes][1](tensor).contiguous()
         if homeless:
-            raise ExciteError(f"{self.title} have no place for {listed(homeless)}")
+            raise ExciteError(f"with {self.title}, there is no place for {listed(homeless)}")
         return theirs
 
 
-#: The name of a tensor in its module -> the rows that have such a one.
+#: Name of a tensor in its module -> the rows that have such a tensor.
 _Patterns = dict[str, list[tuple[re.Pattern[str], Row, Leaf]]]
 
 
@@ -346,12 +347,12 @@ def _translate(name: str, patterns: _Patterns, to: str) -> tuple[str, Leaf] | No
 
 
 def _numbers(match: re.Match[str], template: str) -> dict[str, int]:
-    """The slots of a matched template, as we count."""
+    """The numbers in a matched template, in our counting."""
     return {letter: int(match[letter]) - int(offset or 0) for letter, offset in _SLOT.findall(template)}
 
 
 def _pattern(template: str, leaf: str) -> re.Pattern[str]:
-    """A template and a leaf as a pattern with groups s, b and i."""
+    """A template and a leaf as a regular expression with groups s, b and i."""
     literal = _SLOT.split(template)
     text = "".join(
         re.escape(part) if k % 3 == 0 else f"(?P<{part}>0|[1-9][0-9]*)" if k % 3 == 1 else ""
@@ -362,7 +363,7 @@ def _pattern(template: str, leaf: str) -> re.Pattern[str]:
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:
-    """``3: a, b, c``, cut after ``most`` names."""
+    """``3: a, b, c``, truncated after ``most`` names."""
     names = list(names)
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)}: {', '.join(names[:most])}{more}"

@@ -1,4 +1,4 @@
-"""Cadene's port of the authors' Caffe nets, which timm has as ``legacy_seresnet*``, ``legacy_senet154`` ..."""
+"""Cadene's port of the authors' Caffe nets, called ``legacy_seresnet*``, ``legacy_senet154`` ... in timm."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from excite.weights.layouts.base import (
 
 
 def caffe_options(anatomy: Anatomy, source: Source) -> Settings:
-    """As the authors' prototxt files have it: the stride on the first 1x1, but on the 3x3 where that is grouped."""
+    """As in the authors' prototxt files: the stride is on the first 1x1, but on the 3x3 if that is grouped."""
     return settings(
         max_pool="ceil",
         conv_padding="symmetric",

@@ -1,9 +1,9 @@
-"""The SE authors' Caffe nets (SE-ResNet, SE-ResNeXt, SENet-154), layer names as in their public prototxt files.
+"""The SE authors' Caffe nets (SE-ResNet, SE-ResNeXt, SENet-154), with the layer names of their public prototxt files.
 
-Their batch norm is two layers, ``NAME/bn`` (sums of means and variances, and the number to divide them by) and
-``NAME/bn/scale``. Their images are BGR, 0 to 255, minus (104, 117, 123); ours are RGB, 0 to 1, normalised. Order and
-scale go into the first convolution; the mean is recorded in the preprocessing, because an image's border is padded
-with zeros after it was subtracted, which no bias of a convolution can express.
+Their batch norm is two layers: ``NAME/bn`` (sums of means and variances, and the number to divide them by) and
+``NAME/bn/scale``. Their images are BGR, 0 to 255, minus (104, 117, 123); ours are RGB, 0 to 1, normalised. Channel
+order and scale are folded into the first convolution. The mean is recorded in the preprocessing, because an image is
+padded with zeros after the mean is subtracted, which no bias of a convolution can express.
 """
 
 import re
@@ -32,7 +32,7 @@ def layer_blobs(tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
 
 
 def _as_modules(source: Source) -> dict[str, Tensor]:
-    """Blobs as tensors of modules, statistics divided, the first convolution for our images."""
+    """Blobs as tensors of modules, with statistics divided and the first convolution adapted to our images."""
     modules: dict[str, Tensor] = {}
     for layer, blobs in layer_blobs(source.tensors).items():
         if layer.endswith("/bn"):
@@ -59,7 +59,7 @@ def _named(module: str, blobs: list[Tensor]) -> dict[str, Tensor]:
 def _statistics(layer: str, blobs: list[Tensor]) -> dict[str, Tensor]:
     if len(blobs) != 3 or blobs[2].numel() != 1:
         raise ExciteError(
-            f"the batch norm {layer!r} has {len(blobs)} blobs; mean, variance and their divisor are three"
+            f"the batch norm {layer!r} has {len(blobs)} blobs, not three (mean, variance and their divisor)"
         )
     divisor = float(blobs[2])
     factor = 0.0 if divisor == 0.0 else 1.0 / divisor
@@ -73,13 +73,13 @@ def _statistics(layer: str, blobs: list[Tensor]) -> dict[str, Tensor]:
 def _for_our_images(weight: Tensor) -> Tensor:
     """(O, 3, k, k) over BGR 0..255 -> the same function of RGB in units of ImageNet's standard deviation."""
     if weight.ndim != 4 or weight.shape[1] != 3:
-        raise ExciteError(f"the first convolution has the shape {tuple(weight.shape)}, not that of a colour image's")
+        raise ExciteError(f"the first convolution has the shape {tuple(weight.shape)}, which is not for colour images")
     unit = torch.tensor(IMAGENET_STD, dtype=torch.float64) * 255
     return (weight.flip(1).double() * unit.view(1, 3, 1, 1)).to(weight.dtype)
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """As Cadene's; where the file itself says the strides and epsilon (some hold blobs only), those are taken."""
+    """As Cadene's, unless the file gives strides and epsilon itself (some only hold blobs)."""
     options = caffe_options(anatomy, source)
     params = {layer["name"]: layer["params"] for layer in source.metadata.get("layers", ())}
     strides = params.get("conv3_1_1x1_reduce", {}).get("convolution_param", {})
@@ -87,7 +87,7 @@ def _options(anatomy: Anatomy, source: Source) -> Settings:
         options["stride_on"] = "conv1" if max(strides.get("stride") or [strides.get("stride_h", 1)]) > 1 else "conv2"
     epsilons = {p["batch_norm_param"]["eps"] for p in params.values() if "eps" in p.get("batch_norm_param", {})}
     if len(epsilons) > 1:
-        raise ExciteError(f"its batch norms have different epsilons ({sorted(epsilons)}), ours one for all")
+        raise ExciteError(f"its batch norms have different epsilons ({sorted(epsilons)}), but ours share one")
     return options | ({"bn_eps": float(f"{epsilons.pop():.6g}")} if epsilons else {})
 
 

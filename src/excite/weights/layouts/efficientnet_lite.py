@@ -1,13 +1,13 @@
-"""EfficientNet-Lite: timm's names (``timm.models.efficientnet``), which number the modules otherwise, and those of our
-own state dicts.
+"""EfficientNet-Lite: timm's names (``timm.models.efficientnet``), which number the modules differently, and those of
+our own state dicts.
 
-The weights that timm calls ``tf_efficientnet_lite0`` pad as TensorFlow does, its ``efficientnet_lite0`` does not, and
-their tensors have the same names and shapes.
+timm's ``tf_efficientnet_lite0`` pads as TensorFlow does, its ``efficientnet_lite0`` does not, but their tensors have
+the same names and shapes.
 """
 
 from excite.weights.layouts.base import BICUBIC, Anatomy, Layout, Row, Settings, Source
 
-#: TensorFlow's ports see images from -1 to 1.
+#: TensorFlow's ports take images in -1..1.
 _HALF = (0.5, 0.5, 0.5)
 _STAGE, _FIRST = "layer{s}.{b}", "layer1.{b}"
 _THEIR_STAGE, _THEIR_FIRST = "blocks.{s-1}.{b}", "blocks.0.{b}"
@@ -15,8 +15,8 @@ _PARTS = ("conv_pw", "conv_dw", "conv_pwl")
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """Which padding and epsilon the weights were trained with: a hub's ``config.json`` names the network, tensors do
-    not tell."""
+    """The padding and epsilon that the weights were trained with: ``config.json`` names the network; tensors do not
+    show it."""
     config = source.metadata.get("config", {})
     name = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(name, str) or "efficientnet_lite" not in name:
@@ -30,7 +30,7 @@ TIMM_EFFICIENTNET_LITE = Layout(
     key="timm-efficientnet",
     title="the names of timm's EfficientNet-Lite",
     signature=(r"^conv_stem\.weight$", r"^blocks\.1\.0\.conv_pwl\.weight$", r"^conv_head\.weight$"),
-    # The first stage comes first: its blocks have no expansion, so that its numbers are one lower.
+    # The first stage comes first: its blocks have no expansion, so its numbers are one lower.
     rows=(
         Row("conv1", "conv_stem", "conv"),
         Row("bn1", "bn1", "norm"),
@@ -46,15 +46,15 @@ TIMM_EFFICIENTNET_LITE = Layout(
     options=_options,
     preprocessing={**BICUBIC, "mean": _HALF, "std": _HALF},
     refused={
-        r"\.se\.": "EfficientNet with its own SE, whose activations excite's has not; model.name=timm:NAME takes it",
-        r"\.conv_rep": "a network of another kind; model.name=timm:NAME takes it",
+        r"\.se\.": "EfficientNet with SE has activations that excite's does not; use model.name=timm:NAME",
+        r"\.conv_rep": "it is another kind of network; use model.name=timm:NAME",
     },
     source="timm 1.0.31, models/_efficientnet_blocks.py",
 )
 
 
 def _unsaid(anatomy: Anatomy, source: Source) -> Settings:
-    """Nothing: only a header would say how such a network was made."""
+    """Nothing: only a header would say how such a network was created."""
     return {}
 
 

@@ -5,13 +5,13 @@ from torch import Tensor
 from excite.weights.layouts.base import BILINEAR, MINDSPORE_LEAVES, Anatomy, Layout, Row, Settings, Source, settings
 from excite.weights.layouts.mindspore import OPTIMISER_STATE
 
-#: Epsilon of the stem's batch norm, and of all others (MindSpore's default and that of its Conv2dBnAct).
+#: Epsilon of the stem's batch norm, and of all others (MindSpore's default, and that of its Conv2dBnAct).
 STEM_EPS, EPS = 1e-4, 1e-5
 _BLOCK = "layer{s}.{b}"
 
 
 def _prepare(source: Source) -> dict[str, Tensor]:
-    """One epsilon for all norms: sqrt(variance + eps) stays what it is when the difference goes into the variance."""
+    """Use one epsilon for all norms: adding the difference to the variance preserves sqrt(variance + eps)."""
     tensors = dict(source.tensors)
     if (variance := tensors.get("bn1.moving_variance")) is not None and variance.is_floating_point():
         tensors["bn1.moving_variance"] = (variance.double() + (STEM_EPS - EPS)).float()
@@ -21,12 +21,12 @@ def _prepare(source: Source) -> dict[str, Tensor]:
 
 
 def _as_dense(weight: Tensor) -> Tensor:
-    """(O, I, 1, 1) -> (O, I): with ``mlp`` and without ``extra`` the gate is SE, whose layers are dense in ours."""
+    """(O, I, 1, 1) -> (O, I): with ``mlp`` and without ``extra``, the gate is SE, which has dense layers in ours."""
     return weight[:, :, 0, 0] if weight.shape[2:] == (1, 1) else weight
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """``pad_mode="same"`` everywhere: strided convolutions and the pooling are padded on the right and bottom first."""
+    """``pad_mode="same"`` everywhere: strided convolutions and pooling are padded at the right and bottom first."""
     return settings(
         max_pool="ceil",
         conv_padding="same",

@@ -8,15 +8,15 @@ from excite.weights.layouts.base import BICUBIC, PLAIN, Anatomy, Layout, Row, Se
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """As torchvision's, or with the stride on the first 1x1 where the configuration says ``downsample_in_bottleneck``.
+    """As torchvision's, or with the stride on the first 1x1 if the configuration has ``downsample_in_bottleneck``.
 
     Raises:
-        ExciteError: it says an activation or a first stage that ours do not have.
+        ExciteError: the configuration has an activation or a first stage that ours do not have.
     """
     config = source.metadata.get("config", {})
     for key, usual in (("hidden_act", "relu"), ("downsample_in_first_stage", False)):
         if config.get(key, usual) != usual:
-            raise ExciteError(f"config.json says {key}={config[key]!r}; excite's ResNets have {usual!r} and no other")
+            raise ExciteError(f"config.json says {key}={config[key]!r}, but excite's ResNets only support {usual!r}")
     return {**PLAIN, "stride_on": "conv1" if config.get("downsample_in_bottleneck") else "conv2"}
 
 

@@ -16,7 +16,7 @@ from excite.weights.layouts.base import (
     stem_rows,
 )
 
-#: What a training run stores beside the network.
+#: What a training run stores besides the network.
 OPTIMISER_STATE = (
     r"^(moments|accum|stat|moment1|moment2|adam_m|adam_v)\.",
     r"^(global_step|learning_rate|momentum|weight_decay|epoch_num|step_num|scale_sense|current_iterator_step)$",

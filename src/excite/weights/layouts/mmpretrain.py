@@ -24,9 +24,9 @@ def _without_backbone(source: Source) -> dict[str, Tensor]:
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """As torchvision's (``style='pytorch'``), or with the stride on the first 1x1 where the file says 'caffe'.
+    """As torchvision's (``style='pytorch'``), or with the stride on the first 1x1 if the file says 'caffe'.
 
-    The configuration that trained it is a text in ``meta``.
+    The training configuration is a text in ``meta``.
     """
     meta = source.metadata.get("values", {}).get("meta", {})
     text = str(meta.get("cfg") or meta.get("config") or "") if isinstance(meta, dict) else ""
@@ -36,7 +36,7 @@ def _options(anatomy: Anatomy, source: Source) -> Settings:
 
 _BODY = (*stem_rows("conv1", "bn1"), *block_rows())
 _HEAD = (Row("fc", "head.fc", "dense"),)
-#: Their data_preprocessor's numbers are buffers of some versions, and ours are elsewhere.
+#: In some versions, the numbers of their data_preprocessor are buffers; ours are stored elsewhere.
 _IGNORED = (r"^data_preprocessor\.",)
 _SOURCE = "open-mmlab/mmpretrain, models/backbones/{resnet,seresnet}.py and models/utils/se_layer.py"
 

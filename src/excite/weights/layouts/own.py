@@ -1,10 +1,10 @@
-"""``state_dict()`` of our own networks with SE or GE, saved without the header of a weights file."""
+"""``state_dict()`` of our own networks with SE or GE, saved without the header of our weights files."""
 
 from excite.weights.layouts.base import BILINEAR, Anatomy, Layout, Row, Settings, Source, block_rows
 from excite.weights.layouts.torchvision import HEAD, STEMS
 
 _GATE = "layer{s}.{b}.gate"
-#: Gather-Excite's convolutions and norms: one pair for a global extent, up to three with a ReLU between for others.
+#: Gather-Excite's convolutions and norms: one pair with global extent, else up to three pairs with ReLUs in between.
 _GATHERS = tuple(
     Row(f"{_GATE}.gather.{3 * k + n}", f"{_GATE}.gather.{3 * k + n}", kind)
     for k in range(3)
@@ -13,7 +13,7 @@ _GATHERS = tuple(
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """Nothing: such a file may be of any of our networks, and only a header would say how it was made."""
+    """Nothing: such a file may be from any of our networks, and only a header would say how it was created."""
     return {}
 
 

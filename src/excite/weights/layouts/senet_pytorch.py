@@ -1,7 +1,7 @@
-"""torchvision's ResNet with an SE layer of two dense layers without bias: moskomule's senet.pytorch, ModelZoo-PyTorch.
+"""torchvision's ResNet with SE layers of two dense layers without bias: moskomule's senet.pytorch, ModelZoo-PyTorch.
 
-Both call the layer ``se`` and its two dense layers ``fc.0`` and ``fc.2``, of width C // 16, with the stride on the 3x3.
-What users of that code call the layer differs, so the usual spellings have a row each.
+Both call the SE layer ``se`` and its two dense layers ``fc.0`` and ``fc.2``, with width C // 16 and the stride on the
+3x3. Users of that code have other names for the layer, so each of the usual spellings has a row.
 """
 
 from excite.weights.layouts.base import BILINEAR, Layout, block_rows, gate_rows, plain_options, stem_rows

@@ -1,4 +1,4 @@
-"""ModelZoo-TensorFlow's SE-ResNet-110, whose variables are numbered in the order in which they were made."""
+"""ModelZoo-TensorFlow's SE-ResNet-110, whose variables are numbered in the order of their creation."""
 
 import re
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ STAGES = 3
 
 
 def units(blocks: int) -> Iterator[tuple[str, bool]]:
-    """Every gated convolution in the reference's order, as (our name, whether a batch norm goes before it).
+    """Every gated convolution in the reference's order, as (our name, whether a batch norm precedes it).
 
-    The stem normalises the image; the first unit of all has no norm; projections come last in their block, without one.
+    The stem normalises the image. The very first unit has no norm. Projections are last in their block and have none.
     """
     yield "stem", True
     for stage in range(1, STAGES + 1):
@@ -29,7 +29,7 @@ def units(blocks: int) -> Iterator[tuple[str, bool]]:
 
 
 def variables(blocks: int) -> dict[str, str]:
-    """Their scope -> our module: TensorFlow numbers scopes of one kind in order, the first without a number."""
+    """Their scope -> our module. TensorFlow numbers scopes of the same kind in order, the first without a number."""
     made = {"conv2d": 0, "BatchNorm": 0, "dense": 0}
     names: dict[str, str] = {}
 
@@ -50,13 +50,13 @@ def variables(blocks: int) -> dict[str, str]:
 
 
 def _by_place(source: Source) -> dict[str, Tensor]:
-    """``conv2d_7/kernel`` -> ``layer1.1.unit2.conv.kernel``: the count of convolutions tells the depth."""
+    """``conv2d_7/kernel`` -> ``layer1.1.unit2.conv.kernel``; the number of convolutions gives the depth."""
     convolutions = sum(bool(re.fullmatch(r"conv2d(_\d+)?/kernel", name)) for name in source.tensors)
     blocks, rest = divmod(convolutions - 1 - STAGES, 3 * STAGES)
     if rest or blocks < 1:
         raise ExciteError(
-            f"a checkpoint with TensorFlow's numbering and {convolutions} convolutions is not the SE-ResNet of depth "
-            f"9n + 2, which has 9n + {1 + STAGES}"
+            f"a checkpoint with TensorFlow's numbering and {convolutions} convolutions is not an SE-ResNet of depth "
+            f"9n + 2, which has 9n + {1 + STAGES} convolutions"
         )
     places = variables(blocks)
     renamed: dict[str, Tensor] = {}
@@ -68,7 +68,7 @@ def _by_place(source: Source) -> dict[str, Tensor]:
 
 
 def _options(anatomy: Anatomy, source: Source) -> Settings:
-    """The other settings are not for this network: it has one stride, no pooling, and its gates have one place."""
+    """No other settings apply: this network has fixed strides, no pooling and a fixed position of its gates."""
     return {"bn_eps": 1e-3, "bn_momentum": 0.1, "identity": False}
 
 
@@ -99,7 +99,7 @@ TENSORFLOW = Layout(
     },
     ignored=(r"/Momentum$", r"/(biased|local_step)$", r"^(global_step|loss_scale.*|.*good_steps|Variable(_\d+)?)$"),
     options=_options,
-    # The reference standardises test images by their own mean and deviation, which we do not.
+    # The reference standardises each test image by its own mean and standard deviation; we do not.
     preprocessing={**BILINEAR, **CIFAR},
     classes=CIFAR10_CLASSES,
     prepare=_by_place,

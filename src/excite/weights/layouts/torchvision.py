@@ -1,9 +1,9 @@
-"""Ungated ResNets and ResNeXts of torchvision and timm, whose names ours are, too."""
+"""Ungated ResNets and ResNeXts of torchvision and timm, whose names we use, too."""
 
 from excite.weights.layouts.base import BILINEAR, Layout, Row, block_rows, plain_options, stem_rows
 
 AVERAGE_DOWN = {
-    r"\.downsample\.2\.": "a ResNet-D, whose shortcuts have an average pooling, and excite's ResNet has no such option"
+    r"\.downsample\.2\.": "a ResNet-D has an average pooling in its shortcuts, which excite's ResNet does not support"
 }
 HEAD = (Row("fc", "fc", "dense"),)
 #: One convolution, or three (timm's "deep" stems) that end in the same norm.
