@@ -5,7 +5,7 @@ top-5, and is counted and named. A mean loss is over the other images, and None 
 ``argmax`` would assign such an image to the first class, NaN would turn every mean into NaN, and comparisons with NaN
 would be False.
 
-Letters: N images, K classes.
+Notation: N images, K classes.
 """
 
 import math

@@ -1,6 +1,6 @@
 """How a recipe scales: a simple model of the training step time on many devices, compared with measurements.
 
-Letters: N devices in n nodes of g; b images per device and step; bandwidths B and latencies l, within and between
+Notation: N devices in n nodes of g; b images per device and step; bandwidths B and latencies l, within and between
 nodes.
 
     compute      f + b / R: a fixed cost (kernel launches), and the peak rate of one device

@@ -63,8 +63,10 @@ def test_a_folder_alone_is_fine_tuned_from_trained_weights(weights, tmp_path):
     assert (recipe.data.image_size, recipe.train.epochs) == (224, choose.MOST)
     first, second = chosen.reasons
     assert "for a CPU and 13 training images of 2 classes" in first
-    assert "74.8 % right on ImageNet; a linear probe first, then fine-tuning" in second
-    assert said == ["trained weights: timm:tf_efficientnet_lite0.in1k, 19 MB, fetched unless they are here already ..."]
+    assert "74.8 % top-1 on ImageNet; first a linear probe, then fine-tuning" in second
+    assert said == [
+        "pretrained weights: timm:tf_efficientnet_lite0.in1k, 19 MB, downloaded unless they are in the cache ..."
+    ]
 
 
 def test_without_weights_it_is_from_scratch_and_said_with_what_to_expect(cut_off, tmp_path):
@@ -72,10 +74,10 @@ def test_without_weights_it_is_from_scratch_and_said_with_what_to_expect(cut_off
     assert chosen.recipe.name == "folder-small"
     assert chosen.recipe.train.init_from is None
     why, what = chosen.reasons
-    assert why.startswith("no trained weights: ")
+    assert why.startswith("no pretrained weights: ")
     assert f"copy it here as {hub.place_for(REPOSITORY) / 'model.safetensors'}" in why
     assert "from scratch" in what
-    assert "expect much less than from trained weights" in what
+    assert "expect far lower accuracy than with pretrained weights" in what
 
 
 def test_what_the_user_says_goes_first(weights, tmp_path):
@@ -88,7 +90,7 @@ def test_what_the_user_says_goes_first(weights, tmp_path):
     scratch = choose_recipe(photos, ["model.name=cifar_seresnet20", "image_size=32"])
     assert scratch.recipe.model.name == "cifar_seresnet20"
     assert scratch.recipe.train.init_from is None
-    assert scratch.reasons[0].startswith("there are no trained weights for cifar_seresnet20")
+    assert scratch.reasons[0].startswith("there are no pretrained weights for cifar_seresnet20")
     with pytest.raises(ExciteError, match="unknown model"):
         choose_recipe(photos, ["model.name=nothing"])
 
@@ -96,7 +98,7 @@ def test_what_the_user_says_goes_first(weights, tmp_path):
 def test_small_images_are_not_blown_up(weights, tmp_path):
     chosen = choose_recipe(str(photographs(tmp_path / "photos", size=40)))
     assert chosen.recipe.data.image_size == choose.SMALL_SIZE
-    assert chosen.reasons[2] == "size: the images have about 40 pixels a side, so 128 are enough"
+    assert chosen.reasons[2] == "size: the shorter side of the images is about 40 pixels, so 128 is enough"
 
 
 def test_an_accelerator_gets_the_larger_network(cut_off, tmp_path, monkeypatch):
@@ -191,7 +193,7 @@ def test_the_cost_is_told_after_a_few_steps(tmp_path, capsys, monkeypatch):
     train(small("mixup=0.0"), out=tmp_path)
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cost: ")]
     assert len(told) == 1
-    assert re.fullmatch(r"cost: an epoch takes about \S+, all that is left about \S+ \(without evaluation\)", told[0])
+    assert re.fullmatch(r"cost: about \S+ per epoch, \S+ for the rest of the training \(without evaluation\)", told[0])
 
 
 def test_as_many_epochs_as_fit(tmp_path, monkeypatch):
@@ -206,7 +208,7 @@ def test_as_many_epochs_as_fit(tmp_path, monkeypatch):
     run = Path(train(small(), out=tmp_path, time_limit=1.0, quiet=True)["run"])
     assert load_recipe(str(run)).train.epochs == 1
     assert load_recipe(str(run)).schedule.warmup_epochs == 0.25
-    assert "more than is left; one is trained all the same" in (run / "log.txt").read_text()
+    assert "more than the remaining time; training one epoch anyway" in (run / "log.txt").read_text()
 
 
 def test_a_job_that_is_started_again_keeps_the_epochs_that_fitted(tmp_path, monkeypatch):

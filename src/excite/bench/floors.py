@@ -1,6 +1,6 @@
 """The time of the parts of a step, compared with the least possible time (floor): floor, measured, ratio.
 
-Letters: N images, C channels, H x W positions. A floor is work / a ceiling measured in the same process:
+Notation: N images, C channels, H x W positions. A floor is work / a ceiling measured in the same process:
 floating-point operations / the rate of a large matrix product in the step's precision, or bytes / the rate of a copy.
 The work is that of an ideal step: for convolutions and dense layers, only their operations; for norm, gate, addition
 and ReLU, the passes that remain if everything between two convolutions is fused (docs/free-excitation.md); for the

@@ -98,7 +98,7 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
         return
     if not rows:
         raise ExciteError(
-            "there are no trained weights for these models; `excite models --pretrained` lists all that have some"
+            "there are no pretrained weights for these models; `excite models --pretrained` lists all that have some"
         )
     columns = [
         ("model", "model", ""),

@@ -1,6 +1,6 @@
 """The contribution of each gate: accuracy with the gate fixed at its mean, and time without it.
 
-Letters: N images, C channels, S pixels per side.
+Notation: N images, C channels, S pixels per side.
 """
 
 import statistics

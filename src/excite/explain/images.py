@@ -1,6 +1,6 @@
 """Explain one image: its classes, Grad-CAM, and what each gate did to it.
 
-Letters: C channels, H x W positions, S pixels per side.
+Notation: C channels, H x W positions, S pixels per side.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """Statistics of the scales in one pass over the images, with constant memory.
 
-Letters: N images, K classes, C channels, H x W positions.
+Notation: N images, K classes, C channels, H x W positions.
 """
 
 from collections.abc import Iterable, Sequence

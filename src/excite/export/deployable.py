@@ -2,7 +2,7 @@
 
 Supports networks of excite and of timm (``model.name=timm:...``), with or without grafted gates.
 
-Letters: N images, C channels, H x W pixels of the image, S side of the network's input, K classes.
+Notation: N images, C channels, H x W pixels of the image, S side of the network's input, K classes.
 """
 
 import copy

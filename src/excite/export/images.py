@@ -1,6 +1,6 @@
 """Images for verification and calibration: the user's, the run's, or random ones.
 
-Letters: N images, C channels (1 or 3), H x W pixels, S side of the network's input.
+Notation: N images, C channels (1 or 3), H x W pixels, S side of the network's input.
 """
 
 from collections.abc import Callable, Mapping, Sequence

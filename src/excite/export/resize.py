@@ -1,6 +1,6 @@
 """Pillow's resize and the centre crop as a graph of ordinary operators, for images of a size known only at run time.
 
-Letters: N images, C channels, H x W pixels of the image, S side of the network's input, L = H or W, K side of the
+Notation: N images, C channels, H x W pixels of the image, S side of the network's input, L = H or W, K side of the
 window of the image that the crop uses.
 
 ``excite.data.decode`` does the same with known sizes. Here sizes are tensors, so that the graph works for every image.

@@ -4,7 +4,7 @@ Running one session over many images would miss a wrong first call, and image si
 OpenVINO 2026.4 gave wrong results in the first call of a graph with a conditional, and, with an absolute value of
 integers, for images smaller than the network's input; ONNX Runtime was right.
 
-Letters: N images, H x W pixels, C channels, S side of the network's input, K classes.
+Notation: N images, H x W pixels, C channels, S side of the network's input, K classes.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """The runtimes: how each opens an artefact, on the CPU and in float32.
 
-Letters: N images, K classes.
+Notation: N images, K classes.
 """
 
 import warnings

@@ -1,6 +1,6 @@
 """Verification: compare the written artefact, in its own runtime, with the PyTorch model on the same images.
 
-Letters: N images, K classes.
+Notation: N images, K classes.
 """
 
 from collections.abc import Callable, Iterator, Sequence

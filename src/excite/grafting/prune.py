@@ -171,7 +171,7 @@ def prune(
     if tolerance < 0 or max_drop < 0:
         raise ExciteError("tolerance and max_drop must be at least 0")
     if out is not None and Path(out).exists():
-        raise ExciteError(f"{out} exists already; name a new folder")
+        raise ExciteError(f"{out} already exists; name a new folder")
     result = take_out(source, override_words(overrides), tolerance, max_drop, calibration, batch, rounds, device, say)
     if out is not None:
         write(result, Path(out), str(source), say)

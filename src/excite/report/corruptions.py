@@ -6,7 +6,7 @@ corruptions are applied to the network's input, after resizing and cropping. Unl
 are not stored as JPEG, and values are rounded to 8 bits instead of truncated; otherwise blur, noise, JPEG, contrast and
 brightness are the same.
 
-Letters: B images, C channels (1 or 3), S pixels per side.
+Notation: B images, C channels (1 or 3), S pixels per side.
 """
 
 import io

@@ -1,6 +1,6 @@
 """The numbers of a report: from predictions to values ready for JSON; nothing here draws or reads files.
 
-Letters: N images, K classes.
+Notation: N images, K classes.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The predictions for all validation images: computed once, cached in the run folder, and reused while valid.
 
-Letters: N images, K classes.
+Notation: N images, K classes.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a training will cost, told after a few steps, and how many epochs fit into a given time."""
+"""The expected duration of a training, reported after a few steps, and the number of epochs that fit into a time."""
 
 import copy
 import time
@@ -16,24 +16,24 @@ from excite.runtime.device import synchronize
 from excite.training.evaluation import logits_of
 from excite.training.setup import Run
 
-#: Steps that are measured, after one (the first) that is not.
+#: Steps that are timed, after the first, which is not.
 MEASURED = 4
-#: Share of the time that is planned with: steps were up to a tenth slower later on than the first few.
+#: Share of the time to plan with: later steps were up to 10 % slower than the first few.
 RESERVED = 0.9
-#: A training that takes fewer seconds is over before its cost is read.
+#: No message if less than this is left, in seconds.
 WORTH_TELLING = 5.0
-#: A warm-up takes no more than this share of a training that was cut to a time.
+#: Largest share of the warm-up in a training with a time limit.
 WARM_UP = 0.25
 
 
 class Forecast:
-    """Says once, after a few steps, how long an epoch and the rest will take."""
+    """Reports once, after a few steps, how long an epoch and the rest of the training will take."""
 
     def __init__(self) -> None:
         self._steps, self._since, self._told = 0, 0.0, False
 
     def after_step(self, run: Run) -> None:
-        """Call after each optimiser step; waits for the device at the first and the last that is measured."""
+        """Call after each optimiser step; synchronises with the device at the first and the last timed step."""
         if self._told or not run.accelerator.is_main_process:
             return
         self._steps += 1
@@ -51,7 +51,7 @@ class Forecast:
 def _cost(run: Run, seconds: float) -> str:
     epoch, left = seconds * run.steps_per_epoch, seconds * (run.total_steps - run.step)
     return (
-        f"cost: an epoch takes about {format_seconds(epoch)}, all that is left about {format_seconds(left)} (without "
+        f"cost: about {format_seconds(epoch)} per epoch, {format_seconds(left)} for the rest of the training (without "
         "evaluation)"
     )
 
@@ -59,11 +59,11 @@ def _cost(run: Run, seconds: float) -> str:
 def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], Any]) -> None:
     """Set the run's epochs to as many as fit into ``seconds`` from now, at least one; all processes call it.
 
-    A few steps and one batch of an evaluation are timed on the run itself, which is then put back as it was.
+    Times a few steps and one evaluation batch on the run itself, then restores its state.
 
     Args:
-        run: not begun yet.
-        seconds: for probe, epochs and evaluations.
+        run: a run before its first step.
+        seconds: for the probe, all epochs and all evaluations.
         step: the training step.
     """
     begun = time.perf_counter()
@@ -79,16 +79,17 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
         broadcast_object_list(agreed)
     epochs, short = agreed
     several = f"{epochs} epochs of about {format_seconds(epoch)} each fit" if epochs > 1 else "one epoch fits"
-    note = f"time: {several} into what is left of it"
+    note = f"time: {several} into the remaining time"
     if short:
-        note = f"time: one epoch takes about {format_seconds(epoch)}, more than is left; one is trained all the same"
+        takes = f"one epoch takes about {format_seconds(epoch)}, more than the remaining time"
+        note = f"time: {takes}; training one epoch anyway"
     run.recipe = _with_epochs(run.recipe, epochs)
     run.notes.append(note)
 
 
 def keep_epochs(run: Run) -> None:
-    """Of a run that is gone on with, such as a job that was started again: the epochs that fitted when it was begun.
-    All processes call it."""
+    """Keep the number of epochs that was chosen when the run began, if it is resumed or its job restarted. All
+    processes call it."""
     begun: list[Any] = [None]
     if run.accelerator.is_main_process:
         begun = [load_recipe(str(run.folder)).train.epochs]
@@ -107,7 +108,7 @@ def _with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def _time_steps(run: Run, step: Callable[[Run, Tensor, Tensor], Any]) -> float:
-    """Median seconds of a step with its data; weights, averages and optimiser are afterwards as they were."""
+    """Median seconds per step with its data; afterwards, weights, averages and optimiser are restored."""
     networks = [run.model, *([] if run.ema is None else [run.ema.module])]
     kept = [{name: tensor.clone() for name, tensor in network.state_dict().items()} for network in networks]
     scaler = copy.deepcopy(run.scaler.state_dict()) if run.scaler.is_enabled() else None
@@ -132,7 +133,7 @@ def _time_steps(run: Run, step: Callable[[Run, Tensor, Tensor], Any]) -> float:
 
 @torch.no_grad()
 def _time_evaluation(run: Run) -> float:
-    """Seconds of one image in an evaluation, by one batch, whose reading is counted in."""
+    """Seconds per image in an evaluation, from one batch, including data loading."""
     run.evaluated.eval()
     since = time.perf_counter()
     for images, _, _ in run.eval_loader:

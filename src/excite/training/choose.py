@@ -1,4 +1,4 @@
-"""Which recipe trains on a folder of photographs when nobody names one."""
+"""Choosing a recipe for a folder of photographs if the user names none."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ from excite.text import tell
 from excite.weights.hub import NotReached, local_weights
 from excite.weights.pretrained import Pretrained, pretrained_of
 
-#: Recipes: with trained weights and from scratch, on a CPU and on anything faster.
+#: Recipes with pretrained weights and from scratch, for a CPU and for an accelerator.
 SMALL, SMALL_SCRATCH = "folder-finetune-small", "folder-small"
 LARGE, LARGE_SCRATCH = "folder-finetune-seresnet50", "folder-seresnet50"
-#: Images whose shorter side (the median) has no more pixels are not made larger than SMALL_SIZE.
+#: If the median of the shorter sides is at most TINY pixels, images are resized to SMALL_SIZE.
 TINY, SMALL_SIZE = 96, 128
-#: How many images' sizes are looked at; reading headers takes well below a second.
+#: Number of images whose size is read; reading the headers takes well below a second.
 LOOKED_AT = 64
-#: On a CPU, epochs are so many that about this number of images is seen, within these bounds.
+#: On a CPU: training images to process in all epochs, about, and bounds on the number of epochs.
 SEEN, FEWEST, MOST = 4000, 2, 10
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A recipe, and in sentences why it is that one."""
+    """A recipe, and the reasons for it in sentences."""
 
     recipe: Recipe
     reasons: list[str]
@@ -46,9 +46,9 @@ def recipe_for(
     run_dir: str | os.PathLike[str] | None = None,
     quiet: bool = False,
 ) -> Recipe:
-    """What ``excite.train`` takes for a recipe: one, its name, a YAML file, a run folder, or a folder of images, for
-    which the first process says what was chosen and why, on standard error. Where ``run_dir`` holds a run already, as
-    when a job is started again, that run's recipe stays, whatever would be chosen now.
+    """The recipe for whatever ``excite.train`` is given: a recipe, its name, a YAML file, a run folder, or a folder of
+    images. For images, the first process prints the choice and the reasons to standard error. If ``run_dir`` already
+    holds a run, as when a job is restarted, the recipe of that run is kept.
 
     Raises:
         ExciteError: see :func:`choose_recipe` and ``load_recipe``.
@@ -69,13 +69,13 @@ def _silent(line: str) -> None:
 
 
 def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str], None] = _silent) -> Chosen:
-    """Choose for the images in ``folder``; ``overrides`` go before what is chosen.
+    """Choose a recipe for the images in ``folder``; ``overrides`` take precedence over the choice.
 
-    Trained weights are fetched, or found where they were. Where they cannot be had, and nobody asked for them by name,
-    the choice is to train from scratch.
+    Pretrained weights are downloaded or taken from the cache. If they are not available, and the user did not name
+    them, the choice is to train from scratch.
 
     Raises:
-        ExciteError: the folder cannot be trained on, or what the user asks for cannot be had.
+        ExciteError: the folder cannot be used for training, or the weights that the user named are not available.
     """
     given, root = overridden(overrides), [f"data.root={folder}"]
     probe = load_recipe(SMALL, [*root, *overrides])
@@ -102,29 +102,29 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
     if "data.image_size" not in given and (side := _usual_side(images)) is not None and side <= TINY:
         size = SMALL_SIZE
         words.append(f"data.image_size={size}")
-        reasons.append(f"size: the images have about {side:.0f} pixels a side, so {size} are enough")
+        reasons.append(f"size: the shorter side of the images is about {side:.0f} pixels, so {size} is enough")
     if on_cpu and "train.epochs" not in given:
         words.append(f"train.epochs={_epochs(count)}")
     recipe = load_recipe(tuned, [*words, *overrides])
     where = "a CPU" if on_cpu else f"this machine's accelerator ({device})"
-    worth = "" if known is None or weights != known.source else f", {known.top1:.1f} % right on ImageNet"
+    worth = "" if known is None or weights != known.source else f", {known.top1:.1f} % top-1 on ImageNet"
     first = (
         f"recipe {tuned}: {recipe.model.name} at {size} pixels, for {where} and {count:,} training images of "
         f"{len(images.classes)} classes"
     )
-    second = f"start: trained weights, {weights}{worth}; a linear probe first, then fine-tuning"
+    second = f"start: pretrained weights {weights}{worth}; first a linear probe, then fine-tuning"
     return Chosen(recipe, [first, second, *reasons])
 
 
 def _why_not(known: Pretrained | None, model: str, say: Callable[[str], None]) -> str | None:
-    """Fetch the weights; why there are none, or None where they are here."""
+    """Get the weights into the cache; the reason if that fails, else None."""
     if known is None:
-        return f"there are no trained weights for {model} (`excite models --pretrained` lists what there is)"
-    say(f"trained weights: {known.source}, {known.megabytes:.0f} MB, fetched unless they are here already ...")
+        return f"there are no pretrained weights for {model} (`excite models --pretrained` lists what there is)"
+    say(f"pretrained weights: {known.source}, {known.megabytes:.0f} MB, downloaded unless they are in the cache ...")
     try:
         local_weights(known.source)
     except NotReached as error:
-        return f"no trained weights: {error}"
+        return f"no pretrained weights: {error}"
     return None
 
 
@@ -132,8 +132,8 @@ def _from_scratch(name: str, words: Sequence[str], images: DataSets, reason: str
     recipe = load_recipe(name, list(words))
     what = (
         f"recipe {name}, from scratch: {recipe.model.name} at {recipe.data.image_size} pixels, {_epochs_of(recipe)} "
-        f"over {len(images.train):,} images of {len(images.classes)} classes; expect much less than from "
-        "trained weights: with 40 images a class, about half of them right"
+        f"over {len(images.train):,} images of {len(images.classes)} classes; expect far lower accuracy "
+        "than with pretrained weights: with 40 images per class, about half of the answers are right"
     )
     return Chosen(recipe, [reason, what])
 
@@ -147,7 +147,7 @@ def _epochs(images: int) -> int:
 
 
 def _usual_side(images: DataSets) -> float | None:
-    """Median of the shorter sides of some of the images, pixels; None where none can be read."""
+    """Median of the shorter sides of a sample of the images, in pixels; None if none of them can be read."""
     if not isinstance(images.train, FileImages):
         return None
     sides: list[int] = []

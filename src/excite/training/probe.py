@@ -1,9 +1,9 @@
-"""A linear probe: the best linear classifier on what a trained network, left as it is, says of the training images.
+"""A linear probe: the best linear classifier on the features that a frozen, pretrained network computes.
 
-It is there in seconds, is hard to beat with few images, and is where fine-tuning best begins: a fresh head's large
-first gradients would spoil the features that the probe shows to be good (Kumar et al., arXiv 2202.10054, "LP-FT").
+It takes seconds, is hard to beat with few images, and is the best start for fine-tuning: the large first gradients of a
+randomly initialised head would damage good features (Kumar et al., arXiv 2202.10054, "LP-FT").
 
-Letters: N images, D features, K classes.
+Notation: N images, D features, K classes.
 """
 
 import hashlib
@@ -33,24 +33,24 @@ from excite.models.timm_models import classifier_name
 from excite.training.evaluation import logits_of
 from excite.training.setup import Run
 
-#: Strengths of the L2 penalty that are compared, the strongest first: each fit starts from the one before.
+#: L2 penalties to compare, from the strongest; each fit starts from the previous solution.
 STRENGTHS = tuple(10.0 ** (-power / 2) for power in range(11))
 FOLDS = 5
-#: So many images decide the strength, and so many are fitted at most: class-balanced beginnings.
+#: Most images used to choose the penalty, and to fit the classifier (class-balanced).
 MOST_COMPARED, MOST_FITTED = 2000, 20_000
-#: Files of features that are kept, the latest used.
+#: Number of cached feature files to keep, the most recently used ones.
 KEPT = 10
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A dense layer for the features as they are.
+    """A linear layer for the raw features.
 
     Attributes:
         weight, bias: (K, D) and (K,), float64.
-        strength: of the L2 penalty on features of mean 0 and root mean square 1: loss + strength / 2 * |weight|^2.
-        accuracy: in cross-validation, percent; None where no class has two images.
-        images: how many were fitted.
+        strength: L2 penalty, for features of mean 0 and root mean square 1: loss + strength / 2 * |weight|^2.
+        accuracy: in cross-validation, percent; None if no class has two images.
+        images: number of images used for the fit.
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ class Probe:
 
 
 def fit_probe(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Probe:
-    """Fit multinomial logistic regression; cross-validation chooses its L2 penalty by the loss of what was left out.
+    """Fit multinomial logistic regression; cross-validation chooses the L2 penalty by the loss on the held-out images.
 
     Args:
         features: (N, D), floating.
@@ -87,11 +87,11 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> 
 
 
 def _choose_strength(x: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, float | None]:
-    """(the strength with the smallest loss on images that were left out, its accuracy there in percent)."""
+    """(the strength with the smallest loss on held-out images, its accuracy on them in percent)."""
     some = torch.from_numpy(balanced_beginning(labels.numpy(), MOST_COMPARED, seed))
     x, labels = x[some], labels[some]
     fold = _folds(labels, seed)
-    if int(fold.max()) < 1:  # one image of each class: nothing can be left out
+    if int(fold.max()) < 1:  # one image per class: nothing can be held out
         return STRENGTHS[len(STRENGTHS) // 2], None
     losses, right = torch.zeros(len(STRENGTHS)), torch.zeros(len(STRENGTHS))
     for k in range(int(fold.max()) + 1):
@@ -107,7 +107,7 @@ def _choose_strength(x: Tensor, labels: Tensor, classes: int, seed: int) -> tupl
 
 
 def _folds(labels: Tensor, seed: int) -> Tensor:
-    """(N,) numbers of the folds: each class is dealt out over them in turn."""
+    """(N,) fold numbers; the images of each class are distributed over the folds in turn."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     fold = torch.empty(len(labels), dtype=torch.int64)
@@ -136,16 +136,16 @@ def _fit(x: Tensor, labels: Tensor, strength: float, start: Tensor) -> Tensor:
 
 
 def start_from_probe(run: Run) -> None:
-    """Fit a probe on the run's training images and make it the head, of the moving average too; all processes call it.
+    """Fit a probe on the training images and use it as the head, also of the moving average; all processes call it.
 
     Raises:
-        ExciteError: the network has no dense layer at its end.
+        ExciteError: the network does not end in a linear layer.
     """
     name = classifier_name(run.model)
     head = dict(run.model.named_modules()).get(name)
     if not isinstance(head, nn.Linear):
         raise ExciteError(
-            f"train.probe: {run.model.model_name} does not end in a dense layer, which a linear probe could be; type "
+            f"train.probe: {run.model.model_name} does not end in a linear layer, which the probe would replace; type "
             "train.probe=false"
         )
     begun = time.perf_counter()
@@ -173,7 +173,7 @@ def start_from_probe(run: Run) -> None:
 
 def _tell(run: Run, probe: Probe, seconds: float, cached: bool) -> None:
     judged = "" if probe.accuracy is None else f", {probe.accuracy:.1f} % right in cross-validation"
-    where = " (the features were in the cache)" if cached else ""
+    where = " (the features were cached)" if cached else ""
     run.display.message(
         f"linear probe: fitted to {probe.images:,} images in {format_seconds(seconds)}{where}; L2 penalty "
         f"{probe.strength:.2g}{judged}"
@@ -231,7 +231,7 @@ def _compute(run: Run, head: nn.Linear, images: ArrayImages | FileImages) -> tup
 
 @contextmanager
 def _heard(head: nn.Linear, seen: list[Tensor]) -> Iterator[None]:
-    """What the head is given goes into ``seen``."""
+    """Append the inputs of the head to ``seen``."""
     hook = head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     try:
         yield
@@ -239,11 +239,11 @@ def _heard(head: nn.Linear, seen: list[Tensor]) -> Iterator[None]:
         hook.remove()
 
 
-# --- what was computed once ---------------------------------------------------------------------------------------
+# --- cached features --------------------------------------------------------------------------------------------
 
 
 def _kept_at(run: Run, images: ArrayImages | FileImages) -> Path | None:
-    """The cache's file for the features of these images by this network; None where the files cannot be told apart."""
+    """The cache file for the features of these images by this network; None if the images are not on this machine."""
     digest = hashlib.sha256(repr((run.model.model_name, run.preprocessing.to_dict(), run.precision)).encode())
     head = f"{classifier_name(run.model)}."
     for name, tensor in run.model.state_dict().items():
@@ -267,14 +267,14 @@ def _read(path: Path, most: int) -> tuple[Tensor, Tensor] | None:
         with safe_open(path, "pt") as stored:
             features, places = stored.get_tensor("features"), stored.get_tensor("places")
         os.utime(path)
-    except (OSError, SafetensorError):  # not there, or damaged: made anew
+    except (OSError, SafetensorError):  # missing or damaged: computed again
         return None
     sound = features.ndim == 2 and len(features) == len(places) <= most and bool(features.isfinite().all())
     return (features, places) if sound else None
 
 
 def _keep(path: Path, features: Tensor, places: Tensor) -> None:
-    """Write the features down, and delete those that were not used for longest; a full disk is no reason to stop."""
+    """Save the features and delete the least recently used ones; a full disk does not stop the run."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:

@@ -1,7 +1,7 @@
-"""Weights trained on ImageNet that networks of ours start from: where they are, and what they are worth.
+"""ImageNet weights for excite's networks: where to get them, how accurate and how fast the networks are.
 
-Pure data and no torch: ``excite models --pretrained`` and the choice of a recipe are instant. Accuracies are timm's own
-measurements (results/results-imagenet.csv of pytorch-image-models 1.0.31, at the size given here), not ours.
+Plain data without torch, so that ``excite models --pretrained`` and the choice of a recipe are instant. The accuracies
+were measured by timm (results/results-imagenet.csv of pytorch-image-models 1.0.31, at the size given here).
 """
 
 import json
@@ -15,11 +15,11 @@ class Pretrained:
     """Weights on a hub.
 
     Attributes:
-        model: our network that takes them.
+        model: the network of excite that takes them.
         source: for ``train.init_from``.
-        params_m: parameters, 1e6, as timm counts them; a file has four bytes of each.
-        image_size: of the images that the accuracy is of, pixels.
-        top1, top5: on ImageNet's validation images, percent.
+        params_m: parameters in millions, as timm counts them; four bytes each in the file.
+        image_size: image size for which the accuracy was measured, pixels.
+        top1, top5: accuracy on the ImageNet validation set, percent.
     """
 
     model: str
@@ -31,11 +31,11 @@ class Pretrained:
 
     @property
     def megabytes(self) -> float:
-        """What is fetched."""
+        """Size of the download, MB."""
         return 4 * self.params_m
 
 
-#: One for each network of ours that timm has weights of, at 224 pixels.
+#: One entry per network that timm has weights for, at 224 pixels.
 PRETRAINED = (
     Pretrained("efficientnet_lite0", "timm:tf_efficientnet_lite0.in1k", 4.65, 224, 74.846, 92.180),
     Pretrained("resnet18", "timm:resnet18.a1_in1k", 11.69, 224, 71.504, 90.086),
@@ -52,7 +52,7 @@ PRETRAINED = (
 
 
 def pretrained_of(model: str) -> Pretrained | None:
-    """The weights for a network of ours, or None."""
+    """The weights for a network of excite, or None."""
     return next((each for each in PRETRAINED if each.model == model), None)
 
 
@@ -61,10 +61,7 @@ SPEEDS = "speeds.json"
 
 
 class Speed(TypedDict):
-    """Images a second at 224 x 224 pixels: classifying, and in training steps.
-
-    ``precision`` is that of either.
-    """
+    """Images per second at 224 x 224 pixels, in evaluation and in training, and the precision of each."""
 
     predict: float
     train: float
@@ -72,7 +69,7 @@ class Speed(TypedDict):
 
 
 class Speeds(TypedDict):
-    """The speeds of all networks of ``PRETRAINED`` on one device, by name."""
+    """Speeds of the networks in ``PRETRAINED`` on one device, by model name."""
 
     device: str
     date: str
@@ -83,6 +80,6 @@ class Speeds(TypedDict):
 
 
 def measured_speeds() -> Speeds:
-    """What was measured, on a machine that is not this one."""
+    """The stored measurements, which are not of this machine."""
     speeds: Speeds = json.loads(files("excite.weights").joinpath(SPEEDS).read_text(encoding="utf-8"))
     return speeds

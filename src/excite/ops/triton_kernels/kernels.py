@@ -1,6 +1,6 @@
 """The Triton kernels themselves; imported on first use by ``excite.ops.triton_kernels``, because it imports triton.
 
-Letters: N images, C channels, P positions (H * W), S splits of an image's positions.
+Notation: N images, C channels, P positions (H * W), S splits of an image's positions.
 
 A map is dense, either (N, P, C) in memory (channels-last, LAST) or (N, C, P). Of an image, whichever of C and P has its
 values side by side is the *inner* extent, the other the *outer* one. A program works on one image, on BLOCK_C channels
