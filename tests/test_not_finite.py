@@ -349,7 +349,7 @@ def test_statistics_of_a_gate_leave_out_what_is_not_finite():
     assert spoilt.not_finite == 3
     nothing = ScaleStatistics(2)
     nothing.update(scales[[1, 4]], labels[[1, 4]])
-    with pytest.raises(ExciteError, match="no finite scale for any of 2 images"):
+    with pytest.raises(ExciteError, match="no finite scale for any of the 2 images"):
         nothing.to_dict()
 
 

@@ -187,7 +187,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
         ("ge_theta:variant=theta", "has no option 'variant=theta'"),
         ("se:reduction=0", "'se:reduction=0': reduction must be a whole number"),
         ("ge_theta:extent=3", "the extent of the gate 'ge' must be one of 2, 4, 8"),
-        ("ge_theta:reduction=8", "theta has no bottleneck"),
+        ("ge_theta:reduction=8", "theta takes no reduction, because it has no bottleneck"),
         ("se:reduction=../8", "options must be words and numbers"),
     ],
 )
