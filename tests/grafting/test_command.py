@@ -1,6 +1,7 @@
 """``excite graft``: the table, the proof, the files, and what else can be done with them."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from excite.grafting.proof import prove
 from excite.grafting.prune import prune, write
 from excite.trained.predictor import load
 from excite.training import train
+from excite.weights import hub
+from excite.weights.layouts import TIMM_EFFICIENTNET_LITE
 from excite.weights.own import read_own
 from tests.grafting import networks
 from tests.grafting.networks import randomised
@@ -150,6 +153,27 @@ def test_names_of_models_are_for_looking(tmp_path):
         run("cifar_resnet20", out=tmp_path / "x.safetensors")
     with pytest.raises(ExciteError, match="no run folder or checkpoint 'cifar_resnet21'"):
         run("cifar_resnet21")
+
+
+def test_weights_that_timm_has_on_the_hub_are_grafted_without_timm(tmp_path, monkeypatch):
+    """``timm:NAME.TAG`` is the trained network, not timm's architecture with random weights."""
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ExciteError, match="copy it here as"):
+        run("timm:tf_efficientnet_lite0.in1k")
+    place = hub.place_for("timm/tf_efficientnet_lite0.in1k") / "model.safetensors"
+    place.parent.mkdir(parents=True)
+    trained = randomised(package.create_model("efficientnet_lite0", num_classes=10))
+    save_file(TIMM_EFFICIENTNET_LITE.write(trained.state_dict()), place)
+    out = tmp_path / "grafted.safetensors"
+    result, _ = run("timm:tf_efficientnet_lite0.in1k", out=out)
+    assert result["difference"] == 0.0
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(load(out, "cpu", fold=False).model.eval()(x), trained.eval()(x), rtol=0, atol=1e-5)
+    with pytest.raises(ExciteError, match="timm is not installed"):  # without the tag it is timm's own, untrained
+        run("timm:tf_efficientnet_lite0")
 
 
 # --- other people's networks in files ---------------------------------------------------------------------------------
