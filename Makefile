@@ -22,13 +22,13 @@ test: $(VENV)/installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-launch: $(VENV)/installed-dev  ## launchers, killed runs, every recipe, model, hook and runtime (minutes; CI runs it)
-	$(BIN)/python -m pytest -m heavy -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "heavy and not variation" -n 2 --dist worksteal
 
 test-peers: $(VENV)/installed-dev .peers/installed  ## fetch timm, scikit-learn and Jupyter, and run the tests beside them (minutes; CI runs it)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python -m pytest -m peers -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev  ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow or heavy"
+	$(BIN)/python -m pytest -m "slow or heavy or variation"
 
 test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)

@@ -313,7 +313,7 @@ def test_explain_leaves_them_out_and_says_so(some, none, command, tmp_path):
     code, out, err = command("explain", none, "--ablation", "off", *words, tmp_path / "none")
     assert code == 1
     assert strict(out)["not_finite"] == 40
-    assert "none of 40 images has finite logits" in err
+    assert "none of the 40 images has finite logits" in err
     from PIL import Image
 
     Image.new("L", (8, 8), 250).save(tmp_path / "a.png")

@@ -416,7 +416,9 @@ COMPILED = [
     pytest.param(90, torch.bfloat16, CHANNELS_LAST, True, id="sm_90-channels_last"),
     pytest.param(90, torch.bfloat16, CONTIGUOUS, False, id="sm_90-contiguous"),
     *(
-        pytest.param(capability, dtype, layout, True, id=f"sm_{capability}-{dtype}-{layout}", marks=pytest.mark.slow)
+        pytest.param(
+            capability, dtype, layout, True, id=f"sm_{capability}-{dtype}-{layout}", marks=pytest.mark.variation
+        )
         for capability, dtype, layout in [
             (90, torch.float32, CHANNELS_LAST),
             (90, torch.float32, CONTIGUOUS),

@@ -41,7 +41,7 @@ def wait_for_step(process: Command, parent: Path, step: int) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["memory", "stream"])
+@pytest.mark.parametrize("source", [pytest.param("memory", marks=pytest.mark.variation), "stream"])
 def test_sigkill_at_random_steps_and_resume_gives_the_same_weights(tmp_path, source, request):
     extra: list[str] = []
     if source == "stream":
