@@ -3,10 +3,10 @@
     python benchmarks/photographs.py cifar /tmp/cifar && python benchmarks/photographs.py kinds /tmp/kinds
     EXCITE_TEST_DATA=../shared/data python benchmarks/laptop.py /tmp/cifar --size 128 --seeds 0 1 2
 
-Every contender is what a user would type: ``excite train`` in a process of its own, one after the other, seed by seed,
-so that a noisy machine disturbs all alike. The trained weights are timm's ``tf_efficientnet_lite0.in1k``, from the cache
-or from the hub. Each run is a row of benchmarks/results/laptop.csv: top-1 of the held-out images (of the weights that
-were kept), that of the linear probe, and the seconds until the probe and until the end, starting Python included.
+Every contender is what a user would type: ``excite train`` in a process of its own, one after the other, seed by seed.
+The pretrained weights are timm's ``tf_efficientnet_lite0.in1k``, from the cache or the hub. Each run is a row of
+benchmarks/results/laptop.csv: top-1 of the held-out images, for the weights that were kept and for the linear probe,
+and the seconds until the probe's result and until the end, including the start of Python.
 """
 
 import argparse
@@ -49,7 +49,10 @@ def excite(*words: str) -> str:
 
 def measure(words: list[str], folder: Path) -> dict[str, Any]:
     """Train once."""
-    command, started = [sys.executable, "-P", "-u", "-m", "excite", "train", *words, "--run-dir", str(folder)], time.time()
+    command, started = (
+        [sys.executable, "-P", "-u", "-m", "excite", "train", *words, "--run-dir", str(folder)],
+        time.time(),
+    )
     after_probe = None
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -88,7 +91,12 @@ def main() -> None:
         excite("graft", WEIGHTS, "--gate", "se", "--init", "identity", "--out", grafted)
         for seed in asked.seeds:
             for name, words in chosen.items():
-                settings = [f"data.root={asked.photos}", f"image_size={asked.size}", f"seed={seed}", "report.write=false"]
+                settings = [
+                    f"data.root={asked.photos}",
+                    f"image_size={asked.size}",
+                    f"seed={seed}",
+                    "report.write=false",
+                ]
                 given = [word.replace("GRAFTED", grafted) for word in words]
                 row = measure([*given, *settings, *asked.words], Path(there) / f"{len(name)}-{seed}-{time.time():.0f}")
                 print(f"{name}, seed {seed}: {row}", flush=True)

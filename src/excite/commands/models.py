@@ -88,8 +88,7 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
             "image_size": known.image_size,
             "top1": known.top1,
             "top5": known.top5,
-            "predict_images_per_second": speeds["images_per_second"][name]["predict"],
-            "train_images_per_second": speeds["images_per_second"][name]["train"],
+            "images_per_second": speeds["images_per_second"][name],
         }
         for name, known in found
     ]
@@ -107,14 +106,13 @@ def _show_pretrained(names: list[str], as_json: bool) -> None:
         ("gmacs", "GMACs", ".2f"),
         ("image_size", "pixels", "d"),
         ("top1", "ImageNet top-1", ".2f"),
-        ("predict_images_per_second", "img/s, predict", ".1f"),
-        ("train_images_per_second", "img/s, train", ".1f"),
+        ("images_per_second", "img/s", ".1f"),
     ]
     display = Display()
     display.table(make_table(rows, columns))
     display.message(
-        f"img/s: measured on {speeds['device']}, {speeds['date']}, batch {speeds['batch']}, 224 pixels; no GPU has "
-        "been measured yet. `excite bench MODEL` and `excite bench MODEL --infer` measure this machine."
+        f"img/s: forward passes of {speeds['batch']} images on {speeds['device']}, measured {speeds['date']}; no GPU "
+        "has been measured yet. `excite bench MODEL --infer` measures this machine."
     )
     display.message(
         "The accuracies are those measured by timm. Weights are downloaded from the hub at first use and then cached: "

@@ -60,23 +60,15 @@ def pretrained_of(model: str) -> Pretrained | None:
 SPEEDS = "speeds.json"
 
 
-class Speed(TypedDict):
-    """Images per second at 224 x 224 pixels, in evaluation and in training, and the precision of each."""
-
-    predict: float
-    train: float
-    precision: tuple[str, str]
-
-
 class Speeds(TypedDict):
-    """Speeds of the networks in ``PRETRAINED`` on one device, by model name."""
+    """Images per second of the networks in ``PRETRAINED`` on one device, by model name: evaluation at 224 pixels."""
 
     device: str
     date: str
     torch: str
     excite: str
     batch: int
-    images_per_second: dict[str, Speed]
+    images_per_second: dict[str, float]
 
 
 def measured_speeds() -> Speeds:
