@@ -24,17 +24,18 @@ def bench(*words: str) -> list[dict[str, Any]]:
     names = [known.model for known in PRETRAINED]
     command = [sys.executable, "-P", "-m", "excite", "bench", *names, *words, "--batch", str(BATCH), "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["rows"]
     return rows
 
 
 def main() -> None:
-    rows = bench("--infer", "--image-size", "224", "--seconds", "2", "--rounds", "2", "--warm-up", "2")
+    measured = commit()
+    rows = bench("--infer", "--image-size", "224", "--seconds", "2", "--rounds", "1", "--warm-up", "2")
     speeds = {
         "device": rows[0]["device"],
         "date": date.today().isoformat(),
         "torch": rows[0]["torch"],
-        "excite": commit(),
+        "excite": measured,
         "batch": BATCH,
         "images_per_second": {row["model"]: round(row["images_per_second"], 2) for row in rows},
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 def commit() -> str:
     """The first ten digits, with a "+" where the tree had changed since."""
-    from excite.training.run_folder import git_state  # not before a peer is imported: see train_speed.py
+    from excite.runtime.environment import git_state  # not before a peer is imported: see train_speed.py
 
     git = git_state() or {"commit": "unknown", "changed": True}
     return git["commit"][:10] + ("+" if git["changed"] else "")

@@ -1,5 +1,7 @@
 """What ``pyproject.toml`` promises to those who install the package, held against the tree."""
 
+import ast
+import importlib
 import importlib.util
 import re
 import shlex
@@ -101,6 +103,19 @@ def test_what_quickstart_installs_is_pinned_by_hash():
     }
     assert needed - tested.keys() == set()
     assert "torch" not in pinned  # its builds differ from index to index
+
+
+def test_what_benchmarks_and_scripts_import_is_there():
+    """They are not part of the package, and nothing else notices that a name was moved."""
+    missing = []
+    for path, text in texts("benchmarks/*.py", "docs/*.py", "tests/**/rewrite.py", "tests/**/make_golden.py").items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "excite":
+                module = importlib.import_module(node.module)
+                for each in node.names:
+                    known = hasattr(module, each.name) or importlib.util.find_spec(f"{node.module}.{each.name}")
+                    missing += [] if known else [f"{path.name}: {node.module}.{each.name}"]
+    assert missing == []
 
 
 def canonical(name: str) -> str:
