@@ -138,9 +138,9 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
     assert len(metrics(results["run"], "eval")) == 2
 
 
-def test_a_network_without_a_dense_layer_at_its_end_is_refused(monkeypatch, tmp_path):
+def test_a_network_without_a_linear_layer_at_its_end_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "classifier_name", lambda model: "layer1")
-    with pytest.raises(ExciteError, match=r"does not end in a dense layer, .* type train\.probe=false"):
+    with pytest.raises(ExciteError, match=r"does not end in a linear layer, .* type train\.probe=false"):
         train(small(*WORDS), out=tmp_path, quiet=True)
 
 
