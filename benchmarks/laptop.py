@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def main() -> None:
     parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="for all of them")
     asked = parser.parse_args()
     chosen = {k: v for k, v in CONTENDERS.items() if not asked.only or any(text in k for text in asked.only)}
-    common = {"date": date.today().isoformat(), "torch": __import__("torch").__version__, "excite": commit()}
+    common = {"date": date.today().isoformat(), "torch": version("torch"), "excite": commit()}
     with tempfile.TemporaryDirectory() as there:
         grafted = f"{there}/grafted.safetensors"
         excite("graft", WEIGHTS, "--gate", "se", "--init", "identity", "--out", grafted)

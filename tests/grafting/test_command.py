@@ -176,6 +176,18 @@ def test_weights_that_timm_has_on_the_hub_are_grafted_without_timm(tmp_path, mon
         run("timm:tf_efficientnet_lite0")
 
 
+def test_a_network_that_only_timm_has_is_grafted_with_its_weights_from_the_hub(timm, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = hub.place_for("timm/test_resnet.r160_in1k") / "model.safetensors"
+    place.parent.mkdir(parents=True)
+    trained = randomised(timm.create_model("test_resnet", num_classes=10)).eval()
+    save_file(trained.state_dict(), place)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(proof.open_network("timm:test_resnet.r160_in1k").model(x), trained(x))
+
+
 # --- other people's networks in files ---------------------------------------------------------------------------------
 
 

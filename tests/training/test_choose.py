@@ -18,7 +18,7 @@ from excite.training import budget, choose, train
 from excite.training.choose import choose_recipe, recipe_for
 from excite.weights import hub
 from excite.weights.layouts import TIMM_EFFICIENTNET_LITE
-from excite.weights.pretrained import PRETRAINED, pretrained_of
+from excite.weights.pretrained import PRETRAINED, measured_speeds, pretrained_of
 
 from .small import metrics, same, small, tensors
 
@@ -180,6 +180,12 @@ def test_a_run_folder_without_its_recipe_is_not_taken_for_images(tmp_path):
     with pytest.raises(ExciteError) as error:
         train(resume=tmp_path / "run", quiet=True)
     assert "class folders" not in str(error.value)
+
+
+def test_every_network_with_pretrained_weights_has_a_measured_speed():
+    speeds = measured_speeds()["images_per_second"]
+    assert speeds.keys() == {known.model for known in PRETRAINED}
+    assert all(speed > 0 for speed in speeds.values())
 
 
 # --- the cost, and a time to fit into -------------------------------------------------------------------------------

@@ -66,7 +66,11 @@ def graft(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Weights of a timm: model.  [default: random ones]", callback=check_weights),
+        typer.Option(
+            metavar="FILE",
+            help="Weights of a timm: model.  [default: those of NAME.TAG, else random]",
+            callback=check_weights,
+        ),
     ] = None,
     out: Annotated[
         Path | None,

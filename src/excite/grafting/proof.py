@@ -264,11 +264,13 @@ def graft_and_prove(
 def open_network(source: str, weights: str | None = None) -> Network:
     """Open a run folder, a checkpoint (ours or another system's), ``timm:NAME``, or one of our models by name.
 
-    ``timm:NAME.TAG`` names timm's weights on the hub: a network that we have is built here, with these weights and
-    without timm. ``weights`` is a file with a state dict for a model given by name, which otherwise has random weights.
+    ``timm:NAME.TAG`` names timm's weights on the hub: a network that excite has is built here with them, and needs no
+    timm; any other is timm's. ``weights`` is a file with a state dict for a model given by name, which otherwise has
+    random weights.
     """
-    if source.startswith(PREFIX):
-        return _open_tagged(source) if weights is None and "." in source else _open_timm(source, weights)
+    tagged = source.startswith(PREFIX) and "." in source and weights is None
+    if source.startswith(PREFIX) and not tagged:
+        return _open_timm(source, weights)
     if source in VARIANTS and not Path(source).exists():
         from excite.models import create_model
 
@@ -277,8 +279,16 @@ def open_network(source: str, weights: str | None = None) -> Network:
         raise ExciteError(f"{source} is already a grafted network; load it with excite.grafting.load_grafted")
     else:
         from excite.trained.predictor import load
+        from excite.weights.hub import NotReached
 
-        predictor = load(source, "cpu")
+        try:
+            predictor = load(source, "cpu")
+        except NotReached:
+            raise
+        except ExciteError:
+            if not tagged:
+                raise
+            return _open_timm(source, source)
         found = Network(predictor.model, source, predictor.meta, predictor.preprocessing)
         found.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if weights is not None:
@@ -287,20 +297,6 @@ def open_network(source: str, weights: str | None = None) -> Network:
         _load_state(found.model, _read_state(weights, found.model), weights)
     found.model.eval()
     return found
-
-
-def _open_tagged(source: str) -> Network:
-    from excite.trained.predictor import load
-    from excite.weights.hub import NotReached
-
-    try:
-        predictor = load(source, "cpu")
-    except NotReached:
-        raise
-    except ExciteError:  # a network that only timm has
-        return _open_timm(source, None)
-    network = predictor.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return Network(network.eval(), source, predictor.meta, predictor.preprocessing)
 
 
 def _open_timm(source: str, weights: str | None) -> Network:
