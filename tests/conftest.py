@@ -17,6 +17,8 @@ from tests.training.small import Tiny, make_tiny
 # pytest-xdist runs one worker a core: more threads than cores make every barrier wait. In the commands they start, too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+for switch in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # a test that forbids the network says so itself
+    os.environ.pop(switch, None)
 
 
 @pytest.fixture(scope="session")

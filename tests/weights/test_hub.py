@@ -87,6 +87,8 @@ def web(monkeypatch, tmp_path):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"), raising=False)
+    # It is read when the library is imported, which may have been in a test that forbids the network.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(connection, "FIRST_WAIT", 0.0)
     monkeypatch.setattr(staging, "_LOCAL", {})
     server = Web()
@@ -276,10 +278,11 @@ def test_what_was_fetched_before_is_taken_without_a_network(web, weights, monkey
     assert hub.local_weights("hf:owner/net") == path
 
 
-def test_an_offline_switch_is_obeyed(web, weights, monkeypatch):
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_an_offline_switch_is_obeyed(switch, web, weights, monkeypatch):
     web.files["/owner/net/resolve/main/model.safetensors"] = weights
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(hub.NotReached, match="HF_HUB_OFFLINE is set"):
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(hub.NotReached, match=f"{switch} is set"):
         hub.local_weights("hf:owner/net")
     assert web.requests == []
 
