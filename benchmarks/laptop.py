@@ -28,6 +28,7 @@ GATED = "model.options={gate: {name: se, identity: true}}"
 #: Words behind ``excite train``; GRAFTED is what ``excite graft`` makes of WEIGHTS.
 CONTENDERS = {
     "from scratch (folder-small)": ["folder-small"],
+    "from scratch, SE-ResNet-20 (CIFAR)": ["folder-small", "model.name=cifar_seresnet20"],
     "from scratch, EfficientNet-Lite0": ["folder-small", "model.name=efficientnet_lite0"],
     "from scratch, EfficientNet-Lite0 with SE": ["folder-small", "model.name=se_efficientnet_lite0"],
     "trained weights (folder-finetune-small)": ["folder-finetune-small"],
@@ -71,6 +72,7 @@ def measure(words: list[str], folder: Path) -> dict[str, Any]:
         "images": results["images"],
         "probe_top1": "" if probe is None else round(probe["top1"], 2),
         "top1": round(results["top1"], 2),
+        "balanced": "" if results.get("balanced") is None else round(results["balanced"], 2),
         "seconds_to_probe": "" if after_probe is None else round(after_probe, 1),
         "seconds": round(seconds, 1),
         "device": results["device"],
@@ -82,6 +84,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--size", type=int, default=128, help="image_size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--splits", action="store_true", help="each seed holds out other images, too")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="contenders whose names contain one of these")
     parser.add_argument("--words", nargs="+", default=[], metavar="KEY=VALUE", help="for all of them")
     asked = parser.parse_args()
@@ -98,10 +101,12 @@ def main() -> None:
                     f"seed={seed}",
                     "report.write=false",
                 ]
+                settings += [f"data.split_seed={seed}"] if asked.splits else []
                 given = [word.replace("GRAFTED", grafted) for word in words]
                 row = measure([*given, *settings, *asked.words], Path(there) / f"{len(name)}-{seed}-{time.time():.0f}")
                 print(f"{name}, seed {seed}: {row}", flush=True)
-                shared = {"photos": asked.photos.name, "size": asked.size, "words": " ".join(asked.words)}
+                written = " ".join([*asked.words, *(["data.split_seed=SEED"] if asked.splits else [])])
+                shared = {"photos": asked.photos.name, "size": asked.size, "words": written}
                 append_rows(RESULTS, [{**common, **shared, "contender": name, "seed": seed, **row}])
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -161,11 +160,9 @@ def test_help_and_lists_are_instant_because_nothing_heavy_is_imported(words, hea
         "try: main()\n"
         f"finally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     )
-    started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
     assert {"--help": "train", "gates": "cbam"}.get(words[0], "seresnet50") in done.stdout
-    assert time.perf_counter() - started < 5  # 0.15 s on a quiet machine; the list above is the real test
 
 
 def test_predicting_imports_neither_the_compiler_nor_metrics():

@@ -88,6 +88,21 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {matches[0]!r}?" + (f" Otherwise {otherwise}" if otherwise else "")
 
 
+def absence(path: str | Path, otherwise: str = "") -> str:
+    """Why a local path does not exist, as a clause: the first folder that lacks a part of it, and the nearest name.
+
+    An example: "photos has no 'vla'; did you mean 'val'?" The clause ``otherwise`` follows, as in :func:`nearest`.
+    """
+    whole = Path(path).expanduser().absolute()
+    parent = next((p for p in whole.parents if p.exists()), Path(whole.anchor))
+    missing = whole.relative_to(parent).parts[0]
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        names = []
+    return f"{parent} has no {shown(missing)}{nearest(missing, names, otherwise)}"
+
+
 def explain(error: Any) -> str:
     """A pydantic error about the contents of a file, as a clause."""
     if error["type"] == "value_error":

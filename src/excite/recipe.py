@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
-from excite.errors import ExciteError, nearest, shown, shown_text
+from excite.errors import ExciteError, absence, nearest, shown, shown_text
 from excite.hints import key_of
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
@@ -694,7 +694,7 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
     if path.is_dir():
         path = path / "recipe.yaml"
     if not path.is_file():
-        hint = nearest(name_or_file, names) or "; `excite recipes` lists the recipes"
+        hint = nearest(name_or_file, names) or f": {absence(path, '`excite recipes` lists the recipes')}"
         raise ExciteError(f"there is no recipe, file or run folder {shown(name_or_file)}{hint}")
     try:
         if path.stat().st_size > 4 * LONGEST_YAML:  # a UTF-8 character has at most 4 bytes

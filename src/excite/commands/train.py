@@ -8,8 +8,9 @@ import typer
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
 from excite.commands.common import Json, RecipeWords, complete_run
-from excite.errors import ExciteError
+from excite.errors import ExciteError, absence, shown
 from excite.runtime.job import rank
+from excite.storage.address import is_remote
 from excite.text import print_json, tell
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ def train(
 
         resume = recipe = str(local_run(resume))
         if not (Path(resume) / "recipe.yaml").is_file():
-            raise ExciteError(f"--resume {resume}: this is not a run folder (it has no recipe.yaml)")
+            what = "it has no recipe.yaml" if Path(resume).is_dir() else absence(resume)
+            raise ExciteError(f"--resume {resume}: this is not a run folder ({what})")
     gone_on = resume is not None
     checked = _recipe(recipe, words, resume=gone_on, run_dir=run_dir)
     from excite.report.after_training import train as run_training
@@ -138,12 +140,14 @@ def _what_to_train(words: list[str]) -> str:
         raise ExciteError(_WHAT_TO_TYPE)
     first = words.pop(0)
     key, _, value = first.partition("=")
+    if first.endswith("/") and not is_remote(first) and not Path(first).expanduser().exists():
+        raise ExciteError(f"there is no folder {shown(first)}: {absence(first)}")
     if "=" not in first or Path(first).exists():
         return first
     if key not in ("data", "data.root", "root"):
         raise ExciteError(f"the first word must be a recipe, not {first!r}; `excite recipes` lists them")
     if not Path(value).expanduser().is_dir():
-        raise ExciteError(f"{first}: there is no folder {value!r}")
+        raise ExciteError(f"{first}: there is no folder {value!r}: {absence(value)}")
     return value
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from excite.data.catalog import SOURCES
 from excite.data.config import DataConfig
 from excite.data.parts import class_names, find_layout
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, absence
 from excite.storage.address import is_remote
 
 
@@ -39,10 +39,7 @@ def existing(data_root: str) -> Path:
     """A local path, for any source. Raises ExciteError if it does not exist or cannot be read."""
     root = Path(data_root).expanduser()
     if not root.exists():
-        parent = next(p for p in root.absolute().parents if p.exists())
-        missing = root.absolute().relative_to(parent).parts[0]
-        names = [entry.name for entry in os.scandir(parent)] if parent.is_dir() else []
-        raise ExciteError(f"data.root={data_root} does not exist: {parent} has no {missing!r}{nearest(missing, names)}")
+        raise ExciteError(f"data.root={data_root} does not exist: {absence(root)}")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise ExciteError(f"data.root={data_root} cannot be read: you have no permission")
     return root

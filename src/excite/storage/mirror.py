@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, absence
 from excite.storage.address import Remote, RemoteError, without_secrets
 from excite.storage.connection import connect, explained, forget_connections, retried
 from excite.storage.listing import Entry, exists, list_files
@@ -319,9 +319,8 @@ def upload_missing(
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
-        raise ExciteError(
-            f"{run} is not a run folder ({'it has no recipe.yaml' if run.is_dir() else 'there is no such folder'})"
-        )
+        what = "it has no recipe.yaml" if run.is_dir() else absence(run)
+        raise ExciteError(f"{run} is not a run folder: {what}")
     given, url = url, url or read_marker(run).get("url")
     if url is None:
         raise ExciteError(f"{run} has no address yet; give one: excite sync {run} s3://bucket/runs/{run.name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from excite.data.formats import EXTENSIONS
 from excite.data.walk import look_at, walk
-from excite.errors import ExciteError
+from excite.errors import ExciteError, absence
 from excite.storage import expand, in_place, is_remote, is_staged
 
 _NOTHING = "is neither a file, a folder nor a pattern that matches a file"
@@ -32,7 +32,8 @@ def _files(source: str) -> list[str]:
         return [source]
     if files := sorted(f for f in glob.glob(source, recursive=True) if look_at(f)[0] is not None):
         return files
-    raise ExciteError(f"{source!r} {_NOTHING}")
+    why = "" if glob.has_magic(source) else f": {absence(source)}"
+    raise ExciteError(f"{source!r} {_NOTHING}{why}")
 
 
 def find_images(

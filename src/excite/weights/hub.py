@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn, TypedDict
 from urllib.parse import urlsplit
 
-from excite.errors import ExciteError, first_line
+from excite.errors import ExciteError, absence, first_line
 from excite.files import cache_folder, sha256_of, written_aside
 from excite.storage import is_remote
 from excite.storage.connection import connect
@@ -76,8 +76,8 @@ def check_weights(source: str) -> None:
     path = Path(source)
     if is_remote(source) or source.startswith(("hf:", "timm:")) or path.exists() or _is_prefix(path):
         return
-    kinds = "a file, https://..., hf:owner/name or timm:name"
-    raise ExciteError(f"there are no weights at {source!r}: give {kinds}")
+    otherwise = absence(path, "give a file, https://..., hf:owner/name or timm:name")
+    raise ExciteError(f"there are no weights at {source!r}: {otherwise}")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from safetensors import SafetensorError, safe_open
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, absence
 from excite.storage.address import is_remote
 
 #: The files of a run folder and of its checkpoints.
@@ -98,7 +98,7 @@ def find_weights(source: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}")
+        raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}: {absence(path)}")
     steps = saved_steps(path)
     folders = [path, *([step_folder(path, steps[-1])] if steps else [])]
     for folder in folders:
