@@ -185,7 +185,8 @@ class TrainConfig(Section):
         None, description="run folder or checkpoint to start from; with another number of classes, the head is new"
     )
     probe: bool = Field(
-        False, description="start with a linear probe: the best head for the unchanged features of init_from's network"
+        False,
+        description="if the head is new, start with a linear probe: the best head for init_from's unchanged features",
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = Field(
         0, description="seed of weights, image order, augmentation and dropout"

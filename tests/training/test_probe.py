@@ -1,5 +1,6 @@
 """The linear probe: against scikit-learn, its cross-validation, and as the beginning of a run."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from excite.errors import ExciteError
+from excite.recipe import load_recipe
 from excite.training import probe, train
 from excite.training.probe import STRENGTHS, fit_probe
 
@@ -113,6 +115,30 @@ def test_a_run_that_was_killed_after_the_probe_goes_on_as_if_it_had_not_been(tmp
     assert same(tensors(whole["run"]), tensors(cut))
     assert metrics(cut, "eval") == metrics(whole["run"], "eval")
     assert resumed["top1"] == whole["top1"]
+
+
+def test_a_head_of_the_same_classes_is_kept(tmp_path, cache, capsys):
+    """What was trained for these very classes is better than a probe on features that know the training images."""
+    first = train(small("epochs=2", "mixup=0.0", "train.ema_decay=0.0"), out=tmp_path, quiet=True)
+    words = (*WORDS, "train.ema_decay=0.0", "optimizer.lr=1.0e-12", f"init_from={first['run']}")
+    recipe = small(*words)
+    second = train(recipe, run_dir=tmp_path / "second")
+    told = capsys.readouterr().out
+    assert f"no linear probe: {first['run']} has the same classes, so its head is kept" in told
+    assert "linear probe: fitted" not in told
+    assert "the network it started from (top-1" in told
+    evaluated = metrics(second["run"], "eval")
+    assert [line["epoch"] for line in evaluated] == [0, 1]
+    assert evaluated[0]["top1"] == first["top1"]
+    assert load_recipe(second["run"]).train.probe is False
+    for folder in sorted((tmp_path / "second").glob("checkpoints/step-*"))[1:]:
+        shutil.rmtree(folder)
+    (tmp_path / "second" / "results.json").unlink()
+    train(recipe, run_dir=tmp_path / "second")  # the job is started again with its first command
+    told = capsys.readouterr().out
+    assert "recipe has changed" not in told
+    assert "linear probe" not in told.partition("resum")[2]
+    assert metrics(tmp_path / "second", "eval") == evaluated
 
 
 def test_features_are_computed_once_and_a_damaged_cache_is_made_anew(tmp_path, cache, capsys):

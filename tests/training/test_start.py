@@ -1,6 +1,7 @@
 """`train.init_from`: what a run takes over of a network beside its weights, and what it says where it cannot."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -246,12 +247,16 @@ def test_a_trained_network_for_another_architecture(timm):
 
 @needs_pretrained
 def test_a_recipe_of_ours_for_a_trained_network_of_timm(timm):
-    """folder-finetune names ImageNet's mean, and conv1 and bn1, which this network does not have as they are meant."""
+    """folder-finetune names conv1 and bn1, which this network does not have as they are meant; the mean is adopted."""
     recipe = load_recipe("folder-finetune-seresnet50", ["model.name=timm:tf_efficientnet_lite0", f"init_from={LITE}"])
     model = create_model(recipe.model.name, num_classes=3)
     taken = take_weights(model, str(LITE))
-    mine = Preprocessing(224, 0.875, "bicubic", tuple(recipe.data.mean), tuple(recipe.data.std), 3)
-    use, notes = fit_images(recipe, mine, taken)
+    mine = Preprocessing(224, 0.875, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 3)
+    assert fit_images(recipe, mine, taken)[0] == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    named = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"mean": [*mine.mean], "std": [*mine.std]})}
+    )
+    use, notes = fit_images(named, mine, taken)
     assert use == {}
     assert notes[0].endswith('to adopt them: "data.mean=[0.5, 0.5, 0.5]" "data.std=[0.5, 0.5, 0.5]"')
     patterns, said = fit_freeze(model, recipe.train.freeze)
@@ -259,8 +264,6 @@ def test_a_recipe_of_ours_for_a_trained_network_of_timm(timm):
     norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert set(patterns[1:]) == norms
     assert said == "train.freeze in timm:tf_efficientnet_lite0: conv1 is conv_stem, bn1"
-    null = recipe.model_copy(update={"data": recipe.data.model_copy(update={"mean": None, "std": None})})
-    assert fit_images(null, mine, taken)[0] == {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
 def test_a_body_alone_of_timm(timm, tmp_path):
@@ -304,3 +307,43 @@ def test_patterns_that_mean_nothing_there_are_explained(timm):
     assert '"freeze=[conv_stem, bn1]" the stem' in str(caught.value)
     with pytest.raises(ExciteError, match="no parameter of cifar_resnet20 matches 'lyer1'"):
         fit_freeze(create_model("cifar_resnet20"), ["lyer1"])
+
+
+# --- the head of other classes --------------------------------------------------------------------------------------
+
+
+def test_the_head_of_the_same_classes_in_another_order_is_reordered(tiny):
+    model = create_model("cifar_seresnet20", num_classes=10, in_chans=1)
+    checkpoint = read_own(tiny.gated)
+    theirs = checkpoint.meta["classes"]
+    mine = [*theirs[3:], *theirs[:3]]
+    taken = take_weights(model, str(tiny.gated), mine)
+    assert taken.same_classes
+    assert "in another order, so the rows of its head were reordered" in taken.notes[0]
+    for name in ("fc.weight", "fc.bias"):
+        assert torch.equal(model.state_dict()[name], checkpoint.tensors[name].roll(-3, 0))
+    assert torch.equal(model.state_dict()["conv1.weight"], checkpoint.tensors["conv1.weight"])
+    taken = take_weights(model, str(tiny.gated), theirs)
+    assert taken.same_classes
+    assert "order" not in taken.notes[0]
+    assert torch.equal(model.fc.weight, checkpoint.tensors["fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("probe", "what"),
+    [(False, r"its head is kept \(for a new one: train\.probe=true\)"), (True, "the linear probe replaces its head")],
+)
+def test_classes_of_other_names_are_told(tiny, probe, what):
+    model = create_model("cifar_seresnet20", num_classes=10, in_chans=1)
+    taken = take_weights(model, str(tiny.gated), list("abcdefghij"), probe)
+    assert not taken.same_classes
+    names = r"its classes have other names \(.*2, 3 \.\.\.\) than these \(a, b, c \.\.\.\)"
+    assert re.search(f"{names}: {what}", taken.notes[0])
+    assert torch.equal(model.fc.weight, read_own(tiny.gated).tensors["fc.weight"])
+
+
+def test_another_number_of_classes_has_nothing_to_reorder(tiny):
+    model = create_model("cifar_seresnet20", num_classes=3, in_chans=1)
+    taken = take_weights(model, str(tiny.gated), ["a", "b", "c"])
+    assert not taken.same_classes
+    assert "other names" not in taken.notes[0]

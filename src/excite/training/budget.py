@@ -72,7 +72,8 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
     config, processes = run.recipe.train, run.accelerator.num_processes
     evaluation = per_image * len(run.data.val) / processes
     epoch = per_step * run.steps_per_epoch + evaluation / run.recipe.eval.every_epochs
-    before = per_image * len(run.data.train) / processes + evaluation if config.probe else 0.0
+    before = per_image * len(run.data.train) / processes if config.probe else 0.0
+    before += evaluation if config.probe or run.keeps_head else 0.0
     left = RESERVED * seconds - (time.perf_counter() - begun) - before
     agreed: list[Any] = [max(1, int(left / epoch)), left < epoch]
     if processes > 1:

@@ -207,8 +207,11 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
     if main:
         open_folder(run, metrics, resuming)
     meter, clock = Meter(recipe.log.every_steps, run.device), Clock()
-    if recipe.train.probe and not resuming:
-        start_from_probe(run)
+    if (recipe.train.probe or run.keeps_head) and not resuming:
+        if recipe.train.probe:
+            start_from_probe(run)
+        else:
+            run.display.message(f"no linear probe: {recipe.train.init_from} has the same classes, so its head is kept")
         record_evaluation(run, clock, metrics)
         save(run, clock)
         if _asked_to_stop(run, stop, clock):

@@ -323,26 +323,26 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
         run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
         draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
-    _compare_with_probe(run)
+    _compare_with_start(run)
     run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
     return results
 
 
-def _compare_with_probe(run: Run) -> None:
-    """If the run began with a linear probe, say whether fine-tuning improved on it."""
+def _compare_with_start(run: Run) -> None:
+    """If the weights were evaluated before the first step, say whether fine-tuning improved on them."""
     evals = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
-    if not run.recipe.train.probe or run.best is None or not evals or evals[0]["epoch"] != 0:
+    if run.best is None or not evals or evals[0]["epoch"] != 0:
         return
-    probe, best = evals[0]["top1"], run.best
+    start = "the linear probe" if run.recipe.train.probe else "the network it started from"
+    before, best = evals[0]["top1"], run.best
     if best["epoch"] == 0:
         last = f"last epoch {evals[-1]['top1']:.2f} %"
-        run.display.message(
-            f"fine-tuning did not beat the linear probe (top-1 {probe:.2f} %; {last}): the probe's weights are kept"
-        )
-    elif best["top1"] == probe:
-        run.display.message(f"fine-tuning matches the linear probe (top-1 {probe:.2f} %), with a smaller loss")
+        kept = "the probe's weights" if run.recipe.train.probe else "those weights"
+        run.display.message(f"fine-tuning did not beat {start} (top-1 {before:.2f} %; {last}): {kept} are kept")
+    elif best["top1"] == before:
+        run.display.message(f"fine-tuning matches {start} (top-1 {before:.2f} %), with a smaller loss")
     else:
-        run.display.message(f"fine-tuning: top-1 {best['top1']:.2f} %, up from {probe:.2f} % with the linear probe")
+        run.display.message(f"fine-tuning: top-1 {best['top1']:.2f} %, up from {before:.2f} % with {start}")
 
 
 def _speed(run: Run) -> tuple[float | None, float]:

@@ -73,6 +73,7 @@ class Run:
     test: Summary | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    keeps_head: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -161,6 +162,7 @@ def set_up(
     precision = choose_precision(config.precision, device, model)
     use, told = fit_images(recipe, data.preprocessing, taken)
     data = replace(data, preprocessing=with_images(data.preprocessing, use))
+    keeps_head = recipe.train.probe and taken.same_classes
     recipe = resolved(recipe, taken, use)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
@@ -214,6 +216,7 @@ def set_up(
         buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
         notes=notes,
+        keeps_head=keeps_head,
     )
 
 
@@ -291,7 +294,7 @@ def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classif
     _check_evaluation_size(model, recipe)
     taken, notes = Taken([]), []
     if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
-        taken = take_weights(model, recipe.train.init_from)
+        taken = take_weights(model, recipe.train.init_from, data.classes, recipe.train.probe)
     elif pretrained and not resuming:
         taken = Taken([f"weights that timm has for {recipe.model.name}"], images_of_timm(model))
     elif recipe.train.freeze and not resuming:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.data import Preprocessing
 from excite.data.stored import KnownPreprocessing
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown_text
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
@@ -65,15 +66,24 @@ class Taken:
         notes: sentences for the user.
         images: preprocessing of that network's images, keyed as in ``Preprocessing``; unknown values are left out.
         settings: options of the model that were changed to match that network.
+        same_classes: its head was loaded, and its classes have the names of the run's.
     """
 
     notes: list[str]
     images: KnownPreprocessing = field(default_factory=KnownPreprocessing)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    same_classes: bool = False
 
 
-def take_weights(model: Classifier, source: str) -> Taken:
+def take_weights(model: Classifier, source: str, classes: Sequence[str] = (), probe: bool = False) -> Taken:
     """Load weights into ``model`` from ``source``: a run, a checkpoint of ours, or a file of another system.
+
+    Args:
+        model: the network, changed in place.
+        source: the weights.
+        classes: class names of the run, in the order of the logits. A stored head with the same classes in another
+            order is reordered.
+        probe: a linear probe is to replace the head of other classes.
 
     Raises:
         ExciteError: there are no weights, or they belong to another network.
@@ -84,12 +94,37 @@ def take_weights(model: Classifier, source: str) -> Taken:
     found, images, said = _of_timm(model, source) if foreign else _of_ours(source)
     stems = (f"{first_name(model)}.weight",) if is_timm_model(model) else STEMS
     found.tensors, adapted = fit_channels(found.tensors, model.state_dict(), stems)
+    ordered = _reorder_head(found, classifier_name(model), classes, probe)
     fresh = take_over(model, found, classifier_name(model))
     settings: Mapping[str, Any] = {}
     if found.model is not None and not is_timm_model(model):
         settings = apply_settings(model, found.model["name"], found.model["args"])
-    notes = [f"weights from {source}: {_taken(model, fresh)}", said, adapted, _set(settings)]
-    return Taken(["; ".join(note for note in notes if note)], images, settings)
+    notes = [f"weights from {source}: {_taken(model, fresh)}", said, adapted, ordered, _set(settings)]
+    same = bool(classes) and sorted(found.classes) == sorted(classes)
+    return Taken(["; ".join(note for note in notes if note)], images, settings, same)
+
+
+def _reorder_head(found: "Found", head: str, classes: Sequence[str], probe: bool) -> str:
+    """Put the rows of a stored head in the order of ``classes``, if these are its classes.
+
+    Returns:
+        A clause on what was done, or on classes of other names; "" if the classes are equal or unknown.
+    """
+    theirs = found.classes
+    if not classes or len(theirs) != len(classes) or theirs == list(classes):
+        return ""
+    if sorted(theirs) != sorted(classes):
+        kept = "the linear probe replaces its head" if probe else "its head is kept (for a new one: train.probe=true)"
+        return f"its classes have other names ({_first(theirs)}) than these ({_first(classes)}): {kept}"
+    rows = torch.tensor([theirs.index(name) for name in classes])
+    for name, tensor in found.tensors.items():
+        if name.startswith(f"{head}."):
+            found.tensors[name] = tensor[rows]
+    return "its classes are in another order, so the rows of its head were reordered"
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(map(shown_text, names[:3])) + (" ..." if len(names) > 3 else "")
 
 
 def _of_foreign(model: Classifier, source: str) -> Taken:
@@ -112,11 +147,12 @@ def _images_of(loaded: Loaded) -> KnownPreprocessing:
 
 @dataclass
 class Found:
-    """The tensors of a file, and the network named in its header (None if it names none)."""
+    """The tensors of a file, and the network and the classes named in its header (None and [] if it names none)."""
 
     path: Path
     tensors: dict[str, Tensor]
     model: ModelMeta | None
+    classes: list[str] = field(default_factory=list)
 
 
 def _of_ours(source: str) -> tuple[Found, KnownPreprocessing, str]:
@@ -125,7 +161,7 @@ def _of_ours(source: str) -> tuple[Found, KnownPreprocessing, str]:
 
 
 def _with_model(checkpoint: Checkpoint) -> Found:
-    return Found(checkpoint.path, checkpoint.tensors, checkpoint.meta["model"])
+    return Found(checkpoint.path, checkpoint.tensors, checkpoint.meta["model"], checkpoint.meta["classes"])
 
 
 def _of_timm(model: Classifier, source: str) -> tuple[Found, KnownPreprocessing, str]:
@@ -313,9 +349,11 @@ def _can_be_given(key: str, value: Any) -> bool:
 
 def resolved(recipe: Recipe, taken: Taken, use: Statistics) -> Recipe:
     """The recipe with everything the run adopted written out, so that it can be resumed without the source."""
-    if not use and not taken.settings:
+    keeps_head = taken.same_classes and recipe.train.probe
+    if not use and not taken.settings and not keeps_head:
         return recipe
     values = recipe.model_dump(mode="json")
+    values["train"]["probe"] = recipe.train.probe and not keeps_head
     values["data"] |= use
     values["model"]["options"] |= taken.settings
     return Recipe.from_dict(values)
@@ -332,7 +370,7 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.data.mean is None and begun.data.mean is not None and begun.data.std is not None:
         use = {"mean": list(begun.data.mean), "std": list(begun.data.std)}
     settings = {key: value for key, value in begun.model.options.items() if key in SETTINGS}
-    return resolved(recipe, Taken([], settings=settings), use)
+    return resolved(recipe, Taken([], settings=settings, same_classes=not begun.train.probe), use)
 
 
 def with_images(preprocessing: Preprocessing, use: Statistics) -> Preprocessing:
