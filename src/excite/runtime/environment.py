@@ -3,6 +3,7 @@
 import platform
 import sys
 from datetime import datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -19,14 +20,18 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that affect a run."""
     import torch
 
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "unknown"
+    found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     # With its build (+cpu, +cu130), which some builds leave out of the package's metadata.
     return {**found, "torch": str(torch.__version__)}
+
+
+@cache
+def _version(package: str) -> str:
+    """What is installed; looked up once per process, for it takes 5 ms and every checkpoint has it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 class GitState(TypedDict):

@@ -112,7 +112,10 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
         f"recipe {tuned}: {recipe.model.name} at {size} pixels, for {where} and {count:,} training images of "
         f"{len(images.classes)} classes"
     )
-    second = f"start: pretrained weights {weights}{worth}; first a linear probe, then fine-tuning"
+    kind, how = "pretrained weights", "first a linear probe, then fine-tuning"
+    if "train.init_from" in given:
+        kind, how = "weights", "first a linear probe, unless they are for these classes, then fine-tuning"
+    second = f"start: {kind} {weights}{worth}; {how if recipe.train.probe else 'fine-tuning'}"
     return Chosen(recipe, [first, second, *reasons])
 
 
