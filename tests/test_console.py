@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from excite import notebook
+from excite import console, notebook
 from excite.console import Display, ProgressBar, make_table
 from excite.progress import Steps
 from excite.recipe import parse_yaml, recipe_text
 from excite.text import with_fitting_comments, wrapped
+from excite.training.reporting import format_step
 
 
 def test_brackets_in_names_are_shown_as_they_are():
@@ -300,3 +301,24 @@ def test_lines_that_are_folded_are_whole_in_the_log(tmp_path, monkeypatch):
     display.message("a sentence that is longer than the terminal is wide, by a good deal")
     assert "a sentence that is longer than the\nterminal is wide, by a good deal\n" in terminal.getvalue()
     assert (tmp_path / "log.txt").read_text() == "a sentence that is longer than the terminal is wide, by a good deal\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, "loss 0.8850  acc 84.38 %"), (24, "loss 0.8850  acc 84.38 %"), (23, "loss 0.8850"), (5, "loss 0.8850")],
+)
+def test_no_measurement_is_cut_in_two(width, shown):
+    assert console._beginning("loss 0.8850  acc 84.38 %", width) == shown
+
+
+def test_the_line_below_the_bar_fits_a_terminal_of_80_columns(tmp_path):
+    record = {"epoch": 0.5, "step": 9, "loss": 0.8850, "accuracy": 84.38, "lr": 3.333e-5, "images_per_second": 32.0}
+    record |= {"ms_per_step": 1009.7, "data_wait": 0.09, "memory_gb": 1.18, "loss_scale": None, "seconds_left": 26.0}
+    display, screen = Display(), io.StringIO()
+    display.console = Console(file=screen, force_terminal=True, width=80, soft_wrap=True)
+    display.open(tmp_path / "log.txt", 27, 0)
+    display.step(*format_step(record, 3, 27), 9)
+    display.close()
+    assert "data wait 9 %" in screen.getvalue()
+    assert "1.1" not in screen.getvalue()
+    assert "1.18 GB" in (tmp_path / "log.txt").read_text()

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TimeRemainingColumn
@@ -90,6 +91,14 @@ class ProgressBar:
         return said
 
 
+def _beginning(measured: str, width: int) -> str:
+    """As many of the measurements, two spaces apart, as fit on one line: none is cut in two."""
+    parts = measured.split("  ")
+    while len(parts) > 1 and cell_len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)
+
+
 class Display:
     """Messages, progress and tables of one run; silent on all processes but the first.
 
@@ -142,7 +151,7 @@ class Display:
             picture.step(place, measured, step, loss)
         elif self._live is not None and self._progress is not None:
             self._progress.update(self._task, completed=step, description=place)
-            self._live.update(Group(self._progress, Text(printable(measured))))
+            self._live.update(Group(self._progress, Text(_beginning(printable(measured), self.console.width))))
         elif not self.quiet:
             self.console.print(printable(f"{place}  {measured}"))
 
