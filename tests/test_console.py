@@ -315,6 +315,7 @@ def test_the_line_below_the_bar_fits_a_terminal_of_80_columns(tmp_path):
     record = {"epoch": 0.5, "step": 9, "loss": 0.8850, "accuracy": 84.38, "lr": 3.333e-5, "images_per_second": 32.0}
     record |= {"ms_per_step": 1009.7, "data_wait": 0.09, "memory_gb": 1.18, "loss_scale": None, "seconds_left": 26.0}
     display, screen = Display(), io.StringIO()
+    screen.isatty = lambda: True
     display.console = Console(file=screen, force_terminal=True, width=80, soft_wrap=True)
     display.open(tmp_path / "log.txt", 27, 0)
     display.step(*format_step(record, 3, 27), 9)
@@ -322,3 +323,22 @@ def test_the_line_below_the_bar_fits_a_terminal_of_80_columns(tmp_path):
     assert "data wait 9 %" in screen.getvalue()
     assert "1.1" not in screen.getvalue()
     assert "1.18 GB" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("where", ["a pipe", "a notebook"])
+def test_forced_colours_make_no_terminal(where, request, monkeypatch, tmp_path, capsys):
+    """Rich takes what FORCE_COLOR colours for a terminal. A bar would leave a line each time that it is redrawn."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter's kernels and many CI servers do
+    if where == "a notebook":
+        request.getfixturevalue("jupyter")
+    display = Display()
+    assert display.console.is_terminal
+    display.open(tmp_path / "log.txt", 4, 0)
+    for word in ("one", "two"):
+        display.message(word)
+    display.close()
+    with ProgressBar("loading") as progress:
+        progress("reading", 1, 4)
+    told = capsys.readouterr()
+    assert told.out == "one\ntwo\n"
+    assert told.err == ("" if where == "a notebook" else "reading\n")

@@ -56,7 +56,8 @@ class ProgressBar:
     """
 
     def __init__(self, what: str = "loading", lines: bool = True) -> None:
-        self._lines = Steps(tell) if lines and not sys.stderr.isatty() else None
+        redrawn = sys.stderr.isatty() or notebook.in_notebook()
+        self._lines = Steps(tell) if lines and not redrawn else None
         self._bar = bar(BarColumn(24), TaskProgressColumn(), TimeRemainingColumn())
         self._task = self._bar.add_task(what, total=None)
         self._what, self._place = what, notebook.Place() if notebook.in_notebook() else None
@@ -125,6 +126,14 @@ class Display:
         self._picture: notebook.TrainingPicture | None = None
         self._steps = (0, 0)
 
+    @property
+    def redraws(self) -> bool:
+        """Whether lines that were printed can be redrawn, as for a bar: on a terminal only.
+
+        Rich also takes for a terminal what ``FORCE_COLOR`` colours, as in notebooks and on CI servers.
+        """
+        return self.console.is_terminal and self.console.file.isatty()
+
     def open(self, log: Path, steps: int, done: int) -> None:
         """Open the log file for appending and start the live display.
 
@@ -137,7 +146,7 @@ class Display:
             done: steps done before the run was resumed.
         """
         self._log, self._steps = log, (steps, done)
-        if self.console.is_terminal and not self.quiet:
+        if self.redraws and not self.quiet:
             self._progress = Progress(BarColumn(24), TaskProgressColumn(), _Description())
             self._task = self._progress.add_task("starting ...", total=steps, completed=done)
             self._live = Live(self._progress, console=self.console, transient=True)

@@ -286,7 +286,7 @@ class _Experiment:
 
     def _watch(self, words: list[str], what: str, metrics: Path) -> tuple[int, str]:
         """Run ``excite train WORDS`` to its end: (exit status, standard error)."""
-        shown = self.display.console.is_terminal and not self.display.quiet
+        shown = self.display.redraws and not self.display.quiet
         live = self.display.console.status(Text(printable(what)), spinner="line") if shown else nullcontext()
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors, live as status:
             process = subprocess.Popen(
