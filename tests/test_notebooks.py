@@ -74,9 +74,9 @@ def pages_of(cell) -> list[str]:
     return [output["data"]["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})]
 
 
-def printed(cell) -> str:
+def printed(cell, stream: str = "stdout") -> str:
     return "".join(
-        output["text"] for output in cell.outputs if output.output_type == "stream" and output.name == "stdout"
+        output["text"] for output in cell.outputs if output.output_type == "stream" and output.name == stream
     )
 
 
@@ -91,6 +91,8 @@ def check_one_display(cell, trainings: int) -> None:
     assert "run folder" in printed(cell)
     assert "img/s" not in printed(cell)  # no line for each record beside the display
     assert "validation loss" not in printed(cell)
+    assert "starting" not in printed(cell)  # nor a terminal's bar
+    assert printed(cell, "stderr") == ""
 
 
 @pytest.mark.heavy

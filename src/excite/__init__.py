@@ -7,6 +7,8 @@ from excite.children import forget_current_folder
 
 forget_current_folder()  # before imports that a file there could shadow
 
+import sys  # noqa: E402
+import warnings  # noqa: E402
 from importlib import import_module  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
     # Packages that can be called: see excite.lazy.
     bench, compare, explain = _CalledPackage(_bench), _CalledPackage(_compare), _CalledPackage(_explain)
     export, report, twins = _CalledPackage(_export), _CalledPackage(_report), _CalledPackage(run_twins)
+
+if "IPython" in sys.modules:  # Accelerate imports tqdm, which asks there for widgets that nothing here uses
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 #: Name -> the module that defines it, or "module:name in it".
 _HOMES = {
