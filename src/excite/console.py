@@ -178,13 +178,13 @@ class Display:
         self._to_log(line)
         if not self.quiet:
             text = printable(line)
-            self.console.print(wrapped(text, self.console.width) if self.console.is_terminal else text)
+            self.console.print(wrapped(text, self.console.width) if self.redraws else text)
 
     def text(self, text: str) -> None:
         """Print several lines. On a terminal paragraphs are refilled; indented lines, such as formulas, are not."""
         paragraph: list[str] = []
         for line in text.split("\n"):
-            if self.console.is_terminal and line.strip() and not line.startswith(" "):
+            if self.redraws and line.strip() and not line.startswith(" "):
                 paragraph.append(line)
                 continue
             self._flow(paragraph)
@@ -211,7 +211,7 @@ class Display:
             left: the number of columns on the left that hold text; the others hold numbers.
         """
         text = printable_lines(markdown)
-        if self.console.is_terminal and max(map(cells, text.split("\n"))) > self.console.width:
+        if self.redraws and max(map(cells, text.split("\n"))) > self.console.width:
             drawn = [_Drawn(head, [printable(line[i]) for line in lines], i >= left) for i, head in enumerate(heads)]
             self.table(FittedTable(drawn, names=left))
         elif not self.quiet:
