@@ -337,6 +337,9 @@ class FoldedConv(nn.Module):
         if identity is None:
             return mkldnn._convolution_pointwise(x, weight, bias, *shape, "relu" if relu else "none", [], "")
         end: tuple[Any, ...] = ("add", None, "relu" if relu else None, [], "")
+        if not overwrite and identity.shape[2:] == (1, 1):
+            # PyTorch 2.11 adds maps of one pixel in place only (else: "could not create a memory").
+            identity, overwrite = identity.clone(), True
         if overwrite:
             return mkldnn._convolution_pointwise_.binary(identity, x, weight, bias, *shape, *end)
         return mkldnn._convolution_pointwise.binary(x, identity, weight, bias, *shape, *end)
