@@ -1,5 +1,6 @@
 """The real command, end to end."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -194,3 +195,35 @@ def test_completion_knows_recipes_models_and_keys(excite):
     assert _complete_recipe("digits") == ["digits-seresnet20"]
     assert "train.epochs=" in complete_override("train.ep")
     assert "senet154" in complete_model("senet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["validate", "{}"],
+        ["train", "{}/"],
+        ["train", "data={}"],
+        ["train", "folder-small", "data.root={}"],
+        ["train", "digits-seresnet20", "--run-dir", "{}/run"],
+        ["recipes", "{}"],
+        ["predict", "{}", "x.jpg"],
+        ["convert", "{}", "x.safetensors"],
+        ["sync", "{}"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_is_one_sentence(words, tmp_path):
+    done = run_command([word.format("a" * 300) for word in words], tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "file name too long" in done.stderr
+
+
+def test_what_the_file_system_refuses_names_the_file():
+    from excite.cli import _refused
+
+    error = PermissionError(errno.EACCES, "Permission denied", "photos/\x1b[31mcat")
+    assert str(_refused(error)) == "'photos/\\x1b[31mcat': permission denied"
+    nameless, internal = PermissionError(errno.EACCES, "Permission denied"), FileExistsError(errno.EEXIST, "there", "x")
+    for other in (nameless, internal, KeyError("x")):
+        assert _refused(other) is other

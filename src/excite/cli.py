@@ -1,5 +1,6 @@
 """The command line: registers the commands, which are defined in ``excite.commands``."""
 
+import errno
 import os
 import re
 import sys
@@ -34,7 +35,7 @@ from excite.commands import (
     validate,
 )
 from excite.completion import complete
-from excite.errors import ExciteError, UsageError
+from excite.errors import ExciteError, UsageError, shown
 from excite.hints import Shape, corrected
 from excite.leaving import leave_quickly
 from excite.runtime.job import is_one_of_several
@@ -141,6 +142,21 @@ def _show_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     tell_lines("".join(traceback.format_exception(kind, error, trace)))
 
 
+#: What a file system refuses whatever the program does: these need no traceback.
+_REFUSALS = {
+    getattr(errno, name)
+    for name in ("ENAMETOOLONG", "EACCES", "EROFS", "ENOSPC", "EDQUOT", "EIO", "ELOOP")
+    if hasattr(errno, name)  # not all of them exist on Windows
+}
+
+
+def _refused(error: Exception) -> Exception:
+    """An error of the file system that names its file, as one sentence; any other error as it is."""
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS or error.filename is None:
+        return error
+    return ExciteError(f"{shown(os.fsdecode(error.filename))}: {(error.strerror or type(error).__name__).lower()}")
+
+
 def _with_line_to_type(error: ExciteError) -> ExciteError:
     """The error, ending with the corrected command line if one is known."""
     line = corrected(sys.argv[1:], _shapes(sys.argv[1:]), error.instead)
@@ -195,6 +211,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # `excite models | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
+        error = _refused(error)
         if not isinstance(error, ExciteError):
             raise
         if not getattr(error, "exit_status", None):
