@@ -51,11 +51,8 @@ def excite(*words: str) -> str:
 
 def measure(words: list[str], folder: Path) -> dict[str, Any]:
     """Train once."""
-    command, started = (
-        [sys.executable, "-P", "-u", "-m", "excite", "train", *words, "--run-dir", str(folder)],
-        time.time(),
-    )
-    after_probe = None
+    command = [sys.executable, "-P", "-u", "-m", "excite", "train", *words, "--run-dir", str(folder)]
+    after_probe, started = None, time.time()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

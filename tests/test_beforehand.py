@@ -58,6 +58,7 @@ def folder(tmp_path_factory, tiny):
     for name in ("cat", "dog"):
         (place / "photos" / name).mkdir(parents=True)
         (place / "photos" / name / "1.jpg").write_bytes(b"never opened")
+    (place / "astray").symlink_to("nowhere")
     return place
 
 
@@ -80,6 +81,10 @@ MISTAKES = [
     ("train data=photoz", "has no 'photoz'; did you mean 'photos'?"),
     ("validate ruun", "has no 'ruun'; did you mean 'run'?"),
     ("predict run photos/caat/1.jpg", "photos has no 'caat'; did you mean 'cat'?"),
+    ("train data=photo.png", "photo.png is a file"),
+    ("train --resume photo.png", "photo.png is a file"),
+    ("train astray/", "astray is a link that leads nowhere"),
+    ("validate astray", "astray is a link that leads nowhere"),
     ("train --resume ruun", "has no 'ruun'; did you mean 'run'?"),
     ("sync ruun", "has no 'ruun'; did you mean 'run'?"),
     ("convert ther.safetensors x.safetensors", "did you mean 'there.safetensors'?"),

@@ -203,7 +203,8 @@ def main() -> None:
         sys.exit(answer[1])
     try:
         app()
-    except Exception as error:
+    except Exception as raised:
+        error = _refused(raised)
         if is_one_of_several():
             from excite.training.launch import tell_and_end
 
@@ -211,7 +212,6 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):  # `excite models | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        error = _refused(error)
         if not isinstance(error, ExciteError):
             raise
         if not getattr(error, "exit_status", None):

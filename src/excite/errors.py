@@ -89,13 +89,18 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
 
 
 def absence(path: str | Path, otherwise: str = "") -> str:
-    """Why a local path does not exist, as a clause: the first folder that lacks a part of it, and the nearest name.
+    """Why a local path is not what was asked for, as a clause: what it is, or which folder lacks a part of it.
 
-    An example: "photos has no 'vla'; did you mean 'val'?" The clause ``otherwise`` follows, as in :func:`nearest`.
+    An example, with the nearest name: "photos has no 'vla'; did you mean 'val'?" The clause ``otherwise`` follows, as
+    in :func:`nearest`.
     """
     whole = Path(path).expanduser().absolute()
+    if whole.exists():
+        return f"{whole} is {'a file' if whole.is_file() else 'a folder' if whole.is_dir() else 'no regular file'}"
     parent = next((p for p in whole.parents if p.exists()), Path(whole.anchor))
     missing = whole.relative_to(parent).parts[0]
+    if (parent / missing).is_symlink():
+        return f"{parent / missing} is a link that leads nowhere"
     try:
         names = [entry.name for entry in parent.iterdir()]
     except OSError:

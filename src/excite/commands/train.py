@@ -8,9 +8,8 @@ import typer
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
 from excite.commands.common import Json, RecipeWords, complete_run
-from excite.errors import ExciteError, absence, shown
+from excite.errors import ExciteError, absence
 from excite.runtime.job import rank
-from excite.storage.address import is_remote
 from excite.text import print_json, tell
 
 if TYPE_CHECKING:
@@ -140,8 +139,6 @@ def _what_to_train(words: list[str]) -> str:
         raise ExciteError(_WHAT_TO_TYPE)
     first = words.pop(0)
     key, _, value = first.partition("=")
-    if first.endswith("/") and not is_remote(first) and not Path(first).expanduser().exists():
-        raise ExciteError(f"there is no folder {shown(first)}: {absence(first)}")
     if "=" not in first or Path(first).exists():
         return first
     if key not in ("data", "data.root", "root"):

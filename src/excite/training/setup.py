@@ -162,7 +162,7 @@ def set_up(
     precision = choose_precision(config.precision, device, model)
     use, told = fit_images(recipe, data.preprocessing, taken)
     data = replace(data, preprocessing=with_images(data.preprocessing, use))
-    keeps_head = recipe.train.probe and taken.same_classes
+    asked_for_probe = recipe.train.probe
     recipe = resolved(recipe, taken, use)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
@@ -216,7 +216,7 @@ def set_up(
         buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
         notes=notes,
-        keeps_head=keeps_head,
+        keeps_head=asked_for_probe and not recipe.train.probe,
     )
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.data import Preprocessing
+from excite.data.folder import some
 from excite.data.stored import KnownPreprocessing
-from excite.errors import ExciteError, nearest, shown_text
+from excite.errors import ExciteError, nearest
 from excite.models import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.timm_models import PREFIX, classifier_name, first_name, images_of_timm, is_timm_model
@@ -115,16 +116,12 @@ def _reorder_head(found: "Found", head: str, classes: Sequence[str], probe: bool
         return ""
     if sorted(theirs) != sorted(classes):
         kept = "the linear probe replaces its head" if probe else "its head is kept (for a new one: train.probe=true)"
-        return f"its classes have other names ({_first(theirs)}) than these ({_first(classes)}): {kept}"
+        return f"its classes have other names ({some(theirs)}) than these ({some(classes)}): {kept}"
     rows = torch.tensor([theirs.index(name) for name in classes])
     for name, tensor in found.tensors.items():
         if name.startswith(f"{head}."):
             found.tensors[name] = tensor[rows]
     return "its classes are in another order, so the rows of its head were reordered"
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(map(shown_text, names[:3])) + (" ..." if len(names) > 3 else "")
 
 
 def _of_foreign(model: Classifier, source: str) -> Taken:
