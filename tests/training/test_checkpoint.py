@@ -52,7 +52,7 @@ def test_state_loads_with_weights_only_and_old_checkpoints_go(run):
     names = {p.name for p in run.rglob("*") if p.is_file()}
     assert names == {
         *("curves.png", "environment.json", "ema.safetensors", "log.txt", "metrics.jsonl", "model.safetensors"),
-        *("recipe.yaml", "results.json", "state.pt"),
+        *("recipe.yaml", "results.json", "state.pt", "manifest.json", ".owner.lock"),
     }
 
 
@@ -75,10 +75,11 @@ def test_a_failed_write_leaves_the_previous_checkpoint_whole(run, monkeypatch, w
         real(path)
 
     monkeypatch.setattr(files, "_sync", full)
-    state = ckpt.load_state(folder)
-    model = create_model("cifar_seresnet20", in_chans=1)
+    whole = ckpt.read_step(folder)
+    meta, tensors = whole.weights.meta, whole.weights.tensors
+    snapshot = ckpt.Snapshot({**whole.state, "step": 99}, tensors, meta, None, meta, 1.0)
     with pytest.raises(ExciteError, match=r"the disk is full: .*step-00000099 could not be written"):
-        ckpt.save_step(run, 99, model, None, state, {})
+        ckpt.save_step(run, snapshot)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert not list(run.rglob("*.tmp-*"))
     assert 99 not in saved_steps(run)

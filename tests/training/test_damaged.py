@@ -77,7 +77,7 @@ def test_one_changed_value_of_a_state(changes, message, tmp_path, optimizer):
 
 def test_an_optimizer_that_is_another(tmp_path, optimizer):
     good = optimizer.state_dict()
-    ckpt.load_optimizer(optimizer, good, tmp_path)
+    ckpt.load_optimizer(optimizer, good, tmp_path, ["weight"], [])
     group, kept = good["param_groups"][0], good["state"][0]
     for wrong in (
         {},
@@ -92,7 +92,7 @@ def test_an_optimizer_that_is_another(tmp_path, optimizer):
         {"state": {0: 3}, "param_groups": [group]},
     ):
         with pytest.raises(ExciteError, match=r"the optimiser state in .* does not fit this run"):
-            ckpt.load_optimizer(optimizer, wrong, tmp_path)
+            ckpt.load_optimizer(optimizer, wrong, tmp_path, ["weight"], [])
 
 
 # --- caches and results ---------------------------------------------------------------------------------------------

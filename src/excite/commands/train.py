@@ -47,7 +47,8 @@ def train(
         typer.Option(
             metavar="RUN",
             autocompletion=complete_run,
-            help="Resume an interrupted run, exactly as if it had not been interrupted.",
+            help="Resume an interrupted run, exactly as if it had not been interrupted. RUN@STEP: from an earlier "
+            "checkpoint.",
         ),
     ] = None,
     out: Annotated[
@@ -105,10 +106,13 @@ def train(
         recipe = _what_to_train(words)
     else:
         from excite.storage import local_run
+        from excite.weights.locate import split_step
 
-        resume = recipe = str(local_run(resume))
-        if not (Path(resume) / "recipe.yaml").is_file():
-            what = "it has no recipe.yaml" if Path(resume).is_dir() else absence(resume)
+        where, step = split_step(resume)
+        recipe = str(local_run(where))
+        resume = recipe if step is None else f"{recipe}@{step}"
+        if not (Path(recipe) / "recipe.yaml").is_file():
+            what = "it has no recipe.yaml" if Path(recipe).is_dir() else absence(recipe)
             raise ExciteError(f"--resume {resume}: this is not a run folder ({what})")
     gone_on = resume is not None
     checked = _recipe(recipe, words, resume=gone_on, run_dir=run_dir)

@@ -62,6 +62,7 @@ class DataSets:
         val: the validation images; in data opened for measuring, the measured images of whatever part.
         preprocessing: evaluation preprocessing.
         fingerprint: hex digest of contents and labels (arrays), or of relative paths and sizes (files).
+        parts: such a digest of the training ("train") and of the validation images ("val") alone.
         test: the test images; None if there is no such part.
         measured: what `val` is: "validation", "test", "training" or "all".
         split: whether `val` was held out of the training images here.
@@ -78,6 +79,7 @@ class DataSets:
     val: Images
     preprocessing: Preprocessing
     fingerprint: str
+    parts: dict[str, str] = field(default_factory=dict)
     bad: list[tuple[str, str]] = field(default_factory=list)
     bad_val: int = 0
     unusable: list[tuple[str, str]] = field(default_factory=list)
@@ -447,12 +449,12 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
         mean, std = channel_statistics(train.images)
         repeat = data.in_chans // len(mean)
         mean, std = mean * repeat, std * repeat
-    digest = hashlib.sha256()
-    for part in (train, val):
-        digest.update(repr(tuple(part.images.shape)).encode())
-        for one in sorted(part.digests()):
-            digest.update(one)
-    return DataSets(_renamed(classes, data), train, val, _preprocessing(data, mean, std), digest.hexdigest())
+    whole, parts = hashlib.sha256(), dict[str, str]()
+    for name, part in (("train", train), ("val", val)):
+        content = b"".join([repr(tuple(part.images.shape)).encode(), *sorted(part.digests())])
+        whole.update(content)
+        parts[name] = hashlib.sha256(content).hexdigest()
+    return DataSets(_renamed(classes, data), train, val, _preprocessing(data, mean, std), whole.hexdigest(), parts)
 
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
@@ -514,7 +516,8 @@ def _of_files(
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average
         preprocessing = _preprocessing(data, data.mean or mean, data.std or std)
         digest = _files_digest(folder, train, val)
-        opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest)
+        parts = {"train": _files_digest(folder, train), "val": _files_digest(folder, val)}
+        opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest, parts)
         known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
         if known:
             notes.append(_skipped(known))

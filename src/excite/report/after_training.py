@@ -12,6 +12,7 @@ from excite.text import tell
 from excite.training import loop
 from excite.training.choose import recipe_for
 from excite.training.results import Results
+from excite.weights.locate import split_step
 
 
 def train(
@@ -31,7 +32,8 @@ def train(
         recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which a
             recipe is chosen. May be None with ``resume``.
         overrides: one or several ``section.key=value`` strings, as on the command line; or a mapping of keys to values.
-        resume: a run folder to resume, by default with its own recipe.
+        resume: a run folder to resume, by default with its own recipe. ``RUN@STEP``, or a checkpoint folder of it,
+            resumes from that step; later checkpoints are kept aside.
         out: folder in which to create the run folder. ``resume``, ``out`` and ``run_dir`` may be addresses such as
             ``s3://...``: the run is then trained in a local folder that is continuously copied there.
         run_dir: the run folder itself: started if it is new or empty, resumed if it contains a run.
@@ -48,8 +50,10 @@ def train(
             is only printed on standard error, because the run is complete.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
-    resume = None if resume is None else storage.local_run(resume)
-    name = recipe if recipe is not None else resume
+    where, step = (None, None) if resume is None else split_step(str(resume))
+    begun = None if where is None else storage.local_run(where)
+    resume = begun if step is None else f"{begun}@{step}"
+    name = recipe if recipe is not None else begun
     if name is None:
         raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to resume (resume=RUN)")
     words = [*override_words(overrides), *override_words(changes)]

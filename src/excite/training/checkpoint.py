@@ -1,68 +1,252 @@
 """Checkpoints of a run: weights as safetensors, the rest loadable with ``weights_only=True``. No pickled code.
 
-A run folder holds ``checkpoints/step-00001234/`` with ``model.safetensors``, ``ema.safetensors`` (with EMA) and
-``state.pt`` (optimiser, loss scale, counters), and at its root ``model.safetensors``: the best weights to evaluate,
-predict with and ship. The weights files are those of :mod:`excite.weights.own`.
+A run folder holds ``checkpoints/step-00001234/`` with ``model.safetensors``, ``ema.safetensors`` (with EMA),
+``state.pt`` (optimiser, loss scale, counters) and ``manifest.json`` (the SHA-256 of the others), and at its root
+``model.safetensors``: the best weights to evaluate, predict with and ship. The weights files are those of
+:mod:`excite.weights.own`. The same training gives the same files, but for the time in the manifest.
 """
 
 import math
 import re
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NotRequired, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, explain, first_line, shown, shown_text
-from excite.files import written_aside
+from excite.files import read_typed, sha256_of, write_json, written_aside
 from excite.training.results import Best
 from excite.weights.header import Meta
-from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
-from excite.weights.own import save_weights
+from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, saved_steps, step_folder
+from excite.weights.own import Checkpoint, read_own, save_weights
 from excite.weights.pytorch import check_zip
+
+_Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @with_config(ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True))
 class State(TypedDict):
-    """What a resumed run needs besides the weights: plain values and tensors only. ``optimizer`` is the state_dict of
-    :mod:`torch.optim`; :func:`load_optimizer` compares it with the run's optimiser."""
+    """What a resumed run needs besides the weights: plain values and tensors only.
 
-    step: Annotated[int, Field(ge=0, lt=1 << 53)]
+    Attributes:
+        optimizer: the state_dict of :mod:`torch.optim`; :func:`load_optimizer` compares it with the run's optimiser.
+        parameters: names of the optimiser's parameters, in its order.
+        fingerprint, parts: of all images, and of the training and of the validation images.
+        bad: path -> reason of the images that could not be read so far.
+        seconds: training time so far; newer versions have it in the manifest.
+    """
+
+    step: _Count
     steps_per_epoch: Annotated[int, Field(ge=1, lt=1 << 53)]
     optimizer: dict[str, Any]
+    parameters: NotRequired[list[str]]
     scaler: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
     best: Best | None
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     fingerprint: str
+    parts: NotRequired[dict[str, str]]
+    bad: NotRequired[dict[str, str]]
+    seconds: NotRequired[_Seconds]
 
 
-def save_step(run: Path, step: int, model: nn.Module, ema: nn.Module | None, state: State, meta: Meta) -> Path:
-    """Write ``checkpoints/step-N`` atomically and return it. Raises ExciteError if the disk is full."""
+class FileRecord(TypedDict):
+    """The size of a file in bytes and its SHA-256 in hexadecimal, as by ``sha256sum``."""
+
+    bytes: _Count
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@with_config(ConfigDict(strict=True, extra="allow"))
+class Manifest(TypedDict):
+    """The contents of ``manifest.json``, which is written last.
+
+    Attributes:
+        run: identity of the run; "" if it has none.
+        seconds: training time so far.
+        files: file name -> record, of every other file of the checkpoint.
+    """
+
+    format_version: int
+    run: str
+    step: _Count
+    seconds: _Seconds
+    files: dict[str, FileRecord]
+
+
+class Damaged(ExciteError):
+    """A checkpoint that is incomplete, changed, or another one than its folder says."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything that a checkpoint holds, on the CPU, so that training can go on while it is written.
+
+    Attributes:
+        model, ema: state_dicts; ``ema`` is None without a moving average.
+        meta, ema_meta: their headers.
+        seconds: training time so far.
+        run_id: identity of the run; "" if it has none.
+    """
+
+    state: State
+    model: Mapping[str, Tensor]
+    meta: Meta
+    ema: Mapping[str, Tensor] | None
+    ema_meta: Meta
+    seconds: float
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that has been read and checked."""
+
+    folder: Path
+    state: State
+    weights: Checkpoint
+    ema: Checkpoint | None
+    seconds: float
+
+
+def save_step(run: Path, snapshot: Snapshot) -> Path:
+    """Write ``checkpoints/step-N`` atomically and return it. Raises ExciteError if the disk is full.
+
+    A folder that is in its place is kept if it is a whole checkpoint (a run is a function of its step), else set aside.
+    """
+    step = snapshot.state["step"]
     folder = step_folder(run, step)
-    if (folder / STATE).is_file():  # a run is a function of its step: this is the same checkpoint
-        return folder
+    if folder.exists():
+        try:
+            read_step(folder, snapshot.run_id)
+        except ExciteError:
+            set_aside(folder)
+        else:
+            return folder
     with written_aside(folder) as aside:
         aside.mkdir()
         try:
-            save_weights(aside / WEIGHTS, model, meta)
-            if ema is not None:
-                save_weights(aside / EMA, ema, meta)
-            torch.save(state, aside / STATE)
+            save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
+            if snapshot.ema is not None:
+                save_weights(aside / EMA, snapshot.ema, snapshot.ema_meta)
+            torch.save(snapshot.state, aside / STATE)
         except (SafetensorError, RuntimeError) as error:  # both wrap the system's error when the disk is full
-            raise _as_os_error(error, aside) from error
+            raise as_os_error(error, aside) from error
+        files = {path.name: _record(path) for path in sorted(aside.iterdir())}
+        manifest: Manifest = {
+            "format_version": 1,
+            "run": snapshot.run_id,
+            "step": step,
+            "seconds": snapshot.seconds,
+            "files": files,
+        }
+        write_json(aside / MANIFEST, manifest)
     return folder
 
 
-def _as_os_error(error: Exception, folder: Path) -> OSError:
+def _record(path: Path) -> FileRecord:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def as_os_error(error: Exception, folder: Path) -> OSError:
+    """The system's error that safetensors or torch wrapped."""
     code = re.search(r"os error (\d+)", str(error))
     if code:
         return OSError(int(code.group(1)), str(error))
     free = shutil.disk_usage(folder).free
     return OSError(28, str(error)) if free < 1 << 20 else OSError(5, str(error))
+
+
+def set_aside(folder: Path, kind: str = "damaged") -> Path:
+    """Rename a checkpoint folder so that nothing takes it for a checkpoint. Nothing is deleted. Returns the new path.
+
+    Raises:
+        ExciteError: it cannot be renamed.
+    """
+    number = 0
+    while True:
+        aside = folder.with_name(f"{kind}-{folder.name}" + (f"-{number}" if number else ""))
+        if not aside.exists():
+            break
+        number += 1
+    try:
+        return folder.rename(aside)
+    except OSError as error:
+        raise ExciteError(f"{folder} could not be renamed to {aside.name}: {error.strerror or error}") from None
+
+
+def read_step(folder: Path, run_id: str = "") -> Saved:
+    """Read a checkpoint folder and check its contents.
+
+    Args:
+        folder: ``RUN/checkpoints/step-N``.
+        run_id: the identity of the run.
+
+    Raises:
+        Damaged: a file is missing, or is not what was written; it belongs to another step or run; its weights are not
+            finite.
+    """
+    try:
+        manifest = _check_files(folder, run_id)
+        state, weights = load_state(folder), read_own(folder / WEIGHTS)
+        ema = read_own(folder / EMA) if (folder / EMA).is_file() else None
+    except Damaged:
+        raise
+    except ExciteError as error:
+        raise Damaged(str(error)) from None
+    step = int(folder.name.partition("-")[2])
+    found = {STATE: state["step"], WEIGHTS: weights.meta["step"], **({EMA: ema.meta["step"]} if ema else {})}
+    if wrong := {name: other for name, other in found.items() if other != step}:
+        name, other = next(iter(wrong.items()))
+        raise Damaged(f"{folder / name} is of step {other}")
+    for checkpoint in (weights, ema):
+        if checkpoint is not None and (infinite := first_not_finite(checkpoint.tensors)):
+            raise Damaged(f"{infinite} in {checkpoint.path} has values that are not finite")
+    if manifest is None and weights.digest is not None:  # only versions without manifests wrote no digests
+        raise Damaged(f"{folder} has no {MANIFEST}")
+    seconds = state.get("seconds", 0.0) if manifest is None else manifest["seconds"]
+    return Saved(folder, state, weights, ema, seconds)
+
+
+def _check_files(folder: Path, run_id: str) -> Manifest | None:
+    """Compare every file with the manifest; None if there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        if missing := [name for name in (STATE, WEIGHTS) if not (folder / name).is_file()]:
+            raise Damaged(f"{folder} has no {' and no '.join(missing)}")
+        return None
+    manifest = read_typed(path, Manifest, "it is left out")
+    for name, record in manifest["files"].items():
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise Damaged(f"{folder} has no {shown_text(name)}")
+        if (size := file.stat().st_size) != record["bytes"]:
+            raise Damaged(f"{file} has {size:,} bytes instead of {record['bytes']:,}")
+        if sha256_of(file) != record["sha256"]:
+            raise Damaged(f"{file} is not what was written: its SHA-256 differs from the one in {MANIFEST}")
+    if lacking := {STATE, WEIGHTS} - manifest["files"].keys():
+        raise Damaged(f"{path} does not list {' and '.join(sorted(lacking))}")
+    if run_id and manifest["run"] and manifest["run"] != run_id:
+        raise Damaged(f"{folder} is a checkpoint of another run ({shown_text(manifest['run'])})")
+    return manifest
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a value that is not finite. Waits once for each device."""
+    for device in {tensor.device for tensor in tensors.values()}:
+        names = [name for name, t in tensors.items() if t.device == device and t.is_floating_point() and t.numel()]
+        if not names:
+            continue
+        sound = torch.stack([tensors[name].isfinite().all() for name in names]).tolist()
+        if not all(sound):
+            return names[sound.index(False)]
+    return None
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:
@@ -81,44 +265,90 @@ def load_state(folder: Path) -> State:
     """Read ``state.pt`` of a checkpoint folder. Executes no code, and allocates no more than the file can back.
 
     Raises:
-        ExciteError: the file is damaged.
+        Damaged: the file is damaged.
     """
     path = folder / STATE
-    remedy = f"delete {folder} to resume from the checkpoint before it"
     try:
         check_zip(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         TypeAdapter(State).validate_python(state)
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
-        raise ExciteError(f"{path} is damaged ({why}); {remedy}") from None
+        raise Damaged(f"{path} is damaged ({why})") from None
     except Exception as error:  # a damaged file can raise nearly anything
-        raise ExciteError(f"{path} is damaged ({shown_text(first_line(error))}); {remedy}") from None
+        raise Damaged(f"{path} is damaged ({shown_text(first_line(error))})") from None
     return cast(State, state)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, stored: dict[str, Any], where: Path) -> None:
-    """``optimizer.load_state_dict``; raises ExciteError if the state is damaged or of another optimiser."""
+#: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state.
+_SETTINGS = frozenset(
+    ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
+)
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, stored: dict[str, Any], where: Path, names: Sequence[str], before: Sequence[str]
+) -> list[str]:
+    """Give the optimiser the state of a checkpoint, parameter by parameter. Its settings stay those of the recipe.
+
+    Args:
+        optimizer: the run's optimiser.
+        stored: the state_dict of the checkpoint's.
+        where: the checkpoint, for messages.
+        names: names of the optimiser's parameters, in its order.
+        before: the same for the checkpoint's; empty for checkpoints of older versions, which have the same parameters.
+
+    Returns:
+        The names of parameters that the checkpoint has no state for, because they were frozen.
+
+    Raises:
+        Damaged: the state is damaged or of another optimiser.
+    """
     try:
-        own = optimizer.state_dict()["param_groups"]
-        groups = stored["param_groups"]
-        if len(groups) != len(own):
-            raise ValueError(f"it has {len(groups)} groups of parameters, this run {len(own)}")
-        for mine, theirs in zip(own, groups, strict=True):
-            for key, value in mine.items():
-                _check_setting(key, value, theirs[key])
-        optimizer.load_state_dict(stored)
+        state = _for_these(optimizer, stored, names, before or names)
+        optimizer.load_state_dict(state)
         if type(optimizer).__module__.startswith("torch.optim"):  # other optimisers keep state of other shapes
-            for parameter, kept in optimizer.state.items():
-                for name, value in kept.items():
-                    if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                        raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
+            _check_shapes(optimizer)
     except Exception as error:
         reason = shown_text(f"no {error}" if isinstance(error, KeyError) else first_line(error))
-        raise ExciteError(
-            f"the optimiser state in {where} does not fit this run ({reason}); delete that folder to resume from the "
-            "checkpoint before it"
-        ) from None
+        raise Damaged(f"the optimiser state in {where} does not fit this run ({reason})") from None
+    return [name for name in names if before and name not in before]
+
+
+def _for_these(
+    optimizer: torch.optim.Optimizer, stored: dict[str, Any], names: Sequence[str], before: Sequence[str]
+) -> dict[str, Any]:
+    """The stored state in the order of the optimiser's own parameters, with its own settings."""
+    own, groups = optimizer.state_dict(), stored["param_groups"]
+    mine = own["param_groups"]
+    count = sum(len(group["params"]) for group in groups)
+    if count != len(before):
+        raise ValueError(f"it has {count} parameters, this run {len(before)}")
+    same = len(groups) == len(mine) and all(a["params"] == b["params"] for a, b in zip(mine, groups, strict=True))
+    theirs = groups if same and list(before) == list(names) else [groups[0]] * len(mine)
+    merged = []
+    for group, other in zip(mine, theirs, strict=True):
+        for key, value in group.items():
+            if key != "params":
+                _check_setting(key, value, other[key])
+        kept = {key: value for key, value in other.items() if key not in _SETTINGS and key != "params"}
+        merged.append({**group, **kept})
+    places = {name: index for index, name in enumerate(before)}
+    state = dict(own["state"])
+    for index, name in enumerate(names):
+        if (at := places.get(name)) is not None and at in stored["state"]:
+            # A setting such as SGD's momentum may have been added since: what it needs is there already.
+            state[index] = {**state.get(index, {}), **stored["state"][at]}
+    if strange := stored["state"].keys() - set(places.values()):
+        raise ValueError(f"it has a state of parameter {shown(min(strange, key=str))}")
+    return {**own, "state": state, "param_groups": merged}
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
 
 
 def _check_setting(key: str, mine: Any, theirs: Any) -> None:

@@ -16,6 +16,7 @@ from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
+from excite.runtime.owner import owned
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs, keep_epochs
@@ -26,22 +27,22 @@ from excite.training.meter import Meter
 from excite.training.probe import start_from_probe
 from excite.training.reporting import (
     Clock,
-    NonFiniteLoss,
     bad_images,
+    check_finite,
     finish,
-    last_good,
     open_folder,
     record_evaluation,
     record_steps,
     record_test,
 )
-from excite.training.results import Results, read_results, summary_of
+from excite.training.results import Results, read_results
+from excite.training.resume import restore
 from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
-from excite.training.setup import Run, gradient_exchange, restore, set_up
+from excite.training.setup import Run, gradient_exchange, set_up
 from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
-from excite.weights.locate import saved_steps
+from excite.weights.locate import checkpoint_steps, split_step
 
 #: Well within the 30 s that torchrun and Slurm give a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
@@ -66,7 +67,8 @@ def train(
         recipe: a Recipe, the name of a shipped one, a YAML file or a run folder; or a folder of images, for which a
             recipe is chosen (:func:`excite.training.choose.choose_recipe`). May be None with ``resume``.
         overrides: ``section.key=value`` strings as on the command line, a single one, or a mapping of key to value.
-        resume: a run folder to resume, with its own recipe if none is given.
+        resume: a run folder to resume, with its own recipe if none is given. ``RUN@STEP``, or a checkpoint folder of
+            it, resumes from that step; later checkpoints are kept aside.
         out: folder in which the new run folder is created.
         run_dir: the run folder itself: a new or empty one is started, an existing run is resumed.
         time_limit: seconds for a new run, from now to the end of its last epoch. The first steps are timed, and the
@@ -84,7 +86,10 @@ def train(
     begun = time.monotonic()
     if resume is not None and run_dir is not None:
         raise ExciteError("give either resume or run_dir, not both: a run is resumed in its own folder")
-    resume = None if resume is None else storage.local_run(resume)
+    at: int | None = None
+    if resume is not None:
+        where, at = split_step(str(resume))
+        resume = storage.local_run(where)
     recipe = _resolve(recipe, overrides, resume, run_dir, quiet)
     if resume is not None and (resume / "recipe.yaml").is_file():
         recipe = as_begun(recipe, resume)
@@ -93,6 +98,7 @@ def train(
     processes = launch.processes_wanted(recipe)
     if processes > 1:
         resume_at, new_at = (None if place is None else str(place) for place in (resume, run_dir))
+        resume_at = resume_at if at is None else f"{resume_at}@{at}"
         order: launch.TrainOrder = {
             "resume": resume_at,
             "out": str(out),
@@ -122,12 +128,17 @@ def train(
     elif time_limit is not None:
         fit_epochs(run, time_limit - (time.monotonic() - begun), train_step)
     mirrored = storage.mirrored(run.folder, display.message) if main else nullcontext()
+    mine = owned(run.folder) if main else nullcontext("")
     deterministic = torch.are_deterministic_algorithms_enabled()
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     try:
-        with mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
-            return _train(run, stop, resuming)
+        with mine as unlocked, mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
+            run.notes += [unlocked] if unlocked else []
+            try:
+                return _train(run, stop, resuming, at)
+            finally:
+                run.saver.close()
     finally:
         display.close()
         torch.use_deterministic_algorithms(deterministic)
@@ -177,7 +188,7 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
     if run.accelerator.is_main_process:
         folder = choose_run_folder(run.recipe.run_name, storage.local_parent(out), local)
         storage.keep_at(folder, out, run_dir)
-        agreed = [(str(folder), bool(saved_steps(folder)))]
+        agreed = [(str(folder), bool(checkpoint_steps(folder)))]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(agreed)
     return Path(agreed[0][0]), agreed[0][1]
@@ -194,11 +205,11 @@ def _results_of_finished(run: Run) -> Results | None:
     return found[0]
 
 
-def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
+def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None = None) -> Results:
     """The training loop: the steps of each epoch, then an evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
-        restore(run)
+        restore(run, at)
         done = _results_of_finished(run)
         if done is not None:
             run.display.message(f"{run.folder} is finished: nothing to resume")
@@ -244,6 +255,9 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
             save(run, clock)
         if _asked_to_stop(run, stop, clock) and not last:
             _leave(run, stop, meter, clock, metrics)
+    if resuming and run.measured_at is None and _nothing_kept(run):  # its best weights are lost, its last are not
+        record_evaluation(run, clock, metrics)
+    run.saver.wait()
     record_test(run, metrics)
     bad = bad_images(run)
     return finish(run, bad) if main else {}
@@ -302,17 +316,31 @@ def _save_due(run: Run, clock: Clock) -> bool:
     return config.every_minutes is not None and time.monotonic() - clock.saved_at > 60 * config.every_minutes
 
 
+def _nothing_kept(run: Run) -> bool:
+    """Whether there are no best weights, the same on all processes."""
+    found = [run.best is None]
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
+
+
 def save(run: Run, clock: Clock) -> None:
-    """Write a checkpoint (first process only) and delete old ones. Non-finite weights stop the run."""
+    """Have a checkpoint written, and old ones deleted, while training goes on (first process only). Non-finite weights
+    stop the run."""
     if not run.accelerator.is_main_process:
         return
-    if not all(bool(v.isfinite().all()) for v in run.model.state_dict().values() if v.is_floating_point()):
-        raise NonFiniteLoss(f"the weights are no longer finite after step {run.step}; {last_good(run)}")
     synchronize(run.device)
-    metrics = None if run.best is None else summary_of(run.best)
-    ema = None if run.ema is None else run.ema.module
-    ckpt.save_step(run.folder, run.step, run.model, ema, run.state(), run.meta(metrics))
-    ckpt.prune(run.folder, run.recipe.checkpoint.keep_last, None if run.best is None else int(run.best["step"]))
+    with run.saver.blocking():
+        check_finite(run)
+        snapshot, keep = run.snapshot(), run.recipe.checkpoint.keep_last
+        best = None if run.best is None else int(run.best["step"])
+
+        def write() -> None:
+            ckpt.save_step(run.folder, snapshot)
+            ckpt.prune(run.folder, keep, best)
+
+        run.saver.submit(write)
+        run.saver.forget_copies()
     clock.saved_at = time.monotonic()
 
 
@@ -335,6 +363,7 @@ def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
 def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Metrics | None) -> None:
     record_steps(run, meter, clock, metrics)
     save(run, clock)
+    run.saver.wait()
     name = "Ctrl-C" if stop.received == 2 else "SIGTERM"
     raise Interrupted(
         f"stopped by {name} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",

@@ -18,8 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +31,7 @@ from excite.files import cache_folder, written_aside
 from excite.models.timm_models import classifier_name
 from excite.training.evaluation import logits_of
 from excite.training.setup import Run
+from excite.weights.digest import read_safetensors, write_safetensors
 
 #: L2 penalties to compare, from the strongest; each fit starts from the previous solution.
 STRENGTHS = tuple(10.0 ** (-power / 2) for power in range(11))
@@ -264,10 +264,10 @@ def _kept_at(run: Run, images: ArrayImages | FileImages) -> Path | None:
 
 def _read(path: Path, most: int) -> tuple[Tensor, Tensor] | None:
     try:
-        with safe_open(path, "pt") as stored:
-            features, places = stored.get_tensor("features"), stored.get_tensor("places")
+        stored, _ = read_safetensors(path)
+        features, places = stored["features"], stored["places"]
         os.utime(path)
-    except (OSError, SafetensorError):  # missing or damaged: computed again
+    except (OSError, KeyError, ExciteError):  # missing or damaged: computed again
         return None
     sound = features.ndim == 2 and len(features) == len(places) <= most and bool(features.isfinite().all())
     return (features, places) if sound else None
@@ -278,7 +278,7 @@ def _keep(path: Path, features: Tensor, places: Tensor) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
-            save_file({"features": features.contiguous(), "places": places.contiguous()}, aside)
+            write_safetensors(aside, {"features": features.contiguous(), "places": places.contiguous()}, {})
         for old in sorted(path.parent.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
             old.unlink(missing_ok=True)
     except (OSError, SafetensorError, ExciteError):

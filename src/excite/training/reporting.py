@@ -3,10 +3,12 @@
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.console import format_seconds
@@ -16,10 +18,10 @@ from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
 from excite.models import describe
 from excite.pages.figures import dispensable
-from excite.recipe import load_recipe
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment
 from excite.text import printable
+from excite.training.checkpoint import as_os_error, first_not_finite
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
@@ -27,6 +29,7 @@ from excite.training.results import EvalRecord, Results, Summary, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
+from excite.weights.header import Meta
 from excite.weights.locate import WEIGHTS, saved_steps, step_folder
 from excite.weights.own import load_into, read_own, save_weights
 
@@ -93,13 +96,9 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     if resuming:
         if damaged := metrics.rewind(run.step):
             run.notes.append(f"dropped {damaged} damaged line(s) of {metrics.path.name}")
-        if load_recipe(str(recipe_file)) != run.recipe:
-            kept = run.folder / f"recipe-until-step-{run.step}.yaml"
-            write_text(kept, recipe_file.read_text(encoding="utf-8"))
-            write_text(recipe_file, run.recipe.to_yaml())
-            run.notes.append(
-                f"the recipe has changed, so from this step on it is a different run; the old recipe is in {kept.name}"
-            )
+        if run.changed_since:
+            write_text(run.folder / f"recipe-until-step-{run.step}.yaml", run.changed_since)
+        write_text(recipe_file, run.recipe.to_yaml())
     else:
         write_text(recipe_file, run.recipe.to_yaml())
         write_text(metrics.path, "")
@@ -187,7 +186,26 @@ def _always_skipped(run: Run) -> str:
     )
 
 
+def check_finite(run: Run) -> None:
+    """Raise NonFiniteLoss if weights, their moving average or the optimiser's state are not finite."""
+    tensors = {f"the weights ({name})": tensor for name, tensor in run.model.state_dict().items()}
+    if run.ema is not None:
+        averages = run.ema.module.state_dict().items()
+        tensors |= {f"the moving average of the weights ({name})": tensor for name, tensor in averages}
+    for index, (name, parameter) in enumerate(zip(run.trained_names, _trained(run), strict=True)):
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"the optimiser's state ({key} {index} of {name})"] = value
+    if what := first_not_finite(tensors):
+        raise NonFiniteLoss(f"{what} is no longer finite after step {run.step}; {last_good(run)}")
+
+
+def _trained(run: Run) -> list[nn.Parameter]:
+    return [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+
+
 def last_good(run: Run) -> str:
+    run.saver.wait()
     steps = saved_steps(run.folder)
     if not steps:
         return "there is no earlier checkpoint; try a lower learning rate, a longer warm-up or train.precision=fp32"
@@ -208,10 +226,12 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     best = evaluation.usable and (
         run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
     )
+    run.measured_at = (run.step, evaluation.summary())
     if best:
-        run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
-        with written_aside(run.folder / WEIGHTS) as aside:
-            save_weights(aside, run.evaluated, run.meta(evaluation.summary()))
+        with run.saver.blocking():
+            check_finite(run)
+            run.best = {"step": run.step, "epoch": epoch, **evaluation.summary()}
+            run.saver.submit(_writing_best(run, run.meta(evaluation.summary())))
         clock.saved_at = time.monotonic()
     kind, said = "validation", "  best so far" if best else ""
     if run.data.val_is_test:
@@ -223,6 +243,20 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     )
     if evaluation.warning is not None:
         run.display.message(f"warning: {evaluation.warning}")
+
+
+def _writing_best(run: Run, meta: Meta) -> Callable[[], None]:
+    """The write of ``model.safetensors``."""
+    path, tensors = run.folder / WEIGHTS, run.saver.copy(run.step, run.evaluated)
+
+    def write() -> None:
+        with written_aside(path) as aside:
+            try:
+                save_weights(aside, tensors, meta)
+            except SafetensorError as error:  # it wraps the system's error when the disk is full
+                raise as_os_error(error, path.parent) from error
+
+    return write
 
 
 def _rank(result: Summary) -> tuple[float, float]:
@@ -298,9 +332,10 @@ def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:
 
 
 def bad_images(run: Run) -> dict[str, str]:
-    """Path -> reason of every image that some process could not read. All processes must call this together."""
-    met = [*run.train_loader.bad, *run.eval_loader.bad, *(run.test_loader.bad if run.test_loader else [])]
-    return dict([*run.data.bad, *(met if run.accelerator.num_processes == 1 else gather_object(met))])
+    """Path -> reason of every image that some process could not read, before the run was resumed, too. All processes
+    must call this together."""
+    met = list(run.bad_so_far().items())
+    return dict(met if run.accelerator.num_processes == 1 else gather_object(met))
 
 
 def finish(run: Run, seen: dict[str, str]) -> Results:

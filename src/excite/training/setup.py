@@ -7,7 +7,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 
 from excite.console import Display
@@ -39,11 +39,10 @@ from excite.training.ema import Ema
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
 from excite.training.results import Best, Summary
+from excite.training.saver import Saver, copied_values
 from excite.training.schedule import beyond_the_end
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
 from excite.weights.header import Meta, RecipeMeta
-from excite.weights.locate import EMA, WEIGHTS, saved_steps, step_folder
-from excite.weights.own import Checkpoint, load_into, read_own
 
 
 @dataclass
@@ -68,12 +67,17 @@ class Run:
     buffers: BufferGuard | None
     display: Display
     folder: Path = Path()
+    identity: str = ""
     step: int = 0
     best: Best | None = None
     test: Summary | None = None
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     keeps_head: bool = False
+    saver: Saver = field(default_factory=Saver)
+    measured_at: tuple[int, Summary] | None = None  # the last evaluation, and its step
+    bad_before: dict[str, str] = field(default_factory=dict)  # broken images met before the run was resumed
+    changed_since: str = ""  # the recipe (YAML) of the checkpoint it was resumed from, if it was another one
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +105,7 @@ class Run:
             "model": {"name": self.model.model_name, "args": self.model.model_args},
             "classes": self.data.classes,
             "preprocessing": self.preprocessing.to_dict(),
-            "recipe": self._recipe(),
+            "recipe": self.recipe_values(),
             "metrics": metrics,
             "versions": versions(),
             "step": self.step,
@@ -109,24 +113,52 @@ class Run:
             "precision": self.precision,
         }
 
-    def _recipe(self) -> RecipeMeta:
+    def recipe_values(self) -> RecipeMeta:
         """The recipe with detected values filled in, so that the data is always read in the same way."""
         values = cast(RecipeMeta, self.recipe.model_dump(mode="json"))
         if self.preprocessing.white != FULL_WHITE:
             values["data"]["white"] = self.preprocessing.white
         return values
 
-    def state(self) -> ckpt.State:
-        """What a resumed run needs besides the weights: plain values and tensors only."""
-        return {
+    def metrics(self) -> Summary | None:
+        """The evaluation of the present weights; None if they have not been evaluated."""
+        return self.measured_at[1] if self.measured_at is not None and self.measured_at[0] == self.step else None
+
+    @property
+    def trained_names(self) -> list[str]:
+        """Names of the optimiser's parameters, in its order."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def bad_so_far(self) -> dict[str, str]:
+        """Path -> reason of the images that could not be read, as far as this process knows."""
+        loaders = [self.train_loader, self.eval_loader, *([self.test_loader] if self.test_loader else [])]
+        return {**self.bad_before, **dict(self.data.bad), **{k: v for one in loaders for k, v in one.bad}}
+
+    def snapshot(self) -> ckpt.Snapshot:
+        """A copy of everything that a checkpoint holds."""
+        metrics = self.metrics()
+        state: ckpt.State = {
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copied_values(self.optimizer.state_dict()),
+            "parameters": self.trained_names,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
             "best": self.best,
-            "seconds": self.seconds,
             "fingerprint": self.data.fingerprint,
+            "parts": self.data.parts,
+            "bad": self.bad_so_far(),
         }
+        ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
+        return ckpt.Snapshot(
+            state=state,
+            model=self.saver.copy(self.step, self.model),
+            meta=self.meta(metrics if ema is None else None),  # with a moving average, that is what was evaluated
+            ema=ema,
+            ema_meta=self.meta(metrics),
+            seconds=self.seconds,
+            run_id=self.identity,
+        )
 
 
 def set_up(
@@ -322,43 +354,3 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
             f"data.eval_size ({data.eval_size}) must equal data.image_size ({data.image_size}) for "
             f"{recipe.model.name}: the gather kernels of its gates have the size of the feature map"
         )
-
-
-def _read_latest(run: Run) -> tuple[ckpt.State, Checkpoint, Checkpoint | None]:
-    """State, weights and (with EMA) their moving average, from the latest checkpoint of the run's folder."""
-    steps = saved_steps(run.folder)
-    if not steps:
-        raise ExciteError(f"{run.folder} has no checkpoint to resume from; start over with `excite train {run.folder}`")
-    folder = step_folder(run.folder, steps[-1])
-    ema = None if run.ema is None else read_own(folder / EMA)
-    return ckpt.load_state(folder), read_own(folder / WEIGHTS), ema
-
-
-def restore(run: Run) -> None:
-    """Restore the latest checkpoint in the run folder. Raises ExciteError if there is none or the data changed."""
-    # One process reads for all: the others may be on machines that do not see the folder.
-    read = [_read_latest(run) if run.accelerator.is_main_process else None]
-    if run.accelerator.num_processes > 1:
-        broadcast_object_list(read)
-    assert read[0] is not None
-    state, weights, ema = read[0]
-    images = "the training images have changed since it was started"
-    batches = "the batch size or the number of images, and so the steps per epoch, have changed since it was started"
-    for then, now, what in (
-        (state["fingerprint"], run.data.fingerprint, images),
-        (state["steps_per_epoch"], run.steps_per_epoch, batches),
-    ):
-        if then != now:
-            raise ExciteError(f"{run.folder} cannot be resumed: {what} (then {then}, now {now})")
-    load_into(run.model, weights)
-    if run.ema is not None and ema is not None:
-        load_into(run.ema.module, ema)
-    ckpt.load_optimizer(run.optimizer, state["optimizer"], step_folder(run.folder, state["step"]))
-    if run.scaler.is_enabled():
-        try:
-            run.scaler.load_state_dict(state["scaler"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ExciteError(
-                f"{run.folder} cannot be resumed: the state of its loss scale is damaged ({error})"
-            ) from None
-    run.step, run.best, run.seconds = state["step"], state["best"], state["seconds"]

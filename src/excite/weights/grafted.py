@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from excite.errors import ExciteError, first_line, shown, shown_text
+from excite.errors import ExciteError, shown, shown_text
 from excite.files import to_json, written_aside
 from excite.gates import create_gate, list_gates
 from excite.gates.registry import GateTable, model_option_names
@@ -18,6 +16,7 @@ from excite.models.grafting.core import unwrap, wrap
 from excite.models.grafting.places import Place
 from excite.models.grafting.wrapper import Grafted
 from excite.models.timm_models import PREFIX
+from excite.weights.digest import read_safetensors, write_safetensors
 from excite.weights.header import GraftHeader, GraftMeta, Meta, Summary, check_arguments, read_header
 from excite.weights.locate import GRAFTED
 
@@ -86,7 +85,7 @@ def save_grafted(model: nn.Module, path: str | Path, source: str = "") -> None:
             if tensor.data_ptr() in seen:
                 tensors[name] = tensor.clone()
             seen.add(tensor.data_ptr())
-        save_file(tensors, aside, metadata={"format": "pt", GRAFTED: to_json(about)})
+        write_safetensors(aside, tensors, {GRAFTED: to_json(about)})
 
 
 def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -103,12 +102,8 @@ def load_grafted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         ExciteError: it is not such a file, or it does not fit the network.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(GRAFTED)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
+    tensors, texts = read_safetensors(Path(path))
+    text = texts.get(GRAFTED)
     if text is None:
         raise ExciteError(f"{path} is not a grafted network of another library (for excite's own: excite.load)")
     about, places = _read_header(path, text, tensors)

@@ -17,6 +17,9 @@ from excite.storage.address import is_remote
 
 #: The files of a run folder and of its checkpoints.
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
+#: In a checkpoint folder: the size and SHA-256 of its other files. Folders of versions up to 0.2 have none.
+MANIFEST = "manifest.json"
+_STEP = re.compile(r"step-(\d{8,})")
 #: Key in the header of other libraries' networks with our gates.
 GRAFTED = "excite_graft"
 
@@ -73,12 +76,28 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
+def checkpoint_steps(run: Path) -> list[int]:
+    """The steps with a checkpoint folder, complete or not, ascending."""
+    found = (_STEP.fullmatch(path.name) for path in (run / "checkpoints").glob("step-*") if path.is_dir())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
 def saved_steps(run: Path) -> list[int]:
     """The steps with a complete checkpoint, ascending."""
-    found = (
-        re.fullmatch(r"step-(\d{8,})", p.name) for p in (run / "checkpoints").glob("step-*") if (p / STATE).is_file()
-    )
-    return sorted(int(match.group(1)) for match in found if match)
+    return [step for step in checkpoint_steps(run) if (step_folder(run, step) / STATE).is_file()]
+
+
+def split_step(source: str) -> tuple[str, int | None]:
+    """A run, and the step of one of its checkpoints, from ``RUN``, ``RUN@STEP`` or a checkpoint folder of it."""
+    path = Path(source)
+    folder = None if is_remote(source) or not path.is_dir() else _STEP.fullmatch(path.resolve().name)
+    if folder is not None and path.resolve().parent.name == "checkpoints":
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.resolve().parents[1]
+        return str(run), int(folder.group(1))
+    run_name, at, step = source.rpartition("@")
+    if at and run_name and step.isdecimal() and step.isascii() and (is_remote(source) or not path.exists()):
+        return run_name, int(step)
+    return source, None
 
 
 def find_weights(source: str | Path) -> Path:

@@ -2,13 +2,11 @@
 recipe, metrics and versions in the header. No pickled code.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, first_line, shown_text
@@ -16,6 +14,7 @@ from excite.files import to_json
 from excite.gates import Gate
 from excite.models import create_model
 from excite.models.timm_models import PREFIX
+from excite.weights.digest import DIGEST, read_safetensors, write_safetensors
 from excite.weights.header import Meta, ModelMeta, check_arguments, read_header
 from excite.weights.locate import find_weights
 
@@ -30,17 +29,26 @@ class Checkpoint:
         path: the file the tensors came from.
         tensors: name -> tensor, on the CPU.
         meta: its header.
+        digest: the digest of its content, which was checked; None for files of versions that wrote none.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     meta: Meta
+    digest: str | None = None
 
 
-def save_weights(path: Path, model: nn.Module, meta: Meta) -> None:
-    """Write a self-contained safetensors file, in place (see ``written_aside`` for safe replacement)."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"format": "pt", "excite": to_json({"format_version": FORMAT_VERSION, **meta})})
+def save_weights(path: Path, model: nn.Module | Mapping[str, Tensor], meta: Meta) -> None:
+    """Write a self-contained safetensors file, in place (see ``written_aside`` for safe replacement).
+
+    Args:
+        path: the file.
+        model: the network, or its state_dict.
+        meta: the header.
+    """
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    write_safetensors(path, tensors, {"excite": to_json({"format_version": FORMAT_VERSION, **meta})})
 
 
 def read_own(source: str | Path) -> Checkpoint:
@@ -53,17 +61,13 @@ def read_own(source: str | Path) -> Checkpoint:
         ExciteError: there is no file, it is damaged, or it was not written by this package.
     """
     path = find_weights(source)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("excite")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise ExciteError(f"{path} is not a readable safetensors file: {first_line(error)}") from None
+    tensors, texts = read_safetensors(path)
+    header = texts.get("excite")
     if header is None:
         raise ExciteError(f"{path} was not written by excite: its header does not name a model")
     meta = read_header(header, path)
     check_arguments(path, meta["model"]["args"], tensors)
-    return Checkpoint(path, tensors, meta)
+    return Checkpoint(path, tensors, meta, texts.get(DIGEST))
 
 
 def build_network(path: str | Path, model: ModelMeta, tensors: dict[str, Tensor]) -> nn.Module:

@@ -8,6 +8,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from excite.untrusted.raw import Damaged
+from excite.weights.digest import DIGEST, is_whole
 from excite.weights.stored import Stored
 
 _LONGEST_HEADER = 100_000_000  # the library's own limit
@@ -20,7 +21,8 @@ def looks_like(head: bytes, size: int) -> bool:
 
 
 def read(path: Path) -> Stored:
-    """Read a file; its ``__metadata__`` becomes ``texts``. MindSpore's checksum (``crc_num``) is verified if present.
+    """Read a file; its ``__metadata__`` becomes ``texts``. Our digest and
+    MindSpore's checksum (``crc_num``) are verified if present.
 
     Raises:
         Damaged: the library refuses it, or the checksum is wrong.
@@ -31,6 +33,9 @@ def read(path: Path) -> Stored:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library's own errors, and those of dtypes that PyTorch lacks
         raise Damaged(" ".join(str(error).split())) from None
+    if not is_whole(tensors, texts):
+        raise Damaged("its content is not what was written: its SHA-256 differs from the one in its header")
+    texts.pop(DIGEST, None)
     if texts.get("format") != "ms":
         return Stored("safetensors", path, tensors, {"texts": texts})
     crc = texts.pop("crc_num", None)

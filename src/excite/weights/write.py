@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
@@ -14,6 +13,7 @@ from excite.gates.squeeze_excite import SqueezeExcite, squeeze_width
 from excite.models import Classifier, EfficientNetLite, ResNet
 from excite.models.blocks import Bottleneck
 from excite.weights.convert import setting
+from excite.weights.digest import write_safetensors
 from excite.weights.layouts import CADENE, CADENE_SENET154, TIMM, TIMM_EFFICIENTNET_LITE, TORCHVISION, Layout
 
 #: Epsilon of every batch norm of timm's and torchvision's ResNets.
@@ -209,6 +209,6 @@ def _zero_biases(tensors: dict[str, Tensor]) -> None:
 def save_state_dict(exported: Exported, path: Path) -> None:
     """Write a plain state dict as safetensors or in PyTorch's format, by the extension of ``path``."""
     if path.suffix.lower() == ".safetensors":
-        save_file(exported.tensors, path, metadata={"format": "pt", "architecture": exported.architecture})
+        write_safetensors(path, exported.tensors, {"architecture": exported.architecture})
     else:
         torch.save(exported.tensors, path)
