@@ -23,9 +23,10 @@ from excite.grafting.fold import recording
 from excite.logits import NO_CLASS, finite, losses, mean_loss, predicted, sentence
 from excite.trained.accuracy import validate
 from excite.trained.predictor import load
-from excite.training import evaluate, train
+from excite.training import evaluate, loop, train
+from excite.training.checkpoint import first_not_finite, read_step
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
-from excite.weights.own import save_weights
+from excite.weights.own import read_own, save_weights
 from tests.training.small import metrics, small
 
 NAN, INF = float("nan"), float("inf")
@@ -427,3 +428,64 @@ def test_json_is_written_in_one_place():
     }
     assert found == allowed
     assert "allow_nan=False" in (SOURCES / "bench/mindspore_worker.py").read_text()
+
+
+# --- nothing that is not finite replaces anything good ----------------------------------------------------------------
+
+
+def poisoned(monkeypatch, at: int, poison) -> None:
+    """Poison the run after step ``at``."""
+    real = loop.train_step
+
+    def step(run, images, labels):
+        result = real(run, images, labels)
+        if run.step + 1 == at:
+            with torch.no_grad():
+                poison(run)
+        return result
+
+    monkeypatch.setattr(loop, "train_step", step)
+
+
+def _in_the_average(run) -> None:
+    next(p for name, p in run.ema.module.named_parameters() if name == "layer1.0.conv1.weight")[0, 0, 0, 0] = NAN
+
+
+def _in_a_buffer_of_the_average(run) -> None:
+    run.ema.module.get_buffer("bn1.running_var")[0] = INF
+
+
+def _in_the_optimizer(run) -> None:
+    parameter = run.model.get_parameter("fc.weight")
+    run.optimizer.state[parameter]["momentum_buffer"][0, 0] = NAN
+
+
+def _in_the_weights(run) -> None:
+    run.model.get_parameter("layer3.2.gate.fc1.weight")[0] = INF
+
+
+POISONS = {
+    _in_the_average: r"the moving average of the weights \(layer1\.0\.conv1\.weight\)",
+    _in_a_buffer_of_the_average: r"the moving average of the weights \(bn1\.running_var\)",
+    _in_the_optimizer: r"the optimiser's state \(momentum_buffer of fc\.weight\)",
+    _in_the_weights: r"the weights \(layer3\.2\.gate\.fc1\.weight\)",
+}
+
+
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("at", [4, 12])
+def test_a_poisoned_run_ends_and_keeps_what_was_good(tmp_path, monkeypatch, poison, at):
+    """In the middle of an epoch (a checkpoint follows) and at its end (an evaluation does)."""
+    poisoned(monkeypatch, at, poison)
+    words = ("checkpoint.every_steps=2", "log.every_steps=100", "epochs=2")
+    said = rf"after step {at}, not all values in {POISONS[poison]} are finite; the last good checkpoint is"
+    with pytest.raises(ExciteError, match=said):
+        train(small(*words), out=tmp_path, quiet=True)
+    run = next(tmp_path.iterdir())
+    assert not (run / "results.json").exists()
+    for folder in (run / "checkpoints").iterdir():
+        assert not first_not_finite(read_step(folder).weights.tensors)
+    if at == 12:
+        assert read_own(run / "model.safetensors").meta["step"] == 6
+    monkeypatch.undo()
+    assert train(resume=run, quiet=True)["epochs"] == 2

@@ -255,7 +255,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None = None) -
             save(run, clock)
         if _asked_to_stop(run, stop, clock) and not last:
             _leave(run, stop, meter, clock, metrics)
-    if resuming and run.measured_at is None and _nothing_kept(run):  # its best weights are lost, its last are not
+    if run.measured_at is None and _best_lost(run):  # no steps were left, and the last weights are not lost
         record_evaluation(run, clock, metrics)
     run.saver.wait()
     record_test(run, metrics)
@@ -316,9 +316,9 @@ def _save_due(run: Run, clock: Clock) -> bool:
     return config.every_minutes is not None and time.monotonic() - clock.saved_at > 60 * config.every_minutes
 
 
-def _nothing_kept(run: Run) -> bool:
-    """Whether there are no best weights, the same on all processes."""
-    found = [run.best is None]
+def _best_lost(run: Run) -> bool:
+    """Whether the best weights were lost when the run was resumed, the same on all processes."""
+    found = [run.best_lost]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

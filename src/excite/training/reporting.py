@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.console import format_seconds
@@ -192,16 +192,12 @@ def check_finite(run: Run) -> None:
     if run.ema is not None:
         averages = run.ema.module.state_dict().items()
         tensors |= {f"the moving average of the weights ({name})": tensor for name, tensor in averages}
-    for index, (name, parameter) in enumerate(zip(run.trained_names, _trained(run), strict=True)):
-        for key, value in run.optimizer.state.get(parameter, {}).items():
+    for name in run.trained_names:
+        for key, value in run.optimizer.state.get(run.model.get_parameter(name), {}).items():
             if isinstance(value, Tensor):
-                tensors[f"the optimiser's state ({key} {index} of {name})"] = value
+                tensors[f"the optimiser's state ({key} of {name})"] = value
     if what := first_not_finite(tensors):
-        raise NonFiniteLoss(f"{what} is no longer finite after step {run.step}; {last_good(run)}")
-
-
-def _trained(run: Run) -> list[nn.Parameter]:
-    return [parameter for group in run.optimizer.param_groups for parameter in group["params"]]
+        raise NonFiniteLoss(f"after step {run.step}, not all values in {what} are finite; {last_good(run)}")
 
 
 def last_good(run: Run) -> str:

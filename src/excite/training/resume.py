@@ -3,7 +3,6 @@
 Nothing is written before everything has been decided.
 """
 
-import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +115,7 @@ def changes(run: Run, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         run: the run.
         stored: ``meta["recipe"]`` of a checkpoint. Keys that its version did not have count as unchanged.
     """
-    before, now = _flat(stored), _flat(json.loads(json.dumps(run.recipe_values())))
+    before, now = _flat(stored), _flat(run.recipe_values())
     return {key: (before[key], value) for key, value in now.items() if key in before and before[key] != value}
 
 
@@ -267,7 +266,7 @@ def _check_best(run: Run) -> None:
             f"{WEIGHTS} {why}, and no checkpoint has the best weights so far (step {run.best['step']}): the best are "
             "chosen from the evaluations that follow"
         )
-        run.best = None
+        run.best, run.best_lost = None, True
         return
     kept, name = (good.weights, WEIGHTS) if good.ema is None else (good.ema, EMA)
     with written_aside(path) as aside:

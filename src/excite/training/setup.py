@@ -77,6 +77,7 @@ class Run:
     saver: Saver = field(default_factory=Saver)
     measured_at: tuple[int, Summary] | None = None  # the last evaluation, and its step
     bad_before: dict[str, str] = field(default_factory=dict)  # broken images met before the run was resumed
+    best_lost: bool = False  # whether its best weights were not found when it was resumed
     changed_since: str = ""  # the recipe (YAML) of the checkpoint it was resumed from, if it was another one
 
     @property

@@ -51,16 +51,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
 
 
 def _sort_header(path: Path) -> None:
-    """Put the header's texts in order: the library writes them in a random one, in as many bytes."""
+    """Put the header's texts in order: the library writes them in a random one."""
     with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-        if len(raw) > length:
-            raise OSError(f"the header of {path} grew while it was put in order")
+        raw = file.read(int.from_bytes(file.read(8), "little")).decode("utf-8")
+        start = at = raw.index('"__metadata__":{') + len('"__metadata__":{')
+        entries, parse = list[str](), json.JSONDecoder().raw_decode
+        while raw[at - 1] != "}":  # each entry is "key":"text", followed by a comma or the closing brace
+            _, colon = parse(raw, at)
+            _, end = parse(raw, colon + 1)
+            entries.append(raw[at:end])
+            at = end + 1
         file.seek(8)
-        file.write(raw.ljust(length))
+        file.write((raw[:start] + ",".join(sorted(entries)) + raw[at - 1 :]).encode("utf-8"))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
