@@ -51,12 +51,15 @@ class Environment(TypedDict, total=False):
     platform: str
     device: str
     processes: int
+    threads: int
     precision: str
     git: GitState | None
 
 
 def environment(device: str, precision: str, processes: int) -> Environment:
     """Where and with what a run is produced: command, versions, device, git state of the current folder."""
+    import torch
+
     return {
         "command": " ".join(sys.argv),
         "started": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -64,6 +67,7 @@ def environment(device: str, precision: str, processes: int) -> Environment:
         "platform": platform.platform(),
         "device": device,
         "processes": processes,
+        "threads": torch.get_num_threads(),
         "precision": precision,
         "git": git_state(),
     }

@@ -211,6 +211,7 @@ class TrainOrder(TypedDict):
     run_dir: str | None
     time_limit: float | None
     quiet: bool
+    until: int | None
 
 
 class TimeOrder(TypedDict):

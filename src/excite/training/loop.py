@@ -57,6 +57,7 @@ def train(
     run_dir: str | Path | None = None,
     time_limit: float | None = None,
     quiet: bool = False,
+    until: int | None = None,
 ) -> Results:
     """Train a network and write a run folder. With ``train.devices`` above 1, one process per device is started.
 
@@ -74,6 +75,7 @@ def train(
         time_limit: seconds for a new run, from now to the end of its last epoch. The first steps are timed, and the
             run gets as many epochs as fit (at least one), recorded in its recipe. A resumed run keeps its epochs.
         quiet: print nothing (``log.txt`` is still written).
+        until: save and stop after this step, as after a signal.
 
     Returns:
         The contents of ``results.json``: accuracy, speed and size; ``run`` is the path of the run folder. In a job of
@@ -105,6 +107,7 @@ def train(
             "run_dir": new_at,
             "time_limit": time_limit,
             "quiet": quiet,
+            "until": until,
         }
         job: launch.Job = {"recipe": asked.to_yaml(), "origin": asked.origin(), "train": order}
         results: Results = launch.run_on_this_machine(job, processes)
@@ -136,7 +139,7 @@ def train(
         with mine as unlocked, mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
             run.notes += [unlocked] if unlocked else []
             try:
-                return _train(run, stop, resuming, at)
+                return _train(run, stop, resuming, at, until)
             finally:
                 run.saver.close()
     finally:
@@ -205,7 +208,7 @@ def _results_of_finished(run: Run) -> Results | None:
     return found[0]
 
 
-def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None = None) -> Results:
+def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None, until: int | None) -> Results:
     """The training loop: the steps of each epoch, then an evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
@@ -245,7 +248,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None = None) -
             if run.step % run.steps_per_epoch:  # at an epoch's end these come after its evaluation
                 if _save_due(run, clock):
                     save(run, clock)
-                if _asked_to_stop(run, stop, clock):
+                if _asked_to_stop(run, stop, clock) or run.step == until:
                     _leave(run, stop, meter, clock, metrics)
         record_steps(run, meter, clock, metrics)
         last = epoch + 1 == recipe.train.epochs
@@ -253,7 +256,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None = None) -
             record_evaluation(run, clock, metrics)
         if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
             save(run, clock)
-        if _asked_to_stop(run, stop, clock) and not last:
+        if (_asked_to_stop(run, stop, clock) or run.step == until) and not last:
             _leave(run, stop, meter, clock, metrics)
     if run.measured_at is None and _best_lost(run):  # no steps were left, and the last weights are not lost
         record_evaluation(run, clock, metrics)
@@ -364,7 +367,7 @@ def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Met
     record_steps(run, meter, clock, metrics)
     save(run, clock)
     run.saver.wait()
-    name = "Ctrl-C" if stop.received == 2 else "SIGTERM"
+    name = {0: "request", 2: "Ctrl-C"}.get(stop.received, "SIGTERM")
     raise Interrupted(
         f"stopped by {name} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",
         stop.received,
