@@ -108,9 +108,8 @@ def train(
     launch.watch_for_failures()  # without a launcher that provides the board, it exists only from here on
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
-    target = out if run_dir is None else run_dir
-    if main and resume is None and storage.is_remote(target):
-        storage.check_writable(str(target))  # before hours of staging and training, not after
+    if main and resume is None:
+        storage.check_target(out, run_dir)  # before hours of staging and training, not after
     recipe = _as_begun(recipe, accelerator, resume, run_dir)
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
