@@ -8,6 +8,7 @@ answer that was lost, gives the right result unless two processes write within t
 import errno
 import inspect
 import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,7 @@ def _create_if_missing(fs: Any, path: str, data: bytes) -> None:
 
 def create_here(path: Path, data: bytes) -> bool:
     """The same on this machine; the file appears whole. Raises ExciteError if it cannot be written."""
-    new = path.with_name(f".{path.name}.tmp-{os.getpid()}-new")
-    with written_aside(new) as aside:
-        aside.write_bytes(data)
+    new = _beside(path, data)
     try:
         os.link(new, path)
     except FileExistsError:
@@ -61,6 +60,14 @@ def create_here(path: Path, data: bytes) -> bool:
     finally:
         new.unlink(missing_ok=True)
     return True
+
+
+def _beside(path: Path, data: bytes) -> Path:
+    """Write a whole file next to ``path``, under a name that no other process or machine uses. Raises ExciteError."""
+    new = path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    with written_aside(new) as aside:
+        aside.write_bytes(data)
+    return new
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:
@@ -86,8 +93,7 @@ def replace(remote: Remote, path: str, data: bytes, tag: str | None) -> bool:
         tag: its ETag when it was read; None if the store gives none, so that the last of several writers wins.
     """
     if remote.is_local:
-        with written_aside(Path(path)) as aside:
-            aside.write_bytes(data)
+        os.replace(_beside(Path(path), data), path)
     elif tag is None or not hasattr(remote.fs, "call_s3"):
         remote.fs.pipe_file(path, data)
     else:

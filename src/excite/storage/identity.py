@@ -27,7 +27,7 @@ from excite.storage.listing import Entry, exists, list_files
 RUN, MARKER = "run.json", "remote.json"
 _ENVIRONMENT = "environment.json"
 _OLDER = uuid.UUID("7d9f1b0e-5a0c-4f0b-9a53-6f7c1f2f6c11")  # name space for ids of runs of older versions
-_TEMPORARY = re.compile(r"\..*\.tmp-[\d-]+(new)?")
+_TEMPORARY = re.compile(r"\..*\.tmp-[\w.-]+")
 
 
 class Begun(TypedDict):

@@ -299,6 +299,13 @@ def open_run(run_dir: str | Path) -> Path:
     return folder
 
 
+def begin_in(folder: Path) -> None:
+    """Begin a run in a blank folder, whatever a kill left there. Raises ExciteError if it cannot be written."""
+    if _marked(folder) == "":
+        (folder / MARKER).unlink(missing_ok=True)
+    begin(folder)
+
+
 def _marked(folder: Path) -> str | None:
     """The address in a folder's marker; "" if the marker is damaged."""
     try:

@@ -187,7 +187,7 @@ def _results_of_finished(run: Run) -> Results | None:
     path, found = run.folder / "results.json", list[Results | None]([None])
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
         with suppress(ExciteError):  # damaged: written again, like everything that follows the last step
-            found = [read_results(path)]
+            found = [{**read_results(path), "run": str(run.folder)}]  # it may have ended on another machine
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

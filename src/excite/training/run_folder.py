@@ -9,7 +9,8 @@ from excite.errors import ExciteError, install_line
 from excite.files import from_json, to_json, write_text
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
-from excite.storage.identity import begin, is_blank
+from excite.storage.identity import is_blank
+from excite.storage.runs import begin_in
 from excite.training.results import Record
 
 
@@ -27,7 +28,7 @@ def new_run_folder(parent: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise ExciteError(f"the run folder {folder} cannot be created: {error.strerror or error}") from None
-        begin(folder)
+        begin_in(folder)
         return folder
     raise ExciteError(f"no free name for a run folder in {parent}; give another folder for the runs")
 
@@ -52,7 +53,7 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
     except OSError as error:
         raise ExciteError(f"the run folder {run_dir} cannot be created: {error.strerror or error}") from None
     if blank:
-        begin(run_dir)
+        begin_in(run_dir)
     elif not (run_dir / "recipe.yaml").is_file():
         raise ExciteError(f"{run_dir} is neither empty nor a run folder (it has no recipe.yaml); give a new folder")
     return run_dir
