@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from excite.storage.address import RemoteError, is_remote, refuse_secrets
     from excite.storage.mirror import left_behind, mirrored, upload_missing
     from excite.storage.runs import (
+        check_target,
         check_writable,
         fetch_run,
         keep_at,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOME = {
     "RemoteError": "address",
     "Staged": "staging",
+    "check_target": "runs",
     "check_writable": "runs",
     "expand": "staging",
     "fetch_run": "runs",
@@ -50,6 +52,7 @@ _HOME = {
 __all__ = [
     "RemoteError",
     "Staged",
+    "check_target",
     "check_writable",
     "expand",
     "fetch_run",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from excite.errors import ExciteError, first_line, install_line, nearest
 from excite.storage.address import READ_ONLY, Remote, RemoteError, refuse_secrets, without_secrets
+from excite.storage.patience import waiting_for
 from excite.storage.web import client
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ _NO_CREDENTIALS = frozenset(
 )
 _SETTINGS = ("AWS_", "FSSPEC_")
 TRIES, FIRST_WAIT, LONGEST_WAIT = 5, 0.5, 60.0  # of one request; seconds
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 60  # until a store accepts a connection, and sends the next bytes
+GIVE_UP_SECONDS = 150.0  # no further try after this time: a store that accepts and never answers costs three minutes
 
 
 def connect(url: str) -> Remote:
@@ -46,7 +49,8 @@ def connect(url: str) -> Remote:
             fs = _s3(os.getpid(), tuple(sorted((k, v) for k, v in os.environ.items() if k.startswith(_SETTINGS))))
             path = fs._strip_protocol(url)
         else:
-            fs, path = fsspec.core.url_to_fs(url, **_options(scheme), **_bounds(url))
+            with waiting_for(url):  # an archive at an address is opened here
+                fs, path = fsspec.core.url_to_fs(url, **_options(scheme), **_bounds(url))
     except ImportError:
         package = _PACKAGES.get(scheme, "what `python -c \"import fsspec; fsspec.filesystem('" + scheme + "')\"` names")
         line = install_line("remote") if scheme in _REMOTE else f"pip install {package}"
@@ -64,7 +68,11 @@ def _s3(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     """The S3 file system for these environment settings. Cached, because creating one takes a third of a second."""
     import fsspec
 
-    return fsspec.filesystem("s3", **_options("s3"))
+    options = _options("s3")
+    fs = fsspec.filesystem("s3", **options)
+    if "config_kwargs" in options:
+        fs.retries = 1  # s3fs would try five times what botocore tries: a silent store would cost a quarter of an hour
+    return fs
 
 
 def forget_connections() -> None:
@@ -78,11 +86,12 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme in ("s3", "s3a"):
         from fsspec.config import conf
 
-        # Our own retries come on top of these, with longer waits; botocore's defaults would hang for minutes first.
+        # `retried` tries again, with longer waits and a limit to the whole; each layer below would multiply the time.
         given = {k: v for protocol in ("s3", "s3a") for k, v in conf.get(protocol, {}).items()}
         if "config_kwargs" not in given:
-            retries = {"max_attempts": 2, "mode": "standard"}
-            options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": retries}
+            retries = {"total_max_attempts": 1, "mode": "standard"}
+            times = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
+            options["config_kwargs"] = {**times, "retries": retries}
     return options
 
 
@@ -144,13 +153,19 @@ def _line(error: BaseException) -> str:
 
 
 def retried(action: Callable[[], T], url: str) -> T:
-    """Run ``action``, retrying with growing pauses if the connection fails. Raises RemoteError if all tries fail."""
+    """Run ``action``, retrying with growing pauses if the connection fails; a line is printed while it takes long.
+
+    Raises:
+        RemoteError: all tries fail, or nothing has come for ``GIVE_UP_SECONDS``.
+    """
+    begun = time.monotonic()
     for attempt in range(TRIES):
         try:
-            return action()
+            with waiting_for(url):
+                return action()
         except Exception as error:
             problem = explained(error, url)
-            if problem.lasting or attempt + 1 == TRIES:
+            if problem.lasting or attempt + 1 == TRIES or time.monotonic() - begun > GIVE_UP_SECONDS:
                 raise problem from error
             time.sleep(min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
     raise AssertionError("unreachable")

@@ -14,6 +14,7 @@ from typing import Any
 from excite.errors import ExciteError, nearest
 from excite.storage.address import READ_ONLY, Remote, RemoteError
 from excite.storage.connection import retried
+from excite.storage.patience import waiting_for
 
 THREADS = 16  # requests at a time: a small file costs a round trip, not bandwidth
 
@@ -137,16 +138,21 @@ def nothing(remote: Remote) -> RemoteError:
     root, _, rest = remote.path.strip("/").partition("/")
     if remote.protocol in READ_ONLY or remote.is_local:
         return RemoteError(f"{remote.url} does not exist; check its spelling", True)
-    place = root
     try:
-        if not remote.fs.exists(root):
-            return RemoteError(f"{remote.url}: there is no bucket {root!r}, or you may not list it", True)
-        for name in rest.split("/") if rest else []:
-            names = [path.rstrip("/").rpartition("/")[2] for path in remote.fs.ls(place, detail=False)]
-            if name not in names:
-                hint = nearest(name, names)
-                return RemoteError(f"{remote.url} does not exist: {place} has no {name!r}{hint}", True)
-            place += f"/{name}"
+        with waiting_for(remote.url):
+            return _first_missing(remote, root, rest)
     except Exception as error:  # users who may read a file need not be allowed to list folders
         return RemoteError(f"{remote.url} does not exist, or you may not list it ({type(error).__name__})", True)
+
+
+def _first_missing(remote: Remote, root: str, rest: str) -> RemoteError:
+    if not remote.fs.exists(root):
+        return RemoteError(f"{remote.url}: there is no bucket {root!r}, or you may not list it", True)
+    place = root
+    for name in rest.split("/") if rest else []:
+        names = [path.rstrip("/").rpartition("/")[2] for path in remote.fs.ls(place, detail=False)]
+        if name not in names:
+            hint = nearest(name, names)
+            return RemoteError(f"{remote.url} does not exist: {place} has no {name!r}{hint}", True)
+        place += f"/{name}"
     return RemoteError(f"{remote.url} holds no files", True)

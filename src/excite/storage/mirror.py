@@ -3,6 +3,10 @@
 A checkpoint becomes visible there atomically: its ``state.pt`` is uploaded last, after the metrics up to it, and
 deleted first. What has been sent is tracked, and compared with a listing after every lost connection and at the end, so
 that even a bucket that was deleted and created again gets everything.
+
+Only one process at a time writes to an address (:mod:`excite.storage.owner`): before each file it looks whether it is
+still the one. A file that is on its way at the very moment of a takeover may still arrive; whoever took over sends its
+own at the end, when it compares everything.
 """
 
 import hashlib
@@ -12,21 +16,24 @@ import re
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from excite.errors import ExciteError, absence
 from excite.storage.address import Remote, RemoteError, without_secrets
 from excite.storage.connection import connect, explained, forget_connections, retried
-from excite.storage.listing import Entry, exists, list_files
+from excite.storage.identity import RUN, adopt, claim, files_at, read_begun, same_run
+from excite.storage.listing import Entry
+from excite.storage.owner import Owner, TakenOver, read_owner, take, this_owner, words
 from excite.storage.runs import (
     check_writable,
     complete_steps,
     foreign_address,
     local_names,
+    place_of,
     read_marker,
-    same_run,
+    set_aside,
     uploads_to,
     write_marker,
 )
@@ -35,6 +42,8 @@ SCAN_SECONDS = 2.0  # between two looks at the folder
 CHANGING_SECONDS = 30.0  # between two copies of a growing file (metrics, log), unless a new checkpoint needs it
 LONGEST_PAUSE = 60.0  # between two tries; the first is a second, and each is twice the last
 WAIT_AT_END, WAIT_WHEN_STOPPED = 300.0, 20.0  # for the last uploads; schedulers kill a job 30 s after SIGTERM
+SILENT_SECONDS, SAY_SECONDS = 1.0, 60.0  # of that wait: before the first line about it, and between two lines
+MANIFEST = "manifest.json"  # of a checkpoint: digests of its files
 
 
 class Aborted(Exception):
@@ -48,6 +57,10 @@ class NewerElsewhere(RemoteError):
         super().__init__(message, lasting=True)
 
 
+class OwnerGone(Exception):
+    """The address has lost its owner's name, and so perhaps everything."""
+
+
 class Mirror:
     """Copies a run folder to an address.
 
@@ -55,10 +68,14 @@ class Mirror:
         run: the local run folder.
         url: the address.
         say: called with a line when uploads start to fail and when they continue.
+        takes_over: become the owner of the address, whoever is. If false, only upload to an address that nobody owns or
+            that this folder's processes own.
     """
 
-    def __init__(self, run: Path, url: str, say: Callable[[str], None]) -> None:
+    def __init__(self, run: Path, url: str, say: Callable[[str], object], takes_over: bool = True) -> None:
         self.run, self.url = run, url.rstrip("/")
+        self.place = place_of(run)
+        self._mine, self._takes_over, self._owns = this_owner(self.place), takes_over, False
         self.problem: ExciteError | None = None
         self._say = say
         self._remote: Remote | None = None
@@ -77,11 +94,23 @@ class Mirror:
         """Wait up to ``seconds`` until everything is copied and verified; return the names of files that are not."""
         self._closing.set()
         with suppress(KeyboardInterrupt):  # Ctrl-C: no longer
-            self._thread.join(seconds)
+            self._wait(seconds)
         self._abort.set()
         if not self._thread.is_alive() and self.problem is None:
             return []
+        if isinstance(self.problem, TakenOver):
+            return self.unsent()
         return self.unsent() or local_names(self.run)  # sent, but a store that is away may have lost it
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for the thread, and say so: at once if uploads have failed, else if it takes longer than a moment."""
+        until = time.monotonic() + seconds
+        self._thread.join(min(seconds, 0.0 if self.problem else SILENT_SECONDS))
+        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+            names = self.unsent()
+            what = f"{len(names)} file(s) to reach {self.url}" if names else f"{self.url} to confirm what was sent"
+            self._say_safely(f"waiting up to {left:.0f} s for {what} (Ctrl-C: no longer)")
+            self._thread.join(min(left, SAY_SECONDS))
 
     def unsent(self) -> list[str]:
         """Names of files that have no copy at the address, or an older one."""
@@ -98,6 +127,14 @@ class Mirror:
 
     def copy(self) -> None:
         """Copy everything that is missing, once. Raises RemoteError or ExciteError."""
+        for _ in range(2):
+            try:
+                return self._copy()
+            except OwnerGone:  # the store has lost it; what else has it lost?
+                self._compared = False
+        raise RemoteError(f"{self.url} does not keep the files that are sent to it", False)
+
+    def _copy(self) -> None:
         names = self.missing()
         assert self._remote is not None
         changing = [name for name in names if _is_changing(name)]
@@ -137,6 +174,10 @@ class Mirror:
                 self.problem = error
                 self._say_safely(str(error))
                 return
+            except TakenOver as error:
+                self.problem = error
+                self._say_safely(f"{error}: nothing more is uploaded; training continues, {self.run} has everything")
+                return
             except Exception as error:
                 self.problem, self._compared, self._remote = explained(error, self.url), False, None
                 forget_connections()
@@ -156,32 +197,88 @@ class Mirror:
             self._say(line)
 
     def _compare(self, remote: Remote) -> None:
-        """Find out what is already there, by size and, if the store gives one, MD5."""
-        listed = list_files(remote) if exists(remote) else {}
-        own = local_names(self.run)
+        """Become the owner of the address, and find out what is already there."""
+        listed = files_at(remote)
+        self._check_run(remote, listed)
+        self._own(remote)
+        same = {folder: self._same_step(remote, folder, listed) for folder in _step_folders(listed)}
+        self._there = set(listed)
+        self._sent = {
+            name: stamp
+            for name in local_names(self.run)
+            if name in listed
+            and (stamp := _stamp(self.run / name))
+            and self._equal(name, stamp, listed[name], same.get(name.rpartition("/")[0]))
+        }
+        if RUN not in listed and (stamp := _stamp(self.run / RUN)):  # it was written there to reserve the address
+            self._there.add(RUN)
+            self._sent[RUN] = stamp
+        self._compared = True
+
+    def _check_run(self, remote: Remote, listed: dict[str, Entry]) -> None:
+        """Raise NewerElsewhere if the address belongs to another run or is ahead; otherwise it is this run's."""
+        different = NewerElsewhere(
+            f"{self.url} holds a different run than {self.run}: nothing was uploaded; give another address"
+        )
         if listed and not same_run(remote, listed, self.run):
-            raise NewerElsewhere(
-                f"{self.url} holds a different run than {self.run}: nothing was uploaded; give another address"
-            )
-        newest, here = max(complete_steps(listed), default=-1), max(complete_steps(own), default=-1)
+            raise different
+        newest, here = self._newest_there(listed), max(complete_steps(local_names(self.run)), default=-1)
         if newest > here:
             raise NewerElsewhere(
                 f"{self.url} has a checkpoint of step {newest}, which is newer than {self.run}: nothing was uploaded; "
                 f"resume from there with: excite train --resume {self.url}"
             )
-        self._there = set(listed)
-        self._sent = {
-            name: stamp
-            for name in own
-            if name in listed and (stamp := _stamp(self.run / name)) and self._equal(name, stamp, listed[name])
-        }
-        self._compared = True
+        if RUN in listed and read_begun(self.run) is None:
+            adopt(self.run, remote)
+        if RUN not in listed and claim(remote, self.run) is not None:
+            raise different
 
-    def _equal(self, name: str, stamp: tuple[int, int], entry: Entry) -> bool:
+    def _newest_there(self, listed: dict[str, Entry]) -> int:
+        """The newest step at the address, without those that this run has had and set aside."""
+        aside = set_aside(self.run)
+        return max((step for step in complete_steps(listed) if step not in aside), default=-1)
+
+    def _own(self, remote: Remote) -> None:
+        """Become the owner of the address. Raises TakenOver if another process is and this one may not."""
+        owner = read_owner(remote)
+        if owner is not None and (self._owns or not self._takes_over):
+            self._check_owner(owner)
+            return
+        before = take(remote, self._mine)
+        self._owns = True
+        if before is not None and before["place"] != self._mine["place"]:
+            self._say_safely(f"{self.url} is gone on with from here; its uploads came from {words(before)} until now")
+
+    def _check_owner(self, owner: Owner | None) -> None:
+        if owner is None:
+            raise OwnerGone
+        shared = not self._owns and owner["place"] == self._mine["place"]  # from the same folder
+        if owner["token"] != self._mine["token"] and not shared:
+            raise TakenOver(self.url, owner)
+
+    def _same_step(self, remote: Remote, folder: str, listed: dict[str, Entry]) -> bool | None:
+        """Whether the checkpoint there is the one here: None if only its files can tell (an older version's).
+
+        An unfinished one never is: its files may be those of a machine that vanished, whose numbers differ in the last
+        bits. With a manifest, which has a digest of each file, that decides.
+        """
+        if f"{folder}/state.pt" not in listed:
+            return False
+        try:
+            manifest = (self.run / folder / MANIFEST).read_bytes()
+        except OSError:
+            return None
+        name = f"{folder}/{MANIFEST}"
+        return name in listed and retried(lambda: remote.fs.cat_file(remote.at(name)), self.url) == manifest
+
+    def _equal(self, name: str, stamp: tuple[int, int], entry: Entry, same_step: bool | None) -> bool:
+        """Whether a file there is the one here. ``same_step``: for one of a checkpoint, see :meth:`_same_step`."""
         if entry.size != stamp[0]:
             return False
         if self._sent.get(name) == stamp:
             return True
+        if same_step is not None:
+            return same_step
         if entry.md5 is None:  # a step's checkpoint is written once; other files may change and keep their size
             return name.startswith("checkpoints/")
         try:
@@ -197,6 +294,7 @@ class Mirror:
         before = _stamp(path)
         if before is None:  # deleted since it was listed
             return
+        self._check_owner(read_owner(remote))
         if remote.is_object_store:
             remote.fs.put_file(str(path), target)
         else:
@@ -208,11 +306,16 @@ class Mirror:
         self._sent[name] = before  # if it has been replaced meanwhile, its stamp differs and it is sent again
 
     def _delete_pruned(self, remote: Remote) -> None:
-        """Delete the checkpoints there that the run has deleted here, also incomplete ones."""
-        folders = {name.rpartition("/")[0] for name in self._there if name.startswith("checkpoints/step-")}
-        for folder in sorted(folders):
+        """Delete the checkpoints there that the run has deleted here, also incomplete ones.
+
+        Not one that is damaged here: the copy there may be whole, and stays until the run is further.
+        """
+        here = max(complete_steps(local_names(self.run)), default=-1)
+        kept = {f"checkpoints/step-{step:08d}" for step in set_aside(self.run, ["damaged"]) if step > here}
+        for folder in sorted(_step_folders(self._there) - kept):
             if (self.run / folder).is_dir():
                 continue
+            self._check_owner(read_owner(remote))
             names = [name for name in self._there if name.startswith(f"{folder}/")]
             for name in sorted(names, key=lambda n: not n.endswith("/state.pt")):
                 if self._abort.is_set():
@@ -222,6 +325,11 @@ class Mirror:
                 self._there.discard(name)
             if not remote.is_object_store:
                 remote.fs.rm(remote.at(folder), recursive=True)
+
+
+def _step_folders(names: Iterable[str]) -> set[str]:
+    """The checkpoint folders that files are in."""
+    return {name.rpartition("/")[0] for name in names if name.startswith("checkpoints/step-")}
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -234,14 +342,16 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def _is_changing(name: str) -> bool:
     """Whether a file grows during a run, unlike weights and results, which are sent at once."""
-    return not name.startswith("checkpoints/") and not name.endswith(".safetensors") and name != "results.json"
+    lasting = name.startswith("checkpoints/") or name.endswith(".safetensors") or name in (RUN, "results.json")
+    return not lasting
 
 
 def _order(name: str) -> tuple[int, int, bool, str]:
-    """Upload order: small files, the best weights, then checkpoints from newest to oldest with state.pt last."""
+    """Upload order: the identity, small files, the best weights, then checkpoints from newest to oldest with state.pt
+    last."""
     step = re.match(r"checkpoints/step-(\d+)/", name)
     kind = 2 if step else 1 if name.endswith(".safetensors") else 3 if name == "results.json" else 0
-    return kind, -int(step.group(1)) if step else 0, name.endswith("/state.pt"), name
+    return -1 if name == RUN else kind, -int(step.group(1)) if step else 0, name.endswith("/state.pt"), name
 
 
 def _changing_seconds() -> float:
@@ -287,7 +397,8 @@ def mirrored(run: Path, say: Callable[[str], None]) -> Iterator[Mirror | None]:
     finally:
         left = mirror.close(patience)
         if left:
-            write_marker(run, url, pending=len(left))
+            taken = words(mirror.problem.owner) if isinstance(mirror.problem, TakenOver) else ""
+            write_marker(run, url, pending=len(left), taken=taken)
             say(left_behind(run))
 
 
@@ -297,6 +408,11 @@ def left_behind(run: Path) -> str:
     if not marker.get("pending") or uploads_to(run) is None:
         return ""
     command = f"excite sync {shlex.quote(str(run))}"
+    if taken := marker.get("taken"):
+        return (
+            f"{marker['pending']} file(s) of {run} were not uploaded to {marker['url']}, which {taken} has taken over; "
+            f"to upload them to another address: {command} s3://bucket/runs/{run.name}-2"
+        )
     return f"{marker['pending']} file(s) of {run} could not be uploaded to {marker['url']}; upload them with: {command}"
 
 
@@ -315,7 +431,8 @@ def upload_missing(
 
     Raises:
         ExciteError: it is not a run folder; there is no address, or only one that this user never gave; there is a
-            different or newer run at the address; access is denied or the connection fails.
+            different or newer run at the address, or another process has taken the run over (and ``url`` is None);
+            access is denied or the connection fails.
     """
     run = Path(run)
     if not (run / "recipe.yaml").is_file():
@@ -328,8 +445,19 @@ def upload_missing(
         raise ExciteError(foreign)
     say(f"uploading {run} to {without_secrets(url)}")
     check_writable(url)
-    mirror = Mirror(run, url, lambda line: None)
+    try:
+        mirror, missing = _send_all(run, url, say, takes_over=False)
+    except TakenOver as error:
+        if given is None:
+            command = f"excite sync {shlex.quote(str(run))}"
+            raise ExciteError(f"{error}: nothing was uploaded; give another address: {command} URL") from None
+        mirror, missing = _send_all(run, url, say, takes_over=True)
+    write_marker(run, mirror.url, place=mirror.place)
+    return mirror.url, missing
+
+
+def _send_all(run: Path, url: str, say: Callable[[str], object], takes_over: bool) -> tuple[Mirror, int]:
+    mirror = Mirror(run, url, say, takes_over)
     missing = len(retried(mirror.missing, url))
     retried(mirror.copy_all, url)
-    write_marker(run, mirror.url)
-    return mirror.url, missing
+    return mirror, missing

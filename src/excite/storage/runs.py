@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +17,28 @@ from excite.files import cache_folder, not_ours, write_json
 from excite.storage.address import READ_ONLY, Remote, RemoteError, is_remote, without_secrets
 from excite.storage.connection import connect, retried
 from excite.storage.download import Changed, Workshop, disk_error, fetch
+from excite.storage.identity import (
+    MARKER,
+    RUN,
+    Begun,
+    adopt,
+    begin,
+    begun_at,
+    claim,
+    clear_blank,
+    files_at,
+    is_blank,
+    is_private,
+    read_begun,
+    same_run,
+)
 from excite.storage.listing import Entry, exists, list_files, nothing
 from excite.storage.staging import _key, locked, stage
 
-#: In a run folder.
-MARKER = "remote.json"
 _STATE = re.compile(r"checkpoints/step-(\d{8,})/state\.pt")
 _CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/")
+_NO_CHECKPOINT = re.compile(r"checkpoints/(?!step-\d{8,}/)[^/]+/")
+_ASIDE = re.compile(r"(damaged|set-aside)-step-(\d{8,})")
 RELISTINGS = 5  # a run that is still being trained elsewhere changes while it is fetched
 
 
@@ -33,11 +48,15 @@ class Marker(TypedDict, total=False):
     Attributes:
         fetched: whether the folder is only a copy.
         pending: number of files not uploaded yet.
+        place: a random mark of this folder, by which its uploads are recognised.
+        taken: which process took the address over, so that nothing more is uploaded; "" or missing if none did.
     """
 
     url: str
     fetched: bool
     pending: int
+    place: str
+    taken: str
 
 
 def complete_steps(names: Iterable[str]) -> list[int]:
@@ -46,13 +65,21 @@ def complete_steps(names: Iterable[str]) -> list[int]:
 
 
 def local_names(run: Path) -> list[str]:
-    """The files of a run folder that belong at its address: all but temporary ones and the marker."""
+    """The files of a run folder that belong at its address: all but temporary ones, the marker, and what was set aside
+    among the checkpoints."""
     names = []
     for folder, folders, files in os.walk(run):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         place = Path(folder).relative_to(run)
         names += [(place / name).as_posix() for name in sorted(files) if not name.startswith(".")]
-    return [name for name in names if name != MARKER]
+    return [name for name in names if name != MARKER and _NO_CHECKPOINT.match(name) is None]
+
+
+def set_aside(run: Path, kinds: Iterable[str] = ("damaged", "set-aside")) -> set[int]:
+    """The steps whose checkpoints this run has set aside: ``checkpoints/damaged-step-N``, ``set-aside-step-N``."""
+    folder = run / "checkpoints"
+    found = [_ASIDE.match(path.name) for path in folder.iterdir()] if folder.is_dir() else []
+    return {int(match.group(2)) for match in found if match is not None and match.group(1) in kinds}
 
 
 def read_marker(run: Path) -> Marker:
@@ -68,10 +95,23 @@ def read_marker(run: Path) -> Marker:
     return cast(Marker, value)
 
 
-def write_marker(run: Path, url: str, *, fetched: bool = False, pending: int = 0) -> None:
-    """Record a run's address in its folder, and that this user has given the address."""
+def write_marker(
+    run: Path, url: str, *, fetched: bool = False, pending: int = 0, taken: str = "", place: str | None = None
+) -> None:
+    """Record a run's address in its folder, and that this user has given the address. The folder keeps its mark."""
     remember_address(url)
-    write_json(run / MARKER, {"url": url, "fetched": fetched, "pending": pending})
+    place = place or place_of(run)
+    value: Marker = {"url": url, "fetched": fetched, "pending": pending, "place": place, "taken": taken}
+    write_json(run / MARKER, value)
+
+
+def place_of(run: Path) -> str:
+    """The mark of a run folder; a new one if it has none."""
+    with suppress(ExciteError):
+        place = read_marker(run).get("place")
+        if isinstance(place, str) and place:
+            return place
+    return uuid.uuid4().hex
 
 
 def remember_address(url: str) -> None:
@@ -151,26 +191,89 @@ def check_writable(url: str) -> None:
         retried(lambda: remote.fs.rm_file(probe), url)
 
 
-def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
-    """Record in a run folder that its address is ``run_dir``, or its own name below ``out``.
+#: What a command found at the address of its run when it started: whether anything was there, and the local id then.
+_looked: dict[str, tuple[bool, str | None]] = {}
 
-    If another machine started a run of that name in the same second, a number is appended to the name there.
+
+def check_target(out: str | Path, run_dir: str | Path | None) -> None:
+    """:func:`check_writable` for the address of a new or resumed run, if it has one; called before the long work.
+
+    What is at ``run_dir`` now is remembered: :func:`keep_at` refuses a run that somebody else begins meanwhile.
     """
+    if run_dir is None:
+        if is_remote(out):
+            check_writable(str(out))
+    elif is_remote(run_dir):
+        check_writable(str(run_dir))
+        remote = connect(str(run_dir))
+        _looked[remote.url] = bool(files_at(remote)), _id_in(local_parent(remote.url) / remote.name)
+
+
+def _id_in(folder: Path) -> str | None:
+    begun = read_begun(folder)
+    return None if begun is None else begun["id"]
+
+
+def keep_at(folder: Path, out: str | Path, run_dir: str | Path | None) -> None:
+    """Reserve the address of a run and record it in the run's folder: ``run_dir``, or its own name below ``out``.
+
+    If a run of that name is there already, a number is appended to the name. A run that was begun at ``run_dir`` by a
+    machine that vanished before it uploaded anything is gone on with: this folder becomes the same run.
+
+    Raises:
+        ExciteError: another machine began a run at ``run_dir`` while this command was starting; access is denied or
+            the connection fails.
+    """
+    if run_dir is not None and is_remote(run_dir):
+        remote = connect(str(run_dir))
+        anything, own = _looked.pop(remote.url, (True, None))
+        there = begun_at(remote) if not anything else None
+        if there is not None and there["id"] != own:
+            raise _begun_meanwhile(remote.url, there, folder)
+        if is_blank(folder):
+            _begin_at(remote, folder, is_new=not anything)
     marked = read_marker(folder).get("url")
     if marked is not None:  # fetched from there, or this job was restarted
         given = connect(str(out if run_dir is None else run_dir)).url if is_remote(run_dir or out) else None
         if given is not None and (marked == given if run_dir is not None else marked.rpartition("/")[0] == given):
             remember_address(marked)
-        return
-    if run_dir is not None:
+    elif run_dir is not None:
         if is_remote(run_dir):
             write_marker(folder, connect(str(run_dir)).url)
     elif is_remote(out):
-        parent, name, attempt = connect(str(out)), folder.name, 0
-        while exists(Remote(parent.fs, parent.at(name), f"{parent.url}/{name}")):
-            attempt += 1
-            name = f"{folder.name}-at-{attempt}"
-        write_marker(folder, f"{parent.url}/{name}")
+        write_marker(folder, _free_name(connect(str(out)), folder))
+
+
+def _free_name(parent: Remote, folder: Path) -> str:
+    """Reserve a name below an address for a new run, and return its address."""
+    name, attempt, own = folder.name, 0, _id_in(folder)
+    while True:
+        remote = Remote(parent.fs, parent.at(name), f"{parent.url}/{name}")
+        there = begun_at(remote)
+        if there is not None and there["id"] == own:  # killed after it had reserved the name
+            return remote.url
+        if there is None and not exists(remote) and claim(remote, folder) is None:
+            return remote.url
+        attempt += 1
+        name = f"{folder.name}-at-{attempt}"
+
+
+def _begin_at(remote: Remote, folder: Path, is_new: bool) -> None:
+    there = claim(remote, folder)
+    if there is not None and is_new:
+        raise _begun_meanwhile(remote.url, there, folder)
+    if there is not None:
+        adopt(folder, remote)
+    write_marker(folder, remote.url)
+
+
+def _begun_meanwhile(url: str, there: Begun, folder: Path) -> ExciteError:
+    if is_blank(folder):
+        clear_blank(folder)
+    return ExciteError(
+        f"process {there['pid']} on {there['host']} began a run at {url} ({there['begun']}) while this command was "
+        "starting; give another address, or the same command again to go on with that run"
+    )
 
 
 def local_run(run: str | Path) -> Path:
@@ -183,12 +286,32 @@ def open_run(run_dir: str | Path) -> Path:
     if not is_remote(run_dir):
         return Path(run_dir)
     remote = connect(str(run_dir))
-    if exists(remote):
+    entries = files_at(remote)
+    if entries and ("recipe.yaml" in entries or RUN not in entries):
         return fetch_run(remote.url)
+    # Nothing is there, or the beginning of a run of which nothing is worth fetching.
     folder = local_parent(remote.url) / remote.name
-    if folder.is_dir() and any(folder.iterdir()) and read_marker(folder).get("url") != remote.url:
+    if is_blank(folder):
+        if folder.is_dir() and _marked(folder) not in (None, remote.url):  # begun for another address, or damaged
+            clear_blank(folder)
+    elif _marked(folder) != remote.url or (entries and not same_run(remote, entries, folder)):
         raise _another_run(folder, remote.url)
     return folder
+
+
+def begin_in(folder: Path) -> None:
+    """Begin a run in a blank folder, whatever a kill left there. Raises ExciteError if it cannot be written."""
+    if _marked(folder) == "":
+        (folder / MARKER).unlink(missing_ok=True)
+    begin(folder)
+
+
+def _marked(folder: Path) -> str | None:
+    """The address in a folder's marker; "" if the marker is damaged."""
+    try:
+        return read_marker(folder).get("url")
+    except ExciteError:
+        return ""
 
 
 def fetch_run(url: str) -> Path:
@@ -211,10 +334,10 @@ def fetch_run(url: str) -> Path:
             raise RemoteError(
                 f"{error}; to resume from the local copy: excite train --resume {local}", False
             ) from error
-        if local.is_dir() and any(local.iterdir()):
+        if not is_blank(local):
             if not same_run(remote, entries, local):
                 raise _another_run(local, url)
-            if _newest(local_names(local)) >= _newest(entries):
+            if _newest(local_names(local)) >= _newest(entries, set_aside(local, ["set-aside"])):
                 marked = read_marker(local).get("url")
                 if marked is None:
                     write_marker(local, remote.url)
@@ -230,29 +353,27 @@ def _another_run(local: Path, url: str) -> ExciteError:
     )
 
 
-def _newest(names: Iterable[str]) -> int:
-    return max(complete_steps(names), default=-1)
+def _newest(names: Iterable[str], without: Container[int] = ()) -> int:
+    return max((step for step in complete_steps(names) if step not in without), default=-1)
 
 
 def _run_entries(remote: Remote) -> dict[str, Entry]:
     """The files of a run, without incomplete checkpoints."""
     entries = list_files(remote)
+    if "recipe.yaml" not in entries and RUN in entries:
+        raise RemoteError(
+            f"{remote.url}: a run was begun there, but none of its files were uploaded; begin it again with: "
+            f"excite train RECIPE --run-dir {remote.url}",
+            True,
+        )
     if "recipe.yaml" not in entries:
-        raise RemoteError(f"--resume {remote.url}: this is not a run folder (it has no recipe.yaml)", True)
+        raise RemoteError(f"{remote.url}: this is not a run folder (it has no recipe.yaml)", True)
     whole = {f"step-{step:08d}" for step in complete_steps(entries)}
     return {
         name: entry
         for name, entry in entries.items()
-        if (match := _CHECKPOINT.match(name)) is None or match.group(1) in whole
+        if not is_private(name) and ((match := _CHECKPOINT.match(name)) is None or match.group(1) in whole)
     }
-
-
-def same_run(remote: Remote, entries: Mapping[str, Entry], local: Path) -> bool:
-    """Whether two copies are of the same run: they record the same start (command, second, machine)."""
-    name = "environment.json"
-    if name not in entries or not (local / name).is_file():
-        return name not in entries and not (local / name).is_file()
-    return bool(retried(lambda: remote.fs.cat_file(entries[name].path), remote.url) == (local / name).read_bytes())
 
 
 def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
@@ -268,11 +389,15 @@ def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
             entries = _run_entries(remote)
     try:
         if local.exists():
-            if not any(local.iterdir()) or read_marker(local).get("fetched"):
+            if is_blank(local):
+                clear_blank(local)
+            elif read_marker(local).get("fetched"):
                 shutil.rmtree(local)
-            else:
+            if local.exists():
                 stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
                 local.rename(local.with_name(f"{local.name}-older-{stamp}"))
+        if RUN not in entries:
+            begin(workshop.files)  # of an older version, which has none: as every other copy of it would name it
         write_marker(workshop.files, remote.url, fetched=True)
         os.replace(workshop.files, local)
         shutil.rmtree(building)

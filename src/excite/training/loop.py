@@ -117,9 +117,8 @@ def train(
     launch.watch_for_failures()  # without a launcher that provides the board, it exists only from here on
     main = accelerator.is_main_process
     display = Display(quiet=quiet or not main)
-    target = out if run_dir is None else run_dir
-    if main and resume is None and storage.is_remote(target):
-        storage.check_writable(str(target))  # before hours of staging and training, not after
+    if main and resume is None:
+        storage.check_target(out, run_dir)  # before hours of staging and training, not after
     recipe = _as_begun(recipe, accelerator, resume, run_dir)
     run = set_up(recipe, display, accelerator, resuming=resume is not None)
     if note is not None:
@@ -202,7 +201,7 @@ def _results_of_finished(run: Run) -> Results | None:
     path, found = run.folder / "results.json", list[Results | None]([None])
     if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
         with suppress(ExciteError):  # damaged: written again, like everything that follows the last step
-            found = [read_results(path)]
+            found = [{**read_results(path), "run": str(run.folder)}]  # it may have ended on another machine
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

@@ -9,11 +9,14 @@ from excite.errors import ExciteError, install_line
 from excite.files import from_json, to_json, write_text
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
+from excite.storage.identity import is_blank
+from excite.storage.runs import begin_in
 from excite.training.results import Record
 
 
 def new_run_folder(parent: Path, name: str) -> Path:
-    """Create ``parent/name-YYYYMMDD-HHMMSS`` (with a number appended if it exists). Raises ExciteError."""
+    """Create ``parent/name-YYYYMMDD-HHMMSS`` (with a number appended if it exists), with the identity of a new run.
+    Raises ExciteError."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
         folder = parent / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
@@ -25,6 +28,7 @@ def new_run_folder(parent: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise ExciteError(f"the run folder {folder} cannot be created: {error.strerror or error}") from None
+        begin_in(folder)
         return folder
     raise ExciteError(f"no free name for a run folder in {parent}; give another folder for the runs")
 
@@ -35,7 +39,8 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
     Args:
         name: first part of a new folder's name.
         out: parent of a new folder.
-        run_dir: a folder to start in, or to resume in if it holds a run.
+        run_dir: a folder to start in, or to resume in if it holds a run. What a kill left while the folder was begun
+            is no obstacle: the run is begun anew in it.
 
     Raises:
         ExciteError: the folder cannot be created, or holds something other than a run.
@@ -44,10 +49,12 @@ def choose_run_folder(name: str, out: Path, run_dir: Path | None) -> Path:
         return folder_of_job(lambda: new_run_folder(out, name))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        strange = any(run_dir.iterdir()) and not (run_dir / "recipe.yaml").is_file()
+        blank = is_blank(run_dir)
     except OSError as error:
         raise ExciteError(f"the run folder {run_dir} cannot be created: {error.strerror or error}") from None
-    if strange:
+    if blank:
+        begin_in(run_dir)
+    elif not (run_dir / "recipe.yaml").is_file():
         raise ExciteError(f"{run_dir} is neither empty nor a run folder (it has no recipe.yaml); give a new folder")
     return run_dir
 
