@@ -139,3 +139,20 @@ def excite(tmp_path):
 
     run.cwd = tmp_path  # type: ignore[attr-defined]
     return run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A function: run a command; (exit status, standard output, standard error)."""
+
+    from excite import cli
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["excite", *map(str, words)])
+        monkeypatch.setattr(cli, "leave_quickly", lambda: None)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import excite
-from excite import cli
 from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
 from excite.errors import ExciteError
@@ -200,21 +199,6 @@ def some(trained, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def none(trained, tmp_path_factory) -> Path:
     return scaled(trained, tmp_path_factory.mktemp("none") / "run", 1.0)
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """A function: run a command; (exit status, standard output, standard error)."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["excite", *map(str, words)])
-        monkeypatch.setattr(cli, "leave_quickly", lambda: None)
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 def test_validate_counts_and_names_them(some, none, command):

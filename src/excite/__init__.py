@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from excite.trained.classify import predict as predict
     from excite.trained.predictor import Predictor as Predictor
     from excite.trained.predictor import load as load
+    from excite.trained.verify import verify as verify
     from excite.twins import run_twins as run_twins
     from excite.weights.conversion import convert_file as _convert
     from excite.weights.convert import load_weights as load_weights
@@ -58,6 +59,7 @@ _HOMES = {
     "predict": "excite.trained.classify",
     "prune": "excite.grafting.prune",
     "validate": "excite.trained.accuracy",
+    "verify": "excite.trained.verify",
     "create_model": "excite.models",
     "fold": "excite.models",
     "list_models": "excite.models.catalog",

@@ -33,6 +33,7 @@ from excite.commands import (
     train,
     twins,
     validate,
+    verify,
 )
 from excite.completion import complete
 from excite.errors import ExciteError, UsageError, shown
@@ -109,7 +110,7 @@ app = typer.Typer(
 #: The groups of ``excite --help``, in order.
 _GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
     "Train": (train.train, twins.twins, sync.sync),
-    "Measure": (validate.validate, compare.compare, bench.bench),
+    "Measure": (validate.validate, compare.compare, bench.bench, verify.verify),
     "Understand": (explain.explain, report.report),
     "Ship": (predict.predict, export.export, prune.prune),
     "Bring in": (convert.convert, graft.graft),

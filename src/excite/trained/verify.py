@@ -20,7 +20,6 @@ from excite.runtime.environment import read_environment
 from excite.training import checkpoint as ckpt
 from excite.training.loop import train
 from excite.training.results import read_results
-from excite.training.run_folder import run_identity
 from excite.training.stop import Interrupted
 from excite.weights.locate import WEIGHTS, checkpoint_steps, step_folder
 from excite.weights.own import read_own
@@ -68,7 +67,7 @@ class Verified:
         return not self.wrong and not any(self.checkpoints.values()) and not (self.stretch and self.stretch.differing)
 
 
-def verify(run: str | Path, *, again: bool = True, say: Callable[[str], object] = lambda line: None) -> Verified:
+def verify(run: str | Path, *, files_only: bool = False, say: Callable[[str], object] = lambda line: None) -> Verified:
     """Verify the files of a run, and that training a stretch of it again gives the same weights, bit for bit.
 
     The stretch is the shortest between two of its checkpoints; with one checkpoint, from the start of the run to it.
@@ -76,7 +75,7 @@ def verify(run: str | Path, *, again: bool = True, say: Callable[[str], object] 
 
     Args:
         run: a run folder, or its address.
-        again: train a stretch again; False: only compare the files.
+        files_only: compare the files only; train nothing again.
         say: called with a line before the training.
 
     Raises:
@@ -87,17 +86,19 @@ def verify(run: str | Path, *, again: bool = True, say: Callable[[str], object] 
         what = "it has no recipe.yaml" if folder.is_dir() else absence(folder)
         raise ExciteError(f"{folder} is not a run folder: {what}")
     found = Verified(folder)
-    good: dict[int, ckpt.Saved] = {}
+    good, identity = dict[int, ckpt.Saved](), ckpt.identity(folder)
     for step in checkpoint_steps(folder):
         found.checkpoints[step] = ""
         try:
-            good[step] = ckpt.read_step(step_folder(folder, step), run_identity(folder))
+            good[step] = ckpt.read_step(step_folder(folder, step), identity)
         except ckpt.Damaged as error:
             found.checkpoints[step] = str(error)
     _check_shipped(found, good)
-    if again and not good:
+    if files_only:
+        return found
+    if not good:
         found.notes.append("there is no good checkpoint, so nothing was trained again")
-    elif again:
+    else:
         found.stretch = _train_again(found, good, say)
     return found
 
@@ -135,8 +136,8 @@ def _check_results(found: Verified, metrics: Mapping[str, Any] | None) -> None:
         found.wrong.append(str(error))
         return
     for key in ("top1", "top5", "loss"):
-        if key in results and results[key] != metrics.get(key):  # type: ignore[literal-required]
-            said = f"{results[key]}, but the header of {WEIGHTS} has {metrics.get(key)}"  # type: ignore[literal-required]
+        if key in results and results[key] != metrics.get(key):
+            said = f"{results[key]}, but the header of {WEIGHTS} has {metrics.get(key)}"
             found.wrong.append(f"{path}: {key} is {said}")
 
 

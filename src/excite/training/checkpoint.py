@@ -10,6 +10,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
@@ -22,9 +23,10 @@ from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, explain, first_line, shown, shown_text
 from excite.files import read_typed, sha256_of, write_json, written_aside
+from excite.storage.identity import read_begun
 from excite.training.results import Best
 from excite.weights.header import Meta
-from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, saved_steps, step_folder
+from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, checkpoint_steps, saved_steps, step_folder
 from excite.weights.own import Checkpoint, read_own, save_weights
 from excite.weights.pytorch import check_zip
 
@@ -179,6 +181,21 @@ def set_aside(folder: Path, kind: str = "damaged") -> Path:
         return folder.rename(aside)
     except OSError as error:
         raise ExciteError(f"{folder} could not be renamed to {aside.name}: {error.strerror or error}") from None
+
+
+def identity(run: Path) -> str:
+    """The id of a run, which its checkpoints carry; "" for runs of versions that had none.
+
+    If ``run.json`` names another run than all checkpoints do, it is ``run.json`` that is damaged.
+    """
+    known = read_begun(run)
+    own = "" if known is None else known["id"]
+    theirs = set()
+    for step in checkpoint_steps(run):
+        with suppress(ExciteError):
+            theirs.add(read_typed(step_folder(run, step) / MANIFEST, Manifest, "")["run"])
+    theirs.discard("")
+    return theirs.pop() if len(theirs) == 1 else own
 
 
 def read_step(folder: Path, run_id: str = "") -> Saved:

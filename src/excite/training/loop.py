@@ -137,6 +137,7 @@ def train(
     try:
         with mine as unlocked, mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
             run.notes += [unlocked] if unlocked else []
+            run.identity = ckpt.identity(run.folder) if main else ""
             try:
                 return _train(run, stop, resuming, at, until)
             finally:
