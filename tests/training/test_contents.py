@@ -81,6 +81,8 @@ def test_a_digest_does_not_depend_on_order_and_covers_everything(tmp_path):
     write_safetensors(path, dict(reversed(tensors.items())), dict(reversed(texts.items())))
     assert read_safetensors(path)[1][DIGEST] == digest
     assert torch.equal(stored["b"], tensors["b"])
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_no_flipped_bit_of_a_weights_file_goes_unnoticed(finished, tmp_path):
@@ -181,7 +183,10 @@ def test_without_a_good_checkpoint_the_reason_is_said_and_nothing_is_renamed(beg
     for step in saved_steps(begun):
         truncate(step_folder(begun, step) / STATE)
     before = sorted(p.name for p in (begun / "checkpoints").iterdir())
-    with pytest.raises(ExciteError, match=r"has no good checkpoint: .*bytes instead of .*; start over with"):
+    with pytest.raises(ExciteError, match=r"no good checkpoint: .*bytes instead of .*; its best weights are good, and"):
+        train(resume=begun, quiet=True)
+    damage_a_bit(begun / WEIGHTS)
+    with pytest.raises(ExciteError, match=r"no good checkpoint: .*; start over with: excite train "):
         train(resume=begun, quiet=True)
     assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == before
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from excite import storage
+from excite.console import format_seconds
 from excite.errors import ExciteError, absence
 from excite.files import write_text
 from excite.recipe import Recipe
@@ -148,17 +149,17 @@ def _train_again(found: Verified, good: Mapping[int, ckpt.Saved], say: Callable[
         found.notes.append("the recipe has changed between all its checkpoints, so nothing was trained again")
         return None
     first, last = min(known, key=lambda pair: pair[1] - pair[0])
-    say(f"training steps {first + 1} to {last} again")
+    before = good[first].seconds if first else 0.0
+    say(f"training steps {first + 1} to {last} again (took {format_seconds(good[last].seconds - before)} then)")
     since = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="excite-verify-") as scratch:
         copy = _begin(found.run, Path(scratch) / "run", good, first, last)
         remade = _to_step(copy, good[last], last)
     seconds = time.monotonic() - since
-    stored = good[last]
-    before, now = _tensors(stored), _tensors(remade)
-    differing = _differing(before, now)
+    stored, now = _tensors(good[last]), _tensors(remade)
+    differing = _differing(stored, now)
     _note_machine(found)
-    return Stretch(first, last, differing, _largest(before, now, differing), seconds)
+    return Stretch(first, last, differing, _largest(stored, now, differing), seconds)
 
 
 def _same_recipe(good: Mapping[int, ckpt.Saved], first: int, last: int) -> bool:

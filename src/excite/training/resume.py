@@ -91,11 +91,23 @@ def _find(run: Run, at: int | None) -> Found:
             passed.append((step, str(error)))
     if not passed:
         raise ExciteError(f"{run.folder} has no checkpoint to resume from; start over with `excite train {run.folder}`")
-    raise ExciteError(
-        f"{run.folder} has no good checkpoint{'' if at is None else f' of step {at}'}: {passed[0][1]}"
-        + (f"; nor have its {len(passed) - 1} others" if len(passed) > 1 else "")
-        + (f"; the last good one: excite train --resume {run.folder}" if at is not None and len(steps) > 1 else "")
-        + (f"; start over with `excite train {run.folder}`" if at is None else "")
+    raise ExciteError(_nothing_good(run, at, steps, passed))
+
+
+def _nothing_good(run: Run, at: int | None, steps: list[int], passed: list[tuple[int, str]]) -> str:
+    """The sentence for a run without a good checkpoint (of step ``at``), with the line that goes on nevertheless."""
+    which = "" if at is None else f" of step {at}"
+    others = f" (nor are its {len(passed) - 1} others)" if len(passed) > 1 else ""
+    told = f"{run.folder} has no good checkpoint{which}: {passed[0][1]}{others}"
+    if at is not None:
+        return told + (f"; the last good one: excite train --resume {run.folder}" if len(steps) > 1 else "")
+    try:
+        read_own(run.folder / WEIGHTS)
+    except ExciteError:
+        return f"{told}; start over with: excite train {run.folder}"
+    return (
+        f"{told}; its best weights are good, and a new run can start from them: excite train {run.folder} "
+        f"train.init_from={run.folder}"
     )
 
 

@@ -46,7 +46,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], texts: Mapping[
         SafetensorError, OSError: the disk is full or the place cannot be written.
     """
     texts = {"format": "pt", **texts}
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask says; the library's own file is for this user alone
     save_file(dict(tensors), path, metadata={**texts, DIGEST: content_digest(tensors, texts)})
+    path.chmod(mode)
     _sort_header(path)
 
 
