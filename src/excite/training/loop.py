@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from excite.errors import ExciteError
 from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
+from excite.runtime.waiting import said_by
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs, keep_epochs
@@ -35,6 +37,7 @@ from excite.training.reporting import (
     record_steps,
     record_test,
 )
+from excite.training.rescue import Rescue
 from excite.training.results import Results, read_results, summary_of
 from excite.training.run_folder import Metrics, choose_run_folder
 from excite.training.schedule import learning_rate
@@ -126,8 +129,9 @@ def train(
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     try:
-        with mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
-            return _train(run, stop, resuming)
+        lines = said_by(display.message)
+        with mirrored, StopSignals() as stop, compile_errors(recipe.train.compile), Rescue(run) as rescue, lines:
+            return _train(run, stop, resuming, rescue)
     finally:
         display.close()
         torch.use_deterministic_algorithms(deterministic)
@@ -194,7 +198,7 @@ def _results_of_finished(run: Run) -> Results | None:
     return found[0]
 
 
-def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
+def _train(run: Run, stop: StopSignals, resuming: bool, rescue: Rescue) -> Results:
     """The training loop: the steps of each epoch, then an evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
@@ -207,6 +211,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool) -> Results:
     if main:
         open_folder(run, metrics, resuming)
     meter, clock = Meter(recipe.log.every_steps, run.device), Clock()
+    rescue.ready(partial(record_steps, run, meter, clock, metrics), partial(save, run, clock))
     if (recipe.train.probe or run.keeps_head) and not resuming:
         if recipe.train.probe:
             start_from_probe(run)
