@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +39,7 @@ from excite.commands import (
 from excite.completion import complete
 from excite.errors import ExciteError, UsageError, shown
 from excite.hints import Shape, corrected
-from excite.leaving import leave_quickly
+from excite.leaving import Stopped, ending, leave_quickly, signal_name, stop_on_signals
 from excite.runtime.job import is_one_of_several
 from excite.text import printable, tell, tell_lines
 
@@ -55,7 +56,34 @@ class _Commands(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with _as_ours():
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as error:  # typer would end silently, with the status of Ctrl-C whatever came
+                ending()
+                raise _interrupted(ctx.invoked_subcommand, error) from None
+
+
+def _interrupted(command: str | None, error: KeyboardInterrupt) -> ExciteError:
+    """One sentence on what a command that was stopped keeps, and how to go on. Exit status 128 + the signal."""
+    from excite.training.stop import Interrupted
+
+    number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
+    kept = _KEPT.get(command or "", "nothing half-written is left; to start over, repeat the command")
+    return Interrupted(f"stopped by {signal_name(number)}: {kept}", number)
+
+
+#: What a stopped command keeps and how to go on, where it is more than nothing. A training that has begun, and the
+#: experiments of twins, say it themselves.
+_KEPT = {
+    "train": "the training had not begun, or was over; a run that was named goes on with: excite train --resume RUN",
+    "twins": "finished runs are kept; to go on, repeat the command",
+    "report": "the page was not written, and an older one is as it was; to start over, repeat the command",
+    "sync": "what was uploaded stays; to go on, repeat the command",
+    **dict.fromkeys(
+        ("convert", "graft", "prune", "export", "explain", "compare", "predict"),
+        "nothing was written, and what was there before is unchanged; to start over, repeat the command",
+    ),
+}
 
 
 class _Command(typer.core.TyperCommand):
@@ -199,12 +227,14 @@ def main() -> None:
     leave_quickly()
     make_children_safe()
     sys.excepthook = _show_traceback
+    stop_on_signals()
     if "_EXCITE_COMPLETE" in os.environ and (answer := complete(typer.main.get_command(app), os.environ)) is not None:
         print(answer[0])
         sys.exit(answer[1])
     try:
         app()
     except Exception as raised:
+        ending()
         error = _refused(raised)
         if is_one_of_several():
             from excite.training.launch import tell_and_end

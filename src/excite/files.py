@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from excite.errors import ExciteError, explain, shown_text
+from excite.leaving import unbroken
+from excite.owners import aside_of, remove, sweep_once
 from excite.text import as_json
 
 Shape = TypeVar("Shape")
@@ -55,11 +58,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def flush(path: Path) -> None:
+    """Flush a file, or a folder with everything in it, to disk. Raises OSError."""
+    inside = [*path.rglob("*")] if path.is_dir() else []
+    for each in [p for p in inside if p.is_file()] + [p for p in inside if p.is_dir() and not p.is_symlink()]:
+        _sync(each)
+    _sync(path)
 
 
 @contextmanager
@@ -67,34 +71,120 @@ def written_aside(path: Path) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to; it is renamed to ``path`` when the block ends without an error.
 
     A file replaces an existing one; a folder must be new. After a crash, a kill or a full disk at any moment, ``path``
-    is either as before or complete, never in between.
+    is either as before or complete, never in between. What processes that have died left in the same folder is removed.
 
     Raises:
         ExciteError: the disk is full, or the place cannot be written; ``path`` is then unchanged.
     """
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    aside = aside_of(path)
+    with told(path), _cleared(aside):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(aside)
+        sweep_once(path.parent)
         yield aside
-        for file in [p for p in aside.rglob("*") if p.is_file()] if aside.is_dir() else [aside]:
-            _sync(file)
-        if aside.is_dir():
-            _sync(aside)
-        os.replace(aside, path)
+        flush(aside)
+        with unbroken():
+            os.replace(aside, path)
         _sync(path.parent)
-    except OSError as error:
-        _remove(aside)
-        raise ExciteError(_sentence(path, error)) from error
+
+
+@contextmanager
+def _cleared(aside: Path) -> Iterator[None]:
+    """Remove ``aside`` if the block fails; a signal waits until that is done."""
+    try:
+        yield
     except BaseException:
-        _remove(aside)
+        with unbroken():
+            remove(aside)
         raise
 
 
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn an error of the file system while ``path`` is written, also one that a library wrapped, into the sentence.
+
+    Raises:
+        ExciteError: the disk is full, or the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ExciteError(_sentence(path, error)) from error
+    except Exception as error:
+        wrapped = as_os_error(error, path.parent)
+        if wrapped is None:
+            raise
+        raise ExciteError(_sentence(path, wrapped)) from error
+
+
+#: What libraries that write in C++ or Rust say when the system refuses: torch's archives, OpenVINO's streams.
+_REFUSED_INSIDE = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+|file write failed|[Cc]an'?t open bin file")
+
+
+def as_os_error(error: Exception, folder: Path) -> OSError | None:
+    """The system's error that a library wrapped in its own while it wrote into ``folder``; None if it is another.
+
+    safetensors gives its number. torch and OpenVINO give none: it is a full disk if less than 1 MB is free.
+    """
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and (code := re.search(r"os error (\d+)", text)):
+        return OSError(int(code.group(1)), os.strerror(int(code.group(1))))
+    if not isinstance(error, RuntimeError) or _REFUSED_INSIDE.search(text) is None:
+        return None
+    try:
+        full = shutil.disk_usage(folder).free < 1 << 20
+    except OSError as lost:  # the folder itself is gone
+        return lost
+    number = errno.ENOSPC if full else errno.EIO
+    return OSError(number, os.strerror(number))
+
+
 def _sentence(path: Path, error: OSError) -> str:
+    unchanged = "(what was there before is unchanged)"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full: {path} could not be written; free some space (what was there before is unchanged)"
-    return f"{path} could not be written: {error.strerror or error} (what was there before is unchanged)"
+        kind = "the disk is full" if error.errno == errno.ENOSPC else "your quota of the disk is used up"
+        return f"{kind}: {path} could not be written; free some space {unchanged}"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{shown_text(str(path))} could not be written: the name is too long; choose a shorter one"
+    if error.errno == errno.ENOENT and not path.parent.is_dir():
+        return f"{path} could not be written: the folder {path.parent} has vanished (was it moved or deleted?)"
+    if error.errno == errno.EROFS:
+        return f"{path} could not be written: the disk is read-only; name another place, or mount it for writing"
+    return f"{path} could not be written: {error.strerror or error} {unchanged}"
+
+
+def append_text(path: Path, text: str, *, create: bool = True) -> None:
+    """Append UTF-8 text to a file, all of it or nothing: after a full disk the file is as it was.
+
+    Args:
+        path: the file.
+        text: what to append.
+        create: whether a missing file is begun. False, for a file that is known to have been there: its loss is told.
+
+    Raises:
+        ExciteError: it cannot be written, or it has vanished.
+    """
+    data = text.encode("utf-8", "backslashreplace")
+    with told(path):
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if create else 0) | getattr(os, "O_BINARY", 0)
+        try:
+            descriptor = os.open(path, flags, 0o666)
+        except FileNotFoundError:
+            if create or not path.parent.is_dir():
+                raise
+            raise ExciteError(f"{path} has vanished while it was being written (was it moved or deleted?)") from None
+        with open(descriptor, "ab", buffering=0) as file:
+            before = os.fstat(descriptor).st_size
+            try:
+                _write_all(file.write, data)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+
+
+def _write_all(write: Callable[[memoryview], int | None], data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[write(left) or 0 :]
 
 
 def check_writable(path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from excite.runtime.job import cores
+from excite.runtime.waiting import waits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -53,8 +54,17 @@ def decoded_batches(
                     waiting.append([(image, pool.submit(load, image)) for image in first])
                     first = list(islice(todo, batch_size))
                 if len(waiting) > beside or not first:
-                    yield [(image, future.result()) for image, future in waiting.popleft()]
+                    batch = waiting.popleft()
+                    with waits.waiting(lambda batch=batch: _reading(batch, path_of)):  # type: ignore[misc]
+                        done = [(image, future.result()) for image, future in batch]
+                    yield done
         finally:  # the caller has stopped iterating
             for batch in waiting:
                 for _, future in batch:
                     future.cancel()
+
+
+def _reading(batch: Sequence[tuple[Item, Future[Result]]], path_of: Callable[[Item], str | None]) -> str:
+    """What a batch waits for, as a clause."""
+    paths = (path_of(image) for image, future in batch if not future.done())
+    return f"images: reading {next((path for path in paths if path is not None), 'one from memory')}"

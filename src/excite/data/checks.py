@@ -21,6 +21,7 @@ from excite.data.decode import BadImageError, check_image
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 from excite.progress import Progress
+from excite.runtime.waiting import waits
 from excite.storage.staging import locked
 
 #: Version of the cache format and of the rules for what counts as complete.
@@ -115,10 +116,11 @@ def _look(
             found.append((i, 0 if reason is not None else digest_of(paths[i], int(sizes[i])), reason))
         return found
 
+    folder = os.path.commonpath(paths) if len(todo) else ""
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     done = 0
     with ThreadPoolExecutor(THREADS) as pool:  # the disk takes most of the time, above all a network disk
-        for found in pool.map(some, chunks):
+        for found in waits.each(pool.map(some, chunks), lambda: f"the check of the {what} images in {folder}"):
             done += len(found)
             if progress is not None:
                 progress(f"checking {what} images", done, len(todo))

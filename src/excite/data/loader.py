@@ -13,13 +13,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from excite.children import safe_children
 from excite.data.augment import crop_and_resize
@@ -34,9 +34,11 @@ from excite.data.decode import (
     reading,
 )
 from excite.data.images import ArrayImages, FileImages
+from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
 from excite.runtime.job import cores, local_world_size
+from excite.runtime.waiting import waits
 
 Batch = TypeVar("Batch")
 #: Which rule applies to broken images: `data.on_bad_train` or `data.on_bad_val`.
@@ -72,6 +74,11 @@ class Decoded:
     bad: list[tuple[str, str]]
     fatal: ExciteError | None = None  # stops the run
 
+    def share(self) -> None:
+        """Move the tensors to shared memory, from which the main process takes them. Raises RuntimeError or OSError."""
+        for tensor in (self.pixels, self.labels, self.indices):
+            tensor.share_memory_()
+
     def pin_memory(self) -> "Decoded":
         """Called by the DataLoader if the device is a GPU."""
         return Decoded(
@@ -95,8 +102,21 @@ class FileDecoder(Dataset[Decoded]):
         rule = rule or ("val" if augment is None else "train")
         self.key = f"data.on_bad_{rule}"
         self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
+        self.beats = Beats(0)  # replaced by that of the workers
 
     def __getitem__(self, request: Request) -> Decoded:
+        decoded = self._decoded(request)
+        if get_worker_info() is not None:
+            # Now, not in the thread that sends it: there a refusal is lost, and the main process waits for ever.
+            try:
+                with sharing():
+                    decoded.share()
+            except LoaderFailed as error:
+                nothing = torch.empty(0, dtype=torch.int64)
+                return Decoded(nothing, nothing, nothing, decoded.bad, error)
+        return decoded
+
+    def _decoded(self, request: Request) -> Decoded:
         size, channels = self.size, self.data.in_chans
         pixels = np.empty((len(request.indices), size, size, channels), dtype=np.uint8)
         used: list[int] = []
@@ -107,7 +127,8 @@ class FileDecoder(Dataset[Decoded]):
             for candidate in range(index, index + tries):
                 candidate %= len(self.files)
                 try:
-                    pixels[len(used)] = self._decode(candidate, index, request.epoch)
+                    with self.beats.reading(candidate):
+                        pixels[len(used)] = self._decode(candidate, index, request.epoch)
                     used.append(candidate)
                     break
                 except BadImageError as error:
@@ -161,6 +182,7 @@ def _start_worker(_: int) -> None:
     server, which in turn waits for the workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_quiet_at_crashes()
     threading.Thread(target=_end_with_main, daemon=True).start()
 
 
@@ -187,8 +209,12 @@ class _FileBatches:
     def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
         self.decoder, self.plan = decoder, _Plan()
         workers = default_workers() if decoder.data.workers is None else decoder.data.workers
-        self.loader = DataLoader(
+        decoder.beats = Beats(workers)
+        batch_key = "eval.batch_size" if decoder.augment is None else "train.batch_size"
+        self.watch = Watch(decoder.beats, workers, decoder.files.paths.__getitem__, batch_key)
+        self.loader = WatchedLoader(
             decoder,
+            watch=self.watch,
             batch_size=None,
             sampler=self.plan,
             num_workers=workers,
@@ -201,8 +227,10 @@ class _FileBatches:
         )
 
     def run(self, requests: list[Request]) -> Iterator[Decoded]:
+        """The answers, in order. Raises LoaderFailed if a worker dies or gets nowhere."""
         self.plan.requests = requests
-        with safe_children():  # the workers, and the server that they are forked from, start here
+        # The workers, and the server that they are forked from, start here.
+        with safe_children(), waits.waiting(self.watch.doing):
             return iter(self.loader)
 
 
@@ -258,10 +286,11 @@ class _Loader:
         if ahead is not None:
             yield ahead
 
-    def _timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Batch], what: Callable[[], str] = lambda: "images in memory") -> Iterator[Batch]:
         while True:
             start = time.perf_counter()
-            batch = next(batches, None)
+            with waits.waiting(what):
+                batch = next(batches, None)
             self.wait_seconds += time.perf_counter() - start
             if batch is None:
                 return
@@ -343,7 +372,7 @@ class TrainLoader(_Loader):
         steps = range(start_step, self.steps_per_epoch)
         requests = [Request(epoch, self._share(order, step).tolist()) for step in steps]
         streamed = self._streamed(self._files.run(requests))
-        return self._timed((pixels, labels) for pixels, labels, _ in streamed)
+        return self._timed(((pixels, labels) for pixels, labels, _ in streamed), self._files.watch.doing)
 
     def _from_arrays(
         self, arrays: ArrayImages, order: np.ndarray, epoch: int, start_step: int
@@ -393,7 +422,7 @@ class EvalLoader(_Loader):
         decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
         files = _FileBatches(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))
-        return self._timed(batch for batch in streamed if len(batch[1]))
+        return self._timed((batch for batch in streamed if len(batch[1])), files.watch.doing)
 
     def _from_arrays(
         self, arrays: ArrayImages, shares: list[np.ndarray]

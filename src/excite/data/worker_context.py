@@ -21,6 +21,9 @@ from excite.children import safe_children
 if sys.platform != "win32":
     from multiprocessing import forkserver
 
+#: The exit status of a worker that cannot hand over what it has decoded.
+FEEDER_FAILED = 97
+
 _starting = threading.Lock()
 
 
@@ -82,6 +85,16 @@ class _Queue(queues.Queue):
     semaphore, and the interpreter may stop it between removing the semaphore and reporting that, which prints a warning
     about a leak.
     """
+
+    def _on_queue_feeder_error(self, error: Exception, item: Any) -> None:
+        """Called in the feeder thread, for what cannot be sent. The default drops it, and the main process then waits
+        for it for ever; the end of a worker is noticed."""
+        from torch.utils.data import get_worker_info
+
+        if get_worker_info() is None:  # the main process
+            super()._on_queue_feeder_error(error, item)  # type: ignore[misc]
+        else:
+            os._exit(FEEDER_FAILED)
 
     def close(self) -> None:
         super().close()

@@ -7,6 +7,7 @@ import platform
 import random
 import sys
 import warnings
+from datetime import timedelta
 from functools import cache
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from excite.choices import DEVICES, check_device, check_precision
 from excite.errors import ExciteError, first_line
 from excite.runtime.job import local_world_size, world_size
 from excite.runtime.meeting import meet
+from excite.runtime.waiting import patience
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,12 +58,17 @@ def make_accelerator(device: str, ddp: DistributedDataParallelKwargs | None = No
     if world_size() > 1:
         _check_meeting_place()
         _register_meeting()
-        handlers.append(InitProcessGroupKwargs(init_method="excite://"))
+        handlers.append(InitProcessGroupKwargs(init_method="excite://", timeout=_timeout()))
     accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     found = accelerator.device.type
     if device not in ("auto", found):  # several kinds in one machine, of which Accelerate prefers another
         raise ExciteError(f"device is {device!r}, but this machine offers {found!r}; use device=auto or device={found}")
     return accelerator
+
+
+def _timeout() -> timedelta | None:
+    """After which time an exchange is given up: EXCITE_PATIENCE, else torch's own (gloo 30 minutes, NCCL 10)."""
+    return timedelta(seconds=patience()) if os.environ.get("EXCITE_PATIENCE") else None
 
 
 def prepared(accelerator: Accelerator, model: nn.Module) -> nn.Module:

@@ -37,6 +37,10 @@ class JobBoard:
         """The note, or None if there is none yet."""
         return self._store.get(name).decode().partition(" ")[2] if self._store.check([name]) else None
 
+    def put(self, name: str, text: str) -> None:
+        """Write a note, over an earlier one."""
+        self._store.set(name, f"- {text}")
+
     def write_first(self, name: str, text: str) -> bool:
         """Write a note; False if another process was first."""
         mine = f"{uuid.uuid4().hex} {text}"

@@ -7,7 +7,6 @@ A run folder holds ``checkpoints/step-00001234/`` with ``model.safetensors``, ``
 """
 
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,12 +16,12 @@ from typing import Annotated, Any, NotRequired, cast
 
 import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from safetensors import SafetensorError
 from torch import Tensor
 from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, explain, first_line, shown, shown_text
 from excite.files import read_typed, sha256_of, write_json, written_aside
+from excite.owners import remove_leftovers
 from excite.storage.identity import read_begun
 from excite.training.results import Best
 from excite.weights.header import Meta
@@ -133,13 +132,10 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
             return folder
     with written_aside(folder) as aside:
         aside.mkdir()
-        try:
-            save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
-            if snapshot.ema is not None:
-                save_weights(aside / EMA, snapshot.ema, snapshot.ema_meta)
-            torch.save(snapshot.state, aside / STATE)
-        except (SafetensorError, RuntimeError) as error:  # both wrap the system's error when the disk is full
-            raise as_os_error(error, aside) from error
+        save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
+        if snapshot.ema is not None:
+            save_weights(aside / EMA, snapshot.ema, snapshot.ema_meta)
+        torch.save(snapshot.state, aside / STATE)
         files = {path.name: _record(path) for path in sorted(aside.iterdir())}
         manifest: Manifest = {
             "format_version": 1,
@@ -154,15 +150,6 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
 
 def _record(path: Path) -> FileRecord:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-
-
-def as_os_error(error: Exception, folder: Path) -> OSError:
-    """The system's error that safetensors or torch wrapped."""
-    code = re.search(r"os error (\d+)", str(error))
-    if code:
-        return OSError(int(code.group(1)), str(error))
-    free = shutil.disk_usage(folder).free
-    return OSError(28, str(error)) if free < 1 << 20 else OSError(5, str(error))
 
 
 def set_aside(folder: Path, kind: str = "damaged") -> Path:
@@ -267,15 +254,12 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def prune(run: Path, keep_last: int, best: int | None) -> None:
-    """Delete all checkpoints but the last ``keep_last`` and the best, and any half-written ones left by a kill."""
+    """Delete all checkpoints but the last ``keep_last`` and the best, and what dead processes left half-written."""
     steps = saved_steps(run)
     for step in set(steps[:-keep_last]) - {best}:
         shutil.rmtree(step_folder(run, step), ignore_errors=True)
-    for leftover in [*run.glob("checkpoints/.*.tmp-*"), *run.glob(".*.tmp-*")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    for folder in (run, run / "checkpoints"):
+        remove_leftovers(folder)
 
 
 def load_state(folder: Path) -> State:

@@ -10,22 +10,23 @@ import multiprocessing.util
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, NotRequired, TypedDict
 
 from excite.children import python_options
 from excite.errors import ExciteError, first_line
 from excite.files import write_json
+from excite.owners import scratch_folder
 from excite.recipe import Origin, Recipe
-from excite.runtime.job import cores, in_job, local_rank, rank
+from excite.runtime.job import cores, in_job, local_rank, rank, world_size
 from excite.runtime.meeting import JobBoard, board, failure
+from excite.runtime.ranks import Ranks
 from excite.text import printable, tell, tell_lines
 from excite.training.stop import Interrupted
 
@@ -36,6 +37,8 @@ GRACE_SECONDS = 5.0
 #: Seconds that processes have to save and exit after a SIGTERM or Ctrl-C (torch's 30 s are short for a long step).
 SHUTDOWN_SECONDS = 120
 _WATCH = "watch for failures"
+_rescue_begun, _rescue_expected = threading.Event(), threading.Event()
+_ranks: Ranks | None = None
 
 
 def watch_for_failures() -> None:
@@ -62,7 +65,12 @@ def watch_for_failures() -> None:
                 return
             if failed:
                 time.sleep(1.0)  # the process that failed exits by itself
+                if _rescue_expected.is_set() and _rescue_begun.wait(GRACE_SECONDS):
+                    time.sleep(SHUTDOWN_SECONDS)  # the main thread saves, and ends this process
                 _leave_silently()
+            if _ranks is not None:
+                with suppress(RuntimeError):
+                    _ranks.tick()
 
     thread = threading.Thread(target=watch, daemon=True, name=_WATCH)
     thread.start()
@@ -74,6 +82,37 @@ def watch_for_failures() -> None:
             distributed.destroy_process_group()
 
     atexit.register(leave_group)
+
+
+def expect_rescue(step: Callable[[], int], saves: bool) -> None:
+    """A training has begun in this process of a job.
+
+    Args:
+        step: gives the number of steps done; the processes tell each other.
+        saves: whether this process will save when another one is lost, and must be given the time.
+    """
+    global _ranks
+    notes = board()
+    if notes is not None and world_size() > 1:
+        _ranks = Ranks(notes, rank(), world_size(), step)
+    if saves:
+        _rescue_expected.set()
+
+
+@contextmanager
+def rescuing() -> Iterator[None]:
+    """The main thread saves what was reached, although the job has failed."""
+    _rescue_begun.set()
+    yield
+
+
+def note_saved(text: str) -> None:
+    """Tell what there is to go on with, besides why the job failed: to the launching process, or to the user."""
+    outcome = os.environ.get(OUTCOME)
+    if outcome:
+        write_json(Path(outcome) / "saved.json", {"message": text, "status": 0})
+    else:
+        tell(f"rank {rank()}: {text}")
 
 
 def _leave_silently() -> NoReturn:
@@ -103,11 +142,8 @@ def tell_and_end(error: BaseException) -> NoReturn:
     elif isinstance(error, Interrupted):
         if rank() == 0:
             _say(error, str(error))
-    elif _is_lost_peer(error):
-        message = (
-            "another process of this job ended without reporting why (killed? out of memory? machine down?): "
-            f"{first_line(error)}"
-        )
+    elif is_lost_peer(error):
+        message = _lost(error)
         if _nobody_tells() and _first_to(f"lost-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", message):
             _say(error, f"error: rank {rank()}: {message}")
     else:
@@ -122,7 +158,17 @@ def tell_and_end(error: BaseException) -> NoReturn:
     _leave(status)
 
 
-def _is_lost_peer(error: BaseException) -> bool:
+def _lost(error: BaseException) -> str:
+    """The sentence about a process that is lost."""
+    if _ranks is not None and "timed out" in str(error).lower():
+        return f"the processes of this job waited too long for each other: {_ranks.suspects()} ({first_line(error)})"
+    return (
+        "another process of this job ended without reporting why (killed? out of memory? machine down?): "
+        f"{first_line(error)}"
+    )
+
+
+def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective operation failed because of another process."""
     if not isinstance(error, RuntimeError):
         return False
@@ -159,7 +205,7 @@ def _say(error: BaseException, line: str) -> None:
     """Report to the user, and to the launcher in the form that it reads."""
     outcome = os.environ.get(OUTCOME)
     if outcome:
-        kind = "interrupted" if isinstance(error, Interrupted) else "lost" if _is_lost_peer(error) else "failed"
+        kind = "interrupted" if isinstance(error, Interrupted) else "lost" if is_lost_peer(error) else "failed"
         status = getattr(error, "exit_status", 1)
         write_json(Path(outcome) / f"{kind}.json", {"message": line.removeprefix("error: "), "status": status})
         return
@@ -249,8 +295,8 @@ def run_on_this_machine(job: Job, processes: int, threads: int | None = None) ->
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="excite-job-") as scratch, _launching(scratch, processes, threads):
-        order = Path(scratch) / "job.json"
+    with scratch_folder("job") as folder, _launching(str(folder), processes, threads):
+        order = folder / "job.json"
         write_json(order, job)
         config = LaunchConfig(
             min_nodes=1,
@@ -261,19 +307,19 @@ def run_on_this_machine(job: Job, processes: int, threads: int | None = None) ->
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=str(Path(scratch) / "logs")),
+            logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
         )
         try:
             elastic_launch(config, sys.executable)(*python_options(), "-m", "excite.training.worker", str(order))
         except ChildFailedError as error:
             died = error.get_first_failure()
-            raise _outcome(Path(scratch), died[0], died[1].exitcode) from None
+            raise _outcome(folder, died[0], died[1].exitcode) from None
         except SignalException as error:
             number = int(error.sigval)
-            told = _read(Path(scratch), "interrupted")
+            told = _read(folder, "interrupted")
             message = told["message"] if told else f"stopped by {signal.Signals(number).name} before the first step"
             raise Interrupted(message, number) from None
-        result = Path(scratch) / "result.json"
+        result = folder / "result.json"
         return json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
 
 
@@ -291,16 +337,18 @@ def _read(folder: Path, kind: str) -> _Told | None:
 
 def _outcome(folder: Path, failed_rank: int, status: int) -> ExciteError:
     """The error for the whole job: what a process reported, else how it died, else what the others saw."""
-    failed, interrupted, lost = (_read(folder, kind) for kind in ("failed", "interrupted", "lost"))
+    failed, interrupted, lost, saved = (_read(folder, kind) for kind in ("failed", "interrupted", "lost", "saved"))
+    kept = f"; {saved['message']}" if saved else ""
     if failed:
-        return ExciteError(failed["message"])
+        return ExciteError(failed["message"] + kept)
     if interrupted:
         return Interrupted(interrupted["message"], interrupted["status"] - 128)
     if status < 0:
         name = signal.Signals(-status).name
         why = " (out of memory?)" if name == "SIGKILL" else ""
-        return ExciteError(f"rank {failed_rank}: the process was ended by {name}{why}")
-    return ExciteError(lost["message"] if lost else f"rank {failed_rank}: the process ended with status {status}")
+        return ExciteError(f"rank {failed_rank}: the process was ended by {name}{why}{kept}")
+    ended = f"rank {failed_rank}: the process ended with status {status}"
+    return ExciteError((lost["message"] if lost else ended) + kept)
 
 
 @contextmanager

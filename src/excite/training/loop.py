@@ -1,7 +1,8 @@
 """Training, from a recipe to a run folder."""
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
 from excite.runtime.owner import owned
+from excite.runtime.waiting import said_by
 from excite.training import checkpoint as ckpt
 from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs, keep_epochs
@@ -35,6 +37,7 @@ from excite.training.reporting import (
     record_steps,
     record_test,
 )
+from excite.training.rescue import Rescue
 from excite.training.results import Results, read_results
 from excite.training.resume import restore
 from excite.training.run_folder import Metrics, choose_run_folder
@@ -135,13 +138,19 @@ def train(
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     try:
-        with mine as unlocked, mirrored, StopSignals() as stop, compile_errors(recipe.train.compile):
+        compiling, lines = compile_errors(recipe.train.compile), said_by(display.message)
+        with (
+            mine as unlocked,
+            mirrored,
+            closing(run.saver),
+            StopSignals() as stop,
+            compiling,
+            lines,
+            Rescue(run) as rescue,
+        ):
             run.notes += [unlocked] if unlocked else []
             run.identity = ckpt.identity(run.folder) if main else ""
-            try:
-                return _train(run, stop, resuming, at, until)
-            finally:
-                run.saver.close()
+            return _train(run, stop, rescue, resuming, at, until)
     finally:
         display.close()
         torch.use_deterministic_algorithms(deterministic)
@@ -208,7 +217,7 @@ def _results_of_finished(run: Run) -> Results | None:
     return found[0]
 
 
-def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None, until: int | None) -> Results:
+def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int | None, until: int | None) -> Results:
     """The training loop: the steps of each epoch, then an evaluation and a checkpoint."""
     recipe, main = run.recipe, run.accelerator.is_main_process
     if resuming:
@@ -221,6 +230,7 @@ def _train(run: Run, stop: StopSignals, resuming: bool, at: int | None, until: i
     if main:
         open_folder(run, metrics, resuming)
     meter, clock = Meter(recipe.log.every_steps, run.device), Clock()
+    rescue.ready(partial(record_steps, run, meter, clock, metrics), partial(_save_now, run, clock))
     if (recipe.train.probe or run.keeps_head) and not resuming:
         if recipe.train.probe:
             start_from_probe(run)
@@ -347,6 +357,12 @@ def save(run: Run, clock: Clock) -> None:
     clock.saved_at = time.monotonic()
 
 
+def _save_now(run: Run, clock: Clock) -> None:
+    """:func:`save`, and wait until it is written: the run ends."""
+    save(run, clock)
+    run.saver.wait()
+
+
 def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
     """Whether any process received a signal. Several processes agree on it, which waits for the device, every
     ``AGREE_SECONDS`` of the slowest one and at the end of each epoch."""
@@ -365,8 +381,7 @@ def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
 
 def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Metrics | None) -> None:
     record_steps(run, meter, clock, metrics)
-    save(run, clock)
-    run.saver.wait()
+    _save_now(run, clock)
     name = {0: "request", 2: "Ctrl-C"}.get(stop.received, "SIGTERM")
     raise Interrupted(
         f"stopped by {name} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",

@@ -111,6 +111,11 @@ class BufferGuard:
         for kept, group in zip(self._kept, self._groups, strict=True):
             torch._foreach_copy_(kept, group)
 
+    def put_back(self) -> None:
+        """Restore the buffers, after a step that was broken off."""
+        for kept, group in zip(self._kept, self._groups, strict=True):
+            torch._foreach_copy_(group, kept)
+
     def restore(self, overflowed: Tensor) -> None:
         """Restore the buffers if ``overflowed`` (0-d, 0 or 1, on the device) is 1.
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError
 from torch import Tensor
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
@@ -21,7 +20,7 @@ from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment
 from excite.text import printable
-from excite.training.checkpoint import as_os_error, first_not_finite
+from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
@@ -119,7 +118,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
         display.message(note)
     if run.data.record is not None and not resuming:  # it starts with the data that train.init_from was trained on
         run.data.record.write(run.folder)
-    _list_bad_images(run, run.data.bad)
+    _list_bad_images(run, list(run.bad_so_far().items()))
 
 
 def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, warm_up: bool = False) -> None:
@@ -247,10 +246,7 @@ def _writing_best(run: Run, meta: Meta) -> Callable[[], None]:
 
     def write() -> None:
         with written_aside(path) as aside:
-            try:
-                save_weights(aside, tensors, meta)
-            except SafetensorError as error:  # it wraps the system's error when the disk is full
-                raise as_os_error(error, path.parent) from error
+            save_weights(aside, tensors, meta)
 
     return write
 

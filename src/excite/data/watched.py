@@ -1,0 +1,230 @@
+"""Decoding workers that are watched: which file each one reads, whether it lives, and whether it gets on.
+
+torch's loader waits for ever for a worker that hangs, and says "exited unexpectedly" of one that died.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from excite.data.worker_context import FEEDER_FAILED
+from excite.errors import ExciteError, first_line, shown_text
+from excite.runtime.waiting import patience
+
+SHM = "/dev/shm"
+#: Seconds between two looks at the workers while the main process waits for them.
+LOOK = 1.0
+
+
+class LoaderFailed(ExciteError):
+    """Images can no longer be loaded, for a reason that lies in the machine: the run can save what it has reached."""
+
+
+class Beats:
+    """What every worker is doing, in memory that it shares with the main process.
+
+    Args:
+        workers: their number; with 0, the main process is the only one.
+
+    Raises:
+        LoaderFailed: there is no shared memory left.
+    """
+
+    def __init__(self, workers: int) -> None:
+        rows = torch.full((max(1, workers), 2), -1, dtype=torch.int64)  # the image that is read, or -1; images begun
+        with sharing():
+            self._rows = rows.share_memory_() if workers else rows
+        self._mine: Any = None
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Note that this process reads image number ``index``. After a crash the note remains."""
+        if self._mine is None:
+            info = get_worker_info()
+            self._mine = self._rows[0 if info is None else info.id].numpy()
+        self._mine[0] = index
+        self._mine[1] += 1
+        try:
+            yield
+        finally:
+            self._mine[0] = -1
+
+    def now(self) -> list[tuple[int, int]]:
+        """(the image that is read, or -1; images begun) of every worker."""
+        return [(row[0], row[1]) for row in self._rows.tolist()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_rows": self._rows, "_mine": None}
+
+
+@contextmanager
+def sharing() -> Iterator[None]:
+    """Turn a refusal of shared memory into LoaderFailed."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise LoaderFailed(
+            f"decoded images could not be handed over in shared memory ({shown_text(first_line(error))}){_shm()}; make "
+            "it larger (docker run --shm-size=8g), or decode without workers: data.workers=0"
+        ) from None
+
+
+def _shm() -> str:
+    try:
+        usage = shutil.disk_usage(SHM)
+    except OSError:
+        return ""
+    return f"; {SHM} has {usage.free / 2**20:,.0f} MB free of {usage.total / 2**20:,.0f} MB"
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is known of the workers of one loader.
+
+    Attributes:
+        beats: what they are doing.
+        workers: their number.
+        path_of: number of an image -> its path.
+        batch_key: the recipe key for the size of the batches.
+        patience: seconds without progress after which it is given up.
+        clock: seconds.
+    """
+
+    beats: Beats
+    workers: int
+    path_of: Callable[[int], str]
+    batch_key: str
+    patience: float = field(default_factory=patience)
+    clock: Callable[[], float] = time.monotonic
+
+    def doing(self) -> str:
+        """What the loader waits for: the files being read, and by which worker."""
+        now = self.beats.now()
+        reading = [(i, index) for i, (index, _) in enumerate(now) if index >= 0]
+        if not self.workers:
+            return f"images: reading {self.path_of(reading[0][1])}" if reading else "images"
+        if not reading:
+            begun = any(count >= 0 for _, count in now)
+            return f"images from {self.workers} decoding worker(s), which {'read no file' if begun else 'never began'}"
+        listed = ", ".join(f"worker {i + 1} reads {self.path_of(index)}" for i, index in reading[:4])
+        more = f", and {len(reading) - 4} more" if len(reading) > 4 else ""
+        return f"images: {listed}{more}"
+
+
+class WatchedLoader(DataLoader[Any]):
+    """torch's loader, whose iterator raises LoaderFailed for workers that died, or that get nowhere."""
+
+    def __init__(self, *args: Any, watch: Watch, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.watch = watch
+
+    def _get_iterator(self) -> Any:
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return _Iterator(self)
+
+
+class _Iterator(_MultiProcessingDataLoaderIter):
+    def __init__(self, loader: WatchedLoader) -> None:
+        self._watch = loader.watch  # not the loader, which may hold this iterator: that would be a circle
+        self._seen: tuple[list[tuple[int, int]], float] = ([], self._watch.clock())
+        super().__init__(loader)
+
+    def _try_get_data(self, timeout: float | None = None) -> tuple[bool, Any]:
+        """torch calls this again and again while it waits."""
+        why: str | None = None
+        found: tuple[bool, Any] = (False, None)
+        try:
+            found = super()._try_get_data(LOOK if timeout is None else timeout)
+        except RuntimeError as error:
+            why = self._why_failed(str(error))
+        why = why or self._why_stuck(found[0])
+        if why is not None:
+            _end(self._workers)
+            raise LoaderFailed(why)
+        return found
+
+    def _why_failed(self, message: str) -> str:
+        dead = [(i, w.exitcode) for i, w in enumerate(self._workers) if w.exitcode is not None]
+        if dead:
+            return _died(self._watch, *next((each for each in dead if each[1]), dead[0]))
+        if "Too many open files" in message:
+            return (
+                "the images that workers decode need more open files than this process may have; allow more (`ulimit "
+                "-n 65536`), use fewer workers (data.workers=2), or none (data.workers=0)"
+            )
+        return f"the decoding workers failed ({shown_text(message.partition(chr(10))[0])}); try data.workers=0"
+
+    def _why_stuck(self, got_some: bool) -> str | None:
+        watch, (before, since) = self._watch, self._seen
+        now, clock = watch.beats.now(), watch.clock()
+        if got_some or now != before:
+            self._seen = (now, clock)
+            return None
+        if clock - since < watch.patience:
+            return None
+        return (
+            f"the decoding workers have got nowhere for {clock - since:.0f} s ({watch.doing()}): is the disk dead, or "
+            "the network that it is reached by? Look at that file; try again with data.workers=0, or wait longer with "
+            "EXCITE_PATIENCE=SECONDS"
+        )
+
+
+def _end(workers: Sequence[Any]) -> None:
+    """Kill the workers: one that hangs does not listen, and the end of the program would wait for it."""
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join(1.0)
+        if worker.exitcode is None:  # in the middle of a call to a dead disk, which not even SIGKILL ends
+            multiprocessing.process._children.discard(worker)  # type: ignore[attr-defined]
+
+
+def _died(watch: Watch, number: int, status: int) -> str:
+    """Why worker ``number`` ended, as far as its exit status says, and what helps."""
+    index = watch.beats.now()[number][0]
+    file = watch.path_of(index) if index >= 0 else ""
+    reading = f" while it read {file}" if file else ""
+    few = max(1, watch.workers // 2)
+    who = f"decoding worker {number + 1} of {watch.workers}"
+    if status == FEEDER_FAILED:
+        return (
+            f"{who} could not hand over the images that it had decoded{_shm()}; allow more open files (`ulimit -n "
+            "65536`) or make the shared memory larger, or decode without workers: data.workers=0"
+        )
+    if status >= 0:
+        return f"{who} ended with status {status}{reading}; to see why, decode without workers: data.workers=0"
+    name = signal.Signals(-status).name
+    if name == "SIGKILL":
+        mend = f"data.workers={few}" if few < watch.workers else "data.workers=0"
+        return (
+            f"{who} was killed ({name}){reading}, most likely because the memory of this machine or job ran out; use "
+            f"fewer workers ({mend}) or a smaller {watch.batch_key}"
+        )
+    if name == "SIGBUS":
+        return (
+            f"{who} was ended by {name}{reading}: the shared memory is too small, or the file was cut or its disk "
+            f"failed meanwhile{_shm()}; make it larger (docker run --shm-size=8g), or use data.workers=0"
+        )
+    if name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        return f"{who} was ended by {name}{reading}, from outside; run the command again"
+    aside = "move that file away" if file else "update Pillow"
+    return f"{who} crashed ({name}){reading}: a fault in an image decoder; {aside}, or see why with data.workers=0"
+
+
+def keep_quiet_at_crashes() -> None:
+    """In a worker: torch's handlers print lines of their own at a crash, which the main process explains better."""
+    for name in ("SIGBUS", "SIGSEGV", "SIGFPE"):
+        if hasattr(signal, name) and os.name == "posix":
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
