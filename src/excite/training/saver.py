@@ -1,5 +1,6 @@
 """Writes checkpoints while training goes on: what is to be saved is copied, then hashed and written in a thread."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -78,11 +79,17 @@ class Saver:
 
 
 def copied_values(value: Any) -> Any:
-    """Nested dicts, lists and tuples with every tensor copied to the CPU, so that nothing changes it any more."""
+    """Nested dicts, lists and tuples with every tensor copied to the CPU, so that nothing changes it any more.
+
+    Equal texts become one object: pickle writes an object once, so that otherwise the file would depend on whether the
+    values come from a checkpoint or from this process.
+    """
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
+    if type(value) is str:
+        return sys.intern(value)
     if isinstance(value, Mapping):
-        return {key: copied_values(one) for key, one in value.items()}
+        return {copied_values(key): copied_values(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(copied_values(one) for one in value)
     return value

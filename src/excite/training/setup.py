@@ -142,7 +142,7 @@ class Run:
         state: ckpt.State = {
             "step": self.step,
             "steps_per_epoch": self.steps_per_epoch,
-            "optimizer": copied_values(self.optimizer.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
             "parameters": self.trained_names,
             "scaler": self.scaler.state_dict() if self.scaler.is_enabled() else {},
             "best": self.best,
@@ -152,7 +152,7 @@ class Run:
         }
         ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
         return ckpt.Snapshot(
-            state=state,
+            state=copied_values(state),
             model=self.saver.copy(self.step, self.model),
             meta=self.meta(metrics if ema is None else None),  # with a moving average, that is what was evaluated
             ema=ema,
