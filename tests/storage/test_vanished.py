@@ -70,7 +70,7 @@ def identity(bucket) -> str:
 
 def vanish_after(writes: int, bucket, monkeypatch, tmp_path: Path) -> bool:
     """The first machine vanishes, the second ends the run, the third finds it; whether the first was cut at all."""
-    url = f"{bucket.url}/x"
+    url, tmp_path = f"{bucket.url}/x", tmp_path / str(writes)
     with machine(monkeypatch, tmp_path, "first", writes) as cut, contextlib.suppress(ExciteError):
         job(url)
     begun = identity(bucket) if "run.json" in bucket.names("x") else None

@@ -52,7 +52,7 @@ def test_state_loads_with_weights_only_and_old_checkpoints_go(run):
     names = {p.name for p in run.rglob("*") if p.is_file()}
     assert names == {
         *("curves.png", "environment.json", "ema.safetensors", "log.txt", "metrics.jsonl", "model.safetensors"),
-        *("recipe.yaml", "results.json", "state.pt"),
+        *("recipe.yaml", "results.json", "run.json", "state.pt"),
     }
 
 
