@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from excite.errors import ExciteError, first_line, install_line, nearest
 from excite.storage.address import READ_ONLY, Remote, RemoteError, refuse_secrets, without_secrets
 from excite.storage.patience import waiting_for
+from excite.storage.stalled import session_options
 from excite.storage.web import client
 
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def _options(scheme: str) -> dict[str, Any]:
         if "config_kwargs" not in given:
             retries = {"total_max_attempts": 1, "mode": "standard"}
             times = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS}
-            options["config_kwargs"] = {**times, "retries": retries}
+            options["config_kwargs"] = {**times, "retries": retries, **session_options(ANSWER_SECONDS)}
     return options
 
 

@@ -260,6 +260,8 @@ def _from_web(remote: Remote, entry: Entry, have: int, place: Path) -> Iterator[
             failures, got = (1 if got >= CHUNK else failures + 1), 0
             if problem.lasting or failures == connection.TRIES:
                 raise problem from (None if problem is error else error)
+            if failures == 2:  # a server that accepts and never answers has cost a minute
+                tell(f"still waiting: {problem}; trying again")
             time.sleep(min(connection.FIRST_WAIT * 2 ** (failures - 1), connection.LONGEST_WAIT))
 
 

@@ -240,7 +240,7 @@ class Mirror:
 
     def _own(self, remote: Remote) -> None:
         """Become the owner of the address. Raises TakenOver if another process is and this one may not."""
-        owner = read_owner(remote)
+        owner = retried(lambda: read_owner(remote), self.url)
         if owner is not None and (self._owns or not self._takes_over):
             self._check_owner(owner)
             return
@@ -248,6 +248,9 @@ class Mirror:
         self._owns = True
         if before is not None and before["place"] != self._mine["place"]:
             self._say_safely(f"{self.url} is gone on with from here; its uploads came from {words(before)} until now")
+
+    def _still_owns(self, remote: Remote) -> None:
+        self._check_owner(retried(lambda: read_owner(remote), self.url))
 
     def _check_owner(self, owner: Owner | None) -> None:
         if owner is None:
@@ -294,9 +297,9 @@ class Mirror:
         before = _stamp(path)
         if before is None:  # deleted since it was listed
             return
-        self._check_owner(read_owner(remote))
+        self._still_owns(remote)
         if remote.is_object_store:
-            remote.fs.put_file(str(path), target)
+            retried(lambda: remote.fs.put_file(str(path), target), self.url)
         else:
             parent, _, last = target.rpartition("/")
             remote.fs.makedirs(parent, exist_ok=True)
@@ -315,16 +318,24 @@ class Mirror:
         for folder in sorted(_step_folders(self._there) - kept):
             if (self.run / folder).is_dir():
                 continue
-            self._check_owner(read_owner(remote))
+            self._still_owns(remote)
             names = [name for name in self._there if name.startswith(f"{folder}/")]
             for name in sorted(names, key=lambda n: not n.endswith("/state.pt")):
                 if self._abort.is_set():
                     raise Aborted
-                with suppress(FileNotFoundError):
-                    remote.fs.rm_file(remote.at(name))
+                _delete(remote, name)
                 self._there.discard(name)
             if not remote.is_object_store:
                 remote.fs.rm(remote.at(folder), recursive=True)
+
+
+def _delete(remote: Remote, name: str) -> None:
+    """Delete a file, which may be gone already. Raises RemoteError."""
+    try:
+        retried(lambda: remote.fs.rm_file(remote.at(name)), remote.url)
+    except RemoteError as error:
+        if not error.missing:
+            raise
 
 
 def _step_folders(names: Iterable[str]) -> set[str]:

@@ -268,7 +268,7 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
             save(run, clock)
         if (_asked_to_stop(run, stop, clock) or run.step == until) and not last:
             _leave(run, stop, meter, clock, metrics)
-    if run.measured_at is None and _best_lost(run):  # no steps were left, and the last weights are not lost
+    if _best_lost(run):  # no steps were left, and the last weights are not lost
         record_evaluation(run, clock, metrics)
     run.saver.wait()
     record_test(run, metrics)
@@ -330,8 +330,8 @@ def _save_due(run: Run, clock: Clock) -> bool:
 
 
 def _best_lost(run: Run) -> bool:
-    """Whether the best weights were lost when the run was resumed, the same on all processes."""
-    found = [run.best_lost]
+    """Whether the best weights were lost, and none were evaluated since, the same on all processes."""
+    found = [run.best_lost and run.measured_at is None]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]
