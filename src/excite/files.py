@@ -58,6 +58,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_entries(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a renamed file stays so. Raises OSError."""
+    _sync(folder)
+
+
 def flush(path: Path) -> None:
     """Flush a file, or a folder with everything in it, to disk. Raises OSError."""
     inside = [*path.rglob("*")] if path.is_dir() else []
