@@ -180,8 +180,10 @@ _REFUSALS = {
 
 def _refused(error: Exception) -> Exception:
     """An error of the file system that names its file, as one sentence; any other error as it is."""
-    if not isinstance(error, OSError) or error.errno not in _REFUSALS or error.filename is None:
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
         return error
+    if error.filename is None:  # a stream: standard output on a full disk, say
+        return ExciteError(f"reading or writing failed: {(error.strerror or type(error).__name__).lower()}")
     return ExciteError(f"{shown(os.fsdecode(error.filename))}: {(error.strerror or type(error).__name__).lower()}")
 
 

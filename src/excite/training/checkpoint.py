@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, explain, first_line, shown, shown_text
-from excite.files import written_aside
+from excite.files import patient, written_aside
 from excite.training.results import Best
 from excite.weights.header import Meta
 from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
@@ -51,7 +51,8 @@ def save_step(run: Path, step: int, model: nn.Module, ema: nn.Module | None, sta
             save_weights(aside / WEIGHTS, model, meta)
             if ema is not None:
                 save_weights(aside / EMA, ema, meta)
-            torch.save(state, aside / STATE)
+            with patient(aside / STATE) as file:
+                torch.save(state, file)
         except (SafetensorError, RuntimeError) as error:  # both wrap the system's error when the disk is full
             raise _as_os_error(error, aside) from error
     return folder
