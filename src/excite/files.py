@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from excite.errors import ExciteError, explain, shown_text
 from excite.leaving import unbroken
@@ -175,11 +175,11 @@ class PatientFile(io.RawIOBase):
 
 
 @contextmanager
-def patient(path: Path) -> Iterator[PatientFile]:
+def patient(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for a library that must not meet an error while it writes: the block's end raises it (OSError)."""
     file = PatientFile(path)
     try:
-        yield file
+        yield cast("IO[bytes]", file)
     finally:
         file.close()
     file.check()

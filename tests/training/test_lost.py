@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,11 @@ from excite.data import EvalLoader, TrainLoader, open_data, watched
 from excite.data import loader as loader_module
 from excite.data.ahead import decoded_batches
 from excite.data.watched import LoaderFailed
+from excite.errors import ExciteError
 from excite.runtime import waiting
 from excite.runtime.ranks import Ranks
 from excite.runtime.waiting import Waits, waits
-from excite.training import train
+from excite.training import loop, train
 from excite.weights.locate import saved_steps
 from tests.training import jobs
 from tests.training.dying import Dying
@@ -312,3 +314,53 @@ def test_a_process_that_is_silent_or_waits_for_images_is_named_once():
         ranks[0].tick()
         board.put("at-2", board.notes["at-2"].replace('"beat": 99', f'"beat": {now[0]}'))
     assert said[-1].endswith("rank 2 (here) waits for images: worker 1 reads a.jpg") or "rank 2 (here)" in said[-1]
+
+
+# --- files that vanish ----------------------------------------------------------------------------------------------
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Do something to the run when it has done ``step`` steps and written their line."""
+    real = loop.record_steps
+
+    def record_steps(run, *words, **options):
+        real(run, *words, **options)
+        if run.step == step:
+            action(run.folder)
+
+    monkeypatch.setattr(loop, "record_steps", record_steps)
+
+
+def test_metrics_that_vanish_end_the_run_saved(tmp_path, monkeypatch):
+    """Written anew, they would lack the beginning, and the results would be silently wrong."""
+    at_step(monkeypatch, 3, lambda run: (run / "metrics.jsonl").unlink())
+    told = r"metrics.jsonl has vanished while it was being written \(.*\); step 4 is saved; go on with: excite train "
+    with pytest.raises(ExciteError, match=told):
+        train(small("checkpoint.every_steps=null"), out=tmp_path / "runs", quiet=True)
+    assert saved_steps(next((tmp_path / "runs").iterdir())) == [4]
+
+
+def test_a_run_folder_that_vanishes_ends_the_run(tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, shutil.rmtree)
+    with pytest.raises(
+        ExciteError, match=r"the folder .* has vanished \(was it moved or deleted\?\); nothing was saved"
+    ):
+        train(small("checkpoint.every_steps=null"), out=tmp_path / "runs", quiet=True)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_results_without_the_last_evaluation_are_not_made_up(tmp_path, monkeypatch):
+    real = loop.finish
+
+    def finish(run, bad):
+        path = run.folder / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines(True) if '"eval"' not in line or '"step": 12,' in line]
+        path.write_text("".join(lines))
+        return real(run, bad)
+
+    monkeypatch.setattr(loop, "finish", finish)
+    with pytest.raises(ExciteError, match=r"no longer has the last evaluation .*: excite validate "):
+        train(small(), out=tmp_path / "runs", quiet=True)
+    run = next((tmp_path / "runs").iterdir())
+    assert (run / "model.safetensors").is_file()
+    assert not (run / "results.json").exists()

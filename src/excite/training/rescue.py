@@ -105,7 +105,7 @@ class Rescue:
 
 
 #: Refusals that a second file would meet, too.
-_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_LASTING = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
 
 
 def _last(folder: Path) -> str:
