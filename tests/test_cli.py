@@ -227,3 +227,5 @@ def test_what_the_file_system_refuses_names_the_file():
     nameless, internal = PermissionError(errno.EACCES, "Permission denied"), FileExistsError(errno.EEXIST, "there", "x")
     for other in (nameless, internal, KeyError("x")):
         assert _refused(other) is other
+    full = OSError(errno.ENOSPC, "No space left on device")  # standard output
+    assert str(_refused(full)) == "the output could not be written: no space left on device"

@@ -179,9 +179,16 @@ _REFUSALS = {
 }
 
 
+_OF_A_DISK = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EIO)
+
+
 def _refused(error: Exception) -> Exception:
     """An error of the file system that names its file, as one sentence; any other error as it is."""
-    if not isinstance(error, OSError) or error.errno not in _REFUSALS or error.filename is None:
+    if not isinstance(error, OSError) or error.errno not in _REFUSALS:
+        return error
+    if error.filename is None and error.errno in _OF_A_DISK:  # a stream: standard output that goes to a full disk
+        return ExciteError(f"the output could not be written: {(error.strerror or type(error).__name__).lower()}")
+    if error.filename is None:
         return error
     return ExciteError(f"{shown(os.fsdecode(error.filename))}: {(error.strerror or type(error).__name__).lower()}")
 

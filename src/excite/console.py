@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from excite import notebook
-from excite.errors import ExciteError
+from excite.files import append_text
 from excite.progress import Steps
 from excite.text import cells, lenient, printable, printable_lines, tell, wrapped
 
@@ -234,11 +234,7 @@ class Display:
 
     def _to_log(self, line: str) -> None:
         if self._log is not None:
-            try:
-                with self._log.open("a", encoding="utf-8") as file:
-                    file.write(printable(line) + "\n")
-            except OSError as error:
-                raise ExciteError(f"{self._log} cannot be written: {error.strerror or error}") from None
+            append_text(self._log, printable(line) + "\n")
 
 
 #: Key, heading, format spec.

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -9,9 +10,9 @@ import shutil
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 from excite.errors import ExciteError, explain, shown_text
 from excite.leaving import unbroken
@@ -19,6 +20,15 @@ from excite.owners import aside_of, remove, sweep_once
 from excite.text import as_json
 
 Shape = TypeVar("Shape")
+
+
+class WriteFailed(ExciteError):
+    """The system refused to write a file. ``number`` is its error, as in :mod:`errno`."""
+
+    def __init__(self, message: str, number: int | None) -> None:
+        super().__init__(message)
+        self.number = number
+
 
 #: Bytes. Our largest JSON files, results with a report on many classes, have a few megabytes.
 LONGEST_JSON = 256 << 20
@@ -56,6 +66,11 @@ def _sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def flush_entries(folder: Path) -> None:
+    """Flush the names in a folder to disk, so that a renamed file stays so. Raises OSError."""
+    _sync(folder)
 
 
 def flush(path: Path) -> None:
@@ -108,12 +123,66 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ExciteError(_sentence(path, error)) from error
+        raise WriteFailed(_sentence(path, error), error.errno) from error
     except Exception as error:
         wrapped = as_os_error(error, path.parent)
         if wrapped is None:
             raise
-        raise ExciteError(_sentence(path, wrapped)) from error
+        raise WriteFailed(_sentence(path, wrapped), wrapped.errno) from error
+
+
+class PatientFile(io.RawIOBase):
+    """A file that pretends to write after the system has refused; :meth:`check` then raises.
+
+    For torch's archives: their C++ writer meets the full disk once more in its destructor, and ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("wb", buffering=1 << 20)
+        self._refusal: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._try(lambda: self._file.write(data))
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._try(self._file.flush)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            with suppress(OSError):  # it has been met before
+                self._file.close()
+        super().close()
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._refusal is None:
+            try:
+                action()
+            except OSError as error:
+                self._refusal = error
+
+    def check(self) -> None:
+        """Close the file. Raises OSError if any of it could not be written."""
+        self.close()
+        if self._refusal is not None:
+            raise self._refusal
+
+
+@contextmanager
+def patient(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for a library that must not meet an error while it writes: the block's end raises it (OSError)."""
+    file = PatientFile(path)
+    try:
+        yield cast("IO[bytes]", file)
+    finally:
+        file.close()
+    file.check()
 
 
 #: What libraries that write in C++ or Rust say when the system refuses: torch's archives, OpenVINO's streams.
@@ -171,7 +240,8 @@ def append_text(path: Path, text: str, *, create: bool = True) -> None:
         except FileNotFoundError:
             if create or not path.parent.is_dir():
                 raise
-            raise ExciteError(f"{path} has vanished while it was being written (was it moved or deleted?)") from None
+            text = f"{path} has vanished while it was being written (was it moved or deleted?)"
+            raise WriteFailed(text, errno.ENOENT) from None
         with open(descriptor, "ab", buffering=0) as file:
             before = os.fstat(descriptor).st_size
             try:

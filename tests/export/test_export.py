@@ -1,8 +1,11 @@
 """Exports compute what the model does, say where they came from, and are not there when they do not."""
 
 import hashlib
+import itertools
 import json
 import os
+import shutil
+import signal
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +26,7 @@ from excite.export.sessions import open_in, openvino_core
 from excite.export.verify import compare_logits as compare
 from excite.gates import list_gates
 from excite.models import create_model
+from excite.owners import remove_leftovers
 from excite.runtime.environment import versions
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictor import load
@@ -153,6 +157,67 @@ def test_a_pair_of_files_is_replaced_together_or_not_at_all(tmp_path, monkeypatc
     with pytest.raises(ExciteError, match=r"m\.xml could not be written"):
         write_both()
     assert sorted((p.name, p.read_text()) for p in tmp_path.iterdir()) == [("m.bin", "old"), ("m.xml", "old")]
+
+
+def graph(folder: Path, values: np.ndarray) -> Path:
+    """An OpenVINO graph that multiplies its input by ``values``, and adds their sum."""
+    import openvino
+    from openvino import opset13 as ops
+
+    given = ops.parameter([1, *values.shape], np.float32)
+    result = ops.add(ops.multiply(given, ops.constant(values)), ops.constant(values.sum(keepdims=True)))
+    folder.mkdir()
+    openvino.save_model(openvino.Model([result], [given]), folder / "m.xml", compress_to_fp16=False)
+    return folder / "m.xml"
+
+
+def answer(path: Path) -> list[float]:
+    compiled = openvino_core().compile_model(openvino_core().read_model(path), "CPU")
+    given = np.ones(compiled.inputs[0].shape, np.float32)
+    return next(iter(compiled(given).values())).ravel().tolist()
+
+
+def replaced_and_killed(new: Path, target: Path, at: int, before: bool) -> bool:
+    """Whether a process that replaces the artefact was killed before or after its ``at``-th change of a name."""
+    child = os.fork()
+    if child == 0:
+        real, calls = os.replace, itertools.count()
+
+        def replace(a, b):
+            number = next(calls)
+            if number == at and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(a, b)
+            if number == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace
+        with _put_in_place(target, formats.get("openvino")) as aside:
+            for suffix in (".bin", ".xml"):
+                shutil.copy(new.with_suffix(suffix), aside.with_suffix(suffix))
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("old_size", "new_size"), [(3, 3), (3000, 7), (7, 3000)])
+def test_a_kill_leaves_the_old_pair_of_files_or_the_new_one(tmp_path, old_size, new_size):
+    """Its two files cannot be replaced in one step: at every step they belong together."""
+    needs("openvino")
+    old = graph(tmp_path / "old", np.arange(1, old_size + 1, dtype=np.float32))
+    new = graph(tmp_path / "new", -np.arange(1, new_size + 1, dtype=np.float32) / 2)
+    wanted, found = [answer(old), answer(new)], []
+    for at, before in itertools.product(range(9), (True, False)):
+        place = tmp_path / f"{at}{before}"
+        shutil.copytree(old.parent, place)
+        was_killed = replaced_and_killed(new, place / "m.xml", at, before)
+        found.append(wanted.index(answer(place / "m.xml")))
+        assert bool(remove_leftovers(place)) == was_killed  # by the next command
+        assert sorted(p.name for p in place.iterdir()) == ["m.bin", "m.xml"]
+        if not was_killed:
+            assert (place / "m.bin").read_bytes() == new.with_suffix(".bin").read_bytes()
+            break
+    assert found == sorted(found)
+    assert (at, found[0], found[-1]) == (5, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,8 @@ def test_a_killed_process_ends_the_job_in_one_sentence(tmp_path):
     next(p for p in trainers(process) if p.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
     status, out, err = finish(process, timeout=60)
     assert (status, out) == (1, "")
-    assert err.splitlines()[-1] == "error: rank 1: the process was ended by SIGKILL (out of memory?)"
+    told = "error: rank 1: the process was ended by SIGKILL (out of memory?); step "
+    assert err.splitlines()[-1].startswith(told)  # what was saved: see test_lost.py
 
 
 @pytest.mark.slow

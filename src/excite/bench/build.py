@@ -1,7 +1,6 @@
 """`excite bench`: from models, or a recipe, to a table."""
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict, final
@@ -11,6 +10,7 @@ from excite.bench.report import Row, append_csv, check_csv, make_rows
 from excite.bench.runner import run_in_turns, run_profile
 from excite.bench.settings import Setting, Several, settle
 from excite.errors import ExciteError
+from excite.owners import scratch_folder
 from excite.recipe import Recipe, as_recipe
 from excite.runtime import git
 from excite.runtime.job import rank, world_size
@@ -131,7 +131,8 @@ def bench_models(
     if csv is not None and first:
         check_csv(csv)
     report = say if first else _keep_quiet
-    with tempfile.TemporaryDirectory(prefix="excite-bench-") as cache:
+    with scratch_folder("bench") as folder:
+        cache = str(folder)
         rows = make_rows(settings, run_in_turns(settings, rounds, report, cache), source_version())
         profiles, unprofiled = ({}, []) if profile is None else _profiles(settings, rows, profile, cache)
     if csv is not None and first:

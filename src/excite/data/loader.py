@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -230,7 +230,8 @@ class _FileBatches:
         """The answers, in order. Raises LoaderFailed if a worker dies or gets nowhere."""
         self.plan.requests = requests
         # The workers, and the server that they are forked from, start here.
-        with safe_children(), waits.waiting(self.watch.doing):
+        starting = sharing("the decoding workers could not be started")
+        with safe_children(), waits.waiting(self.watch.doing, self.watch.look), starting:
             return iter(self.loader)
 
 
@@ -286,10 +287,11 @@ class _Loader:
         if ahead is not None:
             yield ahead
 
-    def _timed(self, batches: Iterator[Batch], what: Callable[[], str] = lambda: "images in memory") -> Iterator[Batch]:
+    def _timed(self, batches: Iterator[Batch], watch: Watch | None = None) -> Iterator[Batch]:
+        doing, look = (lambda: "images in memory", None) if watch is None else (watch.doing, watch.look)
         while True:
             start = time.perf_counter()
-            with waits.waiting(what):
+            with waits.waiting(doing, look):
                 batch = next(batches, None)
             self.wait_seconds += time.perf_counter() - start
             if batch is None:
@@ -372,7 +374,7 @@ class TrainLoader(_Loader):
         steps = range(start_step, self.steps_per_epoch)
         requests = [Request(epoch, self._share(order, step).tolist()) for step in steps]
         streamed = self._streamed(self._files.run(requests))
-        return self._timed(((pixels, labels) for pixels, labels, _ in streamed), self._files.watch.doing)
+        return self._timed(((pixels, labels) for pixels, labels, _ in streamed), self._files.watch)
 
     def _from_arrays(
         self, arrays: ArrayImages, order: np.ndarray, epoch: int, start_step: int
@@ -422,7 +424,7 @@ class EvalLoader(_Loader):
         decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
         files = _FileBatches(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))
-        return self._timed((batch for batch in streamed if len(batch[1])), files.watch.doing)
+        return self._timed((batch for batch in streamed if len(batch[1])), files.watch)
 
     def _from_arrays(
         self, arrays: ArrayImages, shares: list[np.ndarray]

@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from excite.errors import ExciteError, first_line, shown_text
 from excite.runtime.waiting import patience
 
 SHM = "/dev/shm"
+#: Seconds that the exit status of a worker which broke off may take.
+STATUS_SECONDS = 5.0
 #: Seconds between two looks at the workers while the main process waits for them.
 LOOK = 1.0
 
@@ -68,14 +70,15 @@ class Beats:
 
 
 @contextmanager
-def sharing() -> Iterator[None]:
-    """Turn a refusal of shared memory into LoaderFailed."""
+def sharing(what: str = "decoded images could not be handed over in shared memory") -> Iterator[None]:
+    """Turn a refusal of the system, of shared memory above all, into LoaderFailed: ``what``, and why."""
     try:
         yield
     except (RuntimeError, OSError) as error:
+        reason = shown_text(first_line(error).rpartition(": ")[2])
         raise LoaderFailed(
-            f"decoded images could not be handed over in shared memory ({shown_text(first_line(error))}){_shm()}; make "
-            "it larger (docker run --shm-size=8g), or decode without workers: data.workers=0"
+            f"{what} ({reason}){_shm()}; make that larger (docker run --shm-size=8g), or decode without workers: "
+            "data.workers=0"
         ) from None
 
 
@@ -87,17 +90,19 @@ def _shm() -> str:
     return f"; {SHM} has {usage.free / 2**20:,.0f} MB free of {usage.total / 2**20:,.0f} MB"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Watch:
-    """What is known of the workers of one loader.
+    """What is known of the workers of one loader. Another thread looks, for the main one may hang itself: in the middle
+    of a batch that a stopped worker was handing over.
 
     Attributes:
         beats: what they are doing.
         workers: their number.
         path_of: number of an image -> its path.
         batch_key: the recipe key for the size of the batches.
-        patience: seconds without progress after which it is given up.
-        clock: seconds.
+        patience: seconds without progress after which they are given up.
+        processes: the workers.
+        stuck: why they were given up.
     """
 
     beats: Beats
@@ -105,7 +110,28 @@ class Watch:
     path_of: Callable[[int], str]
     batch_key: str
     patience: float = field(default_factory=patience)
-    clock: Callable[[], float] = time.monotonic
+    processes: Sequence[Any] = ()
+    stuck: str | None = None
+    _seen: tuple[list[tuple[int, int]], float] = ([], 0.0)
+
+    def look(self, began: float, now: float) -> None:
+        """Kill the workers if they have got nowhere for too long.
+
+        Args:
+            began: when the main process began to wait, seconds.
+            now: the time.
+        """
+        beats, (before, since) = self.beats.now(), self._seen
+        if beats != before or since < began:
+            self._seen = (beats, now)
+        elif now - since >= self.patience and self.processes and self.stuck is None:
+            self.stuck = (
+                f"the decoding workers have got nowhere for {now - since:.0f} s ({self.doing()}): is the disk dead, or "
+                "the network that it is reached by? Look at that file; try again with data.workers=0, or wait longer "
+                "with EXCITE_PATIENCE=SECONDS"
+            )
+            for process in self.processes:
+                process.kill()
 
     def doing(self) -> str:
         """What the loader waits for: the files being read, and by which worker."""
@@ -138,24 +164,29 @@ class WatchedLoader(DataLoader[Any]):
 class _Iterator(_MultiProcessingDataLoaderIter):
     def __init__(self, loader: WatchedLoader) -> None:
         self._watch = loader.watch  # not the loader, which may hold this iterator: that would be a circle
-        self._seen: tuple[list[tuple[int, int]], float] = ([], self._watch.clock())
+        self._made = False
         super().__init__(loader)
+        self._made = True
+        self._watch.processes = self._workers
+
+    def __del__(self) -> None:
+        if self._made:
+            super().__del__()
+        else:  # it failed half-way, for which torch is not prepared
+            _end(getattr(self, "_workers", []))
 
     def _try_get_data(self, timeout: float | None = None) -> tuple[bool, Any]:
         """torch calls this again and again while it waits."""
-        why: str | None = None
-        found: tuple[bool, Any] = (False, None)
         try:
-            found = super()._try_get_data(LOOK if timeout is None else timeout)
-        except RuntimeError as error:
-            why = self._why_failed(str(error))
-        why = why or self._why_stuck(found[0])
-        if why is not None:
-            _end(self._workers)
-            raise LoaderFailed(why)
-        return found
+            found: tuple[bool, Any] = super()._try_get_data(LOOK if timeout is None else timeout)
+            return found
+        except (RuntimeError, OSError, EOFError) as error:  # or that it died while it handed over a batch
+            why = self._watch.stuck or self._why_failed(first_line(error))
+        _end(self._workers)
+        raise LoaderFailed(why)
 
     def _why_failed(self, message: str) -> str:
+        wait([w.sentinel for w in self._workers], STATUS_SECONDS)  # a lost connection is noticed before the status
         dead = [(i, w.exitcode) for i, w in enumerate(self._workers) if w.exitcode is not None]
         if dead:
             return _died(self._watch, *next((each for each in dead if each[1]), dead[0]))
@@ -164,21 +195,7 @@ class _Iterator(_MultiProcessingDataLoaderIter):
                 "the images that workers decode need more open files than this process may have; allow more (`ulimit "
                 "-n 65536`), use fewer workers (data.workers=2), or none (data.workers=0)"
             )
-        return f"the decoding workers failed ({shown_text(message.partition(chr(10))[0])}); try data.workers=0"
-
-    def _why_stuck(self, got_some: bool) -> str | None:
-        watch, (before, since) = self._watch, self._seen
-        now, clock = watch.beats.now(), watch.clock()
-        if got_some or now != before:
-            self._seen = (now, clock)
-            return None
-        if clock - since < watch.patience:
-            return None
-        return (
-            f"the decoding workers have got nowhere for {clock - since:.0f} s ({watch.doing()}): is the disk dead, or "
-            "the network that it is reached by? Look at that file; try again with data.workers=0, or wait longer with "
-            "EXCITE_PATIENCE=SECONDS"
-        )
+        return f"the decoding workers failed ({shown_text(message)}); try data.workers=0"
 
 
 def _end(workers: Sequence[Any]) -> None:

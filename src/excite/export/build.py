@@ -1,8 +1,6 @@
 """``export``: write an artefact to a temporary place, verify it, then move it into place."""
 
 import hashlib
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +22,9 @@ from excite.export.images import Part, Samples, open_samples, prepare
 from excite.export.origin import ArtefactMeta, CalibrationMeta, describe, describe_int8
 from excite.export.sessions import open_in
 from excite.export.verify import BATCH, Comparison, Outcome, compare_logits, measure_artefacts, sentence, to_input
-from excite.files import check_writable
+from excite.files import check_writable, flush, told
+from excite.leaving import unbroken
+from excite.owners import aside_of, remove, sweep_once
 from excite.progress import Progress
 from excite.recipe import Overrides, override_words
 from excite.trained.opened import Opened
@@ -226,37 +226,22 @@ def _target(weights: Path, format: Format, int8: bool, out: str | Path | None, f
 def _put_in_place(target: Path, format: Format) -> Iterator[Path]:
     """Yield a path in a temporary folder; the files of the artefact are moved to ``target`` if the block succeeds.
 
-    On any error ``target`` is unchanged, and nothing else is left.
+    On any error ``target`` is unchanged, and nothing else is left. A kill at any moment leaves the old artefact or the
+    new one, both of which can be read.
     """
-    folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    folder = aside_of(target)
     final = folder / "final" / target.name
-    replaced: list[tuple[Path, Path]] = []
     try:
-        final.parent.mkdir(parents=True)
-        yield final
-        for file in format.files(final):
-            place = target.parent / file.name
-            if place.exists():
-                os.replace(place, folder / file.name)
-                replaced.append((folder / file.name, place))
-        moved: list[Path] = []
-        try:
-            for file in format.files(final):
-                os.replace(file, target.parent / file.name)
-                moved.append(target.parent / file.name)
-        except OSError:
-            for file in moved:
-                file.unlink()
-            raise
-        replaced.clear()
-    except OSError as error:
-        raise ExciteError(
-            f"{target} could not be written: {error.strerror or error} (the existing file is unchanged)"
-        ) from error
+        with told(target):
+            sweep_once(target.parent)
+            final.parent.mkdir(parents=True)
+            yield final
+            flush(final.parent)
+            with unbroken():
+                format.replace(final, target)
     finally:
-        for backup, place in replaced:
-            os.replace(backup, place)
-        shutil.rmtree(folder, ignore_errors=True)
+        with unbroken():
+            remove(folder)
 
 
 def _beside(aside: Path, folder: str) -> Path:

@@ -14,7 +14,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from importlib import resources
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from excite.files import cache_folder, not_ours
+from excite.owners import make_scratch, remove, scratch_folder
 from excite.runtime.job import local_rank
 from excite.text import tell
 
@@ -146,8 +146,8 @@ def _private_folder() -> Path:
     reason = not_ours(folder.lstat(), stat.S_ISDIR)
     if reason is None:
         return folder
-    private = Path(tempfile.mkdtemp(prefix="excite-kernels-"))
-    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    private = make_scratch("kernels")
+    atexit.register(remove, private)
     if local_rank() == 0:
         tell(
             f"the cache of compiled kernels, {folder}, {reason}: they are compiled again for this process; delete that "
@@ -186,8 +186,8 @@ def _cpu_flags() -> str:
 
 def _build(compiler: str, source: bytes, path: Path) -> None:
     """Compile to a temporary name, then rename, so that processes building at the same time get a complete file."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        code, objects, aside = (Path(folder) / name for name in ("kernels.cpp", "kernels.o", path.name))
+    with scratch_folder("build", path.parent) as folder:
+        code, objects, aside = (folder / name for name in ("kernels.cpp", "kernels.o", path.name))
         code.write_bytes(source)
         # Linked without -fopenmp, so that PyTorch's OpenMP library is used rather than a second thread pool.
         for command in (

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from excite.errors import ExciteError
+from excite.files import append_text
 from excite.text import printable_lines
 
 
@@ -69,11 +70,9 @@ def append_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequen
     """
     check_csv(path, columns)
     rounded = [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rounded)
-    except OSError as error:
-        raise ExciteError(f"{path} cannot be written: {error.strerror or error}") from None
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    if not path.is_file() or not path.stat().st_size:
+        writer.writeheader()
+    writer.writerows(rounded)
+    append_text(path, text.getvalue())

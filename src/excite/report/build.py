@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
 from excite.models import describe
 from excite.models.folding import form_of
+from excite.owners import scratch_folder
 from excite.pages.inline import show_table
 from excite.progress import Advance, Progress
 from excite.recipe import Overrides, Recipe
@@ -121,8 +121,8 @@ def report(
     # The numbers first, so that they are not lost if drawing or writing the page fails.
     if opened.run is not None and whole and (opened.run / "results.json").is_file():
         write_json(opened.run / "results.json", {**read_json(opened.run / "results.json"), KEY: study.numbers})
-    with tempfile.TemporaryDirectory(prefix="excite-report-") as scratch:
-        make_page(study, Path(scratch)).write(path)
+    with scratch_folder("report") as scratch:
+        make_page(study, scratch).write(path)
     if figures is not None:
         write_figures(study, Path(figures))
     tell("written", 1, 1)

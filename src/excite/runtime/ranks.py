@@ -13,13 +13,14 @@ from typing import NotRequired, TypedDict
 
 from excite.files import to_json
 from excite.runtime.meeting import JobBoard
-from excite.runtime.waiting import FIRST_LINE, waits
+from excite.runtime.waiting import FIRST_LINE, patience, waits
 from excite.text import tell
 
-#: Seconds between two notes of a process, and between two looks at those of the others.
+#: Seconds between two notes of a process, and between two looks at those of the others; at most a sixth of the time
+#: after which a wait is given up.
 NOTE_SECONDS = 10.0
-#: Seconds without a new note after which a process counts as silent.
-SILENT_SECONDS = 25.0
+#: A process that has left no new note for this many times as long is silent.
+SILENT_NOTES = 2.5
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -44,6 +45,7 @@ class Ranks:
         step: gives the number of steps done.
         clock: seconds.
         say: takes a line.
+        every: seconds between two notes.
     """
 
     notes: JobBoard
@@ -52,6 +54,7 @@ class Ranks:
     step: Callable[[], int]
     clock: Callable[[], float] = time.monotonic
     say: Callable[[str], None] = tell
+    every: float = field(default_factory=lambda: min(NOTE_SECONDS, patience() / 6))
     _progress: tuple[int, int] = (-1, -1)
     _since: float = 0.0
     _due: float = FIRST_LINE
@@ -68,11 +71,11 @@ class Ranks:
         now, progress = self.clock(), (self.step(), waits.passed)
         if progress != self._progress:
             self._progress, self._since, self._due = progress, now, FIRST_LINE
-        if now - self._noted >= NOTE_SECONDS:
+        if now - self._noted >= self.every:
             self._noted = now
             self._beat += 1
             self.notes.put(f"at-{self.rank}", to_json(self._own_place()))
-            if now - self._since >= FIRST_LINE / 2:
+            if self.rank == 0 or now - self._since >= FIRST_LINE / 2:  # if all listened always, the board would suffer
                 self._listen(now)
         seconds = now - self._since
         if seconds >= self._due:
@@ -80,7 +83,10 @@ class Ranks:
             while self._due <= seconds:
                 self._due *= 2
             if not self._own_place()["waits"] and self.notes.write_first(name, ""):  # its own wait says itself
-                self.say(f"no step for {seconds:.0f} s, after step {self._progress[0]}: {self.suspects()}")
+                who = self.suspects() or (
+                    f"rank {self.rank} is in {main_is_in()}, and all others answer: a long step, or a slow network"
+                )
+                self.say(f"no step for {seconds:.0f} s, after step {self._progress[0]}: {who}")
 
     def _own_place(self) -> Place:
         waited = waits.longest()
@@ -99,12 +105,12 @@ class Ranks:
                 self._heard[rank] = (place, now)
 
     def suspects(self) -> str:
-        """Who keeps the others waiting, as a clause."""
+        """Who keeps the others waiting, as a clause; "" if nobody is known to."""
         now = self.clock()
         found = []
         for rank, (place, when) in sorted(self._heard.items()):
             who = f"rank {rank} ({place['who']})"
-            if now - when >= SILENT_SECONDS:
+            if now - when >= SILENT_NOTES * self.every:
                 found.append(
                     f"{who} has not answered for {now - when:.0f} s (stopped, out of memory, or its machine gone?)"
                 )
@@ -112,11 +118,7 @@ class Ranks:
                 found.append(f"{who} waits for {place['what']}")
             elif place["step"] < self._progress[0]:
                 found.append(f"{who} is behind, after step {place['step']}, in {place['what']}")
-        if found:
-            return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
-        return (
-            f"rank {self.rank} is in {main_is_in()}, and all others answer: a long step, or a slow network between them"
-        )
+        return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
 
 
 def main_is_in() -> str:

@@ -28,6 +28,7 @@ class _Wait:
 
     what: Callable[[], str]
     since: float
+    look: Callable[[float, float], None] | None = None
     due: float = FIRST_LINE
 
 
@@ -42,13 +43,18 @@ class Waits:
     _watching: threading.Thread | None = None
 
     @contextmanager
-    def waiting(self, what: Callable[[], str]) -> Iterator[None]:
-        """A block that may wait. ``what`` is called if it lasts, in another thread: "images: photos/a.jpg"."""
+    def waiting(self, what: Callable[[], str], look: Callable[[float, float], None] | None = None) -> Iterator[None]:
+        """A block that may wait.
+
+        Args:
+            what: called if it lasts, in another thread: "images: photos/a.jpg".
+            look: called there at every look, with the beginning of the wait and the time.
+        """
         self._watch()
         key = threading.get_ident()
         outer = self._waits.get(key)
         if outer is None:  # the outermost block knows best since when
-            self._waits[key] = _Wait(what, self.clock())
+            self._waits[key] = _Wait(what, self.clock(), look)
         try:
             yield
         finally:
@@ -77,7 +83,10 @@ class Waits:
     def look(self) -> None:
         """Say a line for every wait that has one due."""
         for wait in list(self._waits.values()):
-            seconds = self.clock() - wait.since
+            now = self.clock()
+            seconds = now - wait.since
+            if wait.look is not None:
+                wait.look(wait.since, now)
             if seconds >= wait.due:
                 while wait.due <= seconds:
                     wait.due *= 2

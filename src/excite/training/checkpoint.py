@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # see excite.training.results
 
 from excite.errors import ExciteError, explain, first_line, shown, shown_text
-from excite.files import read_typed, sha256_of, write_json, written_aside
+from excite.files import patient, read_typed, sha256_of, write_json, written_aside
 from excite.owners import remove_leftovers
 from excite.storage.identity import read_begun
 from excite.training.results import Best
@@ -135,7 +135,8 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
         save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
         if snapshot.ema is not None:
             save_weights(aside / EMA, snapshot.ema, snapshot.ema_meta)
-        torch.save(snapshot.state, aside / STATE)
+        with patient(aside / STATE) as file:
+            torch.save(snapshot.state, file)
         files = {path.name: _record(path) for path in sorted(aside.iterdir())}
         manifest: Manifest = {
             "format_version": 1,

@@ -161,7 +161,8 @@ def tell_and_end(error: BaseException) -> NoReturn:
 def _lost(error: BaseException) -> str:
     """The sentence about a process that is lost."""
     if _ranks is not None and "timed out" in str(error).lower():
-        return f"the processes of this job waited too long for each other: {_ranks.suspects()} ({first_line(error)})"
+        who = _ranks.suspects() or first_line(error)
+        return f"the processes of this job waited too long for each other: {who}"
     return (
         "another process of this job ended without reporting why (killed? out of memory? machine down?): "
         f"{first_line(error)}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from excite import storage
 from excite.console import Display
 from excite.errors import ExciteError
+from excite.leaving import signal_name
 from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
 from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
@@ -382,8 +383,8 @@ def _asked_to_stop(run: Run, stop: StopSignals, clock: Clock) -> bool:
 def _leave(run: Run, stop: StopSignals, meter: Meter, clock: Clock, metrics: Metrics | None) -> None:
     record_steps(run, meter, clock, metrics)
     _save_now(run, clock)
-    name = {0: "request", 2: "Ctrl-C"}.get(stop.received, "SIGTERM")
+    asked = signal_name(stop.received) if stop.received else "request"
     raise Interrupted(
-        f"stopped by {name} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",
+        f"stopped by {asked} after step {run.step}, which is saved; resume with: excite train --resume {run.folder}",
         stop.received,
     )

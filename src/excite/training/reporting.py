@@ -383,7 +383,13 @@ def _speed(run: Run) -> tuple[float | None, float]:
 def _results(run: Run, bad: int) -> Results:
     """The contents of ``results.json``."""
     assert run.best is not None
-    last = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"][-1]
+    evals = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
+    if not evals or evals[-1]["step"] != run.step:  # the last epoch is always evaluated
+        raise ExciteError(
+            f"{run.folder / 'metrics.jsonl'} no longer has the last evaluation (was it deleted or changed?), so there "
+            f"are no results; the weights are as they were: excite validate {run.folder}"
+        )
+    last = evals[-1]
     size = describe(run.model.model_name, **run.model.model_args)
     ms, compiled = _speed(run)
     batch = run.recipe.train.batch_size

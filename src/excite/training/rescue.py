@@ -3,12 +3,14 @@
 One place for all such reasons, see :class:`Rescue`.
 """
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from excite.data.watched import LoaderFailed
 from excite.errors import ExciteError
+from excite.files import WriteFailed
 from excite.training import launch
 from excite.training.precision import BufferGuard
 from excite.training.run_folder import read_metrics
@@ -17,8 +19,9 @@ from excite.weights.locate import saved_steps
 
 
 class Rescue:
-    """Context of a training. When the images can no longer be loaded (:class:`LoaderFailed`) or another process of the
-    job is gone, the first process saves the last step that was done, and the error says so.
+    """Context of a training. When the images can no longer be loaded (:class:`LoaderFailed`), a file can no longer be
+    written (:class:`WriteFailed`) or another process of the job is gone, the first process saves the last step that was
+    done, and the error says so.
 
     A step that was broken off by a lost process has changed nothing but the statistics of batch norm: the optimiser
     steps after the last exchange. They are put back, so that a resumed run is the same, bit for bit. On NCCL this is
@@ -61,6 +64,12 @@ class Rescue:
             return
         if isinstance(error, LoaderFailed):
             raise LoaderFailed(f"{error}; {self._rescued()}") from None
+        if isinstance(error, WriteFailed):
+            self._record = None  # that may be what failed
+            again = error.number in _LASTING or not (self._run.folder / "recipe.yaml").is_file()
+            raise WriteFailed(
+                f"{error}; {_last(self._run.folder) if again else self._rescued()}", error.number
+            ) from None
         if launch.is_lost_peer(error):
             with launch.rescuing():
                 launch.note_saved(self._rescued())
@@ -77,9 +86,9 @@ class Rescue:
 
     def _write(self) -> None:
         assert self._save is not None
-        assert self._record is not None
         if self._run.accelerator.num_processes == 1:
-            self._record()
+            if self._record is not None:
+                self._record()
         elif self._guard is not None and self._kept_at == self._run.step:
             self._guard.put_back()
         self._save()
@@ -93,6 +102,10 @@ class Rescue:
         due = epoch == run.recipe.train.epochs or epoch % run.recipe.eval.every_epochs == 0
         evals = [r["step"] for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
         return due and run.step not in evals
+
+
+#: Refusals that a second file would meet, too.
+_LASTING = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS)
 
 
 def _last(folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from excite.errors import ExciteError, install_line
-from excite.files import from_json, to_json, write_text
+from excite.files import append_text, from_json, to_json, told, write_text
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
 from excite.storage.identity import is_blank
@@ -84,16 +84,13 @@ class Metrics:
 
     def write(self, record: Record) -> None:
         """Append one record; it has a ``kind`` ("train" or "eval") and a ``step``."""
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(to_json(record) + "\n")
-        except OSError as error:
-            raise ExciteError(f"{self.path} cannot be written: {error.strerror or error}") from None
+        append_text(self.path, to_json(record) + "\n", create=False)
         if self._writer is not None:
-            for key, value in record.items():
-                if isinstance(value, int | float) and key not in ("step", "epoch"):
-                    self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
-            self._writer.flush()
+            with told(self.path.with_name("tensorboard")):
+                for key, value in record.items():
+                    if isinstance(value, int | float) and key not in ("step", "epoch"):
+                        self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+                self._writer.flush()
 
 
 def read_metrics(path: Path) -> list[Record]:

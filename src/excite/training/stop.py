@@ -1,4 +1,4 @@
-"""Handling of SIGTERM and Ctrl-C: the run saves after the current step, then ends."""
+"""Handling of SIGTERM, SIGHUP and Ctrl-C: the run saves after the current step, then ends."""
 
 import signal
 import threading
@@ -6,6 +6,7 @@ from types import FrameType
 from typing import Any
 
 from excite.errors import ExciteError
+from excite.leaving import stop_signals
 
 
 class Interrupted(ExciteError):
@@ -17,7 +18,10 @@ class Interrupted(ExciteError):
 
 
 class StopSignals:
-    """Context manager that records SIGTERM and SIGINT in ``received`` (0: none). A second Ctrl-C ends at once."""
+    """Context manager that records SIGTERM, SIGHUP and SIGINT in ``received`` (0: none), unless they are ignored.
+
+    A second Ctrl-C ends at once.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -26,7 +30,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # Python handles signals in the main thread only
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 self._before[number] = signal.signal(number, self._note)
         return self
 

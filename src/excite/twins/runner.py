@@ -20,6 +20,7 @@ from excite.children import python_command
 from excite.console import Display, format_seconds
 from excite.errors import ExciteError
 from excite.files import check_here, from_json, to_json, write_json, write_text
+from excite.leaving import signal_name
 from excite.pages.figures import dispensable
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe
 from excite.runtime.job import world_size
@@ -165,7 +166,7 @@ def _ask(task: str, question: Any, stop: StopSignals) -> str:
         env={**os.environ, "PYTHONIOENCODING": "utf-8:backslashreplace"},
     )
     if stop.received:
-        raise Interrupted(f"stopped by {_signal_name(stop.received)}; nothing is lost", stop.received)
+        raise Interrupted(f"stopped by {signal_name(stop.received)}; nothing is lost", stop.received)
     if done.returncode:
         raise ExciteError(_reason(done.stderr, done.returncode))
     return done.stdout
@@ -342,7 +343,7 @@ class _Experiment:
         done = sum(self._finished(gate, seed) for gate, seed in runs)
         self._report(show_it=True)
         raise Interrupted(
-            f"stopped by {_signal_name(self.stop.received)} with {done} of {len(runs)} runs finished; resume with: "
+            f"stopped by {signal_name(self.stop.received)} with {done} of {len(runs)} runs finished; resume with: "
             f"excite twins --resume {self.folder}",
             self.stop.received,
         )
@@ -371,10 +372,6 @@ class _Experiment:
         if show_it:
             show_report(report, self.display)
         return report
-
-
-def _signal_name(number: int) -> str:
-    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def _reason(errors: str, code: int) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
+from excite.files import patient
 from excite.gates.squeeze_excite import SqueezeExcite, squeeze_width
 from excite.models import Classifier, EfficientNetLite, ResNet
 from excite.models.blocks import Bottleneck
@@ -211,4 +212,5 @@ def save_state_dict(exported: Exported, path: Path) -> None:
     if path.suffix.lower() == ".safetensors":
         write_safetensors(path, exported.tensors, {"architecture": exported.architecture})
     else:
-        torch.save(exported.tensors, path)
+        with patient(path) as file:
+            torch.save(exported.tensors, file)

@@ -1,5 +1,6 @@
 """The interface of an export format, and parts shared by formats that go through ONNX."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch.export import ExportedProgram
 
 from excite.export.deployable import GATE_SCOPE
 from excite.export.origin import ArtefactMeta
+from excite.files import flush_entries
 
 OPSET = 20
 #: Each call starts a new pass over the calibration images, in the form of the artefact's input.
@@ -33,6 +35,19 @@ class Quantise(Protocol):
     """
 
     def __call__(self, fp32: Path, out: Path, batches: Batches, with_gates: bool, about: About) -> None: ...
+
+
+class Replace(Protocol):
+    """Move the artefact ``final`` to ``target``, both on one disk. After a kill at any moment ``target`` can be read,
+    and is the old artefact or the new one. Raises OSError."""
+
+    def __call__(self, final: Path, target: Path) -> None: ...
+
+
+def replace_file(final: Path, target: Path) -> None:
+    """Move one file over another, and flush its folder."""
+    os.replace(final, target)
+    flush_entries(target.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +75,7 @@ class Format:
         write: the function that writes it.
         int8: its int8 quantisation; None if it has none.
         beside: suffixes of additional files next to the main one.
+        replace: the function that moves a complete artefact, flushed to disk, over another one.
     """
 
     name: str
@@ -69,6 +85,7 @@ class Format:
     write: Write
     int8: Int8 | None
     beside: tuple[str, ...] = ()
+    replace: Replace = replace_file
 
     @property
     def runtime(self) -> str:

@@ -1,5 +1,8 @@
 """OpenVINO's intermediate representation: an ``.xml`` file, with its weights in a ``.bin`` file."""
 
+import os
+import re
+import shutil
 import sys
 from collections import Counter
 from contextlib import redirect_stdout
@@ -9,11 +12,11 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from excite.export.deployable import GATE_SCOPE
-from excite.export.formats.base import About, Batches, Format, Int8, quantised_scopes
+from excite.export.formats.base import About, Batches, Format, Int8, quantised_scopes, replace_file
 from excite.export.formats.onnx import as_file, to_onnx
 from excite.export.origin import KEY, ArtefactMeta
 from excite.export.sessions import openvino_core, quiet
-from excite.files import to_json
+from excite.files import flush, to_json
 
 
 def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
@@ -72,6 +75,52 @@ def _takes_a_gates_result(op: Any) -> bool:
     return any(source.get_friendly_name().startswith(f"{GATE_SCOPE}/") for source in sources)
 
 
+def replace(final: Path, target: Path) -> None:
+    """Move both files over an existing artefact, with weights that fit the old graph and the new one in between.
+
+    Two files cannot be replaced at once, and a graph with the weights of another network would be read without an
+    error. But a graph says where in the file each tensor is, so one file can hold the weights of both.
+    """
+    weights, old = final.with_suffix(".bin"), target.with_suffix(".bin")
+    if not (target.is_file() and old.is_file()):
+        target.unlink(missing_ok=True)  # a graph without weights, which must not find other ones
+        replace_file(weights, old)
+        replace_file(final, target)
+        return
+    size = old.stat().st_size
+    shift = -(-max(weights.stat().st_size, size) // _PAGE) * _PAGE
+    shifted = final.with_name("shifted.xml")
+    shifted.write_bytes(_OFFSET.sub(lambda m: b"%s%d" % (m[1], int(m[2]) + shift), final.read_bytes()))
+    flush(shifted)
+    old_and_new = _joined(old, weights, shift, final.with_name("old+new.bin"))  # a full disk is met here, not later
+    new_and_new = _joined(weights, weights, shift, final.with_name("new+new.bin"))
+    try:
+        replace_file(old_and_new, old)
+        replace_file(shifted, target)  # from here on it is the new network
+    except OSError:
+        os.truncate(old, size)
+        raise
+    replace_file(new_and_new, old)
+    replace_file(final, target)
+    replace_file(weights, old)
+
+
+_PAGE = 4096
+#: In a graph: where a tensor begins in the file of weights, bytes. In attributes, quotation marks are escaped.
+_OFFSET = re.compile(rb'(<data\b[^>]*?\boffset=")(\d+)')
+
+
+def _joined(first: Path, second: Path, shift: int, out: Path) -> Path:
+    """``first``, and ``second`` from byte ``shift`` on, flushed to disk."""
+    with out.open("wb") as file:
+        for source, start in ((first, 0), (second, shift)):
+            file.seek(start)
+            with source.open("rb") as part:
+                shutil.copyfileobj(part, file)
+    flush(out)
+    return out
+
+
 FORMAT = Format(
     name="openvino",
     suffix=".xml",
@@ -80,4 +129,5 @@ FORMAT = Format(
     write=write,
     int8=Int8(quantiser="nncf", make=quantise),
     beside=(".bin",),
+    replace=replace,
 )

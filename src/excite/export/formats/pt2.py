@@ -1,5 +1,6 @@
 """PyTorch's own format: an exported program."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -13,8 +14,11 @@ from excite.files import to_json
 
 def write(graph: ExportedProgram, path: Path, meta: ArtefactMeta, opset: int) -> None:
     """Write a ``.pt2`` file; ``opset`` is ignored."""
+    # In memory first: torch's C++ writer meets a full disk once more in its destructor, and ends the process.
+    archive = io.BytesIO()
     with quiet():
-        torch.export.save(graph, path, extra_files={f"{KEY}.json": to_json(meta)})
+        torch.export.save(graph, archive, extra_files={f"{KEY}.json": to_json(meta)})
+    path.write_bytes(archive.getbuffer())
 
 
 FORMAT = Format(name="pt2", suffix=".pt2", readers=("torch",), needs=(), write=write, int8=None)

@@ -1,0 +1,366 @@
+"""A run whose decoding workers or other processes are lost is saved, and says why in one sentence."""
+
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from excite.data import EvalLoader, TrainLoader, open_data, watched
+from excite.data import loader as loader_module
+from excite.data.ahead import decoded_batches
+from excite.data.watched import LoaderFailed
+from excite.errors import ExciteError
+from excite.runtime import waiting
+from excite.runtime.ranks import Ranks
+from excite.runtime.waiting import Waits, waits
+from excite.training import loop, train
+from excite.weights.locate import saved_steps
+from tests.training import jobs
+from tests.training.dying import Dying
+from tests.training.small import metrics, same, small, tensors
+from tests.training.test_distributed_launch import ENV, finish, start, trainers, write_recipe
+
+STREAM = ["data.source=folder", "data.mode=stream", "in_chans=3", "data.image_size=16", "crop=random_resized"]
+STREAM += ["limit_train=null", "limit_val=null", "batch_size=8", "epochs=2", "checkpoint.every_steps=null"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Class folders of 48 + 8 images."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 24), ("val", 4)):
+        for name in ("a", "b"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    monkeypatch.setattr(loader_module, "FileDecoder", Dying)
+    monkeypatch.setattr(watched, "LOOK", 0.05)
+
+
+def streamed(root: Path, *words: str):
+    return small(*STREAM, f"data.root={root}", "data.workers=1", *words)
+
+
+def mark(root: Path, name: str, where: str = "train/a/07.png") -> None:
+    path = root / where
+    path.rename(path.with_name(f"{path.stem}-{name}.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (
+            "SIGKILL",
+            r"was killed \(SIGKILL\).*memory.* ran out; use fewer workers \(data.workers=0\) or a smaller train",
+        ),
+        ("SIGBUS", r"was ended by SIGBUS .*/dev/shm has .* MB free of .*data\.workers=0"),
+        ("SIGSEGV", r"crashed \(SIGSEGV\).*a fault in an image decoder; move that file away"),
+    ],
+)
+def test_a_worker_that_dies_ends_the_run_saved(images, dying, tmp_path, capfd, name, why):
+    expected = train(streamed(images), out=tmp_path / "expected", quiet=True)["run"]
+    mark(images, name)
+    with pytest.raises(LoaderFailed, match=why) as raised:
+        train(streamed(images), out=tmp_path / "runs", quiet=True)
+    text = str(raised.value)
+    assert f"while it read {images}/train/a/07-{name}.png" in text
+    run = next((tmp_path / "runs").iterdir())
+    step = saved_steps(run)[-1]
+    assert text.endswith(f"; step {step} is saved; go on with: excite train --resume {run}")
+    assert step == metrics(run)[-1]["step"] > 0
+    assert "\n" not in text
+    assert capfd.readouterr().err == ""  # neither torch's handlers nor multiprocessing add to it
+    train(resume=run, quiet=True)  # the image is met again, and is now read
+    assert same(tensors(run), tensors(expected))
+    assert [r["step"] for r in metrics(run)] == list(range(1, 13))
+
+
+def test_a_worker_that_hangs_ends_the_run_saved(images, dying, tmp_path, monkeypatch):
+    """Given up after four looks at 300 s each without any progress, from when the worker stopped."""
+    monkeypatch.setenv("EXCITE_PATIENCE", "900")
+    ticks, met = itertools.count(0, 300), images / "train/a/07-SIGSTOP.png.met"
+    monkeypatch.setattr(waits, "clock", lambda: next(ticks) if met.exists() else 0)
+    monkeypatch.setattr(waiting, "LOOK", 0.05)
+    mark(images, "SIGSTOP")
+    told = r"got nowhere for \d+ s \(images: worker 1 reads .*07-SIGSTOP.png\)"
+    with pytest.raises(LoaderFailed, match=told) as raised:
+        train(streamed(images), out=tmp_path / "runs", quiet=True)
+    assert "EXCITE_PATIENCE=SECONDS; step " in str(raised.value)
+    assert multiprocessing.active_children() == []  # the end of the program would wait for it
+
+
+def test_an_evaluation_that_fails_is_not_skipped_by_going_on(images, dying, tmp_path):
+    """At the end of an epoch a checkpoint says that the epoch was evaluated."""
+    expected = train(streamed(images), out=tmp_path / "expected", quiet=True)["run"]
+    mark(images, "SIGKILL", "val/b/02.png")
+    with pytest.raises(LoaderFailed, match=r"smaller eval.batch_size; nothing was saved before"):
+        train(streamed(images), out=tmp_path / "runs", quiet=True)
+    run = next((tmp_path / "runs").iterdir())
+    assert saved_steps(run) == []
+    again = train(streamed(images), run_dir=run, quiet=True)["run"]
+    assert same(tensors(again), tensors(expected))
+    assert metrics(again, "eval") == metrics(expected, "eval")
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        ("16k", "the decoding workers could not be started"),
+        ("200k", "decoded images could not be handed over in shared memory"),
+    ],
+)
+def test_full_shared_memory_is_told(images, tmp_path, size, what):
+    """torch drops a batch that does not fit, and then waits for it for ever."""
+    program = f"""
+from excite.errors import ExciteError
+from tests.training.test_lost import streamed, train
+try:
+    train(streamed({str(images)!r}, "data.image_size=96"), out={str(tmp_path / "runs")!r}, quiet=True)
+except ExciteError as error:
+    print(error)
+"""
+    mount = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
+    own = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("this system does not let tests mount a /dev/shm of their own")
+    command = [*own, sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=Path.cwd())
+    told = rf"{what} \(.*No space left on device.*\); /dev/shm has \d+ MB free of 0 MB; make that larger \(docker run "
+    assert re.match(rf"{told}--shm-size=8g\), or decode without workers: data\.workers=0", done.stdout), done.stderr
+    assert done.stderr == ""
+
+
+# --- what is said while something waits -----------------------------------------------------------------------------
+
+
+def test_long_waits_are_said_at_growing_intervals():
+    now, said = [0.0], []
+    waits = Waits(clock=lambda: now[0], say=said.append)
+    waits._watch = lambda: None  # no thread: the test looks itself
+    with waits.waiting(lambda: "images: photos/a.jpg"):
+        with waits.waiting(lambda: "something inside"):
+            for now[0] in (59, 60, 90, 119, 120, 239, 240, 700):
+                waits.look()
+        assert waits.longest() == (700, "images: photos/a.jpg")
+    assert said == [f"waiting for {s} s now, for images: photos/a.jpg" for s in (60, 120, 240, 700)]
+    assert waits.longest() is None
+    waits.look()
+    assert len(said) == 4
+
+
+@contextmanager
+def let_go_when_named(path: Path):
+    """While the block waits for the image at ``path``, look as the thread that says so does; then let it be read."""
+    seen, over = [], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.01):
+            found = waits.longest()
+            if found is not None and str(path) in found[1]:
+                seen.append(found[1])
+                Path(f"{path}.go").touch()
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_wait_names_the_file_wherever_images_are_read(images, dying, part, workers):
+    """In a training and in an evaluation, with workers and without."""
+    mark(images, "hold", f"{part}/a/02.png")
+    recipe = streamed(images, f"data.workers={workers}")
+    data = open_data(recipe.data, recipe.augment)
+    options = {"batch_size": 4, "device": "cpu", "data_config": recipe.data}
+    if part == "val":
+        batches = iter(EvalLoader(data.val, **options))
+    else:
+        batches = TrainLoader(data.train, seed=0, augment=recipe.augment, **options).epoch(0)
+    path = images / part / "a/02-hold.png"
+    with let_go_when_named(path) as seen:
+        assert len(list(batches)) == (2 if part == "val" else 12)
+    assert seen == [f"images: worker 1 reads {path}" if workers else f"images: reading {path}"]
+
+
+def test_a_wait_names_the_file_in_a_prediction(tmp_path):
+    go = tmp_path / "b.png.go"
+
+    def load(name: str) -> str:
+        while name == str(tmp_path / "b.png") and not go.exists():
+            time.sleep(0.01)
+        return name
+
+    names = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    with let_go_when_named(tmp_path / "b.png") as seen:
+        assert len(list(decoded_batches(names, load, 3, path_of=str, beside=False))) == 1
+    assert seen == [f"images: reading {tmp_path / 'b.png'}"]
+
+
+# --- lost processes of a job ----------------------------------------------------------------------------------------
+
+LONG = ["epochs=40", "checkpoint.every_steps=null", "checkpoint.every_epochs=40", "eval.every_epochs=40"]
+
+
+def wait_for_steps(parent: Path, count: int, process) -> Path:
+    """The run below ``parent`` once it has written ``count`` lines of metrics."""
+    while process.poll() is None:
+        found = list(parent.glob("*/metrics.jsonl"))
+        if found and found[0].read_bytes().count(b"\n") >= count:
+            return found[0].parent
+        time.sleep(0.01)
+    raise AssertionError(f"it ended: {process.communicate()}")
+
+
+def killed(tmp_path: Path, number: int) -> tuple[Path, str]:
+    process = start(tmp_path, "train", write_recipe(tmp_path, *LONG), "devices=2", "--out", "runs", "--json")
+    run = wait_for_steps(tmp_path / "runs", 3, process)
+    victim = next(p for p in trainers(process) if p.environ()["RANK"] == "1")
+    os.kill(victim.pid, number)
+    status, out, err = finish(process, timeout=200)
+    assert (status, out) == (1, "")
+    return run, err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_job_saved(tmp_path):
+    """Rank 0 saves the last step that was done; that it is resumed changes no bit, nor do statistics of the norms."""
+    run, said = killed(tmp_path, signal.SIGKILL)
+    (step,) = saved_steps(run)
+    assert said == (
+        "error: rank 1: the process was ended by SIGKILL (out of memory?); "
+        f"step {step} is saved; go on with: excite train --resume runs/{run.name}"
+    )
+    assert step >= 3
+    status, _, err = finish(start(tmp_path, "train", "--resume", run, "--json"))
+    assert status == 0, err
+    expected = jobs.run_job(jobs.train_small, 2, tmp_path / "expected", *LONG)[0]["run"]
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert same(tensors(expected, name), tensors(run, name))
+
+
+@pytest.mark.slow
+def test_a_rank_that_stops_is_named_and_the_job_ends_saved(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, "EXCITE_PATIENCE", "15")
+    monkeypatch.setitem(ENV, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    run, said = killed(tmp_path, signal.SIGSTOP)
+    print(said)
+    (step,) = saved_steps(run)
+    assert f"step {step} is saved; go on with: excite train --resume runs/{run.name}" in said
+    told = r"error: rank 0: the processes .* waited too long for each other: rank 1 \(.*\) has not answered for "
+    assert re.match(told, said)
+
+
+class Board:
+    """The notes of a job, in memory."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, str] = {}
+
+    def put(self, name: str, text: str) -> None:
+        self.notes[name] = text
+
+    def read(self, name: str) -> str | None:
+        return self.notes.get(name)
+
+    def write_first(self, name: str, text: str) -> bool:
+        return self.notes.setdefault(name, text) is text and not self.notes.__setitem__(name, "taken")
+
+
+def test_a_process_that_is_silent_or_waits_for_images_is_named_once():
+    now, said, board = [0.0], [], Board()
+    steps = [7, 7, 7]
+    ranks = [
+        Ranks(board, rank, 3, lambda rank=rank: steps[rank], clock=lambda: now[0], say=said.append) for rank in range(3)
+    ]
+    for now[0] in range(20):  # all answer
+        for each in ranks:
+            each.tick()
+    for now[0] in range(20, 130):  # rank 2 has been stopped
+        for each in ranks[:2]:
+            each.tick()
+    assert len(said) == 2
+    assert said[0].startswith("no step for 60 s, after step 7: rank 2 (")
+    assert "has not answered for " in said[0]
+    assert said[1].startswith("no step for 120 s, after step 7: rank 2 (")
+    steps[0] += 1  # it goes on
+    ranks[0].tick()
+    assert len(said) == 2
+    board.put("at-2", '{"beat": 99, "step": 7, "what": "images: worker 1 reads a.jpg", "waits": true, "who": "here"}')
+    for now[0] in range(130, 200):
+        ranks[0].tick()
+        board.put("at-2", board.notes["at-2"].replace('"beat": 99', f'"beat": {now[0]}'))
+    assert said[-1].endswith("rank 2 (here) waits for images: worker 1 reads a.jpg") or "rank 2 (here)" in said[-1]
+
+
+# --- files that vanish ----------------------------------------------------------------------------------------------
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Do something to the run when it has done ``step`` steps and written their line."""
+    real = loop.record_steps
+
+    def record_steps(run, *words, **options):
+        real(run, *words, **options)
+        if run.step == step:
+            action(run.folder)
+
+    monkeypatch.setattr(loop, "record_steps", record_steps)
+
+
+def test_metrics_that_vanish_end_the_run_saved(tmp_path, monkeypatch):
+    """Written anew, they would lack the beginning, and the results would be silently wrong."""
+    at_step(monkeypatch, 3, lambda run: (run / "metrics.jsonl").unlink())
+    told = r"metrics.jsonl has vanished while it was being written \(.*\); step 4 is saved; go on with: excite train "
+    with pytest.raises(ExciteError, match=told):
+        train(small("checkpoint.every_steps=null"), out=tmp_path / "runs", quiet=True)
+    assert saved_steps(next((tmp_path / "runs").iterdir())) == [4]
+
+
+def test_a_run_folder_that_vanishes_ends_the_run(tmp_path, monkeypatch):
+    at_step(monkeypatch, 3, shutil.rmtree)
+    with pytest.raises(
+        ExciteError, match=r"the folder .* has vanished \(was it moved or deleted\?\); nothing was saved"
+    ):
+        train(small("checkpoint.every_steps=null"), out=tmp_path / "runs", quiet=True)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_results_without_the_last_evaluation_are_not_made_up(tmp_path, monkeypatch):
+    real = loop.finish
+
+    def finish(run, bad):
+        path = run.folder / "metrics.jsonl"
+        lines = [line for line in path.read_text().splitlines(True) if '"eval"' not in line or '"step": 12,' in line]
+        path.write_text("".join(lines))
+        return real(run, bad)
+
+    monkeypatch.setattr(loop, "finish", finish)
+    with pytest.raises(ExciteError, match=r"no longer has the last evaluation .*: excite validate "):
+        train(small(), out=tmp_path / "runs", quiet=True)
+    run = next((tmp_path / "runs").iterdir())
+    assert (run / "model.safetensors").is_file()
+    assert not (run / "results.json").exists()
