@@ -75,9 +75,17 @@ def shown_text(text: str) -> str:
     return plain if len(plain) <= LONGEST_SHOWN else f"{plain[: LONGEST_SHOWN - 4]} ..."
 
 
+#: The most characters of another library's message: some repeat the whole input.
+LONGEST_REASON = 300
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, or the error's type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of another library's error message, or the error's type if it has no message.
+
+    It is at most 300 characters long.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 4]} ..."
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:

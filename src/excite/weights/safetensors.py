@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from excite.errors import first_line
 from excite.untrusted.raw import Damaged
 from excite.weights.stored import Stored
 
@@ -30,7 +31,7 @@ def read(path: Path) -> Stored:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library's own errors, and those of dtypes that PyTorch lacks
-        raise Damaged(" ".join(str(error).split())) from None
+        raise Damaged(first_line(error)) from None
     if texts.get("format") != "ms":
         return Stored("safetensors", path, tensors, {"texts": texts})
     crc = texts.pop("crc_num", None)
