@@ -1,6 +1,7 @@
 """The exception that users see, and helpers for its messages, such as suggesting a similar name."""
 
 import difflib
+import os
 import reprlib
 import shlex
 from collections.abc import Iterable, Mapping
@@ -96,6 +97,25 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {matches[0]!r}?" + (f" Otherwise {otherwise}" if otherwise else "")
 
 
+#: Bytes of a name in a path, and of a whole path, that file systems take.
+_LONGEST_PATH_NAME, _LONGEST_PATH = 255, 4095
+
+
+def no_path(text: str) -> str | None:
+    """Why a text cannot be the path of anything, as a clause; None if it can. Python raises OSError for such a text."""
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # half of a pair, as JSON and YAML can write it
+        raw = b"\0"
+    if b"\0" in raw:
+        return "has a character that no path has"
+    if len(raw) > _LONGEST_PATH:
+        return f"has more than {_LONGEST_PATH} bytes, and no path is longer"
+    if any(len(name) > _LONGEST_PATH_NAME for name in raw.split(os.fsencode(os.sep))):
+        return f"has a name of more than {_LONGEST_PATH_NAME} bytes, and no file system takes longer ones"
+    return None
+
+
 def absence(path: str | Path, otherwise: str = "") -> str:
     """Why a local path is not what was asked for, as a clause: what it is, or which folder lacks a part of it.
 
@@ -103,6 +123,8 @@ def absence(path: str | Path, otherwise: str = "") -> str:
     in :func:`nearest`.
     """
     whole = Path(path).expanduser().absolute()
+    if (why := no_path(str(whole))) is not None:
+        return f"it {why}"
     if whole.exists():
         return f"{whole} is {'a file' if whole.is_file() else 'a folder' if whole.is_dir() else 'no regular file'}"
     parent = next((p for p in whole.parents if p.exists()), Path(whole.anchor))

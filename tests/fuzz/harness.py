@@ -40,7 +40,7 @@ CORPUS = Path(__file__).with_name("corpus")
 MOST_FAULTS = 20
 #: What a message says where memory ran out: the code asked for more than the input can back.
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "not enough memory", "out of memory")
-LONGEST_MESSAGE = 3000
+LONGEST_MESSAGE = 12_000  # a path may have 4095 bytes
 
 
 class Hang(BaseException):
@@ -91,6 +91,8 @@ class _Watch:
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None or event not in _EVENTS:
             return
+        if event == "ctypes.dlopen" and arguments[0] is None:  # this process itself
+            return
         if event in _RUNS or event in _REACHES:
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
             return
@@ -130,11 +132,14 @@ def watched(*folders: Path) -> Iterator[None]:
         raise Forbidden("; ".join(_watch.seen[:3]))
 
 
-def check_sentence(error: BaseException) -> None:
-    """A message for a user is one line, not endless, and no excuse for memory that should not have been asked for."""
+def check_sentence(error: BaseException, one_line: bool = True) -> None:
+    """A message for a user is one line, not endless, and no excuse for memory that should not have been asked for.
+
+    ``one_line`` is false where the user's own words have line breaks, which the command line escapes.
+    """
     text = str(error)
     assert text, "an empty message"
-    assert "\n" not in text, f"several lines: {text!r:.300}"
+    assert "\n" not in text or not one_line, f"several lines: {text!r:.300}"
     assert len(text) <= LONGEST_MESSAGE, f"a message of {len(text)} characters: {text!r:.300}"
     assert not any(words in text for words in OUT_OF_MEMORY), f"memory ran out: {text:.300}"
 
@@ -159,10 +164,22 @@ class Surface:
         seconds: of one case, after which it hangs.
         megabytes: beyond what the process has at the beginning.
         cases: how many.
+        writable: folders in which files may be changed, besides that of the case.
+        one_line: see :func:`check_sentence`.
     """
 
-    def __init__(self, name: str, *, seconds: float = 10, megabytes: int = 256, cases: int | None = None) -> None:
-        self.name, self.seconds, self.megabytes = name, seconds, megabytes
+    def __init__(
+        self,
+        name: str,
+        *,
+        seconds: float = 10,
+        megabytes: int = 256,
+        cases: int | None = None,
+        writable: tuple[Path, ...] = (),
+        one_line: bool = True,
+    ) -> None:
+        self.one_line = one_line
+        self.name, self.seconds, self.megabytes, self.writable = name, seconds, megabytes, writable
         self.cases = CASES if cases is None else cases
         self.faults: dict[str, Fault] = {}
         self.refused = 0
@@ -201,13 +218,13 @@ class Surface:
         faulthandler.dump_traceback_later(10 * self.seconds, exit=True)  # compiled code does not heed a signal
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
-            with watched(folder), warnings.catch_warnings(record=True) as warned:
+            with watched(folder, *self.writable), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 try:
                     check(case)
                 except expected as error:
                     self.refused += 1
-                    check_sentence(error)
+                    check_sentence(error, self.one_line)
             for warning in warned:
                 raise Forbidden(f"warns: {warning.message} ({warning.filename}:{warning.lineno})")
         except KeyboardInterrupt:
@@ -256,7 +273,7 @@ def _place_of(error: BaseException) -> str:
         origin = origin.__context__
     frames = traceback.extract_tb(origin.__traceback__)
     ours = [f for f in frames if "/excite/" in f.filename] or frames
-    kind = str(error)[:40] if isinstance(error, AssertionError) else type(error).__name__
+    kind = str(error)[:25] if isinstance(error, AssertionError) else type(error).__name__
     return f"{kind} {ours[-1].filename}:{ours[-1].lineno}" if ours else kind
 
 

@@ -63,18 +63,18 @@ def local_weights(source: str | Path) -> Path:
         return _from_address(text)
     check_weights(text)
     path = Path(source)
-    return _in_folder(path) if path.is_dir() else path
+    return _in_folder(path) if os.path.isdir(path) else path
 
 
 def _is_prefix(path: Path) -> bool:
     """Whether it is a TensorFlow checkpoint, which is named by the common prefix of its files."""
-    return path.with_name(path.name + ".index").is_file()
+    return os.path.isfile(f"{path}.index")
 
 
 def check_weights(source: str) -> None:
     """Raise ExciteError if there are no weights at ``source``, judging by local names only; no address is asked."""
     path = Path(source)
-    if is_remote(source) or source.startswith(("hf:", "timm:")) or path.exists() or _is_prefix(path):
+    if is_remote(source) or source.startswith(("hf:", "timm:")) or os.path.exists(path) or _is_prefix(path):
         return
     otherwise = absence(path, "give a file, https://..., hf:owner/name or timm:name")
     raise ExciteError(f"there are no weights at {source!r}: {otherwise}")
