@@ -20,7 +20,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,21 @@ class _Watch:
     def __init__(self) -> None:
         self.allowed: tuple[str, ...] | None = None
         self.seen: list[str] = []
+        self.connects = False
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self.allowed is None or event not in _EVENTS:
             return
         if event == "ctypes.dlopen" and arguments[0] is None:  # this process itself
             return
+        if event == "socket.connect" and self.connects and arguments[1][0] == "127.0.0.1":
+            return
         if event in _RUNS or event in _REACHES:
             self.seen.append(f"{event} {arguments[:2]!r:.200}")
             return
         path = arguments[1] if event in ("os.symlink", "os.link") else arguments[0]
+        if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # below an open folder, as shutil.rmtree goes
+            path = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(path))
         mode = arguments[1] if event == "open" else "w"
         writes = isinstance(mode, str) and set(mode) & set("wax+")
         if event == "open" and not isinstance(mode, str):
@@ -114,8 +119,10 @@ _watch = _Watch()
 
 
 @contextmanager
-def watched(*folders: Path) -> Iterator[None]:
+def watched(*folders: Path, connects: bool = False) -> Iterator[None]:
     """In this block nothing may be started, no connection made, and no file changed outside these folders.
+
+    ``connects``: connections to this machine may be made.
 
     Raises:
         Forbidden: it happened, whatever the code under test made of it.
@@ -123,6 +130,7 @@ def watched(*folders: Path) -> Iterator[None]:
     if not getattr(sys, "_excite_fuzz_watch", False):
         sys.addaudithook(lambda event, arguments: _watch.hook(event, arguments))
         sys._excite_fuzz_watch = True  # type: ignore[attr-defined]
+    _watch.connects = connects
     _watch.seen, _watch.allowed = [], tuple(str(folder) for folder in folders)
     try:
         yield
@@ -166,6 +174,7 @@ class Surface:
         cases: how many.
         writable: folders in which files may be changed, besides that of the case.
         one_line: see :func:`check_sentence`.
+        connects: see :func:`watched`.
     """
 
     def __init__(
@@ -177,7 +186,9 @@ class Surface:
         cases: int | None = None,
         writable: tuple[Path, ...] = (),
         one_line: bool = True,
+        connects: bool = False,
     ) -> None:
+        self.connects = connects
         self.one_line = one_line
         self.name, self.seconds, self.megabytes, self.writable = name, seconds, megabytes, writable
         self.cases = CASES if cases is None else cases
@@ -218,7 +229,7 @@ class Surface:
         faulthandler.dump_traceback_later(10 * self.seconds, exit=True)  # compiled code does not heed a signal
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
-            with watched(folder, *self.writable), warnings.catch_warnings(record=True) as warned:
+            with watched(folder, *self.writable, connects=self.connects), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 try:
                     check(case)
@@ -243,7 +254,8 @@ class Surface:
             return
         kept = KEPT / f"{self.name}-{SEED}-{index}"
         shutil.rmtree(kept, ignore_errors=True)
-        shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
+        with suppress(shutil.Error):  # it may hold a pipe
+            shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
         text = "".join(traceback.format_exception(error)[-12:])[-3000:]
         self.faults[place] = Fault(index, place, f"{text}\n  input: {kept}")
 

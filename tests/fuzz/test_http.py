@@ -1,0 +1,170 @@
+"""What a web server sends: headers, lengths, redirects and bodies of any kind; the right bytes, or one sentence."""
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import random
+import shutil
+import threading
+import zlib
+from pathlib import Path
+
+import pytest
+
+from excite.errors import ExciteError
+from excite.storage import connection, stage, staging, web
+from excite.weights import hub
+
+from .harness import Case, Surface
+from .mutations import mutated
+
+pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'excite[remote]'")
+
+BODY = bytes(range(256)) * 20
+#: What may be asked of the disk for one case: the bounds set below, and a little.
+MOST_ON_DISK = 4 << 20
+
+
+class Script:
+    """What the server says to each request of a case: drawn once, so that a repeated request gets a repeated answer."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng, self.lock = rng, threading.Lock()
+        self.kind = rng.choice(("honest", "headers", "headers", "body", "body", "redirect", "raw", "gzip", "range", "listing"))
+        self.answers: dict[str, bytes] = {}
+
+    def answer(self, method: str, path: str, wanted: str | None) -> bytes:
+        with self.lock:
+            key = f"{method} {wanted}"
+            if key not in self.answers or self.rng.random() < 0.1:
+                self.answers[key] = self._made(method, path, wanted)
+            return self.answers[key]
+
+    def _made(self, method: str, path: str, wanted: str | None) -> bytes:
+        rng, start = self.rng, int((wanted or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        body = BODY if method == "GET" else b""
+        headers = {"Content-Length": str(len(BODY)), "Content-Type": "application/octet-stream"}
+        status = "200 OK"
+        if wanted and self.kind != "range":
+            status, body = "206 Partial Content", body[start:]
+            headers["Content-Length"] = str(len(BODY) - start)
+            headers["Content-Range"] = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        if self.kind == "range":
+            headers["Content-Range"] = rng.choice((f"bytes 0-9/{len(BODY)}", "bytes */*", "x", f"bytes {1 << 70}-/1", "bytes 5-2/1"))
+            status = rng.choice(("206 Partial Content", "200 OK", "416 Range Not Satisfiable"))
+        elif self.kind == "headers":
+            for _ in range(rng.choice((1, 1, 2))):
+                name = rng.choice(("Content-Length", "Content-Length", "ETag", "Last-Modified", "Content-Encoding", "Transfer-Encoding",
+                                   "Content-Range", "Accept-Ranges", "Content-Type", "Set-Cookie", "X-" + "y" * 3000, "Location"))  # fmt: skip
+                headers[name] = rng.choice(("", "0", "-1", "NaN", "9" * 400, str(1 << 62), "5, 7", "chunked", "gzip", "identity",
+                                            "\x80\xff", "x" * 5000, "W/\"a\"", "bytes", str(len(BODY) // 2), "Thu, 99 Foo"))  # fmt: skip
+            status = rng.choice((status, status, "204 No Content", "404 Not Found", "500 Oops", "301 Moved", "999 x", "429 Slow"))
+        elif self.kind == "body":
+            body = rng.choice((body[: len(body) // 2], body * 3, b"", body * 2000, mutated(rng, body) if body else b""))
+            if rng.random() < 0.5:
+                headers.pop("Content-Length")
+        elif self.kind == "redirect":
+            status = rng.choice(("301 Moved", "302 Found", "307 Temporary", "308 Permanent"))
+            headers["Location"] = rng.choice((path, "/other", "file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://[", "", "\x00",
+                                              "http://127.0.0.1:1/x", "javascript:1", "?" + "q" * 9000, "../" * 50))  # fmt: skip
+        elif self.kind == "gzip":
+            packed = rng.choice((gzip.compress(body), gzip.compress(bytes(32 << 20), 9), zlib.compress(body), mutated(rng, gzip.compress(body)), body))
+            headers |= {"Content-Encoding": rng.choice(("gzip", "deflate", "br", "zstd", "gzip, gzip")), "Content-Length": str(len(packed))}
+            body = packed if method == "GET" else b""
+        elif self.kind == "listing":
+            links = ["a.bin", "../../x", "/etc/passwd", "http://127.0.0.1:1/b", "%2e%2e/x", "a" * 300, "?", "#", "\x00", "c/"]
+            body = "".join(f'<a href="{rng.choice(links)}">x</a>' for _ in range(rng.choice((1, 5, 40)))).encode()
+            headers |= {"Content-Type": "text/html", "Content-Length": str(len(body))}
+            body = body if method == "GET" else b""
+        head = f"HTTP/1.1 {status}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items()) + "Connection: close\r\n\r\n"
+        raw = head.encode("latin-1", "replace") + body
+        return mutated(rng, raw, head=len(head)) if self.kind == "raw" else raw
+
+
+class Server:
+    """Sends what the current script says, byte by byte as it is."""
+
+    script: Script
+
+    def __init__(self) -> None:
+        mine = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True
+
+            def _say(self) -> None:
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # the client has had enough
+                    self.wfile.write(mine.script.answer(self.command, self.path, self.headers.get("Range")))
+
+            do_GET = do_HEAD = _say
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """With short limits and waits; nothing here depends on how long anything takes."""
+    monkeypatch.setattr(staging, "_LOCAL", {})
+    monkeypatch.setattr(web, "MOST_OF_UNKNOWN", 2 << 20)
+    monkeypatch.setattr(web, "MOST_OF_A_PAGE", 1 << 20)
+    monkeypatch.setattr(web, "ANSWER_SECONDS", 5.0)
+    monkeypatch.setattr(connection, "TRIES", 2)
+    monkeypatch.setattr(connection, "FIRST_WAIT", 0.0)
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
+    running = Server()
+    monkeypatch.setenv("HF_ENDPOINT", running.url)
+    yield running
+    running.stop()
+
+
+def test_servers(server, tmp_path):
+    wanted = hashlib.sha256(BODY).hexdigest()
+    kinds: list[str] = []
+
+    def one(case: Case) -> None:
+        cache = tmp_path / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        server.script = Script(case.rng)
+        kinds.append(server.script.kind)
+        use = case.rng.randrange(4)
+        try:
+            if use == 0:  # a hash lets nothing else through
+                path = hub.local_weights(f"{server.url}/a.bin#sha256={wanted}")
+                assert path.read_bytes() == BODY
+            elif use == 1:
+                path = hub.local_weights("hf:owner/name/model.pth")
+                assert path.is_file()
+            else:
+                staged = stage(f"{server.url}/{case.rng.choice(('a.bin', 'folder/', 'x%20y.bin?q=1'))}")
+                assert staged.path.resolve().is_relative_to(cache.resolve()), "it is outside the cache"
+                if server.script.kind == "honest":
+                    assert staged.path.read_bytes() == BODY
+        finally:
+            size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+            assert size < MOST_ON_DISK, f"{size} bytes on the disk"
+
+    surface = Surface("http", seconds=60, megabytes=512, writable=(tmp_path,), connects=True)
+    surface.run(one, test="test_http.py::test_servers")
+    assert surface.refused > surface.cases // 4
+    assert len(set(kinds)) > 5
+    assert not Path("/tmp/x").exists()
+
+
+def test_the_honest_server_is_read(server):
+    server.script = Script(random.Random(0))
+    server.script.kind = "honest"
+    assert stage(f"{server.url}/a.bin").path.read_bytes() == BODY
+    with pytest.raises(ExciteError, match="has the SHA-256"):
+        hub.local_weights(f"{server.url}/a.bin#sha256={'0' * 64}")
