@@ -203,7 +203,6 @@ class TrainConfig(Section):
         25.0, description="size of the gradient buckets summed over the devices, in MB"
     )
 
-
     @field_validator("init_from")
     @classmethod
     def _can_be_a_path(cls, source: str | None) -> str | None:
@@ -461,7 +460,9 @@ def _long_text(value: Any, place: str = "it", depth: int = 0) -> str | None:
         return None
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     inner = "" if place == "it" else f"{place}."
-    return next((found for key, each in parts if (found := _long_text(each, f"{inner}{key}", depth + 1)) is not None), None)
+    return next(
+        (found for key, each in parts if (found := _long_text(each, f"{inner}{key}", depth + 1)) is not None), None
+    )
 
 
 # --- YAML ---------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from excite.errors import ExciteError
 from tests.bounded import bounded
 
 CASES = int(os.environ.get("EXCITE_FUZZ_CASES", "200"))
+LONG = CASES >= 10_000
 SEED = int(os.environ.get("EXCITE_FUZZ_SEED", "0"))
 ONLY = os.environ.get("EXCITE_FUZZ_ONLY")
 KEPT = Path(os.environ.get("EXCITE_FUZZ_KEPT", Path(tempfile.gettempdir()) / "excite-fuzz"))
@@ -40,7 +41,7 @@ CORPUS = Path(__file__).with_name("corpus")
 MOST_FAULTS = 20
 #: What a message says where memory ran out: the code asked for more than the input can back.
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "not enough memory", "out of memory")
-LONGEST_MESSAGE = 12_000  # a path may have 4095 bytes
+LONGEST_MESSAGE, LONGEST_WITH_PATHS = 3000, 12_000  # a path may have 4095 bytes, and stand twice in a message
 
 
 class Hang(BaseException):
@@ -63,13 +64,20 @@ class Case:
     @property
     def expensive(self) -> bool:
         """Whether this case is one of the few on which the default tests spend seconds; at length, all are."""
-        return CASES >= 10_000 or self.index % 10 == 0
+        return LONG or self.index % 10 == 0
 
     def file(self, name: str, content: bytes) -> Path:
         """Write the input."""
         path = self.folder / name
         path.write_bytes(content)
         return path
+
+
+def found(surface: str) -> list[Path]:
+    """The inputs in ``corpus/`` that once ended badly."""
+    paths = sorted((CORPUS / surface).iterdir())
+    assert paths
+    return paths
 
 
 # --- what must never happen -------------------------------------------------------------------------------------------
@@ -143,12 +151,14 @@ def watched(*folders: Path, connects: bool = False) -> Iterator[None]:
 def check_sentence(error: BaseException, one_line: bool = True) -> None:
     """A message for a user is one line, not endless, and no excuse for memory that should not have been asked for.
 
-    ``one_line`` is false where the user's own words have line breaks, which the command line escapes.
+    ``one_line`` is false where the user's own words have line breaks, which the command line escapes, and long paths.
     """
     text = str(error)
     assert text, "an empty message"
     assert "\n" not in text or not one_line, f"several lines: {text!r:.300}"
-    assert len(text) <= LONGEST_MESSAGE, f"a message of {len(text)} characters: {text!r:.300}"
+    assert len(text) <= (LONGEST_MESSAGE if one_line else LONGEST_WITH_PATHS), (
+        f"a message of {len(text)} characters: {text!r:.300}"
+    )
     assert not any(words in text for words in OUT_OF_MEMORY), f"memory ran out: {text:.300}"
 
 
@@ -229,7 +239,10 @@ class Surface:
         faulthandler.dump_traceback_later(10 * self.seconds, exit=True)  # compiled code does not heed a signal
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
-            with watched(folder, *self.writable, connects=self.connects), warnings.catch_warnings(record=True) as warned:
+            with (
+                watched(folder, *self.writable, connects=self.connects),
+                warnings.catch_warnings(record=True) as warned,
+            ):
                 warnings.simplefilter("always")
                 try:
                     check(case)

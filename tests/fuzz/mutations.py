@@ -121,11 +121,12 @@ def mutated(rng: random.Random, data: bytes, others: Sequence[bytes] = (), head:
 LONG = "y" * 100_000
 #: What a number, a text or a list may be replaced by.
 BOUNDARIES: tuple[Any, ...] = (
-    0, -0.0, 1, -1, 2, 3, 7, 255, 256, 1 << 15, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 1 << 63, 10**400,
-    0.5, 1.0, 1e-300, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), True, False, None,
-    "", " ", "0", "-1", "1e400", "nan", "null", "true", "auto", "x", "../..", "/", "/dev/zero", "~", "\0", "\n", "\x1b[31m",
-    "\u202e", "\ud800", "é", "数据", "%s%n", "{}", "'", "a" * 300, LONG,
-    [], [0], [None], [[]], [1, 2], [1.5, -1], ["x"], [float("nan")] * 3, [0] * 1000, {}, {"": 0}, {"x": {"y": []}}, [{}],
+    0, -0.0, 1, -1, 2, 3, 7, 255, 256, 1 << 15, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, -(1 << 63), 1 << 63,
+    10**400, 0.5, 1.0, 1e-300, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), True, False, None,
+    "", " ", "0", "-1", "1e400", "nan", "null", "true", "auto", "x", "../..", "/", "/dev/zero", "~", "\0", "\n",
+    "\x1b[31m", "\u202e", "\ud800", "é", "数据", "%s%n", "{}", "'", "a" * 300, LONG,
+    [], [0], [None], [[]], [1, 2], [1.5, -1], ["x"], [float("nan")] * 3, [0] * 1000, {}, {"": 0},
+    {"x": {"y": []}}, [{}],
 )  # fmt: skip
 
 
@@ -156,7 +157,9 @@ def _near(rng: random.Random, value: Any) -> Any:
     if isinstance(value, str):
         return rng.choice((value + "x", value[:-1], value.upper(), value * 2, [value], value.replace("e", "\u0435")))
     if isinstance(value, list):
-        return rng.choice((value[:-1], value + value[:1], value[::-1], value * 2, [value], dict(enumerate(map(str, value)))))
+        return rng.choice(
+            (value[:-1], value + value[:1], value[::-1], value * 2, [value], dict(enumerate(map(str, value))))
+        )
     return value
 
 

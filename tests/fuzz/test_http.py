@@ -16,7 +16,7 @@ from excite.errors import ExciteError
 from excite.storage import connection, stage, staging, web
 from excite.weights import hub
 
-from .harness import Case, Surface
+from .harness import CASES, LONG, Case, Surface
 from .mutations import mutated
 
 pytest.importorskip("aiohttp", reason="aiohttp is not installed: pip install 'excite[remote]'")
@@ -26,60 +26,95 @@ BODY = bytes(range(256)) * 20
 MOST_ON_DISK = 4 << 20
 
 
+#: Headers, and values that none of them should have; where a redirect may lead; what a page may link to.
+_HEADERS = (
+    *("Content-Length", "Content-Length", "ETag", "Last-Modified", "Content-Encoding", "Transfer-Encoding", "Location"),
+    *("Content-Range", "Accept-Ranges", "Content-Type", "Set-Cookie", "X-" + "y" * 3000),
+)
+_VALUES = (
+    *("", "0", "-1", "NaN", "9" * 400, str(1 << 62), "5, 7", "chunked", "gzip", "identity", "\x80\xff", "x" * 5000),
+    *('W/"a"', "bytes", str(len(BODY) // 2), "Thu, 99 Foo"),
+)
+_PLACES = (
+    *("/other", "file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://[", "", "\x00", "http://127.0.0.1:1/x"),
+    *("javascript:1", "?" + "q" * 9000, "../" * 50),
+)
+_LINKS = (*("a.bin", "../../x", "/etc/passwd", "http://127.0.0.1:1/b", "%2e%2e/x", "a" * 300, "?", "#", "\x00", "c/"),)
+_STATUSES = ("204 No Content", "404 Not Found", "500 Oops", "301 Moved", "999 x", "429 Slow")
+_KINDS = ("honest", "headers", "headers", "body", "body", "redirect", "raw", "packed", "range", "listing")
+
+
+class Answer:
+    """A status line, headers and a body; whole, until one of the methods below spoils it."""
+
+    def __init__(self, rng: random.Random, method: str, wanted: str | None) -> None:
+        start = int((wanted or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+        self.rng, self.status, self.body = rng, "206 Partial Content" if wanted else "200 OK", BODY[start:]
+        self.headers = {"Content-Length": str(len(self.body)), "Content-Type": "application/octet-stream"}
+        if wanted:
+            self.headers["Content-Range"] = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        self.sends = method == "GET"
+
+    def raw(self) -> bytes:
+        head = "".join(f"{name}: {value}\r\n" for name, value in {**self.headers, "Connection": "close"}.items())
+        whole = f"HTTP/1.1 {self.status}\r\n{head}\r\n".encode("latin-1", "replace")
+        return whole + self.body if self.sends else whole
+
+    def honest(self) -> None:
+        pass
+
+    def spoil_range(self) -> None:
+        told = (f"bytes 0-9/{len(BODY)}", "bytes */*", "x", f"bytes {1 << 70}-/1", "bytes 5-2/1")
+        self.headers["Content-Range"] = self.rng.choice(told)
+        self.status = self.rng.choice(("206 Partial Content", "200 OK", "416 Range Not Satisfiable"))
+
+    def spoil_headers(self) -> None:
+        for _ in range(self.rng.choice((1, 1, 2))):
+            self.headers[self.rng.choice(_HEADERS)] = self.rng.choice(_VALUES)
+        self.status = self.rng.choice((self.status, self.rng.choice(_STATUSES)))
+
+    def spoil_body(self) -> None:
+        whole = self.body or BODY
+        self.body = self.rng.choice((whole[: len(whole) // 2], whole * 3, b"", whole * 2000, mutated(self.rng, whole)))
+        if self.rng.random() < 0.5:
+            self.headers.pop("Content-Length")
+
+    def spoil_redirect(self) -> None:
+        self.status = self.rng.choice(("301 Moved", "302 Found", "307 Temporary", "308 Permanent"))
+        self.headers["Location"] = self.rng.choice(_PLACES)
+
+    def spoil_packed(self) -> None:
+        ways = (gzip.compress(self.body), zlib.compress(self.body), self.body, gzip.compress(bytes(32 << 20), 9))
+        self.body = mutated(self.rng, self.rng.choice(ways)) if self.rng.random() < 0.3 else self.rng.choice(ways)
+        self.headers["Content-Encoding"] = self.rng.choice(("gzip", "deflate", "br", "zstd", "gzip, gzip"))
+        self.headers["Content-Length"] = str(len(self.body))
+
+    def spoil_listing(self) -> None:
+        links = (self.rng.choice(_LINKS) for _ in range(self.rng.choice((1, 5, 40))))
+        self.body = "".join(f'<a href="{link}">x</a>' for link in links).encode()
+        self.headers |= {"Content-Type": "text/html", "Content-Length": str(len(self.body))}
+
+
 class Script:
     """What the server says to each request of a case: drawn once, so that a repeated request gets a repeated answer."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.rng, self.lock = rng, threading.Lock()
-        self.kind = rng.choice(("honest", "headers", "headers", "body", "body", "redirect", "raw", "gzip", "range", "listing"))
+        self.rng, self.lock, self.kind = rng, threading.Lock(), rng.choice(_KINDS)
         self.answers: dict[str, bytes] = {}
 
-    def answer(self, method: str, path: str, wanted: str | None) -> bytes:
+    def answer(self, method: str, wanted: str | None) -> bytes:
         with self.lock:
             key = f"{method} {wanted}"
             if key not in self.answers or self.rng.random() < 0.1:
-                self.answers[key] = self._made(method, path, wanted)
+                self.answers[key] = self._made(method, wanted)
             return self.answers[key]
 
-    def _made(self, method: str, path: str, wanted: str | None) -> bytes:
-        rng, start = self.rng, int((wanted or "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
-        body = BODY if method == "GET" else b""
-        headers = {"Content-Length": str(len(BODY)), "Content-Type": "application/octet-stream"}
-        status = "200 OK"
-        if wanted and self.kind != "range":
-            status, body = "206 Partial Content", body[start:]
-            headers["Content-Length"] = str(len(BODY) - start)
-            headers["Content-Range"] = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
-        if self.kind == "range":
-            headers["Content-Range"] = rng.choice((f"bytes 0-9/{len(BODY)}", "bytes */*", "x", f"bytes {1 << 70}-/1", "bytes 5-2/1"))
-            status = rng.choice(("206 Partial Content", "200 OK", "416 Range Not Satisfiable"))
-        elif self.kind == "headers":
-            for _ in range(rng.choice((1, 1, 2))):
-                name = rng.choice(("Content-Length", "Content-Length", "ETag", "Last-Modified", "Content-Encoding", "Transfer-Encoding",
-                                   "Content-Range", "Accept-Ranges", "Content-Type", "Set-Cookie", "X-" + "y" * 3000, "Location"))  # fmt: skip
-                headers[name] = rng.choice(("", "0", "-1", "NaN", "9" * 400, str(1 << 62), "5, 7", "chunked", "gzip", "identity",
-                                            "\x80\xff", "x" * 5000, "W/\"a\"", "bytes", str(len(BODY) // 2), "Thu, 99 Foo"))  # fmt: skip
-            status = rng.choice((status, status, "204 No Content", "404 Not Found", "500 Oops", "301 Moved", "999 x", "429 Slow"))
-        elif self.kind == "body":
-            body = rng.choice((body[: len(body) // 2], body * 3, b"", body * 2000, mutated(rng, body) if body else b""))
-            if rng.random() < 0.5:
-                headers.pop("Content-Length")
-        elif self.kind == "redirect":
-            status = rng.choice(("301 Moved", "302 Found", "307 Temporary", "308 Permanent"))
-            headers["Location"] = rng.choice((path, "/other", "file:///etc/passwd", "ftp://127.0.0.1/x", "//", "http://[", "", "\x00",
-                                              "http://127.0.0.1:1/x", "javascript:1", "?" + "q" * 9000, "../" * 50))  # fmt: skip
-        elif self.kind == "gzip":
-            packed = rng.choice((gzip.compress(body), gzip.compress(bytes(32 << 20), 9), zlib.compress(body), mutated(rng, gzip.compress(body)), body))
-            headers |= {"Content-Encoding": rng.choice(("gzip", "deflate", "br", "zstd", "gzip, gzip")), "Content-Length": str(len(packed))}
-            body = packed if method == "GET" else b""
-        elif self.kind == "listing":
-            links = ["a.bin", "../../x", "/etc/passwd", "http://127.0.0.1:1/b", "%2e%2e/x", "a" * 300, "?", "#", "\x00", "c/"]
-            body = "".join(f'<a href="{rng.choice(links)}">x</a>' for _ in range(rng.choice((1, 5, 40)))).encode()
-            headers |= {"Content-Type": "text/html", "Content-Length": str(len(body))}
-            body = body if method == "GET" else b""
-        head = f"HTTP/1.1 {status}\r\n" + "".join(f"{k}: {v}\r\n" for k, v in headers.items()) + "Connection: close\r\n\r\n"
-        raw = head.encode("latin-1", "replace") + body
-        return mutated(rng, raw, head=len(head)) if self.kind == "raw" else raw
+    def _made(self, method: str, wanted: str | None) -> bytes:
+        answer = Answer(self.rng, method, wanted)
+        if self.kind == "raw":
+            return mutated(self.rng, answer.raw(), head=200)
+        getattr(answer, f"spoil_{self.kind}", answer.honest)()
+        return answer.raw()
 
 
 class Server:
@@ -96,7 +131,7 @@ class Server:
             def _say(self) -> None:
                 self.close_connection = True
                 with contextlib.suppress(OSError):  # the client has had enough
-                    self.wfile.write(mine.script.answer(self.command, self.path, self.headers.get("Range")))
+                    self.wfile.write(mine.script.answer(self.command, self.headers.get("Range")))
 
             do_GET = do_HEAD = _say
 
@@ -155,7 +190,8 @@ def test_servers(server, tmp_path):
             size = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
             assert size < MOST_ON_DISK, f"{size} bytes on the disk"
 
-    surface = Surface("http", seconds=60, megabytes=512, writable=(tmp_path,), connects=True)
+    cases = CASES if LONG else CASES // 4  # of a tenth of a second each
+    surface = Surface("http", seconds=60, megabytes=512, cases=cases, writable=(tmp_path,), connects=True)
     surface.run(one, test="test_http.py::test_servers")
     assert surface.refused > surface.cases // 4
     assert len(set(kinds)) > 5
@@ -168,3 +204,13 @@ def test_the_honest_server_is_read(server):
     assert stage(f"{server.url}/a.bin").path.read_bytes() == BODY
     with pytest.raises(ExciteError, match="has the SHA-256"):
         hub.local_weights(f"{server.url}/a.bin#sha256={'0' * 64}")
+
+
+def test_a_page_that_is_a_file(server):
+    """The address of a folder whose page has no links: fsspec then takes it for a file, and tells no name."""
+    server.script = Script(random.Random(0))
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n"
+    server.script.answers = {"HEAD None": head, "GET None": head + b"hello"}
+    server.script.rng.random = lambda: 1.0  # always the same answers
+    with pytest.raises(ExciteError, match="does not exist"):
+        stage(f"{server.url}/folder/")

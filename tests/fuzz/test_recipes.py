@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from excite.console import Display
@@ -27,10 +29,9 @@ from excite.recipe import (
 from excite.runtime.device import make_accelerator
 from excite.training.loop import train_step
 from excite.training.setup import set_up
-from tests.bounded import bounded
 from tests.training.small import SMALL
 
-from .harness import CORPUS, Case, Surface
+from .harness import CASES, LONG, SEED, Case, Surface, check_sentence, found
 from .mutations import BOUNDARIES, boundary, changed, mutated
 
 #: Images per class of the folder that recipes are tried on.
@@ -164,7 +165,9 @@ def test_texts():
     def word(rng: random.Random) -> str:
         key = rng.choice(keys)
         key = rng.choice((key, key, key.split(".")[1], key[:-1], key.upper(), key + ".x", "", "x"))
-        value = rng.choice((str(boundary(rng))[:300], json.dumps(boundary(rng), ensure_ascii=False)[:300], "[", "{a", "!!int x", "*a"))
+        value = rng.choice(
+            (str(boundary(rng))[:300], json.dumps(boundary(rng), ensure_ascii=False)[:300], "[", "{a", "!!int x", "*a")
+        )
         return rng.choice((f"{key}={value}", f"{key}={value}", key, f"={value}"))
 
     def one(case: Case) -> None:
@@ -178,14 +181,43 @@ def test_texts():
     assert surface.refused > surface.cases // 4
 
 
-@pytest.mark.parametrize("path", sorted((CORPUS / "recipes").glob("*.yaml")), ids=lambda path: path.name)
-def test_corpus(path, bases, accelerator):
+#: Anything that YAML or a Python caller can hold; hypothesis makes what fails as small as it can.
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(BOUNDARIES),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+_KNOWN = st.sampled_from(override_keys())
+#: Keys as they are, and with something below them.
+KEYS = _KNOWN | st.builds("{}.{}".format, _KNOWN, st.text(max_size=8))
+_SOME = settings(
+    max_examples=CASES if LONG else CASES // 4, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@seed(SEED)
+@_SOME
+@given(st.dictionaries(KEYS, ANYTHING, min_size=1, max_size=3))
+def test_any_values(bases, values):
+    """Values that nobody thought of, up to a recipe that is accepted."""
+    try:
+        recipe = Recipe.from_dict(bases[0]).changed(values)
+    except ExciteError as error:
+        check_sentence(error, one_line=False)
+    else:
+        check_recipe(recipe)
+
+
+@pytest.mark.parametrize("path", found("recipes"), ids=lambda path: path.name)
+def test_corpus(path, bases, accelerator, tmp_path, monkeypatch):
     """Overrides that were found, on both recipes."""
-    for base in bases:
-        with bounded(1024, 120):
-            try:
-                recipe = Recipe.from_dict(base).changed(yaml.safe_load(path.read_text()))
-                check_recipe(recipe)
-                trains(recipe, accelerator)
-            except ExciteError as error:
-                assert "\n" not in str(error)  # noqa: PT017
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path))
+
+    def one(case: Case) -> None:
+        recipe = Recipe.from_dict(bases[case.index]).changed(yaml.safe_load(path.read_text("utf-8")))
+        check_recipe(recipe)
+        trains(recipe, accelerator)
+
+    surface = Surface("recipes", seconds=60, megabytes=1024, one_line=False, cases=2, writable=(tmp_path,))
+    surface.run(one, test=f"test_recipes.py::test_corpus[{path.name}]")
+    assert surface.refused == 2
