@@ -110,10 +110,18 @@ def no_path(text: str) -> str | None:
     if b"\0" in raw:
         return "has a character that no path has"
     if len(raw) > _LONGEST_PATH:
-        return f"has more than {_LONGEST_PATH} bytes, and no path is longer"
+        return f"is too long for a path (more than {_LONGEST_PATH} bytes)"
     if any(len(name) > _LONGEST_PATH_NAME for name in raw.split(os.fsencode(os.sep))):
-        return f"has a name of more than {_LONGEST_PATH_NAME} bytes, and no file system takes longer ones"
+        return f"has a file name too long for a disk (more than {_LONGEST_PATH_NAME} bytes)"
     return None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with a home folder in the place of ``~``, as far as there is such a home; it takes any text."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(path)
 
 
 def absence(path: str | Path, otherwise: str = "") -> str:
@@ -122,7 +130,7 @@ def absence(path: str | Path, otherwise: str = "") -> str:
     An example, with the nearest name: "photos has no 'vla'; did you mean 'val'?" The clause ``otherwise`` follows, as
     in :func:`nearest`.
     """
-    whole = Path(path).expanduser().absolute()
+    whole = expanded(path).absolute()
     if (why := no_path(str(whole))) is not None:
         return f"it {why}"
     if whole.exists():

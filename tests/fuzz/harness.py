@@ -41,7 +41,7 @@ CORPUS = Path(__file__).with_name("corpus")
 MOST_FAULTS = 20
 #: What a message says where memory ran out: the code asked for more than the input can back.
 OUT_OF_MEMORY = ("MemoryError", "allocate memory", "not enough memory", "out of memory")
-LONGEST_MESSAGE, LONGEST_WITH_PATHS = 3000, 12_000  # a path may have 4095 bytes, and stand twice in a message
+LONGEST_MESSAGE, LONGEST_WITH_PATHS = 3000, 20_000  # a path has at most 4095 bytes, and may be said thrice
 
 
 class Hang(BaseException):
@@ -269,7 +269,8 @@ class Surface:
         shutil.rmtree(kept, ignore_errors=True)
         with suppress(shutil.Error):  # it may hold a pipe
             shutil.copytree(folder, kept, symlinks=True, ignore_dangling_symlinks=True)
-        text = "".join(traceback.format_exception(error)[-12:])[-3000:]
+        lines = "".join(traceback.format_exception(error)).splitlines()[-30:]
+        text = "\n".join(line[:300] for line in lines)
         self.faults[place] = Fault(index, place, f"{text}\n  input: {kept}")
 
     def _said(self, test: str) -> str:

@@ -99,7 +99,7 @@ def _from_address(url: str) -> Path:
         return stage(url).path
     wanted = match["hash"].lower()
     kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
-    if kept.is_file() and sha256_of(kept) == wanted:  # the hash proves that it is the right file: no network needed
+    if os.path.isfile(kept) and sha256_of(kept) == wanted:  # the hash proves that it is the right file: no network needed
         return kept
     fetched = stage(match["url"]).path
     found = sha256_of(fetched)
@@ -151,7 +151,7 @@ def place_for(repository: str) -> Path:
 def _copied(repository: str, file: str | None) -> Path | None:
     """The user's own copy, or None."""
     names = (file,) if file else FILES
-    return next((path for name in names if (path := place_for(repository) / name).is_file()), None)
+    return next((path for name in names if os.path.isfile(path := place_for(repository) / name)), None)
 
 
 def _cut_off() -> str | None:
@@ -188,7 +188,10 @@ def _cached(repository: str, file: str | None, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in (file,) if file else FILES:
-        found = try_to_load_from_cache(repository, name, revision=revision)
+        try:
+            found = try_to_load_from_cache(repository, name, revision=revision)
+        except ValueError as error:
+            raise ExciteError(f"hf:{repository} is no name of a repository: {first_line(error)}") from None
         if isinstance(found, str):
             return Path(found)
     return None
