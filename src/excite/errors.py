@@ -1,6 +1,7 @@
 """The exception that users see, and helpers for its messages, such as suggesting a similar name."""
 
 import difflib
+import os
 import reprlib
 import shlex
 from collections.abc import Iterable, Mapping
@@ -75,9 +76,17 @@ def shown_text(text: str) -> str:
     return plain if len(plain) <= LONGEST_SHOWN else f"{plain[: LONGEST_SHOWN - 4]} ..."
 
 
+#: The most characters of another library's message: some repeat the whole input.
+LONGEST_REASON = 300
+
+
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, or the error's type if it has no message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of another library's error message, or the error's type if it has no message.
+
+    It is at most 300 characters long.
+    """
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 4]} ..."
 
 
 def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
@@ -88,13 +97,42 @@ def nearest(name: str, names: Iterable[str], otherwise: str = "") -> str:
     return f"; did you mean {matches[0]!r}?" + (f" Otherwise {otherwise}" if otherwise else "")
 
 
+#: Bytes of a name in a path, and of a whole path, that file systems take.
+_LONGEST_PATH_NAME, _LONGEST_PATH = 255, 4095
+
+
+def no_path(text: str) -> str | None:
+    """Why a text cannot be the path of anything, as a clause; None if it can. Python raises OSError for such a text."""
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:  # half of a pair, as JSON and YAML can write it
+        raw = b"\0"
+    if b"\0" in raw:
+        return "has a character that no path has"
+    if len(raw) > _LONGEST_PATH:
+        return f"is too long for a path (more than {_LONGEST_PATH} bytes)"
+    if any(len(name) > _LONGEST_PATH_NAME for name in raw.split(os.fsencode(os.sep))):
+        return f"has a file name too long for a disk (more than {_LONGEST_PATH_NAME} bytes)"
+    return None
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with a home folder in the place of ``~``, as far as there is such a home; it takes any text."""
+    try:
+        return Path(path).expanduser()
+    except (RuntimeError, ValueError):
+        return Path(path)
+
+
 def absence(path: str | Path, otherwise: str = "") -> str:
     """Why a local path is not what was asked for, as a clause: what it is, or which folder lacks a part of it.
 
     An example, with the nearest name: "photos has no 'vla'; did you mean 'val'?" The clause ``otherwise`` follows, as
     in :func:`nearest`.
     """
-    whole = Path(path).expanduser().absolute()
+    whole = expanded(path).absolute()
+    if (why := no_path(str(whole))) is not None:
+        return f"it {why}"
     if whole.exists():
         return f"{whole} is {'a file' if whole.is_file() else 'a folder' if whole.is_dir() else 'no regular file'}"
     parent = next((p for p in whole.parents if p.exists()), Path(whole.anchor))

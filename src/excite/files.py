@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-from excite.errors import ExciteError, explain, shown_text
+from excite.errors import ExciteError, explain, no_path, shown_text
 from excite.leaving import unbroken
 from excite.owners import aside_of, remove, sweep_once
 from excite.text import as_json
@@ -262,6 +262,8 @@ def check_writable(path: Path) -> None:
 
     Missing folders are not an error: they are created later. A full disk is only noticed when writing.
     """
+    if (why := no_path(str(path))) is not None:
+        raise ExciteError(f"{shown_text(str(path))} could not be written: it {why}")
     if path.is_dir():
         raise ExciteError(f"{path} is a folder; name a file in it, such as {path / 'NAME'}")
     there = next(parent for parent in path.absolute().parents if os.path.lexists(parent))

@@ -199,7 +199,7 @@ def corrected(
     rest = [(instead or {}).get(word, word) for word in rest]
     found = list(_Reader(shapes[name], rest).read())
     if name == "train" and any(word == "validate" for word in found if isinstance(word, _Command)):
-        runs = [word for word in found if Path(word, "recipe.yaml").is_file()]
+        runs = [word for word in found if os.path.isfile(Path(word, "recipe.yaml"))]
         return f"excite validate {shlex.quote(runs[0]) if runs else 'RUN'}"
     if not found and (shapes[name].keys or shapes[name].run):  # which need arguments
         return None
@@ -403,6 +403,6 @@ def newest_run(folder: str = "runs") -> str:
 def _run_of(path: str) -> str:
     """The run folder that contains a checkpoint; the path itself if there is none."""
     for folder in [Path(path), *Path(path).parents][:4]:
-        if (folder / "recipe.yaml").is_file():
+        if os.path.isfile(folder / "recipe.yaml"):
             return str(folder)
     return path

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from excite.data.config import AugmentConfig, DataConfig
-from excite.errors import ExciteError, absence, nearest, shown, shown_text
+from excite.errors import ExciteError, absence, nearest, no_path, shown, shown_text
 from excite.hints import key_of
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
@@ -202,6 +202,13 @@ class TrainConfig(Section):
     bucket_mb: Annotated[Positive, NEUTRAL] = Field(
         25.0, description="size of the gradient buckets summed over the devices, in MB"
     )
+
+    @field_validator("init_from")
+    @classmethod
+    def _can_be_a_path(cls, source: str | None) -> str | None:
+        if source is not None and not is_remote(source) and (why := no_path(source)) is not None:
+            raise ValueError(f"train.init_from={shown_text(source)} {why}")
+        return source
 
 
 class EvalConfig(Section):
@@ -426,6 +433,8 @@ class Recipe(Section):
         """Check a mapping of sections. Raises ExciteError that names the wrong keys and what is allowed."""
         if not isinstance(values, dict):
             raise ExciteError(f"{where}: a recipe is a mapping of sections, not {type(values).__name__}")
+        if (place := _long_text(values)) is not None:
+            raise ExciteError(f"{where}: {shown_text(place)} is a text of more than {LONGEST_TEXT:,} characters")
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -437,6 +446,23 @@ class Recipe(Section):
 def json_schema() -> str:
     """The JSON schema of a recipe, for editors that complete keys."""
     return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
+
+
+#: Most characters of a text in a recipe; a name of a class may have as many in a header, and a path 4095.
+LONGEST_TEXT = 10_000
+
+
+def _long_text(value: Any, place: str = "it", depth: int = 0) -> str | None:
+    """Where in a recipe an endless text stands, which later messages would repeat; None if nowhere."""
+    if isinstance(value, str):
+        return place if len(value) > LONGEST_TEXT else None
+    if depth > DEEPEST_YAML:  # what no file has, and no section takes
+        return None
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = "" if place == "it" else f"{place}."
+    return next(
+        (found for key, each in parts if (found := _long_text(each, f"{inner}{key}", depth + 1)) is not None), None
+    )
 
 
 # --- YAML ---------------------------------------------------------------------------------------------------------
@@ -692,9 +718,9 @@ def recipe_text(name_or_file: str) -> tuple[str, str]:
         header = text[: text.index("\n\n")]
         return f"{header}\n\n{_shipped(name_or_file).to_yaml()}", name_or_file
     path = Path(_at_address(name_or_file) if is_remote(name_or_file) else name_or_file)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "recipe.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, it takes any text
         hint = nearest(name_or_file, names) or f": {absence(path, '`excite recipes` lists the recipes')}"
         raise ExciteError(f"there is no recipe, file or run folder {shown(name_or_file)}{hint}")
     try:

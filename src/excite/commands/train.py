@@ -1,5 +1,6 @@
 """``excite train``"""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ import typer
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
 from excite.commands.common import Json, RecipeWords, complete_run
-from excite.errors import ExciteError, absence
+from excite.errors import ExciteError, absence, expanded
 from excite.runtime.job import rank
 from excite.text import print_json, tell
 
@@ -147,7 +148,7 @@ def _what_to_train(words: list[str]) -> str:
         return first
     if key not in ("data", "data.root", "root"):
         raise ExciteError(f"the first word must be a recipe, not {first!r}; `excite recipes` lists them")
-    if not Path(value).expanduser().is_dir():
+    if not os.path.isdir(expanded(value)):
         raise ExciteError(f"{first}: there is no folder {value!r}: {absence(value)}")
     return value
 

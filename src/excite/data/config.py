@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from excite.data.catalog import SOURCES, SourceName, formats
+from excite.errors import no_path, shown_text
 from excite.options import NEUTRAL
 from excite.storage.address import is_remote, refuse_secrets
 
@@ -138,6 +139,12 @@ class DataConfig(_Strict):
     def _root_holds_no_secrets(self) -> Self:
         if self.root is not None and is_remote(self.root):
             refuse_secrets(self.root)
+        return self
+
+    @model_validator(mode="after")
+    def _root_can_be_a_path(self) -> Self:
+        if self.root is not None and not is_remote(self.root) and (why := no_path(self.root)) is not None:
+            raise ValueError(f"data.root={shown_text(self.root)} {why}")
         return self
 
     @model_validator(mode="after")

@@ -1,10 +1,11 @@
 """Counts the images and classes of a recipe's data, without decoding or downloading anything."""
 
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from excite.data.catalog import SOURCES
 from excite.data.config import AugmentConfig, DataConfig
+from excite.errors import expanded
 from excite.storage.address import is_remote
 
 #: Counting does not need large images: sources that are held in memory are opened at most at this size.
@@ -35,7 +36,7 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
         ExciteError: the data is there, but damaged or incomplete.
     """
     facts = SOURCES[data.source]
-    if facts.assumed is None or (data.root and not is_remote(data.root) and Path(data.root).expanduser().exists()):
+    if facts.assumed is None or (data.root and not is_remote(data.root) and os.path.exists(expanded(data.root))):
         from excite.data.sources import open_data
 
         size = {} if facts.class_folders else {"image_size": min(data.image_size, LARGEST)}

@@ -26,7 +26,7 @@ import torch
 from PIL import Image, ImageOps
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.formats import open_image, what_it_is
+from excite.data.formats import exif_of, open_image, quietly, what_it_is
 from excite.data.pixels import (
     FULL_WHITE,
     bands_unsaid,
@@ -39,7 +39,7 @@ from excite.data.pixels import (
     white_of,
 )
 from excite.data.whole import missing_end, open_again, reaches_its_end
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 
 Interpolation = Literal["bicubic", "bilinear"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -112,7 +112,7 @@ def reading(source: ImageSource) -> Iterator[str]:
     except MemoryError:
         raise BadImageError(name, "there is not enough memory; a smaller data.max_pixels skips such images") from None
     except Exception as error:
-        raise BadImageError(name, " ".join(str(error).split()) or type(error).__name__) from error
+        raise BadImageError(name, first_line(error)) from error
 
 
 def load_image(
@@ -275,10 +275,8 @@ def _convert(image: Image.Image, mode: Literal["RGB", "L"]) -> Image.Image:
 
 def _upright(converted: Image.Image, original: Image.Image) -> Image.Image:
     """Apply the EXIF orientation. Damaged EXIF data is ignored, since the pixels are intact."""
-    try:
-        orientation = original.getexif().get(0x0112, 1)
-    except Exception:
-        return converted
+    with quietly():
+        orientation = exif_of(original).get(0x0112, 1)
     if orientation not in range(2, 9):
         return converted
     exif = Image.Exif()

@@ -4,6 +4,7 @@ import gzip
 import math
 import zlib
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -14,14 +15,24 @@ from excite.data.images import ArrayImages
 from excite.errors import ExciteError
 
 MAX_BYTES = 1 << 30  # EMNIST, the largest set in this format, has 614 MB; a gzip file of 1 MB can unpack to 1 GB
+_PIECE = 1 << 20
 UBYTE = 0x08  # the only element type of image and label files
+
+
+def _read(file: IO[bytes]) -> bytes:
+    """The file, or its first ``MAX_BYTES`` and some more. Piece by piece: a read allocates what it asks for."""
+    parts, size = [], 0
+    while size <= MAX_BYTES and (piece := file.read(_PIECE)):
+        parts.append(piece)
+        size += len(piece)
+    return b"".join(parts)
 
 
 def read_idx(path: Path) -> np.ndarray:
     """Read an IDX file of unsigned bytes: a uint8 array with the shape in its header. Raises ExciteError otherwise."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            data = _read(file)
     except (EOFError, OSError, zlib.error) as error:
         raise ExciteError(f"{path} cannot be read ({error}); download it again") from error
     if len(data) > MAX_BYTES:

@@ -6,7 +6,7 @@ from pathlib import Path
 from excite.data.catalog import SOURCES
 from excite.data.config import DataConfig
 from excite.data.parts import class_names, find_layout
-from excite.errors import ExciteError, absence
+from excite.errors import ExciteError, absence, expanded
 from excite.storage.address import is_remote
 
 
@@ -37,8 +37,8 @@ def find_root(data: DataConfig) -> Path | None:
 
 def existing(data_root: str) -> Path:
     """A local path, for any source. Raises ExciteError if it does not exist or cannot be read."""
-    root = Path(data_root).expanduser()
-    if not root.exists():
+    root = expanded(data_root)
+    if not os.path.exists(root):  # unlike Path.exists, it takes any text
         raise ExciteError(f"data.root={data_root} does not exist: {absence(root)}")
     if not os.access(root, os.R_OK | (os.X_OK if root.is_dir() else 0)):
         raise ExciteError(f"data.root={data_root} cannot be read: you have no permission")
@@ -56,5 +56,5 @@ def check_root(data: DataConfig) -> None:
 
 def is_images(word: str) -> bool:
     """Whether the first argument of ``excite train`` is a folder of images rather than a recipe or a run."""
-    path = Path(word).expanduser()
-    return path.is_dir() and not (path / "recipe.yaml").is_file()
+    path = expanded(word)
+    return os.path.isdir(path) and not (path / "recipe.yaml").is_file()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line, shown_text
 
 
 def draw(keys: Sequence[bytes], seed: int) -> np.ndarray:
@@ -104,12 +104,16 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
         try:
             pattern = re.compile(group_by)
         except re.error as error:
-            raise ExciteError(f"data.group_by={group_by} is not a regular expression: {error}") from None
+            raise ExciteError(
+                f"data.group_by={shown_text(str(group_by))} is not a regular expression: {first_line(error)}"
+            ) from None
         found = [_match(pattern, path) for path in paths]
     alone = sum(each is None for each in found)
     if alone == len(paths):
         what = f"no folder at level {group_by} below its class" if isinstance(group_by, int) else "no match"
-        raise ExciteError(f"data.group_by={group_by}: none of {alone:,} images has a group ({what} in {paths[0]!r})")
+        raise ExciteError(
+            f"data.group_by={shown_text(str(group_by))}: none of {alone:,} images has a group ({what} in {paths[0]!r})"
+        )
     keys = [f"\0{path}" if key is None else key for key, path in zip(found, paths, strict=True)]
     return [key.encode("utf-8", "surrogateescape") for key in keys], alone
 

@@ -209,7 +209,7 @@ def _write(format: Format, deployable: Deployable, path: Path, meta: ArtefactMet
 
 def _target(weights: Path, format: Format, int8: bool, out: str | Path | None, force: bool) -> Path:
     suffix = format.suffix
-    if out is None and not weights.exists() and not weights.parent.is_dir():  # at a hub
+    if out is None and not os.path.exists(weights) and not os.path.isdir(weights.parent):  # at a hub
         weights = Path(weights.name)
     target = weights.with_name(f"{weights.stem}{'.int8' if int8 else ''}{suffix}") if out is None else Path(out)
     if target.suffix != suffix:

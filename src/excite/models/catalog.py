@@ -3,7 +3,7 @@
 import fnmatch
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown
 
 if TYPE_CHECKING:
     from excite.gates.registry import GateTable
@@ -126,5 +126,5 @@ def list_models(pattern: str = "*") -> list[str]:
 def get_variant(name: str) -> Variant:
     """A variant's table. Raises ExciteError for an unknown name, with the nearest known one."""
     if name not in VARIANTS:
-        raise ExciteError(f"unknown model {name!r}{nearest(name, VARIANTS)} ('excite models' lists all)")
+        raise ExciteError(f"unknown model {shown(name)}{nearest(name, VARIANTS)} ('excite models' lists all)")
     return VARIANTS[name]

@@ -1,6 +1,7 @@
 """``excite report``: from a run to its numbers and its page."""
 
 import itertools
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def run_files(source: str | Path) -> dict[str, Path]:
                 found[name] = Path(local_file(f"{str(source).rstrip('/')}/{name}"))
             except ExciteError:  # it is not a run, or not finished
                 continue
-        elif (path := Path(source) / name).is_file():
+        elif os.path.isfile(path := Path(source) / name):  # unlike Path.is_file, it takes any text
             found[name] = path
     return found
 

@@ -3,9 +3,9 @@
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line, shown
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::|://)")
 #: Query parameters that sign an address: anybody who reads them can use it.
@@ -69,10 +69,18 @@ def is_remote(source: object) -> bool:
     return isinstance(source, str) and _ADDRESS.match(source) is not None
 
 
+def parts_of(url: str) -> SplitResult:
+    """``urlsplit`` of an address. Raises ExciteError for a text that is none, such as ``http://[``."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise ExciteError(f"{shown(url)} is no address: {first_line(error)}") from None
+
+
 def refuse_secrets(url: str) -> None:
     """Raise ExciteError if an address contains a password or a signature: recipes and logs would store it."""
     for part in url.split("::"):
-        split = urlsplit(part)
+        split = parts_of(part)
         if split.password is not None or (split.username and "://" in part and split.scheme not in ("abfs", "abfss")):
             what = "a user name or password"
         elif any(_SIGNATURES.match(key) for key, _ in parse_qsl(split.query, keep_blank_values=True)):

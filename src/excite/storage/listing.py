@@ -78,7 +78,7 @@ def list_files(remote: Remote, wanted: Callable[[str], bool] = lambda name: True
     if info is not None and info.get("type") == "file":
         return {safe(remote.name, remote.url): Entry.of({**info, "name": remote.path})}
     found = retried(lambda: remote.fs.find(remote.path, detail=True, withdirs=False), remote.url)
-    entries = _entries(remote, found.values(), remote.path, wanted)
+    entries = _entries(remote, _named(found), remote.path, wanted)
     if not entries and info is None:
         raise nothing(remote)
     return entries
@@ -88,7 +88,12 @@ def list_pattern(remote: Remote) -> tuple[str, dict[str, Entry]]:
     """The common path, and the files that match a pattern such as ``s3://bucket/photos/*.jpg``, relative to it."""
     base = re.split(r"[*?\[]", remote.path, maxsplit=1)[0].rpartition("/")[0]
     found = retried(lambda: remote.fs.glob(remote.path, detail=True), remote.url)
-    return base, _entries(remote, found.values(), base, lambda name: True)
+    return base, _entries(remote, _named(found), base, lambda name: True)
+
+
+def _named(found: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was found, each with its name: fsspec tells nothing else of a page that is a file."""
+    return [{"name": path, **info} for path, info in found.items()]
 
 
 def _entries(

@@ -329,7 +329,7 @@ def fetch_run(url: str) -> Path:
         try:
             entries = _run_entries(remote)
         except RemoteError as error:
-            if error.lasting or not (local / "recipe.yaml").is_file():
+            if error.lasting or not os.path.isfile(local / "recipe.yaml"):
                 raise
             raise RemoteError(
                 f"{error}; to resume from the local copy: excite train --resume {local}", False

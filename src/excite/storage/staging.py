@@ -98,7 +98,7 @@ def _key(remote: Remote, kind: str) -> str:
     """A folder name for an address. It depends on the endpoint, because s3://b/x differs between endpoints."""
     endpoint = str(getattr(remote.fs, "endpoint_url", None) or "")
     endpoint += os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    short = hashlib.sha256(f"{remote.url}\0{endpoint}\0{kind}".encode()).hexdigest()[:16]
+    short = hashlib.sha256(f"{remote.url}\0{endpoint}\0{kind}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{re.sub(r'[^A-Za-z0-9._-]', '_', remote.name)[:40] or 'root'}-{short}"
 
 

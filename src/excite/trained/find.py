@@ -10,7 +10,7 @@ from pathlib import Path
 
 from excite.data.formats import EXTENSIONS
 from excite.data.walk import look_at, walk
-from excite.errors import ExciteError, absence
+from excite.errors import ExciteError, absence, no_path, shown
 from excite.storage import expand, in_place, is_remote, is_staged
 
 _NOTHING = "is neither a file, a folder nor a pattern that matches a file"
@@ -25,6 +25,8 @@ def check_images(sources: Sequence[str]) -> None:
 
 def _files(source: str) -> list[str]:
     """The file of that name, or the files that match; never empty. Raises ExciteError."""
+    if no_path(source) is not None:
+        raise ExciteError(f"{shown(source)} {_NOTHING}: {absence(source)}")
     if os.path.lexists(source):
         file, reason = look_at(source)
         if file is None:
@@ -60,13 +62,13 @@ def find_images(
             files = [source]
         elif is_remote(source):
             files = expand(source, EXTENSIONS)
-        elif path.is_dir():
+        elif os.path.isdir(path):
             listed = walk(path)
             files, left_out = [file.path for file in listed.files], listed.ignored()
         else:
             files = _files(source)
         if not files:
-            what = "contains no images" if path.is_dir() else _NOTHING
+            what = "contains no images" if os.path.isdir(path) else _NOTHING
             raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
         if left_out is not None:
             say(f"{source}: {left_out}")

@@ -10,6 +10,7 @@ from excite.data.catalog import SOURCES
 from excite.data.folder import some
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import find_record
+from excite.errors import expanded
 from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import is_remote
 from excite.trained.classes import check_order, match_classes
@@ -139,4 +140,4 @@ def _elsewhere(trained: Recipe, now: Recipe) -> bool:
     before, after = trained.data.root, now.data.root
     if before is None or after is None or is_remote(before) or is_remote(after):
         return before != after
-    return Path(before).expanduser().resolve() != Path(after).expanduser().resolve()
+    return expanded(before).resolve() != expanded(after).resolve()

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 
-from excite.errors import ExciteError, nearest
+from excite.errors import ExciteError, nearest, shown
 from excite.gates import Gate
 from excite.models.timm_models import is_timm_model, parameter_depths
 from excite.recipe import OptimizerConfig, TrainConfig
@@ -155,7 +155,7 @@ def _library_optimizer(name: str) -> Any:
 
     names = pytorch_optimizer.get_supported_optimizers()
     if name not in names:
-        raise ExciteError(f"optimizer.name: there is no {name!r}{nearest(name, ['sgd', 'adamw', *names])}")
+        raise ExciteError(f"optimizer.name: there is no {shown(name)}{nearest(name, ['sgd', 'adamw', *names])}")
     return pytorch_optimizer.load_optimizer(name)
 
 

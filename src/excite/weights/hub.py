@@ -63,18 +63,18 @@ def local_weights(source: str | Path) -> Path:
         return _from_address(text)
     check_weights(text)
     path = Path(source)
-    return _in_folder(path) if path.is_dir() else path
+    return _in_folder(path) if os.path.isdir(path) else path
 
 
 def _is_prefix(path: Path) -> bool:
     """Whether it is a TensorFlow checkpoint, which is named by the common prefix of its files."""
-    return path.with_name(path.name + ".index").is_file()
+    return os.path.isfile(f"{path}.index")
 
 
 def check_weights(source: str) -> None:
     """Raise ExciteError if there are no weights at ``source``, judging by local names only; no address is asked."""
     path = Path(source)
-    if is_remote(source) or source.startswith(("hf:", "timm:")) or path.exists() or _is_prefix(path):
+    if is_remote(source) or source.startswith(("hf:", "timm:")) or os.path.exists(path) or _is_prefix(path):
         return
     otherwise = absence(path, "give a file, https://..., hf:owner/name or timm:name")
     raise ExciteError(f"there are no weights at {source!r}: {otherwise}")
@@ -99,7 +99,9 @@ def _from_address(url: str) -> Path:
         return stage(url).path
     wanted = match["hash"].lower()
     kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
-    if kept.is_file() and sha256_of(kept) == wanted:  # the hash proves that it is the right file: no network needed
+    if (
+        os.path.isfile(kept) and sha256_of(kept) == wanted
+    ):  # the hash proves that it is the right file: no network needed
         return kept
     fetched = stage(match["url"]).path
     found = sha256_of(fetched)
@@ -151,7 +153,7 @@ def place_for(repository: str) -> Path:
 def _copied(repository: str, file: str | None) -> Path | None:
     """The user's own copy, or None."""
     names = (file,) if file else FILES
-    return next((path for name in names if (path := place_for(repository) / name).is_file()), None)
+    return next((path for name in names if os.path.isfile(path := place_for(repository) / name)), None)
 
 
 def _cut_off() -> str | None:
@@ -188,7 +190,10 @@ def _cached(repository: str, file: str | None, revision: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in (file,) if file else FILES:
-        found = try_to_load_from_cache(repository, name, revision=revision)
+        try:
+            found = try_to_load_from_cache(repository, name, revision=revision)
+        except ValueError as error:
+            raise ExciteError(f"hf:{repository} is no name of a repository: {first_line(error)}") from None
         if isinstance(found, str):
             return Path(found)
     return None

@@ -4,16 +4,16 @@ It does not import PyTorch, so that a missing source is reported before that.
 """
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from safetensors import SafetensorError, safe_open
 
 from excite.errors import ExciteError, absence
-from excite.storage.address import is_remote
+from excite.storage.address import is_remote, parts_of
 
 #: The files of a run folder and of its checkpoints.
 WEIGHTS, EMA, STATE = "model.safetensors", "ema.safetensors", "state.pt"
@@ -114,9 +114,9 @@ def find_weights(source: str | Path) -> Path:
         from excite.storage import weights_at  # 0.1 s, for addresses alone
 
         path = weights_at(source, (EMA, WEIGHTS))
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path.is_file, it takes any text
         return path
-    if not path.exists():
+    if not os.path.exists(path):
         raise ExciteError(f"there is no run folder or checkpoint {str(source)!r}: {absence(path)}")
     steps = saved_steps(path)
     folders = [path, *([step_folder(path, steps[-1])] if steps else [])]
@@ -131,7 +131,7 @@ def find_weights(source: str | Path) -> Path:
 
 def check_there(source: str) -> None:
     """Raise ExciteError if there is nothing at ``source``, judging by local names only; no address or hub is asked."""
-    if is_remote(source) or source.startswith(("hf:", "timm:")) or Path(source).is_file() or is_foreign(source):
+    if is_remote(source) or source.startswith(("hf:", "timm:")) or os.path.isfile(source) or is_foreign(source):
         return
     find_weights(source)
 
@@ -139,7 +139,7 @@ def check_there(source: str) -> None:
 def run_folder(source: str | Path) -> Path | None:
     """``source`` as a path if it is a run folder on this machine, else None."""
     path = Path(source)
-    return path if not is_remote(source) and (path / "recipe.yaml").is_file() else None
+    return path if not is_remote(source) and os.path.isfile(path / "recipe.yaml") else None
 
 
 def is_foreign(source: str | Path) -> bool:
@@ -151,17 +151,17 @@ def is_foreign(source: str | Path) -> bool:
     if text.startswith(("hf:", "timm:")) or "#sha256=" in text:
         return True
     if is_remote(source):
-        return Path(urlsplit(text).path).suffix.lower() in FOREIGN_SUFFIXES
+        return Path(parts_of(text).path).suffix.lower() in FOREIGN_SUFFIXES
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):
         own = (path / "recipe.yaml").exists() or (path / "checkpoints").is_dir()
         files = [file for file in path.iterdir() if file.is_file()]
         own = own or any(_has_own_header(file) for file in files if file.suffix == ".safetensors")
         known = (*FOREIGN_SUFFIXES, ".safetensors")
         return not own and any(file.suffix in known or file.name == "checkpoint" for file in files)
-    if path.is_file():
+    if os.path.isfile(path):
         return not _has_own_header(path)
-    return path.with_name(f"{path.name}.index").is_file()
+    return os.path.isfile(f"{path}.index")
 
 
 def _has_own_header(path: Path) -> bool:
@@ -177,5 +177,5 @@ def _has_header(path: str | Path, key: str) -> bool:
     try:
         with safe_open(path, framework="np") as file:
             return key in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, ValueError):  # the last: a text that is no path
         return False

@@ -119,7 +119,7 @@ def check_zip(path: Path) -> None:
     except (ExciteError, Damaged):
         raise
     except Exception as error:  # zipfile raises nearly anything on a damaged file
-        raise Damaged(f"its archive cannot be read: {str(error) or type(error).__name__}") from None
+        raise Damaged(f"its archive cannot be read: {first_line(error)}") from None
     for key, nbytes in storages.items():
         if sizes.get(f"{root}data/{key}") != nbytes:
             raise Damaged(f"a tensor has {nbytes} bytes, but {root}data/{key} does not")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from excite.errors import ExciteError
@@ -62,8 +63,8 @@ def _read(path: Path, part: str | None) -> Stored:
     prefix = tensorflow.find_prefix(path)
     if prefix is not None:
         return tensorflow.read(prefix)
-    path = _in_folder(path) if path.is_dir() else path
-    if not path.exists():
+    path = _in_folder(path) if os.path.isdir(path) else path
+    if not os.path.exists(path):  # unlike Path.exists, it takes any text
         raise ExciteError(f"there is no checkpoint {str(path)!r}")
     data = map_file(path)
     head = bytes(data[:512])

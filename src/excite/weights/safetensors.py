@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from excite.errors import first_line
 from excite.untrusted.raw import Damaged
 from excite.weights.digest import DIGEST, is_whole
 from excite.weights.stored import Stored
@@ -32,7 +33,7 @@ def read(path: Path) -> Stored:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:  # the library's own errors, and those of dtypes that PyTorch lacks
-        raise Damaged(" ".join(str(error).split())) from None
+        raise Damaged(first_line(error)) from None
     if not is_whole(tensors, texts):
         raise Damaged("its content is not what was written: its SHA-256 differs from the one in its header")
     texts.pop(DIGEST, None)

@@ -5,6 +5,7 @@ BundleEntryProto {dtype, shape, shard, offset, size, crc32c}; the shards hold th
 variables are kept, too: the key map decides what belongs to the network.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,13 +69,13 @@ def find_prefix(path: Path) -> Path | None:
     Raises:
         ExciteError: a folder's ``checkpoint`` file names a checkpoint that is not there.
     """
-    if path.is_dir() or (path.name == "checkpoint" and path.is_file()):
+    if os.path.isdir(path) or (path.name == "checkpoint" and path.is_file()):
         return _latest(path / "checkpoint" if path.is_dir() else path)
     if path.suffix == ".index" and path.is_file():
         return path.with_suffix("")
     data_file = _DATA_FILE.fullmatch(path.name)
     prefix = path.with_name(data_file.group(1)) if data_file else path
-    return prefix if _index_of(prefix).is_file() else None
+    return prefix if os.path.isfile(_index_of(prefix)) else None
 
 
 def _latest(state: Path) -> Path | None:
