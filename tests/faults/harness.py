@@ -17,6 +17,7 @@ from typing import Any
 import tests.command  # noqa: F401  says what is imported once
 from excite.errors import ExciteError
 from excite.files import sha256_of
+from excite.training.launch import tell_and_end
 from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
 from tests.faults.hooks import Trap, die, lose_a_worker, lose_the_node, set_trap
 from tests.training.jobs import free_port
@@ -48,6 +49,7 @@ class Outcome:
         statuses: exit status of each rank; -9: killed; 1: ended by one sentence; 70: a traceback.
         said: the last line that the processes printed on standard error.
         ticks: how often the trap was reached, if it was only counted.
+        tracebacks: whether a process printed one.
     """
 
     statuses: list[int] = field(default_factory=list)
@@ -58,10 +60,7 @@ class Outcome:
     def hung(self) -> bool:
         return HUNG_STATUS in self.statuses
 
-    @property
-    def crashed(self) -> bool:
-        """Whether some process ended with a traceback."""
-        return TRACEBACK in self.statuses
+    tracebacks: bool = False
 
 
 HUNG_STATUS, TRACEBACK = 124, 70
@@ -96,6 +95,7 @@ def run_job(work: Callable[..., object], args: Sequence[object], root: Path, fau
         else:
             outcome.statuses.append(process.exitcode)
     lines = said.read_text(encoding="utf-8").splitlines() if said.is_file() else []
+    outcome.tracebacks = any(line.startswith("Traceback (most recent") for line in lines)
     ticks = [line for line in lines if line.startswith("ticks ")]
     outcome.ticks = int(ticks[-1].split()[1]) if ticks else 0
     outcome.said = next((line for line in reversed(lines) if line and not line.startswith("ticks ")), "")
@@ -134,11 +134,15 @@ def _process(
     try:
         work(*args)
     except (ExciteError, KeyboardInterrupt) as error:
+        if world > 1:
+            tell_and_end(error)
         print(error, file=sys.stderr, flush=True)
         status = 1
     except SystemExit as error:
         status = int(error.code or 0)
-    except BaseException:
+    except BaseException as error:
+        if world > 1:
+            tell_and_end(error)  # as the command does: it knows which error is another rank's fault
         traceback.print_exc()
         status = TRACEBACK
     if rank == fault.rank and not fault.at:

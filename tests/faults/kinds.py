@@ -116,7 +116,7 @@ def _count(row: Row, outcome: Outcome, fault: Fault) -> None:
     if outcome.hung:
         row.hung += 1
         row.examples.append(f"{fault}: hung: {outcome.said}")
-    if outcome.crashed or any(s not in (0, 1, HUNG_STATUS) and not was_killed(s) for s in outcome.statuses):
+    if outcome.tracebacks or any(s not in (0, 1, HUNG_STATUS) and not was_killed(s) for s in outcome.statuses):
         row.tracebacks += 1
         row.examples.append(f"{fault}: {outcome.statuses}: {outcome.said}")
 

@@ -1,6 +1,7 @@
 """``export``: write an artefact to a temporary place, verify it, then move it into place."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
