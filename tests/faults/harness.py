@@ -7,6 +7,7 @@ would take most of the time.
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,18 @@ from excite.errors import ExciteError
 from excite.files import sha256_of
 from excite.training.launch import tell_and_end
 from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
-from tests.faults.hooks import Trap, die, lose_a_worker, lose_the_node, set_trap
+from tests.faults.hooks import NODE, Trap, die, lose_a_worker, lose_the_node, make_read_only, set_trap
 from tests.training.jobs import free_port
 
 _context = get_context("forkserver")
 #: Seconds after which a process counts as hung. None of them has more than a few seconds of work.
 HUNG = 180.0
-ACTIONS: dict[str, Callable[[], None]] = {"die": die, "node": lose_the_node, "worker": lose_a_worker}
+ACTIONS: dict[str, Callable[[], None]] = {
+    "die": die,
+    "node": lose_the_node,
+    "worker": lose_a_worker,
+    "read-only": make_read_only,
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ HUNG_STATUS, TRACEBACK = 124, 70
 
 
 def run_job(work: Callable[..., object], args: Sequence[object], root: Path, fault: Fault, world: int = 1) -> Outcome:
-    """Run ``work(*args)`` in ``world`` processes of one process group each, and wait for them.
+    """Run ``work(*args)`` in ``world`` processes, each of a group of its own, and wait for them.
 
     Args:
         work: a function of a module.
@@ -76,12 +82,11 @@ def run_job(work: Callable[..., object], args: Sequence[object], root: Path, fau
         fault: what goes wrong.
         world: number of ranks.
     """
-    port, said = free_port(), root.with_name(f"{root.name}.said")
-    said.unlink(missing_ok=True)
-    leader = 0
+    port, said = free_port(), Path(tempfile.mkstemp(prefix="faults-", suffix=".said")[1])
+    root.with_name(f"{root.name}.pids").unlink(missing_ok=True)
     processes = []
     for rank in range(world):
-        order = (work, tuple(args), str(root), fault, rank, world, port, str(said), leader)
+        order = (work, tuple(args), str(root), fault, rank, world, port, str(said))
         process = _context.Process(target=_process, args=order)
         process.start()
         processes.append(process)
@@ -94,7 +99,8 @@ def run_job(work: Callable[..., object], args: Sequence[object], root: Path, fau
             outcome.statuses.append(HUNG_STATUS)
         else:
             outcome.statuses.append(process.exitcode)
-    lines = said.read_text(encoding="utf-8").splitlines() if said.is_file() else []
+    lines = said.read_text(encoding="utf-8").splitlines()
+    said.unlink()
     outcome.tracebacks = any(line.startswith("Traceback (most recent") for line in lines)
     ticks = [line for line in lines if line.startswith("ticks ")]
     outcome.ticks = int(ticks[-1].split()[1]) if ticks else 0
@@ -111,7 +117,6 @@ def _process(
     world: int,
     port: int,
     said: str,
-    leader: int,
 ) -> None:
     import torch
     from torch import distributed
@@ -127,6 +132,9 @@ def _process(
         sizes = {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), **sizes}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ[NODE] = f"{root}.pids"
+    with open(os.environ[NODE], "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
     trap = Trap(fault.at, ACTIONS[fault.action])
     if rank == fault.rank:
         set_trap(fault.kind, root, trap)

@@ -34,9 +34,17 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+#: Environment variable: a file with the numbers of all processes of the job.
+NODE = "EXCITE_TEST_NODE"
+
+
 def lose_the_node() -> None:
-    """This process and all others of its group are gone, at once."""
-    os.killpg(0, signal.SIGKILL)
+    """All processes of the job are gone, at once."""
+    with open(os.environ[NODE], encoding="utf-8") as file:
+        others = {int(line) for line in file} - {os.getpid()}
+    for pid in others:
+        os.kill(pid, signal.SIGKILL)
+    die()
 
 
 def lose_a_worker() -> None:
@@ -48,6 +56,24 @@ def lose_a_worker() -> None:
             child.kill()
             return
     raise AssertionError("there is no decoding worker")
+
+
+def make_read_only() -> None:
+    """The file system of the current run becomes read-only. The system refuses that while a file is open for writing,
+    so what is open now can only be read."""
+    import subprocess
+
+    place = os.path.dirname(os.environ[NODE])
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            path = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if path.startswith(f"{place}/"):
+            readable = os.open(path, os.O_RDONLY)
+            os.dup2(readable, int(name))
+            os.close(readable)
+    subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
 
 
 def set_trap(kind: str, root: str, trap: Trap) -> None:

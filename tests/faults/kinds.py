@@ -3,13 +3,21 @@
 A job is a function of a module; started again with the same arguments it goes on, as a scheduler would have it.
 """
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from excite.models import create_model
 from excite.recipe import Recipe
+from excite.weights.write import export_state_dict, save_state_dict
 from tests.faults.harness import HUNG_STATUS, Fault, Outcome, result_of, run_job, was_killed
 from tests.training.small import small
 
@@ -162,7 +170,7 @@ def worker_killed(folder: Path, times: int, seed: int = 0) -> Row:
 
 
 def rank_killed(folder: Path, times: int, rank: int, action: str = "die", seed: int = 0) -> Row:
-    """One of two ranks is killed before its K-th step, and the job started again."""
+    """One of two ranks, or with the action "node" both, killed before the K-th step, and the job started again."""
 
     def make(place: Path) -> tuple[str, Path]:
         place.mkdir(parents=True, exist_ok=True)
@@ -170,4 +178,231 @@ def rank_killed(folder: Path, times: int, rank: int, action: str = "die", seed: 
 
     total = ticks_of(*make(folder / "counted"), "step", 2)
     faults = (Fault("step", at, action, rank) for at in spread(total, times, seed))
-    return plant(Row(f"rank {rank} of 2 killed"), make, faults, folder, 2)
+    who = "both of 2 ranks (the node)" if action == "node" else f"rank {rank} of 2"
+    return plant(Row(f"{who} killed before step K of {total}"), make, faults, folder, 2)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def command_job(words: list[str], folder: str) -> None:
+    """Run a command in a folder."""
+    os.chdir(folder)
+    sys.argv = ["excite", *words]
+    from excite.cli import main
+
+    main()
+
+
+#: Command -> its words, the files or folders that it writes, and whether the same input gives the same bytes.
+COMMANDS: dict[str, tuple[list[str], list[str], bool]] = {
+    "convert": (["convert", "net.pth", "new.safetensors", "--force"], ["new.safetensors"], True),
+    "graft": (["graft", "net.pth", "--gate", "eca", "--out", "new.safetensors", "--force"], ["new.safetensors"], True),
+    "export": (
+        ["export", "source", "--format", "onnx", "--images", "20", "--out", "new.onnx", "--force"],
+        ["new.onnx"],
+        False,
+    ),
+    "report": (["report", "source"], ["source/report.html"], False),
+    "prune": (["prune", "source", "--out", "pruned", "--max-drop", "100"], ["pruned/model.safetensors"], False),
+    "twins": (["twins", "small.yaml", "--gates", "none,se", "--seeds", "1", "--out", "twins"], [], False),
+}
+
+
+def command_killed(name: str, folder: Path, times: int, seed: int = 0) -> Row:
+    """A command is killed before its K-th file operation: what was there before, or the whole new file, is there; the
+    next run of the command ends well and leaves nothing temporary."""
+    words, targets, same = COMMANDS[name]
+    model = _source(folder / "model")
+    place = _fresh(model, folder / "undisturbed")
+    counted = run_job(command_job, [words, str(place)], place, Fault("file"))
+    assert counted.statuses == [0], counted.said
+    wanted = {target: _content(place / target) for target in targets}
+    row = Row(f"{name}: killed before file operation K of {counted.ticks}")
+    for at in spread(counted.ticks, times, seed):
+        place = _fresh(model, folder / f"at-{at}")
+        for target in targets if "--force" in words else []:
+            (place / target).write_bytes(b"before")
+        row.planted += 1
+        first = run_job(command_job, [words, str(place)], place, Fault("file", at))
+        row.reached += first.statuses != [0]
+        _count(row, first, Fault("file", at))
+        for target in targets if "--force" in words else []:
+            found = _content(place / target)
+            if found not in (b"before", wanted[target]) and (same or not _is_onnx(place / target)):
+                row.wrong += 1
+                row.examples.append(f"{name} at {at}: {target} is neither the old nor the new one")
+        again = run_job(command_job, [words, str(place)], place, Fault("step"))
+        _count(row, again, Fault("file", at))
+        if again.statuses != [0]:
+            row.lost += 1
+            row.examples.append(f"{name} at {at}: {again.said}")
+        elif same and {target: _content(place / target) for target in targets} != wanted:
+            row.wrong += 1
+            row.examples.append(f"{name} at {at}: another result")
+        if left := [str(path) for path in place.rglob(".*.tmp-*")]:
+            row.wrong += 1
+            row.examples.append(f"{name} at {at}: left over: {left[0]}")
+        shutil.rmtree(place)
+    return row
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether this is a whole ONNX file. Two exports differ in the times that they note."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(onnx.load(path))
+    except Exception:  # protobuf and the checker have errors of their own
+        return False
+    return True
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _source(folder: Path) -> Path:
+    """A trained run ("source"), a network of torchvision's ("net.pth") and a recipe ("small.yaml")."""
+    folder.mkdir(parents=True)
+    words = ("epochs=1", "mixup=0.0", "limit_train=128", "report.robustness_images=5", "report.gate_images=5")
+    made = run_job(train_job, [small(*words).to_yaml(), str(folder / "source")], folder / "source", Fault())
+    assert made.statuses == [0], made.said
+    torch.manual_seed(0)
+    network = export_state_dict(create_model("resnet18", num_classes=10), "torchvision")
+    save_state_dict(network, folder / "net.pth")
+    (folder / "small.yaml").write_text(small("epochs=1", "limit_train=96").to_yaml())
+    return folder
+
+
+def _fresh(source: Path, place: Path) -> Path:
+    shutil.copytree(source, place)
+    return place
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+def full_disk(folder: Path, sizes: list[int]) -> Row:
+    """A training on a disk of so many kilobytes; when it is full, the run goes on on a larger one."""
+    recipe, run = in_memory(), folder / "undisturbed" / "run"
+    run.parent.mkdir(parents=True)
+    calm = run_job(train_job, [recipe, str(run)], run, Fault())
+    assert calm.statuses == [0], calm.said
+    wanted, row = result_of(run), Row("disk full at " + ", ".join(f"{size / 1000:g}" for size in sizes) + " MB")
+    for size in sizes:
+        disk = folder / f"disk-{size}"
+        disk.mkdir()
+        with mounted(disk, f"size={size}k"):
+            row.planted += 1
+            first = run_job(train_job, [recipe, str(disk / "run")], disk / "run", Fault())
+            row.reached += first.statuses != [0]
+            _count(row, first, Fault("disk", size))
+            if first.statuses != [0] and "disk is full" not in first.said:
+                row.wrong += 1
+                row.examples.append(f"{size} kB: {first.said}")
+            larger = folder / f"larger-{size}"
+            if (disk / "run").is_dir():
+                shutil.copytree(disk / "run", larger / "run")
+            larger.mkdir(exist_ok=True)
+        _goes_on(row, recipe, larger / "run", wanted, f"{size} kB")
+    return row
+
+
+def read_only(folder: Path, times: int, seed: int = 0) -> Row:
+    """The disk becomes read-only before the K-th step; the run goes on when it is writable again."""
+    recipe, run = in_memory(), folder / "undisturbed" / "run"
+    run.parent.mkdir(parents=True)
+    calm = run_job(train_job, [recipe, str(run)], run, Fault("step"))
+    assert calm.statuses == [0], calm.said
+    wanted, row = result_of(run), Row("disk becomes read-only before step K")
+    for at in spread(calm.ticks, times, seed):
+        disk = folder / f"disk-{at}"
+        disk.mkdir()
+        with mounted(disk, "bind"):
+            row.planted += 1
+            first = run_job(train_job, [recipe, str(disk / "run")], disk / "run", Fault("step", at, "read-only"))
+            row.reached += first.statuses != [0]
+            _count(row, first, Fault("read-only", at))
+            subprocess.run(["mount", "-o", "remount,bind,rw", str(disk)], check=True)
+            _goes_on(row, recipe, disk / "run", wanted, f"step {at}")
+    return row
+
+
+def _goes_on(row: Row, recipe: str, run: Path, wanted: dict[str, str], what: str) -> None:
+    last = run_job(train_job, [recipe, str(run)], run, Fault("step"))
+    _count(row, last, Fault())
+    if last.statuses != [0]:
+        row.lost += 1
+        row.examples.append(f"{what}: {last.said}")
+    elif result_of(run) != wanted:
+        row.wrong += 1
+        row.examples.append(f"{what}: another result")
+
+
+@contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A small file system in memory, or with "bind" the folder as one. Raises PermissionError without the right."""
+    how = ["--bind", str(folder)] if options == "bind" else ["-t", "tmpfs", "-o", options, "tmpfs"]
+    done = subprocess.run(["mount", *how, str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise PermissionError(done.stderr.strip())
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda raw: None,
+    "empty": lambda raw: b"",
+    "half": lambda raw: raw[: len(raw) // 2],
+    "a bit": lambda raw: raw[: len(raw) // 3] + bytes([raw[len(raw) // 3] ^ 4]) + raw[len(raw) // 3 + 1 :],
+    "zeros": lambda raw: (
+        raw[: len(raw) // 2] + bytes(min(4096, len(raw) - len(raw) // 2)) + raw[len(raw) // 2 + 4096 :]
+    ),
+    "foreign": lambda raw: b"\x89PNG\r\n\x1a\n" * 9,
+}
+
+
+def damaged(folder: Path, seed: int = 0, times: int = 10**6) -> Row:
+    """Every file of a run in every way; the run goes on, and ends with the same weights or says in one sentence why
+    not."""
+    recipe, run = in_memory(), folder / "undisturbed" / "run"
+    run.parent.mkdir(parents=True)
+    calm = run_job(train_job, [recipe, str(run)], run, Fault("step"))
+    assert calm.statuses == [0], calm.said
+    wanted = result_of(run)
+    half = folder / "half" / "run"
+    half.parent.mkdir()
+    begun = run_job(train_job, [recipe, str(half)], half, Fault("step", calm.ticks - 1))
+    assert was_killed(begun.statuses[0]), begun.said
+    names = sorted(str(path.relative_to(half)) for path in half.rglob("*") if path.is_file())
+    cases = [(name, how) for name in names for how in DAMAGES if not Path(name).name.startswith(".owner")]
+    row = Row(f"each of {len(names)} files damaged in {len(DAMAGES)} ways")
+    for name, how in random.Random(seed).sample(cases, min(times, len(cases))):
+        place = folder / "damaged" / "run"
+        shutil.copytree(half, place)
+        raw = DAMAGES[how]((place / name).read_bytes())
+        if raw is None:
+            (place / name).unlink()
+        elif not raw and not (place / name).read_bytes():
+            continue
+        else:
+            (place / name).write_bytes(raw)
+        row.planted += 1
+        row.reached += 1
+        last = run_job(train_job, [recipe, str(place)], place, Fault("step"))
+        _count(row, last, Fault(f"{name}: {how}"))
+        if last.statuses == [1] and name == "recipe.yaml":
+            pass  # said in one sentence: what to train is not known any more
+        elif last.statuses != [0]:
+            row.lost += 1
+            row.examples.append(f"{name} ({how}): {last.said}")
+        elif result_of(place) != wanted:
+            row.wrong += 1
+            row.examples.append(f"{name} ({how}): another result")
+        shutil.rmtree(place.parent)
+    return row
