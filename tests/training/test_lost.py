@@ -318,6 +318,13 @@ def test_a_process_that_is_silent_or_waits_for_images_is_named_once():
     assert said[0].startswith("no step for 60 s, after step 7: rank 2 (")
     assert "has not answered for " in said[0]
     assert said[1].startswith("no step for 120 s, after step 7: rank 2 (")
+    early = Ranks(Board(), 0, 2, lambda: 3, clock=lambda: now[0], say=said.append)
+    for now[0] in range(200, 231):
+        early.tick()
+    assert re.fullmatch(
+        r"rank 1 \(of which nothing is known\) has not answered for 30 s \(stopped, .*", early.suspects()
+    )
+    now[0] = 130
     steps[0] += 1  # it goes on
     ranks[0].tick()
     assert len(said) == 2
