@@ -25,7 +25,7 @@ from excite.errors import ExciteError
 from excite.runtime import waiting
 from excite.runtime.ranks import Ranks
 from excite.runtime.waiting import Waits, waits
-from excite.training import loop, train
+from excite.training import launch, loop, train
 from excite.weights.locate import saved_steps
 from tests.training import jobs
 from tests.training.dying import Dying
@@ -267,11 +267,23 @@ def test_a_rank_that_stops_is_named_and_the_job_ends_saved(tmp_path, monkeypatch
     monkeypatch.setitem(ENV, "EXCITE_PATIENCE", "15")
     monkeypatch.setitem(ENV, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
     run, said = killed(tmp_path, signal.SIGSTOP)
-    print(said)
     (step,) = saved_steps(run)
     assert f"step {step} is saved; go on with: excite train --resume runs/{run.name}" in said
     told = r"error: rank 0: the processes .* waited too long for each other: rank 1 \(.*\) has not answered for "
     assert re.match(told, said)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation to complete", True),
+        ("Application timeout caused pair closure", True),  # both met with one stopped process
+        ("Connection closed by peer [127.0.0.1]:3", True),
+        ("shape '[2]' is invalid for input of size 3", False),
+    ],
+)
+def test_what_gloo_says_of_a_lost_process_is_recognised(text, lost):
+    assert launch.is_lost_peer(RuntimeError(text)) is lost
 
 
 class Board:
@@ -306,6 +318,13 @@ def test_a_process_that_is_silent_or_waits_for_images_is_named_once():
     assert said[0].startswith("no step for 60 s, after step 7: rank 2 (")
     assert "has not answered for " in said[0]
     assert said[1].startswith("no step for 120 s, after step 7: rank 2 (")
+    early = Ranks(Board(), 0, 2, lambda: 3, clock=lambda: now[0], say=said.append)
+    for now[0] in range(200, 231):
+        early.tick()
+    assert re.fullmatch(
+        r"rank 1 \(of which nothing is known\) has not answered for 30 s \(stopped, .*", early.suspects()
+    )
+    now[0] = 130
     steps[0] += 1  # it goes on
     ranks[0].tick()
     assert len(said) == 2

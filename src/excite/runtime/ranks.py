@@ -35,6 +35,10 @@ class Place(TypedDict):
     silent: NotRequired[float]
 
 
+#: Of a process that has not left a note yet: it may have stopped before.
+_NO_NOTE: Place = {"beat": 0, "step": 0, "what": "", "waits": False, "who": "of which nothing is known"}
+
+
 @dataclass
 class Ranks:
     """The watch of one process over its job; :meth:`tick` is called about every second, in a thread of its own.
@@ -96,10 +100,10 @@ class Ranks:
 
     def _listen(self, now: float) -> None:
         for rank in range(self.world):
-            text = None if rank == self.rank else self.notes.read(f"at-{rank}")
-            if text is None:
+            if rank == self.rank:
                 continue
-            place: Place = json.loads(text)
+            text = self.notes.read(f"at-{rank}")
+            place: Place = dict(_NO_NOTE) if text is None else json.loads(text)  # type: ignore[assignment]
             before = self._heard.get(rank)
             if before is None or before[0]["beat"] != place["beat"]:
                 self._heard[rank] = (place, now)
@@ -116,7 +120,7 @@ class Ranks:
                 )
             elif place["waits"]:
                 found.append(f"{who} waits for {place['what']}")
-            elif place["step"] < self._progress[0]:
+            elif place["beat"] and place["step"] < self._progress[0]:
                 found.append(f"{who} is behind, after step {place['step']}, in {place['what']}")
         return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if len(found) > 4 else "")
 

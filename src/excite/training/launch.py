@@ -8,6 +8,7 @@ import atexit
 import json
 import multiprocessing.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -158,9 +159,18 @@ def tell_and_end(error: BaseException) -> NoReturn:
     _leave(status)
 
 
+#: What gloo, NCCL and the sockets below them say when another process does not answer. Some of gloo's errors do not
+#: name it.
+_LOST = (
+    *("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "No route to host"),
+    *("Socket Timeout", "Connection timed out", "Application timeout caused pair closure", "Read timeout"),
+    "Write timeout",
+)
+
+
 def _lost(error: BaseException) -> str:
     """The sentence about a process that is lost."""
-    if _ranks is not None and "timed out" in str(error).lower():
+    if _ranks is not None and re.search("time(d )?out", str(error), re.IGNORECASE):
         who = _ranks.suspects() or first_line(error)
         return f"the processes of this job waited too long for each other: {who}"
     return (
@@ -175,8 +185,7 @@ def is_lost_peer(error: BaseException) -> bool:
         return False
     from torch import distributed
 
-    words = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout", "NCCL")
-    return isinstance(error, distributed.DistError) or any(word in str(error) for word in words)
+    return isinstance(error, distributed.DistError) or any(word in str(error) for word in _LOST)
 
 
 def _nobody_tells() -> bool:
