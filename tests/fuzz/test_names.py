@@ -1,7 +1,6 @@
 """What Python callers may name as a run, a checkpoint, an image or an address: odd texts end in one sentence."""
 
 import random
-import socket
 from collections.abc import Callable
 
 import excite
@@ -51,16 +50,8 @@ def name(rng: random.Random) -> str:
     return text
 
 
-def _no_network(*_: object, **__: object) -> None:
-    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-
-def test_names(monkeypatch, tmp_path):
+def test_names(no_network, monkeypatch, tmp_path):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # it would be asked for credentials
-    monkeypatch.setattr("excite.storage.connection.TRIES", 1)
-    monkeypatch.setattr(socket, "getaddrinfo", _no_network)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for door in DOORS.values():  # what they import, they import now
