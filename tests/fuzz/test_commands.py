@@ -173,7 +173,7 @@ def places(tmp_path_factory, tiny) -> list[str]:
     return [*map(str, found), "s3://", "hf:a", "https://", "file:///x", "runs", ".", "-"]
 
 
-def test_command_lines(no_work, vocabulary, places, tmp_path, monkeypatch):
+def test_command_lines(no_work, no_network, vocabulary, places, tmp_path, monkeypatch):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path))
     understood: list[int | None] = []
 

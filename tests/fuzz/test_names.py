@@ -50,11 +50,8 @@ def name(rng: random.Random) -> str:
     return text
 
 
-def test_names(monkeypatch, tmp_path):
+def test_names(no_network, monkeypatch, tmp_path):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # it would be asked for credentials
-    monkeypatch.setattr("excite.storage.connection.TRIES", 1)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for door in DOORS.values():  # what they import, they import now
@@ -66,6 +63,6 @@ def test_names(monkeypatch, tmp_path):
     def one(case: Case) -> None:
         DOORS[case.rng.choice(list(DOORS))](name(case.rng))
 
-    surface = Surface("names", seconds=30, megabytes=512, one_line=False, writable=(tmp_path,), connects=True)
+    surface = Surface("names", seconds=30, megabytes=512, one_line=False, writable=(tmp_path,))
     surface.run(one, test="test_names.py::test_names")
     assert surface.refused > surface.cases // 2

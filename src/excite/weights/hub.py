@@ -99,9 +99,7 @@ def _from_address(url: str) -> Path:
         return stage(url).path
     wanted = match["hash"].lower()
     kept = cache_folder() / "weights" / wanted / match["url"].rstrip("/").rpartition("/")[2]
-    if (
-        os.path.isfile(kept) and sha256_of(kept) == wanted
-    ):  # the hash proves that it is the right file: no network needed
+    if os.path.isfile(kept) and sha256_of(kept) == wanted:  # the hash proves it right: no network needed
         return kept
     fetched = stage(match["url"]).path
     found = sha256_of(fetched)
