@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-faults test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test-slow: $(VENV)/installed-dev  ## the tests that take minutes
 
 test-fuzz: $(VENV)/installed-dev  ## 10,000 damaged inputs of every kind (an hour or two; see CONTRIBUTING.md)
 	EXCITE_FUZZ_CASES=$${EXCITE_FUZZ_CASES:-10000} $(BIN)/python -m pytest tests/fuzz -n 2 --dist worksteal
+
+test-faults: $(VENV)/installed-dev  ## 50 faults of every kind into real processes; prints a table (hours; see docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(TIMES)
 
 test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)

@@ -87,6 +87,9 @@ MISTAKES = [
     ("validate astray", "astray is a link that leads nowhere"),
     ("train --resume ruun", "has no 'ruun'; did you mean 'run'?"),
     ("sync ruun", "has no 'ruun'; did you mean 'run'?"),
+    ("verify ruun", "has no 'ruun'; did you mean 'run'?"),
+    ("verify empty", "empty is not a run folder: it has no recipe.yaml"),
+    ("verify run --sign", "--sign needs a key: excite verify run --sign --key PRIVATE.pem"),
     ("convert ther.safetensors x.safetensors", "did you mean 'there.safetensors'?"),
     ("twins digits-seresnet20 --gates none,sen", "--gates: unknown gate 'sen'; did you mean 'se'?"),
     ("twins digits-seresnet20 --out photo.png", "photo.png is not a folder"),
@@ -178,6 +181,7 @@ BEGUN = [
     ("explain run photo.png", "explaining run"),
     ("compare run bare --json", "comparing run and bare"),
     ("report run", "reporting on run"),
+    ("verify run", "verifying run"),
 ]
 
 

@@ -372,6 +372,7 @@ def test_json_holds_null_instead_of_nan(tmp_path):
     assert strict((tmp_path / "a.json").read_text(encoding="utf-8")) == expected
     assert strict(to_json(value)) == expected
     assert to_json(value).isascii()
+    (tmp_path / "metrics.jsonl").touch()
     written = Metrics(tmp_path)
     written.write({"kind": "eval", "step": 1, "epoch": 1.0, "loss": NAN, "top1": 10.0})
     written.rewind(1)

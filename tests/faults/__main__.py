@@ -27,6 +27,7 @@ KINDS: dict[str, Callable[[Path, int], Row]] = {
     "rank0": lambda folder, n: kinds.rank_killed(folder, n, 0),
     "rank1": lambda folder, n: kinds.rank_killed(folder, n, 1),
     "node": lambda folder, n: kinds.rank_killed(folder, n, 1, "node"),
+    "upload": kinds.upload_killed,
     **{name: (lambda folder, n, name=name: kinds.command_killed(name, folder, n)) for name in kinds.COMMANDS},
     "full": lambda folder, n: kinds.full_disk(folder, [200 + 150 * index for index in range(n)]),
     "read-only": kinds.read_only,

@@ -77,9 +77,13 @@ def make_read_only() -> None:
 
 
 def set_trap(kind: str, root: str, trap: Trap) -> None:
-    """Count operations on files below ``root`` ("file"), or calls of a function of the training loop."""
+    """Count operations on files below ``root`` ("file"), requests that change a store ("upload"), or calls of a
+    function of the training loop."""
     if kind == "file":
         _on_files(trap, root)
+        return
+    if kind == "upload":
+        _on_uploads(trap)
         return
     from excite.training import loop, reporting
 
@@ -105,3 +109,16 @@ def _on_files(trap: Trap, root: str) -> None:
 
     os.fsync = trap.around(os.fsync)
     sys.addaudithook(hook)
+
+
+def _on_uploads(trap: Trap) -> None:
+    import s3fs
+
+    genuine = s3fs.S3FileSystem._call_s3
+
+    async def call(fs: Any, method: str, *words: Any, **options: Any) -> Any:
+        if method in ("put_object", "complete_multipart_upload", "delete_object", "delete_objects"):
+            trap.tick()
+        return await genuine(fs, method, *words, **options)
+
+    s3fs.S3FileSystem._call_s3 = call

@@ -182,6 +182,70 @@ def rank_killed(folder: Path, times: int, rank: int, action: str = "die", seed: 
     return plant(Row(f"{who} killed before step K of {total}"), make, faults, folder, 2)
 
 
+def upload_job(recipe: str, url: str, disk: str, endpoint: str) -> None:
+    """Train at an address on a machine with a disk of its own."""
+    from excite.storage import connection, mirror
+    from excite.training import train
+
+    keys = {
+        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    os.environ |= {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ |= {"EXCITE_RUNS": f"{disk}/runs", "EXCITE_CACHE": f"{disk}/cache"}
+    connection.FIRST_WAIT, mirror.SCAN_SECONDS = 0.01, 0.01
+    train(Recipe.from_yaml(recipe), run_dir=url, quiet=True)
+
+
+def upload_killed(folder: Path, times: int, seed: int = 0) -> Row:
+    """A machine is gone before its K-th change at the store, with its disk; the next one goes on at the address."""
+    from tests.storage.conftest import Server
+
+    server = Server()
+    try:
+        return _uploads(folder, times, seed, server.url)
+    finally:
+        server.stop()
+
+
+def _uploads(folder: Path, times: int, seed: int, endpoint: str) -> Row:
+    def machine(name: str, url: str, fault: Fault) -> tuple[Outcome, Path]:
+        disk = folder / name
+        disk.mkdir(parents=True)
+        run = disk / "runs" / url.rpartition("/")[2]
+        return run_job(upload_job, [in_memory(), url, str(disk), endpoint], disk, fault), run
+
+    _make_bucket(endpoint)
+    calm, run = machine("undisturbed", "s3://faults/undisturbed", Fault("upload"))
+    assert calm.statuses == [0], calm.said
+    wanted, row = result_of(run), Row(f"machine and disk gone before upload K of {calm.ticks}")
+    for at in spread(calm.ticks, times, seed):
+        url, fault = f"s3://faults/run-{at}", Fault("upload", at)
+        first, _ = machine(f"first-{at}", url, fault)
+        row.planted += 1
+        row.reached += first.statuses != [0]
+        _count(row, first, fault)
+        second, run = machine(f"second-{at}", url, Fault("step"))
+        _count(row, second, fault)
+        if second.statuses != [0]:
+            row.lost += 1
+            row.examples.append(f"{fault}: {second.said}")
+        elif result_of(run) != wanted:
+            row.wrong += 1
+            row.examples.append(f"{fault}: another result")
+        shutil.rmtree(folder / f"first-{at}")
+        shutil.rmtree(folder / f"second-{at}")
+    return row
+
+
+def _make_bucket(endpoint: str) -> None:
+    """Without credentials: moto takes any request."""
+    import urllib.request
+
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", method="PUT"), timeout=30).close()
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,10 @@ def test_an_evaluation_that_fails_is_not_skipped_by_going_on(images, dying, tmp_
     assert metrics(again, "eval") == metrics(expected, "eval")
 
 
+#: Where a process that is started anew finds the tests and the package.
+ROOTS = (Path(__file__).parents[2], Path(__file__).parents[2] / "src")
+
+
 @pytest.mark.parametrize(
     ("size", "what"),
     [
@@ -142,7 +146,8 @@ except ExciteError as error:
     if subprocess.run([*own, "true"], capture_output=True).returncode:
         pytest.skip("this system does not let tests mount a /dev/shm of their own")
     command = [*own, sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=Path.cwd())
+    paths = os.pathsep.join([*map(str, ROOTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "PYTHONPATH": paths})
     told = rf"{what} \(.*No space left on device.*\); /dev/shm has \d+ MB free of 0 MB; make that larger \(docker run "
     assert re.match(rf"{told}--shm-size=8g\), or decode without workers: data\.workers=0", done.stdout), done.stderr
     assert done.stderr == ""

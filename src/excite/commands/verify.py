@@ -42,6 +42,9 @@ def verify(
     """
     if sign and key is None:
         raise ExciteError(f"--sign needs a key: excite verify {run} --sign --key PRIVATE.pem")
+    from excite.weights.locate import check_run_folder
+
+    check_run_folder(run)
     begin(f"verifying {run}")
     from excite.trained.signature import check_signature
     from excite.trained.signature import sign as write_signature

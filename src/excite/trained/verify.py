@@ -14,7 +14,7 @@ from torch import Tensor
 
 from excite import storage
 from excite.console import format_seconds
-from excite.errors import ExciteError, absence
+from excite.errors import ExciteError
 from excite.files import write_text
 from excite.recipe import Recipe
 from excite.runtime.environment import read_environment
@@ -22,7 +22,7 @@ from excite.training import checkpoint as ckpt
 from excite.training.loop import train
 from excite.training.results import read_results
 from excite.training.stop import Interrupted
-from excite.weights.locate import WEIGHTS, checkpoint_steps, step_folder
+from excite.weights.locate import WEIGHTS, check_run_folder, checkpoint_steps, step_folder
 from excite.weights.own import read_own
 
 
@@ -83,9 +83,7 @@ def verify(run: str | Path, *, files_only: bool = False, say: Callable[[str], ob
         ExciteError: it is not a run folder, or its images cannot be opened.
     """
     folder = storage.local_run(run)
-    if not (folder / "recipe.yaml").is_file():
-        what = "it has no recipe.yaml" if folder.is_dir() else absence(folder)
-        raise ExciteError(f"{folder} is not a run folder: {what}")
+    check_run_folder(folder)
     found = Verified(folder)
     good, identity = dict[int, ckpt.Saved](), ckpt.identity(folder)
     for step in checkpoint_steps(folder):

@@ -90,12 +90,12 @@ def saved_steps(run: Path) -> list[int]:
 def split_step(source: str) -> tuple[str, int | None]:
     """A run, and the step of one of its checkpoints, from ``RUN``, ``RUN@STEP`` or a checkpoint folder of it."""
     path = Path(source)
-    folder = None if is_remote(source) or not path.is_dir() else _STEP.fullmatch(path.resolve().name)
+    folder = None if is_remote(source) or not os.path.isdir(source) else _STEP.fullmatch(path.resolve().name)
     if folder is not None and path.resolve().parent.name == "checkpoints":
         run = path.parent.parent if path.parent.name == "checkpoints" else path.resolve().parents[1]
         return str(run), int(folder.group(1))
     run_name, at, step = source.rpartition("@")
-    if at and run_name and step.isdecimal() and step.isascii() and (is_remote(source) or not path.exists()):
+    if at and run_name and step.isdecimal() and step.isascii() and (is_remote(source) or not os.path.exists(source)):
         return run_name, int(step)
     return source, None
 
@@ -140,6 +140,14 @@ def run_folder(source: str | Path) -> Path | None:
     """``source`` as a path if it is a run folder on this machine, else None."""
     path = Path(source)
     return path if not is_remote(source) and os.path.isfile(path / "recipe.yaml") else None
+
+
+def check_run_folder(source: str | Path) -> None:
+    """Raise ExciteError if ``source`` is neither a run folder on this machine nor an address."""
+    path = Path(source)
+    if not is_remote(source) and not os.path.isfile(path / "recipe.yaml"):
+        what = "it has no recipe.yaml" if os.path.isdir(path) else absence(path)
+        raise ExciteError(f"{source} is not a run folder: {what}")
 
 
 def is_foreign(source: str | Path) -> bool:
