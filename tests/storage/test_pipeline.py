@@ -67,7 +67,11 @@ def upload(images: Path, bucket) -> None:
 
 
 def own_files(run: Path) -> dict[str, bytes]:
-    return {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != MARKER}
+    return {
+        p.relative_to(run).as_posix(): p.read_bytes()
+        for p in run.rglob("*")
+        if p.is_file() and p.name not in (MARKER, ".owner.lock")
+    }
 
 
 def copied(bucket, name: str) -> dict[str, bytes]:

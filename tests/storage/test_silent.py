@@ -1,6 +1,7 @@
 """A store that accepts connections and never answers: what is waited for is said, and ends in one sentence."""
 
 import asyncio
+import re
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from excite.cli import main
 from excite.errors import ExciteError
+from excite.runtime.waiting import Waits
 from excite.storage import (
     check_writable,
     connection,
@@ -39,10 +41,12 @@ def hasty(monkeypatch) -> None:
     """Limits of tenths of a second instead of minutes."""
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.4)
     monkeypatch.setattr(connection, "GIVE_UP_SECONDS", 0.6)
-    monkeypatch.setattr(patience, "SAY_SECONDS", 0.3)
+    waits = Waits(first=0.3)
+    monkeypatch.setattr(patience, "waits", waits)
     connection.forget_connections()  # they have the usual limits
     yield
     connection.forget_connections()
+    waits.say = lambda line: None  # an upload that still waits has nothing to say in the next test
 
 
 class Silent:
@@ -84,14 +88,14 @@ def test_one_request_is_tried_a_few_times_and_no_layer_below_multiplies_them(sil
     assert len(silent.accepted) == connection.TRIES
     told = capsys.readouterr().err.splitlines()
     assert told
-    assert all(line.startswith("still waiting for s3://bucket/x to answer (") for line in told)
+    assert all(re.fullmatch(r"waiting for \d+ s now, for s3://bucket/x to answer", line) for line in told)
 
 
 @pytest.mark.parametrize("what", [check_writable, fetch_run, open_run, stage], ids=lambda what: what.__name__)
 def test_whatever_waits_before_the_training_says_so_and_ends(silent, capsys, what):
     with pytest.raises(ExciteError, match="could not be reached"):
         what("s3://bucket/runs/x")
-    assert "still waiting for s3://bucket/runs/x to answer (" in capsys.readouterr().err
+    assert "s now, for s3://bucket/runs/x to answer\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_the_command_ends_in_one_sentence(silent, tmp_path, monkeypatch, capsys,
     assert ended.value.code == 1
     *before, last = capsys.readouterr().err.splitlines()
     assert last.startswith(f"error: {words[1]} could not be reached (Read timeout on endpoint URL")
-    assert any(line.startswith(f"still waiting for {words[1]} to answer (") for line in before)
+    assert any(line.endswith(f" s now, for {words[1]} to answer") for line in before)
     assert not any(line.startswith("error") for line in before)
 
 
@@ -114,13 +118,13 @@ def test_what_is_quick_says_nothing(hasty, capsys):
     for _ in range(100):
         with patience.waiting_for("s3://bucket/x"):
             pass
-    eventually(lambda: patience._watcher is None)
+    patience.waits.look()
     assert capsys.readouterr().err == ""
 
 
 def test_one_line_for_many_requests_to_one_place(hasty, monkeypatch, capsys):
     said = threading.Event()
-    monkeypatch.setattr(patience, "tell", lambda line: (print(line, file=sys.stderr), said.set()))
+    monkeypatch.setattr(patience.waits, "say", lambda line: (print(line, file=sys.stderr), said.set()))
 
     def wait() -> None:
         with patience.waiting_for("s3://key:word@bucket/x?token=1"):
@@ -131,7 +135,7 @@ def test_one_line_for_many_requests_to_one_place(hasty, monkeypatch, capsys):
         thread.start()
     for thread in threads:
         thread.join()
-    assert capsys.readouterr().err == "still waiting for s3://bucket/x to answer (0 s so far)\n"
+    assert capsys.readouterr().err == "waiting for 0 s now, for s3://bucket/x to answer\n"
 
 
 def test_training_goes_on_and_its_end_is_announced(bucket, server, hasty, monkeypatch, tmp_path):

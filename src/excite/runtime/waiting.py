@@ -28,18 +28,20 @@ class _Wait:
 
     what: Callable[[], str]
     since: float
-    look: Callable[[float, float], None] | None = None
-    due: float = FIRST_LINE
+    look: Callable[[float, float], None] | None
+    due: float
 
 
 @dataclass
 class Waits:
-    """The waits of a process. ``clock`` gives seconds; ``say`` takes a line."""
+    """The waits of a process. ``clock`` gives seconds; ``say`` takes a line; ``first``: seconds until one is due."""
 
     clock: Callable[[], float] = time.monotonic
     say: Callable[[str], None] = tell
+    first: float = FIRST_LINE
     passed: int = 0  # the waits that have ended: it grows while a process gets on
     _waits: dict[int, _Wait] = field(default_factory=dict)
+    _told: dict[str, float] = field(default_factory=dict)
     _watching: threading.Thread | None = None
 
     @contextmanager
@@ -54,7 +56,7 @@ class Waits:
         key = threading.get_ident()
         outer = self._waits.get(key)
         if outer is None:  # the outermost block knows best since when
-            self._waits[key] = _Wait(what, self.clock(), look)
+            self._waits[key] = _Wait(what, self.clock(), look, self.first)
         try:
             yield
         finally:
@@ -81,7 +83,7 @@ class Waits:
         return self.clock() - first.since, _described(first)
 
     def look(self) -> None:
-        """Say a line for every wait that has one due."""
+        """Say a line for every wait that has one due; one for all threads that wait for the same."""
         for wait in list(self._waits.values()):
             now = self.clock()
             seconds = now - wait.since
@@ -90,7 +92,13 @@ class Waits:
             if seconds >= wait.due:
                 while wait.due <= seconds:
                     wait.due *= 2
-                self.say(f"waiting for {seconds:.0f} s now, for {_described(wait)}")
+                self._tell(_described(wait), seconds, now)
+
+    def _tell(self, what: str, seconds: float, now: float) -> None:
+        self._told = {said: when for said, when in self._told.items() if now - when < self.first}
+        if what not in self._told:
+            self._told[what] = now
+            self.say(f"waiting for {seconds:.0f} s now, for {what}")
 
     def _watch(self) -> None:
         if self._watching is None or not self._watching.is_alive():  # also after a fork
@@ -99,7 +107,7 @@ class Waits:
 
     def _look_again(self) -> None:
         while True:
-            time.sleep(LOOK)
+            time.sleep(min(LOOK, self.first / 5))
             self.look()
 
 

@@ -159,11 +159,15 @@ def retried(action: Callable[[], T], url: str) -> T:
     Raises:
         RemoteError: all tries fail, or nothing has come for ``GIVE_UP_SECONDS``.
     """
+    with waiting_for(url):  # all tries together: each alone may end before a line is due
+        return _retried(action, url)
+
+
+def _retried(action: Callable[[], T], url: str) -> T:
     begun = time.monotonic()
     for attempt in range(TRIES):
         try:
-            with waiting_for(url):
-                return action()
+            return action()
         except Exception as error:
             problem = explained(error, url)
             if problem.lasting or attempt + 1 == TRIES or time.monotonic() - begun > GIVE_UP_SECONDS:
