@@ -184,7 +184,7 @@ def scaled(run: Path, target: Path, share: float) -> Path:
     model = predictor.model
     with torch.no_grad():
         model.layer3[-1].bn2.weight *= 1e5  # large features, so that the last layer need not overflow itself
-        model.fc.weight.abs_()  # no partial sum is larger than its logit: every order of sums overflows for the same images
+        model.fc.weight.abs_()  # no partial sum exceeds its logit: whatever the order, the same images overflow
         largest = predictor.logits(data.val.images).abs().amax(1)
         model.fc.weight *= 3.4e38 / float(largest.quantile(1 - share) if share < 1 else largest.min() / 2)
     assert all(v.isfinite().all() for v in model.state_dict().values())
