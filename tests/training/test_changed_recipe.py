@@ -105,6 +105,17 @@ def test_carried_out_and_said(run, words):
     assert load_recipe(str(run / "recipe-until-step-6.yaml")).train.epochs == 1
 
 
+def test_images_that_have_moved_are_the_same_run(cifar, tmp_path):
+    shutil.copytree(cifar["folder"], tmp_path / "here")
+    words = ["data.source=folder", "in_chans=3", "limit_train=64", "limit_val=20", "data.image_size=8", "crop_pct=1.0"]
+    run = train(small(*words, "epochs=1", f"data.root={tmp_path / 'here'}"), out=tmp_path, quiet=True)["run"]
+    (tmp_path / "here").rename(tmp_path / "there")
+    train(None, [f"data.root={tmp_path / 'there'}", "log.every_steps=2"], resume=run, quiet=True)
+    (Path(run) / "results.json").unlink()
+    train(None, [f"data.root={tmp_path / 'there'}"], resume=run, quiet=True)
+    assert "a different run" not in (Path(run) / "log.txt").read_text()
+
+
 def test_the_optimiser_s_settings_are_those_of_the_recipe_now(run):
     """PyTorch's load_state_dict would bring the old ones back without a word."""
     train(None, ["epochs=2", "optimizer.weight_decay=0.25", "optimizer.momentum=0.5"], resume=run, quiet=True)

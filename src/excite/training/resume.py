@@ -26,8 +26,8 @@ _KEPT = {
 }
 #: Keys without an effect after the start.
 _AT_THE_START = ("train.init_from", "train.probe", "model.zero_init_last_gamma")
-#: Keys without an effect on the weights.
-_HARMLESS = ("log.", "checkpoint.", "report.", "eval.batch_size", "data.workers", "name")
+#: Keys without an effect on the weights; of ``data.root``, the images themselves have been compared.
+_HARMLESS = ("log.", "checkpoint.", "report.", "eval.batch_size", "data.workers", "data.root", "name")
 
 
 @dataclass
