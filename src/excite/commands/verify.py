@@ -42,9 +42,12 @@ def verify(
     """
     if sign and key is None:
         raise ExciteError(f"--sign needs a key: excite verify {run} --sign --key PRIVATE.pem")
-    from excite.weights.locate import check_run_folder
+    from excite.storage import check_run_folder
+    from excite.trained.signature import check_key
 
     check_run_folder(run)
+    if key is not None:
+        check_key(key)
     begin(f"verifying {run}")
     from excite.trained.signature import check_signature
     from excite.trained.signature import sign as write_signature

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from excite.storage.address import RemoteError, is_remote, refuse_secrets
     from excite.storage.mirror import left_behind, mirrored, upload_missing
     from excite.storage.runs import (
+        check_run_folder,
         check_target,
         check_writable,
         fetch_run,
@@ -29,6 +30,7 @@ _HOME = {
     "RemoteError": "address",
     "Staged": "staging",
     "check_target": "runs",
+    "check_run_folder": "runs",
     "check_writable": "runs",
     "expand": "staging",
     "fetch_run": "runs",
@@ -52,6 +54,7 @@ _HOME = {
 __all__ = [
     "RemoteError",
     "Staged",
+    "check_run_folder",
     "check_target",
     "check_writable",
     "expand",

@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from excite.errors import ExciteError, absence
+from excite.errors import ExciteError
 from excite.storage.address import Remote, RemoteError, without_secrets
 from excite.storage.connection import connect, explained, forget_connections, retried
 from excite.storage.identity import RUN, adopt, claim, files_at, read_begun, same_run
 from excite.storage.listing import Entry
 from excite.storage.owner import Owner, TakenOver, read_owner, take, this_owner, words
 from excite.storage.runs import (
+    check_run_folder,
     check_writable,
     complete_steps,
     foreign_address,
@@ -446,9 +447,7 @@ def upload_missing(
             access is denied or the connection fails.
     """
     run = Path(run)
-    if not (run / "recipe.yaml").is_file():
-        what = "it has no recipe.yaml" if run.is_dir() else absence(run)
-        raise ExciteError(f"{run} is not a run folder: {what}")
+    check_run_folder(run)
     given, url = url, url or read_marker(run).get("url")
     if url is None:
         raise ExciteError(f"{run} has no address yet; give one: excite sync {run} s3://bucket/runs/{run.name}")

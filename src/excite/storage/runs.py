@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypedDict, cast
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, absence
 from excite.files import cache_folder, not_ours, write_json
 from excite.storage.address import READ_ONLY, Remote, RemoteError, is_remote, without_secrets
 from excite.storage.connection import connect, retried
@@ -274,6 +274,14 @@ def _begun_meanwhile(url: str, there: Begun, folder: Path) -> ExciteError:
         f"process {there['pid']} on {there['host']} began a run at {url} ({there['begun']}) while this command was "
         "starting; give another address, or the same command again to go on with that run"
     )
+
+
+def check_run_folder(run: str | Path) -> None:
+    """Raise ExciteError if ``run`` is neither a run folder on this machine nor an address."""
+    path = Path(run)
+    if not is_remote(run) and not os.path.isfile(path / "recipe.yaml"):
+        what = "it has no recipe.yaml" if os.path.isdir(path) else absence(path)
+        raise ExciteError(f"{run} is not a run folder: {what}")
 
 
 def local_run(run: str | Path) -> Path:

@@ -5,6 +5,7 @@ The signature covers every file of the run but hidden ones, the log, and what di
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def sign(folder: Path, private_key: Path) -> Path:
     Raises:
         ExciteError: model-signing is not installed, or the key cannot be used.
     """
-    _check_key(private_key)
+    check_key(private_key)
     with _explained(f"{folder} could not be signed with {private_key}"):
         from model_signing import signing
 
@@ -40,7 +41,7 @@ def check_signature(folder: Path, public_key: Path) -> None:
     Raises:
         ExciteError: model-signing is not installed, there is no signature, or it does not match.
     """
-    _check_key(public_key)
+    check_key(public_key)
     if not (folder / SIGNATURE).is_file():
         raise ExciteError(f"{folder} has no {SIGNATURE}; sign it with: excite verify {folder} --sign --key PRIVATE.pem")
     with _explained(f"the signature of {folder} does not match {public_key}"):
@@ -51,9 +52,12 @@ def check_signature(folder: Path, public_key: Path) -> None:
         verifier.verify(folder, folder / SIGNATURE)
 
 
-def _check_key(key: Path) -> None:
+def check_key(key: Path) -> None:
+    """Raise ExciteError if there is no such file, or model-signing is not installed."""
     if not key.is_file():
         raise ExciteError(f"--key {key}: {absence(key)}")
+    if find_spec("model_signing") is None:
+        raise ExciteError(f"signatures need model-signing: {install_line('sign')}")
 
 
 def _hashing(folder: Path) -> Any:
@@ -67,8 +71,6 @@ def _hashing(folder: Path) -> Any:
 def _explained(failed: str) -> Iterator[None]:
     try:
         yield
-    except ImportError:
-        raise ExciteError(f"signatures need model-signing: {install_line('sign')}") from None
     except ExciteError:
         raise
     except Exception as error:  # each key and signature library raises its own

@@ -1,7 +1,6 @@
 """Verifies a run: its files are what was written, and training a stretch of it again gives the same bits."""
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,13 +15,14 @@ from excite import storage
 from excite.console import format_seconds
 from excite.errors import ExciteError
 from excite.files import write_text
+from excite.owners import scratch_folder
 from excite.recipe import Recipe
 from excite.runtime.environment import read_environment
 from excite.training import checkpoint as ckpt
 from excite.training.loop import train
 from excite.training.results import read_results
 from excite.training.stop import Interrupted
-from excite.weights.locate import WEIGHTS, check_run_folder, checkpoint_steps, step_folder
+from excite.weights.locate import WEIGHTS, checkpoint_steps, step_folder
 from excite.weights.own import read_own
 
 
@@ -83,7 +83,7 @@ def verify(run: str | Path, *, files_only: bool = False, say: Callable[[str], ob
         ExciteError: it is not a run folder, or its images cannot be opened.
     """
     folder = storage.local_run(run)
-    check_run_folder(folder)
+    storage.check_run_folder(folder)
     found = Verified(folder)
     good, identity = dict[int, ckpt.Saved](), ckpt.identity(folder)
     for step in checkpoint_steps(folder):
@@ -121,8 +121,7 @@ def _check_shipped(found: Verified, good: Mapping[int, ckpt.Saved]) -> None:
             found.wrong.append(f"{path} says that it is of step {step}, but differs from {source.path}")
     else:
         found.notes.append(f"{WEIGHTS} is of step {step}, whose checkpoint is not kept: only its digest was compared")
-    with suppress(FileNotFoundError):
-        _check_results(found, shipped.meta["metrics"])
+    _check_results(found, shipped.meta["metrics"])
 
 
 def _check_results(found: Verified, metrics: Mapping[str, Any] | None) -> None:
@@ -150,8 +149,8 @@ def _train_again(found: Verified, good: Mapping[int, ckpt.Saved], say: Callable[
     before = good[first].seconds if first else 0.0
     say(f"training steps {first + 1} to {last} again (took {format_seconds(good[last].seconds - before)} then)")
     since = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="excite-verify-") as scratch:
-        copy = _begin(found.run, Path(scratch) / "run", good, first, last)
+    with scratch_folder("verify") as scratch:
+        copy = _begin(found.run, scratch / "run", good, first, last)
         remade = _to_step(copy, good[last], last)
     seconds = time.monotonic() - since
     stored, now = _tensors(good[last]), _tensors(remade)

@@ -142,14 +142,6 @@ def run_folder(source: str | Path) -> Path | None:
     return path if not is_remote(source) and os.path.isfile(path / "recipe.yaml") else None
 
 
-def check_run_folder(source: str | Path) -> None:
-    """Raise ExciteError if ``source`` is neither a run folder on this machine nor an address."""
-    path = Path(source)
-    if not is_remote(source) and not os.path.isfile(path / "recipe.yaml"):
-        what = "it has no recipe.yaml" if os.path.isdir(path) else absence(path)
-        raise ExciteError(f"{source} is not a run folder: {what}")
-
-
 def is_foreign(source: str | Path) -> bool:
     """Whether a source is something other than a run folder or a weights file of this package.
 
