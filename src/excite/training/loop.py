@@ -133,6 +133,12 @@ def train(
         keep_epochs(run)
     elif time_limit is not None:
         fit_epochs(run, time_limit - (time.monotonic() - begun), train_step)
+    return _train_as_owner(run, resuming, at, until)
+
+
+def _train_as_owner(run: Run, resuming: bool, at: int | None, until: int | None) -> Results:
+    """:func:`_train` as the owner of the run folder, mirrored, with signals and losses handled."""
+    recipe, display, main = run.recipe, run.display, run.accelerator.is_main_process
     mirrored = storage.mirrored(run.folder, display.message) if main else nullcontext()
     mine = owned(run.folder) if main else nullcontext("")
     deterministic = torch.are_deterministic_algorithms_enabled()
