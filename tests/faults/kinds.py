@@ -354,12 +354,18 @@ def _fresh(source: Path, place: Path) -> Path:
 # --- disks ------------------------------------------------------------------------------------------------------------
 
 
-def full_disk(folder: Path, sizes: list[int]) -> Row:
-    """A training on a disk of so many kilobytes; when it is full, the run goes on on a larger one."""
+def _undisturbed(folder: Path) -> tuple[str, Path, int]:
+    """A training without a fault: its recipe, its run folder, its number of steps."""
     recipe, run = in_memory(), folder / "undisturbed" / "run"
     run.parent.mkdir(parents=True)
-    calm = run_job(train_job, [recipe, str(run)], run, Fault())
+    calm = run_job(train_job, [recipe, str(run)], run, Fault("step"))
     assert calm.statuses == [0], calm.said
+    return recipe, run, calm.ticks
+
+
+def full_disk(folder: Path, sizes: list[int]) -> Row:
+    """A training on a disk of so many kilobytes; when it is full, the run goes on on a larger one."""
+    recipe, run, _ = _undisturbed(folder)
     wanted, row = result_of(run), Row("disk full at " + ", ".join(f"{size / 1000:g}" for size in sizes) + " MB")
     for size in sizes:
         disk = folder / f"disk-{size}"
@@ -382,12 +388,9 @@ def full_disk(folder: Path, sizes: list[int]) -> Row:
 
 def read_only(folder: Path, times: int, seed: int = 0) -> Row:
     """The disk becomes read-only before the K-th step; the run goes on when it is writable again."""
-    recipe, run = in_memory(), folder / "undisturbed" / "run"
-    run.parent.mkdir(parents=True)
-    calm = run_job(train_job, [recipe, str(run)], run, Fault("step"))
-    assert calm.statuses == [0], calm.said
+    recipe, run, steps = _undisturbed(folder)
     wanted, row = result_of(run), Row("disk becomes read-only before step K")
-    for at in spread(calm.ticks, times, seed):
+    for at in spread(steps, times, seed):
         disk = folder / f"disk-{at}"
         disk.mkdir()
         with mounted(disk, "bind"):
@@ -441,10 +444,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 def damaged(folder: Path, seed: int = 0, times: int = 10**6) -> Row:
     """Every file of a run in every way; the run goes on, and ends with the same weights or says in one sentence why
     not."""
-    recipe, run = in_memory(), folder / "undisturbed" / "run"
-    run.parent.mkdir(parents=True)
-    calm = run_job(train_job, [recipe, str(run)], run, Fault("step"))
-    assert calm.statuses == [0], calm.said
+    recipe, run, _ = _undisturbed(folder)
     wanted = result_of(run)
     half = folder / "half" / "run"
     half.parent.mkdir()

@@ -120,7 +120,8 @@ def _check_shipped(found: Verified, good: Mapping[int, ckpt.Saved]) -> None:
         if _differing(shipped.tensors, source.tensors):
             found.wrong.append(f"{path} says that it is of step {step}, but differs from {source.path}")
     else:
-        found.notes.append(f"{WEIGHTS} is of step {step}, whose checkpoint is not kept: only its digest was compared")
+        why = "is not good" if step in found.checkpoints else "is not kept"
+        found.notes.append(f"{WEIGHTS} is of step {step}, whose checkpoint {why}: only its digest was compared")
     _check_results(found, shipped.meta["metrics"])
 
 
