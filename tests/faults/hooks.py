@@ -60,20 +60,25 @@ def lose_a_worker() -> None:
 
 def make_read_only() -> None:
     """The file system of the current run becomes read-only. The system refuses that while a file is open for writing,
-    so what is open now can only be read."""
+    so what is open can only be read from now on; a checkpoint that is written meanwhile opens the next one, hence the
+    tries."""
     import subprocess
 
     place = os.path.dirname(os.environ[NODE])
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            path = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-        if path.startswith(f"{place}/"):
-            readable = os.open(path, os.O_RDONLY)
-            os.dup2(readable, int(name))
-            os.close(readable)
-    subprocess.run(["mount", "-o", "remount,bind,ro", place], check=True)
+    for _ in range(1000):
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                path = os.readlink(f"/proc/self/fd/{name}")
+                if path.startswith(f"{place}/"):
+                    readable = os.open(path, os.O_RDONLY)
+                    os.dup2(readable, int(name))
+                    os.close(readable)
+            except OSError:  # closed or renamed meanwhile
+                continue
+        done = subprocess.run(["mount", "-o", "remount,bind,ro", place], capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+    raise AssertionError(f"{place} did not become read-only: {done.stderr}")
 
 
 def set_trap(kind: str, root: str, trap: Trap) -> None:
