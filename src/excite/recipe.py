@@ -192,7 +192,13 @@ class TrainConfig(Section):
         0, description="seed of weights, image order, augmentation and dropout"
     )
     deterministic: bool = Field(
-        False, description="use deterministic algorithms only: slower on a GPU (a CPU always does)"
+        False,
+        description="the same bits each time: on a GPU with the same layout (slower), on a CPU with any number of "
+        "threads and processes (see shards)",
+    )
+    shards: Count | None = Field(
+        None,
+        description="deterministic on a CPU: parts of a batch, a power of 2; null: 8, or fewer for odd batch sizes",
     )
     device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu or mps")
     devices: Annotated[Count | Literal["all"], NEUTRAL] = Field(
@@ -309,6 +315,14 @@ class Recipe(Section):
                 f"train.batch_size ({self.train.batch_size}) must be a multiple of train.grad_accumulation "
                 f"({self.train.grad_accumulation})"
             )
+        if self.train.shards is not None:
+            if self.train.shards & (self.train.shards - 1):
+                raise ValueError(f"train.shards ({self.train.shards}) must be a power of 2: 1, 2, 4, 8 and so on")
+            if self.train.batch_size % (self.train.shards * self.train.grad_accumulation):
+                raise ValueError(
+                    f"train.batch_size ({self.train.batch_size}) must be a multiple of train.shards "
+                    f"({self.train.shards}) x train.grad_accumulation ({self.train.grad_accumulation})"
+                )
         if self.train.batch_size % self.augment.repeats:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) must be a multiple of augment.repeats "

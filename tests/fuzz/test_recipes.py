@@ -27,8 +27,8 @@ from excite.recipe import (
     override_values,
 )
 from excite.runtime.device import make_accelerator
-from excite.training.loop import train_step
 from excite.training.setup import set_up
+from excite.training.step import train_step
 from tests.training.small import SMALL
 
 from .harness import CASES, LONG, SEED, Case, Surface, check_sentence, found

@@ -31,9 +31,9 @@ from excite.recipe import (
     recipe_text,
 )
 from excite.runtime.device import make_accelerator
-from excite.training.loop import train_step
 from excite.training.schedule import learning_rate
 from excite.training.setup import set_up
+from excite.training.step import train_step
 
 MINDCV = ["resnet18", "resnet34", "resnet50", "resnext26_32x4d", "resnext50_32x4d"]
 TWINS = {f"imagenet-{name}": f"imagenet-se{name}" for name in MINDCV}

@@ -19,11 +19,11 @@ from excite.runtime import device
 from excite.runtime.device import make_accelerator
 from excite.training import loop, train
 from excite.training.batch_parts import check_batch_norms, first_with_one_value, smallest_part
-from excite.training.loop import train_step
 from excite.training.precision import settle_precision
 from excite.training.reporting import record_evaluation
 from excite.training.schedule import beyond_the_end
 from excite.training.setup import make_model, set_up
+from excite.training.step import train_step
 from excite.twins import runner
 from excite.weights.own import read_own
 from tests.training.small import metrics, same, small

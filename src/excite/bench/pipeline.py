@@ -15,8 +15,8 @@ from excite.data.loader import default_workers
 from excite.recipe import Recipe
 from excite.runtime.device import device_name, make_accelerator, synchronize
 from excite.training.compilation import compile_errors
-from excite.training.loop import train_step
 from excite.training.setup import Run, set_up
+from excite.training.step import train_step
 
 #: The measured parts, in table order.
 PARTS = ("input pipeline alone", "training step alone", "both together")

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -37,6 +38,7 @@ from excite.data.images import ArrayImages, FileImages
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
+from excite.runtime.device import one_thread
 from excite.runtime.job import cores, local_world_size
 from excite.runtime.waiting import waits
 
@@ -311,6 +313,9 @@ class TrainLoader(_Loader):
 
     Yields `images` uint8 (B, C, S, S) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
     is applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
+
+    With `shards`, this rank stands for so many of a job of world * shards ranks: `rank`, `rank` + world and so on. It
+    has their images in turn, and gives each exactly the same pixels as that job would.
     """
 
     def __init__(
@@ -325,9 +330,10 @@ class TrainLoader(_Loader):
         rank: int = 0,
         world: int = 1,
         drop_last: bool = True,
+        shards: int | None = None,
     ) -> None:
         super().__init__(images, batch_size, device, data_config)
-        self.seed, self.augment, self.rank, self.world = seed, augment, rank, world
+        self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
         self._files: _FileBatches | None = None
 
@@ -357,7 +363,7 @@ class TrainLoader(_Loader):
     def _share(self, order: np.ndarray, step: int) -> np.ndarray:
         total = self.batch_size * self.world
         whole = order[step * total : (step + 1) * total]
-        lacking = -len(whole) % self.world
+        lacking = -len(whole) % (self.world * (self.shards or 1))
         return np.concatenate([whole, np.resize(order, lacking)])[self.rank :: self.world]
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -385,20 +391,34 @@ class TrainLoader(_Loader):
             index = (share % len(arrays)).to(self.device, non_blocking=True)
             pixels = self._pixels(arrays, index)
             if crops:
-                rng = np.random.default_rng((ARRAY_CROP, self.seed, epoch, step, self.rank))
-                height, width = pixels.shape[2:]
-                boxes = random_boxes(rng, len(share), height, width, self.augment.scale, self.augment.ratio)
-                pixels = crop_and_resize(pixels, boxes, self.data.image_size, self.data.interpolation)
+                pixels = self._crop(pixels, epoch, step)
             yield pixels, arrays.labels.index_select(0, index)
+
+    def _crop(self, pixels: torch.Tensor, epoch: int, step: int) -> torch.Tensor:
+        """Random crops of this rank's batch, or of those that it stands for, each computed for itself."""
+        cropped = pixels.new_empty(*pixels.shape[:2], self.data.image_size, self.data.image_size)
+        count = self.shards or 1
+        for shard in range(count):
+            rng = np.random.default_rng((ARRAY_CROP, self.seed, epoch, step, self.rank + self.world * shard))
+            own = pixels[shard::count]
+            height, width = own.shape[2:]
+            boxes = random_boxes(rng, len(own), height, width, self.augment.scale, self.augment.ratio)
+            with nullcontext() if self.shards is None else one_thread():
+                crops = crop_and_resize(own, boxes, self.data.image_size, self.data.interpolation)
+            if count == 1:
+                return crops
+            cropped[shard::count] = crops
+        return cropped
 
 
 class EvalLoader(_Loader):
     """Evaluation batches of one rank: every image exactly once over all ranks, for any batch size.
 
     Yields pixels uint8 (B, C, S, S), labels int64 (B,) and positions in `images` int64 (B,), on the device. Rank r has
-    images r, r + world, ...; ranks may differ by one image, and the last batch may be small. Broken images follow
-    data.on_bad_val (or data.on_bad_train with `rule` "train"): "stop" raises BadImagesError; with "skip", they are left
-    out and listed in `bad`.
+    images r, r + world, ...; ranks may differ by one image, and the last batch may be small. With `by_batch`, it has
+    batches r, r + world, ... of those that a single rank would have, which are therefore the same in every job. Broken
+    images follow data.on_bad_val (or data.on_bad_train with `rule` "train"): "stop" raises BadImagesError; with "skip",
+    they are left out and listed in `bad`.
     """
 
     def __init__(
@@ -411,19 +431,21 @@ class EvalLoader(_Loader):
         rank: int = 0,
         world: int = 1,
         rule: Rule = "val",
+        by_batch: bool = False,
     ) -> None:
         super().__init__(images, batch_size, device, data_config)
         self._rule: Rule = rule
-        self._mine = np.arange(rank, len(images), world)
+        positions = np.arange(len(images)) if by_batch else np.arange(rank, len(images), world)
+        batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+        self._shares = batches[rank::world] if by_batch else batches
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        shares = [self._mine[i : i + self.batch_size] for i in range(0, len(self._mine), self.batch_size)]
         if isinstance(self.images, ArrayImages):
-            return self._timed(self._from_arrays(self.images, shares))
+            return self._timed(self._from_arrays(self.images, self._shares))
         # Not persistent: between two evaluations, cores and memory belong to the training workers.
         decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
         files = _FileBatches(decoder, self.device, persistent=False)
-        streamed = self._streamed(files.run([Request(0, share.tolist()) for share in shares]))
+        streamed = self._streamed(files.run([Request(0, share.tolist()) for share in self._shares]))
         return self._timed((batch for batch in streamed if len(batch[1])), files.watch)
 
     def _from_arrays(

@@ -26,10 +26,10 @@ the same formulas serve ``torch.compile`` (``excite.ops.operators``).
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -39,7 +39,7 @@ from excite.ops import native, plain, triton_kernels
 from excite.ops.boundaries import is_plain, is_recorded
 from excite.ops.excitation import excite_residual, spatial_mean
 from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums, Statistics
-from excite.ops.sync_norm import SyncBatchNorm, over_all_processes
+from excite.ops.sync_norm import Parts, SyncBatchNorm, over_all, parts_of
 from excite.ops.triton_kernels.launch import DEVICES
 
 MODES = ("auto", "on", "plain", "off")
@@ -71,12 +71,6 @@ class Passes(BackwardPasses, Protocol):
     def statistics(self) -> Any: ...
     @property
     def apply(self) -> Any: ...
-
-
-class Over(NamedTuple):
-    """The processes that a norm's statistics are computed over; ``group`` None means all of them."""
-
-    group: distributed.ProcessGroup | None
 
 
 def check_mode(fused: str) -> str:
@@ -221,14 +215,6 @@ def _dtypes(norm: _BatchNorm) -> tuple[torch.dtype, torch.dtype]:
     return norm.weight.dtype, norm.running_mean.dtype
 
 
-def _processes(norm: nn.Module) -> Over | None:
-    """The processes whose statistics a norm uses in training; None for this process only."""
-    if type(norm) is nn.BatchNorm2d or not (distributed.is_available() and distributed.is_initialized()):
-        return None
-    group = getattr(norm, "process_group", None)
-    return Over(group) if distributed.get_world_size(group) > 1 else None
-
-
 # --- training -------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +231,7 @@ def _train(
     if torch.compiler.is_compiling() and passes is plain:
         return _train_traced(y, norm, excitation, identity, identity_norm, keep, relu)
     bare = excitation is None and keep is None and identity_norm is None
-    if bare and passes is not _OPERATORS and _processes(norm) is None:
+    if bare and passes is not _OPERATORS and parts_of(norm) is None:
         _check_count(y)
         return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), relu, passes)
     recompute = relu and identity is None
@@ -284,8 +270,8 @@ def _train_traced(
 
 def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple[Tensor, ...]:
     """The outputs of NormStatistics for a norm; updates its buffers."""
-    over = _processes(norm)
-    if over is None:
+    parts = parts_of(norm)
+    if parts is None:
         _check_count(y)
     running, momentum = _running(norm)
     if passes is _OPERATORS:
@@ -293,7 +279,7 @@ def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple
         for buffer, value in zip(running or (), moments, strict=False):
             buffer.lerp_(value, momentum)
         return squeezed, packed, *relays
-    return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, over, mask)
+    return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, parts, mask)
 
 
 def _check_count(y: Tensor) -> None:
@@ -397,26 +383,26 @@ class NormStatistics(torch.autograd.Function):
         running: tuple[Tensor, Tensor] | None,
         momentum: float,
         passes: Passes,
-        over: Over | None,
+        parts: Parts | None,
         mask: int,
     ) -> tuple[Tensor, ...]:
-        if over is None:
+        if parts is None:
             known, ctx.total = passes.statistics(y, weight, bias, eps, running, momentum), None
         else:
-            known, ctx.total = _statistics_over_all(y, weight, bias, eps, running, momentum, passes, over)
+            known, ctx.total = _statistics_over_all(y, weight, bias, eps, running, momentum, passes, parts)
         ctx.save_for_backward(y, known.packed)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(known.packed)
-        ctx.passes, ctx.over, ctx.mask = passes, over, mask
+        ctx.passes, ctx.parts, ctx.mask = passes, parts, mask
         return known.squeezed, known.packed, *make_relays(y, known.packed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: Tensor | None, _: None, *of_relays: Tensor | None) -> tuple[Any, ...]:
         y, packed = ctx.saved_tensors
-        over_all = None if ctx.total is None else (ctx.total, ctx.over)
+        merged = None if ctx.total is None else (ctx.total, ctx.parts)
         wanted = ctx.needs_input_grad[0]
-        grads = statistics_backward(ctx.passes, y, packed, dq, of_relays, ctx.mask, wanted, over_all)
+        grads = statistics_backward(ctx.passes, y, packed, dq, of_relays, ctx.mask, wanted, merged)
         return *grads, *[None] * 6
 
 
@@ -428,11 +414,11 @@ def statistics_backward(
     of_relays: tuple[Tensor | None, ...],
     mask: int,
     wanted: bool,
-    over_all: tuple[Tensor, Over] | None = None,
+    merged: tuple[Tensor, Parts] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of ``y`` (if wanted), weight and bias, from those of the squeeze and of the relays.
 
-    ``over_all``: if the statistics are those of several processes, the number of values per channel and the processes.
+    ``merged``: if the statistics are those of several parts, the number of values per channel and the parts.
     """
     n, c = y.shape[:2]
     g, sums, s = of_relays
@@ -440,14 +426,13 @@ def statistics_backward(
         g, sums, mask = torch.zeros_like(y), packed.new_zeros(2, n, c), OPEN
     dq = None if dq is None else dq.contiguous()
     known, packed_sums = Statistics(packed), GradSums(sums, None)
-    if over_all is None:
+    if merged is None:
         weight, bias, dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted)
         return dy, weight, bias
     weight, bias, _ = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, False)
-    # The parameters' gradients are this process's own: DistributedDataParallel averages them with all others.
-    means = torch.stack([weight, bias])
-    total, over = over_all
-    distributed.all_reduce(means, group=over.group)
+    # The parameters' gradients are this part's own: they are averaged with all others after the backward pass.
+    total, parts = merged
+    means = parts.add(torch.stack([weight, bias]))
     dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted, means.div_(total))[2]
     return dy, weight, bias
 
@@ -460,13 +445,13 @@ def _statistics_over_all(
     running: tuple[Tensor, Tensor] | None,
     momentum: float,
     passes: Passes,
-    over: Over,
+    parts: Parts,
 ) -> tuple[Statistics, Tensor]:
-    """``passes.statistics`` over several processes, which exchange 2C + 1 numbers; and the number of values, ()."""
+    """``passes.statistics`` over several parts, which exchange 2C + 1 numbers; and the number of values, ()."""
     mean, within = passes.moments(y)
     own = mean.mean(0)
     own_variance = within.mean(0) + (mean - own).square().mean(0)
-    batch_mean, variance, total = over_all_processes(own, own_variance, y.numel() / y.shape[1], over.group)
+    batch_mean, variance, total = over_all(own, own_variance, y.numel() / y.shape[1], parts)
     if running is not None:
         running[0].lerp_(batch_mean.to(running[0].dtype), momentum)
         running[1].lerp_((variance * (total / (total - 1))).to(running[1].dtype), momentum)

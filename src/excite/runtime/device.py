@@ -7,6 +7,8 @@ import platform
 import random
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import Any, Literal
@@ -301,6 +303,17 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
     random.seed(mixed)
     np.random.seed(mixed & 0xFFFFFFFF)  # noqa: NPY002 - the global stream is what libraries draw from
     torch.manual_seed(mixed >> 1)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context in which every operation on the CPU is computed by the thread that calls it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _splitmix64(x: int) -> int:

@@ -2,11 +2,12 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
@@ -17,6 +18,14 @@ from excite.training.results import ClassRow, Summary
 
 #: uint8 images (B, C, H, W), labels (B,), positions in the data (B,).
 Batch = tuple[Tensor, Tensor, Tensor]
+#: What gives (batch, the function's answer) for each batch in order.
+Over = Callable[[Callable[[Batch], Tensor], Iterable[Batch]], Iterable[tuple[Batch, Tensor]]]
+
+
+def one_by_one(function: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    """(batch, ``function(batch)``) for each batch."""
+    for batch in batches:
+        yield batch, function(batch)
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,13 @@ def evaluate(
     precision: str = "fp32",
     channels_last: bool = True,
     name_of: Callable[[int], str] | None = None,
+    over: Over = one_by_one,
 ) -> Evaluation:
     """Evaluate ``model`` on batches of images.
 
-    Sums are kept on the device and taken over all processes (torchmetrics), so that the results do not depend on the
-    batch size or the number of processes.
+    Counts are kept on the device and taken over all processes (torchmetrics), and the losses of batches are added in
+    the order of the data, in float64. The results then do not depend on the number of processes, nor, but for the
+    rounding of single logits, on the batch size.
 
     Args:
         model: the network; its training mode is restored afterwards.
@@ -134,9 +145,9 @@ def evaluate(
         precision: "fp32", "bf16" or "fp16" (autocast).
         channels_last: whether images are given in NHWC memory layout.
         name_of: index of an image -> its name, to name the first image without finite logits.
+        over: how the batches are gone through.
     """
     from excite.training.metrics import (
-        MeanMetric,
         MetricCollection,
         MinMetric,
         MulticlassAccuracy,
@@ -151,21 +162,26 @@ def evaluate(
         },
         compute_groups=False,
     ).to(device)
-    loss, first = MeanMetric().to(device), MinMetric().to(device)
+    first = MinMetric().to(device)
+    sums, exact = list[Tensor](), torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
     lowest = torch.full((), torch.inf, device=device)
     was_training = model.training
     model.eval()
-    for images, labels, indices in batches:
-        logits = logits_of(model, images, preprocessing, device, precision, channels_last)
+
+    def logits_in(batch: Batch) -> Tensor:
+        return logits_of(model, batch[0], preprocessing, device, precision, channels_last)
+
+    for (_, labels, indices), logits in over(logits_in, batches):
         sound = finite(logits)
         metrics.update(_with_no_class(logits, labels, sound), labels)
-        loss.update(torch.where(sound, losses(logits, labels), 0.0), sound.float())
+        of_sound = torch.where(sound, losses(logits, labels), 0.0).to(exact).sum()
+        sums.append(torch.stack([indices[0].to(device, exact), of_sound, sound.sum().to(exact)]))
         lowest = torch.minimum(lowest, torch.where(sound, torch.inf, indices.to(device)).min())
     model.train(was_training)
     first.update(lowest)
     with warnings.catch_warnings():  # a process without images never updates its metrics, and need not
         warnings.filterwarnings("ignore", ".*was called before the ``update`` method.*")
-        values, mean_loss, position = metrics.compute(), float(loss.compute()), float(first.compute())
+        values, position = metrics.compute(), float(first.compute())
     confusion = values["confusion"].long()
     count = int(confusion.sum())
     name = None
@@ -173,7 +189,7 @@ def evaluate(
         name = f"#{position:.0f}" if name_of is None else name_of(int(position))
     return Evaluation(
         images=count,
-        loss=number(mean_loss),
+        loss=number(_mean_loss(sums)),
         top1=100 * float(confusion.trace()) / max(1, count),
         # A float32 share times the count is a whole number but for rounding: give exact quotients.
         top5=100 * round(float(values["top5"]) * count) / max(1, count),
@@ -181,6 +197,19 @@ def evaluate(
         no_class=confusion[:-1, -1].tolist(),
         first_not_finite=name,
     )
+
+
+def _mean_loss(sums: list[Tensor]) -> float:
+    """The mean of all processes' losses, from (3,) for each batch: the index of its first image, the sum of its losses
+    and the number of images in it. NaN if there are none."""
+    rows: list[list[float]] = torch.stack(sums).tolist() if sums else []
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        shares: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(shares, rows)
+        rows = [row for share in shares for row in share]
+    rows.sort()
+    count = sum(row[2] for row in rows)
+    return sum(row[1] for row in rows) / count if count else math.nan
 
 
 def logits_of(

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
 
 from excite import storage
 from excite.console import Display
 from excite.errors import ExciteError
 from excite.leaving import signal_name
-from excite.logits import predicted
 from excite.recipe import Overrides, Recipe, load_recipe
-from excite.runtime.device import DTYPES, make_accelerator, seed_everything, synchronize
+from excite.runtime.device import make_accelerator, synchronize
 from excite.runtime.owner import owned
 from excite.runtime.waiting import said_by
 from excite.training import checkpoint as ckpt
@@ -25,7 +23,6 @@ from excite.training import launch
 from excite.training.budget import Forecast, fit_epochs, keep_epochs
 from excite.training.choose import recipe_for
 from excite.training.compilation import compile_errors
-from excite.training.loss import training_loss
 from excite.training.meter import Meter
 from excite.training.probe import start_from_probe
 from excite.training.reporting import (
@@ -42,9 +39,9 @@ from excite.training.rescue import Rescue
 from excite.training.results import Results, read_results
 from excite.training.resume import restore
 from excite.training.run_folder import Metrics, choose_run_folder
-from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, set_up
 from excite.training.start import as_begun
+from excite.training.step import train_step
 from excite.training.stop import Interrupted, StopSignals
 from excite.weights.locate import checkpoint_steps, split_step
 
@@ -150,6 +147,7 @@ def _train_as_owner(run: Run, resuming: bool, at: int | None, until: int | None)
             mine as unlocked,
             mirrored,
             closing(run.saver),
+            nullcontext() if run.shards is None else closing(run.shards),
             StopSignals() as stop,
             compiling,
             lines,
@@ -240,7 +238,8 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
     rescue.ready(partial(record_steps, run, meter, clock, metrics), partial(_save_now, run, clock))
     if (recipe.train.probe or run.keeps_head) and not resuming:
         if recipe.train.probe:
-            start_from_probe(run)
+            with run.computing():
+                start_from_probe(run)
         else:
             run.display.message(f"no linear probe: {recipe.train.init_from} has the same classes, so its head is kept")
         record_evaluation(run, clock, metrics)
@@ -281,52 +280,6 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
     record_test(run, metrics)
     bad = bad_images(run)
     return finish(run, bad) if main else {}
-
-
-def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One optimiser step on this process's share of the batch. It never waits for the device.
-
-    Args:
-        run: the run to advance; its ``step`` is left as it is.
-        images: (B, C, H, W) uint8.
-        labels: (B,) int64.
-
-    Returns:
-        The mean loss and the number of correctly classified training images, both 0-d tensors on the device.
-    """
-    config = run.recipe.train
-    rate = learning_rate(run.recipe.schedule, run.recipe.optimizer.lr, run.step, run.steps_per_epoch, config.epochs)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"] if run.step >= group.get("thaws_at", 0) * run.steps_per_epoch else 0.0
-    seed_everything(config.seed, run.step + 1, run.accelerator.process_index)
-    if run.buffers is not None:
-        run.buffers.keep()
-    x, targets = run.augment(images, labels)
-    total = torch.zeros((), device=run.device)
-    correct = torch.zeros((), device=run.device)
-    chunks = list(zip(*(t.chunk(config.grad_accumulation) for t in (x, targets, labels)), strict=True))
-    for index, (inputs, wanted, true) in enumerate(chunks):
-        with nullcontext() if index + 1 == len(chunks) else run.accelerator.no_sync(run.net):
-            with torch.autocast(run.device.type, DTYPES[run.precision], enabled=run.precision != "fp32"):
-                logits = run.net(inputs)
-            # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
-            loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels)
-            run.scaler.scale(loss).backward()
-        total += loss.detach()
-        correct += (predicted(logits.detach()) == true).sum()
-    if run.recipe.optimizer.clip_grad_norm is not None:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.clip_grad_norm, foreach=True)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    skipped = None
-    if run.buffers is not None:  # fp16: a step that overflowed changes nothing but the counters
-        skipped = run.scaler.overflowed
-        run.buffers.restore(skipped)
-    if run.ema is not None:
-        run.ema.update(run.model, run.step, skipped)
-    return total, correct
 
 
 def _save_due(run: Run, clock: Clock) -> bool:

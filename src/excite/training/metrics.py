@@ -11,7 +11,7 @@ from excite.models.timm_models import mend_torchvision
 
 _torchvision_fails = mend_torchvision()
 try:
-    from torchmetrics import MeanMetric, MetricCollection, MinMetric
+    from torchmetrics import MetricCollection, MinMetric
     from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
     from torchmetrics.functional.classification import (
         multiclass_confusion_matrix,
@@ -32,7 +32,6 @@ except ValueError as error:  # from Matplotlib, which torchmetrics imports if it
     ) from error
 
 __all__ = [
-    "MeanMetric",
     "MetricCollection",
     "MinMetric",
     "MulticlassAccuracy",

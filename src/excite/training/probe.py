@@ -214,6 +214,7 @@ def _compute(run: Run, head: nn.Linear, images: ArrayImages | FileImages) -> tup
         rank=run.accelerator.process_index,
         world=run.accelerator.num_processes,
         rule="train",
+        by_batch=run.shards is not None,
     )
     seen: list[Tensor] = []
     rows, places = [torch.empty(0, head.in_features)], [torch.empty(0, dtype=torch.int64)]

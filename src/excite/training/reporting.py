@@ -22,7 +22,7 @@ from excite.runtime.environment import environment
 from excite.text import printable
 from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
-from excite.training.evaluation import Evaluation, evaluate
+from excite.training.evaluation import Evaluation, evaluate, one_by_one
 from excite.training.meter import Meter
 from excite.training.results import EvalRecord, Results, Summary, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics
@@ -298,16 +298,18 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
     share_buffers(run)
     loader = loader or run.eval_loader
     names = loader.images.names
-    return evaluate(
-        run.evaluated,
-        loader,
-        run.preprocessing,
-        len(run.data.classes),
-        run.device,
-        run.precision,
-        run.recipe.train.channels_last,
-        names.__getitem__,
-    )
+    with run.computing():
+        return evaluate(
+            run.evaluated,
+            loader,
+            run.preprocessing,
+            len(run.data.classes),
+            run.device,
+            run.precision,
+            run.recipe.train.channels_last,
+            names.__getitem__,
+            one_by_one if run.shards is None else run.shards.map,
+        )
 
 
 def _list_bad_images(run: Run, bad: Sequence[tuple[str, str]]) -> None:

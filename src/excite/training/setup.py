@@ -1,6 +1,7 @@
 """Builds everything the training loop needs from a recipe."""
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,16 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import nn
 
 from excite.console import Display
-from excite.data import BatchAugment, DataSets, EvalLoader, Preprocessing, TrainLoader, open_data
+from excite.data import (
+    ArrayImages,
+    BatchAugment,
+    DataSets,
+    EvalLoader,
+    FileImages,
+    Preprocessing,
+    TrainLoader,
+    open_data,
+)
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
 from excite.errors import ExciteError
@@ -27,6 +37,7 @@ from excite.runtime.device import (
     choose_precision,
     has_sync_batchnorm,
     keep_freed_memory,
+    one_thread,
     precision_note,
     prepared,
     seed_everything,
@@ -41,6 +52,7 @@ from excite.training.precision import BufferGuard, set_norm_precision, settle_pr
 from excite.training.results import Best, Summary
 from excite.training.saver import Saver, copied_values
 from excite.training.schedule import beyond_the_end
+from excite.training.shards import Shards, count_shards, draws, obstacle
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
 from excite.weights.header import Meta, RecipeMeta
 
@@ -74,6 +86,7 @@ class Run:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     keeps_head: bool = False
+    shards: Shards | None = None  # how steps are computed if the weights must not depend on the layout
     saver: Saver = field(default_factory=Saver)
     measured_at: tuple[int, Summary] | None = None  # the last evaluation, and its step
     bad_before: dict[str, str] = field(default_factory=dict)  # broken images met before the run was resumed
@@ -84,6 +97,10 @@ class Run:
     def device(self) -> torch.device:
         """The device that this process trains on."""
         return self.accelerator.device
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Context of everything that the weights depend on."""
+        return nullcontext() if self.shards is None else one_thread()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -199,7 +216,11 @@ def set_up(
     recipe = resolved(recipe, taken, use)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
-    if config.sync_bn and world > 1:  # before anything else refers to the norms
+    count, note = _fixed_shards(recipe, model, accelerator)
+    notes += [note] if note else []
+    if count is not None and count > 1:  # before anything else refers to the norms
+        convert_sync_batchnorm(model, native=False)
+    elif config.sync_bn and world > 1:
         if is_timm_model(model):
             check_plain_norms(model)
         convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
@@ -213,15 +234,26 @@ def set_up(
         data_config=recipe.data,
         rank=rank,
         world=world,
+        shards=None if count is None else count // world,
     )
-    check_batch_norms(model, recipe, train_loader, frozen_norms)
+    if not ((count or 1) > 1 or (config.sync_bn and world > 1)):
+        check_batch_norms(model, recipe, train_loader, frozen_norms)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
-        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-        net = compile_model(prepared(accelerator, model), config.compile, device)
+    net: nn.Module = model
+    if count is None:
+        with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            net = compile_model(prepared(accelerator, model), config.compile, device)
+
+    def evaluating(images: ArrayImages | FileImages) -> EvalLoader:
+        size, same = recipe.eval.batch_size, count is not None
+        return EvalLoader(
+            images, batch_size=size, device=device, data_config=recipe.data, rank=rank, world=world, by_batch=same
+        )
+
     notes = [*recipe.notes, *beyond_the_end(recipe), *notes]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
@@ -231,14 +263,8 @@ def set_up(
         data=data,
         preprocessing=data.preprocessing,
         train_loader=train_loader,
-        eval_loader=EvalLoader(
-            data.val, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
-        ),
-        test_loader=None
-        if data.test is None
-        else EvalLoader(
-            data.test, batch_size=recipe.eval.batch_size, device=device, data_config=recipe.data, rank=rank, world=world
-        ),
+        eval_loader=evaluating(data.val),
+        test_loader=None if data.test is None else evaluating(data.test),
         augment=BatchAugment(recipe.augment, data.mean, data.std, len(data.classes), memory_format=layout),
         model=model,
         net=net,
@@ -250,7 +276,29 @@ def set_up(
         display=display,
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
+        shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
     )
+
+
+def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> tuple[int | None, str | None]:
+    """The number of shards that steps are computed in, or None; and a sentence about what ``train.deterministic``
+    promises here."""
+    if not recipe.train.deterministic or accelerator.device.type != "cpu":
+        return None, None
+    world = accelerator.num_processes
+    if why := obstacle(recipe, model, world, _image(recipe)):
+        return None, f"deterministic: other numbers of processes or threads may give other weights, because {why}"
+    count = count_shards(recipe)
+    processes = ", ".join(str(1 << k) for k in range(count.bit_length()))
+    many = f"{processes} processes" if count > 1 else "one process"
+    return count, (
+        f"deterministic: steps are computed in {count} shard(s), which gives the same weights with any number of "
+        f"threads and workers, and with {many}"
+    )
+
+
+def _image(recipe: Recipe) -> tuple[int, int, int]:
+    return recipe.data.in_chans, recipe.data.image_size, recipe.data.image_size
 
 
 def _open_images(recipe: Recipe, display: Display) -> DataSets:

@@ -13,8 +13,8 @@ from excite.data.count import count_data
 from excite.recipe import Recipe
 from excite.runtime import timing
 from excite.runtime.device import device_name, make_accelerator
-from excite.training.loop import train_step
 from excite.training.setup import Run, gradient_exchange, set_up
+from excite.training.step import train_step
 
 #: Sizes in bytes of the two messages whose times give latency and bandwidth.
 SMALL, LARGE = 4 << 10, 16 << 20
