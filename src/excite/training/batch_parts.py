@@ -42,7 +42,8 @@ def check_batch_norms(model: nn.Module, recipe: Recipe, loader: TrainLoader, fro
         ExciteError: there is such a norm; the message names it and the keys to change.
     """
     config = recipe.train
-    if smallest_part(loader, config.grad_accumulation) > 1:
+    together = (config.sync_bn and loader.world > 1) or (loader.shards is not None and loader.shards * loader.world > 1)
+    if together or smallest_part(loader, config.grad_accumulation) > 1:
         return
     thaws = config.freeze_epochs is not None and config.freeze_epochs < config.epochs
     names = {name for name, module in model.named_modules() if module in frozen and not thaws}

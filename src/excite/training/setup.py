@@ -236,8 +236,7 @@ def set_up(
         world=world,
         shards=None if count is None else count // world,
     )
-    if not ((count or 1) > 1 or (config.sync_bn and world > 1)):
-        check_batch_norms(model, recipe, train_loader, frozen_norms)
+    check_batch_norms(model, recipe, train_loader, frozen_norms)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)

@@ -142,7 +142,9 @@ class Shards:
             generator.set_state(states[index])
             drawing = _DrawingFrom(generator) if self.random else nullcontext()
             with computing_with(_Seat(self._meeting, index)), drawing:
-                return work(self._models[index], index)
+                answer = work(self._models[index], index)
+            self._meeting.gather(index, torch.empty(0))  # if others still wait for this one, they do so here
+            return answer
 
         numbers = self._together(job)
         if not torch.equal(before, torch.get_rng_state()):
@@ -305,8 +307,13 @@ class _Meeting:
         return self._all  # not replaced before all have come again
 
     def _exchange(self) -> None:
+        if len({len(mine) for mine in self._mine}) > 1:
+            raise ExciteError(
+                "train.deterministic: the parts of a batch did not all run the same norms of the network, so they "
+                "cannot be computed together; use train.deterministic=false"
+            )
         stacked = torch.stack(self._mine)
-        if self._world == 1:
+        if self._world == 1 or not stacked.numel():
             self._all = stacked
             return
         gathered = stacked.new_empty(self._world, *stacked.shape)

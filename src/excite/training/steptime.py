@@ -54,7 +54,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
         ExciteError: the recipe cannot be carried out on this machine.
     """
     accelerator = make_accelerator(recipe.train.device, gradient_exchange(recipe))
-    run = set_up(recipe, Display(quiet=True), accelerator, data=_random_data(recipe, classes))
+    run = set_up(recipe, Display(quiet=True), accelerator, data=random_data(recipe, classes))
     run.net.train()
     images, labels = next(run.train_loader.epoch(0))
     seconds: list[float] = []
@@ -74,7 +74,7 @@ def time_steps(recipe: Recipe, *, steps: int, warm_up: int = 3, classes: int | N
     return result if accelerator.is_main_process else {}
 
 
-def _random_data(recipe: Recipe, classes: int | None) -> DataSets:
+def random_data(recipe: Recipe, classes: int | None) -> DataSets:
     """One batch of random images, of the recipe's size."""
     data, count = recipe.data, recipe.train.batch_size
     classes = count_data(data, recipe.augment).classes if classes is None else classes
