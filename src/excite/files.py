@@ -82,11 +82,16 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, over: bool = False) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to; it is renamed to ``path`` when the block ends without an error.
 
     A file replaces an existing one; a folder must be new. After a crash, a kill or a full disk at any moment, ``path``
     is either as before or complete, never in between. What processes that have died left in the same folder is removed.
+
+    Args:
+        path: the file or folder.
+        over: a folder, too, may replace an existing one. That takes two renames: after a kill between them, ``path`` is
+            missing.
 
     Raises:
         ExciteError: the disk is full, or the place cannot be written; ``path`` is then unchanged.
@@ -98,7 +103,14 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         flush(aside)
         with unbroken():
-            os.replace(aside, path)
+            if over and path.is_dir():
+                before = aside_of(path)
+                os.rename(path, before)
+                os.replace(aside, path)
+                _sync(path.parent)
+                remove(before)
+            else:
+                os.replace(aside, path)
         _sync(path.parent)
 
 

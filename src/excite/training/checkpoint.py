@@ -42,6 +42,8 @@ class State(TypedDict):
         parameters: names of the optimiser's parameters, in its order.
         fingerprint, parts: of all images, and of the training and of the validation images.
         bad: path -> reason of the images that could not be read so far.
+        evaluated: the last step whose evaluation is done; -1 if that of the start is not. Where it is due at ``step``
+            and not done, it failed, and a resumed run begins with it. Older versions saved nothing then.
         seconds: training time so far; newer versions have it in the manifest.
     """
 
@@ -54,6 +56,7 @@ class State(TypedDict):
     fingerprint: str
     parts: NotRequired[dict[str, str]]
     bad: NotRequired[dict[str, str]]
+    evaluated: NotRequired[Annotated[int, Field(ge=-1, lt=1 << 53)]]
     seconds: NotRequired[_Seconds]
 
 
@@ -120,17 +123,19 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
     """Write ``checkpoints/step-N`` atomically and return it. Raises ExciteError if the disk is full.
 
     A folder that is in its place is kept if it is a whole checkpoint (a run is a function of its step), else set aside.
+    One that was saved before its evaluation is replaced by one that was saved after it.
     """
     step = snapshot.state["step"]
     folder = step_folder(run, step)
     if folder.exists():
         try:
-            read_step(folder, snapshot.run_id)
+            there = read_step(folder, snapshot.run_id)
         except ExciteError:
             set_aside(folder)
         else:
-            return folder
-    with written_aside(folder) as aside:
+            if evaluated_at(snapshot.state) <= evaluated_at(there.state):
+                return folder
+    with written_aside(folder, over=True) as aside:
         aside.mkdir()
         save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
         if snapshot.ema is not None:
@@ -147,6 +152,11 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
         }
         write_json(aside / MANIFEST, manifest)
     return folder
+
+
+def evaluated_at(state: State) -> int:
+    """The last step whose evaluation is done; versions that do not say so saved only after evaluations."""
+    return state.get("evaluated", state["step"])
 
 
 def _record(path: Path) -> FileRecord:
@@ -284,9 +294,10 @@ def load_state(folder: Path) -> State:
     return cast(State, state)
 
 
-#: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state.
+#: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state. So is "lr", the
+#: learning rate of the last step: each step sets its own, and a run that saves before its next step saves the same.
 _SETTINGS = frozenset(
-    ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
+    ("weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
 )
 
 

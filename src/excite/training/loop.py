@@ -240,12 +240,17 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
     rescue.ready(partial(record_steps, run, meter, clock, metrics), partial(_save_now, run, clock))
     if (recipe.train.probe or run.keeps_head) and not resuming:
         if recipe.train.probe:
-            start_from_probe(run)
+            with rescue.nothing_yet():
+                start_from_probe(run)
         else:
             run.display.message(f"no linear probe: {recipe.train.init_from} has the same classes, so its head is kept")
+        run.evaluated_at = -1
+    if run.owes_evaluation:  # of the start, or one that failed
+        if resuming:
+            run.display.message(f"step {run.step} was saved without its evaluation, which comes first")
         record_evaluation(run, clock, metrics)
         save(run, clock)
-        if _asked_to_stop(run, stop, clock):
+        if _asked_to_stop(run, stop, clock) and run.step < run.total_steps:
             _leave(run, stop, meter, clock, metrics)
     warm_up, forecast = True, Forecast()
     for epoch in range(run.step // run.steps_per_epoch, recipe.train.epochs):
@@ -269,7 +274,7 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
                     _leave(run, stop, meter, clock, metrics)
         record_steps(run, meter, clock, metrics)
         last = epoch + 1 == recipe.train.epochs
-        if last or (epoch + 1) % recipe.eval.every_epochs == 0:
+        if run.owes_evaluation:
             record_evaluation(run, clock, metrics)
         if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
             save(run, clock)

@@ -93,7 +93,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     assert metrics is not None
     recipe_file = run.folder / "recipe.yaml"
     if resuming:
-        if damaged := metrics.rewind(run.step):
+        if damaged := metrics.rewind(run.step, run.evaluated_at):
             run.notes.append(f"dropped {damaged} damaged line(s) of {metrics.path.name}")
         if run.changed_since:
             write_text(run.folder / f"recipe-until-step-{run.step}.yaml", run.changed_since)
@@ -212,6 +212,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     """Evaluate, write and show a line, and save the weights as ``model.safetensors`` if they are the best so far."""
     evaluation = evaluate_run(run)
     if metrics is None:
+        run.evaluated_at = run.step
         return
     epoch = run.step / run.steps_per_epoch
     record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
@@ -221,7 +222,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     best = evaluation.usable and (
         run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
     )
-    run.measured_at = (run.step, evaluation.summary())
+    run.measured_at, run.evaluated_at = (run.step, evaluation.summary()), run.step
     if best:
         with run.saver.blocking():
             check_finite(run)

@@ -64,7 +64,7 @@ def restore(run: Run, at: int | None = None) -> None:
     _check_length(run, saved)
     load_into(run.model, saved.weights)
     run.step, run.best, run.seconds = saved.state["step"], saved.state["best"], saved.seconds
-    run.bad_before = dict(saved.state.get("bad", {}))
+    run.bad_before, run.evaluated_at = dict(saved.state.get("bad", {})), ckpt.evaluated_at(saved.state)
     _note_changes(run, saved)
     _restore_ema(run, saved)
     _restore_optimizer(run, saved)

@@ -72,14 +72,19 @@ class Metrics:
                 raise ExciteError(f"log.tensorboard needs TensorBoard: {install_line('track')}") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def rewind(self, step: int) -> int:
-        """Drop the lines after ``step``, which a resumed run will write again, and damaged lines.
+    def rewind(self, step: int, evaluated: int) -> int:
+        """Drop the lines that a resumed run will write again, and damaged lines.
+
+        Args:
+            step: the step that is resumed from; lines after it are dropped.
+            evaluated: the last step whose evaluation is done; those after it are dropped.
 
         Returns:
             The number of damaged lines, not counting the last one, which a kill may leave half-written.
         """
         records, damaged = _read_lines(self.path)
-        write_text(self.path, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
+        kept = [r for r in records if r["step"] <= (evaluated if r["kind"] == "eval" else step)]
+        write_text(self.path, "".join(to_json(r) + "\n" for r in kept))
         return damaged
 
     def write(self, record: Record) -> None:
