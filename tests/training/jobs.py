@@ -221,7 +221,7 @@ def gated_share(dtypes: list[torch.dtype]) -> list[Share]:
 
 
 def train_until_an_evaluation_fails(out: Path, rank: int, *overrides: str) -> str:
-    """Train the small recipe; the evaluation of step 12 fails in process ``rank``. Returns the error of this process."""
+    """Train the small recipe; the evaluation of step 12 fails in process ``rank``. Returns this process's error."""
     real = reporting.evaluate_run
 
     def evaluate_run(run: Run, *words: Any) -> Evaluation:

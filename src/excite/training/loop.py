@@ -362,7 +362,8 @@ def save(run: Run, clock: Clock) -> None:
 
         def write() -> None:
             ckpt.save_step(run.folder, snapshot)
-            ckpt.prune(run.folder, keep, best)
+            for line in ckpt.prune(run.folder, keep, best, run.identity):
+                run.display.message(line)
 
         run.saver.submit(write)
         run.saver.forget_copies()
