@@ -17,7 +17,7 @@ from excite.training import checkpoint as ckpt
 from excite.training import train
 from excite.training.saver import Saver
 from excite.weights.digest import DIGEST, read_safetensors, write_safetensors
-from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, saved_steps, split_step, step_folder
+from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, join_step, saved_steps, split_step, step_folder
 from excite.weights.own import read_own
 from tests.training.small import small
 
@@ -324,6 +324,13 @@ def test_a_run_and_a_step(finished, tmp_path):
     assert split_step(str(folder)) == (str(finished), 10)
     assert split_step("s3://bucket/run@10") == ("s3://bucket/run", 10)
     assert split_step("s3://user@host/run") == ("s3://user@host/run", None)
+    for run, step in (
+        (str(finished), 10),
+        (str(finished), None),
+        ("s3://bucket/run", 10),
+        ("s3://user@host/run", None),
+    ):
+        assert split_step(join_step(run, step)) == (run, step)
     (tmp_path / "odd@12").mkdir()
     assert split_step(str(tmp_path / "odd@12")) == (str(tmp_path / "odd@12"), None)
 

@@ -129,11 +129,11 @@ def train(
         recipe = _what_to_train(words)
     else:
         from excite.storage import local_run
-        from excite.weights.locate import split_step
+        from excite.weights.locate import join_step, split_step
 
         where, step = split_step(resume)
         recipe = str(local_run(where))
-        resume = recipe if step is None else f"{recipe}@{step}"
+        resume = join_step(recipe, step)
         if not (Path(recipe) / "recipe.yaml").is_file():
             what = "it has no recipe.yaml" if Path(recipe).is_dir() else absence(recipe)
             raise ExciteError(f"--resume {resume}: this is not a run folder ({what})")

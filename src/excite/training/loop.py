@@ -46,7 +46,7 @@ from excite.training.schedule import learning_rate
 from excite.training.setup import Run, gradient_exchange, set_up
 from excite.training.start import as_begun
 from excite.training.stop import Interrupted, StopSignals
-from excite.weights.locate import checkpoint_steps, split_step
+from excite.weights.locate import checkpoint_steps, join_step, split_step
 
 #: Well within the 30 s that torchrun and Slurm give a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
@@ -103,12 +103,10 @@ def train(
     recipe, note = recipe.scaled()
     processes = launch.processes_wanted(recipe)
     if processes > 1:
-        resume_at, new_at = (None if place is None else str(place) for place in (resume, run_dir))
-        resume_at = resume_at if at is None else f"{resume_at}@{at}"
         order: launch.TrainOrder = {
-            "resume": resume_at,
+            "resume": None if resume is None else join_step(resume, at),
             "out": str(out),
-            "run_dir": new_at,
+            "run_dir": None if run_dir is None else str(run_dir),
             "time_limit": time_limit,
             "quiet": quiet,
             "until": until,
