@@ -186,7 +186,7 @@ def test_without_a_good_checkpoint_the_reason_is_said_and_nothing_is_renamed(beg
     with pytest.raises(ExciteError, match=r"no good checkpoint: .*bytes instead of .*; its best weights are good, and"):
         train(resume=begun, quiet=True)
     damage_a_bit(begun / WEIGHTS)
-    with pytest.raises(ExciteError, match=r"no good checkpoint: .*; start over with: excite train "):
+    with pytest.raises(ExciteError, match=r"no good checkpoint: .*; to train a new run with its recipe: excite train "):
         train(resume=begun, quiet=True)
     assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == before
 
