@@ -14,7 +14,7 @@ from torch import Tensor
 from excite import storage
 from excite.console import format_seconds
 from excite.errors import ExciteError
-from excite.files import write_text
+from excite.files import told, write_text
 from excite.owners import scratch_folder
 from excite.recipe import Recipe
 from excite.runtime.environment import read_environment
@@ -166,13 +166,14 @@ def _same_recipe(good: Mapping[int, ckpt.Saved], first: int, last: int) -> bool:
 
 def _begin(run: Path, copy: Path, good: Mapping[int, ckpt.Saved], first: int, last: int) -> Path:
     """A run folder that holds no more than its training from ``first`` on needs."""
-    copy.mkdir()
-    write_text(copy / "recipe.yaml", Recipe.from_dict({**good[last].weights.meta["recipe"]}).to_yaml())
-    for name in ("run.json", "metrics.jsonl", WEIGHTS):
-        if first and (run / name).is_file():
-            shutil.copyfile(run / name, copy / name)
-    if first:
-        shutil.copytree(good[first].folder, step_folder(copy, first))
+    with told(copy, "TMPDIR"):
+        copy.mkdir()
+        write_text(copy / "recipe.yaml", Recipe.from_dict({**good[last].weights.meta["recipe"]}).to_yaml())
+        for name in ("run.json", "metrics.jsonl", WEIGHTS):
+            if first and (run / name).is_file():
+                shutil.copyfile(run / name, copy / name)
+        if first:
+            shutil.copytree(good[first].folder, step_folder(copy, first))
     return copy
 
 
