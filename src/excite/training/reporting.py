@@ -1,7 +1,6 @@
 """What a run reports while it trains and when it ends: log lines, evaluations, results."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate
 from excite.training.meter import Meter
 from excite.training.results import EvalRecord, Results, Summary, TrainRecord
-from excite.training.run_folder import Metrics, draw_curves, read_metrics
+from excite.training.run_folder import Metrics, draw_curves, read_metrics, usual_ms
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
 from excite.weights.header import Meta
@@ -376,9 +375,8 @@ def _compare_with_start(run: Run) -> None:
 def _speed(run: Run) -> tuple[float | None, float]:
     """Median milliseconds per step over all records except warm-ups (None if there are none); total compile seconds."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
-    usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
     # Added up from the records, so that a resumed run counts the time before it was stopped, too.
-    return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
+    return usual_ms(records), sum(r.get("compile_seconds", 0.0) for r in records)
 
 
 def _results(run: Run, bad: int) -> Results:

@@ -1,5 +1,6 @@
 """The files of a run folder: metrics and curves."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -101,6 +102,12 @@ class Metrics:
 def read_metrics(path: Path) -> list[Record]:
     """The records of a ``metrics.jsonl``, without damaged lines (a kill may cut off the last one)."""
     return _read_lines(path)[0]
+
+
+def usual_ms(records: Sequence[Record]) -> float | None:
+    """Median milliseconds per step over all records of training but warm-ups; None if there are none."""
+    usual = [record["ms_per_step"] for record in records if record["kind"] == "train" and not record["warm_up"]]
+    return statistics.median(usual) if usual else None
 
 
 def _read_lines(path: Path) -> tuple[list[Record], int]:
