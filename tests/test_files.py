@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import errno
 import os
 from collections.abc import Iterator
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import get_type_hints
 import pytest
 
 from excite.errors import ExciteError
-from excite.files import check_writable, read_json, write_json
+from excite.files import check_writable, read_json, write_json, written_aside
 from excite.pages.figures import save, style
 
 
@@ -36,6 +37,31 @@ def test_json_comes_back_and_what_is_none_is_told(tmp_path):
         (tmp_path / "b.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(ExciteError, match=r"b\.json .*delete it to go on without it"):
             read_json(tmp_path / "b.json")
+
+
+def test_a_folder_replaces_another_only_if_that_is_asked_for_and_whole(tmp_path, monkeypatch):
+    place = tmp_path / "folder"
+    for text in ("old", "new"):
+        with written_aside(place, over=True) as aside:
+            aside.mkdir()
+            (aside / "file").write_text(text)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (place / "file").read_text() == "new"
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refused)
+        with (
+            pytest.raises(ExciteError, match="what was there before is unchanged"),
+            written_aside(place, over=True) as aside,
+        ):
+            aside.mkdir()
+    with pytest.raises(ExciteError, match="could not be written"), written_aside(place) as aside:
+        aside.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (place / "file").read_text() == "new"
 
 
 @pytest.mark.filterwarnings("error:Glyph")
@@ -78,6 +104,7 @@ CHANGES = {
 ELSEWHERE = {
     "cli.py main": "the null device",
     "files.py PatientFile.__init__": "what patient() opens",
+    "files.py _put_in_place_of_a_folder": "written_aside holds the door",
     "gates/summary.py": "a script of ours that is run to write a file of the package",
     "models/sizes.py": "the same",
     "storage/download.py fetch_file": "fetch and _repair hold the door",

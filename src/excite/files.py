@@ -104,14 +104,22 @@ def written_aside(path: Path, over: bool = False) -> Iterator[Path]:
         flush(aside)
         with unbroken():
             if over and path.is_dir():
-                before = aside_of(path)
-                os.rename(path, before)
-                os.replace(aside, path)
-                _sync(path.parent)
-                remove(before)
+                _put_in_place_of_a_folder(aside, path)
             else:
                 os.replace(aside, path)
         _sync(path.parent)
+
+
+def _put_in_place_of_a_folder(new: Path, path: Path) -> None:
+    before = aside_of(path)
+    os.rename(path, before)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.rename(before, path)
+        raise
+    _sync(path.parent)
+    remove(before)
 
 
 @contextmanager
