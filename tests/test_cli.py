@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,33 @@ def test_training_prints_its_progress_and_leaves_everything(run):
     assert load_recipe(str(run)) == small("mixup=0.0", "train.epochs=4")  # and can be trained again from there
     record = metrics(run)[0]
     assert {"loss", "accuracy", "lr", "images_per_second", "ms_per_step", "data_wait", "memory_gb"} <= record.keys()
+
+
+def test_every_file_of_a_run_folder_is_listed_and_documented(excite):
+    """After a run with all that it may write: bad images, TensorBoard, a report, and a resume with another recipe."""
+    from PIL import Image
+
+    for part, count in (("train", 12), ("val", 4)):
+        for name in ("a", "b"):
+            folder = excite.cwd / "images" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (12, 12), 20 * i).save(folder / f"{i}.png")
+    (excite.cwd / "images/train/a/broken.png").write_text("not an image")
+    words = ["data.source=folder", "data.root=images", "log.tensorboard=true", "limit_train=null", "limit_val=null"]
+    words += ["batch_size=8", "report.write=true", "report.robustness_images=4", "report.gate_images=4", "epochs=1"]
+    (excite.cwd / "small.yaml").write_text(small(*words, "checkpoint.every_steps=null", "mixup=0.0").to_yaml())
+    excite("train", "small.yaml")
+    run = next((excite.cwd / "runs").iterdir())
+    done = excite("train", "--resume", f"runs/{run.name}", "epochs=2")
+    printed = done.stdout[done.stdout.index(f"runs/{run.name}/\n") :].splitlines()[1:]
+    listed = {line.split()[0] for line in printed if line.startswith("  ") and not line.startswith("   ")}
+    there = {path.name for path in run.iterdir() if not path.name.startswith(".")}
+    assert listed == there
+    page = (Path(__file__).parents[1] / "docs/reference/files.md").read_text()
+    named = {re.sub(r"(at-|step-)\d+", r"\1N", path.name) for path in run.iterdir()}
+    assert named >= {"run.json", "bad_images.txt", "tensorboard", "recipe-until-step-N.yaml", "predictions.npz"}
+    assert [name for name in sorted(named) if f"`{name}`" not in page and f"`{name}/" not in page] == []
 
 
 def test_validate_finds_what_the_training_found(run, excite):

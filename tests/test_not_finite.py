@@ -376,7 +376,7 @@ def test_json_holds_null_instead_of_nan(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     written = Metrics(tmp_path)
     written.write({"kind": "eval", "step": 1, "epoch": 1.0, "loss": NAN, "top1": 10.0})
-    written.rewind(1)
+    written.rewind(1, 1)
     assert strict(written.path.read_text()) == {
         "kind": "eval",
         "step": 1,

@@ -52,6 +52,45 @@ def test_from_the_start_if_there_is_one_checkpoint(run):
     assert (found.stretch.first, found.stretch.last, found.stretch.differing) == (0, 10, [])
 
 
+def slowly(run: Path, ms: float) -> None:
+    """Have the metrics say that a step took this long."""
+    path = run / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [{**r, "ms_per_step": ms} if r["kind"] == "train" else r for r in records]
+    path.write_text("".join(json.dumps(r) + "\n" for r in changed))
+
+
+def test_it_says_beforehand_what_it_will_train_again(run):
+    said: list[str] = []
+    slowly(run, 30_000)
+    excite.verify(run, say=said.append)
+    asked = (
+        "training again steps 11 to 12 (2), which took about 0:01:00 then, besides loading the images and evaluations"
+    )
+    assert said == [asked]
+
+
+@pytest.mark.parametrize("words", [{}, {"time": "10m"}, {"time": 3599.0}])
+def test_a_long_stretch_is_trained_again_only_if_that_is_asked_for(run, words, monkeypatch):
+    """The only checkpoint is a long way from the start: nothing would end it."""
+    shutil.rmtree(step_folder(run, 10))
+    slowly(run, 300_000)
+    said: list[str] = []
+    found = excite.verify(run, say=said.append, **words)
+    assert found.stretch is None
+    assert said == []
+    limit = {"": "0:10:00", "10m": "0:10:00", 3599.0: "0:59:59"}[words.get("time", "")]
+    line = f"excite verify {run} --time 60m"
+    told = (
+        f"not trained again: steps 1 to 12 (12), which took about 1:00:00 then, longer than {limit}; to do it: {line}"
+    )
+    assert told in found.notes
+    assert found.good
+    monkeypatch.setattr("excite.trained.verify._to_step", lambda copy, stored, last: stored)
+    for longer in ("60m", None):
+        assert excite.verify(run, time=longer).stretch is not None
+
+
 def forged(run: Path, change) -> None:
     """Change the optimiser of the last checkpoint and write it as if it were true."""
     from excite.training import checkpoint as ckpt
@@ -104,6 +143,12 @@ def test_the_command(run, command):
     assert status == 1
     assert "NOT GOOD" in out
     assert "is not what was written, or not what its recipe gives" in err
+    status, out, err = command("verify", run, "--time", "3")
+    assert status == 1
+    assert "for minutes type --time 3m" in err
+    slowly(run, 400_000)
+    status, out, err = command("verify", run, "--time", "10m")
+    assert "note: not trained again: steps 11 to 12 (2), which took about 0:13:20 then" in " ".join(out.split())
     status, out, err = command("verify", run.parent)
     assert status == 1
     assert "is not a run folder: it has no recipe.yaml" in err

@@ -82,11 +82,16 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, over: bool = False) -> Iterator[Path]:
     """Yield a path next to ``path`` to write to; it is renamed to ``path`` when the block ends without an error.
 
     A file replaces an existing one; a folder must be new. After a crash, a kill or a full disk at any moment, ``path``
     is either as before or complete, never in between. What processes that have died left in the same folder is removed.
+
+    Args:
+        path: the file or folder.
+        over: a folder, too, may replace an existing one. That takes two renames: after a kill between them, ``path`` is
+            missing.
 
     Raises:
         ExciteError: the disk is full, or the place cannot be written; ``path`` is then unchanged.
@@ -98,8 +103,23 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield aside
         flush(aside)
         with unbroken():
-            os.replace(aside, path)
+            if over and path.is_dir():
+                _put_in_place_of_a_folder(aside, path)
+            else:
+                os.replace(aside, path)
         _sync(path.parent)
+
+
+def _put_in_place_of_a_folder(new: Path, path: Path) -> None:
+    before = aside_of(path)
+    os.rename(path, before)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.rename(before, path)
+        raise
+    _sync(path.parent)
+    remove(before)
 
 
 @contextmanager
@@ -114,8 +134,12 @@ def _cleared(aside: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, setting: str = "") -> Iterator[None]:
     """Turn an error of the file system while ``path`` is written, also one that a library wrapped, into the sentence.
+
+    Args:
+        path: what is written.
+        setting: the environment variable that chooses its place, which the sentence then names.
 
     Raises:
         ExciteError: the disk is full, or the place cannot be written.
@@ -123,12 +147,12 @@ def told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteFailed(_sentence(path, error), error.errno) from error
+        raise WriteFailed(_sentence(path, error, setting), error.errno) from error
     except Exception as error:
         wrapped = as_os_error(error, path.parent)
         if wrapped is None:
             raise
-        raise WriteFailed(_sentence(path, wrapped), wrapped.errno) from error
+        raise WriteFailed(_sentence(path, wrapped, setting), wrapped.errno) from error
 
 
 class PatientFile(io.RawIOBase):
@@ -207,36 +231,41 @@ def as_os_error(error: Exception, folder: Path) -> OSError | None:
     return OSError(number, os.strerror(number))
 
 
-def _sentence(path: Path, error: OSError) -> str:
+def _sentence(path: Path, error: OSError, setting: str) -> str:
     unchanged = "(what was there before is unchanged)"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         kind = "the disk is full" if error.errno == errno.ENOSPC else "your quota of the disk is used up"
-        return f"{kind}: {path} could not be written; free some space {unchanged}"
+        larger = f" or set {setting} to a larger disk" if setting else ""
+        return f"{kind}: {path} could not be written; free some space{larger} {unchanged}"
     if error.errno == errno.ENAMETOOLONG:
         return f"{shown_text(str(path))} could not be written: the name is too long; choose a shorter one"
     if error.errno == errno.ENOENT and not path.parent.is_dir():
         return f"{path} could not be written: the folder {path.parent} has vanished (was it moved or deleted?)"
     if error.errno == errno.EROFS:
-        return f"{path} could not be written: the disk is read-only; name another place, or mount it for writing"
-    return f"{path} could not be written: {error.strerror or error} {unchanged}"
+        another = f"set {setting} to another place" if setting else "name another place"
+        return f"{path} could not be written: the disk is read-only; {another}, or mount it for writing"
+    elsewhere = f"; set {setting} to another place" if setting else ""
+    return f"{path} could not be written: {error.strerror or error}{elsewhere} {unchanged}"
 
 
-def append_text(path: Path, text: str, *, create: bool = True) -> None:
+def append_text(path: Path, text: str, *, create: bool = True, private: bool = False, setting: str = "") -> None:
     """Append UTF-8 text to a file, all of it or nothing: after a full disk the file is as it was.
 
     Args:
         path: the file.
         text: what to append.
         create: whether a missing file is begun. False, for a file that is known to have been there: its loss is told.
+        private: a file that is begun is for this user alone.
+        setting: see :func:`told`.
 
     Raises:
         ExciteError: it cannot be written, or it has vanished.
     """
     data = text.encode("utf-8", "backslashreplace")
-    with told(path):
+    with told(path, setting):
         flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if create else 0) | getattr(os, "O_BINARY", 0)
         try:
-            descriptor = os.open(path, flags, 0o666)
+            descriptor = os.open(path, flags, 0o600 if private else 0o666)
         except FileNotFoundError:
             if create or not path.parent.is_dir():
                 raise

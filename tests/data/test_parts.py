@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import re
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured
+from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured, split
 from excite.data import record as record_module
 from excite.data.checks import check_files, digest_of
 from excite.data.folder import in_order, read_folder
@@ -447,6 +450,43 @@ def test_groups_stay_together(tmp_path):
     for bad, message in ((3, "no folder at level 3"), ("(", "not a regular expression"), ("xyz", "no match in 'cat/")):
         with pytest.raises(ExciteError, match=message):
             opened(tmp_path, group_by=bad)
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_told(monkeypatch):
+    """For these 60 letters it would take until the sun is cold."""
+    monkeypatch.setattr(split, "SLOWEST_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGVTALRM)
+    paths = ["cat/1.png", f"cat/{'a' * 60}.png"]
+    told = (
+        r"data\.group_by=\(a\+\)\+\$ does not come to an end: it takes more than 0\.05 s for 'cat/aaa.*simpler pattern"
+    )
+    with pytest.raises(ExciteError, match=told):
+        group_keys(paths, "(a+)+$")
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+
+
+def test_a_pattern_that_gets_on_is_let():
+    """However long all paths together take."""
+    found: list[str] = []
+    watch = split._Watch(re.compile("a"), ["x", "y", "z"], found)
+    watch.tick()
+    for each in ("1", "2", "3"):
+        found.append(each)
+        watch.tick()
+    watch.tick()  # at the end, nothing is late
+    found.pop()
+    watch.tick()
+    with pytest.raises(ExciteError, match="for 'z'"):
+        watch.tick()
+
+
+def test_groups_are_found_in_any_thread(monkeypatch):
+    """Signals come to the main thread only."""
+    monkeypatch.setattr(signal, "setitimer", None)
+    with ThreadPoolExecutor(1) as pool:
+        keys, alone = pool.submit(group_keys, ["cat/p1/a.png", "cat/b.png"], r"p\d").result()
+    assert (keys[0], alone) == (b"p1", 1)
 
 
 # --- the walk --------------------------------------------------------------------------------------------------------

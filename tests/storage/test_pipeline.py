@@ -18,6 +18,7 @@ from excite.training.start import init_from
 from tests.command import Command
 from tests.storage.conftest import SECRET, eventually
 from tests.training.small import metrics, same, small, tensors
+from tests.training.test_resume import broken_off
 
 STARTED: list[Command] = []
 
@@ -114,6 +115,30 @@ def test_train_from_and_to_s3_lost_and_resumed_gives_the_same_weights(bucket, im
     fresh = excite.create_model("cifar_seresnet20", num_classes=2, in_chans=1, image_size=8)
     init_from(fresh, f"{bucket.url}/runs/{name}")
     assert same(fresh.state_dict(), predictor.model.state_dict())
+
+
+@pytest.mark.heavy
+def test_a_run_at_an_address_without_a_checkpoint_is_begun_again_there(bucket, tmp_path, monkeypatch, capsys):
+    url = f"{bucket.url}/runs/mine"
+    broken_off(run_dir=url)
+    begun = bucket.get("runs/mine/run.json")
+    monkeypatch.setenv("EXCITE_RUNS", str(tmp_path / "another-machine"))
+    monkeypatch.setattr(sys, "argv", ["excite", "train", "--resume", url])
+    with pytest.raises(SystemExit):
+        main()
+    told = capsys.readouterr().err.splitlines()[-1]
+    line = f"excite train {url} --run-dir {url}"
+    before = f"error: {url} has no checkpoint to resume from: it ended before its first; to begin it again in its place"
+    assert told == f"{before}: {line}"
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    run = tmp_path / "another-machine" / "mine"
+    assert [path.name for path in run.parent.iterdir() if not path.name.startswith(".")] == ["mine"]
+    assert copied(bucket, "mine") == own_files(run)
+    assert bucket.get("runs/mine/run.json") == begun
+    assert bucket.get("runs/mine/checkpoints/step-00000006/state.pt")
 
 
 @pytest.mark.parametrize(

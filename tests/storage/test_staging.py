@@ -245,7 +245,7 @@ def test_a_full_disk_is_one_sentence(bucket, monkeypatch):
         with pytest.raises(ExciteError, match=r"the disk is too full to stage .* set EXCITE_CACHE"):
             stage(f"{bucket.url}/x.bin")
     break_after(monkeypatch, 0, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(ExciteError, match=r"the disk is full: .*what was fetched so far is kept"):
+    with pytest.raises(ExciteError, match=r"the disk is full: .* or set EXCITE_CACHE to a larger disk \(what was "):
         stage(f"{bucket.url}/x.bin")
 
 

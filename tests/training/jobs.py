@@ -18,11 +18,14 @@ from torch import distributed, nn
 import tests.command  # noqa: F401  says what the process that is forked has imported
 from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
+from excite.data.watched import LoaderFailed
 from excite.ops import norm_excite_residual
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.runtime.device import make_accelerator
-from excite.training import evaluate
+from excite.training import evaluate, reporting
+from excite.training.evaluation import Evaluation
 from excite.training.loop import train
+from excite.training.setup import Run
 from tests.training.small import small
 
 Share = dict[str, Any]
@@ -215,6 +218,28 @@ def gated_share(dtypes: list[torch.dtype]) -> list[Share]:
 
 
 # --- training -----------------------------------------------------------------------------------------------------
+
+
+def train_until_an_evaluation_fails(out: Path, rank: int, *overrides: str) -> str:
+    """Train the small recipe; the evaluation of step 12 fails in process ``rank``. Returns this process's error."""
+    real = reporting.evaluate_run
+
+    def evaluate_run(run: Run, *words: Any) -> Evaluation:
+        if run.step == 12 and run.accelerator.process_index == rank:
+            raise LoaderFailed("a worker is gone")
+        return real(run, *words)
+
+    reporting.evaluate_run = evaluate_run
+    try:
+        train(small(*overrides), out=out, quiet=True)
+    except (LoaderFailed, RuntimeError) as error:
+        return str(error)
+    raise AssertionError("no evaluation failed")
+
+
+def resume_small(run: Path) -> dict[str, Any]:
+    """Resume a run of :func:`train_small`."""
+    return {**train(resume=run, quiet=True)}
 
 
 def train_small(out: Path, *overrides: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from excite.training import checkpoint as ckpt
 from excite.training import train
 from excite.training.saver import Saver
 from excite.weights.digest import DIGEST, read_safetensors, write_safetensors
-from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, saved_steps, split_step, step_folder
+from excite.weights.locate import EMA, MANIFEST, STATE, WEIGHTS, join_step, saved_steps, split_step, step_folder
 from excite.weights.own import read_own
 from tests.training.small import small
 
@@ -186,7 +186,7 @@ def test_without_a_good_checkpoint_the_reason_is_said_and_nothing_is_renamed(beg
     with pytest.raises(ExciteError, match=r"no good checkpoint: .*bytes instead of .*; its best weights are good, and"):
         train(resume=begun, quiet=True)
     damage_a_bit(begun / WEIGHTS)
-    with pytest.raises(ExciteError, match=r"no good checkpoint: .*; start over with: excite train "):
+    with pytest.raises(ExciteError, match=r"no good checkpoint: .*; to train a new run with its recipe: excite train "):
         train(resume=begun, quiet=True)
     assert sorted(p.name for p in (begun / "checkpoints").iterdir()) == before
 
@@ -233,6 +233,87 @@ def test_a_folder_without_a_checkpoint_does_not_block_saving(begun, finished):
     assert hashes(begun) == hashes(finished)
 
 
+# --- old checkpoints go ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[Path]:
+    """The files of checkpoints that are read for their SHA-256 from now on."""
+    found: list[Path] = []
+    monkeypatch.setattr(ckpt, "sha256_of", lambda path: [found.append(path), sha256_of(path)][1])
+    return found
+
+
+def test_a_good_checkpoint_is_not_deleted_in_favour_of_a_damaged_one(begun, read):
+    assert saved_steps(begun) == [8, 10, 12]
+    damage_a_bit(step_folder(begun, 10) / STATE)
+    assert ckpt.prune(begun, keep_last=3, best=None) == [
+        "the checkpoint of step 10 is not good and is kept as damaged-step-00000010: "
+        f"{step_folder(begun, 10) / STATE} is not what was written: its SHA-256 differs from the one in manifest.json"
+    ]
+    assert saved_steps(begun) == [8, 12]
+    assert ckpt.prune(begun, keep_last=2, best=None) == []
+    assert saved_steps(begun) == [8, 12]
+    assert ckpt.prune(begun, keep_last=1, best=None) == []
+    assert saved_steps(begun) == [12]
+    assert (begun / "checkpoints" / "damaged-step-00000010").is_dir()
+
+
+@pytest.mark.parametrize("damage", [damage_a_bit, zero_a_block, empty, truncate])
+@pytest.mark.parametrize("name", [WEIGHTS, STATE, MANIFEST])
+def test_the_best_checkpoint_stays_if_it_is_good(begun, name, damage):
+    assert ckpt.prune(begun, keep_last=1, best=8) == []
+    assert saved_steps(begun) == [8, 12]
+    damage(step_folder(begun, 8) / name)
+    (told,) = ckpt.prune(begun, keep_last=1, best=8)
+    assert "the checkpoint of step 8 is not good" in told
+    assert saved_steps(begun) == [12]
+
+
+def test_a_copy_of_another_step_does_not_count(begun):
+    shutil.rmtree(step_folder(begun, 12))
+    shutil.copytree(step_folder(begun, 10), step_folder(begun, 12))
+    (told,) = ckpt.prune(begun, keep_last=1, best=None)
+    assert told.endswith("step-00000012 is of step 10")
+    assert saved_steps(begun) == [10]
+
+
+def test_a_checkpoint_that_stays_is_read_once(begun, read):
+    assert ckpt.prune(begun, keep_last=2, best=8) == []
+    assert sorted({path.parent.name for path in read}) == ["step-00000008", "step-00000010", "step-00000012"]
+    read.clear()
+    assert ckpt.prune(begun, keep_last=2, best=8) == []
+    assert read == []
+    damage_a_bit(step_folder(begun, 12) / EMA)
+    (told,) = ckpt.prune(begun, keep_last=2, best=8)
+    assert "step 12 is not good" in told
+    assert {path.parent.name for path in read} == {"step-00000012"}
+
+
+def test_a_training_reads_none_of_its_own_checkpoints_again(tmp_path, read):
+    """Each is read for its manifest, before it has its name."""
+    run = train_small(tmp_path)
+    assert saved_steps(run) == [8, 10, 12]
+    assert read
+    assert all(".tmp-" in path.parent.name for path in read)
+
+
+def test_a_training_keeps_the_good_ones_and_says_so(tmp_path, finished, monkeypatch):
+    """Something writes into a checkpoint while the run goes on."""
+    real = ckpt.save_step
+
+    def save_step(run, snapshot):
+        if snapshot.state["step"] == 10:
+            damage_a_bit(step_folder(run, 8) / WEIGHTS)
+        return real(run, snapshot)
+
+    monkeypatch.setattr(ckpt, "save_step", save_step)
+    run = train_small(tmp_path)
+    assert saved_steps(run) == [6, 10, 12]
+    assert hashes(run) == hashes(finished)
+    assert "step 8 is not good and is kept as damaged-step-00000008: " in (run / "log.txt").read_text()
+
+
 # --- choosing a step --------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +324,13 @@ def test_a_run_and_a_step(finished, tmp_path):
     assert split_step(str(folder)) == (str(finished), 10)
     assert split_step("s3://bucket/run@10") == ("s3://bucket/run", 10)
     assert split_step("s3://user@host/run") == ("s3://user@host/run", None)
+    for run, step in (
+        (str(finished), 10),
+        (str(finished), None),
+        ("s3://bucket/run", 10),
+        ("s3://user@host/run", None),
+    ):
+        assert split_step(join_step(run, step)) == (run, step)
     (tmp_path / "odd@12").mkdir()
     assert split_step(str(tmp_path / "odd@12")) == (str(tmp_path / "odd@12"), None)
 

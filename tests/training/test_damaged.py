@@ -189,6 +189,6 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
     lines = [json.dumps(each) for each in (good, *bad, cut, good)]
     path.write_text("\n".join([*lines, "[" * 100_000, '{"kind": "tr']))
     assert read_metrics(path) == [good, good]
-    assert Metrics(tmp_path).rewind(good["step"]) == len(bad) + 2  # said on resuming; the last one a kill may leave
+    assert Metrics(tmp_path).rewind(good["step"], good["step"]) == len(bad) + 2  # not the last: a kill may leave it
     assert read_metrics(path) == [good, good]
-    assert Metrics(tmp_path).rewind(good["step"]) == 0
+    assert Metrics(tmp_path).rewind(good["step"], good["step"]) == 0

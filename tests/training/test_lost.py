@@ -1,5 +1,6 @@
 """A run whose decoding workers or other processes are lost is saved, and says why in one sentence."""
 
+import errno
 import itertools
 import multiprocessing
 import os
@@ -22,11 +23,14 @@ from excite.data import loader as loader_module
 from excite.data.ahead import decoded_batches
 from excite.data.watched import LoaderFailed
 from excite.errors import ExciteError
+from excite.files import WriteFailed, sha256_of
 from excite.runtime import waiting
 from excite.runtime.ranks import Ranks
 from excite.runtime.waiting import Waits, waits
-from excite.training import launch, loop, train
-from excite.weights.locate import saved_steps
+from excite.training import checkpoint as ckpt
+from excite.training import launch, loop, reporting, train
+from excite.training.run_folder import Metrics
+from excite.weights.locate import saved_steps, step_folder
 from tests.training import jobs
 from tests.training.dying import Dying
 from tests.training.small import metrics, same, small, tensors
@@ -107,15 +111,120 @@ def test_a_worker_that_hangs_ends_the_run_saved(images, dying, tmp_path, monkeyp
     assert multiprocessing.active_children() == []  # the end of the program would wait for it
 
 
-def test_an_evaluation_that_fails_is_not_skipped_by_going_on(images, dying, tmp_path):
-    """At the end of an epoch a checkpoint says that the epoch was evaluated."""
+def all_files(run: str | Path) -> dict[str, str]:
+    """What a run leaves for good, by its SHA-256; only the manifests' times differ between two identical runs."""
+    names = [path for path in Path(run).rglob("*") if path.suffix in (".safetensors", ".pt")]
+    return {str(path.relative_to(run)): sha256_of(path) for path in names}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    """The run that those of the next test should have been."""
+    return Path(
+        train(small("checkpoint.every_steps=null"), out=tmp_path_factory.mktemp("undisturbed"), quiet=True)["run"]
+    )
+
+
+FAILURES = {
+    "images": (LoaderFailed("a worker is gone"), LoaderFailed, "a worker is gone; step {step} is saved; go on with: "),
+    "store": (ExciteError("s3://b/x: no answer"), ExciteError, "s3://b/x: no answer; step {step} is saved; go on with"),
+    "memory": (
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        ExciteError,
+        "more memory than there is: give a smaller eval.batch_size (it is 256); step {step} is saved; go on with: ",
+    ),
+    "fault": (ValueError("ours"), ValueError, "ours"),
+}
+
+
+@pytest.mark.parametrize("step", [6, 12, 18])
+@pytest.mark.parametrize("kind", FAILURES)
+def test_an_evaluation_that_fails_is_made_when_the_run_goes_on(undisturbed, tmp_path, monkeypatch, kind, step):
+    """Twice: every step is kept, and weights, checkpoints and metrics become those of an undisturbed run."""
+    real, (error, raised, text) = reporting.evaluate_run, FAILURES[kind]
+    left = [type(error)(*error.args), type(error)(*error.args)]
+
+    def evaluate_run(run, *words):
+        if run.step == step and left:
+            raise left.pop()
+        return real(run, *words)
+
+    monkeypatch.setattr(reporting, "evaluate_run", evaluate_run)
+    with pytest.raises(raised, match=re.escape(text.format(step=step))) as first:
+        train(small("checkpoint.every_steps=null"), out=tmp_path, quiet=True)
+    run = next(tmp_path.iterdir())
+    if kind == "fault":
+        assert first.value.__notes__ == [f"step {step} is saved; go on with: excite train --resume {run}"]
+    assert saved_steps(run)[-1] == step
+    assert ckpt.load_state(step_folder(run, step))["evaluated"] == step - 6
+    with pytest.raises(raised):
+        train(resume=run, quiet=True)
+    assert left == []
+    train(resume=run, quiet=True)
+    assert f"step {step} was saved without its evaluation, which comes first" in (run / "log.txt").read_text()
+    assert all_files(run) == all_files(undisturbed)
+    assert metrics(run, "eval") == metrics(undisturbed, "eval")
+    assert [r["loss"] for r in metrics(run)] == [r["loss"] for r in metrics(undisturbed)]
+    assert not list(run.rglob(".*.tmp-*"))
+
+
+def test_an_evaluation_whose_line_cannot_be_written_is_made_again(undisturbed, tmp_path, monkeypatch):
+    """The weights had been measured, but nobody would know the result."""
+    real = Metrics.write
+
+    def write(self, record):
+        if record["kind"] == "eval" and record["step"] == 12:
+            raise WriteFailed("metrics.jsonl could not be written: Input/output error", errno.EIO)
+        real(self, record)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Metrics, "write", write)
+        with pytest.raises(WriteFailed, match="error; step 12 is saved; go on with"):
+            train(small("checkpoint.every_steps=null"), out=tmp_path, quiet=True)
+    run = next(tmp_path.iterdir())
+    train(resume=run, quiet=True)
+    assert all_files(run) == all_files(undisturbed)
+    assert metrics(run, "eval") == metrics(undisturbed, "eval")
+
+
+def test_an_evaluation_is_made_again_if_the_run_was_killed_before_it_was_saved(undisturbed, tmp_path, monkeypatch):
+    """Its line is there, but the checkpoint still owes it: there is one line in the end."""
+    left, saved = [LoaderFailed("a worker is gone")], loop.save
+    real = reporting.evaluate_run
+    monkeypatch.setattr(reporting, "evaluate_run", lambda *words: real(*words) if not left else raise_(left.pop()))
+    with pytest.raises(LoaderFailed):
+        train(small("checkpoint.every_steps=null"), out=tmp_path, quiet=True)
+    run = next(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save", lambda *_: raise_(KeyboardInterrupt()))  # not an error that saves anything
+        with pytest.raises(KeyboardInterrupt):
+            train(resume=run, quiet=True)
+    assert loop.save is saved
+    assert len(metrics(run, "eval")) == 1
+    train(resume=run, quiet=True)
+    assert all_files(run) == all_files(undisturbed)
+    assert metrics(run, "eval") == metrics(undisturbed, "eval")
+
+
+def raise_(error: BaseException):
+    raise error
+
+
+def test_weights_that_are_not_finite_are_not_saved_by_an_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "evaluate_run", lambda run: raise_(reporting.NonFiniteLoss("not finite")))
+    with pytest.raises(reporting.NonFiniteLoss, match=r"^not finite$"):
+        train(small("checkpoint.every_steps=null"), out=tmp_path, quiet=True)
+    assert saved_steps(next(tmp_path.iterdir())) == []
+
+
+def test_an_evaluation_whose_worker_dies_is_not_skipped_by_going_on(images, dying, tmp_path):
     expected = train(streamed(images), out=tmp_path / "expected", quiet=True)["run"]
     mark(images, "SIGKILL", "val/b/02.png")
-    with pytest.raises(LoaderFailed, match=r"smaller eval.batch_size; nothing was saved before"):
+    with pytest.raises(LoaderFailed, match=r"smaller eval.batch_size; step 6 is saved; go on with"):
         train(streamed(images), out=tmp_path / "runs", quiet=True)
     run = next((tmp_path / "runs").iterdir())
-    assert saved_steps(run) == []
-    again = train(streamed(images), run_dir=run, quiet=True)["run"]
+    assert saved_steps(run) == [6]
+    again = train(resume=run, quiet=True)["run"]
     assert same(tensors(again), tensors(expected))
     assert metrics(again, "eval") == metrics(expected, "eval")
 
@@ -265,6 +374,20 @@ def test_a_rank_that_is_killed_ends_the_job_saved(tmp_path):
     expected = jobs.run_job(jobs.train_small, 2, tmp_path / "expected", *LONG)[0]["run"]
     for name in ("model.safetensors", "ema.safetensors"):
         assert same(tensors(expected, name), tensors(run, name))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_evaluation_that_fails_in_one_of_two_processes_is_made_by_both(tmp_path, rank):
+    words = ("checkpoint.every_steps=null",)
+    expected = jobs.run_job(jobs.train_small, 2, tmp_path / "expected", *words)[0]["run"]
+    said = jobs.run_job(jobs.train_until_an_evaluation_fails, 2, tmp_path / "runs", rank, *words)
+    assert said[rank].startswith("a worker is gone")
+    run = next((tmp_path / "runs").iterdir())
+    assert saved_steps(run)[-1] == 12
+    jobs.run_job(jobs.resume_small, 2, run)
+    assert all_files(run) == all_files(expected)
+    assert metrics(run, "eval") == metrics(expected, "eval")
 
 
 @pytest.mark.slow

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from excite.data.watched import LoaderFailed
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
-from excite.training import probe, train
+from excite.training import probe, reporting, train
 from excite.training.probe import STRENGTHS, fit_probe
+from excite.weights.locate import saved_steps
 
 from .small import metrics, same, small, tensors
 
@@ -115,6 +117,28 @@ def test_a_run_that_was_killed_after_the_probe_goes_on_as_if_it_had_not_been(tmp
     assert same(tensors(whole["run"]), tensors(cut))
     assert metrics(cut, "eval") == metrics(whole["run"], "eval")
     assert resumed["top1"] == whole["top1"]
+
+
+def test_a_start_whose_evaluation_fails_is_kept_and_an_unfinished_probe_is_not(tmp_path, cache, monkeypatch):
+    """A step 0 without the head of the probe would go on from other weights."""
+    expected = train(small(*WORDS), out=tmp_path / "expected", quiet=True)["run"]
+
+    def failing(*_: object) -> None:
+        raise LoaderFailed("a worker is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(probe, "_features", failing)
+        with pytest.raises(LoaderFailed, match=r"^a worker is gone$"):
+            train(small(*WORDS), run_dir=tmp_path / "run", quiet=True)
+    assert saved_steps(tmp_path / "run") == []
+    with monkeypatch.context() as patched:
+        patched.setattr(reporting, "evaluate_run", failing)
+        with pytest.raises(LoaderFailed, match="a worker is gone; step 0 is saved; go on with"):
+            train(small(*WORDS), run_dir=tmp_path / "run", quiet=True)
+    run = train(resume=tmp_path / "run", quiet=True)["run"]
+    assert same(tensors(run), tensors(expected))
+    assert metrics(run, "eval") == metrics(expected, "eval")
+    assert metrics(run, "eval")[0]["step"] == 0
 
 
 def test_a_head_of_the_same_classes_is_kept(tmp_path, cache, capsys):

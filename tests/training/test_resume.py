@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
-from excite.training import train
+from excite.training import loop, train
+from excite.training.reporting import NonFiniteLoss
 from tests.command import Command
 from tests.training.small import metrics, same, small, tensors
 
@@ -134,7 +136,34 @@ def test_resume_refuses_other_data(tmp_path):
     run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
     with pytest.raises(ExciteError, match="the training images have changed since it was started"):
         train(small("epochs=2", "limit_train=150", "train.batch_size=25"), resume=run, quiet=True)
-    with pytest.raises(ExciteError, match="no checkpoint to resume from"):
+    with pytest.raises(ExciteError, match=r"no checkpoint to resume from: it ended before its first$"):
         train(small(), resume=tmp_path / "empty", quiet=True)
     with pytest.raises(ExciteError, match="give a recipe to train"):
         train()
+
+
+def broken_off(**place: object) -> None:
+    """A run that ends before its first checkpoint."""
+
+    def failing(*_: object) -> None:
+        raise NonFiniteLoss("not finite")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "record_evaluation", failing)
+        with pytest.raises(NonFiniteLoss):
+            train(small("epochs=1", "checkpoint.every_steps=null"), quiet=True, **place)
+
+
+def test_a_run_without_a_checkpoint_says_the_line_that_begins_it_again(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    expected = train(small("epochs=1"), out=tmp_path / "expected", quiet=True)["run"]
+    broken_off(run_dir="runs/my run")
+    status, _, err = command("train", "--resume", "runs/my run")
+    assert status == 1
+    told = r"runs/my run has no checkpoint to resume from: it ended before its first; to begin it again in its place: "
+    line = re.fullmatch(f"error: {told}excite (.*)", err.splitlines()[-1])
+    assert line is not None, err
+    status, _, err = command(*shlex.split(line[1]), "--json")
+    assert status == 0, err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["my run"]
+    assert same(tensors("runs/my run"), tensors(expected))

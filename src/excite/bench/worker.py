@@ -39,7 +39,7 @@ def answer(setting: Setting, profile: Path | None) -> "StepTimes | Profile | Fai
 
 def answer(setting: Setting, profile: Path | None = None) -> "StepTimes | Profile | Failure":
     """Measure a setting, or profile it and write the trace to the file ``profile``."""
-    import torch
+    from excite.runtime.device import is_out_of_memory
 
     try:
         from excite.bench.timing import Workbench
@@ -53,15 +53,9 @@ def answer(setting: Setting, profile: Path | None = None) -> "StepTimes | Profil
     except ExciteError as error:
         return {"error": str(error)}
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) and not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             raise
         return {"error": "out of memory; use a smaller batch or image_size"}
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: accelerators have an exception class for it, the CPU allocator only a message."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def main() -> None:

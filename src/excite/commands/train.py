@@ -33,6 +33,28 @@ RESULT_COLUMNS = [
     ("recipe", "recipe", ""),
 ]
 
+#: What a run folder holds -> what it is for; docs/reference/files.md has their formats.
+RUN_FILES = [
+    ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
+    ("results.json", "the table above and more"),
+    ("report.html", "the full report on one page, to open in a browser"),
+    ("curves.png", "loss, accuracy and learning rate"),
+    ("metrics.jsonl", "the same data as numbers"),
+    ("tensorboard", "the same data for TensorBoard"),
+    ("predictions.npz", "logits of the measured images, for reports and comparisons"),
+    ("recipe.yaml", "every setting of this run; to repeat it: excite train"),
+    ("recipe-until-step-*.yaml", "the settings before it was resumed with other ones"),
+    ("validation_files.txt", "images used for validation"),
+    ("trained_files.bin", "digests of the training images, to recognise them"),
+    ("bad_images.txt", "images that could not be read, and why"),
+    ("environment*.json", "versions, device, git state"),
+    ("log.txt", "the printed output"),
+    ("checkpoints", "to resume the run: excite train --resume"),
+    ("run.json", "the identity of the run, which its copies share"),
+    ("remote.json", "the address that it is uploaded to"),
+    ("model.sig", "its signature: excite verify"),
+]
+
 
 #: The error of a bare `excite train`.
 _WHAT_TO_TYPE = (
@@ -107,11 +129,11 @@ def train(
         recipe = _what_to_train(words)
     else:
         from excite.storage import local_run
-        from excite.weights.locate import split_step
+        from excite.weights.locate import join_step, split_step
 
         where, step = split_step(resume)
         recipe = str(local_run(where))
-        resume = recipe if step is None else f"{recipe}@{step}"
+        resume = join_step(recipe, step)
         if not (Path(recipe) / "recipe.yaml").is_file():
             what = "it has no recipe.yaml" if Path(recipe).is_dir() else absence(recipe)
             raise ExciteError(f"--resume {resume}: this is not a run folder ({what})")
@@ -183,19 +205,6 @@ def _show_results(results: "Results") -> None:
     display.table(make_table([results], columns))
     run = Path(results["run"])
     display.message(f"{run}/")
-    kinds = [
-        ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
-        ("results.json", "the table above and more"),
-        ("report.html", "the full report on one page, to open in a browser"),
-        ("curves.png", "loss, accuracy and learning rate"),
-        ("metrics.jsonl", "the same data as numbers"),
-        ("recipe.yaml", "every setting of this run; to repeat it: excite train"),
-        ("validation_files.txt", "images used for validation"),
-        ("bad_images.txt", "images that could not be read, and why"),
-        ("environment.json", "versions, device, git state"),
-        ("log.txt", "the printed output"),
-        ("checkpoints", "to resume the run: excite train --resume"),
-    ]
-    for name, what in kinds:
-        if (run / name).exists():
-            display.message(f"  {name:<21}{what}")
+    for pattern, what in RUN_FILES:
+        for path in sorted(run.glob(pattern)):
+            display.message(f"  {path.name:<20} {what}")

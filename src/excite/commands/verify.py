@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from excite.choices import parse_duration
 from excite.commands.beforehand import begin
 from excite.commands.common import Json, complete_run
 from excite.errors import ExciteError
@@ -19,6 +20,13 @@ def verify(
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Compare the files only; train nothing again.")
     ] = False,
+    time: Annotated[
+        str,
+        typer.Option(
+            metavar="20m",
+            help="Train nothing again that took longer than this when the run was trained: 90s, 20m, 1h30m.",
+        ),
+    ] = "10m",
     sign: Annotated[
         bool, typer.Option("--sign", help="Write an OpenSSF signature (model.sig) with the private key.")
     ] = False,
@@ -30,7 +38,8 @@ def verify(
 ) -> None:
     """Verify that a run's files are what was written, and that training a stretch of it again gives the same weights.
 
-    The stretch lies between two of its checkpoints. It is trained in a temporary folder: the run is not changed.
+    The stretch is the shortest between two of its checkpoints, or from the start to its only one. How long it is, is
+    said first. It is trained in a temporary folder: the run is not changed.
 
     Examples:
 
@@ -38,10 +47,13 @@ def verify(
 
       excite verify runs/my-run --files-only
 
+      excite verify runs/my-run --time 2h
+
       excite verify runs/my-run --sign --key private.pem
     """
     if sign and key is None:
         raise ExciteError(f"--sign needs a key: excite verify {run} --sign --key PRIVATE.pem")
+    parse_duration(time, "--time")
     from excite.storage import check_run_folder
     from excite.trained.signature import check_key
 
@@ -53,7 +65,7 @@ def verify(
     from excite.trained.signature import sign as write_signature
     from excite.trained.verify import verify as run_verification
 
-    found = run_verification(run, files_only=files_only, say=tell)
+    found = run_verification(run, files_only=files_only, time=time, say=tell)
     if key is not None and not sign:
         check_signature(found.run, key)
     if as_json:

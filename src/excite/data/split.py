@@ -6,11 +6,14 @@ held out. Adding, renaming or deleting an image therefore moves no other image a
 
 import hashlib
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
-from excite.errors import ExciteError, first_line, shown_text
+from excite.errors import ExciteError, first_line, shown, shown_text
 
 
 def draw(keys: Sequence[bytes], seed: int) -> np.ndarray:
@@ -96,7 +99,8 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
             capture groups, or without any its whole match, name the group.
 
     Raises:
-        ExciteError: the pattern is not a regular expression, or no image belongs to a group.
+        ExciteError: the pattern is not a regular expression, or does not come to an end; or no image belongs to a
+            group.
     """
     if isinstance(group_by, int):
         found = [_level(path, group_by) for path in paths]
@@ -107,7 +111,10 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
             raise ExciteError(
                 f"data.group_by={shown_text(str(group_by))} is not a regular expression: {first_line(error)}"
             ) from None
-        found = [_match(pattern, path) for path in paths]
+        found = []
+        with _watched(pattern, paths, found):
+            for path in paths:
+                found.append(_match(pattern, path))
     alone = sum(each is None for each in found)
     if alone == len(paths):
         what = f"no folder at level {group_by} below its class" if isinstance(group_by, int) else "no match"
@@ -128,3 +135,44 @@ def _match(pattern: re.Pattern[str], path: str) -> str | None:
     if match is None:
         return None
     return "\0".join(part or "" for part in match.groups()) if pattern.groups else match[0]
+
+
+#: Seconds of computing that a pattern may take for one path.
+SLOWEST_SECONDS = 10.0
+
+
+@contextmanager
+def _watched(pattern: re.Pattern[str], paths: Sequence[str], found: Sequence[object]) -> Iterator[None]:
+    """Context in which ``found`` gets one result after the other: a path that takes too long ends it with the sentence.
+
+    Some patterns try all ways to share out a path, twice as many for each letter more; nothing else would ever say so.
+    The interpreter looks for signals while it searches. Where there are none (Windows, other threads), nothing is
+    watched.
+    """
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, _Watch(pattern, paths, found).tick)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SLOWEST_SECONDS, SLOWEST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+class _Watch:
+    """Looks how far a search is; see :func:`_watched`."""
+
+    def __init__(self, pattern: re.Pattern[str], paths: Sequence[str], found: Sequence[object]) -> None:
+        self._pattern, self._paths, self._found, self._seen = pattern.pattern, paths, found, -1
+
+    def tick(self, *_: object) -> None:
+        """Raise ExciteError if the search is still at the path of the last tick."""
+        at, self._seen = self._seen, len(self._found)
+        if at == self._seen < len(self._paths):
+            raise ExciteError(
+                f"data.group_by={shown_text(self._pattern)} does not come to an end: it takes more than "
+                f"{SLOWEST_SECONDS:g} s for {shown(self._paths[at])}; give a simpler pattern (a repetition inside a "
+                "repetition, such as (a+)+, tries every way to share out a path)"
+            )

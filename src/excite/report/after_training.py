@@ -12,7 +12,7 @@ from excite.text import tell
 from excite.training import loop
 from excite.training.choose import recipe_for
 from excite.training.results import Results
-from excite.weights.locate import split_step
+from excite.weights.locate import join_step, split_step
 
 
 def train(
@@ -50,9 +50,11 @@ def train(
             is only printed on standard error, because the run is complete.
         Interrupted: SIGTERM or Ctrl-C; a checkpoint was saved first.
     """
-    where, step = (None, None) if resume is None else split_step(str(resume))
-    begun = None if where is None else storage.local_run(where)
-    resume = begun if step is None else f"{begun}@{step}"
+    begun: Path | None = None
+    if resume is not None:
+        where, step = split_step(str(resume))
+        begun = storage.local_run(where)
+        resume = join_step(begun, step)
     name = recipe if recipe is not None else begun
     if name is None:
         raise ExciteError("give a recipe (`excite recipes` lists them), or a run folder to resume (resume=RUN)")

@@ -377,3 +377,10 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: accelerators have an exception class for it, the CPU allocator only a message."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))

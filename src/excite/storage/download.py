@@ -4,7 +4,6 @@ A folder under construction holds the complete files. Beside them, ``journal.jso
 ``parts/`` has the beginnings of the others.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.errors import ExciteError
-from excite.files import sha256_of, to_json
+from excite.files import append_text, sha256_of, to_json, told
 from excite.storage import connection, web
 from excite.storage.address import READ_ONLY, Remote, RemoteError, without_secrets
 from excite.storage.connection import explained, retried
@@ -28,6 +27,7 @@ from excite.text import tell
 
 CHUNK = 8 << 20  # bytes per request: the most that a broken connection costs
 SPARE = 256 << 20  # bytes that a file of unknown size leaves free on the disk
+CACHE = "EXCITE_CACHE"  # the environment variable that chooses the place of the cache
 LINE_EVERY = 30.0  # seconds between lines of progress where there is no terminal
 
 
@@ -65,32 +65,38 @@ class Workshop:
 
     Args:
         folder: the folder; what an earlier process left in it is reused.
+        setting: the environment variable that chooses its place.
+
+    Raises:
+        ExciteError: it cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, setting: str = CACHE) -> None:
         self.files, self.parts, self._journal = folder / "files", folder / "parts", folder / "journal.jsonl"
+        self.setting = setting
         for place in (self.files, self.parts):
-            place.mkdir(parents=True, exist_ok=True)
+            with told(place, setting):
+                place.mkdir(parents=True, exist_ok=True)
         self._write = threading.Lock()
 
     def done(self) -> dict[str, Stored]:
         """The files that earlier processes completed, by name, without those that have changed since."""
         found: dict[str, Stored] = {}
         if self._journal.is_file():
-            for line in self._journal.read_text(encoding="utf-8").splitlines():
+            for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                    name = record.pop("name")
+                    name = str(record.pop("name"))
                     found[name] = Stored(**record)
-                except (json.JSONDecodeError, TypeError, KeyError):  # cut off by a kill
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # cut off by a kill, damaged
                     continue
         # After a crash of the machine, a name can point to a file whose contents never reached the disk.
         return {n: s for n, s in found.items() if s.whole(self.files / n) and sha256_of(self.files / n) == s.sha256}
 
     def note(self, name: str, stored: Stored) -> None:
-        """Record that a file is complete."""
-        with self._write, self._journal.open("a", encoding="utf-8") as file:
-            file.write(to_json({"name": name, **asdict(stored)}) + "\n")
+        """Record that a file is complete. Raises ExciteError if that cannot be written."""
+        with self._write:
+            append_text(self._journal, to_json({"name": name, **asdict(stored)}) + "\n", setting=self.setting)
 
     def keep_only(self, names: Container[str]) -> None:
         """Delete all other files."""
@@ -117,7 +123,7 @@ def fetch(
         Changed: a file changed while it was downloaded; list again.
         ExciteError: the disk is full, the connection is lost for good, or access is denied.
     """
-    try:
+    with told(workshop.files, workshop.setting):
         stored = {n: s for n, s in workshop.done().items() if n in entries and entries[n].version == s.version}
         workshop.keep_only(stored)
         for name, (path, old) in reuse.items():
@@ -132,8 +138,6 @@ def fetch(
                 stored[name] = got
         shutil.rmtree(workshop.parts, ignore_errors=True)
         os.sync() if hasattr(os, "sync") else None  # once for all files: flushing each would take minutes
-    except OSError as error:
-        raise disk_error(error, workshop.files) from error
     return stored, len(missing)
 
 
@@ -296,18 +300,8 @@ def _check_space(remote: Remote, missing: list[Entry], workshop: Workshop) -> No
     if needed > free:
         raise ExciteError(
             f"the disk is too full to stage {remote.url}: it needs {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are "
-            f"free at {workshop.files}; free some space or set EXCITE_CACHE to a larger disk"
+            f"free at {workshop.files}; free some space or set {workshop.setting} to a larger disk"
         )
-
-
-def disk_error(error: OSError, place: Path) -> ExciteError:
-    """The error for a local disk that is full or cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ExciteError(
-            f"the disk is full: {place} could not be written; free some space or set EXCITE_CACHE to a larger disk "
-            "(what was fetched so far is kept)"
-        )
-    return ExciteError(f"{place} could not be written: {error.strerror or error}; set EXCITE_CACHE to another place")
 
 
 class progress:

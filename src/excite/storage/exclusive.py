@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from excite.errors import ExciteError
-from excite.files import written_aside
+from excite.files import told, written_aside
 from excite.storage.address import Remote
 
 
@@ -51,14 +50,15 @@ def _create_if_missing(fs: Any, path: str, data: bytes) -> None:
 def create_here(path: Path, data: bytes) -> bool:
     """The same on this machine; the file appears whole. Raises ExciteError if it cannot be written."""
     new = _beside(path, data)
-    try:
-        os.link(new, path)
-    except FileExistsError:
-        return path.read_bytes() == data
-    except OSError:  # a file system without hard links
-        return _create_without_links(path, data)
-    finally:
-        new.unlink(missing_ok=True)
+    with told(path):
+        try:
+            os.link(new, path)
+        except FileExistsError:
+            return path.read_bytes() == data
+        except OSError:  # a file system without hard links
+            return _create_without_links(path, data)
+        finally:
+            new.unlink(missing_ok=True)
     return True
 
 
@@ -71,15 +71,20 @@ def _beside(path: Path, data: bytes) -> Path:
 
 
 def _create_without_links(path: Path, data: bytes) -> bool:
-    try:
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return path.read_bytes() == data
-    except OSError as error:
-        raise ExciteError(f"{path} could not be written: {error.strerror or error}") from error
+    """:func:`create_here` with a file that is there before its contents; not left if these cannot be written."""
+    with told(path):
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            return path.read_bytes() == data
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
     return True
 
 
@@ -93,7 +98,8 @@ def replace(remote: Remote, path: str, data: bytes, tag: str | None) -> bool:
         tag: its ETag when it was read; None if the store gives none, so that the last of several writers wins.
     """
     if remote.is_local:
-        os.replace(_beside(Path(path), data), path)
+        with told(Path(path)):
+            os.replace(_beside(Path(path), data), path)
     elif tag is None or not hasattr(remote.fs, "call_s3"):
         remote.fs.pipe_file(path, data)
     else:

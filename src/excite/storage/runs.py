@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypedDict, cast
 
 from excite.errors import ExciteError, absence
-from excite.files import cache_folder, not_ours, write_json
+from excite.files import append_text, cache_folder, not_ours, told, write_json
 from excite.storage.address import READ_ONLY, Remote, RemoteError, is_remote, without_secrets
 from excite.storage.connection import connect, retried
-from excite.storage.download import Changed, Workshop, disk_error, fetch
+from excite.storage.download import CACHE, Changed, Workshop, fetch
 from excite.storage.identity import (
     MARKER,
     RUN,
@@ -39,6 +39,7 @@ _STATE = re.compile(r"checkpoints/step-(\d{8,})/state\.pt")
 _CHECKPOINT = re.compile(r"checkpoints/(step-\d{8,})/")
 _NO_CHECKPOINT = re.compile(r"checkpoints/(?!step-\d{8,}/)[^/]+/")
 _ASIDE = re.compile(r"(damaged|set-aside)-step-(\d{8,})")
+_RUNS = "EXCITE_RUNS"  # the environment variable that chooses the place of runs that are at an address
 RELISTINGS = 5  # a run that is still being trained elsewhere changes while it is fetched
 
 
@@ -119,15 +120,11 @@ def remember_address(url: str) -> None:
     if _is_remembered(url):
         return
     path = _addresses()
-    try:
+    with told(path, CACHE):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not_ours(path.lstat()) is not None:
             path.unlink()
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        with open(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{url.rstrip('/')}\n")
-    except OSError as error:
-        raise disk_error(error, path) from error
+    append_text(path, f"{url.rstrip('/')}\n", private=True, setting=CACHE)
 
 
 def _is_remembered(url: str) -> bool:
@@ -168,7 +165,7 @@ def foreign_address(run: Path) -> str:
 
 def local_parent(out: str | Path) -> Path:
     """The folder for new run folders: ``out`` itself, or, if it is an address, $EXCITE_RUNS or ``runs``."""
-    return Path(os.environ.get("EXCITE_RUNS") or "runs") if is_remote(out) else Path(out)
+    return Path(os.environ.get(_RUNS) or "runs") if is_remote(out) else Path(out)
 
 
 def check_writable(url: str) -> None:
@@ -310,7 +307,8 @@ def open_run(run_dir: str | Path) -> Path:
 def begin_in(folder: Path) -> None:
     """Begin a run in a blank folder, whatever a kill left there. Raises ExciteError if it cannot be written."""
     if _marked(folder) == "":
-        (folder / MARKER).unlink(missing_ok=True)
+        with told(folder / MARKER):
+            (folder / MARKER).unlink(missing_ok=True)
     begin(folder)
 
 
@@ -388,14 +386,14 @@ def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
     building = local.with_name(f".{local.name}.fetching")
     for attempt in range(RELISTINGS):
         try:
-            workshop = Workshop(building)
+            workshop = Workshop(building, _RUNS)
             fetch(remote, entries, workshop, {})
             break
         except Changed as error:  # the run is still being trained elsewhere
             if attempt + 1 == RELISTINGS:
                 raise ExciteError(f"{remote.url} keeps changing: is the run still being trained elsewhere?") from error
             entries = _run_entries(remote)
-    try:
+    with told(local, _RUNS):
         if local.exists():
             if is_blank(local):
                 clear_blank(local)
@@ -409,8 +407,6 @@ def _fetched(remote: Remote, entries: dict[str, Entry], local: Path) -> Path:
         write_marker(workshop.files, remote.url, fetched=True)
         os.replace(workshop.files, local)
         shutil.rmtree(building)
-    except OSError as error:
-        raise disk_error(error, local) from error
     return local
 
 

@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from excite.errors import ExciteError
-from excite.files import cache_folder, to_json, write_text
+from excite.files import cache_folder, to_json, told, write_text
 from excite.storage.address import Remote, RemoteError, is_remote, without_secrets
 from excite.storage.connection import connect
-from excite.storage.download import LINE_EVERY, Changed, Stored, Workshop, disk_error, fetch, fetch_file
+from excite.storage.download import CACHE, LINE_EVERY, Changed, Stored, Workshop, fetch, fetch_file
 from excite.storage.listing import Entry, digest, exists, list_files, list_pattern
 from excite.text import tell
 
@@ -107,7 +107,7 @@ def locked(place: Path) -> Iterator[None]:
     """Hold the lock of a cache folder; print a line if another process holds it for long."""
     from filelock import FileLock, Timeout
 
-    try:
+    with told(place.parent, CACHE):
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{place}.lock")
         while True:
@@ -116,8 +116,6 @@ def locked(place: Path) -> Iterator[None]:
                 break
             except Timeout:
                 tell(f"waiting for another process that stages into {place}")
-    except OSError as error:
-        raise disk_error(error, place.parent) from error
     try:
         yield
     finally:
@@ -135,9 +133,10 @@ def _version(remote: Remote, entries: Mapping[str, Entry], place: Path) -> tuple
     workshop = Workshop(place / "building")
     stored, fetched = fetch(remote, entries, workshop, reuse)
     write_manifest(place / "building", remote.url, stored)
-    (place / "building" / "journal.jsonl").unlink(missing_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(place / "building", target)
+    with told(target, CACHE):
+        (place / "building" / "journal.jsonl").unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(place / "building", target)
     return target / "files", fetched
 
 
@@ -147,15 +146,14 @@ def _repair(remote: Remote, entries: Mapping[str, Entry], target: Path, place: P
     damaged = [n for n in entries if n not in stored or not stored[n].whole(target / "files" / n)]
     if damaged:
         parts = place / "parts"
-        parts.mkdir(exist_ok=True)
-        try:
+        with told(target, CACHE):
+            parts.mkdir(exist_ok=True)
             for name in damaged:
                 stored[name] = fetch_file(remote, entries[name], parts, target / "files" / name)
-        except OSError as error:
-            raise disk_error(error, target) from error
         write_manifest(target, remote.url, stored)
         shutil.rmtree(parts, ignore_errors=True)
-    os.utime(target / "manifest.json")  # so that the versions in use are the newest
+    with told(target, CACHE):
+        os.utime(target / "manifest.json")  # so that the versions in use are the newest
     return len(damaged)
 
 

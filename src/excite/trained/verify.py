@@ -1,29 +1,36 @@
 """Verifies a run: its files are what was written, and training a stretch of it again gives the same bits."""
 
+import math
+import shlex
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from excite import storage
+from excite.choices import parse_duration
 from excite.console import format_seconds
 from excite.errors import ExciteError
-from excite.files import write_text
+from excite.files import told, write_text
 from excite.owners import scratch_folder
 from excite.recipe import Recipe
 from excite.runtime.environment import read_environment
 from excite.training import checkpoint as ckpt
 from excite.training.loop import train
 from excite.training.results import read_results
+from excite.training.run_folder import read_metrics, usual_ms
 from excite.training.stop import Interrupted
 from excite.weights.locate import WEIGHTS, checkpoint_steps, step_folder
 from excite.weights.own import read_own
+
+#: How long the steps may have taken that are trained again without being asked for by a time.
+LONGEST = "10m"
 
 
 @dataclass(frozen=True)
@@ -68,20 +75,30 @@ class Verified:
         return not self.wrong and not any(self.checkpoints.values()) and not (self.stretch and self.stretch.differing)
 
 
-def verify(run: str | Path, *, files_only: bool = False, say: Callable[[str], object] = lambda line: None) -> Verified:
+def verify(
+    run: str | Path,
+    *,
+    files_only: bool = False,
+    time: str | float | None = LONGEST,
+    say: Callable[[str], object] = lambda line: None,
+) -> Verified:
     """Verify the files of a run, and that training a stretch of it again gives the same weights, bit for bit.
 
-    The stretch is the shortest between two of its checkpoints; with one checkpoint, from the start of the run to it.
-    It is trained in a temporary folder: nothing in the run folder changes.
+    The stretch is the shortest between two of its checkpoints; with one checkpoint, from the start of the run to it:
+    only where a checkpoint is kept are there bits to compare. It is trained in a temporary folder: nothing in the run
+    folder changes. How many steps that are, and how long they took when the run was trained, is said first. If they
+    took longer than ``time``, they are not trained again, and a note says so.
 
     Args:
         run: a run folder, or its address.
         files_only: compare the files only; train nothing again.
+        time: the longest that the steps may have taken: "20m", "1h30m" or seconds; None: however long.
         say: called with a line before the training.
 
     Raises:
         ExciteError: it is not a run folder, or its images cannot be opened.
     """
+    limit = math.inf if time is None else parse_duration(time, "--time")
     folder = storage.local_run(run)
     storage.check_run_folder(folder)
     found = Verified(folder)
@@ -98,7 +115,7 @@ def verify(run: str | Path, *, files_only: bool = False, say: Callable[[str], ob
     if not good:
         found.notes.append("there is no good checkpoint, so nothing was trained again")
     else:
-        found.stretch = _train_again(found, good, say)
+        found.stretch = _train_again(found, good, limit, say)
     return found
 
 
@@ -140,24 +157,39 @@ def _check_results(found: Verified, metrics: Mapping[str, Any] | None) -> None:
             found.wrong.append(f"{path}: {key} is {said}")
 
 
-def _train_again(found: Verified, good: Mapping[int, ckpt.Saved], say: Callable[[str], object]) -> Stretch | None:
+def _train_again(
+    found: Verified, good: Mapping[int, ckpt.Saved], limit: float, say: Callable[[str], object]
+) -> Stretch | None:
     pairs = [(first, last) for first, last in zip([0, *good], good, strict=False) if _same_recipe(good, first, last)]
     known = [pair for pair in pairs if pair[0]] or pairs
     if not known:
         found.notes.append("the recipe has changed between all its checkpoints, so nothing was trained again")
         return None
     first, last = min(known, key=lambda pair: pair[1] - pair[0])
-    before = good[first].seconds if first else 0.0
-    say(f"training steps {first + 1} to {last} again (took {format_seconds(good[last].seconds - before)} then)")
-    since = time.monotonic()
+    took = _seconds_then(found.run, good, first, last)
+    steps = f"steps {first + 1} to {last} ({last - first:,}), which took about {format_seconds(took)} then"
+    if took > limit:
+        line = f"excite verify {shlex.quote(str(found.run))} --time {math.ceil(took / 60)}m"
+        found.notes.append(f"not trained again: {steps}, longer than {format_seconds(limit)}; to do it: {line}")
+        return None
+    say(f"training again {steps}, besides loading the images and evaluations")
+    since = monotonic()
     with scratch_folder("verify") as scratch:
         copy = _begin(found.run, scratch / "run", good, first, last)
         remade = _to_step(copy, good[last], last)
-    seconds = time.monotonic() - since
+    seconds = monotonic() - since
     stored, now = _tensors(good[last]), _tensors(remade)
     differing = _differing(stored, now)
     _note_machine(found)
     return Stretch(first, last, differing, _largest(stored, now, differing), seconds)
+
+
+def _seconds_then(run: Path, good: Mapping[int, ckpt.Saved], first: int, last: int) -> float:
+    """How long these steps took: by the clock of the checkpoints, which stands still between two lines of metrics, or
+    by the usual time of a step, whichever is longer."""
+    clock = good[last].seconds - (good[first].seconds if first else 0.0)
+    ms = usual_ms(read_metrics(run / "metrics.jsonl"))
+    return max(clock, 0.0 if ms is None else ms * (last - first) / 1000)
 
 
 def _same_recipe(good: Mapping[int, ckpt.Saved], first: int, last: int) -> bool:
@@ -166,13 +198,14 @@ def _same_recipe(good: Mapping[int, ckpt.Saved], first: int, last: int) -> bool:
 
 def _begin(run: Path, copy: Path, good: Mapping[int, ckpt.Saved], first: int, last: int) -> Path:
     """A run folder that holds no more than its training from ``first`` on needs."""
-    copy.mkdir()
-    write_text(copy / "recipe.yaml", Recipe.from_dict({**good[last].weights.meta["recipe"]}).to_yaml())
-    for name in ("run.json", "metrics.jsonl", WEIGHTS):
-        if first and (run / name).is_file():
-            shutil.copyfile(run / name, copy / name)
-    if first:
-        shutil.copytree(good[first].folder, step_folder(copy, first))
+    with told(copy, "TMPDIR"):
+        copy.mkdir()
+        write_text(copy / "recipe.yaml", Recipe.from_dict({**good[last].weights.meta["recipe"]}).to_yaml())
+        for name in ("run.json", "metrics.jsonl", WEIGHTS):
+            if first and (run / name).is_file():
+                shutil.copyfile(run / name, copy / name)
+        if first:
+            shutil.copytree(good[first].folder, step_folder(copy, first))
     return copy
 
 

@@ -42,6 +42,8 @@ class State(TypedDict):
         parameters: names of the optimiser's parameters, in its order.
         fingerprint, parts: of all images, and of the training and of the validation images.
         bad: path -> reason of the images that could not be read so far.
+        evaluated: the last step whose evaluation is done; -1 if that of the start is not. Where it is due at ``step``
+            and not done, it failed, and a resumed run begins with it. Older versions saved nothing then.
         seconds: training time so far; newer versions have it in the manifest.
     """
 
@@ -54,6 +56,7 @@ class State(TypedDict):
     fingerprint: str
     parts: NotRequired[dict[str, str]]
     bad: NotRequired[dict[str, str]]
+    evaluated: NotRequired[Annotated[int, Field(ge=-1, lt=1 << 53)]]
     seconds: NotRequired[_Seconds]
 
 
@@ -120,17 +123,19 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
     """Write ``checkpoints/step-N`` atomically and return it. Raises ExciteError if the disk is full.
 
     A folder that is in its place is kept if it is a whole checkpoint (a run is a function of its step), else set aside.
+    One that was saved before its evaluation is replaced by one that was saved after it.
     """
     step = snapshot.state["step"]
     folder = step_folder(run, step)
     if folder.exists():
         try:
-            read_step(folder, snapshot.run_id)
+            there = read_step(folder, snapshot.run_id)
         except ExciteError:
             set_aside(folder)
         else:
-            return folder
-    with written_aside(folder) as aside:
+            if evaluated_at(snapshot.state) <= evaluated_at(there.state):
+                return folder
+    with written_aside(folder, over=True) as aside:
         aside.mkdir()
         save_weights(aside / WEIGHTS, snapshot.model, snapshot.meta)
         if snapshot.ema is not None:
@@ -146,7 +151,13 @@ def save_step(run: Path, snapshot: Snapshot) -> Path:
             "files": files,
         }
         write_json(aside / MANIFEST, manifest)
+    _good[folder.absolute()] = _stamps(folder)
     return folder
+
+
+def evaluated_at(state: State) -> int:
+    """The last step whose evaluation is done; versions that do not say so saved only after evaluations."""
+    return state.get("evaluated", state["step"])
 
 
 def _record(path: Path) -> FileRecord:
@@ -193,11 +204,16 @@ def read_step(folder: Path, run_id: str = "") -> Saved:
         folder: ``RUN/checkpoints/step-N``.
         run_id: the identity of the run.
 
+    Each byte of the weights is hashed twice, which takes 0.19 s and 0.17 s for 300 MB (AMD EPYC with SHA instructions).
+    That is not the same twice: the manifest has what was on the disk, the digest in a weights file what was in memory
+    before it was written.
+
     Raises:
         Damaged: a file is missing, or is not what was written; it belongs to another step or run; its weights are not
             finite.
     """
     try:
+        stamps = _stamps(folder)
         manifest = _check_files(folder, run_id)
         state, weights = load_state(folder), read_own(folder / WEIGHTS)
         ema = read_own(folder / EMA) if (folder / EMA).is_file() else None
@@ -205,7 +221,7 @@ def read_step(folder: Path, run_id: str = "") -> Saved:
         raise
     except ExciteError as error:
         raise Damaged(str(error)) from None
-    step = int(folder.name.partition("-")[2])
+    step = _step_of(folder)
     found = {STATE: state["step"], WEIGHTS: weights.meta["step"], **({EMA: ema.meta["step"]} if ema else {})}
     if wrong := {name: other for name, other in found.items() if other != step}:
         name, other = next(iter(wrong.items()))
@@ -216,7 +232,40 @@ def read_step(folder: Path, run_id: str = "") -> Saved:
     if manifest is None and weights.digest is not None:  # only versions without manifests wrote no digests
         raise Damaged(f"{folder} has no {MANIFEST}")
     seconds = state.get("seconds", 0.0) if manifest is None else manifest["seconds"]
+    _good[folder.absolute()] = stamps
     return Saved(folder, state, weights, ema, seconds)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.partition("-")[2])
+
+
+#: Checkpoints that this process has written, or compared with their manifest -> what their files looked like then.
+_good: dict[Path, dict[str, tuple[int, int, int]]] = {}
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """File name -> size and times, which show that it was written to since."""
+    found = {path.name: path.stat() for path in folder.iterdir()} if folder.is_dir() else {}
+    return {name: (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in found.items()}
+
+
+def _why_not_good(folder: Path, run_id: str) -> str:
+    """What is wrong with the files of a checkpoint; "" for a good one.
+
+    They are read once in each process; one that this process wrote was read for its manifest. After that, their sizes
+    and times tell. A disk that loses bits later, without writing, is only noticed by the next process.
+    """
+    try:
+        stamps = _stamps(folder)
+        if _good.get(folder.absolute()) != stamps:
+            _check_files(folder, run_id)
+            _good[folder.absolute()] = stamps
+    except ExciteError as error:
+        return str(error)
+    except OSError as error:
+        return f"{folder} cannot be read: {error.strerror or error}"
+    return ""
 
 
 def _check_files(folder: Path, run_id: str) -> Manifest | None:
@@ -233,10 +282,16 @@ def _check_files(folder: Path, run_id: str) -> Manifest | None:
             raise Damaged(f"{folder} has no {shown_text(name)}")
         if (size := file.stat().st_size) != record["bytes"]:
             raise Damaged(f"{file} has {size:,} bytes instead of {record['bytes']:,}")
-        if sha256_of(file) != record["sha256"]:
+        try:
+            found = sha256_of(file)
+        except OSError as error:  # a failing disk
+            raise Damaged(f"{file} cannot be read: {error.strerror or error}") from None
+        if found != record["sha256"]:
             raise Damaged(f"{file} is not what was written: its SHA-256 differs from the one in {MANIFEST}")
     if lacking := {STATE, WEIGHTS} - manifest["files"].keys():
         raise Damaged(f"{path} does not list {' and '.join(sorted(lacking))}")
+    if manifest["step"] != _step_of(folder):
+        raise Damaged(f"{folder} is of step {manifest['step']}")
     if run_id and manifest["run"] and manifest["run"] != run_id:
         raise Damaged(f"{folder} is a checkpoint of another run ({shown_text(manifest['run'])})")
     return manifest
@@ -256,13 +311,33 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def prune(run: Path, keep_last: int, best: int | None) -> None:
-    """Delete all checkpoints but the last ``keep_last`` and the best, and what dead processes left half-written."""
-    steps = saved_steps(run)
-    for step in set(steps[:-keep_last]) - {best}:
+def prune(run: Path, keep_last: int, best: int | None, run_id: str = "") -> list[str]:
+    """Delete all checkpoints but the last ``keep_last`` good ones and the best, and what dead processes left.
+
+    Those that stay are known to be good (:func:`_why_not_good`). One that is not is renamed as :func:`set_aside` does:
+    it is neither counted nor deleted.
+
+    Returns:
+        Sentences about checkpoints that are not good.
+    """
+    kept, damaged, told = set[int](), set[int](), list[str]()
+    for step in reversed(saved_steps(run)):
+        if len(kept) >= keep_last and step != best:
+            continue
+        folder = step_folder(run, step)
+        if why := _why_not_good(folder, run_id):
+            damaged.add(step)
+            with suppress(ExciteError):  # it cannot be renamed: the next process tries again
+                name = set_aside(folder).name
+                told.append(f"the checkpoint of step {step} is not good and is kept as {name}: {why}")
+        else:
+            kept.add(step)
+    for step in set(saved_steps(run)) - kept - damaged:
+        _good.pop(step_folder(run, step).absolute(), None)
         shutil.rmtree(step_folder(run, step), ignore_errors=True)
     for folder in (run, run / "checkpoints"):
         remove_leftovers(folder)
+    return told
 
 
 def load_state(folder: Path) -> State:
@@ -284,9 +359,10 @@ def load_state(folder: Path) -> State:
     return cast(State, state)
 
 
-#: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state.
+#: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state. So is "lr", the
+#: learning rate of the last step: each step sets its own, and a run that saves before its next step saves the same.
 _SETTINGS = frozenset(
-    ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
+    ("weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
 )
 
 

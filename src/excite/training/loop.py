@@ -43,7 +43,7 @@ from excite.training.setup import Run, gradient_exchange, set_up
 from excite.training.start import as_begun
 from excite.training.step import train_step
 from excite.training.stop import Interrupted, StopSignals
-from excite.weights.locate import checkpoint_steps, split_step
+from excite.weights.locate import checkpoint_steps, join_step, split_step
 
 #: Well within the 30 s that torchrun and Slurm give a process to save after a SIGTERM.
 AGREE_SECONDS = 2.0
@@ -100,12 +100,10 @@ def train(
     recipe, note = recipe.scaled()
     processes = launch.processes_wanted(recipe)
     if processes > 1:
-        resume_at, new_at = (None if place is None else str(place) for place in (resume, run_dir))
-        resume_at = resume_at if at is None else f"{resume_at}@{at}"
         order: launch.TrainOrder = {
-            "resume": resume_at,
+            "resume": None if resume is None else join_step(resume, at),
             "out": str(out),
-            "run_dir": new_at,
+            "run_dir": None if run_dir is None else str(run_dir),
             "time_limit": time_limit,
             "quiet": quiet,
             "until": until,
@@ -238,13 +236,17 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
     rescue.ready(partial(record_steps, run, meter, clock, metrics), partial(_save_now, run, clock))
     if (recipe.train.probe or run.keeps_head) and not resuming:
         if recipe.train.probe:
-            with run.computing():
+            with rescue.nothing_yet(), run.computing():
                 start_from_probe(run)
         else:
             run.display.message(f"no linear probe: {recipe.train.init_from} has the same classes, so its head is kept")
+        run.evaluated_at = -1
+    if run.owes_evaluation:  # of the start, or one that failed
+        if resuming:
+            run.display.message(f"step {run.step} was saved without its evaluation, which comes first")
         record_evaluation(run, clock, metrics)
         save(run, clock)
-        if _asked_to_stop(run, stop, clock):
+        if _asked_to_stop(run, stop, clock) and run.step < run.total_steps:
             _leave(run, stop, meter, clock, metrics)
     warm_up, forecast = True, Forecast()
     for epoch in range(run.step // run.steps_per_epoch, recipe.train.epochs):
@@ -268,7 +270,7 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
                     _leave(run, stop, meter, clock, metrics)
         record_steps(run, meter, clock, metrics)
         last = epoch + 1 == recipe.train.epochs
-        if last or (epoch + 1) % recipe.eval.every_epochs == 0:
+        if run.owes_evaluation:
             record_evaluation(run, clock, metrics)
         if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
             save(run, clock)
@@ -310,7 +312,8 @@ def save(run: Run, clock: Clock) -> None:
 
         def write() -> None:
             ckpt.save_step(run.folder, snapshot)
-            ckpt.prune(run.folder, keep, best)
+            for line in ckpt.prune(run.folder, keep, best, run.identity):
+                run.display.message(line)
 
         run.saver.submit(write)
         run.saver.forget_copies()

@@ -1,7 +1,6 @@
 """What a run reports while it trains and when it ends: log lines, evaluations, results."""
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate, one_by_one
 from excite.training.meter import Meter
 from excite.training.results import EvalRecord, Results, Summary, TrainRecord
-from excite.training.run_folder import Metrics, draw_curves, read_metrics
+from excite.training.run_folder import Metrics, draw_curves, read_metrics, usual_ms
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
 from excite.weights.header import Meta
@@ -93,7 +92,7 @@ def open_folder(run: Run, metrics: Metrics | None, resuming: bool) -> None:
     assert metrics is not None
     recipe_file = run.folder / "recipe.yaml"
     if resuming:
-        if damaged := metrics.rewind(run.step):
+        if damaged := metrics.rewind(run.step, run.evaluated_at):
             run.notes.append(f"dropped {damaged} damaged line(s) of {metrics.path.name}")
         if run.changed_since:
             write_text(run.folder / f"recipe-until-step-{run.step}.yaml", run.changed_since)
@@ -212,6 +211,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     """Evaluate, write and show a line, and save the weights as ``model.safetensors`` if they are the best so far."""
     evaluation = evaluate_run(run)
     if metrics is None:
+        run.evaluated_at = run.step
         return
     epoch = run.step / run.steps_per_epoch
     record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
@@ -221,7 +221,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     best = evaluation.usable and (
         run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
     )
-    run.measured_at = (run.step, evaluation.summary())
+    run.measured_at, run.evaluated_at = (run.step, evaluation.summary()), run.step
     if best:
         with run.saver.blocking():
             check_finite(run)
@@ -377,9 +377,8 @@ def _compare_with_start(run: Run) -> None:
 def _speed(run: Run) -> tuple[float | None, float]:
     """Median milliseconds per step over all records except warm-ups (None if there are none); total compile seconds."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
-    usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
     # Added up from the records, so that a resumed run counts the time before it was stopped, too.
-    return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
+    return usual_ms(records), sum(r.get("compile_seconds", 0.0) for r in records)
 
 
 def _results(run: Run, bad: int) -> Results:

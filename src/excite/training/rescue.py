@@ -1,19 +1,21 @@
-"""What a run has reached is saved when it cannot go on for a reason that is not its own: workers, processes.
+"""What a run has reached is saved when it cannot go on for a reason that is not its own: workers, processes, memory.
 
 One place for all such reasons, see :class:`Rescue`.
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from excite.data.watched import LoaderFailed
 from excite.errors import ExciteError
 from excite.files import WriteFailed
+from excite.runtime.device import is_out_of_memory
 from excite.training import launch
 from excite.training.precision import BufferGuard
-from excite.training.run_folder import read_metrics
+from excite.training.reporting import NonFiniteLoss
 from excite.training.setup import Run
 from excite.weights.locate import saved_steps
 
@@ -22,6 +24,9 @@ class Rescue:
     """Context of a training. When the images can no longer be loaded (:class:`LoaderFailed`), a file can no longer be
     written (:class:`WriteFailed`) or another process of the job is gone, the first process saves the last step that was
     done, and the error says so.
+
+    An evaluation changes nothing, so whatever ends one, the step before it is saved. A run that is resumed there owes
+    the evaluation (:attr:`Run.owes_evaluation`), and begins with it.
 
     A step that was broken off by a lost process has changed nothing but the statistics of batch norm: the optimiser
     steps after the last exchange. They are put back, so that a resumed run is the same, bit for bit. On NCCL this is
@@ -50,6 +55,13 @@ class Rescue:
             self._guard = BufferGuard(self._run.model)
             self._run.net.register_forward_pre_hook(self._keep)
 
+    @contextmanager
+    def nothing_yet(self) -> Iterator[None]:
+        """Context before the first step: what an error in it leaves is not what the run starts from, nor saved."""
+        save, self._save = self._save, None
+        yield
+        self._save = save
+
     def _keep(self, *_: object) -> None:
         """Before the forward pass of a step; with gradient accumulation, before its first."""
         if self._guard is not None and self._run.net.training and self._kept_at != self._run.step:
@@ -73,13 +85,25 @@ class Rescue:
         if launch.is_lost_peer(error):
             with launch.rescuing():
                 launch.note_saved(self._rescued())
+        elif self._run.owes_evaluation and isinstance(error, Exception) and not isinstance(error, NonFiniteLoss):
+            self._add(error, self._rescued())
+
+    def _add(self, error: Exception, clause: str) -> None:
+        """Have an error of an evaluation say what was saved. One of our own faults keeps its traceback."""
+        if isinstance(error, ExciteError):
+            error.args = (f"{error}; {clause}",)
+        elif is_out_of_memory(error):
+            size = self._run.recipe.eval.batch_size
+            told = f"the evaluation needs more memory than there is: give a smaller eval.batch_size (it is {size})"
+            raise ExciteError(f"{told}; {clause}") from error
+        else:
+            error.add_note(clause)
 
     def _rescued(self) -> str:
         """Save, and say what there is now, as a clause."""
         run = self._run
         try:
-            if not self._owes_evaluation():
-                self._write()
+            self._write()
         except (ExciteError, RuntimeError, OSError) as error:  # the first error is what matters
             return f"saving step {run.step} failed, too ({error}); {_last(run.folder)}"
         return _last(run.folder)
@@ -92,16 +116,6 @@ class Rescue:
         elif self._guard is not None and self._kept_at == self._run.step:
             self._guard.put_back()
         self._save()
-
-    def _owes_evaluation(self) -> bool:
-        """Whether the run is at the end of an epoch whose evaluation is due: a checkpoint made now would skip it."""
-        run = self._run
-        epoch, inside = divmod(run.step, run.steps_per_epoch)
-        if inside or not run.step:
-            return False
-        due = epoch == run.recipe.train.epochs or epoch % run.recipe.eval.every_epochs == 0
-        evals = [r["step"] for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "eval"]
-        return due and run.step not in evals
 
 
 #: Refusals that a second file would meet, too.

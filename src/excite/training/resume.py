@@ -6,6 +6,7 @@ Nothing is written before everything has been decided.
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.recipe import Recipe, as_yaml
+from excite.storage import uploads_to
 from excite.training import checkpoint as ckpt
 from excite.training.setup import Run
 from excite.weights.locate import EMA, WEIGHTS, checkpoint_steps, step_folder
@@ -64,7 +66,7 @@ def restore(run: Run, at: int | None = None) -> None:
     _check_length(run, saved)
     load_into(run.model, saved.weights)
     run.step, run.best, run.seconds = saved.state["step"], saved.state["best"], saved.seconds
-    run.bad_before = dict(saved.state.get("bad", {}))
+    run.bad_before, run.evaluated_at = dict(saved.state.get("bad", {})), ckpt.evaluated_at(saved.state)
     _note_changes(run, saved)
     _restore_ema(run, saved)
     _restore_optimizer(run, saved)
@@ -90,8 +92,17 @@ def _find(run: Run, at: int | None) -> Found:
         except ckpt.Damaged as error:
             passed.append((step, str(error)))
     if not passed:
-        raise ExciteError(f"{run.folder} has no checkpoint to resume from; start over with `excite train {run.folder}`")
+        raise ExciteError(_nothing_saved(run.folder))
     raise ExciteError(_nothing_good(run, at, steps, passed))
+
+
+def _nothing_saved(folder: Path) -> str:
+    """The sentence for a run without any checkpoint, with the line that begins the same run again."""
+    place = uploads_to(folder) or str(folder)
+    told = f"{place} has no checkpoint to resume from: it ended before its first"
+    where = shlex.quote(place)
+    known = (folder / "recipe.yaml").is_file()
+    return told + (f"; to begin it again in its place: excite train {where} --run-dir {where}" if known else "")
 
 
 def _nothing_good(run: Run, at: int | None, steps: list[int], passed: list[tuple[int, str]]) -> str:
@@ -104,7 +115,7 @@ def _nothing_good(run: Run, at: int | None, steps: list[int], passed: list[tuple
     try:
         read_own(run.folder / WEIGHTS)
     except ExciteError:
-        return f"{told}; start over with: excite train {run.folder}"
+        return f"{told}; to train a new run with its recipe: excite train {run.folder}"
     return (
         f"{told}; its best weights are good, and a new run can start from them: excite train {run.folder} "
         f"train.init_from={run.folder}"

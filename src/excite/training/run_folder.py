@@ -1,5 +1,6 @@
 """The files of a run folder: metrics and curves."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -72,14 +73,19 @@ class Metrics:
                 raise ExciteError(f"log.tensorboard needs TensorBoard: {install_line('track')}") from None
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def rewind(self, step: int) -> int:
-        """Drop the lines after ``step``, which a resumed run will write again, and damaged lines.
+    def rewind(self, step: int, evaluated: int) -> int:
+        """Drop the lines that a resumed run will write again, and damaged lines.
+
+        Args:
+            step: the step that is resumed from; lines after it are dropped.
+            evaluated: the last step whose evaluation is done; those after it are dropped.
 
         Returns:
             The number of damaged lines, not counting the last one, which a kill may leave half-written.
         """
         records, damaged = _read_lines(self.path)
-        write_text(self.path, "".join(to_json(r) + "\n" for r in records if r["step"] <= step))
+        kept = [r for r in records if r["step"] <= (evaluated if r["kind"] == "eval" else step)]
+        write_text(self.path, "".join(to_json(r) + "\n" for r in kept))
         return damaged
 
     def write(self, record: Record) -> None:
@@ -96,6 +102,12 @@ class Metrics:
 def read_metrics(path: Path) -> list[Record]:
     """The records of a ``metrics.jsonl``, without damaged lines (a kill may cut off the last one)."""
     return _read_lines(path)[0]
+
+
+def usual_ms(records: Sequence[Record]) -> float | None:
+    """Median milliseconds per step over all records of training but warm-ups; None if there are none."""
+    usual = [record["ms_per_step"] for record in records if record["kind"] == "train" and not record["warm_up"]]
+    return statistics.median(usual) if usual else None
 
 
 def _read_lines(path: Path) -> tuple[list[Record], int]:

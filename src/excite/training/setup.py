@@ -88,7 +88,8 @@ class Run:
     keeps_head: bool = False
     shards: Shards | None = None  # how steps are computed if the weights must not depend on the layout
     saver: Saver = field(default_factory=Saver)
-    measured_at: tuple[int, Summary] | None = None  # the last evaluation, and its step
+    measured_at: tuple[int, Summary] | None = None  # the last evaluation of this process, and its step
+    evaluated_at: int = 0  # the last step whose evaluation is done; -1: not even that of the start, which is due
     bad_before: dict[str, str] = field(default_factory=dict)  # broken images met before the run was resumed
     best_lost: bool = False  # whether its best weights were not found when it was resumed
     changed_since: str = ""  # the recipe (YAML) of the checkpoint it was resumed from, if it was another one
@@ -111,6 +112,13 @@ class Run:
     def total_steps(self) -> int:
         """Optimiser steps in the whole run."""
         return self.recipe.train.epochs * self.steps_per_epoch
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether an evaluation is due at this step and not done yet."""
+        epoch, inside = divmod(self.step, self.steps_per_epoch)
+        due = epoch in (0, self.recipe.train.epochs) or epoch % self.recipe.eval.every_epochs == 0
+        return not inside and due and self.evaluated_at != self.step
 
     @property
     def evaluated(self) -> nn.Module:
@@ -166,6 +174,7 @@ class Run:
             "fingerprint": self.data.fingerprint,
             "parts": self.data.parts,
             "bad": self.bad_so_far(),
+            "evaluated": self.evaluated_at,
         }
         ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
         return ckpt.Snapshot(

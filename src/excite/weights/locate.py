@@ -100,6 +100,11 @@ def split_step(source: str) -> tuple[str, int | None]:
     return source, None
 
 
+def join_step(run: str | Path, step: int | None) -> str:
+    """What :func:`split_step` splits: ``RUN@STEP``, or ``RUN`` without a step."""
+    return str(run) if step is None else f"{run}@{step}"
+
+
 def find_weights(source: str | Path) -> Path:
     """The weights file for ``source``: a run folder, a checkpoint folder, or the file itself.
 
