@@ -40,7 +40,7 @@ def train(recipe: str, out: Path, layout: tuple[int, int, dict[str, str]], words
     processes, threads, more = layout
     command = [sys.executable, "-m", "excite", "train", recipe, *words, "train.device=cpu", "report.write=false"]
     if processes > 1:
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m"]
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m"]
         command[1:2] = launcher
     subprocess.run(
         [*command, "--run-dir", str(out)],
@@ -79,7 +79,7 @@ def main() -> None:
                 first = first or weights
                 same, apart = sha256_of(first) == sha256_of(weights), difference(first, weights)
                 cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-                row = [given.recipe, given.epochs, deterministic, name, same, f"{apart:.1e}"]
+                row = [" ".join([given.recipe, *given.words]), given.epochs, deterministic, name, same, f"{apart:.1e}"]
                 table.writerow([*row, cpu, versions()["torch"], date.today().isoformat()])
                 print(f"deterministic={deterministic:<5}  {name:<26} same file {same!s:<5}  {apart:.1e}", flush=True)
 

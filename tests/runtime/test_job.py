@@ -84,6 +84,17 @@ def test_mpi_without_a_place_to_meet_is_one_sentence(monkeypatch):
         device.make_accelerator("cpu")
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "29400x"])
+def test_a_port_that_nobody_can_meet_at_is_one_sentence(monkeypatch, port):
+    """With port 0, all processes but the first waited for ever."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(ExciteError, match=f"MASTER_PORT is '{port}', but must be the number of a free port"):
+        device.make_accelerator("cpu")
+
+
 def test_one_process_of_an_mpi_job_speaks_for_all():
     """Each of them used to."""
     told = []

@@ -19,7 +19,7 @@ from excite.runtime.device import make_accelerator, one_thread
 from excite.training.evaluation import _mean_loss
 from excite.training.loop import train
 from excite.training.setup import Run, set_up
-from excite.training.shards import Shards, count_shards, draws
+from excite.training.shards import Shards, count_shards, draws, obstacle
 from excite.training.step import train_step
 from excite.training.stop import Interrupted
 from excite.weights.locate import saved_steps, step_folder
@@ -303,6 +303,22 @@ def test_where_it_cannot_hold_that_is_said(words, sentence):
     assert (
         f"deterministic: other numbers of processes or threads may give other weights, because {sentence}" in run.notes
     )
+
+
+class WithActivation(nn.BatchNorm2d):
+    """Like timm's norms."""
+
+
+def test_obstacles_that_need_other_networks_or_more_processes():
+    recipe, image = small("deterministic=true"), (3, 4, 4)
+    norms = nn.Sequential(WithActivation(3))
+    assert (
+        obstacle(recipe, norms, 1, image)
+        == "norms of type WithActivation cannot be computed over several parts of a batch"
+    )
+    assert obstacle(small("deterministic=true", "shards=1"), norms, 1, image) is None
+    assert obstacle(recipe, Odd("dropout"), 3, image) == "there are 3 processes, not 1, 2, 4, 8 (train.shards=8)"
+    assert obstacle(recipe, Odd("dropout"), 4, image) is None
 
 
 def test_the_number_of_shards_only_depends_on_the_recipe():

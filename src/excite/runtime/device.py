@@ -92,6 +92,12 @@ def _check_meeting_place() -> None:
             "other: give the first machine and a free port on it, such as `mpirun -x MASTER_ADDR=localhost -x "
             "MASTER_PORT=29400 ...`, or start them with torchrun (docs/scaling.md)"
         )
+    port = os.environ["MASTER_PORT"]
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:  # with port 0, all but the first would wait for ever
+        raise ExciteError(
+            f"MASTER_PORT is {port!r}, but must be the number of a free port on the first machine, 1 to 65535, such as "
+            "29400; torchrun finds one itself with --standalone"
+        )
 
 
 @cache
