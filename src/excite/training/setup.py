@@ -299,10 +299,7 @@ def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) ->
     count = count_shards(recipe)
     processes = ", ".join(str(1 << k) for k in range(count.bit_length()))
     many = f"{processes} processes" if count > 1 else "one process"
-    return count, (
-        f"deterministic: steps are computed in {count} shard(s), which gives the same weights with any number of "
-        f"threads and workers, and with {many}"
-    )
+    return count, f"deterministic: the same weights with any number of threads and workers, and {many} ({count} shards)"
 
 
 def _image(recipe: Recipe) -> tuple[int, int, int]:
