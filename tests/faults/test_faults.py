@@ -21,6 +21,8 @@ SHORT = {
     "rank1": 1,
     "node": 1,
     "upload": 1,
+    "stall": 2,
+    "break": 2,
     "convert": 2,
     "graft": 2,
     "export": 1,
