@@ -25,6 +25,7 @@ class Gate:
     def __init__(self, target: int) -> None:
         self.target, self.port, self.mode, self.turned = target, free_port(), "open", 0
         self.url = f"http://127.0.0.1:{self.port}"
+        self.dropped = threading.Event()  # a question or an answer has been lost
         self._lock, self._open = threading.Lock(), set[socket.socket]()
         self._orders = socket.create_server(("127.0.0.1", 0))
         self.orders = self._orders.getsockname()[1]
@@ -94,6 +95,7 @@ class Gate:
                         return
                     deaf = deaf or mode == "silent" or (mode == "mute" and key.fileobj is server)
                     if deaf:
+                        self.dropped.set()
                         continue
                     key.data.sendall(data)
 

@@ -167,7 +167,7 @@ def _judge(row: Row, store: Store, what: str, last: Outcome, run: Path, url: str
 
 
 def store_away(folder: Path, times: int, modes: tuple[str, str], seed: int = 0) -> Row:
-    """The store stalls or breaks before the K-th request, in turns of the two modes, until the end or for a few requests.
+    """The store stalls or breaks before the K-th request, in turns of the two modes, to the end or for a few requests.
 
     A training that has begun ends; whatever is missing at the store afterwards is brought there by ``excite sync``.
     One that has not begun ends with a sentence, and is started again.
