@@ -204,7 +204,11 @@ def killed_at(kind: str, folder: Path, times: int, seed: int = 0) -> Row:
 def worker_killed(folder: Path, times: int, seed: int = 0) -> Row:
     """A decoding worker is killed before the K-th step: the run saves, ends with a sentence and is started again."""
     images = make_images(folder / "images")
-    recipe = from_files(images) if times <= FEW else from_files(images, "epochs=5", "train.batch_size=6")
+    recipe = (
+        from_files(images)
+        if times <= FEW
+        else from_files(images, "epochs=3", "train.batch_size=5", "checkpoint.every_steps=6")
+    )
 
     def make(place: Path) -> tuple[str, Path]:
         place.mkdir(parents=True, exist_ok=True)
