@@ -31,12 +31,12 @@ def upload_job(recipe: str, url: str, disk: str, endpoint: str) -> None:
 
 def away_job(recipe: str, url: str, disk: str, endpoint: str, orders: int, back_after: int | None) -> None:
     """The same, with a store that goes away and, unless None, is back after so many further requests."""
-    from excite.storage import connection
+    from excite.storage import connection, mirror
 
     os.environ |= {GATE: str(orders), "EXCITE_UPLOAD_WAIT": "60" if back_after else "0.5"}
     # Tenths of a second instead of minutes. What is waited for is as long as before, and a store that is only slow
     # (this machine is busy) is tried again.
-    connection.ANSWER_SECONDS, connection.GIVE_UP_SECONDS = 0.4, 0.6
+    connection.ANSWER_SECONDS, connection.GIVE_UP_SECONDS, mirror.LONGEST_PAUSE = 0.4, 0.6, 0.2
     if back_after:
         open_gate_after(back_after)
     upload_job(recipe, url, disk, endpoint)
