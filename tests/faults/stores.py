@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from excite.files import cache_folder
 from excite.recipe import Recipe
 from tests.faults.gate import Gate
 from tests.faults.harness import Fault, Outcome, result_of, run_job
@@ -77,10 +78,10 @@ class Store:
         """A new disk, and where a run at this address has its folder on it."""
         disk = self.folder / name
         disk.mkdir(parents=True)
-        kernels = self.folder / "undisturbed" / "cache" / "kernels"
-        if kernels.is_dir():  # compiling them again takes longer than all the rest
-            shutil.copytree(kernels, disk / "cache" / "kernels")
-            (disk / "cache").chmod(0o700)
+        for cache in (cache_folder(), self.folder / "undisturbed" / "cache"):
+            if (cache / "kernels").is_dir():  # compiling them again takes longer than all the rest
+                shutil.copytree(cache / "kernels", disk / "cache" / "kernels")
+                break
         return disk, disk / "runs" / url.rpartition("/")[2]
 
     def files(self, url: str) -> dict[str, bytes]:
