@@ -102,7 +102,7 @@ def behind() -> Iterator[tuple[gate.Gate, queue.Queue[str]]]:
     """A gate in front of a server, and the requests that reach the server."""
     handler = type("Handler", (Told,), {"seen": queue.Queue()})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     between = gate.Gate(server.server_port)
     yield between, handler.seen
     between.stop()
