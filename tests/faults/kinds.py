@@ -36,7 +36,7 @@ NAMES = {
     "evaluation": "evaluation",
     "save": "save",
     "file": "file operation",
-    "collective": "talk with the other rank",
+    "collective": "collective operation",
 }
 
 

@@ -17,7 +17,7 @@ from tests.faults.kinds import Row
 
 #: Kind -> how many faults; each is a process killed and one or two started again.
 SHORT = {
-    "file": 5,
+    "file": 4,
     "step": 2,
     "save": 2,
     "evaluation": 1,
@@ -36,7 +36,7 @@ SHORT = {
     "twins": 1,
     "full": 2,
     "read-only": 1,
-    "damaged": 16,
+    "damaged": 10,
 }
 
 
