@@ -375,9 +375,9 @@ def _compare_with_start(run: Run) -> None:
 def _speed(run: Run) -> tuple[float | None, float]:
     """Median milliseconds per step over all records except warm-ups (None if there are none); total compile seconds."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
-    usual = [r["ms_per_step"] for r in records if not r["warm_up"]]
+    usual = [ms for r in records if not r.get("warm_up") and (ms := r.get("ms_per_step")) is not None]
     # Added up from the records, so that a resumed run counts the time before it was stopped, too.
-    return statistics.median(usual) if usual else None, sum(r.get("compile_seconds", 0.0) for r in records)
+    return statistics.median(usual) if usual else None, sum(r.get("compile_seconds") or 0.0 for r in records)
 
 
 def _results(run: Run, bad: int) -> Results:
