@@ -11,13 +11,17 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from excite.errors import ExciteError, explain, no_path, shown_text
 from excite.leaving import unbroken
 from excite.owners import aside_of, remove, sweep_once
 from excite.text import as_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Shape = TypeVar("Shape")
 
@@ -363,13 +367,21 @@ def read_json(path: Path, remedy: str = "delete it to go on without it") -> dict
     return value
 
 
+@cache
+def _checker(shape: type) -> "TypeAdapter[Any]":
+    """What checks values against a shape. Making one takes longer than reading a small file with it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
 def read_typed(path: Path, shape: type[Shape], remedy: str) -> Shape:
     """Like :func:`read_json`, checked against the TypedDict ``shape``; other keys are kept. Raises ExciteError."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     values = read_json(path, remedy)
     try:
-        TypeAdapter(shape).validate_python(values)
+        _checker(shape).validate_python(values)  # type: ignore[arg-type]  # a class can be hashed
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} is damaged: {why}; {remedy}") from None

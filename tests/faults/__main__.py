@@ -14,25 +14,41 @@ from datetime import date
 from pathlib import Path
 
 from excite.runtime.environment import versions
-from tests.faults import kinds
+from tests.faults import kinds, stores
+from tests.faults.gate import BROKEN, STALLED
+from tests.faults.harness import import_beforehand
 from tests.faults.kinds import Row
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "faults.csv"
 HEADS = ["fault", "planted", "reached", "lost", "hung", "tracebacks", "wrong", "seconds", "cpu", "torch", "date"]
 
 KINDS: dict[str, Callable[[Path, int], Row]] = {
-    **{kind: (lambda folder, n, kind=kind: kinds.killed_at(kind, folder, n)) for kind in ("file", "step", "save")},
-    "evaluation": lambda folder, n: kinds.killed_at("evaluation", folder, n),
+    **{
+        kind: (lambda folder, n, kind=kind: kinds.killed_at(kind, folder, n))
+        for kind in ("file", "step", "save", "evaluation")
+    },
     "worker": kinds.worker_killed,
-    "rank0": lambda folder, n: kinds.rank_killed(folder, n, 0),
-    "rank1": lambda folder, n: kinds.rank_killed(folder, n, 1),
-    "node": lambda folder, n: kinds.rank_killed(folder, n, 1, "node"),
-    "upload": kinds.upload_killed,
+    "rank0": lambda folder, n: kinds.rank_killed(folder, n, [0]),
+    "rank1": lambda folder, n: kinds.rank_killed(folder, n, [1]),
+    "node": lambda folder, n: kinds.rank_killed(folder, n, [0, 1], "node"),
+    "upload": stores.upload_killed,
+    "stall": lambda folder, n: stores.store_away(folder, n, STALLED),
+    "break": lambda folder, n: stores.store_away(folder, n, BROKEN),
     **{name: (lambda folder, n, name=name: kinds.command_killed(name, folder, n)) for name in kinds.COMMANDS},
     "full": lambda folder, n: kinds.full_disk(folder, [200 + 150 * index for index in range(n)]),
     "read-only": kinds.read_only,
     "damaged": lambda folder, n: kinds.damaged(folder, times=10**6 if n >= 50 else n),
 }
+#: Used by some kinds only.
+IMPORTED = (
+    "s3fs",
+    "aiobotocore.session",
+    "onnx",
+    "onnxscript",
+    "torch.onnx",
+    "excite.export.build",
+    "excite.report.build",
+)
 
 
 def main() -> None:
@@ -40,6 +56,7 @@ def main() -> None:
     words = sys.argv[1:]
     times = int(words.pop(0)) if words and words[0].isdecimal() else 50
     failed = False
+    import_beforehand(*IMPORTED)
     print(f"{'fault':<56} planted reached  lost  hung trace wrong")
     for name in words or KINDS:
         since = time.monotonic()

@@ -11,16 +11,18 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import tests.command  # noqa: F401  says what is imported once
+import tests.command
 from excite.errors import ExciteError
 from excite.files import sha256_of
 from excite.training.launch import tell_and_end
 from excite.weights.locate import EMA, STATE, WEIGHTS, saved_steps, step_folder
-from tests.faults.hooks import NODE, Trap, die, lose_a_worker, lose_the_node, make_read_only, set_trap
+from tests.faults import gate
+from tests.faults.hooks import NODE, Trap, die, lose_a_worker, lose_the_node, make_read_only, set_trap, turn_gate
 from tests.training.jobs import free_port
 
 _context = get_context("forkserver")
@@ -31,7 +33,13 @@ ACTIONS: dict[str, Callable[[], None]] = {
     "node": lose_the_node,
     "worker": lose_a_worker,
     "read-only": make_read_only,
+    **{mode: partial(turn_gate, mode) for mode in gate.MODES},
 }
+
+
+def import_beforehand(*modules: str) -> None:
+    """Import these once, too, for all processes: what the long form would otherwise do most of its time."""
+    _context.set_forkserver_preload([*tests.command.PRELOADED, *modules])
 
 
 @dataclass(frozen=True)

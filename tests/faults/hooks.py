@@ -2,12 +2,21 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any
 
 #: Python's audit events for operations on files. fsync has none and is patched.
 _EVENTS = frozenset(("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link"))
+
+#: Requests that change a store.
+_CHANGES = frozenset(("put_object", "complete_multipart_upload", "delete_object", "delete_objects"))
+#: Where ranks wait for each other. DistributedDataParallel's own, within the backward pass, are in C++.
+_COLLECTIVES = (
+    *("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "broadcast_object_list"),
+    *("barrier", "gather", "gather_object", "reduce", "scatter"),
+)
 
 
 class Trap:
@@ -81,14 +90,50 @@ def make_read_only() -> None:
     raise AssertionError(f"{place} did not become read-only: {done.stderr}")
 
 
+#: Environment variable: the port at which the gate in front of the store takes orders (see ``tests.faults.gate``).
+GATE = "EXCITE_TEST_GATE"
+#: What the gate was last told by this process.
+_told: list[str] = []
+
+
+def turn_gate(mode: str) -> None:
+    """From now on the store is "silent", "mute", "refused", "failing" or "open"."""
+    with socket.create_connection(("127.0.0.1", int(os.environ[GATE]))) as line:
+        line.sendall(f"{mode}\n".encode())
+        assert line.recv(2) == b"ok"
+    _told.append(mode)
+
+
+def open_gate_after(requests: int) -> None:
+    """The store comes back once so many requests have been tried since it went away."""
+    import s3fs
+
+    begun, left = s3fs.S3FileSystem._call_s3, [requests]
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        if _told and _told[-1] != "open":
+            left[0] -= 1
+            if left[0] == 0:
+                turn_gate("open")
+        return await begun(*args, **kwargs)
+
+    s3fs.S3FileSystem._call_s3 = counted
+
+
 def set_trap(kind: str, root: str, trap: Trap) -> None:
-    """Count operations on files below ``root`` ("file"), requests that change a store ("upload"), or calls of a
-    function of the training loop."""
+    """Count operations on files below ``root`` ("file"), requests to a store ("request") or those that change it
+    ("upload"), talks with the other ranks ("collective"), or calls of a function of the training loop."""
     if kind == "file":
         _on_files(trap, root)
         return
-    if kind == "upload":
-        _on_uploads(trap)
+    if kind in ("upload", "request"):
+        _on_requests(trap, _CHANGES if kind == "upload" else None)
+        return
+    if kind == "collective":
+        from torch import distributed
+
+        for name in _COLLECTIVES:
+            setattr(distributed, name, trap.around(getattr(distributed, name)))
         return
     from excite.training import loop, reporting
 
@@ -116,13 +161,13 @@ def _on_files(trap: Trap, root: str) -> None:
     sys.addaudithook(hook)
 
 
-def _on_uploads(trap: Trap) -> None:
+def _on_requests(trap: Trap, methods: frozenset[str] | None) -> None:
     import s3fs
 
     genuine = s3fs.S3FileSystem._call_s3
 
     async def call(fs: Any, method: str, *words: Any, **options: Any) -> Any:
-        if method in ("put_object", "complete_multipart_upload", "delete_object", "delete_objects"):
+        if methods is None or method in methods:
             trap.tick()
         return await genuine(fs, method, *words, **options)
 

@@ -8,10 +8,13 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -21,8 +24,20 @@ from excite.weights.write import export_state_dict, save_state_dict
 from tests.faults.harness import HUNG_STATUS, Fault, Outcome, result_of, run_job, was_killed
 from tests.training.small import small
 
+K = TypeVar("K", bound=Hashable)
 #: Most restarts: one more than a fault can need.
 RESTARTS = 3
+
+#: Up to so many faults the short runs have places enough.
+FEW = 8
+#: Kinds of places, and what they are called.
+NAMES = {
+    "step": "step",
+    "evaluation": "evaluation",
+    "save": "save",
+    "file": "file operation",
+    "collective": "collective operation",
+}
 
 
 @dataclass
@@ -68,11 +83,22 @@ def in_memory() -> str:
     return small("epochs=2", "checkpoint.every_steps=2", "limit_train=128").to_yaml()
 
 
-def from_files(images: Path) -> str:
+def from_files(images: Path, *overrides: str) -> str:
     """The same, with images that a worker decodes."""
     words = ("data.source=folder", f"data.root={images}", "data.mode=stream", "data.workers=1", "in_chans=3")
     more = ("data.image_size=8", "limit_train=null", "limit_val=null", "epochs=2", "checkpoint.every_steps=2")
-    return small(*words, *more, "train.batch_size=16").to_yaml()
+    return small(*words, *more, "train.batch_size=16", *overrides).to_yaml()
+
+
+def longer(kind: str) -> str:
+    """A recipe of tiny epochs with more than fifty places of a kind; for "file" the usual one has hundreds."""
+    if kind == "file":
+        return in_memory()
+    few = ("limit_val=16", "train.batch_size=16")
+    if kind == "evaluation":
+        return small("epochs=52", "limit_train=16", *few).to_yaml()
+    every = 1 if kind == "save" else 2
+    return small("epochs=18", "limit_train=48", f"checkpoint.every_steps={every}", *few).to_yaml()
 
 
 def make_images(folder: Path) -> Path:
@@ -110,13 +136,13 @@ def plant(row: Row, make: Callable[[Path], tuple[str, Path]], faults: Iterator[F
         row.planted += 1
         first = run_job(train_job, [recipe, str(run)], run, fault, world)
         row.reached += first.statuses != [0] * world
-        _count(row, first, fault)
+        count(row, first, fault)
         last = first
         for _ in range(RESTARTS):
             if last.statuses == [0] * world:
                 break
             last = run_job(train_job, [recipe, str(run)], run, Fault("step", 0), world)
-            _count(row, last, fault)
+            count(row, last, fault)
         if last.statuses != [0] * world:
             row.lost += 1
             row.examples.append(f"{fault}: {last.said}")
@@ -127,7 +153,7 @@ def plant(row: Row, make: Callable[[Path], tuple[str, Path]], faults: Iterator[F
     return row
 
 
-def _count(row: Row, outcome: Outcome, fault: Fault) -> None:
+def count(row: Row, outcome: Outcome, fault: Fault) -> None:
     if outcome.hung:
         row.hung += 1
         row.examples.append(f"{fault}: hung: {outcome.said}")
@@ -148,109 +174,77 @@ def spread(total: int, times: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(1, total + 1), min(times, total)))
 
 
+def in_turn(counts: Mapping[K, int], times: int, seed: int) -> list[tuple[K, int]]:
+    """``times`` different places, as many of each kind as there are: one of each in turn, at random within a kind."""
+    places = {kind: random.Random(f"{seed} {kind}").sample(range(1, n + 1), n) for kind, n in counts.items()}
+    drawn: list[tuple[K, int]] = []
+    while len(drawn) < times and any(places.values()):
+        for kind, left in places.items():
+            if left and len(drawn) < times:
+                drawn.append((kind, left.pop()))
+    return drawn
+
+
 # --- the kinds --------------------------------------------------------------------------------------------------------
 
 
 def killed_at(kind: str, folder: Path, times: int, seed: int = 0) -> Row:
     """One process, killed before its K-th file operation, step, evaluation or save."""
+    recipe = in_memory() if times <= FEW else longer(kind)
 
     def make(place: Path) -> tuple[str, Path]:
         place.mkdir(parents=True, exist_ok=True)
-        return in_memory(), place / "run"
+        return recipe, place / "run"
 
     total = ticks_of(*make(folder / "counted"), kind)
     faults = (Fault(kind, at) for at in spread(total, times, seed))
-    return plant(Row(f"killed before {kind} K of {total}"), make, faults, folder, 1)
+    return plant(Row(f"killed before {NAMES[kind]} K of {total}"), make, faults, folder, 1)
 
 
 def worker_killed(folder: Path, times: int, seed: int = 0) -> Row:
     """A decoding worker is killed before the K-th step: the run saves, ends with a sentence and is started again."""
     images = make_images(folder / "images")
+    recipe = (
+        from_files(images)
+        if times <= FEW
+        else from_files(images, "epochs=3", "train.batch_size=5", "checkpoint.every_steps=6")
+    )
 
     def make(place: Path) -> tuple[str, Path]:
         place.mkdir(parents=True, exist_ok=True)
-        return from_files(images), place / "run"
+        return recipe, place / "run"
 
     total = ticks_of(*make(folder / "counted"), "step")
-    faults = (Fault("step", at, "worker") for at in spread(total, times, seed))
-    return plant(Row("decoding worker killed"), make, faults, folder, 1)
+    row = Row(f"decoding worker killed before step K of {total}")
+    # Near the end of an epoch a worker may have done its work and be gone: then another step is drawn.
+    drawn = random.Random(seed).sample(range(1, total + 1), total)
+    steps = takewhile(lambda _: row.reached < times, drawn)
+    return plant(row, make, (Fault("step", at, "worker") for at in steps), folder, 1)
 
 
-def rank_killed(folder: Path, times: int, rank: int, action: str = "die", seed: int = 0) -> Row:
-    """One of two ranks, or with the action "node" both, killed before the K-th step, and the job started again."""
+def rank_killed(folder: Path, times: int, ranks: Sequence[int], action: str = "die", seed: int = 0) -> Row:
+    """One of two ranks, or with the action "node" both as soon as one of ``ranks`` is there, killed at places of
+    several kinds, and the job started again."""
 
     def make(place: Path) -> tuple[str, Path]:
         place.mkdir(parents=True, exist_ok=True)
         return in_memory(), place / "run"
 
-    total = ticks_of(*make(folder / "counted"), "step", 2)
-    faults = (Fault("step", at, action, rank) for at in spread(total, times, seed))
-    who = "both of 2 ranks (the node)" if action == "node" else f"rank {rank} of 2"
-    return plant(Row(f"{who} killed before step K of {total}"), make, faults, folder, 2)
-
-
-def upload_job(recipe: str, url: str, disk: str, endpoint: str) -> None:
-    """Train at an address on a machine with a disk of its own."""
-    from excite.storage import connection, mirror
-    from excite.training import train
-
-    keys = {
-        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    os.environ |= {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
-    os.environ |= {"EXCITE_RUNS": f"{disk}/runs", "EXCITE_CACHE": f"{disk}/cache"}
-    connection.FIRST_WAIT, mirror.SCAN_SECONDS = 0.01, 0.01
-    train(Recipe.from_yaml(recipe), run_dir=url, quiet=True)
-
-
-def upload_killed(folder: Path, times: int, seed: int = 0) -> Row:
-    """A machine is gone before its K-th change at the store, with its disk; the next one goes on at the address."""
-    from tests.storage.conftest import Server
-
-    server = Server()
-    try:
-        return _uploads(folder, times, seed, server.url)
-    finally:
-        server.stop()
-
-
-def _uploads(folder: Path, times: int, seed: int, endpoint: str) -> Row:
-    def machine(name: str, url: str, fault: Fault) -> tuple[Outcome, Path]:
-        disk = folder / name
-        disk.mkdir(parents=True)
-        run = disk / "runs" / url.rpartition("/")[2]
-        return run_job(upload_job, [in_memory(), url, str(disk), endpoint], disk, fault), run
-
-    _make_bucket(endpoint)
-    calm, run = machine("undisturbed", "s3://faults/undisturbed", Fault("upload"))
-    assert calm.statuses == [0], calm.said
-    wanted, row = result_of(run), Row(f"machine and disk gone before upload K of {calm.ticks}")
-    for at in spread(calm.ticks, times, seed):
-        url, fault = f"s3://faults/run-{at}", Fault("upload", at)
-        first, _ = machine(f"first-{at}", url, fault)
-        row.planted += 1
-        row.reached += first.statuses != [0]
-        _count(row, first, fault)
-        second, run = machine(f"second-{at}", url, Fault("step"))
-        _count(row, second, fault)
-        if second.statuses != [0]:
-            row.lost += 1
-            row.examples.append(f"{fault}: {second.said}")
-        elif result_of(run) != wanted:
-            row.wrong += 1
-            row.examples.append(f"{fault}: another result")
-        shutil.rmtree(folder / f"first-{at}")
-        shutil.rmtree(folder / f"second-{at}")
-    return row
-
-
-def _make_bucket(endpoint: str) -> None:
-    """Without credentials: moto takes any request."""
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/faults", method="PUT"), timeout=30).close()
+    counts = {}
+    for rank in ranks:
+        for kind in list(NAMES)[:times]:
+            place = make(folder / f"counted-{rank}-{kind}")
+            counted = run_job(train_job, [place[0], str(place[1])], place[1], Fault(kind, rank=rank), 2)
+            assert counted.statuses == [0, 0], counted.said
+            counts[(rank, kind)] = counted.ticks
+    faults = [Fault(kind, at, action, rank) for (rank, kind), at in in_turn(counts, times, seed)]
+    drawn = Counter(fault.kind for fault in faults)
+    found = Counter[str]()
+    for (_, kind), count in counts.items():
+        found[kind] += count
+    where = ", ".join(f"{drawn[kind]} of {found[kind]} {NAMES[kind]}s" for kind in NAMES if found[kind])
+    who = "both of 2 ranks (the node)" if action == "node" else f"rank {ranks[0]} of 2"
+    return plant(Row(f"{who} killed before {where}"), make, iter(faults), folder, 2)
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -297,14 +291,14 @@ def command_killed(name: str, folder: Path, times: int, seed: int = 0) -> Row:
         row.planted += 1
         first = run_job(command_job, [words, str(place)], place, Fault("file", at))
         row.reached += first.statuses != [0]
-        _count(row, first, Fault("file", at))
+        count(row, first, Fault("file", at))
         for target in targets if "--force" in words else []:
             found = _content(place / target)
             if found not in (b"before", wanted[target]) and (same or not _is_onnx(place / target)):
                 row.wrong += 1
                 row.examples.append(f"{name} at {at}: {target} is neither the old nor the new one")
         again = run_job(command_job, [words, str(place)], place, Fault("step"))
-        _count(row, again, Fault("file", at))
+        count(row, again, Fault("file", at))
         if again.statuses != [0]:
             row.lost += 1
             row.examples.append(f"{name} at {at}: {again.said}")
@@ -374,7 +368,7 @@ def full_disk(folder: Path, sizes: list[int]) -> Row:
             row.planted += 1
             first = run_job(train_job, [recipe, str(disk / "run")], disk / "run", Fault())
             row.reached += first.statuses != [0]
-            _count(row, first, Fault("disk", size))
+            count(row, first, Fault("disk", size))
             if first.statuses != [0] and "disk is full" not in first.said:
                 row.wrong += 1
                 row.examples.append(f"{size} kB: {first.said}")
@@ -397,7 +391,7 @@ def read_only(folder: Path, times: int, seed: int = 0) -> Row:
             row.planted += 1
             first = run_job(train_job, [recipe, str(disk / "run")], disk / "run", Fault("step", at, "read-only"))
             row.reached += first.statuses != [0]
-            _count(row, first, Fault("read-only", at))
+            count(row, first, Fault("read-only", at))
             subprocess.run(["mount", "-o", "remount,bind,rw", str(disk)], check=True)
             _goes_on(row, recipe, disk / "run", wanted, f"step {at}")
     return row
@@ -405,7 +399,7 @@ def read_only(folder: Path, times: int, seed: int = 0) -> Row:
 
 def _goes_on(row: Row, recipe: str, run: Path, wanted: dict[str, str], what: str) -> None:
     last = run_job(train_job, [recipe, str(run)], run, Fault("step"))
-    _count(row, last, Fault())
+    count(row, last, Fault())
     if last.statuses != [0]:
         row.lost += 1
         row.examples.append(f"{what}: {last.said}")
@@ -466,7 +460,7 @@ def damaged(folder: Path, seed: int = 0, times: int = 10**6) -> Row:
         row.planted += 1
         row.reached += 1
         last = run_job(train_job, [recipe, str(place)], place, Fault("step"))
-        _count(row, last, Fault(f"{name}: {how}"))
+        count(row, last, Fault(f"{name}: {how}"))
         if last.statuses == [1] and name == "recipe.yaml":
             pass  # said in one sentence: what to train is not known any more
         elif last.statuses != [0]:

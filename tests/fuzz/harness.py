@@ -8,8 +8,10 @@ takes too long, that asks for more memory than is allowed, that starts a program
     EXCITE_FUZZ_SEED=0        another seed gives other cases
     EXCITE_FUZZ_ONLY=17       this case alone, to see it again
     EXCITE_FUZZ_KEPT=DIR      where the inputs that failed are kept
+    EXCITE_FUZZ_TABLE=FILE    a CSV file that gets a row for each surface: cases, how many were refused, faults, seconds
 """
 
+import csv
 import faulthandler
 import os
 import random
@@ -17,11 +19,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ CASES = int(os.environ.get("EXCITE_FUZZ_CASES", "200"))
 LONG = CASES >= 10_000
 SEED = int(os.environ.get("EXCITE_FUZZ_SEED", "0"))
 ONLY = os.environ.get("EXCITE_FUZZ_ONLY")
+TABLE = os.environ.get("EXCITE_FUZZ_TABLE")
 KEPT = Path(os.environ.get("EXCITE_FUZZ_KEPT", Path(tempfile.gettempdir()) / "excite-fuzz"))
 CORPUS = Path(__file__).with_name("corpus")
 #: Different faults after which a surface stops.
@@ -217,6 +222,7 @@ class Surface:
         """
         torch.ones(1000).sum()  # what PyTorch sets aside once
         KEPT.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
         running = KEPT / f"{self.name}.running"  # where the interpreter itself ends, this says in which case
         with _folder() as place, bounded(self.megabytes, 0), running.open("w") as now:
             before = signal.signal(signal.SIGALRM, _hangs)
@@ -229,10 +235,21 @@ class Surface:
             finally:
                 signal.signal(signal.SIGALRM, before)
         running.unlink(missing_ok=True)
+        if TABLE:
+            self._record(Path(TABLE), time.monotonic() - begun)
         if self.faults:
             pytest.fail(self._said(test), pytrace=False)
         if ONLY:  # what the test asserts about all of its cases says nothing about one
             pytest.skip(f"case {ONLY} of seed {SEED} ends well")
+
+    def _record(self, table: Path, seconds: float) -> None:
+        new = not table.is_file()
+        with table.open("a", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            if new:
+                rows.writerow(["surface", "cases", "refused", "faults", "seconds", "seed", "date"])
+            counts = [1 if ONLY else self.cases, self.refused, len(self.faults)]
+            rows.writerow([self.name, *counts, f"{seconds:.0f}", SEED, date.today().isoformat()])
 
     def _one(self, index: int, place: Path, check: Callable[[Case], None], expected: tuple[Any, ...]) -> None:
         folder = place / "case"

@@ -52,16 +52,16 @@ def rewritten(rng: random.Random, content: bytes, tensors: dict, header: dict, k
 def use_own(path: Path, thoroughly: bool) -> None:
     """Whatever reads a weights file: which one it is, its network, its images, its recipe."""
     assert locate(path).kind in ("own", "foreign", "grafted")
-    checkpoint = read_own(path)
-    network = build_network(path, checkpoint.meta["model"], checkpoint.tensors)
-    load_into(network, checkpoint)
-    with suppress(ExciteError):  # another version may have written it
-        Recipe.from_dict(checkpoint.meta["recipe"])
-    if thoroughly:
+    if thoroughly:  # it builds the network, too, which takes most of the time
         predictor = load(path)
         size = min(predictor.preprocessing.image_size, 32)
         logits = predictor.logits(torch.zeros(1, predictor.preprocessing.in_chans, size, size, dtype=torch.uint8))
         assert logits.shape == (1, len(predictor.classes))
+    checkpoint = read_own(path)
+    if not thoroughly:
+        load_into(build_network(path, checkpoint.meta["model"], checkpoint.tensors), checkpoint)
+    with suppress(ExciteError):  # another version may have written it
+        Recipe.from_dict(checkpoint.meta["recipe"])
 
 
 def test_own_checkpoints(tiny):

@@ -5,17 +5,20 @@ import random
 import struct
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from excite.compare import study
 from excite.errors import ExciteError
 from excite.runtime.environment import read_environment
 from excite.trained.predictions import Predictions
 from excite.training import checkpoint as ckpt
+from excite.training import reporting
 from excite.training.results import read_results
-from excite.training.run_folder import Metrics, read_metrics
+from excite.training.run_folder import Metrics, draw_curves, read_metrics
 from excite.untrusted.npz import read_npz
 from excite.weights.locate import STATE
 from tests.bounded import bounded
@@ -184,6 +187,7 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
         {**good, "epoch": None},
         {"kind": "eval", "step": 1, "epoch": 0.5, "loss": None, "top1": None},
     ]
+    bad += [{**good, "seconds": "x"}, {**good, "not_finite": [1]}]
     del (cut := dict(good))["lr"]
     path: Path = tmp_path / "metrics.jsonl"
     lines = [json.dumps(each) for each in (good, *bad, cut, good)]
@@ -192,3 +196,17 @@ def test_lines_of_metrics_that_are_no_records_are_left_out(tmp_path):
     assert Metrics(tmp_path).rewind(good["step"], good["step"]) == len(bad) + 2  # not the last: a kill may leave it
     assert read_metrics(path) == [good, good]
     assert Metrics(tmp_path).rewind(good["step"], good["step"]) == 0
+
+
+def test_records_without_their_measures_are_read_by_whatever_reads_records(tmp_path):
+    """A line that was damaged and is still a record: it has only what every record has."""
+    least = [
+        {"kind": "train", "step": 1, "epoch": 0.5, "loss": 1.0, "lr": 0.1},
+        {"kind": "eval", "step": 1, "epoch": 0.5, "loss": 1.0, "top1": 20.0},
+    ]
+    usual = {**least[0], "step": 2, "ms_per_step": 4.0, "warm_up": False, "compile_seconds": None, "seconds": 60.0}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [*least, usual])))
+    assert draw_curves(tmp_path, "x") is not None
+    assert reporting._speed(SimpleNamespace(folder=tmp_path)) == (4.0, 0.0)
+    read = study._curves(SimpleNamespace(records=read_metrics(tmp_path / "metrics.jsonl"), evaluations=[], label="x"))
+    assert read["training"]["epoch"] == [0.5, 0.5]

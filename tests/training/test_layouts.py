@@ -1,5 +1,6 @@
 """train.deterministic on a CPU: the same bits on any layout, and where that cannot hold, a sentence that says so."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +269,23 @@ def test_shards_that_leave_out_norms_are_not_waited_for():
     x[3::4] = -1
     with pytest.raises(ExciteError, match="did not all run the same norms"):
         backward_of(shards, x)
+
+
+def test_threads_that_the_system_refuses_are_one_sentence(monkeypatch):
+    shards, _ = shards_of("plain")
+    real, started = threading.Thread.start, []
+
+    def start(thread):
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ExciteError, match="the system refused to start 4 threads"):
+        backward_of(shards, torch.randn(8, 3, 4, 4))
+    for thread in started:
+        thread.join()
 
 
 def test_whether_a_network_draws_is_found_out_without_a_trace():

@@ -400,7 +400,7 @@ def _curves(run: Run) -> Curves | None:
     train, validation = [r for r in run.records if r["kind"] == "train"], run.evaluations
     if not train and not validation:
         return None
-    minutes = {r["step"]: r["seconds"] / 60 for r in train}
+    minutes = {r["step"]: seconds / 60 for r in train if (seconds := r.get("seconds")) is not None}
     # in fp16 a loss is None if the whole window overflowed
     known = [(r["epoch"], r["loss"]) for r in train if r["loss"] is not None]
     window = max(1, round(len(known) / SMOOTHING))

@@ -3,12 +3,13 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import TypeVar
 
 from excite.runtime.job import cores
 from excite.runtime.waiting import waits
+from excite.threads import Threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,7 +48,7 @@ def decoded_batches(
     first = list(islice(todo, batch_size))
     waiting: deque[list[tuple[Item, Future[Result]]]] = deque()
     paths = [path for path in map(path_of, first) if path is not None]
-    with ThreadPoolExecutor(decoding_threads(paths)) as pool:
+    with Threads(decoding_threads(paths)) as pool:
         try:
             while first or waiting:
                 if first:

@@ -7,7 +7,6 @@ looks complete is not decoded.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from excite.files import cache_folder, written_aside
 from excite.progress import Progress
 from excite.runtime.waiting import waits
 from excite.storage.staging import locked
+from excite.threads import Threads
 
 #: Version of the cache format and of the rules for what counts as complete.
 VERSION = 1
@@ -119,7 +119,7 @@ def _look(
     folder = os.path.commonpath(paths) if len(todo) else ""
     chunks = [todo[start : start + CHUNK] for start in range(0, len(todo), CHUNK)]
     done = 0
-    with ThreadPoolExecutor(THREADS) as pool:  # the disk takes most of the time, above all a network disk
+    with Threads(THREADS) as pool:  # the disk takes most of the time, above all a network disk
         for found in waits.each(pool.map(some, chunks), lambda: f"the check of the {what} images in {folder}"):
             done += len(found)
             if progress is not None:

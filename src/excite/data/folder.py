@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -20,6 +19,7 @@ from excite.data.parts import PART_TITLES, class_names, find_layout, lying_in
 from excite.data.preprocessing import Preprocessing
 from excite.data.walk import Found, Walk
 from excite.errors import ExciteError, nearest
+from excite.threads import Threads
 
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -138,7 +138,7 @@ def decode_all(
     bad: list[tuple[str, str]] = []
     chunks = [files.paths[i : i + 32] for i in range(0, len(files), 32)]
     # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels need not be copied.
-    with ThreadPoolExecutor(decoding_threads(files.paths)) as pool:
+    with Threads(decoding_threads(files.paths)) as pool:
         for position, result in enumerate(chain.from_iterable(pool.map(some, chunks))):
             if isinstance(result, torch.Tensor):
                 pixels[len(good)] = result

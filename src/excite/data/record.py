@@ -3,7 +3,6 @@ never goes unnoticed.
 """
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from excite.data.contents import Folder, Part
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.storage import is_remote, local_file
+from excite.threads import Threads
 
 #: File in a run folder: one relative path per line, in the file system's bytes.
 VALIDATION = "validation_files.txt"
@@ -105,7 +105,7 @@ def inherit(record: Record, source: str) -> str | None:
 
 def trained_among(record: Record, part: Part) -> int:
     """Number of files of a part that were trained on. Reads the beginning and the end of each file."""
-    with ThreadPoolExecutor(THREADS) as pool:
+    with Threads(THREADS) as pool:
         digests = list(pool.map(digest_of, part.images.paths, part.sizes.tolist(), chunksize=128))
     return int(record.has(np.array(digests, dtype=np.uint64)).sum())
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -11,6 +10,7 @@ from excite.data.config import DataConfig
 from excite.data.decode import BadImageError, largest_value
 from excite.data.images import FileImages
 from excite.data.pixels import FULL_WHITE
+from excite.threads import Threads
 
 #: Bit depths of sensors. With others, such as 11, a dark set of 12-bit images would be taken for it and clipped later.
 DEPTHS = (8, 10, 12, 14, 16)
@@ -58,7 +58,7 @@ def with_white(
 def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | None, int, bool]:
     """The largest value among 16-bit images, how many images were decoded for it, and whether they are a sample."""
     looked = list(paths) if every else _spread(paths, LOOKED_AT)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
+    with Threads(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
         deep = [path for path, is_deep in zip(looked, _in_chunks(pool, has_16_bits, looked), strict=True) if is_deep]
         decoded = deep if every else _spread(deep, DECODED)
 
@@ -73,7 +73,7 @@ def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | 
     return max(values, default=None), len(values), len(decoded) < len(deep) or len(looked) < len(paths)
 
 
-def _in_chunks(pool: ThreadPoolExecutor, ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
+def _in_chunks(pool: Threads, ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
     """`ask` of every path, in chunks of 64: handing over single paths would cost more than the quickest calls."""
     chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     return [answer for part in pool.map(lambda chunk: [ask(path) for path in chunk], chunks) for answer in part]

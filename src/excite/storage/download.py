@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Container, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from excite.storage.address import READ_ONLY, Remote, RemoteError, without_secre
 from excite.storage.connection import explained, retried
 from excite.storage.listing import THREADS, Entry
 from excite.text import tell
+from excite.threads import Threads
 
 CHUNK = 8 << 20  # bytes per request: the most that a broken connection costs
 SPARE = 256 << 20  # bytes that a file of unknown size leaves free on the disk
@@ -149,7 +149,7 @@ def _in_parallel(
         workshop.note(name, stored)
         return name, stored
 
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="excite-stage")
+    pool = Threads(THREADS, "excite-stage")
     try:
         for start in range(0, len(names), 4096):  # a future for each of a million files would take a gigabyte
             yield from pool.map(one, names[start : start + 4096])

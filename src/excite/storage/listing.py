@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +14,7 @@ from excite.errors import ExciteError, nearest
 from excite.storage.address import READ_ONLY, Remote, RemoteError
 from excite.storage.connection import retried
 from excite.storage.patience import waiting_for
+from excite.threads import Threads
 
 THREADS = 16  # requests at a time: a small file costs a round trip, not bandwidth
 
@@ -107,7 +107,7 @@ def _entries(
         if wanted(name):
             files[safe(name, remote.url)] = info
     if remote.protocol in READ_ONLY:  # a page of links has neither sizes nor versions
-        with ThreadPoolExecutor(THREADS) as pool:
+        with Threads(THREADS) as pool:
             told = pool.map(lambda i: retried(lambda: remote.fs.info(i["name"]), remote.url), files.values())
             files = dict(zip(files, told, strict=True))
     return {name: Entry.of(info) for name, info in files.items()}

@@ -378,7 +378,7 @@ def _speed(run: Run) -> tuple[float | None, float]:
     """Median milliseconds per step over all records except warm-ups (None if there are none); total compile seconds."""
     records = [r for r in read_metrics(run.folder / "metrics.jsonl") if r["kind"] == "train"]
     # Added up from the records, so that a resumed run counts the time before it was stopped, too.
-    return usual_ms(records), sum(r.get("compile_seconds", 0.0) for r in records)
+    return usual_ms(records), sum(r.get("compile_seconds") or 0.0 for r in records)
 
 
 def _results(run: Run, bad: int) -> Results:

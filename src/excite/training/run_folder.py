@@ -106,7 +106,8 @@ def read_metrics(path: Path) -> list[Record]:
 
 def usual_ms(records: Sequence[Record]) -> float | None:
     """Median milliseconds per step over all records of training but warm-ups; None if there are none."""
-    usual = [record["ms_per_step"] for record in records if record["kind"] == "train" and not record["warm_up"]]
+    trained = [record for record in records if record["kind"] == "train" and not record.get("warm_up")]
+    usual = [ms for record in trained if (ms := record.get("ms_per_step")) is not None]
     return statistics.median(usual) if usual else None
 
 
@@ -131,10 +132,10 @@ def _read_lines(path: Path) -> tuple[list[Record], int]:
 
 #: Keys that every record of a kind has; the value is None if a measure does not apply or is not finite.
 _KEYS = {"train": ("epoch", "loss", "lr"), "eval": ("epoch", "loss", "top1")}
-#: Numbers that a record may have.
+#: Numbers that a record may have; whoever reads one asks with ``get``.
 _MEASURES = (
     *("top5", "images", "accuracy", "images_per_second", "ms_per_step", "data_wait", "compile_seconds", "memory_gb"),
-    *("loss_scale", "seconds_left"),
+    *("loss_scale", "seconds", "seconds_left", "not_finite"),
 )
 
 
@@ -167,7 +168,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
         return None
 
     def plot(axis: Any, rows: Sequence[Mapping[str, Any]], key: str, label: str, color: str, width: int) -> None:
-        known = [(r["epoch"], r[key]) for r in rows if r[key] is not None]
+        known = [(r["epoch"], r[key]) for r in rows if r.get(key) is not None]
         if known:
             axis.plot(*zip(*known, strict=True), label=label, color=color, linewidth=width)
             axis.legend(frameon=False)
@@ -180,7 +181,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
         plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
         plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
         plot(rate, train, "lr", "learning rate", COLORS[3], 2)
-        evals = [r for r in evals if r.get("not_finite", 0) < r["images"]]
+        evals = [r for r in evals if r.get("images") is None or (r.get("not_finite") or 0) < r["images"]]
         if evals:
             best = max(evals, key=lambda r: r["top1"])
             place = (best["epoch"], best["top1"])

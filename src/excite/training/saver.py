@@ -4,12 +4,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from excite.threads import Threads
 
 #: Writes that may wait: at the end of an epoch, the best weights and a checkpoint. More would need more memory.
 WAITING = 2
@@ -27,7 +29,7 @@ class Saver:
 
     def __init__(self, background: bool = True) -> None:
         self.background, self.blocked = background, 0.0
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Threads | None = None
         self._pending: deque[Future[None]] = deque()
         self._copied_at, self._copies = -1, dict[int, dict[str, Tensor]]()
 
@@ -39,7 +41,7 @@ class Saver:
         while self._pending and (len(self._pending) >= WAITING or self._pending[0].done()):
             self._pending.popleft().result()
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="excite-checkpoint")
+            self._pool = Threads(1, "excite-checkpoint")
         self._pending.append(self._pool.submit(write))
 
     def wait(self) -> None:

@@ -195,7 +195,15 @@ class Shards:
                     self._meeting.barrier.abort()  # the others would wait for this one
                     raise
 
-        futures = [self._workers().submit(guarded, index) for index in range(self.here)]
+        try:
+            futures = [self._workers().submit(guarded, index) for index in range(self.here)]
+        except RuntimeError as error:  # shards wait for each other, so fewer threads cannot do the work
+            self._meeting.barrier.abort()
+            self.close()
+            raise ExciteError(
+                f"the system refused to start {self.here} threads, one for each shard ({error}); use fewer "
+                "(train.shards=1) or train.deterministic=false"
+            ) from error
         try:
             return [future.result() for future in futures]
         except threading.BrokenBarrierError:

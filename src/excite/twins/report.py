@@ -125,7 +125,7 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
             results = read_results(run / "results.json")
             results.pop("report", None)
             # For a resumed run, results.json has the peak of the last process only, metrics.jsonl that of each.
-            peaks = [r["memory_gb"] for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
+            peaks = [r.get("memory_gb") for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             peak = max(known([results["memory_gb"], *peaks]), default=None)
             runs.append({"gate": gate, "seed": seed, **results, "memory_gb": peak})
     latency = read_latency(folder / "latency.json")
