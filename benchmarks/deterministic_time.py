@@ -48,9 +48,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("words", nargs="*", help="changes to the recipe, such as data.image_size=64")
+    parser.add_argument("--changes", nargs="*", default=[], help="changes to the recipe, such as data.image_size=64")
     given = parser.parse_args()
-    runs = {shards: make(given.recipe, given.batch, shards, given.words) for shards in (None, *given.shards)}
+    runs = {shards: make(given.recipe, given.batch, shards, given.changes) for shards in (None, *given.shards)}
     batches = {shards: next(run.train_loader.epoch(0)) for shards, run in runs.items()}
     taken: dict[int | None, list[float]] = {shards: [] for shards in runs}
     for turn in range(given.rounds + 1):  # the first one warms up
