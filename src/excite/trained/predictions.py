@@ -85,10 +85,13 @@ class Predictions:
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """Softmax of logits / temperature: float64 (N, K); rows of NaN for logits that are not finite."""
-        scaled = np.where(self.finite[:, None], self.logits.astype(np.float64), np.nan) / temperature
+        scaled = self.logits.astype(np.float64)
+        scaled[~self.finite] = np.nan
+        scaled /= temperature  # in place, like all that follows: with 1,000 classes it takes 8 KB an image
         scaled -= scaled.max(1, keepdims=True)
         np.exp(scaled, out=scaled)
-        return scaled / scaled.sum(1, keepdims=True)
+        scaled /= scaled.sum(1, keepdims=True)
+        return scaled
 
     @property
     def predicted(self) -> np.ndarray:
