@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-faults test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-faults test-soak test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ test-fuzz: $(VENV)/installed-dev  ## 10,000 damaged inputs of every kind (an hou
 
 test-faults: $(VENV)/installed-dev  ## 50 faults of every kind into real processes; prints a table (hours; see docs/reliability.md)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(TIMES)
+
+test-soak: $(VENV)/installed-dev  ## an hour of steps, 100 evaluations, 10,000 predictions, more images than memory (MINUTES=60)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(MINUTES)
 
 test-timm-suite: $(VENV)/installed-dev .peers/installed  ## timm's own tests on our networks (long; see CONTRIBUTING.md)
 	EXCITE_PEERS=$(CURDIR)/.peers $(BIN)/python tests/timm_suite.py $(SUITE)

@@ -193,6 +193,35 @@ def test_robustness_repeats(run, severity):
     assert found[0] == found[1]
 
 
+def test_robustness_holds_one_batch_at_a_time_and_does_not_depend_on_its_size(run, monkeypatch):
+    import weakref
+
+    from excite.report import build
+    from excite.trained.opened import open_trained
+
+    alive: list[weakref.ref] = []
+    most = [0]
+    genuine = build._chosen_batches
+
+    def watched(opened):
+        for pixels, labels in genuine(opened):
+            alive.append(weakref.ref(pixels))
+            most[0] = max(most[0], sum(ref() is not None for ref in alive))
+            yield pixels, labels
+            del pixels
+
+    whole = build.study_robustness(open_trained(run, ["eval.batch_size=100"]), 40)
+    monkeypatch.setattr(build, "_chosen_batches", watched)
+    told: list[tuple[int, int]] = []
+    found = build.study_robustness(
+        open_trained(run, ["eval.batch_size=4"]), 40, progress=lambda done, total: told.append((done, total))
+    )
+    assert found == whole
+    assert len(alive) == 10
+    assert most[0] <= 2  # the one before is let go once the next is there
+    assert told[-1] == (26 * 40, 26 * 40)
+
+
 def test_mistakes_of_users_are_sentences(run, tmp_path):
     with pytest.raises(ExciteError, match="no run folder or checkpoint"):
         report(tmp_path / "nowhere")

@@ -58,7 +58,8 @@ class DataConfig(_Strict):
     )
     mode: Annotated[Literal["auto", "memory", "stream"], NEUTRAL] = Field(
         default="auto",
-        description="folder: decode all images into memory once, stream them, or decide by size (auto: up to 2 GiB)",
+        description="folder: decode all images into memory (or, if it lacks room, a mapped file) once, stream them, or "
+        "decide by size (auto: up to 2 GiB)",
     )
     workers: Annotated[int | None, NEUTRAL] = Field(
         default=None, ge=0, le=256, description="decoding processes when streaming; null: by the number of cores"

@@ -17,6 +17,7 @@ from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
 from excite.data.parts import PART_TITLES, class_names, find_layout, lying_in
 from excite.data.preprocessing import Preprocessing
+from excite.data.room import room_for
 from excite.data.walk import Found, Walk
 from excite.errors import ExciteError, nearest
 from excite.threads import Threads
@@ -123,31 +124,32 @@ def decode_all(
     :func:`refuse_bad` handles the unreadable ones.
     """
 
-    def some(paths: list[str]) -> list[torch.Tensor | BadImageError]:
-        results: list[torch.Tensor | BadImageError] = []
-        for path in paths:
-            try:
-                results.append(preprocessing.load(path, max_pixels))
-            except BadImageError as error:
-                results.append(error)
-        return results
-
     size = preprocessing.image_size
-    pixels = torch.empty((len(files), preprocessing.in_chans, size, size), dtype=torch.uint8)
-    good: list[int] = []  # positions
-    bad: list[tuple[str, str]] = []
-    chunks = [files.paths[i : i + 32] for i in range(0, len(files), 32)]
+    pixels = room_for((len(files), preprocessing.in_chans, size, size))
+
+    def some(positions: range) -> list[tuple[int, BadImageError]]:
+        bad = []
+        for position in positions:
+            try:
+                # Put in its place here: results that wait for the main thread would be all the pixels again.
+                pixels[position] = preprocessing.load(files.paths[position], max_pixels)
+            except BadImageError as error:
+                bad.append((position, error))
+        return bad
+
+    chunks = [range(i, min(i + 32, len(files))) for i in range(0, len(files), 32)]
     # Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels need not be copied.
     with Threads(decoding_threads(files.paths)) as pool:
-        for position, result in enumerate(chain.from_iterable(pool.map(some, chunks))):
-            if isinstance(result, torch.Tensor):
-                pixels[len(good)] = result
-                good.append(position)
-            else:
-                bad.append((result.path, result.reason))
+        bad = dict(chain.from_iterable(pool.map(some, chunks)))
+    good = [position for position in range(len(files)) if position not in bad]
+    if bad:
+        for place, position in enumerate(good):  # ascending, so that nothing is overwritten that is still needed
+            if place < position:
+                pixels[place] = pixels[position]
     labels = torch.tensor([files.labels[i] for i in good], dtype=torch.int64)
     names = files.names
-    return ArrayImages(pixels[: len(good)].clone() if bad else pixels, labels, [names[i] for i in good]), bad
+    images = ArrayImages(pixels[: len(good)], labels, [names[i] for i in good])
+    return images, [(error.path, error.reason) for error in bad.values()]
 
 
 def refuse_bad(bad: Sequence[tuple[str, str]], on_bad: Literal["skip", "stop"], key: str, count: int) -> None:

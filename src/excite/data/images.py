@@ -13,6 +13,7 @@ import torch
 
 from excite.data.decode import Interpolation, eval_transform
 from excite.data.pixels import FULL_WHITE
+from excite.data.room import room_for
 
 
 @dataclass
@@ -35,7 +36,9 @@ class ArrayImages:
     def take(self, index: np.ndarray) -> "ArrayImages":
         """The images at these positions, in this order."""
         chosen = torch.from_numpy(index)
-        return ArrayImages(self.images[chosen], self.labels[chosen], [self.names[i] for i in index])
+        pixels = room_for((len(index), *self.images.shape[1:]))
+        torch.index_select(self.images, 0, chosen, out=pixels)
+        return ArrayImages(pixels, self.labels[chosen], [self.names[i] for i in index])
 
     def digests(self) -> list[bytes]:
         """A 16-byte digest of each image's pixels and label."""
@@ -77,10 +80,20 @@ class FileImages:
         return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white)
 
 
+#: Pixels that are computed with at a time: NumPy and PyTorch take eight bytes and more for each.
+CHUNK = 1 << 20
+
+
+def _few(images: torch.Tensor) -> int:
+    """So many images have about ``CHUNK`` pixels."""
+    return max(1, CHUNK // max(1, images[:1].numel()))
+
+
 def luma(images: torch.Tensor) -> torch.Tensor:
     """RGB to grey, exactly as in Pillow (ITU-R 601): uint8 (N, 3, H, W) -> uint8 (N, 1, H, W)."""
-    out = torch.empty_like(images[:, :1])
-    for chunk, target in zip(images.split(4096), out.split(4096), strict=True):
+    out = room_for((len(images), 1, *images.shape[2:]))
+    count = _few(images)
+    for chunk, target in zip(images.split(count), out.split(count), strict=True):
         red, green, blue = chunk.to(torch.int32).unbind(1)
         target[:, 0] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return out
@@ -96,15 +109,19 @@ def fit(images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpo
         pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
         return torch.from_numpy(eval_transform(Image.fromarray(pixels), size, crop_pct, interpolation)).permute(2, 0, 1)
 
-    return torch.stack([one(image) for image in images])
+    out = room_for((*images.shape[:2], size, size))
+    for image, target in zip(images, out, strict=True):
+        target.copy_(one(image))
+    return out
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Per-channel mean and standard deviation, in 0..1, of uint8 (N, C, H, W); exact for any order of the images."""
     value = np.arange(256)
     mean, std = [], []
+    count = _few(images)
     for channel in range(images.shape[1]):
-        counts = sum(np.bincount(part[:, channel].numpy().ravel(), minlength=256) for part in images.split(4096))
+        counts = sum(np.bincount(part[:, channel].numpy().ravel(), minlength=256) for part in images.split(count))
         centre = (counts * value).sum() / np.sum(counts)
         mean.append(float(centre / 255))
         # A constant channel would divide by zero; one grey level is the smallest difference in 8 bits.

@@ -33,6 +33,7 @@ from excite.data.images import (
 from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
+from excite.data.room import on_disk
 from excite.data.root import find_root
 from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
@@ -454,7 +455,13 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
         content = b"".join([repr(tuple(part.images.shape)).encode(), *sorted(part.digests())])
         whole.update(content)
         parts[name] = hashlib.sha256(content).hexdigest()
-    return DataSets(_renamed(classes, data), train, val, _preprocessing(data, mean, std), whole.hexdigest(), parts)
+    opened = DataSets(_renamed(classes, data), train, val, _preprocessing(data, mean, std), whole.hexdigest(), parts)
+    if mapped := {id(part): part.images.numel() for part in (train, val) if on_disk(part.images)}:
+        opened.notes.append(
+            f"the decoded images take {sum(mapped.values()) / 1e9:,.1f} GB, more than half of the memory that is left: "
+            "they are kept in a file in the cache folder (EXCITE_CACHE), with the same results"
+        )
+    return opened
 
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
@@ -511,6 +518,7 @@ def _of_files(
         _refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
         opened = _in_memory(data, source.classes, train_images.canonical(), val_images.canonical())
         opened.bad, opened.bad_val = bad_train + bad_val, len(bad_val)
+        notes += opened.notes
     else:
         average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average

@@ -18,6 +18,7 @@ from excite.logits import finite, losses, mean_loss, number, predicted
 from excite.models.listening import changed_scales, fixed_gates, without_gates
 from excite.pages.intervals import Pairs, paired_interval
 from excite.progress import Advance
+from excite.runtime.rows import Rows
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.trained.predictor import Predictor
 
@@ -109,15 +110,15 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
     Raises:
         ExciteError: there are no images.
     """
-    right, loss = [], []
+    right, loss = Rows(), Rows()
     for images, labels, _ in batches:
         logits, labels = predictor.logits(images).cpu(), labels.cpu()
-        right.append(predicted(logits) == labels)
-        loss.append(losses(logits.double(), labels))
+        right.add((predicted(logits) == labels).numpy())
+        loss.add(losses(logits.double(), labels).numpy())
         advance(len(labels))
-    if not right:
+    if not len(right):
         raise ExciteError("there are no images to evaluate the network on")
-    return Outcome(torch.cat(right), torch.cat(loss))
+    return Outcome(torch.from_numpy(right.all()), torch.from_numpy(loss.all()))
 
 
 def compare_outcomes(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:

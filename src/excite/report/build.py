@@ -346,42 +346,64 @@ def study_robustness(
         images: the most images to use, class-balanced.
         severities: severities from 1 to 5.
         seed: seed of the choice of images and of the noise.
-        progress: called with (evaluations done, evaluations in total).
+        progress: called with (images evaluated, in total), each corruption counted apart.
     """
     if not images:
         return None
-    batches = list(_chosen_batches(opened.taking(images, seed)))
-    total = 1 + len(STRENGTHS) * len(severities)
-    count = sum(len(labels) for _, labels in batches)
-    side = batches[0][0].shape[-1]
-    clean, without = _top1(opened.predictor, batches)
-    progress(1, total)
-    rows: list[RobustnessRow] = []
-    for name, (unit, _, _) in STRENGTHS.items():
-        for severity in severities:
-            change = corrupter(name, severity, side, seed)
-            top1, lost = _top1(opened.predictor, ((change(pixels), labels) for pixels, labels in batches))
-            value = strength(name, severity, side)
-            rows.append(
-                {
-                    "corruption": name,
-                    "severity": severity,
-                    "strength": value,
-                    "unit": unit,
-                    "top1": top1,
-                    "lost": clean - top1,
-                    "not_finite": lost,
-                }
-            )
-            progress(1 + len(rows), total)
+    some = opened.taking(images, seed)
+    side = opened.data.preprocessing.image_size
+    kinds = [(name, severity) for name in STRENGTHS for severity in severities]
+    changes = {kind: corrupter(*kind, side, seed) for kind in kinds}
+    plain, changed = _Tally(), {kind: _Tally() for kind in kinds}
+    done, total = 0, len(some.data.val) * (1 + len(kinds))
+    # Batch by batch, each with every corruption: the images never are in memory all at once.
+    for pixels, labels in _chosen_batches(some):
+        plain.add(opened.predictor, pixels, labels)
+        done += len(labels)
+        for kind, change in changes.items():
+            changed[kind].add(opened.predictor, change(pixels), labels)
+            done += len(labels)
+            progress(done, total)
     return {
-        "images": count,
+        "images": plain.images,
         "seed": seed,
         "strengths_of": definition(side),
-        "clean_top1": clean,
-        "not_finite": without,
-        "mean_top1": statistics.fmean(row["top1"] for row in rows),
-        "rows": rows,
+        "clean_top1": plain.top1,
+        "not_finite": plain.without,
+        "mean_top1": statistics.fmean(tally.top1 for tally in changed.values()),
+        "rows": [_robustness_row(*kind, side, tally, plain.top1) for kind, tally in changed.items()],
+    }
+
+
+@dataclass
+class _Tally:
+    """Evaluated images, and how many are right; those ``without`` finite logits count as wrong."""
+
+    images: int = 0
+    right: int = 0
+    without: int = 0
+
+    @property
+    def top1(self) -> float:
+        """In percent."""
+        return 100 * self.right / self.images
+
+    def add(self, predictor: Predictor, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        answers = predicted(predictor.logits(pixels)).cpu()
+        self.right += int((answers == labels).sum())
+        self.without += int((answers == NO_CLASS).sum())
+        self.images += len(labels)
+
+
+def _robustness_row(name: str, severity: int, side: int, tally: _Tally, clean: float) -> RobustnessRow:
+    return {
+        "corruption": name,
+        "severity": severity,
+        "strength": strength(name, severity, side),
+        "unit": STRENGTHS[name][0],
+        "top1": tally.top1,
+        "lost": clean - tally.top1,
+        "not_finite": tally.without,
     }
 
 
@@ -389,17 +411,6 @@ def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor
     """Images uint8 (B, C, S, S) and labels int64 (B,) on the CPU."""
     for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
-
-
-def _top1(predictor: Predictor, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, int]:
-    """Top-1 in percent, and the number of images without finite logits (which count as wrong)."""
-    right = images = without = 0
-    for pixels, labels in batches:
-        answers = predicted(predictor.logits(pixels)).cpu()
-        right += int((answers == labels).sum())
-        without += int((answers == NO_CLASS).sum())
-        images += len(labels)
-    return 100 * right / images, without
 
 
 def _explain(opened: Opened, images: int, progress: Progress) -> Explanation:

@@ -346,7 +346,7 @@ def brier(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Brier score: mean over images of the sum over classes of squared errors, 0 to 2."""
     errors = probabilities.copy()
     errors[np.arange(len(labels)), labels] -= 1
-    return float((errors**2).sum(1).mean())
+    return float(np.square(errors, out=errors).sum(1).mean())
 
 
 def reliability(probabilities: np.ndarray, right: np.ndarray) -> list[ReliabilityBin]:

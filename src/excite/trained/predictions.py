@@ -19,6 +19,7 @@ from excite.files import from_json, to_json, written_aside
 from excite.logits import finite, predicted, sentence
 from excite.pages.intervals import wilson
 from excite.progress import Advance
+from excite.runtime.rows import Rows
 from excite.trained.opened import Opened
 from excite.untrusted.npz import read_npz
 
@@ -85,10 +86,13 @@ class Predictions:
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """Softmax of logits / temperature: float64 (N, K); rows of NaN for logits that are not finite."""
-        scaled = np.where(self.finite[:, None], self.logits.astype(np.float64), np.nan) / temperature
+        scaled = self.logits.astype(np.float64)
+        scaled[~self.finite] = np.nan
+        scaled /= temperature  # in place, like all that follows: with 1,000 classes it takes 8 KB an image
         scaled -= scaled.max(1, keepdims=True)
         np.exp(scaled, out=scaled)
-        return scaled / scaled.sum(1, keepdims=True)
+        scaled /= scaled.sum(1, keepdims=True)
+        return scaled
 
     @property
     def predicted(self) -> np.ndarray:
@@ -172,21 +176,20 @@ def predict_all(opened: Opened, progress: Advance | None = None, batch_size: int
     Raises:
         ExciteError: an image cannot be read (unless ``data.on_bad_val`` is "skip"), or there are no images.
     """
-    outputs, labels, positions, done = [], [], [], 0
+    outputs, labels, positions = Rows(), Rows(), Rows()
     for images, truth, index in opened.batches(batch_size):
-        outputs.append(opened.predictor.logits(images).cpu().numpy())
-        labels.append(truth.cpu().numpy())
-        positions += index.tolist()
-        done += len(truth)
+        outputs.add(opened.predictor.logits(images).cpu().numpy())
+        labels.add(truth.cpu().numpy())
+        positions.add(index.cpu().numpy())
         if progress is not None:
-            progress(done, len(opened.data.val))
-    if not done:
+            progress(len(labels), len(opened.data.val))
+    if not len(labels):
         raise ExciteError(f"there are no validation images to predict in the data of {opened.source}")
     return Predictions(
-        logits=np.concatenate(outputs),
-        labels=np.concatenate(labels).astype(np.int64),
-        positions=np.array(positions, dtype=np.int64),
-        names=_names(opened.data, positions),
+        logits=outputs.all(),
+        labels=labels.all().astype(np.int64),
+        positions=positions.all().astype(np.int64),
+        names=_names(opened.data, positions.all().tolist()),
         classes=tuple(opened.predictor.classes),
         fingerprint=opened.data.fingerprint,
         weights=opened.weights,
