@@ -10,9 +10,9 @@ from tests.soak.memory import Done, Studied, fence, prepare, run, study
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
 
-SIDE, COPIES = 128, 24
-#: MB beyond what few images take. The many take 75 MB when they are decoded.
-ALLOWED = 25.0
+SIDE, COPIES = 128, 32
+#: MB beyond what few images take. The many take 101 MB when they are decoded.
+ALLOWED = 32.0
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,6 @@ def test_more_images_than_memory_holds(command: str, prepared: tuple[Path, Path,
     found = study(command, *prepared, COPIES, SIDE, tmp_path, "ulimit", ALLOWED)
     assert found.wrong == []
     assert found.decoded > 2.5 * ALLOWED
-    assert found.bytes_an_image < 0.3 * 3 * SIDE**2
 
 
 @pytest.mark.heavy
