@@ -21,7 +21,7 @@ def prepared(tmp_path_factory) -> tuple[Path, Path, Path]:
     return prepare(tmp_path_factory.mktemp("memory"), 64, COPIES, SIDE)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["validate", "predict"])
 def test_more_images_than_memory_holds(command: str, prepared: tuple[Path, Path, Path], tmp_path: Path):
     found = study(command, *prepared, COPIES, SIDE, tmp_path, "ulimit", ALLOWED)
@@ -29,7 +29,7 @@ def test_more_images_than_memory_holds(command: str, prepared: tuple[Path, Path,
     assert found.decoded > 2.5 * ALLOWED
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_kept_in_memory_they_would_not_fit(prepared: tuple[Path, Path, Path], tmp_path: Path, monkeypatch):
     """Otherwise the limit would prove nothing."""
     keeping = "from excite.data import room; room.SHARE = 1e9; from excite.cli import main; main()"

@@ -23,7 +23,7 @@ needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="the samples are
 
 
 @needs_proc
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_grows_and_nothing_is_left_behind(kind: str, tmp_path: Path):
     found = soak(kind, tmp_path, *SHORT[kind], lenience=LENIENCE)
@@ -34,7 +34,9 @@ def test_nothing_grows_and_nothing_is_left_behind(kind: str, tmp_path: Path):
 
 @needs_proc
 @pytest.mark.heavy
-@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize(
+    "leak", [leak if leak == "descriptor" else pytest.param(leak, marks=pytest.mark.variation) for leak in LEAKS]
+)
 def test_a_leak_is_noticed(leak: str, tmp_path: Path):
     found = soak("nothing", tmp_path, 160, 0.05, leak)
     grown = {v.measure for v in found.verdicts if not v.flat}
@@ -54,7 +56,7 @@ def test_where_nothing_leaks_nothing_is_noticed(tmp_path: Path):
 
 
 @needs_proc
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_leak_among_real_work_is_noticed(tmp_path: Path):
     """One MB for every prediction, in a process whose memory goes up and down anyway."""
     found = soak("predict", tmp_path, 600, 0.1, "memory", LENIENCE)
