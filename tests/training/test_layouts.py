@@ -300,7 +300,7 @@ def test_whether_a_network_draws_is_found_out_without_a_trace():
 
 def test_what_is_promised_is_said():
     run = made("deterministic=true")
-    promise = "the same weights with any number of threads and workers, and 1, 2, 4, 8 processes (8 shards)"
+    promise = "the same weights with any number of threads and workers, and 1, 2, 4, 8 processes (steps in 8 shards)"
     assert f"deterministic: {promise}" in run.notes
     assert not any("deterministic" in note for note in made().notes)
 

@@ -298,8 +298,8 @@ def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) ->
         return None, f"deterministic: other numbers of processes or threads may give other weights, because {why}"
     count = count_shards(recipe)
     processes = ", ".join(str(1 << k) for k in range(count.bit_length()))
-    many = f"{processes} processes" if count > 1 else "one process"
-    return count, f"deterministic: the same weights with any number of threads and workers, and {many} ({count} shards)"
+    many = f"{processes} processes (steps in {count} shards)" if count > 1 else "one process (steps in one shard)"
+    return count, f"deterministic: the same weights with any number of threads and workers, and {many}"
 
 
 def _image(recipe: Recipe) -> tuple[int, int, int]:
