@@ -198,7 +198,7 @@ class TrainConfig(Section):
     )
     shards: Count | None = Field(
         None,
-        description="deterministic on a CPU: parts of a batch, a power of 2; null: 8, or fewer for odd batch sizes",
+        description="deterministic on a CPU: parts of a batch, a power of 2; null: 4, or fewer for odd batch sizes",
     )
     device: Annotated[str, NEUTRAL] = Field("auto", description="auto, cpu, cuda, npu, xpu or mps")
     devices: Annotated[Count | Literal["all"], NEUTRAL] = Field(

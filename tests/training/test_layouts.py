@@ -83,7 +83,7 @@ def test_without_it_layouts_differ(tmp_path):
 
 FOLDER = ("data.source=folder", "limit_train=", "limit_val=", "in_chans=3", "image_size=24", "crop=random_resized")
 VARIANTS = {
-    "more of both": (),
+    "more of both": ("train.shards=8",),
     "bf16": ("train.precision=bf16",),
     "fp16": ("train.precision=fp16",),
     "accumulation and clipping": ("grad_accumulation=2", "optimizer.clip_grad_norm=1.0"),
@@ -300,7 +300,7 @@ def test_whether_a_network_draws_is_found_out_without_a_trace():
 
 def test_what_is_promised_is_said():
     run = made("deterministic=true")
-    promise = "the same weights with any number of threads and workers, and 1, 2, 4, 8 processes (steps in 8 shards)"
+    promise = "the same weights with any number of threads and workers, and 1, 2, 4 processes (steps in 4 shards)"
     assert f"deterministic: {promise}" in run.notes
     assert not any("deterministic" in note for note in made().notes)
 
@@ -336,14 +336,14 @@ def test_obstacles_that_need_other_networks_or_more_processes():
         == "norms of type WithActivation cannot be computed over several parts of a batch"
     )
     assert obstacle(small("deterministic=true", "shards=1"), norms, 1, image) is None
-    assert obstacle(recipe, Odd("dropout"), 3, image) == "there are 3 processes, not 1, 2, 4, 8 (train.shards=8)"
+    assert obstacle(recipe, Odd("dropout"), 3, image) == "there are 3 processes, not 1, 2, 4 (train.shards=4)"
     assert obstacle(recipe, Odd("dropout"), 4, image) is None
 
 
 def test_the_number_of_shards_only_depends_on_the_recipe():
-    sizes = {32: 8, 20: 4, 6: 2, 25: 1}
+    sizes = {32: 4, 20: 4, 6: 2, 25: 1}
     assert {size: count_shards(small(f"batch_size={size}")) for size in sizes} == sizes
-    assert count_shards(small("grad_accumulation=8")) == 4
+    assert count_shards(small("grad_accumulation=16")) == 2
     assert count_shards(small("shards=16")) == 16
     with pytest.raises(ExciteError, match="must be a power of 2"):
         small("train.shards=6")

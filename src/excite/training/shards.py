@@ -33,8 +33,9 @@ from excite.recipe import Recipe
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-#: Shards of a step unless ``train.shards`` says otherwise or the batch size allows fewer.
-USUAL = 8
+#: Shards of a step unless ``train.shards`` says otherwise or the batch size allows fewer. More can use more cores, but
+#: Python runs one thread at a time between operators (docs/performance.md has the measurements).
+USUAL = 4
 
 
 def count_shards(recipe: Recipe) -> int:
