@@ -114,8 +114,14 @@ def photographs(tmp_path_factory) -> Path:
     return folder
 
 
+#: Those that CI trains; `make test-slow` has all.
+OFTEN = ("more of both", "bf16", "accumulation and clipping", "crops of arrays", "gather-excite", "files, workers")
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.variation) for name in VARIANTS]
+)
 def test_every_kind_of_training_is_the_same_on_any_layout(name, photographs, tmp_path):
     words = (*SAME, *VARIANTS[name])
     if VARIANTS[name][: len(FOLDER)] == FOLDER:
