@@ -7,7 +7,6 @@ spends in a save: copying, and waiting for writes. Adds rows to benchmarks/resul
 """
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -17,6 +16,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from record import append_rows
 
 from excite.recipe import Recipe, apply_overrides
 from excite.runtime.environment import versions
@@ -92,20 +92,18 @@ def main() -> None:
     for _ in range(asked.rounds):
         for background in found:
             found[background].append(measure(made, background))
-    new = not RESULTS.is_file()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(HEADS)
-        for background, rows in found.items():
-            blocked = sorted(row[0] for row in rows)
-            middle, seconds = statistics.median(blocked), statistics.median(row[1] for row in rows)
-            low, high = blocked[0], blocked[-1]
-            written = "while training goes on" if background else "at once"
-            print(f"{written:<24} blocked {middle:7.1f} ms a save ({low:.1f} to {high:.1f}), {seconds:.1f} s in all")
-            cpu = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-            numbers = [f"{value:.1f}" for value in (middle, low, high, seconds, rows[0][3])]
-            table.writerow([asked.model, written, *numbers, cpu, versions()["torch"], date.today().isoformat()])
+    lines = []
+    for background, rows in found.items():
+        blocked = sorted(row[0] for row in rows)
+        middle, seconds = statistics.median(blocked), statistics.median(row[1] for row in rows)
+        low, high = blocked[0], blocked[-1]
+        written = "while training goes on" if background else "at once"
+        print(f"{written:<24} blocked {middle:7.1f} ms a save ({low:.1f} to {high:.1f}), {seconds:.1f} s in all")
+        cpu = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        numbers = [f"{value:.1f}" for value in (middle, low, high, seconds, rows[0][3])]
+        values = [asked.model, written, *numbers, cpu, versions()["torch"], date.today().isoformat()]
+        lines.append(dict(zip(HEADS, values, strict=True)))
+    append_rows(RESULTS, lines)
     before, after = (statistics.median(row[0] for row in found[key]) for key in (False, True))
     print(f"{100 * (1 - after / before):.0f} % less time blocked; a checkpoint has {found[True][0][3]:.0f} MB")
 

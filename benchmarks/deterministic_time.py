@@ -8,7 +8,6 @@ and the ratio to the step without it.
 """
 
 import argparse
-import csv
 import os
 import platform
 import statistics
@@ -17,6 +16,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from record import append_rows
 
 from excite.console import Display
 from excite.recipe import load_recipe
@@ -61,20 +61,15 @@ def main() -> None:
             if turn:
                 taken[shards].append(1000 * (time.perf_counter() - since) / given.steps)
     plain = statistics.median(taken[None])
-    new = not RESULTS.is_file()
-    with RESULTS.open("a", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(HEADS)
-        for shards, ms in taken.items():
-            middle, name = statistics.median(ms), "off" if shards is None else shards
-            numbers = [f"{x:.1f}" for x in (middle, min(ms), max(ms))] + [f"{middle / plain:.2f}"]
-            cpu = f"{platform.machine()}, {os.cpu_count()} cores"
-            network = runs[None].model.model_name
-            threads = torch.get_num_threads()
-            table.writerow([given.recipe, network, given.batch, name, *numbers, threads, cpu, versions()["torch"],
-                            date.today().isoformat()])  # fmt: skip
-            print(f"{network}  shards {name:>3}: {' '.join(numbers)}", flush=True)
+    network, rows = runs[None].model.model_name, []
+    for shards, ms in taken.items():
+        middle, name = statistics.median(ms), "off" if shards is None else shards
+        numbers = [f"{x:.1f}" for x in (middle, min(ms), max(ms))] + [f"{middle / plain:.2f}"]
+        cpu = f"{platform.machine()}, {os.cpu_count()} cores"
+        made_on = [torch.get_num_threads(), cpu, versions()["torch"], date.today().isoformat()]
+        rows.append(dict(zip(HEADS, [given.recipe, network, given.batch, name, *numbers, *made_on], strict=True)))
+        print(f"{network}  shards {name:>3}: {' '.join(numbers)}", flush=True)
+    append_rows(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ benchmarks/results/layouts.csv.
 """
 
 import argparse
-import csv
 import os
 import platform
 import subprocess
@@ -17,6 +16,7 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
+from record import append_rows
 from safetensors.torch import load_file
 
 from excite.files import sha256_of
@@ -65,11 +65,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("words", nargs="*", help="changes to the recipe")
     given = parser.parse_args()
-    new = not RESULTS.is_file()
-    with tempfile.TemporaryDirectory() as scratch, RESULTS.open("a", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        if new:
-            table.writerow(HEADS)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
         for deterministic in ("true", "false"):
             first: Path | None = None
             for number, (name, layout) in enumerate(LAYOUTS.items()):
@@ -80,8 +77,9 @@ def main() -> None:
                 same, apart = sha256_of(first) == sha256_of(weights), difference(first, weights)
                 cpu = f"{platform.machine()}, {os.cpu_count()} cores"
                 row = [" ".join([given.recipe, *given.words]), given.epochs, deterministic, name, same, f"{apart:.1e}"]
-                table.writerow([*row, cpu, versions()["torch"], date.today().isoformat()])
+                rows.append(dict(zip(HEADS, [*row, cpu, versions()["torch"], date.today().isoformat()], strict=True)))
                 print(f"deterministic={deterministic:<5}  {name:<26} same file {same!s:<5}  {apart:.1e}", flush=True)
+    append_rows(RESULTS, rows)
 
 
 if __name__ == "__main__":

@@ -400,12 +400,20 @@ def read_only(folder: Path, times: int, seed: int = 0) -> Row:
 def _goes_on(row: Row, recipe: str, run: Path, wanted: dict[str, str], what: str) -> None:
     last = run_job(train_job, [recipe, str(run)], run, Fault("step"))
     count(row, last, Fault())
+    judge(row, what, last, run, wanted)
+
+
+def judge(row: Row, what: str, last: Outcome, run: Path, wanted: dict[str, str]) -> bool:
+    """Whether the job has come to its end with the wanted result; counts it in the row if not."""
     if last.statuses != [0]:
         row.lost += 1
         row.examples.append(f"{what}: {last.said}")
     elif result_of(run) != wanted:
         row.wrong += 1
         row.examples.append(f"{what}: another result")
+    else:
+        return True
+    return False
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from excite.recipe import Recipe
 from tests.faults.gate import Gate
 from tests.faults.harness import Fault, Outcome, result_of, run_job
 from tests.faults.hooks import GATE, open_gate_after
-from tests.faults.kinds import Row, count, in_memory, spread
+from tests.faults.kinds import Row, count, in_memory, judge, spread
 
 BUCKET = "faults"
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -152,13 +152,10 @@ def _judge(row: Row, store: Store, what: str, last: Outcome, run: Path, url: str
     """The job has ended; its result is the wanted one, and the store has all of it."""
     from excite.storage.runs import local_names
 
-    if last.statuses != [0]:
-        row.lost += 1
-        row.examples.append(f"{what}: {last.said}")
-    elif result_of(run) != wanted:
-        row.wrong += 1
-        row.examples.append(f"{what}: another result")
-    elif (there := store.files(url)) != (here := {name: (run / name).read_bytes() for name in local_names(run)}):
+    if not judge(row, what, last, run, wanted):
+        return
+    there, here = store.files(url), {name: (run / name).read_bytes() for name in local_names(run)}
+    if there != here:
         row.wrong += 1
         differ = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
         row.examples.append(f"{what}: at the address differ {differ}")

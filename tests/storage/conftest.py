@@ -1,13 +1,11 @@
-"""A real S3 server (moto's) in a process of its own on loopback, and a TCP proxy in front of it that can be cut."""
+"""A real S3 server (moto's) in a process of its own on loopback, and a gate in front of it that can be shut."""
 
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import uuid
@@ -18,13 +16,10 @@ from typing import Any
 import pytest
 
 from excite.storage import connection, mirror
+from tests.faults.gate import Gate
+from tests.training.jobs import free_port
 
 SECRET = "tHiSiSvErYsEcReT"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 class Server:
@@ -61,50 +56,6 @@ class Server:
 
     def thaw(self) -> None:
         self.process.send_signal(signal.SIGCONT)
-
-
-class Proxy:
-    """Forwards connections to the server, until it is cut: then open ones break and new ones are refused."""
-
-    def __init__(self, target: int) -> None:
-        self.target, self.port = target, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.mend()
-
-    def mend(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", self.port))
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def cut(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for one in self._open:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                try:
-                    server = socket.create_connection(("127.0.0.1", self.target))
-                except OSError:
-                    client.close()
-                    continue
-                self._open += [client, server]
-                threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
-
-    def _forward(self, client: socket.socket, server: socket.socket) -> None:
-        with selectors.DefaultSelector() as selector, client, server, contextlib.suppress(OSError):
-            selector.register(client, selectors.EVENT_READ, server)
-            selector.register(server, selectors.EVENT_READ, client)
-            while True:
-                for key, _ in selector.select():
-                    data = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
-                    if not data:
-                        return
-                    key.data.sendall(data)
 
 
 @pytest.fixture(scope="session")
@@ -164,13 +115,13 @@ def bucket(server, monkeypatch) -> Bucket:
 
 
 @pytest.fixture
-def proxy(server, bucket, monkeypatch) -> Iterator[Proxy]:
+def proxy(server, bucket, monkeypatch) -> Iterator[Gate]:
     """The way to the server for the code under test; ``bucket`` keeps its own."""
-    between = Proxy(server.port)
+    between = Gate(server.port)
     monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
     yield between
     with contextlib.suppress(OSError):
-        between.cut()
+        between.stop()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

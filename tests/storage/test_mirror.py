@@ -142,14 +142,14 @@ def test_a_file_replaced_while_it_is_sent_goes_again(run, bucket, monkeypatch):
 def test_a_cut_connection_is_told_once_and_everything_follows_later(run, bucket, proxy, lines, lost):
     with mirrored(run, lines.append):
         eventually(lambda: complete_steps(bucket.names("runs/r")) == [2, 4])
-        proxy.cut()
+        proxy.turn("refused")
         add_step(run, 6)
         eventually(lambda: len(lines) == 2)
         remove_step(run, 2)
         if lost:
             bucket.fs.rm(bucket.name, recursive=True)
             bucket.fs.mkdir(bucket.name)
-        proxy.mend()
+        proxy.turn("open")
         eventually(lambda: complete_steps(bucket.names("runs/r")) == [4, 6])
         eventually(lambda: len(lines) == 3)
     assert copied(bucket, "runs/r") == own_files(run)
@@ -167,7 +167,7 @@ def test_the_end_waits_a_bounded_time_and_says_what_is_missing(run, bucket, prox
             # All of the run, so that what is missing are the four files of the next step; and the answers that say so,
             # which come after the bucket has the files.
             eventually(lambda: mirroring.unsent() == [])
-            server.freeze() if trouble == "frozen" else proxy.cut()
+            server.freeze() if trouble == "frozen" else proxy.turn("refused")
             add_step(run, 6)
         assert time.monotonic() - started < 60  # not the hours that a frozen server might take
         assert lines[-1] == left_behind(run)
@@ -178,7 +178,7 @@ def test_the_end_waits_a_bounded_time_and_says_what_is_missing(run, bucket, prox
     finally:
         server.thaw()
         with contextlib.suppress(OSError):
-            proxy.mend()
+            proxy.turn("open")
     assert upload_missing(run)[0] == f"{bucket.url}/runs/r"
     assert copied(bucket, "runs/r") == own_files(run)
     assert left_behind(run) == ""
@@ -190,7 +190,7 @@ def test_what_was_sent_but_could_not_be_compared_is_not_taken_for_kept(run, buck
     with mirrored(run, lines.append) as mirroring:
         eventually(lambda: mirroring.unsent() == [])
         assert bucket.names("runs/r") == sorted(own_files(run))
-        proxy.cut()
+        proxy.turn("refused")
     assert left_behind(run).startswith(f"10 file(s) of {run} could not be uploaded")
 
 
@@ -362,7 +362,7 @@ def test_fetching_without_a_connection_names_the_local_copy(run, bucket, proxy, 
 
     monkeypatch.setattr(connection, "TRIES", 1)
     upload_missing(run)
-    proxy.cut()
+    proxy.turn("refused")
     with pytest.raises(ExciteError, match="to resume from the local copy: excite train --resume runs/r"):
         fetch_run(f"{bucket.url}/runs/r")
 

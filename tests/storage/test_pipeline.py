@@ -215,7 +215,7 @@ def test_training_goes_on_while_the_store_is_away_and_all_arrives_in_the_end(buc
     run = wait_for_step(process, tmp_path / "a" / "runs", 12)
     eventually(lambda: any(name.endswith("state.pt") for name in bucket.names("runs")))
     if trouble == "cut":
-        proxy.cut()
+        proxy.turn("refused")
     elif trouble == "frozen":
         server.freeze()
     else:
@@ -224,7 +224,7 @@ def test_training_goes_on_while_the_store_is_away_and_all_arrives_in_the_end(buc
         process, tmp_path / "a" / "runs", read_metrics(run / "metrics.jsonl")[-1]["step"] + 60
     )  # it does not wait
     if trouble == "cut":
-        proxy.mend()
+        proxy.turn("open")
     elif trouble == "frozen":
         server.thaw()
     else:
@@ -246,7 +246,7 @@ def test_a_store_that_stays_away_costs_nothing_but_the_exit_status(bucket, proxy
         tmp_path / "a", "train", tmp_path / "small.yaml", "--out", f"{bucket.url}/runs", EXCITE_UPLOAD_WAIT="2"
     )
     run = wait_for_step(process, tmp_path / "a" / "runs", 12)
-    proxy.cut()
+    proxy.turn("refused")
     output = run_to_end(process, 1)
     assert "finished 72 steps" in output
     assert (
@@ -254,7 +254,7 @@ def test_a_store_that_stays_away_costs_nothing_but_the_exit_status(bucket, proxy
         in output
     )
     assert (run / "results.json").is_file()
-    proxy.mend()
+    proxy.turn("open")
     output = run_to_end(start(tmp_path / "a", "sync", f"runs/{run.name}"))
     assert f"{bucket.url}/runs/{run.name} has all of runs/{run.name}" in output
     assert copied(bucket, run.name) == own_files(run)

@@ -196,7 +196,7 @@ def test_the_wait_at_the_end_is_said_at_once_where_uploads_have_failed(run, buck
     monkeypatch.setenv("EXCITE_UPLOAD_WAIT", "0.2")
     with mirrored(run, lines.append) as mirroring:
         eventually(lambda: mirroring.unsent() == [])
-        proxy.cut()
+        proxy.turn("refused")
         add_step(run, 6)
         eventually(lambda: mirroring.problem is not None)
     # The moment of silence is a minute in these tests (see `quick`): it was not waited for.

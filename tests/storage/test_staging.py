@@ -337,8 +337,8 @@ def test_a_lost_connection_names_the_copy_in_the_cache(bucket, proxy, monkeypatc
     monkeypatch.setattr(connection, "TRIES", 1)
     bucket.put({"d/x.jpg": b"x"})
     path = stage(f"{bucket.url}/d").path
-    proxy.cut()
+    proxy.turn("refused")
     with pytest.raises(ExciteError, match=f"could not be reached .* a complete copy, .* is in {path}"):
         stage(f"{bucket.url}/d")
-    proxy.mend()
+    proxy.turn("open")
     assert stage(f"{bucket.url}/d").path == path
