@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from excite.cli import _out_of_memory
+from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from tests.command import run_command
 from tests.training.small import metrics, small
@@ -245,6 +248,31 @@ def test_a_name_that_is_too_long_is_one_sentence(words, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "file name too long" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "told"),
+    [
+        (
+            "validate runs/a --json",
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes"
+            ),
+            "there is not enough memory (8.59 GB more were asked for); give a smaller --batch-size, or use a machine",
+        ),
+        (
+            "report runs/a",
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"),
+            "there is not enough memory (2.15 GB more were asked for); give a smaller --images, or use a machine with",
+        ),
+        ("graft a", MemoryError(), "there is not enough memory; end other programs that need it, or use a machine"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_sentence(monkeypatch, words, error, told):
+    monkeypatch.setattr(sys, "argv", ["excite", *words.split()])
+    assert str(_out_of_memory(error)).startswith(told)
+    for other in (RuntimeError("shapes differ"), ExciteError("out of memory"), ValueError("x")):
+        assert _out_of_memory(other) is other
 
 
 def test_what_the_file_system_refuses_names_the_file():

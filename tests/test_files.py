@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -39,7 +40,22 @@ def test_json_comes_back_and_what_is_none_is_told(tmp_path):
             read_json(tmp_path / "b.json")
 
 
+@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="two renames on other systems")
+def test_a_folder_replaces_another_at_one_instant(tmp_path, monkeypatch):
+    """No kill can fall between: the system exchanges the two names."""
+    for text in ("old", "new"):
+        with written_aside(tmp_path / "folder", over=True) as aside:
+            aside.mkdir()
+            (aside / "file").write_text(text)
+        assert (tmp_path / "folder" / "file").read_text() == text
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(os, name, lambda *_: pytest.fail("a rename"))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_folder_replaces_another_only_if_that_is_asked_for_and_whole(tmp_path, monkeypatch):
+    """Where names cannot be exchanged."""
+    monkeypatch.setattr("excite.files._exchanged", lambda *_: False)
     place = tmp_path / "folder"
     for text in ("old", "new"):
         with written_aside(place, over=True) as aside:

@@ -193,6 +193,31 @@ def _refused(error: Exception) -> Exception:
     return ExciteError(f"{shown(os.fsdecode(error.filename))}: {(error.strerror or type(error).__name__).lower()}")
 
 
+#: What makes a command need less memory.
+_SMALLER = {
+    "train": "give smaller train.batch_size and eval.batch_size",
+    "twins": "give smaller train.batch_size and eval.batch_size",
+    "validate": "give a smaller --batch-size",
+    "predict": "give a smaller --batch-size, or fewer images",
+    "bench": "give a smaller --batch or --image-size",
+    **dict.fromkeys(("explain", "report", "export"), "give a smaller --images"),
+    "prune": "give a smaller --calibration and --batch",
+}
+
+
+def _out_of_memory(error: Exception) -> Exception:
+    """A failed allocation that nothing nearer to it has explained, as one sentence; any other error as it is."""
+    if isinstance(error, ExciteError) or not isinstance(error, MemoryError | RuntimeError):
+        return error
+    from excite.runtime.device import is_out_of_memory, needed_memory
+
+    if not is_out_of_memory(error):
+        return error
+    command = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    mend = _SMALLER.get(command, "end other programs that need it")
+    return ExciteError(f"there is not enough memory{needed_memory(error)}; {mend}, or use a machine with more")
+
+
 def _with_line_to_type(error: ExciteError) -> ExciteError:
     """The error, ending with the corrected command line if one is known."""
     line = corrected(sys.argv[1:], _shapes(sys.argv[1:]), error.instead)
@@ -242,7 +267,7 @@ def main() -> None:
         app()
     except Exception as raised:
         ending()
-        error = _refused(raised)
+        error = _out_of_memory(_refused(raised))
         if is_one_of_several():
             from excite.training.launch import tell_and_end
 

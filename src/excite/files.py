@@ -94,7 +94,8 @@ def written_aside(path: Path, over: bool = False) -> Iterator[Path]:
 
     Args:
         path: the file or folder.
-        over: a folder, too, may replace an existing one. That takes two renames: after a kill between them, ``path`` is
+        over: a folder, too, may replace an existing one. The two change places at once; on systems and disks that
+            cannot do so (Windows, some network disks) it takes two renames, and after a kill between them ``path`` is
             missing.
 
     Raises:
@@ -115,6 +116,10 @@ def written_aside(path: Path, over: bool = False) -> Iterator[Path]:
 
 
 def _put_in_place_of_a_folder(new: Path, path: Path) -> None:
+    if _exchanged(new, path):
+        _sync(path.parent)
+        remove(new)  # which is now what was there before
+        return
     before = aside_of(path)
     os.rename(path, before)
     try:
@@ -124,6 +129,20 @@ def _put_in_place_of_a_folder(new: Path, path: Path) -> None:
         raise
     _sync(path.parent)
     remove(before)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at one instant, as renameat2(2) of Linux and renamex_np(2) of macOS can; whether they did."""
+    import ctypes
+
+    if sys.platform == "win32":
+        return False
+    system = ctypes.CDLL(None)
+    swap, here = 2, -100  # RENAME_EXCHANGE and RENAME_SWAP are both 2; AT_FDCWD of Linux
+    names = os.fsencode(one), os.fsencode(other)
+    if hasattr(system, "renameat2"):
+        return bool(system.renameat2(here, names[0], here, names[1], swap) == 0)
+    return hasattr(system, "renamex_np") and bool(system.renamex_np(*names, swap) == 0)
 
 
 @contextmanager

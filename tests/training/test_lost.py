@@ -511,3 +511,25 @@ def test_results_without_the_last_evaluation_are_not_made_up(tmp_path, monkeypat
     run = next((tmp_path / "runs").iterdir())
     assert (run / "model.safetensors").is_file()
     assert not (run / "results.json").exists()
+
+
+def test_a_step_that_needs_more_memory_than_there_is(monkeypatch, tmp_path):
+    """Nothing is saved in the middle of a step; the sentence says what is, and what needs less."""
+
+    def broken(run, *_, **__):
+        if run.step == 7:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 2000000000 bytes")
+        return real(run, *_, **__)
+
+    real = loop.train_step
+    monkeypatch.setattr(loop, "train_step", broken)
+    for more, told in (
+        ((), "add train.grad_checkpointing=true"),
+        (("train.grad_checkpointing=true",), "begin again with"),
+    ):
+        with pytest.raises(ExciteError) as failed:
+            train(small(*more), out=tmp_path, quiet=True)
+        assert "a step needs more memory than there is (2 GB more were asked for); step 6 is saved; go on" in str(
+            failed.value
+        )
+        assert f"To need less, {told}" in str(failed.value)

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import random
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -390,3 +391,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def needed_memory(error: BaseException) -> str:
+    """How much memory a failed allocation asked for, as ``(12.4 GB more were asked for)``; or nothing."""
+    match = re.search(r"[Tt]ried to allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    if match is None:
+        return ""
+    exponent = "KMGT".find(match[2][0]) + 1 if match[2] != "bytes" else 0
+    return f" ({float(match[1]) * 1024**exponent / 1e9:.3g} GB more were asked for)"

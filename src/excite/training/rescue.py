@@ -12,7 +12,8 @@ from types import TracebackType
 from excite.data.watched import LoaderFailed
 from excite.errors import ExciteError
 from excite.files import WriteFailed
-from excite.runtime.device import is_out_of_memory
+from excite.recipe import TrainConfig
+from excite.runtime.device import is_out_of_memory, needed_memory
 from excite.training import launch
 from excite.training.precision import BufferGuard
 from excite.training.reporting import NonFiniteLoss
@@ -87,6 +88,8 @@ class Rescue:
                 launch.note_saved(self._rescued())
         elif self._run.owes_evaluation and isinstance(error, Exception) and not isinstance(error, NonFiniteLoss):
             self._add(error, self._rescued())
+        elif is_out_of_memory(error):  # of a step that broke off in the middle nothing may be saved
+            raise ExciteError(_of_a_step(self._run.recipe.train, error, _last(self._run.folder))) from error
 
     def _add(self, error: Exception, clause: str) -> None:
         """Have an error of an evaluation say what was saved. One of our own faults keeps its traceback."""
@@ -94,7 +97,10 @@ class Rescue:
             error.args = (f"{error}; {clause}",)
         elif is_out_of_memory(error):
             size = self._run.recipe.eval.batch_size
-            told = f"the evaluation needs more memory than there is: give a smaller eval.batch_size (it is {size})"
+            more = needed_memory(error)
+            told = (
+                f"the evaluation needs more memory than there is{more}: give a smaller eval.batch_size (it is {size})"
+            )
             raise ExciteError(f"{told}; {clause}") from error
         else:
             error.add_note(clause)
@@ -116,6 +122,16 @@ class Rescue:
         elif self._guard is not None and self._kept_at == self._run.step:
             self._guard.put_back()
         self._save()
+
+
+def _of_a_step(config: TrainConfig, error: BaseException, last: str) -> str:
+    """What a step that memory did not suffice for says; ``last`` is what is saved."""
+    told = f"a step needs more memory than there is{needed_memory(error)}; {last}"
+    again = f"begin again with train.grad_accumulation={2 * config.grad_accumulation} or a smaller train.batch_size"
+    if config.grad_checkpointing:
+        return f"{told}. To need less, {again} (it is {config.batch_size})"
+    go_on = "add train.grad_checkpointing=true, at about a third more time a step, or "
+    return f"{told}. To need less, {go_on}{again} (it is {config.batch_size})"
 
 
 #: Refusals that a second file would meet, too.
