@@ -186,7 +186,7 @@ def _image(data: DataSets, position: int) -> np.ndarray:
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:
-        image = load_image(data.val.paths[position], white=data.val.white)
+        image = load_image(data.val.source(position), white=data.val.white)
     except BadImageError:  # deleted since it was predicted
         return np.full((32, 32, 3), 128, np.uint8)
     image = image.convert("RGB")

@@ -30,7 +30,8 @@ class SourceFacts:
         what: its format, for the list of all sources.
         reader: the module with ``read_source(data, root, least_classes) -> Contents``.
         root: what ``data.root`` must be: "folder", or "any" (a folder or an archive); None: the data is in the package.
-        class_folders: whether the images are files in class folders, which are listed, streamed and split by path.
+        files: whether the images are files of any size, which are listed, streamed and split by name; else they are
+            arrays of one size.
         benchmark: whether published results train on everything but the test part and are measured on that.
         assumed: the data set assumed if the data is missing; None if it is always there.
     """
@@ -38,7 +39,7 @@ class SourceFacts:
     what: str
     reader: str
     root: Literal["folder", "any"] | None
-    class_folders: bool
+    files: bool
     benchmark: bool
     assumed: Assumed | None
 
@@ -48,7 +49,7 @@ SOURCES = {
         what="the 8x8 digits of the package",
         reader="excite.data.digits",
         root=None,
-        class_folders=False,
+        files=False,
         benchmark=False,
         assumed=None,
     ),
@@ -56,7 +57,7 @@ SOURCES = {
         what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-10", 50_000, 10),
     ),
@@ -64,15 +65,15 @@ SOURCES = {
         what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-100", 50_000, 100),
     ),
     "folder": SourceFacts(
-        what="class folders",
+        what="class folders, also in a zip or tar file",
         reader="excite.data.folder",
-        root="folder",
-        class_folders=True,
+        root="any",
+        files=True,
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
@@ -80,7 +81,7 @@ SOURCES = {
         what="MNIST-style IDX",
         reader="excite.data.idx",
         root="folder",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("MNIST", 60_000, 10),
     ),

@@ -124,13 +124,13 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _eval_size_fits(self) -> Self:
-        if self.evaluation_size != self.image_size and not SOURCES[self.source].class_folders:
+        if self.evaluation_size != self.image_size and not SOURCES[self.source].files:
             raise ValueError(f"eval_size is only for source=folder: the images of {self.source} all have the same size")
         return self
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if self.group_by is not None and not SOURCES[self.source].class_folders:
+        if self.group_by is not None and not SOURCES[self.source].files:
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by must be a level of at least 1 (the first folder below the class), or a pattern")

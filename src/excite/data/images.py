@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from excite.data.decode import Interpolation, eval_transform
+from excite.data.packed import Member, Packed
 from excite.data.pixels import FULL_WHITE
 from excite.data.room import room_for
 
@@ -56,17 +57,27 @@ class ArrayImages:
 
 @dataclass
 class FileImages:
-    """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers.
+    """Images on disk, decoded when a batch needs them.
 
-    `white` is the white level of images with 16 bits per channel.
+    Attributes:
+        paths: the path of each; of one inside a larger file, the path of that file and its name in it.
+        labels: class numbers.
+        white: the white level of images with 16 bits per channel.
+        packed: where the images are, if they are inside larger files.
     """
 
     paths: list[str]
     labels: list[int]
     white: int = FULL_WHITE
+    packed: Packed | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def source(self, position: int) -> str | Member:
+        """What :func:`~excite.data.decode.load_image` reads an image from."""
+        path = self.paths[position]
+        return path if self.packed is None else self.packed.member(position, path)
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +88,8 @@ class FileImages:
 
     def take(self, index: np.ndarray) -> "FileImages":
         """The images at these positions, in this order."""
-        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white)
+        packed = None if self.packed is None else self.packed.take(index)
+        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white, packed)
 
 
 #: Pixels that are computed with at a time: NumPy and PyTorch take eight bytes and more for each.

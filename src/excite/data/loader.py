@@ -148,7 +148,7 @@ class FileDecoder(Dataset[Decoded]):
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        path, white = self.files.paths[index], self.files.white
+        path, white = self.files.source(index), self.files.white
         mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
         with reading(path):
             if augment is None or augment.crop != "random_resized":

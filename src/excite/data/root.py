@@ -46,11 +46,11 @@ def existing(data_root: str) -> Path:
 
 
 def check_root(data: DataConfig) -> None:
-    """Check local data as :func:`find_root` does, and that there are class folders. No file is listed."""
+    """Check local data as :func:`find_root` does, and that there are class folders. No file or archive is listed."""
     if data.root is not None and is_remote(data.root) and SOURCES[data.source].root is not None:
         return
     root = find_root(data)
-    if root is not None and SOURCES[data.source].class_folders:
+    if root is not None and data.source == "folder" and root.is_dir():
         class_names(find_layout(root))
 
 

@@ -8,7 +8,6 @@ A source has parts. Their roles are decided in one place for all sources:
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from excite.data.archive import is_archive
 from excite.data.catalog import SOURCES
 from excite.data.checks import Checked, check_files
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.contents import Contents, Folder, Part
+from excite.data.contents import Contents, Part
 from excite.data.folder import decode_all, refuse_bad, some, title
 from excite.data.formats import EXTENSIONS
 from excite.data.images import (
@@ -223,7 +223,7 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     facts = SOURCES[data.source]
     if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
-    staged = stage(data.root, EXTENSIONS if facts.class_folders else None)
+    staged = stage(data.root, EXTENSIONS if facts.files and not is_archive(data.root) else None)
     opened = opening(data.model_copy(update={"root": str(staged.path)}))
     opened.notes += [staged.note] if staged.note else []
     return opened
@@ -246,7 +246,7 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
     train = parts.get("train") or parts.get("all")
     if train is None:
         there = ", ".join(f"{name}/" for name in sorted(parts))
-        root = data.root if source.folder is None else source.folder.layout.root
+        root = source.where or data.root
         raise ExciteError(f"{root} has {there} but no train/: put the training images into {Path(str(root)) / 'train'}")
     val, test, how = parts.get("val"), parts.get("test"), "part"
     wanted: str = data.val_from
@@ -284,8 +284,7 @@ def _split(
         keys = whole.digests()
         labels = whole.labels.numpy()
     else:
-        assert source.folder is not None
-        names = _within_part(source.folder, whole)
+        names = whole.within()
         labels = np.asarray(whole.images.labels)
         keys = [name.encode("utf-8", "surrogateescape") for name in names]
         if data.group_by is not None:
@@ -306,12 +305,6 @@ def _split(
             f"{some([source.classes[k] for k in only_val])}"
         )
     return whole.take(keep), whole.take(out), notes
-
-
-def _within_part(folder: Folder, part: Part) -> list[str]:
-    """Each path relative to its part's folder, starting with the class: the same wherever the part is."""
-    place = os.path.join(folder.layout.parts.get("train", folder.layout.root), "")
-    return [path.removeprefix(place).replace(os.sep, "/") for path in part.images.paths]
 
 
 def _limited(part: "ArrayImages | Part", limit: int | None, seed: int) -> "ArrayImages | Part":
@@ -340,7 +333,7 @@ def _open(
         if few is not None and every is not None and len(few) < len(every):
             notes.append(f"data.{key}: {len(few):,} of {len(every):,} {what} images")
     if isinstance(train, Part):
-        assert isinstance(val, Part) and source.folder is not None  # noqa: PT018
+        assert isinstance(val, Part)
         assert test is None or isinstance(test, Part)
         opened = _of_files(data, augment, source, train, val, test, check, progress)
     else:
@@ -389,9 +382,8 @@ def _measured(
         count = len(opened.val) + opened.bad_val
         limit = f" (data.limit_val={data.limit_val})" if said else ""
         opened.notes.append(f"measured: {sentence}, {count:,} of {of:,} images{limit}")
-    if record is not None and isinstance(images, Part) and source.folder is not None:
-        relative = source.folder.relative(images)
-        seen = 0 if same_files(record, relative) else trained_among(record, images)
+    if record is not None and isinstance(images, Part):
+        seen = 0 if same_files(record, images.relative()) else trained_among(record, images)
         if seen:
             opened.notes.append(
                 f"the network was trained on {seen:,} of these {len(images):,} images, "
@@ -491,8 +483,7 @@ def _of_files(
     progress: Progress | None,
 ) -> DataSets:
     """Files: decoded into memory if they are small, else when they are needed."""
-    folder, notes = source.folder, []
-    assert folder is not None
+    notes: list[str] = []
     checked: dict[str, Checked] = {}
     if check:
         for name, part in (("train", train), ("val", val), ("test", test)):
@@ -523,16 +514,16 @@ def _of_files(
         average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average
         preprocessing = _preprocessing(data, data.mean or mean, data.std or std)
-        digest = _files_digest(folder, train, val)
-        parts = {"train": _files_digest(folder, train), "val": _files_digest(folder, val)}
+        digest = _files_digest(train, val)
+        parts = {"train": _files_digest(train), "val": _files_digest(val)}
         opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest, parts)
         known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
         if known:
             notes.append(_skipped(known))
-    opened.notes, opened.unusable = notes, folder.unusable
+    opened.notes, opened.unusable = notes, source.unusable
     opened.test = None if test is None else test.images
     if check:
-        opened.record, more = make_record(folder, train, val, checked)
+        opened.record, more = make_record(train, val, checked)
         opened.notes += more
     return opened
 
@@ -560,10 +551,10 @@ def _skipped(bad: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _files_digest(folder: Folder, *parts: Part) -> str:
+def _files_digest(*parts: Part) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for relative, size, label in zip(folder.relative(part), part.sizes.tolist(), part.images.labels, strict=True):
+        for relative, size, label in zip(part.relative(), part.sizes.tolist(), part.images.labels, strict=True):
             digest.update(f"{relative}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()

@@ -247,7 +247,7 @@ def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
     found = []
     for position in positions:
         if isinstance(images, FileImages):
-            pixels = opened.data.preprocessing.load(images.paths[position], opened.recipe.data.max_pixels)
+            pixels = opened.data.preprocessing.load(images.source(position), opened.recipe.data.max_pixels)
         else:
             pixels = images.images[position]
         found.append(pixels.permute(1, 2, 0).numpy())

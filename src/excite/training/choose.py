@@ -154,8 +154,9 @@ def _usual_side(images: DataSets) -> float | None:
     if not isinstance(images.train, FileImages):
         return None
     sides: list[int] = []
-    paths = images.train.paths
-    for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
-        with suppress(BadImageError), reading(path) as name, opened(path, name, PILLOW_LIMIT) as image:
+    files = images.train
+    for i in range(0, len(files), max(1, len(files) // LOOKED_AT)):
+        source = files.source(i)
+        with suppress(BadImageError), reading(source) as name, opened(source, name, PILLOW_LIMIT) as image:
             sides.append(min(image.size))
     return median(sides) if sides else None
