@@ -77,6 +77,14 @@ SOURCES = {
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
+    "table": SourceFacts(
+        what="a table (CSV, TSV, JSON lines, Parquet, hf:owner/name)",
+        reader="excite.data.table",
+        root="any",
+        files=True,
+        benchmark=False,
+        assumed=Assumed("ImageNet", 1_281_167, 1000),
+    ),
     "idx": SourceFacts(
         what="MNIST-style IDX",
         reader="excite.data.idx",

@@ -29,13 +29,32 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ColumnsConfig(_Strict):
+    """The columns of a table. A column that is not named is found by its usual names, and said."""
+
+    path: str | None = Field(default=None, description="column with the path of each image, or with the image itself")
+    label: str | None = Field(default=None, description="column with the class")
+    part: str | Literal[False] | None = Field(
+        default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
+    )
+    group: str | Literal[False] | None = Field(
+        default=None, description="column with what the split keeps together, such as a patient; false: there is none"
+    )
+
+
 class DataConfig(_Strict):
     """The source of the images, their size, and the handling of broken files."""
 
     source: SourceName = Field(description=f"format of the data: {formats()}")
     root: Annotated[str | None, NEUTRAL] = Field(
         default=None,
-        description="folder with the data (CIFAR: or a .tar.gz file), local or at s3:// and the like; not for digits",
+        description="folder or file with the data, local or at s3:// and the like; not for digits",
+    )
+    images: Annotated[str | None, NEUTRAL] = Field(
+        default=None, description="table: folder that the paths in it start from; null: the folder of the table"
+    )
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
     )
     image_size: int = Field(ge=1, le=4096, description="side of the square images that the network sees, in pixels")
     in_chans: Literal[1, 3] = Field(
@@ -134,6 +153,13 @@ class DataConfig(_Strict):
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by must be a level of at least 1 (the first folder below the class), or a pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
+            key = "images" if self.images is not None else "columns"
+            raise ValueError(f"{key} is only for source=table")
         return self
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from excite.data.catalog import SOURCES
 from excite.data.config import AugmentConfig, DataConfig
+from excite.data.root import is_hub
 from excite.errors import expanded
 from excite.storage.address import is_remote
 
@@ -46,7 +47,8 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     images, classes = facts.assumed.train, facts.assumed.classes
     why = "data.root is not given"
     if data.root:
-        why = f"data.root={data.root} {'is an address, not fetched' if is_remote(data.root) else 'does not exist'}"
+        elsewhere = is_remote(data.root) or is_hub(data.root)
+        why = f"data.root={data.root} {'is an address, not fetched' if elsewhere else 'does not exist'}"
     if data.val_from == "train":
         images -= round(images * data.val_fraction)
     if data.limit_train is not None:

@@ -25,6 +25,9 @@ from excite.data.walk import Found, ending
 from excite.errors import ExciteError, nearest
 from excite.threads import Threads
 
+#: Endings of the files that are fetched from a folder at an address.
+WANTED = EXTENSIONS
+
 
 def natural(name: str) -> tuple[tuple[int, int, str], ...]:
     """A sort key that puts 2 before 10 and ignores case, as timm sorts class folders."""

@@ -62,6 +62,13 @@ def part_named(name: str) -> str | None:
     return _KNOWN.get(name.strip().lower())
 
 
+def part_of_file(path: Path, root: Path) -> str | None:
+    """The part that a file below ``root`` is named after: ``train-00000.tar``, ``validation/0.parquet``; None if none."""
+    names = [*path.relative_to(root).parts[:-1], path.name.split(".")[0]]
+    found = [part_named(re.split(r"[-_]", name)[0]) for name in names]
+    return next((part for part in reversed(found) if part is not None), None)
+
+
 def part_resembled(name: str) -> str | None:
     """The part that a name resembles, with a prefix or suffix (``training_set``, ``seg_test``); None for any other."""
     match = _DRESSED.fullmatch(name.strip().lower())

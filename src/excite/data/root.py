@@ -29,10 +29,21 @@ def find_root(data: DataConfig) -> Path | None:
         raise ExciteError(
             f"data.root is not set: give the path of the {data.source} data, as in data.root=/path/to/data"
         )
+    if is_hub(data.root):
+        return None
     root = existing(data.root)
     if facts.root == "folder" and not root.is_dir():
         raise ExciteError(f"data.root={data.root} is a file, but source={data.source} needs a folder")
     return root
+
+
+#: How a data set of the Hugging Face Hub is named in ``data.root``.
+HUB = "hf:"
+
+
+def is_hub(data_root: str | None) -> bool:
+    """Whether ``data.root`` is a data set of the Hugging Face Hub."""
+    return data_root is not None and data_root.startswith(HUB)
 
 
 def existing(data_root: str) -> Path:

@@ -21,7 +21,6 @@ from excite.data.checks import Checked, check_files
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import decode_all, refuse_bad, some, title
-from excite.data.formats import EXTENSIONS
 from excite.data.images import (
     ArrayImages,
     FileImages,
@@ -223,7 +222,8 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     facts = SOURCES[data.source]
     if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
-    staged = stage(data.root, EXTENSIONS if facts.files and not is_archive(data.root) else None)
+    wanted = None if is_archive(data.root) else getattr(import_module(facts.reader), "WANTED", None)
+    staged = stage(data.root, wanted)
     opened = opening(data.model_copy(update={"root": str(staged.path)}))
     opened.notes += [staged.note] if staged.note else []
     return opened
@@ -247,6 +247,8 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
     if train is None:
         there = ", ".join(f"{name}/" for name in sorted(parts))
         root = source.where or data.root
+        if any(isinstance(part, Part) and part.names is not None for part in parts.values()):
+            raise ExciteError(f"{root} has no training images, only: {', '.join(title(name) for name in parts)}")
         raise ExciteError(f"{root} has {there} but no train/: put the training images into {Path(str(root)) / 'train'}")
     val, test, how = parts.get("val"), parts.get("test"), "part"
     wanted: str = data.val_from
@@ -288,9 +290,12 @@ def _split(
         labels = np.asarray(whole.images.labels)
         keys = [name.encode("utf-8", "surrogateescape") for name in names]
         if data.group_by is not None:
-            keys, alone = group_keys(names, data.group_by)
+            keys, alone = group_keys(names, data.group_by, named_by_class=whole.names is None)
             notes.append(f"{len(set(keys)):,} groups are kept together (data.group_by={data.group_by})")
             notes += [f"{alone:,} images belong to no group: each stands alone"] if alone else []
+        elif whole.groups is not None:
+            keys = [group.encode("utf-8", "surrogateescape") for group in whole.groups]
+            notes.append(f"{len(set(keys)):,} groups are kept together, from the table's column")
     keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
     only_train = sorted(set(labels[keep]) - set(labels[out]))
     if only_train:

@@ -90,11 +90,12 @@ def stable_split(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], int]:
+def group_keys(paths: Sequence[str], group_by: int | str, named_by_class: bool = True) -> tuple[list[bytes], int]:
     """The key of each image's group, and the number of images that belong to no group and stand alone.
 
     Args:
-        paths: relative to the data set, separated by "/", starting with the class folder.
+        paths: relative to the data set, separated by "/".
+        named_by_class: whether each starts with its class folder, from which levels are counted.
         group_by: a number: the folder at that level below the class folder (1: the first). Or a regular expression: its
             capture groups, or without any its whole match, name the group.
 
@@ -103,7 +104,7 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
             group.
     """
     if isinstance(group_by, int):
-        found = [_level(path, group_by) for path in paths]
+        found = [_level(path, group_by, int(named_by_class)) for path in paths]
     else:
         try:
             pattern = re.compile(group_by)
@@ -125,8 +126,8 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
     return [key.encode("utf-8", "surrogateescape") for key in keys], alone
 
 
-def _level(path: str, level: int) -> str | None:
-    folders = path.split("/")[1:-1]
+def _level(path: str, level: int, first: int) -> str | None:
+    folders = path.split("/")[first:-1]
     return "/".join(folders[:level]) if len(folders) >= level else None
 
 
