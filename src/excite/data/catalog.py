@@ -85,6 +85,14 @@ SOURCES = {
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
+    "webdataset": SourceFacts(
+        what="WebDataset shards (.tar)",
+        reader="excite.data.webdataset",
+        root="any",
+        files=True,
+        benchmark=False,
+        assumed=Assumed("ImageNet", 1_281_167, 1000),
+    ),
     "idx": SourceFacts(
         what="MNIST-style IDX",
         reader="excite.data.idx",

@@ -19,6 +19,7 @@ class Part:
         root: the place of the whole data set.
         place: the place of this part, below which the class folders are; "" if that is ``root``.
         names: a name for each image that is the same wherever the data is; None: its path below ``root``.
+        prefix: what stands before ``names`` in the whole data set, such as the part's name.
         groups: the group of each image, from the source itself; None if it has none.
     """
 
@@ -28,6 +29,7 @@ class Part:
     root: str = ""
     place: str = ""
     names: list[str] | None = None
+    prefix: str = ""
     groups: list[str] | None = None
 
     def __len__(self) -> int:
@@ -41,7 +43,9 @@ class Part:
 
     def relative(self) -> list[str]:
         """The name of each image in the data set, separated by "/"."""
-        return self.names if self.names is not None else _below(self.root, self.images.paths)
+        if self.names is None:
+            return _below(self.root, self.images.paths)
+        return [self.prefix + name for name in self.names] if self.prefix else self.names
 
     def within(self) -> list[str]:
         """The name of each image in its part, starting with the class folder: the same wherever the part is."""

@@ -106,6 +106,11 @@ class _BoundedWindow(Bounded):
         return self._whole
 
 
+def read_at(path: str, start: int, length: int) -> bytes:
+    """At most ``length`` bytes of a file from ``start`` on. Raises OSError."""
+    return _files.read(path, start, length)
+
+
 @dataclass(frozen=True)
 class Member(os.PathLike[str]):
     """One image inside a larger file; wherever an image's path can be given, this can be given, too.

@@ -63,7 +63,7 @@ def part_named(name: str) -> str | None:
 
 
 def part_of_file(path: Path, root: Path) -> str | None:
-    """The part that a file below ``root`` is named after: ``train-00000.tar``, ``validation/0.parquet``; None if none."""
+    """The part that a file below ``root`` is named after, as ``train-00000.tar`` or ``validation/0.parquet`` are."""
     names = [*path.relative_to(root).parts[:-1], path.name.split(".")[0]]
     found = [part_named(re.split(r"[-_]", name)[0]) for name in names]
     return next((part for part in reversed(found) if part is not None), None)

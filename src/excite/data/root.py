@@ -1,6 +1,7 @@
 """Checks ``data.root``, the place of a source's data. Nothing heavy is imported, so that errors appear at once."""
 
 import os
+import re
 from pathlib import Path
 
 from excite.data.catalog import SOURCES
@@ -31,10 +32,21 @@ def find_root(data: DataConfig) -> Path | None:
         )
     if is_hub(data.root):
         return None
+    if is_pattern(data.root) and not os.path.exists(data.root):
+        return expanded(data.root)
     root = existing(data.root)
     if facts.root == "folder" and not root.is_dir():
         raise ExciteError(f"data.root={data.root} is a file, but source={data.source} needs a folder")
     return root
+
+
+#: Between several addresses or paths of shards, as WebDataset writes them.
+BETWEEN = "::"
+
+
+def is_pattern(data_root: str) -> bool:
+    """Whether ``data.root`` names several shards: ``train-{000..146}.tar``, or paths with :: between."""
+    return BETWEEN in data_root or re.search(r"\{[^{}]*\}\.?", data_root) is not None
 
 
 #: How a data set of the Hugging Face Hub is named in ``data.root``.

@@ -33,7 +33,7 @@ from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
 from excite.data.room import on_disk
-from excite.data.root import find_root
+from excite.data.root import BETWEEN, find_root
 from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError
@@ -222,18 +222,24 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     facts = SOURCES[data.source]
     if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
-    wanted = None if is_archive(data.root) else getattr(import_module(facts.reader), "WANTED", None)
-    staged = stage(data.root, wanted)
-    opened = opening(data.model_copy(update={"root": str(staged.path)}))
-    opened.notes += [staged.note] if staged.note else []
+    reader = import_module(facts.reader)
+    wanted = None if is_archive(data.root) else getattr(reader, "WANTED", None)
+    names = reader.expand(data.root) if hasattr(reader, "expand") else [data.root]
+    staged = [stage(name, wanted) for name in names]
+    opened = opening(data.model_copy(update={"root": BETWEEN.join(str(each.path) for each in staged)}))
+    opened.notes += [each.note for each in staged if each.note]
     return opened
 
 
+def source_contents(data: DataConfig, least_classes: int = 2) -> Contents:
+    """Read the contents of a local source. Raises ExciteError if it is missing, incomplete, damaged or empty."""
+    contents: Contents = import_module(SOURCES[data.source].reader).read_source(data, find_root(data), least_classes)
+    return contents
+
+
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
-    """Read the contents of the source; images in memory are resized."""
-    facts = SOURCES[data.source]
-    root = find_root(data)
-    contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
+    """The contents; images in memory are resized."""
+    contents = source_contents(data, least_classes)
     for name, part in contents.parts.items():
         if isinstance(part, ArrayImages):
             contents.parts[name] = _brought_to_size(part, data).canonical()
@@ -295,7 +301,7 @@ def _split(
             notes += [f"{alone:,} images belong to no group: each stands alone"] if alone else []
         elif whole.groups is not None:
             keys = [group.encode("utf-8", "surrogateescape") for group in whole.groups]
-            notes.append(f"{len(set(keys)):,} groups are kept together, from the table's column")
+            notes.append(f"{len(set(keys)):,} groups are kept together, as the source gives them")
     keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
     only_train = sorted(set(labels[keep]) - set(labels[out]))
     if only_train:
@@ -494,7 +500,7 @@ def _of_files(
         for name, part in (("train", train), ("val", val), ("test", test)):
             if part is not None:
                 checked[name] = check_files(part, data.max_pixels, title(name), progress)
-        _refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
+        refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
     if data.evaluation_size != data.image_size:
         notes.append(f"training at {data.image_size} pixels, evaluating at {data.evaluation_size}")
     pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
@@ -511,7 +517,7 @@ def _of_files(
         train_images, bad_train = val_images, list[tuple[str, str]]()
         if train is not val:
             train_images, bad_train = decode_all(train.images, for_training, data.max_pixels)
-        _refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
+        refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
         opened = _in_memory(data, source.classes, train_images.canonical(), val_images.canonical())
         opened.bad, opened.bad_val = bad_train + bad_val, len(bad_val)
         notes += opened.notes
@@ -533,7 +539,7 @@ def _of_files(
     return opened
 
 
-def _refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
+def refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
     """Apply the recipe's rules on broken files: all files that stop a run are named at once."""
     rules = {"train": ("data.on_bad_train", data.on_bad_train)}
     stop: list[tuple[str, str]] = []
