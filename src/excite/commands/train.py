@@ -180,12 +180,13 @@ def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -
 
     Prints the command's first line.
     """
-    from excite.data.root import is_images
+    from excite.data.root import source_of
     from excite.recipe import load_recipe
 
-    if not resume and is_images(name):
+    kind = None if resume else source_of(name)
+    if kind is not None:
         # Mistakes in the words are the same whatever recipe is chosen.
-        checked = load_recipe("folder-finetune-small", [f"data.root={name}", *words])
+        checked = load_recipe("folder-finetune-small", [f"data.source={kind}", f"data.root={name}", *words])
         check_recipe(checked, begun=not checked.is_own("train.init_from"))
         begin(f"looking at the images in {name}")
         from excite.training.choose import recipe_for

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from excite.data.catalog import is_archive
 from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Packed
 from excite.data.walk import DISK, File, Found, Tree, ending, is_image, is_litter
 from excite.errors import ExciteError, first_line, shown_text
@@ -27,9 +28,8 @@ from excite.files import cache_folder, written_aside
 from excite.progress import Progress
 from excite.storage.staging import locked
 
-#: Endings of archives that are read in place, and of those that have to be unpacked first, with what opens them.
-IN_PLACE = (".zip", ".tar")
-COMPRESSED: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
+#: What opens a tar file that is compressed as a whole.
+_OPENERS: dict[str, Callable[[BinaryIO], io.BufferedIOBase]] = {
     **dict.fromkeys((".gz", ".tgz"), lambda raw: gzip.GzipFile(fileobj=raw)),
     **dict.fromkeys((".bz2", ".tbz2"), bz2.BZ2File),
     **dict.fromkeys((".xz", ".txz"), lzma.LZMAFile),
@@ -39,12 +39,6 @@ VERSION = 1
 
 #: (offset, length, size, kind, check) of a member; see :class:`~excite.data.packed.Member`.
 Row = tuple[int, int, int, int, int]
-
-
-def is_archive(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of an archive that can be read, by its ending."""
-    stem, end = os.path.splitext(os.fspath(path).lower())
-    return end in IN_PLACE or end in (".tgz", ".tbz2", ".txz") or (end in COMPRESSED and stem.endswith(".tar"))
 
 
 @dataclass(frozen=True)
@@ -79,8 +73,8 @@ def members(path: Path, progress: Progress | None = None) -> Members:
     end = path.suffix.lower()
     with _told(path):
         found = path.stat()
-        if end in COMPRESSED:
-            path = _unpacked(path, found, COMPRESSED[end], progress)
+        if end in _OPENERS:
+            path = _unpacked(path, found, _OPENERS[end], progress)
             found = path.stat()
         place = cache_folder() / "archives" / f"{_key(path, found)}.npz"
         known = _remembered(place)

@@ -3,6 +3,7 @@
 To add one: a module with a function ``read_source`` (see :mod:`excite.data.idx`), and a line in :data:`SOURCES`.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -102,6 +103,18 @@ SOURCES = {
         assumed=Assumed("MNIST", 60_000, 10),
     ),
 }
+
+
+#: Endings of tables.
+TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
+#: Endings of archives that are read in place, and of tar files that are compressed as a whole.
+IN_PLACE, COMPRESSED = (".zip", ".tar"), (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of an archive of images that can be read, by its ending."""
+    stem, end = os.path.splitext(os.fspath(path).lower())
+    return end in IN_PLACE or (end in COMPRESSED and (end.startswith(".t") or stem.endswith(".tar")))
 
 
 def formats() -> str:

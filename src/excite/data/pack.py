@@ -174,7 +174,8 @@ def _settings(
             rows = [digest.hex() for digest in part.digests()]
         else:
             labels, sizes = part.images.labels, part.sizes.tolist()
-            rows = [f"{n}\0{s}\0{k}" for n, s, k in zip(part.relative(), sizes, labels, strict=True)]
+            groups = part.groups or [""] * len(part)
+            rows = [f"{n}\0{s}\0{k}\0{g}" for n, s, k, g in zip(part.within(), sizes, labels, groups, strict=True)]
         whole.update("\n".join([name, *rows, ""]).encode("utf-8", "surrogateescape"))
     size = None if smaller is None else {"side": smaller.side, "quality": smaller.quality}
     return {"source": whole.hexdigest(), "classes": source.classes, "smaller": size, "shard_mb": shard_mb}

@@ -11,9 +11,10 @@ import threading
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+if TYPE_CHECKING:  # it takes a sixth of a second, and listing folders does not need it
+    import numpy as np
 
 #: How a member is stored: as it is; in a zip file behind its own header; there, compressed.
 PLAIN, ZIP_PLAIN, ZIP_DEFLATED = 0, 1, 2
@@ -183,12 +184,12 @@ class Packed:
     """
 
     files: list[str]
-    file: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    size: np.ndarray
-    kind: np.ndarray
-    check: np.ndarray
+    file: "np.ndarray"
+    offset: "np.ndarray"
+    length: "np.ndarray"
+    size: "np.ndarray"
+    kind: "np.ndarray"
+    check: "np.ndarray"
 
     #: The arrays.
     COLUMNS = ("file", "offset", "length", "size", "kind", "check")
@@ -201,13 +202,15 @@ class Packed:
         columns = (int(getattr(self, column)[i]) for column in self.COLUMNS[1:])
         return Member(name, self.files[int(self.file[i])], *columns)
 
-    def take(self, index: np.ndarray) -> "Packed":
+    def take(self, index: "np.ndarray") -> "Packed":
         """The images at these positions, in this order."""
         return Packed(self.files, *(getattr(self, column)[index] for column in self.COLUMNS))
 
     @classmethod
     def of(cls, files: list[str], rows: "list[tuple[int, int, int, int, int, int]]") -> "Packed":
         """From one row (file, offset, length, size, kind, check) an image."""
+        import numpy as np
+
         types = (np.int32, np.int64, np.int64, np.int64, np.uint8, np.uint32)
         columns = zip(*rows, strict=True) if rows else ((),) * len(types)
         return cls(files, *(np.array(column, kind) for column, kind in zip(columns, types, strict=True)))

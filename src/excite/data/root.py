@@ -4,9 +4,10 @@ import os
 import re
 from pathlib import Path
 
-from excite.data.catalog import SOURCES
+from excite.data.catalog import SOURCES, TABLES, is_archive
 from excite.data.config import DataConfig
 from excite.data.parts import class_names, find_layout
+from excite.data.walk import is_litter
 from excite.errors import ExciteError, absence, expanded
 from excite.storage.address import is_remote
 
@@ -77,7 +78,19 @@ def check_root(data: DataConfig) -> None:
         class_names(find_layout(root))
 
 
-def is_images(word: str) -> bool:
-    """Whether the first argument of ``excite train`` is a folder of images rather than a recipe or a run."""
+def source_of(word: str) -> str | None:
+    """The data source that the first argument of ``excite train`` is: a folder of images, an archive, a table, shards.
+    None if it is a recipe or a run."""
+    if is_hub(word):
+        return "table"
     path = expanded(word)
-    return os.path.isdir(path) and not (path / "recipe.yaml").is_file()
+    if os.path.isfile(path):
+        if path.suffix.lower() in TABLES:
+            return "table"
+        return "folder" if is_archive(path) else None
+    if not os.path.isdir(path) or (path / "recipe.yaml").is_file():
+        return None
+    names = [entry.name.lower() for entry in os.scandir(path) if not is_litter(entry.name)]
+    if any(name.endswith(".tar") for name in names):
+        return "webdataset"
+    return "table" if any(name.endswith(".parquet") for name in names) else "folder"

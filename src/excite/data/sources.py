@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from excite.data.archive import is_archive
-from excite.data.catalog import SOURCES
+from excite.data.catalog import SOURCES, is_archive
 from excite.data.checks import Checked, check_files
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.contents import Contents, Part

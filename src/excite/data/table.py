@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 
+from excite.data.catalog import TABLES
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
 from excite.data.packed import Packed
+from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
 from excite.data.root import HUB, is_hub
-from excite.data.tabular import ENDINGS, Table, read_table
+from excite.data.tabular import Table, read_csv, read_lines
 from excite.data.walk import File, look_at
 from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
 from excite.storage import is_remote, stage
 from excite.threads import Threads
 
 #: Endings of the files that are fetched from a folder at an address.
-WANTED = ENDINGS
+WANTED = TABLES
 #: The usual names of columns, in order of preference, in lower case.
 USUAL: Mapping[str, tuple[str, ...]] = {
     role: tuple(names.split())
@@ -47,10 +49,24 @@ _FEWEST_PER_CLASS = 2.0
 _NAMED = 5
 
 
-def _read_hub(data: DataConfig) -> Table:
-    from excite.data.parquet import read_hub
+def read_table(path: Path) -> Table:
+    """Read a table from a file, or from a folder of Parquet files.
 
-    return read_hub(str(data.root).removeprefix(HUB))
+    Raises:
+        ExciteError: the file is damaged, has no header, or holds no rows; a row has another number of values than the
+            header; or the library for its format is not installed.
+    """
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        table = read_parquet(path)
+    elif path.suffix.lower() in (".jsonl", ".ndjson"):
+        table = read_lines(path)
+    elif path.suffix.lower() in TABLES:
+        table = read_csv(path)
+    else:
+        raise ExciteError(f"data.root={path} is not a table: give a file that ends in {' '.join(sorted(TABLES))}")
+    if not table.rows:
+        raise ExciteError(f"{path} has no rows")
+    return table
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -215,7 +231,7 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         ExciteError: see :func:`read_table` and :func:`choose_columns`; a row has no label or no image, or repeats
             another with another label or part; or there are too few classes.
     """
-    table = _read_hub(data) if root is None else read_table(root)
+    table = read_hub(str(data.root).removeprefix(HUB)) if root is None else read_table(root)
     chosen = choose_columns(table, data)
     notes = [_said(table, chosen), *table.notes]
     labels = [text_of(value) for value in table.columns[chosen.label]]

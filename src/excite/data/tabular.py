@@ -19,9 +19,6 @@ from excite.data.packed import Packed
 from excite.data.walk import is_image
 from excite.errors import ExciteError, shown, shown_text
 
-#: Endings of tables.
-ENDINGS = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
-
 
 @dataclass
 class Table:
@@ -53,28 +50,6 @@ class Table:
         return replace(self, columns=columns, rows=[self.rows[i] for i in index], images=images, parts=parts)
 
 
-def read_table(path: Path) -> Table:
-    """Read a table from a file, or from a folder of Parquet files.
-
-    Raises:
-        ExciteError: the file is damaged, has no header, or holds no rows; a row has another number of values than the
-            header; or the library for its format is not installed.
-    """
-    if path.is_dir() or path.suffix.lower() == ".parquet":
-        from excite.data.parquet import read_parquet
-
-        table = read_parquet(path)
-    elif path.suffix.lower() in (".jsonl", ".ndjson"):
-        table = _read_lines(path)
-    elif path.suffix.lower() in ENDINGS:
-        table = _read_csv(path)
-    else:
-        raise ExciteError(f"data.root={path} is not a table: give a file that ends in {' '.join(sorted(ENDINGS))}")
-    if not table.rows:
-        raise ExciteError(f"{path} has no rows")
-    return table
-
-
 def _decoded(path: Path) -> str:
     """The text of a file: UTF-8, or UTF-16 with its mark, as spreadsheets write it."""
     try:
@@ -92,7 +67,8 @@ def _decoded(path: Path) -> str:
         ) from None
 
 
-def _read_csv(path: Path) -> Table:
+def read_csv(path: Path) -> Table:
+    """Read a CSV or TSV file. Raises ExciteError; see :func:`~excite.data.table.read_table`."""
     text = _decoded(path)
     if "\0" in text:
         raise ExciteError(f"{path} is not text: it has a NUL byte")
@@ -139,7 +115,8 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
         )
 
 
-def _read_lines(path: Path) -> Table:
+def read_lines(path: Path) -> Table:
+    """Read JSON lines. Raises ExciteError; see :func:`~excite.data.table.read_table`."""
     found: list[dict[str, Any]] = []
     rows: list[int] = []
     for number, line in enumerate(_decoded(path).split("\n"), 1):

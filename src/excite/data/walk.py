@@ -9,10 +9,12 @@ import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from excite.data.formats import EXTENSIONS, UNREAD
-from excite.data.packed import Packed
+
+if TYPE_CHECKING:
+    from excite.data.packed import Packed
 
 #: Folders that operating systems, archives and editors leave behind; none of them is a class of images.
 LITTER = frozenset(
@@ -126,7 +128,7 @@ class Tree(Protocol):
     def walk(self) -> Walker:
         """Begin a walk."""
 
-    def packed(self, paths: Sequence[str]) -> Packed | None:
+    def packed(self, paths: Sequence[str]) -> "Packed | None":
         """Where images that a walk found are; None if each is a file of its own."""
 
 

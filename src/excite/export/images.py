@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image
 
 from excite.data import ArrayImages, Preprocessing, eval_transform
-from excite.data.archive import is_archive
-from excite.data.catalog import SOURCES
+from excite.data.catalog import SOURCES, is_archive
 from excite.data.config import PILLOW_LIMIT
 from excite.data.contents import Part as Listed
 from excite.data.decode import BadImageError, check_image, load_image

@@ -9,7 +9,8 @@ from typing import cast
 import numpy as np
 from PIL import Image
 
-from excite.data.archive import is_archive, open_archive
+from excite.data.archive import open_archive
+from excite.data.catalog import is_archive
 from excite.data.decode import ImageSource, name_of
 from excite.errors import ExciteError, shown
 from excite.storage import local_file
