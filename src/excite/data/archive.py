@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from excite.data.catalog import is_archive
-from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Packed
+from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Packed, read_at
 from excite.data.walk import DISK, File, Found, Tree, ending, is_image, is_litter
 from excite.errors import ExciteError, first_line, shown_text
 from excite.files import cache_folder, written_aside
@@ -85,6 +85,12 @@ def members(path: Path, progress: Progress | None = None) -> Members:
             rows = np.array([row for _, row in files], np.int64).reshape(-1, 5)
             known = [name for name, _ in files], rows, bad
             _remember(place, *known)
+        if not known[0] and known[2]:
+            name, reason = known[2][0]
+            raise ExciteError(
+                f"none of the {len(known[2]):,} files in {path} can be read ({shown_text(name)}: {reason}): unpack it, "
+                "and give the folder"
+            )
     return Members(os.fspath(path), found.st_mtime_ns, *known)
 
 
@@ -162,6 +168,10 @@ def _of_tar(path: Path, size: int) -> Iterator[tuple[str, Row | str]]:
                 raise EOFError(f"its end is missing, in {shown_text(info.name)}")
             else:
                 yield info.name, (info.offset_data, info.size, info.size, PLAIN, 0)
+        last = archive.offset
+    # A copy that broke off between two members looks whole to tarfile; but tar files end with blocks of zeros.
+    if not any(read_at(os.fspath(path), at, 512).strip(b"\0") == b"" and at + 512 <= size for at in (last, last - 512)):
+        raise EOFError("its end is missing")
 
 
 def _unpacked(
@@ -173,11 +183,21 @@ def _unpacked(
     with locked(place):
         if not target.is_file():
             with open(path, "rb") as raw, opener(raw) as whole, written_aside(target) as aside, aside.open("wb") as out:
-                while piece := whole.read(1 << 22):
+                for piece in _pieces(path, whole):
                     out.write(piece)
                     if progress is not None:
                         progress(f"unpacking {path.name}", raw.tell(), found.st_size)
     return target
+
+
+def _pieces(path: Path, whole: io.BufferedIOBase) -> Iterator[bytes]:
+    """What a compressed file holds. Its damage is told here: the disk that is written to meanwhile is not at fault."""
+    with _told(path):
+        try:
+            while piece := whole.read(1 << 22):
+                yield piece
+        except OSError as error:  # of damage, gzip and bz2 raise these, without a number
+            raise error if error.errno else EOFError(first_line(error)) from None
 
 
 @dataclass

@@ -9,6 +9,7 @@ A source has parts. Their roles are decided in one place for all sources:
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -225,6 +226,9 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     wanted = None if is_archive(data.root) else getattr(reader, "WANTED", None)
     names = reader.expand(data.root) if hasattr(reader, "expand") else [data.root]
     staged = [stage(name, wanted) for name in names]
+    for name in reader.beside(data.root) if hasattr(reader, "beside") else ():
+        with suppress(ExciteError):  # it need not be there
+            staged.append(stage(name, wanted))
     opened = opening(data.model_copy(update={"root": BETWEEN.join(str(each.path) for each in staged)}))
     opened.notes += [each.note for each in staged if each.note]
     return opened

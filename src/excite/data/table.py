@@ -209,7 +209,7 @@ def _look(paths: Sequence[str], place: str) -> _Files:
 
 def _otherwise(paths: Sequence[str], place: str) -> tuple[list[str], list[str]]:
     """Whole paths, read in another way if that finds the first of them; and a note on it."""
-    ways = {"\\ read as /": [path.replace("\\", "/") for path in paths[:100]], "": list(paths[:100])}
+    ways = {"": list(paths[:100]), "\\ read as /": [path.replace("\\", "/") for path in paths[:100]]}
     for said, sample in ways.items():
         for end in ("", *sorted(EXTENSIONS, key=lambda e: (e not in (".jpg", ".png", ".jpeg"), e))):
             if (said or end) and sum(os.path.exists(os.path.join(place, path + end)) for path in sample) > len(

@@ -70,6 +70,12 @@ def expand(text: str) -> list[str]:
     return [each for piece in text.split(BETWEEN) for each in expand_braces(piece)]
 
 
+def beside(text: str) -> list[str]:
+    """What may be beside shards at an address that are named one by one: their index."""
+    first = expand(text)[0]
+    return [f"{first.rpartition('/')[0]}/{INDEX}"] if first.lower().endswith(".tar") else []
+
+
 @dataclass
 class _Sample:
     """The files of one image."""
@@ -91,28 +97,30 @@ class _Found:
     dates: list[int] = field(default_factory=list)
 
 
-def _shards(root: Path) -> tuple[list[Path], Path]:
-    """The shards, and the folder that they are in."""
+def _shards(root: Path) -> tuple[list[Path], Path, Path]:
+    """The shards, the folder that they are in, and their index."""
     text = os.fspath(root)
     if is_pattern(text):
         paths = [Path(each) for each in expand(text)]
+        indices = [path for path in paths if path.name == INDEX]  # fetched from an address, it is not beside them
+        paths = [path for path in paths if path not in indices]
         lacking = [path for path in paths if not path.is_file()]
         if lacking:
             raise ExciteError(
                 f"data.root={text}: {len(lacking):,} of {len(paths):,} shards are not there; {lacking[0]} is one"
             )
-        return paths, Path(os.path.commonpath([path.parent for path in paths]))
+        place = Path(os.path.commonpath([path.parent for path in paths]))
+        return paths, place, indices[0] if indices else place / INDEX
     if root.is_file():
-        return [root], root.parent
+        return [root], root.parent, root.parent / INDEX
     paths = sorted(path for path in root.rglob("*.tar") if not is_litter(path.name))
     if not paths:
         raise ExciteError(f"data.root={root} has no shards (.tar files)")
-    return paths, root
+    return paths, root, root / INDEX
 
 
-def _index(place: Path) -> dict[str, Any]:
+def _index(path: Path) -> dict[str, Any]:
     """What ``excite data pack`` wrote; {} if it did not make these shards."""
-    path = place / INDEX
     try:
         if path.stat().st_size > LONGEST_JSON:
             return {}
@@ -125,7 +133,7 @@ def _index(place: Path) -> dict[str, Any]:
 def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path, whole: bool) -> None:
     """Compare shards with the index: those that are missing, and those whose copy broke off."""
     known = {str(each["name"]): int(each["bytes"]) for each in index.get("shards", ())}
-    there = {path.relative_to(place).as_posix(): path.stat().st_size for path in shards}
+    there = {path.name: path.stat().st_size for path in shards}
     lacking = [name for name in known if name not in there] if whole else []
     if lacking:
         raise ExciteError(
@@ -135,7 +143,7 @@ def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path,
     for name, size in there.items():
         if name in known and size != known[name]:
             raise ExciteError(
-                f"{place / name} has {size:,} bytes, but {known[name]:,} when it was packed: copy or pack it again"
+                f"{name} in {place} has {size:,} bytes, but {known[name]:,} when it was packed: copy or pack it again"
             )
 
 
@@ -191,8 +199,8 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
         ExciteError: there are no shards, or they are damaged; images have no label; shards are missing; or there are
             too few classes.
     """
-    shards, place = _shards(root)
-    index = _index(place)
+    shards, place, beside_them = _shards(root)
+    index = _index(beside_them)
     _check_shards(index, shards, place, whole=root.is_dir())
     parts = [part_of_file(path, place) for path in shards]
     if any(parts) and None in parts:
@@ -234,7 +242,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     notes += [f"{left['without an image']:,} samples without an image are left out"] if left else []
     for each in found.values():
         if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
-            each.names = [os.path.relpath(path, place).replace(os.sep, "/") for path in each.paths]
+            each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
     classes, names = _classes(data, index, found, place, least_classes)
     files = [os.fspath(path) for path in shards]
     out: dict[str, ArrayImages | Part] = {}
