@@ -44,6 +44,7 @@ class Measure:
         label: its name for people.
         larger: whether larger is better.
         percent: whether its values are percentages.
+        usual: whether lines about a network show it anyway.
         of_counts: computes it from what every evaluation gathers.
         of_logits: computes it from finite or infinite logits float32 (N, K) and labels int64 (N,) of all images, in the
             order of the data. They are only gathered for the measure that a recipe names.
@@ -52,6 +53,7 @@ class Measure:
     label: str
     larger: bool = True
     percent: bool = True
+    usual: bool = False
     of_counts: Callable[[Judged], float | None] | None = None
     of_logits: "Callable[[np.ndarray, np.ndarray], float | None] | None" = None
 
@@ -123,14 +125,14 @@ def auroc(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
 
 
 MEASURES: dict[MeasureName, Measure] = {
-    "top1": Measure(label="top-1", of_counts=lambda found: found.top1),
+    "top1": Measure(label="top-1", usual=True, of_counts=lambda found: found.top1),
     "balanced": Measure(
         label="balanced accuracy", of_counts=lambda found: balanced_accuracy(found.confusion, found.support)
     ),
     "macro_f1": Measure(label="macro F1", of_counts=lambda found: macro_f1(found.confusion, found.support)),
     "auroc": Measure(label="AUROC", of_logits=auroc),
-    "loss": Measure(label="loss", larger=False, percent=False, of_counts=lambda found: found.loss),
-    "top5": Measure(label="top-5", of_counts=lambda found: found.top5),
+    "loss": Measure(label="loss", larger=False, percent=False, usual=True, of_counts=lambda found: found.loss),
+    "top5": Measure(label="top-5", usual=True, of_counts=lambda found: found.top5),
 }
 assert tuple(MEASURES) == get_args(MeasureName)
 

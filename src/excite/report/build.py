@@ -16,6 +16,7 @@ from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
+from excite.measures import MeasureName, measure_of
 from excite.models import describe
 from excite.models.folding import form_of
 from excite.owners import scratch_folder
@@ -208,7 +209,7 @@ def study_opened(
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
     about, summary = _about(opened, predictions, told), _summary(opened, predictions, told.results)
-    drawn = _curves(told.files)
+    drawn = _curves(told.files, measure_of(opened.predictor.meta["recipe"]))
     robust = partial(progress, "measuring robustness")
     robustness = study_robustness(opened, fewer(settings.robustness_images), severities=severities, progress=robust)
     explanation = None
@@ -305,10 +306,10 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
     return told
 
 
-def _curves(files: Mapping[str, Path]) -> Curves | None:
+def _curves(files: Mapping[str, Path], metric: MeasureName) -> Curves | None:
     if "metrics.jsonl" not in files:
         return None
-    found = curves(read_metrics(files["metrics.jsonl"]))
+    found = curves(read_metrics(files["metrics.jsonl"]), metric)
     return {"train": thinned(found["train"]), "eval": thinned(found["eval"])}
 
 

@@ -45,6 +45,7 @@ class Evaluation:
         measured: which images these are: "validation", "test", "training" or "all".
         notes: one sentence for each thing a user should know about these images.
         of_logits: the measures that were asked for and need the logits of all images (see ``excite.measures``).
+        metric: the measure that is shown in any case.
     """
 
     images: int
@@ -57,6 +58,7 @@ class Evaluation:
     measured: str = "validation"
     notes: tuple[str, ...] = ()
     of_logits: Mapping[MeasureName, float | None] = field(default_factory=dict)
+    metric: MeasureName = "top1"
 
     @property
     def support(self) -> list[int]:
@@ -89,16 +91,25 @@ class Evaluation:
         """A sentence about images without finite logits; None if there are none."""
         return sentence(self.not_finite, self.images, self.first_not_finite)
 
+    def value(self, name: MeasureName) -> float | None:
+        """A measure; None if it is undefined, or needs the logits of all images and was not asked for."""
+        of_counts = MEASURES[name].of_counts
+        return self.of_logits.get(name) if of_counts is None else of_counts(self)
+
     def summary(self) -> Summary:
         """The scalar results, for a table or a JSON record: all measures that are known, and counts."""
-        known = {name: measure.of_counts(self) for name, measure in MEASURES.items() if measure.of_counts is not None}
+        known = {name: self.value(name) for name in MEASURES if MEASURES[name].of_counts or name in self.of_logits}
         not_finite = {"not_finite": self.not_finite, "first_not_finite": self.first_not_finite}
-        return cast(Summary, {"images": self.images, **known, **self.of_logits, **not_finite})
+        return cast(Summary, {"images": self.images, **known, **not_finite})
 
     def _repr_html_(self) -> str:
         heads = ["images", "loss", "top-1 %", "balanced %", "top-5 %"]
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         row = [f"{self.images:,}", loss, f"{self.top1:.2f}", f"{self.balanced:.2f}", f"{self.top5:.2f}"]
+        if not MEASURES[self.metric].usual and self.metric != "balanced":
+            value = self.value(self.metric)
+            heads.append(f"{MEASURES[self.metric].label} %")
+            row.append("-" if value is None else f"{value:.2f}")
         warning = [self.warning] if self.warning is not None else []
         return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
 

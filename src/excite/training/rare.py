@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from excite.data import DataSets
+from excite.data import ArrayImages, DataSets, FileImages
 from excite.data.sampler import shares
 from excite.data.sources import UNBALANCED
 from excite.errors import ExciteError
@@ -20,11 +20,10 @@ from excite.training.loss import ByClass
 _LISTED = 20
 
 
-def class_counts(data: DataSets) -> np.ndarray:
-    """int64 (K,): the training images of each class."""
-    labels = data.train.labels
-    numbers = labels.cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    return np.bincount(np.asarray(numbers, dtype=np.int64), minlength=len(data.classes))
+def class_counts(images: ArrayImages | FileImages, classes: int) -> np.ndarray:
+    """int64 (K,): the images of each class."""
+    labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels
+    return np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes)
 
 
 def by_class(recipe: Recipe, data: DataSets, device: torch.device | str = "cpu") -> ByClass:
@@ -37,7 +36,7 @@ def by_class(recipe: Recipe, data: DataSets, device: torch.device | str = "cpu")
     Raises:
         ExciteError: ``train.class_weights`` has another number of weights than there are classes.
     """
-    config, counts = recipe.train, class_counts(data)
+    config, counts = recipe.train, class_counts(data.train, len(data.classes))
     seen = np.maximum(counts, 1)
     weights = adjustment = None
     if config.class_weights is not None:
@@ -67,7 +66,7 @@ def _check_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
 
 def notes(recipe: Recipe, data: DataSets, found: ByClass) -> list[str]:
     """What is done for rare classes, one sentence each; or, if nothing is and they are uneven, what there is."""
-    counts, train = class_counts(data), recipe.train
+    counts, train = class_counts(data.train, len(data.classes)), recipe.train
     some = np.flatnonzero(counts)
     low, high = int(some[counts[some].argmin()]), int(counts.argmax())
     names = [printable(name) for name in data.classes]

@@ -15,7 +15,7 @@ from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
-from excite.measures import MEASURES, MeasureName, rank
+from excite.measures import MEASURES, MeasureName, rank, uneven
 from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
@@ -25,6 +25,7 @@ from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, evaluate, one_by_one
 from excite.training.meter import Meter
+from excite.training.rare import class_counts
 from excite.training.results import EvalRecord, Results, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics, usual_ms
 from excite.training.schedule import learning_rate
@@ -274,10 +275,10 @@ def _loss(evaluation: Evaluation) -> str:
 def _accuracies(evaluation: Evaluation, metric: MeasureName) -> str:
     """Top-1 and top-5, balanced accuracy if the classes differ enough in size to make a difference, and what chooses
     the best epoch."""
-    shown = ["top1", *(["balanced"] if evaluation.uneven else []), "top5"]
-    shown[-1:-1] = [] if metric in (*shown, "loss") else [metric]
+    shown: list[MeasureName] = ["top1", "balanced"] if evaluation.uneven else ["top1"]
+    shown += [metric] if not MEASURES[metric].usual and metric not in shown else []
     values = evaluation.summary()
-    told = "  ".join(_told(values, name) for name in cast(list[MeasureName], shown))
+    told = "  ".join(_told(values, name) for name in [*shown, "top5"])
     return f"{told}  ({evaluation.images} images)"
 
 
@@ -446,6 +447,7 @@ def _results(run: Run, bad: int) -> Results:
         "auroc": run.best.get("auroc"),
         "images": run.best["images"],
         "measured": "test" if run.data.val_is_test else "validation",
+        "uneven": uneven(class_counts(run.data.val, len(run.data.classes)).tolist()),
         "test_top1": None if run.test is None else run.test["top1"],
         "test_top5": None if run.test is None else run.test["top5"],
         "test_loss": None if run.test is None else run.test["loss"],

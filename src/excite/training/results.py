@@ -98,6 +98,7 @@ class Results(TypedDict, total=False):
         last_top1, last_top5, last_balanced, last_not_finite: evaluation of the last epoch, which was not chosen by its
             accuracy; ``last_metric`` is its value of the metric.
         measured: which images these are: "validation" or "test".
+        uneven: whether their classes differ so much in size that balanced accuracy is shown beside top-1.
         test_top1, test_top5, test_loss, test_balanced, test_images: results on the test part; None if there is none.
             ``test_metric`` is its value of the metric.
         epochs, train_seconds, memory_gb, skipped_steps: length, time, peak memory and fp16 overflows of the training.
@@ -133,6 +134,7 @@ class Results(TypedDict, total=False):
     auroc: float | None
     images: int | None
     measured: str | None
+    uneven: bool
     test_top1: float | None
     test_top5: float | None
     test_loss: float | None
