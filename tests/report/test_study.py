@@ -207,7 +207,8 @@ def test_curves_are_the_records_of_their_kind():
         kind: [{key: r.get(key) for key in keys} for r in records if r["kind"] == kind] for kind, keys in kept.items()
     }
     for metric in ("top1", "loss", "auroc"):  # older runs have no AUROC
-        points["eval"] = [{**point, "metric": point.get(metric)} for point in points["eval"]]
+        for point in points["eval"]:
+            point["metric"] = point.get(metric)
         assert study.curves([*records, {"kind": "note"}], metric) == points
 
 
