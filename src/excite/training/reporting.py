@@ -419,7 +419,7 @@ def _results(run: Run, bad: int) -> Results:
     size = describe(run.model.model_name, **run.model.model_args)
     ms, compiled = _speed(run)
     batch = run.recipe.train.batch_size
-    return {
+    results: Results = {
         "run": str(run.folder),
         "recipe": run.recipe.name,
         "model": run.model.model_name,
@@ -444,7 +444,6 @@ def _results(run: Run, bad: int) -> Results:
         "metric": metric,
         "balanced": run.best.get("balanced"),
         "macro_f1": run.best.get("macro_f1"),
-        "auroc": run.best.get("auroc"),
         "images": run.best["images"],
         "measured": "test" if run.data.val_is_test else "validation",
         "uneven": uneven(class_counts(run.data.val, len(run.data.classes)).tolist()),
@@ -467,3 +466,4 @@ def _results(run: Run, bad: int) -> Results:
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }
+    return cast(Results, {**results, metric: cast(Mapping[str, Any], run.best).get(metric)})
