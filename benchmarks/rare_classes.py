@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser.add_argument("seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--image-size", type=int, default=24)
+    parser.add_argument("--image-size", type=int, default=16)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as there:

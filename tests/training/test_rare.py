@@ -1,6 +1,9 @@
 """Rare classes: weights, focal loss, logit adjustment and samplers; what chooses the best epoch and ends the run."""
 
+import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+import excite
+from excite.cli import app
 from excite.console import Display
 from excite.data import open_data
 from excite.errors import ExciteError
@@ -18,6 +24,7 @@ from excite.training.loop import Interrupted
 from excite.training.loss import ByClass, training_loss
 from excite.training.rare import by_class, notes
 from excite.training.setup import set_up
+from excite.weights.own import read_own
 from tests.training import jobs
 from tests.training.small import metrics, small
 from tests.training.test_layouts import digests
@@ -35,10 +42,10 @@ def folder(tmp_path_factory) -> str:
     """Grey images of three classes, of very different numbers in training; some noise, so that they can be learnt."""
     root, noise = tmp_path_factory.mktemp("uneven"), np.random.default_rng(0)
     for label, (name, count) in enumerate(COUNTS.items()):
-        for part, n in (("train", count), ("val", 5)):
+        for part, n in (("train", count), ("val", 3 + count // 4)):
             (root / part / name).mkdir(parents=True)
             for i in range(n):
-                pixels = noise.normal(60 + 60 * label, 40, (8, 8)).clip(0, 255).astype(np.uint8)
+                pixels = noise.normal(115 + 10 * label, 60, (8, 8)).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{i}.png")
     return f"data.root={root}"
 
@@ -218,22 +225,49 @@ def test_a_run_that_is_stopped_within_an_epoch_goes_on_with_the_same_bits(words,
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
 
 
-def test_a_sampled_epoch_trains_rare_classes_more(folder, tmp_path):
-    """And the log, the results and the header say what chose the weights."""
-    recipe = small(*UNEVEN, folder, "data.sampler=balanced", "mixup=0", "epochs=2", "eval.metric=auroc")
-    results = trained(recipe, tmp_path)
-    text = (tmp_path / "log.txt").read_text()
+@pytest.fixture(scope="module")
+def by_auroc(folder, tmp_path_factory) -> Path:
+    """A run on uneven classes that AUROC chooses from."""
+    out = tmp_path_factory.mktemp("by-auroc")
+    trained(small(*UNEVEN, folder, "data.sampler=balanced", "epochs=2", "eval.metric=auroc"), out)
+    return out
+
+
+def test_what_chose_the_weights_is_in_log_results_and_header(by_auroc):
+    results = json.loads((by_auroc / "results.json").read_text())
+    text = (by_auroc / "log.txt").read_text()
     assert "the best epoch is that of the highest AUROC (eval.metric=auroc)" in text
     assert "data.sampler=balanced: an epoch draws each image of a 0.511 times and each of c 3.83 times" in text
-    evals = metrics(tmp_path, "eval")
+    evals = metrics(by_auroc, "eval")
     assert results["best_epoch"] == max(evals, key=lambda r: (r["auroc"], -r["loss"]))["epoch"]
     assert results["auroc"] == max(r["auroc"] for r in evals)
     assert results["last_metric"] == evals[-1]["auroc"]
-    assert (results["stopped_early"], results["last_epoch"]) == (False, 2)
-    from excite.weights.own import read_own
+    assert (results["stopped_early"], results["last_epoch"], results["uneven"]) == (False, 2, True)
+    assert read_own(by_auroc / "model.safetensors").meta["metrics"]["auroc"] == results["auroc"]
+    assert re.search(rf"top-1 [\d.]+ %  balanced [\d.]+ %  AUROC {results['auroc']:.2f} %  top-5", text)
 
-    assert read_own(tmp_path / "model.safetensors").meta["metrics"]["auroc"] == results["auroc"]
-    assert f"AUROC {results['auroc']:.2f} %" in text
+
+def test_balanced_accuracy_and_the_measure_stand_beside_top_1(by_auroc, tmp_path):
+    results = json.loads((by_auroc / "results.json").read_text())
+    balanced, area = f"{results['balanced']:.2f}", f"{results['auroc']:.2f}"
+    _, found = excite.validate(by_auroc)
+    assert found.value("auroc") == results["auroc"]
+    assert f">{area}</td></tr>" in found._repr_html_()
+    said = CliRunner().invoke(app, ["validate", str(by_auroc)]).stdout
+    assert all(word in said.split() for word in ("balanced", balanced, "AUROC", area))
+    _, other = excite.validate(by_auroc, "eval.metric=macro_f1")
+    assert other.of_logits == {}
+    numbers, page = excite.report(by_auroc, "report.robustness_images=0", quick=True)
+    text = page.read_text()
+    assert "balanced accuracy" in text
+    assert f"{balanced} %" in text
+    assert "chosen by the highest AUROC using these same images" in text
+    assert [r["metric"] for r in numbers["curves"]["eval"]] == [r["auroc"] for r in metrics(by_auroc, "eval")]
+    other = shutil.copytree(by_auroc, tmp_path / "other")  # a run needs another to be compared with
+    both = excite.compare([by_auroc, other], out=tmp_path / "page.html")
+    assert both.found["uneven"]
+    assert [row["balanced"] for row in both.found["rows"]] == [pytest.approx(results["balanced"])] * 2
+    assert "balanced" in both.to_html()
 
 
 TOP1 = {1: 10.0, 2: 30.0, 3: 20.0, 4: 20.0, 5: 25.0, 6: 40.0}

@@ -37,7 +37,7 @@ from excite.report.contents import (
     Study,
 )
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
-from excite.report.render import make_page, write_figures
+from excite.report.render import is_uneven, make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
@@ -68,8 +68,10 @@ class Reported(NamedTuple):
 
     def _repr_html_(self) -> str:
         accuracy, about = self.numbers["accuracy"], self.numbers["about"]
+        balanced = f"{self.numbers['classes']['macro']['recall']:.2f} %"
         rows = [
             ("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})"),
+            *([("balanced", balanced)] if is_uneven(self.numbers) else []),
             ("images", f"{accuracy['images']:,} ({about['measured']})"),
             ("page", str(self.path)),
         ]

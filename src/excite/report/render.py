@@ -105,6 +105,8 @@ def headline(numbers: Numbers) -> str:
         f"{accuracy['top1']:{spec}} % of {images} right",
         f"{100 * accuracy['confidence']:g} % interval {low} to {high} %",
     ]
+    if is_uneven(numbers):
+        parts.append(f"balanced accuracy {numbers['classes']['macro']['recall']:{spec}} %")
     return "; ".join([*parts, *_weakest(numbers["classes"]["rows"])])
 
 
@@ -147,7 +149,7 @@ def _summary(page: Page, numbers: Numbers) -> None:
     accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
     cards = [Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval)]
-    if _uneven(numbers):
+    if is_uneven(numbers):
         cards.append(Card("balanced accuracy", f"{numbers['classes']['macro']['recall']:.2f} %", "mean over classes"))
     most = accuracy["top5_of"]
     if most < numbers["about"]["classes"]:  # otherwise it is always 100 %
@@ -187,7 +189,7 @@ def _summary(page: Page, numbers: Numbers) -> None:
         section.note(_why_no_gates(numbers["about"]))
 
 
-def _uneven(numbers: Numbers) -> bool:
+def is_uneven(numbers: Numbers) -> bool:
     """Whether balanced accuracy is shown beside top-1."""
     return uneven([row["support"] for row in numbers["classes"]["rows"]])
 
