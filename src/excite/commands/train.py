@@ -8,7 +8,7 @@ import typer
 
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
-from excite.commands.common import Json, RecipeWords, complete_run
+from excite.commands.common import Json, RecipeWords, complete_run, metric_column
 from excite.errors import ExciteError, absence, expanded
 from excite.runtime.job import rank
 from excite.text import print_json, tell
@@ -27,6 +27,7 @@ RESULT_COLUMNS = [
     ("ms_per_step", "ms/step", ".2f"),
     ("images_per_second", "img/s", ",.1f"),
     ("top1", "acc@top1", ".2f"),
+    ("balanced", "balanced", ".2f"),
     ("top5", "acc@top5", ".2f"),
     ("last_top1", "last top1", ".2f"),
     ("test_top1", "test top1", ".2f"),
@@ -202,7 +203,10 @@ def _show_results(results: "Results") -> None:
     from excite.console import Display, make_table
 
     display = Display()
-    columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
+    dropped = {"test_top1"} if results.get("test_top1") is None else set()
+    dropped |= set() if results.get("uneven") else {"balanced"}
+    columns = [c for c in RESULT_COLUMNS if c[0] not in dropped]
+    columns[-1:-1] = metric_column(results.get("metric", "top1"), columns)
     display.table(make_table([results], columns))
     run = Path(results["run"])
     display.message(f"{run}/")

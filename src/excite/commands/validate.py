@@ -6,7 +6,16 @@ from typing import Annotated
 import typer
 
 from excite.commands.beforehand import begin, check_data, check_precision
-from excite.commands.common import Device, Fold, Json, OtherImages, Trained, complete_precision, tell_not_finite
+from excite.commands.common import (
+    Device,
+    Fold,
+    Json,
+    OtherImages,
+    Trained,
+    complete_precision,
+    metric_column,
+    tell_not_finite,
+)
 from excite.runtime.job import rank
 from excite.text import print_json
 
@@ -65,9 +74,10 @@ def validate(
         tell_not_finite(result.warning, result.usable)
         return
     columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
-    if format(result.balanced, ".2f") != format(result.top1, ".2f"):
+    if result.uneven or format(result.balanced, ".2f") != format(result.top1, ".2f"):
         columns.append(("balanced", "balanced", ".2f"))
     columns.append(("top5", "acc@top5", ".2f"))
+    columns += metric_column(result.metric, columns)
     display.table(make_table([row], [*columns, ("precision", "precision", "")]))
     for note in result.notes:
         display.message(note)

@@ -16,6 +16,10 @@ from excite.storage.address import is_remote, refuse_secrets
 PILLOW_LIMIT = 178_956_970
 
 
+#: How often an epoch draws each class; see excite.data.sampler.
+SamplerName = Literal["balanced", "sqrt"]
+
+
 def _as_list(value: Any) -> Any:
     """Accept tuples, which Python users write; strict mode only accepts lists."""
     return list(value) if isinstance(value, tuple) else value
@@ -131,6 +135,11 @@ class DataConfig(_Strict):
     )
     limit_val: int | None = Field(
         default=None, ge=1, description="validate on only this many images (seeded, class-balanced), for smoke tests"
+    )
+    sampler: SamplerName | None = Field(
+        default=None,
+        description="how often an epoch draws each class: equally (balanced) or in proportion to the square root of "
+        "its number of images (sqrt); null: every image once",
     )
     class_names: Annotated[list[str] | None, NEUTRAL] = Field(
         default=None, description="class names to show instead of the source's own, in the order of the labels"

@@ -2,16 +2,18 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
 from excite.logits import finite, losses, number, sentence
+from excite.measures import MEASURES, MeasureName, balanced_accuracy, uneven
 from excite.pages.inline import show_table
 from excite.runtime.device import DTYPES
 from excite.training.results import ClassRow, Summary
@@ -42,6 +44,8 @@ class Evaluation:
         first_not_finite: the name of the first of these images, or "#" and its position in the data.
         measured: which images these are: "validation", "test", "training" or "all".
         notes: one sentence for each thing a user should know about these images.
+        of_logits: the measures that were asked for and need the logits of all images (see ``excite.measures``).
+        metric: the measure that is shown in any case.
     """
 
     images: int
@@ -53,6 +57,8 @@ class Evaluation:
     first_not_finite: str | None = None
     measured: str = "validation"
     notes: tuple[str, ...] = ()
+    of_logits: Mapping[MeasureName, float | None] = field(default_factory=dict)
+    metric: MeasureName = "top1"
 
     @property
     def support(self) -> list[int]:
@@ -63,8 +69,12 @@ class Evaluation:
     @property
     def balanced(self) -> float:
         """Balanced accuracy in percent: the mean of the per-class top-1 accuracies, over classes with images."""
-        shares = [row[k] / n for k, (row, n) in enumerate(zip(self.confusion, self.support, strict=True)) if n]
-        return 100 * sum(shares) / max(1, len(shares))
+        return balanced_accuracy(self.confusion, self.support)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether classes differ so much in size that balanced accuracy is shown beside top-1."""
+        return uneven(self.support)
 
     @property
     def not_finite(self) -> int:
@@ -81,22 +91,25 @@ class Evaluation:
         """A sentence about images without finite logits; None if there are none."""
         return sentence(self.not_finite, self.images, self.first_not_finite)
 
+    def value(self, name: MeasureName) -> float | None:
+        """A measure; None if it is undefined, or needs the logits of all images and was not asked for."""
+        of_counts = MEASURES[name].of_counts
+        return self.of_logits.get(name) if of_counts is None else of_counts(self)
+
     def summary(self) -> Summary:
-        """The scalar results, for a table or a JSON record."""
-        return {
-            "images": self.images,
-            "loss": self.loss,
-            "top1": self.top1,
-            "top5": self.top5,
-            "balanced": self.balanced,
-            "not_finite": self.not_finite,
-            "first_not_finite": self.first_not_finite,
-        }
+        """The scalar results, for a table or a JSON record: all measures that are known, and counts."""
+        known = {name: self.value(name) for name in MEASURES if MEASURES[name].of_counts or name in self.of_logits}
+        not_finite = {"not_finite": self.not_finite, "first_not_finite": self.first_not_finite}
+        return cast(Summary, {"images": self.images, **known, **not_finite})
 
     def _repr_html_(self) -> str:
         heads = ["images", "loss", "top-1 %", "balanced %", "top-5 %"]
         loss = "-" if self.loss is None else f"{self.loss:.4f}"
         row = [f"{self.images:,}", loss, f"{self.top1:.2f}", f"{self.balanced:.2f}", f"{self.top5:.2f}"]
+        if not MEASURES[self.metric].usual and self.metric != "balanced":
+            value = self.value(self.metric)
+            heads.append(f"{MEASURES[self.metric].label} %")
+            row.append("-" if value is None else f"{value:.2f}")
         warning = [self.warning] if self.warning is not None else []
         return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
 
@@ -129,12 +142,15 @@ def evaluate(
     channels_last: bool = True,
     name_of: Callable[[int], str] | None = None,
     over: Over = one_by_one,
+    metric: MeasureName = "top1",
 ) -> Evaluation:
     """Evaluate ``model`` on batches of images.
 
     Counts are kept on the device and taken over all processes (torchmetrics), and the losses of batches are added in
     the order of the data, in float64. The results then do not depend on the number of processes, nor, but for the
-    rounding of single logits, on the batch size.
+    rounding of single logits, on the batch size. That holds for a ``metric`` of logits, too: they are brought into the
+    order of the data first. It takes 4 N K bytes in each process for N images of K classes (200 MB for 50,000 images of
+    1,000 classes), and about three times as much for a moment if there are several.
 
     Args:
         model: the network; its training mode is restored afterwards.
@@ -146,6 +162,7 @@ def evaluate(
         channels_last: whether images are given in NHWC memory layout.
         name_of: index of an image -> its name, to name the first image without finite logits.
         over: how the batches are gone through.
+        metric: a measure to compute, too, if it takes the logits of all images.
     """
     from excite.training.metrics import (
         MetricCollection,
@@ -163,6 +180,7 @@ def evaluate(
         compute_groups=False,
     ).to(device)
     first = MinMetric().to(device)
+    of_logits, gathered = MEASURES[metric].of_logits, list[tuple[Tensor, Tensor, Tensor]]()
     sums, exact = list[Tensor](), torch.float32 if device.type == "mps" else torch.float64  # which MPS does not have
     lowest = torch.full((), torch.inf, device=device)
     was_training = model.training
@@ -177,6 +195,8 @@ def evaluate(
         of_sound = torch.where(sound, losses(logits, labels), 0.0).to(exact).sum()
         sums.append(torch.stack([indices[0].to(device, exact), of_sound, sound.sum().to(exact)]))
         lowest = torch.minimum(lowest, torch.where(sound, torch.inf, indices.to(device)).min())
+        if of_logits is not None:
+            gathered.append((indices.cpu(), labels.cpu(), logits.cpu()))
     model.train(was_training)
     first.update(lowest)
     with warnings.catch_warnings():  # a process without images never updates its metrics, and need not
@@ -196,7 +216,24 @@ def evaluate(
         confusion=confusion[:-1, :-1].tolist(),
         no_class=confusion[:-1, -1].tolist(),
         first_not_finite=name,
+        of_logits={} if of_logits is None else {metric: of_logits(*_in_order(gathered, num_classes))},
     )
+
+
+def _in_order(gathered: list[tuple[Tensor, Tensor, Tensor]], classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (B,), labels (B,) and logits (B, K) of the batches of all processes -> logits (N, K) and labels (N,) in
+    the order of the data."""
+    none = torch.empty(0, dtype=torch.int64)
+    parts = [none, none, torch.empty(0, classes)]
+    if gathered:
+        parts = [torch.cat(each) for each in zip(*gathered, strict=True)]
+    shares: list[Any] = [tuple(part.numpy() for part in parts)]
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        mine, shares = shares[0], [None] * distributed.get_world_size()
+        distributed.all_gather_object(shares, mine)
+    indices, labels, logits = (np.concatenate([share[i] for share in shares]) for i in range(3))
+    order = np.argsort(indices)
+    return logits[order], labels[order]
 
 
 def _mean_loss(sums: list[Tensor]) -> float:

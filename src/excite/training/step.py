@@ -108,7 +108,7 @@ def _of_chunks(
             with torch.autocast(run.device.type, DTYPES[run.precision], **cached):
                 logits = net(inputs)
             # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
-            loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels) * share
+            loss = training_loss(logits.float(), wanted, config, run.by_class) * len(true) / len(labels) * share
             run.scaler.scale(loss).backward()
         total += loss.detach()
         correct += (predicted(logits.detach()) == true).sum()

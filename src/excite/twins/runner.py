@@ -324,8 +324,9 @@ class _Experiment:
         results = self._results(gate, seed)
         speed, seconds = results["images_per_second"], results["train_seconds"]
         assert seconds is not None
+        balanced = f", balanced {results['last_balanced']:.2f} %" if results.get("uneven") else ""
         self.display.message(
-            f"{what}: top-1 {results['last_top1']:.2f} % (last epoch), "
+            f"{what}: top-1 {results['last_top1']:.2f} %{balanced} (last epoch), "
             + ("" if speed is None else f"{speed:,.0f} img/s, ")
             + format_seconds(seconds)
         )

@@ -163,7 +163,8 @@ class RecipeMeta(TypedDict):
 class Summary(TypedDict):
     """An evaluation in a few numbers; see :class:`excite.training.evaluation.Evaluation`.
 
-    The last three were added after 0.1. Some evaluations, as in ``excite prune``, only have top-1 and loss.
+    Those from ``balanced`` on were added after 0.1; ``auroc`` is there if a recipe asks for it. Some evaluations, as in
+    ``excite prune``, only have top-1 and loss.
     """
 
     images: NotRequired[int]
@@ -171,6 +172,8 @@ class Summary(TypedDict):
     top1: float
     top5: NotRequired[float]
     balanced: NotRequired[float]
+    macro_f1: NotRequired[float]
+    auroc: NotRequired[float | None]
     not_finite: NotRequired[int]
     first_not_finite: NotRequired[str | None]
 
