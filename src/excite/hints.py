@@ -17,6 +17,7 @@ _KEYS: dict[str, str] = {
     "data.root": "data dataset data_dir data_path dataset_dir dataset_path train_dir root dir path folder image_dir",
     "data.image_size": "imgsz img_size input_size image_size resolution size img crop_size train_crop_size",
     "data.eval_size": "val_crop_size test_input_size eval_img_size",
+    "data.fit": "crop_mode resize_mode",
     "data.workers": "num_workers j nw n_workers dataloader_num_workers",
     "data.val_fraction": "valid_pct val_pct val_split val_ratio",
     "data.interpolation": "train_interpolation",

@@ -19,6 +19,7 @@ from excite.data.config import AugmentConfig
 from excite.data.decode import Interpolation
 from excite.data.preprocessing import normalize
 from excite.errors import ExciteError
+from excite.size import as_size
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # the paper's (Zhong et al., 2017), as in timm and torchvision
 
@@ -210,8 +211,10 @@ def beta(alpha: float) -> float:
     return float(torch.distributions.Beta(a, a, validate_args=False).sample())
 
 
-def crop_and_resize(images: torch.Tensor, boxes: np.ndarray, size: int, interpolation: Interpolation) -> torch.Tensor:
-    """Resize one box (left, top, width, height) of each image to S x S: uint8 (B, C, H, W) -> uint8 (B, C, S, S).
+def crop_and_resize(
+    images: torch.Tensor, boxes: np.ndarray, size: int | Sequence[int], interpolation: Interpolation
+) -> torch.Tensor:
+    """Resize one box (left, top, width, height) of each image to `size`: uint8 (B, C, h, w) -> uint8 (B, C, H, W).
 
     There is no antialiasing: it is for arrays, whose images are at most as large as the result.
     """
@@ -220,6 +223,6 @@ def crop_and_resize(images: torch.Tensor, boxes: np.ndarray, size: int, interpol
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = wide / width, (2 * left + wide) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = tall / height, (2 * top + tall) / height - 1
-    grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
+    grid = F.affine_grid(theta, [len(images), images.shape[1], *as_size(size)], align_corners=False)
     out = F.grid_sample(images.float(), grid, mode=interpolation, padding_mode="border", align_corners=False)
     return out.round_().clamp_(0, 255).to(torch.uint8)

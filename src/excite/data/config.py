@@ -5,15 +5,18 @@ Pure pydantic: nothing heavy is imported, so that reading a recipe or printing i
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from excite.data.catalog import SOURCES, SourceName, formats
-from excite.errors import no_path, shown_text
+from excite.errors import ExciteError, no_path, shown, shown_text
 from excite.options import NEUTRAL
+from excite.size import Size, as_size, plain_size
 from excite.storage.address import is_remote, refuse_secrets
 
 #: Pillow always refuses larger images (twice Image.MAX_IMAGE_PIXELS), so a larger `max_pixels` would have no effect.
 PILLOW_LIMIT = 178_956_970
+#: The largest side of the images that a network sees, in pixels.
+LARGEST = 4096
 
 
 #: How often an epoch draws each class; see excite.data.sampler.
@@ -26,6 +29,25 @@ def _as_list(value: Any) -> Any:
 
 
 Numbers = Annotated[list[float], BeforeValidator(_as_list)]
+
+
+def _as_image_size(value: Any, info: ValidationInfo) -> Any:
+    """A size as it is stored: a number of pixels, or [height, width] if they differ."""
+    sides = _as_list(value)
+    sides = sides if isinstance(sides, list) and len(sides) == 2 else [value]
+    if any(type(side) is not int or not 1 <= side <= LARGEST for side in sides):
+        raise ValueError(
+            f"data.{info.field_name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
+            f"[height, width], as in data.{info.field_name}=[96,160]"
+        )
+    return plain_size(sides[0] if len(sides) == 1 else sides)
+
+
+#: Height and width in pixels: a number for squares, or [height, width].
+_Side = Annotated[int, Field(ge=1, le=LARGEST)]
+ImageSize = Annotated[
+    _Side | Annotated[list[_Side], Field(min_length=2, max_length=2)], BeforeValidator(_as_image_size)
+]
 Pair = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=2, max_length=2)]
 
 
@@ -60,7 +82,14 @@ class DataConfig(_Strict):
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
     )
-    image_size: int = Field(ge=1, le=4096, description="side of the square images that the network sees, in pixels")
+    image_size: ImageSize = Field(
+        description="size of the images that the network sees, in pixels: the side of a square, or [height, width]"
+    )
+    fit: Literal["crop", "letterbox", "stretch"] = Field(
+        default="crop",
+        description="how images of other shapes are fitted: crop the centre; letterbox: pad with grey, nothing is cut "
+        "off; or stretch",
+    )
     in_chans: Literal[1, 3] = Field(
         default=3, description="channels that the network sees: 3 (grey is repeated) or 1 (colour becomes luma)"
     )
@@ -71,13 +100,10 @@ class DataConfig(_Strict):
         default=0.875,
         gt=0.0,
         le=1.0,
-        description="evaluation resizes the shorter side to floor(size / crop_pct), then crops the centre",
+        description="fit=crop: evaluation resizes the shorter side to floor(size / crop_pct), then crops the centre",
     )
-    eval_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
-        description="image size in evaluation, in pixels, if it differs (folder only); null: image_size",
+    eval_size: ImageSize | None = Field(
+        default=None, description="image size in evaluation, if it differs (folder only); null: image_size"
     )
     mode: Annotated[Literal["auto", "memory", "stream"], NEUTRAL] = Field(
         default="auto",
@@ -146,13 +172,18 @@ class DataConfig(_Strict):
     )
 
     @property
-    def evaluation_size(self) -> int:
-        """Side of the square images in evaluation, in pixels."""
-        return self.image_size if self.eval_size is None else self.eval_size
+    def training_size(self) -> Size:
+        """Height and width of the images in training, in pixels."""
+        return as_size(self.image_size)
+
+    @property
+    def evaluation_size(self) -> Size:
+        """Height and width of the images in evaluation, in pixels."""
+        return as_size(self.image_size if self.eval_size is None else self.eval_size)
 
     @model_validator(mode="after")
     def _eval_size_fits(self) -> Self:
-        if self.evaluation_size != self.image_size and not SOURCES[self.source].files:
+        if self.evaluation_size != self.training_size and not SOURCES[self.source].files:
             raise ValueError(f"eval_size is only for source=folder: the images of {self.source} all have the same size")
         return self
 
@@ -195,6 +226,16 @@ class DataConfig(_Strict):
         return self
 
 
+def check_fit(data: DataConfig, augment: "AugmentConfig") -> None:
+    """Raise ExciteError for a way to train whose images evaluation would pad, although training never does."""
+    if data.fit == "letterbox" and augment.crop == "random_resized":
+        raise ExciteError(
+            "data.fit=letterbox pads images, but augment.crop=random_resized trains on parts of them without padding, "
+            "so evaluation would show the network other images than training; give augment.crop=pad or "
+            "augment.crop=none, or data.fit=crop"
+        )
+
+
 class RandAugmentConfig(_Strict):
     """RandAugment (arXiv 1909.13719): `n` random operations per image, all at magnitude `m`."""
 
@@ -215,7 +256,10 @@ class AugmentConfig(_Strict):
     scale: Pair = Field(
         default=[0.08, 1.0], description="crop=random_resized: range of the cropped area, as a fraction of the image"
     )
-    ratio: Pair = Field(default=[0.75, 4 / 3], description="crop=random_resized: range of width / height")
+    ratio: Pair = Field(
+        default=[0.75, 4 / 3],
+        description="crop=random_resized: range of width / height, relative to that of image_size",
+    )
     repeats: int = Field(
         default=1,
         ge=1,

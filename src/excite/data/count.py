@@ -40,7 +40,7 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     if facts.assumed is None or (data.root and not is_remote(data.root) and os.path.exists(expanded(data.root))):
         from excite.data.sources import open_data
 
-        size = {} if facts.files else {"image_size": min(data.image_size, LARGEST)}
+        size = {} if facts.files else {"image_size": [min(side, LARGEST) for side in data.training_size]}
         # Streaming, so that a folder is only listed.
         opened = open_data(data.model_copy(update={"mode": "stream", **size}), augment)
         return Count(len(opened.train), len(opened.classes), len(opened.val))

@@ -130,13 +130,12 @@ def title(part: str) -> str:
 def decode_all(
     files: FileImages, preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[ArrayImages, list[tuple[str, str]]]:
-    """Decode files into memory, in parallel: uint8 (N, C, S, S), and (path, reason) of the unreadable ones.
+    """Decode files into memory, in parallel: uint8 (N, C, H, W), and (path, reason) of the unreadable ones.
 
     :func:`refuse_bad` handles the unreadable ones.
     """
 
-    size = preprocessing.image_size
-    pixels = room_for((len(files), preprocessing.in_chans, size, size))
+    pixels = room_for((len(files), *preprocessing.shape))
 
     def some(positions: range) -> list[tuple[int, BadImageError]]:
         bad = []

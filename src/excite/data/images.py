@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from excite.data.decode import Interpolation, eval_transform
+from excite.data.decode import Fit, Interpolation, eval_transform
 from excite.data.packed import Member, Packed
 from excite.data.pixels import FULL_WHITE
 from excite.data.room import room_for
+from excite.size import as_size
 
 
 @dataclass
@@ -111,17 +112,21 @@ def luma(images: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def fit(images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpolation) -> torch.Tensor:
-    """Resize and crop arrays as files are (`eval_transform`): uint8 (N, C, H, W) -> uint8 (N, C, S, S)."""
-    if tuple(images.shape[-2:]) == (size, size):
+def fitted(
+    images: torch.Tensor, size: int | Sequence[int], crop_pct: float, interpolation: Interpolation, fit: Fit = "crop"
+) -> torch.Tensor:
+    """Bring arrays to a size as files are (`eval_transform`): uint8 (N, C, h, w) -> uint8 (N, C, H, W)."""
+    wanted = as_size(size)
+    if tuple(images.shape[-2:]) == wanted:
         return images
     from PIL import Image
 
     def one(image: torch.Tensor) -> torch.Tensor:
         pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
-        return torch.from_numpy(eval_transform(Image.fromarray(pixels), size, crop_pct, interpolation)).permute(2, 0, 1)
+        done = eval_transform(Image.fromarray(pixels), wanted, crop_pct, interpolation, fit)
+        return torch.from_numpy(done).permute(2, 0, 1)
 
-    out = room_for((*images.shape[:2], size, size))
+    out = room_for((*images.shape[:2], *wanted))
     for image, target in zip(images, out, strict=True):
         target.copy_(one(image))
     return out

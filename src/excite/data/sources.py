@@ -26,7 +26,7 @@ from excite.data.images import (
     FileImages,
     balanced_order,
     channel_statistics,
-    fit,
+    fitted,
     luma,
 )
 from excite.data.pixels import FULL_WHITE
@@ -38,6 +38,7 @@ from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError
 from excite.progress import Progress
+from excite.size import size_text
 from excite.storage import is_remote, stage
 from excite.text import printable
 
@@ -111,11 +112,13 @@ class DataSets:
 
     def describe(self) -> str:
         """A line with counts, image size and location of the pixels; then the classes with counts, and the notes."""
-        size, place = self.preprocessing.image_size, "memory" if isinstance(self.train, ArrayImages) else "files"
+        shape = " x ".join(map(str, self.preprocessing.shape))
+        shape += "" if self.preprocessing.fit == "crop" else f" ({self.preprocessing.fit})"
+        place = "memory" if isinstance(self.train, ArrayImages) else "files"
         counts = f"{len(self.train)} training and {len(self.val)} validation images"
         if self.test is not None:
             counts = f"{len(self.train)} training, {len(self.val)} validation and {len(self.test)} test images"
-        line = f"{counts} of {len(self.classes)} classes, {self.preprocessing.in_chans} x {size} x {size}, from {place}"
+        line = f"{counts} of {len(self.classes)} classes, {shape}, from {place}"
         skipped = [f"{len(self.bad)} broken images skipped; the first is {self.bad[0][0]}"] if self.bad else []
         return "\n".join(map(printable, [line, *_class_lines(self), *skipped, *self.notes]))
 
@@ -439,7 +442,9 @@ def _wanted(
 
 def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:
     pixels = luma(part.images) if data.in_chans == 1 and part.images.shape[1] == 3 else part.images
-    return ArrayImages(fit(pixels, data.image_size, data.crop_pct, data.interpolation), part.labels, part.names)
+    return ArrayImages(
+        fitted(pixels, data.training_size, data.crop_pct, data.interpolation, data.fit), part.labels, part.names
+    )
 
 
 def balanced_beginning(labels: list[int] | np.ndarray, limit: int | None, seed: int) -> np.ndarray:
@@ -471,9 +476,16 @@ def _in_memory(data: DataConfig, classes: list[str], train: ArrayImages, val: Ar
 
 
 def _preprocessing(data: DataConfig, mean: Sequence[float], std: Sequence[float]) -> Preprocessing:
-    size = data.evaluation_size
-    white = data.white or FULL_WHITE
-    return Preprocessing(size, data.crop_pct, data.interpolation, tuple(mean), tuple(std), data.in_chans, white)
+    return Preprocessing(
+        data.evaluation_size,
+        data.crop_pct,
+        data.interpolation,
+        tuple(mean),
+        tuple(std),
+        data.in_chans,
+        data.white or FULL_WHITE,
+        data.fit,
+    )
 
 
 def _renamed(classes: list[str], data: DataConfig) -> list[str]:
@@ -504,9 +516,9 @@ def _of_files(
             if part is not None:
                 checked[name] = check_files(part, data.max_pixels, title(name), progress)
         refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
-    if data.evaluation_size != data.image_size:
-        notes.append(f"training at {data.image_size} pixels, evaluating at {data.evaluation_size}")
-    pixels = (len(train) * data.image_size**2 + len(val) * data.evaluation_size**2) * data.in_chans
+    if data.evaluation_size != data.training_size:
+        notes.append(f"training at {size_text(data.training_size)}, evaluating at {size_text(data.evaluation_size)}")
+    pixels = pixels_of(data, len(train), len(val))
     small = augment.crop != "random_resized" and pixels <= MEMORY_LIMIT
     memory = data.mode == "memory" or (data.mode == "auto" and small)
     data, said = with_white(data, train.images, val.images, every=memory)
@@ -515,7 +527,7 @@ def _of_files(
         test.images.white = train.images.white
     if memory:
         plain = _preprocessing(data, (0.0,), (1.0,))  # decoding does not look at the statistics
-        for_training = replace(plain, image_size=data.image_size)
+        for_training = replace(plain, image_size=data.training_size)
         val_images, bad_val = decode_all(val.images, plain, data.max_pixels)
         train_images, bad_train = val_images, list[tuple[str, str]]()
         if train is not val:
@@ -540,6 +552,12 @@ def _of_files(
         opened.record, more = make_record(train, val, checked)
         opened.notes += more
     return opened
+
+
+def pixels_of(data: DataConfig, train: int, val: int) -> int:
+    """Bytes of so many decoded training and validation images."""
+    sizes = ((train, data.training_size), (val, data.evaluation_size))
+    return sum(count * height * width for count, (height, width) in sizes) * data.in_chans
 
 
 def refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:

@@ -39,13 +39,13 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
 
 
 def _shown(explained: ExplainedImage) -> np.ndarray:
-    """(S, S, 3) or (S, S) uint8."""
+    """(H, W, 3) or (H, W) uint8."""
     pixels = explained.pixels.numpy()
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
 
 def _gray(explained: ExplainedImage) -> np.ndarray:
-    """float64 (S, S) in 0..1: gray, so that the picture's colours are not confused with the heat map."""
+    """float64 (H, W) in 0..1: gray, so that the picture's colours are not confused with the heat map."""
     shown = _shown(explained).astype(np.float64) / 255
     return shown if shown.ndim == 2 else shown @ np.array([0.299, 0.587, 0.114])
 

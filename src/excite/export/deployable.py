@@ -2,7 +2,7 @@
 
 Supports networks of excite and of timm (``model.name=timm:...``), with or without grafted gates.
 
-Notation: N images, C channels, H x W pixels of the image, S side of the network's input, K classes.
+Notation: N images, C channels, h x w pixels of the image, H x W of the network's input, K classes.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.export.norms import fold_norms
-from excite.export.resize import resize_and_crop
+from excite.export.resize import fitted
 from excite.gates import Gate
 from excite.models import fold
 from excite.models.folding import FoldedGate
@@ -32,9 +32,9 @@ _NO_LOGITS = "this network outputs feature maps, not logits; export one with a c
 class Deployable(nn.Module):
     """A module from pixels to logits, float32 (N, K).
 
-    With ``uint8`` the input is (N, H, W, C), C being 3 (RGB) or 1 (gray), with any H and W, which are the same for all
-    images of a batch; it is resized, cropped and normalised as in ``excite predict``. With ``float`` the input is
-    float32 (N, C, S, S) in 0..1, already resized and cropped; it is only normalised.
+    With ``uint8`` the input is (N, h, w, C), C being 3 (RGB) or 1 (gray), with any h and w, which are the same for all
+    images of a batch; it is brought to H x W (cropped, padded or stretched) and normalised as in ``excite predict``.
+    With ``float`` the input is float32 (N, C, H, W) in 0..1, already brought to that size; it is only normalised.
 
     Args:
         model: a network from ``create_model``, also one of timm, in evaluation mode; it is not changed.
@@ -67,19 +67,20 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if self.kind == "uint8":
             p = self.preprocessing
-            image = resize_and_crop(image.permute(0, 3, 1, 2), p.image_size, p.crop_pct, p.interpolation)
+            image = fitted(image.permute(0, 3, 1, 2), p.size, p.crop_pct, p.interpolation, p.fit)
         return self.net(image * self.scale + self.shift)
 
     def trace(self) -> ExportedProgram:
         """Trace the graph for any number of images and, with ``uint8``, any image size."""
-        size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
+        channels, height, width = self.preprocessing.shape
         dynamic: dict[int, object] = {0: Dim.DYNAMIC}
         if self.kind == "uint8":
-            # All sizes differ from each other and from S, so that the tracer does not identify any of them.
-            example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
+            # All sizes differ from each other and from H and W, so that the tracer does not identify any of them.
+            side = max(height, width)
+            example = torch.zeros(2, side + 3, side + 5, channels, dtype=torch.uint8)
             dynamic |= {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
         else:
-            example = torch.zeros(2, channels, size, size)
+            example = torch.zeros(2, channels, height, width)
         with torch.no_grad():
             program = torch.export.export(self.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False)
             if not self.folded:

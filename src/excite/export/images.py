@@ -1,6 +1,6 @@
 """Images for verification and calibration: the user's, the run's, or random ones.
 
-Notation: N images, C channels (1 or 3), H x W pixels, S side of the network's input.
+Notation: N images, C channels (1 or 3), h x w pixels of an image, H x W of the network's input.
 """
 
 import os
@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from excite.data import ArrayImages, Preprocessing, eval_transform
+from excite.data import ArrayImages, Preprocessing
 from excite.data.catalog import SOURCES, is_archive
 from excite.data.config import PILLOW_LIMIT
 from excite.data.contents import Part as Listed
-from excite.data.decode import BadImageError, check_image, load_image
+from excite.data.decode import BadImageError, check_image, load_picture
 from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
 from excite.data.packed import Member
@@ -95,9 +95,9 @@ class Samples:
 
 
 def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 (H, W, C) -> uint8 (S, S, C), resized and cropped with Pillow as in ``excite predict``."""
+    """uint8 (h, w, C) -> uint8 (H, W, C), brought to the network's size with Pillow as in ``excite predict``."""
     picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return eval_transform(picture, preprocessing.image_size, preprocessing.crop_pct, preprocessing.interpolation)
+    return preprocessing.fitted(picture)
 
 
 def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples, str | None]:
@@ -125,11 +125,11 @@ def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples
 
 def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
     """Seeded, blurred noise images of several sizes, smooth enough to test the resize."""
-    size, channels = preprocessing.image_size, preprocessing.in_chans
+    channels, *size = preprocessing.shape
 
     def read(i: int) -> np.ndarray:
         rng = np.random.default_rng(i)
-        height, width = (size, size) if i % 4 == 0 else rng.integers(max(1, size // 2), 3 * size + 1, 2).tolist()
+        height, width = size if i % 4 == 0 else (int(rng.integers(max(1, n // 2), 3 * n + 1)) for n in size)
         return blurred_noise(rng, height, width, channels)
 
     return Samples(f"{count} random images, not real ones", count, read, None, random=True)
@@ -202,10 +202,8 @@ def _local(source: str | Member) -> str | Member:
 def _files(
     name: str, sources: Sequence[str | Member], labels: list[int] | None, preprocessing: Preprocessing
 ) -> Samples:
-    mode: Literal["RGB", "L"] = "L" if preprocessing.in_chans == 1 else "RGB"
-
     def read(i: int) -> np.ndarray:
-        pixels = np.asarray(load_image(_local(sources[i]), mode, white=preprocessing.white))
+        pixels = np.asarray(load_picture(_local(sources[i]), preprocessing.in_chans, white=preprocessing.white))
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
     return Samples(name, len(sources), read, labels, sources=sources)

@@ -84,7 +84,7 @@ def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
 
 
 def reference_logits(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """Images prepared by Pillow, uint8 (N, S, S, C) -> logits float32 (N, K), as in ``excite predict``."""
+    """Images prepared by Pillow, uint8 (N, H, W, C) -> logits float32 (N, K), as in ``excite predict``."""
     return predictor.logits(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).cpu().numpy()
 
 
@@ -134,12 +134,12 @@ def _folds(predictor: Predictor) -> bool:
 
 def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads: int) -> str:
     """A sentence on what was timed, for the model and the artefacts."""
-    size = predictor.preprocessing.image_size
+    height, width = predictor.preprocessing.size
     norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded only in the artefact"
     resize = "" if kind == "float" else ", including the artefact's resize to the same size"
     return (
-        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared {size} x {size} "
-        f"pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
+        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared "
+        f"{height} x {width} pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
     )
 
 

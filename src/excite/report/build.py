@@ -43,6 +43,7 @@ from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
 from excite.runtime.environment import Environment, read_environment, versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
+from excite.size import by_text
 from excite.storage import is_remote, local_file
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictions import Predictions, pictures, predictions_of
@@ -298,7 +299,7 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
         "gmacs": size["gmacs"],
         "precision": predictions.precision,
         "batch_size": None if meta.get("converted_from") else opened.recipe.train.batch_size,
-        "resolution": f"{opened.predictor.preprocessing.image_size}x{opened.predictor.preprocessing.image_size}",
+        "resolution": by_text(opened.predictor.preprocessing.size),
         "top1": None if metrics is None else metrics.get("top1"),
         "top5": None if metrics is None else metrics.get("top5"),
         "loss": None if metrics is None else metrics.get("loss"),
@@ -354,7 +355,7 @@ def study_robustness(
     if not images:
         return None
     some = opened.taking(images, seed)
-    side = opened.data.preprocessing.image_size
+    side = max(opened.data.preprocessing.size)
     kinds = [(name, severity) for name in STRENGTHS for severity in severities]
     changes = {kind: corrupter(*kind, side, seed) for kind in kinds}
     plain, changed = _Tally(), {kind: _Tally() for kind in kinds}
@@ -411,7 +412,7 @@ def _robustness_row(name: str, severity: int, side: int, tally: _Tally, clean: f
 
 
 def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Images uint8 (B, C, S, S) and labels int64 (B,) on the CPU."""
+    """Images uint8 (B, C, H, W) and labels int64 (B,) on the CPU."""
     for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
 
@@ -436,7 +437,7 @@ def study_speed(opened: Opened, progress: Advance = lambda done, total: None) ->
     preprocessing = predictor.preprocessing
     rows: list[SpeedRow] = []
     for i, batch in enumerate((1, 16)):
-        shape = (batch, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
+        shape = (batch, *preprocessing.shape)
         images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
         step = inference_step(predictor.model, images, "fp32")
         taken = in_turns({batch: step}, predictor.device, seconds=_TIMING_SECONDS, rounds=(5, 200))[batch].ms

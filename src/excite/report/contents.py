@@ -160,7 +160,7 @@ class Study:
 
     Attributes:
         numbers: all numbers, ready for JSON; see docs/report.md.
-        photographs: images of the mistakes, uint8 (S, S, C), in the same order.
+        photographs: images of the mistakes, uint8 (H, W, C), in the same order.
         explanation: the study of the gates; None without gates, or if not requested.
         recipe: the recipe as YAML.
     """

@@ -238,7 +238,7 @@ def predictions_of(opened: Opened, progress: Advance | None = None, *, keep: boo
 
 
 def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
-    """Validation images at these positions in the data, as the network sees them: uint8 (S, S, C) each.
+    """Validation images at these positions in the data, as the network sees them: uint8 (H, W, C) each.
 
     Raises:
         ExciteError: an image can no longer be read.

@@ -22,6 +22,7 @@ from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
 from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
 from excite.runtime.environment import versions
+from excite.size import by_text
 from excite.text import as_json
 from excite.trained.given import Given, GivenImage, given_images
 from excite.training.precision import set_norm_precision
@@ -43,7 +44,7 @@ class Prediction:
         top: (class name, probability), most likely first. Empty if the logits are not all finite (see
             ``excite.logits``) or the image cannot be read.
         problem: why the image cannot be read; None if it can.
-        pixels: the network's view of the image, uint8 (S, S, C); only kept for the first few images, for display.
+        pixels: the network's view of the image, uint8 (H, W, C); only kept for the first few images, for display.
     """
 
     path: str
@@ -158,7 +159,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Preprocessed uint8 images (B, C, S, S) -> float32 logits (B, K)."""
+        """Preprocessed uint8 images (B, C, H, W) -> float32 logits (B, K)."""
         x = self.preprocessing.normalize(images.to(self.device)).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.model(x).float()
@@ -253,7 +254,7 @@ class Predictor:
         classes = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
         rows = [
             ("classes", f"{len(self.classes):,}: {classes}"),
-            ("input", f"{p.image_size}x{p.image_size}, {p.in_chans} channel{'s' if p.in_chans > 1 else ''}"),
+            ("input", f"{by_text(p.size)}, {p.in_chans} channel{'s' if p.in_chans > 1 else ''}"),
             ("runs on", f"{self.device}, {form_of(self.model, self.precision)}"),
             ("trained by", f"{self.meta['recipe']['name']}, {self.meta['epoch']:g} epochs"),
         ]

@@ -16,6 +16,7 @@ from excite.models.timm_models import PREFIX
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe, overridden, override_words
 from excite.runtime.device import best_device
 from excite.runtime.job import rank
+from excite.size import size_text
 from excite.text import tell
 from excite.weights.hub import NotReached, local_weights
 from excite.weights.pretrained import Pretrained, pretrained_of
@@ -110,7 +111,7 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
     where = "a CPU" if on_cpu else f"this machine's accelerator ({device})"
     worth = "" if known is None or weights != known.source else f", {known.top1:.1f} % top-1 on ImageNet"
     first = (
-        f"recipe {tuned}: {recipe.model.name} at {size} pixels, for {where} and {count:,} training images of "
+        f"recipe {tuned}: {recipe.model.name} at {size_text(size)}, for {where} and {count:,} training images of "
         f"{len(images.classes)} classes"
     )
     kind, how = "pretrained weights", "first a linear probe, then fine-tuning"
@@ -135,9 +136,9 @@ def _why_not(known: Pretrained | None, model: str, say: Callable[[str], None]) -
 def _from_scratch(name: str, words: Sequence[str], images: DataSets, reason: str) -> Chosen:
     recipe = load_recipe(name, list(words))
     what = (
-        f"recipe {name}, from scratch: {recipe.model.name} at {recipe.data.image_size} pixels, {_epochs_of(recipe)} "
-        f"over {len(images.train):,} images of {len(images.classes)} classes; expect far lower accuracy "
-        "than with pretrained weights: with 40 images per class, about half of the answers are right"
+        f"recipe {name}, from scratch: {recipe.model.name} at {size_text(recipe.data.image_size)}, "
+        f"{_epochs_of(recipe)} over {len(images.train):,} images of {len(images.classes)} classes; expect far lower "
+        "accuracy than with pretrained weights: with 40 images per class, about half of the answers are right"
     )
     return Chosen(recipe, [reason, what])
 

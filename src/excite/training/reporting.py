@@ -20,6 +20,7 @@ from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment
+from excite.size import by_text
 from excite.text import printable
 from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
@@ -429,7 +430,7 @@ def _results(run: Run, bad: int) -> Results:
         "device": device_name(run.device),
         "precision": run.precision,
         "batch_size": batch,
-        "resolution": f"{run.preprocessing.image_size}x{run.preprocessing.image_size}",
+        "resolution": by_text(run.preprocessing.size),
         "compile_seconds": compiled,
         "ms_per_step": ms,
         "images_per_second": None if ms is None else 1000 * batch / ms,

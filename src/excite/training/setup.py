@@ -22,6 +22,7 @@ from excite.data import (
     TrainLoader,
     open_data,
 )
+from excite.data.config import check_fit
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
 from excite.errors import ExciteError
@@ -219,6 +220,7 @@ def set_up(
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     recipe = settle_precision(recipe, device)
     config = recipe.train
+    check_fit(recipe.data, recipe.augment)
     if config.batch_size % (world * config.grad_accumulation):
         raise ExciteError(
             f"train.batch_size ({config.batch_size}) must be a multiple of processes ({world}) x "
@@ -277,7 +279,14 @@ def set_up(
             images, batch_size=size, device=device, data_config=recipe.data, rank=rank, world=world, by_batch=same
         )
 
-    notes = [*recipe.notes, *beyond_the_end(recipe), *rare_notes(recipe, data, terms), *chosen_by, *notes]
+    notes = [
+        *recipe.notes,
+        *beyond_the_end(recipe),
+        *_fit_notes(recipe),
+        *rare_notes(recipe, data, terms),
+        *chosen_by,
+        *notes,
+    ]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
         recipe=recipe,
@@ -337,8 +346,24 @@ def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) ->
     return count, f"deterministic: the same weights with any number of threads and workers, and {many}"
 
 
+def _fit_notes(recipe: Recipe) -> list[str]:
+    """What another ``data.fit`` than crop leaves unused, and where training and evaluation fit images differently."""
+    data, notes = recipe.data, list[str]()
+    if data.fit == "crop":
+        return notes
+    given = recipe.origin()["own"] is not None and recipe.is_own("data.crop_pct")
+    if given or data.crop_pct != type(data).model_fields["crop_pct"].default:
+        notes.append(f"data.crop_pct={data.crop_pct:g} is not used: data.fit={data.fit} crops nothing")
+    if recipe.augment.crop == "random_resized":
+        notes.append(
+            f"data.fit={data.fit} is for evaluation: augment.crop=random_resized cuts parts out of the images as they "
+            "are"
+        )
+    return notes
+
+
 def _image(recipe: Recipe) -> tuple[int, int, int]:
-    return recipe.data.in_chans, recipe.data.image_size, recipe.data.image_size
+    return recipe.data.in_chans, *recipe.data.training_size
 
 
 def _open_images(recipe: Recipe, display: Display) -> DataSets:
@@ -438,7 +463,7 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
     """Some gates only take feature maps of one size: report that before the first epoch, not after it."""
     data = recipe.data
     bound = any(isinstance(m, Gate) and m.feature_size is not None for m in model.modules())
-    if bound and data.evaluation_size != data.image_size:
+    if bound and data.evaluation_size != data.training_size:
         raise ExciteError(
             f"data.eval_size ({data.eval_size}) must equal data.image_size ({data.image_size}) for "
             f"{recipe.model.name}: the gather kernels of its gates have the size of the feature map"

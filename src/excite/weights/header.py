@@ -45,6 +45,7 @@ def _short(text: str) -> str:
 #: pydantic refuses in a text with a length limit.
 _FileName = Annotated[str, AfterValidator(_short)]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
+_Side = Annotated[int, Field(ge=1, le=LARGEST)]
 
 
 class _Part(BaseModel):
@@ -75,13 +76,14 @@ class ModelHeader(_Part):
 class PreprocessingHeader(_Part):
     """The preprocessing of images; see :class:`excite.data.Preprocessing`."""
 
-    image_size: Annotated[int, Field(ge=1, le=LARGEST)]
+    image_size: _Side | Annotated[list[_Side], Field(min_length=2, max_length=2)]
     crop_pct: Annotated[_Finite, Field(gt=0, le=1)]
     mean: Annotated[list[_Finite], Field(min_length=1, max_length=LARGEST)]
     std: Annotated[list[Annotated[_Finite, Field(gt=0)]], Field(min_length=1, max_length=LARGEST)]
     in_chans: Annotated[int, Field(ge=1, le=LARGEST)]
     interpolation: Literal["bicubic", "bilinear"]
     white: Annotated[int, Field(ge=1, le=65535)] = 65535  # of images with 16 bits a channel
+    fit: Literal["crop", "letterbox", "stretch"] = "crop"
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> "PreprocessingHeader":
