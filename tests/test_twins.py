@@ -790,3 +790,16 @@ def test_the_tables_in_the_documentation_are_generated(monkeypatch):
         means = {row["gate"]: row["top1_mean"] for row in report["rows"]}
         for gate, mean in means.items():  # of the committed runs, by hand
             assert mean == pytest.approx(statistics.mean(r["last_top1"] for r in report["runs"] if r["gate"] == gate))
+
+
+def test_an_experiment_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
+    """A dead process's temporary file is not another file in the folder."""
+    from excite.owners import names_in
+
+    gone = tmp_path / ".twins.json.tmp-4194305-00000000-1-0"
+    gone.write_text("x")
+    os.utime(gone, (1, 1))
+    (tmp_path / ".twins.json.tmp-notours").write_text("x")
+    assert names_in(tmp_path) == [".twins.json.tmp-notours"]
+    assert not gone.exists()
+    assert names_in(tmp_path / "none") == []

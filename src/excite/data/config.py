@@ -59,7 +59,14 @@ class ColumnsConfig(_Strict):
     """The columns of a table. A column that is not named is found by its usual names, and said."""
 
     path: str | None = Field(default=None, description="column with the path of each image, or with the image itself")
-    label: str | None = Field(default=None, description="column with the class")
+    label: str | list[str] | None = Field(
+        default=None, description="column with the class, or the classes; or a list of columns of 0 and 1, one a class"
+    )
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="multilabel: what stands between classes; null: | or ; or , or a space",
+    )
     part: str | Literal[False] | None = Field(
         default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
     )
@@ -78,6 +85,9 @@ class DataConfig(_Strict):
     )
     images: Annotated[str | None, NEUTRAL] = Field(
         default=None, description="table: folder that the paths in it start from; null: the folder of the table"
+    )
+    task: Literal["classes", "multilabel"] = Field(
+        default="classes", description="labels of an image: one class, or several (multilabel), maybe none"
     )
     columns: ColumnsConfig = Field(
         default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
@@ -197,6 +207,10 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
+        if self.task == "multilabel" and not SOURCES[self.source].files:
+            raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
+        if self.sampler is not None and self.task == "multilabel":
+            raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
         if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
             key = "images" if self.images is not None else "columns"
             raise ValueError(f"{key} is only for source=table")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from excite.data.ahead import decoding_threads, spread
 from excite.data.archive import tree_of
@@ -17,7 +16,7 @@ from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.decode import BadImageError, BadImagesError
 from excite.data.formats import EXTENSIONS
-from excite.data.images import ArrayImages, FileImages
+from excite.data.images import ArrayImages, FileImages, label_tensor
 from excite.data.parts import PART_TITLES, Layout, class_names, find_layout
 from excite.data.preprocessing import Preprocessing
 from excite.data.room import room_for
@@ -156,7 +155,7 @@ def decode_all(
         for place, position in enumerate(good):  # ascending, so that nothing is overwritten that is still needed
             if place < position:
                 pixels[place] = pixels[position]
-    labels = torch.tensor([files.labels[i] for i in good], dtype=torch.int64)
+    labels = label_tensor(files.labels, good)
     names = files.names
     images = ArrayImages(pixels[: len(good)], labels, [names[i] for i in good])
     return images, [(error.path, error.reason) for error in bad.values()]

@@ -36,7 +36,7 @@ from excite.data.decode import (
     random_resized_crop,
     reading,
 )
-from excite.data.images import ArrayImages, FileImages
+from excite.data.images import ArrayImages, FileImages, label_tensor
 from excite.data.sampler import ClassSampler
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
@@ -145,7 +145,7 @@ class FileDecoder(Dataset[Decoded]):
                     )
             if fatal is not None:
                 break
-        labels = torch.tensor([self.files.labels[i] for i in used], dtype=torch.int64)
+        labels = label_tensor(self.files.labels, used)
         return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from excite.data.sources import refuse_broken, source_contents
 from excite.data.webdataset import INDEX
 from excite.errors import ExciteError
 from excite.files import read_json, sha256_of, write_json, written_aside
+from excite.owners import names_in
 from excite.progress import Progress
 from excite.runtime.job import cores
 from excite.threads import Threads
@@ -193,8 +194,7 @@ def _begun(destination: Path, settings: Mapping[str, Any]) -> dict[str, dict[str
             )
         shards = {str(each["name"]): each for each in known["shards"]}
         return {name: each for name, each in shards.items() if _is_whole(destination / name, each)}
-    there = [entry.name for entry in os.scandir(destination)] if destination.is_dir() else []
-    if there:
+    if there := names_in(destination):
         raise ExciteError(f"{destination} is not empty ({there[0]}): name a new folder")
     return {}
 

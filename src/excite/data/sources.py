@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from excite.data.catalog import SOURCES, is_archive
 from excite.data.checks import Checked, check_files
@@ -29,6 +30,9 @@ from excite.data.images import (
     fitted,
     luma,
 )
+from excite.data.labels import counts as label_counts
+from excite.data.labels import renumbered, several
+from excite.data.labels import text as label_text
 from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
@@ -106,7 +110,7 @@ class DataSets:
         numbers = [list(classes).index(name) for name in self.classes]
         if numbers == list(range(len(classes))):
             return self
-        done = {id(p): _numbered(p, numbers) for p in (self.train, self.val, self.test) if p is not None}
+        done = {id(p): _numbered(p, numbers, len(classes)) for p in (self.train, self.val, self.test) if p is not None}
         test = None if self.test is None else done[id(self.test)]
         return replace(self, classes=list(classes), train=done[id(self.train)], val=done[id(self.val)], test=test)
 
@@ -123,16 +127,19 @@ class DataSets:
         return "\n".join(map(printable, [line, *_class_lines(self), *skipped, *self.notes]))
 
 
-def _numbered(images: Images, numbers: Sequence[int]) -> Images:
+def _numbered(images: Images, numbers: Sequence[int], classes: int) -> Images:
     if isinstance(images, FileImages):
-        return replace(images, labels=[numbers[label] for label in images.labels])
+        return replace(images, labels=renumbered(images.labels, numbers, classes))
+    if several(images.labels):
+        labels = torch.from_numpy(renumbered(images.labels.numpy(), numbers, classes))
+        return ArrayImages(images.images, labels, images.names)
     return ArrayImages(images.images, images.labels.new_tensor(numbers)[images.labels], images.names)
 
 
 def _class_lines(data: DataSets) -> list[str]:
     """The number of images of each class in each part, and a warning if the classes are unequal."""
     parts = {"training": data.train, "validation": data.val} | ({} if data.test is None else {"test": data.test})
-    counts = {name: np.bincount(np.asarray(part.labels), minlength=len(data.classes)) for name, part in parts.items()}
+    counts = {name: label_counts(part.labels, len(data.classes)) for name, part in parts.items()}
     lines = []
     classes = [printable(name) for name in data.classes]
     if len(classes) <= LISTED_CLASSES:
@@ -309,13 +316,14 @@ def _split(
             keys = [group.encode("utf-8", "surrogateescape") for group in whole.groups]
             notes.append(f"{len(set(keys)):,} groups are kept together, as the source gives them")
     keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
-    only_train = sorted(set(labels[keep]) - set(labels[out]))
+    kept, held = (set(np.flatnonzero(label_counts(labels[side], len(source.classes)))) for side in (keep, out))
+    only_train = sorted(kept - held)
     if only_train:
         notes.append(
             f"{len(only_train)} classes have too few images (or groups) to validate on: "
             f"{some([source.classes[k] for k in only_train])}"
         )
-    only_val = sorted(set(labels[out]) - set(labels[keep]))
+    only_val = sorted(held - kept)
     if only_val:
         notes.append(
             f"{len(only_val)} classes have so few images that the split left them none to train on: "
@@ -587,6 +595,6 @@ def _files_digest(*parts: Part) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for relative, size, label in zip(part.relative(), part.sizes.tolist(), part.images.labels, strict=True):
-            digest.update(f"{relative}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{relative}\0{size}\0{label_text(label)}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
+from excite.data.labels import hot
 from excite.data.packed import Packed
 from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
@@ -74,13 +75,18 @@ def read_table(path: Path) -> Table:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns that are used, and those of them that the user named."""
+    """The columns that are used, and those of them that the user named.
+
+    Attributes:
+        flags: columns of 0 and 1, one for each class; then ``label`` is "".
+    """
 
     path: str
     label: str
     part: str | None
     group: str | None
     told: frozenset[str]
+    flags: tuple[str, ...] = ()
 
 
 def choose_columns(table: Table, data: DataConfig) -> Chosen:
@@ -92,7 +98,8 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
     given = data.columns
     told: dict[str, str] = {role: name for role in USUAL if isinstance(name := getattr(given, role), str)}
     there = [name for name in table.columns if name]
-    for role, name in told.items():
+    flags = given.label if isinstance(given.label, list) else []
+    for role, name in [*told.items(), *(("label", name) for name in flags)]:
         if name not in table.columns:
             raise ExciteError(
                 f"data.columns.{role}={shown_text(name)}: {table.name} has no such column{nearest(name, there)}"
@@ -100,7 +107,7 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
             )
     found = dict(told)
     for role, usual in USUAL.items():
-        if role in found or getattr(given, role) is False:
+        if role in found or getattr(given, role) is False or (role == "label" and flags):
             continue
         by_name = {name.strip().lower(): name for name in reversed(there) if name not in told.values()}
         match = next((by_name[name] for name in usual if name in by_name), None)
@@ -108,13 +115,64 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
             match = next(iter(table.images))
         if match is not None:
             found[role] = match
+    several = data.task == "multilabel"
+    if several and "label" not in found and not flags:  # all that hold nothing but 0 and 1
+        flags = [name for name in there if name not in found.values() and _is_flag(table.columns[name])]
+    if flags and not several:
+        raise ExciteError(
+            f"data.columns.label names {len(flags)} columns: with several classes an image, say task=multilabel, too"
+        )
     for role, what in (("path", "paths of the images"), ("label", "labels")):
-        if role not in found:
+        if role not in found and not (role == "label" and len(flags) > 1):
             raise ExciteError(
                 f"{table.name}: which column has the {what}? It has {', '.join(map(shown_text, there))}: "
                 f"name it with data.columns.{role}=NAME"
             )
-    return Chosen(found["path"], found["label"], found.get("part"), found.get("group"), frozenset(told))
+    label = "" if flags else found["label"]
+    return Chosen(found["path"], label, found.get("part"), found.get("group"), frozenset(told), tuple(flags))
+
+
+_YES, _NO = frozenset(("1", "true", "yes")), frozenset(("0", "-1", "false", "no"))
+
+
+def _is_flag(values: Sequence[Any]) -> bool:
+    """Whether a column says of each image whether it has a class."""
+    texts = {text.lower() for value in values if (text := text_of(value)) is not None}
+    return bool(texts) and texts <= _YES | _NO
+
+
+def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str] | None]:
+    """The classes of each row; None where there is none to read, which only images that may have none can have."""
+    if chosen.flags:
+        for name in chosen.flags:
+            if not _is_flag(table.columns[name]):
+                other = next(v for v in table.columns[name] if v is not None and not _is_flag([v]))
+                raise ExciteError(f"{table.name}: column {shown(name)} has {shown(str(other))}, not 0 or 1")
+        columns = [[(text_of(v) or "").lower() in _YES for v in table.columns[name]] for name in chosen.flags]
+        return [
+            {name for name, has in zip(chosen.flags, row, strict=True) if has} for row in zip(*columns, strict=True)
+        ]
+    values = table.columns[chosen.label]
+    if data.task == "classes":
+        if lists := [row for row, value in zip(table.rows, values, strict=True) if isinstance(value, list)]:
+            raise ExciteError(
+                f"{table.name}: column {shown(chosen.label)} has lists ({_some_rows(lists)}): with several classes an "
+                "image, say task=multilabel"
+            )
+        split = [[value] for value in values]
+    else:
+        mark = data.columns.separator or _separator(values)
+        split = [value if isinstance(value, list) else str(value or "").split(mark) for value in values]
+    texts = [[text_of(v.strip() if isinstance(v, str) else v) for v in row] for row in split]
+    if chosen.label in table.names:
+        texts = [[_named(table, chosen.label, n, v) for v in row] for n, row in zip(table.rows, texts, strict=True)]
+    sets = [{text for text in row if text is not None} for row in texts]
+    return [found or (None if data.task == "classes" else set()) for found in sets]
+
+
+def _separator(values: Sequence[Any]) -> str:
+    """What stands between the classes: the first usual mark that is there."""
+    return next((mark for mark in "|;, " if any(mark in value for value in values if isinstance(value, str))), "|")
 
 
 def text_of(value: Any) -> str | None:
@@ -234,20 +292,19 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     table = read_hub(str(data.root).removeprefix(HUB)) if root is None else read_table(root)
     chosen = choose_columns(table, data)
     notes = [_said(table, chosen), *table.notes]
-    labels = [text_of(value) for value in table.columns[chosen.label]]
-    if chosen.label in table.names:
-        labels = [_named(table, chosen.label, row, v) for row, v in zip(table.rows, labels, strict=True)]
+    several = data.task == "multilabel"
+    sets = _label_sets(table, chosen, data)
     parts = _parts(table, chosen.part)
-    table, labels, parts, said = _without_blank_test(table, labels, parts)
+    table, sets, parts, said = _without_blank_test(table, sets, parts)
     notes += said
-    lacking = [row for row, label in zip(table.rows, labels, strict=True) if label is None]
+    lacking = [row for row, found in zip(table.rows, sets, strict=True) if found is None]
     if lacking:
         raise ExciteError(
             f"{table.name}: column {shown(chosen.label)} (the label) is empty in {_some_rows(lacking)}: fill or remove "
             "them"
         )
-    named = [str(label) for label in labels]
-    classes = _classes(table, chosen, data, named, parts, least_classes)
+    labels = [found or set() for found in sets]
+    classes = _classes(table, chosen, data, labels, parts, least_classes)
     groups = None
     if chosen.group is not None and data.group_by is None:
         groups = [text_of(value) or "" for value in table.columns[chosen.group]]
@@ -259,7 +316,7 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         listed = _Listed(names, [f"{table.name}/{name}" for name in names], table.images[chosen.path], None)
         unusable: list[tuple[str, str]] = []
     else:
-        rows, listed, unusable, said = _files_of(table, chosen, data, named, parts)
+        rows, listed, unusable, said = _files_of(table, chosen, data, labels, parts)
         notes += said
     modified = os.stat(table.name).st_mtime_ns if os.path.exists(table.name) else 0
     numbers = {name: k for k, name in enumerate(classes)}
@@ -267,17 +324,25 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     for part in dict.fromkeys(parts[i] for i in rows):
         own = [at for at, i in enumerate(rows) if parts[i] == part]
         # By class and name: a run does not depend on the order of the rows.
-        own.sort(key=lambda at: (numbers[named[rows[at]]], listed.names[at]))
+        own.sort(key=lambda at: (-1 if several else _one(numbers, labels[rows[at]]), listed.names[at]))
         images = FileImages(
             [listed.paths[at] for at in own],
-            [numbers[named[rows[at]]] for at in own],
+            hot([labels[rows[at]] for at in own], numbers)
+            if several
+            else [_one(numbers, labels[rows[at]]) for at in own],
             packed=None if listed.packed is None else listed.packed.take(np.array(own)),
         )
         sizes = np.array([listed.size(at) for at in own], np.int64)
         dates = np.array([modified if listed.files is None else listed.files[at].modified for at in own], np.int64)
         own_groups = None if groups is None else [groups[rows[at]] or f"\0{listed.names[at]}" for at in own]
         out[part] = Part(images, sizes, dates, names=[listed.names[at] for at in own], groups=own_groups)
+    none = sum(not labels[i] for i in rows)
+    notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
     return Contents(classes, out, [*notes, *_shared_groups(out)], unusable, table.name)
+
+
+def _one(numbers: Mapping[str, int], label: set[str]) -> int:
+    return numbers[next(iter(label))]
 
 
 def _shared_groups(parts: Mapping[str, ArrayImages | Part]) -> list[str]:
@@ -295,11 +360,11 @@ def _shared_groups(parts: Mapping[str, ArrayImages | Part]) -> list[str]:
 
 
 def _without_blank_test(
-    table: Table, labels: list[str | None], parts: list[str]
-) -> tuple[Table, list[str | None], list[str], list[str]]:
+    table: Table, labels: list[set[str] | None], parts: list[str]
+) -> tuple[Table, list[set[str] | None], list[str], list[str]]:
     """Without a test part that has no labels at all, as competitions publish it; and a note on it."""
     test = [label for label, part in zip(labels, parts, strict=True) if part == "test"]
-    if not test or any(label is not None for label in test) or len(test) == len(parts):
+    if not test or any(test) or len(test) == len(parts):
         return table, labels, parts, []
     kept = np.array([i for i, part in enumerate(parts) if part != "test"])
     note = f"the test part is not used: none of its {len(test):,} rows has a label"
@@ -323,9 +388,11 @@ class _Listed:
 
 
 def _said(table: Table, chosen: Chosen) -> str:
-    roles = {"images": chosen.path, "labels": chosen.label, "parts": chosen.part, "groups": chosen.group}
+    roles = {"images": chosen.path, "labels": chosen.label or None, "parts": chosen.part, "groups": chosen.group}
     used = [f"{role} from {shown_text(name)}" for role, name in roles.items() if name is not None]
-    unused = [shown_text(name) for name in table.columns if name and name not in roles.values()]
+    if chosen.flags:
+        used.append(f"{len(chosen.flags)} classes from columns of 0 and 1")
+    unused = [shown_text(n) for n in table.columns if n and n not in roles.values() and n not in chosen.flags]
     rest = (
         f"; not used: {', '.join(unused[:8])}" + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
         if unused
@@ -345,17 +412,21 @@ def _named(table: Table, column: str, row: int, value: str | None) -> str | None
 
 
 def _classes(
-    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[str], parts: Sequence[str], least: int
+    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[set[str]], parts: Sequence[str], least: int
 ) -> list[str]:
     """The class names in the order of the labels: that of the file, by number if all are numbers, else by name."""
     first = next(part for part in ("train", "all", "val", "test") if part in parts)
-    ours = {label for label, part in zip(labels, parts, strict=True) if part == first or first not in ("train", "all")}
+    every = first not in ("train", "all")
+    ours = {each for label, part in zip(labels, parts, strict=True) for each in label if every or part == first}
     for row, label, part in zip(table.rows, labels, parts, strict=True):
-        if label not in ours:
+        if other := label - ours:
+            name = min(other)
             raise ExciteError(
-                f"{table.name}, row {row}: the {part} image has class {shown(label)}, which no training image has"
-                f"{nearest(label, sorted(ours), 'correct or remove it')}"
+                f"{table.name}, row {row}: the {part} image has class {shown(name)}, which no training image has"
+                f"{nearest(name, sorted(ours), 'correct or remove it')}"
             )
+    if not ours:
+        raise ExciteError(f"{table.name}: no training image has any class")
     if len(ours) < least:
         only = shown(next(iter(ours)))
         raise ExciteError(f"{table.name} has only one class, {only}: a classifier needs at least two")
@@ -364,6 +435,8 @@ def _classes(
             f"{table.name}: column {shown(chosen.label)} has {len(ours):,} different values in {len(labels):,} rows; "
             "is it the class? Name the right column with data.columns.label=NAME"
         )
+    if chosen.flags and data.class_order is None:
+        return [name for name in chosen.flags if name in ours]
     if chosen.label in table.names and data.class_order is None:
         return [name for name in table.names[chosen.label] if name in ours]
     numbers = all(label.lstrip("-").isdecimal() for label in ours)
@@ -379,7 +452,7 @@ def _image_names(table: Table, column: str) -> list[str]:
 
 
 def _files_of(
-    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[str], parts: Sequence[str]
+    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[set[str]], parts: Sequence[str]
 ) -> tuple[list[int], _Listed, list[tuple[str, str]], list[str]]:
     """The rows that are used, their files, what is left out, and notes."""
     place = _place(data, table)
@@ -394,19 +467,27 @@ def _files_of(
     looked = _look(paths, place)
     notes = list(looked.notes)
     first: dict[str, int] = {}
-    rows, repeated = [], []
+    rows, repeated, added = list[int](), list[int](), list[int]()
     for i, path in enumerate(paths):
         other = first.setdefault(os.path.normpath(path), i)
         if other == i:
             rows.append(i)
-        elif labels[other] != labels[i] or parts[other] != parts[i]:
-            what, values = ("labels", labels) if labels[other] != labels[i] else ("parts", parts)
+        elif parts[other] != parts[i] or (labels[other] != labels[i] and data.task == "classes"):
+            what, *two = ("parts", parts[other], parts[i])
+            if parts[other] == parts[i]:
+                what, *two = ("labels", *labels[other], *labels[i])
             raise ExciteError(
                 f"{table.name}, rows {table.rows[other]} and {table.rows[i]}: {shown(path)} has two {what}, "
-                f"{shown(values[other])} and {shown(values[i])}; keep one"
+                f"{shown(two[0])} and {shown(two[1])}; keep one"
+                + (", or say task=multilabel" if what == "labels" else "")
             )
+        elif not labels[i] <= labels[other]:
+            labels[other].update(labels[i])
+            added.append(table.rows[i])
         else:
             repeated.append(table.rows[i])
+    if added:
+        notes.append(f"{len(added):,} rows add classes to the image of an earlier row: {_some_rows(added)}")
     if repeated:
         notes.append(f"{len(repeated):,} rows repeat others and are used once: {_some_rows(repeated)}")
     unusable = _missing(table, data, [i for i in rows if i in looked.reasons], paths, parts, looked.reasons, len(rows))

@@ -46,7 +46,7 @@ class Samples:
     name: str
     count: int
     read: Callable[[int], np.ndarray]  # position -> uint8 (H, W, C)
-    labels: Sequence[int] | None
+    labels: Sequence[int] | np.ndarray | None
     random: bool = False
     sources: Sequence[str | Member] | None = None
 
@@ -200,7 +200,7 @@ def _local(source: str | Member) -> str | Member:
 
 
 def _files(
-    name: str, sources: Sequence[str | Member], labels: list[int] | None, preprocessing: Preprocessing
+    name: str, sources: Sequence[str | Member], labels: Sequence[int] | np.ndarray | None, preprocessing: Preprocessing
 ) -> Samples:
     def read(i: int) -> np.ndarray:
         pixels = np.asarray(load_picture(_local(sources[i]), preprocessing.in_chans, white=preprocessing.white))
