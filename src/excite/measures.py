@@ -6,14 +6,14 @@ Notation: N images, K classes.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 if TYPE_CHECKING:
     import numpy as np
 
-MeasureName = Literal["top1", "balanced", "macro_f1", "auroc", "loss", "top5"]
+MeasureName = Literal["top1", "balanced", "macro_f1", "auroc", "map", "loss", "top5"]
 
 #: From this ratio of the largest class to the smallest, balanced accuracy is shown beside top-1.
 UNEVEN = 2
@@ -100,28 +100,117 @@ def auroc(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
 
     Args:
         logits: float32 (N, K).
-        labels: int64 (N,).
+        labels: int64 (N,); or (N, K), 1 for each class that an image has.
     """
     import numpy as np
 
-    total = np.empty(len(logits))
-    finite = np.isfinite(logits).all(axis=1)
-    for start in range(0, len(logits), _ROWS):
-        rows = np.where(finite[start : start + _ROWS, None], logits[start : start + _ROWS], 0).astype(np.float64)
-        highest = rows.max(axis=1)
-        total[start : start + _ROWS] = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1))
     areas = []
-    for k in range(logits.shape[1]):
-        own = labels == k
+    for own, score in _by_class(logits, labels):
         pairs = int(own.sum()) * int((~own).sum())
         if not pairs:
             continue
-        # The logarithm of the probability: near 1, float32 probabilities would tie.
-        score = np.where(finite, logits[:, k] - total, np.where(own, -np.inf, np.inf))
         others = np.sort(score[~own])
         below, up_to = (int(np.searchsorted(others, score[own], side).sum()) for side in ("left", "right"))
         areas.append((below + up_to) / (2 * pairs))
     return 100 * math.fsum(areas) / len(areas) if areas else None
+
+
+def average_precisions(logits: "np.ndarray", labels: "np.ndarray") -> list[float | None]:
+    """The average precision of each class in percent; None of a class without images.
+
+    It is the sum over the distinct scores, from the highest down, of precision times the recall gained there (as in
+    scikit-learn; no interpolation). Scores are those of :func:`auroc`, as are its arguments; images without finite
+    logits are put where they do most harm.
+    """
+    import numpy as np
+
+    found: list[float | None] = []
+    for own, score in _by_class(logits, labels):
+        if not own.any():
+            found.append(None)
+            continue
+        order = np.argsort(-score, kind="stable")
+        hits, ordered = np.cumsum(own[order]), score[order]
+        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
+        gained = np.diff(hits[ends], prepend=0)
+        found.append(100 * float((gained * (hits[ends] / (ends + 1))).sum()) / int(hits[-1]))
+    return found
+
+
+def mean_average_precision(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
+    """mAP: the mean of :func:`average_precisions` over the classes with images; None if there are none."""
+    known = [value for value in average_precisions(logits, labels) if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def best_threshold(logits: "np.ndarray", labels: "np.ndarray") -> float:
+    """The probability from which on a class counts as predicted, for the highest micro F1: over all images and classes.
+
+    It lies halfway between the two neighbouring probabilities, so that it is as good as can be for new images; 0.5 if
+    there is nothing to choose by.
+
+    Args:
+        logits: float32 (N, K), of which rows that are not finite are left out.
+        labels: (N, K), 1 for each class that an image has.
+    """
+    import numpy as np
+
+    finite = np.isfinite(logits).all(axis=1)
+    score, own = logits[finite].astype(np.float64).ravel(), np.asarray(labels)[finite].ravel() > 0
+    if not own.any():
+        return 0.5
+    order = np.argsort(-score, kind="stable")
+    hits, ordered = np.cumsum(own[order]), score[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+    f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
+    at = ends[int(f1.argmax())]
+    chance = [float(_sigmoid(value)) for value in ordered[at : at + 2]]
+    return sum(chance) / 2 if len(chance) == 2 else chance[0] / 2
+
+
+def label_counts_at(
+    logits: "np.ndarray", labels: "np.ndarray", threshold: float
+) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """int64 (K,) each: how often each class is predicted rightly, is predicted, and is there.
+
+    Args:
+        logits: float32 (N, K); nothing is predicted for rows that are not finite.
+        labels: (N, K).
+        threshold: see :func:`best_threshold`.
+    """
+    import numpy as np
+
+    finite, own = np.isfinite(logits).all(axis=1), np.asarray(labels) > 0
+    predicted = (_sigmoid(np.where(finite[:, None], logits, -np.inf).astype(np.float64)) >= threshold) & finite[:, None]
+    counts = ((predicted & own), predicted, own)
+    right, said, there = (each.sum(axis=0, dtype=np.int64) for each in counts)
+    return right, said, there
+
+
+def _sigmoid(value: Any) -> Any:
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-value))
+
+
+def _by_class(logits: "np.ndarray", labels: "np.ndarray") -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+    """For each class: whether each image has it, bool (N,), and how likely the network finds it, float64 (N,).
+
+    Of images with one class each, that is the logarithm of the softmax probability: near 1, probabilities in float32
+    would tie. Of images with several, the logit itself, whose order is that of the probabilities.
+    """
+    import numpy as np
+
+    finite = np.isfinite(logits).all(axis=1)
+    total = np.zeros(len(logits))
+    for start in range(0, len(logits) if np.ndim(labels) == 1 else 0, _ROWS):
+        rows = np.where(finite[start : start + _ROWS, None], logits[start : start + _ROWS], 0).astype(np.float64)
+        highest = rows.max(axis=1)
+        total[start : start + _ROWS] = highest + np.log(np.exp(rows - highest[:, None]).sum(axis=1))
+    for k in range(logits.shape[1]):
+        own = labels == k if np.ndim(labels) == 1 else labels[:, k] > 0
+        yield own, np.where(finite, logits[:, k].astype(np.float64) - total, np.where(own, -np.inf, np.inf))
 
 
 MEASURES: dict[MeasureName, Measure] = {
@@ -131,6 +220,7 @@ MEASURES: dict[MeasureName, Measure] = {
     ),
     "macro_f1": Measure(label="macro F1", of_counts=lambda found: macro_f1(found.confusion, found.support)),
     "auroc": Measure(label="AUROC", of_logits=auroc),
+    "map": Measure(label="mAP", of_logits=mean_average_precision),
     "loss": Measure(label="loss", larger=False, percent=False, usual=True, of_counts=lambda found: found.loss),
     "top5": Measure(label="top-5", usual=True, of_counts=lambda found: found.top5),
 }
@@ -145,7 +235,12 @@ def superlative(name: MeasureName) -> str:
 def measure_of(recipe: Mapping[str, Any]) -> MeasureName:
     """The measure that chooses the best epoch of a stored recipe; older ones, which lack the key, are about top-1."""
     name = (recipe.get("eval") or {}).get("metric")
-    return name if name in MEASURES else "top1"
+    return name if name in MEASURES else usual_measure((recipe.get("data") or {}).get("task"))
+
+
+def usual_measure(task: str | None) -> MeasureName:
+    """What chooses the best epoch if the recipe does not say."""
+    return "map" if task == "multilabel" else "top1"
 
 
 def rank(result: Mapping[str, Any], name: MeasureName) -> tuple[float, float]:

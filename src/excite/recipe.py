@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, absence, nearest, no_path, shown, shown_text
 from excite.hints import key_of
-from excite.measures import MeasureName
+from excite.measures import MeasureName, usual_measure
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
 from excite.storage.address import is_remote
@@ -151,10 +151,11 @@ class TrainConfig(Section):
     scale_lr_to: Count | None = Field(
         None, description="train with this batch_size and scale the learning rates in proportion; null: as written"
     )
-    loss: Literal["cross_entropy", "bce", "focal"] = Field(
+    loss: Literal["cross_entropy", "bce", "focal", "asymmetric"] = Field(
         "cross_entropy",
-        description="bce: binary cross-entropy of each class on its own, averaged over the classes; focal: "
-        "cross-entropy that counts images less the surer the network is of them",
+        description="bce: binary cross-entropy of each class on its own, averaged over the classes, which "
+        "cross_entropy is, too, with several labels; focal: cross-entropy that counts images less the surer the "
+        "network is of them; asymmetric: with several labels, for many classes that few images have",
     )
     focal_gamma: NonNegative = Field(
         FOCAL_GAMMA, description="loss=focal: the exponent of (1 - probability of the class); 0: cross-entropy"
@@ -162,7 +163,8 @@ class TrainConfig(Section):
     class_weights: Literal["balanced"] | list[Positive] | None = Field(
         None,
         description="factors of the loss for each class, in the order of the classes, or balanced: all images / "
-        "(classes x images of the class); they are scaled to a mean of 1 over the training images",
+        "(classes x images of the class); they are scaled to a mean of 1 over the training images. With several labels "
+        "they are those of images that have the class; balanced: images without it / images with it",
     )
     logit_adjustment: NonNegative = Field(
         0.0,
@@ -268,10 +270,11 @@ def chosen_by_test(patience: int) -> str:
 class EvalConfig(Section):
     """Evaluation during training."""
 
-    metric: MeasureName = Field(
-        "top1",
-        description="what chooses the best epoch (and ends the run, with train.patience): top-1, balanced accuracy, "
-        "macro F1, AUROC (one class against the rest, mean over classes), loss or top-5",
+    metric: MeasureName | None = Field(
+        None,
+        description="what chooses the best epoch (and ends the run, with train.patience): top1, balanced (accuracy), "
+        "macro_f1, auroc (a class against the rest, mean over classes), map, loss, top5; null: top1, or map with "
+        "several labels",
     )
     every_epochs: Count = Field(1, description="evaluate every so many epochs, and after the last")
     batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images at a time; does not affect the result")
@@ -406,6 +409,15 @@ class Recipe(Section):
                 f"{' and '.join(given)} would correct for rare classes {len(given)} times; choose one and turn off "
                 f"the other{'s' if len(given) > 2 else ''} ({keys})"
             )
+        several = self.data.task == "multilabel"
+        if train.loss == "asymmetric" and not several:
+            raise ValueError("train.loss=asymmetric is for images with several labels: task=multilabel")
+        if several and train.logit_adjustment:
+            raise ValueError("train.logit_adjustment is for images with one class each, not for task=multilabel")
+        if several and self.eval.metric == "balanced":
+            raise ValueError(
+                "eval.metric=balanced is for images with one class each; with several labels, say macro_f1"
+            )
         if train.patience is not None and self.data.val_from == "test":
             raise ValueError(chosen_by_test(train.patience))
         return self
@@ -415,6 +427,11 @@ class Recipe(Section):
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]  # like the lists in it
+
+    @property
+    def measure(self) -> MeasureName:
+        """What chooses the best epoch."""
+        return self.eval.metric or usual_measure(self.data.task)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -34,6 +34,14 @@ RESULT_COLUMNS = [
     ("recipe", "recipe", ""),
 ]
 
+#: Instead of accuracies, with several labels an image.
+LABEL_COLUMNS = [
+    ("map", "mAP", ".2f"),
+    ("macro_f1", "macro F1", ".2f"),
+    ("micro_f1", "micro F1", ".2f"),
+    ("threshold", "threshold", ".3f"),
+]
+
 #: What a run folder holds -> what it is for; docs/reference/files.md has their formats.
 RUN_FILES = [
     ("model.safetensors", "best weights, self-contained: excite validate, excite predict"),
@@ -205,7 +213,11 @@ def _show_results(results: "Results") -> None:
     display = Display()
     dropped = {"test_top1"} if results.get("test_top1") is None else set()
     dropped |= set() if results.get("uneven") else {"balanced"}
+    several = "threshold" in results
+    dropped |= {"top1", "balanced", "top5", "last_top1", "test_top1"} if several else set()
     columns = [c for c in RESULT_COLUMNS if c[0] not in dropped]
+    if several:
+        columns[-1:-1] = LABEL_COLUMNS
     columns[-1:-1] = metric_column(results.get("metric", "top1"), columns)
     display.table(make_table([results], columns))
     run = Path(results["run"])

@@ -59,7 +59,7 @@ def validate(
     process = predictor.accelerator
     loader = opened.batches(batch_size, rank=process.process_index, world=process.num_processes)
     batches = _counted(loader, progress, len(data.val)) if progress else loader
-    metric = opened.recipe.eval.metric
+    metric = opened.recipe.measure
     result = opened.evaluate(batches=batches, metric=metric)
     slow = precision_note(predictor.precision, predictor.device, "--precision ")
     notes = (*data.notes, *left_out(data, loader), *([slow] if slow else []))

@@ -123,6 +123,8 @@ class Opened:
             p.precision,
             name_of=self.name_of,
             metric=metric,
+            several=p.several,
+            threshold=p.threshold if p.several else None,
         )
 
     def positions(self, limit: int, seed: int) -> np.ndarray:

@@ -15,10 +15,12 @@ class ByClass(NamedTuple):
     Attributes:
         weights: (K,) float32 factors of ``train.class_weights``; None: all are 1.
         adjustment: (K,) float32, added to the logits (``train.logit_adjustment``); None: nothing.
+        several: whether images may have several labels, so that each class is a question of its own.
     """
 
     weights: Tensor | None = None
     adjustment: Tensor | None = None
+    several: bool = False
 
 
 #: All classes alike.
@@ -30,7 +32,8 @@ def training_loss(logits: Tensor, targets: Tensor, config: TrainConfig, by_class
 
     Args:
         logits: (B, K), float32.
-        targets: class indices (B,), int64, or the class probabilities (B, K) of mixed images, float32.
+        targets: class indices (B,), int64, or the class probabilities (B, K) of mixed images, float32; of images with
+            several labels, 1 for each (B, K), float32, and shares if they are mixed.
         config: uses ``loss``, ``focal_gamma`` and ``label_smoothing``, which spreads a fraction s of each target evenly
             over all K classes: ``target * (1 - s) + s / K``.
         by_class: weights and adjustment of the classes.
@@ -50,7 +53,9 @@ def training_loss(logits: Tensor, targets: Tensor, config: TrainConfig, by_class
     would then depend on the others that share its process or part of a batch, and a step on the layout. So the weights
     are scaled to a mean of 1 over the training set, which gives PyTorch's mean in expectation.
     """
-    weights, adjustment = by_class
+    weights, adjustment, several = by_class
+    if several:
+        return _of_each(logits, targets, config, weights)
     if adjustment is not None:
         logits = logits + adjustment
     if config.loss == "cross_entropy":
@@ -64,6 +69,33 @@ def training_loss(logits: Tensor, targets: Tensor, config: TrainConfig, by_class
         return _focal(logits, _smoothed(wanted, config), config.focal_gamma, weights)
     of_images = None if weights is None else (wanted @ weights)[:, None]
     return F.binary_cross_entropy_with_logits(logits, _smoothed(wanted, config), weight=of_images)
+
+
+#: The exponents for classes that an image has and has not, and the shift of the latter's probability: those of the
+#: paper's experiments (Ridnik et al., arXiv 2009.14119, section 3.2).
+ASYMMETRIC = (0.0, 4.0, 0.05)
+
+
+def _of_each(logits: Tensor, wanted: Tensor, config: TrainConfig, weights: Tensor | None) -> Tensor:
+    """The mean over images and classes, 0-d, where each class is a question of its own.
+
+    ``cross_entropy`` and ``bce`` are the binary cross-entropy. ``focal`` multiplies each term by the probability of the
+    wrong answer to the power gamma (Lin et al., equation 5, without alpha). ``asymmetric`` does so with an exponent of
+    its own for classes that an image has not, whose probability is lowered first, so that the surest ones count nothing
+    (Ridnik et al., arXiv 2009.14119, equation 7; the paper adds the classes up, which is K times as much). Label
+    smoothing s moves targets to ``target * (1 - s) + s / 2``. Weights are factors of the terms of classes that an image
+    has, as ``pos_weight`` is in PyTorch.
+    """
+    wanted = wanted * (1 - config.label_smoothing) + config.label_smoothing / 2
+    yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
+    if config.loss == "focal":
+        yes, no = yes * no.exp() ** config.focal_gamma, no * yes.exp() ** config.focal_gamma
+    elif config.loss == "asymmetric":
+        own, other, shift = ASYMMETRIC
+        chance = (torch.sigmoid(logits) - shift).clamp_min(0)
+        yes, no = yes * no.exp() ** own, torch.log1p(-chance) * chance**other
+    terms = wanted * (yes if weights is None else yes * weights) + (1 - wanted) * no
+    return -terms.mean()
 
 
 def _smoothed(wanted: Tensor, config: TrainConfig) -> Tensor:

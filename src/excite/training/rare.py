@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from excite.data import ArrayImages, DataSets, FileImages
+from excite.data.labels import counts as label_counts
 from excite.data.sampler import shares
 from excite.data.sources import UNBALANCED
 from excite.errors import ExciteError
@@ -22,8 +23,7 @@ _LISTED = 20
 
 def class_counts(images: ArrayImages | FileImages, classes: int) -> np.ndarray:
     """int64 (K,): the images of each class."""
-    labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels
-    return np.bincount(np.asarray(labels, dtype=np.int64), minlength=classes)
+    return label_counts(images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels, classes)
 
 
 def by_class(recipe: Recipe, data: DataSets, device: torch.device | str = "cpu") -> ByClass:
@@ -31,26 +31,30 @@ def by_class(recipe: Recipe, data: DataSets, device: torch.device | str = "cpu")
 
     ``train.class_weights=balanced`` is N / (K n_k). Any weights are scaled to a mean of 1 over the images that training
     draws (with ``data.sampler``, in its shares), which keeps the loss at its scale and the learning rate at its
-    meaning. ``train.logit_adjustment`` tau is tau * log(n_k / N). A class without training images counts as one image.
+    meaning. With several labels an image, balanced is (N - n_k) / n_k, as PyTorch advises for ``pos_weight``, and
+    weights are not scaled. ``train.logit_adjustment`` tau is tau * log(n_k / N). A class without training images counts
+    as one image.
 
     Raises:
         ExciteError: ``train.class_weights`` has another number of weights than there are classes.
     """
     config, counts = recipe.train, class_counts(data.train, len(data.classes))
     seen = np.maximum(counts, 1)
+    several = recipe.data.task == "multilabel"
     weights = adjustment = None
     if config.class_weights is not None:
         if config.class_weights == "balanced":
-            factors = seen.sum() / (len(seen) * seen)
+            factors = (len(data.train) - counts) / seen if several else seen.sum() / (len(seen) * seen)
         else:
             _check_weights(config.class_weights, data.classes)
             factors = np.asarray(config.class_weights, dtype=np.float64)
-        factors = factors / (shares(counts, recipe.data.sampler) * factors).sum()
+        if not several:
+            factors = factors / (shares(counts, recipe.data.sampler) * factors).sum()
         weights = torch.tensor(factors, dtype=torch.float32, device=device)
     if config.logit_adjustment:
         prior = np.log(seen / seen.sum())
         adjustment = torch.tensor(config.logit_adjustment * prior, dtype=torch.float32, device=device)
-    return ByClass(weights, adjustment)
+    return ByClass(weights, adjustment, several)
 
 
 def _check_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
@@ -76,7 +80,8 @@ def notes(recipe: Recipe, data: DataSets, found: ByClass) -> list[str]:
         what = "balanced" if train.class_weights == "balanced" else "[...]"
         told.append(
             f"train.class_weights={what}: the loss of an image counts {float(found.weights[least]):.3g} times "
-            f"({names[least]}) to {float(found.weights[most]):.3g} times ({names[most]}), once on average"
+            f"({names[least]}) to {float(found.weights[most]):.3g} times ({names[most]})"
+            + (", where it has the class" if found.several else ", once on average")
         )
     if recipe.data.sampler is not None:
         times = shares(counts, recipe.data.sampler)[some] * counts.sum() / counts[some]
@@ -93,10 +98,14 @@ def notes(recipe: Recipe, data: DataSets, found: ByClass) -> list[str]:
             "the training loss cannot be compared with that of other runs"
         )
     if not told and train.loss != "focal" and counts[high] >= UNBALANCED * counts[low]:
+        keys = (
+            "train.class_weights=balanced and train.loss=focal or asymmetric"
+            if found.several
+            else "train.logit_adjustment=1, train.class_weights=balanced, data.sampler=sqrt (or balanced) and "
+            "train.loss=focal, and eval.metric=balanced to choose the epoch"
+        )
         told.append(
             f"{names[high]} has {counts[high] / counts[low]:.3g} times as many training images as {names[low]} "
-            f"({counts[high]:,} and {counts[low]:,}); for the rare classes there are train.logit_adjustment=1, "
-            "train.class_weights=balanced, data.sampler=sqrt (or balanced) and train.loss=focal, and "
-            "eval.metric=balanced to choose the epoch"
+            f"({counts[high]:,} and {counts[low]:,}); for the rare classes there are {keys}"
         )
     return told

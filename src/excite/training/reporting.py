@@ -24,7 +24,7 @@ from excite.size import by_text
 from excite.text import printable
 from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
-from excite.training.evaluation import Evaluation, evaluate, one_by_one
+from excite.training.evaluation import Evaluation, LabelEvaluation, evaluate, one_by_one
 from excite.training.meter import Meter
 from excite.training.rare import class_counts
 from excite.training.results import EvalRecord, Results, TrainRecord
@@ -217,7 +217,7 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     if metrics is None:
         run.evaluated_at = run.step
         return
-    epoch, metric = run.step / run.steps_per_epoch, run.recipe.eval.metric
+    epoch, metric = run.step / run.steps_per_epoch, run.recipe.measure
     record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
     # A network without finite logits for any image is never kept, even if there is no other. Test images must not
@@ -262,7 +262,7 @@ def record_patience(run: Run) -> None:
     left = run.recipe.train.epochs - run.step // run.steps_per_epoch
     best = "none was good" if run.best is None else f"the best is that of epoch {run.best['epoch']:g}"
     if run.best is not None:
-        best += f" ({_told(run.best, run.recipe.eval.metric)})"
+        best += f" ({_told(run.best, run.recipe.measure)})"
     run.display.message(
         f"stopping early: {run.since_best:,} evaluation{'s' if run.since_best > 1 else ''} in a row without a new best "
         f"(train.patience={run.recipe.train.patience}); {best}; {left:,} of {run.recipe.train.epochs:,} epochs are left"
@@ -276,6 +276,10 @@ def _loss(evaluation: Evaluation) -> str:
 def _accuracies(evaluation: Evaluation, metric: MeasureName) -> str:
     """Top-1 and top-5, balanced accuracy if the classes differ enough in size to make a difference, and what chooses
     the best epoch."""
+    if isinstance(evaluation, LabelEvaluation):
+        told = f"mAP {MEASURES['map'].text(evaluation.mean_precision)}  macro F1 {evaluation.macro_f1:.2f} %"
+        more = "" if metric in ("map", "macro_f1", "loss") else f"  {_told(evaluation.summary(), metric)}"
+        return f"{told}{more}  (threshold {evaluation.threshold:.2f}, {evaluation.images} images)"
     shown: list[MeasureName] = ["top1", "balanced"] if evaluation.uneven else ["top1"]
     shown += [metric] if not MEASURES[metric].usual and metric not in shown else []
     values = evaluation.summary()
@@ -301,13 +305,16 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     if weights[0] is None:
         return
     load_into(run.evaluated, weights[0])
-    evaluation = evaluate_run(run, run.test_loader)
+    known = [None if run.best is None else run.best.get("threshold")]  # chosen on the validation images
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(known)
+    evaluation = evaluate_run(run, run.test_loader, known[0])
     if metrics is None:
         return
     run.test = evaluation.summary()
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
-    metric = run.recipe.eval.metric
+    metric = run.recipe.measure
     run.display.message(
         f"test images (measured once, with the weights of epoch {run.best['epoch']:g}): loss {_loss(evaluation)}  "
         f"{_accuracies(evaluation, metric)}; validation {_told(run.best, 'top1')}"
@@ -315,8 +322,9 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     )
 
 
-def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
-    """Evaluate the weights that the run would ship now, on the validation images or on those of ``loader``."""
+def evaluate_run(run: Run, loader: EvalLoader | None = None, threshold: float | None = None) -> Evaluation:
+    """Evaluate the weights that the run would ship now, on the validation images or on those of ``loader``; with
+    several labels an image, at ``threshold`` (None: the best one)."""
     share_buffers(run)
     loader = loader or run.eval_loader
     names = loader.images.names
@@ -331,7 +339,9 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
             run.recipe.train.channels_last,
             names.__getitem__,
             one_by_one if run.shards is None else run.shards.map,
-            run.recipe.eval.metric,
+            run.recipe.measure,
+            several=run.recipe.data.task == "multilabel",
+            threshold=threshold,
         )
 
 
@@ -374,7 +384,7 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
         told = sentence(results["not_finite"], run.best["images"], run.best.get("first_not_finite"))
         run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
-        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}", run.recipe.eval.metric)
+        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}", run.recipe.measure)
     _compare_with_start(run)
     run.display.message(f"finished {run.step} steps in {format_seconds(run.seconds)}")
     return results
@@ -386,7 +396,7 @@ def _compare_with_start(run: Run) -> None:
     if run.best is None or not evals or evals[0]["epoch"] != 0:
         return
     start = "the linear probe" if run.recipe.train.probe else "the network it started from"
-    metric = run.recipe.eval.metric
+    metric = run.recipe.measure
     measure, best, first = MEASURES[metric], run.best, cast(Mapping[str, Any], evals[0])
     before, last = (measure.text(cast(Mapping[str, Any], record).get(metric)) for record in (first, evals[-1]))
     if best["epoch"] == 0:
@@ -416,7 +426,7 @@ def _results(run: Run, bad: int) -> Results:
             f"{run.folder / 'metrics.jsonl'} no longer has the last evaluation (was it deleted or changed?), so there "
             f"are no results; the weights are as they were: excite validate {run.folder}"
         )
-    last, metric = cast(Mapping[str, Any], evals[-1]), run.recipe.eval.metric
+    last, metric = cast(Mapping[str, Any], evals[-1]), run.recipe.measure
     size = describe(run.model.model_name, **run.model.model_args)
     ms, compiled = _speed(run)
     batch = run.recipe.train.batch_size
@@ -451,7 +461,7 @@ def _results(run: Run, bad: int) -> Results:
         "test_top1": None if run.test is None else run.test["top1"],
         "test_top5": None if run.test is None else run.test["top5"],
         "test_loss": None if run.test is None else run.test["loss"],
-        "test_balanced": None if run.test is None else run.test["balanced"],
+        "test_balanced": None if run.test is None else run.test.get("balanced"),
         "test_metric": None if run.test is None else cast(Mapping[str, Any], run.test).get(metric),
         "test_images": None if run.test is None else run.test["images"],
         "stopped_early": run.step < run.total_steps,
@@ -467,4 +477,6 @@ def _results(run: Run, bad: int) -> Results:
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }
-    return cast(Results, {**results, metric: cast(Mapping[str, Any], run.best).get(metric)})
+    best = cast(Mapping[str, Any], run.best)
+    several = {key: best[key] for key in ("map", "micro_f1", "threshold") if key in best}
+    return cast(Results, {**results, **several, metric: best.get(metric)})

@@ -6,7 +6,7 @@ versions lack some keys: readers use ``get`` for keys added after 0.1.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NotRequired, cast
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
@@ -16,7 +16,18 @@ from excite.measures import MeasureName
 from excite.weights.header import Summary
 
 #: The accuracy of one class, see ``Evaluation.per_class``. ("class" is a keyword, hence this form.)
-ClassRow = TypedDict("ClassRow", {"class": str, "images": int, "top1": float | None, "precision": float | None})
+#: With several labels an image, "top1" is the recall, and F1 and average precision are there, too.
+ClassRow = TypedDict(
+    "ClassRow",
+    {
+        "class": str,
+        "images": int,
+        "top1": float | None,
+        "precision": float | None,
+        "f1": NotRequired[float | None],
+        "ap": NotRequired[float | None],
+    },
+)
 
 
 class EvalRecord(Summary):
@@ -121,6 +132,9 @@ class Results(TypedDict, total=False):
     compile_seconds: float | None
     ms_per_step: float | None
     images_per_second: float | None
+    map: NotRequired[float | None]
+    micro_f1: NotRequired[float]
+    threshold: NotRequired[float]
     top1: float | None
     top5: float | None
     loss: float | None

@@ -319,7 +319,7 @@ def _measures_note(recipe: Recipe, data: DataSets) -> list[str]:
     Raises:
         ExciteError: the test part would choose the end.
     """
-    metric, patience = recipe.eval.metric, recipe.train.patience
+    metric, patience = recipe.measure, recipe.train.patience
     if data.val_is_test:
         if patience is not None:
             raise ExciteError(chosen_by_test(patience))

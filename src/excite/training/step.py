@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excite.logits import predicted
+from excite.logits import hits
 from excite.runtime.device import DTYPES, seed_everything
 from excite.training.loss import training_loss
 from excite.training.schedule import learning_rate
@@ -20,7 +20,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     Args:
         run: the run to advance; its ``step`` is left as it is.
         images: (B, C, H, W) uint8.
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, K) uint8 of images with several.
 
     Returns:
         The mean loss and the number of correctly classified training images, both 0-d tensors on the device: of this
@@ -111,5 +111,5 @@ def _of_chunks(
             loss = training_loss(logits.float(), wanted, config, run.by_class) * len(true) / len(labels) * share
             run.scaler.scale(loss).backward()
         total += loss.detach()
-        correct += (predicted(logits.detach()) == true).sum()
+        correct += hits(logits.detach(), true).sum()
     return total, correct
