@@ -117,6 +117,7 @@ def report(
     told = read_run(source)
     limits = None if images is None else {"limit_val": images}
     opened = open_trained(source, overrides, device=device, limits=limits)
+    opened.one_class_each("excite report")
     whole = images is None and _same_data(opened, told.results)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
