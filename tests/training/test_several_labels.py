@@ -287,7 +287,7 @@ def test_predictions_are_all_classes_from_the_threshold_on(run, table):
 
 def test_a_run_that_is_resumed_in_the_middle_is_the_same(run, table, tmp_path):
     with pytest.raises(Interrupted):
-        train(recipe(table, "checkpoint.every_steps=5"), out=tmp_path, quiet=True, until=7)
+        train(recipe(table), out=tmp_path, quiet=True, until=7)
     first = next(tmp_path.iterdir())
     train(resume=first, quiet=True)
     ends = [step_folder(folder, 12) for folder in (run, first)]
