@@ -37,7 +37,7 @@ def with_white(
     """
     said: list[str] = []
     if data.white is None:
-        found, deep, sampled = _largest(train.paths, data.max_pixels, every)
+        found, deep, sampled = _largest(train.paths, data, every)
         white = next(2**bits - 1 for bits in DEPTHS if (found or FULL_WHITE) < 2**bits)
         data = data.model_copy(update={"white": white})
         if white != FULL_WHITE:
@@ -55,7 +55,7 @@ def with_white(
     return data, said
 
 
-def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | None, int, bool]:
+def _largest(paths: Sequence[str], data: DataConfig, every: bool) -> tuple[int | None, int, bool]:
     """The largest value among 16-bit images, how many images were decoded for it, and whether they are a sample."""
     looked = list(paths) if every else _spread(paths, LOOKED_AT)
     with Threads(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
@@ -64,7 +64,7 @@ def _largest(paths: Sequence[str], max_pixels: int, every: bool) -> tuple[int | 
 
         def largest(path: str) -> int | None:
             try:
-                return largest_value(path, max_pixels)
+                return largest_value(path, data.max_pixels, data.in_chans)
             except BadImageError:
                 return None
 

@@ -16,6 +16,8 @@ from excite.trained.find import find_images as find_images
 #: One source of images: a file, a folder, a pattern such as "photos/*.jpg" or an address; a PIL image; uint8 or uint16
 #: pixels (H, W), (H, W, C), or (N, H, W, C) for several images; the bytes of an image file.
 Given = str | os.PathLike[str] | Image.Image | np.ndarray | bytes | bytearray | memoryview
+#: The most channels of a network.
+MOST_CHANNELS = 16
 WHAT = (
     "the path of an image, a folder, a pattern such as 'photos/*.jpg', an address, a PIL image, a uint8 array "
     "(H, W, C), the bytes of an image file, or a list of these"
@@ -100,7 +102,9 @@ def _check_array(array: np.ndarray) -> None:
         if array.dtype.kind == "f":
             remedy = "; convert values from 0 to 1 with (255 * array).round().astype('uint8')"
         raise TypeError(f"pixels must be uint8 or uint16 (H, W, C), not {what}{remedy}")
-    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 2, 3, 4)) or 0 in array.shape:
-        first = array.ndim > 2 and array.shape[-3] in (1, 3, 4)
+    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] > MOST_CHANNELS) or 0 in array.shape:
+        first = array.ndim > 2 and array.shape[-3] <= MOST_CHANNELS
         remedy = "; channels come last: np.moveaxis(array, -3, -1)" if first else ""
-        raise TypeError(f"pixels must be (H, W), (H, W, C) or (N, H, W, C) with 1 to 4 channels, not {what}{remedy}")
+        raise TypeError(
+            f"pixels must be (H, W), (H, W, C) or (N, H, W, C) with 1 to {MOST_CHANNELS} channels, not {what}{remedy}"
+        )
