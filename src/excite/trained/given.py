@@ -103,11 +103,8 @@ def _check_array(array: np.ndarray) -> None:
             remedy = "; convert values from 0 to 1 with (255 * array).round().astype('uint8')"
         raise TypeError(f"pixels must be uint8 or uint16 (H, W, C), not {what}{remedy}")
     many = array.ndim > 2 and array.shape[-1] > MOST_CHANNELS
-    first = (
-        array.ndim > 2
-        and array.shape[-1] > 4
-        and array.shape[-3] in (1, 3, 4, *(range(MOST_CHANNELS + 1) if many else ()))
-    )
+    first = array.ndim > 2 and array.shape[-1] > 4
+    first = first and array.shape[-3] in (range(MOST_CHANNELS + 1) if many else (1, 3, 4))
     if array.ndim not in (2, 3, 4) or first or many or 0 in array.shape:
         remedy = "; channels come last: np.moveaxis(array, -3, -1)" if first else ""
         shapes = f"(H, W), (H, W, C) or (N, H, W, C) with 1 to {MOST_CHANNELS} channels"
