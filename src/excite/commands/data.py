@@ -21,15 +21,23 @@ def complete_words(incomplete: str) -> list[str]:
 
 
 def check_words(words: list[str] | None) -> None:
-    """[ROOT|RUN] [KEY=VALUE]...: at most one source; valid changes."""
+    """[ROOT|RUN] [KEY=VALUE]...: one source, which exists; valid changes."""
+    from excite.data.root import check_root
+    from excite.datacheck.asked import data_recipe, is_network
     from excite.recipe import is_override
 
     sources = [word for word in words or [] if not is_override(word)]
-    check_changes([word for word in words or [] if is_override(word)])
+    changes = [word for word in words or [] if is_override(word)]
+    check_changes(changes)
     if len(sources) > 1:
         raise ExciteError(f"give one data set or run, not {len(sources)}: {' and '.join(sources)}")
     if not words:
         raise ExciteError("give a data set or a run, as in: excite data check photos")
+    if sources and is_network(sources[0]):
+        check_trained(sources[0])
+        check_data(sources[0], changes)
+    else:
+        check_root(data_recipe(sources[0] if sources else None, changes).data)
 
 
 def check_weights(source: str | None) -> None:
@@ -91,8 +99,6 @@ def check(
     sources = [word for word in words or [] if not is_override(word)]
     changes = [word for word in words or [] if is_override(word)]
     source = sources[0] if sources else None
-    if source is not None:
-        check_data(source, changes)
     begin(f"checking {source or 'data'}")
     from excite.console import Display, ProgressBar
     from excite.datacheck.build import check_data as run_check

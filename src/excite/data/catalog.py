@@ -33,6 +33,7 @@ class SourceFacts:
         class_folders: whether the images are files in class folders, which are listed, streamed and split by path.
         benchmark: whether published results train on everything but the test part and are measured on that.
         assumed: the data set assumed if the data is missing; None if it is always there.
+        side: of the images in pixels, if all are squares of one size; else None.
     """
 
     what: str
@@ -41,6 +42,7 @@ class SourceFacts:
     class_folders: bool
     benchmark: bool
     assumed: Assumed | None
+    side: int | None = None
 
 
 SOURCES = {
@@ -51,6 +53,7 @@ SOURCES = {
         class_folders=False,
         benchmark=False,
         assumed=None,
+        side=8,
     ),
     "cifar10": SourceFacts(
         what="CIFAR (Python version)",
@@ -59,6 +62,7 @@ SOURCES = {
         class_folders=False,
         benchmark=True,
         assumed=Assumed("CIFAR-10", 50_000, 10),
+        side=32,
     ),
     "cifar100": SourceFacts(
         what="CIFAR (Python version)",
@@ -67,6 +71,7 @@ SOURCES = {
         class_folders=False,
         benchmark=True,
         assumed=Assumed("CIFAR-100", 50_000, 100),
+        side=32,
     ),
     "folder": SourceFacts(
         what="class folders",
@@ -83,6 +88,7 @@ SOURCES = {
         class_folders=False,
         benchmark=True,
         assumed=Assumed("MNIST", 60_000, 10),
+        side=28,
     ),
 }
 

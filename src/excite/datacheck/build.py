@@ -3,7 +3,6 @@
 Shapes: N images of all parts, K classes.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from excite.data import DataSets, open_data
 from excite.datacheck import files
+from excite.datacheck.asked import data_recipe, is_network
 from excite.datacheck.contents import (
     Balance,
     DataNumbers,
@@ -39,7 +39,7 @@ from excite.errors import ExciteError
 from excite.files import check_writable
 from excite.pages.inline import show_table
 from excite.progress import Progress, silent
-from excite.recipe import Overrides, Recipe, apply_overrides, load_recipe, overridden, override_words
+from excite.recipe import Overrides, Recipe, apply_overrides, override_words
 from excite.trained.classes import match_classes
 from excite.trained.opened import open_trained
 from excite.trained.predictor import Predictor
@@ -49,8 +49,6 @@ from excite.weights.locate import run_folder
 MOST = 1000
 #: Pictures of each finding on the page.
 PICTURES = 60
-#: The recipe whose data section a folder is read with.
-BASE = "folder-small"
 PAGE = "data-check.html"
 _DETAILS = {"same bytes": "same bytes as", "near": "near copy of", "mirrored": "mirror image of"}
 
@@ -70,14 +68,6 @@ class DataCheck(NamedTuple):
         rows = [(row["title"], f"{row['count']:,}") for row in summary_rows(self.numbers)]
         title = f"check of {self.numbers['about']['source']}"
         return show_table(("finding", "images"), rows, title=title, notes=[f"page: {self.path}"])
-
-
-def is_network(source: str | Path) -> bool:
-    """Whether a source is a run or a checkpoint of ours rather than data."""
-    text = str(source)
-    if text.endswith(".safetensors") or run_folder(text) is not None:
-        return True
-    return any(os.path.isfile(os.path.join(text, name)) for name in ("model.safetensors", "ema.safetensors"))
 
 
 def check_data(
@@ -147,11 +137,7 @@ def _open(source: str | Path | None, overrides: Overrides, weights: str | Path |
         data = open_data(recipe.data, recipe.augment)
         match_classes(predictor, data.classes, source)
         return _Opened(str(source), recipe, data.relabelled(predictor.classes), predictor, network.weights, True)
-    if source is not None:
-        if "data.root" in overridden(words):
-            raise ExciteError(f"give the data once: as {str(source)!r} or as data.root")
-        words = [f"data.root={source}", *words]
-    recipe = load_recipe(BASE, words)
+    recipe = data_recipe(source, words)
     data = open_data(recipe.data, recipe.augment)
     if weights is None:
         return _Opened(str(source or recipe.data.root or recipe.data.source), recipe, data, None, None, False)
