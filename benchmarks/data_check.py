@@ -136,7 +136,7 @@ def by_imagededup(root: Path, names: list[str], most: int) -> tuple[set[Pair], f
     hasher = PHash(verbose=False)
     encodings = {name: hasher.encode_image(image_file=str(root / name)) for name in names}
     found = hasher.find_duplicates(
-        encoding_map=encodings, max_distance_threshold=most, num_dist_workers=0, search_method="brute_force"
+        encoding_map=encodings, max_distance_threshold=most, num_dist_workers=0, search_method="brute_force_cython"
     )
     pairs = {tuple(sorted((a, b))) for a, others in found.items() for b in others}
     return pairs, time.perf_counter() - began  # type: ignore[return-value]

@@ -8,8 +8,9 @@ accuracy with its interval or does not. The leaks are known here: data_check.py 
 
 Populations: "calibrated", answers drawn from the network's own probabilities, its logits then multiplied by 1.4;
 "heavy", the same, but 2 % of the images are answered at random, however confident the network is; and with --run the
-real logits of a network on CIFAR-10's test images (whose own labels count as true). Wrong labels: any other class ("any"), or always the
-most probable other class by the network ("similar"), which the estimator assumes not to be the case.
+real logits of a network on CIFAR-10's test images (whose own labels count as true). Wrong labels: any other class
+("any"), or always the most probable other class by the network ("similar"), which the estimator assumes not to be the
+case.
 Adds rows to benchmarks/results/data_check_coverage.csv.
 """
 

@@ -28,7 +28,7 @@ from excite.datacheck.features import Features, fixed_features, network_features
 from excite.datacheck.giveaways import find_giveaways
 from excite.datacheck.items import PARTS, Items, all_items
 from excite.datacheck.kept import Arrays, kept, place_of
-from excite.datacheck.labels import PERHAPS, SURE, Noise, enough, fit_noise
+from excite.datacheck.labels import PERHAPS, SURE, Noise, enough, fit_noise, informative
 from excite.datacheck.look import Looks, look_at_all
 from excite.datacheck.outliers import find_outliers
 from excite.datacheck.page import make_page
@@ -266,6 +266,9 @@ def _judge_labels(
             tell("fitting a classifier", 0, 0)
             chances = cross_fitted(features.values[some], items.labels[some], classes, copies.group[some], tell)
             logits = np.log(np.maximum(chances, 1e-12))
+        if not informative(logits, items.labels[some]):
+            missing.append(f"labels of {part}: {judge} does no better than naming the largest class")
+            continue
         noise = fit_noise(logits, items.labels[some])
         noises.append(_Judged(some, noise, _noise_row(part, judge, noise)))
         for k in noise.order(PERHAPS).tolist():

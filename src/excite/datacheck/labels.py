@@ -27,6 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from excite.pages.intervals import wilson
+
 #: A label that is wrong with this probability or more is reported; so are those worth a look, apart.
 SURE, PERHAPS = 0.5, 0.2
 #: Half the 95 % quantile of a chi-square with one degree of freedom: the likelihood interval of q.
@@ -65,6 +67,19 @@ def enough(labels: np.ndarray) -> bool:
     """Whether there are enough images, int64 (N,) labels of the classes that occur, to say anything."""
     classes = len(np.unique(labels))
     return classes > 1 and len(labels) >= max(FEWEST, FEWEST_A_CLASS * classes)
+
+
+def informative(logits: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether a classifier knows more than which class is the most frequent one: only then can it judge labels.
+
+    Its share of right answers must exceed that of the largest class by Wilson's 95 % interval.
+
+    Args:
+        logits: float (N, K).
+        labels: int64 (N,).
+    """
+    right = int((logits.argmax(1) == labels).sum())
+    return wilson(right, len(labels))[0] > np.bincount(labels).max() / len(labels)
 
 
 def fit_noise(logits: np.ndarray, labels: np.ndarray) -> Noise:
