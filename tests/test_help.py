@@ -66,3 +66,9 @@ def test_h_is_short_for_help(tmp_path):
         short, long = (run_command([*words, flag], tmp_path) for flag in ("-h", "--help"))
         assert (short.returncode, short.stdout) == (0, long.stdout)
         assert short.stdout.startswith("Usage: excite")
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_a_group_without_a_command_prints_its_help(words, tmp_path):
+    alone, asked = (run_command([*words, *more], tmp_path) for more in ([], ["--help"]))
+    assert (alone.returncode, alone.stdout.rstrip()) == (2, asked.stdout.rstrip())

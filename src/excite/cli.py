@@ -42,7 +42,7 @@ from excite.errors import ExciteError, UsageError, shown
 from excite.hints import Shape, corrected
 from excite.leaving import Stopped, ending, leave_quickly, signal_name, stop_on_signals
 from excite.runtime.job import is_one_of_several
-from excite.text import printable, tell, tell_lines
+from excite.text import printable, show, tell, tell_lines
 
 
 class _Commands(typer.core.TyperGroup):
@@ -50,6 +50,12 @@ class _Commands(typer.core.TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text(self, ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # typer's own way prints nothing where help is formatted here
+            show(self.get_help(ctx).rstrip())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _as_ours():
@@ -160,7 +166,7 @@ for _group, _functions in _GROUPS.items():
             app.command(cls=_Command, rich_help_panel=_group)(_function)
             continue
         _name, _help, _parts = _function
-        _several = typer.Typer(name=_name, cls=_Commands, help=_help, no_args_is_help=True)
+        _several = typer.Typer(name=_name, cls=_Commands, help=_help)
         _several.callback()(lambda: None)  # one sub-command alone would become the command itself
         for _part in _parts:
             _several.command(cls=_Command)(_part)
