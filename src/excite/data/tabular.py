@@ -72,8 +72,8 @@ def read_csv(path: Path) -> Table:
     text = _decoded(path)
     if "\0" in text:
         raise ExciteError(f"{path} is not text: it has a NUL byte")
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t|"}
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    counts = {mark: _columns(first, mark) for mark in ",;\t|"}
     between = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=counts.__getitem__)
     csv.field_size_limit(1 << 20)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
@@ -102,6 +102,13 @@ def read_csv(path: Path) -> Table:
     except csv.Error as error:
         raise ExciteError(f"{path}, row {begin}: {error}") from None
     return Table(os.fspath(path), dict(zip(header or [], columns, strict=True)), rows)
+
+
+def _columns(line: str, mark: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=mark), []))
+    except csv.Error:  # the row is read, and the mistake named, below
+        return 0
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
