@@ -136,6 +136,12 @@ def test_rows_without_a_file_stop_the_run_or_are_left_out(place):
     assert (len(fine.train), len(fine.val)) == (11, 1)
 
 
+def test_paths_that_no_system_has(place):
+    lines = "".join(json.dumps({"path": f"pictures/{i:02}.png", "label": "ab"[i % 2]}) + "\n" for i in range(12))
+    data = opened(place / "a.jsonl", lines + '{"path": "a\\u0000b", "label": "a"}\n', on_bad_val="skip")
+    assert data.unusable[0][1] == "it is no path"
+
+
 def test_rows_that_repeat_or_contradict_others(place):
     text = "path,label\n" + rows()
     data = opened(place / "a.csv", text + "pictures/03.png,a\n./pictures/04.png,b\n")
