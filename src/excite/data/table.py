@@ -23,7 +23,7 @@ from excite.data.packed import Packed
 from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
 from excite.data.root import HUB, is_hub
-from excite.data.tabular import Table, read_csv, read_lines
+from excite.data.tabular import Table, read_csv, read_lines, read_lists
 from excite.data.walk import File, look_at
 from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
 from excite.storage import is_remote, stage
@@ -57,7 +57,9 @@ def read_table(path: Path) -> Table:
         ExciteError: the file is damaged, has no header, or holds no rows; a row has another number of values than the
             header; or the library for its format is not installed.
     """
-    if path.is_dir() or path.suffix.lower() == ".parquet":
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        table = read_lists(path)
+    elif path.is_dir() or path.suffix.lower() == ".parquet":
         table = read_parquet(path)
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         table = read_lines(path)
@@ -303,6 +305,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     notes = [_said(table, chosen), *table.notes]
     several = data.task == "multilabel"
     sets = _label_sets(table, chosen, data)
+    if table.listed and not several:  # a line that says that an image lacks a class says nothing else
+        kept = np.array([i for i, found in enumerate(sets) if found], np.int64)
+        table, sets = table.take(kept), [sets[i] for i in kept]
     parts = _parts(table, chosen.part)
     table, sets, parts, said = _without_blank_test(table, sets, parts)
     notes += said
