@@ -105,7 +105,7 @@ def auroc(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
     import numpy as np
 
     areas = []
-    for own, score in _by_class(logits, labels):
+    for own, score in by_class(logits, labels):
         pairs = int(own.sum()) * int((~own).sum())
         if not pairs:
             continue
@@ -125,16 +125,29 @@ def average_precisions(logits: "np.ndarray", labels: "np.ndarray") -> list[float
     import numpy as np
 
     found: list[float | None] = []
-    for own, score in _by_class(logits, labels):
-        if not own.any():
-            found.append(None)
-            continue
-        order = np.argsort(-score, kind="stable")
-        hits, ordered = np.cumsum(own[order]), score[order]
-        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
-        gained = np.diff(hits[ends], prepend=0)
-        found.append(100 * float((gained * (hits[ends] / (ends + 1))).sum()) / int(hits[-1]))
+    for own, score in by_class(logits, labels):
+        once = np.ones((1, len(own)), np.int64)
+        found.append(float(weighted_precisions(own, score, once)[0]) if own.any() else None)
     return found
+
+
+def weighted_precisions(own: "np.ndarray", score: "np.ndarray", weights: "np.ndarray") -> "np.ndarray":
+    """float64 (B,): the average precision of one class in percent, with the images counted in B ways.
+
+    Args:
+        own, score: one item of :func:`by_class`.
+        weights: int (B, N), how often each image counts; NaN comes from a row in which no image of the class does.
+    """
+    import numpy as np
+
+    order = np.argsort(-score, kind="stable")
+    ordered, weights = score[order], weights[:, order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
+    hits = np.cumsum(weights * own[order], axis=1)[:, ends]
+    seen = np.cumsum(weights, axis=1)[:, ends]
+    gained = np.diff(hits, prepend=0, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 100 * (gained * (hits / np.maximum(seen, 1))).sum(axis=1) / hits[:, -1]
 
 
 def mean_average_precision(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
@@ -164,7 +177,7 @@ def best_threshold(logits: "np.ndarray", labels: "np.ndarray") -> float:
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
     at = ends[int(f1.argmax())]
-    chance = [float(_sigmoid(value)) for value in ordered[at : at + 2]]
+    chance = [float(sigmoid(value)) for value in ordered[at : at + 2]]
     return sum(chance) / 2 if len(chance) == 2 else chance[0] / 2
 
 
@@ -180,21 +193,30 @@ def label_counts_at(
     """
     import numpy as np
 
-    finite, own = np.isfinite(logits).all(axis=1), np.asarray(labels) > 0
-    predicted = (_sigmoid(np.where(finite[:, None], logits, -np.inf).astype(np.float64)) >= threshold) & finite[:, None]
+    predicted, own = predicted_at(logits, threshold), np.asarray(labels) > 0
     counts = ((predicted & own), predicted, own)
     right, said, there = (each.sum(axis=0, dtype=np.int64) for each in counts)
     return right, said, there
 
 
-def _sigmoid(value: Any) -> Any:
+def predicted_at(logits: "np.ndarray", threshold: float) -> "np.ndarray":
+    """bool (N, K): whether each class is predicted for each image; the arguments are those of
+    :func:`label_counts_at`."""
+    import numpy as np
+
+    finite = np.isfinite(logits).all(axis=1)
+    return (sigmoid(np.where(finite[:, None], logits, -np.inf).astype(np.float64)) >= threshold) & finite[:, None]
+
+
+def sigmoid(value: Any) -> Any:
+    """1 / (1 + exp(-value)), of numbers or arrays; logits of several labels become probabilities by it."""
     import numpy as np
 
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-value))
 
 
-def _by_class(logits: "np.ndarray", labels: "np.ndarray") -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+def by_class(logits: "np.ndarray", labels: "np.ndarray") -> "Iterator[tuple[np.ndarray, np.ndarray]]":
     """For each class: whether each image has it, bool (N,), and how likely the network finds it, float64 (N,).
 
     Of images with one class each, that is the logarithm of the softmax probability: near 1, probabilities in float32
