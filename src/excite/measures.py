@@ -126,7 +126,7 @@ def average_precisions(logits: "np.ndarray", labels: "np.ndarray") -> list[float
 
     found: list[float | None] = []
     for own, score in by_class(logits, labels):
-        once = np.ones((1, len(own)), np.int64)
+        once = np.ones((len(own), 1), np.int32)
         found.append(float(weighted_precisions(own, score, once)[0]) if own.any() else None)
     return found
 
@@ -136,18 +136,20 @@ def weighted_precisions(own: "np.ndarray", score: "np.ndarray", weights: "np.nda
 
     Args:
         own, score: one item of :func:`by_class`.
-        weights: int (B, N), how often each image counts; NaN comes from a row in which no image of the class does.
+        weights: int (N, B), how often each image counts; NaN comes of a column in which no image of the class does.
     """
     import numpy as np
 
     order = np.argsort(-score, kind="stable")
-    ordered, weights = score[order], weights[:, order]
+    ordered, hit = score[order], np.flatnonzero(own[order])
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
-    hits = np.cumsum(weights * own[order], axis=1)[:, ends]
-    seen = np.cumsum(weights, axis=1)[:, ends]
-    gained = np.diff(hits, prepend=0, axis=1)
+    there = ends[np.searchsorted(ends, hit)]
+    last = np.append(there[1:] != there[:-1], True)  # precision is needed only where recall is gained
+    hits = np.cumsum(weights[order[hit]], axis=0)[last]
+    seen = np.cumsum(weights[order], axis=0)[there[last]]
+    gained = np.diff(hits, prepend=0, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return 100 * (gained * (hits / np.maximum(seen, 1))).sum(axis=1) / hits[:, -1]
+        return 100 * (gained * (hits / np.maximum(seen, 1))).sum(axis=0) / hits[-1]
 
 
 def mean_average_precision(logits: "np.ndarray", labels: "np.ndarray") -> float | None:

@@ -52,22 +52,24 @@ def resampled(
     classes = list(by_class(logits, labels))
     rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for counts in _counts(len(logits), resamples, seed):
-        precisions = np.stack([weighted_precisions(*each, counts) for each in classes])
-        hit, all_of = counts @ right, counts @ both
+        without = np.full(counts.shape[1], np.nan)
+        precisions = np.stack([weighted_precisions(*c, counts) if c[0].any() else without for c in classes], axis=1)
+        hit, all_of = counts.T @ right, counts.T @ both
         micro = 200 * hit.sum(1) / np.maximum(1, all_of.sum(1))
         macro = 200 * _mean_over(hit / np.maximum(1, all_of), all_of > 0)
-        rows.append((_mean_over(precisions.T, ~np.isnan(precisions.T)), micro, macro))
+        rows.append((_mean_over(precisions, ~np.isnan(precisions)), micro, macro))
     return Resampled(*(np.concatenate(each) for each in zip(*rows, strict=True)))
 
 
 def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn: int64 (some, N) at a time."""
+    """How often each image is drawn: int32 (N, some) at a time."""
     rng = np.random.default_rng(seed)
     size = max(1, _AT_ONCE // max(1, images))
     for start in range(0, resamples, size):
         some = min(size, resamples - start)
         drawn = rng.integers(images, size=(some, images)) + images * np.arange(some)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=some * images).reshape(some, images)
+        counts = np.bincount(drawn.ravel(), minlength=some * images).reshape(some, images)
+        yield np.ascontiguousarray(counts.T, dtype=np.int32)
 
 
 def _mean_over(values: np.ndarray, some: np.ndarray) -> np.ndarray:
