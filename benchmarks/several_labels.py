@@ -2,9 +2,9 @@
 
     python benchmarks/several_labels.py FOLDER [--losses bce focal asymmetric] [--seeds 0] [--epochs 8]
 
-FOLDER gets ``pictures/`` and ``labels.csv``: 3,000 pictures for training, 600 for validation and 600 for testing, 32 x 64
-pixels, each with the classes of both its halves (a tenth of them show one class twice). The validation pictures choose
-the epoch and the threshold; the numbers are those of the test pictures, at that threshold, in percent.
+FOLDER gets ``pictures/`` and ``labels.csv``: 3,000 pictures for training, 600 for validation and 600 for testing, 32 x
+64 pixels, each with the classes of both its halves (a tenth of them show one class twice). The validation pictures
+choose the epoch and the threshold; the numbers are those of the test pictures, at that threshold, in percent.
 
 The images are those of the JPEG copy that EXCITE_TEST_DATA names.
 """

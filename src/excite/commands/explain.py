@@ -139,7 +139,9 @@ def show_explanation(result: "Explanation", display: "Display") -> None:
     from excite.console import make_table
 
     if result.rows:
-        display.table(make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed, result.measure)))
+        display.table(
+            make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed, result.measure))
+        )
         for line in _sentences(result):
             display.message(line)
     for image in result.explained:

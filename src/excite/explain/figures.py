@@ -97,7 +97,11 @@ def draw_health(rows: Sequence[GateRow], path: Path, title: str, measure: str = 
     with style():
         drawn: list[tuple[Callable[[Any, Sequence[GateRow]], None], float]]
         drawn = [(_scales_panel, 1.6), (_classes_panel, 1.0)]
-        drawn += [(partial(_price_panel, measure=measure), 1.2)] if any(row["loss_added"] is not None for row in rows) else []
+        drawn += (
+            [(partial(_price_panel, measure=measure), 1.2)]
+            if any(row["loss_added"] is not None for row in rows)
+            else []
+        )
         drawn += [(_time_panel, 1.0)] if any(row["saved_ms"] is not None for row in rows) else []
         widths = [width for _, width in drawn]
         figure = Figure(figsize=(2.7 * sum(widths), 1.9 + 0.4 * len(rows)), layout="constrained")

@@ -172,7 +172,9 @@ def explain_image(
         memory_format=torch.channels_last
     )
     place = last_map(predictor.model, x) if layer is None else layer
-    cams = {name: grad_cam(predictor.model, place, x, predictor.classes.index(name)).cpu() for name in (target, *others)}
+    cams = {
+        name: grad_cam(predictor.model, place, x, predictor.classes.index(name)).cpu() for name in (target, *others)
+    }
     answers = {name: _answer(scale, (statistics or {}).get(name)) for name, scale in scales.items()}
     return ExplainedImage(str(path), pixels, top, target, place, cams.pop(target), answers, cams)
 

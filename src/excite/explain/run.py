@@ -97,7 +97,8 @@ class Explanation:
         timing: the result of ``time_without_gates``: the whole network, each gate, and those of ``together``; or empty.
         timed: the form in which the network was timed: whether batch norms were folded, and the precision; "" if it was
             not timed.
-        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates that could go may cost together.
+        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates that could go may cost
+        together.
         statistics: gate name -> statistics; empty without data.
         explained: the explained images.
         bad: (path, reason) of images that could not be explained.
@@ -134,7 +135,7 @@ class Explanation:
 
     @property
     def accuracy(self) -> str:
-        """", top-1 91.20 %" for titles; "" if it was not measured."""
+        """ ", top-1 91.20 %" for titles; "" if it was not measured."""
         return "" if self.top1 is None else f", {self.measure} {self.top1:.2f} %"
 
     def to_dict(self) -> ExplanationValues:
@@ -280,7 +281,8 @@ def explain(
             one pass; "off" does neither.
         timing: whether to time the network without each gate.
         batch: batch size for timing.
-        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates marked ``could_go`` may cost together.
+        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates marked ``could_go`` may
+        cost together.
         target: the class for Grad-CAM; None: the most likely class of each image.
         layer: the module for Grad-CAM; None: the last one that outputs a map.
         top_k: classes to list per image.

@@ -205,8 +205,9 @@ class ScaleStatistics:
     def class_share(self) -> float | None:
         """Variance between class means / total variance, both summed over channels (eta squared).
 
-        With several labels an image, it is what a linear regression on the labels explains (R squared), which is the same
-        where each image has one label. None if nothing varies. If the scales do not depend on the class, its expected
+        With several labels an image, it is what a linear regression on the labels explains (R squared), which is the
+        same where each image has one label. None if nothing varies. If the scales do not depend on the class, its
+        expected
         value is :meth:`chance_share`.
         """
         between = float(self._between().sum() if self._together is None else self._together.explained(self.count).sum())
@@ -357,7 +358,8 @@ def collect_scales(
 
     Args:
         predictor: a network from ``excite.load``.
-        batches: uint8 images (N, C, H, W), labels (see ``ScaleStatistics.update``), positions (N,), as from ``EvalLoader``.
+        batches: uint8 images (N, C, H, W), labels (see ``ScaleStatistics.update``), positions (N,), as from
+        ``EvalLoader``.
         progress: called with (images done, ``total``) after each batch.
         total: number of images, for ``progress``.
         without: a list to which the positions of images without finite logits are added.

@@ -1,5 +1,5 @@
-"""Intervals of measures of several labels an image, by the bootstrap: images are drawn with replacement, all labels of an
-image together (Efron, Annals of Statistics 7:1, 1979), with bias-corrected percentiles.
+"""Intervals of measures of several labels an image, by the bootstrap: images are drawn with replacement, all labels of
+an image together (Efron, Annals of Statistics 7:1, 1979), with bias-corrected percentiles.
 
 Notation: N images, K classes, B resamples.
 """
@@ -21,8 +21,8 @@ _AT_ONCE = 4_000_000
 
 @dataclass(frozen=True)
 class Resampled:
-    """Measures in percent in each resample, float64 (B,): two of them with the same N and seed are of the same images, so
-    that their difference is paired.
+    """Measures in percent in each resample, float64 (B,): two of them with the same N and seed are of the same images,
+    so that their difference is paired.
 
     Attributes:
         map: mean of the average precisions of the classes that are there.
@@ -78,9 +78,7 @@ def _mean_over(values: np.ndarray, some: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(some, values, 0).sum(1) / np.maximum(1, count), np.nan)
 
 
-def interval(
-    observed: float | None, values: np.ndarray, confidence: float = 0.95
-) -> tuple[float | None, float | None]:
+def interval(observed: float | None, values: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None]:
     """(low, high): the bias-corrected percentile interval (Efron, Canadian Journal of Statistics 9:139, 1981).
 
     Average precision is too high in few images, and once more in resamples of them. The correction shifts the

@@ -92,8 +92,8 @@ class Predictions:
         )
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Softmax of logits / temperature, or with several labels its sigmoid: float64 (N, K); rows of NaN for logits that
-        are not finite."""
+        """Softmax of logits / temperature, or with several labels its sigmoid: float64 (N, K); rows of NaN for logits
+        that are not finite."""
         scaled = self.logits.astype(np.float64)
         scaled[~self.finite] = np.nan
         scaled /= temperature  # in place, like all that follows: with 1,000 classes it takes 8 KB an image
