@@ -227,7 +227,7 @@ def precision_recall(curves: Sequence[PrecisionCurve], classes: Sequence[LabelSc
             axis.plot(own["recall"], own["precision"], linewidth=1.3, markevery=12, markersize=4, label=label, **look)
         axis.set(xlabel="recall, %", ylabel="precision, %", xlim=(0, 101), ylim=(0, 102))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="best")
     return figure
 
 
@@ -247,5 +247,5 @@ def thresholds(points: Sequence[ThresholdPoint], kept: float) -> "Figure":
         axis.annotate(f"kept: {kept:.3f}", (kept, 3), (5, 0), textcoords="offset points", fontsize=9)
         axis.set(xlabel="threshold", ylabel="%", xlim=(0, 1), ylim=(0, 102))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="best")
     return figure

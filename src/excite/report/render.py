@@ -121,19 +121,23 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
 def headline(numbers: Numbers | LabelNumbers) -> str:
     """The result in one sentence: "96.4 % of 360 validation images right; 95 % interval 93.9 to 97.9 %; weakest class 9
     (30 of 36)". With fewer than 1,000 images it has only one decimal."""
-    images = " ".join(filter(None, [f"{numbers['about']['validation_images']:,}", _measured(numbers), "images"]))
     if "labels" in numbers:
-        return label_headline(numbers, images)
+        return label_headline(numbers, _images(numbers, numbers["labels"]["accuracy"]["images"]))
     accuracy = numbers["accuracy"]
     spec = ".1f" if accuracy["images"] < 1000 else ".2f"
     low, high = f"{accuracy['top1_low']:{spec}}", f"{accuracy['top1_high']:{spec}}"
     parts = [
-        f"{accuracy['top1']:{spec}} % of {images} right",
+        f"{accuracy['top1']:{spec}} % of {_images(numbers, accuracy['images'])} right",
         f"{100 * accuracy['confidence']:g} % interval {low} to {high} %",
     ]
     if is_uneven(numbers):
         parts.append(f"balanced accuracy {numbers['classes']['macro']['recall']:{spec}} %")
     return "; ".join([*parts, *_weakest(numbers["classes"]["rows"])])
+
+
+def _images(numbers: Common, count: int) -> str:
+    """ "360 validation images"."""
+    return " ".join(filter(None, [f"{count:,}", _measured(numbers), "images"]))
 
 
 def _weakest(rows: Sequence[ClassScores]) -> list[str]:
