@@ -21,7 +21,7 @@ from excite.errors import ExciteError
 from excite.runtime.device import make_accelerator
 from excite.training import reporting, train
 from excite.training.loop import Interrupted
-from excite.training.loss import ByClass, training_loss
+from excite.training.loss import ALIKE, ByClass, training_loss
 from excite.training.rare import by_class, notes
 from excite.training.setup import set_up
 from excite.weights.own import read_own
@@ -132,7 +132,7 @@ def test_weights_have_a_mean_of_one_over_what_is_drawn(folder):
     assert drawn.mean().item() == pytest.approx(1)
     adjustment = by_class(*opened(folder, "logit_adjustment=0.5")).adjustment
     assert adjustment.double().numpy() == pytest.approx(0.5 * np.log(counts / 46))
-    assert by_class(*opened(folder)) == (None, None)
+    assert by_class(*opened(folder)) == ALIKE
 
 
 def test_a_wrong_number_of_weights_names_the_classes(folder):
