@@ -194,6 +194,11 @@ def corrected(
     if not words:
         return None
     first, *rest = words
+    several = [each for each in shapes if each.startswith(f"{first} ")]  # `data check`: a command of two words
+    if several:
+        second = rest[0] if rest else ""
+        near = get_close_matches(second, [each.partition(" ")[2] for each in several], n=1, cutoff=0.6)
+        first, rest = (f"{first} {near[0]}", rest[1:]) if near else (first, rest)
     name = first if first in shapes else _COMMANDS.get(first.lower())
     if first not in shapes and rest and rest[0] in shapes:  # yolo classify train ...
         name, rest = rest[0], rest[1:]
@@ -209,7 +214,7 @@ def corrected(
         return f"excite validate {shlex.quote(runs[0]) if runs else 'RUN'}"
     if not found and (shapes[name].keys or shapes[name].run):  # which need arguments
         return None
-    line = [name, *found]
+    line = [*name.split(" "), *found]
     return None if line == list(words) else f"excite {' '.join(map(_quoted, line))}"
 
 

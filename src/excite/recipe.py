@@ -379,6 +379,12 @@ class Recipe(Section):
                     f"train.batch_size ({self.train.batch_size}) must be a multiple of train.shards "
                     f"({self.train.shards}) x train.grad_accumulation ({self.train.grad_accumulation})"
                 )
+        for key, off in (("color_jitter", "null"), ("rand_augment", "null"), ("trivial_augment", "false")):
+            if self.data.in_chans not in (1, 3) and getattr(self.augment, key):
+                raise ValueError(
+                    f"augment.{key} changes colours, which images of {self.data.in_chans} channels do not have; give "
+                    f"augment.{key}={off}"
+                )
         if self.train.batch_size % self.augment.repeats:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) must be a multiple of augment.repeats "

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -21,6 +22,20 @@ from tests.training.small import same, small, tensors
 
 #: Height x width, also of the gates' kernels: theta_plus with global extent has one for each map.
 SIZE = (10, 18)
+
+
+@pytest.fixture
+def bands(tmp_path) -> Path:
+    """Five bands of 12 bits in files of 16; the class is the band that is brightest."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("red", "infrared")):
+        (tmp_path / "bands" / name).mkdir(parents=True)
+        for i in range(16):
+            pixels = rng.integers(0, 2000, (int(rng.integers(8, 20)), int(rng.integers(8, 20)), 5), dtype=np.uint16)
+            pixels[..., 4 * number] += 2000
+            options = {"photometric": "minisblack", "planarconfig": "contig", "compression": "zlib" if i % 2 else None}
+            tifffile.imwrite(tmp_path / "bands" / name / f"{i}.tif", pixels, **options)
+    return tmp_path / "bands"
 
 
 @pytest.fixture
@@ -118,3 +133,52 @@ def test_what_a_fit_does_not_use_is_said_and_what_it_contradicts_is_refused(wide
     said = (Path(run) / "log.txt").read_text()
     assert "data.crop_pct=0.9 is not used: data.fit=stretch crops nothing" in said
     assert "data.fit=stretch is for evaluation: augment.crop=random_resized cuts parts out of the images" in said
+
+
+@pytest.mark.parametrize("mode", ["memory", "stream"])
+def test_five_bands_of_16_bits_are_resumed_bit_for_bit(bands, tmp_path, mode):
+    words = ("data.in_chans=5", f"data.mode={mode}", "data.workers=0", "data.image_size=10", "data.fit=crop")
+    whole = trained(bands, tmp_path / "whole", *words)
+    with pytest.raises(Interrupted):
+        trained(bands, tmp_path / "begun", *words, until=3)
+    (begun,) = (tmp_path / "begun").iterdir()
+    resumed = train(None, resume=begun, quiet=True)
+    assert same(tensors(whole["run"]), tensors(resumed["run"]))
+
+
+@pytest.mark.heavy
+def test_five_bands_of_16_bits_are_the_same_numbers_everywhere(bands, tmp_path, monkeypatch):
+    words = ("train.epochs=1", "model.name=cifar_seresnet20", "data.in_chans=5", "data.image_size=[9, 12]")
+    run = trained(bands, tmp_path, *words)
+    said = (Path(run["run"]) / "log.txt").read_text()
+    assert "5 x 9 x 12 (letterbox)" in said
+    assert "using 4095 as white" in said
+    meta = read_own(Path(run["run"]) / "model.safetensors").meta["preprocessing"]
+    assert (meta["in_chans"], len(meta["mean"]), meta["white"]) == (5, 5, 4095)
+    assert open_trained(run["run"]).evaluate().top1 == run["top1"]
+
+    predictor = load(run["run"])
+    files = sorted(str(path) for path in bands.rglob("*.tif"))
+    logits = predictor.logits(torch.stack([predictor.preprocessing.load(path) for path in files])).numpy()
+    arrays = [tifffile.imread(path) for path in files]
+    assert [a.top for a in predictor(arrays)] == [a.top for a in predictor(files)]
+
+    monkeypatch.setattr("excite.export.verify.TIMING_SECONDS", 0.0)
+    artefact = tmp_path / "bands.onnx"
+    export(run["run"], "onnx", out=artefact)
+    session = sessions.open_in("onnxruntime", artefact, 1)
+    eight = [np.floor(np.minimum(pixels, 4095) * (255 / 4095) + 0.5).astype(np.uint8) for pixels in arrays]
+    found = np.concatenate([session(pixels[None]) for pixels in eight])
+    np.testing.assert_allclose(found, logits, atol=1e-3 * max(1.0, np.abs(logits).max()))
+
+
+def test_a_network_for_colours_starts_one_for_bands(bands, wide, tmp_path):
+    words = ("train.epochs=1", "model.name=cifar_seresnet20", "data.image_size=10", "data.fit=crop")
+    source = trained(wide, tmp_path / "source", *words)["run"]
+    run = trained(bands, tmp_path, *words, "data.in_chans=5", f"init_from={source}", "optimizer.lr=1e-12")["run"]
+    assert "conv1.weight is repeated for images of 5 channels, multiplied by 3/5" in (Path(run) / "log.txt").read_text()
+    colours = read_own(Path(source) / "model.safetensors").tensors["conv1.weight"]
+    five = tensors(run)["conv1.weight"]
+    torch.testing.assert_close(five, torch.cat([colours] * 2, 1)[:, :5] * 3 / 5)
+    said = read_own(Path(run) / "model.safetensors").meta["preprocessing"]
+    assert len(said["mean"]) == 5  # of these images: three channels say nothing about five

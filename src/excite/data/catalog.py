@@ -35,6 +35,7 @@ class SourceFacts:
             arrays of one size.
         benchmark: whether published results train on everything but the test part and are measured on that.
         assumed: the data set assumed if the data is missing; None if it is always there.
+        side: of the images in pixels, if all are squares of one size; else None.
     """
 
     what: str
@@ -43,6 +44,7 @@ class SourceFacts:
     files: bool
     benchmark: bool
     assumed: Assumed | None
+    side: int | None = None
 
 
 SOURCES = {
@@ -53,6 +55,7 @@ SOURCES = {
         files=False,
         benchmark=False,
         assumed=None,
+        side=8,
     ),
     "cifar10": SourceFacts(
         what="CIFAR (Python version)",
@@ -61,6 +64,7 @@ SOURCES = {
         files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-10", 50_000, 10),
+        side=32,
     ),
     "cifar100": SourceFacts(
         what="CIFAR (Python version)",
@@ -69,6 +73,7 @@ SOURCES = {
         files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-100", 50_000, 100),
+        side=32,
     ),
     "folder": SourceFacts(
         what="class folders, also in a zip or tar file",
@@ -101,6 +106,7 @@ SOURCES = {
         files=False,
         benchmark=True,
         assumed=Assumed("MNIST", 60_000, 10),
+        side=28,
     ),
 }
 

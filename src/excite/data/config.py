@@ -100,8 +100,12 @@ class DataConfig(_Strict):
         description="how images of other shapes are fitted: crop the centre; letterbox: pad with grey, nothing is cut "
         "off; or stretch",
     )
-    in_chans: Literal[1, 3] = Field(
-        default=3, description="channels that the network sees: 3 (grey is repeated) or 1 (colour becomes luma)"
+    in_chans: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="channels that the network sees: 3 (grey is repeated), 1 (colour becomes luma), or exactly so many "
+        "bands of each image (folder only)",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field(
         default="bicubic", description="filter for every resize, in training and evaluation"
@@ -148,7 +152,8 @@ class DataConfig(_Strict):
     )
     mean: Numbers | None = Field(
         default=None,
-        description="per-channel mean in 0..1; null: of the training images in memory, or ImageNet's when streaming",
+        description="per-channel mean in 0..1; null: of the training images in memory, or when streaming ImageNet's "
+        "(other than 1 or 3 channels: of a sample)",
     )
     std: Numbers | None = Field(default=None, description="per-channel standard deviation in 0..1; null: as for mean")
     white: int | None = Field(
@@ -198,6 +203,12 @@ class DataConfig(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        if self.in_chans not in (1, 3) and not SOURCES[self.source].files:
+            raise ValueError(f"in_chans={self.in_chans} is only for source=folder: {self.source} has no such images")
+        return self
+
+    @model_validator(mode="after")
     def _groups_fit(self) -> Self:
         if self.group_by is not None and not SOURCES[self.source].files:
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
@@ -234,7 +245,10 @@ class DataConfig(_Strict):
             raise ValueError("give both mean and std, or neither")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.in_chans:
-                raise ValueError(f"{name} has {len(values)} values, but in_chans is {self.in_chans}")
+                raise ValueError(
+                    f"{name} has {len(values)} values, but in_chans is {self.in_chans}; data.mean=null data.std=null "
+                    "takes them from the images"
+                )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"every value of std must be above 0, got {self.std}")
         return self

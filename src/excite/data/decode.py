@@ -1,13 +1,14 @@
 """From the bytes of an image file to uint8 pixels of the wanted size, for every format that users have.
 
-Shapes: C channels (1 or 3), h x w pixels of any image, H x W those wanted; B boxes, or images in a batch.
+Shapes: C channels, h x w pixels of any image, H x W those wanted; B boxes, or images in a batch.
 
 The same rules apply wherever an image is read (training, validation, prediction):
 - grey, CMYK (also Adobe's inverted CMYK), palette, YCbCr ... become RGB (or luma, ITU-R 601, for one channel);
 - alpha, palette transparency and a transparent key colour are composited over white;
 - 16 bits per channel, grey or colour, are scaled to round(v * 255 / white), with white = 65535 by default (Pillow would
   clip grey above 255 to white, and keep 16 levels of 12-bit colours);
-- bands other than colour and transparency (near infrared ...) are never taken for either: such images are refused;
+- bands other than colour and transparency (near infrared ...) are never taken for either: such images are refused,
+  except by networks that take so many bands (`excite.data.bands`);
 - the EXIF orientation is applied; of a GIF or multi-page TIFF, the first frame is read.
 
 The formats are listed in `excite.data.formats`.
@@ -16,15 +17,16 @@ The formats are listed in `excite.data.formats`.
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
 
+from excite.data.bands import COLOURS, Bands, check_bands, largest_of_bands, read_bands
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import exif_of, open_image, quietly, what_it_is
 from excite.data.packed import Bytes, Member, open_bytes
@@ -42,6 +44,8 @@ from excite.data.pixels import (
 from excite.data.whole import missing_end, reaches_its_end
 from excite.errors import ExciteError, first_line
 from excite.size import as_size
+
+Result = TypeVar("Result")
 
 Interpolation = Literal["bicubic", "bilinear"]
 #: How an image is brought to the wanted size; see :func:`eval_transform`.
@@ -160,7 +164,14 @@ def load_image(
 
 
 #: An image that has been read, as `eval_transform` takes it.
-Picture = Image.Image
+Picture = Image.Image | Bands
+
+
+def as_picture(pixels: np.ndarray) -> Picture:
+    """uint8 (H, W, C) -> an image to resize."""
+    if pixels.shape[2] not in COLOURS:
+        return Bands(pixels)
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
 
 
 def load_picture(
@@ -170,8 +181,23 @@ def load_picture(
     enough: int | None = None,
     white: int = FULL_WHITE,
 ) -> Picture:
-    """Read an image for a network of so many channels; see `load_image`. Raises BadImageError."""
-    return load_image(source, "L" if in_chans == 1 else "RGB", max_pixels, enough, white)
+    """Read an image for a network of so many channels: grey or RGB, see `load_image`; else exactly so many bands, see
+    :mod:`excite.data.bands`. Raises BadImageError."""
+    if in_chans in COLOURS:
+        return load_image(source, "L" if in_chans == 1 else "RGB", max_pixels, enough, white)
+    file: Any = name_of(source) if isinstance(source, Image.Image) and is_untouched(source) else source
+    with reading(source) as name:
+        if isinstance(file, str | os.PathLike):
+            check_regular(name)
+        return _known(read_bands, file, name, in_chans, max_pixels, white)
+
+
+def _known(read: Callable[..., Result], source: Any, name: str, *options: Any) -> Result:
+    """``read(source, ...)``; a file that is no image at all is described as other images are."""
+    try:
+        return read(source, *options)
+    except Image.UnidentifiedImageError:
+        raise BadImageError(name, _unidentified(source)) from None
 
 
 def is_untouched(image: Image.Image | np.ndarray) -> bool:
@@ -186,6 +212,8 @@ def _from_memory(
 ) -> Image.Image:
     with reading(source) as name:
         if isinstance(source, np.ndarray):
+            if source.ndim == 3 and source.shape[2] > 4:
+                raise ValueError(f"it has {source.shape[2]} channels, but the network takes {1 if mode == 'L' else 3}")
             values = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
             values = values if values.dtype == np.uint8 else eight_bits_of(values, white)
             source = Image.fromarray(np.ascontiguousarray(values))
@@ -198,13 +226,18 @@ def _from_memory(
         return _upright(_convert(eight, mode), source)
 
 
-def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT) -> None:
-    """Raise BadImageError for a file that `load_image` would refuse, or that is truncated.
+def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> None:
+    """Raise BadImageError for a file that `load_picture` would refuse, or that is truncated.
 
     It reads the header and the end of the file, and decodes the whole file only if one of them is unusual. So an image
     that can be read is never refused. Damage within a file of the right length is not detected.
     """
     with reading(path) as name:
+        if in_chans not in COLOURS:
+            if not isinstance(path, bytes):
+                check_regular(name)
+            _known(check_bands, path, name, in_chans, max_pixels)
+            return
         with opened(path, name, max_pixels) as image:
             # Pixels that may have no defined white level: only their values tell.
             unusual = image.mode == "I" or bands_unsaid(image)
@@ -219,12 +252,15 @@ def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT) -> None:
             load_image(path, max_pixels=max_pixels)
 
 
-def largest_value(source: Bytes, max_pixels: int = PILLOW_LIMIT) -> int | None:
+def largest_value(source: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> int | None:
     """The largest value of an image with 16 bits per channel, not counting transparency. None for all other images,
     and for formats that define their white level.
 
-    Raises BadImageError as `load_image` does.
+    Raises BadImageError as `load_picture` does.
     """
+    if in_chans not in COLOURS:
+        with reading(source):
+            return largest_of_bands(source, in_chans, max_pixels)
     with reading(source) as name, opened(source, name, max_pixels) as image:
         if white_of(image, 0):
             return None
@@ -359,7 +395,7 @@ _WHOLE = 16
 
 
 def eval_transform(
-    image: Image.Image,
+    image: Picture,
     size: int | Sequence[int],
     crop_pct: float,
     interpolation: Interpolation,
@@ -420,7 +456,7 @@ class Span(NamedTuple):
         return int(first[0]), int(last[-1])
 
 
-def _thin(image: Image.Image, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
+def _thin(image: Picture, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
     """Resize and crop to uint8 (H, W, C), using memory in proportion to the result for any shape of the image."""
     (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
     needed = torch.from_numpy(_pixels(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
@@ -547,7 +583,7 @@ def _largest_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, 
 
 
 def random_resized_crop(
-    image: Image.Image,
+    image: Picture,
     rng: np.random.Generator,
     scale: Sequence[float],
     ratio: Sequence[float],
@@ -573,6 +609,6 @@ def box_ratio(ratio: Sequence[float], size: int | Sequence[int]) -> tuple[float,
     return ratio[0] * (wide / tall), ratio[1] * (wide / tall)
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def _pixels(image: Picture) -> np.ndarray:
     pixels = np.array(image)  # a copy: torch.from_numpy wants writable memory
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

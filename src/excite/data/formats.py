@@ -61,6 +61,13 @@ EXTENSIONS: frozenset[str] = frozenset(
     [e for kind in _CONTENT for e in _BY_CONTENT.get(kind, _HEIF)] + [e for ends in _BY_ENDING.values() for e in ends]
 )
 
+
+def endings_of(kind: str) -> tuple[str, ...]:
+    """The file extensions of a format, by Pillow's name for it, in lower case with the dot; () if it is not known."""
+    kind = {"MPO": "JPEG"}.get(kind, kind)
+    return {**_BY_CONTENT, **_BY_ENDING, "HEIF": _HEIF}.get(kind, ())
+
+
 # Image formats that are not read; if a folder holds such files, the user is told that they are left out.
 _NEVER = (
     ".3fr .ai .arw .blp .cdr .cin .cr2 .cr3 .crw .cur .cut .cxr .czi .dcm .dcr .dcx .dicom .djvu .dng .dpx .emf "

@@ -1,6 +1,6 @@
 """The two forms of a set of labelled images: one array, or files.
 
-Shapes: N images, C channels (1 or 3), H x W pixels.
+Shapes: N images, C channels, H x W pixels.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from excite.data.decode import Fit, Interpolation, eval_transform
+from excite.data.decode import Fit, Interpolation, as_picture, eval_transform
 from excite.data.labels import rarest, several
 from excite.data.labels import take as take_labels
 from excite.data.packed import Member, Packed
@@ -133,11 +133,9 @@ def fitted(
     wanted = as_size(size)
     if tuple(images.shape[-2:]) == wanted:
         return images
-    from PIL import Image
 
     def one(image: torch.Tensor) -> torch.Tensor:
-        pixels = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
-        done = eval_transform(Image.fromarray(pixels), wanted, crop_pct, interpolation, fit)
+        done = eval_transform(as_picture(image.permute(1, 2, 0).numpy()), wanted, crop_pct, interpolation, fit)
         return torch.from_numpy(done).permute(2, 0, 1)
 
     out = room_for((*images.shape[:2], *wanted))

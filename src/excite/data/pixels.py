@@ -74,7 +74,7 @@ def _too_many(samples: int, colours: int) -> str:
     kept = "-b 1 -b 2 -b 3 -colorinterp red,green,blue" if samples > 2 else "-b 1"
     return (
         f"it has {samples} bands, {colours} of {kind} and {samples - colours} that the file does not call transparency "
-        "(near infrared?); networks take 1 or 3: keep only those, as with "
+        f"(near infrared?); data.in_chans={samples} trains on all of them, or keep only 1 or 3, as with "
         f"gdal_translate {kept} IN.tif OUT.tif"
     )
 

@@ -47,6 +47,8 @@ from excite.storage import is_remote, stage
 from excite.text import printable
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Streamed training images whose bands give mean and standard deviation.
+SAMPLED = 256
 MEMORY_LIMIT = 2 << 30  # bytes of pixels up to which mode=auto holds a folder in memory
 
 #: Up to this many classes are listed one by one with their counts.
@@ -449,7 +451,10 @@ def _wanted(
 
 
 def _brought_to_size(part: ArrayImages, data: DataConfig) -> ArrayImages:
-    pixels = luma(part.images) if data.in_chans == 1 and part.images.shape[1] == 3 else part.images
+    channels = part.images.shape[1]
+    if data.in_chans not in (1, 3, channels):
+        raise ExciteError(f"data.in_chans={data.in_chans}, but the images of {data.source} have {channels}")
+    pixels = luma(part.images) if data.in_chans == 1 and channels == 3 else part.images
     return ArrayImages(
         fitted(pixels, data.training_size, data.crop_pct, data.interpolation, data.fit), part.labels, part.names
     )
@@ -522,7 +527,7 @@ def _of_files(
     if check:
         for name, part in (("train", train), ("val", val), ("test", test)):
             if part is not None:
-                checked[name] = check_files(part, data.max_pixels, title(name), progress)
+                checked[name] = check_files(part, data.max_pixels, title(name), progress, data.in_chans)
         refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
     if data.evaluation_size != data.training_size:
         notes.append(f"training at {size_text(data.training_size)}, evaluating at {size_text(data.evaluation_size)}")
@@ -545,9 +550,9 @@ def _of_files(
         opened.bad, opened.bad_val = bad_train + bad_val, len(bad_val)
         notes += opened.notes
     else:
-        average = [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if data.in_chans == 3 else average
-        preprocessing = _preprocessing(data, data.mean or mean, data.std or std)
+        mean, std, said = _streamed_statistics(data, train.images)
+        notes += said
+        preprocessing = _preprocessing(data, mean, std)
         digest = _files_digest(train, val)
         parts = {"train": _files_digest(train), "val": _files_digest(val)}
         opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest, parts)
@@ -566,6 +571,28 @@ def pixels_of(data: DataConfig, train: int, val: int) -> int:
     """Bytes of so many decoded training and validation images."""
     sizes = ((train, data.training_size), (val, data.evaluation_size))
     return sum(count * height * width for count, (height, width) in sizes) * data.in_chans
+
+
+def _streamed_statistics(data: DataConfig, train: FileImages) -> tuple[Sequence[float], Sequence[float], list[str]]:
+    """Mean and standard deviation of each channel for images that are not all decoded beforehand, and notes: the
+    recipe's, else ImageNet's; of bands, which ImageNet does not have, those of a sample of the training images."""
+    if data.mean is not None and data.std is not None:
+        return data.mean, data.std, []
+    if data.in_chans == 3:
+        return IMAGENET_MEAN, IMAGENET_STD, []
+    if data.in_chans == 1:
+        return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3], []
+    sample = train.take(np.unique(np.linspace(0, len(train) - 1, SAMPLED).round().astype(int)))
+    whole = replace(_preprocessing(data, (0.0,), (1.0,)), image_size=data.training_size)
+    images, bad = decode_all(sample, whole, data.max_pixels)
+    if not len(images):
+        raise ExciteError(f"none of {len(sample)} training images can be read; the first is {bad[0][0]}: {bad[0][1]}")
+    mean, std = channel_statistics(images.images)
+    note = (
+        f"mean and standard deviation of the {data.in_chans} channels are those of {len(images):,} of {len(train):,} "
+        "training images (data.mean and data.std set them)"
+    )
+    return mean, std, [note]
 
 
 def refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:

@@ -39,7 +39,7 @@ def with_white(
     """
     said: list[str] = []
     if data.white is None:
-        found, deep, sampled = _largest(train, data.max_pixels, every)
+        found, deep, sampled = _largest(train, data, every)
         white = next(2**bits - 1 for bits in DEPTHS if (found or FULL_WHITE) < 2**bits)
         data = data.model_copy(update={"white": white})
         if white != FULL_WHITE:
@@ -57,7 +57,7 @@ def with_white(
     return data, said
 
 
-def _largest(images: FileImages, max_pixels: int, every: bool) -> tuple[int | None, int, bool]:
+def _largest(images: FileImages, data: DataConfig, every: bool) -> tuple[int | None, int, bool]:
     """The largest value among 16-bit images, how many images were decoded for it, and whether they are a sample."""
     positions = range(len(images)) if every else _spread(range(len(images)), LOOKED_AT)
     looked: list[Bytes] = [images.source(i) for i in positions]
@@ -67,7 +67,7 @@ def _largest(images: FileImages, max_pixels: int, every: bool) -> tuple[int | No
 
         def largest(source: Bytes) -> int | None:
             try:
-                return largest_value(source, max_pixels)
+                return largest_value(source, data.max_pixels, data.in_chans)
             except BadImageError:
                 return None
 

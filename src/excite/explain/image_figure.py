@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
 from excite.pages.figures import COLORS, shortened, style, write
+from excite.pages.pictures import visible
 from excite.text import printable
 
 #: Perceptually uniform and readable for colour-blind readers (see Matplotlib's documentation of its colour maps).
@@ -40,8 +41,7 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
 
 def _shown(explained: ExplainedImage) -> np.ndarray:
     """(H, W, 3) or (H, W) uint8."""
-    pixels = explained.pixels.numpy()
-    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    return visible(explained.pixels.numpy().transpose(1, 2, 0))
 
 
 def _gray(explained: ExplainedImage) -> np.ndarray:

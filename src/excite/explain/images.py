@@ -93,7 +93,7 @@ class ExplainedImage:
 
     Attributes:
         path: path of the image.
-        pixels: uint8 (1 or 3, H, W), the network's input before normalisation.
+        pixels: uint8 (C, H, W), the network's input before normalisation.
         top: (class name, probability), most likely first.
         target: the class for ``cam``.
         layer: the module whose maps ``cam`` was computed from.

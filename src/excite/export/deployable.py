@@ -32,9 +32,10 @@ _NO_LOGITS = "this network outputs feature maps, not logits; export one with a c
 class Deployable(nn.Module):
     """A module from pixels to logits, float32 (N, K).
 
-    With ``uint8`` the input is (N, h, w, C), C being 3 (RGB) or 1 (gray), with any h and w, which are the same for all
-    images of a batch; it is brought to H x W (cropped, padded or stretched) and normalised as in ``excite predict``.
-    With ``float`` the input is float32 (N, C, H, W) in 0..1, already brought to that size; it is only normalised.
+    With ``uint8`` the input is (N, h, w, C), C being 3 (RGB), 1 (gray) or a number of bands, with any h and w, which
+    are the same for all images of a batch; it is brought to H x W (cropped, padded or stretched) and normalised as in
+    ``excite predict``. With ``float`` the input is float32 (N, C, H, W) in 0..1, already brought to that size; it is
+    only normalised.
 
     Args:
         model: a network from ``create_model``, also one of timm, in evaluation mode; it is not changed.
@@ -42,7 +43,7 @@ class Deployable(nn.Module):
         kind: ``uint8`` or ``float``.
 
     Raises:
-        ExciteError: the model cannot be folded, outputs no logits, or has other than 1 or 3 input channels.
+        ExciteError: the model cannot be folded, or outputs no logits.
     """
 
     scale: Tensor
@@ -50,10 +51,6 @@ class Deployable(nn.Module):
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind) -> None:
         super().__init__()
-        if preprocessing.in_chans not in (1, 3):
-            raise ExciteError(
-                f"only images with 1 or 3 channels can be exported, but this network takes {preprocessing.in_chans}"
-            )
         self.folded = not is_timm_model(model)
         self.net: nn.Module = _folded(model) if self.folded else _ready(model)
         self.preprocessing, self.kind = preprocessing, kind

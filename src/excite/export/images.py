@@ -1,6 +1,6 @@
 """Images for verification and calibration: the user's, the run's, or random ones.
 
-Notation: N images, C channels (1 or 3), h x w pixels of an image, H x W of the network's input.
+Notation: N images, C channels, h x w pixels of an image, H x W of the network's input.
 """
 
 import os
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from excite.data import ArrayImages, Preprocessing
 from excite.data.catalog import SOURCES, is_archive
 from excite.data.config import PILLOW_LIMIT
 from excite.data.contents import Part as Listed
-from excite.data.decode import BadImageError, check_image, load_picture
+from excite.data.decode import BadImageError, as_picture, check_image, load_picture
 from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
 from excite.data.packed import Member
@@ -80,7 +79,7 @@ class Samples:
         bad: dict[int, str] = {}
         for i, source in enumerate(self.sources or ()):
             try:
-                check_image(_local(source), data.get("max_pixels", PILLOW_LIMIT))
+                check_image(_local(source), data.get("max_pixels", PILLOW_LIMIT), data.get("in_chans", 3))
             except BadImageError as error:
                 bad[i] = error.reason
         if not bad:
@@ -96,8 +95,7 @@ class Samples:
 
 def prepare(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """uint8 (h, w, C) -> uint8 (H, W, C), brought to the network's size with Pillow as in ``excite predict``."""
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    return preprocessing.fitted(picture)
+    return preprocessing.fitted(as_picture(image))
 
 
 def open_samples(opened: Opened, where: str | None, part: Part) -> tuple[Samples, str | None]:
@@ -138,8 +136,7 @@ def random_samples(preprocessing: Preprocessing, count: int = 64) -> Samples:
 def blurred_noise(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
     """Smooth noise: uint8 (H, W, C)."""
     small = rng.integers(0, 256, (max(1, height // 4), max(1, width // 4), channels), dtype=np.uint8)
-    picture = Image.fromarray(small[:, :, 0] if channels == 1 else small).resize((width, height))
-    return np.asarray(picture).reshape(height, width, channels)
+    return np.asarray(as_picture(small).resize((width, height))).reshape(height, width, channels)
 
 
 def _at(opened: Opened, where: str, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:

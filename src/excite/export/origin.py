@@ -105,7 +105,7 @@ def describe(predictor: Predictor, located: Located, kind: str) -> ArtefactMeta:
         "dtype": "uint8" if kind == "uint8" else "float32",
         "shape": ["N", "H", "W", channels] if kind == "uint8" else ["N", channels, height, width],
         "range": [0, 255] if kind == "uint8" else [0, 1],
-        "colour": "gray" if channels == 1 else "RGB",
+        "colour": {1: "gray", 3: "RGB"}.get(channels, f"{channels} bands"),
     }
     meta = predictor.meta
     return {

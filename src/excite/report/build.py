@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
+from excite.data.bands import COLOURS
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
@@ -344,7 +345,8 @@ def study_robustness(
     seed: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Robustness | None:
-    """Top-1 under five corruptions, and without, on the same images; None for 0 images.
+    """Top-1 under five corruptions, and without, on the same images; None for 0 images, and for bands that are not
+    colours.
 
     Args:
         opened: network and data.
@@ -353,7 +355,7 @@ def study_robustness(
         seed: seed of the choice of images and of the noise.
         progress: called with (images evaluated, in total), each corruption counted apart.
     """
-    if not images:
+    if not images or opened.data.preprocessing.in_chans not in COLOURS:
         return None
     some = opened.taking(images, seed)
     side = max(opened.data.preprocessing.size)

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from excite.console import format_seconds
+from excite.data.bands import COLOURS
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
 from excite.measures import MEASURES, superlative, uneven
 from excite.pages.figures import Undrawn, attempt, dispensable, save, shortened
 from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
+from excite.pages.pictures import bands_shown, visible
 from excite.recipe import ReportConfig
 from excite.report import figures
 from excite.report.contents import About, Numbers, Study
@@ -183,6 +185,8 @@ def _summary(page: Page, numbers: Numbers) -> None:
     )
     for sentence in _warnings(numbers):
         section.note(sentence)
+    if numbers["about"]["preprocessing"]["in_chans"] not in COLOURS:
+        section.note("The robustness was not measured: the corruptions are defined for grey and colour images.")
     for what, why, keys in _not_measured(numbers):
         section.not_measured(what, why, shlex.join(["excite", "report", numbers["about"]["source"], *keys]))
     if numbers["gates"] is None and not numbers["about"]["gated"]:
@@ -204,7 +208,11 @@ def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
     accuracy = numbers["accuracy"]
     wrong = accuracy["images"] - accuracy["right"] - accuracy["not_finite"]
     absent = [
-        ("the robustness", "robustness_images", numbers["robustness"] is None),
+        (
+            "the robustness",
+            "robustness_images",
+            numbers["robustness"] is None and numbers["about"]["preprocessing"]["in_chans"] in COLOURS,
+        ),
         ("the gates", "gate_images", numbers["gates"] is None and numbers["about"]["gated"]),
         ("the most confident mistakes", "mistakes", not numbers["mistakes"] and wrong > 0),
     ]
@@ -385,13 +393,15 @@ def _mistakes(page: Page, study: Study) -> None:
     section.gallery(
         shown, "In bold: the predicted class and its probability. Images are shown as the network sees them."
     )
+    if said := bands_shown(study.numbers["about"]["preprocessing"]["in_chans"]):
+        section.note(f"The {said}.")
 
 
 def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
-    """uint8 (H, W, C), C 1 or 3 -> PNG bytes of a small picture, or JPEG bytes of at most ``most`` pixels a side."""
+    """uint8 (H, W, C) -> PNG bytes of a small picture, or JPEG bytes of at most ``most`` pixels a side."""
     from PIL import Image
 
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    image = Image.fromarray(visible(pixels))
     out = io.BytesIO()
     if max(image.size) < SHARP:
         image.save(out, "PNG", optimize=True)

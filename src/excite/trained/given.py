@@ -19,6 +19,8 @@ from excite.trained.find import find_images as find_images
 #: One source of images: a file, a folder, a zip or tar file, a pattern such as "photos/*.jpg" or an address; a PIL
 #: image; uint8 or uint16 pixels (H, W), (H, W, C), or (N, H, W, C) for several images; the bytes of an image file.
 Given = str | os.PathLike[str] | Image.Image | np.ndarray | bytes | bytearray | memoryview
+#: The most channels of a network.
+MOST_CHANNELS = 16
 WHAT = (
     "the path of an image, a folder, an archive, a pattern such as 'photos/*.jpg', an address, a PIL image, a uint8 "
     "array (H, W, C), the bytes of an image file, or a list of these"
@@ -119,7 +121,10 @@ def _check_array(array: np.ndarray) -> None:
         if array.dtype.kind == "f":
             remedy = "; convert values from 0 to 1 with (255 * array).round().astype('uint8')"
         raise TypeError(f"pixels must be uint8 or uint16 (H, W, C), not {what}{remedy}")
-    if array.ndim not in (2, 3, 4) or (array.ndim > 2 and array.shape[-1] not in (1, 2, 3, 4)) or 0 in array.shape:
-        first = array.ndim > 2 and array.shape[-3] in (1, 3, 4)
+    many = array.ndim > 2 and array.shape[-1] > MOST_CHANNELS
+    first = array.ndim > 2 and array.shape[-1] > 4
+    first = first and array.shape[-3] in (range(MOST_CHANNELS + 1) if many else (1, 3, 4))
+    if array.ndim not in (2, 3, 4) or first or many or 0 in array.shape:
         remedy = "; channels come last: np.moveaxis(array, -3, -1)" if first else ""
-        raise TypeError(f"pixels must be (H, W), (H, W, C) or (N, H, W, C) with 1 to 4 channels, not {what}{remedy}")
+        shapes = f"(H, W), (H, W, C) or (N, H, W, C) with 1 to {MOST_CHANNELS} channels"
+        raise TypeError(f"pixels must be {shapes}, not {what}{remedy}")
