@@ -103,6 +103,11 @@ def test_the_gradient_of_focal_loss_is_finite_where_the_network_is_sure(gamma):
     training_loss(logits, torch.tensor([0, 0, 0]), config("loss=focal", f"focal_gamma={gamma}")).backward()
     assert logits.grad.isfinite().all()
     assert logits.grad[2, 0] < -0.3
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    words, several = config("loss=focal", f"focal_gamma={gamma}"), ByClass(several=True)
+    training_loss(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), words, several).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1, 0] < -0.2
 
 
 def test_logit_adjustment_by_hand():
