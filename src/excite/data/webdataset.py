@@ -18,12 +18,15 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.data.archive import Members, members
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
+from excite.data.idx import read_names
 from excite.data.images import ArrayImages, FileImages
 from excite.data.labels import hot
 from excite.data.packed import Packed, read_at
@@ -77,6 +80,21 @@ def beside(text: str) -> list[str]:
     return [f"{first.rpartition('/')[0]}/{INDEX}"] if first.lower().endswith(".tar") else []
 
 
+class _Packed(TypedDict):
+    """A shard in the index."""
+
+    name: str
+    bytes: int
+
+
+class _Index(TypedDict):
+    """What is read of an index."""
+
+    made_by: str
+    classes: list[str]
+    shards: list[_Packed]
+
+
 @dataclass
 class _Sample:
     """The files of one image."""
@@ -128,7 +146,12 @@ def _index(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("made_by") == "excite data pack" else {}
+    if not isinstance(found, dict) or found.get("made_by") != "excite data pack":
+        return {}
+    try:
+        return TypeAdapter(_Index).validate_python(found)  # type: ignore[return-value]
+    except ValidationError:
+        raise ExciteError(f"{path} is damaged: copy or pack the shards again") from None
 
 
 def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path, whole: bool) -> None:
@@ -285,7 +308,7 @@ def _classes(
     texts = {label for each in found.values() for labels in each.labels for label in labels}
     listed = index.get("classes")
     if listed is None and (place / "classes.txt").is_file():
-        listed = [line.strip() for line in (place / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        listed = read_names(place / "classes.txt")
     numbers = all(text.isdecimal() for text in texts)
     if listed is not None and numbers:
         beyond = [text for text in texts if int(text) >= len(listed)]
