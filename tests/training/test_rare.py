@@ -140,6 +140,15 @@ def test_weights_have_a_mean_of_one_over_what_is_drawn(folder):
     assert by_class(*opened(folder)) == ALIKE
 
 
+def test_images_that_are_drawn_by_weights_count_so_in_that_mean(folder):
+    recipe, data = opened(folder, "class_weights=[1, 2, 4]")
+    data.train.weights = np.linspace(0, 2, 46)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sampler": "weights"})})
+    terms = by_class(recipe, data)
+    assert np.average(terms.weights[data.train.labels].numpy(), weights=data.train.weights) == pytest.approx(1)
+    assert "data.sampler=weights: an epoch draws an image 0 to 2 times" in notes(recipe, data, terms)[1]
+
+
 def test_a_wrong_number_of_weights_names_the_classes(folder):
     sentence = (
         r"train\.class_weights has 2 numbers, but there are 3 classes; give one for each of a, b, c, in this order"
