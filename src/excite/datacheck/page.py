@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from excite.data.decode import BadImageError, load_image, reading
 from excite.datacheck.contents import DataNumbers, Example, Finding
 from excite.datacheck.items import Items
-from excite.datacheck.words import caveats, headline, noise_sentences
+from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences
 from excite.pages.page import Card, Column, Marked, Page, Section, mono
 from excite.pages.page import link as _link
 
@@ -56,7 +56,7 @@ def _summary(section: Section, numbers: DataNumbers) -> None:
         section.paragraph(f"{finding['sentence']} {finding['advice']}")
     if not numbers["findings"]:
         section.paragraph("Nothing was found.")
-    for sentence in noise_sentences(numbers):
+    for sentence in [*noise_sentences(numbers), *giveaway_sentences(numbers)]:
         section.paragraph(sentence)
     for sentence in caveats(numbers):
         section.note(sentence)
