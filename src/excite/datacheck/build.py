@@ -387,7 +387,7 @@ class _Book:
         """Labels that are wrong with a probability of ``least`` or more, those already told apart."""
         some = [each for each in judged if each[1] >= least and (least >= SURE or each[1] < SURE)]
         examples = [
-            self.example(item, f"{100 * wrong:.0f} % likely to be wrong", self.items.classes[instead])
+            self.example(item, f"{min(99, round(100 * wrong))} % likely to be wrong", self.items.classes[instead])
             for item, wrong, instead in some[:MOST]
         ]
         self.add(kind, len(some), examples)
