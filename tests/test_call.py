@@ -147,7 +147,7 @@ def test_sixteen_bits_and_orientation(tmp_path):
         (np.zeros((8, 8, 3), np.float32), r"an array of float32 .*; convert values from 0 to 1 with \(255 \* array\)"),
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\); channels come last: np\.moveaxis"),
         (np.zeros((2, 3, 8, 8), np.uint8), r"\(2, 3, 8, 8\); channels come last"),
-        (np.zeros((8, 8, 5), np.uint8), "with 1 to 4 channels, not an array of uint8"),
+        (np.zeros((8, 8, 17), np.uint8), "with 1 to 16 channels, not an array of uint8"),
         (np.zeros((0, 8), np.uint8), "not an array of uint8"),
         (np.array(["photo.jpg"]), "not an array of <U9"),
         (object(), "; an object is none of them"),

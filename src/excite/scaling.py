@@ -98,14 +98,13 @@ class Workload:
     def in_memory(self) -> bool:
         """Whether all images are decoded into memory before training."""
         data = self.recipe.data
-        if not SOURCES[data.source].class_folders or data.mode != "auto":
-            return not SOURCES[data.source].class_folders or data.mode == "memory"
+        if not SOURCES[data.source].files or data.mode != "auto":
+            return not SOURCES[data.source].files or data.mode == "memory"
         if self.count is None or self.recipe.augment.crop == "random_resized":
             return False
-        from excite.data.sources import MEMORY_LIMIT
+        from excite.data.sources import MEMORY_LIMIT, pixels_of
 
-        pixels = self.count.train * data.image_size**2 + (self.count.val or 0) * data.evaluation_size**2
-        return pixels * data.in_chans <= MEMORY_LIMIT
+        return pixels_of(data, self.count.train, self.count.val or 0) <= MEMORY_LIMIT
 
 
 def workload(recipe: Recipe) -> Workload:

@@ -6,20 +6,20 @@ import torch
 from PIL import Image
 
 from excite.data import eval_transform
-from excite.data.images import balanced_order, fit, luma, stratified_split
+from excite.data.images import balanced_order, fitted, luma, stratified_split
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(9, 14), (14, 9), (7, 20), (20, 7)])
 def test_arrays_are_fitted_as_files_are(channels, height, width):
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, channels, height, width), dtype=np.uint8))
-    found = fit(images, 7, 0.875, "bicubic")
+    found = fitted(images, 7, 0.875, "bicubic")
     assert found.shape == (4, channels, 7, 7)
     for image, one in zip(images, found, strict=True):
         picture = Image.fromarray(image.permute(1, 2, 0).numpy().squeeze())
         assert np.array_equal(one.permute(1, 2, 0).numpy(), eval_transform(picture, 7, 0.875, "bicubic"))
     square = images[..., :7, :7]
-    assert fit(square, 7, 0.875, "bicubic") is square
+    assert fitted(square, 7, 0.875, "bicubic") is square
 
 
 def test_gray_is_pillows_for_a_million_colours():

@@ -160,7 +160,7 @@ def test_large_jpegs_are_decoded_smaller_while_the_smallest_crop_fills_the_resul
     Image.new("RGB", (400, 300)).save(tmp_path / "a.jpg")
     seen = []
     monkeypatch.setattr(loader_module, "random_resized_crop", lambda image, rng, scale, ratio, size, kind: (
-        seen.append(image.size), np.zeros((size, size, 3), np.uint8))[1])  # fmt: skip
+        seen.append(image.size), np.zeros((*size, 3), np.uint8))[1])  # fmt: skip
     augment = AugmentConfig(crop="random_resized", scale=[0.25, 1.0], ratio=ratio)
     for size in (9, 10, 18, 19):
         files = FileImages([str(tmp_path / "a.jpg")], [0])

@@ -595,7 +595,7 @@ def test_all_broken_files_are_named_before_the_first_step(tmp_path, monkeypatch)
             opened(tmp_path, mode=mode, on_bad_train="stop")
         assert str(caught.value).endswith("data.on_bad_train=skip data.on_bad_val=skip")
     looked = []
-    monkeypatch.setattr("excite.data.checks.check_image", lambda path, most: looked.append(path))
+    monkeypatch.setattr("excite.data.checks.check_image", lambda path, *_: looked.append(path))
     assert sizes(opened(tmp_path, mode="stream", on_bad_val="skip")) == (12, 12, 12)
     assert looked == []  # all remembered
     picture(broken[0], 123)
@@ -614,7 +614,7 @@ def test_what_was_found_is_remembered_of_the_same_files_only(tmp_path, monkeypat
     assert np.flatnonzero(first.digests == 0).tolist() == [4]
     looked = []
 
-    def look(path, most):
+    def look(path, *_):
         looked.append(os.path.relpath(path, tmp_path))
 
     monkeypatch.setattr("excite.data.checks.check_image", look)

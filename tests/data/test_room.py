@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from excite.data import room
-from excite.data.images import ArrayImages, channel_statistics, fit, luma
+from excite.data.images import ArrayImages, channel_statistics, fitted, luma
 from excite.errors import ExciteError
 
 
@@ -54,7 +54,7 @@ def test_functions_of_whole_sets_give_the_same_on_disk(monkeypatch, tmp_path):
 
     def results() -> list[torch.Tensor]:
         taken, ordered = images.take(np.array([3, 1, 1])), images.canonical()
-        return [taken.images, ordered.images, ordered.labels, luma(pixels), fit(pixels, 4, 0.875, "bicubic")]
+        return [taken.images, ordered.images, ordered.labels, luma(pixels), fitted(pixels, 4, 0.875, "bicubic")]
 
     before = results()
     monkeypatch.setattr(room, "SMALL", 0)

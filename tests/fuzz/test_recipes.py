@@ -82,7 +82,7 @@ def check_recipe(recipe: Recipe) -> None:
 def too_much(recipe: Recipe) -> bool:
     """Whether a test machine would need minutes for one step of it, or other processes."""
     data, config = recipe.data, recipe.train
-    sizes = max(data.image_size, data.evaluation_size, math.ceil(data.image_size / data.crop_pct))
+    sizes = max(*data.evaluation_size, *(math.ceil(side / data.crop_pct) for side in data.training_size))
     return (
         sizes > _MOST_PIXELS
         or config.devices != 1

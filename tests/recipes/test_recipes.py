@@ -130,8 +130,8 @@ def test_a_recipe_has_its_sources_numbers(name):
     assert (*found, t.label_smoothing, t.loss_scale, recipe.checkpoint.keep_last) == FACTS[name]
     if name.startswith("imagenet"):
         assert (recipe.augment.crop, recipe.augment.scale, recipe.augment.hflip) == ("random_resized", [0.08, 1.0], 0.5)
-        resized = math.floor(recipe.data.evaluation_size / recipe.data.crop_pct)
-        assert (resized, recipe.data.evaluation_size) == (232 if "600ep" in name else 256, 224)
+        resized = math.floor(recipe.data.evaluation_size[0] / recipe.data.crop_pct)
+        assert (resized, recipe.data.evaluation_size) == (232 if "600ep" in name else 256, (224, 224))
 
 
 @pytest.mark.parametrize("form", ["theta-minus", "theta", "theta-plus"])

@@ -168,12 +168,21 @@ def test_colour_into_grey_and_back(net, tmp_path):
     torch.testing.assert_close(logits(colour, x.repeat(1, 3, 1, 1)), logits(grey, x), rtol=1e-4, atol=1e-5)
 
 
-def test_other_channels_and_other_layers_do_not_fit(net, tmp_path):
+def test_a_colour_stem_is_repeated_for_more_bands_as_timm_does(net, tmp_path):
     torch.save(timms(net), tmp_path / "x.pth")
-    with pytest.raises(
-        ExciteError, match=r"of the wrong shape 1: conv1.weight \(8, 3, 7, 7\) instead of \(8, 4, 7, 7\)"
-    ):
-        load_weights(create_model("tiny_seresnet", num_classes=4, in_chans=4), tmp_path / "x.pth")
+    for bands in (2, 4, 5, 16):
+        wider = create_model("tiny_seresnet", num_classes=4, in_chans=bands)
+        loaded = load_weights(wider, tmp_path / "x.pth")
+        assert f"conv1.weight is repeated for images of {bands} channels, multiplied by 3/{bands}" in loaded.sentence()
+        stem, wide = timms(net)["conv1.weight"], wider.state_dict()["conv1.weight"]
+        # timm.models.adapt_input_conv: repeated, cut off, and scaled.
+        torch.testing.assert_close(wide, torch.cat([stem] * 6, 1)[:, :bands] * (3 / bands))
+    back, said = fit_channels({"conv1.weight": wide}, {"conv1.weight": torch.ones(8, 1, 7, 7)})
+    torch.testing.assert_close(back["conv1.weight"], wide.sum(1, keepdim=True))
+    assert said == "conv1.weight is summed over its 16 channels for images of 1"
+
+
+def test_the_stem_of_another_kernel_does_not_fit():
     tensors = {"conv1.weight": torch.ones(8, 3, 7, 7), "layer1.0.conv1.weight": torch.ones(8, 3, 1, 1)}
     own = {"conv1.weight": torch.ones(8, 1, 3, 3), "layer1.0.conv1.weight": torch.ones(8, 1, 1, 1)}
     assert fit_channels(tensors, own) == (tensors, "")

@@ -93,9 +93,11 @@ def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
         recipe: what is to be trained.
         begun: the run has started already, so that its initial weights are not needed.
     """
+    from excite.data.config import check_fit
     from excite.data.root import check_root
 
     check_root(recipe.data)
+    check_fit(recipe.data, recipe.augment)
     check_device(recipe.train.device)
     if recipe.train.init_from is not None and not begun:
         check_trained(recipe.train.init_from)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
@@ -16,11 +17,12 @@ from excite.compare.study import OnlyOne, Study, study
 from excite.compare.table import sentences, shown
 from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
-from excite.data.decode import BadImageError, load_image
+from excite.data.decode import BadImageError, load_picture
 from excite.errors import ExciteError
 from excite.files import write_text
 from excite.pages.figures import dispensable, save
 from excite.pages.inline import Thumbnail, show_table
+from excite.pages.pictures import visible
 from excite.pages.tables import to_csv
 from excite.progress import Progress
 from excite.recipe import Overrides, override_words
@@ -61,7 +63,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         percent = f"{100 * self.found['confidence']:g} %"
-        heads = ["run", "gate", "epochs", f"top-1 % [{percent}]"]
+        heads = ["run", "gate", "epochs", *(["balanced %"] if self.found["uneven"] else []), f"top-1 % [{percent}]"]
         heads += [f"difference [{percent}]", "p"] if self.found["paired"] else []
         rows: list[list[str]] = []
         for row in shown(self.found):
@@ -69,7 +71,9 @@ class Comparison:
             change = row["difference_interval"] or "-"
             if row["difference"] is not None:
                 change = f"{row['difference']:+.2f} [{change}]"
-            cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-", top1, change, row["p_text"] or "-"]
+            balanced = "-" if row["balanced"] is None else f"{row['balanced']:.2f}"
+            cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-"]
+            cells += [*([balanced] if self.found["uneven"] else []), top1, change, row["p_text"] or "-"]
             rows.append(cells[: len(heads)])
         parts = [show_table(heads, rows, notes=[*self.found["notes"], *sentences(self.found)])]
         for pair, images in zip(self.found["only_one"] or [], self.pixels, strict=False):
@@ -186,17 +190,15 @@ def _image(data: DataSets, position: int) -> np.ndarray:
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:
-        image = load_image(data.val.paths[position], white=data.val.white)
+        read = load_picture(data.val.source(position), data.preprocessing.in_chans, white=data.val.white)
     except BadImageError:  # deleted since it was predicted
         return np.full((32, 32, 3), 128, np.uint8)
-    image = image.convert("RGB")
+    image = Image.fromarray(visible(np.atleast_3d(np.asarray(read)))).convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image)
 
 
 def _png(image: np.ndarray) -> bytes:
-    from PIL import Image
-
     out = io.BytesIO()
-    Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0]).save(out, "PNG", optimize=True)
+    Image.fromarray(visible(image)).save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from excite.compare.study import Curves, OneRight, OnlyOne, Study
 from excite.pages.figures import COLORS, MARKS, Undrawn, attempt, save, shortened, style
+from excite.pages.pictures import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -214,7 +215,7 @@ def draw_images(pair: OnlyOne, pixels: Sequence[Any], path: Path) -> list[Path]:
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, image, array in zip(axes.flat, pair["images"], pixels, strict=False):
-            axis.imshow(array if array.shape[2] == 3 else array[:, :, 0], cmap="gray", vmin=0, vmax=255)
+            axis.imshow(visible(array), cmap="gray", vmin=0, vmax=255)
             told = (image["class"], f"only {image['right']}", f"else {wrong_answer(pair, image)}")
             axis.set_title("\n".join(short(line, 26) for line in told), fontsize=8)
         return save(figure, path)

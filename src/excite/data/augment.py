@@ -17,8 +17,10 @@ import torch.nn.functional as F
 
 from excite.data.config import AugmentConfig
 from excite.data.decode import Interpolation
+from excite.data.labels import several
 from excite.data.preprocessing import normalize
 from excite.errors import ExciteError
+from excite.size import as_size
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # the paper's (Zhong et al., 2017), as in timm and torchvision
 
@@ -26,7 +28,8 @@ ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # the paper's (Zhong et al
 class BatchAugment:
     """Augment one batch: `augment(images, labels) -> (images, targets)`.
 
-    Takes uint8 images (B, C, H, W) on the device and int64 labels (B,). Returns images in `dtype` and `memory_format`,
+    Takes uint8 images (B, C, H, W) on the device and int64 labels (B,), or uint8 (B, K) of several labels an image, for
+    which targets are float32 (B, K) in any case. Returns images in `dtype` and `memory_format`,
     normalised with `mean` and `std` (in 0..1), and targets: int64 (B,), or float32 probabilities (B, K) if the recipe
     mixes images (mixup, CutMix), whether or not this batch was mixed.
 
@@ -64,7 +67,7 @@ class BatchAugment:
             out = cutout(out, augment.cutout)
         if augment.random_erasing > 0:
             out = random_erasing(out, augment.random_erasing)
-        targets = labels
+        targets = labels = labels.float() if several(labels) else labels
         if augment.mixes:
             out, targets = self._mix(out, labels)
         return out.to(self.dtype, memory_format=self.memory_format), targets
@@ -93,6 +96,8 @@ class BatchAugment:
             images, share = cutmix(images, augment.cutmix)
         else:
             images, share = mixup(images, augment.mixup)
+        if several(labels):
+            return images, share * labels + (1 - share) * labels.roll(1, 0)
         soft = torch.zeros(len(labels), self.num_classes, device=labels.device)
         soft.scatter_(1, labels[:, None], share)
         return images, soft.scatter_add_(1, labels.roll(1)[:, None], soft.new_full((len(labels), 1), 1 - share))
@@ -210,8 +215,10 @@ def beta(alpha: float) -> float:
     return float(torch.distributions.Beta(a, a, validate_args=False).sample())
 
 
-def crop_and_resize(images: torch.Tensor, boxes: np.ndarray, size: int, interpolation: Interpolation) -> torch.Tensor:
-    """Resize one box (left, top, width, height) of each image to S x S: uint8 (B, C, H, W) -> uint8 (B, C, S, S).
+def crop_and_resize(
+    images: torch.Tensor, boxes: np.ndarray, size: int | Sequence[int], interpolation: Interpolation
+) -> torch.Tensor:
+    """Resize one box (left, top, width, height) of each image to `size`: uint8 (B, C, h, w) -> uint8 (B, C, H, W).
 
     There is no antialiasing: it is for arrays, whose images are at most as large as the result.
     """
@@ -220,6 +227,6 @@ def crop_and_resize(images: torch.Tensor, boxes: np.ndarray, size: int, interpol
     theta = torch.zeros(len(images), 2, 3, device=images.device)
     theta[:, 0, 0], theta[:, 0, 2] = wide / width, (2 * left + wide) / width - 1
     theta[:, 1, 1], theta[:, 1, 2] = tall / height, (2 * top + tall) / height - 1
-    grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
+    grid = F.affine_grid(theta, [len(images), images.shape[1], *as_size(size)], align_corners=False)
     out = F.grid_sample(images.float(), grid, mode=interpolation, padding_mode="border", align_corners=False)
     return out.round_().clamp_(0, 255).to(torch.uint8)

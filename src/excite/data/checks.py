@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import PIL
 
+from excite.data.bands import COLOURS
 from excite.data.contents import Part
 from excite.data.decode import BadImageError, check_image
+from excite.data.packed import Bytes, open_bytes
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 from excite.progress import Progress
@@ -47,25 +49,25 @@ class Checked:
     bad: list[tuple[str, str]]
 
 
-def digest_of(path: str, size: int) -> int:
-    """64 bits that are equal for copies of a file under any name; 0 if the file cannot be read."""
+def digest_of(source: Bytes, size: int) -> int:
+    """64 bits that are equal for copies of an image under any name, also inside archives; 0 if it cannot be read."""
     state = hashlib.blake2b(str(size).encode(), digest_size=8)
     places = [(0, ENDS), (max(0, size - ENDS), ENDS)]
-    if os.path.splitext(path)[1].lower() in PLAIN:
+    if not isinstance(source, bytes) and os.path.splitext(source)[1].lower() in PLAIN:
         places += [(size * i // 17, 1024) for i in range(1, 17)]
     if size <= 2 * ENDS:
         places = [(0, 2 * ENDS)]
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_bytes(source) as file:
             for start, length in places:
                 file.seek(start)
                 state.update(file.read(length) or b"")
-    except OSError:
+    except (OSError, ValueError):
         return 0
     return int.from_bytes(state.digest(), "little") or 1
 
 
-def check_files(part: Part, max_pixels: int, what: str, progress: Progress | None = None) -> Checked:
+def check_files(part: Part, max_pixels: int, what: str, progress: Progress | None = None, in_chans: int = 3) -> Checked:
     """Check the files of a part, or use the cached results of an earlier check.
 
     Args:
@@ -73,9 +75,10 @@ def check_files(part: Part, max_pixels: int, what: str, progress: Progress | Non
         max_pixels: larger images count as broken.
         what: name of the part, for the progress display.
         progress: called during the work.
+        in_chans: channels that the images are read for.
     """
     paths, count = part.images.paths, len(part)
-    place = _place(paths, max_pixels)
+    place = _place(paths, max_pixels, in_chans)
     with _alone(place):  # of the processes of a job, the first one checks and the others read its results
         known = _read(place)
         keys = _keys(paths)
@@ -91,7 +94,7 @@ def check_files(part: Part, max_pixels: int, what: str, progress: Progress | Non
             texts = known["reasons"]
             reasons = {int(i): texts[k] for i in np.flatnonzero(same) if (k := int(keys[i])) in texts}
         todo = np.flatnonzero(~same)
-        for i, found, reason in _look(part, todo, max_pixels, what, progress):
+        for i, found, reason in _look(part, todo, max_pixels, what, progress, in_chans):
             digests[i] = found
             if reason is not None:
                 reasons[int(i)] = reason
@@ -101,7 +104,7 @@ def check_files(part: Part, max_pixels: int, what: str, progress: Progress | Non
 
 
 def _look(
-    part: Part, todo: np.ndarray, max_pixels: int, what: str, progress: Progress | None
+    part: Part, todo: np.ndarray, max_pixels: int, what: str, progress: Progress | None, in_chans: int
 ) -> Iterable[tuple[int, int, str | None]]:
     paths, sizes = part.images.paths, part.sizes
 
@@ -110,10 +113,10 @@ def _look(
         for i in positions.tolist():
             reason = None
             try:
-                check_image(paths[i], max_pixels)
+                check_image(part.images.source(i), max_pixels, in_chans)
             except BadImageError as error:
                 reason = error.reason
-            found.append((i, 0 if reason is not None else digest_of(paths[i], int(sizes[i])), reason))
+            found.append((i, 0 if reason is not None else digest_of(part.images.source(i), int(sizes[i])), reason))
         return found
 
     folder = os.path.commonpath(paths) if len(todo) else ""
@@ -138,10 +141,11 @@ def _keys(paths: Sequence[str]) -> np.ndarray:
     return keys
 
 
-def _place(paths: Sequence[str], max_pixels: int) -> Path:
+def _place(paths: Sequence[str], max_pixels: int, in_chans: int) -> Path:
     """The cache file for a folder of images. It depends on Pillow's version, which decides what can be read."""
     root = os.path.abspath(os.path.commonpath([os.path.dirname(path) for path in paths]))
-    name = hashlib.sha256(f"{VERSION}\0{max_pixels}\0{PIL.__version__}\0".encode() + os.fsencode(root)).hexdigest()[:24]
+    rules = f"{VERSION}\0{max_pixels}\0{PIL.__version__}\0" + ("" if in_chans in COLOURS else f"{in_chans} bands\0")
+    name = hashlib.sha256(rules.encode() + os.fsencode(root)).hexdigest()[:24]
     return cache_folder() / "checked" / f"{name}.npz"
 
 

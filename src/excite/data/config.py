@@ -5,15 +5,22 @@ Pure pydantic: nothing heavy is imported, so that reading a recipe or printing i
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from excite.data.catalog import SOURCES, SourceName, formats
-from excite.errors import no_path, shown_text
+from excite.errors import ExciteError, no_path, shown, shown_text
 from excite.options import NEUTRAL
+from excite.size import Size, as_size, plain_size
 from excite.storage.address import is_remote, refuse_secrets
 
 #: Pillow always refuses larger images (twice Image.MAX_IMAGE_PIXELS), so a larger `max_pixels` would have no effect.
 PILLOW_LIMIT = 178_956_970
+#: The largest side of the images that a network sees, in pixels.
+LARGEST = 4096
+
+
+#: How often an epoch draws each class; see excite.data.sampler.
+SamplerName = Literal["balanced", "sqrt"]
 
 
 def _as_list(value: Any) -> Any:
@@ -22,11 +29,50 @@ def _as_list(value: Any) -> Any:
 
 
 Numbers = Annotated[list[float], BeforeValidator(_as_list)]
+
+
+def _as_image_size(value: Any, info: ValidationInfo) -> Any:
+    """A size as it is stored: a number of pixels, or [height, width] if they differ."""
+    sides = _as_list(value)
+    sides = sides if isinstance(sides, list) and len(sides) == 2 else [value]
+    if any(type(side) is not int or not 1 <= side <= LARGEST for side in sides):
+        raise ValueError(
+            f"data.{info.field_name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
+            f"[height, width], as in data.{info.field_name}=[96,160]"
+        )
+    return plain_size(sides[0] if len(sides) == 1 else sides)
+
+
+#: Height and width in pixels: a number for squares, or [height, width].
+_Side = Annotated[int, Field(ge=1, le=LARGEST)]
+ImageSize = Annotated[
+    _Side | Annotated[list[_Side], Field(min_length=2, max_length=2)], BeforeValidator(_as_image_size)
+]
 Pair = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=2, max_length=2)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ColumnsConfig(_Strict):
+    """The columns of a table. A column that is not named is found by its usual names, and said."""
+
+    path: str | None = Field(default=None, description="column with the path of each image, or with the image itself")
+    label: str | list[str] | None = Field(
+        default=None, description="column with the class, or the classes; or a list of columns of 0 and 1, one a class"
+    )
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="multilabel: what stands between classes; null: | or ; or , or a space",
+    )
+    part: str | Literal[False] | None = Field(
+        default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
+    )
+    group: str | Literal[False] | None = Field(
+        default=None, description="column with what the split keeps together, such as a patient; false: there is none"
+    )
 
 
 class DataConfig(_Strict):
@@ -35,11 +81,31 @@ class DataConfig(_Strict):
     source: SourceName = Field(description=f"format of the data: {formats()}")
     root: Annotated[str | None, NEUTRAL] = Field(
         default=None,
-        description="folder with the data (CIFAR: or a .tar.gz file), local or at s3:// and the like; not for digits",
+        description="folder or file with the data, local or at s3:// and the like; not for digits",
     )
-    image_size: int = Field(ge=1, le=4096, description="side of the square images that the network sees, in pixels")
-    in_chans: Literal[1, 3] = Field(
-        default=3, description="channels that the network sees: 3 (grey is repeated) or 1 (colour becomes luma)"
+    images: Annotated[str | None, NEUTRAL] = Field(
+        default=None, description="table: folder that the paths in it start from; null: the folder of the table"
+    )
+    task: Literal["classes", "multilabel"] = Field(
+        default="classes", description="labels of an image: one class, or several (multilabel), maybe none"
+    )
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
+    )
+    image_size: ImageSize = Field(
+        description="size of the images that the network sees, in pixels: the side of a square, or [height, width]"
+    )
+    fit: Literal["crop", "letterbox", "stretch"] = Field(
+        default="crop",
+        description="how images of other shapes are fitted: crop the centre; letterbox: pad with grey, nothing is cut "
+        "off; or stretch",
+    )
+    in_chans: int = Field(
+        default=3,
+        ge=1,
+        le=16,
+        description="channels that the network sees: 3 (grey is repeated), 1 (colour becomes luma), or exactly so many "
+        "bands of each image (folder only)",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field(
         default="bicubic", description="filter for every resize, in training and evaluation"
@@ -48,13 +114,10 @@ class DataConfig(_Strict):
         default=0.875,
         gt=0.0,
         le=1.0,
-        description="evaluation resizes the shorter side to floor(size / crop_pct), then crops the centre",
+        description="fit=crop: evaluation resizes the shorter side to floor(size / crop_pct), then crops the centre",
     )
-    eval_size: int | None = Field(
-        default=None,
-        ge=1,
-        le=4096,
-        description="image size in evaluation, in pixels, if it differs (folder only); null: image_size",
+    eval_size: ImageSize | None = Field(
+        default=None, description="image size in evaluation, if it differs (folder only); null: image_size"
     )
     mode: Annotated[Literal["auto", "memory", "stream"], NEUTRAL] = Field(
         default="auto",
@@ -89,7 +152,8 @@ class DataConfig(_Strict):
     )
     mean: Numbers | None = Field(
         default=None,
-        description="per-channel mean in 0..1; null: of the training images in memory, or ImageNet's when streaming",
+        description="per-channel mean in 0..1; null: of the training images in memory, or when streaming ImageNet's "
+        "(other than 1 or 3 channels: of a sample)",
     )
     std: Numbers | None = Field(default=None, description="per-channel standard deviation in 0..1; null: as for mean")
     white: int | None = Field(
@@ -113,27 +177,54 @@ class DataConfig(_Strict):
     limit_val: int | None = Field(
         default=None, ge=1, description="validate on only this many images (seeded, class-balanced), for smoke tests"
     )
+    sampler: SamplerName | None = Field(
+        default=None,
+        description="how often an epoch draws each class: equally (balanced) or in proportion to the square root of "
+        "its number of images (sqrt); null: every image once",
+    )
     class_names: Annotated[list[str] | None, NEUTRAL] = Field(
         default=None, description="class names to show instead of the source's own, in the order of the labels"
     )
 
     @property
-    def evaluation_size(self) -> int:
-        """Side of the square images in evaluation, in pixels."""
-        return self.image_size if self.eval_size is None else self.eval_size
+    def training_size(self) -> Size:
+        """Height and width of the images in training, in pixels."""
+        return as_size(self.image_size)
+
+    @property
+    def evaluation_size(self) -> Size:
+        """Height and width of the images in evaluation, in pixels."""
+        return as_size(self.image_size if self.eval_size is None else self.eval_size)
 
     @model_validator(mode="after")
     def _eval_size_fits(self) -> Self:
-        if self.evaluation_size != self.image_size and not SOURCES[self.source].class_folders:
+        if self.evaluation_size != self.training_size and not SOURCES[self.source].files:
             raise ValueError(f"eval_size is only for source=folder: the images of {self.source} all have the same size")
         return self
 
     @model_validator(mode="after")
+    def _channels_fit(self) -> Self:
+        if self.in_chans not in (1, 3) and not SOURCES[self.source].files:
+            raise ValueError(f"in_chans={self.in_chans} is only for source=folder: {self.source} has no such images")
+        return self
+
+    @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if self.group_by is not None and not SOURCES[self.source].class_folders:
+        if self.group_by is not None and not SOURCES[self.source].files:
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by must be a level of at least 1 (the first folder below the class), or a pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        if self.task == "multilabel" and not SOURCES[self.source].files:
+            raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
+        if self.sampler is not None and self.task == "multilabel":
+            raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
+        if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
+            key = "images" if self.images is not None else "columns"
+            raise ValueError(f"{key} is only for source=table")
         return self
 
     @model_validator(mode="after")
@@ -154,10 +245,23 @@ class DataConfig(_Strict):
             raise ValueError("give both mean and std, or neither")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != self.in_chans:
-                raise ValueError(f"{name} has {len(values)} values, but in_chans is {self.in_chans}")
+                raise ValueError(
+                    f"{name} has {len(values)} values, but in_chans is {self.in_chans}; data.mean=null data.std=null "
+                    "takes them from the images"
+                )
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"every value of std must be above 0, got {self.std}")
         return self
+
+
+def check_fit(data: DataConfig, augment: "AugmentConfig") -> None:
+    """Raise ExciteError for a way to train whose images evaluation would pad, although training never does."""
+    if data.fit == "letterbox" and augment.crop == "random_resized":
+        raise ExciteError(
+            "data.fit=letterbox pads images, but augment.crop=random_resized trains on parts of them without padding, "
+            "so evaluation would show the network other images than training; give augment.crop=pad or "
+            "augment.crop=none, or data.fit=crop"
+        )
 
 
 class RandAugmentConfig(_Strict):
@@ -180,7 +284,10 @@ class AugmentConfig(_Strict):
     scale: Pair = Field(
         default=[0.08, 1.0], description="crop=random_resized: range of the cropped area, as a fraction of the image"
     )
-    ratio: Pair = Field(default=[0.75, 4 / 3], description="crop=random_resized: range of width / height")
+    ratio: Pair = Field(
+        default=[0.75, 4 / 3],
+        description="crop=random_resized: range of width / height, relative to that of image_size",
+    )
     repeats: int = Field(
         default=1,
         ge=1,

@@ -1,13 +1,14 @@
 """From the bytes of an image file to uint8 pixels of the wanted size, for every format that users have.
 
-Shapes: C channels (1 or 3), H x W pixels of any image, S the wanted side; B boxes, or images in a batch.
+Shapes: C channels, h x w pixels of any image, H x W those wanted; B boxes, or images in a batch.
 
 The same rules apply wherever an image is read (training, validation, prediction):
 - grey, CMYK (also Adobe's inverted CMYK), palette, YCbCr ... become RGB (or luma, ITU-R 601, for one channel);
 - alpha, palette transparency and a transparent key colour are composited over white;
 - 16 bits per channel, grey or colour, are scaled to round(v * 255 / white), with white = 65535 by default (Pillow would
   clip grey above 255 to white, and keep 16 levels of 12-bit colours);
-- bands other than colour and transparency (near infrared ...) are never taken for either: such images are refused;
+- bands other than colour and transparency (near infrared ...) are never taken for either: such images are refused,
+  except by networks that take so many bands (`excite.data.bands`);
 - the EXIF orientation is applied; of a GIF or multi-page TIFF, the first frame is read.
 
 The formats are listed in `excite.data.formats`.
@@ -16,17 +17,19 @@ The formats are listed in `excite.data.formats`.
 import math
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 import torch
 from PIL import Image, ImageOps
 
+from excite.data.bands import COLOURS, Bands, check_bands, largest_of_bands, read_bands
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import exif_of, open_image, quietly, what_it_is
+from excite.data.packed import Bytes, Member, open_bytes
 from excite.data.pixels import (
     FULL_WHITE,
     bands_unsaid,
@@ -38,11 +41,22 @@ from excite.data.pixels import (
     tiff_bands,
     white_of,
 )
-from excite.data.whole import missing_end, open_again, reaches_its_end
+from excite.data.whole import missing_end, reaches_its_end
 from excite.errors import ExciteError, first_line
+from excite.size import as_size
+
+Result = TypeVar("Result")
 
 Interpolation = Literal["bicubic", "bilinear"]
+#: How an image is brought to the wanted size; see :func:`eval_transform`.
+Fit = Literal["crop", "letterbox", "stretch"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+#: The padding of a letterboxed image, in every channel: the grey of YOLO, and ImageNet's mean (0.449 of 255 is 114.5).
+#: Normalised, it is nearly 0, like the zeros that convolutions pad with; black would be two standard deviations below.
+#: A constant, because the mean of the images is only known once they are padded, and because training, evaluation and
+#: every export have to pad alike.
+PADDING = 114
 
 # Pillow 13 resizes vertically first if the height shrinks by more than twice as many pixels as the width (Resample.c,
 # ImagingResampleInner); older versions always start horizontally. On noise, the order matters by up to 23 / 255.
@@ -80,7 +94,8 @@ class BadImagesError(BadImageError):
         return type(self), (self.bad, self.key)
 
 
-#: A path or the bytes of an image file; or pixels: a Pillow image, or uint8 or uint16 (H, W) or (H, W, 1 to 4).
+#: A path, the bytes of an image file or where they are inside a larger one; or pixels: a Pillow image, or uint8 or
+#: uint16 (H, W) or (H, W, 1 to 4).
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
@@ -140,12 +155,49 @@ def load_image(
         if enough is not None:
             image.draft(None, (enough, enough))  # formats other than JPEG ignore it
         if image.format == "JPEG2000":
-            with open_again(source) as file:
+            with open_bytes(source) as file:
                 if missing_end(image, file):
                     raise ValueError("it is truncated: the end of its JPEG 2000 codestream is missing")
         eight = eight_bits(source, image, white)
         _check_size(name, image, max_pixels)  # the header of an .ico may give a different size
         return _upright(_convert(eight, mode), image)
+
+
+#: An image that has been read, as `eval_transform` takes it.
+Picture = Image.Image | Bands
+
+
+def as_picture(pixels: np.ndarray) -> Picture:
+    """uint8 (H, W, C) -> an image to resize."""
+    if pixels.shape[2] not in COLOURS:
+        return Bands(pixels)
+    return Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+
+
+def load_picture(
+    source: ImageSource,
+    in_chans: int,
+    max_pixels: int = PILLOW_LIMIT,
+    enough: int | None = None,
+    white: int = FULL_WHITE,
+) -> Picture:
+    """Read an image for a network of so many channels: grey or RGB, see `load_image`; else exactly so many bands, see
+    :mod:`excite.data.bands`. Raises BadImageError."""
+    if in_chans in COLOURS:
+        return load_image(source, "L" if in_chans == 1 else "RGB", max_pixels, enough, white)
+    file: Any = name_of(source) if isinstance(source, Image.Image) and is_untouched(source) else source
+    with reading(source) as name:
+        if isinstance(file, str | os.PathLike):
+            check_regular(name)
+        return _known(read_bands, file, name, in_chans, max_pixels, white)
+
+
+def _known(read: Callable[..., Result], source: Any, name: str, *options: Any) -> Result:
+    """``read(source, ...)``; a file that is no image at all is described as other images are."""
+    try:
+        return read(source, *options)
+    except Image.UnidentifiedImageError:
+        raise BadImageError(name, _unidentified(source)) from None
 
 
 def is_untouched(image: Image.Image | np.ndarray) -> bool:
@@ -160,6 +212,8 @@ def _from_memory(
 ) -> Image.Image:
     with reading(source) as name:
         if isinstance(source, np.ndarray):
+            if source.ndim == 3 and source.shape[2] > 4:
+                raise ValueError(f"it has {source.shape[2]} channels, but the network takes {1 if mode == 'L' else 3}")
             values = source[:, :, 0] if source.ndim == 3 and source.shape[2] == 1 else source
             values = values if values.dtype == np.uint8 else eight_bits_of(values, white)
             source = Image.fromarray(np.ascontiguousarray(values))
@@ -172,20 +226,25 @@ def _from_memory(
         return _upright(_convert(eight, mode), source)
 
 
-def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> None:
-    """Raise BadImageError for a file that `load_image` would refuse, or that is truncated.
+def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> None:
+    """Raise BadImageError for a file that `load_picture` would refuse, or that is truncated.
 
     It reads the header and the end of the file, and decodes the whole file only if one of them is unusual. So an image
     that can be read is never refused. Damage within a file of the right length is not detected.
     """
     with reading(path) as name:
+        if in_chans not in COLOURS:
+            if not isinstance(path, bytes):
+                check_regular(name)
+            _known(check_bands, path, name, in_chans, max_pixels)
+            return
         with opened(path, name, max_pixels) as image:
             # Pixels that may have no defined white level: only their values tell.
             unusual = image.mode == "I" or bands_unsaid(image)
             if not unusual:
                 file = getattr(image, "fp", None)
                 if file is None:
-                    with open_again(path) as file:
+                    with open_bytes(path) as file:
                         unusual = not reaches_its_end(image, file)
                 else:
                     unusual = not reaches_its_end(image, file)
@@ -193,12 +252,15 @@ def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_L
             load_image(path, max_pixels=max_pixels)
 
 
-def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT) -> int | None:
+def largest_value(source: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> int | None:
     """The largest value of an image with 16 bits per channel, not counting transparency. None for all other images,
     and for formats that define their white level.
 
-    Raises BadImageError as `load_image` does.
+    Raises BadImageError as `load_picture` does.
     """
+    if in_chans not in COLOURS:
+        with reading(source):
+            return largest_of_bands(source, in_chans, max_pixels)
     with reading(source) as name, opened(source, name, max_pixels) as image:
         if white_of(image, 0):
             return None
@@ -209,9 +271,9 @@ def largest_value(source: str | os.PathLike[str] | bytes, max_pixels: int = PILL
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+def opened(source: Bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image and check its header: its size and the meaning of its bands. Only for use within `reading`."""
-    if not isinstance(source, bytes):
+    if not isinstance(source, bytes | Member):
         check_regular(name)
     try:
         image = open_image(source)
@@ -245,11 +307,11 @@ def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
         raise BadImageError(name, f"it has {width} x {height} pixels, more than max_pixels = {max_pixels}")
 
 
-def _unidentified(source: str | os.PathLike[str] | bytes) -> str:
+def _unidentified(source: Bytes) -> str:
     if isinstance(source, bytes):
         head = source[:1024]
     else:
-        with open(source, "rb") as file:
+        with open_bytes(source) as file:
             head = file.read(1024)
     if not head:
         return "the file is empty (0 bytes)"
@@ -286,18 +348,44 @@ def _upright(converted: Image.Image, original: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(plain)
 
 
-def resized_shape(height: int, width: int, size: int, crop_pct: float) -> tuple[int, int]:
-    """Height and width after the evaluation resize: the shorter side is floor(size / crop_pct), as in timm; the longer
-    one is truncated, as in torchvision."""
-    short = math.floor(size / crop_pct)
-    if width <= height:
-        return int(short * height / width), short
-    return short, int(short * width / height)
+def resized_shape(
+    height: int, width: int, size: int | Sequence[int], crop_pct: float, fit: Fit = "crop"
+) -> tuple[int, int]:
+    """Height and width of an image after the evaluation resize, before it is cropped or padded.
+
+    - crop: the smallest that covers floor(size / crop_pct) in both directions: for a square, the shorter side becomes
+      that, as in timm. The other side is truncated, as in torchvision.
+    - letterbox: the largest within `size`; the other side is rounded, and at least 1.
+    - stretch: `size`.
+    """
+    tall, wide = as_size(size)
+    if fit == "stretch":
+        return tall, wide
+    if fit == "letterbox":
+        by_width, by_height = (2 * wide * height + width) // (2 * width), (2 * tall * width + height) // (2 * height)
+        return max(1, min(tall, by_width)), max(1, min(wide, by_height))
+    tall, wide = math.floor(tall / crop_pct), math.floor(wide / crop_pct)
+    return max(tall, int(wide * height / width)), max(wide, int(tall * width / height))
 
 
 def crop_offset(length: int, size: int) -> int:
     """First pixel of a centre crop: round((length - size) / 2), rounding halves to even, as in torchvision."""
     return round((length - size) / 2)
+
+
+def spans(
+    height: int, width: int, size: int | Sequence[int], crop_pct: float, fit: Fit = "crop"
+) -> tuple["Span", "Span"]:
+    """How an image of height x width pixels becomes one of `size`, in each direction: the one geometry of all resizes
+    of whole images. An image that already has that size is left as it is."""
+    wanted = as_size(size)
+    shape = wanted if (height, width) == wanted else resized_shape(height, width, size, crop_pct, fit)
+    down, across = (
+        # Never cropped in a letterbox; what is lacking is shared out, the odd pixel behind.
+        Span(length, n, -((side - n) // 2) if fit == "letterbox" else crop_offset(n, side), side)
+        for length, n, side in zip((height, width), shape, wanted, strict=True)
+    )
+    return down, across
 
 
 # Pillow resizes the whole image, which is then cropped, unless this would make more than this many times the pixels of
@@ -306,32 +394,61 @@ def crop_offset(length: int, size: int) -> int:
 _WHOLE = 16
 
 
-def eval_transform(image: Image.Image, size: int, crop_pct: float, interpolation: Interpolation) -> np.ndarray:
-    """Resize the shorter side to floor(size / crop_pct), crop the centre: uint8 (S, S, C).
+def eval_transform(
+    image: Picture,
+    size: int | Sequence[int],
+    crop_pct: float,
+    interpolation: Interpolation,
+    fit: Fit = "crop",
+) -> np.ndarray:
+    """Bring a whole image to `size`, a number of pixels or (H, W): uint8 (H, W, C).
 
-    An image that is already S x S is left as it is, so that small images of the final size (CIFAR) are seen whole. The
-    resize is Pillow's (antialiased). Of a long, thin image, only the part inside the crop is resized; the result is the
-    same.
+    - crop: resize so that it covers floor(size / crop_pct) in both directions, and crop the centre.
+    - letterbox: resize so that all of it fits into `size`, and pad with grey (`PADDING`) on both sides.
+    - stretch: resize to `size`, whatever the shape.
+
+    An image that already has that size is left as it is, so that small images of the final size (CIFAR) are seen whole.
+    The resize is Pillow's (antialiased). Of a long, thin image, only the part inside the crop is resized; the result is
+    the same.
+
+    Raises:
+        ValueError: stretching an absurdly tall image would take too much memory.
     """
-    if image.size != (size, size):
-        height, width = resized_shape(image.height, image.width, size, crop_pct)
-        left, top = crop_offset(width, size), crop_offset(height, size)
-        if height * width > _WHOLE * size * size:
-            return _thin(
-                image, Span(image.height, height, top, size), Span(image.width, width, left, size), interpolation
-            )
-        image = image.resize((width, height), FILTERS[interpolation])
-        image = image.crop((left, top, left + size, top + size))
-    return _pixels(image)
+    wanted = tall, wide = as_size(size)
+    if (image.height, image.width) == wanted:
+        return _pixels(image)
+    down, across = spans(image.height, image.width, wanted, crop_pct, fit)
+    if down.resized * across.resized > _WHOLE * tall * wide:
+        return _thin(image, down, across, interpolation)
+    if fit == "stretch":
+        _refuse_tall(image.width, image.height, across.resized)
+    image = image.resize((across.resized, down.resized), FILTERS[interpolation])
+    if fit == "letterbox":
+        return _padded(_pixels(image), down, across)
+    return _pixels(image.crop((across.first, down.first, across.first + wide, down.first + tall)))
+
+
+def _padded(pixels: np.ndarray, down: "Span", across: "Span") -> np.ndarray:
+    """A resized image with the padding around it: uint8 (h, w, C) -> uint8 (H, W, C)."""
+    out = np.full((down.wanted, across.wanted, pixels.shape[2]), PADDING, np.uint8)
+    out[-down.first :, -across.first :][: down.resized, : across.resized] = pixels
+    return out
+
+
+def _refuse_tall(width: int, height: int, wanted: int) -> None:
+    """Raise ValueError if Pillow would need absurdly many pixels in between: before version 13 it starts horizontally,
+    whatever the shape."""
+    if wanted * height > PILLOW_LIMIT and not PILLOW_13 and width != wanted:
+        raise ValueError(f"resizing {width} x {height} pixels of it would need {wanted} x {height} in between")
 
 
 class Span(NamedTuple):
-    """A resize and crop along one axis, in pixels."""
+    """A resize and crop (or padding) along one axis, in pixels."""
 
     length: int  # of the image
-    resized: int  # length after the resize, before the crop
-    first: int  # first resized pixel inside the crop
-    wanted: int  # number of pixels inside the crop
+    resized: int  # length after the resize, before the crop or the padding
+    first: int  # first resized pixel of the result; negative: so many pixels of padding come before it
+    wanted: int  # number of pixels of the result
 
     def window(self, interpolation: Interpolation) -> tuple[int, int]:
         """Start and end of the image's pixels that the crop depends on."""
@@ -339,23 +456,32 @@ class Span(NamedTuple):
         return int(first[0]), int(last[-1])
 
 
-def _thin(image: Image.Image, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
-    """Resize and crop to uint8 (S, S, C), using memory in proportion to the result for any shape of the image."""
+def _thin(image: Picture, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
+    """Resize and crop to uint8 (H, W, C), using memory in proportion to the result for any shape of the image."""
     (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
     needed = torch.from_numpy(_pixels(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
     return _resample(needed, down, across, interpolation).permute(1, 2, 0).numpy()
 
 
 def eval_transform_tensor(
-    images: torch.Tensor, size: int, crop_pct: float, interpolation: Interpolation
+    images: torch.Tensor,
+    size: int | Sequence[int],
+    crop_pct: float,
+    interpolation: Interpolation,
+    fit: Fit = "crop",
 ) -> torch.Tensor:
-    """`eval_transform` for a batch on any device, with equal results: uint8 (B, C, H, W) -> uint8 (B, C, S, S)."""
+    """`eval_transform` for a batch on any device, with equal results: uint8 (B, C, h, w) -> uint8 (B, C, H, W)."""
     height, width = images.shape[-2:]
-    if (height, width) == (size, size):
+    wanted = as_size(size)
+    if (height, width) == wanted:
         return images
-    new_height, new_width = resized_shape(height, width, size, crop_pct)
-    down = Span(height, new_height, crop_offset(new_height, size), size)
-    return _cropped(images, down, Span(width, new_width, crop_offset(new_width, size), size), interpolation)
+    down, across = spans(height, width, wanted, crop_pct, fit)
+    if fit != "letterbox":
+        return _cropped(images, down, across, interpolation)
+    out = images.new_full((*images.shape[:-2], *wanted), PADDING)
+    inside = out[..., -down.first :, -across.first :][..., : down.resized, : across.resized]
+    inside.copy_(resize_tensor(images, down.resized, across.resized, interpolation))
+    return out
 
 
 def resize_tensor(images: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
@@ -457,21 +583,32 @@ def _largest_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, 
 
 
 def random_resized_crop(
-    image: Image.Image,
+    image: Picture,
     rng: np.random.Generator,
     scale: Sequence[float],
     ratio: Sequence[float],
-    size: int,
+    size: int | Sequence[int],
     interpolation: Interpolation,
 ) -> np.ndarray:
-    """A random part of the image (`random_boxes`), resized in one Pillow call: uint8 (S, S, C)."""
-    left, top, width, height = random_boxes(rng, 1, image.height, image.width, scale, ratio)[0].tolist()
-    if size * height > PILLOW_LIMIT and not PILLOW_13:  # horizontally first; only an absurd `ratio` gets here
-        raise ValueError(f"resizing {width} x {height} pixels of it would need {size} x {height} in between")
+    """A random part of the image (`random_boxes`), resized to `size` in one Pillow call: uint8 (H, W, C).
+
+    `ratio` is as in a recipe, see `box_ratio`.
+    """
+    tall, wide = as_size(size)
+    boxes = random_boxes(rng, 1, image.height, image.width, scale, box_ratio(ratio, size))
+    left, top, width, height = boxes[0].tolist()
+    _refuse_tall(width, height, wide)  # only an absurd `ratio` gets here
     box = (left, top, left + width, top + height)
-    return _pixels(image.resize((size, size), FILTERS[interpolation], box=box))
+    return _pixels(image.resize((wide, tall), FILTERS[interpolation], box=box))
 
 
-def _pixels(image: Image.Image) -> np.ndarray:
+def box_ratio(ratio: Sequence[float], size: int | Sequence[int]) -> tuple[float, float]:
+    """The range of width / height of the boxes of random crops, from that of a recipe (`augment.ratio`), which is
+    relative to the shape of the result: [3/4, 4/3] distorts by at most 4/3, in a square as in 96 x 160."""
+    tall, wide = as_size(size)
+    return ratio[0] * (wide / tall), ratio[1] * (wide / tall)
+
+
+def _pixels(image: Picture) -> np.ndarray:
     pixels = np.array(image)  # a copy: torch.from_numpy wants writable memory
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -1,6 +1,7 @@
 """Batches for training and evaluation, from arrays on the device or from files decoded by worker processes.
 
-Shapes: N images, B images per batch on one rank, C channels that the network sees, S side of the square images.
+Shapes: N images, B images per batch on one rank, C channels that the network sees, H x W pixels of its
+images.
 
 There is no hidden state: which images make up a batch, and how each is cropped, is a pure function of
 (seed, epoch, step, rank). A run that resumes in the middle of an epoch, or with another number of workers, gets the
@@ -28,13 +29,15 @@ from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decode import (
     BadImageError,
     BadImagesError,
+    box_ratio,
     eval_transform,
-    load_image,
+    load_picture,
     random_boxes,
     random_resized_crop,
     reading,
 )
-from excite.data.images import ArrayImages, FileImages
+from excite.data.images import ArrayImages, FileImages, label_tensor
+from excite.data.sampler import ClassSampler
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
@@ -68,7 +71,7 @@ class Request:
 
 @dataclass
 class Decoded:
-    """A worker's answer: pixels uint8 (B, S, S, C), labels and indices int64 (B,), and the broken files."""
+    """A worker's answer: pixels uint8 (B, H, W, C), labels and indices int64 (B,), and the broken files."""
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -100,7 +103,7 @@ class FileDecoder(Dataset[Decoded]):
         self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int, rule: Rule | None = None
     ) -> None:
         self.files, self.data, self.augment, self.seed = files, data, augment, seed
-        self.size = data.evaluation_size if augment is None else data.image_size
+        self.size = data.evaluation_size if augment is None else data.training_size
         rule = rule or ("val" if augment is None else "train")
         self.key = f"data.on_bad_{rule}"
         self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
@@ -119,8 +122,7 @@ class FileDecoder(Dataset[Decoded]):
         return decoded
 
     def _decoded(self, request: Request) -> Decoded:
-        size, channels = self.size, self.data.in_chans
-        pixels = np.empty((len(request.indices), size, size, channels), dtype=np.uint8)
+        pixels = np.empty((len(request.indices), *self.size, self.data.in_chans), dtype=np.uint8)
         used: list[int] = []
         bad: list[tuple[str, str]] = []
         fatal: ExciteError | None = None
@@ -143,23 +145,22 @@ class FileDecoder(Dataset[Decoded]):
                     )
             if fatal is not None:
                 break
-        labels = torch.tensor([self.files.labels[i] for i in used], dtype=torch.int64)
+        labels = label_tensor(self.files.labels, used)
         return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        path, white = self.files.paths[index], self.files.white
-        mode: Literal["L", "RGB"] = "L" if data.in_chans == 1 else "RGB"
+        path, white = self.files.source(index), self.files.white
         with reading(path):
             if augment is None or augment.crop != "random_resized":
-                image = load_image(path, mode, data.max_pixels, white=white)
-                return eval_transform(image, self.size, data.crop_pct, data.interpolation)
+                image = load_picture(path, data.in_chans, data.max_pixels, white=white)
+                return eval_transform(image, self.size, data.crop_pct, data.interpolation, data.fit)
             # Large JPEGs are decoded at a fraction of their size if the smallest crop still has enough pixels.
             thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
-            enough = math.ceil(data.image_size / math.sqrt(thinnest))
-            image = load_image(path, mode, data.max_pixels, enough, white)
+            enough = math.ceil(math.sqrt(math.prod(self.size)) / math.sqrt(thinnest))
+            image = load_picture(path, data.in_chans, data.max_pixels, enough, white)
             rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
-            return random_resized_crop(image, rng, augment.scale, augment.ratio, data.image_size, data.interpolation)
+            return random_resized_crop(image, rng, augment.scale, augment.ratio, self.size, data.interpolation)
 
 
 class _Plan(Sampler[Request]):
@@ -256,7 +257,7 @@ class _Loader:
         return list(self._bad.items())
 
     def _pixels(self, arrays: ArrayImages, index: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, C, S, S); a single stored grey channel is repeated without copying it."""
+        """uint8 (B, C, H, W); a single stored grey channel is repeated without copying it."""
         return arrays.images.index_select(0, index).expand(-1, self.data.in_chans, -1, -1)
 
     def _checked(self, decoded: Decoded) -> Decoded:
@@ -308,10 +309,11 @@ class TrainLoader(_Loader):
     `drop_last`, an incomplete last slice is dropped, unless it is the only one (fewer than B * world images). If it is
     kept, it is filled up from the beginning of the order so that every rank has the same number of images. With
     `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019), a slice holds B * world / r
-    images, r copies each, and an epoch still has the same number of slices. Each image is cropped with its own
-    generator, seeded by (seed, epoch, image number).
+    images, r copies each, and an epoch still has the same number of slices. With `data.sampler`, an epoch's order is
+    that of `excite.data.sampler.ClassSampler`, of as many images as the epoch's slices hold. Each image is cropped
+    with its own generator, seeded by (seed, epoch, image number).
 
-    Yields `images` uint8 (B, C, S, S) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
+    Yields `images` uint8 (B, C, H, W) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
     is applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
 
     With `shards`, this rank stands for so many of a job of world * shards ranks: `rank`, `rank` + world and so on. It
@@ -336,6 +338,16 @@ class TrainLoader(_Loader):
         self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
         self._files: _FileBatches | None = None
+        self._sampler: ClassSampler | None = None
+        if data_config.sampler is not None:
+            labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels
+            length = min(len(images), self.steps_per_epoch * self._distinct)
+            self._sampler = ClassSampler(labels, data_config.sampler, seed, length)
+
+    @property
+    def _distinct(self) -> int:
+        """Images in a slice, not counting copies."""
+        return math.ceil(self.batch_size * self.world / self.augment.repeats)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -353,12 +365,12 @@ class TrainLoader(_Loader):
         Copies are as far apart as their batch allows, because mixup and CutMix mix neighbours.
         """
         count, repeats = len(self.images), self.augment.repeats
-        order = epoch_order(count, self.seed, epoch)
+        order = epoch_order(count, self.seed, epoch) if self._sampler is None else self._sampler.order(epoch)
         if repeats == 1:
             return order
-        distinct = math.ceil(self.batch_size * self.world / repeats)
-        slices = [order[step * distinct :][:distinct] for step in range(self.steps_per_epoch)]
-        return np.concatenate([images + copy * count for images in slices for copy in range(repeats)])
+        slices = [order[step * self._distinct :][: self._distinct] for step in range(self.steps_per_epoch)]
+        copies = [draws % count + (draws // count * repeats + k) * count for draws in slices for k in range(repeats)]
+        return np.concatenate(copies)
 
     def _share(self, order: np.ndarray, step: int) -> np.ndarray:
         total = self.batch_size * self.world
@@ -396,15 +408,16 @@ class TrainLoader(_Loader):
 
     def _crop(self, pixels: torch.Tensor, epoch: int, step: int) -> torch.Tensor:
         """Random crops of this rank's batch, or of those that it stands for, each computed for itself."""
-        cropped = pixels.new_empty(*pixels.shape[:2], self.data.image_size, self.data.image_size)
+        size = self.data.training_size
+        cropped, ratio = pixels.new_empty(*pixels.shape[:2], *size), box_ratio(self.augment.ratio, size)
         count = self.shards or 1
         for shard in range(count):
             rng = np.random.default_rng((ARRAY_CROP, self.seed, epoch, step, self.rank + self.world * shard))
             own = pixels[shard::count]
             height, width = own.shape[2:]
-            boxes = random_boxes(rng, len(own), height, width, self.augment.scale, self.augment.ratio)
+            boxes = random_boxes(rng, len(own), height, width, self.augment.scale, ratio)
             with nullcontext() if self.shards is None else one_thread():
-                crops = crop_and_resize(own, boxes, self.data.image_size, self.data.interpolation)
+                crops = crop_and_resize(own, boxes, size, self.data.interpolation)
             if count == 1:
                 return crops
             cropped[shard::count] = crops
@@ -414,7 +427,7 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """Evaluation batches of one rank: every image exactly once over all ranks, for any batch size.
 
-    Yields pixels uint8 (B, C, S, S), labels int64 (B,) and positions in `images` int64 (B,), on the device. Rank r has
+    Yields pixels uint8 (B, C, H, W), labels int64 (B,) and positions in `images` int64 (B,), on the device. Rank r has
     images r, r + world, ...; ranks may differ by one image, and the last batch may be small. With `by_batch`, it has
     batches r, r + world, ... of those that a single rank would have, which are therefore the same in every job. Broken
     images follow data.on_bad_val (or data.on_bad_train with `rule` "train"): "stop" raises BadImagesError; with "skip",

@@ -5,13 +5,15 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.decode import ImageSource, Interpolation, eval_transform, load_image, reading
+from excite.data.decode import Fit, ImageSource, Interpolation, Picture, eval_transform, load_picture, reading
 from excite.data.pixels import FULL_WHITE
 from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError, nearest
+from excite.size import Size, as_size, plain_size
 
 
 def normalize(
@@ -34,38 +36,59 @@ def _constants(
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Evaluation preprocessing: decode, resize and crop (`load`), then normalise (`normalize`).
+    """Evaluation preprocessing: decode and fit to the size (`load`), then normalise (`normalize`).
 
-    `white` is the white level of images with 16 bits per channel, such as 4095 for a 12-bit camera.
+    `image_size` is a number of pixels, or (height, width) if they differ; `size` is always the latter. `white` is the
+    white level of images with 16 bits per channel, such as 4095 for a 12-bit camera.
     """
 
-    image_size: int
+    image_size: int | tuple[int, int]
     crop_pct: float
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
     in_chans: int
     white: int = FULL_WHITE
+    fit: Fit = "crop"
+
+    def __post_init__(self) -> None:
+        height, width = self.size
+        object.__setattr__(self, "image_size", height if height == width else (height, width))
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the network's images, in pixels."""
+        return as_size(self.image_size)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the network's images."""
+        return (self.in_chans, *self.size)
 
     def to_dict(self) -> PreprocessingValues:
-        """Plain numbers, strings and lists, for JSON or a safetensors header; `white` only if it is not 65535."""
+        """Plain numbers, strings and lists, for JSON or a safetensors header; `white` only if it is not 65535, `fit`
+        only if it is not "crop"."""
         values: PreprocessingValues = {
-            "image_size": self.image_size,
+            "image_size": plain_size(self.image_size),
             "crop_pct": self.crop_pct,
             "interpolation": self.interpolation,
             "mean": list(self.mean),
             "std": list(self.std),
             "in_chans": self.in_chans,
             "white": self.white,
+            "fit": self.fit,
         }
-        if self.white == FULL_WHITE:  # as before this key existed, so that stored predictions still match
+        # As before these keys existed, so that stored predictions still match.
+        if self.white == FULL_WHITE:
             del values["white"]
+        if self.fit == "crop":
+            del values["fit"]
         return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`. Raises ExciteError for a missing or unknown key."""
-        values = {"white": FULL_WHITE, **values}
+        values = {"white": FULL_WHITE, "fit": "crop", **values}
         names = [field.name for field in fields(cls)]
         for key in values:
             if key not in names:
@@ -77,12 +100,15 @@ class Preprocessing:
         return cls(**plain)
 
     def load(self, path: ImageSource, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
-        """Read an image file, or pixels in memory: uint8 (C, S, S). Raises BadImageError if that fails."""
+        """Read an image file, or pixels in memory: uint8 (C, H, W). Raises BadImageError if that fails."""
         with reading(path):
-            image = load_image(path, "L" if self.in_chans == 1 else "RGB", max_pixels, white=self.white)
-            pixels = eval_transform(image, self.image_size, self.crop_pct, self.interpolation)
-            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+            image = load_picture(path, self.in_chans, max_pixels, white=self.white)
+            return torch.from_numpy(self.fitted(image)).permute(2, 0, 1).contiguous()
+
+    def fitted(self, image: Picture) -> np.ndarray:
+        """Bring an image of any size to the network's (see `eval_transform`): uint8 (H, W, C)."""
+        return eval_transform(image, self.size, self.crop_pct, self.interpolation, self.fit)
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """uint8 (B, C, S, S) -> normalised `dtype` of the same shape; a single channel is repeated to `in_chans`."""
+        """uint8 (B, C, H, W) -> normalised `dtype` of the same shape; a single channel is repeated to `in_chans`."""
         return normalize(images.expand(-1, self.in_chans, -1, -1), self.mean, self.std, dtype)

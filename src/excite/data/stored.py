@@ -5,15 +5,17 @@ from typing import Literal, NotRequired, TypedDict
 
 
 class PreprocessingValues(TypedDict):
-    """A :class:`excite.data.Preprocessing` in JSON; ``white`` is only there if it is not 65535."""
+    """A :class:`excite.data.Preprocessing` in JSON; ``white`` is only there if it is not 65535, ``fit`` only if it is
+    not "crop". ``image_size`` is [height, width] for images that are not square."""
 
-    image_size: int
+    image_size: int | list[int]
     crop_pct: float
     interpolation: Literal["bicubic", "bilinear"]
     mean: list[float]
     std: list[float]
     in_chans: int
     white: NotRequired[int]
+    fit: NotRequired[Literal["crop", "letterbox", "stretch"]]
 
 
 class KnownPreprocessing(TypedDict, total=False):
@@ -27,3 +29,4 @@ class KnownPreprocessing(TypedDict, total=False):
     std: Sequence[float]
     in_chans: int
     white: int
+    fit: str

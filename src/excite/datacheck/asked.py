@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from excite.data.catalog import SOURCES
+from excite.data.root import source_of
 from excite.errors import ExciteError
 from excite.recipe import Recipe, load_recipe, overridden
 from excite.weights.locate import EMA, WEIGHTS, run_folder
@@ -36,7 +37,8 @@ def data_recipe(source: str | Path | None, words: Sequence[str]) -> Recipe:
     given = overridden(words)
     if source is not None and "data.root" in given:
         raise ExciteError(f"give the data once: as {str(source)!r} or as data.root")
-    more = [] if source is None else [f"data.root={source}"]
+    kind = None if source is None or "data.source" in given else source_of(str(source))
+    more = [] if source is None else [f"data.root={source}", *([f"data.source={kind}"] if kind else [])]
     recipe = load_recipe(BASE, [*more, *words])
     side = SOURCES[recipe.data.source].side
     if side is not None and "data.image_size" not in given:

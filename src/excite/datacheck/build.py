@@ -167,7 +167,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
     book.copies()
     book.odd("constant", files.constant(looks))
     book.odd("endings", files.endings(items, looks))
-    book.odd("tiny", files.tiny(looks, opened.recipe.data.image_size))
+    book.odd("tiny", files.tiny(looks, min(opened.recipe.data.training_size)))
     book.odd("shapes", files.shapes(looks))
     book.odd("modes", files.modes(looks))
     good = looks.good
@@ -187,7 +187,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
             "data": opened.recipe.data.root or opened.recipe.data.source,
             "images": {name: int((items.parts == k).sum()) for k, name in enumerate(PARTS) if (items.parts == k).any()},
             "classes": len(items.classes),
-            "image_size": opened.recipe.data.image_size,
+            "image_size": by_text(opened.recipe.data.training_size),
             "features": features.source,
             "weights_sha256": opened.weights,
             "looked_at_now": looks.fresh,

@@ -121,7 +121,7 @@ class AboutCheck(TypedDict):
     data: str
     images: dict[str, int]
     classes: int
-    image_size: int
+    image_size: str
     features: str
     weights_sha256: str | None
     looked_at_now: int

@@ -7,6 +7,9 @@ import numpy as np
 
 from excite.data import ArrayImages, DataSets, FileImages
 from excite.data.decode import ImageSource, check_regular
+from excite.data.labels import several
+from excite.data.packed import Member, open_bytes
+from excite.errors import ExciteError
 
 #: Names of the parts, for people and for files: as in ``DataSets``.
 PARTS = ("training", "validation", "test")
@@ -58,8 +61,10 @@ class Items:
         images, at = self.where(item)
         if isinstance(images, ArrayImages):
             return images.images[at].permute(1, 2, 0).contiguous().numpy()
-        check_regular(images.paths[at])
-        with open(images.paths[at], "rb") as file:
+        source = images.source(at)
+        if not isinstance(source, Member):
+            check_regular(source)
+        with open_bytes(source) as file:
             return file.read()
 
     def stamp(self, item: int) -> bytes:
@@ -68,9 +73,10 @@ class Items:
         if isinstance(images, ArrayImages):
             pixels = images.images[at]
             return repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()
-        path = os.path.abspath(images.paths[at])
+        source = images.source(at)
+        path = os.path.abspath(source)
         try:
-            found = os.stat(path)
+            found = os.stat(source.file if isinstance(source, Member) else path)
         except OSError:
             return os.fsencode(path)
         return os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\0{images.white}".encode()
@@ -91,9 +97,11 @@ class Items:
 
 
 def all_items(data: DataSets, max_pixels: int) -> Items:
-    """All images of an opened source, part by part."""
+    """All images of an opened source, part by part. Raises ExciteError if they may have several labels."""
     held = [data.train, data.val, data.test]
     sets = [images for images in held if images is not None]
+    if any(several(images.labels) for images in sets):
+        raise ExciteError("excite data check does not handle images with several labels yet")
     labels = [np.asarray(images.labels, dtype=np.int64) for images in sets]
     numbers = [np.full(len(images), part, np.int64) for part, images in enumerate(held) if images is not None]
     names: list[str] = [name for images in sets for name in images.names]

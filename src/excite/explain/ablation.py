@@ -1,6 +1,6 @@
 """The contribution of each gate: accuracy with the gate fixed at its mean, and time without it.
 
-Notation: N images, C channels, S pixels per side.
+Notation: N images, C channels, H x W pixels.
 """
 
 import statistics
@@ -265,7 +265,7 @@ def time_without_gates(
         ExciteError: there is no such gate.
     """
     p = predictor.preprocessing
-    shape = (batch, p.in_chans, p.image_size, p.image_size)
+    shape = (batch, *p.shape)
     images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
     step = inference_step(predictor.model, images, predictor.precision)
     networks: list[Sequence[str]] = [(), *groups]

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from excite.explain.figures import COLUMNS, choose_depths
 from excite.explain.images import ExplainedImage, GateAnswer
 from excite.pages.figures import COLORS, shortened, style, write
+from excite.pages.pictures import visible
 from excite.text import printable
 
 #: Perceptually uniform and readable for colour-blind readers (see Matplotlib's documentation of its colour maps).
@@ -39,13 +40,12 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
 
 
 def _shown(explained: ExplainedImage) -> np.ndarray:
-    """(S, S, 3) or (S, S) uint8."""
-    pixels = explained.pixels.numpy()
-    return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    """(H, W, 3) or (H, W) uint8."""
+    return visible(explained.pixels.numpy().transpose(1, 2, 0))
 
 
 def _gray(explained: ExplainedImage) -> np.ndarray:
-    """float64 (S, S) in 0..1: gray, so that the picture's colours are not confused with the heat map."""
+    """float64 (H, W) in 0..1: gray, so that the picture's colours are not confused with the heat map."""
     shown = _shown(explained).astype(np.float64) / 255
     return shown if shown.ndim == 2 else shown @ np.array([0.299, 0.587, 0.114])
 

@@ -1,6 +1,6 @@
 """Explain one image: its classes, Grad-CAM, and what each gate did to it.
 
-Notation: C channels, H x W positions, S pixels per side.
+Notation: C channels, H x W pixels or positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,11 +93,11 @@ class ExplainedImage:
 
     Attributes:
         path: path of the image.
-        pixels: uint8 (1 or 3, S, S), the network's input before normalisation.
+        pixels: uint8 (C, H, W), the network's input before normalisation.
         top: (class name, probability), most likely first.
         target: the class for ``cam``.
         layer: the module whose maps ``cam`` was computed from.
-        cam: float32 (S, S) in 0..1, the evidence for ``target`` at each position; all 0 if there is none.
+        cam: float32 (H, W) in 0..1, the evidence for ``target`` at each position; all 0 if there is none.
         gates: gate name -> what the gate did.
     """
 
@@ -232,12 +232,12 @@ def check_layer(name: str, model: nn.Module) -> nn.Module:
 
 
 def grad_cam(model: nn.Module, layer: str, x: Tensor, target: int) -> Tensor:
-    """Grad-CAM (Selvaraju et al., arXiv 1610.02391, section 3) by Captum: float32 (S, S) in 0..1.
+    """Grad-CAM (Selvaraju et al., arXiv 1610.02391, section 3) by Captum: float32 (H, W) in 0..1.
 
     Args:
-        model: network in eval mode: (1, C, S, S) -> logits (1, K).
+        model: network in eval mode: (1, C, H, W) -> logits (1, K).
         layer: name of a module that outputs a map.
-        x: normalised image (1, C, S, S).
+        x: normalised image (1, C, H, W).
         target: index of the class.
 
     Raises:

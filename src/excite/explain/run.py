@@ -34,6 +34,7 @@ from excite.logits import NoFiniteLogits, sentence
 from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.pages.figures import dispensable
 from excite.pages.inline import Cell, Thumbnail, show_table
+from excite.pages.pictures import bands_shown
 from excite.pages.tables import to_csv
 from excite.progress import Progress
 from excite.recipe import Overrides
@@ -289,6 +290,7 @@ def explain(
         opened = source
     else:
         opened = open_trained(source, overrides, device=device, precision=precision, limits={"limit_val": limit})
+    opened.one_class_each("excite explain")
     predictor = opened.predictor
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:
@@ -310,6 +312,8 @@ def explain(
     tell = progress or (lambda what, done, total: None)
     if studied:
         _study(result, opened, ablation, timing, batch, tell)
+    if images and (said := bands_shown(predictor.preprocessing.in_chans)):
+        notes.append(said)
     for i, path in enumerate(images):
         try:
             explained = explain_image(predictor, path, result.statistics, target=target, layer=layer, top_k=top_k)

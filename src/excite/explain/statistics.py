@@ -297,7 +297,7 @@ def collect_scales(
 
     Args:
         predictor: a network from ``excite.load``.
-        batches: uint8 images (N, C, S, S), int64 labels (N,), positions (N,), as from ``EvalLoader``.
+        batches: uint8 images (N, C, H, W), int64 labels (N,), positions (N,), as from ``EvalLoader``.
         progress: called with (images done, ``total``) after each batch.
         total: number of images, for ``progress``.
         without: a list to which the positions of images without finite logits are added.

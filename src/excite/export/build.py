@@ -123,7 +123,7 @@ def export(
         calibrate: images for int8 calibration; None: the run's training images.
         verify: images for verification, see ``excite.export.images.open_samples``; None: the run's validation images.
         images: the most images for verification, drawn with a fixed seed; 0: all.
-        input: ``uint8``: (N, H, W, C) of any size, preprocessed inside; ``float``: (N, C, S, S) in 0..1, as resized.
+        input: ``uint8``: (N, h, w, C) of any size, preprocessed inside; ``float``: (N, C, H, W) in 0..1, as resized.
         opset: ONNX opset.
         tolerance: largest difference of logits allowed, relative to the largest logit.
         max_drop: top-1 accuracy that int8 may cost, in percentage points.

@@ -2,7 +2,7 @@
 
 Supports networks of excite and of timm (``model.name=timm:...``), with or without grafted gates.
 
-Notation: N images, C channels, H x W pixels of the image, S side of the network's input, K classes.
+Notation: N images, C channels, h x w pixels of the image, H x W of the network's input, K classes.
 """
 
 import copy
@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from excite.data import Preprocessing
 from excite.errors import ExciteError
 from excite.export.norms import fold_norms
-from excite.export.resize import resize_and_crop
+from excite.export.resize import fitted
 from excite.gates import Gate
 from excite.models import fold
 from excite.models.folding import FoldedGate
@@ -32,9 +32,10 @@ _NO_LOGITS = "this network outputs feature maps, not logits; export one with a c
 class Deployable(nn.Module):
     """A module from pixels to logits, float32 (N, K).
 
-    With ``uint8`` the input is (N, H, W, C), C being 3 (RGB) or 1 (gray), with any H and W, which are the same for all
-    images of a batch; it is resized, cropped and normalised as in ``excite predict``. With ``float`` the input is
-    float32 (N, C, S, S) in 0..1, already resized and cropped; it is only normalised.
+    With ``uint8`` the input is (N, h, w, C), C being 3 (RGB), 1 (gray) or a number of bands, with any h and w, which
+    are the same for all images of a batch; it is brought to H x W (cropped, padded or stretched) and normalised as in
+    ``excite predict``. With ``float`` the input is float32 (N, C, H, W) in 0..1, already brought to that size; it is
+    only normalised.
 
     Args:
         model: a network from ``create_model``, also one of timm, in evaluation mode; it is not changed.
@@ -42,7 +43,7 @@ class Deployable(nn.Module):
         kind: ``uint8`` or ``float``.
 
     Raises:
-        ExciteError: the model cannot be folded, outputs no logits, or has other than 1 or 3 input channels.
+        ExciteError: the model cannot be folded, or outputs no logits.
     """
 
     scale: Tensor
@@ -50,10 +51,6 @@ class Deployable(nn.Module):
 
     def __init__(self, model: nn.Module, preprocessing: Preprocessing, kind: InputKind) -> None:
         super().__init__()
-        if preprocessing.in_chans not in (1, 3):
-            raise ExciteError(
-                f"only images with 1 or 3 channels can be exported, but this network takes {preprocessing.in_chans}"
-            )
         self.folded = not is_timm_model(model)
         self.net: nn.Module = _folded(model) if self.folded else _ready(model)
         self.preprocessing, self.kind = preprocessing, kind
@@ -67,19 +64,20 @@ class Deployable(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if self.kind == "uint8":
             p = self.preprocessing
-            image = resize_and_crop(image.permute(0, 3, 1, 2), p.image_size, p.crop_pct, p.interpolation)
+            image = fitted(image.permute(0, 3, 1, 2), p.size, p.crop_pct, p.interpolation, p.fit)
         return self.net(image * self.scale + self.shift)
 
     def trace(self) -> ExportedProgram:
         """Trace the graph for any number of images and, with ``uint8``, any image size."""
-        size, channels = self.preprocessing.image_size, self.preprocessing.in_chans
+        channels, height, width = self.preprocessing.shape
         dynamic: dict[int, object] = {0: Dim.DYNAMIC}
         if self.kind == "uint8":
-            # All sizes differ from each other and from S, so that the tracer does not identify any of them.
-            example = torch.zeros(2, size + 3, size + 5, channels, dtype=torch.uint8)
+            # All sizes differ from each other and from H and W, so that the tracer does not identify any of them.
+            side = max(height, width)
+            example = torch.zeros(2, side + 3, side + 5, channels, dtype=torch.uint8)
             dynamic |= {1: Dim.DYNAMIC, 2: Dim.DYNAMIC}
         else:
-            example = torch.zeros(2, channels, size, size)
+            example = torch.zeros(2, channels, height, width)
         with torch.no_grad():
             program = torch.export.export(self.eval(), (example,), dynamic_shapes={INPUT: dynamic}, strict=False)
             if not self.folded:

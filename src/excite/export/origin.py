@@ -99,13 +99,13 @@ def describe(predictor: Predictor, located: Located, kind: str) -> ArtefactMeta:
         located: its origin.
         kind: ``uint8`` or ``float``, see ``Deployable``.
     """
-    size, channels = predictor.preprocessing.image_size, predictor.preprocessing.in_chans
+    channels, height, width = predictor.preprocessing.shape
     image: PortMeta = {
         "name": "image",
         "dtype": "uint8" if kind == "uint8" else "float32",
-        "shape": ["N", "H", "W", channels] if kind == "uint8" else ["N", channels, size, size],
+        "shape": ["N", "H", "W", channels] if kind == "uint8" else ["N", channels, height, width],
         "range": [0, 255] if kind == "uint8" else [0, 1],
-        "colour": "gray" if channels == 1 else "RGB",
+        "colour": {1: "gray", 3: "RGB"}.get(channels, f"{channels} bands"),
     }
     meta = predictor.meta
     return {

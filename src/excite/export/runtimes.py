@@ -4,7 +4,7 @@ Running one session over many images would miss a wrong first call, and image si
 OpenVINO 2026.4 gave wrong results in the first call of a graph with a conditional, and, with an absolute value of
 integers, for images smaller than the network's input; ONNX Runtime was right.
 
-Notation: N images, H x W pixels, C channels, S side of the network's input, K classes.
+Notation: N images, H x W pixels, C channels, K classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -73,10 +73,10 @@ class Asked:
 def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
     """Test cases of the network's image size and, for ``uint8``, a larger and a narrow one; 1 to 3 images each."""
     p = predictor.preprocessing
-    size = p.image_size
-    shapes = [(1, size, size), (3, size, size)]
+    tall, wide = p.size
+    shapes = [(1, tall, wide), (3, tall, wide)]
     if kind == "uint8":
-        shapes += [(1, size + size // 2 + 1, 2 * size + 3), (2, 2 * size + 1, size // 2 + 1)]
+        shapes += [(1, tall + tall // 2 + 1, 2 * wide + 3), (2, 2 * tall + 1, wide // 2 + 1)]
     cases: list[Case] = []
     for count, height, width in shapes:
         rng = np.random.default_rng(len(cases))
@@ -250,5 +250,5 @@ def macs_of(predictor: Predictor) -> float:
     """Multiply-accumulates of the network for one image."""
     p = predictor.preprocessing
     with FlopCounterMode(display=False) as counter:
-        predictor.logits(torch.zeros(1, p.in_chans, p.image_size, p.image_size, dtype=torch.uint8))
+        predictor.logits(torch.zeros(1, *p.shape, dtype=torch.uint8))
     return counter.get_total_flops() / 2

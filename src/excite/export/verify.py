@@ -14,7 +14,7 @@ import torch
 from excite.export.deployable import InputKind
 from excite.export.images import Samples, prepare
 from excite.export.sessions import Run
-from excite.logits import NO_CLASS, predicted
+from excite.logits import NO_CLASS, hits, predicted
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.runtime.timing import in_turns
@@ -84,7 +84,7 @@ def to_input(pixels: np.ndarray, kind: InputKind) -> np.ndarray:
 
 
 def reference_logits(predictor: Predictor, pixels: np.ndarray) -> np.ndarray:
-    """Images prepared by Pillow, uint8 (N, S, S, C) -> logits float32 (N, K), as in ``excite predict``."""
+    """Images prepared by Pillow, uint8 (N, H, W, C) -> logits float32 (N, K), as in ``excite predict``."""
     return predictor.logits(torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))).cpu().numpy()
 
 
@@ -134,12 +134,12 @@ def _folds(predictor: Predictor) -> bool:
 
 def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads: int) -> str:
     """A sentence on what was timed, for the model and the artefacts."""
-    size = predictor.preprocessing.image_size
+    height, width = predictor.preprocessing.size
     norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded only in the artefact"
     resize = "" if kind == "float" else ", including the artefact's resize to the same size"
     return (
-        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared {size} x {size} "
-        f"pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
+        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared "
+        f"{height} x {width} pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
     )
 
 
@@ -157,10 +157,11 @@ def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterato
         yield pending
 
 
-def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
+def _accuracy(logits: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> float | None:
+    """Top-1 in percent; of images with several labels, the share whose most likely class is one of them."""
     if labels is None:
         return None
-    return 100 * float((predicted(torch.from_numpy(logits)).numpy() == np.asarray(labels)).mean())
+    return 100 * float(hits(torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))).double().mean())
 
 
 def _time(

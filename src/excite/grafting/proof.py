@@ -340,11 +340,11 @@ def _load_state(model: nn.Module, tensors: dict[str, Tensor], path: str) -> None
 
 def _timm_preprocessing(model: nn.Module) -> Preprocessing | None:
     config = getattr(model, "pretrained_cfg", None) or {}
-    channels, height, width = config.get("input_size", (0, 0, 1))
-    if height != width or config.get("interpolation") not in ("bilinear", "bicubic", "lanczos"):
+    channels, height, width = config.get("input_size", (0, 0, 0))
+    if not height or config.get("interpolation") not in ("bilinear", "bicubic", "lanczos"):
         return None
     mean, std = tuple(config["mean"]), tuple(config["std"])
-    return Preprocessing(height, config.get("crop_pct", 0.875), config["interpolation"], mean, std, channels)
+    return Preprocessing((height, width), config.get("crop_pct", 0.875), config["interpolation"], mean, std, channels)
 
 
 def proof_images(source: Network, folder: str | None) -> tuple[Tensor, str]:

@@ -280,8 +280,7 @@ def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: i
 
     Batch norms are not folded: copies folded as in ``excite predict`` would double the memory.
     """
-    p = predictor.preprocessing
-    images = torch.randn(batch, p.in_chans, p.image_size, p.image_size, device=predictor.device)
+    images = torch.randn(batch, *predictor.preprocessing.shape, device=predictor.device)
     images = images.contiguous(memory_format=torch.channels_last)
     steps = {i: inference_step(network, images, predictor.precision) for i, network in enumerate(networks)}
     timed = in_turns(steps, predictor.device, rounds=(rounds, rounds), passes=3)

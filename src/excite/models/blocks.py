@@ -1,6 +1,5 @@
 """Residual blocks. Notation: N images, C channels, H x W positions."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -15,10 +14,10 @@ from excite.models.convolution import conv
 from excite.models.selective_kernel import SelectiveKernel, SelectiveKernelOptions
 from excite.ops import excite_residual, norm_excite_residual
 from excite.ops.boundaries import NotScriptable, is_plain, is_symbolic, one_node
+from excite.size import Size
 
 POSITIONS = ("standard", "pre", "post", "identity")
 
-Size = tuple[int, int]
 #: Dilations in a stage with dilated convolutions: that of the block's first 3x3 (in the first block, the previous
 #: stage's), and the stage's own.
 Dilation = tuple[int, int]
@@ -28,14 +27,6 @@ def out_size(size: Size, kernel: int, stride: int, padding: int) -> Size:
     """Size of the map after a convolution or (floor-mode) pooling."""
     h, w = ((n + 2 * padding - kernel) // stride + 1 for n in size)
     return h, w
-
-
-def as_size(image_size: int | Sequence[int]) -> Size:
-    """A number or (height, width) -> (height, width)."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(pair) != 2 or any(not isinstance(n, int) or n < 1 for n in pair):
-        raise ExciteError(f"image_size must be a number of pixels or (height, width), not {image_size!r}")
-    return pair
 
 
 @dataclass(frozen=True)

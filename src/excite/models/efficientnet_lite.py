@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from excite.gates import GateSpec, create_gate
 from excite.models.activation import activation, norm_act
 from excite.models.base import Classifier, Stage
-from excite.models.blocks import BlockOptions, ResidualBlock, Size, as_size, out_size
+from excite.models.blocks import BlockOptions, ResidualBlock, out_size
 from excite.models.convolution import conv, set_conv_padding
 from excite.models.resnet import check_choices, check_rates, set_batch_norms
+from excite.size import Size, as_size
 
 #: (kernel, stride, expansion) of the seven stages: Tan and Le, arXiv 1905.11946, table 1.
 STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))

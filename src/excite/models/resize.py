@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from excite.errors import ExciteError
 from excite.gates import Gate
 from excite.models.base import Classifier
-from excite.models.blocks import as_size
 from excite.models.timm_models import is_timm_model
+from excite.size import as_size, plain_size
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +33,7 @@ def resize_gates(model: Model, image_size: int | Sequence[int]) -> Model:
     if isinstance(model, Classifier) or is_timm_model(model):
         described: Any = model
         described.image_size = size
-        described.model_args["image_size"] = size[0] if size[0] == size[1] else list(size)
+        described.model_args["image_size"] = plain_size(size)
         if is_timm_model(model):  # ours derive it from their image_size
             described.input_size = (described.in_chans, *size)
     return model

@@ -15,12 +15,11 @@ from excite.models.blocks import (
     BlockOptions,
     Bottleneck,
     ResidualBlock,
-    Size,
-    as_size,
     out_size,
 )
 from excite.models.convolution import conv, set_conv_padding
 from excite.models.selective_kernel import BlockConvSpec, block_conv_options
+from excite.size import Size, as_size
 
 #: PyTorch's default momentum of batch norm.
 TORCH_MOMENTUM = 0.1

@@ -10,10 +10,11 @@ from excite.gates import GateSpec, create_gate
 from excite.gates.base import must_be_called
 from excite.models.activation import activation, norm_act
 from excite.models.base import Classifier, Stage
-from excite.models.blocks import Size, as_size, out_size
+from excite.models.blocks import out_size
 from excite.models.resnet import check_rates, set_batch_norms
 from excite.ops import excite_residual, norm_excite_residual
 from excite.ops.boundaries import NotScriptable, is_plain
+from excite.size import Size, as_size
 
 #: The reference's gate. With ``gate=None``, it is the ungated twin, which the reference does not have.
 SE_WITHOUT_BIAS = {"name": "se", "bias": False}

@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.data.stored import KnownPreprocessing
 from excite.errors import ExciteError, first_line, install_line, nearest
-from excite.models.blocks import as_size
 from excite.models.catalog import ModelArgs
+from excite.size import as_size, plain_size
 
 PREFIX = "timm:"
 #: Environment variable: a folder with timm (and torchvision), for those who do not want them in excite's environment.
@@ -163,7 +163,7 @@ def create_timm_model(
     except Exception as error:  # timm checks little itself, so nearly any error can come out
         raise ExciteError(f"timm cannot create {name!r} with these options: {first_line(error)}") from error
     args = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items() if k != "img_size"}
-    args["image_size"] = size[0] if size[0] == size[1] else list(size)
+    args["image_size"] = plain_size(size)
     described: Any = model
     described.model_name, described.model_args, described.gate_spec = PREFIX + name, args, None
     described.in_chans, described.input_size, described.image_size = in_chans, (in_chans, *size), size

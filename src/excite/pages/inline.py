@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from excite.pages.pictures import visible
 from excite.text import printable
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Thumbnail:
     """A cell that is a small picture.
 
     Args:
-        pixels: uint8 (H, W, C), C 1 or 3; None: an empty cell.
+        pixels: uint8 (H, W, C), see :func:`excite.pages.pictures.visible`; None: an empty cell.
         title: alternative text.
     """
 
@@ -39,7 +40,7 @@ class Thumbnail:
             return ""
         from PIL import Image
 
-        image = Image.fromarray(self.pixels if self.pixels.shape[2] == 3 else self.pixels[:, :, 0])
+        image = Image.fromarray(visible(self.pixels))
         image.thumbnail((SIDE, SIDE))
         out = io.BytesIO()
         image.save(out, "PNG")

@@ -11,11 +11,13 @@ from typing import NamedTuple, TypeVar, cast
 
 import torch
 
+from excite.data.bands import COLOURS
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
+from excite.measures import MeasureName, measure_of
 from excite.models import describe
 from excite.models.folding import form_of
 from excite.owners import scratch_folder
@@ -36,12 +38,13 @@ from excite.report.contents import (
     Study,
 )
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
-from excite.report.render import make_page, write_figures
+from excite.report.render import is_uneven, make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
 from excite.runtime.environment import Environment, read_environment, versions
 from excite.runtime.timing import in_turns, inference_step, quartiles
+from excite.size import by_text
 from excite.storage import is_remote, local_file
 from excite.trained.opened import Opened, open_trained
 from excite.trained.predictions import Predictions, pictures, predictions_of
@@ -67,8 +70,10 @@ class Reported(NamedTuple):
 
     def _repr_html_(self) -> str:
         accuracy, about = self.numbers["accuracy"], self.numbers["about"]
+        balanced = f"{self.numbers['classes']['macro']['recall']:.2f} %"
         rows = [
             ("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})"),
+            *([("balanced", balanced)] if is_uneven(self.numbers) else []),
             ("images", f"{accuracy['images']:,} ({about['measured']})"),
             ("page", str(self.path)),
         ]
@@ -113,6 +118,7 @@ def report(
     told = read_run(source)
     limits = None if images is None else {"limit_val": images}
     opened = open_trained(source, overrides, device=device, limits=limits)
+    opened.one_class_each("excite report")
     whole = images is None and _same_data(opened, told.results)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
@@ -208,7 +214,7 @@ def study_opened(
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
     about, summary = _about(opened, predictions, told), _summary(opened, predictions, told.results)
-    drawn = _curves(told.files)
+    drawn = _curves(told.files, measure_of(opened.predictor.meta["recipe"]))
     robust = partial(progress, "measuring robustness")
     robustness = study_robustness(opened, fewer(settings.robustness_images), severities=severities, progress=robust)
     explanation = None
@@ -295,7 +301,7 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
         "gmacs": size["gmacs"],
         "precision": predictions.precision,
         "batch_size": None if meta.get("converted_from") else opened.recipe.train.batch_size,
-        "resolution": f"{opened.predictor.preprocessing.image_size}x{opened.predictor.preprocessing.image_size}",
+        "resolution": by_text(opened.predictor.preprocessing.size),
         "top1": None if metrics is None else metrics.get("top1"),
         "top5": None if metrics is None else metrics.get("top5"),
         "loss": None if metrics is None else metrics.get("loss"),
@@ -305,10 +311,10 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
     return told
 
 
-def _curves(files: Mapping[str, Path]) -> Curves | None:
+def _curves(files: Mapping[str, Path], metric: MeasureName) -> Curves | None:
     if "metrics.jsonl" not in files:
         return None
-    found = curves(read_metrics(files["metrics.jsonl"]))
+    found = curves(read_metrics(files["metrics.jsonl"]), metric)
     return {"train": thinned(found["train"]), "eval": thinned(found["eval"])}
 
 
@@ -339,7 +345,8 @@ def study_robustness(
     seed: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Robustness | None:
-    """Top-1 under five corruptions, and without, on the same images; None for 0 images.
+    """Top-1 under five corruptions, and without, on the same images; None for 0 images, and for bands that are not
+    colours.
 
     Args:
         opened: network and data.
@@ -348,10 +355,10 @@ def study_robustness(
         seed: seed of the choice of images and of the noise.
         progress: called with (images evaluated, in total), each corruption counted apart.
     """
-    if not images:
+    if not images or opened.data.preprocessing.in_chans not in COLOURS:
         return None
     some = opened.taking(images, seed)
-    side = opened.data.preprocessing.image_size
+    side = max(opened.data.preprocessing.size)
     kinds = [(name, severity) for name in STRENGTHS for severity in severities]
     changes = {kind: corrupter(*kind, side, seed) for kind in kinds}
     plain, changed = _Tally(), {kind: _Tally() for kind in kinds}
@@ -408,7 +415,7 @@ def _robustness_row(name: str, severity: int, side: int, tally: _Tally, clean: f
 
 
 def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Images uint8 (B, C, S, S) and labels int64 (B,) on the CPU."""
+    """Images uint8 (B, C, H, W) and labels int64 (B,) on the CPU."""
     for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
 
@@ -433,7 +440,7 @@ def study_speed(opened: Opened, progress: Advance = lambda done, total: None) ->
     preprocessing = predictor.preprocessing
     rows: list[SpeedRow] = []
     for i, batch in enumerate((1, 16)):
-        shape = (batch, preprocessing.in_chans, preprocessing.image_size, preprocessing.image_size)
+        shape = (batch, *preprocessing.shape)
         images = torch.zeros(shape, device=predictor.device).contiguous(memory_format=torch.channels_last)
         step = inference_step(predictor.model, images, "fp32")
         taken = in_turns({batch: step}, predictor.device, seconds=_TIMING_SECONDS, rounds=(5, 200))[batch].ms

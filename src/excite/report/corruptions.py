@@ -6,7 +6,7 @@ corruptions are applied to the network's input, after resizing and cropping. Unl
 are not stored as JPEG, and values are rounded to 8 bits instead of truncated; otherwise blur, noise, JPEG, contrast and
 brightness are the same.
 
-Notation: B images, C channels (1 or 3), S pixels per side.
+Notation: B images, C channels (1 or 3), H x W pixels.
 """
 
 import io
@@ -32,7 +32,7 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def definition(image_size: int) -> str:
-    """The data set whose strengths apply to images of this size: "CIFAR-10-C" or "ImageNet-C"."""
+    """The data set whose strengths apply to images of this longer side: "CIFAR-10-C" or "ImageNet-C"."""
     return "CIFAR-10-C" if image_size <= SMALL else "ImageNet-C"
 
 
@@ -43,7 +43,7 @@ def strength(name: str, severity: int, image_size: int) -> float:
 
 
 def corrupter(name: str, severity: int, image_size: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """A function that corrupts images: uint8 (B, C, S, S) -> uint8 of the same shape, on the CPU.
+    """A function that corrupts images: uint8 (B, C, H, W) -> uint8 of the same shape, on the CPU.
 
     Noise comes from one random stream per severity, so that it depends on the order of the images but not on the batch
     size.

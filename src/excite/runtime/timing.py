@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def inference_step(net: nn.Module, images: torch.Tensor, precision: str) -> Step:
-    """A function that runs the network on images (N, C, S, S) as ``excite predict`` does."""
+    """A function that runs the network on images (N, C, H, W) as ``excite predict`` does."""
     kind = images.device.type
     net.eval()
 

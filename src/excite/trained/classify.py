@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from excite.pages.pictures import bands_shown
 from excite.progress import Advance
 from excite.trained.files import draw_grid
 from excite.trained.given import Given, GivenImage, given_images
@@ -49,7 +50,10 @@ def predict(
     found = Predicted(predictor.answers(given, top_k, batch_size, progress))
     drawn = [(image, each) for image, each in zip(given, found, strict=True) if each.problem is None]
     if grid is not None and drawn:
-        say(f"grid: {draw_grid(drawn, grid, white=predictor.preprocessing.white)}")
+        p = predictor.preprocessing
+        if shown := bands_shown(p.in_chans):
+            say(shown)
+        say(f"grid: {draw_grid(drawn, grid, white=p.white, in_chans=p.in_chans)}")
     return found
 
 

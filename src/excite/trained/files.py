@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from excite.trained.given import GivenImage
 from excite.trained.predictor import NO_ANSWER, Prediction
 
@@ -13,6 +15,7 @@ def draw_grid(
     columns: int = 5,
     limit: int = 50,
     white: int = 65535,
+    in_chans: int = 3,
 ) -> Path:
     """Draw images with their most likely class and its probability into a PNG file.
 
@@ -22,14 +25,17 @@ def draw_grid(
         columns: images per row.
         limit: the most images to draw.
         white: the white level of 16-bit images, as in the network's ``preprocessing.white``.
+        in_chans: the network's number of channels; images are read in colour unless these are bands.
 
     Returns:
         The path of the file.
     """
     from matplotlib.figure import Figure
 
-    from excite.data.decode import load_image
+    from excite.data.bands import COLOURS
+    from excite.data.decode import load_picture
     from excite.pages.figures import shortened, style, write
+    from excite.pages.pictures import visible
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))
@@ -41,7 +47,8 @@ def draw_grid(
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, (image, prediction) in zip(axes.flat, shown, strict=False):
-            axis.imshow(load_image(image.open(), white=white))
+            picture = load_picture(image.open(), 3 if in_chans in COLOURS else in_chans, white=white)
+            axis.imshow(visible(np.asarray(picture)), cmap="gray", vmin=0, vmax=255)
             name, probability = prediction.top[0] if prediction.top else (NO_ANSWER, None)
             percent = "" if probability is None else f"{100 * probability:.1f} %"
             axis.set_title(f"{shortened(name, 22)}\n{percent}", fontsize=9)

@@ -154,7 +154,7 @@ class Found:
 
 def _of_ours(source: str) -> tuple[Found, KnownPreprocessing, str]:
     checkpoint = read_own(source)
-    return _with_model(checkpoint), {**checkpoint.meta["preprocessing"]}, ""
+    return _with_model(checkpoint), {"fit": "crop", **checkpoint.meta["preprocessing"]}, ""
 
 
 def _with_model(checkpoint: Checkpoint) -> Found:
@@ -292,8 +292,9 @@ def fit_images(recipe: Recipe, preprocessing: Preprocessing, taken: Taken) -> tu
             f"using data.mean={as_yaml(use['mean'])} and data.std={as_yaml(use['std'])}, as in the network's training"
         )
     differing = {k: v for k, v in images.items() if not _same(v, getattr(preprocessing, k))}
-    if recipe.origin()["own"] is not None and recipe.is_own("data.image_size"):  # chosen for this very run
-        differing.pop("image_size", None)
+    for key in ("image_size", "fit"):
+        if recipe.origin()["own"] is not None and recipe.is_own(f"data.{key}"):  # chosen for this very run
+            differing.pop(key, None)
     if differing:
         there = ", ".join(f"data.{k}={as_yaml(_plain(v))}" for k, v in differing.items())
         here = ", ".join(as_yaml(_plain(getattr(preprocessing, k))) for k in differing)
@@ -338,9 +339,7 @@ def _same(theirs: Any, mine: Any) -> bool:
 
 
 def _can_be_given(key: str, value: Any) -> bool:
-    """Whether a recipe accepts that value: only square sizes and two interpolation filters."""
-    if key == "image_size":
-        return isinstance(_plain(value), int)
+    """Whether a recipe accepts that value: there are only two interpolation filters."""
     return key != "interpolation" or value in ("bicubic", "bilinear")
 
 

@@ -79,13 +79,13 @@ def random_data(recipe: Recipe, classes: int | None) -> DataSets:
     data, count = recipe.data, recipe.train.batch_size
     classes = count_data(data, recipe.augment).classes if classes is None else classes
     generator = torch.Generator().manual_seed(0)
-    shape = (count, data.in_chans, data.image_size, data.image_size)
+    shape = (count, data.in_chans, *data.training_size)
     images = ArrayImages(
         torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
         torch.randint(0, classes, (count,), generator=generator),
     )
-    channels = (0.5,) * data.in_chans
-    preprocessing = Preprocessing(data.image_size, data.crop_pct, data.interpolation, channels, channels, data.in_chans)
+    half = (0.5,) * data.in_chans
+    preprocessing = Preprocessing(data.training_size, data.crop_pct, data.interpolation, half, half, data.in_chans)
     return DataSets([str(k) for k in range(classes)], images, images, preprocessing, fingerprint="random")
 
 

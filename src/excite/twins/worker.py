@@ -107,7 +107,7 @@ def measure_latency(predictors: "dict[str, Predictor]", seconds: float = 1.0, pa
 
     def step(predictor: "Predictor") -> "Step":
         pre = predictor.preprocessing
-        image = torch.randint(0, 256, (1, pre.in_chans, pre.image_size, pre.image_size), dtype=torch.uint8)
+        image = torch.randint(0, 256, (1, *pre.shape), dtype=torch.uint8)
         return partial(predictor.logits, image.to(predictor.device))
 
     some = next(iter(predictors.values()))

@@ -18,6 +18,7 @@ from excite.models import Classifier, create_model
 from excite.models.blocks import Bottleneck
 from excite.models.catalog import VARIANTS, ModelArgs
 from excite.models.convolution import set_conv_padding
+from excite.size import plain_size
 from excite.weights.function import Function, check_kernels, other_gates, other_gates_of_ours, refuse
 from excite.weights.header import ConvertedHeader, ConvertedMeta, read_header
 from excite.weights.hub import local_weights
@@ -290,8 +291,7 @@ def _named(source: str, stored: Stored, wrapped: Source, said: Said) -> Foreign 
     check_pool(source, said)
     options = _sizes(tensors) | {k: v for k, v in said.options.items() if k not in ("num_classes", "in_chans")}
     if said.image_size is not None:
-        height, width = said.image_size
-        options["image_size"] = height if height == width else [height, width]
+        options["image_size"] = plain_size(said.image_size)
     claim = f"{source} says ({said.where}) that it is {said.name}"
     try:
         with torch.device("meta"):

@@ -34,7 +34,7 @@ def describe(model: Classifier, loaded: Loaded, classes: Sequence[str] | None = 
         meta: Meta = {**whole, "model": {"name": model.model_name, "args": model.model_args}}
         return meta if classes is None else {**meta, "classes": _names(model, loaded, classes)}
     preprocessing = Preprocessing.from_dict(
-        {**foreign.preprocessing, "image_size": _image_size(model), "in_chans": model.in_chans}
+        {**foreign.preprocessing, "image_size": tuple(model.image_size), "in_chans": model.in_chans}
     )
     if model.in_chans != len(preprocessing.mean):
         raise ExciteError(f"{foreign.source} takes {model.in_chans} channels, for which the preprocessing is unknown")
@@ -47,7 +47,7 @@ def describe_timm(model: Classifier, preprocessing: Preprocessing | None, source
 
     Args:
         model: from ``create_model("timm:...")``.
-        preprocessing: as given by timm; None if its images are not square or are resized in another way.
+        preprocessing: as given by timm; None if its images are resized in another way.
         source: for ``converted_from``.
 
     Raises:
@@ -76,13 +76,6 @@ def _header(
         "precision": "fp32",
         "converted_from": converted_from,
     }
-
-
-def _image_size(model: Classifier) -> int:
-    height, width = model.image_size
-    if height != width:
-        raise ExciteError(f"this network takes images of {height}x{width}, but excite only supports square ones")
-    return height
 
 
 def _names(model: Classifier, loaded: Loaded, classes: Sequence[str] | None) -> list[str]:

@@ -13,6 +13,7 @@ from excite.gates.squeeze_excite import squeeze_width
 from excite.models.catalog import VARIANTS, ModelArgs, Variant, list_models
 from excite.models.factory import builder
 from excite.models.factory import model_options as options_of_model
+from excite.size import plain_size
 from excite.weights.layouts import Anatomy, Layout, Settings, Source, listed
 from excite.weights.prefixes import layout_of
 from excite.weights.prefixes import unwrapped as unwrapped
@@ -315,8 +316,7 @@ def model_options(name: str, anatomy: Anatomy, extra: Settings) -> ModelArgs:
     if anatomy.in_chans != 3:
         options["in_chans"] = anatomy.in_chans
     if anatomy.image_size is not None and set(anatomy.image_size) != {defaults.get("image_size", 224)}:
-        height, width = anatomy.image_size
-        options["image_size"] = height if height == width else [height, width]
+        options["image_size"] = plain_size(anatomy.image_size)
     if anatomy.family == "tf_seresnet" and anatomy.layers[0] * 9 + 2 != variant["arch"]["depth"]:
         options["depth"] = anatomy.layers[0] * 9 + 2
     if anatomy.family == "resnet":
