@@ -38,8 +38,10 @@ from excite.datacheck.words import summary_rows, told
 from excite.errors import ExciteError
 from excite.files import check_writable
 from excite.pages.inline import show_table
+from excite.pages.pictures import bands_shown
 from excite.progress import Progress, silent
 from excite.recipe import Overrides, Recipe, apply_overrides, override_words
+from excite.size import by_text
 from excite.trained.classes import match_classes
 from excite.trained.opened import open_trained
 from excite.trained.predictor import Predictor
@@ -104,7 +106,7 @@ def check_data(
     opened = _open(source, overrides, weights, device)
     path = Path(out) if out is not None else _place(source, opened)
     check_writable(path)  # before minutes of work
-    items = all_items(opened.data, opened.recipe.data.max_pixels)
+    items = all_items(opened.data, opened.recipe.data.max_pixels, opened.recipe.data.in_chans)
     looks = look_at_all(items, tell)
     if not len(looks.good):
         first, reason = next(iter(looks.reasons.items()))
@@ -192,7 +194,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
             "weights_sha256": opened.weights,
             "looked_at_now": looks.fresh,
             "not_judged": missing,
-            "notes": list(opened.data.notes),
+            "notes": [*opened.data.notes, *([shown] if (shown := bands_shown(items.channels)) else [])],
         },
         "findings": [],
         "balance": balance,

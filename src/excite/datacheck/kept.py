@@ -23,7 +23,15 @@ def place_of(items: Items, kind: str) -> Path:
     """The file for a data set. Pillow's version decides what can be read, and how it looks."""
     paths = (path for i in range(len(items)) if (path := items.path(i)) is not None)
     first = os.path.dirname(os.path.abspath(next(paths, "")))
-    what = [str(VERSION), PIL.__version__, str(items.max_pixels), first, *items.classes, items.names[0]]
+    what = [
+        str(VERSION),
+        PIL.__version__,
+        str(items.max_pixels),
+        str(items.channels),
+        first,
+        *items.classes,
+        items.names[0],
+    ]
     name = hashlib.sha256("\0".join(what).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return cache_folder() / "looked" / f"{name}-{kind}.npz"
 
