@@ -48,11 +48,11 @@ def test_every_source(name, tmp_path):
 
 def test_bands_are_read_as_numbers_and_shown_as_colours(tmp_path):
     tifffile = pytest.importorskip("tifffile")
-    rng = np.random.default_rng(0)
+    rng, kind = np.random.default_rng(0), {"photometric": "minisblack", "planarconfig": "contig"}
     for label in ("field", "wood"):
         for number in range(4):
             path = write(tmp_path / "data" / label / f"{number}.tif", b"")
-            tifffile.imwrite(path, rng.integers(0, 256, (20, 30, 5), dtype=np.uint8), photometric="minisblack")
+            tifffile.imwrite(path, rng.integers(0, 256, (20, 30, 5), dtype=np.uint8), **kind)
     write(tmp_path / "data" / "wood" / "same.tif", (tmp_path / "data" / "wood" / "0.tif").read_bytes())
     numbers, page = check_data(tmp_path / "data", ["data.in_chans=5"], out=tmp_path / "check.html")
     kinds = {each["kind"]: each["count"] for each in numbers["findings"]}

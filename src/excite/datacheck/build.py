@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from excite.data import DataSets, open_data
+from excite.data.decode import BadImageError
 from excite.datacheck import files
 from excite.datacheck.asked import data_recipe, is_network
 from excite.datacheck.contents import (
@@ -52,7 +53,14 @@ MOST = 1000
 #: Pictures of each finding on the page.
 PICTURES = 60
 PAGE = "data-check.html"
-_DETAILS = {"same bytes": "same bytes as", "near": "near copy of", "mirrored": "mirror image of"}
+#: A side that no JPEG is decoded smaller for.
+WHOLE = 1 << 20
+_DETAILS = {
+    "same bytes": "same bytes as",
+    "same pixels": "same pixels as",
+    "near": "near copy of",
+    "mirrored": "mirror image of",
+}
 
 
 class DataCheck(NamedTuple):
@@ -209,15 +217,29 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
 def _copies(items: Items, looks: Looks, tell: Progress) -> Copies:
     def make() -> Arrays:
         found = find_copies(looks.rows, looks.good, tell)
+        kinds = [_same_pixels(items, looks, pair, kind) for pair, kind in zip(found.pairs, found.kinds, strict=True)]
         return {
             "pairs": found.pairs,
-            "kinds": np.array(found.kinds, "U10"),
+            "kinds": np.array(kinds, "U12"),
             "scores": found.scores,
             "group": found.group,
         }
 
     found = kept(place_of(items, "copies"), looks.rows["key"].tobytes(), make)
     return Copies(found["pairs"], found["kinds"].tolist(), found["scores"], found["group"])
+
+
+def _same_pixels(items: Items, looks: Looks, pair: np.ndarray, kind: str) -> str:
+    """ "same pixels" for two near copies that are the same picture in other files, else the kind as it is."""
+    one, other = looks.rows[pair[0]], looks.rows[pair[1]]
+    alike = all(np.array_equal(one[what], other[what]) for what in ("width", "height", "grey", "colour", "mean"))
+    if kind != "near" or not alike:
+        return kind
+    try:
+        first, second = (items.picture(int(item), WHOLE) for item in pair)
+    except BadImageError:  # it has gone since
+        return kind
+    return "same pixels" if np.array_equal(np.asarray(first), np.asarray(second)) else kind
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -396,7 +418,7 @@ class _Book:
 
     def _link(self, item: int, others: Sequence[int]) -> tuple[int, str]:
         """The nearest of the others, and what the item is to it."""
-        order = ("same bytes", "near", "mirrored")
+        order = ("same bytes", "same pixels", "near", "mirrored")
         linked = [(order.index(kind), other) for other in others if (kind := self._kind(item, other)) is not None]
         if linked:
             rank, other = min(linked)

@@ -14,7 +14,7 @@ from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 
 #: Version of the files, and of how their contents are computed.
-VERSION = 1
+VERSION = 2
 
 Arrays = dict[str, np.ndarray]
 
