@@ -136,6 +136,12 @@ def test_rows_without_a_file_stop_the_run_or_are_left_out(place):
     assert (len(fine.train), len(fine.val)) == (11, 1)
 
 
+def test_paths_that_no_system_has(place):
+    lines = "".join(json.dumps({"path": f"pictures/{i:02}.png", "label": "ab"[i % 2]}) + "\n" for i in range(12))
+    data = opened(place / "a.jsonl", lines + '{"path": "a\\u0000b", "label": "a"}\n', on_bad_val="skip")
+    assert data.unusable[0][1] == "it is no path"
+
+
 def test_rows_that_repeat_or_contradict_others(place):
     text = "path,label\n" + rows()
     data = opened(place / "a.csv", text + "pictures/03.png,a\n./pictures/04.png,b\n")
@@ -220,7 +226,7 @@ def test_other_files_are_no_tables(place):
     ):
         with pytest.raises(ExciteError, match=message):
             opened(place / name, content)
-    with pytest.raises(ExciteError, match=r"has no \.parquet files"):
+    with pytest.raises(ExciteError, match=r"has neither \.parquet files nor lists of images"):
         open_data(DataConfig(source="table", root=str(place / "pictures"), image_size=8))
     with pytest.raises(ValueError, match="columns is only for source=table"):
         DataConfig(source="folder", image_size=8, columns={"label": "x"})
@@ -232,3 +238,43 @@ def test_counts_without_reading_images(place):
     counted = count_data(DataConfig(source="table", root=str(place / "a.csv"), image_size=224))
     assert counted.train + (counted.val or 0) == 12
     assert counted.classes == 3
+
+
+def test_a_folder_of_lists_with_parts_as_in_pascal_voc(place):
+    lists = place / "lists"
+    lists.mkdir()
+    (lists / "cat_train.txt").write_text("00  1\n01 -1\n02  0\n03  1\n04 -1\n")
+    (lists / "dog_train.txt").write_text("00  1\n01  1\n02 -1\n03 -1\n04 -1\n")
+    for name in ("cat", "dog"):
+        (lists / f"{name}_val.txt").write_text("05  1\n06 -1\n")
+        (lists / f"{name}_trainval.txt").write_text("00 1\n")
+    (lists / "train.txt").write_text("00\n01\n02\n03\n04\n")
+    options = {
+        "source": "table",
+        "root": str(lists),
+        "images": str(place / "pictures"),
+        "image_size": 8,
+        "mode": "stream",
+    }
+    data = open_data(DataConfig(**options, task="multilabel"))
+    assert data.classes == ["cat", "dog"]
+    assert data.train.labels.tolist() == [[1, 1], [0, 1], [0, 0], [1, 0], [0, 0]]
+    assert data.val.labels.tolist() == [[1, 1], [0, 0]]
+    said = data.describe()
+    assert "lists that are not used: cat_trainval.txt, dog_trainval.txt" in said
+    assert "3 of 7 images have none of the classes" in said
+    with pytest.raises(ExciteError, match="has two labels, 'cat' and 'dog'; keep one, or say task=multilabel"):
+        open_data(DataConfig(**options))
+
+
+def test_a_folder_of_lists_of_one_class_each(place):
+    lists = place / "lists"
+    lists.mkdir()
+    for k, name in enumerate("abc"):
+        (lists / f"{name}.txt").write_text("".join(f"{i:02}.png\n" for i in range(k, 12, 3)))
+    data = open_data(DataConfig(source="table", root=str(lists), images=str(place / "pictures"), image_size=8))
+    assert data.classes == ["a", "b", "c"]
+    assert len(data.train) + len(data.val) == 12
+    (lists / "b_val.txt").write_text("00.png\n")
+    with pytest.raises(ExciteError, match="some lists are of parts"):
+        open_data(DataConfig(source="table", root=str(lists), images=str(place / "pictures"), image_size=8))

@@ -11,7 +11,6 @@ import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -101,12 +100,14 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except ExciteError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ExciteError(f"{path} is damaged or no archive ({first_line(error)}): copy or download it again") from None
     except NotImplementedError as error:
         raise ExciteError(f"{path} cannot be read ({first_line(error)}): unpack it, and give the folder") from None
-    except OSError as error:
-        raise ExciteError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes, zipfile and tarfile raise nearly anything, also OSError
+        if isinstance(error, OSError) and error.errno:
+            raise ExciteError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
+        raise ExciteError(f"{path} is damaged or no archive ({first_line(error)}): copy or download it again") from None
 
 
 def _key(path: Path, found: os.stat_result) -> str:

@@ -25,18 +25,25 @@ OPEN_FILES = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
+class _File(io.FileIO):
+    """A file that is closed when nobody reads from it any more, which is no mistake."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class _OpenFiles:
     """Descriptors of the files read last, for all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[str, _File] = OrderedDict()
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """At most ``length`` bytes from ``start`` on. Raises OSError."""
         with self._lock:
             file = self._files.pop(path, None)
-            file = open(path, "rb", buffering=0) if file is None else file  # noqa: SIM115
+            file = _File(path) if file is None else file
             self._files[path] = file
             while len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)  # closed once no other thread reads from it
