@@ -145,8 +145,8 @@ def read_lines(path: Path) -> Table:
 
 
 def read_lists(folder: Path) -> Table:
-    """Read a folder of lists, one for each class: ``cat.txt``, or ``cat_train.txt`` and ``cat_val.txt``, with an image a
-    line. After the image may stand 1, or what it is not in the list for: 0 or -1, as in PASCAL VOC. The images in
+    """Read a folder of lists, one for each class: ``cat.txt``, or ``cat_train.txt`` and ``cat_val.txt``, with an image
+    a line. After the image may stand 1, or what it is not in the list for: 0 or -1, as in PASCAL VOC. The images in
     ``train.txt`` and ``val.txt`` may have no class.
 
     Raises:
