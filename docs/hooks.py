@@ -29,9 +29,9 @@ def commands_text() -> str:
     import typer
 
     from excite.cli import app
+    from excite.command_help import leaves
 
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return "\n".join(_command(name, command) for name, command in commands.items())
+    return "\n".join(_command(name, command) for name, command in leaves(typer.main.get_command(app)).items())
 
 
 def _command(name: str, command: Any) -> str:

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +51,24 @@ def tiny(tmp_path_factory) -> Tiny:
         if not (root / "tiny").is_dir():
             make_tiny(root / "tiny")
     return Tiny(*(next((root / "tiny" / name).iterdir()) for name in ("gated", "bare")))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Headless Chromium, driven by Selenium; all requests and the console are in its logs."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed (pip install excite[test])")
+    places = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in places:
+        pytest.skip("there is no Chromium with its driver here (Debian: apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = places[0]
+    for word in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{word}")
+    options.add_argument("--disable-background-networking")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(places[1]))
+    yield driver
+    driver.quit()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What docs/development.md says of additions, each by a toy: a gate, an option of recipes, a foreign layout.
+"""What docs/development.md says of additions, each by a toy: a gate, an option of recipes, a measure, a foreign layout.
 
 A data source is added in tests/data/test_catalog.py, an export format in tests/export/test_runtimes.py.
 """
@@ -16,11 +16,14 @@ from pydantic import Field
 from excite.errors import ExciteError
 from excite.gates import Gate, list_gates, register_gate
 from excite.gates.registry import _GATES
+from excite.measures import MEASURES, Measure
 from excite.models import create_model
 from excite.options import NEUTRAL, Says
 from excite.recipe import Recipe, TrainConfig, load_recipe
+from excite.training import train
 from excite.weights.convert import convert
 from excite.weights.layouts import LAYOUTS, TORCHVISION
+from tests.training.small import metrics, small
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
@@ -69,6 +72,25 @@ def test_a_toy_option_of_recipes_is_one_line():
     assert Says("neutral") in ToyTrain.model_fields["toys"].metadata
     with pytest.raises(ExciteError, match="toys is -1"):
         ToyRecipe.from_dict({**values, "train": {**values["train"], "toys": -1}})
+
+
+def test_a_toy_measure_is_one_line(monkeypatch, tmp_path):
+    """The share of images that are 0 and said to be 0, from logits; it chooses, and is in the log and the results."""
+
+    def zeros(logits, labels):
+        return 100 * float(((logits.argmax(1) == 0) & (labels == 0)).mean())
+
+    monkeypatch.setitem(MEASURES, "toy", Measure(label="toys", of_logits=zeros))
+    recipe = small("limit_train=64", "epochs=2")
+    recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update={"metric": "toy"})})
+    monkeypatch.setattr("excite.training.loop.recipe_for", lambda *_, **__: recipe)
+    results = train(recipe, run_dir=tmp_path, quiet=True)
+    evals = metrics(tmp_path, "eval")
+    assert results["best_epoch"] == max(evals, key=lambda r: (r["toy"], -r["loss"]))["epoch"]
+    assert (results["metric"], results["toy"]) == ("toy", max(r["toy"] for r in evals))
+    text = (tmp_path / "log.txt").read_text()
+    assert "the best epoch is that of the highest toys (eval.metric=toy)" in text
+    assert f"toys {evals[-1]['toy']:.2f} %" in text
 
 
 def test_a_toy_layout_is_one_table(tmp_path, monkeypatch):

@@ -8,10 +8,19 @@ import pytest
 import typer
 
 from excite.cli import app
+from excite.command_help import leaves
 
-COMMANDS = set(typer.main.get_command(app).commands)
+COMMANDS = set(leaves(typer.main.get_command(app)))
 #: Those that are over in less time than PyTorch takes to load.
 INSTANT = {"models", "gates", "recipes", "sync"}
+
+
+def command_of(line):
+    """The command of a line, of one word or two."""
+    words = line.split()
+    return next(name for name in (" ".join(words[:2]), words[0]) if name in COMMANDS)
+
+
 #: Runs commands one after the other: prints of each its status, what it told, and whether PyTorch was asked for.
 RUNNER = """
 import contextlib, io, json, sys
@@ -140,6 +149,14 @@ MISTAKES = [
     ("report run --out empty", "empty is a folder"),
     ("report run --figures empty", "empty already exists; name a new folder"),
     ("report run data.root=/no/where", "data.root=/no/where does not exist"),
+    ("data check", "give a data set or a run, as in: excite data check photos"),
+    ("data check photos run", "give one data set or run, not 2: photos and run"),
+    ("data check photoz", "has no 'photoz'; did you mean 'photos'?"),
+    ("data check photos data.rot=x", "did you mean 'data.root'?"),
+    ("data check run data.root=/no/where", "data.root=/no/where does not exist"),
+    ("data check photos --weights nowhere", "no run folder or checkpoint 'nowhere'"),
+    ("data check photos --out empty", "empty is a folder"),
+    ("data check photos --device gpu", "choose one of auto, cpu"),
     ("sync nowhere", "nowhere is not a run folder"),
     ("gates cban", "did you mean 'cbam'?"),
     ("recipes nothing", "no recipe, file or run folder 'nothing'"),
@@ -148,7 +165,7 @@ MISTAKES = [
 
 
 def test_mistakes_that_need_no_pytorch_are_told_before_it_is_loaded(folder):
-    assert {line.split()[0] for line, _ in MISTAKES} == COMMANDS
+    assert {command_of(line) for line, _ in MISTAKES} == COMMANDS
     found = run_without_torch([line.split() for line, _ in MISTAKES], folder)
     for (line, message), (status, told) in zip(MISTAKES, found, strict=True):
         assert (status, told.count("\n")) == (1, 1), (line, told)
@@ -182,11 +199,12 @@ BEGUN = [
     ("compare run bare --json", "comparing run and bare"),
     ("report run", "reporting on run"),
     ("verify run", "verifying run"),
+    ("data check photos", "checking photos"),
 ]
 
 
 def test_the_first_line_says_what_is_done_and_comes_before_pytorch(folder):
-    assert {line.split()[0] for line, _ in BEGUN} == COMMANDS - INSTANT
+    assert {command_of(line) for line, _ in BEGUN} == COMMANDS - INSTANT
     found = run_without_torch([line.split() for line, _ in BEGUN], folder)
     for (line, doing), (status, told) in zip(BEGUN, found, strict=True):
         assert (status, told) == (99, f"{doing}: loading PyTorch ...\n"), line

@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from excite.cli import app
+from excite.command_help import leaves
 from excite.recipe import load_recipe
 from excite.training.choose import SMALL
 
@@ -53,11 +54,19 @@ def load_what_is_trained(words: list[str]) -> None:
         load_recipe(first, overrides)
 
 
+LEAVES = leaves(typer.main.get_command(app))
+
+
+def named(words: list[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, and the words after it."""
+    count = 2 if " ".join(words[:2]) in LEAVES else 1
+    return " ".join(words[:count]), words[count:]
+
+
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
 def test_a_documented_command_parses_and_its_recipe_loads(page, line):
-    name, *words = shlex.split(line)[1:]
-    command = typer.main.get_command(app).commands[name]
-    context = command.make_context(name, words)  # raises on an unknown option or a missing argument
+    name, words = named(shlex.split(line)[1:])
+    context = LEAVES[name].make_context(name, words)  # raises on an unknown option or a missing argument
     if name == "train" and context.params["resume"] is None:
         load_what_is_trained(context.params["args"])
 
@@ -73,22 +82,22 @@ def test_an_example_in_the_help_of_the_whole_is_a_command():
     main.commands[name].make_context(name, words)
 
 
-@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
+@pytest.mark.parametrize("name", sorted(LEAVES))
 def test_examples_in_the_help_parse(name):
-    command = typer.main.get_command(app).commands[name]
+    command = LEAVES[name]
     examples = examples_of(command.help)
     assert examples
     for line in examples:
-        words = shlex.split(line.split(" > ")[0])[1:]
-        assert words[0] == name
-        context = command.make_context(name, words[1:])
+        found, words = named(shlex.split(line.split(" > ")[0])[1:])
+        assert found == name
+        context = command.make_context(name, words)
         if name == "train" and context.params["resume"] is None:
             load_what_is_trained(context.params["args"])
 
 
-@pytest.mark.parametrize("name", sorted(typer.main.get_command(app).commands))
+@pytest.mark.parametrize("name", sorted(LEAVES))
 def test_every_command_prints_json_when_asked(name):
-    assert "--json" in [word for option in typer.main.get_command(app).commands[name].params for word in option.opts]
+    assert "--json" in [word for option in LEAVES[name].params for word in option.opts]
 
 
 @pytest.mark.slow

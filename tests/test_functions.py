@@ -12,12 +12,15 @@ import typer
 
 import excite as package
 from excite.cli import app
+from excite.command_help import leaves
 from excite.errors import ExciteError
 from excite.recipe import load_recipe, override_words
 from tests.training.small import SMALL, small
 
 FUNCTIONS = ["train", "validate", "predict", "report", "compare", "explain"]
-FUNCTIONS += ["export", "convert", "graft", "prune", "twins", "bench"]
+FUNCTIONS += ["export", "convert", "graft", "prune", "twins", "bench", "check_data"]
+#: Of a command of two words.
+COMMANDS = {"check_data": "data check"}
 PACKAGES = ["bench", "compare", "explain", "export", "report", "twins"]
 #: Parameters of a command that are spelt otherwise in Python: "input" is a function of Python's, and words are words.
 RENAMED = {
@@ -26,6 +29,7 @@ RENAMED = {
     "overrides": None,
     "args": None,
     "words": None,
+    "strict": None,  # the exit status: DataCheck.fails
     "per_class": None,  # how much of the result is shown
     "option": None,  # NAME=VALUE: keywords
     "input_kind": "input",
@@ -35,7 +39,7 @@ NOTHING = (None, (), [])
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_has_the_options_of_its_command_with_their_defaults(name):
-    command = inspect.signature(typer.main.get_command(app).commands[name].callback).parameters
+    command = inspect.signature(leaves(typer.main.get_command(app))[COMMANDS.get(name, name)].callback).parameters
     function = inspect.signature(getattr(package, name)).parameters
     for option, there in command.items():
         wanted = RENAMED.get(option, option)

@@ -8,11 +8,13 @@ import typer.main
 
 from excite import command_help
 from excite.cli import _GROUPS, app
+from excite.command_help import leaves
 from excite.text import cells
 from tests.command import run_command
 
 GROUP = typer.main.get_command(app)
-NAMES = sorted(GROUP.commands)
+LEAVES = leaves(GROUP)
+NAMES = sorted(LEAVES)
 
 
 def help_of(name, width, monkeypatch):
@@ -21,7 +23,7 @@ def help_of(name, width, monkeypatch):
     context = GROUP.context_class(GROUP, info_name="excite")
     if name is None:
         return command_help.help_text(GROUP, context)
-    command = GROUP.commands[name]
+    command = LEAVES[name]
     return command_help.help_text(command, command.context_class(command, info_name=name, parent=context))
 
 
@@ -34,7 +36,7 @@ def test_no_line_is_wider_than_the_terminal_and_nothing_is_cut(name, width, monk
         assert cells(line) <= width or len(words) == 1, line  # a word that is longer than the terminal is not cut
     assert "…" not in text
     assert "<bool>" not in text
-    command = GROUP if name is None else GROUP.commands[name]
+    command = GROUP if name is None else LEAVES[name]
     for param in command.params:
         for word in (
             [*param.opts, *param.secondary_opts] if param.param_type_name == "option" else [param.metavar or ""]
@@ -56,11 +58,17 @@ def test_the_commands_are_grouped_by_what_one_wants(monkeypatch):
     titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
     assert titles == ["Options", "Train", "Measure", "Understand", "Ship", "Bring in", "Plan"]
     assert titles[1:] == list(_GROUPS)
-    assert sorted(re.findall(r"^  ([a-z]+) ", text, re.MULTILINE)) == NAMES
+    assert sorted(re.findall(r"^  ([a-z]+) ", text, re.MULTILINE)) == sorted(GROUP.commands)
 
 
 def test_h_is_short_for_help(tmp_path):
-    for words in ([], ["train"], ["export"]):
+    for words in ([], ["train"], ["export"], ["data"], ["data", "check"]):
         short, long = (run_command([*words, flag], tmp_path) for flag in ("-h", "--help"))
         assert (short.returncode, short.stdout) == (0, long.stdout)
         assert short.stdout.startswith("Usage: excite")
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_a_group_without_a_command_prints_its_help(words, tmp_path):
+    alone, asked = (run_command([*words, *more], tmp_path) for more in ([], ["--help"]))
+    assert (alone.returncode, alone.stdout.rstrip()) == (2, asked.stdout.rstrip())

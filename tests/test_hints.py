@@ -9,6 +9,7 @@ import pytest
 import typer.main
 
 from excite.cli import _shapes, app
+from excite.command_help import leaves
 from excite.hints import corrected, key_of
 from excite.recipe import override_keys
 from tests.command import run_command
@@ -110,7 +111,7 @@ def line_for(typed):
 
 
 def examples():
-    for command in typer.main.get_command(app).commands.values():
+    for command in leaves(typer.main.get_command(app)).values():
         yield from re.findall(r"(?m)^ +excite (.*)", command.help)
 
 

@@ -8,6 +8,7 @@ import typer
 import yaml
 
 from excite.cli import app
+from excite.command_help import leaves
 from excite.recipe import override_keys
 from tests.test_docs import ROOT
 
@@ -19,7 +20,7 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / p for p in hooks.outsi
 
 def test_every_command_and_option_is_in_the_reference():
     text = hooks.commands_text()
-    for name, command in typer.main.get_command(app).commands.items():
+    for name, command in leaves(typer.main.get_command(app)).items():
         section = text.split(f"## excite {name}\n")[1].split("\n## ")[0]
         for option in command.params:
             if option.param_type_name == "option":

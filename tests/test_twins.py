@@ -28,7 +28,7 @@ from excite.training.stop import Interrupted
 from excite.twins import run_twins, runner
 from excite.twins.figure import draw
 from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, parse_gate, run_name, with_gate
-from excite.twins.report import collect, notes, table, write_report
+from excite.twins.report import _row, collect, notes, table, write_report
 from excite.twins.statistics import mean_interval, mean_sd, student_t
 from excite.weights.locate import saved_steps
 from tests.training.small import same, small, tensors
@@ -489,6 +489,20 @@ def test_the_numbers_of_a_report(report):
     assert report["baseline"] == "none"
 
 
+def test_balanced_accuracy_and_what_chose_are_in_the_table_where_they_matter(report):
+    """Runs of older versions have neither; see also the tests of rare classes."""
+    assert "balanced %" not in table(report)[0]
+    for run in report["runs"]:
+        run |= {"uneven": True, "last_balanced": run["last_top1"] - 10, "metric": "macro_f1", "stopped_early": True}
+    row = _row([run for run in report["runs"] if run["gate"] == "none"], (0, 1, 2))
+    assert (row["balanced_mean"], row["balanced_sd"]) == (80.0, 2.0)
+    report["rows"][0] |= row
+    assert table(report)[0]["balanced %"] == "80.00 ± 2.00"
+    told = notes(report)
+    assert "The best epoch is that of the highest macro F1 (eval.metric)." in told
+    assert any(note.startswith("8 of 8 runs ended early (train.patience)") for note in told)
+
+
 def test_the_table_in_all_its_forms(report, tmp_path):
     rows = table(report)
     assert list(rows[1].values()) == [
@@ -776,3 +790,16 @@ def test_the_tables_in_the_documentation_are_generated(monkeypatch):
         means = {row["gate"]: row["top1_mean"] for row in report["rows"]}
         for gate, mean in means.items():  # of the committed runs, by hand
             assert mean == pytest.approx(statistics.mean(r["last_top1"] for r in report["runs"] if r["gate"] == gate))
+
+
+def test_an_experiment_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
+    """A dead process's temporary file is not another file in the folder."""
+    from excite.owners import names_in
+
+    gone = tmp_path / ".twins.json.tmp-4194305-00000000-1-0"
+    gone.write_text("x")
+    os.utime(gone, (1, 1))
+    (tmp_path / ".twins.json.tmp-notours").write_text("x")
+    assert names_in(tmp_path) == [".twins.json.tmp-notours"]
+    assert not gone.exists()
+    assert names_in(tmp_path / "none") == []

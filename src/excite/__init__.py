@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     __version__: str
     from excite.bench.build import bench as _bench
     from excite.compare.written import compare_and_write as _compare
+    from excite.datacheck.build import check_data as check_data
     from excite.errors import ExciteError as ExciteError
     from excite.explain.written import explain_and_write as _explain
     from excite.export.build import export as _export
@@ -54,6 +55,7 @@ if "IPython" in sys.modules:  # Accelerate imports tqdm, which asks there for wi
 _HOMES = {
     "ExciteError": "excite.errors",
     "Predictor": "excite.trained.predictor",
+    "check_data": "excite.datacheck.build",
     "convert": "excite.weights.conversion:convert_file",
     "load": "excite.trained.predictor",
     "predict": "excite.trained.classify",

@@ -15,11 +15,12 @@ import typer
 import typer.core
 
 from excite.children import make_children_safe
-from excite.command_help import help_text
+from excite.command_help import help_text, leaves
 from excite.commands import (
     bench,
     compare,
     convert,
+    data,
     explain,
     export,
     gates,
@@ -41,7 +42,7 @@ from excite.errors import ExciteError, UsageError, shown
 from excite.hints import Shape, corrected
 from excite.leaving import Stopped, ending, leave_quickly, signal_name, stop_on_signals
 from excite.runtime.job import is_one_of_several
-from excite.text import printable, tell, tell_lines
+from excite.text import printable, show, tell, tell_lines
 
 
 class _Commands(typer.core.TyperGroup):
@@ -49,6 +50,12 @@ class _Commands(typer.core.TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_text(self, ctx))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:  # typer's own way prints nothing where help is formatted here
+            show(self.get_help(ctx).rstrip())
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _as_ours():
@@ -117,12 +124,21 @@ def _as_ours() -> Iterator[None]:
         if not hasattr(error, "format_message") or type(error).__name__ == "NoArgsIsHelpError":
             raise
         context = getattr(error, "ctx", None)
-        path = "excite" if getattr(context, "parent", None) is None else f"excite {context.info_name}"  # type: ignore[union-attr]
+        path = "excite" if getattr(context, "parent", None) is None else _path(context)
         text = printable(error.format_message()).split(" (Possible options")[0].rstrip(".")
         examples = re.findall(r"(?m)^ +(excite .*)", getattr(getattr(context, "command", None), "help", None) or "")
         missing = type(error).__name__ == "MissingParameter" and examples
         otherwise = f"for example: {examples[0]}" if missing else f"`{path} --help` shows what there is"
         raise UsageError(f"{text[:1].lower()}{text[1:]}", otherwise) from None
+
+
+def _path(context: Any) -> str:
+    """``excite COMMAND``, or ``excite GROUP COMMAND``."""
+    words: list[str] = []
+    while context.parent is not None:
+        words.insert(0, context.info_name)
+        context = context.parent
+    return " ".join(["excite", *words])
 
 
 app = typer.Typer(
@@ -135,18 +151,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: The groups of ``excite --help``, in order.
-_GROUPS: dict[str, tuple[Callable[..., None], ...]] = {
+#: The groups of ``excite --help``, in order. A command of several words is (name, help, its sub-commands).
+_GROUPS: dict[str, tuple[Callable[..., None] | tuple[str, str, tuple[Callable[..., None], ...]], ...]] = {
     "Train": (train.train, twins.twins, sync.sync),
     "Measure": (validate.validate, compare.compare, bench.bench, verify.verify),
     "Understand": (explain.explain, report.report),
     "Ship": (predict.predict, export.export, prune.prune),
-    "Bring in": (convert.convert, graft.graft),
+    "Bring in": (("data", "Check data sets.", (data.check,)), convert.convert, graft.graft),
     "Plan": (recipes.recipes, models.models, gates.gates, scale.scale),
 }
 for _group, _functions in _GROUPS.items():
     for _function in _functions:
-        app.command(cls=_Command, rich_help_panel=_group)(_function)
+        if callable(_function):
+            app.command(cls=_Command, rich_help_panel=_group)(_function)
+            continue
+        _name, _help, _parts = _function
+        _several = typer.Typer(name=_name, cls=_Commands, help=_help)
+        _several.callback()(lambda: None)  # one sub-command alone would become the command itself
+        for _part in _parts:
+            _several.command(cls=_Command)(_part)
+        app.add_typer(_several, rich_help_panel=_group)
 
 
 def _version(wanted: bool) -> None:
@@ -235,7 +259,7 @@ def _shapes(words: Sequence[str]) -> dict[str, Shape]:
 
     keys, flags = override_keys(), frozenset(override_flags())
     found = {}
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in leaves(typer.main.get_command(app)).items():
         arguments = [p for p in command.params if p.param_type_name == "argument"]
         options = {o: not p.is_flag for p in command.params if p not in arguments for o in [*p.opts, *p.secondary_opts]}
         metavars = " ".join(p.metavar or "" for p in arguments)
@@ -246,7 +270,7 @@ def _shapes(words: Sequence[str]) -> dict[str, Shape]:
             name,
             {**options, "-h": False, "--help": False},
             taken,
-            run=metavars.startswith(("RUN", "[RUN", "SOURCE")),
+            run=metavars.startswith(("RUN", "[RUN", "[ROOT|RUN", "SOURCE")),
             images="IMAGE" in metavars,
             all_keys=keys,
             flags=flags,

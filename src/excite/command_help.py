@@ -41,6 +41,15 @@ def help_text(command: Any, context: Any) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def leaves(group: Any) -> dict[str, Any]:
+    """All commands below a group: name -> command, with the names of the groups between, such as ``data check``."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        below = {f"{name} {each}": c for each, c in leaves(command).items()} if hasattr(command, "commands") else {}
+        found |= below or {name: command}
+    return found
+
+
 def _is_argument(param: Any) -> bool:
     return param.param_type_name == "argument"
 

@@ -56,6 +56,8 @@ def choices(group: Any, words: Sequence[str], begun: str) -> list[str]:
     """
     names = list(group.commands)
     command = next((group.commands[word] for word in words if word in names), None)
+    if command is not None and hasattr(command, "commands"):  # a command of two words
+        return choices(command, words[list(words).index(command.name) + 1 :], begun)
     if command is None:
         options = [option for param in group.params for option in param.opts]
         return _beginning(begun, [*options, "--help"] if begun.startswith("-") else names)

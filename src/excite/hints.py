@@ -21,11 +21,15 @@ _KEYS: dict[str, str] = {
     "data.workers": "num_workers j nw n_workers dataloader_num_workers",
     "data.val_fraction": "valid_pct val_pct val_split val_ratio",
     "data.interpolation": "train_interpolation",
+    "data.sampler": "weighted_sampler class_sampler",
     "data.in_chans": "channels in_channels ch",
     "train.epochs": "epoch e n_epochs num_epochs max_epochs num_train_epochs n_epoch",
     "train.batch_size": "batch bs b batchsize train_batch_size per_device_train_batch_size",
     "train.label_smoothing": "smoothing",
     "train.ema_decay": "model_ema_decay",
+    "train.patience": "early_stopping_patience early_stopping early_stop",
+    "train.class_weights": "class_weight cls_weights loss_weights",
+    "train.focal_gamma": "fl_gamma",
     "train.precision": "amp_dtype dtype mixed_precision",
     "train.grad_accumulation": "accumulate grad_accum grad_accum_steps gradient_accumulation_steps",
     "train.grad_checkpointing": "gradient_checkpointing activation_checkpointing",
@@ -58,6 +62,7 @@ _KEYS: dict[str, str] = {
     "augment.rotation": "degrees rotate",
     "augment.repeats": "aug_repeats ra_reps",
     "eval.batch_size": "val_batch_size validation_batch_size eval_batch_size",
+    "eval.metric": "eval_metric monitor metric_for_best_model best_metric",
     "eval.every_epochs": "val_freq eval_interval val_interval",
     "log.every_steps": "log_interval print_freq p log_every_n_steps",
     "log.tensorboard": "log_tensorboard tb",
@@ -189,6 +194,11 @@ def corrected(
     if not words:
         return None
     first, *rest = words
+    several = [each for each in shapes if each.startswith(f"{first} ")]  # `data check`: a command of two words
+    if several:
+        second = rest[0] if rest else ""
+        near = get_close_matches(second, [each.partition(" ")[2] for each in several], n=1, cutoff=0.6)
+        first, rest = (f"{first} {near[0]}", rest[1:]) if near else (first, rest)
     name = first if first in shapes else _COMMANDS.get(first.lower())
     if first not in shapes and rest and rest[0] in shapes:  # yolo classify train ...
         name, rest = rest[0], rest[1:]
@@ -204,7 +214,7 @@ def corrected(
         return f"excite validate {shlex.quote(runs[0]) if runs else 'RUN'}"
     if not found and (shapes[name].keys or shapes[name].run):  # which need arguments
         return None
-    line = [name, *found]
+    line = [*name.split(" "), *found]
     return None if line == list(words) else f"excite {' '.join(map(_quoted, line))}"
 
 

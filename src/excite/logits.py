@@ -34,10 +34,24 @@ def predicted(logits: Tensor) -> Tensor:
     return torch.where(finite(logits), logits.argmax(1), NO_CLASS)
 
 
+def hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits (N, K), int64 labels (N,) or uint8 (N, K) of images with several -> bool (N,): whether the class with the
+    largest logit is the label, or one of them."""
+    found = predicted(logits)
+    if labels.ndim == 1:
+        return found == labels
+    return (labels.gather(1, found.clamp_min(0)[:, None])[:, 0] > 0) & (found != NO_CLASS)
+
+
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits (N, K), int64 labels (N,) -> cross-entropy (N,) in nats, in the logits' dtype; NaN where not finite."""
+    """Logits (N, K), int64 labels (N,) -> cross-entropy (N,) in nats, in the logits' dtype; NaN where not finite. With
+    labels (N, K) of images with several, it is the mean of the binary cross-entropies of all classes."""
     sound = finite(logits)
-    known = F.cross_entropy(torch.where(sound[:, None], logits, 0.0), labels, reduction="none")
+    logits = torch.where(sound[:, None], logits, 0.0)
+    if labels.ndim == 2:
+        known = F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").mean(1)
+    else:
+        known = F.cross_entropy(logits, labels, reduction="none")
     return torch.where(sound, known, torch.nan)
 
 

@@ -120,6 +120,16 @@ def remove_leftovers(folder: Path) -> list[Path]:
     return removed
 
 
+def names_in(folder: Path) -> list[str]:
+    """Sorted names in a folder, without what dead processes left there, which is removed; [] if there is no folder.
+
+    For whoever asks whether a folder is empty: a process that was killed while it wrote the first file left a temporary
+    one, and must be able to begin again.
+    """
+    remove_leftovers(folder)
+    return sorted(entry.name for entry in os.scandir(folder)) if folder.is_dir() else []
+
+
 def _is_mine(found: os.stat_result) -> bool:
     return sys.platform == "win32" or found.st_uid == os.geteuid()
 

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError, absence, nearest, no_path, shown, shown_text
 from excite.hints import key_of
+from excite.measures import MeasureName, usual_measure
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
 from excite.storage.address import is_remote
@@ -137,6 +138,10 @@ class ScheduleConfig(Section):
     power: Positive = Field(2.0, description="polynomial: the exponent")
 
 
+#: The gamma of the focal loss in its paper (Lin et al., arXiv 1708.02002).
+FOCAL_GAMMA = 2.0
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -146,12 +151,34 @@ class TrainConfig(Section):
     scale_lr_to: Count | None = Field(
         None, description="train with this batch_size and scale the learning rates in proportion; null: as written"
     )
-    loss: Literal["cross_entropy", "bce"] = Field(
-        "cross_entropy", description="bce: binary cross-entropy of each class on its own, averaged over the classes"
+    loss: Literal["cross_entropy", "bce", "focal", "asymmetric"] = Field(
+        "cross_entropy",
+        description="bce: binary cross-entropy of each class on its own, averaged over the classes, which "
+        "cross_entropy is, too, with several labels; focal: cross-entropy that counts images less the surer the "
+        "network is of them; asymmetric: with several labels, for many classes that few images have",
+    )
+    focal_gamma: NonNegative = Field(
+        FOCAL_GAMMA, description="loss=focal: the exponent of (1 - probability of the class); 0: cross-entropy"
+    )
+    class_weights: Literal["balanced"] | list[Positive] | None = Field(
+        None,
+        description="factors of the loss for each class, in the order of the classes, or balanced: all images / "
+        "(classes x images of the class); they are scaled to a mean of 1 over the training images. With several labels "
+        "they are those of images that have the class; balanced: images without it / images with it",
+    )
+    logit_adjustment: NonNegative = Field(
+        0.0,
+        description="cross_entropy: in training, add this times the logarithm of each class's share of the training "
+        "images to its logit; 1: what theory says; 0: off",
     )
     label_smoothing: Share = Field(0.0, description="fraction of the target spread evenly over all classes")
     ema_decay: Share = Field(
         0.0, description="decay of the moving average of the weights, which is evaluated and shipped; 0: none"
+    )
+    patience: Count | None = Field(
+        None,
+        description="end the run after this many evaluations in a row without a new best (eval.metric); null: never; "
+        "the schedule is not shortened",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 if the device is fast at it, else fp32"
@@ -209,6 +236,21 @@ class TrainConfig(Section):
         25.0, description="size of the gradient buckets summed over the devices, in MB"
     )
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _are_weights(cls, weights: Any) -> Any:
+        if weights is None or weights == "balanced":
+            return weights
+        if not isinstance(weights, list | tuple) or len(weights) < 2:
+            raise ValueError(
+                f"train.class_weights is {shown(weights)}, but must be balanced, null or a list of numbers, one for "
+                "each class, as in train.class_weights=[1, 2.5]"
+            )
+        for weight in weights:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"every number of train.class_weights must be above 0, got {shown(weight)}")
+        return list(weights)
+
     @field_validator("init_from")
     @classmethod
     def _can_be_a_path(cls, source: str | None) -> str | None:
@@ -217,9 +259,23 @@ class TrainConfig(Section):
         return source
 
 
+def chosen_by_test(patience: int) -> str:
+    """The sentence for a run that would end by its results on the test part."""
+    return (
+        f"train.patience={patience} would let the test part choose when to stop; data.val_from=train holds out "
+        "training images to validate on, and train.patience=null trains all epochs"
+    )
+
+
 class EvalConfig(Section):
     """Evaluation during training."""
 
+    metric: MeasureName | None = Field(
+        None,
+        description="what chooses the best epoch (and ends the run, with train.patience): top1, balanced (accuracy), "
+        "macro_f1, auroc (a class against the rest, mean over classes), map, loss, top5; null: top1, or map with "
+        "several labels",
+    )
     every_epochs: Count = Field(1, description="evaluate every so many epochs, and after the last")
     batch_size: Annotated[Count, NEUTRAL] = Field(256, description="images at a time; does not affect the result")
 
@@ -336,11 +392,52 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rare_classes_fit(self) -> "Recipe":
+        """Refuse what has no effect, and what corrects for rare classes twice."""
+        train, sampler = self.train, self.data.sampler
+        if train.focal_gamma != FOCAL_GAMMA and train.loss != "focal":
+            raise ValueError(f"train.focal_gamma={train.focal_gamma:g} needs train.loss=focal (now {train.loss})")
+        if train.logit_adjustment and train.loss != "cross_entropy":
+            raise ValueError(
+                f"train.logit_adjustment={train.logit_adjustment:g} is for train.loss=cross_entropy, not {train.loss}; "
+                "train.logit_adjustment=0 turns it off"
+            )
+        corrections = {
+            f"data.sampler={sampler}": sampler is not None,
+            "train.class_weights=balanced": train.class_weights == "balanced",
+            f"train.logit_adjustment={train.logit_adjustment:g}": train.logit_adjustment > 0,
+        }
+        given = [word for word, there in corrections.items() if there]
+        if len(given) > 1:
+            keys = " or ".join(f"{word.partition('=')[0]}={'0' if 'logit' in word else 'null'}" for word in given)
+            raise ValueError(
+                f"{' and '.join(given)} would correct for rare classes {len(given)} times; choose one and turn off "
+                f"the other{'s' if len(given) > 2 else ''} ({keys})"
+            )
+        several = self.data.task == "multilabel"
+        if train.loss == "asymmetric" and not several:
+            raise ValueError("train.loss=asymmetric is for images with several labels: task=multilabel")
+        if several and train.logit_adjustment:
+            raise ValueError("train.logit_adjustment is for images with one class each, not for task=multilabel")
+        if several and self.eval.metric == "balanced":
+            raise ValueError(
+                "eval.metric=balanced is for images with one class each; with several labels, say macro_f1"
+            )
+        if train.patience is not None and self.data.val_from == "test":
+            raise ValueError(chosen_by_test(train.patience))
+        return self
+
     def __eq__(self, other: object) -> bool:
         """Whether all values are equal, whatever their origin."""
         return isinstance(other, Recipe) and self.__dict__ == other.__dict__
 
     __hash__ = None  # type: ignore[assignment]  # like the lists in it
+
+    @property
+    def measure(self) -> MeasureName:
+        """What chooses the best epoch."""
+        return self.eval.metric or usual_measure(self.data.task)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -98,8 +98,8 @@ class Workload:
     def in_memory(self) -> bool:
         """Whether all images are decoded into memory before training."""
         data = self.recipe.data
-        if not SOURCES[data.source].class_folders or data.mode != "auto":
-            return not SOURCES[data.source].class_folders or data.mode == "memory"
+        if not SOURCES[data.source].files or data.mode != "auto":
+            return not SOURCES[data.source].files or data.mode == "memory"
         if self.count is None or self.recipe.augment.crop == "random_resized":
             return False
         from excite.data.sources import MEMORY_LIMIT, pixels_of

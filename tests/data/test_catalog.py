@@ -37,7 +37,7 @@ def test_a_toy_source_is_a_module_and_a_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "toy", ModuleType("toy"))
     sys.modules["toy"].read_source = read_source
-    facts = SourceFacts(what="shades", reader="toy", root=None, class_folders=False, benchmark=False, assumed=None)
+    facts = SourceFacts(what="shades", reader="toy", root=None, files=False, benchmark=False, assumed=None)
     monkeypatch.setitem(SOURCES, "toy", facts)
     config = DataConfig(source="digits", image_size=8, in_chans=1).model_copy(update={"source": "toy"})
     opened = open_data(config)

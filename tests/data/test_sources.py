@@ -355,9 +355,12 @@ def test_folder_mistakes_are_one_clear_sentence(tmp_path):
         opened("folder", None)
     file = tmp_path / "file.zip"
     file.write_bytes(b"")
-    for source in ("folder", "idx"):
-        with pytest.raises(ExciteError, match="is a file, but"):
-            opened(source, file)
+    with pytest.raises(ExciteError, match=r"file\.zip is damaged or no archive"):
+        opened("folder", file)
+    with pytest.raises(ExciteError, match=r"is a file: give the folder with the class folders, or a \.zip or \.tar"):
+        opened("folder", Path(__file__))
+    with pytest.raises(ExciteError, match="is a file, but"):
+        opened("idx", file)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ExciteError, match="has no class folders"):
         opened("folder", tmp_path / "empty")

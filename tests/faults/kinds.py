@@ -20,6 +20,7 @@ import torch
 
 from excite.models import create_model
 from excite.recipe import Recipe
+from excite.weights.own import read_own
 from excite.weights.write import export_state_dict, save_state_dict
 from tests.faults.harness import HUNG_STATUS, Fault, Outcome, result_of, run_job, was_killed
 from tests.training.small import small
@@ -274,6 +275,10 @@ COMMANDS: dict[str, tuple[list[str], list[str], bool]] = {
 }
 
 
+#: What a pruning leaves.
+_PRUNED = {"model.safetensors", "prune.json", "prune.png"}
+
+
 def command_killed(name: str, folder: Path, times: int, seed: int = 0) -> Row:
     """A command is killed before its K-th file operation: what was there before, or the whole new file, is there; the
     next run of the command ends well and leaves nothing temporary."""
@@ -297,9 +302,15 @@ def command_killed(name: str, folder: Path, times: int, seed: int = 0) -> Row:
             if found not in (b"before", wanted[target]) and (same or not _is_onnx(place / target)):
                 row.wrong += 1
                 row.examples.append(f"{name} at {at}: {target} is neither the old nor the new one")
+        done = name == "prune" and (place / "pruned").exists()  # killed after the last rename: it is complete
         again = run_job(command_job, [words, str(place)], place, Fault("step"))
         count(row, again, Fault("file", at))
-        if again.statuses != [0]:
+        if done:
+            read_own(place / "pruned" / "model.safetensors")  # raises if its digest is another
+            if "already exists" not in again.said or {p.name for p in (place / "pruned").iterdir()} != _PRUNED:
+                row.wrong += 1
+                row.examples.append(f"{name} at {at}: {again.said}")
+        elif again.statuses != [0]:
             row.lost += 1
             row.examples.append(f"{name} at {at}: {again.said}")
         elif same and {target: _content(place / target) for target in targets} != wanted:

@@ -120,9 +120,9 @@ def test_files(run):
         assert all(isinstance(record, dict) for record in records)
         found = Predictions.read(folder / FILE)
         assert found is None or len(found) == len(found.labels)
-        said.append(refused(lambda: _curves(read_reported(folder).files)))
+        said.append(refused(lambda: _curves(read_reported(folder).files, "balanced")))
         if case.index % 20 == 0 and name == "metrics.jsonl":
-            draw_curves(folder, "x")
+            draw_curves(folder, "x", "balanced")
         if found is not None:
             assert uploads(folder) is None
         mine = {"recipe.yaml": said[0], "remote.json": said[1], "results.json": said[4], "state.pt": said[6]}

@@ -9,6 +9,7 @@ import pickle
 import socket
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import tests.command  # noqa: F401  says what the process that is forked has imp
 from excite.data import ArrayImages, EvalLoader, Preprocessing
 from excite.data.config import DataConfig
 from excite.data.watched import LoaderFailed
+from excite.measures import MeasureName
 from excite.ops import norm_excite_residual
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.runtime.device import make_accelerator
@@ -98,7 +100,7 @@ def make_images(count: int, classes: int) -> ArrayImages:
     return ArrayImages(images, torch.randint(0, classes, (count,), generator=generator))
 
 
-def evaluate_counts(counts: list[int], classes: int, batch_size: int) -> list[Any]:
+def evaluate_counts(counts: list[int], classes: int, batch_size: int, metric: MeasureName = "top1") -> list[Any]:
     """Evaluations of sets of different sizes, and which images this process had of each."""
     accelerator = make_accelerator("cpu")
     found = []
@@ -112,7 +114,7 @@ def evaluate_counts(counts: list[int], classes: int, batch_size: int) -> list[An
             world=accelerator.num_processes,
         )
         preprocessing = Preprocessing(4, 1.0, "bilinear", (0.0,), (1.0,), 1)
-        result = evaluate(Lookup(classes), loader, preprocessing, classes, torch.device("cpu"))
+        result = evaluate(Lookup(classes), loader, preprocessing, classes, torch.device("cpu"), metric=metric)
         seen = [int(i) for _, _, indices in loader for i in indices]
         found.append((result, seen))
     return found
@@ -235,6 +237,22 @@ def train_until_an_evaluation_fails(out: Path, rank: int, *overrides: str) -> st
     except (LoaderFailed, RuntimeError) as error:
         return str(error)
     raise AssertionError("no evaluation failed")
+
+
+def evaluating_to(top1: dict[int, float]) -> Callable[..., Evaluation]:
+    """``evaluate_run`` with a table's top-1, by epoch, and always the same loss."""
+    real = reporting.evaluate_run
+
+    def evaluate_run(run: Run, *words: Any) -> Evaluation:
+        return replace(real(run, *words), top1=top1[run.step // run.steps_per_epoch], loss=1.0)
+
+    return evaluate_run
+
+
+def train_small_evaluating_to(out: Path, top1: dict[int, float], *overrides: str) -> dict[str, Any]:
+    """:func:`train_small` with evaluations of :func:`evaluating_to`."""
+    reporting.evaluate_run = evaluating_to(top1)
+    return train_small(out, *overrides)
 
 
 def resume_small(run: Path) -> dict[str, Any]:

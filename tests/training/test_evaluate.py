@@ -118,7 +118,10 @@ def test_the_tables_by_hand():
     assert every.balanced == pytest.approx(100 * (3 / 4 + 1 + 0) / 3)
     assert (some.not_finite, every.not_finite, every.warning) == (4, 0, None)
     assert some.warning.startswith("4 of 12 images have no finite logits, the first: b")
-    assert some.summary() == {**shares, "balanced": some.balanced, "not_finite": 4, "first_not_finite": "b"}
+    measured = {"balanced": some.balanced, "macro_f1": pytest.approx(100 * (6 / 10 + 4 / 8 + 0 / 2) / 3)}
+    assert some.summary() == {**shares, **measured, "not_finite": 4, "first_not_finite": "b"}
+    assert some.uneven
+    assert not Evaluation(**shares, confusion=[[3, 0], [1, 1]], no_class=[0, 0]).uneven  # 3 and 2
     names = ["a", "b", "c", "d"]
     for found, support, top1 in ((some, [5, 5, 2, 0], [60.0, 40.0, 0.0]), (every, [4, 2, 2, 0], [75.0, 100.0, 0.0])):
         assert found.per_class(names) == [

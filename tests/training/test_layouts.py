@@ -98,6 +98,7 @@ VARIANTS = {
     "sixteen shards": ("train.shards=16",),
     "files": (*FOLDER, "data.workers=0"),
     "files, workers": (*FOLDER, "data.workers=2", "augment.rand_augment={n: 2, m: 9}", "augment.rotation=0"),
+    "rare classes": (*FOLDER, "data.workers=1", "data.sampler=sqrt", "class_weights=[1, 2, 4]", "eval.metric=auroc"),
     "SE-ResNet-18": (*FOLDER, "data.workers=1", "model.name=seresnet18"),
 }
 
@@ -105,8 +106,8 @@ VARIANTS = {
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
     folder, noise = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for label in "abc":
-        for part, count in (("train", 22), ("val", 9)):
+    for label, fewer in zip("abc", (0, 8, 15), strict=True):
+        for part, count in (("train", 30 - fewer), ("val", 9)):
             (folder / part / label).mkdir(parents=True)
             for i in range(count):
                 pixels = noise.integers(0, 255, (40, 50, 3), dtype=np.uint8)
@@ -115,7 +116,15 @@ def photographs(tmp_path_factory) -> Path:
 
 
 #: Those that CI trains; `make test-slow` has all.
-OFTEN = ("more of both", "bf16", "accumulation and clipping", "crops of arrays", "gather-excite", "files, workers")
+OFTEN = (
+    "more of both",
+    "bf16",
+    "accumulation and clipping",
+    "crops of arrays",
+    "gather-excite",
+    "files, workers",
+    "rare classes",
+)
 
 
 @pytest.mark.heavy

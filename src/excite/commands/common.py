@@ -1,7 +1,7 @@
 """Arguments, options and messages that several commands share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +9,7 @@ import typer
 
 from excite.commands import beforehand
 from excite.errors import ExciteError
+from excite.measures import MEASURES, MeasureName
 from excite.text import tell
 
 if TYPE_CHECKING:
@@ -183,3 +184,9 @@ def tell_not_finite(warning: str | None, usable: bool) -> None:
 def teller(display: "Display", as_json: bool) -> Callable[[str], None]:
     """The function that prints messages: to standard output, or to standard error if standard output is JSON."""
     return tell if as_json else display.message
+
+
+def metric_column(name: MeasureName, columns: Sequence[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """The column of the measure that chooses the best epoch, if the ``columns`` of a table lack it."""
+    lacking = name not in [key for key, _, _ in columns]
+    return [(name, MEASURES[name].label, ".2f" if MEASURES[name].percent else ".4f")] if lacking else []

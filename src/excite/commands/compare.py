@@ -140,6 +140,7 @@ def _accuracy_columns(found: "Study") -> Columns:
     columns: Columns = [("label", "run", "")]
     columns += [("model", "model", "")] if differing(found["rows"], ["model"]) else []
     columns += [("gate", "gate", ""), ("epochs_text", "epochs", ""), ("top1_text", f"top-1 % [{percent}]", "")]
+    columns += [("balanced", "balanced %", ".2f")] if found["uneven"] else []
     if found["paired"]:
         columns += [("difference_text", f"difference [{percent}]", ""), ("p_text", "p", "")]
         columns += [("p_holm_text", "Holm's p", "")] if len(found["paired"]) > 2 else []

@@ -73,8 +73,11 @@ def predict(
         print_json(to_rows(found))
     else:
         rows = [{"image": p.path, "top": p.text()} for p in found]
-        Display().table(make_table(rows, [("image", "image", ""), ("top", f"top {top_k}", "")]))
-    without = [p.path for p in found if not p.top]
+        several = any(len(p.top) > top_k for p in found) or any(p.answered and not p.top for p in found)
+        Display().table(
+            make_table(rows, [("image", "image", ""), ("top", "classes" if several else f"top {top_k}", "")])
+        )
+    without = [p.path for p in found if not p.answered]
     if told := sentence(len(without), len(found), without[0] if without else None, about="not classified"):
         bad.append(told)
     if bad:

@@ -7,6 +7,7 @@ import typer
 
 from excite.commands.beforehand import begin, check_changes, check_data, check_file, check_new_folder
 from excite.commands.common import Device, Json, Trained, complete_report_key, tell_not_finite
+from excite.measures import uneven
 from excite.text import print_json
 
 
@@ -70,6 +71,8 @@ def report(
             progress=progress,
         )
     accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
+    classes = numbers["classes"]
+    balanced = f", balanced accuracy {classes['macro']['recall']:.2f} %"
     not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
     if as_json:
         print_json({**numbers, "file": str(path)})
@@ -78,6 +81,7 @@ def report(
     lines = [
         f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
         f"{accuracy['images']:,} images ({numbers['about']['measured']})"
+        + (balanced if uneven([row["support"] for row in classes["rows"]]) else "")
         + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
         *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
         *numbers["about"]["notes"],

@@ -8,7 +8,7 @@ import typer
 
 from excite.choices import parse_duration
 from excite.commands.beforehand import begin, check_parent, check_recipe, is_begun
-from excite.commands.common import Json, RecipeWords, complete_run
+from excite.commands.common import Json, RecipeWords, complete_run, metric_column
 from excite.errors import ExciteError, absence, expanded
 from excite.runtime.job import rank
 from excite.text import print_json, tell
@@ -27,10 +27,19 @@ RESULT_COLUMNS = [
     ("ms_per_step", "ms/step", ".2f"),
     ("images_per_second", "img/s", ",.1f"),
     ("top1", "acc@top1", ".2f"),
+    ("balanced", "balanced", ".2f"),
     ("top5", "acc@top5", ".2f"),
     ("last_top1", "last top1", ".2f"),
     ("test_top1", "test top1", ".2f"),
     ("recipe", "recipe", ""),
+]
+
+#: Instead of accuracies, with several labels an image.
+LABEL_COLUMNS = [
+    ("map", "mAP", ".2f"),
+    ("macro_f1", "macro F1", ".2f"),
+    ("micro_f1", "micro F1", ".2f"),
+    ("threshold", "threshold", ".3f"),
 ]
 
 #: What a run folder holds -> what it is for; docs/reference/files.md has their formats.
@@ -180,12 +189,13 @@ def _recipe(name: str, words: list[str], *, resume: bool, run_dir: str | None) -
 
     Prints the command's first line.
     """
-    from excite.data.root import is_images
+    from excite.data.root import source_of
     from excite.recipe import load_recipe
 
-    if not resume and is_images(name):
+    kind = None if resume else source_of(name)
+    if kind is not None:
         # Mistakes in the words are the same whatever recipe is chosen.
-        checked = load_recipe("folder-finetune-small", [f"data.root={name}", *words])
+        checked = load_recipe("folder-finetune-small", [f"data.source={kind}", f"data.root={name}", *words])
         check_recipe(checked, begun=not checked.is_own("train.init_from"))
         begin(f"looking at the images in {name}")
         from excite.training.choose import recipe_for
@@ -201,7 +211,14 @@ def _show_results(results: "Results") -> None:
     from excite.console import Display, make_table
 
     display = Display()
-    columns = [c for c in RESULT_COLUMNS if c[0] != "test_top1" or results.get("test_top1") is not None]
+    dropped = {"test_top1"} if results.get("test_top1") is None else set()
+    dropped |= set() if results.get("uneven") else {"balanced"}
+    several = "threshold" in results
+    dropped |= {"top1", "balanced", "top5", "last_top1", "test_top1"} if several else set()
+    columns = [c for c in RESULT_COLUMNS if c[0] not in dropped]
+    if several:
+        columns[-1:-1] = LABEL_COLUMNS
+    columns[-1:-1] = metric_column(results.get("metric", "top1"), columns)
     display.table(make_table([results], columns))
     run = Path(results["run"])
     display.message(f"{run}/")

@@ -1,14 +1,26 @@
 """``excite validate``"""
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from excite.commands.beforehand import begin, check_data, check_precision
-from excite.commands.common import Device, Fold, Json, OtherImages, Trained, complete_precision, tell_not_finite
+from excite.commands.common import (
+    Device,
+    Fold,
+    Json,
+    OtherImages,
+    Trained,
+    complete_precision,
+    metric_column,
+    tell_not_finite,
+)
 from excite.runtime.job import rank
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.training.evaluation import Evaluation
 
 
 def validate(
@@ -42,6 +54,7 @@ def validate(
     begin(f"evaluating {source}")
     from excite.console import Display, ProgressBar, make_table
     from excite.trained.accuracy import validate as run_validation
+    from excite.training.evaluation import LabelEvaluation
 
     display = Display()
     with ProgressBar("evaluating", lines=rank() == 0) as progress:
@@ -64,14 +77,29 @@ def validate(
         print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
         tell_not_finite(result.warning, result.usable)
         return
-    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f"), ("top1", "acc@top1", ".2f")]
-    if format(result.balanced, ".2f") != format(result.top1, ".2f"):
-        columns.append(("balanced", "balanced", ".2f"))
-    columns.append(("top5", "acc@top5", ".2f"))
+    columns = [("model", "model", ""), ("images", "images", "d"), ("loss", "loss", ".4f")]
+    if isinstance(result, LabelEvaluation):
+        columns += [("map", "mAP", ".2f"), ("macro_f1", "macro F1", ".2f"), ("micro_f1", "micro F1", ".2f")]
+        columns += [("threshold", "threshold", ".3f")]
+    else:
+        columns += _accuracy_columns(result)
+    columns += metric_column(result.metric, columns)
     display.table(make_table([row], [*columns, ("precision", "precision", "")]))
     for note in result.notes:
         display.message(note)
     if per_class:
         table = [("class", "class", ""), ("images", "images", "d"), ("top1", "top-1 (recall)", ".2f")]
-        display.table(make_table(rows, [*table, ("precision", "precision", ".2f")]))
+        if isinstance(result, LabelEvaluation):
+            table[-1] = ("top1", "recall", ".2f")
+        table += [("precision", "precision", ".2f")]
+        if isinstance(result, LabelEvaluation):
+            table += [("f1", "F1", ".2f"), ("ap", "average precision", ".2f")]
+        display.table(make_table(rows, table))
     tell_not_finite(result.warning, result.usable)
+
+
+def _accuracy_columns(result: "Evaluation") -> list[tuple[str, str, str]]:
+    columns = [("top1", "acc@top1", ".2f")]
+    if result.uneven or format(result.balanced, ".2f") != format(result.top1, ".2f"):
+        columns.append(("balanced", "balanced", ".2f"))
+    return [*columns, ("top5", "acc@top5", ".2f")]

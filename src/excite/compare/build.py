@@ -63,7 +63,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         percent = f"{100 * self.found['confidence']:g} %"
-        heads = ["run", "gate", "epochs", f"top-1 % [{percent}]"]
+        heads = ["run", "gate", "epochs", *(["balanced %"] if self.found["uneven"] else []), f"top-1 % [{percent}]"]
         heads += [f"difference [{percent}]", "p"] if self.found["paired"] else []
         rows: list[list[str]] = []
         for row in shown(self.found):
@@ -71,7 +71,9 @@ class Comparison:
             change = row["difference_interval"] or "-"
             if row["difference"] is not None:
                 change = f"{row['difference']:+.2f} [{change}]"
-            cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-", top1, change, row["p_text"] or "-"]
+            balanced = "-" if row["balanced"] is None else f"{row['balanced']:.2f}"
+            cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-"]
+            cells += [*([balanced] if self.found["uneven"] else []), top1, change, row["p_text"] or "-"]
             rows.append(cells[: len(heads)])
         parts = [show_table(heads, rows, notes=[*self.found["notes"], *sentences(self.found)])]
         for pair, images in zip(self.found["only_one"] or [], self.pixels, strict=False):
@@ -188,7 +190,7 @@ def _image(data: DataSets, position: int) -> np.ndarray:
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:
-        read = load_picture(data.val.paths[position], data.preprocessing.in_chans, white=data.val.white)
+        read = load_picture(data.val.source(position), data.preprocessing.in_chans, white=data.val.white)
     except BadImageError:  # deleted since it was predicted
         return np.full((32, 32, 3), 128, np.uint8)
     image = Image.fromarray(visible(np.atleast_3d(np.asarray(read)))).convert("RGB")

@@ -87,6 +87,7 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
         Column("epochs_text", "epochs", align="right"),
         Column("params_m", "params(M)", ".3f"),
         Column("gmacs", "GMACs", ".4f"),
+        *([Column("balanced", "balanced", ".2f", title="mean of the classes' accuracies")] if found["uneven"] else []),
         Column("top5", "acc@top5", ".2f", title="top-K if there are only K < 5 classes"),
         Column("loss", "loss", ".4f", title="mean cross-entropy, nats"),
         Column("images", "images", ",d"),

@@ -97,6 +97,7 @@ def read_run(
     """
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
     opened = open_trained(source, overrides, device=device, precision=precision)
+    opened.one_class_each("excite compare")
     predictor = opened.predictor
     meta = predictor.meta
     predictions = data = problem = None

@@ -13,6 +13,7 @@ import torch
 from excite.compare.recipes import Difference, differences
 from excite.compare.runs import Run
 from excite.logits import NO_CLASS, losses, mean_loss
+from excite.measures import uneven
 from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
 from excite.trained.predictions import accuracy
 from excite.training.results import Results
@@ -41,6 +42,7 @@ class Measured(TypedDict):
     top1: float | None
     top1_low: float | None
     top1_high: float | None
+    balanced: float | None
     top5: float | None
     not_finite: int | None
     loss: float | None
@@ -191,6 +193,7 @@ class Study(TypedDict):
         curves: training curves of the runs that have records.
         per_class: sorted by the difference of the second run, then by name. Like ``agreement`` and ``only_one``, None
             without paired runs.
+        uneven: whether balanced accuracy is shown beside top-1, because the classes differ much in size.
         notes: notes, one sentence each.
         command: the command that makes the page again.
     """
@@ -205,6 +208,7 @@ class Study(TypedDict):
     per_class: list[ClassDifference] | None
     agreement: Agreement | None
     only_one: list[OnlyOne] | None
+    uneven: bool
     notes: list[str]
     command: NotRequired[str]
 
@@ -235,8 +239,15 @@ def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> S
         "per_class": _per_class(paired) if paired else None,
         "agreement": _agreement(paired) if paired else None,
         "only_one": [_only_one(paired[0], run) for run in paired[1:]] if paired else None,
+        "uneven": any(_uneven(run) for run in runs),
         "notes": notes,
     }
+
+
+def _uneven(run: Run) -> bool:
+    if run.predictions is None:
+        return bool((run.results or {}).get("uneven"))
+    return uneven(np.bincount(run.predictions.labels).tolist())
 
 
 # --- runs that can be paired ---------------------------------------------------------------------------------------
@@ -340,7 +351,7 @@ def _row(run: Run, confidence: float) -> AloneRow:
         "params": run.params,
         "gmacs": results.get("gmacs", run.gmacs),
         "epochs": None if recipe is None else recipe["train"].get("epochs"),
-        "epochs_done": evaluations[-1]["epoch"] if evaluations else None,
+        "epochs_done": results.get("last_epoch", evaluations[-1]["epoch"] if evaluations else None),
         "best_epoch": run.meta.get("epoch") if recipe is not None else None,
         "finished": None if not run.started else not run.unfinished,
         "seed": None if recipe is None else recipe["train"].get("seed"),
@@ -372,6 +383,7 @@ def _accuracy(run: Run, confidence: float) -> Measured:
             "top1": measured["top1"],
             "top1_low": measured["top1_low"],
             "top1_high": measured["top1_high"],
+            "balanced": measured["balanced"],
             "top5": measured["top5"],
             "not_finite": measured["not_finite"],
             "loss": mean_loss(torch.from_numpy(_losses(run))),
@@ -389,6 +401,7 @@ def _accuracy(run: Run, confidence: float) -> Measured:
         "top1": 100 * right / images,
         "top1_low": 100 * low,
         "top1_high": 100 * high,
+        "balanced": found.get("balanced"),
         "top5": found.get("top5"),
         "not_finite": found.get("not_finite", 0),
         "loss": found.get("loss"),

@@ -36,10 +36,11 @@ def interval(low: float | None, high: float | None, spec: str) -> str | None:
 
 
 def epochs(row: RunRow) -> str | None:
-    """The epochs: "13", or "7 of 13" for an unfinished run."""
-    if row["finished"] is False:
-        done = 0 if row["epochs_done"] is None else row["epochs_done"]
-        return f"{done:g} of {row['epochs']}"
+    """The epochs: "13", or "7 of 13" for a run that is unfinished or was stopped early."""
+    done = row["epochs_done"]
+    stopped = row["finished"] and done is not None and row["epochs"] is not None and done < row["epochs"]
+    if row["finished"] is False or stopped:
+        return f"{done or 0:g} of {row['epochs']}"
     return None if row["epochs"] is None else str(row["epochs"])
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from excite.data.config import AugmentConfig
 from excite.data.decode import Interpolation
+from excite.data.labels import several
 from excite.data.preprocessing import normalize
 from excite.errors import ExciteError
 from excite.size import as_size
@@ -27,7 +28,8 @@ ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # the paper's (Zhong et al
 class BatchAugment:
     """Augment one batch: `augment(images, labels) -> (images, targets)`.
 
-    Takes uint8 images (B, C, H, W) on the device and int64 labels (B,). Returns images in `dtype` and `memory_format`,
+    Takes uint8 images (B, C, H, W) on the device and int64 labels (B,), or uint8 (B, K) of several labels an image, for
+    which targets are float32 (B, K) in any case. Returns images in `dtype` and `memory_format`,
     normalised with `mean` and `std` (in 0..1), and targets: int64 (B,), or float32 probabilities (B, K) if the recipe
     mixes images (mixup, CutMix), whether or not this batch was mixed.
 
@@ -65,7 +67,7 @@ class BatchAugment:
             out = cutout(out, augment.cutout)
         if augment.random_erasing > 0:
             out = random_erasing(out, augment.random_erasing)
-        targets = labels
+        targets = labels = labels.float() if several(labels) else labels
         if augment.mixes:
             out, targets = self._mix(out, labels)
         return out.to(self.dtype, memory_format=self.memory_format), targets
@@ -94,6 +96,8 @@ class BatchAugment:
             images, share = cutmix(images, augment.cutmix)
         else:
             images, share = mixup(images, augment.mixup)
+        if several(labels):
+            return images, share * labels + (1 - share) * labels.roll(1, 0)
         soft = torch.zeros(len(labels), self.num_classes, device=labels.device)
         soft.scatter_(1, labels[:, None], share)
         return images, soft.scatter_add_(1, labels.roll(1)[:, None], soft.new_full((len(labels), 1), 1 - share))

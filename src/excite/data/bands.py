@@ -13,7 +13,6 @@ Shapes: C bands, H x W pixels. Everything here raises ValueError with a reason t
 import importlib.util
 import io
 import logging
-import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,8 +23,9 @@ import numpy as np
 from PIL import Image
 
 from excite.data.formats import exif_of, open_image, quietly
+from excite.data.packed import Bytes, open_bytes
 from excite.data.pixels import deep_values, eight_bits_of
-from excite.data.whole import open_again, reaches_its_end
+from excite.data.whole import reaches_its_end
 from excite.errors import install_line
 
 #: Numbers of channels that are colours: grey and RGB.
@@ -107,7 +107,7 @@ def read_bands(source: Any, channels: int, max_pixels: int, white: int) -> Bands
     return Bands(np.ascontiguousarray(_upright(values, image.orientation)))
 
 
-def check_bands(source: str | os.PathLike[str] | bytes, channels: int, max_pixels: int) -> None:
+def check_bands(source: Bytes, channels: int, max_pixels: int) -> None:
     """Raise ValueError for a file that `read_bands` would refuse, or that is truncated. Decodes it only if unusual."""
     with _opened(source, channels, max_pixels) as image:
         whole = image.whole()
@@ -115,7 +115,7 @@ def check_bands(source: str | os.PathLike[str] | bytes, channels: int, max_pixel
         read_bands(source, channels, max_pixels, 1)
 
 
-def largest_of_bands(source: str | os.PathLike[str] | bytes, channels: int, max_pixels: int) -> int | None:
+def largest_of_bands(source: Bytes, channels: int, max_pixels: int) -> int | None:
     """The largest value of an image with 16 bits a band; None if it has 8, or if it defines its white level."""
     with _opened(source, channels, max_pixels) as image:
         if image.integers == "uint8" or image.white is not None:
@@ -157,8 +157,8 @@ def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | bytes, channels: int, max_pixels: int) -> Iterator[_Opened]:
-    with open_again(source) as file:
+def _opened(source: Bytes, channels: int, max_pixels: int) -> Iterator[_Opened]:
+    with open_bytes(source) as file:
         is_tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     with (
         _by_tifffile(source, channels)
@@ -169,7 +169,7 @@ def _opened(source: str | os.PathLike[str] | bytes, channels: int, max_pixels: i
         yield image
 
 
-def _pillow_reads(source: str | os.PathLike[str] | bytes) -> bool:
+def _pillow_reads(source: Bytes) -> bool:
     """Whether Pillow gives the numbers of a TIFF unchanged, and all of them."""
     try:
         with open_image(source) as opened:
@@ -184,7 +184,7 @@ def _pillow_reads(source: str | os.PathLike[str] | bytes) -> bool:
 
 
 @contextmanager
-def _by_pillow(source: str | os.PathLike[str] | bytes, channels: int, max_pixels: int) -> Iterator[_Opened]:
+def _by_pillow(source: Bytes, channels: int, max_pixels: int) -> Iterator[_Opened]:
     with open_image(source) as opened:
         image: Any = opened
         if image.mode not in _MODES:
@@ -198,7 +198,7 @@ def _by_pillow(source: str | os.PathLike[str] | bytes, channels: int, max_pixels
             return np.asarray(image) if values is None else values
 
         def whole() -> bool:
-            with open_again(source) as file:
+            with open_bytes(source) as file:
                 return reaches_its_end(image, file)
 
         with quietly():
@@ -209,14 +209,14 @@ def _by_pillow(source: str | os.PathLike[str] | bytes, channels: int, max_pixels
 
 
 @contextmanager
-def _by_tifffile(source: str | os.PathLike[str] | bytes, channels: int) -> Iterator[_Opened]:
+def _by_tifffile(source: Bytes, channels: int) -> Iterator[_Opened]:
     if importlib.util.find_spec("tifffile") is None:
         raise ValueError(f"reading its bands needs tifffile: {install_line('bands')}")
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong is raised, too
     with (
-        io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+        open_bytes(source) as file,
         tifffile.TiffFile(file) as tiff,
     ):
         first: Any = tiff.pages[0]

@@ -3,6 +3,7 @@
 To add one: a module with a function ``read_source`` (see :mod:`excite.data.idx`), and a line in :data:`SOURCES`.
 """
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -30,17 +31,20 @@ class SourceFacts:
         what: its format, for the list of all sources.
         reader: the module with ``read_source(data, root, least_classes) -> Contents``.
         root: what ``data.root`` must be: "folder", or "any" (a folder or an archive); None: the data is in the package.
-        class_folders: whether the images are files in class folders, which are listed, streamed and split by path.
+        files: whether the images are files of any size, which are listed, streamed and split by name; else they are
+            arrays of one size.
         benchmark: whether published results train on everything but the test part and are measured on that.
         assumed: the data set assumed if the data is missing; None if it is always there.
+        side: of the images in pixels, if all are squares of one size; else None.
     """
 
     what: str
     reader: str
     root: Literal["folder", "any"] | None
-    class_folders: bool
+    files: bool
     benchmark: bool
     assumed: Assumed | None
+    side: int | None = None
 
 
 SOURCES = {
@@ -48,31 +52,50 @@ SOURCES = {
         what="the 8x8 digits of the package",
         reader="excite.data.digits",
         root=None,
-        class_folders=False,
+        files=False,
         benchmark=False,
         assumed=None,
+        side=8,
     ),
     "cifar10": SourceFacts(
         what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-10", 50_000, 10),
+        side=32,
     ),
     "cifar100": SourceFacts(
         what="CIFAR (Python version)",
         reader="excite.data.cifar",
         root="any",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("CIFAR-100", 50_000, 100),
+        side=32,
     ),
     "folder": SourceFacts(
-        what="class folders",
+        what="class folders, also in a zip or tar file",
         reader="excite.data.folder",
-        root="folder",
-        class_folders=True,
+        root="any",
+        files=True,
+        benchmark=False,
+        assumed=Assumed("ImageNet", 1_281_167, 1000),
+    ),
+    "table": SourceFacts(
+        what="a table (CSV, TSV, JSON lines, Parquet, hf:owner/name)",
+        reader="excite.data.table",
+        root="any",
+        files=True,
+        benchmark=False,
+        assumed=Assumed("ImageNet", 1_281_167, 1000),
+    ),
+    "webdataset": SourceFacts(
+        what="WebDataset shards (.tar)",
+        reader="excite.data.webdataset",
+        root="any",
+        files=True,
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
@@ -80,11 +103,24 @@ SOURCES = {
         what="MNIST-style IDX",
         reader="excite.data.idx",
         root="folder",
-        class_folders=False,
+        files=False,
         benchmark=True,
         assumed=Assumed("MNIST", 60_000, 10),
+        side=28,
     ),
 }
+
+
+#: Endings of tables.
+TABLES = frozenset((".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"))
+#: Endings of archives that are read in place, and of tar files that are compressed as a whole.
+IN_PLACE, COMPRESSED = (".zip", ".tar"), (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz")
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of an archive of images that can be read, by its ending."""
+    stem, end = os.path.splitext(os.fspath(path).lower())
+    return end in IN_PLACE or (end in COMPRESSED and (end.startswith(".t") or stem.endswith(".tar")))
 
 
 def formats() -> str:

@@ -18,6 +18,7 @@ import PIL
 from excite.data.bands import COLOURS
 from excite.data.contents import Part
 from excite.data.decode import BadImageError, check_image
+from excite.data.packed import Bytes, open_bytes
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 from excite.progress import Progress
@@ -48,20 +49,20 @@ class Checked:
     bad: list[tuple[str, str]]
 
 
-def digest_of(path: str, size: int) -> int:
-    """64 bits that are equal for copies of a file under any name; 0 if the file cannot be read."""
+def digest_of(source: Bytes, size: int) -> int:
+    """64 bits that are equal for copies of an image under any name, also inside archives; 0 if it cannot be read."""
     state = hashlib.blake2b(str(size).encode(), digest_size=8)
     places = [(0, ENDS), (max(0, size - ENDS), ENDS)]
-    if os.path.splitext(path)[1].lower() in PLAIN:
+    if not isinstance(source, bytes) and os.path.splitext(source)[1].lower() in PLAIN:
         places += [(size * i // 17, 1024) for i in range(1, 17)]
     if size <= 2 * ENDS:
         places = [(0, 2 * ENDS)]
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open_bytes(source) as file:
             for start, length in places:
                 file.seek(start)
                 state.update(file.read(length) or b"")
-    except OSError:
+    except (OSError, ValueError):
         return 0
     return int.from_bytes(state.digest(), "little") or 1
 
@@ -112,10 +113,10 @@ def _look(
         for i in positions.tolist():
             reason = None
             try:
-                check_image(paths[i], max_pixels, in_chans)
+                check_image(part.images.source(i), max_pixels, in_chans)
             except BadImageError as error:
                 reason = error.reason
-            found.append((i, 0 if reason is not None else digest_of(paths[i], int(sizes[i])), reason))
+            found.append((i, 0 if reason is not None else digest_of(part.images.source(i), int(sizes[i])), reason))
         return found
 
     folder = os.path.commonpath(paths) if len(todo) else ""

@@ -19,6 +19,10 @@ PILLOW_LIMIT = 178_956_970
 LARGEST = 4096
 
 
+#: How often an epoch draws each class; see excite.data.sampler.
+SamplerName = Literal["balanced", "sqrt"]
+
+
 def _as_list(value: Any) -> Any:
     """Accept tuples, which Python users write; strict mode only accepts lists."""
     return list(value) if isinstance(value, tuple) else value
@@ -51,13 +55,42 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ColumnsConfig(_Strict):
+    """The columns of a table. A column that is not named is found by its usual names, and said."""
+
+    path: str | None = Field(default=None, description="column with the path of each image, or with the image itself")
+    label: str | list[str] | None = Field(
+        default=None, description="column with the class, or the classes; or a list of columns of 0 and 1, one a class"
+    )
+    separator: str | None = Field(
+        default=None,
+        min_length=1,
+        description="multilabel: what stands between classes; null: | or ; or , or a space",
+    )
+    part: str | Literal[False] | None = Field(
+        default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
+    )
+    group: str | Literal[False] | None = Field(
+        default=None, description="column with what the split keeps together, such as a patient; false: there is none"
+    )
+
+
 class DataConfig(_Strict):
     """The source of the images, their size, and the handling of broken files."""
 
     source: SourceName = Field(description=f"format of the data: {formats()}")
     root: Annotated[str | None, NEUTRAL] = Field(
         default=None,
-        description="folder with the data (CIFAR: or a .tar.gz file), local or at s3:// and the like; not for digits",
+        description="folder or file with the data, local or at s3:// and the like; not for digits",
+    )
+    images: Annotated[str | None, NEUTRAL] = Field(
+        default=None, description="table: folder that the paths in it start from; null: the folder of the table"
+    )
+    task: Literal["classes", "multilabel"] = Field(
+        default="classes", description="labels of an image: one class, or several (multilabel), maybe none"
+    )
+    columns: ColumnsConfig = Field(
+        default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
     )
     image_size: ImageSize = Field(
         description="size of the images that the network sees, in pixels: the side of a square, or [height, width]"
@@ -144,6 +177,11 @@ class DataConfig(_Strict):
     limit_val: int | None = Field(
         default=None, ge=1, description="validate on only this many images (seeded, class-balanced), for smoke tests"
     )
+    sampler: SamplerName | None = Field(
+        default=None,
+        description="how often an epoch draws each class: equally (balanced) or in proportion to the square root of "
+        "its number of images (sqrt); null: every image once",
+    )
     class_names: Annotated[list[str] | None, NEUTRAL] = Field(
         default=None, description="class names to show instead of the source's own, in the order of the labels"
     )
@@ -160,22 +198,33 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _eval_size_fits(self) -> Self:
-        if self.evaluation_size != self.training_size and not SOURCES[self.source].class_folders:
+        if self.evaluation_size != self.training_size and not SOURCES[self.source].files:
             raise ValueError(f"eval_size is only for source=folder: the images of {self.source} all have the same size")
         return self
 
     @model_validator(mode="after")
     def _channels_fit(self) -> Self:
-        if self.in_chans not in (1, 3) and not SOURCES[self.source].class_folders:
+        if self.in_chans not in (1, 3) and not SOURCES[self.source].files:
             raise ValueError(f"in_chans={self.in_chans} is only for source=folder: {self.source} has no such images")
         return self
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if self.group_by is not None and not SOURCES[self.source].class_folders:
+        if self.group_by is not None and not SOURCES[self.source].files:
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by must be a level of at least 1 (the first folder below the class), or a pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _tables_fit(self) -> Self:
+        if self.task == "multilabel" and not SOURCES[self.source].files:
+            raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
+        if self.sampler is not None and self.task == "multilabel":
+            raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
+        if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
+            key = "images" if self.images is not None else "columns"
+            raise ValueError(f"{key} is only for source=table")
         return self
 
     @model_validator(mode="after")

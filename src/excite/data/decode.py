@@ -29,6 +29,7 @@ from PIL import Image, ImageOps
 from excite.data.bands import COLOURS, Bands, check_bands, largest_of_bands, read_bands
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import exif_of, open_image, quietly, what_it_is
+from excite.data.packed import Bytes, Member, open_bytes
 from excite.data.pixels import (
     FULL_WHITE,
     bands_unsaid,
@@ -40,7 +41,7 @@ from excite.data.pixels import (
     tiff_bands,
     white_of,
 )
-from excite.data.whole import missing_end, open_again, reaches_its_end
+from excite.data.whole import missing_end, reaches_its_end
 from excite.errors import ExciteError, first_line
 from excite.size import as_size
 
@@ -93,7 +94,8 @@ class BadImagesError(BadImageError):
         return type(self), (self.bad, self.key)
 
 
-#: A path or the bytes of an image file; or pixels: a Pillow image, or uint8 or uint16 (H, W) or (H, W, 1 to 4).
+#: A path, the bytes of an image file or where they are inside a larger one; or pixels: a Pillow image, or uint8 or
+#: uint16 (H, W) or (H, W, 1 to 4).
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 
 
@@ -153,7 +155,7 @@ def load_image(
         if enough is not None:
             image.draft(None, (enough, enough))  # formats other than JPEG ignore it
         if image.format == "JPEG2000":
-            with open_again(source) as file:
+            with open_bytes(source) as file:
                 if missing_end(image, file):
                     raise ValueError("it is truncated: the end of its JPEG 2000 codestream is missing")
         eight = eight_bits(source, image, white)
@@ -224,7 +226,7 @@ def _from_memory(
         return _upright(_convert(eight, mode), source)
 
 
-def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> None:
+def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> None:
     """Raise BadImageError for a file that `load_picture` would refuse, or that is truncated.
 
     It reads the header and the end of the file, and decodes the whole file only if one of them is unusual. So an image
@@ -242,7 +244,7 @@ def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_L
             if not unusual:
                 file = getattr(image, "fp", None)
                 if file is None:
-                    with open_again(path) as file:
+                    with open_bytes(path) as file:
                         unusual = not reaches_its_end(image, file)
                 else:
                     unusual = not reaches_its_end(image, file)
@@ -250,9 +252,7 @@ def check_image(path: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_L
             load_image(path, max_pixels=max_pixels)
 
 
-def largest_value(
-    source: str | os.PathLike[str] | bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3
-) -> int | None:
+def largest_value(source: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) -> int | None:
     """The largest value of an image with 16 bits per channel, not counting transparency. None for all other images,
     and for formats that define their white level.
 
@@ -271,9 +271,9 @@ def largest_value(
 
 
 @contextmanager
-def opened(source: str | os.PathLike[str] | bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
+def opened(source: Bytes, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image and check its header: its size and the meaning of its bands. Only for use within `reading`."""
-    if not isinstance(source, bytes):
+    if not isinstance(source, bytes | Member):
         check_regular(name)
     try:
         image = open_image(source)
@@ -307,11 +307,11 @@ def _check_size(name: str, image: Image.Image, max_pixels: int) -> None:
         raise BadImageError(name, f"it has {width} x {height} pixels, more than max_pixels = {max_pixels}")
 
 
-def _unidentified(source: str | os.PathLike[str] | bytes) -> str:
+def _unidentified(source: Bytes) -> str:
     if isinstance(source, bytes):
         head = source[:1024]
     else:
-        with open(source, "rb") as file:
+        with open_bytes(source) as file:
             head = file.read(1024)
     if not head:
         return "the file is empty (0 bytes)"

@@ -16,9 +16,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from typing import IO
 
 from PIL import Image, ImageFile, features
 
+from excite.data.packed import Bytes, Member, open_bytes
 from excite.errors import install_line
 
 # Pillow's name of a format -> file extensions.
@@ -58,6 +60,13 @@ FORMATS: tuple[str, ...] = (*_CONTENT, *_BY_ENDING)
 EXTENSIONS: frozenset[str] = frozenset(
     [e for kind in _CONTENT for e in _BY_CONTENT.get(kind, _HEIF)] + [e for ends in _BY_ENDING.values() for e in ends]
 )
+
+
+def endings_of(kind: str) -> tuple[str, ...]:
+    """The file extensions of a format, by Pillow's name for it, in lower case with the dot; () if it is not known."""
+    kind = {"MPO": "JPEG"}.get(kind, kind)
+    return {**_BY_CONTENT, **_BY_ENDING, "HEIF": _HEIF}.get(kind, ())
+
 
 # Image formats that are not read; if a folder holds such files, the user is told that they are left out.
 _NEVER = (
@@ -105,7 +114,7 @@ _KNOWN_BY: tuple[tuple[int, bytes, str], ...] = (
 _OPEN = threading.Lock()
 
 
-def open_image(source: str | os.PathLike[str] | bytes) -> ImageFile.ImageFile:
+def open_image(source: Bytes) -> ImageFile.ImageFile:
     """Read the header of an image file (or its bytes), trying only the formats above. Pixels are read on loading.
 
     Pillow's warning about large images is silenced: `data.max_pixels` replaces it. Raises what Pillow raises:
@@ -116,30 +125,19 @@ def open_image(source: str | os.PathLike[str] | bytes) -> ImageFile.ImageFile:
         # Bytes have no extension; of the formats without first bytes, only TGA can be recognised (by its end).
         return _opened(io.BytesIO(source), (*_CONTENT, "TGA") if source.endswith(b"TRUEVISION-XFILE.\0") else _CONTENT)
     kind = _ENDING.get(os.path.splitext(source)[1].lower())
-    file = _Backed(io.FileIO(source))
+    file = open_bytes(source)
     try:
         image = _opened(file, _CONTENT if kind is None else (*_CONTENT, kind))
     except BaseException:
         file.close()
         raise
-    image.filename = os.fspath(source)  # as if Pillow had opened the file: so it can map it, and closes it
-    image._exclusive_fp = True
+    if not isinstance(source, Member):
+        image.filename = os.fspath(source)  # as if Pillow had opened the file: so it can map it
+    image._exclusive_fp = True  # it closes the file
     return image
 
 
-class _Backed(io.BufferedReader):
-    """A file that never allocates more for a read than it can fill.
-
-    Python allocates whatever a read asks for, and many of Pillow's readers ask for a length that a header claims.
-    """
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
-            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
-        return super().read(size)
-
-
-def _opened(file: io.BytesIO | _Backed, tried: tuple[str, ...]) -> ImageFile.ImageFile:
+def _opened(file: IO[bytes], tried: tuple[str, ...]) -> ImageFile.ImageFile:
     with quietly():
         image = Image.open(file, formats=tried)
         if image.format == "TIFF":  # its tags are read once more while it is decoded, with warnings about damaged ones

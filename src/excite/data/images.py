@@ -12,6 +12,9 @@ import numpy as np
 import torch
 
 from excite.data.decode import Fit, Interpolation, as_picture, eval_transform
+from excite.data.labels import rarest, several
+from excite.data.labels import take as take_labels
+from excite.data.packed import Member, Packed
 from excite.data.pixels import FULL_WHITE
 from excite.data.room import room_for
 from excite.size import as_size
@@ -19,7 +22,8 @@ from excite.size import as_size
 
 @dataclass
 class ArrayImages:
-    """Images in memory: `images` uint8 (N, C, H, W), with C = 1 for grey sources, and `labels` int64 (N,).
+    """Images in memory: `images` uint8 (N, C, H, W), with C = 1 for grey sources, and `labels` int64 (N,), or uint8
+    (N, K) of images with several.
 
     `names` are for display: those of the files, as in `FileImages`, else "#" and the position in the source from 0.
     """
@@ -45,7 +49,7 @@ class ArrayImages:
         """A 16-byte digest of each image's pixels and label."""
         pixels, labels = self.images.contiguous().numpy(), self.labels.numpy()
         return [
-            hashlib.blake2b(image.tobytes() + int(label).to_bytes(8, "little"), digest_size=16).digest()
+            hashlib.blake2b(image.tobytes() + _label_bytes(label), digest_size=16).digest()
             for image, label in zip(pixels, labels, strict=True)
         ]
 
@@ -55,19 +59,40 @@ class ArrayImages:
         return self.take(np.array(sorted(range(len(self)), key=digests.__getitem__), dtype=np.int64))
 
 
+def _label_bytes(label: np.ndarray) -> bytes:
+    return label.tobytes() if label.ndim else int(label).to_bytes(8, "little")
+
+
+def label_tensor(labels: list[int] | np.ndarray, index: Sequence[int]) -> torch.Tensor:
+    """The labels at these positions: int64 (B,), or uint8 (B, K) of images with several."""
+    if several(labels):
+        return torch.from_numpy(np.ascontiguousarray(np.asarray(labels)[list(index)]))
+    return torch.tensor([labels[i] for i in index], dtype=torch.int64)
+
+
 @dataclass
 class FileImages:
-    """Images on disk, decoded when a batch needs them: `paths`, and `labels` as class numbers.
+    """Images on disk, decoded when a batch needs them.
 
-    `white` is the white level of images with 16 bits per channel.
+    Attributes:
+        paths: the path of each; of one inside a larger file, the path of that file and its name in it.
+        labels: class numbers; or uint8 (N, K), see :mod:`excite.data.labels`.
+        white: the white level of images with 16 bits per channel.
+        packed: where the images are, if they are inside larger files.
     """
 
     paths: list[str]
-    labels: list[int]
+    labels: list[int] | np.ndarray
     white: int = FULL_WHITE
+    packed: Packed | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def source(self, position: int) -> str | Member:
+        """What :func:`~excite.data.decode.load_image` reads an image from."""
+        path = self.paths[position]
+        return path if self.packed is None else self.packed.member(position, path)
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +103,8 @@ class FileImages:
 
     def take(self, index: np.ndarray) -> "FileImages":
         """The images at these positions, in this order."""
-        return FileImages([self.paths[i] for i in index], [self.labels[i] for i in index], self.white)
+        packed = None if self.packed is None else self.packed.take(index)
+        return FileImages([self.paths[i] for i in index], take_labels(self.labels, index), self.white, packed)
 
 
 #: Pixels that are computed with at a time: NumPy and PyTorch take eight bytes and more for each.
@@ -134,7 +160,7 @@ def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
 
 def balanced_order(labels: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
     """A seeded order of all positions, every prefix of which is class-balanced (as far as the classes reach)."""
-    labels = np.asarray(labels)
+    labels = rarest(labels)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     rank = np.empty(len(labels), dtype=np.int64)  # position of an image within its class, in shuffled order

@@ -36,7 +36,8 @@ from excite.data.decode import (
     random_resized_crop,
     reading,
 )
-from excite.data.images import ArrayImages, FileImages
+from excite.data.images import ArrayImages, FileImages, label_tensor
+from excite.data.sampler import ClassSampler
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
@@ -144,12 +145,12 @@ class FileDecoder(Dataset[Decoded]):
                     )
             if fatal is not None:
                 break
-        labels = torch.tensor([self.files.labels[i] for i in used], dtype=torch.int64)
+        labels = label_tensor(self.files.labels, used)
         return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
 
     def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
         data, augment = self.data, self.augment
-        path, white = self.files.paths[index], self.files.white
+        path, white = self.files.source(index), self.files.white
         with reading(path):
             if augment is None or augment.crop != "random_resized":
                 image = load_picture(path, data.in_chans, data.max_pixels, white=white)
@@ -308,8 +309,9 @@ class TrainLoader(_Loader):
     `drop_last`, an incomplete last slice is dropped, unless it is the only one (fewer than B * world images). If it is
     kept, it is filled up from the beginning of the order so that every rank has the same number of images. With
     `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019), a slice holds B * world / r
-    images, r copies each, and an epoch still has the same number of slices. Each image is cropped with its own
-    generator, seeded by (seed, epoch, image number).
+    images, r copies each, and an epoch still has the same number of slices. With `data.sampler`, an epoch's order is
+    that of `excite.data.sampler.ClassSampler`, of as many images as the epoch's slices hold. Each image is cropped
+    with its own generator, seeded by (seed, epoch, image number).
 
     Yields `images` uint8 (B, C, H, W) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
     is applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
@@ -336,6 +338,16 @@ class TrainLoader(_Loader):
         self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
         self._files: _FileBatches | None = None
+        self._sampler: ClassSampler | None = None
+        if data_config.sampler is not None:
+            labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels
+            length = min(len(images), self.steps_per_epoch * self._distinct)
+            self._sampler = ClassSampler(labels, data_config.sampler, seed, length)
+
+    @property
+    def _distinct(self) -> int:
+        """Images in a slice, not counting copies."""
+        return math.ceil(self.batch_size * self.world / self.augment.repeats)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -353,12 +365,12 @@ class TrainLoader(_Loader):
         Copies are as far apart as their batch allows, because mixup and CutMix mix neighbours.
         """
         count, repeats = len(self.images), self.augment.repeats
-        order = epoch_order(count, self.seed, epoch)
+        order = epoch_order(count, self.seed, epoch) if self._sampler is None else self._sampler.order(epoch)
         if repeats == 1:
             return order
-        distinct = math.ceil(self.batch_size * self.world / repeats)
-        slices = [order[step * distinct :][:distinct] for step in range(self.steps_per_epoch)]
-        return np.concatenate([images + copy * count for images in slices for copy in range(repeats)])
+        slices = [order[step * self._distinct :][: self._distinct] for step in range(self.steps_per_epoch)]
+        copies = [draws % count + (draws // count * repeats + k) * count for draws in slices for k in range(repeats)]
+        return np.concatenate(copies)
 
     def _share(self, order: np.ndarray, step: int) -> np.ndarray:
         total = self.batch_size * self.world

@@ -7,8 +7,6 @@ transparency.
 Shapes: H x W pixels. Everything here raises ValueError with a reason that does not name the file.
 """
 
-import io
-import os
 import sys
 from functools import cache
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from excite.data.formats import open_image, quietly
+from excite.data.packed import Bytes, open_bytes
 
 #: The largest 16-bit value, which is the white level unless the recipe or the data gives another.
 FULL_WHITE = 65535
@@ -80,10 +79,10 @@ def _too_many(samples: int, colours: int) -> str:
     )
 
 
-def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
+def tiff_bands(source: Bytes) -> str | None:
     """Why a TIFF that Pillow has no mode for is not read; None if the file is not a TIFF with a complete header."""
     try:
-        with quietly(), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        with quietly(), open_bytes(source) as file:
             header = file.read(8)
             if header[:4] not in (b"II*\0", b"MM\0*"):
                 return None
@@ -108,7 +107,7 @@ def tiff_bands(source: str | os.PathLike[str] | bytes) -> str | None:
     )
 
 
-def eight_bits(source: str | os.PathLike[str] | bytes, image: Image.Image, white: int) -> Image.Image:
+def eight_bits(source: Bytes, image: Image.Image, white: int) -> Image.Image:
     """Decode `image`, opened from `source`, to 8 bits per channel, in any mode.
 
     16-bit values become round(v * 255 / white); `white` and above become 255.
@@ -143,7 +142,7 @@ def _raw(image: Image.Image) -> tuple[Any, ...]:
     return args if isinstance(args, tuple) else (args,)
 
 
-def deep_values(source: str | os.PathLike[str] | bytes, image: Image.Image) -> np.ndarray | None:
+def deep_values(source: Bytes, image: Image.Image) -> np.ndarray | None:
     """Decode `image`, opened from `source`, to integers (H, W) or (H, W, 2 to 4); None if it has 8 bits per channel.
 
     Grey may be int32, with negative values or more than 16 bits.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from excite.data.checks import THREADS, Checked, digest_of
-from excite.data.contents import Folder, Part
+from excite.data.contents import Part
 from excite.errors import ExciteError
 from excite.files import written_aside
 from excite.storage import is_remote, local_file
@@ -59,10 +59,10 @@ class Record:
         return np.isin(digests, self.trained) & (digests != 0)
 
 
-def make_record(folder: Folder, train: Part, val: Part, checked: dict[str, Checked]) -> tuple[Record, list[str]]:
+def make_record(train: Part, val: Part, checked: dict[str, Checked]) -> tuple[Record, list[str]]:
     """The record of a new run, and a note if some validation images are copies of training images."""
     digests = checked["train"].digests
-    record = Record(folder.relative(val), np.unique(digests[digests != 0]), checked["val"].digests)
+    record = Record(val.relative(), np.unique(digests[digests != 0]), checked["val"].digests)
     both = record.has(record.held_out)
     if not both.any():
         return record, []
@@ -106,7 +106,8 @@ def inherit(record: Record, source: str) -> str | None:
 def trained_among(record: Record, part: Part) -> int:
     """Number of files of a part that were trained on. Reads the beginning and the end of each file."""
     with Threads(THREADS) as pool:
-        digests = list(pool.map(digest_of, part.images.paths, part.sizes.tolist(), chunksize=128))
+        sources = [part.images.source(i) for i in range(len(part))]
+        digests = list(pool.map(digest_of, sources, part.sizes.tolist(), chunksize=128))
     return int(record.has(np.array(digests, dtype=np.uint64)).sum())
 
 

@@ -8,20 +8,20 @@ A source has parts. Their roles are decided in one place for all sources:
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from excite.data.catalog import SOURCES
+from excite.data.catalog import SOURCES, is_archive
 from excite.data.checks import Checked, check_files
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.contents import Contents, Folder, Part
+from excite.data.contents import Contents, Part
 from excite.data.folder import decode_all, refuse_bad, some, title
-from excite.data.formats import EXTENSIONS
 from excite.data.images import (
     ArrayImages,
     FileImages,
@@ -30,11 +30,14 @@ from excite.data.images import (
     fitted,
     luma,
 )
+from excite.data.labels import counts as label_counts
+from excite.data.labels import renumbered, several
+from excite.data.labels import text as label_text
 from excite.data.pixels import FULL_WHITE
 from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
 from excite.data.room import on_disk
-from excite.data.root import find_root
+from excite.data.root import BETWEEN, find_root
 from excite.data.split import group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError
@@ -109,7 +112,7 @@ class DataSets:
         numbers = [list(classes).index(name) for name in self.classes]
         if numbers == list(range(len(classes))):
             return self
-        done = {id(p): _numbered(p, numbers) for p in (self.train, self.val, self.test) if p is not None}
+        done = {id(p): _numbered(p, numbers, len(classes)) for p in (self.train, self.val, self.test) if p is not None}
         test = None if self.test is None else done[id(self.test)]
         return replace(self, classes=list(classes), train=done[id(self.train)], val=done[id(self.val)], test=test)
 
@@ -126,16 +129,19 @@ class DataSets:
         return "\n".join(map(printable, [line, *_class_lines(self), *skipped, *self.notes]))
 
 
-def _numbered(images: Images, numbers: Sequence[int]) -> Images:
+def _numbered(images: Images, numbers: Sequence[int], classes: int) -> Images:
     if isinstance(images, FileImages):
-        return replace(images, labels=[numbers[label] for label in images.labels])
+        return replace(images, labels=renumbered(images.labels, numbers, classes))
+    if several(images.labels):
+        labels = torch.from_numpy(renumbered(images.labels.numpy(), numbers, classes))
+        return ArrayImages(images.images, labels, images.names)
     return ArrayImages(images.images, images.labels.new_tensor(numbers)[images.labels], images.names)
 
 
 def _class_lines(data: DataSets) -> list[str]:
     """The number of images of each class in each part, and a warning if the classes are unequal."""
     parts = {"training": data.train, "validation": data.val} | ({} if data.test is None else {"test": data.test})
-    counts = {name: np.bincount(np.asarray(part.labels), minlength=len(data.classes)) for name, part in parts.items()}
+    counts = {name: label_counts(part.labels, len(data.classes)) for name, part in parts.items()}
     lines = []
     classes = [printable(name) for name in data.classes]
     if len(classes) <= LISTED_CLASSES:
@@ -228,17 +234,27 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
     facts = SOURCES[data.source]
     if data.root is None or not is_remote(data.root) or facts.root is None:
         return opening(data)
-    staged = stage(data.root, EXTENSIONS if facts.class_folders else None)
-    opened = opening(data.model_copy(update={"root": str(staged.path)}))
-    opened.notes += [staged.note] if staged.note else []
+    reader = import_module(facts.reader)
+    wanted = None if is_archive(data.root) else getattr(reader, "WANTED", None)
+    names = reader.expand(data.root) if hasattr(reader, "expand") else [data.root]
+    staged = [stage(name, wanted) for name in names]
+    for name in reader.beside(data.root) if hasattr(reader, "beside") else ():
+        with suppress(ExciteError):  # it need not be there
+            staged.append(stage(name, wanted))
+    opened = opening(data.model_copy(update={"root": BETWEEN.join(str(each.path) for each in staged)}))
+    opened.notes += [each.note for each in staged if each.note]
     return opened
 
 
+def source_contents(data: DataConfig, least_classes: int = 2) -> Contents:
+    """Read the contents of a local source. Raises ExciteError if it is missing, incomplete, damaged or empty."""
+    contents: Contents = import_module(SOURCES[data.source].reader).read_source(data, find_root(data), least_classes)
+    return contents
+
+
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
-    """Read the contents of the source; images in memory are resized."""
-    facts = SOURCES[data.source]
-    root = find_root(data)
-    contents: Contents = import_module(facts.reader).read_source(data, root, least_classes)
+    """The contents; images in memory are resized."""
+    contents = source_contents(data, least_classes)
     for name, part in contents.parts.items():
         if isinstance(part, ArrayImages):
             contents.parts[name] = _brought_to_size(part, data).canonical()
@@ -251,7 +267,9 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
     train = parts.get("train") or parts.get("all")
     if train is None:
         there = ", ".join(f"{name}/" for name in sorted(parts))
-        root = data.root if source.folder is None else source.folder.layout.root
+        root = source.where or data.root
+        if any(isinstance(part, Part) and part.names is not None for part in parts.values()):
+            raise ExciteError(f"{root} has no training images, only: {', '.join(title(name) for name in parts)}")
         raise ExciteError(f"{root} has {there} but no train/: put the training images into {Path(str(root)) / 'train'}")
     val, test, how = parts.get("val"), parts.get("test"), "part"
     wanted: str = data.val_from
@@ -289,34 +307,31 @@ def _split(
         keys = whole.digests()
         labels = whole.labels.numpy()
     else:
-        assert source.folder is not None
-        names = _within_part(source.folder, whole)
+        names = whole.within()
         labels = np.asarray(whole.images.labels)
         keys = [name.encode("utf-8", "surrogateescape") for name in names]
         if data.group_by is not None:
-            keys, alone = group_keys(names, data.group_by)
+            keys, alone = group_keys(names, data.group_by, named_by_class=whole.names is None)
             notes.append(f"{len(set(keys)):,} groups are kept together (data.group_by={data.group_by})")
             notes += [f"{alone:,} images belong to no group: each stands alone"] if alone else []
+        elif whole.groups is not None:
+            keys = [group.encode("utf-8", "surrogateescape") for group in whole.groups]
+            notes.append(f"{len(set(keys)):,} groups are kept together, as the source gives them")
     keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
-    only_train = sorted(set(labels[keep]) - set(labels[out]))
+    kept, held = (set(np.flatnonzero(label_counts(labels[side], len(source.classes)))) for side in (keep, out))
+    only_train = sorted(kept - held)
     if only_train:
         notes.append(
             f"{len(only_train)} classes have too few images (or groups) to validate on: "
             f"{some([source.classes[k] for k in only_train])}"
         )
-    only_val = sorted(set(labels[out]) - set(labels[keep]))
+    only_val = sorted(held - kept)
     if only_val:
         notes.append(
             f"{len(only_val)} classes have so few images that the split left them none to train on: "
             f"{some([source.classes[k] for k in only_val])}"
         )
     return whole.take(keep), whole.take(out), notes
-
-
-def _within_part(folder: Folder, part: Part) -> list[str]:
-    """Each path relative to its part's folder, starting with the class: the same wherever the part is."""
-    place = os.path.join(folder.layout.parts.get("train", folder.layout.root), "")
-    return [path.removeprefix(place).replace(os.sep, "/") for path in part.images.paths]
 
 
 def _limited(part: "ArrayImages | Part", limit: int | None, seed: int) -> "ArrayImages | Part":
@@ -345,7 +360,7 @@ def _open(
         if few is not None and every is not None and len(few) < len(every):
             notes.append(f"data.{key}: {len(few):,} of {len(every):,} {what} images")
     if isinstance(train, Part):
-        assert isinstance(val, Part) and source.folder is not None  # noqa: PT018
+        assert isinstance(val, Part)
         assert test is None or isinstance(test, Part)
         opened = _of_files(data, augment, source, train, val, test, check, progress)
     else:
@@ -394,9 +409,8 @@ def _measured(
         count = len(opened.val) + opened.bad_val
         limit = f" (data.limit_val={data.limit_val})" if said else ""
         opened.notes.append(f"measured: {sentence}, {count:,} of {of:,} images{limit}")
-    if record is not None and isinstance(images, Part) and source.folder is not None:
-        relative = source.folder.relative(images)
-        seen = 0 if same_files(record, relative) else trained_among(record, images)
+    if record is not None and isinstance(images, Part):
+        seen = 0 if same_files(record, images.relative()) else trained_among(record, images)
         if seen:
             opened.notes.append(
                 f"the network was trained on {seen:,} of these {len(images):,} images, "
@@ -508,14 +522,13 @@ def _of_files(
     progress: Progress | None,
 ) -> DataSets:
     """Files: decoded into memory if they are small, else when they are needed."""
-    folder, notes = source.folder, []
-    assert folder is not None
+    notes: list[str] = []
     checked: dict[str, Checked] = {}
     if check:
         for name, part in (("train", train), ("val", val), ("test", test)):
             if part is not None:
                 checked[name] = check_files(part, data.max_pixels, title(name), progress, data.in_chans)
-        _refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
+        refuse_broken(data, {name: (found.bad, len(found.digests)) for name, found in checked.items()})
     if data.evaluation_size != data.training_size:
         notes.append(f"training at {size_text(data.training_size)}, evaluating at {size_text(data.evaluation_size)}")
     pixels = pixels_of(data, len(train), len(val))
@@ -532,7 +545,7 @@ def _of_files(
         train_images, bad_train = val_images, list[tuple[str, str]]()
         if train is not val:
             train_images, bad_train = decode_all(train.images, for_training, data.max_pixels)
-        _refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
+        refuse_broken(data, {"train": (bad_train, len(train)), "val": (bad_val, len(val))})
         opened = _in_memory(data, source.classes, train_images.canonical(), val_images.canonical())
         opened.bad, opened.bad_val = bad_train + bad_val, len(bad_val)
         notes += opened.notes
@@ -540,16 +553,16 @@ def _of_files(
         mean, std, said = _streamed_statistics(data, train.images)
         notes += said
         preprocessing = _preprocessing(data, mean, std)
-        digest = _files_digest(folder, train, val)
-        parts = {"train": _files_digest(folder, train), "val": _files_digest(folder, val)}
+        digest = _files_digest(train, val)
+        parts = {"train": _files_digest(train), "val": _files_digest(val)}
         opened = DataSets(_renamed(source.classes, data), train.images, val.images, preprocessing, digest, parts)
         known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
         if known:
             notes.append(_skipped(known))
-    opened.notes, opened.unusable = notes, folder.unusable
+    opened.notes, opened.unusable = notes, source.unusable
     opened.test = None if test is None else test.images
     if check:
-        opened.record, more = make_record(folder, train, val, checked)
+        opened.record, more = make_record(train, val, checked)
         opened.notes += more
     return opened
 
@@ -582,7 +595,7 @@ def _streamed_statistics(data: DataConfig, train: FileImages) -> tuple[Sequence[
     return mean, std, [note]
 
 
-def _refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
+def refuse_broken(data: DataConfig, bad: Mapping[str, tuple[list[tuple[str, str]], int]]) -> None:
     """Apply the recipe's rules on broken files: all files that stop a run are named at once."""
     rules = {"train": ("data.on_bad_train", data.on_bad_train)}
     stop: list[tuple[str, str]] = []
@@ -605,10 +618,10 @@ def _skipped(bad: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def _files_digest(folder: Folder, *parts: Part) -> str:
+def _files_digest(*parts: Part) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for relative, size, label in zip(folder.relative(part), part.sizes.tolist(), part.images.labels, strict=True):
-            digest.update(f"{relative}\0{size}\0{label}\n".encode("utf-8", "surrogateescape"))
+        for relative, size, label in zip(part.relative(), part.sizes.tolist(), part.images.labels, strict=True):
+            digest.update(f"{relative}\0{size}\0{label_text(label)}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\0")
     return digest.hexdigest()

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from excite.data.labels import members as pairs_of
+from excite.data.labels import several
 from excite.errors import ExciteError, first_line, shown, shown_text
 
 
@@ -39,14 +41,13 @@ def stable_split(
 
     Args:
         keys: name of each image or of its group; images with equal keys stay together.
-        labels: class numbers (N,).
+        labels: class numbers (N,), or uint8 (N, K) of images with several.
         fraction: approximate fraction to hold out, 0 to 1.
         seed: seed of the hash.
 
     Raises:
         ExciteError: there are fewer than two groups, so nothing can be held out.
     """
-    labels = np.asarray(labels)
     names, group = np.unique(np.array(keys, dtype=object), return_inverse=True)
     if len(names) < 2:
         raise ExciteError(
@@ -55,14 +56,16 @@ def stable_split(
         )
     number = draw(names.tolist(), seed)
     held_out = number < fraction
-    members = np.unique(np.stack([labels, group]), axis=1)  # pairs of class and group that have images
-    starts = np.searchsorted(members[0], np.unique(labels))
+    of_images = pairs_of(labels)
+    # pairs of class and group that have images
+    members = np.unique(np.stack([of_images[0], group[of_images[1]]]), axis=1)
+    starts = np.searchsorted(members[0], np.unique(members[0]))
     of_class = np.split(members[1], starts[1:])
     counts = np.zeros((len(of_class), 2), dtype=np.int64)  # groups of each class in training, in validation
     classes_of: dict[int, list[int]] = {}
     for k, groups in enumerate(of_class):
         counts[k] = (~held_out[groups]).sum(), held_out[groups].sum()
-        if len(names) < len(labels):
+        if len(names) < len(labels) or several(labels):
             for g in groups.tolist():
                 classes_of.setdefault(g, []).append(k)
 
@@ -90,11 +93,12 @@ def stable_split(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
-def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], int]:
+def group_keys(paths: Sequence[str], group_by: int | str, named_by_class: bool = True) -> tuple[list[bytes], int]:
     """The key of each image's group, and the number of images that belong to no group and stand alone.
 
     Args:
-        paths: relative to the data set, separated by "/", starting with the class folder.
+        paths: relative to the data set, separated by "/".
+        named_by_class: whether each starts with its class folder, from which levels are counted.
         group_by: a number: the folder at that level below the class folder (1: the first). Or a regular expression: its
             capture groups, or without any its whole match, name the group.
 
@@ -103,7 +107,7 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
             group.
     """
     if isinstance(group_by, int):
-        found = [_level(path, group_by) for path in paths]
+        found = [_level(path, group_by, int(named_by_class)) for path in paths]
     else:
         try:
             pattern = re.compile(group_by)
@@ -125,8 +129,8 @@ def group_keys(paths: Sequence[str], group_by: int | str) -> tuple[list[bytes], 
     return [key.encode("utf-8", "surrogateescape") for key in keys], alone
 
 
-def _level(path: str, level: int) -> str | None:
-    folders = path.split("/")[1:-1]
+def _level(path: str, level: int, first: int) -> str | None:
+    folders = path.split("/")[first:-1]
     return "/".join(folders[:level]) if len(folders) >= level else None
 
 

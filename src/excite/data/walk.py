@@ -7,9 +7,14 @@ import errno
 import os
 import stat
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 from excite.data.formats import EXTENSIONS, UNREAD
+
+if TYPE_CHECKING:
+    from excite.data.packed import Packed
 
 #: Folders that operating systems, archives and editors leave behind; none of them is a class of images.
 LITTER = frozenset(
@@ -94,17 +99,37 @@ def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def folders_in(place: str | os.PathLike[str]) -> list[str]:
-    """Sorted names of the folders in a folder, including links to folders but not litter. Raises OSError."""
-    with os.scandir(place) as entries:
-        return sorted(entry.name for entry in entries if not is_litter(entry.name) and _is_dir(entry))
-
-
 def _is_dir(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
         return False
+
+
+class Walker(Protocol):
+    """Finds the images below several folders of one data set."""
+
+    def below(self, folder: str | os.PathLike[str]) -> Found:
+        """Start finding the images below a folder; :meth:`finish` completes the returned object."""
+
+    def finish(self) -> None:
+        """Complete the results of every :meth:`below`."""
+
+
+class Tree(Protocol):
+    """Folders with images in them, on the disk or in an archive."""
+
+    def folders(self, place: str | os.PathLike[str]) -> list[str]:
+        """Sorted names of the folders in a folder, but litter. Raises OSError."""
+
+    def images(self, place: str | os.PathLike[str]) -> list[str]:
+        """Names of the images directly in a folder."""
+
+    def walk(self) -> Walker:
+        """Begin a walk."""
+
+    def packed(self, paths: Sequence[str]) -> "Packed | None":
+        """Where images that a walk found are; None if each is a file of its own."""
 
 
 class Walk:
@@ -170,6 +195,30 @@ class Walk:
                         todo.append(entry.path)
 
 
+class Disk:
+    """The folders of the file system; links to folders count."""
+
+    def folders(self, place: str | os.PathLike[str]) -> list[str]:
+        """See :class:`Tree`."""
+        with os.scandir(place) as entries:
+            return sorted(entry.name for entry in entries if not is_litter(entry.name) and _is_dir(entry))
+
+    def images(self, place: str | os.PathLike[str]) -> list[str]:
+        """See :class:`Tree`."""
+        with os.scandir(place) as entries:
+            return [entry.name for entry in entries if is_image(entry.name) and not is_litter(entry.name)]
+
+    def walk(self) -> Walk:
+        """See :class:`Tree`."""
+        return Walk()
+
+    def packed(self, paths: Sequence[str]) -> None:
+        """See :class:`Tree`."""
+
+
+DISK: Tree = Disk()
+
+
 def walk(folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
     """Find the images below one folder, sorted by path; see :class:`Walk`."""
     whole = Walk()
@@ -183,7 +232,7 @@ def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
     if is_litter(entry.name):
         found.hidden += 1
     elif not is_image(entry.name):
-        found.other[_ending(entry.name)] += 1
+        found.other[ending(entry.name)] += 1
     else:
         file, reason = look_at(entry.path)
         if file is not None:
@@ -192,9 +241,9 @@ def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
             found.unusable.append((entry.path, str(reason)))
 
 
-def _ending(name: str) -> str:
-    ending = os.path.splitext(name)[1].lower()
-    return ending if len(ending) <= 12 else ""  # "photo.of my cat in the garden" has none
+def ending(name: str) -> str:
+    found = os.path.splitext(name)[1].lower()
+    return found if len(found) <= 12 else ""  # "photo.of my cat in the garden" has none
 
 
 def look_at(path: str) -> tuple[File | None, str | None]:

@@ -9,6 +9,7 @@ import numpy as np
 from excite.data.config import DataConfig
 from excite.data.decode import BadImageError, largest_value
 from excite.data.images import FileImages
+from excite.data.packed import Bytes, open_bytes
 from excite.data.pixels import FULL_WHITE
 from excite.threads import Threads
 
@@ -18,6 +19,7 @@ DEPTHS = (8, 10, 12, 14, 16)
 LOOKED_AT, DECODED = 4096, 256
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 
 def with_white(
@@ -37,7 +39,7 @@ def with_white(
     """
     said: list[str] = []
     if data.white is None:
-        found, deep, sampled = _largest(train.paths, data, every)
+        found, deep, sampled = _largest(train, data, every)
         white = next(2**bits - 1 for bits in DEPTHS if (found or FULL_WHITE) < 2**bits)
         data = data.model_copy(update={"white": white})
         if white != FULL_WHITE:
@@ -55,41 +57,43 @@ def with_white(
     return data, said
 
 
-def _largest(paths: Sequence[str], data: DataConfig, every: bool) -> tuple[int | None, int, bool]:
+def _largest(images: FileImages, data: DataConfig, every: bool) -> tuple[int | None, int, bool]:
     """The largest value among 16-bit images, how many images were decoded for it, and whether they are a sample."""
-    looked = list(paths) if every else _spread(paths, LOOKED_AT)
+    positions = range(len(images)) if every else _spread(range(len(images)), LOOKED_AT)
+    looked: list[Bytes] = [images.source(i) for i in positions]
     with Threads(os.cpu_count() or 1) as pool:  # Pillow releases the GIL while it decodes
-        deep = [path for path, is_deep in zip(looked, _in_chunks(pool, has_16_bits, looked), strict=True) if is_deep]
+        deep = [each for each, is_deep in zip(looked, _in_chunks(pool, has_16_bits, looked), strict=True) if is_deep]
         decoded = deep if every else _spread(deep, DECODED)
 
-        def largest(path: str) -> int | None:
+        def largest(source: Bytes) -> int | None:
             try:
-                return largest_value(path, data.max_pixels, data.in_chans)
+                return largest_value(source, data.max_pixels, data.in_chans)
             except BadImageError:
                 return None
 
         values = [value for value in _in_chunks(pool, largest, decoded) if value is not None]
     values = [value for value in values if 0 <= value <= FULL_WHITE]
-    return max(values, default=None), len(values), len(decoded) < len(deep) or len(looked) < len(paths)
+    return max(values, default=None), len(values), len(decoded) < len(deep) or len(looked) < len(images)
 
 
-def _in_chunks(pool: Threads, ask: Callable[[str], Answer], paths: Sequence[str]) -> list[Answer]:
-    """`ask` of every path, in chunks of 64: handing over single paths would cost more than the quickest calls."""
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    return [answer for part in pool.map(lambda chunk: [ask(path) for path in chunk], chunks) for answer in part]
+def _in_chunks(pool: Threads, ask: Callable[[Bytes], Answer], images: Sequence[Bytes]) -> list[Answer]:
+    """`ask` of every image, in chunks of 64: handing over single ones would cost more than the quickest calls."""
+    chunks = [images[i : i + 64] for i in range(0, len(images), 64)]
+    return [answer for part in pool.map(lambda chunk: [ask(each) for each in chunk], chunks) for answer in part]
 
 
-def _spread(paths: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the paths, evenly spread."""
-    if len(paths) <= count:
-        return list(paths)
-    return [paths[i] for i in np.linspace(0, len(paths) - 1, count).round().astype(int)]
+def _spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the items, evenly spread."""
+    if len(items) <= count:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, count).round()]
 
 
-def has_16_bits(path: str) -> bool:
+def has_16_bits(source: Bytes) -> bool:
     """Whether a file may have more than 8 bits per channel with an unknown white level, by its first bytes."""
     try:
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
+        plain = isinstance(source, str)
+        with open(source, "rb", buffering=0, opener=_without_waiting) if plain else open_bytes(source) as file:
             head = file.read(32)
     except (OSError, ValueError):
         return False

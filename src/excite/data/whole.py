@@ -5,7 +5,6 @@ bytes.
 """
 
 import io
-import os
 import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -152,8 +151,3 @@ _CHECKS: dict[str, Callable[[Image.Image, BinaryIO, int], bool]] = {
     "HEIF": _iso_media,
     "JPEG2000": _jpeg2000,
 }
-
-
-def open_again(source: str | os.PathLike[str] | bytes) -> BinaryIO:
-    """Open the bytes of an image from the beginning. (Pillow may have closed its own handle, or read ahead.)"""
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")

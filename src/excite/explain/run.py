@@ -290,6 +290,7 @@ def explain(
         opened = source
     else:
         opened = open_trained(source, overrides, device=device, precision=precision, limits={"limit_val": limit})
+    opened.one_class_each("excite explain")
     predictor = opened.predictor
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:

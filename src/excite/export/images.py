@@ -3,6 +3,7 @@
 Notation: N images, C channels, h x w pixels of an image, H x W of the network's input.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from excite.data import ArrayImages, Preprocessing
-from excite.data.catalog import SOURCES
+from excite.data.catalog import SOURCES, is_archive
 from excite.data.config import PILLOW_LIMIT
+from excite.data.contents import Part as Listed
 from excite.data.decode import BadImageError, as_picture, check_image, load_picture
 from excite.data.folder import read_folder, refuse_bad, some
 from excite.data.images import balanced_order
+from excite.data.packed import Member
 from excite.errors import ExciteError
 from excite.storage import local_file
 from excite.trained.classes import check_order, only_numbers_classes
@@ -36,15 +39,15 @@ class Samples:
         read: position -> uint8 (H, W, C).
         labels: class indices; None if unknown, as for random images.
         random: whether they are noise.
-        paths: paths of the files; None for images in memory.
+        sources: what each is read from; None for images in memory.
     """
 
     name: str
     count: int
     read: Callable[[int], np.ndarray]  # position -> uint8 (H, W, C)
-    labels: Sequence[int] | None
+    labels: Sequence[int] | np.ndarray | None
     random: bool = False
-    paths: Sequence[str] | None = None
+    sources: Sequence[str | Member] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -60,8 +63,8 @@ class Samples:
         return self._chosen(name, chosen, labels)
 
     def _chosen(self, name: str, chosen: Sequence[int], labels: Sequence[int] | None) -> "Samples":
-        paths = None if self.paths is None else [self.paths[i] for i in chosen]
-        return Samples(name, len(chosen), lambda i: self.read(chosen[i]), labels, self.random, paths)
+        sources = None if self.sources is None else [self.sources[i] for i in chosen]
+        return Samples(name, len(chosen), lambda i: self.read(chosen[i]), labels, self.random, sources)
 
     def readable(self, data: Mapping[str, Any], part: Part) -> tuple["Samples", str | None]:
         """The images that can be read, by the recipe's ``on_bad_...`` rule, and a sentence if some were left out.
@@ -74,15 +77,15 @@ class Samples:
             ExciteError: an image cannot be read and the rule is to stop, or no image can be read.
         """
         bad: dict[int, str] = {}
-        for i, path in enumerate(self.paths or ()):
+        for i, source in enumerate(self.sources or ()):
             try:
-                check_image(local_file(path), data.get("max_pixels", PILLOW_LIMIT), data.get("in_chans", 3))
+                check_image(_local(source), data.get("max_pixels", PILLOW_LIMIT), data.get("in_chans", 3))
             except BadImageError as error:
                 bad[i] = error.reason
         if not bad:
             return self, None
         key = f"data.on_bad_{part}"
-        listed = [((self.paths or ())[i], reason) for i, reason in bad.items()]
+        listed = [(os.fspath((self.sources or ())[i]), reason) for i, reason in bad.items()]
         refuse_bad(listed, data.get(f"on_bad_{part}", "stop"), key, self.count)
         good = [i for i in range(self.count) if i not in bad]
         labels = None if self.labels is None else [self.labels[i] for i in good]
@@ -142,7 +145,7 @@ def _at(opened: Opened, where: str, part: Part, preprocessing: Preprocessing) ->
     if labelled is not None:
         return labelled
     facts = SOURCES[meta["recipe"]["data"]["source"]]
-    if facts.root is not None and not facts.class_folders:
+    if facts.root is not None and not facts.files:
         try:
             there = Opened(opened.located, opened.predictor, [f"data.root={where}"], train=part == "train")
             return _of_recipe(there, part, preprocessing)
@@ -160,7 +163,8 @@ def _labelled(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) 
     """Images in class folders, and a note on what was left out; None without folders of the network's classes."""
     order = meta["recipe"]["data"].get("class_order")
     try:
-        folder = read_folder(Path(where), order, least=1) if Path(where).is_dir() else None
+        there = Path(where).is_dir() or (Path(where).is_file() and is_archive(where))
+        folder = read_folder(Path(where), order, least=1) if there else None
     except ExciteError:
         return None
     if folder is None:
@@ -172,9 +176,11 @@ def _labelled(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) 
         check_order(meta, folder.classes, order, where)
         names = folder.classes
     wanted = ("train", "all", "val", "test") if part == "train" else ("val", "test", "all", "train")
-    images = folder.parts[next(name for name in wanted if name in folder.parts)].images
+    chosen = folder.parts[next(name for name in wanted if name in folder.parts)]
+    assert isinstance(chosen, Listed)
+    images = chosen.images
     numbers = {k: names.index(name) for k, name in enumerate(folder.classes) if name in names}
-    kept = [(path, numbers[k]) for path, k in zip(images.paths, images.labels, strict=True) if k in numbers]
+    kept = [(images.source(i), numbers[k]) for i, k in enumerate(images.labels) if k in numbers]
     if not kept:
         return None
     if len(kept) < len(images):
@@ -182,16 +188,22 @@ def _labelled(meta: Meta, where: str, part: Part, preprocessing: Preprocessing) 
         notes.append(
             f"{len(images) - len(kept)} images of classes that the network does not have are left out: {unknown}"
         )
-    samples = _files(where, [path for path, _ in kept], [label for _, label in kept], preprocessing)
+    samples = _files(where, [source for source, _ in kept], [label for _, label in kept], preprocessing)
     return samples, "; ".join(notes) or None
 
 
-def _files(name: str, paths: list[str], labels: list[int] | None, preprocessing: Preprocessing) -> Samples:
+def _local(source: str | Member) -> str | Member:
+    return source if isinstance(source, Member) else local_file(source)
+
+
+def _files(
+    name: str, sources: Sequence[str | Member], labels: Sequence[int] | np.ndarray | None, preprocessing: Preprocessing
+) -> Samples:
     def read(i: int) -> np.ndarray:
-        pixels = np.asarray(load_picture(local_file(paths[i]), preprocessing.in_chans, white=preprocessing.white))
+        pixels = np.asarray(load_picture(_local(sources[i]), preprocessing.in_chans, white=preprocessing.white))
         return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
-    return Samples(name, len(paths), read, labels, paths=paths)
+    return Samples(name, len(sources), read, labels, sources=sources)
 
 
 def _of_recipe(opened: Opened, part: Part, preprocessing: Preprocessing) -> tuple[Samples, str | None]:
@@ -201,7 +213,7 @@ def _of_recipe(opened: Opened, part: Part, preprocessing: Preprocessing) -> tupl
     name = f"the run's own {what} images" if not overrides else f"the {what} images of {' '.join(overrides)}"
     note = "; ".join(data.notes) or None
     if not isinstance(images, ArrayImages):
-        return _files(name, images.paths, images.labels, preprocessing), note
+        return _files(name, [images.source(i) for i in range(len(images))], images.labels, preprocessing), note
 
     def read(i: int) -> np.ndarray:
         pixels = images.images[i].permute(1, 2, 0).numpy()

@@ -14,7 +14,7 @@ import torch
 from excite.export.deployable import InputKind
 from excite.export.images import Samples, prepare
 from excite.export.sessions import Run
-from excite.logits import NO_CLASS, predicted
+from excite.logits import NO_CLASS, hits, predicted
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.runtime.timing import in_turns
@@ -157,10 +157,11 @@ def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterato
         yield pending
 
 
-def _accuracy(logits: np.ndarray, labels: Sequence[int] | None) -> float | None:
+def _accuracy(logits: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> float | None:
+    """Top-1 in percent; of images with several labels, the share whose most likely class is one of them."""
     if labels is None:
         return None
-    return 100 * float((predicted(torch.from_numpy(logits)).numpy() == np.asarray(labels)).mean())
+    return 100 * float(hits(torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))).double().mean())
 
 
 def _time(

@@ -98,6 +98,20 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Marked(Picture):
+    """A photograph that the reader can mark: to be removed, to get another class, or to be kept.
+
+    Attributes:
+        key: what the CSV of changes says of it, column -> text; equal for pictures of the same image, which are marked
+            together.
+        instead: the class that is proposed; "" if none is.
+    """
+
+    key: Mapping[str, str] = field(default_factory=dict)
+    instead: str = ""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A drawing: ``svg`` from :func:`inline_svg`; if ``wide``, it scrolls in its box on a narrow screen."""
 
@@ -206,6 +220,20 @@ class Content:
     def gallery(self, pictures: Sequence[Picture], caption: str = "") -> None:
         """Add photographs in a grid."""
         self._add("gallery", pictures=pictures, caption=caption)
+
+    def marked(self, pictures: Sequence[Marked], caption: str = "") -> None:
+        """Add photographs that the reader can mark; the page needs :meth:`changes` once, too."""
+        self._add("marked", pictures=pictures, caption=caption)
+
+    def changes(self, classes: Sequence[str], columns: Sequence[str], file: str) -> None:
+        """Add the list of what the reader has marked, with a button that saves it as CSV. Nothing is sent anywhere.
+
+        Args:
+            classes: the classes to choose from.
+            columns: the columns of the CSV that come from :attr:`Marked.key`; "action" and "to" follow.
+            file: the name that the browser proposes for the file.
+        """
+        self._add("changes", classes=classes, columns=columns, file=file)
 
     def code(self, text: str, label: str = "") -> None:
         """Add preformatted text with a copy button."""

@@ -17,6 +17,7 @@ from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import NO_CLASS, predicted
+from excite.measures import MeasureName, measure_of
 from excite.models import describe
 from excite.models.folding import form_of
 from excite.owners import scratch_folder
@@ -37,7 +38,7 @@ from excite.report.contents import (
     Study,
 )
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
-from excite.report.render import make_page, write_figures
+from excite.report.render import is_uneven, make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
@@ -69,8 +70,10 @@ class Reported(NamedTuple):
 
     def _repr_html_(self) -> str:
         accuracy, about = self.numbers["accuracy"], self.numbers["about"]
+        balanced = f"{self.numbers['classes']['macro']['recall']:.2f} %"
         rows = [
             ("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})"),
+            *([("balanced", balanced)] if is_uneven(self.numbers) else []),
             ("images", f"{accuracy['images']:,} ({about['measured']})"),
             ("page", str(self.path)),
         ]
@@ -115,6 +118,7 @@ def report(
     told = read_run(source)
     limits = None if images is None else {"limit_val": images}
     opened = open_trained(source, overrides, device=device, limits=limits)
+    opened.one_class_each("excite report")
     whole = images is None and _same_data(opened, told.results)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
@@ -210,7 +214,7 @@ def study_opened(
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
     found = study_predictions(predictions, settings.mistakes)
     about, summary = _about(opened, predictions, told), _summary(opened, predictions, told.results)
-    drawn = _curves(told.files)
+    drawn = _curves(told.files, measure_of(opened.predictor.meta["recipe"]))
     robust = partial(progress, "measuring robustness")
     robustness = study_robustness(opened, fewer(settings.robustness_images), severities=severities, progress=robust)
     explanation = None
@@ -307,10 +311,10 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
     return told
 
 
-def _curves(files: Mapping[str, Path]) -> Curves | None:
+def _curves(files: Mapping[str, Path], metric: MeasureName) -> Curves | None:
     if "metrics.jsonl" not in files:
         return None
-    found = curves(read_metrics(files["metrics.jsonl"]))
+    found = curves(read_metrics(files["metrics.jsonl"]), metric)
     return {"train": thinned(found["train"]), "eval": thinned(found["eval"])}
 
 

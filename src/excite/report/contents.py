@@ -72,6 +72,7 @@ SUMMARY = (
     *("recipe", "model", "params_m", "gmacs", "devices", "device", "precision", "batch_size", "resolution"),
     *("compile_seconds", "ms_per_step", "images_per_second", "top1", "top5", "loss", "last_top1", "last_top5"),
     *("test_top1", "test_top5", "test_images", "measured", "images", "best_epoch", "epochs", "train_seconds"),
+    *("metric", "balanced", "last_balanced", "last_metric", "uneven", "stopped_early", "last_epoch"),
     *("memory_gb", "skipped_steps", "bad_images", "data_fingerprint"),
 )
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from math import log1p
 from typing import TYPE_CHECKING, Any
 
+from excite.measures import MEASURES, rank
 from excite.pages.figures import COLORS, MARKS, Undrawn, attempt, shortened, style
 from excite.pages.page import STYLE
 from excite.report.contents import Numbers, RobustnessRow
@@ -36,15 +37,19 @@ def drawings(numbers: Numbers) -> "dict[str, Figure | Undrawn]":
     curves = numbers["curves"]
     if curves is not None:
         train, evals = curves["train"], curves["eval"]
-        ranked = [(r["top1"], -r["loss"], r["epoch"]) for r in evals if r["loss"] is not None]
-        best = max(ranked, key=lambda r: r[:2], default=None)
-        star = None if best is None else (best[2], best[0])
+        metric = numbers["summary"].get("metric") or "top1"
+        known = [r for r in evals if r["loss"] is not None and r["metric"] is not None]
+        best = max(known, key=lambda r: rank({**r, metric: r["metric"]}, metric), default=None)
+        star = None if best is None or best["metric"] is None else (best["epoch"], best["metric"])
         lines: Lines = {"training": [(r["epoch"], r["loss"]) for r in train]}
         lines["validation"] = [(r["epoch"], r["loss"]) for r in evals]
-        found["loss"] = attempt(curve, lines, "loss, nats")
+        found["loss"] = attempt(curve, lines, "loss, nats", star if metric == "loss" else None)
         lines = {"training": [(r["epoch"], r["accuracy"]) for r in train]}
         lines["validation"] = [(r["epoch"], r["top1"]) for r in evals]
-        found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", star)
+        found["accuracy"] = attempt(curve, lines, "top-1 accuracy, %", star if metric == "top1" else None)
+        if star is not None and metric not in ("top1", "loss"):
+            lines = {"validation": [(r["epoch"], r["metric"]) for r in evals]}
+            found["metric"] = attempt(curve, lines, f"{MEASURES[metric].label}, %", star)
         lines = {"learning rate": [(r["epoch"], r["lr"]) for r in train]}
         found["learning-rate"] = attempt(curve, lines, "learning rate")
     matrix = numbers["confusion"]

@@ -12,6 +12,7 @@ from excite.console import format_seconds
 from excite.data.bands import COLOURS
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
+from excite.measures import MEASURES, superlative, uneven
 from excite.pages.figures import Undrawn, attempt, dispensable, save, shortened
 from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
 from excite.pages.pictures import bands_shown, visible
@@ -44,6 +45,7 @@ SUMMARY_COLUMNS = [
     Column("ms_per_step", "ms/step", ".2f"),
     Column("images_per_second", "img/s", ",.1f"),
     Column("top1", "acc@top1", ".2f"),
+    Column("balanced", "balanced", ".2f", title="the mean of the accuracies of the classes"),
     Column("top5", "acc@top5", ".2f"),
     Column("last_top1", "last top1", ".2f", title="after the last epoch, which was not chosen using these images"),
     Column("recipe", "recipe"),
@@ -105,6 +107,8 @@ def headline(numbers: Numbers) -> str:
         f"{accuracy['top1']:{spec}} % of {images} right",
         f"{100 * accuracy['confidence']:g} % interval {low} to {high} %",
     ]
+    if is_uneven(numbers):
+        parts.append(f"balanced accuracy {numbers['classes']['macro']['recall']:{spec}} %")
     return "; ".join([*parts, *_weakest(numbers["classes"]["rows"])])
 
 
@@ -147,6 +151,8 @@ def _summary(page: Page, numbers: Numbers) -> None:
     accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
     cards = [Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval)]
+    if is_uneven(numbers):
+        cards.append(Card("balanced accuracy", f"{numbers['classes']['macro']['recall']:.2f} %", "mean over classes"))
     most = accuracy["top5_of"]
     if most < numbers["about"]["classes"]:  # otherwise it is always 100 %
         cards.append(Card(f"top-{most} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"))
@@ -170,7 +176,8 @@ def _summary(page: Page, numbers: Numbers) -> None:
         note = f"{summary['ms_per_step']:.1f} ms per step of {summary['batch_size']} images"
         cards.append(Card("training", f"{summary['images_per_second']:,.0f} img/s", note))
     section.cards(cards)
-    section.table(SUMMARY_COLUMNS, [summary], "Size, speed and accuracy of this run")
+    columns = [c for c in SUMMARY_COLUMNS if c.key != "balanced" or summary.get("uneven")]
+    section.table(columns, [summary], "Size, speed and accuracy of this run")
     section.paragraph(
         f"{accuracy['right']:,} of {accuracy['images']:,} images are classified correctly. The interval is Wilson's; "
         "it covers the choice of images, for this one network. To see how much results vary with the seed, use "
@@ -184,6 +191,11 @@ def _summary(page: Page, numbers: Numbers) -> None:
         section.not_measured(what, why, shlex.join(["excite", "report", numbers["about"]["source"], *keys]))
     if numbers["gates"] is None and not numbers["about"]["gated"]:
         section.note(_why_no_gates(numbers["about"]))
+
+
+def is_uneven(numbers: Numbers) -> bool:
+    """Whether balanced accuracy is shown beside top-1."""
+    return uneven([row["support"] for row in numbers["classes"]["rows"]])
 
 
 def _has_curves(numbers: Numbers) -> bool:
@@ -242,10 +254,17 @@ def _warnings(numbers: Numbers) -> list[str]:
     if summary.get("measured") == "test":
         found.append("Measured on the test images throughout the training, so nothing was chosen using them.")
     elif summary["best_epoch"] is not None and not other:
+        metric = summary.get("metric") or "top1"
+        how = "" if metric == "top1" else f" by the {superlative(metric)}"
         found.append(
-            f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen using "
+            f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen{how} using "
             f"these same images, so top-1 is slightly optimistic; after the last epoch it was "
             f"{summary['last_top1']:.2f} %."
+        )
+    if summary.get("stopped_early"):
+        found.append(
+            f"The run ended early, after epoch {summary['last_epoch']:g} of {summary['epochs']}: no evaluation was "
+            "better than the best (train.patience)."
         )
     if about["finished"] is False:
         found.append(
@@ -266,13 +285,16 @@ def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undraw
         return
     section = page.section("curves", "Curves")
     evals = curves["eval"]
-    shown = {"loss": "Loss", "accuracy": "Top-1 accuracy", "learning-rate": "Learning rate"}
+    metric = numbers["summary"].get("metric") or "top1"
+    measure = MEASURES[metric]
+    shown = {"loss": "Loss", "accuracy": "Top-1 accuracy", "metric": measure.label, "learning-rate": "Learning rate"}
     section.figures(
         *(page.figure(drawn[name], f"{what} over the epochs") for name, what in shown.items() if name in drawn)
     )
     if evals:
         columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
         columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
+        columns += [] if measure.usual else [Column("metric", f"{measure.label} %", ".2f")]
         section.details("Evaluations as a table").table(columns, evals)
 
 

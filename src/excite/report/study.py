@@ -3,14 +3,15 @@
 Notation: N images, K classes.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
 
 from excite.data.images import stratified_split
 from excite.logits import NO_CLASS
+from excite.measures import MeasureName
 from excite.trained.predictions import Accuracy, Predictions, accuracy
 from excite.training.metrics import (
     multiclass_confusion_matrix,
@@ -151,13 +152,14 @@ class TrainPoint(TypedDict):
 
 
 class EvalPoint(TypedDict):
-    """A point of the validation curves."""
+    """A point of the validation curves; ``metric`` is the value of the measure that chooses the best epoch."""
 
     step: int
     epoch: float
     loss: float | None
     top1: float
     top5: float | None
+    metric: float | None
 
 
 class Curves(TypedDict):
@@ -412,7 +414,7 @@ def confident_mistakes(predictions: Predictions, most: int) -> list[Mistake]:
     ]
 
 
-def curves(records: Sequence[Record]) -> Curves:
+def curves(records: Sequence[Record], metric: MeasureName = "top1") -> Curves:
     """The points of the curves, from the records of ``metrics.jsonl``."""
     return {
         "train": [
@@ -429,7 +431,14 @@ def curves(records: Sequence[Record]) -> Curves:
             if r["kind"] == "train"
         ],
         "eval": [
-            {"step": r["step"], "epoch": r["epoch"], "loss": r["loss"], "top1": r["top1"], "top5": r.get("top5")}
+            {
+                "step": r["step"],
+                "epoch": r["epoch"],
+                "loss": r["loss"],
+                "top1": r["top1"],
+                "top5": r.get("top5"),
+                "metric": cast(Mapping[str, Any], r).get(metric),
+            }
             for r in records
             if r["kind"] == "eval"
         ],

@@ -39,7 +39,8 @@ def validate(
     Args:
         source: a run folder, a checkpoint folder, a ``.safetensors`` file, or another library's checkpoint; without
             class names it gets the sorted class folders of the data, if their number is the same.
-        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``; see ``load_recipe``.
+        overrides: ``data.key=value`` strings, for example ``data.root=/other/images``, and ``eval.metric=NAME``; see
+            ``load_recipe``.
         device: "auto", "cpu", "cuda" ...
         precision: "fp32", "bf16", "fp16" or "auto"; None uses that of the training, so that the numbers agree with it.
         batch_size: images per batch; does not affect the result.
@@ -58,10 +59,11 @@ def validate(
     process = predictor.accelerator
     loader = opened.batches(batch_size, rank=process.process_index, world=process.num_processes)
     batches = _counted(loader, progress, len(data.val)) if progress else loader
-    result = opened.evaluate(batches=batches)
+    metric = opened.recipe.measure
+    result = opened.evaluate(batches=batches, metric=metric)
     slow = precision_note(predictor.precision, predictor.device, "--precision ")
     notes = (*data.notes, *left_out(data, loader), *([slow] if slow else []))
-    return Validation(predictor, replace(result, measured=data.measured, notes=notes))
+    return Validation(predictor, replace(result, measured=data.measured, notes=notes, metric=metric))
 
 
 def _counted(loader: Iterable[Any], progress: Advance, total: int) -> Iterator[Any]:

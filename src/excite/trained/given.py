@@ -3,24 +3,27 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 from PIL import Image
 
+from excite.data.archive import open_archive
+from excite.data.catalog import is_archive
 from excite.data.decode import ImageSource, name_of
-from excite.errors import shown
+from excite.errors import ExciteError, shown
 from excite.storage import local_file
 from excite.trained.find import find_images as find_images
 
-#: One source of images: a file, a folder, a pattern such as "photos/*.jpg" or an address; a PIL image; uint8 or uint16
-#: pixels (H, W), (H, W, C), or (N, H, W, C) for several images; the bytes of an image file.
+#: One source of images: a file, a folder, a zip or tar file, a pattern such as "photos/*.jpg" or an address; a PIL
+#: image; uint8 or uint16 pixels (H, W), (H, W, C), or (N, H, W, C) for several images; the bytes of an image file.
 Given = str | os.PathLike[str] | Image.Image | np.ndarray | bytes | bytearray | memoryview
 #: The most channels of a network.
 MOST_CHANNELS = 16
 WHAT = (
-    "the path of an image, a folder, a pattern such as 'photos/*.jpg', an address, a PIL image, a uint8 array "
-    "(H, W, C), the bytes of an image file, or a list of these"
+    "the path of an image, a folder, an archive, a pattern such as 'photos/*.jpg', an address, a PIL image, a uint8 "
+    "array (H, W, C), the bytes of an image file, or a list of these"
 )
 
 
@@ -50,10 +53,26 @@ def given_images(given: Given | Iterable[Given], say: Callable[[str], None] = la
     found: list[GivenImage] = []
     for each in _each(given):
         if isinstance(each, str | os.PathLike):
-            found += [GivenImage(path, path) for path in find_images(each, say)]
+            found += _in_archive(each, say) if _is_archive(each) else [GivenImage(p, p) for p in find_images(each, say)]
         else:
             found += [GivenImage(name_of(image) or f"#{len(found) + i}", image) for i, image in enumerate(_held(each))]
     return found
+
+
+def _is_archive(given: str | os.PathLike[str]) -> bool:
+    return is_archive(given) and os.path.isfile(given)
+
+
+def _in_archive(path: str | os.PathLike[str], say: Callable[[str], None]) -> list[GivenImage]:
+    """All images in an archive."""
+    archive = open_archive(Path(path))
+    found = archive.below(path)
+    if (left_out := found.ignored()) is not None:
+        say(f"{shown(os.fspath(path))}: {left_out}")
+    if not found.files:
+        raise ExciteError(f"{shown(os.fspath(path))} contains no images")
+    packed = archive.packed([file.path for file in found.files])
+    return [GivenImage(file.path, packed.member(i, file.path)) for i, file in enumerate(found.files)]
 
 
 def _each(given: Given | Iterable[Given]) -> Iterator[Given]:

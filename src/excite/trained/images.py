@@ -81,7 +81,7 @@ def _open_data(
             "these weights come from an older version, which held out other images, so most of these were trained on; "
             "use images that were not: data.root=PATH"
         )
-    if SOURCES[recipe.data.source].class_folders and recipe.data.class_names is None:
+    if SOURCES[recipe.data.source].files and recipe.data.class_names is None:
         check_order(meta, data.classes, recipe.data.class_order, source)
     return recipe, data
 

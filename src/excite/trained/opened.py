@@ -11,6 +11,8 @@ from torch import nn
 
 from excite.data import DataSets, EvalLoader, Preprocessing
 from excite.data.sources import balanced_beginning
+from excite.errors import ExciteError
+from excite.measures import MeasureName
 from excite.recipe import Overrides, Recipe, override_words
 from excite.trained.images import measuring_loader, open_images
 from excite.trained.predictor import Predictor, read_checkpoint
@@ -102,12 +104,15 @@ class Opened:
         device = self.predictor.device
         return measuring_loader(self.data, self.recipe, device, batch_size, rank=rank, world=world, train=train)
 
-    def evaluate(self, model: nn.Module | None = None, batches: Iterable[Batch] | None = None) -> Evaluation:
+    def evaluate(
+        self, model: nn.Module | None = None, batches: Iterable[Batch] | None = None, metric: MeasureName = "top1"
+    ) -> Evaluation:
         """Evaluate the network on all its images.
 
         Args:
             model: another network to evaluate instead, with the same input.
             batches: batches of the images; None: a new pass of :meth:`batches`.
+            metric: a measure to compute, too, if it takes the logits of all images.
         """
         p = self.predictor
         return evaluate(
@@ -118,7 +123,18 @@ class Opened:
             p.device,
             p.precision,
             name_of=self.name_of,
+            metric=metric,
+            several=p.several,
+            threshold=p.threshold if p.several else None,
         )
+
+    def one_class_each(self, what: str) -> None:
+        """Raise ExciteError for networks of images with several labels, which ``what`` does not handle."""
+        if self.predictor.several:
+            raise ExciteError(
+                f"{what} does not handle images with several labels yet; for average precision and F1 of each class, "
+                f"type: excite validate {self.located.source} --per-class"
+            )
 
     def positions(self, limit: int, seed: int) -> np.ndarray:
         """int64 (N,): positions of at most ``limit`` images, drawn class-balanced with ``seed``."""

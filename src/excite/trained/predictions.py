@@ -247,7 +247,7 @@ def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
     found = []
     for position in positions:
         if isinstance(images, FileImages):
-            pixels = opened.data.preprocessing.load(images.paths[position], opened.recipe.data.max_pixels)
+            pixels = opened.data.preprocessing.load(images.source(position), opened.recipe.data.max_pixels)
         else:
             pixels = images.images[position]
         found.append(pixels.permute(1, 2, 0).numpy())
@@ -257,7 +257,8 @@ def pictures(opened: Opened, positions: Sequence[int]) -> list[np.ndarray]:
 class Accuracy(TypedDict):
     """Accuracy of predictions, in percent.
 
-    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval at the level ``confidence``. ``top5`` is top-k
+    ``top1_low`` and ``top1_high`` are the ends of Wilson's interval at the level ``confidence``. ``balanced`` is the
+    mean of the top-1 accuracies of the classes that have images. ``top5`` is top-k
     accuracy with k = ``top5_of`` = min(5, K). ``not_finite`` is the number of images without finite logits, which count
     as wrong.
     """
@@ -267,6 +268,7 @@ class Accuracy(TypedDict):
     top1: float
     top1_low: float
     top1_high: float
+    balanced: float
     top5: float
     top5_of: int
     confidence: float
@@ -287,8 +289,15 @@ def accuracy(predictions: Predictions, confidence: float = 0.95) -> Accuracy:
         "top1": 100 * right / images,
         "top1_low": 100 * low,
         "top1_high": 100 * high,
+        "balanced": _balanced(predictions),
         "top5": 100 * among / images,
         "top5_of": most,
         "confidence": confidence,
         "not_finite": int((~predictions.finite).sum()),
     }
+
+
+def _balanced(predictions: Predictions) -> float:
+    images = np.bincount(predictions.labels)
+    right = np.bincount(predictions.labels[predictions.right], minlength=len(images))
+    return 100 * float(np.mean(right[images > 0] / images[images > 0]))

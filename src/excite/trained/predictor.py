@@ -27,12 +27,15 @@ from excite.text import as_json
 from excite.trained.given import Given, GivenImage, given_images
 from excite.training.precision import set_norm_precision
 from excite.weights.convert import convert
+from excite.weights.header import several_labels, threshold_of
 from excite.weights.locate import Located, locate
 from excite.weights.meta import describe
 from excite.weights.own import Checkpoint, build_network, load_into, read_own
 
 #: Shown instead of a class if the logits of an image are not all finite.
 NO_ANSWER = "no finite logits"
+#: Shown if an image that may have several classes, or none, has none.
+NO_CLASS_OF_SEVERAL = "none of the classes"
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,25 @@ class Prediction:
     Attributes:
         path: the image file; for an image in memory, its name from :func:`excite.trained.given.given_images`.
         top: (class name, probability), most likely first. Empty if the logits are not all finite (see
-            ``excite.logits``) or the image cannot be read.
+            ``excite.logits``) or the image cannot be read. With several labels an image, all classes from the
+            network's threshold on, maybe none.
         problem: why the image cannot be read; None if it can.
+        answered: whether the logits are all finite.
         pixels: the network's view of the image, uint8 (H, W, C); only kept for the first few images, for display.
     """
 
     path: str
     top: list[tuple[str, float]]
     problem: str | None = None
+    answered: bool = True
     pixels: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def text(self) -> str:
         """The classes with percentages, or why there are none."""
         if self.problem is not None:
             return f"cannot be read: {self.problem}"
-        return "  ".join(f"{name} {100 * share:.1f} %" for name, share in self.top) or NO_ANSWER
+        none = NO_CLASS_OF_SEVERAL if self.answered else NO_ANSWER
+        return "  ".join(f"{name} {100 * share:.1f} %" for name, share in self.top) or none
 
     def _repr_html_(self) -> str:
         return Predicted([self])._repr_html_()
@@ -121,6 +128,8 @@ class Predictor:
         meta: recipe, metrics, versions, step and epoch, as stored in the checkpoint.
         device: the ``torch.device``.
         precision: the precision in use: "fp32", "bf16" or "fp16".
+        several: whether an image may have several classes (``task=multilabel``), maybe none.
+        threshold: the probability from which on a class is predicted, if several may be.
     """
 
     def __init__(
@@ -129,6 +138,8 @@ class Predictor:
         self.meta = checkpoint.meta
         self.classes: list[str] = checkpoint.meta["classes"]
         self.preprocessing = Preprocessing.from_dict(checkpoint.meta["preprocessing"])
+        self.several = several_labels(checkpoint.meta)
+        self.threshold = threshold_of(checkpoint.meta)
         self.model: nn.Module = build_network(checkpoint.path, checkpoint.meta["model"], checkpoint.tensors)
         load_into(self.model, checkpoint)
         self.accelerator = make_accelerator(device)
@@ -226,20 +237,27 @@ class Predictor:
             for image, each in batch:
                 if isinstance(each, Tensor):
                     kept = each.permute(1, 2, 0).numpy() if done < MOST_ROWS else None
-                    yield Prediction(image.name, self.top(next(logits), top_k), pixels=kept)
+                    own = next(logits)
+                    answered = bool(finite(own[None]))
+                    yield Prediction(image.name, self.top(own, top_k), answered=answered, pixels=kept)
                 else:
-                    yield Prediction(image.name, [], each.reason)
+                    yield Prediction(image.name, [], each.reason, answered=False)
                 done += 1
             if progress is not None:
                 progress(done, len(images))
 
     def top(self, logits: Tensor, top_k: int) -> list[tuple[str, float]]:
-        """The ``top_k`` most likely classes for one image's logits (K,), as (class name, probability).
+        """The ``top_k`` most likely classes for one image's logits (K,), as (class name, probability); with several
+        labels an image, all classes from the threshold on.
 
         Empty if the logits are not all finite.
         """
         if not bool(finite(logits[None])):
             return []
+        if self.several:
+            chance = logits.double().sigmoid()
+            order = chance.argsort(descending=True, stable=True).tolist()
+            return [(self.classes[k], float(chance[k])) for k in order if chance[k] >= self.threshold]
         best = logits.softmax(0).topk(min(top_k, len(self.classes)))
         return [(self.classes[k], p) for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 

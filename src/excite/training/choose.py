@@ -1,4 +1,4 @@
-"""Choosing a recipe for a folder of photographs if the user names none."""
+"""Choosing a recipe for photographs (a folder, a table, an archive, shards) if the user names none."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from statistics import median
 from excite.data import DataSets, open_data
 from excite.data.decode import PILLOW_LIMIT, BadImageError, opened, reading
 from excite.data.images import FileImages
-from excite.data.root import is_images
+from excite.data.root import source_of
 from excite.models.catalog import get_variant
 from excite.models.timm_models import PREFIX
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe, overridden, override_words
@@ -54,7 +54,8 @@ def recipe_for(
     Raises:
         ExciteError: see :func:`choose_recipe` and ``load_recipe``.
     """
-    if isinstance(source, Recipe) or not is_images(os.fspath(source)):
+    kind = None if isinstance(source, Recipe) else source_of(os.fspath(source))
+    if isinstance(source, Recipe) or kind is None:
         return as_recipe(source, overrides)
     if run_dir is not None and (Path(run_dir) / "recipe.yaml").is_file():
         return as_recipe(run_dir, override_words(overrides))
@@ -78,7 +79,7 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
     Raises:
         ExciteError: the folder cannot be used for training, or the weights that the user named are not available.
     """
-    given, root = overridden(overrides), [f"data.root={folder}"]
+    given, root = overridden(overrides), [f"data.source={source_of(folder)}", f"data.root={folder}"]
     probe = load_recipe(SMALL, [*root, *overrides])
     # Streaming, so that the folder is listed and nothing decoded.
     images = open_data(probe.data.model_copy(update={"mode": "stream"}), probe.augment)
@@ -155,8 +156,9 @@ def _usual_side(images: DataSets) -> float | None:
     if not isinstance(images.train, FileImages):
         return None
     sides: list[int] = []
-    paths = images.train.paths
-    for path in paths[:: max(1, len(paths) // LOOKED_AT)]:
-        with suppress(BadImageError), reading(path) as name, opened(path, name, PILLOW_LIMIT) as image:
+    files = images.train
+    for i in range(0, len(files), max(1, len(files) // LOOKED_AT)):
+        source = files.source(i)
+        with suppress(BadImageError), reading(source) as name, opened(source, name, PILLOW_LIMIT) as image:
             sides.append(min(image.size))
     return median(sides) if sides else None

@@ -32,6 +32,7 @@ from excite.training.reporting import (
     finish,
     open_folder,
     record_evaluation,
+    record_patience,
     record_steps,
     record_test,
 )
@@ -212,7 +213,8 @@ def _agree_on_folder(run: Run, resume: Path | None, out: str | Path, run_dir: st
 def _results_of_finished(run: Run) -> Results | None:
     """The results of a run that has no steps left and has written them, else None; the same on all processes."""
     path, found = run.folder / "results.json", list[Results | None]([None])
-    if run.accelerator.is_main_process and run.step == run.total_steps and path.is_file():
+    ended = run.step == run.total_steps or _out_of_patience(run)
+    if run.accelerator.is_main_process and ended and path.is_file():
         with suppress(ExciteError):  # damaged: written again, like everything that follows the last step
             found = [{**read_results(path), "run": str(run.folder)}]  # it may have ended on another machine
     if run.accelerator.num_processes > 1:
@@ -249,7 +251,8 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
         if _asked_to_stop(run, stop, clock) and run.step < run.total_steps:
             _leave(run, stop, meter, clock, metrics)
     warm_up, forecast = True, Forecast()
-    for epoch in range(run.step // run.steps_per_epoch, recipe.train.epochs):
+    epochs = () if _out_of_patience(run) else range(run.step // run.steps_per_epoch, recipe.train.epochs)
+    for epoch in epochs:
         run.net.train()
         if epoch < (recipe.train.freeze_epochs or recipe.train.epochs):
             for norm in run.frozen_norms:
@@ -272,10 +275,15 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
         last = epoch + 1 == recipe.train.epochs
         if run.owes_evaluation:
             record_evaluation(run, clock, metrics)
-        if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
+        ends = last or _out_of_patience(run)
+        if ends or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
             save(run, clock)
-        if (_asked_to_stop(run, stop, clock) or run.step == until) and not last:
+        if ends:
+            break
+        if _asked_to_stop(run, stop, clock) or run.step == until:
             _leave(run, stop, meter, clock, metrics)
+    if main and run.step < run.total_steps:
+        record_patience(run)
     if _best_lost(run):  # no steps were left, and the last weights are not lost
         record_evaluation(run, clock, metrics)
     run.saver.wait()
@@ -293,7 +301,21 @@ def _save_due(run: Run, clock: Clock) -> bool:
 
 def _best_lost(run: Run) -> bool:
     """Whether the best weights were lost, and none were evaluated since, the same on all processes."""
-    found = [run.best_lost and run.measured_at is None]
+    return _agreed(run, run.best_lost and run.measured_at is None)
+
+
+def _out_of_patience(run: Run) -> bool:
+    """Whether the run ends at this step because of ``train.patience``, the same on all processes. Only an evaluation
+    can end it, so a resumed run ends where it would have."""
+    patience = run.recipe.train.patience
+    if patience is None or run.evaluated_at != run.step:
+        return False
+    return _agreed(run, run.since_best >= patience and not run.best_lost)
+
+
+def _agreed(run: Run, mine: bool) -> bool:
+    """The first process's answer."""
+    found = [mine]
     if run.accelerator.num_processes > 1:
         broadcast_object_list(found)
     return found[0]

@@ -174,9 +174,12 @@ def start_from_probe(run: Run) -> None:
 def _tell(run: Run, probe: Probe, seconds: float, cached: bool) -> None:
     judged = "" if probe.accuracy is None else f", {probe.accuracy:.1f} % right in cross-validation"
     where = " (the features were cached)" if cached else ""
+    train = run.recipe.train
+    corrected = train.class_weights or train.logit_adjustment or train.loss == "focal" or run.recipe.data.sampler
+    plain = "; by plain cross-entropy: what the recipe does for rare classes begins after it" if corrected else ""
     run.display.message(
         f"linear probe: fitted to {probe.images:,} images in {format_seconds(seconds)}{where}; L2 penalty "
-        f"{probe.strength:.2g}{judged}"
+        f"{probe.strength:.2g}{judged}{plain}"
     )
 
 

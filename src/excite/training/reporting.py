@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
@@ -14,6 +15,7 @@ from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
+from excite.measures import MEASURES, MeasureName, rank, uneven
 from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
@@ -22,9 +24,10 @@ from excite.size import by_text
 from excite.text import printable
 from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
-from excite.training.evaluation import Evaluation, evaluate, one_by_one
+from excite.training.evaluation import Evaluation, LabelEvaluation, evaluate, one_by_one
 from excite.training.meter import Meter
-from excite.training.results import EvalRecord, Results, Summary, TrainRecord
+from excite.training.rare import class_counts
+from excite.training.results import EvalRecord, Results, TrainRecord
 from excite.training.run_folder import Metrics, draw_curves, read_metrics, usual_ms
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run, share_buffers
@@ -214,13 +217,13 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     if metrics is None:
         run.evaluated_at = run.step
         return
-    epoch = run.step / run.steps_per_epoch
+    epoch, metric = run.step / run.steps_per_epoch, run.recipe.measure
     record: EvalRecord = {"kind": "eval", "step": run.step, "epoch": epoch, **evaluation.summary()}
     metrics.write(record)
     # A network without finite logits for any image is never kept, even if there is no other. Test images must not
     # choose the weights: if they are what is evaluated, the last epoch's weights are kept.
     best = evaluation.usable and (
-        run.data.val_is_test or run.best is None or _rank(evaluation.summary()) > _rank(run.best)
+        run.data.val_is_test or run.best is None or rank(evaluation.summary(), metric) > rank(run.best, metric)
     )
     run.measured_at, run.evaluated_at = (run.step, evaluation.summary()), run.step
     if best:
@@ -233,7 +236,8 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
     if run.data.val_is_test:
         kind, said = "test", ""
     run.display.evaluated(
-        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  {_accuracies(evaluation)}{said}",
+        f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  "
+        f"{_accuracies(evaluation, metric)}{said}",
         run.step,
         evaluation.top1,
     )
@@ -252,22 +256,41 @@ def _writing_best(run: Run, meta: Meta) -> Callable[[], None]:
     return write
 
 
-def _rank(result: Summary) -> tuple[float, float]:
-    """Sort key, larger is better: by top-1, then by loss; a result without a loss comes last."""
-    loss = result["loss"]
-    return result["top1"], -(math.inf if loss is None or math.isnan(loss) else loss)
+def record_patience(run: Run) -> None:
+    """Say that the run ends because of ``train.patience`` (first process only)."""
+    assert run.recipe.train.patience is not None
+    left = run.recipe.train.epochs - run.step // run.steps_per_epoch
+    best = "none was good" if run.best is None else f"the best is that of epoch {run.best['epoch']:g}"
+    if run.best is not None:
+        best += f" ({_told(run.best, run.recipe.measure)})"
+    run.display.message(
+        f"stopping early: {run.since_best:,} evaluation{'s' if run.since_best > 1 else ''} in a row without a new best "
+        f"(train.patience={run.recipe.train.patience}); {best}; {left:,} of {run.recipe.train.epochs:,} epochs are left"
+    )
 
 
 def _loss(evaluation: Evaluation) -> str:
     return "none" if evaluation.loss is None else f"{evaluation.loss:.4f}"
 
 
-def _accuracies(evaluation: Evaluation) -> str:
-    """Top-1 and top-5, and balanced accuracy if the classes differ enough in size to make a difference."""
-    support = [n for n in evaluation.support if n]
-    unequal = bool(support) and max(support) >= 2 * min(support)
-    balanced = f"balanced {evaluation.balanced:.2f} %  " if unequal else ""
-    return f"top-1 {evaluation.top1:.2f} %  {balanced}top-5 {evaluation.top5:.2f} %  ({evaluation.images} images)"
+def _accuracies(evaluation: Evaluation, metric: MeasureName) -> str:
+    """Top-1 and top-5, balanced accuracy if the classes differ enough in size to make a difference, and what chooses
+    the best epoch."""
+    if isinstance(evaluation, LabelEvaluation):
+        told = f"mAP {MEASURES['map'].text(evaluation.mean_precision)}  macro F1 {evaluation.macro_f1:.2f} %"
+        more = "" if metric in ("map", "macro_f1", "loss") else f"  {_told(evaluation.summary(), metric)}"
+        return f"{told}{more}  (threshold {evaluation.threshold:.2f}, {evaluation.images} images)"
+    shown: list[MeasureName] = ["top1", "balanced"] if evaluation.uneven else ["top1"]
+    shown += [metric] if not MEASURES[metric].usual and metric not in shown else []
+    values = evaluation.summary()
+    told = "  ".join(_told(values, name) for name in [*shown, "top5"])
+    return f"{told}  ({evaluation.images} images)"
+
+
+def _told(values: Mapping[str, Any], name: MeasureName) -> str:
+    """A measure with its value: "top-1 87.50 %"."""
+    short = "balanced" if name == "balanced" else MEASURES[name].label
+    return f"{short} {MEASURES[name].text(values.get(name))}"
 
 
 def record_test(run: Run, metrics: Metrics | None) -> None:
@@ -282,20 +305,26 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     if weights[0] is None:
         return
     load_into(run.evaluated, weights[0])
-    evaluation = evaluate_run(run, run.test_loader)
+    known = [None if run.best is None else run.best.get("threshold")]  # chosen on the validation images
+    if run.accelerator.num_processes > 1:
+        broadcast_object_list(known)
+    evaluation = evaluate_run(run, run.test_loader, known[0])
     if metrics is None:
         return
     run.test = evaluation.summary()
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
+    metric = run.recipe.measure
     run.display.message(
         f"test images (measured once, with the weights of epoch {run.best['epoch']:g}): loss {_loss(evaluation)}  "
-        f"{_accuracies(evaluation)}; validation top-1 was {run.best['top1']:.2f} %"
+        f"{_accuracies(evaluation, metric)}; validation {_told(run.best, 'top1')}"
+        + ("" if metric == "top1" else f", {_told(run.best, metric)}")
     )
 
 
-def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
-    """Evaluate the weights that the run would ship now, on the validation images or on those of ``loader``."""
+def evaluate_run(run: Run, loader: EvalLoader | None = None, threshold: float | None = None) -> Evaluation:
+    """Evaluate the weights that the run would ship now, on the validation images or on those of ``loader``; with
+    several labels an image, at ``threshold`` (None: the best one)."""
     share_buffers(run)
     loader = loader or run.eval_loader
     names = loader.images.names
@@ -310,6 +339,9 @@ def evaluate_run(run: Run, loader: EvalLoader | None = None) -> Evaluation:
             run.recipe.train.channels_last,
             names.__getitem__,
             one_by_one if run.shards is None else run.shards.map,
+            run.recipe.measure,
+            several=run.recipe.data.task == "multilabel",
+            threshold=threshold,
         )
 
 
@@ -352,9 +384,9 @@ def finish(run: Run, seen: dict[str, str]) -> Results:
         told = sentence(results["not_finite"], run.best["images"], run.best.get("first_not_finite"))
         run.display.message(f"warning: with the weights that are kept, {told}")
     with dispensable("curves.png", run.display.message):
-        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}")
+        draw_curves(run.folder, f"{run.recipe.name}: {run.model.model_name}", run.recipe.measure)
     _compare_with_start(run)
-    run.display.message(f"finished {run.total_steps} steps in {format_seconds(run.seconds)}")
+    run.display.message(f"finished {run.step} steps in {format_seconds(run.seconds)}")
     return results
 
 
@@ -364,15 +396,18 @@ def _compare_with_start(run: Run) -> None:
     if run.best is None or not evals or evals[0]["epoch"] != 0:
         return
     start = "the linear probe" if run.recipe.train.probe else "the network it started from"
-    before, best = evals[0]["top1"], run.best
+    metric = run.recipe.measure
+    measure, best, first = MEASURES[metric], run.best, cast(Mapping[str, Any], evals[0])
+    before, last = (measure.text(cast(Mapping[str, Any], record).get(metric)) for record in (first, evals[-1]))
     if best["epoch"] == 0:
-        last = f"last epoch {evals[-1]['top1']:.2f} %"
         kept = "the probe's weights" if run.recipe.train.probe else "those weights"
-        run.display.message(f"fine-tuning did not beat {start} (top-1 {before:.2f} %; {last}): {kept} are kept")
-    elif best["top1"] == before:
-        run.display.message(f"fine-tuning matches {start} (top-1 {before:.2f} %), with a smaller loss")
+        told = f"({_told(first, metric)}; last epoch {last})"
+        run.display.message(f"fine-tuning did not beat {start} {told}: {kept} are kept")
+    elif cast(Mapping[str, Any], best).get(metric) == first.get(metric):
+        run.display.message(f"fine-tuning matches {start} ({_told(first, metric)}), with a smaller loss")
     else:
-        run.display.message(f"fine-tuning: top-1 {best['top1']:.2f} %, up from {before:.2f} % with {start}")
+        way = "up" if measure.larger else "down"
+        run.display.message(f"fine-tuning: {_told(best, metric)}, {way} from {before} with {start}")
 
 
 def _speed(run: Run) -> tuple[float | None, float]:
@@ -391,11 +426,11 @@ def _results(run: Run, bad: int) -> Results:
             f"{run.folder / 'metrics.jsonl'} no longer has the last evaluation (was it deleted or changed?), so there "
             f"are no results; the weights are as they were: excite validate {run.folder}"
         )
-    last = evals[-1]
+    last, metric = cast(Mapping[str, Any], evals[-1]), run.recipe.measure
     size = describe(run.model.model_name, **run.model.model_args)
     ms, compiled = _speed(run)
     batch = run.recipe.train.batch_size
-    return {
+    results: Results = {
         "run": str(run.folder),
         "recipe": run.recipe.name,
         "model": run.model.model_name,
@@ -415,14 +450,22 @@ def _results(run: Run, bad: int) -> Results:
         # The best epoch was chosen on these images, which flatters it; the last epoch was not chosen.
         "last_top1": last["top1"],
         "last_top5": last["top5"],
+        "last_balanced": last.get("balanced"),
+        "last_metric": last.get(metric),
+        "metric": metric,
         "balanced": run.best.get("balanced"),
+        "macro_f1": run.best.get("macro_f1"),
         "images": run.best["images"],
         "measured": "test" if run.data.val_is_test else "validation",
+        "uneven": uneven(class_counts(run.data.val, len(run.data.classes)).tolist()),
         "test_top1": None if run.test is None else run.test["top1"],
         "test_top5": None if run.test is None else run.test["top5"],
         "test_loss": None if run.test is None else run.test["loss"],
-        "test_balanced": None if run.test is None else run.test["balanced"],
+        "test_balanced": None if run.test is None else run.test.get("balanced"),
+        "test_metric": None if run.test is None else cast(Mapping[str, Any], run.test).get(metric),
         "test_images": None if run.test is None else run.test["images"],
+        "stopped_early": run.step < run.total_steps,
+        "last_epoch": run.step / run.steps_per_epoch,
         "best_epoch": run.best["epoch"],
         "epochs": run.recipe.train.epochs,
         "train_seconds": run.seconds,
@@ -434,3 +477,6 @@ def _results(run: Run, bad: int) -> Results:
         "bad_images": bad,
         "data_fingerprint": run.data.fingerprint,
     }
+    best = cast(Mapping[str, Any], run.best)
+    several = {key: best[key] for key in ("map", "micro_f1", "threshold") if key in best}
+    return cast(Results, {**results, **several, metric: best.get(metric)})

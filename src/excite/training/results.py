@@ -6,16 +6,28 @@ versions lack some keys: readers use ``get`` for keys added after 0.1.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, NotRequired, cast
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.files import read_typed
+from excite.measures import MeasureName
 from excite.weights.header import Summary
 
 #: The accuracy of one class, see ``Evaluation.per_class``. ("class" is a keyword, hence this form.)
-ClassRow = TypedDict("ClassRow", {"class": str, "images": int, "top1": float | None, "precision": float | None})
+#: With several labels an image, "top1" is the recall, and F1 and average precision are there, too.
+ClassRow = TypedDict(
+    "ClassRow",
+    {
+        "class": str,
+        "images": int,
+        "top1": float | None,
+        "precision": float | None,
+        "f1": NotRequired[float | None],
+        "ap": NotRequired[float | None],
+    },
+)
 
 
 class EvalRecord(Summary):
@@ -91,11 +103,17 @@ class Results(TypedDict, total=False):
         resolution: "HxW" of the training images.
         compile_seconds: total time of ``torch.compile``.
         ms_per_step, images_per_second: medians over the training, without warm-up and compiling.
-        top1, top5, loss, balanced, images, not_finite, best_epoch: evaluation of the weights that are kept.
-        last_top1, last_top5, last_not_finite: evaluation of the last epoch, which was not chosen by its accuracy.
+        metric: the measure that chose the best epoch (``eval.metric``).
+        top1, top5, loss, balanced, macro_f1, auroc, images, not_finite, best_epoch: evaluation of the weights that are
+            kept; ``auroc`` only if it is the metric.
+        last_top1, last_top5, last_balanced, last_not_finite: evaluation of the last epoch, which was not chosen by its
+            accuracy; ``last_metric`` is its value of the metric.
         measured: which images these are: "validation" or "test".
+        uneven: whether their classes differ so much in size that balanced accuracy is shown beside top-1.
         test_top1, test_top5, test_loss, test_balanced, test_images: results on the test part; None if there is none.
+            ``test_metric`` is its value of the metric.
         epochs, train_seconds, memory_gb, skipped_steps: length, time, peak memory and fp16 overflows of the training.
+        stopped_early, last_epoch: whether ``train.patience`` ended it, and after which epoch it ended.
         bad_images: number of images that could not be read.
         data_fingerprint: hexadecimal hash that identifies the training images.
         report: values of the report; see ``excite.report.contents.Numbers``.
@@ -114,19 +132,31 @@ class Results(TypedDict, total=False):
     compile_seconds: float | None
     ms_per_step: float | None
     images_per_second: float | None
+    map: NotRequired[float | None]
+    micro_f1: NotRequired[float]
+    threshold: NotRequired[float]
     top1: float | None
     top5: float | None
     loss: float | None
     last_top1: float | None
     last_top5: float | None
+    last_balanced: float | None
+    last_metric: float | None
+    metric: MeasureName
     balanced: float | None
+    macro_f1: float | None
+    auroc: float | None
     images: int | None
     measured: str | None
+    uneven: bool
     test_top1: float | None
     test_top5: float | None
     test_loss: float | None
     test_balanced: float | None
+    test_metric: float | None
     test_images: int | None
+    stopped_early: bool
+    last_epoch: float
     best_epoch: float | None
     epochs: int | None
     train_seconds: float | None

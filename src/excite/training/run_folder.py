@@ -4,10 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from excite.errors import ExciteError, install_line
 from excite.files import append_text, from_json, to_json, told, write_text
+from excite.measures import MEASURES, MeasureName, rank
 from excite.pages.figures import COLORS, style, write
 from excite.runtime.meeting import folder_of_job
 from excite.storage.identity import is_blank
@@ -135,7 +136,7 @@ _KEYS = {"train": ("epoch", "loss", "lr"), "eval": ("epoch", "loss", "top1")}
 #: Numbers that a record may have; whoever reads one asks with ``get``.
 _MEASURES = (
     *("top5", "images", "accuracy", "images_per_second", "ms_per_step", "data_wait", "compile_seconds", "memory_gb"),
-    *("loss_scale", "seconds", "seconds_left", "not_finite"),
+    *("loss_scale", "seconds", "seconds_left", "not_finite", *MEASURES),
 )
 
 
@@ -154,8 +155,10 @@ def is_record(record: Any) -> TypeGuard[Record]:
     return all(type(value) in (int, float, type(None)) for value in usual.values())
 
 
-def draw_curves(run: Path, title: str) -> Path | None:
+def draw_curves(run: Path, title: str, metric: MeasureName = "top1") -> Path | None:
     """Plot loss, accuracy and learning rate over the epochs into ``curves.png``. None if there is nothing to plot.
+
+    The measure that chooses the best epoch is drawn, too, with its best evaluation marked.
 
     The colours are from Okabe & Ito's palette, which colour-blind readers can tell apart.
     """
@@ -180,14 +183,21 @@ def draw_curves(run: Path, title: str) -> Path | None:
         plot(loss, evals, "loss", "validation", COLORS[2], 2)
         plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
         plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
+        measure, of_loss = MEASURES[metric], metric == "loss"
+        if metric not in ("top1", "loss"):
+            plot(accuracy, evals, metric, f"validation: {measure.label}", COLORS[4], 2)
         plot(rate, train, "lr", "learning rate", COLORS[3], 2)
         evals = [r for r in evals if r.get("images") is None or (r.get("not_finite") or 0) < r["images"]]
-        if evals:
-            best = max(evals, key=lambda r: r["top1"])
-            place = (best["epoch"], best["top1"])
-            accuracy.plot(*place, "o", color=COLORS[2])
-            accuracy.annotate(f"{best['top1']:.2f} %", place, (0, -18), textcoords="offset points", ha="right")
-        for axis, label in ((loss, "loss"), (accuracy, "top-1 accuracy, %"), (rate, "learning rate")):
+        known = [r for r in evals if cast(Mapping[str, Any], r).get(metric) is not None]
+        if known:
+            best = cast(Mapping[str, Any], max(known, key=lambda r: rank(r, metric)))
+            place = (best["epoch"], best[metric])
+            panel, color = loss if of_loss else accuracy, COLORS[2] if metric in ("top1", "loss") else COLORS[4]
+            panel.plot(*place, "o", color=color)
+            text = measure.text(best[metric])
+            panel.annotate(text, place, (0, 12 if of_loss else -18), textcoords="offset points", ha="right")
+        shown = "top-1 accuracy, %" if metric in ("top1", "loss") else f"top-1 accuracy and {measure.label}, %"
+        for axis, label in ((loss, "loss"), (accuracy, shown), (rate, "learning rate")):
             axis.set(xlabel="epoch", title=label)
             axis.grid(alpha=0.3)
         figure.suptitle(title)

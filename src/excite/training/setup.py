@@ -27,12 +27,13 @@ from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
 from excite.errors import ExciteError
 from excite.gates import Gate
+from excite.measures import MEASURES, superlative
 from excite.models import Classifier, create_model
 from excite.models.timm_models import PREFIX, check_plain_norms, images_of_timm, is_timm_model
 from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
 from excite.progress import Slowly
-from excite.recipe import Recipe
+from excite.recipe import Recipe, chosen_by_test
 from excite.runtime.device import (
     Precision,
     choose_precision,
@@ -48,8 +49,11 @@ from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
 from excite.training.ema import Ema
+from excite.training.loss import ALIKE, ByClass
 from excite.training.optimizer import LossScaler, freeze, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
+from excite.training.rare import by_class
+from excite.training.rare import notes as rare_notes
 from excite.training.results import Best, Summary
 from excite.training.saver import Saver, copied_values
 from excite.training.schedule import beyond_the_end
@@ -79,6 +83,7 @@ class Run:
     scaler: LossScaler
     buffers: BufferGuard | None
     display: Display
+    by_class: ByClass = ALIKE
     folder: Path = Path()
     identity: str = ""
     step: int = 0
@@ -120,6 +125,14 @@ class Run:
         epoch, inside = divmod(self.step, self.steps_per_epoch)
         due = epoch in (0, self.recipe.train.epochs) or epoch % self.recipe.eval.every_epochs == 0
         return not inside and due and self.evaluated_at != self.step
+
+    @property
+    def since_best(self) -> int:
+        """How many evaluations have been made since the best one, or since the start if none was good. It follows from
+        steps that checkpoints hold; only the first process knows the best."""
+        epoch = 0 if self.best is None else int(self.best["epoch"])
+        every = self.recipe.eval.every_epochs
+        return self.step // self.steps_per_epoch // every - epoch // every
 
     @property
     def evaluated(self) -> nn.Module:
@@ -217,6 +230,8 @@ def set_up(
         keep_freed_memory()
     choose_precision(config.precision, device)  # report an impossible precision before opening the images
     data = _open_images(recipe, display) if data is None else data
+    terms = by_class(recipe, data, device)
+    chosen_by = _measures_note(recipe, data)
     model, taken, notes = _make_model(recipe, data, resuming)
     if data.record is not None and recipe.train.init_from and (note := inherit(data.record, recipe.train.init_from)):
         notes.append(note)
@@ -264,7 +279,14 @@ def set_up(
             images, batch_size=size, device=device, data_config=recipe.data, rank=rank, world=world, by_batch=same
         )
 
-    notes = [*recipe.notes, *beyond_the_end(recipe), *_fit_notes(recipe), *notes]
+    notes = [
+        *recipe.notes,
+        *beyond_the_end(recipe),
+        *_fit_notes(recipe),
+        *rare_notes(recipe, data, terms),
+        *chosen_by,
+        *notes,
+    ]
     notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
     return Run(
         recipe=recipe,
@@ -284,10 +306,30 @@ def set_up(
         scaler=LossScaler(device.type, config, enabled=precision == "fp16"),
         buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
+        by_class=terms,
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
     )
+
+
+def _measures_note(recipe: Recipe, data: DataSets) -> list[str]:
+    """What chooses the best epoch and the end of the run, if it is not the usual: a sentence, or none.
+
+    Raises:
+        ExciteError: the test part would choose the end.
+    """
+    metric, patience = recipe.measure, recipe.train.patience
+    if data.val_is_test:
+        if patience is not None:
+            raise ExciteError(chosen_by_test(patience))
+        label = MEASURES[metric].label
+        return [] if metric == "top1" else [f"eval.metric={metric}: {label} is shown, but nothing is chosen by it"]
+    told = [] if metric == "top1" else [f"the best epoch is that of the {superlative(metric)} (eval.metric={metric})"]
+    if patience is not None:
+        times = f"after {patience:,} evaluations in a row" if patience > 1 else "after an evaluation"
+        told.append(f"the run ends {times} without a new best (train.patience={patience})")
+    return told
 
 
 def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) -> tuple[int | None, str | None]:

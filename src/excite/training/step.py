@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from excite.logits import predicted
+from excite.logits import hits
 from excite.runtime.device import DTYPES, seed_everything
 from excite.training.loss import training_loss
 from excite.training.schedule import learning_rate
@@ -20,7 +20,7 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     Args:
         run: the run to advance; its ``step`` is left as it is.
         images: (B, C, H, W) uint8.
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, K) uint8 of images with several.
 
     Returns:
         The mean loss and the number of correctly classified training images, both 0-d tensors on the device: of this
@@ -108,8 +108,8 @@ def _of_chunks(
             with torch.autocast(run.device.type, DTYPES[run.precision], **cached):
                 logits = net(inputs)
             # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
-            loss = training_loss(logits.float(), wanted, config) * len(true) / len(labels) * share
+            loss = training_loss(logits.float(), wanted, config, run.by_class) * len(true) / len(labels) * share
             run.scaler.scale(loss).backward()
         total += loss.detach()
-        correct += (predicted(logits.detach()) == true).sum()
+        correct += hits(logits.detach(), true).sum()
     return total, correct

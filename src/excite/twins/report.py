@@ -9,6 +9,7 @@ from typing import TypedDict, cast
 from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
+from excite.measures import superlative
 from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
 from excite.text import printable
@@ -41,6 +42,7 @@ class Trained(TypedDict):
         finished, planned: numbers of runs.
         top1_mean, top1_sd: accuracy after the LAST epoch in percent: mean and sample standard deviation.
         best_top1_mean, best_top1_sd: the same for the best epoch, which was chosen using the same images.
+        balanced_mean, balanced_sd: balanced accuracy after the last epoch; None in runs of older versions.
         images_per_second: median training speed over runs; ``_low`` and ``_high`` are the extremes.
         memory_gb: the largest peak of a training process.
         train_seconds: mean training time.
@@ -53,6 +55,8 @@ class Trained(TypedDict):
     top1_sd: float | None
     best_top1_mean: float | None
     best_top1_sd: float | None
+    balanced_mean: float | None
+    balanced_sd: float | None
     params_m: float | None
     gmacs: float | None
     images_per_second: float | None
@@ -165,6 +169,7 @@ def known(values: Iterable[float | None]) -> list[float]:
 def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
     top1, sd = mean_sd(known(r["last_top1"] for r in runs))
     best, best_sd = mean_sd(known(r["top1"] for r in runs))
+    balanced, balanced_sd = mean_sd(known(r.get("last_balanced") for r in runs))
     speeds = known(r["images_per_second"] for r in runs)
     some: Results = runs[0] if runs else {}
     return {
@@ -175,6 +180,8 @@ def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
         "top1_sd": sd,
         "best_top1_mean": best,
         "best_top1_sd": best_sd,
+        "balanced_mean": balanced,
+        "balanced_sd": balanced_sd,
         "params_m": some.get("params_m"),
         "gmacs": some.get("gmacs"),
         "images_per_second": statistics.median(speeds) if speeds else None,
@@ -209,12 +216,18 @@ def _latency(quartiles: Sequence[float] | None) -> GateLatency:
 def table(report: Report) -> list[dict[str, str]]:
     """The rows as text: heading -> cell."""
     percent = f"{100 * report['confidence']:g} %"
+    uneven = any(r.get("uneven") for r in report["runs"])
+
+    def balanced(row: TwinRow) -> dict[str, str]:
+        return {"balanced %": _plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
+
     return [
         {
             "gate": row["gate"],
             "runs": f"{row['finished']}/{row['planned']}",
             "top-1 %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
             f"difference to {report['baseline']} [{percent} interval]": _signed(row),
+            **balanced(row),
             "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
             "params (M)": _number(row["params_m"], ".3f"),
             "GMACs": _number(row["gmacs"], ".4f"),
@@ -259,6 +272,15 @@ def notes(report: Report) -> list[str]:
             f"Top-1 of {runs[0]['images']} validation images after {runs[0]['epochs']} epochs; the best epoch was "
             f"chosen using the same images, so its accuracy is slightly optimistic."
         )
+        metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
+        if list(metrics) != ["top1"]:
+            said.append(f"The best epoch is that of the {' or '.join(map(superlative, metrics))} (eval.metric).")
+        early = sum(bool(r.get("stopped_early")) for r in runs)
+        if early:
+            said.append(
+                f"{early} of {len(runs)} runs ended early (train.patience); their last epoch was thus chosen using the "
+                "same images, too."
+            )
     if len(seeds) > 1:
         said.append(
             f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): mean ± sample standard deviation; differences are "

@@ -21,6 +21,7 @@ from excite.console import Display, format_seconds
 from excite.errors import ExciteError
 from excite.files import check_here, from_json, to_json, write_json, write_text
 from excite.leaving import signal_name
+from excite.owners import names_in
 from excite.pages.figures import dispensable
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe
 from excite.runtime.job import world_size
@@ -117,7 +118,7 @@ def _resolve(
     check_here(str(resume or out), "the folder of an experiment")
     if folder.is_file():
         raise ExciteError(f"{folder} is a file; give a folder for the experiment")
-    if not (folder / PLAN).is_file() and folder.is_dir() and any(p.name != LOCK for p in folder.iterdir()):
+    if not (folder / PLAN).is_file() and any(name != LOCK for name in names_in(folder)):
         raise ExciteError(
             f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
         )
@@ -324,8 +325,9 @@ class _Experiment:
         results = self._results(gate, seed)
         speed, seconds = results["images_per_second"], results["train_seconds"]
         assert seconds is not None
+        balanced = f", balanced {results['last_balanced']:.2f} %" if results.get("uneven") else ""
         self.display.message(
-            f"{what}: top-1 {results['last_top1']:.2f} % (last epoch), "
+            f"{what}: top-1 {results['last_top1']:.2f} %{balanced} (last epoch), "
             + ("" if speed is None else f"{speed:,.0f} img/s, ")
             + format_seconds(seconds)
         )

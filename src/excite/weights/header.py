@@ -114,6 +114,7 @@ class MetricsHeader(_Part):
 
     top1: float | None = None
     top5: float | None = None
+    threshold: Annotated[_Finite, Field(ge=0, le=1)] | None = None
     loss: float | None = None
     images: _Count | None = None
 
@@ -165,7 +166,9 @@ class RecipeMeta(TypedDict):
 class Summary(TypedDict):
     """An evaluation in a few numbers; see :class:`excite.training.evaluation.Evaluation`.
 
-    The last three were added after 0.1. Some evaluations, as in ``excite prune``, only have top-1 and loss.
+    Those from ``balanced`` on were added after 0.1; ``auroc`` and ``map`` are there if a recipe asks for
+    them. With several labels an image, there are ``map``, ``micro_f1`` and the ``threshold`` that both F1 are measured
+    at. Some evaluations, as in ``excite prune``, only have top-1 and loss.
     """
 
     images: NotRequired[int]
@@ -173,8 +176,25 @@ class Summary(TypedDict):
     top1: float
     top5: NotRequired[float]
     balanced: NotRequired[float]
+    macro_f1: NotRequired[float]
+    auroc: NotRequired[float | None]
+    map: NotRequired[float | None]
+    micro_f1: NotRequired[float]
+    threshold: NotRequired[float]
     not_finite: NotRequired[int]
     first_not_finite: NotRequired[str | None]
+
+
+def several_labels(meta: "Meta") -> bool:
+    """Whether images may have several labels each, maybe none (``task=multilabel``)."""
+    return meta["recipe"]["data"].get("task") == "multilabel"
+
+
+def threshold_of(meta: "Meta") -> float:
+    """The probability from which on a class of several is predicted: chosen on the validation images, else 0.5."""
+    metrics = meta.get("metrics")
+    known = None if metrics is None else metrics.get("threshold")
+    return 0.5 if known is None else known
 
 
 class Meta(TypedDict):

@@ -1,0 +1,143 @@
+"""``excite data``: commands about data sets"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from excite.commands.beforehand import begin, check_changes, check_data, check_file, check_trained
+from excite.commands.common import Device, Json, complete_data_key, complete_run
+from excite.errors import ExciteError
+from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.console import Display
+    from excite.datacheck.contents import DataNumbers
+
+
+def complete_words(incomplete: str) -> list[str]:
+    """Complete run folders and keys of the ``data`` section."""
+    return complete_run(incomplete) + (complete_data_key(incomplete) if incomplete else [])
+
+
+def check_words(words: list[str] | None) -> None:
+    """[ROOT|RUN] [KEY=VALUE]...: one source, which exists; valid changes."""
+    from excite.data.root import check_root
+    from excite.datacheck.asked import data_recipe, is_network
+    from excite.recipe import is_override
+
+    sources = [word for word in words or [] if not is_override(word)]
+    changes = [word for word in words or [] if is_override(word)]
+    check_changes(changes)
+    if len(sources) > 1:
+        raise ExciteError(f"give one data set or run, not {len(sources)}: {' and '.join(sources)}")
+    if not words:
+        raise ExciteError("give a data set or a run, as in: excite data check photos")
+    if sources and is_network(sources[0]):
+        check_trained(sources[0])
+        check_data(sources[0], changes)
+    else:
+        check_root(data_recipe(sources[0] if sources else None, changes).data)
+
+
+def check_weights(source: str | None) -> None:
+    """--weights: it exists."""
+    if source is not None:
+        check_trained(source)
+
+
+def check(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ROOT|RUN] [KEY=VALUE]...",
+            help="A folder of images (or other data: data.source=cifar10 ...), or a trained run, whose network then "
+            "judges the labels; and changes of the data section.",
+            show_default=False,
+            callback=check_words,
+            autocompletion=complete_words,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The page.  [default: data-check.html in the run folder, or here]",
+            callback=check_file,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|CHECKPOINT",
+            help="Without a run: judge labels and outliers by the features of this network.",
+            callback=check_weights,
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="The most pictures of each finding on the page.")] = 60,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with status 1 if files are broken or parts share images, for CI.")
+    ] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Is my data any good? Find broken files, copies, leaks, wrong labels and more, and restate a run's accuracy.
+
+    Writes a page with pictures that you can mark for a CSV of changes. No file of the data is changed.
+
+    Examples:
+
+      excite data check photos
+
+      excite data check runs/my-run --out check.html
+
+      excite data check cifar-10-python.tar.gz data.source=cifar10 --weights runs/my-run --json
+    """
+    from excite.recipe import is_override
+
+    sources = [word for word in words or [] if not is_override(word)]
+    changes = [word for word in words or [] if is_override(word)]
+    source = sources[0] if sources else None
+    begin(f"checking {source or 'data'}")
+    from excite.console import Display, ProgressBar
+    from excite.datacheck.build import check_data as run_check
+
+    with ProgressBar() as progress:
+        checked = run_check(
+            source, changes, weights=weights, out=out, pictures=pictures, device=device, progress=progress
+        )
+    if as_json:
+        print_json({**checked.numbers, "file": str(checked.path)})
+    else:
+        show_check(checked.numbers, checked.path, Display())
+    if strict and checked.fails:
+        raise typer.Exit(1)
+
+
+def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
+    """Print the findings, the worst first."""
+    from excite.console import make_table
+    from excite.datacheck.words import caveats, headline, noise_sentences, summary_rows
+
+    display.message(f"{headline(numbers)}.")
+    rows = summary_rows(numbers)
+    if rows:
+        columns = [("title", "finding", ""), ("count", "images", ",d"), ("first", "the first", "")]
+        display.table(make_table(rows, columns))
+    for finding in numbers["findings"]:
+        display.message(f"{finding['sentence']} {finding['advice']}")
+    for line in noise_sentences(numbers):
+        display.message(line)
+    for part in numbers["restated"]:
+        restated = [{**row, "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"} for row in part["rows"]]
+        heads = [
+            ("what", f"{part['part']} accuracy", ""),
+            ("images", "images", ",d"),
+            ("top1", "top-1 %", ".2f"),
+            ("interval", "95 %", ""),
+        ]
+        display.table(make_table(restated, heads))
+    for line in caveats(numbers):
+        display.message(line)
+    display.message(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

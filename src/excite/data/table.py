@@ -1,0 +1,528 @@
+"""Reads tables with the path of each image (or the image itself), its label and more.
+
+Columns are found by their usual names (:data:`USUAL`), unless ``data.columns`` names them.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from excite.data.catalog import TABLES
+from excite.data.config import DataConfig
+from excite.data.contents import Contents, Part
+from excite.data.folder import in_order
+from excite.data.formats import EXTENSIONS
+from excite.data.images import ArrayImages, FileImages
+from excite.data.labels import hot
+from excite.data.packed import Packed
+from excite.data.parquet import read_hub, read_parquet
+from excite.data.parts import PART_NAMES, part_named
+from excite.data.root import HUB, is_hub
+from excite.data.tabular import Table, read_csv, read_lines
+from excite.data.walk import File, look_at
+from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
+from excite.storage import is_remote, stage
+from excite.threads import Threads
+
+#: Endings of the files that are fetched from a folder at an address.
+WANTED = TABLES
+#: The usual names of columns, in order of preference, in lower case.
+USUAL: Mapping[str, tuple[str, ...]] = {
+    role: tuple(names.split())
+    for role, names in {
+        "path": "path image file filename file_name filepath file_path image_path img_path image_file image_name img "
+        "fname image_id id_code id",
+        "label": "label class class_name label_name category target species y labels fine_label",
+        "part": "part split subset set partition is_valid is_val",
+        "group": "group group_id patient patient_id subject subject_id",
+    }.items()
+}
+#: Values of a column like ``is_valid``.
+_YES_NO = {"true": "val", "1": "val", "yes": "val", "false": "train", "0": "train", "no": "train"}
+#: If a column that was found by its name has so many rows per value or fewer, it is hardly one of classes.
+_FEWEST_PER_CLASS = 2.0
+#: Rows that a message names.
+_NAMED = 5
+
+
+def read_table(path: Path) -> Table:
+    """Read a table from a file, or from a folder of Parquet files.
+
+    Raises:
+        ExciteError: the file is damaged, has no header, or holds no rows; a row has another number of values than the
+            header; or the library for its format is not installed.
+    """
+    if path.is_dir() or path.suffix.lower() == ".parquet":
+        table = read_parquet(path)
+    elif path.suffix.lower() in (".jsonl", ".ndjson"):
+        table = read_lines(path)
+    elif path.suffix.lower() in TABLES:
+        table = read_csv(path)
+    else:
+        raise ExciteError(f"data.root={path} is not a table: give a file that ends in {' '.join(sorted(TABLES))}")
+    if not table.rows:
+        raise ExciteError(f"{path} has no rows")
+    return table
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns that are used, and those of them that the user named.
+
+    Attributes:
+        flags: columns of 0 and 1, one for each class; then ``label`` is "".
+    """
+
+    path: str
+    label: str
+    part: str | None
+    group: str | None
+    told: frozenset[str]
+    flags: tuple[str, ...] = ()
+
+
+def choose_columns(table: Table, data: DataConfig) -> Chosen:
+    """The columns with paths (or images), labels, parts and groups.
+
+    Raises:
+        ExciteError: ``data.columns`` names one that is not there; or there is none with a usual name, or several.
+    """
+    given = data.columns
+    told: dict[str, str] = {role: name for role in USUAL if isinstance(name := getattr(given, role), str)}
+    there = [name for name in table.columns if name]
+    flags = given.label if isinstance(given.label, list) else []
+    for role, name in [*told.items(), *(("label", name) for name in flags)]:
+        if name not in table.columns:
+            raise ExciteError(
+                f"data.columns.{role}={shown_text(name)}: {table.name} has no such column{nearest(name, there)}"
+                f" (it has {', '.join(map(shown_text, there))})"
+            )
+    found = dict(told)
+    for role, usual in USUAL.items():
+        if role in found or getattr(given, role) is False or (role == "label" and flags):
+            continue
+        by_name = {name.strip().lower(): name for name in reversed(there) if name not in told.values()}
+        match = next((by_name[name] for name in usual if name in by_name), None)
+        if role == "path" and table.images:
+            match = next(iter(table.images))
+        if match is not None:
+            found[role] = match
+    several = data.task == "multilabel"
+    if several and "label" not in found and not flags:  # all that hold nothing but 0 and 1
+        flags = [name for name in there if name not in found.values() and _is_flag(table.columns[name])]
+    if flags and not several:
+        raise ExciteError(
+            f"data.columns.label names {len(flags)} columns: with several classes an image, say task=multilabel, too"
+        )
+    for role, what in (("path", "paths of the images"), ("label", "labels")):
+        if role not in found and not (role == "label" and len(flags) > 1):
+            raise ExciteError(
+                f"{table.name}: which column has the {what}? It has {', '.join(map(shown_text, there))}: "
+                f"name it with data.columns.{role}=NAME"
+            )
+    label = "" if flags else found["label"]
+    return Chosen(found["path"], label, found.get("part"), found.get("group"), frozenset(told), tuple(flags))
+
+
+_YES, _NO = frozenset(("1", "true", "yes")), frozenset(("0", "-1", "false", "no"))
+
+
+def _is_flag(values: Sequence[Any]) -> bool:
+    """Whether a column says of each image whether it has a class."""
+    texts = {text.lower() for value in values if (text := text_of(value)) is not None}
+    return bool(texts) and texts <= _YES | _NO
+
+
+def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str] | None]:
+    """The classes of each row; None where there is none to read, which only images that may have none can have."""
+    if chosen.flags:
+        for name in chosen.flags:
+            if not _is_flag(table.columns[name]):
+                other = next(v for v in table.columns[name] if v is not None and not _is_flag([v]))
+                raise ExciteError(f"{table.name}: column {shown(name)} has {shown(str(other))}, not 0 or 1")
+        columns = [[(text_of(v) or "").lower() in _YES for v in table.columns[name]] for name in chosen.flags]
+        return [
+            {name for name, has in zip(chosen.flags, row, strict=True) if has} for row in zip(*columns, strict=True)
+        ]
+    values = table.columns[chosen.label]
+    if data.task == "classes":
+        if lists := [row for row, value in zip(table.rows, values, strict=True) if isinstance(value, list)]:
+            raise ExciteError(
+                f"{table.name}: column {shown(chosen.label)} has lists ({_some_rows(lists)}): with several classes an "
+                "image, say task=multilabel"
+            )
+        split = [[value] for value in values]
+    else:
+        mark = data.columns.separator or _separator(values)
+        split = [value if isinstance(value, list) else str(value or "").split(mark) for value in values]
+    texts = [[text_of(v.strip() if isinstance(v, str) else v) for v in row] for row in split]
+    if chosen.label in table.names:
+        texts = [[_named(table, chosen.label, n, v) for v in row] for n, row in zip(table.rows, texts, strict=True)]
+    sets = [{text for text in row if text is not None} for row in texts]
+    return [found or (None if data.task == "classes" else set()) for found in sets]
+
+
+def _separator(values: Sequence[Any]) -> str:
+    """What stands between the classes: the first usual mark that is there."""
+    return next((mark for mark in "|;, " if any(mark in value for value in values if isinstance(value, str))), "|")
+
+
+def text_of(value: Any) -> str | None:
+    """A value as the name of a class, a part or a group; None if it is missing. 3.0 is 3, as pandas writes it."""
+    if value is None or value == "" or value != value:  # NaN
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, str) and re.fullmatch(r"-?\d+\.0", value):
+        return value[:-2]
+    return str(value)
+
+
+def _some_rows(numbers: Sequence[int]) -> str:
+    """ "row 3", or "rows 3, 5, 9 and 4 more"."""
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_NAMED]))}{more}"
+
+
+def _parts(table: Table, column: str | None) -> list[str]:
+    """The part of each row; "all" for all if there are no parts."""
+    if column is None:
+        return table.parts or ["all"] * len(table.rows)
+    values = [text_of(value) for value in table.columns[column]]
+    yes_no = column.strip().lower().startswith("is_")
+    known = {v: (_YES_NO.get(v.strip().lower()) if yes_no else part_named(v)) for v in set(values) if v is not None}
+    if not known:
+        return ["all"] * len(table.rows)
+    unknown = [value for value, part in known.items() if part is None]
+    if unknown:
+        where = [row for row, value in zip(table.rows, values, strict=True) if value == unknown[0]]
+        usual = "true or false" if yes_no else ", ".join(names[0] for names in PART_NAMES.values())
+        raise ExciteError(
+            f"{table.name}: column {shown(column)} has {shown(unknown[0])} ({_some_rows(where)}), which is no part: "
+            f"write {usual}, or leave the column out with data.columns.part=false"
+        )
+    lacking = [row for row, value in zip(table.rows, values, strict=True) if value is None]
+    if lacking:
+        raise ExciteError(f"{table.name}: column {shown(column)} (the part) is empty in {_some_rows(lacking)}")
+    return [str(known[str(value)]) for value in values]
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def _place(data: DataConfig, table: Table) -> str:
+    """The folder that relative paths start from."""
+    if data.images is None:
+        if data.root is not None and is_remote(data.root):
+            raise ExciteError(
+                f"data.root={data.root} is a table at an address: say where its images are, as in data.images=s3://..."
+            )
+        return os.path.dirname(os.path.abspath(table.name))
+    if is_remote(data.images):
+        staged = stage(data.images, EXTENSIONS)
+        table.notes += [staged.note] if staged.note else []
+        return os.fspath(staged.path)
+    folder = expanded(data.images)
+    if not folder.is_dir():
+        raise ExciteError(f"data.images={data.images} is not a folder: {absence(folder)}")
+    return os.fspath(folder)
+
+
+@dataclass
+class _Files:
+    """The files of the rows: None and a reason for those that cannot be used."""
+
+    files: list[File | None]
+    reasons: dict[int, str]
+    notes: list[str]
+
+
+def _look(paths: Sequence[str], place: str) -> _Files:
+    """Look for the files that the paths name, also as other systems and lists without endings write them."""
+    notes: list[str] = []
+    whole = [os.path.join(place, path) for path in paths]
+    if not any(map(os.path.exists, whole[:100])):
+        whole, said = _otherwise(paths, place)
+        notes += said
+
+    def some(chunk: Sequence[str]) -> list[tuple[File | None, str | None]]:
+        return [
+            (None, "it is an address: download the images first") if "://" in path else look_at(path) for path in chunk
+        ]
+
+    chunks = [whole[i : i + 256] for i in range(0, len(whole), 256)]
+    with Threads(8) as pool:  # on a network disk, each look takes a millisecond
+        looked = [each for chunk in pool.map(some, chunks) for each in chunk]
+    reasons = {i: "there is no such file" if r == "it has vanished" else str(r) for i, (_, r) in enumerate(looked) if r}
+    return _Files([file for file, _ in looked], reasons, notes)
+
+
+def _otherwise(paths: Sequence[str], place: str) -> tuple[list[str], list[str]]:
+    """Whole paths, read in another way if that finds the first of them; and a note on it."""
+    ways = {"": list(paths[:100]), "\\ read as /": [path.replace("\\", "/") for path in paths[:100]]}
+    for said, sample in ways.items():
+        for end in ("", *sorted(EXTENSIONS, key=lambda e: (e not in (".jpg", ".png", ".jpeg"), e))):
+            if (said or end) and sum(os.path.exists(os.path.join(place, path + end)) for path in sample) > len(
+                sample
+            ) / 2:
+                told = " and ".join(filter(None, (said, f"{end} added to each" if end else "")))
+                other = [path.replace("\\", "/") if said else path for path in paths]
+                return [os.path.join(place, path + end) for path in other], [f"paths of the images: {told}"]
+    return [os.path.join(place, path) for path in paths], []
+
+
+# --- the source -------------------------------------------------------------------------------------------------------
+
+
+def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Contents:
+    """List the images of a table; ``root`` is None for ``hf:``.
+
+    Raises:
+        ExciteError: see :func:`read_table` and :func:`choose_columns`; a row has no label or no image, or repeats
+            another with another label or part; or there are too few classes.
+    """
+    table = read_hub(str(data.root).removeprefix(HUB)) if root is None else read_table(root)
+    chosen = choose_columns(table, data)
+    notes = [_said(table, chosen), *table.notes]
+    several = data.task == "multilabel"
+    sets = _label_sets(table, chosen, data)
+    parts = _parts(table, chosen.part)
+    table, sets, parts, said = _without_blank_test(table, sets, parts)
+    notes += said
+    lacking = [row for row, found in zip(table.rows, sets, strict=True) if found is None]
+    if lacking:
+        raise ExciteError(
+            f"{table.name}: column {shown(chosen.label)} (the label) is empty in {_some_rows(lacking)}: fill or remove "
+            "them"
+        )
+    labels = [found or set() for found in sets]
+    classes = _classes(table, chosen, data, labels, parts, least_classes)
+    groups = None
+    if chosen.group is not None and data.group_by is None:
+        groups = [text_of(value) or "" for value in table.columns[chosen.group]]
+        alone = groups.count("")
+        notes += [f"{alone:,} rows without a group: each stands alone"] if alone else []
+    if chosen.path in table.images:
+        rows = list(range(len(table.rows)))
+        names = _image_names(table, chosen.path)
+        listed = _Listed(names, [f"{table.name}/{name}" for name in names], table.images[chosen.path], None)
+        unusable: list[tuple[str, str]] = []
+    else:
+        rows, listed, unusable, said = _files_of(table, chosen, data, labels, parts)
+        notes += said
+    modified = os.stat(table.name).st_mtime_ns if os.path.exists(table.name) else 0
+    numbers = {name: k for k, name in enumerate(classes)}
+    out: dict[str, ArrayImages | Part] = {}
+    for part in dict.fromkeys(parts[i] for i in rows):
+        own = [at for at, i in enumerate(rows) if parts[i] == part]
+        # By class and name: a run does not depend on the order of the rows.
+        own.sort(key=lambda at: (-1 if several else _one(numbers, labels[rows[at]]), listed.names[at]))
+        images = FileImages(
+            [listed.paths[at] for at in own],
+            hot([labels[rows[at]] for at in own], numbers)
+            if several
+            else [_one(numbers, labels[rows[at]]) for at in own],
+            packed=None if listed.packed is None else listed.packed.take(np.array(own)),
+        )
+        sizes = np.array([listed.size(at) for at in own], np.int64)
+        dates = np.array([modified if listed.files is None else listed.files[at].modified for at in own], np.int64)
+        own_groups = None if groups is None else [groups[rows[at]] or f"\0{listed.names[at]}" for at in own]
+        out[part] = Part(images, sizes, dates, names=[listed.names[at] for at in own], groups=own_groups)
+    none = sum(not labels[i] for i in rows)
+    notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
+    return Contents(classes, out, [*notes, *_shared_groups(out)], unusable, table.name)
+
+
+def _one(numbers: Mapping[str, int], label: set[str]) -> int:
+    return numbers[next(iter(label))]
+
+
+def _shared_groups(parts: Mapping[str, ArrayImages | Part]) -> list[str]:
+    """A note if groups, such as patients, are in more than one part."""
+    seen: dict[str, str] = {}
+    both: dict[str, None] = {}
+    for name, part in parts.items():
+        for group in set(part.groups or ()) if isinstance(part, Part) else ():
+            if seen.setdefault(group, name) != name:
+                both[group] = None
+    first = shown(min(both)) if both else ""
+    return (
+        [f"{len(both):,} groups are in more than one part, so results are too optimistic: {first} is"] if both else []
+    )
+
+
+def _without_blank_test(
+    table: Table, labels: list[set[str] | None], parts: list[str]
+) -> tuple[Table, list[set[str] | None], list[str], list[str]]:
+    """Without a test part that has no labels at all, as competitions publish it; and a note on it."""
+    test = [label for label, part in zip(labels, parts, strict=True) if part == "test"]
+    if not test or any(test) or len(test) == len(parts):
+        return table, labels, parts, []
+    kept = np.array([i for i, part in enumerate(parts) if part != "test"])
+    note = f"the test part is not used: none of its {len(test):,} rows has a label"
+    return table.take(kept), [labels[i] for i in kept], [parts[i] for i in kept], [note]
+
+
+@dataclass
+class _Listed:
+    """The images that are there: a name that is the same everywhere, the path, and where each is."""
+
+    names: list[str]
+    paths: list[str]
+    packed: Packed | None
+    files: list[File] | None
+
+    def size(self, at: int) -> int:
+        if self.files is not None:
+            return self.files[at].size
+        assert self.packed is not None
+        return int(self.packed.size[at])
+
+
+def _said(table: Table, chosen: Chosen) -> str:
+    roles = {"images": chosen.path, "labels": chosen.label or None, "parts": chosen.part, "groups": chosen.group}
+    used = [f"{role} from {shown_text(name)}" for role, name in roles.items() if name is not None]
+    if chosen.flags:
+        used.append(f"{len(chosen.flags)} classes from columns of 0 and 1")
+    unused = [shown_text(n) for n in table.columns if n and n not in roles.values() and n not in chosen.flags]
+    rest = (
+        f"; not used: {', '.join(unused[:8])}" + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+        if unused
+        else ""
+    )
+    name = table.name if is_hub(table.name) else os.path.basename(table.name)
+    return f"{name}: {len(table.rows):,} rows; {', '.join(used)}{rest}"
+
+
+def _named(table: Table, column: str, row: int, value: str | None) -> str | None:
+    names = table.names[column]
+    if value is None or not value.lstrip("-").isdecimal() or not 0 <= int(value) < len(names):
+        if value in (None, "-1"):  # how test parts without labels are published
+            return None
+        raise ExciteError(f"{table.name}, row {row}: label {shown(value)} is outside 0..{len(names) - 1}")
+    return names[int(value)]
+
+
+def _classes(
+    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[set[str]], parts: Sequence[str], least: int
+) -> list[str]:
+    """The class names in the order of the labels: that of the file, by number if all are numbers, else by name."""
+    first = next(part for part in ("train", "all", "val", "test") if part in parts)
+    every = first not in ("train", "all")
+    ours = {each for label, part in zip(labels, parts, strict=True) for each in label if every or part == first}
+    for row, label, part in zip(table.rows, labels, parts, strict=True):
+        if other := label - ours:
+            name = min(other)
+            raise ExciteError(
+                f"{table.name}, row {row}: the {part} image has class {shown(name)}, which no training image has"
+                f"{nearest(name, sorted(ours), 'correct or remove it')}"
+            )
+    if not ours:
+        raise ExciteError(f"{table.name}: no training image has any class")
+    if len(ours) < least:
+        only = shown(next(iter(ours)))
+        raise ExciteError(f"{table.name} has only one class, {only}: a classifier needs at least two")
+    if "label" not in chosen.told and len(ours) > 20 and len(labels) < _FEWEST_PER_CLASS * len(ours):
+        raise ExciteError(
+            f"{table.name}: column {shown(chosen.label)} has {len(ours):,} different values in {len(labels):,} rows; "
+            "is it the class? Name the right column with data.columns.label=NAME"
+        )
+    if chosen.flags and data.class_order is None:
+        return [name for name in chosen.flags if name in ours]
+    if chosen.label in table.names and data.class_order is None:
+        return [name for name in table.names[chosen.label] if name in ours]
+    numbers = all(label.lstrip("-").isdecimal() for label in ours)
+    return sorted(ours, key=int) if numbers and data.class_order is None else in_order(list(ours), data.class_order)
+
+
+def _image_names(table: Table, column: str) -> list[str]:
+    """A name for each image that the table holds: its own path if no two have the same, else the number of its row."""
+    own = [text_of(value) for value in table.columns[column]]
+    if None not in own and len(set(own)) == len(own):
+        return [str(name) for name in own]
+    return [f"row-{row}" for row in table.rows]
+
+
+def _files_of(
+    table: Table, chosen: Chosen, data: DataConfig, labels: Sequence[set[str]], parts: Sequence[str]
+) -> tuple[list[int], _Listed, list[tuple[str, str]], list[str]]:
+    """The rows that are used, their files, what is left out, and notes."""
+    place = _place(data, table)
+    written = [text_of(value) for value in table.columns[chosen.path]]
+    empty = [row for row, value in zip(table.rows, written, strict=True) if value is None]
+    if empty:
+        raise ExciteError(
+            f"{table.name}: column {shown(chosen.path)} (the image) is empty in {_some_rows(empty)}: fill or remove "
+            "them"
+        )
+    paths = [str(value) for value in written]
+    looked = _look(paths, place)
+    notes = list(looked.notes)
+    first: dict[str, int] = {}
+    rows, repeated, added = list[int](), list[int](), list[int]()
+    for i, path in enumerate(paths):
+        other = first.setdefault(os.path.normpath(path), i)
+        if other == i:
+            rows.append(i)
+        elif parts[other] != parts[i] or (labels[other] != labels[i] and data.task == "classes"):
+            what, *two = ("parts", parts[other], parts[i])
+            if parts[other] == parts[i]:
+                what, *two = ("labels", *labels[other], *labels[i])
+            raise ExciteError(
+                f"{table.name}, rows {table.rows[other]} and {table.rows[i]}: {shown(path)} has two {what}, "
+                f"{shown(two[0])} and {shown(two[1])}; keep one"
+                + (", or say task=multilabel" if what == "labels" else "")
+            )
+        elif not labels[i] <= labels[other]:
+            labels[other].update(labels[i])
+            added.append(table.rows[i])
+        else:
+            repeated.append(table.rows[i])
+    if added:
+        notes.append(f"{len(added):,} rows add classes to the image of an earlier row: {_some_rows(added)}")
+    if repeated:
+        notes.append(f"{len(repeated):,} rows repeat others and are used once: {_some_rows(repeated)}")
+    unusable = _missing(table, data, [i for i in rows if i in looked.reasons], paths, parts, looked.reasons, len(rows))
+    if unusable:
+        notes.append(f"{len(unusable):,} rows without a file are left out; the first is {unusable[0][0]}")
+        rows = [i for i in rows if i not in looked.reasons]
+    files = [file for i in rows if (file := looked.files[i]) is not None]
+    return rows, _Listed([paths[i] for i in rows], [file.path for file in files], None, files), unusable, notes
+
+
+def _missing(
+    table: Table,
+    data: DataConfig,
+    missing: Sequence[int],
+    paths: Sequence[str],
+    parts: Sequence[str],
+    reasons: Mapping[int, str],
+    count: int,
+) -> list[tuple[str, str]]:
+    """(path and row, reason) of files that are not there. Raises ExciteError where the recipe says to stop."""
+    told = [(f"{paths[i]} (row {table.rows[i]})", reasons[i]) for i in missing]
+    rules = {"train": data.on_bad_train, "all": data.on_bad_val}  # of all, some will be for validation
+    stop = [i for i in missing if rules.get(parts[i], data.on_bad_val) == "stop"]
+    if stop or len(missing) == count:
+        shown_rows = "; ".join(
+            f"row {table.rows[i]}: {shown(paths[i])}: {reasons[i]}" for i in (stop or missing)[:_NAMED]
+        )
+        key = "data.on_bad_train" if stop and parts[stop[0]] == "train" else "data.on_bad_val"
+        mend = (
+            "correct the paths, name the folder that they start from with data.images=FOLDER, or leave them out with "
+            f"{key}=skip"
+        )
+        if len(missing) == count:
+            mend = "name the folder that the paths start from with data.images=FOLDER"
+        raise ExciteError(
+            f"{table.name}: {len(stop or missing):,} of {count:,} images are not there ({shown_rows}): {mend}"
+        )
+    return told

@@ -1,0 +1,291 @@
+"""Reads WebDataset shards: tar files in which files with the same name up to the first dot belong to one image.
+
+    train-00000.tar    cat/001.jpg  cat/001.cls  cat/002.jpg  cat/002.cls ...
+    index.json         what ``excite data pack`` knows about its shards: class names, sizes, check sums
+
+Images are read where they are, in any order: the order of an epoch, and a resumed run, are those of any other source.
+The format: https://github.com/webdataset/webdataset.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+
+from excite.data.archive import Members, members
+from excite.data.config import DataConfig
+from excite.data.contents import Contents, Part
+from excite.data.folder import in_order
+from excite.data.formats import EXTENSIONS
+from excite.data.images import ArrayImages, FileImages
+from excite.data.packed import Packed, read_at
+from excite.data.parts import part_of_file
+from excite.data.root import BETWEEN, is_pattern
+from excite.data.table import USUAL, text_of
+from excite.data.walk import is_litter
+from excite.errors import ExciteError, shown, shown_text
+from excite.files import LONGEST_JSON
+
+#: Endings of the files that are fetched from a folder at an address.
+WANTED = frozenset((".tar", ".json", ".txt"))
+INDEX = "index.json"
+#: Bytes of a label.
+_LONGEST_LABEL = 1 << 16
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def expand_braces(text: str) -> list[str]:
+    """``train-{000..003}.tar`` and ``{train,val}-0.tar`` as all the names they stand for.
+
+    Raises:
+        ExciteError: it stands for more than 100,000 names.
+    """
+    match = _BRACES.search(text)
+    if match is None:
+        return [text]
+    between = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if between:
+        first, last = int(between[1]), int(between[2])
+        if abs(last - first) >= 100_000:
+            raise ExciteError(
+                f"{shown_text(text)} stands for {abs(last - first) + 1:,} shards: give their folder instead"
+            )
+        numbers = range(first, last + 1) if first <= last else range(first, last - 1, -1)
+        choices = [str(number).zfill(len(between[1])) for number in numbers]
+    else:
+        choices = match[1].split(",")
+    found = [each for choice in choices for each in expand_braces(text[: match.start()] + choice + text[match.end() :])]
+    return found
+
+
+def expand(text: str) -> list[str]:
+    """All names in ``data.root``. Raises ExciteError; see :func:`expand_braces`."""
+    return [each for piece in text.split(BETWEEN) for each in expand_braces(piece)]
+
+
+def beside(text: str) -> list[str]:
+    """What may be beside shards at an address that are named one by one: their index."""
+    first = expand(text)[0]
+    return [f"{first.rpartition('/')[0]}/{INDEX}"] if first.lower().endswith(".tar") else []
+
+
+@dataclass
+class _Sample:
+    """The files of one image."""
+
+    image: tuple[str, int] | None = None  # its name and its number in the shard
+    cls: int | None = None
+    json: int | None = None
+
+
+@dataclass
+class _Found:
+    """What the shards of a part hold."""
+
+    names: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    groups: list[str | None] = field(default_factory=list)
+    rows: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
+    dates: list[int] = field(default_factory=list)
+
+
+def _shards(root: Path) -> tuple[list[Path], Path, Path]:
+    """The shards, the folder that they are in, and their index."""
+    text = os.fspath(root)
+    if is_pattern(text):
+        paths = [Path(each) for each in expand(text)]
+        indices = [path for path in paths if path.name == INDEX]  # fetched from an address, it is not beside them
+        paths = [path for path in paths if path not in indices]
+        lacking = [path for path in paths if not path.is_file()]
+        if lacking:
+            raise ExciteError(
+                f"data.root={text}: {len(lacking):,} of {len(paths):,} shards are not there; {lacking[0]} is one"
+            )
+        place = Path(os.path.commonpath([path.parent for path in paths]))
+        return paths, place, indices[0] if indices else place / INDEX
+    if root.is_file():
+        return [root], root.parent, root.parent / INDEX
+    paths = sorted(path for path in root.rglob("*.tar") if not is_litter(path.name))
+    if not paths:
+        raise ExciteError(f"data.root={root} has no shards (.tar files)")
+    return paths, root, root / INDEX
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """What ``excite data pack`` wrote; {} if it did not make these shards."""
+    try:
+        if path.stat().st_size > LONGEST_JSON:
+            return {}
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("made_by") == "excite data pack" else {}
+
+
+def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path, whole: bool) -> None:
+    """Compare shards with the index: those that are missing, and those whose copy broke off."""
+    known = {str(each["name"]): int(each["bytes"]) for each in index.get("shards", ())}
+    there = {path.name: path.stat().st_size for path in shards}
+    lacking = [name for name in known if name not in there] if whole else []
+    if lacking:
+        raise ExciteError(
+            f"{place} lacks {len(lacking):,} of {len(known):,} shards that its {INDEX} lists; {lacking[0]} is one: "
+            "copy or pack it again"
+        )
+    for name, size in there.items():
+        if name in known and size != known[name]:
+            raise ExciteError(
+                f"{name} in {place} has {size:,} bytes, but {known[name]:,} when it was packed: copy or pack it again"
+            )
+
+
+def _samples(shard: Members) -> Iterator[_Sample]:
+    """The images of a shard: runs of members with one key."""
+    key, sample = None, _Sample()
+    for number, name in enumerate(shard.names):
+        folder, file = os.path.split(name)
+        if is_litter(file):
+            continue
+        stem, _, rest = file.partition(".")
+        if (folder, stem) != key:
+            if key is not None:
+                yield sample
+            key, sample = (folder, stem), _Sample()
+        what = rest.lower()
+        if f".{what}" in EXTENSIONS:
+            sample.image = sample.image or (name, number)
+        elif what == "cls":
+            sample.cls = number
+        elif what == "json":
+            sample.json = number
+    if key is not None:
+        yield sample
+
+
+def _text(shard: Members, number: int) -> str:
+    """The text of a small file in a shard."""
+    offset, length = int(shard.rows[number, 0]), int(shard.rows[number, 1])
+    return read_at(shard.path, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
+
+
+def _label_and_group(shard: Members, sample: _Sample) -> tuple[str | None, str | None]:
+    """The label in a ``.cls`` or ``.json`` file, and the group in the latter; None if there is none in it."""
+    label = None if sample.cls is None else text_of(_text(shard, sample.cls))
+    if sample.json is None:
+        return label, None
+    try:
+        values = json.loads(_text(shard, sample.json))
+    except (ValueError, RecursionError):
+        return label, None
+    if not isinstance(values, dict):
+        return label or (text_of(values) if isinstance(values, str | int) else None), None
+    found = next((text_of(values[name]) for name in ("cls", *USUAL["label"]) if name in values), None)
+    group = next((text_of(values[name]) for name in USUAL["group"] if name in values), None)
+    return label or found, group
+
+
+def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
+    """List the images of all shards.
+
+    Raises:
+        ExciteError: there are no shards, or they are damaged; images have no label; shards are missing; or there are
+            too few classes.
+    """
+    shards, place, beside_them = _shards(root)
+    index = _index(beside_them)
+    _check_shards(index, shards, place, whole=root.is_dir())
+    parts = [part_of_file(path, place) for path in shards]
+    if any(parts) and None in parts:
+        raise ExciteError(
+            f"{shards[parts.index(None)]} is named after no part, but other shards of {place} are: rename it"
+        )
+    found: dict[str, _Found] = {}
+    unusable: list[tuple[str, str]] = []
+    left = Counter[str]()
+    without: list[str] = []
+    for number, (path, part) in enumerate(zip(shards, parts, strict=True)):
+        shard = members(path)
+        into = found.setdefault(part or "all", _Found())
+        unusable += [(f"{path}/{name}", reason) for name, reason in shard.unusable]
+        for sample in _samples(shard):
+            if sample.image is None:
+                left["without an image"] += 1
+                continue
+            name, at = sample.image
+            label, group = _label_and_group(shard, sample)
+            if label is None:
+                without.append(f"{path}/{name}")
+                continue
+            into.names.append(unquote(name) if index else name)
+            into.paths.append(f"{path}/{name}")
+            into.labels.append(label)
+            into.groups.append(group)
+            into.rows.append((number, *shard.rows[at].tolist()))
+            into.dates.append(shard.modified)
+    images = sum(len(each.names) for each in found.values())
+    if not images or len(without) > images:
+        one = f"; {without[0]} is one" if without else ""
+        raise ExciteError(
+            f"{len(without):,} images in the shards of {root} have no label{one}: each needs a file of the same name "
+            "that ends in .cls (with the class) or .json (with label)"
+        )
+    notes = [f"{len(shards):,} shards"] if len(shards) > 1 else []
+    notes += [f"{len(without):,} images without a label are left out; the first is {without[0]}"] if without else []
+    notes += [f"{left['without an image']:,} samples without an image are left out"] if left else []
+    for each in found.values():
+        if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
+            each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
+    classes, names = _classes(data, index, found, place, least_classes)
+    files = [os.fspath(path) for path in shards]
+    out: dict[str, ArrayImages | Part] = {}
+    for part, each in found.items():
+        if each.names:
+            prefix = "" if part == "all" else f"{part}/"
+            out[part] = _part(each, {text: classes.index(name) for text, name in names.items()}, files, prefix)
+    return Contents(classes, out, notes, unusable, os.fspath(place))
+
+
+def _part(found: _Found, numbers: Mapping[str, int], files: list[str], prefix: str) -> Part:
+    # By class and name: a run does not depend on how the images are spread over shards.
+    order = sorted(range(len(found.names)), key=lambda i: (numbers[found.labels[i]], found.names[i]))
+    packed = Packed.of(files, [found.rows[i] for i in order])
+    images = FileImages([found.paths[i] for i in order], [numbers[found.labels[i]] for i in order], packed=packed)
+    dates = np.array([found.dates[i] for i in order], np.int64)
+    names = [found.names[i] for i in order]
+    groups = None
+    if any(group is not None for group in found.groups):
+        groups = [found.groups[i] or f"\0{name}" for i, name in zip(order, names, strict=True)]
+    return Part(images, packed.size, dates, names=names, prefix=prefix, groups=groups)
+
+
+def _classes(
+    data: DataConfig, index: Mapping[str, Any], found: Mapping[str, _Found], place: Path, least: int
+) -> tuple[list[str], dict[str, str]]:
+    """The class names in the order of the labels, and the class that each text of a label stands for."""
+    texts = {label for each in found.values() for label in each.labels}
+    listed = index.get("classes")
+    if listed is None and (place / "classes.txt").is_file():
+        listed = [line.strip() for line in (place / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+    numbers = all(text.isdecimal() for text in texts)
+    if listed is not None and numbers:
+        beyond = [text for text in texts if int(text) >= len(listed)]
+        if beyond:
+            raise ExciteError(f"{place}: label {beyond[0]} is outside 0..{len(listed) - 1}, the classes that it lists")
+        return list(listed), {text: listed[int(text)] for text in texts}
+    first = next(part for part in ("train", "all", "val", "test") if part in found and found[part].labels)
+    ours = set(found[first].labels) if first in ("train", "all") else texts
+    if unknown := sorted(texts - ours):
+        raise ExciteError(f"{place}: {shown(unknown[0])} is a class of other images, but of no training image")
+    if len(ours) < least:
+        raise ExciteError(f"{place} has only one class, {shown(next(iter(ours)))}: a classifier needs at least two")
+    if numbers and data.class_order is None:
+        return sorted(ours, key=int), {text: text for text in texts}
+    return in_order(list(ours), data.class_order), {text: text for text in texts}

@@ -1,0 +1,197 @@
+"""Findings in words: titles, sentences with counts, and what to do about each. The worst comes first."""
+
+from collections.abc import Mapping
+from typing import TypedDict, get_args
+
+from excite.datacheck.contents import DataNumbers, Example, Finding, Kind
+
+#: From this ratio of the largest class to the smallest, imbalance is a finding.
+UNEVEN = 3.0
+
+#: Kind -> (title, sentence for one image, sentence for several, advice). {n} is the count.
+_SAID: dict[Kind, tuple[str, str, str, str]] = {
+    "broken": (
+        "broken files",
+        "1 image cannot be read.",
+        "{n} images cannot be read.",
+        "Replace or remove them: a training skips them or stops at them.",
+    ),
+    "leaks": (
+        "copies across parts",
+        "1 image outside the training part is a copy of a training image.",
+        "{n} images of the validation or test part are copies of images of another part.",
+        "Remove them from one of the parts: what was trained on measures nothing.",
+    ),
+    "conflicts": (
+        "copies with different labels",
+        "1 image has copies with another label.",
+        "{n} images have copies with another label.",
+        "At most one of the labels is right.",
+    ),
+    "labels": (
+        "labels that look wrong",
+        "1 label is more likely wrong than right.",
+        "{n} labels are more likely wrong than right.",
+        "Look at them: the page proposes another class for each.",
+    ),
+    "copies": (
+        "copies within a class",
+        "1 image repeats another one of its class and part.",
+        "{n} images repeat others of their class and part.",
+        "Remove them, or keep them knowingly: they count more than others.",
+    ),
+    "giveaways": (
+        "what gives the class away",
+        "1 property that should not matter tells the class.",
+        "{n} properties that should not matter tell the class.",
+        "A network may learn them instead of what the pictures show.",
+    ),
+    "imbalance": (
+        "uneven classes",
+        "",
+        "",
+        "Look at the balanced accuracy beside the accuracy.",
+    ),
+    "constant": (
+        "constant images",
+        "1 image has one colour all over.",
+        "{n} images have one colour all over.",
+        "They show nothing: remove them.",
+    ),
+    "endings": (
+        "wrong extensions",
+        "1 file has the extension of another format.",
+        "{n} files have the extension of another format.",
+        "They are read all the same; other programs may refuse them.",
+    ),
+    "tiny": (
+        "tiny images",
+        "1 image is tiny.",
+        "{n} images are tiny.",
+        "Enlarged, they are blurred.",
+    ),
+    "shapes": (
+        "odd shapes",
+        "1 image is far longer than the others.",
+        "{n} images are far longer than the others.",
+        "The crop in their middle may miss what they show.",
+    ),
+    "modes": (
+        "unusual pixels",
+        "1 image has an unusual kind of pixels.",
+        "{n} images have an unusual kind of pixels.",
+        "They are converted; see data.white for 16 bits.",
+    ),
+    "labels-perhaps": (
+        "labels worth a look",
+        "1 more label is wrong with a probability of 20 to 50 %.",
+        "{n} more labels are wrong with a probability of 20 to 50 %.",
+        "Look at them if there is time.",
+    ),
+    "outliers": (
+        "outliers",
+        "1 image is unlike all others of its class.",
+        "{n} images are unlike all others of their class.",
+        "Some of them may not belong there.",
+    ),
+}
+
+
+class SummaryRow(TypedDict):
+    """A finding as a row of the table on the terminal."""
+
+    title: str
+    count: int
+    first: str
+
+
+def told(numbers: DataNumbers, found: Mapping[Kind, tuple[int, list[Example]]]) -> list[Finding]:
+    """The findings in words, the worst first."""
+    whole: dict[Kind, tuple[int, list[Example]]] = dict(found)
+    away = [each for each in numbers["giveaways"] if each["gives_away"]]
+    if away:
+        whole["giveaways"] = (len(away), [])
+    if numbers["balance"]["ratio"] >= UNEVEN:
+        whole["imbalance"] = (0, [])
+    findings: list[Finding] = []
+    for kind in get_args(Kind):
+        if kind not in whole:
+            continue
+        count, examples = whole[kind]
+        title, one, several, advice = _SAID[kind]
+        sentence = one if count == 1 else several.format(n=f"{count:,}")
+        if kind == "giveaways":
+            sentence = " ".join(
+                f"The {each['what']} alone tells the class in {each['accuracy']:.0f} % of the images "
+                f"(balanced; chance {each['chance']:.0f} %)."
+                for each in away
+            )
+        if kind == "imbalance":
+            b = numbers["balance"]
+            sentence = f"{b['largest']} has {b['ratio']:.1f} times as many training images as {b['smallest']}."
+        findings.append(
+            {"kind": kind, "title": title, "count": count, "sentence": sentence, "advice": advice, "examples": examples}
+        )
+    return findings
+
+
+def headline(numbers: DataNumbers) -> str:
+    """The result in a sentence."""
+    images = sum(numbers["about"]["images"].values())
+    counts: dict[str, int] = {each["kind"]: each["count"] for each in numbers["findings"]}
+    said = [
+        f"{counts[kind]:,} {word}"
+        for kind, word in (
+            ("broken", "broken"),
+            ("leaks", "copied from another part"),
+            ("conflicts", "with conflicting labels"),
+            ("labels", "with a label that looks wrong"),
+            ("copies", "repeated"),
+        )
+        if counts.get(kind)
+    ]
+    if said:
+        return f"Of {images:,} images: {', '.join(said)}"
+    return f"{images:,} images: nothing serious was found" if counts else f"{images:,} images: nothing was found"
+
+
+def noise_sentences(numbers: DataNumbers) -> list[str]:
+    """A sentence for each part on its wrong labels."""
+    return [
+        f"About {each['percent']:.1f} % of the labels of {_the(each['part'])} are wrong "
+        f"(95 %: {each['percent_low']:.1f} to {each['percent_high']:.1f}), judged by {each['judged_by']}."
+        for each in numbers["labels"]
+    ]
+
+
+def _the(part: str) -> str:
+    return part if part.startswith("all") else f"the {part} part"
+
+
+def caveats(numbers: DataNumbers) -> list[str]:
+    """What the judgement of labels and outliers rests on, and what was not judged."""
+    about = numbers["about"]
+    said = []
+    if about["run"]:
+        said.append(
+            "The network was trained on the training labels, so it excuses some of them: fewer wrong ones are found "
+            "there than there are. The classifier on its features is cross-fitted, the features are not."
+        )
+    elif about["weights_sha256"] is None:
+        said.append(
+            f"Labels and outliers were judged by {about['features']} alone. A trained network judges far better: "
+            "give a run, or --weights."
+        )
+    return [*said, *(f"Not judged: {each}." for each in about["not_judged"]), *about["notes"]]
+
+
+def summary_rows(numbers: DataNumbers) -> list[SummaryRow]:
+    """A row for each finding."""
+    return [
+        {
+            "title": each["title"],
+            "count": each["count"],
+            "first": each["examples"][0]["name"] if each["examples"] else each["sentence"],
+        }
+        for each in numbers["findings"]
+    ]

@@ -1,0 +1,234 @@
+"""Tables as people have them: what is found by itself, and what is one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from excite.data import DataConfig, DataSets, open_data
+from excite.data.count import count_data
+from excite.errors import ExciteError
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    """Twelve pictures of three classes."""
+    for i in range(12):
+        path = tmp_path / "pictures" / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8), 20 * i).save(path)
+    return tmp_path
+
+
+def opened(path: Path, text: str | bytes, **options) -> DataSets:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_data(DataConfig(source="table", root=str(path), image_size=8, in_chans=1, mode="stream", **options))
+
+
+def rows(between: str = ",", path: str = "pictures/{:02}.png", more: str = "") -> str:
+    return "".join(f"{path.format(i)}{between}{'abc'[i % 3]}{more}\n" for i in range(12))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "between"),
+    [
+        ("a.csv", "path,label", ","),
+        ("a.csv", "Image;Class", ";"),
+        ("a.csv", "file_name|category", "|"),
+        ("a.csv", "FILENAME\tspecies", "\t"),
+        ("a.tsv", "filepath\ty", "\t"),
+    ],
+)
+def test_columns_and_what_stands_between_them_are_found_and_said(place, name, header, between):
+    data = opened(place / name, f"{header}\n{rows(between)}")
+    assert data.classes == ["a", "b", "c"]
+    assert len(data.train) + len(data.val) == 12
+    path, label = header.split(between)
+    assert f"{name}: 12 rows; images from {path}, labels from {label}" in data.describe()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_as_spreadsheets_write_it(place, encoding):
+    text = "path,label,remark\r\n" + rows(more=',"häßlich, ""rot""\r\nund groß"').replace("\n", "\r\n")
+    data = opened(place / "a.csv", text.replace(",a,", ",Ähre,").encode(encoding))
+    assert data.classes == ["b", "c", "Ähre"]
+    assert "not used: remark" in data.describe()
+
+
+def test_columns_that_are_named(place):
+    text = "path,label,what,where,side\n" + "".join(
+        f"x,y,{'ab'[i % 2]},pictures/{i:02}.png,{'train' if i < 8 else 'val'}\n" for i in range(12)
+    )
+    data = opened(place / "a.csv", text, columns={"path": "where", "label": "what", "part": "side"})
+    assert (data.classes, len(data.train), len(data.val)) == (["a", "b"], 8, 4)
+    with pytest.raises(ExciteError, match=r"data\.columns\.label=wat: .*no such column; did you mean 'what'"):
+        opened(place / "a.csv", text, columns={"label": "wat"})
+
+
+@pytest.mark.parametrize(
+    ("column", "train", "val"),
+    [("part", "Train", "valid"), ("split", "training", "dev"), ("is_valid", "False", "True")],
+)
+def test_parts(place, column, train, val):
+    text = f"path,label,{column}\n" + "".join(
+        f"pictures/{i:02}.png,{'abc'[i % 3]},{train if i < 6 else val}\n" for i in range(12)
+    )
+    data = opened(place / "a.csv", text)
+    assert (len(data.train), len(data.val)) == (6, 6)
+    without = opened(place / "a.csv", text, columns={"part": False})
+    assert without.split
+    with pytest.raises(ExciteError, match=r"has 'Q' \(row 2\), which is no part: write .*data\.columns\.part=false"):
+        opened(place / "a.csv", text.replace(train, "Q", 1))
+
+
+def test_numbers_as_classes_are_in_the_order_of_numbers(place):
+    text = "path,label\n" + "".join(f"pictures/{i:02}.png,{[2, 10, 1][i % 3]}\n" for i in range(12))
+    assert opened(place / "a.csv", text).classes == ["1", "2", "10"]
+    assert opened(place / "a.csv", text, class_order="string").classes == ["1", "10", "2"]
+    lines = "".join(json.dumps({"image": f"pictures/{i:02}.png", "label": float(i % 3)}) + "\n" for i in range(12))
+    assert opened(place / "a.jsonl", lines).classes == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("pictures\\{:02}.png", "\\ read as /"),
+        ("pictures/{:02}", ".png added to each"),
+        ("pictures\\{:02}", "\\ read as / and .png added to each"),
+    ],
+)
+def test_paths_as_others_write_them(place, path, said):
+    data = opened(place / "a.csv", "path,label\n" + rows(path=path))
+    assert len(data.train) + len(data.val) == 12
+    assert f"paths of the images: {said}" in data.describe()
+
+
+def test_paths_start_from_the_folder_that_is_named_or_are_absolute(place):
+    (place / "tables").mkdir()
+    table = place / "tables" / "a.csv"
+    text = "path,label\n" + rows(path="{:02}.png")
+    with pytest.raises(ExciteError, match=r"12 of 12 images are not there .*with data\.images=FOLDER"):
+        opened(table, text)
+    data = opened(table, text, images=str(place / "pictures"))
+    assert len(data.train) + len(data.val) == 12
+    absolute = opened(table, "path,label\n" + rows(path=f"{place}/pictures/{{:02}}.png"))
+    assert absolute.fingerprint != data.fingerprint
+    with pytest.raises(ExciteError, match=r"data\.images=.*none is not a folder"):
+        opened(table, text, images=str(place / "none"))
+
+
+def test_rows_without_a_file_stop_the_run_or_are_left_out(place):
+    text = "path,label\n" + rows() + "gone.png,a\nhttps://host/a.png,b\n"
+    with pytest.raises(
+        ExciteError, match=r"2 of 14 images are not there \(row 14: 'gone\.png': there is no such file; "
+    ):
+        opened(place / "a.csv", text)
+    data = opened(place / "a.csv", text, on_bad_val="skip")
+    assert "2 rows without a file are left out; the first is gone.png (row 14)" in data.describe()
+    assert data.unusable[1] == ("https://host/a.png (row 15)", "it is an address: download the images first")
+    parts = "path,label,part\n" + rows(more=",train") + "pictures/00.png,a,val\ngone.png,a,train\n"
+    with pytest.raises(
+        ExciteError, match=r"rows 2 and 14: 'pictures/00\.png' has two parts, 'train' and 'val'; keep one"
+    ):
+        opened(place / "a.csv", parts)
+    fine = opened(place / "a.csv", parts.replace("pictures/00.png,a,train\n", ""))
+    assert (len(fine.train), len(fine.val)) == (11, 1)
+
+
+def test_rows_that_repeat_or_contradict_others(place):
+    text = "path,label\n" + rows()
+    data = opened(place / "a.csv", text + "pictures/03.png,a\n./pictures/04.png,b\n")
+    assert "2 rows repeat others and are used once: rows 14, 15" in data.describe()
+    with pytest.raises(ExciteError, match=r"rows 5 and 14: 'pictures/03\.png' has two labels, 'a' and 'b'; keep one"):
+        opened(place / "a.csv", text + "pictures/03.png,b\n")
+
+
+def test_a_test_part_without_labels_is_not_used(place):
+    text = "path,label,part\n" + rows(more=",train").replace("pictures/11.png,c,train", "pictures/11.png,,test")
+    data = opened(place / "a.csv", text)
+    assert data.test is None
+    assert "the test part is not used: none of its 1 rows has a label" in data.describe()
+
+
+def test_groups_in_two_parts_are_said(place):
+    text = "path,label,part,patient\n" + "".join(
+        f"pictures/{i:02}.png,{'abc'[i % 3]},{'train' if i < 6 else 'val'},p{i // 4}\n" for i in range(12)
+    )
+    told = opened(place / "a.csv", text).describe()
+    assert "1 groups are in more than one part, so results are too optimistic: 'p1' is" in told
+    assert "groups from patient" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has no rows"),
+        ("path,label\n", "has no rows"),
+        ("pictures/00.png,a\npictures/01.png,b\n", "has no header: its first row must name the columns"),
+        ("path,label,label\na,b,c\n", "has two columns 'label': rename one of them"),
+        (
+            "a,b\n1,2\n",
+            r"which column has the paths of the images\? It has a, b: name it with data\.columns\.path=NAME",
+        ),
+        ("path,b\n1,2\n", r"which column has the labels\? .*data\.columns\.label=NAME"),
+        ("path,label\na.png,b\na.png,b,c\n", "row 3: it has 3 values, but the header has 2 columns"),
+        ('path,label\na.png,"b\n', "row 2: unexpected end of data"),
+        ("path,label\npictures/00.png,a\n,b\n", r"column 'path' \(the image\) is empty in row 3"),
+        ("path,label\npictures/00.png,\n", r"column 'label' \(the label\) is empty in row 2"),
+        ("path,label\npictures/00.png,a\npictures/01.png,a\n", "has only one class, 'a'"),
+        (
+            "path,label,part\npictures/00.png,a,train\npictures/01.png,b,\n",
+            r"column 'part' \(the part\) is empty in row 3",
+        ),
+        (
+            "path,label,part\npictures/00.png,a,train\npictures/02.png,b,train\npictures/01.png,bb,val\n",
+            "row 4: the val image has class 'bb', which no training image has; did you mean 'b'",
+        ),
+        (
+            "path,label,part\npictures/00.png,a,test\npictures/02.png,b,test\n",
+            "has no training images, only: test",
+        ),
+        (b"path,label\n\xe9.png,a\n", r"row 2: it is not UTF-8 text \(byte 0xe9\); save it as UTF-8"),
+        (b"path,label\n\0,a\n", "is not text: it has a NUL byte"),
+        ("path,id\n" + "".join(f"pictures/{i % 12:02}.png,{i}\n" for i in range(30)), "which column has the labels"),
+        (
+            "path,label\n" + "".join(f"pictures/{i:02}.png,{i}\n" for i in range(30)),
+            r"column 'label' has 30 different values in 30 rows; is it the class\?",
+        ),
+    ],
+)
+def test_mistakes_in_a_table_are_one_sentence(place, text, message):
+    with pytest.raises(ExciteError, match=message) as failed:
+        opened(place / "a.csv", text)
+    assert "a.csv" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{", "row 2: it is not JSON"), ("[1]", "row 2: it is not an object"), ("[" * 100_000, "row 2: it is not JSON")],
+)
+def test_mistakes_in_json_lines_are_one_sentence(place, line, message):
+    with pytest.raises(ExciteError, match=message):
+        opened(place / "a.jsonl", '{"path": "pictures/00.png", "label": "a"}\n' + line + "\n")
+
+
+def test_other_files_are_no_tables(place):
+    for name, content, message in (
+        ("a.txt", b"x", "is not a table: give a file that ends in"),
+        ("a.parquet", b"PAR1 damaged", "cannot be read as Parquet"),
+    ):
+        with pytest.raises(ExciteError, match=message):
+            opened(place / name, content)
+    with pytest.raises(ExciteError, match=r"has no \.parquet files"):
+        open_data(DataConfig(source="table", root=str(place / "pictures"), image_size=8))
+    with pytest.raises(ValueError, match="columns is only for source=table"):
+        DataConfig(source="folder", image_size=8, columns={"label": "x"})
+
+
+def test_counts_without_reading_images(place):
+    text = "path,label\n" + rows()
+    (place / "a.csv").write_text(text)
+    counted = count_data(DataConfig(source="table", root=str(place / "a.csv"), image_size=224))
+    assert counted.train + (counted.val or 0) == 12
+    assert counted.classes == 3

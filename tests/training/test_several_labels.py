@@ -1,0 +1,314 @@
+"""Images with several labels each: losses, measures, training, resuming, predicting."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import excite
+from excite.data import DataConfig, open_data
+from excite.data.labels import counts, members, rarest, renumbered, text
+from excite.errors import ExciteError
+from excite.files import sha256_of
+from excite.measures import (
+    auroc,
+    average_precisions,
+    best_threshold,
+    label_counts_at,
+    mean_average_precision,
+)
+from excite.recipe import load_recipe
+from excite.training import train
+from excite.training.loss import ByClass, training_loss
+from excite.training.stop import Interrupted
+from excite.weights.locate import step_folder
+from tests.training.small import metrics
+
+SHADES = {"dark": 40, "light": 220}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """Pictures of two halves, each dark, light or neither: 96 for training, 48 for validation, 24 for testing."""
+    place, rng = tmp_path_factory.mktemp("several"), np.random.default_rng(0)
+    rows = ["path,tags,split"]
+    for i in range(168):
+        tags, pixels = set(), rng.integers(110, 150, (8, 16), dtype=np.uint8)
+        for half in range(2):
+            name = (None, "dark", "light")[rng.integers(3)]
+            if name is not None:
+                tags.add(name)
+                pixels[:, 8 * half : 8 * half + 8] = SHADES[name] + rng.integers(-20, 20, (8, 8))
+        Image.fromarray(pixels).save(place / f"{i:03}.png")
+        rows.append(f"{i:03}.png,{'|'.join(sorted(tags))},{'train' if i < 96 else 'val' if i < 144 else 'test'}")
+    (place / "labels.csv").write_text("\n".join(rows) + "\n")
+    return place / "labels.csv"
+
+
+def words(table: Path, *more: str) -> list[str]:
+    return [
+        *("data.source=table", f"data.root={table}", "data.columns.label=tags", "task=multilabel", "in_chans=1"),
+        *("data.image_size=[8,16]", "train.epochs=3", "train.batch_size=24", "schedule.warmup_epochs=0"),
+        *("train.device=cpu", "train.precision=fp32", "checkpoint.keep_last=9", "report.write=false"),
+        *("augment.crop=none", "augment.hflip=0.5", *more),
+    ]
+
+
+def recipe(table: Path, *more: str):
+    return load_recipe("digits-seresnet20", words(table, *more))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_of_one_class_and_of_several():
+    one, several = [2, 0, 2], np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [1, 0, 0]], np.uint8)
+    assert counts(one, 4).tolist() == [1, 0, 2, 0]
+    assert counts(several, 3).tolist() == [3, 1, 1]
+    assert rarest(one).tolist() == [2, 0, 2]
+    assert rarest(several).tolist() == [2, 3, 1, 0]  # 3: none
+    assert members(one).tolist() == [[0, 2, 2], [1, 0, 2]]
+    assert members(several).tolist() == [[0, 0, 0, 1, 2], [0, 2, 3, 2, 0]]
+    assert renumbered(one, [1, 0, 3], 4) == [3, 1, 3]
+    assert renumbered(several, [3, 0, 1], 4)[0].tolist() == [0, 1, 0, 1]
+    assert [text(label) for label in several] == ["0+2", "", "0+1", "0"]
+
+
+FORMS = {
+    "separated": ("path,label\n0.png,a|b\n1.png,b\n2.png,\n3.png,c|a\n", {}),
+    "with another mark": ("path;label\n0.png;a b\n1.png;b\n2.png;\n3.png;c a\n", {}),
+    "named mark": ("path,label\n0.png,a+b\n1.png,b\n2.png,\n3.png,c+a\n", {"separator": "+"}),
+    "columns of 0 and 1": ("path,a,b,c\n0.png,1,1,0\n1.png,0,1,0\n2.png,0,0,0\n3.png,1,0,1\n", {}),
+    "named columns": (
+        "path,x,a,b,c\n0.png,9,1,1,0\n1.png,9,,1,\n2.png,9,0,0,0\n3.png,9,1,0,1\n",
+        {"label": list("abc")},
+    ),
+    "a row for each": ("path,label\n0.png,a\n0.png,b\n1.png,b\n3.png,c\n3.png,a\n2.png,\n", {}),
+    "lists": (
+        "".join(
+            json.dumps({"path": f"{i}.png", "label": v}) + "\n"
+            for i, v in enumerate((["a", "b"], ["b"], [], ["c", "a"]))
+        ),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tables_give_several_labels_in_many_forms(form, tmp_path):
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    content, columns = FORMS[form]
+    path = tmp_path / ("a.jsonl" if form == "lists" else "a.csv")
+    path.write_text(content)
+    config = DataConfig(
+        source="table", root=str(path), image_size=8, in_chans=1, task="multilabel", columns=columns, val_fraction=0.5
+    )
+    for mode in ("stream", "memory"):
+        data = open_data(config.model_copy(update={"mode": mode}))
+        assert data.classes == ["a", "b", "c"]
+        both = np.concatenate([np.asarray(data.train.labels), np.asarray(data.val.labels)])
+        assert sorted(map(tuple, both.tolist())) == [(0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 0)]
+        assert "1 of 4 images have none of the classes" in data.describe()
+
+
+def test_mistakes_about_several_labels_are_one_sentence(tmp_path):
+    for i in range(2):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    path = tmp_path / "a.csv"
+
+    def fails(message: str, content: str, **options) -> None:
+        path.write_text(content)
+        with pytest.raises(ExciteError, match=message):
+            open_data(DataConfig(source="table", root=str(path), image_size=8, **options))
+
+    fails(
+        "names 2 columns: with several classes an image, say task=multilabel",
+        "path,a,b\n0.png,1,0\n1.png,0,1\n",
+        columns={"label": ["a", "b"]},
+    )
+    fails(
+        "column 'b' has '7', not 0 or 1",
+        "path,a,b\n0.png,1,7\n1.png,0,1\n",
+        columns={"label": ["a", "b"]},
+        task="multilabel",
+    )
+    fails("has two labels, 'a' and 'b'; keep one, or say task=multilabel", "path,label\n0.png,a\n0.png,b\n1.png,b\n")
+    fails("no training image has any class", "path,label\n0.png,\n1.png,\n", task="multilabel")
+    (tmp_path / "a.jsonl").write_text('{"path": "0.png", "label": ["a", "b"]}\n')
+    with pytest.raises(ExciteError, match=r"has lists \(row 1\): with several classes an image, say task=multilabel"):
+        open_data(DataConfig(source="table", root=str(tmp_path / "a.jsonl"), image_size=8))
+    with pytest.raises(ValueError, match="images have one class each"):
+        DataConfig(source="cifar10", image_size=8, task="multilabel")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.sampler=balanced", "sampler draws classes"),
+        ("train.logit_adjustment=1", "is for images with one class each"),
+        ("eval.metric=balanced", "say macro_f1"),
+    ],
+)
+def test_keys_for_one_class_each_are_refused(table, word, message):
+    with pytest.raises(ExciteError, match=message):
+        recipe(table, word)
+
+
+def test_asymmetric_loss_is_for_several_labels():
+    with pytest.raises(ExciteError, match="task=multilabel"):
+        load_recipe("digits-seresnet20", ["train.loss=asymmetric"])
+
+
+# --- losses and measures ----------------------------------------------------------------------------------------------
+
+
+def test_losses_against_pytorch_and_the_formulas():
+    torch.manual_seed(0)
+    logits, wanted = torch.randn(7, 5) * 3, (torch.rand(7, 5) < 0.4).float()
+    several, config = ByClass(several=True), load_recipe("digits-seresnet20").train
+
+    def loss(by_class: ByClass = several, **changes) -> float:
+        return float(training_loss(logits, wanted, config.model_copy(update=changes), by_class))
+
+    bce = float(F.binary_cross_entropy_with_logits(logits, wanted))
+    assert math.isclose(loss(label_smoothing=0.0), bce, rel_tol=1e-6)
+    assert loss(loss="bce", label_smoothing=0.0) == loss(label_smoothing=0.0)
+    weights = torch.rand(5) + 0.5
+    weighed = float(F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights))
+    assert math.isclose(loss(ByClass(weights, None, True), label_smoothing=0.0), weighed, rel_tol=1e-6)
+    smooth = float(F.binary_cross_entropy_with_logits(logits, wanted * 0.9 + 0.05))
+    assert math.isclose(loss(label_smoothing=0.1), smooth, rel_tol=1e-6)
+    p = torch.sigmoid(logits.double())
+    focal = -(wanted * (1 - p) ** 2 * p.log() + (1 - wanted) * p**2 * (1 - p).log()).mean()
+    assert math.isclose(loss(loss="focal", focal_gamma=2.0, label_smoothing=0.0), float(focal), rel_tol=1e-5)
+    shifted = (p - 0.05).clamp_min(0)
+    asymmetric = -(wanted * p.log() + (1 - wanted) * shifted**4 * (1 - shifted).log()).mean()
+    assert math.isclose(loss(loss="asymmetric", label_smoothing=0.0), float(asymmetric), rel_tol=1e-5)
+    extreme = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    for name in ("bce", "focal", "asymmetric"):
+        value = training_loss(extreme, torch.tensor([[0.0, 1.0]]), config.model_copy(update={"loss": name}), several)
+        gradient = torch.autograd.grad(value, extreme)[0]
+        assert torch.isfinite(value)
+        assert torch.isfinite(gradient).all()
+
+
+def brute_force_ap(score: np.ndarray, own: np.ndarray) -> float:
+    """The area under the step curve of precision over recall."""
+    total, before = 0.0, 0.0
+    for threshold in sorted(set(score), reverse=True):
+        said = score >= threshold
+        recall, precision = (said & own).sum() / own.sum(), (said & own).sum() / said.sum()
+        total, before = total + (recall - before) * precision, recall
+    return 100 * total
+
+
+def test_measures_against_brute_force():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(60, 4)).round(1).astype(np.float32)  # with ties
+    labels = (rng.random((60, 4)) < [0.5, 0.2, 0.1, 0.0]).astype(np.uint8)
+    found = average_precisions(logits, labels)
+    assert found[3] is None
+    for k in range(3):
+        assert math.isclose(found[k], brute_force_ap(logits[:, k], labels[:, k] > 0), rel_tol=1e-12)
+    assert math.isclose(mean_average_precision(logits, labels), sum(found[:3]) / 3, rel_tol=1e-12)
+    pairs = [
+        np.mean([(a > b) + 0.5 * (a == b) for a in logits[labels[:, k] > 0, k] for b in logits[labels[:, k] == 0, k]])
+        for k in range(3)
+    ]
+    assert math.isclose(auroc(logits, labels), 100 * np.mean(pairs), rel_tol=1e-12)
+    threshold = best_threshold(logits, labels)
+
+    def micro(at: float) -> float:
+        right, said, there = (each.sum() for each in label_counts_at(logits, labels, at))
+        return 2 * right / (said + there)
+
+    chances = 1 / (1 + np.exp(-np.unique(logits).astype(np.float64)))
+    assert micro(threshold) == max(micro(c) for c in chances)
+    logits[3] = np.nan
+    worse = average_precisions(logits, labels)
+    assert all(w <= f for w, f in zip(worse[:3], found[:3], strict=True))
+    assert best_threshold(logits, labels * 0) == 0.5
+
+
+def test_average_precision_of_one_class_each_is_that_of_probabilities():
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(50, 3)).astype(np.float32), rng.integers(0, 3, 50)
+    chance = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = [brute_force_ap(chance[:, k], labels == k) for k in range(3)]
+    assert np.allclose(average_precisions(logits, labels), expected)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory) -> Path:
+    return Path(train(recipe(table), out=tmp_path_factory.mktemp("runs"), quiet=True)["run"])
+
+
+def test_a_run_learns_keeps_its_threshold_and_says_what_it_measures(run, table):
+    results = json.loads((run / "results.json").read_text())
+    assert results["metric"] == "map"
+    assert results["map"] > 90
+    assert 0 < results["threshold"] < 1
+    evals = metrics(run, "eval")
+    assert max(e["map"] for e in evals) == results["map"]
+    assert results["test_metric"] > 85
+    log = (run / "log.txt").read_text()
+    assert "mAP" in log
+    assert "the best epoch is that of the highest mAP" in log
+    model = excite.load(run)
+    assert (model.several, model.threshold) == (True, results["threshold"])
+    found = excite.validate(run).evaluation
+    assert (found.mean_precision, found.macro_f1) == (results["map"], results["macro_f1"])
+    rows = found.per_class(["dark", "light"])
+    assert [row["images"] for row in rows] == found.support
+    assert all(row["ap"] > 85 and row["f1"] > 60 for row in rows)
+    test = excite.validate(run, ["data.part=test"]).evaluation
+    assert test.threshold == results["threshold"]  # chosen on the validation images
+
+
+def test_predictions_are_all_classes_from_the_threshold_on(run, table):
+    lines = table.read_text().splitlines()[-24:]
+    wanted = [set(filter(None, line.split(",")[1].split("|"))) for line in lines]
+    found = excite.predict(run, [str(table.parent / line.split(",")[0]) for line in lines])
+    got = [{name for name, _ in each.top} for each in found]
+    assert sum(a == b for a, b in zip(got, wanted, strict=True)) >= 16
+    assert any(not each.top for each in found)
+    assert next(each for each in found if not each.top).text() == "none of the classes"
+    assert all(share >= excite.load(run).threshold for each in found for _, share in each.top)
+
+
+def test_a_run_that_is_resumed_in_the_middle_is_the_same(run, table, tmp_path):
+    with pytest.raises(Interrupted):
+        train(recipe(table), out=tmp_path, quiet=True, until=7)
+    first = next(tmp_path.iterdir())
+    train(resume=first, quiet=True)
+    ends = [step_folder(folder, 12) for folder in (run, first)]
+    assert sha256_of(ends[0] / "model.safetensors") == sha256_of(ends[1] / "model.safetensors")
+    assert sha256_of(run / "model.safetensors") == sha256_of(first / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("augment.mixup=0.5", "train.loss=asymmetric"),
+        ("train.loss=focal", "train.class_weights=balanced", "augment.cutmix=1.0"),
+    ],
+)
+def test_other_losses_and_mixed_images_train(table, tmp_path, more):
+    results = train(recipe(table, "train.epochs=1", *more), out=tmp_path, quiet=True)
+    assert math.isfinite(results["loss"])
+    assert results["map"] is not None
+
+
+def test_what_cannot_be_done_yet_is_said(run):
+    for call in (excite.report, excite.explain):
+        with pytest.raises(ExciteError, match="does not handle images with several labels yet"):
+            call(run)
