@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from excite.data.bands import COLOURS
 from excite.data.checks import check_files
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
@@ -108,6 +109,8 @@ def pack(
         ExciteError: the source cannot be opened; the folder holds something else, or shards of another source or with
             other settings; an image is broken and the rule is to stop; or the disk is full.
     """
+    if smaller is not None and data.in_chans not in COLOURS:
+        raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
     source = source_contents(data)
     parts = {name: part for name, part in source.parts.items() if len(part)}
     bad = _check(data, parts, progress)
@@ -138,7 +141,7 @@ def _check(
 ) -> dict[str, list[tuple[str, str]]]:
     """(path, reason) of the broken images of each part; an error where the recipe says to stop."""
     found = {
-        name: check_files(part, data.max_pixels, title(name), progress).bad
+        name: check_files(part, data.max_pixels, title(name), progress, data.in_chans).bad
         for name, part in parts.items()
         if isinstance(part, Part)
     }

@@ -40,6 +40,7 @@ from excite.files import check_writable
 from excite.pages.inline import show_table
 from excite.progress import Progress, silent
 from excite.recipe import Overrides, Recipe, apply_overrides, override_words
+from excite.size import by_text
 from excite.trained.classes import match_classes
 from excite.trained.opened import open_trained
 from excite.trained.predictor import Predictor

@@ -25,6 +25,7 @@ class Items:
         parts: int64 (N,), positions in :data:`PARTS`.
         names: N names for display, as in ``FileImages.names`` and ``ArrayImages.names``: unique within a part only.
         max_pixels: larger images are not decoded.
+        in_chans: channels that they are read for.
     """
 
     classes: list[str]
@@ -32,6 +33,7 @@ class Items:
     parts: np.ndarray
     names: list[str]
     max_pixels: int
+    in_chans: int
     _held: list[ArrayImages | FileImages] = field(repr=False)
     _place: np.ndarray = field(repr=False)
 
@@ -111,6 +113,7 @@ def all_items(data: DataSets, max_pixels: int) -> Items:
         np.concatenate(numbers),
         names,
         max_pixels,
+        data.preprocessing.in_chans,
         held,  # type: ignore[arg-type]  # a part without images is never asked for
         np.concatenate([np.arange(len(images)) for images in sets]),
     )

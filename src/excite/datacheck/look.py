@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from excite.data.ahead import decoding_threads
-from excite.data.decode import BadImageError, load_image, opened, reading
+from excite.data.decode import BadImageError, load_shown, opened, reading
 from excite.data.formats import FORMATS
 from excite.datacheck.items import Items
 from excite.datacheck.kept import place_of, read_arrays, write_arrays
@@ -137,7 +137,7 @@ def look(items: Items, item: int) -> np.ndarray:
             kind, mode = "pixels", "RGB" if content.shape[2] == 3 else "L"  # type: ignore[union-attr]
             row["height"], row["width"] = content.shape[:2]  # type: ignore[union-attr]
         with _named(name):
-            image = load_image(content, "RGB", items.max_pixels, ENOUGH, items.white(item))
+            image = load_shown(content, items.in_chans, items.max_pixels, ENOUGH, items.white(item))
         row["format"] = _FORMATS.index(kind if kind in _FORMATS else "other")
         row["mode"] = mode
         row["digest"] = _short(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()) or 1

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 
-from excite.data.decode import BadImageError, load_image, reading
+from excite.data.decode import BadImageError, load_shown, reading
 from excite.datacheck.contents import DataNumbers, Example, Finding
 from excite.datacheck.items import Items
 from excite.datacheck.words import caveats, headline, noise_sentences
@@ -137,7 +137,7 @@ def thumbnail(items: Items, item: int) -> bytes | None:
     """A small picture, PNG or JPEG; None if the image can no longer be read."""
     try:
         with reading(items.path(item) or items.names[item]):
-            image = load_image(items.content(item), "RGB", items.max_pixels, SIDE, items.white(item))
+            image = load_shown(items.content(item), items.in_chans, items.max_pixels, SIDE, items.white(item))
     except BadImageError:
         return None
     image.thumbnail((SIDE, SIDE))
