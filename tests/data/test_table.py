@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from excite.data import DataConfig, DataSets, open_data
+from excite.data import AugmentConfig, DataConfig, DataSets, TrainLoader, open_data
 from excite.data.count import count_data
 from excite.errors import ExciteError
 
@@ -278,3 +279,42 @@ def test_a_folder_of_lists_of_one_class_each(place):
     (lists / "b_val.txt").write_text("00.png\n")
     with pytest.raises(ExciteError, match="some lists are of parts"):
         open_data(DataConfig(source="table", root=str(lists), images=str(place / "pictures"), image_size=8))
+
+
+def test_weights_say_how_often_images_are_drawn(place):
+    weights = [0, 1, 2, 0.5, 1, 1, 1, 1, 1, 1, 1, 1.5]
+    text = "path,label,part,weight\n" + "".join(
+        f"pictures/{i:02}.png,{'ab'[i % 2]},train,{w}\n" for i, w in enumerate(weights)
+    )
+    text += "other.png,a,val,1\n"
+    Image.new("L", (8, 8), 7).save(place / "other.png")
+    plain = opened(place / "a.csv", text)
+    assert "the weights in 'weight' have no effect: data.sampler=weights draws images by them" in plain.describe()
+    for mode in ("memory", "stream"):
+        config = DataConfig(
+            source="table", root=str(place / "a.csv"), image_size=8, in_chans=1, mode=mode, sampler="weights", workers=0
+        )
+        train = open_data(config).train
+        seen = {}
+        for epoch in range(40):
+            loader = TrainLoader(train, batch_size=4, seed=1, device="cpu", augment=AugmentConfig(), data_config=config)
+            whole = np.concatenate([loader.batch_indices(epoch, step) for step in range(3)])
+            assert (whole == np.concatenate([loader.batch_indices(epoch, step) for step in range(3)])).all()
+            for name in (Path(train.names[i]).stem for i in whole):
+                seen[name] = seen.get(name, 0) + 1
+        for i, weight in enumerate(weights):
+            assert abs(seen.get(f"{i:02}", 0) - 40 * weight) <= (8 if weight % 1 else 0), (i, seen)
+    with pytest.raises(ExciteError, match=r"row 3: the weight in 'weight' is '-1', not a number of at least 0"):
+        opened(place / "a.csv", text.replace("b,train,1\n", "b,train,-1\n", 1))
+    with pytest.raises(ValueError, match="only for source=table"):
+        DataConfig(source="folder", image_size=8, sampler="weights")
+    bare = opened(place / "a.csv", "path,label\n" + rows(), sampler="weights")
+    with pytest.raises(ExciteError, match="needs a table with a column of weights"):
+        TrainLoader(
+            bare.train,
+            batch_size=4,
+            seed=1,
+            device="cpu",
+            augment=AugmentConfig(),
+            data_config=DataConfig(source="table", image_size=8, sampler="weights"),
+        )

@@ -356,7 +356,7 @@ def _training(page: Page, numbers: Numbers | LabelNumbers, drawn: "Mapping[str, 
         columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
         if "labels" not in numbers:
             columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
-        columns += [] if measure.usual else [Column("metric", f"{measure.label} %", ".2f")]
+        columns += [] if measure.usual else [Column("metric", measure.heading, ".2f")]
         section.details("Evaluations as a table").table(columns, evals)
 
 
