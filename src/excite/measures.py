@@ -267,6 +267,12 @@ def measure_of(recipe: Mapping[str, Any]) -> MeasureName:
     return name if name in MEASURES else usual_measure((recipe.get("data") or {}).get("task"))
 
 
+def named(values: Mapping[str, Any], several: bool) -> dict[str, Any]:
+    """Values as files have them: with several labels an image, what is held as ``top1...`` is mAP, and called
+    ``map...``."""
+    return {key.replace("top1", "map") if several else key: value for key, value in values.items()}
+
+
 def usual_measure(task: str | None) -> MeasureName:
     """What chooses the best epoch if the recipe does not say."""
     return "map" if task == "multilabel" else "top1"

@@ -1,7 +1,6 @@
 """The rows of the table of gates, in JSON and in gates.csv."""
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from excite.explain.statistics import ScaleColumns, ScaleDetails
 
@@ -16,7 +15,7 @@ class GateName(TypedDict):
 
 class GatePrice(TypedDict):
     """The cost of fixing a gate at its mean, see :class:`Ablation`; None if not measured. With several labels an image
-    it is mAP that is lost, and files have it under ``map_lost``; see :func:`named`."""
+    it is mAP that is lost, and files have it under ``map_lost``; see :func:`excite.measures.named`."""
 
     top1_lost: float | None
     top1_lost_low: float | None
@@ -42,8 +41,3 @@ class GateColumns(GateName, ScaleColumns, GatePrice, GateSaving):
 
 class GateRow(GateColumns, ScaleDetails):
     """A row of the table of gates, see docs/explain.md."""
-
-
-def named(values: Mapping[str, Any], several: bool) -> dict[str, Any]:
-    """The values for files: with several labels an image, what is held as ``top1...`` is mAP, and called ``map...``."""
-    return {key.replace("top1", "map") if several else key: value for key, value in values.items()}

@@ -27,10 +27,11 @@ from excite.explain.ablation import (
     time_without_gates,
 )
 from excite.explain.images import ExplainedImage, ImageValues, check_class, check_layer, explain_image
-from excite.explain.rows import GateColumns, GatePrice, GateRow, GateSaving, named
+from excite.explain.rows import GateColumns, GatePrice, GateRow, GateSaving
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.files import check_new_folder, write_json, write_text, written_aside
 from excite.logits import NoFiniteLogits, sentence
+from excite.measures import named
 from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.pages.figures import dispensable
 from excite.pages.inline import Cell, Thumbnail, show_table

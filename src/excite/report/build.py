@@ -14,11 +14,10 @@ import torch
 from excite.data.bands import COLOURS
 from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
-from excite.explain.rows import named
 from excite.explain.run import SCALARS
 from excite.files import check_new_folder, check_writable, read_json, write_json
 from excite.logits import finite, hits
-from excite.measures import MeasureName, mean_average_precision, measure_of
+from excite.measures import MeasureName, mean_average_precision, measure_of, named
 from excite.models import describe
 from excite.models.folding import form_of
 from excite.owners import scratch_folder
