@@ -267,10 +267,10 @@ def measure_of(recipe: Mapping[str, Any]) -> MeasureName:
     return name if name in MEASURES else usual_measure((recipe.get("data") or {}).get("task"))
 
 
-def named(values: Mapping[str, Any], several: bool) -> dict[str, Any]:
-    """Values as files have them: with several labels an image, what is held as ``top1...`` is mAP, and called
-    ``map...``."""
-    return {key.replace("top1", "map") if several else key: value for key, value in values.items()}
+def named(values: Mapping[str, Any], several: bool, name: MeasureName = "map") -> dict[str, Any]:
+    """Values as files have them: with several labels an image, what is held as ``top1...`` is another measure, mAP, and
+    called ``map...``."""
+    return {key.replace("top1", name) if several else key: value for key, value in values.items()}
 
 
 def usual_measure(task: str | None) -> MeasureName:

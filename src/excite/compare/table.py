@@ -69,7 +69,7 @@ def shown(found: Study) -> list[ShownRow]:
                 "top1_interval": interval(row["top1_low"], row["top1_high"], ".2f"),
                 "difference_interval": "baseline" if base else change,
                 "loss_interval": "baseline" if base else loss,
-                "f1_interval": "baseline" if base else interval(row["f1_low"], row["f1_high"], "+.2f"),
+                "f1_interval": "baseline" if base else interval(row.get("f1_low"), row.get("f1_high"), "+.2f"),
                 "f1_text": _f1(row),
                 "p_text": format_p(row["p"]),
                 "p_holm_text": format_p(row["p_holm"]),
@@ -80,7 +80,7 @@ def shown(found: Study) -> list[ShownRow]:
 
 def _f1(row: RunRow) -> str | None:
     """Micro F1 with its interval: "44.96 [43.28 to 46.68]"; None where images have one class each."""
-    if row["micro_f1"] is None:
+    if row.get("micro_f1") is None:  # nor is the key there in what a file has of one class each
         return None
     ends = interval(row["micro_f1_low"], row["micro_f1_high"], ".2f")
     return f"{row['micro_f1']:.2f}" + ("" if ends is None else f" [{ends}]")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from excite.pages.figures import COLORS, style, write
-from excite.twins.report import Report, known, latency_form
+from excite.twins.report import Report, known, last_of, latency_form, measure_label
 
 
 def draw(report: Report, path: Path) -> Path:
@@ -47,12 +47,12 @@ def _accuracy(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
         mean, sd = row["top1_mean"], row["top1_sd"]
         ends = None if mean is None or sd is None else (mean - sd, mean + sd)
-        _values(panel, y, mean, ends, known(r["last_top1"] for r in report["runs"] if r["gate"] == row["gate"]))
-    _title(panel, "accuracy after the last epoch", "top-1, %: mean ± sd, seeds")
+        _values(panel, y, mean, ends, known(last_of(r) for r in report["runs"] if r["gate"] == row["gate"]))
+    _title(panel, "accuracy after the last epoch", f"{measure_label(report)}, %: mean ± sd, seeds")
 
 
 def _difference(panel: Any, report: Report) -> None:
-    top1 = {(r["gate"], r["seed"]): r["last_top1"] for r in report["runs"]}
+    top1 = {(r["gate"], r["seed"]): last_of(r) for r in report["runs"]}
     base = report["baseline"]
     panel.axvline(0, color="#666666", linewidth=1)
     for y, row in enumerate(report["rows"]):
