@@ -316,10 +316,11 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
     metric = run.recipe.measure
+    usual = usual_measure(run.recipe.data.task)
+    first = [usual] if metric == usual else [usual, metric]
     run.display.message(
         f"test images (measured once, with the weights of epoch {run.best['epoch']:g}): loss {_loss(evaluation)}  "
-        f"{_accuracies(evaluation, metric)}; validation {_told(run.best, 'top1')}"
-        + ("" if metric == "top1" else f", {_told(run.best, metric)}")
+        f"{_accuracies(evaluation, metric)}; validation {', '.join(_told(run.best, name) for name in first)}"
     )
 
 
