@@ -141,7 +141,7 @@ def test_tables(monkeypatch, tmp_path):
         root = case.file(f"a.{kind}", mutated(rng, content) if rng.random() < 0.6 else content)
         _open(case, "table", root)
 
-    surface = Surface("tables", seconds=30, writable=(tmp_path,))
+    surface = Surface("tables", seconds=30, megabytes=512, writable=(tmp_path,))
     surface.run(one, test="test_sources.py::test_tables")
     assert surface.cases // 10 < surface.refused < surface.cases
 
@@ -195,7 +195,7 @@ def test_archives(monkeypatch, tmp_path):
         root = case.file(f"a{end}", mutated(rng, content) if rng.random() < 0.6 else content)
         _open(case, "folder", root)
 
-    surface = Surface("archives", seconds=30, one_line=False, writable=(tmp_path,))
+    surface = Surface("archives", seconds=30, megabytes=512, one_line=False, writable=(tmp_path,))
     surface.run(one, test="test_sources.py::test_archives")
     assert surface.cases // 10 < surface.refused < surface.cases
 

@@ -29,7 +29,7 @@ from excite.data.formats import EXTENSIONS
 from excite.data.idx import read_names
 from excite.data.images import ArrayImages, FileImages
 from excite.data.labels import hot
-from excite.data.packed import Packed, read_at
+from excite.data.packed import Container, Packed, read_at
 from excite.data.parts import part_of_file
 from excite.data.root import BETWEEN, is_pattern
 from excite.data.table import USUAL, split_labels, text_of
@@ -197,7 +197,7 @@ def _samples(shard: Members) -> Iterator[_Sample]:
 def _text(shard: Members, number: int) -> str:
     """The text of a small file in a shard."""
     offset, length = int(shard.rows[number, 0]), int(shard.rows[number, 1])
-    return read_at(shard.path, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
+    return read_at(shard.file, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
 
 
 def _labels_and_group(shard: Members, sample: _Sample, data: DataConfig) -> tuple[set[str] | None, str | None]:
@@ -241,6 +241,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     unusable: list[tuple[str, str]] = []
     left = Counter[str]()
     without: list[str] = []
+    seen: set[tuple[int, str]] = set()
     for number, (path, part) in enumerate(zip(shards, parts, strict=True)):
         shard = members(path)
         into = found.setdefault(part or "all", _Found())
@@ -250,6 +251,9 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
                 left["without an image"] += 1
                 continue
             name, at = sample.image
+            if (number, name) in seen:
+                raise ExciteError(f"{path} has two images {shown(name)}: pack it again, with a name for each")
+            seen.add((number, name))
             labels, group = _labels_and_group(shard, sample, data)
             if labels is None:
                 without.append(f"{path}/{name}")
@@ -259,7 +263,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
             into.labels.append(labels)
             into.groups.append(group)
             into.rows.append((number, *shard.rows[at].tolist()))
-            into.dates.append(shard.modified)
+            into.dates.append(shard.file.modified)
     images = sum(len(each.names) for each in found.values())
     if not images or len(without) > images:
         one = f"; {without[0]} is one" if without else ""
@@ -274,7 +278,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
         if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
             each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
     classes, names = _classes(data, index, found, place, least_classes)
-    files = [os.fspath(path) for path in shards]
+    files = [Container.of(path) for path in shards]
     out: dict[str, ArrayImages | Part] = {}
     for part, each in found.items():
         if each.names:
@@ -285,7 +289,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
 
 
 def _part(
-    found: _Found, numbers: Mapping[str, int], classes: int, files: list[str], prefix: str, several: bool
+    found: _Found, numbers: Mapping[str, int], classes: int, files: list[Container], prefix: str, several: bool
 ) -> Part:
     own = [[numbers[label] for label in labels] for labels in found.labels]
     # By class and name: a run does not depend on how the images are spread over shards.
