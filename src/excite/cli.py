@@ -85,6 +85,7 @@ _KEPT = {
     "train": "the training had not begun, or was over; a run that was named goes on with: excite train --resume RUN",
     "twins": "finished runs are kept; to go on, repeat the command",
     "report": "the page was not written, and an older one is as it was; to start over, repeat the command",
+    "data": "finished shards are kept, and no page was written; to go on, repeat the command",
     "sync": "what was uploaded stays; to go on, repeat the command",
     **dict.fromkeys(
         ("convert", "graft", "prune", "export", "explain", "compare", "predict"),
@@ -157,7 +158,7 @@ _GROUPS: dict[str, tuple[Callable[..., None] | tuple[str, str, tuple[Callable[..
     "Measure": (validate.validate, compare.compare, bench.bench, verify.verify),
     "Understand": (explain.explain, report.report),
     "Ship": (predict.predict, export.export, prune.prune),
-    "Bring in": (("data", "Check data sets.", (data.check,)), convert.convert, graft.graft),
+    "Bring in": (("data", "Check and pack data sets.", (data.check, data.pack)), convert.convert, graft.graft),
     "Plan": (recipes.recipes, models.models, gates.gates, scale.scale),
 }
 for _group, _functions in _GROUPS.items():

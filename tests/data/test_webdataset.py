@@ -276,3 +276,33 @@ def test_shards_on_the_web_are_fetched_with_their_index(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_several_labels_are_packed_and_read(tmp_path):
+    labels = ["a|b", "b", "", "c|a", "a", "c"]
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"{i}.png,{v}\n" for i, v in enumerate(labels)))
+    table = config(source="table", root=str(tmp_path / "a.csv"), task="multilabel", val_fraction=0.4)
+    pack(table, tmp_path / "s")
+    packed = shards(tmp_path / "s", task="multilabel", val_fraction=0.4)
+    one, other = open_data(table), open_data(packed)
+    assert one.classes == other.classes == ["a", "b", "c"]
+    assert one.fingerprint == other.fingerprint
+    by_hand = {
+        "1.png": png(1),
+        "1.cls": "x y",
+        "2.png": png(2),
+        "2.json": '{"labels": ["y"]}',
+        "3.png": png(3),
+        "3.cls": "",
+    }
+    found = open_data(shards(write(tmp_path / "t" / "0.tar", by_hand), task="multilabel", val_fraction=0.4))
+    rows = [*found.train.labels.tolist(), *found.val.labels.tolist()]
+    assert (found.classes, sorted(rows)) == (["x", "y"], [[0, 0], [0, 1], [1, 1]])
+
+
+def test_what_has_no_effect_on_packing_is_refused(tmp_path):
+    source = config(**SOURCES["folder"].write(tmp_path / "data", items(2, None)), limit_train=3)
+    with pytest.raises(ExciteError, match=r"data\.limit_train has no effect here: all images are packed"):
+        pack(source, tmp_path / "s")

@@ -115,6 +115,90 @@ def check(
         raise typer.Exit(1)
 
 
+def check_source(source: str) -> None:
+    """SOURCE: a local path exists."""
+    from excite.data.root import existing, is_hub, is_pattern
+    from excite.storage.address import is_remote
+
+    if not is_hub(source) and not is_remote(source) and not is_pattern(source):
+        existing(source)
+
+
+def pack(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder of images, an archive, a table, shards, hf:owner/name, or other data (data.source=cifar10).",
+            callback=check_source,
+            show_default=False,
+        ),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DESTINATION", help="A new folder, or one half packed.", show_default=False)
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Changes of the data section, such as data.on_bad_train=stop.",
+            show_default=False,
+            callback=check_changes,
+            autocompletion=complete_data_key,
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Resize larger images: the shorter side becomes N pixels."),
+    ] = None,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Quality of JPEGs that are resized.")] = 92,
+    shard_mb: Annotated[int, typer.Option(min=1, metavar="N", help="Megabytes of a shard, about.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Pack images into WebDataset shards (.tar), which disks and networks read faster than many small files.
+
+    Train with them as with a folder. Stopped in the middle, the same command goes on where it was.
+
+    Examples:
+
+      excite data pack photos shards
+
+      excite data pack labels.csv shards --size 256
+
+      excite data pack cifar-10-batches-py shards data.source=cifar10
+    """
+    begin(f"packing {source}")
+    from dataclasses import asdict
+
+    from excite.console import Display, ProgressBar
+    from excite.data.pack import Smaller
+    from excite.data.pack import pack as run_pack
+    from excite.datacheck.asked import data_recipe
+
+    recipe = data_recipe(source, changes or [])
+    with ProgressBar() as progress:
+        done = run_pack(
+            recipe.data,
+            destination,
+            smaller=None if size is None else Smaller(size, quality),
+            shard_mb=shard_mb,
+            progress=progress,
+        )
+    if as_json:
+        print_json({**asdict(done), "folder": str(destination)})
+        return
+    display = Display()
+    for note in done.notes:
+        display.message(note)
+    if done.bad:
+        path, reason = done.bad[0]
+        display.message(f"{len(done.bad):,} broken images are left out; the first is {path}: {reason}")
+    there = "" if done.made == done.shards else f", {done.shards - done.made:,} of which were there already"
+    resized = f", {done.smaller:,} resized" if size is not None else ""
+    display.message(f"{done.images:,} images in {done.shards:,} shards{there}, {done.bytes / 1e6:,.1f} MB{resized}")
+    display.message(f"to train with them: excite train {destination}")
+
+
 def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
     """Print the findings, the worst first."""
     from excite.console import make_table

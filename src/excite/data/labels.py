@@ -6,7 +6,7 @@
 Nothing heavy is imported.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -67,13 +67,13 @@ def renumbered(labels: Any, numbers: Sequence[int], classes: int) -> Any:
     return out
 
 
-def hot(sets: Sequence[Collection[str]], numbers: Mapping[str, int]) -> "np.ndarray":
-    """Names of classes of each image -> uint8 (N, K)."""
+def hot(sets: Sequence[Collection[int]], classes: int) -> "np.ndarray":
+    """Numbers of the classes of each image -> uint8 (N, K)."""
     import numpy as np
 
-    out = np.zeros((len(sets), len(numbers)), np.uint8)
-    for i, names in enumerate(sets):
-        out[i, [numbers[name] for name in names]] = 1
+    out = np.zeros((len(sets), classes), np.uint8)
+    for i, numbers in enumerate(sets):
+        out[i, list(numbers)] = 1
     return out
 
 

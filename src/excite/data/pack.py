@@ -30,6 +30,7 @@ from excite.data.contents import Contents, Part
 from excite.data.decode import FILTERS, load_image, opened, reading
 from excite.data.folder import title
 from excite.data.images import ArrayImages
+from excite.data.labels import text as label_text
 from excite.data.packed import Member, open_bytes
 from excite.data.sources import refuse_broken, source_contents
 from excite.data.webdataset import INDEX
@@ -111,6 +112,9 @@ def pack(
     """
     if smaller is not None and data.in_chans not in COLOURS:
         raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
+    for key in ("limit_train", "limit_val"):
+        if getattr(data, key) is not None:
+            raise ExciteError(f"data.{key} has no effect here: all images are packed; leave it out")
     source = source_contents(data)
     parts = {name: part for name, part in source.parts.items() if len(part)}
     bad = _check(data, parts, progress)
@@ -179,7 +183,8 @@ def _settings(
         else:
             labels, sizes = part.images.labels, part.sizes.tolist()
             groups = part.groups or [""] * len(part)
-            rows = [f"{n}\0{s}\0{k}\0{g}" for n, s, k, g in zip(part.within(), sizes, labels, groups, strict=True)]
+            each = zip(part.within(), sizes, labels, groups, strict=True)
+            rows = [f"{n}\0{s}\0{label_text(k)}\0{g}" for n, s, k, g in each]
         whole.update("\n".join([name, *rows, ""]).encode("utf-8", "surrogateescape"))
     size = None if smaller is None else {"side": smaller.side, "quality": smaller.quality}
     return {"source": whole.hexdigest(), "classes": source.classes, "smaller": size, "shard_mb": shard_mb}
@@ -239,15 +244,23 @@ def _write(
                 some, pool.map(lambda each: _content(part, each[0], smaller), some), strict=True
             ):
                 _add(tar, f"{name}{end}", content)
-                _add(tar, f"{name}.cls", str(labels[i]).encode())
-                if groups is not None:
-                    _add(tar, f"{name}.json", json.dumps({"label": labels[i], "group": groups[i]}).encode())
+                label = _label(labels[i])
+                if not isinstance(label, list):
+                    _add(tar, f"{name}.cls", str(label).encode())
+                if groups is not None or isinstance(label, list):
+                    values = {"label": label} | ({} if groups is None else {"group": groups[i]})
+                    _add(tar, f"{name}.json", json.dumps(values).encode())
                 resized += smaller_now
             if progress is not None:
                 progress("packing images", seen + min(at + _EVERY, len(todo)), images)
     size = path.stat().st_size
     record = {"name": shard.name, "part": shard.part, "images": len(todo), "bytes": size, "sha256": sha256_of(path)}
     return record, resized
+
+
+def _label(label: Any) -> int | list[int]:
+    """The number of an image's class, or those of several."""
+    return int(label) if np.ndim(label) == 0 else np.flatnonzero(label).tolist()
 
 
 def _keys(part: ArrayImages | Part, positions: np.ndarray) -> list[str]:

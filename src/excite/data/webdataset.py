@@ -18,17 +18,21 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.data.archive import Members, members
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
+from excite.data.idx import read_names
 from excite.data.images import ArrayImages, FileImages
-from excite.data.packed import Packed, read_at
+from excite.data.labels import hot
+from excite.data.packed import Container, Packed, read_at
 from excite.data.parts import part_of_file
 from excite.data.root import BETWEEN, is_pattern
-from excite.data.table import USUAL, text_of
+from excite.data.table import USUAL, split_labels, text_of
 from excite.data.walk import is_litter
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import LONGEST_JSON
@@ -76,6 +80,21 @@ def beside(text: str) -> list[str]:
     return [f"{first.rpartition('/')[0]}/{INDEX}"] if first.lower().endswith(".tar") else []
 
 
+class _Packed(TypedDict):
+    """A shard in the index."""
+
+    name: str
+    bytes: int
+
+
+class _Index(TypedDict):
+    """What is read of an index."""
+
+    made_by: str
+    classes: list[str]
+    shards: list[_Packed]
+
+
 @dataclass
 class _Sample:
     """The files of one image."""
@@ -91,7 +110,7 @@ class _Found:
 
     names: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
+    labels: list[set[str]] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
     rows: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
     dates: list[int] = field(default_factory=list)
@@ -127,7 +146,12 @@ def _index(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("made_by") == "excite data pack" else {}
+    if not isinstance(found, dict) or found.get("made_by") != "excite data pack":
+        return {}
+    try:
+        return TypeAdapter(_Index).validate_python(found)  # type: ignore[return-value]
+    except ValidationError:
+        raise ExciteError(f"{path} is damaged: copy or pack the shards again") from None
 
 
 def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path, whole: bool) -> None:
@@ -173,23 +197,29 @@ def _samples(shard: Members) -> Iterator[_Sample]:
 def _text(shard: Members, number: int) -> str:
     """The text of a small file in a shard."""
     offset, length = int(shard.rows[number, 0]), int(shard.rows[number, 1])
-    return read_at(shard.path, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
+    return read_at(shard.file, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
 
 
-def _label_and_group(shard: Members, sample: _Sample) -> tuple[str | None, str | None]:
-    """The label in a ``.cls`` or ``.json`` file, and the group in the latter; None if there is none in it."""
-    label = None if sample.cls is None else text_of(_text(shard, sample.cls))
-    if sample.json is None:
-        return label, None
-    try:
-        values = json.loads(_text(shard, sample.json))
-    except (ValueError, RecursionError):
-        return label, None
-    if not isinstance(values, dict):
-        return label or (text_of(values) if isinstance(values, str | int) else None), None
-    found = next((text_of(values[name]) for name in ("cls", *USUAL["label"]) if name in values), None)
-    group = next((text_of(values[name]) for name in USUAL["group"] if name in values), None)
-    return label or found, group
+def _labels_and_group(shard: Members, sample: _Sample, data: DataConfig) -> tuple[set[str] | None, str | None]:
+    """The label (or with several an image, the labels) in a ``.cls`` or ``.json`` file, and the group in the latter;
+    None if there is none in it."""
+    given: Any = None if sample.cls is None else _text(shard, sample.cls)
+    group = None
+    if sample.json is not None:
+        try:
+            values = json.loads(_text(shard, sample.json))
+        except (ValueError, RecursionError):
+            values = {}
+        if isinstance(values, dict):
+            group = next((text_of(values[name]) for name in USUAL["group"] if name in values), None)
+            values = next((values[name] for name in ("cls", *USUAL["label"]) if name in values), None)
+        given = values if given is None or isinstance(values, list) else given
+    if given is None or isinstance(given, dict):
+        return None, group
+    if data.task == "multilabel":
+        return split_labels(given, data.columns.separator), group
+    label = None if isinstance(given, list) else text_of(given)
+    return (None if label is None else {label}), group
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
@@ -211,6 +241,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     unusable: list[tuple[str, str]] = []
     left = Counter[str]()
     without: list[str] = []
+    seen: set[tuple[int, str]] = set()
     for number, (path, part) in enumerate(zip(shards, parts, strict=True)):
         shard = members(path)
         into = found.setdefault(part or "all", _Found())
@@ -220,16 +251,19 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
                 left["without an image"] += 1
                 continue
             name, at = sample.image
-            label, group = _label_and_group(shard, sample)
-            if label is None:
+            if (number, name) in seen:
+                raise ExciteError(f"{path} has two images {shown(name)}: pack it again, with a name for each")
+            seen.add((number, name))
+            labels, group = _labels_and_group(shard, sample, data)
+            if labels is None:
                 without.append(f"{path}/{name}")
                 continue
             into.names.append(unquote(name) if index else name)
             into.paths.append(f"{path}/{name}")
-            into.labels.append(label)
+            into.labels.append(labels)
             into.groups.append(group)
             into.rows.append((number, *shard.rows[at].tolist()))
-            into.dates.append(shard.modified)
+            into.dates.append(shard.file.modified)
     images = sum(len(each.names) for each in found.values())
     if not images or len(without) > images:
         one = f"; {without[0]} is one" if without else ""
@@ -244,20 +278,25 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
         if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
             each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
     classes, names = _classes(data, index, found, place, least_classes)
-    files = [os.fspath(path) for path in shards]
+    files = [Container.of(path) for path in shards]
     out: dict[str, ArrayImages | Part] = {}
     for part, each in found.items():
         if each.names:
             prefix = "" if part == "all" else f"{part}/"
-            out[part] = _part(each, {text: classes.index(name) for text, name in names.items()}, files, prefix)
+            numbers = {text: classes.index(name) for text, name in names.items()}
+            out[part] = _part(each, numbers, len(classes), files, prefix, data.task == "multilabel")
     return Contents(classes, out, notes, unusable, os.fspath(place))
 
 
-def _part(found: _Found, numbers: Mapping[str, int], files: list[str], prefix: str) -> Part:
+def _part(
+    found: _Found, numbers: Mapping[str, int], classes: int, files: list[Container], prefix: str, several: bool
+) -> Part:
+    own = [[numbers[label] for label in labels] for labels in found.labels]
     # By class and name: a run does not depend on how the images are spread over shards.
-    order = sorted(range(len(found.names)), key=lambda i: (numbers[found.labels[i]], found.names[i]))
+    order = sorted(range(len(found.names)), key=lambda i: (-1 if several else own[i][0], found.names[i]))
     packed = Packed.of(files, [found.rows[i] for i in order])
-    images = FileImages([found.paths[i] for i in order], [numbers[found.labels[i]] for i in order], packed=packed)
+    labels = hot([own[i] for i in order], classes) if several else [own[i][0] for i in order]
+    images = FileImages([found.paths[i] for i in order], labels, packed=packed)
     dates = np.array([found.dates[i] for i in order], np.int64)
     names = [found.names[i] for i in order]
     groups = None
@@ -270,10 +309,10 @@ def _classes(
     data: DataConfig, index: Mapping[str, Any], found: Mapping[str, _Found], place: Path, least: int
 ) -> tuple[list[str], dict[str, str]]:
     """The class names in the order of the labels, and the class that each text of a label stands for."""
-    texts = {label for each in found.values() for label in each.labels}
+    texts = {label for each in found.values() for labels in each.labels for label in labels}
     listed = index.get("classes")
     if listed is None and (place / "classes.txt").is_file():
-        listed = [line.strip() for line in (place / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        listed = read_names(place / "classes.txt")
     numbers = all(text.isdecimal() for text in texts)
     if listed is not None and numbers:
         beyond = [text for text in texts if int(text) >= len(listed)]
@@ -281,7 +320,9 @@ def _classes(
             raise ExciteError(f"{place}: label {beyond[0]} is outside 0..{len(listed) - 1}, the classes that it lists")
         return list(listed), {text: listed[int(text)] for text in texts}
     first = next(part for part in ("train", "all", "val", "test") if part in found and found[part].labels)
-    ours = set(found[first].labels) if first in ("train", "all") else texts
+    ours = {label for labels in found[first].labels for label in labels} if first in ("train", "all") else texts
+    if not ours:
+        raise ExciteError(f"{place}: no training image has any class")
     if unknown := sorted(texts - ours):
         raise ExciteError(f"{place}: {shown(unknown[0])} is a class of other images, but of no training image")
     if len(ours) < least:

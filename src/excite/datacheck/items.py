@@ -78,7 +78,7 @@ class Items:
         source = images.source(at)
         path = os.path.abspath(source)
         try:
-            found = os.stat(source.file if isinstance(source, Member) else path)
+            found = os.stat(source.file.path if isinstance(source, Member) else path)
         except OSError:
             return os.fsencode(path)
         return os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\0{images.white}".encode()
