@@ -110,11 +110,11 @@ def pack(
         ExciteError: the source cannot be opened; the folder holds something else, or shards of another source or with
             other settings; an image is broken and the rule is to stop; or the disk is full.
     """
-    if smaller is not None and data.in_chans not in COLOURS:
-        raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
     for key in ("limit_train", "limit_val"):
         if getattr(data, key) is not None:
             raise ExciteError(f"data.{key} has no effect here: all images are packed; leave it out")
+    if smaller is not None and data.in_chans not in COLOURS:
+        raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
     source = source_contents(data)
     parts = {name: part for name, part in source.parts.items() if len(part)}
     bad = _check(data, parts, progress)
