@@ -109,7 +109,7 @@ class DataConfig(_Strict):
         ge=1,
         le=16,
         description="channels that the network sees: 3 (grey is repeated), 1 (colour becomes luma), or exactly so many "
-        "bands of each image (folder only)",
+        "bands of each image (sources of files only)",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field(
         default="bicubic", description="filter for every resize, in training and evaluation"
