@@ -230,7 +230,7 @@ class DataConfig(_Strict):
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
         if self.source != "table" and (self.images is not None or self.columns is not None):
             key = "images" if self.images is not None else "columns"
-            raise ValueError(f"{key} is only for source=table")
+            raise ValueError(f"{key} is only for source=table: data.{key}=null leaves it out")
         return self
 
     @model_validator(mode="after")
