@@ -228,7 +228,7 @@ class DataConfig(_Strict):
             raise ValueError("sampler=weights is only for source=table, with a column of weights")
         if self.sampler not in (None, "weights") and self.task == "multilabel":
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
-        if self.source != "table" and (self.images is not None or self.columns is not None):
+        if self.source != "table" and (self.images is not None or self.columns not in (None, ColumnsConfig())):
             key = "images" if self.images is not None else "columns"
             raise ValueError(f"{key} is only for source=table: data.{key}=null leaves it out")
         return self
