@@ -15,7 +15,7 @@ from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
-from excite.measures import MEASURES, MeasureName, rank, uneven
+from excite.measures import MEASURES, MeasureName, rank, uneven, usual_measure
 from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
@@ -73,12 +73,15 @@ class Clock:
         return seconds, share, compiled
 
 
-def format_step(record: TrainRecord, epochs: int, steps: int) -> tuple[str, str]:
-    """One training record as text: how far the run is, and its measurements."""
+def format_step(record: TrainRecord, epochs: int, steps: int, accuracy: str = "acc") -> tuple[str, str]:
+    """One training record as text: how far the run is, and its measurements.
+
+    ``accuracy`` names the share of images whose likeliest class is right: with several labels, is one of theirs.
+    """
     place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
     parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
-        parts.append(f"acc {record['accuracy']:.2f} %")
+        parts.append(f"{accuracy} {record['accuracy']:.2f} %")
     parts += [
         f"lr {record['lr']:.4g}",
         f"{record['images_per_second']:,.0f} img/s",
@@ -166,7 +169,8 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     }
     if metrics is not None:
         metrics.write(record)
-        place, measured = format_step(record, run.recipe.train.epochs, run.total_steps)
+        name = "acc" if run.recipe.data.task == "classes" else "hit@1"
+        place, measured = format_step(record, run.recipe.train.epochs, run.total_steps, name)
         run.display.step(place, measured, run.step, record["loss"])
 
 
