@@ -141,13 +141,14 @@ def check_precision(precision: str | None) -> None:
         check(precision, "--precision")
 
 
-def choice(option: str, allowed: Iterable[str]) -> Callable[[str], None]:
-    """A check that ``option`` has one of the ``allowed`` values."""
+def choice(option: str, allowed: Iterable[str]) -> Callable[[str | None], None]:
+    """A check that ``option``, if given, has one of the ``allowed`` values."""
 
-    def check(value: str) -> None:
+    def check(value: str | None) -> None:
         from excite.choices import check_choice
 
-        check_choice(option, value, allowed)
+        if value is not None:
+            check_choice(option, value, allowed)
 
     return check
 

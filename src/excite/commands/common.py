@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excite.choices import TTA
 from excite.commands import beforehand
 from excite.errors import ExciteError
 from excite.measures import MEASURES, MeasureName
@@ -133,6 +134,18 @@ OtherImages = Annotated[
 
 
 complete_precision = one_of("auto", "fp32", "bf16", "fp16")
+
+
+Augmented = Annotated[
+    str | None,
+    typer.Option(
+        "--tta",
+        help="Mean probabilities of several views of each image: flip (and its mirror image), or five (its centre and "
+        "four corners).",
+        callback=beforehand.choice("--tta", TTA),
+        autocompletion=one_of(*TTA),
+    ),
+]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
