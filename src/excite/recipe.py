@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -142,6 +151,11 @@ class ScheduleConfig(Section):
 FOCAL_GAMMA = 2.0
 
 
+#: Temperature and share of the teacher's answers. Hinton et al. (arXiv 1503.02531, section 3) find temperatures of 2.5
+#: to 4 best for small students.
+DISTILL_TEMPERATURE, DISTILL_WEIGHT = 4.0, 0.5
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -170,6 +184,18 @@ class TrainConfig(Section):
         0.0,
         description="cross_entropy: in training, add this times the logarithm of each class's share of the training "
         "images to its logit; 1: what theory says; 0: off",
+    )
+    teacher: str | None = Field(
+        None,
+        description="run folder or checkpoint of a trained network with the same classes, whose answers the network "
+        "learns, too (knowledge distillation); null: none",
+    )
+    distill_temperature: Positive = Field(
+        DISTILL_TEMPERATURE,
+        description="teacher: both networks' logits are divided by this, so that small probabilities count, too",
+    )
+    distill_weight: float = Field(
+        DISTILL_WEIGHT, gt=0, le=1, description="teacher: share of its answers in the loss; the labels have the rest"
     )
     label_smoothing: Share = Field(0.0, description="fraction of the target spread evenly over all classes")
     ema_decay: Share = Field(
@@ -251,12 +277,23 @@ class TrainConfig(Section):
                 raise ValueError(f"every number of train.class_weights must be above 0, got {shown(weight)}")
         return list(weights)
 
-    @field_validator("init_from")
+    @field_validator("init_from", "teacher")
     @classmethod
-    def _can_be_a_path(cls, source: str | None) -> str | None:
+    def _can_be_a_path(cls, source: str | None, info: ValidationInfo) -> str | None:
         if source is not None and not is_remote(source) and (why := no_path(source)) is not None:
-            raise ValueError(f"train.init_from={shown_text(source)} {why}")
+            raise ValueError(f"train.{info.field_name}={shown_text(source)} {why}")
         return source
+
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self) -> "TrainConfig":
+        if self.teacher is None:
+            for key, usual in (("distill_temperature", DISTILL_TEMPERATURE), ("distill_weight", DISTILL_WEIGHT)):
+                if getattr(self, key) != usual:
+                    raise ValueError(
+                        f"train.{key}={getattr(self, key):g} needs a teacher: give train.teacher=RUN, or "
+                        f"train.{key}={usual:g}"
+                    )
+        return self
 
 
 def chosen_by_test(patience: int) -> str:

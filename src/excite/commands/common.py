@@ -49,6 +49,7 @@ def _keys(incomplete: str, begin: str) -> list[str]:
         return [f"{key}=" for key in dict.fromkeys([*keys, *short * bool(incomplete)]) if key.startswith(incomplete)]
     known = key if key in keys else next((k for k in keys if k == f"train.{key}" or k.partition(".")[2] == key), None)
     kinds: dict[str, Callable[[str], list[str]]] = {"model.name": complete_model, "train.init_from": complete_run}
+    kinds["train.teacher"] = complete_run
     values = kinds[known](text) if known in kinds else override_values(known) if known else []
     return [f"{key}={value}" for value in values if value.startswith(text)]
 

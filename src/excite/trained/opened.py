@@ -16,8 +16,9 @@ from excite.errors import ExciteError
 from excite.measures import MeasureName
 from excite.recipe import Overrides, Recipe, override_words
 from excite.trained.images import measuring_loader, open_images
-from excite.trained.predictor import Predictor, read_checkpoint
+from excite.trained.predictor import Predictor
 from excite.training.evaluation import Batch, Evaluation, evaluate
+from excite.weights.checkpoint import read_checkpoint
 from excite.weights.locate import Located, locate
 
 

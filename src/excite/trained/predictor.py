@@ -15,7 +15,6 @@ from excite.data import Preprocessing
 from excite.data.ahead import decoded_batches
 from excite.data.decode import BadImageError
 from excite.data.views import Tta, centre
-from excite.errors import ExciteError
 from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.folding import form_of
@@ -23,17 +22,15 @@ from excite.models.timm_models import is_timm_model
 from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
 from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
-from excite.runtime.environment import versions
 from excite.size import by_text
 from excite.text import as_json
 from excite.trained.given import Given, GivenImage, given_images
 from excite.training.evaluation import logits_of
 from excite.training.precision import set_norm_precision
-from excite.weights.convert import convert
+from excite.weights.checkpoint import read_checkpoint
 from excite.weights.header import several_labels, threshold_of
-from excite.weights.locate import Located, locate
-from excite.weights.meta import describe
-from excite.weights.own import Checkpoint, build_network, load_into, read_own
+from excite.weights.locate import locate
+from excite.weights.own import Checkpoint, build_network, load_into
 
 #: Shown instead of a class if the logits of an image are not all finite.
 NO_ANSWER = "no finite logits"
@@ -327,19 +324,6 @@ def load(
         ExciteError: there is nothing, it is damaged, or its format is unknown.
     """
     return Predictor(read_checkpoint(locate(source)), device, precision, fold, tta)
-
-
-def read_checkpoint(located: Located) -> Checkpoint:
-    """Read an excite checkpoint, or convert another library's (see docs/weights.md). Raises ExciteError."""
-    if located.kind == "own":
-        return read_own(located.path)
-    if located.kind == "grafted":
-        raise ExciteError(
-            f"{located.source} is another library's network with grafted gates, without class names and preprocessing; "
-            "load it in Python with excite.grafting.load_grafted"
-        )
-    model, loaded = convert(located.source)
-    return Checkpoint(located.path, model.state_dict(), {**describe(model, loaded), "versions": versions()})
 
 
 #: A class and its probability; "class" is a Python keyword.

@@ -59,6 +59,7 @@ from excite.training.saver import Saver, copied_values
 from excite.training.schedule import beyond_the_end
 from excite.training.shards import Shards, count_shards, draws, obstacle
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
+from excite.training.teacher import Teacher, open_teacher
 from excite.weights.header import Meta, RecipeMeta
 
 
@@ -84,6 +85,7 @@ class Run:
     buffers: BufferGuard | None
     display: Display
     by_class: ByClass = ALIKE
+    teacher: Teacher | None = None
     folder: Path = Path()
     identity: str = ""
     step: int = 0
@@ -190,6 +192,8 @@ class Run:
             "bad": self.bad_so_far(),
             "evaluated": self.evaluated_at,
         }
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.digest
         ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
         return ckpt.Snapshot(
             state=copied_values(state),
@@ -240,6 +244,7 @@ def set_up(
     data = replace(data, preprocessing=with_images(data.preprocessing, use))
     asked_for_probe = recipe.train.probe
     recipe = resolved(recipe, taken, use)
+    teacher = None if recipe.train.teacher is None else open_teacher(recipe, data, device)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
     count, note = _fixed_shards(recipe, model, accelerator)
@@ -284,6 +289,7 @@ def set_up(
         *beyond_the_end(recipe),
         *_fit_notes(recipe),
         *rare_notes(recipe, data, terms),
+        *([] if teacher is None else teacher.notes),
         *chosen_by,
         *notes,
     ]
@@ -307,6 +313,7 @@ def set_up(
         buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
         by_class=terms,
+        teacher=teacher,
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),

@@ -104,11 +104,13 @@ def _of_chunks(
         quiet: Any = run.accelerator.no_sync(net) if exchanging and index + 1 < len(chunks) else nullcontext()
         with quiet:
             # The cache is shared by all threads of a process.
+            taught = None if run.teacher is None else run.teacher.logits(inputs)
             cached = {"enabled": run.precision != "fp32", "cache_enabled": exchanging}
             with torch.autocast(run.device.type, DTYPES[run.precision], **cached):
                 logits = net(inputs)
             # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
-            loss = training_loss(logits.float(), wanted, config, run.by_class) * len(true) / len(labels) * share
+            loss = training_loss(logits.float(), wanted, config, run.by_class, taught)
+            loss = loss * len(true) / len(labels) * share
             run.scaler.scale(loss).backward()
         total += loss.detach()
         correct += hits(logits.detach(), true).sum()
