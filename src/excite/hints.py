@@ -19,6 +19,7 @@ _KEYS: dict[str, str] = {
     "data.eval_size": "val_crop_size test_input_size eval_img_size",
     "data.fit": "crop_mode resize_mode",
     "data.workers": "num_workers j nw n_workers dataloader_num_workers",
+    "data.fold": "fold_idx kfold cv_fold",
     "data.val_fraction": "valid_pct val_pct val_split val_ratio",
     "data.interpolation": "train_interpolation",
     "data.sampler": "weighted_sampler class_sampler",
