@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 #: Packages whose public names the Python reference lists after those of ``excite`` itself.
-PACKAGES = ("explain", "report", "compare", "export", "grafting", "twins", "gates")
+PACKAGES = ("explain", "report", "compare", "datacheck", "export", "grafting", "twins", "gates")
 #: A Markdown link or image: the text with its brackets, the target, and a fragment.
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)

@@ -157,6 +157,7 @@ MISTAKES = [
     ("data check photos --weights nowhere", "no run folder or checkpoint 'nowhere'"),
     ("data check photos --out empty", "empty is a folder"),
     ("data check photos --device gpu", "choose one of auto, cpu"),
+    ("data pack photoz shards", "has no 'photoz'; did you mean 'photos'?"),
     ("sync nowhere", "nowhere is not a run folder"),
     ("gates cban", "did you mean 'cbam'?"),
     ("recipes nothing", "no recipe, file or run folder 'nothing'"),
@@ -200,6 +201,7 @@ BEGUN = [
     ("report run", "reporting on run"),
     ("verify run", "verifying run"),
     ("data check photos", "checking photos"),
+    ("data pack photos shards", "packing photos"),
 ]
 
 

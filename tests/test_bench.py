@@ -49,6 +49,7 @@ def test_a_model_may_carry_options_of_its_own():
         ("seresnet50,fp32", "options of a row are batch, "),
         ("seresnet50,precision=bf6", "did you mean 'bf16'"),
         ("seresnet50,batch=0", "a whole number of at least 1"),
+        ("seresnet50,image_size=24x0", "a whole number of at least 1, or height and width, as in 96x160"),
         ("seresnet50,fused_sgd=no", "write true or false"),
     ],
 )
@@ -502,7 +503,7 @@ def test_the_work_of_a_step_is_counted(mode):
     """Operations and maps against formulas for this network, written out."""
     bench = timing.Workbench(Setting("excite", "cifar_seresnet20", mode=mode, precision="fp32", **TINY))
     work = floors._work(bench)
-    n, side, passes = bench.batch, bench.image_size, 3 if mode == "train" else 1
+    n, (side, _), passes = bench.batch, bench.image_size, 3 if mode == "train" else 1
     widths, maps = (16, 32, 64), [side**2, (side // 2) ** 2, (side // 4) ** 2]
     macs, first = 0, 3 * 9 * 16 * maps[0]
     for i, (w, p) in enumerate(zip(widths, maps, strict=True)):
@@ -611,3 +612,10 @@ def test_compile_seconds_of_a_first_compilation(excite):
     assert plain["compile_seconds"] is None
     assert compiled["compile_seconds"] > 0.5
     assert compiled["ms_per_step"] < 1000 * compiled["compile_seconds"]
+
+
+def test_a_size_may_be_height_and_width():
+    lists = {"image_size": parse_list("16,8x12,9x9", "image_size")}
+    rows = make_settings(["cifar_seresnet20"], lists, mode="infer", batch=2, steps=1)
+    assert [row.image_size for row in rows] == [16, (8, 12), 9]
+    assert [Workbench(row).measure()["image_size"] for row in rows] == [16, "8x12", 9]

@@ -169,6 +169,16 @@ def test_a_single_choice_that_goes_on_is_two_so_that_bash_adds_no_space():
     assert bash(["excite", "train", "x", "schedule.unit"]) == ["schedule.unit=step", "schedule.unit=epoch"]
 
 
+def test_a_command_of_two_words(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "data" in choices(GROUP, [], "")
+    assert "check" in choices(GROUP, ["data"], "c")
+    assert choices(GROUP, ["data", "check"], "--st") == ["--strict"]
+    assert "runs/first-run" in choices(GROUP, ["data", "check"], "runs/")
+    assert choices(GROUP, ["data", "check", "x"], "data.sour") == ["data.source="]
+    assert choices(GROUP, ["data", "check", "x", "--device"], "cu") == ["cuda"]
+
+
 def test_what_comes_next_depends_on_what_is_there(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert "digits-seresnet20" in choices(GROUP, ["train"], "")

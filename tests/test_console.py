@@ -116,6 +116,16 @@ def test_a_training_in_a_notebook_is_one_place_that_is_updated(jupyter, tmp_path
     assert log[3] == "epoch 1/2  validation top-1 60 %"
 
 
+def test_the_curve_in_a_notebook_is_that_of_the_measure_that_chooses(jupyter, tmp_path):
+    display = Display()
+    display.open(tmp_path / "log.txt", 4, 0)
+    for step, value in ((1, 0.5), (2, None), (3, 0.25)):
+        display.evaluated("an evaluation", step, value, "loss")
+    display.close()
+    [shown] = jupyter.places
+    assert "loss: 0.2500 (from 0.2500 to 0.5000)" in shown[-1]
+
+
 def test_a_bar_in_a_notebook_goes_away(jupyter):
     with ProgressBar("loading") as progress:
         progress("reading <x>", 1, 4)

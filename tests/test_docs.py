@@ -9,6 +9,8 @@ import typer
 
 from excite.cli import app
 from excite.command_help import leaves
+from excite.data.catalog import TABLES, is_archive
+from excite.data.root import is_hub
 from excite.recipe import load_recipe
 from excite.training.choose import SMALL
 
@@ -46,10 +48,11 @@ def test_there_are_commands_to_check():
 
 
 def load_what_is_trained(words: list[str]) -> None:
-    """The recipe that ``excite train WORDS`` has; of a folder of images, such as photos/, that for a CPU."""
+    """The recipe that ``excite train WORDS`` has; of images, such as photos/ or photos.zip, that for a CPU."""
     first, *overrides = words
-    if first.endswith("/"):
-        load_recipe(SMALL, [f"data.root={first}", *overrides])
+    if first.endswith("/") or is_archive(first) or is_hub(first) or Path(first).suffix in TABLES:
+        table = is_hub(first) or Path(first).suffix in TABLES
+        load_recipe(SMALL, [f"data.source={'table' if table else 'folder'}", f"data.root={first}", *overrides])
     else:
         load_recipe(first, overrides)
 

@@ -98,6 +98,10 @@ def folder(tmp_path, monkeypatch):
         ("report runs/one --fancy 3", "report runs/one"),
         ("eval runs/one", "validate runs/one"),
         ("trian mine", "train mine"),
+        # a command of two words
+        ("data chek photos", "data check photos"),
+        ("data check photos --output x.html epochs=3", "data check photos --out x.html"),
+        ("data check runs/one data.rooot=photos", "data check runs/one data.root=photos"),
     ],
 )
 def test_the_line_to_type(typed, line, folder):

@@ -164,14 +164,14 @@ class Display:
         elif not self.quiet:
             self.console.print(printable(f"{place}  {measured}"))
 
-    def evaluated(self, line: str, step: int, top1: float) -> None:
-        """Show an evaluation as a line, or in a notebook as a point of the curve. ``top1`` is in percent."""
+    def evaluated(self, line: str, step: int, value: float | None, name: str = "top-1 %") -> None:
+        """Show an evaluation as a line, or in a notebook as a point of the curve of ``value``, with its ``name``."""
         picture = self._pictured()
         if picture is None:
             self.message(line)
         else:
             self._to_log(line)
-            picture.evaluated(line, step, top1)
+            picture.evaluated(line, step, value, name)
 
     def message(self, line: str) -> None:
         """Print one line, with control characters escaped; on a terminal it is folded between words."""

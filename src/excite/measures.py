@@ -57,6 +57,11 @@ class Measure:
     of_counts: Callable[[Judged], float | None] | None = None
     of_logits: "Callable[[np.ndarray, np.ndarray], float | None] | None" = None
 
+    @property
+    def heading(self) -> str:
+        """Its name with its unit: "top-1 %", "loss"."""
+        return f"{self.label} %" if self.percent else self.label
+
     def text(self, value: float | None) -> str:
         """A value for people: "87.50 %", "0.4321", or "none"."""
         if value is None:

@@ -65,7 +65,8 @@ class TrainingPicture:
     def __init__(self, steps: int, done: int) -> None:
         self._steps, self._done = steps, done
         self._loss: list[tuple[int, float]] = []
-        self._top1: list[tuple[int, float]] = []
+        self._measured: list[tuple[int, float]] = []
+        self._measure = ""
         self._lines = ["starting ...", "", ""]
         self._place = Place()
         self._update()
@@ -77,10 +78,11 @@ class TrainingPicture:
             self._loss.append((step, loss))
         self._update()
 
-    def evaluated(self, line: str, step: int, top1: float) -> None:
-        """Show an evaluation: its line, and top-1 in percent."""
-        self._lines[2] = line
-        self._top1.append((step, top1))
+    def evaluated(self, line: str, step: int, value: float | None, name: str) -> None:
+        """Show an evaluation: its line, and the value of the measure that chooses the best, with its name."""
+        self._lines[2], self._measure = line, name
+        if value is not None:
+            self._measured.append((step, value))
         self._update()
 
     def close(self) -> None:
@@ -89,9 +91,10 @@ class TrainingPicture:
 
     def _update(self, last: bool = False) -> None:
         place, *lines = self._lines
+        spec = ".2f" if self._measure.endswith("%") else ".4f"
         curves = [
             curve(points, self._steps, name, spec)
-            for points, name, spec in ((self._loss, "training loss", ".3g"), (self._top1, "top-1 %", ".2f"))
+            for points, name, spec in ((self._loss, "training loss", ".3g"), (self._measured, self._measure, spec))
             if points
         ]
         shown = "".join(f"<div>{_text(line)}</div>" for line in lines if line)

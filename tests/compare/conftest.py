@@ -10,7 +10,6 @@ import pytest
 from excite.compare.runs import Run
 from excite.recipe import load_recipe
 from excite.trained.predictions import Predictions
-from tests.report.conftest import browser as browser
 
 CLASSES = ("cat", "dog", "owl")
 

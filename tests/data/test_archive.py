@@ -5,6 +5,7 @@ import os
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from excite.data import DataConfig, DataSets, load_image, open_data
 from excite.data import archive as archives
 from excite.data.archive import members, open_archive
-from excite.data.packed import Packed, open_bytes
+from excite.data.packed import Container, Packed, open_bytes
 from excite.errors import ExciteError
 from excite.trained.given import given_images
 
@@ -205,7 +206,7 @@ def test_a_member_reads_like_a_file(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a.bin": content}, zipfile.ZIP_STORED)
     archive = open_archive(path)
     row = (0, *archive.members.rows[0].tolist())
-    with open_bytes(Packed.of([str(path)], [row]).member(0, "a.bin")) as file:
+    with open_bytes(Packed.of([Container.of(path)], [row]).member(0, "a.bin")) as file:
         assert file.read(10) == content[:10]
         file.seek(-7, io.SEEK_END)
         assert file.read() == content[-7:]
@@ -213,6 +214,19 @@ def test_a_member_reads_like_a_file(tmp_path):
         assert file.read(1 << 40) == content[100_000:]  # no more is allocated than there is
         file.seek(0)
         assert np.frombuffer(file.read(), np.uint8).sum() == sum(content)
+
+
+def test_an_archive_that_changes_after_it_was_listed_is_not_read_at_the_old_places(tmp_path):
+    path = write_tar(tmp_path / "a.tar", files())
+    first = open_archive(path)
+    member = first.packed([f"{path}/cat/1.png"]).member(0, "x")
+    assert load_image(member, "L").getpixel((0, 0)) == 10
+    path.unlink()
+    write_tar(path, {name: png(255 - 10 * i) for i, name in enumerate(names(5))})
+    assert load_image(open_archive(path).packed([f"{path}/cat/1.png"]).member(0, "x"), "L").getpixel((0, 0)) == 245
+    other = Container(member.file.path, member.file.size, member.file.modified + 1)
+    with pytest.raises(ExciteError, match="has changed since its images were listed: start again"):
+        load_image(replace(member, file=other), "L")
 
 
 def test_images_in_an_archive_can_be_predicted(tmp_path):

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from excite.data import DataConfig, DataSets, open_data
+from excite.data import AugmentConfig, DataConfig, DataSets, TrainLoader, open_data
 from excite.data.count import count_data
 from excite.errors import ExciteError
 
@@ -136,6 +137,12 @@ def test_rows_without_a_file_stop_the_run_or_are_left_out(place):
     assert (len(fine.train), len(fine.val)) == (11, 1)
 
 
+def test_paths_that_no_system_has(place):
+    lines = "".join(json.dumps({"path": f"pictures/{i:02}.png", "label": "ab"[i % 2]}) + "\n" for i in range(12))
+    data = opened(place / "a.jsonl", lines + '{"path": "a\\u0000b", "label": "a"}\n', on_bad_val="skip")
+    assert data.unusable[0][1] == "it is no path"
+
+
 def test_rows_that_repeat_or_contradict_others(place):
     text = "path,label\n" + rows()
     data = opened(place / "a.csv", text + "pictures/03.png,a\n./pictures/04.png,b\n")
@@ -220,7 +227,7 @@ def test_other_files_are_no_tables(place):
     ):
         with pytest.raises(ExciteError, match=message):
             opened(place / name, content)
-    with pytest.raises(ExciteError, match=r"has no \.parquet files"):
+    with pytest.raises(ExciteError, match=r"has neither \.parquet files nor lists of images"):
         open_data(DataConfig(source="table", root=str(place / "pictures"), image_size=8))
     with pytest.raises(ValueError, match="columns is only for source=table"):
         DataConfig(source="folder", image_size=8, columns={"label": "x"})
@@ -232,3 +239,82 @@ def test_counts_without_reading_images(place):
     counted = count_data(DataConfig(source="table", root=str(place / "a.csv"), image_size=224))
     assert counted.train + (counted.val or 0) == 12
     assert counted.classes == 3
+
+
+def test_a_folder_of_lists_with_parts_as_in_pascal_voc(place):
+    lists = place / "lists"
+    lists.mkdir()
+    (lists / "cat_train.txt").write_text("00  1\n01 -1\n02  0\n03  1\n04 -1\n")
+    (lists / "dog_train.txt").write_text("00  1\n01  1\n02 -1\n03 -1\n04 -1\n")
+    for name in ("cat", "dog"):
+        (lists / f"{name}_val.txt").write_text("05  1\n06 -1\n")
+        (lists / f"{name}_trainval.txt").write_text("00 1\n")
+    (lists / "train.txt").write_text("00\n01\n02\n03\n04\n")
+    options = {
+        "source": "table",
+        "root": str(lists),
+        "images": str(place / "pictures"),
+        "image_size": 8,
+        "mode": "stream",
+    }
+    data = open_data(DataConfig(**options, task="multilabel"))
+    assert data.classes == ["cat", "dog"]
+    assert data.train.labels.tolist() == [[1, 1], [0, 1], [0, 0], [1, 0], [0, 0]]
+    assert data.val.labels.tolist() == [[1, 1], [0, 0]]
+    said = data.describe()
+    assert "lists that are not used: cat_trainval.txt, dog_trainval.txt" in said
+    assert "3 of 7 images have none of the classes" in said
+    with pytest.raises(ExciteError, match="has two labels, 'cat' and 'dog'; keep one, or say task=multilabel"):
+        open_data(DataConfig(**options))
+
+
+def test_a_folder_of_lists_of_one_class_each(place):
+    lists = place / "lists"
+    lists.mkdir()
+    for k, name in enumerate("abc"):
+        (lists / f"{name}.txt").write_text("".join(f"{i:02}.png\n" for i in range(k, 12, 3)))
+    data = open_data(DataConfig(source="table", root=str(lists), images=str(place / "pictures"), image_size=8))
+    assert data.classes == ["a", "b", "c"]
+    assert len(data.train) + len(data.val) == 12
+    (lists / "b_val.txt").write_text("00.png\n")
+    with pytest.raises(ExciteError, match="some lists are of parts"):
+        open_data(DataConfig(source="table", root=str(lists), images=str(place / "pictures"), image_size=8))
+
+
+def test_weights_say_how_often_images_are_drawn(place):
+    weights = [0, 1, 2, 0.5, 1, 1, 1, 1, 1, 1, 1, 1.5]
+    text = "path,label,part,weight\n" + "".join(
+        f"pictures/{i:02}.png,{'ab'[i % 2]},train,{w}\n" for i, w in enumerate(weights)
+    )
+    text += "other.png,a,val,1\n"
+    Image.new("L", (8, 8), 7).save(place / "other.png")
+    plain = opened(place / "a.csv", text)
+    assert "the weights in 'weight' have no effect: data.sampler=weights draws images by them" in plain.describe()
+    for mode in ("memory", "stream"):
+        config = DataConfig(
+            source="table", root=str(place / "a.csv"), image_size=8, in_chans=1, mode=mode, sampler="weights", workers=0
+        )
+        train = open_data(config).train
+        seen = {}
+        for epoch in range(40):
+            loader = TrainLoader(train, batch_size=4, seed=1, device="cpu", augment=AugmentConfig(), data_config=config)
+            whole = np.concatenate([loader.batch_indices(epoch, step) for step in range(3)])
+            assert (whole == np.concatenate([loader.batch_indices(epoch, step) for step in range(3)])).all()
+            for name in (Path(train.names[i]).stem for i in whole):
+                seen[name] = seen.get(name, 0) + 1
+        for i, weight in enumerate(weights):
+            assert abs(seen.get(f"{i:02}", 0) - 40 * weight) <= (8 if weight % 1 else 0), (i, seen)
+    with pytest.raises(ExciteError, match=r"row 3: the weight in 'weight' is '-1', not a number of at least 0"):
+        opened(place / "a.csv", text.replace("b,train,1\n", "b,train,-1\n", 1))
+    with pytest.raises(ValueError, match="only for source=table"):
+        DataConfig(source="folder", image_size=8, sampler="weights")
+    bare = opened(place / "a.csv", "path,label\n" + rows(), sampler="weights")
+    with pytest.raises(ExciteError, match="needs a table with a column of weights"):
+        TrainLoader(
+            bare.train,
+            batch_size=4,
+            seed=1,
+            device="cpu",
+            augment=AugmentConfig(),
+            data_config=DataConfig(source="table", image_size=8, sampler="weights"),
+        )

@@ -50,6 +50,9 @@ def test_every_kind_of_file_and_copy_is_planted_and_found_once(tmp_path, checked
     write(train / "cat" / "near.jpg", jpeg(image.resize((64, 48), box=(3, 2, 61, 46)), 60))
     write(train / "cat" / "mirrored.jpg", jpeg(ImageOps.mirror(Image.open(mirrored))))
     write(train / "dog" / "other.jpg", jpeg(Image.open(other), 70))
+    out = io.BytesIO()
+    Image.open(train / "elk" / "000.jpg").save(out, "PNG")
+    write(train / "elk" / "again.png", out.getvalue())
     write(val / "cat" / "leaked.jpg", leaked.read_bytes())
     write(val / "cat" / "bright.jpg", jpeg(ImageEnhance.Brightness(Image.open(bright)).enhance(1.2)))
     before = contents(root)
@@ -63,11 +66,12 @@ def test_every_kind_of_file_and_copy_is_planted_and_found_once(tmp_path, checked
     assert names(found["tiny"]) == ["training/cat/tiny.jpg"]
     assert names(found["shapes"]) == ["training/dog/long.jpg"]
     assert names(found["constant"]) == ["training/dog/plain.jpg"]
-    assert found["copies"]["count"] == 3
+    assert found["copies"]["count"] == 4
     told = {each["name"]: each["detail"] for each in found["copies"]["examples"]}
     assert told["cat/same.jpg"] == "same bytes as cat/000.jpg"
     assert told["cat/near.jpg"] == "near copy of cat/001.jpg"
     assert told["cat/mirrored.jpg"] == "mirror image of cat/002.jpg"
+    assert told["elk/again.png"] == "same pixels as elk/000.jpg"
     assert found["conflicts"]["count"] == 2
     assert set(names(found["conflicts"])) == {"training/cat/003.jpg", "training/dog/other.jpg"}
     assert found["leaks"]["count"] == 2

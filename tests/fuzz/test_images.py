@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
@@ -23,6 +24,10 @@ SIZE = 8
 EVALUATION = {
     channels: Preprocessing(SIZE, 0.875, "bicubic", (0.5,) * channels, (0.5,) * channels, channels)
     for channels in (1, 3)
+}
+BANDS = {
+    channels: Preprocessing((SIZE, 5), 1.0, "bicubic", (0.5,) * channels, (0.5,) * channels, channels, fit="letterbox")
+    for channels in (2, 4, 5)
 }
 
 
@@ -135,6 +140,49 @@ def check(case: Case, ending: str, content: bytes) -> None:
         assert pixels.shape == (channels, SIZE, SIZE)
         assert pixels.dtype is torch.uint8
     load_image(source, "L", MOST_PIXELS, enough=4)
+
+
+def bands() -> list[bytes]:
+    """Small TIFFs of 2, 4 and 5 bands in every arrangement, and of pages."""
+    made = []
+    for count in BANDS:
+        for kind in (np.uint8, np.uint16):
+            values = np.random.default_rng(count).integers(0, 256, (19, 23, count)).astype(kind)
+            plain = {"photometric": "minisblack", "metadata": None}
+            planes = {"planarconfig": "separate", **plain}
+            for options in ({}, {"compression": "zlib", "predictor": True}, {"tile": (16, 16)}, {"byteorder": ">"}):
+                for pixels, how in (
+                    (values, {"planarconfig": "contig", **plain}),
+                    (np.moveaxis(values, -1, 0), planes),
+                ):
+                    file = io.BytesIO()
+                    tifffile.imwrite(file, np.ascontiguousarray(pixels), **how, **options)
+                    made.append(file.getvalue())
+            file = io.BytesIO()
+            tifffile.imwrite(file, np.ascontiguousarray(np.moveaxis(values, -1, 0)), **plain)
+            made.append(file.getvalue())
+    return made
+
+
+def test_bytes_of_bands(images):
+    """Refused in a sentence, or read as so many bands; what can be read is never refused."""
+    made = bands()
+    others = [content for _, content in images]
+
+    def one(case: Case) -> None:
+        content = case.rng.choice(made if case.rng.random() < 0.8 else others)
+        damaged = mutated(case.rng, content, [*made, *others], head=200)
+        source = case.file("image.tif", damaged) if case.rng.random() < 0.5 else damaged
+        channels = case.rng.choice(list(BANDS))
+        pixels = BANDS[channels].load(source, MOST_PIXELS)
+        assert pixels.shape == (channels, SIZE, 5)
+        check_image(source, MOST_PIXELS, channels)
+        level = largest_value(source, MOST_PIXELS, channels)
+        assert level is None or isinstance(level, int)
+
+    surface = Surface("bands", seconds=10, megabytes=256)
+    surface.run(one, test="test_images.py::test_bytes_of_bands", expected=(BadImageError,))
+    assert surface.refused < surface.cases
 
 
 def test_image_bytes(images):

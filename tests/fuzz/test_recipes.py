@@ -109,7 +109,8 @@ def trains(recipe: Recipe, accelerator: Any) -> None:
 
 def values_for(key: str) -> list[Any]:
     """Boundary values, and the key's own choices."""
-    return [*BOUNDARIES, *(yaml.safe_load(word) for word in override_values(key))]
+    sizes = [[9, 5], [1, 30], [30, 1], [4096, 1], [0, 8]] if key in ("data.image_size", "data.eval_size") else []
+    return [*BOUNDARIES, *sizes, *(yaml.safe_load(word) for word in override_values(key))]
 
 
 #: Every key with every value, in an order that mixes both; a run of few cases takes a part of them, by its seed.

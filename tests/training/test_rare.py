@@ -21,7 +21,7 @@ from excite.errors import ExciteError
 from excite.runtime.device import make_accelerator
 from excite.training import reporting, train
 from excite.training.loop import Interrupted
-from excite.training.loss import ByClass, training_loss
+from excite.training.loss import ALIKE, ByClass, training_loss
 from excite.training.rare import by_class, notes
 from excite.training.setup import set_up
 from excite.weights.own import read_own
@@ -103,6 +103,11 @@ def test_the_gradient_of_focal_loss_is_finite_where_the_network_is_sure(gamma):
     training_loss(logits, torch.tensor([0, 0, 0]), config("loss=focal", f"focal_gamma={gamma}")).backward()
     assert logits.grad.isfinite().all()
     assert logits.grad[2, 0] < -0.3
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    words, several = config("loss=focal", f"focal_gamma={gamma}"), ByClass(several=True)
+    training_loss(logits, torch.tensor([[1.0, 0.0], [1.0, 0.0]]), words, several).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1, 0] < -0.2
 
 
 def test_logit_adjustment_by_hand():
@@ -132,7 +137,16 @@ def test_weights_have_a_mean_of_one_over_what_is_drawn(folder):
     assert drawn.mean().item() == pytest.approx(1)
     adjustment = by_class(*opened(folder, "logit_adjustment=0.5")).adjustment
     assert adjustment.double().numpy() == pytest.approx(0.5 * np.log(counts / 46))
-    assert by_class(*opened(folder)) == (None, None)
+    assert by_class(*opened(folder)) == ALIKE
+
+
+def test_images_that_are_drawn_by_weights_count_so_in_that_mean(folder):
+    recipe, data = opened(folder, "class_weights=[1, 2, 4]")
+    data.train.weights = np.linspace(0, 2, 46)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"sampler": "weights"})})
+    terms = by_class(recipe, data)
+    assert np.average(terms.weights[data.train.labels].numpy(), weights=data.train.weights) == pytest.approx(1)
+    assert "data.sampler=weights: an epoch draws an image 0 to 2 times" in notes(recipe, data, terms)[1]
 
 
 def test_a_wrong_number_of_weights_names_the_classes(folder):

@@ -7,15 +7,16 @@ from torch import nn
 
 from excite.bench.settings import Setting
 from excite.models.timm_models import check_timm_name, import_timm
+from excite.size import Size, as_size
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model to be timed: (N, in_chans, image_size, image_size) -> (N, num_classes)."""
+    """A model to be timed: (N, in_chans, *image_size) -> (N, num_classes)."""
 
     model: nn.Module
     in_chans: int
-    image_size: int
+    image_size: Size
     num_classes: int
     version: str
 
@@ -30,18 +31,18 @@ def _from_excite(setting: Setting) -> Contender:
 
     size: dict[str, Any] = {} if setting.image_size is None else {"image_size": setting.image_size}
     model = excite.create_model(setting.model, fused=setting.fused, **size)
-    return Contender(model, model.in_chans, model.image_size[0], model.num_classes, excite.__version__)
+    return Contender(model, model.in_chans, model.image_size, model.num_classes, excite.__version__)
 
 
 def _from_timm(setting: Setting) -> Contender:
     timm = import_timm()
     check_timm_name(timm, setting.model)
-    arguments: dict[str, int] = {}
+    arguments: dict[str, Any] = {}
     if setting.image_size is not None:
-        arguments["img_size"] = setting.image_size
+        arguments["img_size"] = as_size(setting.image_size)
     try:
         model = timm.create_model(setting.model, **arguments)
     except TypeError:  # convolutional networks take images of any size and lack this argument
         model = timm.create_model(setting.model)
-    channels, size, _ = model.default_cfg["input_size"]
-    return Contender(model, channels, setting.image_size or size, model.num_classes, timm.__version__)
+    channels, *size = model.default_cfg["input_size"]
+    return Contender(model, channels, as_size(setting.image_size or size), model.num_classes, timm.__version__)

@@ -38,6 +38,8 @@ def measure(setting: "SettingValues") -> "StepTimes | Failure":
     precision = "fp32" if setting["precision"] == "auto" else setting["precision"]
     if precision == "bf16" or (precision == "fp16" and target == "CPU"):
         return {"error": f"{precision} is not supported for MindSpore on {target}: use precision=fp32 for this row"}
+    if isinstance(setting["image_size"], list | tuple):
+        return {"error": "only square images are timed in MindSpore: use one number as image_size for this row"}
     batch, size = setting["batch"] or (16 if target == "CPU" else 128), setting["image_size"] or 224
     warm_up = 3 if setting["warm_up"] is None else setting["warm_up"]
     step = _step(setting["model"], setting["mode"], batch, size, precision)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict, final
 from excite.bench.settings import Asked, Setting, SettingValues
 from excite.errors import ExciteError
 from excite.pages import tables
+from excite.size import by_text
 
 if TYPE_CHECKING:
     from excite.bench.floors import FloorRow
@@ -33,7 +34,7 @@ class BenchRow(Asked, Speed):
 
     Attributes:
         batch: images per step and device.
-        image_size: pixels per side.
+        image_size: pixels per side, or "HxW".
         steps: timed steps of all rounds.
         compile_seconds: compile time of the first round, without a cache.
         memory_gb: the largest peak memory of a process, 1e9 bytes.
@@ -43,7 +44,7 @@ class BenchRow(Asked, Speed):
     """
 
     batch: int
-    image_size: int
+    image_size: int | str
     steps: int
     compile_seconds: float | None
     memory_gb: float
@@ -65,6 +66,11 @@ class FailedRow(SettingValues):
 
 Row = BenchRow | FailedRow
 
+
+def _by_text(size: int | str) -> str:
+    return size if isinstance(size, str) else by_text(size)
+
+
 #: The columns of a CSV file, in order.
 COLUMNS = [
     *("date", "device", "torch", "library_version", "excite", "model", "mode", "devices", "batch", "image_size"),
@@ -75,7 +81,7 @@ COLUMNS = [
 _SETTINGS: dict[str, tuple[str, Callable[[BenchRow], str]]] = {
     "mode": ("mode", lambda row: row["mode"] if row["mode"] == "train" else f"{row['mode']}, not folded"),
     "batch": ("batch", lambda row: f"batch {row['batch']}" + (" per device" if row["devices"] > 1 else "")),
-    "image_size": ("image", lambda row: f"{row['image_size']}x{row['image_size']}"),
+    "image_size": ("image", lambda row: _by_text(row["image_size"])),
     "precision": ("precision", lambda row: row["precision"]),
     "channels_last": ("layout", lambda row: "channels-last" if row["channels_last"] else "contiguous"),
     "fused": ("two passes", lambda row: "-" if ":" in row["model"] else row["fused"]),

@@ -37,7 +37,7 @@ class SettingValues(Asked):
     """A :class:`Setting` as JSON."""
 
     batch: int | None
-    image_size: int | None
+    image_size: int | list[int] | None
     steps: int | None
 
 
@@ -50,7 +50,7 @@ class Setting:
         model: its name in that library.
         mode: "train" (forward, loss, backward, optimiser step) or "infer" (forward).
         batch: images per step and device; None: 16 on a CPU, else 128.
-        image_size: pixels per side; None: the model's own.
+        image_size: pixels per side, or (height, width); None: the model's own.
         precision: "auto", "fp32", "bf16", "fp16".
         channels_last: memory layout of weights and images.
         compile: torch.compile mode, or "off".
@@ -67,7 +67,7 @@ class Setting:
     model: str
     mode: str = "train"
     batch: int | None = None
-    image_size: int | None = None
+    image_size: int | tuple[int, int] | None = None
     precision: str = "auto"
     channels_last: bool = True
     compile: str = "off"
@@ -116,8 +116,12 @@ def parse_value(option: str, text: str) -> Any:
         if text not in ("true", "false"):
             raise ExciteError(f"{option} is {text!r}; write true or false")
         return text == "true"
+    height, by, width = text.partition("x")
+    if option == "image_size" and by and height.isdigit() and width.isdigit() and int(height) and int(width):
+        return int(height) if height == width else (int(height), int(width))
     if not text.isdigit() or int(text) < 1:
-        raise ExciteError(f"{option} is {text!r}; write a whole number of at least 1")
+        pair = ", or height and width, as in 96x160" if option == "image_size" else ""
+        raise ExciteError(f"{option} is {text!r}; write a whole number of at least 1{pair}")
     return int(text)
 
 

@@ -23,6 +23,7 @@ from excite.runtime.device import (
     reset_peak_memory,
 )
 from excite.runtime.timing import Step, inference_step, time_steps
+from excite.size import by_text
 from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
 
@@ -39,7 +40,7 @@ class StepTimes(TypedDict):
         steps: number of timed steps; a sample may comprise several.
         memory_gb: peak memory of the process, 1e9 bytes.
         batch: images per step and device.
-        image_size: pixels per side.
+        image_size: pixels per side, or "HxW".
         torch: version of the framework.
         channels_last, compile, fused_sgd: only present if they differ from the request.
     """
@@ -49,7 +50,7 @@ class StepTimes(TypedDict):
     compile_seconds: float | None
     memory_gb: float
     batch: int
-    image_size: int
+    image_size: int | str
     precision: str
     devices: int
     device: str
@@ -156,11 +157,11 @@ class Workbench:
         reset_peak_memory(self.device)
         torch.manual_seed(0)
         if self.batch == 1 and setting.mode == "train":
-            _refuse_one_value(contender.model, (contender.in_chans, self.image_size, self.image_size))
+            _refuse_one_value(contender.model, (contender.in_chans, *self.image_size))
         layout = torch.channels_last if setting.channels_last else torch.contiguous_format
         model = contender.model.to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.model: nn.Module = model
-        shape = (self.batch, contender.in_chans, self.image_size, self.image_size)
+        shape = (self.batch, contender.in_chans, *self.image_size)
         images = torch.randn(shape).to(self.device).contiguous(memory_format=layout)
         if setting.mode == "train":
             labels = torch.randint(contender.num_classes, (self.batch,)).to(self.device)
@@ -188,7 +189,7 @@ class Workbench:
             "compile_seconds": compiled if self.setting.compile != "off" else None,
             "memory_gb": peak_memory_gb(self.device),
             "batch": self.batch,
-            "image_size": self.image_size,
+            "image_size": self.image_size[0] if len({*self.image_size}) == 1 else by_text(self.image_size),
             "precision": self.precision,
             "devices": self.accelerator.num_processes,
             "device": device_name(self.device),

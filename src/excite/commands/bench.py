@@ -33,7 +33,7 @@ def bench(
         str | None, typer.Option(metavar="N,...", help="Images per step and device (default: 16 on a CPU, else 128).")
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="S,...", help="Side length in pixels (default: the model's own).")
+        str | None, typer.Option(metavar="S,...", help="Side length in pixels, or HxW (default: the model's own).")
     ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="P,...", help="auto, fp32, bf16, fp16 (default: auto).")

@@ -202,7 +202,7 @@ def pack(
 def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
     """Print the findings, the worst first."""
     from excite.console import make_table
-    from excite.datacheck.words import caveats, headline, noise_sentences, summary_rows
+    from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences, summary_rows
 
     display.message(f"{headline(numbers)}.")
     rows = summary_rows(numbers)
@@ -211,7 +211,7 @@ def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
         display.table(make_table(rows, columns))
     for finding in numbers["findings"]:
         display.message(f"{finding['sentence']} {finding['advice']}")
-    for line in noise_sentences(numbers):
+    for line in [*noise_sentences(numbers), *giveaway_sentences(numbers)]:
         display.message(line)
     for part in numbers["restated"]:
         restated = [{**row, "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"} for row in part["rows"]]

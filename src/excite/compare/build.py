@@ -17,7 +17,7 @@ from excite.compare.study import OnlyOne, Study, study
 from excite.compare.table import sentences, shown
 from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
-from excite.data.decode import BadImageError, load_picture
+from excite.data.decode import BadImageError, load_shown
 from excite.errors import ExciteError
 from excite.files import write_text
 from excite.pages.figures import dispensable, save
@@ -190,10 +190,9 @@ def _image(data: DataSets, position: int) -> np.ndarray:
     if not isinstance(data.val, FileImages):
         return data.val.images[position].permute(1, 2, 0).cpu().numpy()
     try:
-        read = load_picture(data.val.source(position), data.preprocessing.in_chans, white=data.val.white)
+        image = load_shown(data.val.source(position), data.preprocessing.in_chans, white=data.val.white)
     except BadImageError:  # deleted since it was predicted
         return np.full((32, 32, 3), 128, np.uint8)
-    image = Image.fromarray(visible(np.atleast_3d(np.asarray(read)))).convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image)
 

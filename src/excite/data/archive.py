@@ -11,7 +11,6 @@ import lzma
 import os
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from excite.data.catalog import is_archive
-from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Packed, read_at
+from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Container, Packed, read_at
 from excite.data.walk import DISK, File, Found, Tree, ending, is_image, is_litter
 from excite.errors import ExciteError, first_line, shown_text
 from excite.files import cache_folder, written_aside
@@ -46,15 +45,13 @@ class Members:
     """The files in an archive.
 
     Attributes:
-        path: the file that they are read from: the archive, or what it was unpacked to.
-        modified: when it changed last, nanoseconds.
+        file: what they are read from: the archive, or what it was unpacked to.
         names: their names, with "/" between folders.
         rows: int64 (N, 5): offset, length, size, kind, check of each.
         unusable: (name, reason) of what is no file, or cannot be read.
     """
 
-    path: str
-    modified: int
+    file: Container
     names: list[str]
     rows: np.ndarray
     unusable: list[tuple[str, str]]
@@ -91,7 +88,7 @@ def members(path: Path, progress: Progress | None = None) -> Members:
                 f"none of the {len(known[2]):,} files in {path} can be read ({shown_text(name)}: {reason}): unpack it, "
                 "and give the folder"
             )
-    return Members(os.fspath(path), found.st_mtime_ns, *known)
+    return Members(Container(os.fspath(path), found.st_size, found.st_mtime_ns), *known)
 
 
 @contextmanager
@@ -101,12 +98,14 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except ExciteError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise ExciteError(f"{path} is damaged or no archive ({first_line(error)}): copy or download it again") from None
     except NotImplementedError as error:
         raise ExciteError(f"{path} cannot be read ({first_line(error)}): unpack it, and give the folder") from None
-    except OSError as error:
-        raise ExciteError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes, zipfile and tarfile raise nearly anything, also OSError
+        if isinstance(error, OSError) and error.errno:
+            raise ExciteError(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
+        raise ExciteError(f"{path} is damaged or no archive ({first_line(error)}): copy or download it again") from None
 
 
 def _key(path: Path, found: os.stat_result) -> str:
@@ -170,7 +169,8 @@ def _of_tar(path: Path, size: int) -> Iterator[tuple[str, Row | str]]:
                 yield info.name, (info.offset_data, info.size, info.size, PLAIN, 0)
         last = archive.offset
     # A copy that broke off between two members looks whole to tarfile; but tar files end with blocks of zeros.
-    if not any(read_at(os.fspath(path), at, 512).strip(b"\0") == b"" and at + 512 <= size for at in (last, last - 512)):
+    file = Container.of(path)
+    if not any(read_at(file, at, 512).strip(b"\0") == b"" and at + 512 <= size for at in (last, last - 512)):
         raise EOFError("its end is missing")
 
 
@@ -261,7 +261,7 @@ class Archive:
                 name = self._split(self.members.names[number])[-1]
                 if is_image(name):
                     size = int(self.members.rows[number, 2])
-                    found.files.append(File(f"{place}/{name}", size, self.members.modified))
+                    found.files.append(File(f"{place}/{name}", size, self.members.file.modified))
                 else:
                     found.other[ending(name)] += 1
         inside = f"{os.fspath(folder)}/"
@@ -276,7 +276,7 @@ class Archive:
     def packed(self, paths: Sequence[str]) -> Packed:
         """Where images are that :meth:`below` found."""
         numbers = [self._numbers[path] for path in paths]
-        return Packed.of([self.members.path], [(0, *self.members.rows[number].tolist()) for number in numbers])
+        return Packed.of([self.members.file], [(0, *self.members.rows[number].tolist()) for number in numbers])
 
 
 def tree_of(root: Path) -> Tree:

@@ -76,7 +76,7 @@ SOURCES = {
         side=32,
     ),
     "folder": SourceFacts(
-        what="class folders, also in a zip or tar file",
+        what="class folders (or an archive of them)",
         reader="excite.data.folder",
         root="any",
         files=True,
@@ -84,7 +84,7 @@ SOURCES = {
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
     "table": SourceFacts(
-        what="a table (CSV, TSV, JSON lines, Parquet, hf:owner/name)",
+        what="tables",
         reader="excite.data.table",
         root="any",
         files=True,
@@ -92,7 +92,7 @@ SOURCES = {
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
     "webdataset": SourceFacts(
-        what="WebDataset shards (.tar)",
+        what="WebDataset shards",
         reader="excite.data.webdataset",
         root="any",
         files=True,

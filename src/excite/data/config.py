@@ -20,7 +20,7 @@ LARGEST = 4096
 
 
 #: How often an epoch draws each class; see excite.data.sampler.
-SamplerName = Literal["balanced", "sqrt"]
+SamplerName = Literal["balanced", "sqrt", "weights"]
 
 
 def _as_list(value: Any) -> Any:
@@ -94,6 +94,10 @@ class ColumnsConfig(_Strict):
     )
     part: str | Literal[False] | None = Field(
         default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
+    )
+    weight: str | Literal[False] | None = Field(
+        default=None,
+        description="column with how often training draws an image (sampler=weights); false: there is none",
     )
     group: str | Literal[False] | None = Field(
         default=None, description="column with what the split keeps together, such as a patient; false: there is none"
@@ -210,7 +214,7 @@ class DataConfig(_Strict):
     sampler: SamplerName | None = Field(
         default=None,
         description="how often an epoch draws each class: equally (balanced) or in proportion to the square root of "
-        "its number of images (sqrt); null: every image once",
+        "its number of images (sqrt); weights: each image as a table's column says; null: every image once",
     )
     class_names: Annotated[list[str] | None, NEUTRAL] = Field(
         default=None, description="class names to show instead of the source's own, in the order of the labels"
@@ -266,7 +270,9 @@ class DataConfig(_Strict):
     def _tables_fit(self) -> Self:
         if self.task == "multilabel" and not SOURCES[self.source].files:
             raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
-        if self.sampler is not None and self.task == "multilabel":
+        if self.sampler == "weights" and self.source != "table":
+            raise ValueError("sampler=weights is only for source=table, with a column of weights")
+        if self.sampler not in (None, "weights") and self.task == "multilabel":
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
         if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
             key = "images" if self.images is not None else "columns"

@@ -43,6 +43,7 @@ from excite.data.pixels import (
 )
 from excite.data.whole import missing_end, reaches_its_end
 from excite.errors import ExciteError, first_line
+from excite.pages.pictures import visible
 from excite.size import as_size
 
 Result = TypeVar("Result")
@@ -187,9 +188,24 @@ def load_picture(
         return load_image(source, "L" if in_chans == 1 else "RGB", max_pixels, enough, white)
     file: Any = name_of(source) if isinstance(source, Image.Image) and is_untouched(source) else source
     with reading(source) as name:
-        if isinstance(file, str | os.PathLike):
+        if isinstance(file, str | os.PathLike) and not isinstance(file, Member):
             check_regular(name)
         return _known(read_bands, file, name, in_chans, max_pixels, white)
+
+
+def load_shown(
+    source: ImageSource,
+    in_chans: int,
+    max_pixels: int = PILLOW_LIMIT,
+    enough: int | None = None,
+    white: int = FULL_WHITE,
+) -> Image.Image:
+    """Read an image as people see it, RGB: in its colours, also for a network that takes grey; of bands the first three
+    (:func:`excite.pages.pictures.visible`). Raises BadImageError."""
+    if in_chans in COLOURS:
+        return load_image(source, "RGB", max_pixels, enough, white)
+    pixels = np.ascontiguousarray(visible(np.asarray(load_picture(source, in_chans, max_pixels, white=white))))
+    return Image.fromarray(pixels).convert("RGB")
 
 
 def _known(read: Callable[..., Result], source: Any, name: str, *options: Any) -> Result:
@@ -234,7 +250,7 @@ def check_image(path: Bytes, max_pixels: int = PILLOW_LIMIT, in_chans: int = 3) 
     """
     with reading(path) as name:
         if in_chans not in COLOURS:
-            if not isinstance(path, bytes):
+            if not isinstance(path, bytes | Member):
                 check_regular(name)
             _known(check_bands, path, name, in_chans, max_pixels)
             return

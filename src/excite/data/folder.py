@@ -157,7 +157,8 @@ def decode_all(
                 pixels[place] = pixels[position]
     labels = label_tensor(files.labels, good)
     names = files.names
-    images = ArrayImages(pixels[: len(good)], labels, [names[i] for i in good])
+    weights = None if files.weights is None else files.weights[good]
+    images = ArrayImages(pixels[: len(good)], labels, [names[i] for i in good], weights)
     return images, [(error.path, error.reason) for error in bad.values()]
 
 

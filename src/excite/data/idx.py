@@ -82,6 +82,14 @@ def _read_part(root: Path, part: str, classes: int) -> ArrayImages | None:
     return ArrayImages(torch.from_numpy(images.copy())[:, None], torch.from_numpy(labels.astype(np.int64)))
 
 
+def read_names(path: Path) -> list[str]:
+    """Class names, one per line. Raises ExciteError if the file cannot be read."""
+    try:
+        return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExciteError(f"{path} is not a readable list of class names: {error}") from None
+
+
 def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str], ArrayImages, ArrayImages | None]:
     """Class names, training images, test images or None: uint8 (N, 1, H, W).
 
@@ -90,10 +98,7 @@ def read_idx_folder(root: Path, class_names: list[str] | None) -> tuple[list[str
     """
     names = class_names
     if names is None and (root / "classes.txt").is_file():
-        try:
-            names = [line.strip() for line in (root / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ExciteError(f"{root / 'classes.txt'} is not a readable list of class names: {error}") from None
+        names = read_names(root / "classes.txt")
     if names is None:
         names = [str(d) for d in range(10)]
     train = _read_part(root, "train", len(names))

@@ -26,11 +26,13 @@ class ArrayImages:
     (N, K) of images with several.
 
     `names` are for display: those of the files, as in `FileImages`, else "#" and the position in the source from 0.
+    `weights` are those of `FileImages`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     names: list[str] = field(default_factory=list)
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.names = self.names or [f"#{position}" for position in range(len(self.labels))]
@@ -43,7 +45,8 @@ class ArrayImages:
         chosen = torch.from_numpy(index)
         pixels = room_for((len(index), *self.images.shape[1:]))
         torch.index_select(self.images, 0, chosen, out=pixels)
-        return ArrayImages(pixels, self.labels[chosen], [self.names[i] for i in index])
+        weights = None if self.weights is None else self.weights[index]
+        return ArrayImages(pixels, self.labels[chosen], [self.names[i] for i in index], weights)
 
     def digests(self) -> list[bytes]:
         """A 16-byte digest of each image's pixels and label."""
@@ -79,12 +82,14 @@ class FileImages:
         labels: class numbers; or uint8 (N, K), see :mod:`excite.data.labels`.
         white: the white level of images with 16 bits per channel.
         packed: where the images are, if they are inside larger files.
+        weights: float64 (N,), how often training draws each (``data.sampler=weights``), if the source says so.
     """
 
     paths: list[str]
     labels: list[int] | np.ndarray
     white: int = FULL_WHITE
     packed: Packed | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,7 +109,8 @@ class FileImages:
     def take(self, index: np.ndarray) -> "FileImages":
         """The images at these positions, in this order."""
         packed = None if self.packed is None else self.packed.take(index)
-        return FileImages([self.paths[i] for i in index], take_labels(self.labels, index), self.white, packed)
+        paths, labels = [self.paths[i] for i in index], take_labels(self.labels, index)
+        return FileImages(paths, labels, self.white, packed, None if self.weights is None else self.weights[index])
 
 
 #: Pixels that are computed with at a time: NumPy and PyTorch take eight bytes and more for each.

@@ -37,7 +37,7 @@ from excite.data.decode import (
     reading,
 )
 from excite.data.images import ArrayImages, FileImages, label_tensor
-from excite.data.sampler import ClassSampler
+from excite.data.sampler import ClassSampler, WeightSampler
 from excite.data.views import margin_size, with_margin
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
@@ -258,7 +258,8 @@ class _Loader:
         self.wait_seconds = 0.0  # running total of the time that the consumer has waited for batches
         self._bad: dict[str, str] = {}
         if isinstance(images, ArrayImages):
-            images = ArrayImages(images.images.to(self.device), images.labels.to(self.device), images.names)
+            pixels, labels = images.images.to(self.device), images.labels.to(self.device)
+            images = ArrayImages(pixels, labels, images.names, images.weights)
         self.images = images
 
     @property
@@ -320,7 +321,7 @@ class TrainLoader(_Loader):
     kept, it is filled up from the beginning of the order so that every rank has the same number of images. With
     `augment.repeats` r (repeated augmentation: Hoffer et al., 2020; Berman et al., 2019), a slice holds B * world / r
     images, r copies each, and an epoch still has the same number of slices. With `data.sampler`, an epoch's order is
-    that of `excite.data.sampler.ClassSampler`, of as many images as the epoch's slices hold. Each image is cropped
+    that of `excite.data.sampler`, of as many images as the epoch's slices hold. Each image is cropped
     with its own generator, seeded by (seed, epoch, image number).
 
     Yields `images` uint8 (B, C, H, W) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
@@ -348,8 +349,13 @@ class TrainLoader(_Loader):
         self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
         self._files: _FileBatches | None = None
-        self._sampler: ClassSampler | None = None
-        if data_config.sampler is not None:
+        self._sampler: ClassSampler | WeightSampler | None = None
+        if data_config.sampler == "weights":
+            if images.weights is None:
+                raise ExciteError("data.sampler=weights needs a table with a column of weights (data.columns.weight)")
+            length = min(len(images), self.steps_per_epoch * self._distinct)
+            self._sampler = WeightSampler(images.weights, seed, length)
+        elif data_config.sampler is not None:
             labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else images.labels
             length = min(len(images), self.steps_per_epoch * self._distinct)
             self._sampler = ClassSampler(labels, data_config.sampler, seed, length)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from excite.data.bands import COLOURS
 from excite.data.checks import check_files
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
@@ -112,6 +113,8 @@ def pack(
     for key in ("limit_train", "limit_val"):
         if getattr(data, key) is not None:
             raise ExciteError(f"data.{key} has no effect here: all images are packed; leave it out")
+    if smaller is not None and data.in_chans not in COLOURS:
+        raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
     source = source_contents(data)
     parts = {name: part for name, part in source.parts.items() if len(part)}
     bad = _check(data, parts, progress)
@@ -142,7 +145,7 @@ def _check(
 ) -> dict[str, list[tuple[str, str]]]:
     """(path, reason) of the broken images of each part; an error where the recipe says to stop."""
     found = {
-        name: check_files(part, data.max_pixels, title(name), progress).bad
+        name: check_files(part, data.max_pixels, title(name), progress, data.in_chans).bad
         for name, part in parts.items()
         if isinstance(part, Part)
     }

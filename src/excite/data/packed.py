@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 if TYPE_CHECKING:  # it takes a sixth of a second, and listing folders does not need it
     import numpy as np
@@ -25,19 +25,50 @@ OPEN_FILES = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
+class _File(io.FileIO):
+    """A file that is closed when nobody reads from it any more, which is no mistake."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Container(NamedTuple):
+    """A file that images are in, as it was when they were listed.
+
+    Attributes:
+        path: its path.
+        size: bytes.
+        modified: when it changed last, nanoseconds.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> "Container":
+        """A file as it is now. Raises OSError."""
+        found = os.stat(path)
+        return cls(os.fspath(path), found.st_size, found.st_mtime_ns)
+
+
 class _OpenFiles:
     """Descriptors of the files read last, for all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._files: OrderedDict[Container, _File] = OrderedDict()
 
-    def read(self, path: str, start: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``start`` on. Raises OSError."""
+    def read(self, file_in: Container, start: int, length: int) -> bytes:
+        """At most ``length`` bytes from ``start`` on. Raises OSError, and ValueError if it is another file now."""
         with self._lock:
-            file = self._files.pop(path, None)
-            file = open(path, "rb", buffering=0) if file is None else file  # noqa: SIM115
-            self._files[path] = file
+            file = self._files.pop(file_in, None)
+            if file is None:
+                file = _File(file_in.path)
+                found = os.fstat(file.fileno())
+                if (found.st_size, found.st_mtime_ns) != file_in[1:]:
+                    raise ValueError(f"{file_in.path} has changed since its images were listed: start again")
+            self._files[file_in] = file
             while len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)  # closed once no other thread reads from it
             if not hasattr(os, "pread"):  # Windows: the place is the file's, so only one thread can read
@@ -56,9 +87,9 @@ _files = _OpenFiles()
 class _Window(io.RawIOBase):
     """A part of a file, as a file of its own."""
 
-    def __init__(self, path: str, start: int, length: int) -> None:
+    def __init__(self, file: Container, start: int, length: int) -> None:
         super().__init__()
-        self._path, self._start, self.length, self._at = path, start, length, 0
+        self._file, self._start, self.length, self._at = file, start, length, 0
 
     def readable(self) -> bool:
         return True
@@ -75,7 +106,7 @@ class _Window(io.RawIOBase):
 
     def readinto(self, buffer: Any, /) -> int:
         wanted = min(len(buffer), max(0, self.length - self._at))
-        found = _files.read(self._path, self._start + self._at, wanted)
+        found = _files.read(self._file, self._start + self._at, wanted)
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)
@@ -107,9 +138,9 @@ class _BoundedWindow(Bounded):
         return self._whole
 
 
-def read_at(path: str, start: int, length: int) -> bytes:
-    """At most ``length`` bytes of a file from ``start`` on. Raises OSError."""
-    return _files.read(path, start, length)
+def read_at(file: Container, start: int, length: int) -> bytes:
+    """At most ``length`` bytes of a file from ``start`` on. Raises OSError, and ValueError if it has changed."""
+    return _files.read(file, start, length)
 
 
 @dataclass(frozen=True)
@@ -127,7 +158,7 @@ class Member(os.PathLike[str]):
     """
 
     name: str
-    file: str
+    file: Container
     offset: int
     length: int
     size: int
@@ -183,7 +214,7 @@ class Packed:
         offset, length, size: int64; ``kind`` uint8; ``check`` uint32: as in :class:`Member`.
     """
 
-    files: list[str]
+    files: list[Container]
     file: "np.ndarray"
     offset: "np.ndarray"
     length: "np.ndarray"
@@ -207,7 +238,7 @@ class Packed:
         return Packed(self.files, *(getattr(self, column)[index] for column in self.COLUMNS))
 
     @classmethod
-    def of(cls, files: list[str], rows: "list[tuple[int, int, int, int, int, int]]") -> "Packed":
+    def of(cls, files: list[Container], rows: "list[tuple[int, int, int, int, int, int]]") -> "Packed":
         """From one row (file, offset, length, size, kind, check) an image."""
         import numpy as np
 

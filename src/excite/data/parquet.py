@@ -47,7 +47,7 @@ def read_parquet(path: Path) -> Table:
                 raise ExciteError(f"{file} has other columns than {files[0]}: give one of them, or put them apart")
         images = [name for name in schema.names if _holds_images(schema.field(name).type)]
         plain = [name for name in schema.names if name not in images]
-        read = [each.read(columns=plain).to_pydict() for each in opened]
+        read = [each.read(columns=plain, use_threads=False).to_pydict() for each in opened]
         counts = [each.metadata.num_rows for each in opened]
         table = Table(os.fspath(path), {name: [v for one in read for v in one[name]] for name in plain}, [])
         table.rows = list(range(1, sum(counts) + 1))
@@ -85,7 +85,7 @@ def _holds_images(kind: Any) -> bool:
 
 def _values(file: Any, column: str, what: str) -> Iterator[Any]:
     """The bytes or the paths of a column of images, a batch at a time."""
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
+    for batch in file.iter_batches(batch_size=256, columns=[column], use_threads=False):
         values = batch.column(0)
         if hasattr(values, "field"):
             values = values.field(what)

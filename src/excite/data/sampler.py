@@ -17,7 +17,7 @@ import numpy as np
 from excite.data.config import SamplerName
 
 # The first number of every seed, see excite.data.loader: other streams than those of orders and crops.
-CLASS_ORDER, WITHIN_CLASS = 3, 4
+CLASS_ORDER, WITHIN_CLASS, WEIGHTED = 3, 4, 5
 #: Epochs after which the extra draws of classes repeat.
 PERIOD = 64
 #: Permutations of small classes are made so many numbers at a time: a generator for each would take longer.
@@ -30,10 +30,39 @@ def shares(counts: np.ndarray, sampler: SamplerName | None) -> np.ndarray:
     Args:
         counts: int (K,), images of each class; a class without images has no share.
         sampler: "balanced": equal shares; "sqrt": in proportion to the square root of the count (halfway between the
-            two, as in Mahajan et al., arXiv 1805.00932); None: in proportion to the count.
+            two, as in Mahajan et al., arXiv 1805.00932); else: in proportion to the count.
     """
-    weight = {"balanced": counts > 0, "sqrt": np.sqrt(counts), None: counts}[sampler].astype(np.float64)
+    weight = {"balanced": counts > 0, "sqrt": np.sqrt(counts)}.get(str(sampler), counts).astype(np.float64)
     return weight / weight.sum()
+
+
+class WeightSampler:
+    """Draws each image in proportion to its weight. The order of an epoch is a pure function of (weights, seed, epoch).
+
+    Systematic sampling: laid end to end, the weights are cut into L equal parts at a random place, after the images are
+    shuffled. So an image of weight w is drawn floor or ceil of L w / sum(w) times in each epoch, and that often on
+    average; one of weight 0 is never drawn.
+
+    Args:
+        weights: float64 (N,), at least 0, one of them above.
+        seed: of the orders.
+        length: L.
+    """
+
+    def __init__(self, weights: np.ndarray, seed: int, length: int) -> None:
+        self.weights, self.seed, self.length = weights, seed, length
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The draws of an epoch: int64 (L,), numbered as those of :class:`ClassSampler`."""
+        count = len(self.weights)
+        rng = np.random.default_rng((WEIGHTED, self.seed, epoch))
+        shuffled = rng.permutation(count)
+        ends = np.cumsum(self.weights[shuffled])
+        places = (np.arange(self.length) + rng.random()) * (ends[-1] / self.length)
+        # Rounding may put the last place at the very end, where there is nothing to draw.
+        at = np.minimum(np.searchsorted(ends, places, side="right"), np.flatnonzero(self.weights[shuffled])[-1])
+        order = rng.permutation(shuffled[at])
+        return order + _occurrence(order) * count
 
 
 class ClassSampler:

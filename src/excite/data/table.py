@@ -23,7 +23,7 @@ from excite.data.packed import Packed
 from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
 from excite.data.root import HUB, is_hub
-from excite.data.tabular import Table, read_csv, read_lines
+from excite.data.tabular import Table, read_csv, read_lines, read_lists
 from excite.data.walk import File, look_at
 from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
 from excite.storage import is_remote, stage
@@ -40,6 +40,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         "label": "label class class_name label_name category target species y labels fine_label",
         "part": "part split subset set partition is_valid is_val",
         "group": "group group_id patient patient_id subject subject_id",
+        "weight": "weight weights sample_weight",
     }.items()
 }
 #: Values of a column like ``is_valid``.
@@ -57,7 +58,9 @@ def read_table(path: Path) -> Table:
         ExciteError: the file is damaged, has no header, or holds no rows; a row has another number of values than the
             header; or the library for its format is not installed.
     """
-    if path.is_dir() or path.suffix.lower() == ".parquet":
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        table = read_lists(path)
+    elif path.is_dir() or path.suffix.lower() == ".parquet":
         table = read_parquet(path)
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         table = read_lines(path)
@@ -85,6 +88,7 @@ class Chosen:
     label: str
     part: str | None
     group: str | None
+    weight: str | None
     told: frozenset[str]
     flags: tuple[str, ...] = ()
 
@@ -129,7 +133,8 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
                 f"name it with data.columns.{role}=NAME"
             )
     label = "" if flags else found["label"]
-    return Chosen(found["path"], label, found.get("part"), found.get("group"), frozenset(told), tuple(flags))
+    part, group, weight = (found.get(role) for role in ("part", "group", "weight"))
+    return Chosen(found["path"], label, part, group, weight, frozenset(told), tuple(flags))
 
 
 _YES, _NO = frozenset(("1", "true", "yes")), frozenset(("0", "-1", "false", "no"))
@@ -303,6 +308,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     notes = [_said(table, chosen), *table.notes]
     several = data.task == "multilabel"
     sets = _label_sets(table, chosen, data)
+    if table.listed and not several:  # a line that says that an image lacks a class says nothing else
+        kept = np.array([i for i, found in enumerate(sets) if found], np.int64)
+        table, sets = table.take(kept), [sets[i] for i in kept]
     parts = _parts(table, chosen.part)
     table, sets, parts, said = _without_blank_test(table, sets, parts)
     notes += said
@@ -319,6 +327,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         groups = [text_of(value) or "" for value in table.columns[chosen.group]]
         alone = groups.count("")
         notes += [f"{alone:,} rows without a group: each stands alone"] if alone else []
+    weights = None if chosen.weight is None else _weights(table, chosen.weight)
+    if weights is not None and data.sampler != "weights":
+        notes.append(f"the weights in {shown(chosen.weight)} have no effect: data.sampler=weights draws images by them")
     if chosen.path in table.images:
         rows = list(range(len(table.rows)))
         names = _image_names(table, chosen.path)
@@ -340,6 +351,7 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
             if several
             else [_one(numbers, labels[rows[at]]) for at in own],
             packed=None if listed.packed is None else listed.packed.take(np.array(own)),
+            weights=None if weights is None else weights[[rows[at] for at in own]],
         )
         sizes = np.array([listed.size(at) for at in own], np.int64)
         dates = np.array([modified if listed.files is None else listed.files[at].modified for at in own], np.int64)
@@ -354,6 +366,22 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     none = sum(not labels[i] for i in rows)
     notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
     return Contents(classes, out, [*notes, *_shared_groups(out)], unusable, table.name)
+
+
+def _weights(table: Table, column: str) -> np.ndarray:
+    """float64 (N,): the weight of each row."""
+    found = np.zeros(len(table.rows))
+    for i, (row, value) in enumerate(zip(table.rows, table.columns[column], strict=True)):
+        try:
+            found[i] = float(value)
+        except (TypeError, ValueError):
+            found[i] = np.nan
+        if not 0 <= found[i] < np.inf:
+            raise ExciteError(
+                f"{table.name}, row {row}: the weight in {shown(column)} is {shown(str(value))}, not a number of at "
+                "least 0"
+            )
+    return found
 
 
 def _one(numbers: Mapping[str, int], label: set[str]) -> int:
@@ -404,6 +432,7 @@ class _Listed:
 
 def _said(table: Table, chosen: Chosen) -> str:
     roles = {"images": chosen.path, "labels": chosen.label or None, "parts": chosen.part, "groups": chosen.group}
+    roles["weights"] = chosen.weight
     used = [f"{role} from {shown_text(name)}" for role, name in roles.items() if name is not None]
     if chosen.flags:
         used.append(f"{len(chosen.flags)} classes from columns of 0 and 1")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from excite.data.packed import Packed
+from excite.data.parts import part_named
 from excite.data.walk import is_image
 from excite.errors import ExciteError, shown, shown_text
 
@@ -32,6 +33,7 @@ class Table:
         images: name of a column that holds images -> where they are.
         parts: the part of each row, if the file itself says so (several files, such as train-00000.parquet).
         notes: sentences for the user.
+        listed: whether each row is a line of a list, so that an image without any class is in none.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Table:
     images: dict[str, Packed] = field(default_factory=dict)
     parts: list[str] | None = None
     notes: list[str] = field(default_factory=list)
+    listed: bool = False
 
     def take(self, index: np.ndarray) -> "Table":
         """The rows at these positions, in this order."""
@@ -72,8 +75,8 @@ def read_csv(path: Path) -> Table:
     text = _decoded(path)
     if "\0" in text:
         raise ExciteError(f"{path} is not text: it has a NUL byte")
-    first = next((line for line in text.split("\n") if line.strip()), "")
-    counts = {mark: len(next(csv.reader([first], delimiter=mark), [])) for mark in ",;\t|"}
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    counts = {mark: _columns(first, mark) for mark in ",;\t|"}
     between = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=counts.__getitem__)
     csv.field_size_limit(1 << 20)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
@@ -104,6 +107,13 @@ def read_csv(path: Path) -> Table:
     return Table(os.fspath(path), dict(zip(header or [], columns, strict=True)), rows)
 
 
+def _columns(line: str, mark: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=mark), []))
+    except csv.Error:  # the row is read, and the mistake named, below
+        return 0
+
+
 def _check_header(path: Path, header: Sequence[str]) -> None:
     twice = [name for name, n in Counter(name for name in header if name).items() if n > 1]
     if twice:
@@ -132,3 +142,50 @@ def read_lines(path: Path) -> Table:
         rows.append(number)
     names = dict.fromkeys(name for values in found for name in values)
     return Table(os.fspath(path), {name: [values.get(name) for values in found] for name in names}, rows)
+
+
+def read_lists(folder: Path) -> Table:
+    """Read a folder of lists, one for each class: ``cat.txt``, or ``cat_train.txt`` and ``cat_val.txt``, with an image
+    a line. After the image may stand 1, or what it is not in the list for: 0 or -1, as in PASCAL VOC. The images in
+    ``train.txt`` and ``val.txt`` may have no class.
+
+    Raises:
+        ExciteError: there are no lists, or a line has something else behind the image.
+    """
+    files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+    if not files:
+        raise ExciteError(f"data.root={folder} has neither .parquet files nor lists of images (CLASS.txt)")
+    found: list[tuple[str, str | None, str | None]] = []
+    left: list[str] = []
+    stems = {path.stem for path in files}
+    for path in files:
+        label, _, end = path.stem.rpartition("_")
+        part = part_named(path.stem) or (part_named(end) if label else None)
+        if end == "trainval" or path.stem == "trainval":
+            other = f"{label}_train" if label else "train"
+            if other in stems:
+                left.append(path.name)
+                continue
+        own = None if part_named(path.stem) or path.stem == "trainval" else label if part else path.stem
+        for number, line in enumerate(_decoded(path).splitlines(), 1):
+            image, has = _listed(path, number, line)
+            if image is not None:
+                found.append((image, own if has else None, part))
+    parts = {part for _, _, part in found}
+    if None in parts and len(parts) > 1:
+        raise ExciteError(f"{folder}: some lists are of parts (NAME_train.txt) and some are not: rename them")
+    columns: dict[str, list[Any]] = {"image": [image for image, _, _ in found], "label": [k for _, k, _ in found]}
+    if None not in parts:
+        columns["part"] = [part for _, _, part in found]
+    notes = [
+        f"lists that are not used: {', '.join(left[:5])}" + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+    ]
+    return Table(os.fspath(folder), columns, list(range(1, len(found) + 1)), notes=notes if left else [], listed=True)
+
+
+def _listed(path: Path, number: int, line: str) -> tuple[str | None, bool]:
+    """The image in a line of a list, and whether it has the class."""
+    words = line.rsplit(maxsplit=1)
+    if len(words) == 2 and words[1] in ("1", "0", "-1"):
+        return words[0].strip(), words[1] == "1"
+    return line.strip() or None, True

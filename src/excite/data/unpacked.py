@@ -6,13 +6,12 @@
 Images are then read in any order by any process, as those in a tar file are.
 """
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from excite.data.packed import PLAIN, Packed
+from excite.data.packed import PLAIN, Container, Packed
 from excite.files import cache_folder, told, written_aside
 from excite.progress import Progress
 from excite.storage.staging import locked
@@ -39,7 +38,7 @@ def unpacked(key: str, images: Iterable[bytes], count: int, what: str, progress:
                 lengths = _copy(aside, images, count, what, progress)
     ends = np.cumsum(lengths)
     file, kind, check = np.zeros(count, np.int32), np.full(count, PLAIN, np.uint8), np.zeros(count, np.uint32)
-    packed = Packed([os.fspath(place / "images.bin")], file, ends - lengths, lengths, lengths, kind, check)
+    packed = Packed([Container.of(place / "images.bin")], file, ends - lengths, lengths, lengths, kind, check)
     return packed, int(lengths.sum())
 
 

@@ -250,6 +250,8 @@ def look_at(path: str) -> tuple[File | None, str | None]:
     """``stat`` a path once: the file, or the reason why it cannot be opened."""
     try:
         status = os.stat(path)
+    except ValueError:  # a NUL byte, or what the file system's encoding lacks
+        return None, "it is no path"
     except OSError as error:
         if not os.path.islink(path):
             return None, "it has vanished" if isinstance(error, FileNotFoundError) else str(error.strerror)

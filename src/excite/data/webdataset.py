@@ -18,15 +18,18 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.data.archive import Members, members
 from excite.data.config import DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
+from excite.data.idx import read_names
 from excite.data.images import ArrayImages, FileImages
 from excite.data.labels import hot
-from excite.data.packed import Packed, read_at
+from excite.data.packed import Container, Packed, read_at
 from excite.data.parts import part_of_file
 from excite.data.root import BETWEEN, is_pattern
 from excite.data.table import USUAL, split_labels, text_of
@@ -75,6 +78,21 @@ def beside(text: str) -> list[str]:
     """What may be beside shards at an address that are named one by one: their index."""
     first = expand(text)[0]
     return [f"{first.rpartition('/')[0]}/{INDEX}"] if first.lower().endswith(".tar") else []
+
+
+class _Packed(TypedDict):
+    """A shard in the index."""
+
+    name: str
+    bytes: int
+
+
+class _Index(TypedDict):
+    """What is read of an index."""
+
+    made_by: str
+    classes: list[str]
+    shards: list[_Packed]
 
 
 @dataclass
@@ -128,7 +146,12 @@ def _index(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("made_by") == "excite data pack" else {}
+    if not isinstance(found, dict) or found.get("made_by") != "excite data pack":
+        return {}
+    try:
+        return TypeAdapter(_Index).validate_python(found)  # type: ignore[return-value]
+    except ValidationError:
+        raise ExciteError(f"{path} is damaged: copy or pack the shards again") from None
 
 
 def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path, whole: bool) -> None:
@@ -174,7 +197,7 @@ def _samples(shard: Members) -> Iterator[_Sample]:
 def _text(shard: Members, number: int) -> str:
     """The text of a small file in a shard."""
     offset, length = int(shard.rows[number, 0]), int(shard.rows[number, 1])
-    return read_at(shard.path, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
+    return read_at(shard.file, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
 
 
 def _labels_and_group(shard: Members, sample: _Sample, data: DataConfig) -> tuple[set[str] | None, str | None]:
@@ -218,6 +241,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     unusable: list[tuple[str, str]] = []
     left = Counter[str]()
     without: list[str] = []
+    seen: set[tuple[int, str]] = set()
     for number, (path, part) in enumerate(zip(shards, parts, strict=True)):
         shard = members(path)
         into = found.setdefault(part or "all", _Found())
@@ -227,6 +251,9 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
                 left["without an image"] += 1
                 continue
             name, at = sample.image
+            if (number, name) in seen:
+                raise ExciteError(f"{path} has two images {shown(name)}: pack it again, with a name for each")
+            seen.add((number, name))
             labels, group = _labels_and_group(shard, sample, data)
             if labels is None:
                 without.append(f"{path}/{name}")
@@ -236,7 +263,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
             into.labels.append(labels)
             into.groups.append(group)
             into.rows.append((number, *shard.rows[at].tolist()))
-            into.dates.append(shard.modified)
+            into.dates.append(shard.file.modified)
     images = sum(len(each.names) for each in found.values())
     if not images or len(without) > images:
         one = f"; {without[0]} is one" if without else ""
@@ -251,7 +278,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
         if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
             each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
     classes, names = _classes(data, index, found, place, least_classes)
-    files = [os.fspath(path) for path in shards]
+    files = [Container.of(path) for path in shards]
     out: dict[str, ArrayImages | Part] = {}
     for part, each in found.items():
         if each.names:
@@ -262,7 +289,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
 
 
 def _part(
-    found: _Found, numbers: Mapping[str, int], classes: int, files: list[str], prefix: str, several: bool
+    found: _Found, numbers: Mapping[str, int], classes: int, files: list[Container], prefix: str, several: bool
 ) -> Part:
     own = [[numbers[label] for label in labels] for labels in found.labels]
     # By class and name: a run does not depend on how the images are spread over shards.
@@ -285,7 +312,7 @@ def _classes(
     texts = {label for each in found.values() for labels in each.labels for label in labels}
     listed = index.get("classes")
     if listed is None and (place / "classes.txt").is_file():
-        listed = [line.strip() for line in (place / "classes.txt").read_text("utf-8").splitlines() if line.strip()]
+        listed = read_names(place / "classes.txt")
     numbers = all(text.isdecimal() for text in texts)
     if listed is not None and numbers:
         beyond = [text for text in texts if int(text) >= len(listed)]

@@ -12,6 +12,8 @@ from excite.weights.locate import EMA, WEIGHTS, run_folder
 
 #: The recipe whose data section is the base for data without a run.
 BASE = "folder-small"
+#: Nothing is augmented here, and images of other bands have no colours to change.
+PLAIN = "augment.color_jitter=null"
 
 
 def is_network(source: str | Path) -> bool:
@@ -38,7 +40,7 @@ def data_recipe(source: str | Path | None, words: Sequence[str]) -> Recipe:
     if source is not None and "data.root" in given:
         raise ExciteError(f"give the data once: as {str(source)!r} or as data.root")
     kind = None if source is None or "data.source" in given else source_of(str(source))
-    more = [] if source is None else [f"data.root={source}", *([f"data.source={kind}"] if kind else [])]
+    more = [PLAIN] if source is None else [PLAIN, f"data.root={source}", *([f"data.source={kind}"] if kind else [])]
     recipe = load_recipe(BASE, [*more, *words])
     side = SOURCES[recipe.data.source].side
     if side is not None and "data.image_size" not in given:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from excite.data import DataSets, open_data
+from excite.data.decode import BadImageError
 from excite.datacheck import files
 from excite.datacheck.asked import data_recipe, is_network
 from excite.datacheck.contents import (
@@ -38,6 +39,7 @@ from excite.datacheck.words import summary_rows, told
 from excite.errors import ExciteError
 from excite.files import check_writable
 from excite.pages.inline import show_table
+from excite.pages.pictures import bands_shown
 from excite.progress import Progress, silent
 from excite.recipe import Overrides, Recipe, apply_overrides, override_words
 from excite.size import by_text
@@ -51,7 +53,14 @@ MOST = 1000
 #: Pictures of each finding on the page.
 PICTURES = 60
 PAGE = "data-check.html"
-_DETAILS = {"same bytes": "same bytes as", "near": "near copy of", "mirrored": "mirror image of"}
+#: A side that no JPEG is decoded smaller for.
+WHOLE = 1 << 20
+_DETAILS = {
+    "same bytes": "same bytes as",
+    "same pixels": "same pixels as",
+    "near": "near copy of",
+    "mirrored": "mirror image of",
+}
 
 
 class DataCheck(NamedTuple):
@@ -105,7 +114,7 @@ def check_data(
     opened = _open(source, overrides, weights, device)
     path = Path(out) if out is not None else _place(source, opened)
     check_writable(path)  # before minutes of work
-    items = all_items(opened.data, opened.recipe.data.max_pixels)
+    items = all_items(opened.data, opened.recipe.data.max_pixels, opened.recipe.data.in_chans)
     looks = look_at_all(items, tell)
     if not len(looks.good):
         first, reason = next(iter(looks.reasons.items()))
@@ -193,7 +202,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
             "weights_sha256": opened.weights,
             "looked_at_now": looks.fresh,
             "not_judged": missing,
-            "notes": list(opened.data.notes),
+            "notes": [*opened.data.notes, *([shown] if (shown := bands_shown(items.channels)) else [])],
         },
         "findings": [],
         "balance": balance,
@@ -208,15 +217,29 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
 def _copies(items: Items, looks: Looks, tell: Progress) -> Copies:
     def make() -> Arrays:
         found = find_copies(looks.rows, looks.good, tell)
+        kinds = [_same_pixels(items, looks, pair, kind) for pair, kind in zip(found.pairs, found.kinds, strict=True)]
         return {
             "pairs": found.pairs,
-            "kinds": np.array(found.kinds, "U10"),
+            "kinds": np.array(kinds, "U12"),
             "scores": found.scores,
             "group": found.group,
         }
 
     found = kept(place_of(items, "copies"), looks.rows["key"].tobytes(), make)
     return Copies(found["pairs"], found["kinds"].tolist(), found["scores"], found["group"])
+
+
+def _same_pixels(items: Items, looks: Looks, pair: np.ndarray, kind: str) -> str:
+    """ "same pixels" for two near copies that are the same picture in other files, else the kind as it is."""
+    one, other = looks.rows[pair[0]], looks.rows[pair[1]]
+    alike = all(np.array_equal(one[what], other[what]) for what in ("width", "height", "grey", "colour", "mean"))
+    if kind != "near" or not alike:
+        return kind
+    try:
+        first, second = (items.picture(int(item), WHOLE) for item in pair)
+    except BadImageError:  # it has gone since
+        return kind
+    return "same pixels" if np.array_equal(np.asarray(first), np.asarray(second)) else kind
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -388,14 +411,14 @@ class _Book:
         """Labels that are wrong with a probability of ``least`` or more, those already told apart."""
         some = [each for each in judged if each[1] >= least and (least >= SURE or each[1] < SURE)]
         examples = [
-            self.example(item, f"{100 * wrong:.0f} % likely to be wrong", self.items.classes[instead])
+            self.example(item, f"{min(99, round(100 * wrong))} % likely to be wrong", self.items.classes[instead])
             for item, wrong, instead in some[:MOST]
         ]
         self.add(kind, len(some), examples)
 
     def _link(self, item: int, others: Sequence[int]) -> tuple[int, str]:
         """The nearest of the others, and what the item is to it."""
-        order = ("same bytes", "near", "mirrored")
+        order = ("same bytes", "same pixels", "near", "mirrored")
         linked = [(order.index(kind), other) for other in others if (kind := self._kind(item, other)) is not None]
         if linked:
             rank, other = min(linked)

@@ -1,5 +1,4 @@
-"""Copies: files with the same bytes, the same pixels in other files, and pictures that were cropped, brightened,
-recompressed or mirrored.
+"""Copies: files with the same bytes, and pictures written anew, cropped, brightened, recompressed or mirrored.
 
 Three steps, each for fewer pairs than the one before:
 
@@ -32,6 +31,8 @@ AGREES, DETAILS, COLOURS = 0.97, 0.5, 12.0
 #: a copy of another.
 FLAT = 4.0
 _LOW, _LOW_COLOUR, _BLOCK, _PAIRS = 6, 3, 1024, 4096
+#: So many similarities are held at a time.
+_HELD = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def _candidates(values: Tensor, mirror: Tensor, progress: Progress) -> tuple[np.
     count = len(values)
     most = min(NEIGHBOURS, count - 1)
     found: list[Tensor] = []
-    for start in range(0, count if most > 0 else 0, _BLOCK):
-        here = torch.arange(start, min(start + _BLOCK, count))
+    block = max(1, min(_BLOCK, _HELD // max(1, count)))
+    for start in range(0, count if most > 0 else 0, block):
+        here = torch.arange(start, min(start + block, count))
         for number, other in enumerate((values, mirror)):
             similar = values[here] @ other.T
             similar[torch.arange(len(here)), here] = -1.0  # not with itself, nor with its own mirror image
@@ -136,7 +138,7 @@ def _candidates(values: Tensor, mirror: Tensor, progress: Progress) -> tuple[np.
             row, column = torch.nonzero(best > SIMILAR, as_tuple=True)
             a, b = here[row], at[row, column]
             found.append(torch.stack([torch.minimum(a, b), torch.maximum(a, b), torch.full_like(a, number)], 1))
-        progress("looking for copies", min(start + _BLOCK, count), count)
+        progress("looking for copies", min(start + block, count), count)
     if not found:
         return np.zeros((0, 2), np.int64), np.zeros(0, bool)
     rows = torch.unique(torch.cat(found), dim=0).numpy()

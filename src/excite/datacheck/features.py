@@ -82,7 +82,7 @@ def network_features(
     good: Sequence[int] = looks.good.tolist()
 
     def load(item: int) -> Tensor:
-        return preprocessing.load(items.content(item), items.max_pixels)
+        return preprocessing.load(items.source(item), items.max_pixels)
 
     def run() -> Arrays:
         inner, outer = Rows(), Rows()

@@ -4,12 +4,16 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
 from excite.data import ArrayImages, DataSets, FileImages
-from excite.data.decode import ImageSource, check_regular
+from excite.data.bands import COLOURS
+from excite.data.decode import ImageSource, check_regular, load_picture
 from excite.data.labels import several
 from excite.data.packed import Member, open_bytes
+from excite.data.pixels import FULL_WHITE
 from excite.errors import ExciteError
+from excite.pages.pictures import visible
 
 #: Names of the parts, for people and for files: as in ``DataSets``.
 PARTS = ("training", "validation", "test")
@@ -25,6 +29,7 @@ class Items:
         parts: int64 (N,), positions in :data:`PARTS`.
         names: N names for display, as in ``FileImages.names`` and ``ArrayImages.names``: unique within a part only.
         max_pixels: larger images are not decoded.
+        channels: that the network takes, ``data.in_chans``.
     """
 
     classes: list[str]
@@ -32,6 +37,7 @@ class Items:
     parts: np.ndarray
     names: list[str]
     max_pixels: int
+    channels: int
     _held: list[ArrayImages | FileImages] = field(repr=False)
     _place: np.ndarray = field(repr=False)
 
@@ -47,25 +53,32 @@ class Items:
         images, at = self.where(item)
         return images.paths[at] if isinstance(images, FileImages) else None
 
-    def white(self, item: int) -> int:
-        """The white level of an image with 16 bits per channel."""
-        images, _ = self.where(item)
-        return images.white if isinstance(images, FileImages) else 65535
-
-    def content(self, item: int) -> ImageSource:
-        """The bytes of the item's file, or its pixels: uint8 (H, W, C).
-
-        Raises:
-            OSError, ValueError: the file cannot be read, or is not a regular file.
-        """
+    def source(self, item: int) -> ImageSource:
+        """What an image is read from: its file or its place in a larger one, or its pixels, uint8 (H, W, C)."""
         images, at = self.where(item)
         if isinstance(images, ArrayImages):
             return images.images[at].permute(1, 2, 0).contiguous().numpy()
-        source = images.source(at)
+        return images.source(at)
+
+    def data(self, item: int) -> bytes:
+        """The bytes of the item's file, or of its pixels. Raises OSError or ValueError if the file cannot be read."""
+        source = self.source(item)
+        if isinstance(source, np.ndarray):
+            return source.tobytes()
+        assert isinstance(source, str | Member)
         if not isinstance(source, Member):
             check_regular(source)
         with open_bytes(source) as file:
             return file.read()
+
+    def picture(self, item: int, enough: int) -> Image.Image:
+        """The image in RGB, as people see it; a JPEG may be decoded smaller (``load_image``). Raises BadImageError."""
+        images, _ = self.where(item)
+        white = images.white if isinstance(images, FileImages) else FULL_WHITE
+        # Grey and colours as they are: an image that is to become grey still shows its colours here.
+        channels = self.channels if self.channels not in COLOURS else 3
+        found = load_picture(self.source(item), channels, self.max_pixels, enough, white)
+        return found if isinstance(found, Image.Image) else Image.fromarray(visible(found.pixels)).convert("RGB")
 
     def stamp(self, item: int) -> bytes:
         """What changes when the item does: path, size and date of its file, or its pixels."""
@@ -76,7 +89,7 @@ class Items:
         source = images.source(at)
         path = os.path.abspath(source)
         try:
-            found = os.stat(source.file if isinstance(source, Member) else path)
+            found = os.stat(source.file.path if isinstance(source, Member) else path)
         except OSError:
             return os.fsencode(path)
         return os.fsencode(path) + f"\0{found.st_size}\0{found.st_mtime_ns}\0{images.white}".encode()
@@ -96,7 +109,7 @@ class Items:
         return table
 
 
-def all_items(data: DataSets, max_pixels: int) -> Items:
+def all_items(data: DataSets, max_pixels: int, channels: int = 3) -> Items:
     """All images of an opened source, part by part. Raises ExciteError if they may have several labels."""
     held = [data.train, data.val, data.test]
     sets = [images for images in held if images is not None]
@@ -111,6 +124,7 @@ def all_items(data: DataSets, max_pixels: int) -> Items:
         np.concatenate(numbers),
         names,
         max_pixels,
+        channels,
         held,  # type: ignore[arg-type]  # a part without images is never asked for
         np.concatenate([np.arange(len(images)) for images in sets]),
     )

@@ -1,6 +1,7 @@
 """Results that are kept in the cache folder, one file for each data set and kind: a second check is quick."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
 
 #: Version of the files, and of how their contents are computed.
-VERSION = 1
+VERSION = 2
 
 Arrays = dict[str, np.ndarray]
 
@@ -21,8 +22,16 @@ Arrays = dict[str, np.ndarray]
 def place_of(items: Items, kind: str) -> Path:
     """The file for a data set. Pillow's version decides what can be read, and how it looks."""
     paths = (path for i in range(len(items)) if (path := items.path(i)) is not None)
-    first = next(paths, "").rpartition("/")[0]
-    what = [str(VERSION), PIL.__version__, str(items.max_pixels), first, *items.classes, items.names[0]]
+    first = os.path.dirname(os.path.abspath(next(paths, "")))
+    what = [
+        str(VERSION),
+        PIL.__version__,
+        str(items.max_pixels),
+        str(items.channels),
+        first,
+        *items.classes,
+        items.names[0],
+    ]
     name = hashlib.sha256("\0".join(what).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return cache_folder() / "looked" / f"{name}-{kind}.npz"
 

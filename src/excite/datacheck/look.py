@@ -7,13 +7,16 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from excite.data.ahead import decoding_threads
-from excite.data.decode import BadImageError, load_image, opened, reading
+from excite.data.bands import COLOURS
+from excite.data.decode import BadImageError, opened, reading
 from excite.data.formats import FORMATS
+from excite.data.packed import Bytes
 from excite.datacheck.items import Items
 from excite.datacheck.kept import place_of, read_arrays, write_arrays
 from excite.progress import Progress, silent
@@ -127,36 +130,27 @@ def look(items: Items, item: int) -> np.ndarray:
     """Decode an image and measure it: a row of :data:`ROW`. Raises BadImageError."""
     row = np.zeros((), ROW)
     with reading(items.path(item) or items.names[item]) as name:
-        content = items.content(item)
-        if isinstance(content, bytes):
-            with _named(name), opened(content, name, items.max_pixels) as image:
-                kind, mode = image.format or "other", image.mode
+        source = items.source(item)
+        kind, mode = "pixels", f"{items.channels} bands"
+        if isinstance(source, np.ndarray):
+            row["height"], row["width"] = source.shape[:2]
+            mode = {1: "L", 3: "RGB"}.get(source.shape[2], mode)
+        image = items.picture(item, ENOUGH)
+        data = items.data(item)
+        if not isinstance(source, np.ndarray):
+            row["bytes"] = len(data)
+            if items.channels in COLOURS:
+                with opened(cast(Bytes, source), name, items.max_pixels) as header:
+                    kind, mode = header.format or "other", header.mode
+                    row["width"], row["height"] = header.size
+            else:
+                kind = "other"
                 row["width"], row["height"] = image.size
-            row["bytes"] = len(content)
-        else:
-            kind, mode = "pixels", "RGB" if content.shape[2] == 3 else "L"  # type: ignore[union-attr]
-            row["height"], row["width"] = content.shape[:2]  # type: ignore[union-attr]
-        with _named(name):
-            image = load_image(content, "RGB", items.max_pixels, ENOUGH, items.white(item))
         row["format"] = _FORMATS.index(kind if kind in _FORMATS else "other")
         row["mode"] = mode
-        row["digest"] = _short(content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()) or 1
+        row["digest"] = _short(data) or 1
         _measure(row, image)
     return row
-
-
-class _named:
-    """A context in which a BadImageError about bytes becomes one about the file they came from."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BadImageError):
-            raise BadImageError(self._name, error.reason) from None
 
 
 def _measure(row: np.ndarray, image: Image.Image) -> None:

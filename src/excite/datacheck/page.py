@@ -3,10 +3,10 @@
 import io
 from collections.abc import Sequence
 
-from excite.data.decode import BadImageError, load_image, reading
+from excite.data.decode import BadImageError
 from excite.datacheck.contents import DataNumbers, Example, Finding
 from excite.datacheck.items import Items
-from excite.datacheck.words import caveats, headline, noise_sentences
+from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences
 from excite.pages.page import Card, Column, Marked, Page, Section, mono
 from excite.pages.page import link as _link
 
@@ -56,7 +56,7 @@ def _summary(section: Section, numbers: DataNumbers) -> None:
         section.paragraph(f"{finding['sentence']} {finding['advice']}")
     if not numbers["findings"]:
         section.paragraph("Nothing was found.")
-    for sentence in noise_sentences(numbers):
+    for sentence in [*noise_sentences(numbers), *giveaway_sentences(numbers)]:
         section.paragraph(sentence)
     for sentence in caveats(numbers):
         section.note(sentence)
@@ -136,8 +136,7 @@ def _picture(example: Example, png: bytes) -> Marked:
 def thumbnail(items: Items, item: int) -> bytes | None:
     """A small picture, PNG or JPEG; None if the image can no longer be read."""
     try:
-        with reading(items.path(item) or items.names[item]):
-            image = load_image(items.content(item), "RGB", items.max_pixels, SIDE, items.white(item))
+        image = items.picture(item, SIDE)
     except BadImageError:
         return None
     image.thumbnail((SIDE, SIDE))

@@ -164,6 +164,18 @@ def noise_sentences(numbers: DataNumbers) -> list[str]:
     ]
 
 
+def giveaway_sentences(numbers: DataNumbers) -> list[str]:
+    """A sentence on the most telling property, where none is a finding; nothing if none was judged."""
+    found = numbers["giveaways"]
+    if not found or any(each["gives_away"] for each in found):
+        return []
+    best = found[0]
+    return [
+        f"Nothing gives the class away: the best single property, {best['what']}, tells it in "
+        f"{best['accuracy']:.0f} % of the images (balanced; chance {best['chance']:.0f} %)."
+    ]
+
+
 def _the(part: str) -> str:
     return part if part.startswith("all") else f"the {part} part"
 

@@ -294,7 +294,7 @@ def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undraw
     if evals:
         columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
         columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
-        columns += [] if measure.usual else [Column("metric", f"{measure.label} %", ".2f")]
+        columns += [] if measure.usual else [Column("metric", measure.heading, ".2f")]
         section.details("Evaluations as a table").table(columns, evals)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from excite.trained.given import GivenImage
 from excite.trained.predictor import NO_ANSWER, Prediction
 
@@ -32,10 +30,8 @@ def draw_grid(
     """
     from matplotlib.figure import Figure
 
-    from excite.data.bands import COLOURS
-    from excite.data.decode import load_picture
+    from excite.data.decode import load_shown
     from excite.pages.figures import shortened, style, write
-    from excite.pages.pictures import visible
 
     shown = predictions[:limit]
     columns = min(columns, len(shown))
@@ -47,8 +43,7 @@ def draw_grid(
         for axis in axes.flat:
             axis.set_axis_off()
         for axis, (image, prediction) in zip(axes.flat, shown, strict=False):
-            picture = load_picture(image.open(), 3 if in_chans in COLOURS else in_chans, white=white)
-            axis.imshow(visible(np.asarray(picture)), cmap="gray", vmin=0, vmax=255)
+            axis.imshow(load_shown(image.open(), in_chans, white=white))
             name, probability = prediction.top[0] if prediction.top else (NO_ANSWER, None)
             percent = "" if probability is None else f"{100 * probability:.1f} %"
             axis.set_title(f"{shortened(name, 22)}\n{percent}", fontsize=9)

@@ -124,7 +124,7 @@ class Evaluation:
         row = [f"{self.images:,}", loss, f"{self.top1:.2f}", f"{self.balanced:.2f}", f"{self.top5:.2f}"]
         if not MEASURES[self.metric].usual and self.metric != "balanced":
             value = self.value(self.metric)
-            heads.append(f"{MEASURES[self.metric].label} %")
+            heads.append(MEASURES[self.metric].heading)
             row.append("-" if value is None else f"{value:.2f}")
         warning = [self.warning] if self.warning is not None else []
         return show_table(heads, [row], title=self.title, notes=[*self.notes, *warning])

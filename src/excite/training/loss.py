@@ -130,13 +130,18 @@ def _of_each(logits: Tensor, wanted: Tensor, config: TrainConfig, weights: Tenso
     wanted = wanted * (1 - config.label_smoothing) + config.label_smoothing / 2
     yes, no = F.logsigmoid(logits), F.logsigmoid(-logits)
     if config.loss == "focal":
-        yes, no = yes * no.exp() ** config.focal_gamma, no * yes.exp() ** config.focal_gamma
+        yes, no = yes * _sure_of(no) ** config.focal_gamma, no * _sure_of(yes) ** config.focal_gamma
     elif config.loss == "asymmetric":
         own, other, shift = ASYMMETRIC
         chance = (torch.sigmoid(logits) - shift).clamp_min(0)
         yes, no = yes * no.exp() ** own, torch.log1p(-chance) * chance**other
     terms = wanted * (yes if weights is None else yes * weights) + (1 - wanted) * no
     return -terms.mean()
+
+
+def _sure_of(log_chance: Tensor) -> Tensor:
+    """The probability, but never 0, where the gradient of a power below 1 is infinite."""
+    return log_chance.exp().clamp_min(torch.finfo(log_chance.dtype).eps)
 
 
 def _smoothed(wanted: Tensor, config: TrainConfig) -> Tensor:
@@ -146,7 +151,7 @@ def _smoothed(wanted: Tensor, config: TrainConfig) -> Tensor:
 def _focal(logits: Tensor, wanted: Tensor, gamma: float, weights: Tensor | None) -> Tensor:
     """Logits and targets (B, K) -> the mean over images, 0-d."""
     known = F.log_softmax(logits, 1)
-    # Not 1 - p, which is 0 for log p > -6e-8; and never 0, where the gradient of a power below 1 is infinite.
+    # Not 1 - p, which is 0 for log p > -6e-8; and never 0, see _sure_of.
     unsure = (-torch.expm1(known)).clamp_min(torch.finfo(known.dtype).eps)
     terms = -wanted * unsure**gamma * known
     return (terms if weights is None else terms * weights).sum(1).mean()

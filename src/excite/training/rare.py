@@ -49,12 +49,21 @@ def by_class(recipe: Recipe, data: DataSets, device: torch.device | str = "cpu")
             _check_weights(config.class_weights, data.classes)
             factors = np.asarray(config.class_weights, dtype=np.float64)
         if not several:
-            factors = factors / (shares(counts, recipe.data.sampler) * factors).sum()
+            factors = factors / (_drawn(recipe, data, counts) * factors).sum()
         weights = torch.tensor(factors, dtype=torch.float32, device=device)
     if config.logit_adjustment:
         prior = np.log(seen / seen.sum())
         adjustment = torch.tensor(config.logit_adjustment * prior, dtype=torch.float32, device=device)
     return ByClass(weights, adjustment, several)
+
+
+def _drawn(recipe: Recipe, data: DataSets, counts: np.ndarray) -> np.ndarray:
+    """The share of each class in what training draws: float64 (K,), of images with one class each."""
+    images = data.train
+    if recipe.data.sampler != "weights" or images.weights is None:
+        return shares(counts, recipe.data.sampler)
+    labels = images.labels.cpu().numpy() if isinstance(images, ArrayImages) else np.asarray(images.labels)
+    return np.bincount(labels, images.weights, len(counts)) / images.weights.sum()
 
 
 def _check_weights(weights: Sequence[float], classes: Sequence[str]) -> None:
@@ -83,7 +92,13 @@ def notes(recipe: Recipe, data: DataSets, found: ByClass) -> list[str]:
             f"({names[least]}) to {float(found.weights[most]):.3g} times ({names[most]})"
             + (", where it has the class" if found.several else ", once on average")
         )
-    if recipe.data.sampler is not None:
+    if recipe.data.sampler == "weights" and data.train.weights is not None:
+        each = data.train.weights * len(data.train) / data.train.weights.sum()
+        told.append(
+            f"data.sampler=weights: an epoch draws an image {each.min():.3g} to {each.max():.3g} times, as its weight "
+            "says; the number of steps stays the same"
+        )
+    elif recipe.data.sampler is not None:
         times = shares(counts, recipe.data.sampler)[some] * counts.sum() / counts[some]
         of = dict(zip(some.tolist(), times.tolist(), strict=True))
         told.append(

@@ -239,7 +239,8 @@ def record_evaluation(run: Run, clock: Clock, metrics: Metrics | None) -> None:
         f"epoch {epoch:g}/{run.recipe.train.epochs}  {kind} loss {_loss(evaluation)}  "
         f"{_accuracies(evaluation, metric)}{said}",
         run.step,
-        evaluation.top1,
+        evaluation.value(metric),
+        MEASURES[metric].heading,
     )
     if evaluation.warning is not None:
         run.display.message(f"warning: {evaluation.warning}")

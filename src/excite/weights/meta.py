@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from excite.data.bands import COLOURS
 from excite.data.preprocessing import Preprocessing
 from excite.errors import ExciteError
 from excite.files import to_json
@@ -114,5 +115,7 @@ def _recipe(model: Classifier, preprocessing: Preprocessing) -> RecipeMeta:
     }
     images = preprocessing.to_dict()
     values["data"] |= {**images, "eval_size": None}
+    if preprocessing.in_chans not in COLOURS:
+        values["augment"] |= {"color_jitter": None, "rand_augment": None, "trivial_augment": False}
     recipe = Recipe.from_dict(values, "the recipe of a converted network")
     return cast(RecipeMeta, recipe.model_dump(mode="json"))
