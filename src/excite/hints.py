@@ -35,6 +35,7 @@ _KEYS: dict[str, str] = {
     "train.grad_accumulation": "accumulate grad_accum grad_accum_steps gradient_accumulation_steps",
     "train.grad_checkpointing": "gradient_checkpointing activation_checkpointing",
     "train.init_from": "pretrained weights initial_checkpoint pretrained_path init checkpoint ckpt finetune_from",
+    "train.progressive": "progressive_resizing progressive_sizes image_size_schedule",
     "train.teacher": "teacher_model teacher_path kd_model kd_model_path distill",
     "train.distill_temperature": "kd_temperature temperature",
     "train.distill_weight": "kd_weight distillation_weight distill_alpha",

@@ -33,12 +33,13 @@ Numbers = Annotated[list[float], BeforeValidator(_as_list)]
 
 def _as_image_size(value: Any, info: ValidationInfo) -> Any:
     """A size as it is stored: a number of pixels, or [height, width] if they differ."""
+    name = "train.progressive" if info.field_name == "progressive" else f"data.{info.field_name}"
     sides = _as_list(value)
     sides = sides if isinstance(sides, list) and len(sides) == 2 else [value]
     if any(type(side) is not int or not 1 <= side <= LARGEST for side in sides):
         raise ValueError(
-            f"data.{info.field_name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
-            f"[height, width], as in data.{info.field_name}=[96,160]"
+            f"{name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
+            "[height, width], such as [96,160]"
         )
     return plain_size(sides[0] if len(sides) == 1 else sides)
 

@@ -25,7 +25,7 @@ from excite.data import (
 from excite.data.config import check_fit
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.gates import Gate
 from excite.measures import MEASURES, superlative
 from excite.models import Classifier, create_model
@@ -45,6 +45,7 @@ from excite.runtime.device import (
     seed_everything,
 )
 from excite.runtime.environment import versions
+from excite.size import Size, by_text, size_text
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
@@ -115,6 +116,11 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
         return self.train_loader.steps_per_epoch
+
+    @property
+    def training_size(self) -> Size:
+        """Height and width of the images of the next step; a function of its epoch (``train.progressive``)."""
+        return self.recipe.training_size(self.step // self.steps_per_epoch)
 
     @property
     def total_steps(self) -> int:
@@ -288,6 +294,7 @@ def set_up(
         *recipe.notes,
         *beyond_the_end(recipe),
         *_fit_notes(recipe),
+        *_sizes_note(recipe),
         *rare_notes(recipe, data, terms),
         *([] if teacher is None else teacher.notes),
         *chosen_by,
@@ -353,6 +360,32 @@ def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) ->
     return count, f"deterministic: the same weights with any number of threads and workers, and {many}"
 
 
+def _check_sizes(model: Classifier, recipe: Recipe) -> None:
+    """Raise ExciteError if the network cannot take the images of ``train.progressive``. It does not change."""
+    model.eval()
+    for _, size in recipe.train.sizes():
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(torch.zeros(1, recipe.data.in_chans, *size))
+        except Exception as error:  # of any kind, from inside the network
+            raise ExciteError(
+                f"{recipe.model.name} cannot take images of {size_text(size)} (train.progressive): {first_line(error)}"
+            ) from None
+    model.train()
+
+
+def _sizes_note(recipe: Recipe) -> list[str]:
+    """What ``train.progressive`` does: a sentence, or none."""
+    sizes = recipe.train.sizes()
+    if not sizes:
+        return []
+    told = ", ".join(f"{by_text(size)} from epoch {begun + 1} on" for begun, size in sizes)
+    return [
+        f"train.progressive: training images are made smaller after augmentation, to {told}; evaluation sees "
+        f"{by_text(recipe.data.evaluation_size)}. Times left are those of the present size"
+    ]
+
+
 def _fit_notes(recipe: Recipe) -> list[str]:
     """What another ``data.fit`` than crop leaves unused, and where training and evaluation fit images differently."""
     data, notes = recipe.data, list[str]()
@@ -370,7 +403,7 @@ def _fit_notes(recipe: Recipe) -> list[str]:
 
 
 def _image(recipe: Recipe) -> tuple[int, int, int]:
-    return recipe.data.in_chans, *recipe.data.training_size
+    return recipe.data.in_chans, *recipe.smallest_size
 
 
 def _open_images(recipe: Recipe, display: Display) -> DataSets:
@@ -470,6 +503,13 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
     """Some gates only take feature maps of one size: report that before the first epoch, not after it."""
     data = recipe.data
     bound = any(isinstance(m, Gate) and m.feature_size is not None for m in model.modules())
+    if recipe.train.progressive is not None:
+        if bound:
+            raise ExciteError(
+                f"train.progressive changes the size of the images, but the gather kernels of the gates of "
+                f"{recipe.model.name} have the size of the feature map; use another gate or train.progressive=null"
+            )
+        _check_sizes(model, recipe)
     if bound and data.evaluation_size != data.training_size:
         raise ExciteError(
             f"data.eval_size ({data.eval_size}) must equal data.image_size ({data.image_size}) for "

@@ -123,8 +123,9 @@ def open_teacher(recipe: Recipe, data: DataSets, device: torch.device) -> Teache
     told += ["the images are normalised anew with its own mean and standard deviation"] * (
         (tuple(own.mean), tuple(own.std)) != (tuple(data.mean), tuple(data.std))
     )
-    if own.size != recipe.data.training_size:
-        told.append(f"it gets the images resized from {by_text(recipe.data.training_size)} to {by_text(own.size)}")
+    sizes = [size for _, size in recipe.train.sizes()] or [recipe.data.training_size]
+    if any(size != own.size for size in sizes):
+        told.append(f"it gets the images resized from {', '.join(map(by_text, sizes))} to {by_text(own.size)}")
     note = "; ".join([*told, *([ordered] if ordered else [])])
     return Teacher(model, own, given, device, precision, rows, digest, [note])
 
