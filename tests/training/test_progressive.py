@@ -102,6 +102,6 @@ def test_what_cannot_change_its_size_is_refused(tmp_path):
 
     with pytest.raises(ExciteError, match="gather kernels of the gates of cifar_geresnet20_theta_plus have the size"):
         opened(GROWS, "model.name=cifar_geresnet20_theta_plus")
-    opened(GROWS, "model.name=cifar_geresnet20_theta_minus")
+    opened(GROWS, "model.name=cifar_geresnet20_theta_plus", "model.options={extent: 2}")
     with pytest.raises(ExciteError, match=r"chooses the number of epochs, which train.progressive counts on"):
         train(small(GROWS, "train.device=cpu"), run_dir=tmp_path / "limited", time_limit=60.0, quiet=True)

@@ -34,8 +34,9 @@ class BatchAugment:
     mixes images (mixup, CutMix), whether or not this batch was mixed.
 
     Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalisation, cutout, erasing,
-    mixup or CutMix; at last, images are made smaller if a `size` (H, W) is given. So cutout, padding and so on cover the
-    same part of an image at every size. The random-resized crop is done in the loader, which crops what it decodes.
+    mixup or CutMix; at last, images are made smaller if a `size` (H, W) is given, so that cutout, padding and so on
+    cover the same part of an image at every size. The random-resized crop is done in the loader, which crops what it
+    decodes.
     """
 
     def __init__(
