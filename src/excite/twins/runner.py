@@ -86,7 +86,7 @@ def run_twins(
     if isinstance(gates, str):
         gates = [gate.strip() for gate in gates.split(",")]
     display = Display(quiet)
-    folder, plan = _resolve(recipe, overrides, gates, (seeds, folds), out, resume, display)
+    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display, folds)
     with StopSignals() as stop:
         _check(plan, folder, display, stop)
         with _locked(folder, display) as lock:
@@ -98,10 +98,11 @@ def _resolve(
     recipe: Recipe | str | Path | None,
     overrides: Overrides,
     gates: Sequence[str] | None,
-    numbers: tuple[int | None, int | None],
+    seeds: int | None,
     out: str | Path | None,
     resume: str | Path | None,
     display: Display,
+    folds: int | None = None,
 ) -> tuple[Path, Plan]:
     if resume is not None:
         if recipe is not None or overrides or out is not None:
@@ -125,7 +126,7 @@ def _resolve(
         raise ExciteError(
             f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
         )
-    return folder, make_plan(folder, checked, gates, *numbers)
+    return folder, make_plan(folder, checked, gates, seeds, folds)
 
 
 def _settled(recipe: Recipe, folder: Path) -> Recipe:
