@@ -72,6 +72,7 @@ def folder(tmp_path_factory, tiny):
 
 
 MISTAKES = [
+    ("train digits-seresnet20 data.fit=letterbox crop=random_resized", "give augment.crop=pad or augment.crop=none"),
     ("train digits-seresnet20 device=gpu", "choose one of auto, cpu"),
     ("train digits-seresnet20 init_from=nowhere", "no run folder or checkpoint 'nowhere'"),
     ("train digits-seresnet20 --out photo.png", "photo.png is not a folder"),

@@ -306,3 +306,12 @@ def test_what_has_no_effect_on_packing_is_refused(tmp_path):
     source = config(**SOURCES["folder"].write(tmp_path / "data", items(2, None)), limit_train=3)
     with pytest.raises(ExciteError, match=r"data\.limit_train has no effect here: all images are packed"):
         pack(source, tmp_path / "s")
+
+
+def test_two_classes_of_one_name_are_refused_whatever_names_them(tmp_path):
+    write(tmp_path / "s" / "0.tar", samples(["0", "1", "0", "1"]))
+    (tmp_path / "s" / "classes.txt").write_text("cat\ncat\n")
+    with pytest.raises(ExciteError, match="has two classes 'cat': give each a name of its own"):
+        open_data(shards(tmp_path / "s"))
+    with pytest.raises(ExciteError, match=r"data\.class_names has two classes 'x'"):
+        open_data(config(source="digits", class_names=["x"] * 10))

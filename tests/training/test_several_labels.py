@@ -26,6 +26,7 @@ from excite.recipe import load_recipe
 from excite.trained.opened import open_trained
 from excite.training import train
 from excite.training.loss import ByClass, training_loss
+from excite.training.probe import fit_probe
 from excite.training.stop import Interrupted
 from excite.weights.locate import step_folder
 from tests.training.small import metrics
@@ -338,3 +339,27 @@ def test_what_cannot_be_done_yet_is_said(run):
     for call in (excite.report, excite.explain):
         with pytest.raises(ExciteError, match="does not handle images with several labels yet"):
             call(run)
+
+
+def test_a_probe_fits_each_class_on_its_own(run, table, tmp_path):
+    """A new head for other classes begins with a logistic regression of each."""
+    rows = table.read_text().replace("tags", "label").replace("dark", "night").splitlines()
+    here = table.parent / "renamed.csv"
+    here.write_text("\n".join(rows) + "\n")
+    words = (
+        "data.columns.label=label",
+        f"train.init_from={run}",
+        "train.probe=true",
+        "train.epochs=1",
+        "optimizer.lr=1e-6",
+    )
+    results = train(recipe(here, *words), out=tmp_path, quiet=True)
+    log = (Path(results["run"]) / "log.txt").read_text()
+    assert "have their likeliest class right in cross-validation" in log
+    first = metrics(Path(results["run"]), "eval")[0]
+    assert first["epoch"] == 0
+    assert first["map"] > 90
+    labels = torch.tensor([[1, 0], [1, 1], [0, 1], [0, 0]] * 20)
+    probe = fit_probe(labels.double() + 0.1 * torch.randn(80, 2, generator=torch.Generator().manual_seed(0)), labels, 2)
+    logits = labels.double() @ probe.weight.T + probe.bias
+    assert ((logits > 0) == (labels > 0)).all()

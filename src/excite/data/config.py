@@ -119,8 +119,8 @@ class DataConfig(_Strict):
     task: Literal["classes", "multilabel"] = Field(
         default="classes", description="labels of an image: one class, or several (multilabel), maybe none"
     )
-    columns: ColumnsConfig = Field(
-        default_factory=ColumnsConfig, description="table: names of its columns; null: the usual ones"
+    columns: ColumnsConfig | None = Field(
+        default=None, description="table: names of its columns (path, label, part, ...); null: the usual ones"
     )
     image_size: ImageSize = Field(
         description="size of the images that the network sees, in pixels: the side of a square, or [height, width]"
@@ -135,7 +135,7 @@ class DataConfig(_Strict):
         ge=1,
         le=16,
         description="channels that the network sees: 3 (grey is repeated), 1 (colour becomes luma), or exactly so many "
-        "bands of each image (folder only)",
+        "bands of each image (sources of files only)",
     )
     interpolation: Literal["bicubic", "bilinear"] = Field(
         default="bicubic", description="filter for every resize, in training and evaluation"
@@ -275,9 +275,9 @@ class DataConfig(_Strict):
             raise ValueError("sampler=weights is only for source=table, with a column of weights")
         if self.sampler not in (None, "weights") and self.task == "multilabel":
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
-        if self.source != "table" and (self.images is not None or self.columns != ColumnsConfig()):
+        if self.source != "table" and (self.images is not None or self.columns not in (None, ColumnsConfig())):
             key = "images" if self.images is not None else "columns"
-            raise ValueError(f"{key} is only for source=table")
+            raise ValueError(f"{key} is only for source=table: data.{key}=null leaves it out")
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ from excite.data.room import on_disk
 from excite.data.root import BETWEEN, find_root
 from excite.data.split import fold_split, group_keys, stable_split
 from excite.data.white import with_white
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown
 from excite.progress import Progress
 from excite.size import size_text
 from excite.storage import is_remote, stage
@@ -249,7 +249,15 @@ def _staged(data: DataConfig, opening: Callable[[DataConfig], DataSets]) -> Data
 def source_contents(data: DataConfig, least_classes: int = 2) -> Contents:
     """Read the contents of a local source. Raises ExciteError if it is missing, incomplete, damaged or empty."""
     contents: Contents = import_module(SOURCES[data.source].reader).read_source(data, find_root(data), least_classes)
+    _refuse_twins(contents.classes, contents.where or str(data.root))
     return contents
+
+
+def _refuse_twins(classes: Sequence[str], where: str) -> None:
+    """Raise ExciteError if two classes have one name: results by name would mix them up."""
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise ExciteError(f"{where} has two classes {shown(twice)}: give each a name of its own")
 
 
 def _source(data: DataConfig, least_classes: int = 2) -> Contents:
@@ -516,6 +524,7 @@ def _renamed(classes: list[str], data: DataConfig) -> list[str]:
         raise ExciteError(
             f"data.class_names has {len(data.class_names)} names, but the source has {len(classes)} classes"
         )
+    _refuse_twins(data.class_names, "data.class_names")
     return data.class_names
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from excite.data.catalog import TABLES
-from excite.data.config import DataConfig
+from excite.data.config import ColumnsConfig, DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
@@ -99,7 +99,7 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
     Raises:
         ExciteError: ``data.columns`` names one that is not there; or there is none with a usual name, or several.
     """
-    given = data.columns
+    given = data.columns or ColumnsConfig()
     told: dict[str, str] = {role: name for role in USUAL if isinstance(name := getattr(given, role), str)}
     there = [name for name in table.columns if name]
     flags = given.label if isinstance(given.label, list) else []
@@ -166,7 +166,7 @@ def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str]
             )
         split = [[value] for value in values]
     else:
-        mark = data.columns.separator or _separator(values)
+        mark = (data.columns.separator if data.columns else None) or _separator(values)
         split = [sorted(split_labels(value, mark)) for value in values]
     texts = [[text_of(v) for v in row] for row in split]
     if chosen.label in table.names:

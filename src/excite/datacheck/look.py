@@ -1,6 +1,6 @@
 """One look at every image: it is decoded once, and a few numbers of it are kept, in the cache folder, too.
 
-Shapes: N images. Everything that later steps need from the pixels is in :class:`Looks`, about 1.6 KB an image.
+Shapes: N images. Everything that later steps need from the pixels is in :class:`Looks`, about 1.5 KB an image.
 """
 
 import hashlib

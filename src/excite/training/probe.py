@@ -25,9 +25,12 @@ from torch.nn import functional as F
 from excite.console import format_seconds
 from excite.data import ArrayImages, EvalLoader
 from excite.data.images import FileImages
+from excite.data.labels import rarest
+from excite.data.packed import Member
 from excite.data.sources import balanced_beginning
 from excite.errors import ExciteError
 from excite.files import cache_folder, written_aside
+from excite.logits import hits
 from excite.models.timm_models import classifier_name
 from excite.training.evaluation import logits_of
 from excite.training.setup import Run
@@ -65,7 +68,8 @@ def fit_probe(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> 
 
     Args:
         features: (N, D), floating.
-        labels: (N,) int64, below ``classes``.
+        labels: (N,) int64, below ``classes``; or (N, K), 1 for each class that an image has: then each class gets a
+            logistic regression of its own.
         classes: K.
         seed: of the folds.
     """
@@ -100,20 +104,29 @@ def _choose_strength(x: Tensor, labels: Tensor, classes: int, seed: int) -> tupl
         for i, strength in enumerate(STRENGTHS):
             weights = _fit(x[kept], labels[kept], strength, weights)
             logits = x[out] @ weights[:, :-1].T + weights[:, -1]
-            losses[i] += F.cross_entropy(logits, labels[out], reduction="sum")
-            right[i] += (logits.argmax(1) == labels[out]).sum()
+            losses[i] += _loss(logits, labels[out]) * int(out.sum())
+            right[i] += hits(logits, labels[out]).sum()
     best = int(losses.argmin())
     return STRENGTHS[best], 100 * float(right[best]) / len(labels)
 
 
 def _folds(labels: Tensor, seed: int) -> Tensor:
-    """(N,) fold numbers; the images of each class are distributed over the folds in turn."""
+    """(N,) fold numbers; the images of each class (the rarest of several) are distributed over the folds in turn."""
+    labels = torch.from_numpy(rarest(labels.numpy()))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     fold = torch.empty(len(labels), dtype=torch.int64)
     count = min(FOLDS, int(labels.bincount().max()))
     fold[order] = torch.arange(len(labels)) % count
     return fold
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over images of the cross-entropy; of several labels, of the binary cross-entropies, added up."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    wanted = labels.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").sum(1).mean()
 
 
 def _fit(x: Tensor, labels: Tensor, strength: float, start: Tensor) -> Tensor:
@@ -124,7 +137,7 @@ def _fit(x: Tensor, labels: Tensor, strength: float, start: Tensor) -> Tensor:
     def closure() -> Tensor:
         solver.zero_grad()
         logits = x @ weights[:, :-1].T + weights[:, -1]
-        loss = F.cross_entropy(logits, labels) + strength / 2 * weights[:, :-1].square().sum()
+        loss = _loss(logits, labels) + strength / 2 * weights[:, :-1].square().sum()
         loss.backward()
         return loss
 
@@ -149,7 +162,9 @@ def start_from_probe(run: Run) -> None:
             "train.probe=false"
         )
     begun = time.perf_counter()
-    labels = torch.as_tensor(np.asarray(run.data.train.labels), dtype=torch.int64).cpu()
+    train = run.data.train
+    known = train.labels.cpu().numpy() if isinstance(train, ArrayImages) else train.labels
+    labels = torch.as_tensor(np.asarray(known), dtype=torch.int64)
     chosen = balanced_beginning(labels.numpy(), MOST_FITTED, run.recipe.train.seed)
     some = "" if len(chosen) == len(labels) else f" (class-balanced, of {len(labels):,})"
     run.display.message(f"linear probe: reading the features of {len(chosen):,} training images{some} ...")
@@ -172,7 +187,8 @@ def start_from_probe(run: Run) -> None:
 
 
 def _tell(run: Run, probe: Probe, seconds: float, cached: bool) -> None:
-    judged = "" if probe.accuracy is None else f", {probe.accuracy:.1f} % right in cross-validation"
+    what = "have their likeliest class right" if run.recipe.data.task == "multilabel" else "right"
+    judged = "" if probe.accuracy is None else f", {probe.accuracy:.1f} % {what} in cross-validation"
     where = " (the features were cached)" if cached else ""
     train = run.recipe.train
     corrected = train.class_weights or train.logit_adjustment or train.loss == "focal" or run.recipe.data.sampler
@@ -258,8 +274,9 @@ def _kept_at(run: Run, images: ArrayImages | FileImages) -> Path | None:
         digest.update(images.images.cpu().numpy().tobytes())
     else:
         try:
-            for path in images.paths:
-                found = os.stat(path)
+            for i, path in enumerate(images.paths):
+                source = images.source(i)
+                found = os.stat(source.file.path if isinstance(source, Member) else source)
                 digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         except OSError:  # not on this machine
             return None
