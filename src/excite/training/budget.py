@@ -69,8 +69,8 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
     """
     if run.recipe.train.progressive is not None:
         raise ExciteError(
-            "a time limit (--time) chooses the number of epochs, which train.progressive counts on: give train.epochs instead, "
-            "or train.progressive=null"
+            "a time limit (--time) chooses the number of epochs, which train.progressive counts on: give train.epochs "
+            "instead, or train.progressive=null"
         )
     begun = time.perf_counter()
     per_step = _time_steps(run, step)
