@@ -49,8 +49,8 @@ if __name__ == "__main__":
                 covered[k] += low <= truth[k] <= high
                 width[k] += high - low
         row = {"images": images, "map_truth": round(truth[0], 2), "f1_truth": round(truth[1], 2)}
-        row |= {"map_covered": 100 * covered[0] / SETS, "f1_covered": 100 * covered[1] / SETS}
-        row |= {"map_width": round(width[0] / SETS, 2), "f1_width": round(width[1] / SETS, 2)}
+        row |= {"map_covered": float(100 * covered[0] / SETS), "f1_covered": float(100 * covered[1] / SETS)}
+        row |= {"map_width": round(float(width[0]) / SETS, 2), "f1_width": round(float(width[1]) / SETS, 2)}
         rows.append({**row, "sets": SETS, "resamples": RESAMPLES, "commit": commit(), "date": f"{date.today()}"})
         print(rows[-1])
     append_rows(RESULTS, rows)

@@ -59,6 +59,16 @@ def test_the_paired_interval_is_that_of_students_own_example():
     assert found == pytest.approx((1.58, 0.7001142, 2.4598858), abs=1e-7)
 
 
+def test_the_interval_of_folds_is_that_of_nadeau_and_bengio():
+    """t x sqrt((1 / n + test / train) x variance), with five folds thus 0.2 + 0.25."""
+    values = [1.0, 2.5, 0.5, 3.0, 1.5]
+    mean, low, high = mean_interval(values, 0.95, 1 / 4)
+    half = 2.7764451051977987 * math.sqrt((0.2 + 0.25) * statistics.variance(values))
+    assert (mean, low, high) == pytest.approx((1.7, 1.7 - half, 1.7 + half), rel=1e-9)
+    plain = mean_interval(values, 0.95)
+    assert (high - low) / (plain[2] - plain[1]) == pytest.approx(1.5)
+
+
 def test_too_few_values_have_no_spread():
     assert mean_sd([]) == (None, None)
     assert mean_sd([3.0]) == (3.0, None)
@@ -236,7 +246,7 @@ if fate == "stop":
     open(run + "/checkpoints/step-00000003/state.pt", "w").close()
     os.kill(os.getppid(), 2)  # as Ctrl-C in the terminal; the trainings get it from the experiment
     time.sleep(60)
-gate, seed = name.split("-seed")
+gate, seed = name.replace("-fold", "-seed").split("-seed")
 top1 = 90.0 + 2 * (gate != "none") + int(seed) * (1 + (gate != "none"))
 results = dict(run=run, recipe="small", model=gate, params_m=0.1, gmacs=0.2, devices=1, device="stand-in",
     precision="fp32", images_per_second=100.0 + int(seed), top1=top1 + 1, last_top1=top1, images=100, epochs=3,
@@ -259,7 +269,7 @@ def stand_in(tmp_path, monkeypatch):
     def asked() -> list[str]:
         lines = calls.read_text().splitlines() if calls.exists() else []
         calls.unlink(missing_ok=True)
-        return [re.sub(r".*/(\S+-seed\d+).*", r"\1", line) for line in lines]
+        return [re.sub(r".*/(\S+-(?:seed|fold)\d+).*", r"\1", line) for line in lines]
 
     return asked
 
@@ -318,6 +328,40 @@ def test_gates_and_seeds_may_be_added(stand_in):
     assert [row["finished"] for row in report["rows"]] == [2, 2, 2]
     plan = load_plan(Path("exp"))
     assert plan == Plan(small(), ("none", "se", "ge_theta"), (0, 1))
+
+
+def test_folds_take_the_place_of_seeds(stand_in, monkeypatch, capsys):
+    monkeypatch.setenv("se_fold2", "nan")
+    report = run_twins("small.yaml", gates=["none", "se"], folds=3, out="exp")
+    order = [f"{gate}-fold{k}" for k in (1, 2, 3) for gate in ("none", "se")]
+    assert stand_in() == ["check", *order, "latency"]
+    assert "run 3/6  none, fold 2: top-1" in capsys.readouterr().out
+    assert report["failures"] == [{"gate": "se", "seed": 0, "fold": 2, "reason": "the loss is nan at step 3"}]
+    assert report["missing"] == ["se-fold2"]
+    assert [(r["gate"], r["fold"]) for r in report["runs"]][-1] == ("se", 3)
+    assert report["rows"][1]["pairs"] == 2
+    assert load_recipe("exp/none-fold2").data.fold == [2, 3]
+    assert load_recipe("exp/none-fold2").train.seed == 0
+    said = Path("exp/twins.md").read_text()
+    assert "3 folds of the training images (data.fold): each image validates once." in said
+    assert "the variance of the mean is not 1/3 of that of a fold, but 1/3 + 1/2." in said
+    assert "FAILED: se, fold 2" in said
+    monkeypatch.delenv("se_fold2")
+    report = run_twins(resume="exp", quiet=True)
+    assert stand_in() == ["se-fold2"]
+    assert report["folds"] == 3
+    assert report["rows"][1]["planned"] == report["rows"][1]["finished"] == 3
+    assert load_plan(Path("exp")) == Plan(small(), ("none", "se"), (0,), 3)
+    for words, why in (
+        ({"seeds": 2}, "give --folds or --seeds, not both"),
+        ({"folds": 4}, "exp contains twins of 3 folds; give another --out for 4 folds"),
+    ):
+        with pytest.raises(ExciteError, match=why):
+            run_twins("small.yaml", gates=["none"], out="exp", quiet=True, **words)
+    with pytest.raises(ExciteError, match=r"--folds 3 sets data.fold itself: leave data.fold out"):
+        run_twins("small.yaml", ["data.fold=1/2"], gates=["none"], folds=3, out="other", quiet=True)
+    with pytest.raises(ExciteError, match="validates on training images, not on the test part"):
+        run_twins("small.yaml", ["data.val_from=test"], gates=["none"], folds=3, out="other", quiet=True)
 
 
 def test_a_failed_run_is_reported_the_others_go_on_and_it_is_tried_again(stand_in, monkeypatch, capsys):
@@ -768,7 +812,7 @@ def test_examples_in_the_help_parse():
 
     command = typer.main.get_command(app).commands["twins"]
     examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("excite ")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for line in examples:
         words = shlex.split(line)[1:]
         assert words[0] == "twins"

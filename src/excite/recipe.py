@@ -14,22 +14,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from excite.data.config import AugmentConfig, DataConfig
+from excite.data.config import AugmentConfig, DataConfig, ImageSize
 from excite.errors import ExciteError, absence, nearest, no_path, shown, shown_text
 from excite.hints import key_of
 from excite.measures import MeasureName, usual_measure
 from excite.options import NETWORK, NEUTRAL, Says
 from excite.pages.inline import show_table
+from excite.size import Size, as_size, plain_size, size_text
 from excite.storage.address import is_remote
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 #: A recipe or parts of one, as parsed from YAML; unchecked until :class:`Recipe` validates it.
@@ -142,6 +153,11 @@ class ScheduleConfig(Section):
 FOCAL_GAMMA = 2.0
 
 
+#: Temperature and share of the teacher's answers. Hinton et al. (arXiv 1503.02531, section 3) find temperatures of 2.5
+#: to 4 best for small students.
+DISTILL_TEMPERATURE, DISTILL_WEIGHT = 4.0, 0.5
+
+
 class TrainConfig(Section):
     """How the network is trained."""
 
@@ -170,6 +186,23 @@ class TrainConfig(Section):
         0.0,
         description="cross_entropy: in training, add this times the logarithm of each class's share of the training "
         "images to its logit; 1: what theory says; 0: off",
+    )
+    progressive: list[tuple[NotNegative, ImageSize]] | None = Field(
+        None,
+        description="sizes of the training images over time, [epochs done, size] each, as in [[0,16],[4,24],[6,32]]; "
+        "null: data.image_size. Augmentation works on whole images, which are then made smaller",
+    )
+    teacher: str | None = Field(
+        None,
+        description="run folder or checkpoint of a trained network with the same classes, whose answers the network "
+        "learns, too (knowledge distillation); null: none",
+    )
+    distill_temperature: Positive = Field(
+        DISTILL_TEMPERATURE,
+        description="teacher: both networks' logits are divided by this, so that small probabilities count, too",
+    )
+    distill_weight: float = Field(
+        DISTILL_WEIGHT, gt=0, le=1, description="teacher: share of its answers in the loss; the labels have the rest"
     )
     label_smoothing: Share = Field(0.0, description="fraction of the target spread evenly over all classes")
     ema_decay: Share = Field(
@@ -236,6 +269,37 @@ class TrainConfig(Section):
         25.0, description="size of the gradient buckets summed over the devices, in MB"
     )
 
+    @field_validator("progressive", mode="before")
+    @classmethod
+    def _are_pairs(cls, given: Any) -> Any:
+        if given is None:
+            return None
+        pairs = [tuple(pair) for pair in given if isinstance(pair, list | tuple)] if isinstance(given, list) else []
+        if not pairs or len(pairs) != len(given) or any(len(pair) != 2 for pair in pairs):
+            raise ValueError(
+                f"train.progressive is {shown(given)}, but must be a list of [epochs done, size], as in "
+                "train.progressive=[[0,16],[4,24],[6,32]]"
+            )
+        return pairs
+
+    @model_validator(mode="after")
+    def _sizes_follow_each_other(self) -> "TrainConfig":
+        begun = [epoch for epoch, _ in self.progressive or ()]
+        if begun and (begun[0] != 0 or begun != sorted(set(begun))):
+            raise ValueError(
+                f"train.progressive begins at epochs {', '.join(map(str, begun))}, but must begin with 0 and count up"
+            )
+        if begun and begun[-1] >= self.epochs:
+            raise ValueError(
+                f"train.progressive has a size from epoch {begun[-1]} on, but there are train.epochs={self.epochs}; "
+                "give smaller numbers"
+            )
+        return self
+
+    def sizes(self) -> list[tuple[int, Size]]:
+        """``progressive`` as (epochs done, (height, width)); [] if all images have the same size."""
+        return [(begun, as_size(size)) for begun, size in self.progressive or ()]
+
     @field_validator("class_weights", mode="before")
     @classmethod
     def _are_weights(cls, weights: Any) -> Any:
@@ -251,12 +315,23 @@ class TrainConfig(Section):
                 raise ValueError(f"every number of train.class_weights must be above 0, got {shown(weight)}")
         return list(weights)
 
-    @field_validator("init_from")
+    @field_validator("init_from", "teacher")
     @classmethod
-    def _can_be_a_path(cls, source: str | None) -> str | None:
+    def _can_be_a_path(cls, source: str | None, info: ValidationInfo) -> str | None:
         if source is not None and not is_remote(source) and (why := no_path(source)) is not None:
-            raise ValueError(f"train.init_from={shown_text(source)} {why}")
+            raise ValueError(f"train.{info.field_name}={shown_text(source)} {why}")
         return source
+
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self) -> "TrainConfig":
+        if self.teacher is None:
+            for key, usual in (("distill_temperature", DISTILL_TEMPERATURE), ("distill_weight", DISTILL_WEIGHT)):
+                if getattr(self, key) != usual:
+                    raise ValueError(
+                        f"train.{key}={getattr(self, key):g} needs a teacher: give train.teacher=RUN, or "
+                        f"train.{key}={usual:g}"
+                    )
+        return self
 
 
 def chosen_by_test(patience: int) -> str:
@@ -391,6 +466,28 @@ class Recipe(Section):
                 f"({self.augment.repeats})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Recipe":
+        whole = self.data.training_size
+        for _, size in self.train.sizes():
+            if size[0] > whole[0] or size[1] > whole[1]:
+                raise ValueError(
+                    f"train.progressive has {size_text(size)}, but images are made smaller, never larger: give "
+                    f"data.image_size={as_yaml(plain_size(size))} or smaller sizes (now data.image_size="
+                    f"{as_yaml(self.data.image_size)})"
+                )
+        return self
+
+    def training_size(self, epoch: int) -> Size:
+        """Height and width of the images that the network is trained on after ``epoch`` epochs, in pixels."""
+        sizes = [size for begun, size in self.train.sizes() if begun <= epoch]
+        return sizes[-1] if sizes else self.data.training_size
+
+    @property
+    def smallest_size(self) -> Size:
+        """The smallest of those sizes."""
+        return min((size for _, size in self.train.sizes()), key=math.prod, default=self.data.training_size)
 
     @model_validator(mode="after")
     def _rare_classes_fit(self) -> "Recipe":

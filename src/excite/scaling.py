@@ -425,6 +425,8 @@ def _for_timing(recipe: Recipe, batch: int) -> Recipe:
     """The recipe with ``batch`` images per step, in one part, without random crops, which count as data loading."""
     values = recipe.model_dump(mode="json")
     values["train"] |= {"batch_size": batch, "devices": 1, "grad_accumulation": 1, "init_from": None}
+    for key in ("teacher", "distill_temperature", "distill_weight", "progressive"):  # measured by training
+        values["train"].pop(key, None)
     if recipe.augment.crop == "random_resized":
         values["augment"] |= {"crop": "none"}
     origin = recipe.origin() | {"notes": []}

@@ -6,7 +6,8 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from excite.data.split import draw, group_keys, stable_split
+from excite.data import DataConfig, open_data
+from excite.data.split import draw, fold_split, group_keys, stable_split
 from excite.errors import ExciteError
 
 
@@ -103,3 +104,55 @@ def test_what_names_a_group():
     assert group_keys(paths, r"/(\w+)/(?:(\w)/)?a") == ([b"b1\0x", b"b1\0y", b"b1\0", b"\0dog/\xe9/c.png"], 1)
     with pytest.raises(ExciteError, match=r"none of 2 images has a group \(no match in 'cat/b1/x/a-2.png'\)"):
         group_keys(paths[:2], "z")
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_in_one_fold_and_groups_stay_together():
+    keys = [f"patient {i % 97}".encode() for i in range(500)]
+    folds = [fold_split(keys, k, 5, 3) for k in range(1, 6)]
+    assert sorted(np.concatenate([out for _, out in folds]).tolist()) == list(range(500))
+    for keep, out in folds:
+        assert sorted([*keep.tolist(), *out.tolist()]) == list(range(500))
+        assert not {keys[i] for i in keep} & {keys[i] for i in out}
+        assert 50 < len(out) < 150
+    numbers = [number_of(key, 3) for key in keys]
+    assert folds[2][1].tolist() == [i for i, number in enumerate(numbers) if 0.4 <= number < 0.6]
+    more = fold_split([*keys, b"new"], 3, 5, 3)[1].tolist()  # a new image moves no other
+    assert [i for i in more if i < 500] == folds[2][1].tolist()
+
+
+def test_folds_that_hold_nothing_are_refused():
+    keys = [b"a", b"a", b"b"]
+    empty = next(k for k in range(1, 9) if not any(int(number_of(key, 0) * 8) == k - 1 for key in keys))
+    with pytest.raises(ExciteError, match=rf"data.fold={empty}/8 has none of the 3 images, which are 2 groups"):
+        fold_split(keys, empty, 8, 0)
+    with pytest.raises(ExciteError, match="has all of the 2 images, which are 1 groups"):
+        fold_split(keys[:2], int(number_of(b"a", 0) * 2) + 1, 2, 0)
+
+
+def test_every_image_of_a_source_validates_once():
+    base = {"source": "digits", "image_size": 8, "in_chans": 1}
+    parts = [open_data(DataConfig(**base, fold=fold)) for fold in ("1/3", (2, 3), [3, 3])]
+    names = [name for part in parts for name in part.val.digests()]
+    whole = [*parts[0].train.digests(), *parts[0].val.digests()]
+    assert sorted(names) == sorted(whole)
+    assert "(fold 1 of 3, data.fold)" in " ".join(parts[0].notes)
+    assert DataConfig(**base, fold="1/3").fold == [1, 3]
+    assert len({part.fingerprint for part in parts}) == 3
+
+
+@pytest.mark.parametrize("fold", ["0/5", "6/5", "1/1", "1", 2, [1], [1, 2, 3], [True, 2], "1/5/2", "a/b"])
+def test_a_fold_is_two_numbers(fold):
+    with pytest.raises(ValueError, match="but a fold is its number and how many there are"):
+        DataConfig(source="digits", image_size=8, fold=fold)
+
+
+def test_what_does_not_go_with_folds_is_refused():
+    with pytest.raises(
+        ValueError, match=r"validates on training images, not on the test part; give data.val_from=auto"
+    ):
+        DataConfig(source="digits", image_size=8, fold="1/5", val_from="test")
+    with pytest.raises(ValueError, match=r"holds out a share of 1/5, so data.val_fraction=0.3 has no effect"):
+        DataConfig(source="digits", image_size=8, fold="1/5", val_fraction=0.3)

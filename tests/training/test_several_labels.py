@@ -33,6 +33,7 @@ from excite.measures import (
 )
 from excite.pages.resampling import interval, resampled
 from excite.recipe import load_recipe
+from excite.trained.opened import open_trained
 from excite.trained.predictions import Predictions
 from excite.training import train
 from excite.training.loss import ByClass, training_loss
@@ -263,6 +264,31 @@ def test_average_precision_of_one_class_each_is_that_of_probabilities():
 @pytest.fixture(scope="module")
 def run(table, tmp_path_factory) -> Path:
     return Path(train(recipe(table), out=tmp_path_factory.mktemp("runs"), quiet=True)["run"])
+
+
+def test_views_are_averaged_as_probabilities_of_each_class(run):
+    plain = excite.validate(run, device="cpu").evaluation
+    for tta in ("flip", "five"):
+        predictor, found = excite.validate(run, device="cpu", tta=tta)
+        assert found.threshold == plain.threshold == predictor.threshold  # chosen without
+        assert found.title == f"validation images, tta={tta}"
+        assert found.notes[0].startswith(f"test-time augmentation (tta={tta}): the mean sigmoid probabilities of")
+        assert found.mean_precision > 85
+    opened = open_trained(run, device="cpu", precision="fp32")
+    shares = [opened.predictor.logits(x).sigmoid() + opened.predictor.logits(x.flip(3)).sigmoid()
+              for x, _, _ in opened.batches()]  # fmt: skip
+    labels = torch.cat([labels for _, labels, _ in opened.batches()]).float()
+    wanted = F.binary_cross_entropy(torch.cat(shares) / 2, labels).item()
+    flipped = excite.validate(run, device="cpu", precision="fp32", tta="flip").evaluation
+    assert flipped.loss == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_teacher_of_several_labels(run, table, tmp_path):
+    taught = train(recipe(table, f"train.teacher={run}", "distill_weight=0.8"), out=tmp_path, quiet=True)
+    assert taught["map"] > 85
+    assert "0.2 x that of the labels + 0.8 x" in (Path(taught["run"]) / "log.txt").read_text()
+    with pytest.raises(ExciteError, match=r"was trained with data.task=multilabel, not classes: give a teacher with"):
+        train("digits-seresnet20", ["train.device=cpu", f"train.teacher={run}", "in_chans=1"], out=tmp_path, quiet=True)
 
 
 def test_a_run_learns_keeps_its_threshold_and_says_what_it_measures(run, table):

@@ -87,7 +87,7 @@ def check_data(source: str, changes: list[str] | None) -> None:
 
 
 def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
-    """A recipe to train: its data, its device and its initial weights exist.
+    """A recipe to train: its data, its device, its initial weights and its teacher exist.
 
     Args:
         recipe: what is to be trained.
@@ -101,6 +101,8 @@ def check_recipe(recipe: "Recipe", begun: bool = False) -> None:
     check_device(recipe.train.device)
     if recipe.train.init_from is not None and not begun:
         check_trained(recipe.train.init_from)
+    if recipe.train.teacher is not None:
+        check_trained(recipe.train.teacher)
 
 
 def is_begun(run: str | None) -> bool:
@@ -141,13 +143,14 @@ def check_precision(precision: str | None) -> None:
         check(precision, "--precision")
 
 
-def choice(option: str, allowed: Iterable[str]) -> Callable[[str], None]:
-    """A check that ``option`` has one of the ``allowed`` values."""
+def choice(option: str, allowed: Iterable[str]) -> Callable[[str | None], None]:
+    """A check that ``option``, if given, has one of the ``allowed`` values."""
 
-    def check(value: str) -> None:
+    def check(value: str | None) -> None:
         from excite.choices import check_choice
 
-        check_choice(option, value, allowed)
+        if value is not None:
+            check_choice(option, value, allowed)
 
     return check
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from excite.choices import TTA
 from excite.commands import beforehand
 from excite.errors import ExciteError
 from excite.measures import MEASURES, MeasureName
@@ -48,6 +49,7 @@ def _keys(incomplete: str, begin: str) -> list[str]:
         return [f"{key}=" for key in dict.fromkeys([*keys, *short * bool(incomplete)]) if key.startswith(incomplete)]
     known = key if key in keys else next((k for k in keys if k == f"train.{key}" or k.partition(".")[2] == key), None)
     kinds: dict[str, Callable[[str], list[str]]] = {"model.name": complete_model, "train.init_from": complete_run}
+    kinds["train.teacher"] = complete_run
     values = kinds[known](text) if known in kinds else override_values(known) if known else []
     return [f"{key}={value}" for value in values if value.startswith(text)]
 
@@ -133,6 +135,18 @@ OtherImages = Annotated[
 
 
 complete_precision = one_of("auto", "fp32", "bf16", "fp16")
+
+
+Augmented = Annotated[
+    str | None,
+    typer.Option(
+        "--tta",
+        help="Mean probabilities of several views of each image: flip (and its mirror image), or five (its centre and "
+        "four corners).",
+        callback=beforehand.choice("--tta", TTA),
+        autocompletion=one_of(*TTA),
+    ),
+]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

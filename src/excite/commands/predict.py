@@ -1,14 +1,17 @@
 """``excite predict``"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from excite.commands.beforehand import begin, check_file, check_images, check_precision
-from excite.commands.common import Device, Fold, Json, Trained, complete_precision
+from excite.commands.common import Augmented, Device, Fold, Json, Trained, complete_precision
 from excite.errors import ExciteError
 from excite.text import print_json, tell
+
+if TYPE_CHECKING:
+    from excite.data.views import Tta
 
 
 def predict(
@@ -32,6 +35,7 @@ def predict(
     ] = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     fold: Fold = None,
+    tta: Augmented = None,
     as_json: Json = False,
 ) -> None:
     """Classify images: print the names of the most likely classes.
@@ -65,6 +69,7 @@ def predict(
             precision=precision,
             batch_size=batch_size,
             fold=fold,
+            tta=cast("Tta | None", tta),
             say=progress.beside(tell),
             progress=partial(progress, "classifying"),
         )

@@ -16,6 +16,14 @@ def twins(
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds, counting up from the recipe's train.seed.  [default: 3]")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Instead of seeds: train each gate once for each of so many folds (data.fold), so that every image "
+            "validates once.",
+        ),
+    ] = None,
     gates: Annotated[
         str | None,
         typer.Option(
@@ -44,13 +52,15 @@ def twins(
     confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
     as_json: Json = False,
 ) -> None:
-    """Train a recipe with each gate and each seed, and compare what the gates gain and cost.
+    """Train a recipe with each gate and each seed or fold, and compare what the gates gain and cost.
 
     Examples:
 
       excite twins digits-seresnet20
 
       excite twins cifar10-seresnet20 data.root=cifar-10-python.tar.gz --gates none,se --seeds 5
+
+      excite twins folder-small data.root=my-images --gates none,se --folds 5
 
       excite twins --resume runs/twins-cifar10-seresnet20
     """
@@ -71,6 +81,7 @@ def twins(
         words[1:],
         gates=gates,
         seeds=seeds,
+        folds=folds,
         out=out,
         resume=resume,
         confidence=confidence,
@@ -85,5 +96,7 @@ def twins(
 
         show_files(report)
     if report["failures"]:
-        failed = "; ".join(f"{f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"])
+        from excite.twins.report import said_as
+
+        failed = "; ".join(f"{said_as(f)}: {f['reason']}" for f in report["failures"])
         raise ExciteError(f"{len(report['failures'])} run(s) failed; repeat the command to try them again: {failed}")

@@ -1,12 +1,13 @@
 """``excite validate``"""
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from excite.commands.beforehand import begin, check_data, check_precision
 from excite.commands.common import (
+    Augmented,
     Device,
     Fold,
     Json,
@@ -20,6 +21,7 @@ from excite.runtime.job import rank
 from excite.text import print_json
 
 if TYPE_CHECKING:
+    from excite.data.views import Tta
     from excite.training.evaluation import Evaluation
 
 
@@ -38,6 +40,7 @@ def validate(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images per batch; does not affect the result.")] = None,
     fold: Fold = None,
+    tta: Augmented = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a trained network: loss, top-1 and top-5, counting every image exactly once.
@@ -66,12 +69,13 @@ def validate(
             precision=precision,
             batch_size=batch_size,
             fold=fold,
+            tta=cast("Tta | None", tta),
             progress=partial(progress, "evaluating"),
         )
     if not predictor.accelerator.is_main_process:
         return
     row = {"model": predictor.meta["model"]["name"], **result.summary(), "precision": predictor.precision}
-    row |= {"measured": result.measured, "notes": list(result.notes)}
+    row |= {"measured": result.measured, "tta": tta, "notes": list(result.notes)}
     rows = result.per_class(predictor.classes)
     if as_json:
         print_json({**row, "source": source, **({"per_class": rows} if per_class else {})})
@@ -83,8 +87,9 @@ def validate(
         columns += [("threshold", "threshold", ".3f")]
     else:
         columns += _accuracy_columns(result)
+    views = [("tta", "tta", "")] if tta else []
     columns += metric_column(result.metric, columns)
-    display.table(make_table([row], [*columns, ("precision", "precision", "")]))
+    display.table(make_table([row], [*columns, ("precision", "precision", ""), *views]))
     for note in result.notes:
         display.message(note)
     if per_class:

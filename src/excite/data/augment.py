@@ -20,7 +20,7 @@ from excite.data.decode import Interpolation
 from excite.data.labels import several
 from excite.data.preprocessing import normalize
 from excite.errors import ExciteError
-from excite.size import as_size
+from excite.size import Size, as_size
 
 ERASE_SCALE, ERASE_RATIO = (0.02, 1 / 3), (0.3, 3.3)  # the paper's (Zhong et al., 2017), as in timm and torchvision
 
@@ -34,7 +34,9 @@ class BatchAugment:
     mixes images (mixup, CutMix), whether or not this batch was mixed.
 
     Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalisation, cutout, erasing,
-    mixup or CutMix. The random-resized crop is done in the loader, which crops what it decodes.
+    mixup or CutMix; at last, images are made smaller if a `size` (H, W) is given, so that cutout, padding and so on
+    cover the same part of an image at every size. The random-resized crop is done in the loader, which crops what it
+    decodes.
     """
 
     def __init__(
@@ -50,7 +52,9 @@ class BatchAugment:
         self.augment, self.mean, self.std, self.num_classes = augment, tuple(mean), tuple(std), num_classes
         self.dtype, self.memory_format = dtype, memory_format
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: torch.Tensor, labels: torch.Tensor, size: Size | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         augment = self.augment
         if augment.crop == "pad":
             images = pad_crop_flip(images, augment.pad, augment.pad_mode, augment.hflip)
@@ -70,6 +74,8 @@ class BatchAugment:
         targets = labels = labels.float() if several(labels) else labels
         if augment.mixes:
             out, targets = self._mix(out, labels)
+        if size is not None and size != tuple(out.shape[2:]):
+            out = F.interpolate(out, size, mode="bilinear", align_corners=False, antialias=True)
         return out.to(self.dtype, memory_format=self.memory_format), targets
 
     def _colour_and_geometry(self, images: torch.Tensor) -> torch.Tensor:

@@ -33,14 +33,40 @@ Numbers = Annotated[list[float], BeforeValidator(_as_list)]
 
 def _as_image_size(value: Any, info: ValidationInfo) -> Any:
     """A size as it is stored: a number of pixels, or [height, width] if they differ."""
+    name = "train.progressive" if info.field_name == "progressive" else f"data.{info.field_name}"
     sides = _as_list(value)
     sides = sides if isinstance(sides, list) and len(sides) == 2 else [value]
     if any(type(side) is not int or not 1 <= side <= LARGEST for side in sides):
         raise ValueError(
-            f"data.{info.field_name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
-            f"[height, width], as in data.{info.field_name}=[96,160]"
+            f"{name} is {shown(value)}, but a size is a number of pixels from 1 to {LARGEST}, or "
+            "[height, width], such as [96,160]"
         )
     return plain_size(sides[0] if len(sides) == 1 else sides)
+
+
+def _as_fold(value: Any) -> Any:
+    """A fold as it is stored: [which, of how many], also from the text "1/5"."""
+    pair = _as_list(value)
+    if isinstance(value, str) and value.count("/") == 1 and all(part.strip().isdecimal() for part in value.split("/")):
+        pair = [int(part) for part in value.split("/")]
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or any(type(n) is not int for n in pair)
+        or not 1 <= pair[0] <= pair[1] <= MOST_FOLDS
+        or pair[1] < 2
+    ):
+        raise ValueError(
+            f"data.fold is {shown(value)}, but a fold is its number and how many there are (2 to {MOST_FOLDS}), as in "
+            "data.fold=1/5 for the first of five"
+        )
+    return pair
+
+
+#: More folds than anybody trains.
+MOST_FOLDS = 1000
+#: Which fold, and of how many.
+Fold = Annotated[list[int], BeforeValidator(_as_fold)]
 
 
 #: Height and width in pixels: a number for squares, or [height, width].
@@ -134,6 +160,11 @@ class DataConfig(_Strict):
     val_fraction: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="fraction held out for validation if the source has no validation part"
     )
+    fold: Fold | None = Field(
+        default=None,
+        description="cross-validation: validate on this fold of the training images, as in 1/5 for the first of five, "
+        "and train on the others; null: as val_fraction says",
+    )
     val_from: Literal["auto", "train", "test"] = Field(
         default="auto",
         description="validation images: held out from the training part, or the test part (then nothing is chosen by "
@@ -218,6 +249,22 @@ class DataConfig(_Strict):
             raise ValueError(f"group_by is only for source=folder: the images of {self.source} have no paths")
         if isinstance(self.group_by, int) and self.group_by < 1:
             raise ValueError("group_by must be a level of at least 1 (the first folder below the class), or a pattern")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_fit(self) -> Self:
+        if self.fold is None:
+            return self
+        if self.val_from == "test":
+            raise ValueError(
+                f"data.fold={self.fold[0]}/{self.fold[1]} validates on training images, not on the test part; give "
+                "data.val_from=auto"
+            )
+        if self.val_fraction != type(self).model_fields["val_fraction"].default:
+            raise ValueError(
+                f"data.fold={self.fold[0]}/{self.fold[1]} holds out a share of 1/{self.fold[1]}, so "
+                f"data.val_fraction={self.val_fraction:g} has no effect; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")

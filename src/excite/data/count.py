@@ -49,7 +49,9 @@ def count_data(data: DataConfig, augment: AugmentConfig | None = None) -> Count:
     if data.root:
         elsewhere = is_remote(data.root) or is_hub(data.root)
         why = f"data.root={data.root} {'is an address, not fetched' if elsewhere else 'does not exist'}"
-    if data.val_from == "train":
+    if data.fold is not None:
+        images -= round(images / data.fold[1])
+    elif data.val_from == "train":
         images -= round(images * data.val_fraction)
     if data.limit_train is not None:
         images = min(images, data.limit_train)

@@ -38,6 +38,7 @@ from excite.data.decode import (
 )
 from excite.data.images import ArrayImages, FileImages, label_tensor
 from excite.data.sampler import ClassSampler, WeightSampler
+from excite.data.views import margin_size, with_margin
 from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.errors import ExciteError
@@ -96,14 +97,22 @@ class FileDecoder(Dataset[Decoded]):
 
     Without `augment`, the evaluation transform is applied, and with "skip" a broken image is left out. With it,
     training crops are made, and with "skip" a broken image is replaced by the next good one in the order of files.
+    With `margin`, the evaluation transform keeps what the views of `tta=five` need (see `excite.data.views`).
     Errors are returned as values: raised in a worker, they would reach the user wrapped in two tracebacks.
     """
 
     def __init__(
-        self, files: FileImages, data: DataConfig, augment: AugmentConfig | None, seed: int, rule: Rule | None = None
+        self,
+        files: FileImages,
+        data: DataConfig,
+        augment: AugmentConfig | None,
+        seed: int,
+        rule: Rule | None = None,
+        margin: bool = False,
     ) -> None:
-        self.files, self.data, self.augment, self.seed = files, data, augment, seed
+        self.files, self.data, self.augment, self.seed, self.margin = files, data, augment, seed, margin
         self.size = data.evaluation_size if augment is None else data.training_size
+        self.shape = margin_size(self.size, data.crop_pct, data.fit) if margin else self.size
         rule = rule or ("val" if augment is None else "train")
         self.key = f"data.on_bad_{rule}"
         self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
@@ -122,7 +131,7 @@ class FileDecoder(Dataset[Decoded]):
         return decoded
 
     def _decoded(self, request: Request) -> Decoded:
-        pixels = np.empty((len(request.indices), *self.size, self.data.in_chans), dtype=np.uint8)
+        pixels = np.empty((len(request.indices), *self.shape, self.data.in_chans), dtype=np.uint8)
         used: list[int] = []
         bad: list[tuple[str, str]] = []
         fatal: ExciteError | None = None
@@ -154,7 +163,8 @@ class FileDecoder(Dataset[Decoded]):
         with reading(path):
             if augment is None or augment.crop != "random_resized":
                 image = load_picture(path, data.in_chans, data.max_pixels, white=white)
-                return eval_transform(image, self.size, data.crop_pct, data.interpolation, data.fit)
+                fit = with_margin if self.margin else eval_transform
+                return fit(image, self.size, data.crop_pct, data.interpolation, data.fit)
             # Large JPEGs are decoded at a fraction of their size if the smallest crop still has enough pixels.
             thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
             enough = math.ceil(math.sqrt(math.prod(self.size)) / math.sqrt(thinnest))
@@ -437,7 +447,8 @@ class EvalLoader(_Loader):
     images r, r + world, ...; ranks may differ by one image, and the last batch may be small. With `by_batch`, it has
     batches r, r + world, ... of those that a single rank would have, which are therefore the same in every job. Broken
     images follow data.on_bad_val (or data.on_bad_train with `rule` "train"): "stop" raises BadImagesError; with "skip",
-    they are left out and listed in `bad`.
+    they are left out and listed in `bad`. With `margin`, files are larger than the network's images, as `tta=five`
+    needs them; images in memory are not.
     """
 
     def __init__(
@@ -451,9 +462,11 @@ class EvalLoader(_Loader):
         world: int = 1,
         rule: Rule = "val",
         by_batch: bool = False,
+        margin: bool = False,
     ) -> None:
         super().__init__(images, batch_size, device, data_config)
         self._rule: Rule = rule
+        self._margin = margin
         positions = np.arange(len(images)) if by_batch else np.arange(rank, len(images), world)
         batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
         self._shares = batches[rank::world] if by_batch else batches
@@ -462,7 +475,7 @@ class EvalLoader(_Loader):
         if isinstance(self.images, ArrayImages):
             return self._timed(self._from_arrays(self.images, self._shares))
         # Not persistent: between two evaluations, cores and memory belong to the training workers.
-        decoder = FileDecoder(self.images, self.data, None, 0, self._rule)
+        decoder = FileDecoder(self.images, self.data, None, 0, self._rule, self._margin)
         files = _FileBatches(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in self._shares]))
         return self._timed((batch for batch in streamed if len(batch[1])), files.watch)

@@ -12,6 +12,7 @@ from excite.data.config import PILLOW_LIMIT
 from excite.data.decode import Fit, ImageSource, Interpolation, Picture, eval_transform, load_picture, reading
 from excite.data.pixels import FULL_WHITE
 from excite.data.stored import PreprocessingValues
+from excite.data.views import with_margin
 from excite.errors import ExciteError, nearest
 from excite.size import Size, as_size, plain_size
 
@@ -99,15 +100,17 @@ class Preprocessing:
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
 
-    def load(self, path: ImageSource, max_pixels: int = PILLOW_LIMIT) -> torch.Tensor:
-        """Read an image file, or pixels in memory: uint8 (C, H, W). Raises BadImageError if that fails."""
+    def load(self, path: ImageSource, max_pixels: int = PILLOW_LIMIT, margin: bool = False) -> torch.Tensor:
+        """Read an image file, or pixels in memory: uint8 (C, H, W), with `margin` larger (see `excite.data.views`).
+        Raises BadImageError if that fails."""
         with reading(path):
             image = load_picture(path, self.in_chans, max_pixels, white=self.white)
-            return torch.from_numpy(self.fitted(image)).permute(2, 0, 1).contiguous()
+            return torch.from_numpy(self.fitted(image, margin)).permute(2, 0, 1).contiguous()
 
-    def fitted(self, image: Picture) -> np.ndarray:
-        """Bring an image of any size to the network's (see `eval_transform`): uint8 (H, W, C)."""
-        return eval_transform(image, self.size, self.crop_pct, self.interpolation, self.fit)
+    def fitted(self, image: Picture, margin: bool = False) -> np.ndarray:
+        """Bring an image of any size to the network's (see `eval_transform`): uint8 (H, W, C), with `margin` larger."""
+        fit = with_margin if margin else eval_transform
+        return fit(image, self.size, self.crop_pct, self.interpolation, self.fit)
 
     def normalize(self, images: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """uint8 (B, C, H, W) -> normalised `dtype` of the same shape; a single channel is repeated to `in_chans`."""

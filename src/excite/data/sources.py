@@ -38,7 +38,7 @@ from excite.data.preprocessing import Preprocessing
 from excite.data.record import Record, make_record, same_files, trained_among
 from excite.data.room import on_disk
 from excite.data.root import BETWEEN, find_root
-from excite.data.split import group_keys, stable_split
+from excite.data.split import fold_split, group_keys, stable_split
 from excite.data.white import with_white
 from excite.errors import ExciteError, shown
 from excite.progress import Progress
@@ -280,7 +280,7 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
             raise ExciteError(f"{root} has no training images, only: {', '.join(title(name) for name in parts)}")
         raise ExciteError(f"{root} has {there} but no train/: put the training images into {Path(str(root)) / 'train'}")
     val, test, how = parts.get("val"), parts.get("test"), "part"
-    wanted: str = data.val_from
+    wanted: str = data.val_from if data.fold is None else "train"
     if wanted == "auto":
         has_benchmark = test is not None and SOURCES[data.source].benchmark
         wanted = "part" if val is not None else "test" if has_benchmark else "train"
@@ -296,11 +296,15 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
             "(data.val_from=train holds out training images instead)"
         )
     elif wanted == "train":
-        notes += ["the validation part is not used (data.val_from=train)"] if val is not None else []
+        by = "data.val_from=train" if data.fold is None else "data.fold"
+        notes += [f"the validation part is not used ({by})"] if val is not None else []
         whole = len(train)
         train, val, more = _split(data, source, train)
         how = "split"
-        notes.append(f"{len(val)} of {whole} images held out for validation (data.val_fraction={data.val_fraction:g})")
+        by = f"data.val_fraction={data.val_fraction:g}"
+        if data.fold is not None:
+            by = f"fold {data.fold[0]} of {data.fold[1]}, data.fold"
+        notes.append(f"{len(val)} of {whole} images held out for validation ({by})")
         notes += more
     assert val is not None
     return _Roles(train, val, test, how, notes)
@@ -309,7 +313,7 @@ def _roles(data: DataConfig, source: Contents) -> _Roles:
 def _split(
     data: DataConfig, source: Contents, whole: "ArrayImages | Part"
 ) -> tuple["ArrayImages | Part", "ArrayImages | Part", list[str]]:
-    """Hold out `val_fraction` of the images, deciding for each on its own; see :mod:`excite.data.split`."""
+    """Hold out `val_fraction` of the images or a fold, deciding for each on its own; see :mod:`excite.data.split`."""
     notes: list[str] = []
     if isinstance(whole, ArrayImages):
         keys = whole.digests()
@@ -325,7 +329,11 @@ def _split(
         elif whole.groups is not None:
             keys = [group.encode("utf-8", "surrogateescape") for group in whole.groups]
             notes.append(f"{len(set(keys)):,} groups are kept together, as the source gives them")
-    keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
+    if data.fold is None:
+        keep, out = stable_split(keys, labels, data.val_fraction, data.split_seed)
+    else:
+        fold, folds = data.fold
+        keep, out = fold_split(keys, fold, folds, data.split_seed)
     kept, held = (set(np.flatnonzero(label_counts(labels[side], len(source.classes)))) for side in (keep, out))
     only_train = sorted(kept - held)
     if only_train:

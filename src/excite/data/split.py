@@ -93,6 +93,33 @@ def stable_split(
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+def fold_split(keys: Sequence[bytes], fold: int, folds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images outside of a fold, to train on, and those in it, to validate on: positions in ascending order.
+
+    The number of an image's key (:func:`draw`) decides to which fold it belongs, so that each image is in exactly one,
+    and adding or deleting images moves no other one. Fold 1 of n is what a fraction of 1/n holds out, except that
+    nothing is moved for classes with few images. Folds differ in size as chance has it.
+
+    Args:
+        keys: name of each image or of its group; images with equal keys are in the same fold.
+        fold: 1 to ``folds``.
+        folds: how many there are.
+        seed: seed of the hash.
+
+    Raises:
+        ExciteError: no image, or every image, is in the fold.
+    """
+    place = np.minimum((draw(keys, seed) * folds).astype(np.int64), folds - 1) + 1
+    inside = place == fold
+    if inside.all() or not inside.any():
+        groups = len(set(keys))
+        raise ExciteError(
+            f"data.fold={fold}/{folds} has {'all' if inside.any() else 'none'} of the {len(keys):,} images, which are "
+            f"{groups:,} groups or single images; give fewer folds, or another data.split_seed"
+        )
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
 def group_keys(paths: Sequence[str], group_by: int | str, named_by_class: bool = True) -> tuple[list[bytes], int]:
     """The key of each image's group, and the number of images that belong to no group and stand alone.
 

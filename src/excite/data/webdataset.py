@@ -271,7 +271,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
             f"{len(without):,} images in the shards of {root} have no label{one}: each needs a file of the same name "
             "that ends in .cls (with the class) or .json (with label)"
         )
-    notes = [f"{len(shards):,} shards"] if len(shards) > 1 else []
+    notes = [f"read from {len(shards):,} shards"] if len(shards) > 1 else []
     notes += [f"{len(without):,} images without a label are left out; the first is {without[0]}"] if without else []
     notes += [f"{left['without an image']:,} samples without an image are left out"] if left else []
     for each in found.values():

@@ -29,7 +29,8 @@ from excite.owners import aside_of, remove, sweep_once
 from excite.progress import Progress
 from excite.recipe import Overrides, override_words
 from excite.trained.opened import Opened
-from excite.trained.predictor import Predictor, read_checkpoint
+from excite.trained.predictor import Predictor
+from excite.weights.checkpoint import read_checkpoint
 from excite.weights.locate import locate
 
 #: The largest difference of logits, relative to the largest logit, that counts as rounding.

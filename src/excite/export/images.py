@@ -21,9 +21,10 @@ from excite.data.images import balanced_order
 from excite.data.packed import Member
 from excite.errors import ExciteError
 from excite.storage import local_file
-from excite.trained.classes import check_order, only_numbers_classes
+from excite.trained.classes import check_order
 from excite.trained.given import find_images
 from excite.trained.opened import Opened
+from excite.weights.checkpoint import only_numbers_classes
 from excite.weights.header import Meta
 
 Part = Literal["train", "val"]

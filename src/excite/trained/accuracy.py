@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from excite.data.views import Tta, told
 from excite.progress import Advance
 from excite.recipe import Overrides
 from excite.runtime.device import precision_note
@@ -32,6 +33,7 @@ def validate(
     precision: str | None = None,
     batch_size: int | None = None,
     fold: bool | None = None,
+    tta: Tta | None = None,
     progress: Advance | None = None,
 ) -> Validation:
     """Evaluate a trained network on the validation images of its recipe, or on others.
@@ -46,6 +48,8 @@ def validate(
         batch_size: images per batch; does not affect the result.
         fold: fold the batch norms into the convolutions (see :class:`Predictor`); None: only on a CPU in fp32,
             where it is faster; in lower precisions rounding would change the numbers.
+        tta: test-time augmentation, "flip" or "five", as for ``excite.load``; a sentence in ``notes`` says so. With
+            several labels an image, the network's threshold is kept, which was chosen without it.
         progress: called with (images done, images in total) after each batch.
 
     Returns:
@@ -54,7 +58,7 @@ def validate(
     Raises:
         ExciteError: the checkpoint or the data cannot be read, or the data has other classes.
     """
-    opened = open_trained(source, overrides, device=device, precision=precision, fold=fold)
+    opened = open_trained(source, overrides, device=device, precision=precision, fold=fold, tta=tta)
     predictor, data = opened.predictor, opened.data
     process = predictor.accelerator
     loader = opened.batches(batch_size, rank=process.process_index, world=process.num_processes)
@@ -62,7 +66,8 @@ def validate(
     metric = opened.recipe.measure
     result = opened.evaluate(batches=batches, metric=metric)
     slow = precision_note(predictor.precision, predictor.device, "--precision ")
-    notes = (*data.notes, *left_out(data, loader), *([slow] if slow else []))
+    views = [] if tta is None else [told(tta, predictor.several)]
+    notes = (*views, *data.notes, *left_out(data, loader), *([slow] if slow else []))
     return Validation(predictor, replace(result, measured=data.measured, notes=notes, metric=metric))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from excite.data.folder import in_order, some
 from excite.errors import ExciteError, nearest
 from excite.trained.predictor import Predictor
+from excite.weights.checkpoint import only_numbers_classes
 from excite.weights.header import Meta
 
 
@@ -32,16 +33,6 @@ def check_order(meta: Meta, classes: Sequence[str], order: str | None, source: s
         f"{some(in_order(classes, 'natural'))}: say which with data.class_order=string (torchvision and most others) "
         "or data.class_order=natural (timm)"
     )
-
-
-def only_numbers_classes(meta: Meta) -> bool:
-    """Whether a converted checkpoint has only the numbers "0", "1" ... as class names.
-
-    Like excite, other libraries number the sorted class folders. They store no names, so data with the same number of
-    classes are taken to have those classes.
-    """
-    own = meta["classes"]
-    return "converted_from" in meta and own == [str(number) for number in range(len(own))]
 
 
 def match_classes(predictor: Predictor, classes: Sequence[str], source: str | Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from excite.data.views import Tta, told
 from excite.pages.pictures import bands_shown
 from excite.progress import Advance
 from excite.trained.files import draw_grid
@@ -20,6 +21,7 @@ def predict(
     precision: str = "fp32",
     batch_size: int = 64,
     fold: bool | None = None,
+    tta: Tta | None = None,
     say: Callable[[str], None] = lambda line: None,
     progress: Advance | None = None,
 ) -> Predicted:
@@ -35,7 +37,9 @@ def predict(
         precision: "fp32", "bf16", "fp16" or "auto" (chosen for the device).
         batch_size: images per batch.
         fold: fold the batch norms into the convolutions; None: only on a CPU, where it is faster.
-        say: called with a sentence about files skipped in each folder, and with the path of the grid.
+        tta: test-time augmentation, "flip" or "five", as for ``excite.load``.
+        say: called with a sentence about the test-time augmentation, one about files skipped in each folder, and the
+            path of the grid.
         progress: called with (images done, images in total).
 
     Returns:
@@ -46,7 +50,9 @@ def predict(
         ExciteError: there is no such network or no such image.
     """
     given = _each_file_once(given_images(images, say))  # before the network is loaded
-    predictor = load(source, device, precision, fold)
+    predictor = load(source, device, precision, fold, tta)
+    if tta is not None:
+        say(told(tta, predictor.several))
     found = Predicted(predictor.answers(given, top_k, batch_size, progress))
     drawn = [(image, each) for image, each in zip(given, found, strict=True) if each.problem is None]
     if grid is not None and drawn:

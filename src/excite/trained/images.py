@@ -15,7 +15,6 @@ from excite.recipe import Recipe, apply_overrides, overridden
 from excite.storage import is_remote
 from excite.trained.classes import check_order, match_classes
 from excite.trained.predictor import Predictor
-from excite.weights.header import Meta
 
 
 def open_images(
@@ -46,7 +45,7 @@ def open_images(
     Raises:
         ExciteError: the data cannot be read, or has classes that the network does not know.
     """
-    recipe, data = _open_data(predictor.meta, source, overrides, limits, train)
+    recipe, data = _open_data(predictor, source, overrides, limits, train)
     match_classes(predictor, data.classes, source)
     lacking = [name for name in predictor.classes if name not in data.classes]
     if lacking:
@@ -58,12 +57,15 @@ def open_images(
 
 
 def _open_data(
-    meta: Meta, source: str | Path, overrides: Sequence[str], limits: Mapping[str, int] | None, train: bool
+    predictor: Predictor, source: str | Path, overrides: Sequence[str], limits: Mapping[str, int] | None, train: bool
 ) -> tuple[Recipe, DataSets]:
     """Like :func:`open_images`, with labels in the data's own class order."""
+    meta = predictor.meta
     trained = Recipe.from_dict(meta["recipe"], str(source))
     recipe = Recipe.from_dict(apply_overrides(meta["recipe"], overrides), str(source))
     keys = overridden(overrides)
+    if predictor.tta == "five":  # images decoded into memory have lost their margins
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"mode": "stream"})})
     if "data.white" not in keys:  # the white level of the training images also applies to others
         white = {"white": meta["preprocessing"].get("white", FULL_WHITE)}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=white)})
@@ -95,6 +97,7 @@ def measuring_loader(
     rank: int = 0,
     world: int = 1,
     train: bool = False,
+    margin: bool = False,
 ) -> EvalLoader:
     """Batches of the images to evaluate, or with ``train`` of the training images.
 
@@ -107,6 +110,7 @@ def measuring_loader(
         batch_size: images per batch; None: the recipe's ``eval.batch_size``.
         rank, world: this process's share.
         train: use the training images.
+        margin: keep what the views of ``tta=five`` need.
     """
     images = data.train if train else data.val
     training = train or data.measured == "training"
@@ -118,6 +122,7 @@ def measuring_loader(
         rank=rank,
         world=world,
         rule="train" if training else "val",
+        margin=margin,
     )
 
 

@@ -11,11 +11,13 @@ from torch import nn
 
 from excite.data import DataSets, EvalLoader, Preprocessing
 from excite.data.sources import balanced_beginning
+from excite.data.views import Tta
 from excite.measures import MeasureName
 from excite.recipe import Overrides, Recipe, override_words
 from excite.trained.images import measuring_loader, open_images
-from excite.trained.predictor import Predictor, read_checkpoint
+from excite.trained.predictor import Predictor
 from excite.training.evaluation import Batch, Evaluation, evaluate
+from excite.weights.checkpoint import read_checkpoint
 from excite.weights.locate import Located, locate
 
 
@@ -101,7 +103,10 @@ class Opened:
             rank, world: this process's share.
         """
         device = self.predictor.device
-        return measuring_loader(self.data, self.recipe, device, batch_size, rank=rank, world=world, train=train)
+        margin = self.predictor.tta == "five"
+        return measuring_loader(
+            self.data, self.recipe, device, batch_size, rank=rank, world=world, train=train, margin=margin
+        )
 
     def evaluate(
         self, model: nn.Module | None = None, batches: Iterable[Batch] | None = None, metric: MeasureName = "top1"
@@ -117,7 +122,7 @@ class Opened:
         return evaluate(
             p.model if model is None else model,
             self.batches() if batches is None else batches,
-            p.preprocessing,
+            self.preprocessing,
             len(p.classes),
             p.device,
             p.precision,
@@ -125,6 +130,7 @@ class Opened:
             metric=metric,
             several=p.several,
             threshold=p.threshold if p.several else None,
+            tta=p.tta,
         )
 
     def positions(self, limit: int, seed: int) -> np.ndarray:
@@ -153,6 +159,7 @@ def open_trained(
     fold: bool | None = False,
     limits: Mapping[str, int] | None = None,
     train: bool = False,
+    tta: Tta | None = None,
 ) -> Opened:
     """Load a network; its images are opened on first use.
 
@@ -165,6 +172,7 @@ def open_trained(
             only in fp32, because in lower precisions rounding would change the numbers.
         limits: ``limit_val`` and ``limit_train``, the most images; the caller reports them.
         train: whether to open the training images, too.
+        tta: test-time augmentation; see ``excite.load``.
 
     Raises:
         ExciteError: see ``excite.load``.
@@ -172,5 +180,5 @@ def open_trained(
     located = locate(source)
     checkpoint = read_checkpoint(located)
     precision = precision or checkpoint.meta["precision"]
-    predictor = Predictor(checkpoint, device, precision, False if fold is None and precision != "fp32" else fold)
+    predictor = Predictor(checkpoint, device, precision, False if fold is None and precision != "fp32" else fold, tta)
     return Opened(located, predictor, overrides, limits=limits, train=train)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from excite.choices import TTA, check_choice
 from excite.data import Preprocessing
 from excite.data.ahead import decoded_batches
 from excite.data.decode import BadImageError
-from excite.errors import ExciteError
+from excite.data.views import Tta, centre
 from excite.logits import finite
 from excite.models import fold as fold_model
 from excite.models.folding import form_of
@@ -21,16 +22,15 @@ from excite.models.timm_models import is_timm_model
 from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
 from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
-from excite.runtime.environment import versions
 from excite.size import by_text
 from excite.text import as_json
 from excite.trained.given import Given, GivenImage, given_images
+from excite.training.evaluation import logits_of
 from excite.training.precision import set_norm_precision
-from excite.weights.convert import convert
+from excite.weights.checkpoint import read_checkpoint
 from excite.weights.header import several_labels, threshold_of
-from excite.weights.locate import Located, locate
-from excite.weights.meta import describe
-from excite.weights.own import Checkpoint, build_network, load_into, read_own
+from excite.weights.locate import locate
+from excite.weights.own import Checkpoint, build_network, load_into
 
 #: Shown instead of a class if the logits of an image are not all finite.
 NO_ANSWER = "no finite logits"
@@ -120,6 +120,7 @@ class Predictor:
         precision: "auto" (that of the training, if the device supports it), "fp32", "bf16" or "fp16".
         fold: fold the batch norms into the convolutions (see ``excite.fold``); None: only where measured to be faster,
             on a CPU in fp32 or bf16.
+        tta: test-time augmentation: predict the mean probabilities of several views of each image.
 
     Attributes:
         model: the network in eval mode on the device, folded if requested.
@@ -130,11 +131,20 @@ class Predictor:
         precision: the precision in use: "fp32", "bf16" or "fp16".
         several: whether an image may have several classes (``task=multilabel``), maybe none.
         threshold: the probability from which on a class is predicted, if several may be.
+        tta: test-time augmentation, "flip" or "five" (see ``excite.data.views``), or None.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: str = "auto", precision: str = "fp32", fold: bool | None = False
+        self,
+        checkpoint: Checkpoint,
+        device: str = "auto",
+        precision: str = "fp32",
+        fold: bool | None = False,
+        tta: Tta | None = None,
     ) -> None:
+        if tta is not None:
+            check_choice("tta", tta, TTA)
+        self.tta = tta
         self.meta = checkpoint.meta
         self.classes: list[str] = checkpoint.meta["classes"]
         self.preprocessing = Preprocessing.from_dict(checkpoint.meta["preprocessing"])
@@ -170,10 +180,18 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
-        """Preprocessed uint8 images (B, C, H, W) -> float32 logits (B, K)."""
-        x = self.preprocessing.normalize(images.to(self.device)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
-            return self.model(x).float()
+        """Preprocessed uint8 images (B, C, H, W) -> float32 logits (B, K); with test-time augmentation, those of the
+        mean probabilities over the views of each image."""
+        return logits_of(
+            self.model,
+            images.to(self.device),
+            self.preprocessing,
+            self.device,
+            self.precision,
+            channels_last=True,
+            tta=self.tta,
+            several=self.several,
+        )
 
     def __call__(
         self,
@@ -236,7 +254,8 @@ class Predictor:
             logits = iter(self.logits(torch.stack(pixels)).cpu() if pixels else ())
             for image, each in batch:
                 if isinstance(each, Tensor):
-                    kept = each.permute(1, 2, 0).numpy() if done < MOST_ROWS else None
+                    seen = centre(each, self.preprocessing.size)
+                    kept = seen.permute(1, 2, 0).numpy() if done < MOST_ROWS else None
                     own = next(logits)
                     answered = bool(finite(own[None]))
                     yield Prediction(image.name, self.top(own, top_k), answered=answered, pixels=kept)
@@ -263,7 +282,7 @@ class Predictor:
 
     def _load(self, image: GivenImage) -> Tensor | BadImageError:
         try:
-            return self.preprocessing.load(image.open())
+            return self.preprocessing.load(image.open(), margin=self.tta == "five")
         except BadImageError as error:
             return error
 
@@ -283,7 +302,13 @@ def _path_of(image: GivenImage) -> str | None:
     return image.source if isinstance(image.source, str) else None
 
 
-def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold: bool | None = False) -> Predictor:
+def load(
+    source: str | Path,
+    device: str = "auto",
+    precision: str = "fp32",
+    fold: bool | None = False,
+    tta: Tta | None = None,
+) -> Predictor:
     """Load a trained network.
 
     Args:
@@ -292,24 +317,13 @@ def load(source: str | Path, device: str = "auto", precision: str = "fp32", fold
         device: "auto", "cpu", "cuda" ...
         precision: "fp32", "bf16", "fp16" or "auto".
         fold: fold the batch norms into the convolutions, which is faster on a CPU (see :class:`Predictor`).
+        tta: test-time augmentation: None, "flip" (the image and its mirror image) or "five" (its centre and four
+            corners): the mean of the probabilities.
 
     Raises:
         ExciteError: there is nothing, it is damaged, or its format is unknown.
     """
-    return Predictor(read_checkpoint(locate(source)), device, precision, fold)
-
-
-def read_checkpoint(located: Located) -> Checkpoint:
-    """Read an excite checkpoint, or convert another library's (see docs/weights.md). Raises ExciteError."""
-    if located.kind == "own":
-        return read_own(located.path)
-    if located.kind == "grafted":
-        raise ExciteError(
-            f"{located.source} is another library's network with grafted gates, without class names and preprocessing; "
-            "load it in Python with excite.grafting.load_grafted"
-        )
-    model, loaded = convert(located.source)
-    return Checkpoint(located.path, model.state_dict(), {**describe(model, loaded), "versions": versions()})
+    return Predictor(read_checkpoint(locate(source)), device, precision, fold, tta)
 
 
 #: A class and its probability; "class" is a Python keyword.

@@ -47,7 +47,7 @@ def check_batch_norms(model: nn.Module, recipe: Recipe, loader: TrainLoader, fro
         return
     thaws = config.freeze_epochs is not None and config.freeze_epochs < config.epochs
     names = {name for name, module in model.named_modules() if module in frozen and not thaws}
-    found = first_with_one_value(model, (recipe.data.in_chans, *recipe.data.training_size), names)
+    found = first_with_one_value(model, (recipe.data.in_chans, *recipe.smallest_size), names)
     if found is not None:
         raise ExciteError(_sentence(model, found, recipe, loader))
 

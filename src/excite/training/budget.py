@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from excite.console import format_seconds
+from excite.errors import ExciteError
 from excite.recipe import Recipe, load_recipe
 from excite.runtime.device import synchronize
 from excite.training.evaluation import logits_of
@@ -66,6 +67,11 @@ def fit_epochs(run: Run, seconds: float, step: Callable[[Run, Tensor, Tensor], A
         seconds: for the probe, all epochs and all evaluations.
         step: the training step.
     """
+    if run.recipe.train.progressive is not None:
+        raise ExciteError(
+            "a time limit (--time) chooses the number of epochs, which train.progressive counts on: give train.epochs "
+            "instead, or train.progressive=null"
+        )
     begun = time.perf_counter()
     per_step = _time_steps(run, step)
     per_image = _time_evaluation(run)

@@ -45,6 +45,7 @@ class State(TypedDict):
         evaluated: the last step whose evaluation is done; -1 if that of the start is not. Where it is due at ``step``
             and not done, it failed, and a resumed run begins with it. Older versions saved nothing then.
         seconds: training time so far; newer versions have it in the manifest.
+        teacher: digest of the teacher, if there is one.
     """
 
     step: _Count
@@ -58,6 +59,7 @@ class State(TypedDict):
     bad: NotRequired[dict[str, str]]
     evaluated: NotRequired[Annotated[int, Field(ge=-1, lt=1 << 53)]]
     seconds: NotRequired[_Seconds]
+    teacher: NotRequired[str]
 
 
 class FileRecord(TypedDict):

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
+from excite.data.views import Tta, combined, views
 from excite.logits import finite, losses, number, sentence
 from excite.measures import (
     MEASURES,
@@ -54,6 +55,7 @@ class Evaluation:
         notes: one sentence for each thing a user should know about these images.
         of_logits: the measures that were asked for and need the logits of all images (see ``excite.measures``).
         metric: the measure that is shown in any case.
+        tta: the test-time augmentation, if any.
     """
 
     images: int
@@ -67,6 +69,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     of_logits: Mapping[MeasureName, float | None] = field(default_factory=dict)
     metric: MeasureName = "top1"
+    tta: Tta | None = None
 
     @property
     def support(self) -> list[int]:
@@ -88,6 +91,11 @@ class Evaluation:
     def not_finite(self) -> int:
         """Number of images without finite logits."""
         return sum(self.no_class)
+
+    @property
+    def title(self) -> str:
+        """What was measured, for the head of a table."""
+        return f"{self.measured} images" + (f", tta={self.tta}" if self.tta else "")
 
     @property
     def usable(self) -> bool:
@@ -119,7 +127,7 @@ class Evaluation:
             heads.append(MEASURES[self.metric].heading)
             row.append("-" if value is None else f"{value:.2f}")
         warning = [self.warning] if self.warning is not None else []
-        return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
+        return show_table(heads, [row], title=self.title, notes=[*self.notes, *warning])
 
     def per_class(self, classes: list[str]) -> list[ClassRow]:
         """One row per class: name, images, and recall (top-1) and precision in percent (None if undefined)."""
@@ -204,7 +212,7 @@ class LabelEvaluation(Evaluation):
         loss, ap = ("-" if v is None else f"{v:.{n}f}" for v, n in ((self.loss, 4), (self.mean_precision, 2)))
         row = [f"{self.images:,}", loss, ap, f"{self.macro_f1:.2f}", f"{self.micro_f1:.2f}", f"{self.threshold:.3f}"]
         warning = [self.warning] if self.warning is not None else []
-        return show_table(heads, [row], title=f"{self.measured} images", notes=[*self.notes, *warning])
+        return show_table(heads, [row], title=self.title, notes=[*self.notes, *warning])
 
     def per_class(self, classes: list[str]) -> list[ClassRow]:
         """One row per class: name, images, and recall ("top1"), precision and F1 at the threshold and average
@@ -238,6 +246,7 @@ def evaluate(
     metric: MeasureName = "top1",
     several: bool = False,
     threshold: float | None = None,
+    tta: Tta | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on batches of images.
 
@@ -261,6 +270,7 @@ def evaluate(
         several: whether images may have several labels; the logits of all are then gathered in any case.
         threshold: with several, the probability from which on a class counts as predicted; None: the best one for these
             images (:func:`excite.measures.best_threshold`).
+        tta: test-time augmentation (:mod:`excite.data.views`).
 
     Returns:
         With ``several``, a :class:`LabelEvaluation`.
@@ -288,7 +298,7 @@ def evaluate(
     model.eval()
 
     def logits_in(batch: Batch) -> Tensor:
-        return logits_of(model, batch[0], preprocessing, device, precision, channels_last)
+        return logits_of(model, batch[0], preprocessing, device, precision, channels_last, tta, several)
 
     for (_, labels, indices), logits in over(logits_in, batches):
         sound = finite(logits)
@@ -309,7 +319,7 @@ def evaluate(
         name = f"#{position:.0f}" if name_of is None else name_of(int(position))
     loss = number(_mean_loss(sums))
     if several:
-        return _of_labels(*_in_order(gathered, num_classes), loss, threshold, name, metric)
+        return replace(_of_labels(*_in_order(gathered, num_classes), loss, threshold, name, metric), tta=tta)
     confusion = values["confusion"].long()
     count = int(confusion.sum())
     return Evaluation(
@@ -321,6 +331,7 @@ def evaluate(
         confusion=confusion[:-1, :-1].tolist(),
         no_class=confusion[:-1, -1].tolist(),
         first_not_finite=name,
+        tta=tta,
         of_logits={} if of_logits is None else {metric: of_logits(*_in_order(gathered, num_classes))},
     )
 
@@ -392,8 +403,19 @@ def logits_of(
     device: torch.device,
     precision: str,
     channels_last: bool,
+    tta: Tta | None = None,
+    several: bool = False,
 ) -> Tensor:
-    """uint8 images (B, C, H, W) -> float32 logits (B, K), computed as in every evaluation."""
+    """uint8 images (B, C, H, W) -> float32 logits (B, K), computed as in every evaluation.
+
+    With ``tta``, those of the mean probabilities over the views of each image (:func:`excite.data.views.combined`);
+    the images may have a margin. Views are computed one after another, so that they take no more memory.
+    """
+    if tta is not None:
+        seen = views(images, tta, preprocessing.size)
+        return combined(
+            [logits_of(model, each, preprocessing, device, precision, channels_last) for each in seen], several
+        )
     x = preprocessing.normalize(images)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)

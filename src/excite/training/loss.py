@@ -27,8 +27,49 @@ class ByClass(NamedTuple):
 ALIKE = ByClass()
 
 
-def training_loss(logits: Tensor, targets: Tensor, config: TrainConfig, by_class: ByClass = ALIKE) -> Tensor:
-    """The mean loss of a batch, 0-d, in nats.
+def training_loss(
+    logits: Tensor, targets: Tensor, config: TrainConfig, by_class: ByClass = ALIKE, taught: Tensor | None = None
+) -> Tensor:
+    """The mean loss of a batch, 0-d, in nats: that of :func:`label_loss`, or with a teacher a mixture.
+
+    Args:
+        logits: (B, K), float32.
+        targets: see :func:`label_loss`.
+        config: uses ``distill_weight`` w, ``distill_temperature``, and what :func:`label_loss` uses.
+        by_class: weights and adjustment of the classes, for the labels only.
+        taught: the teacher's logits, (B, K), float32: the loss is (1 - w) x label loss + w x :func:`distillation`.
+    """
+    if taught is None:
+        return label_loss(logits, targets, config, by_class)
+    share = config.distill_weight
+    told = share * distillation(logits, taught, config.distill_temperature, by_class.several)
+    return told if share == 1 else (1 - share) * label_loss(logits, targets, config, by_class) + told
+
+
+def distillation(logits: Tensor, taught: Tensor, temperature: float, several: bool = False) -> Tensor:
+    """How far the answers are from the teacher's, 0-d: T^2 x KL(teacher || student), both at temperature T.
+
+    Hinton et al., arXiv 1503.02531, section 2: the gradients of softened answers shrink with 1 / T^2, which the factor
+    makes up for, so that the share of the labels does not depend on T. It is 0 if the answers are the same. The mean is
+    taken over images. With several labels, each class is a question of its own with two answers, and the mean is taken
+    over images and classes, like that of the loss of the labels.
+
+    Args:
+        logits, taught: (B, K), float32, of the student and the teacher.
+        temperature: T.
+        several: whether images may have several labels.
+    """
+    mine, theirs = logits / temperature, taught / temperature
+    if several:
+        yes, no = F.logsigmoid(theirs), F.logsigmoid(-theirs)
+        terms = yes.exp() * (yes - F.logsigmoid(mine)) + no.exp() * (no - F.logsigmoid(-mine))
+        return temperature**2 * terms.mean()
+    known = F.log_softmax(theirs, 1)
+    return temperature**2 * (known.exp() * (known - F.log_softmax(mine, 1))).sum(1).mean()
+
+
+def label_loss(logits: Tensor, targets: Tensor, config: TrainConfig, by_class: ByClass = ALIKE) -> Tensor:
+    """The mean loss of a batch by its labels, 0-d, in nats.
 
     Args:
         logits: (B, K), float32.

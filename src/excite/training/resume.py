@@ -64,6 +64,7 @@ def restore(run: Run, at: int | None = None) -> None:
     saved = found.saved
     _check_images(run, saved)
     _check_length(run, saved)
+    _check_teacher(run, saved)
     load_into(run.model, saved.weights)
     run.step, run.best, run.seconds = saved.state["step"], saved.state["best"], saved.seconds
     run.bad_before, run.evaluated_at = dict(saved.state.get("bad", {})), ckpt.evaluated_at(saved.state)
@@ -195,6 +196,19 @@ def _check_length(run: Run, saved: ckpt.Saved) -> None:
         )
 
 
+def _check_teacher(run: Run, saved: ckpt.Saved) -> None:
+    """Refuse a teacher whose weights have changed although the recipe names the same one."""
+    before, source = saved.state.get("teacher"), run.recipe.train.teacher
+    if run.teacher is None or before is None or before == run.teacher.digest:
+        return
+    if "train.teacher" not in changes(run, saved.weights.meta["recipe"]):
+        raise ExciteError(
+            f"{run.folder} cannot be resumed: its teacher {source} has changed since it was started; bring it back "
+            "(for a run folder, name the checkpoint: train.teacher=RUN/checkpoints/step-N), or start a new run from "
+            f"its weights: excite train {run.folder} train.init_from={run.folder}"
+        )
+
+
 def _note_changes(run: Run, saved: ckpt.Saved) -> None:
     """Say what has changed in the recipe since the checkpoint, and keep the recipe of until then."""
     stored = saved.weights.meta["recipe"]
@@ -203,6 +217,8 @@ def _note_changes(run: Run, saved: ckpt.Saved) -> None:
     if idle:
         run.notes.append(f"{', '.join(idle)} only acts at the start of a run: it has no effect on a resumed one")
     acting = {key: both for key, both in changed.items() if key not in idle}
+    if run.teacher is not None and saved.state.get("teacher") == run.teacher.digest:
+        acting.pop("train.teacher", None)  # the same one in another place
     if not acting:
         return
     run.changed_since = _yaml(stored)

@@ -25,7 +25,7 @@ from excite.data import (
 from excite.data.config import check_fit
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
-from excite.errors import ExciteError
+from excite.errors import ExciteError, first_line
 from excite.gates import Gate
 from excite.measures import MEASURES, superlative
 from excite.models import Classifier, create_model
@@ -45,6 +45,7 @@ from excite.runtime.device import (
     seed_everything,
 )
 from excite.runtime.environment import versions
+from excite.size import Size, by_text, size_text
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
@@ -59,6 +60,7 @@ from excite.training.saver import Saver, copied_values
 from excite.training.schedule import beyond_the_end
 from excite.training.shards import Shards, count_shards, draws, obstacle
 from excite.training.start import Taken, fit_freeze, fit_images, resolved, take_weights, with_images
+from excite.training.teacher import Teacher, open_teacher
 from excite.weights.header import Meta, RecipeMeta
 
 
@@ -84,6 +86,7 @@ class Run:
     buffers: BufferGuard | None
     display: Display
     by_class: ByClass = ALIKE
+    teacher: Teacher | None = None
     folder: Path = Path()
     identity: str = ""
     step: int = 0
@@ -113,6 +116,11 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Optimiser steps in an epoch."""
         return self.train_loader.steps_per_epoch
+
+    @property
+    def training_size(self) -> Size:
+        """Height and width of the images of the next step; a function of its epoch (``train.progressive``)."""
+        return self.recipe.training_size(self.step // self.steps_per_epoch)
 
     @property
     def total_steps(self) -> int:
@@ -190,6 +198,8 @@ class Run:
             "bad": self.bad_so_far(),
             "evaluated": self.evaluated_at,
         }
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.digest
         ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
         return ckpt.Snapshot(
             state=copied_values(state),
@@ -240,6 +250,7 @@ def set_up(
     data = replace(data, preprocessing=with_images(data.preprocessing, use))
     asked_for_probe = recipe.train.probe
     recipe = resolved(recipe, taken, use)
+    teacher = None if recipe.train.teacher is None else open_teacher(recipe, data, device)
     patterns, adapted = fit_freeze(model, config.freeze)
     notes += [*told, *([adapted] if adapted and not resuming else [])]
     count, note = _fixed_shards(recipe, model, accelerator)
@@ -283,7 +294,9 @@ def set_up(
         *recipe.notes,
         *beyond_the_end(recipe),
         *_fit_notes(recipe),
+        *_sizes_note(recipe),
         *rare_notes(recipe, data, terms),
+        *([] if teacher is None else teacher.notes),
         *chosen_by,
         *notes,
     ]
@@ -307,6 +320,7 @@ def set_up(
         buffers=BufferGuard(model) if precision == "fp16" else None,
         display=display,
         by_class=terms,
+        teacher=teacher,
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
@@ -346,6 +360,32 @@ def _fixed_shards(recipe: Recipe, model: nn.Module, accelerator: Accelerator) ->
     return count, f"deterministic: the same weights with any number of threads and workers, and {many}"
 
 
+def _check_sizes(model: Classifier, recipe: Recipe) -> None:
+    """Raise ExciteError if the network cannot take the images of ``train.progressive``. It does not change."""
+    model.eval()
+    for _, size in recipe.train.sizes():
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(torch.zeros(1, recipe.data.in_chans, *size))
+        except Exception as error:  # of any kind, from inside the network
+            raise ExciteError(
+                f"{recipe.model.name} cannot take images of {size_text(size)} (train.progressive): {first_line(error)}"
+            ) from None
+    model.train()
+
+
+def _sizes_note(recipe: Recipe) -> list[str]:
+    """What ``train.progressive`` does: a sentence, or none."""
+    sizes = recipe.train.sizes()
+    if not sizes:
+        return []
+    told = ", ".join(f"{by_text(size)} from epoch {begun + 1} on" for begun, size in sizes)
+    return [
+        f"train.progressive: training images are made smaller after augmentation, to {told}; evaluation sees "
+        f"{by_text(recipe.data.evaluation_size)}. Times left are those of the present size"
+    ]
+
+
 def _fit_notes(recipe: Recipe) -> list[str]:
     """What another ``data.fit`` than crop leaves unused, and where training and evaluation fit images differently."""
     data, notes = recipe.data, list[str]()
@@ -363,7 +403,7 @@ def _fit_notes(recipe: Recipe) -> list[str]:
 
 
 def _image(recipe: Recipe) -> tuple[int, int, int]:
-    return recipe.data.in_chans, *recipe.data.training_size
+    return recipe.data.in_chans, *recipe.smallest_size
 
 
 def _open_images(recipe: Recipe, display: Display) -> DataSets:
@@ -463,6 +503,13 @@ def _check_evaluation_size(model: Classifier, recipe: Recipe) -> None:
     """Some gates only take feature maps of one size: report that before the first epoch, not after it."""
     data = recipe.data
     bound = any(isinstance(m, Gate) and m.feature_size is not None for m in model.modules())
+    if recipe.train.progressive is not None:
+        if bound:
+            raise ExciteError(
+                f"train.progressive changes the size of the images, but the gather kernels of the gates of "
+                f"{recipe.model.name} have the size of the feature map; use another gate or train.progressive=null"
+            )
+        _check_sizes(model, recipe)
     if bound and data.evaluation_size != data.training_size:
         raise ExciteError(
             f"data.eval_size ({data.eval_size}) must equal data.image_size ({data.image_size}) for "

@@ -57,7 +57,7 @@ def _train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 def _backward(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Leave the gradients, which DDP averages over the processes, in the parameters."""
     seed_everything(run.recipe.train.seed, run.step + 1, run.accelerator.process_index)
-    x, targets = run.augment(images, labels)
+    x, targets = run.augment(images, labels, run.training_size)
     return _of_chunks(run, run.net, x, targets, labels, exchanging=True)
 
 
@@ -68,7 +68,7 @@ def _backward_in_shards(run: Run, images: Tensor, labels: Tensor) -> tuple[Tenso
     states: list[Tensor] = []
     for index, (own, true) in enumerate(zip(shards.cut(images), shards.cut(labels), strict=True)):
         seed_everything(run.recipe.train.seed, run.step + 1, shards.number(index))
-        batches.append((*run.augment(own, true), true))
+        batches.append((*run.augment(own, true, run.training_size), true))
         states.append(torch.get_rng_state())
     run.scaler.scale(torch.zeros(()))  # it makes its tensors at the first call, which must not be two at once
 
@@ -104,11 +104,13 @@ def _of_chunks(
         quiet: Any = run.accelerator.no_sync(net) if exchanging and index + 1 < len(chunks) else nullcontext()
         with quiet:
             # The cache is shared by all threads of a process.
+            taught = None if run.teacher is None else run.teacher.logits(inputs)
             cached = {"enabled": run.precision != "fp32", "cache_enabled": exchanging}
             with torch.autocast(run.device.type, DTYPES[run.precision], **cached):
                 logits = net(inputs)
             # Parts may differ in size if the data set is smaller than a batch: weight each by its number of images.
-            loss = training_loss(logits.float(), wanted, config, run.by_class) * len(true) / len(labels) * share
+            loss = training_loss(logits.float(), wanted, config, run.by_class, taught)
+            loss = loss * len(true) / len(labels) * share
             run.scaler.scale(loss).backward()
         total += loss.detach()
         correct += hits(logits.detach(), true).sum()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from excite.pages.figures import COLORS, style, write
 from excite.twins.report import Report, known, last_of, latency_form, measure_label
@@ -11,9 +11,9 @@ from excite.twins.report import Report, known, last_of, latency_form, measure_la
 def draw(report: Report, path: Path) -> Path:
     """Draw a report into a PNG or SVG file, by the suffix of ``path``; return the path.
 
-    There is one row per gate and up to four panels, the last one only if latencies were measured. Dots are seeds. Lines
-    are mean ± sample standard deviation in the first panel, Student's interval of the mean difference in the second,
-    and the quartiles in the last.
+    There is one row per gate and up to four panels, the last one only if latencies were measured. Dots are seeds or
+    folds. Lines are mean ± sample standard deviation in the first panel, the interval of the mean difference in the
+    second, and the quartiles in the last.
     """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -34,8 +34,8 @@ def draw(report: Report, path: Path) -> Path:
         panels[0].set_ylim(len(gates) - 0.4, -0.6)  # the first gate on top
         for panel, (draw_panel, _) in zip(panels, drawn, strict=True):
             draw_panel(panel, report)
-        seeds = len(report["seeds"])
-        figure.suptitle(f"{report['recipe']}: {seeds} seed{'s' if seeds > 1 else ''}, {_epochs(report)}")
+        count, unit = report.get("folds") or len(report["seeds"]), _unit(report)
+        figure.suptitle(f"{report['recipe']}: {count} {unit}{'s' if count > 1 else ''}, {_epochs(report)}")
         return write(figure, path, dpi=130)
 
 
@@ -43,20 +43,26 @@ def _epochs(report: Report) -> str:
     return f"{report['runs'][0]['epochs']} epochs" if report["runs"] else "no run finished"
 
 
+def _unit(report: Report) -> Literal["seed", "fold"]:
+    return "fold" if report.get("folds") else "seed"
+
+
 def _accuracy(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
         mean, sd = row["top1_mean"], row["top1_sd"]
         ends = None if mean is None or sd is None else (mean - sd, mean + sd)
         _values(panel, y, mean, ends, known(last_of(r) for r in report["runs"] if r["gate"] == row["gate"]))
-    _title(panel, "accuracy after the last epoch", f"{measure_label(report)}, %: mean ± sd, seeds")
+    _title(panel, "accuracy after the last epoch", f"{measure_label(report)}, %: mean ± sd, {_unit(report)}s")
 
 
 def _difference(panel: Any, report: Report) -> None:
-    top1 = {(r["gate"], r["seed"]): last_of(r) for r in report["runs"]}
+    unit = _unit(report)
+    numbers = range(1, report["folds"] + 1) if report.get("folds") else report["seeds"]
+    top1 = {(r["gate"], r[unit]): last_of(r) for r in report["runs"]}
     base = report["baseline"]
     panel.axvline(0, color="#666666", linewidth=1)
     for y, row in enumerate(report["rows"]):
-        both = [(top1.get((row["gate"], seed)), top1.get((base, seed))) for seed in report["seeds"]]
+        both = [(top1.get((row["gate"], number)), top1.get((base, number))) for number in numbers]
         values = [own - other for own, other in both if own is not None and other is not None]
         low, high = row["difference_low"], row["difference_high"]
         ends = None if low is None or high is None else (low, high)

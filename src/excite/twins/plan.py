@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from excite.data.config import MOST_FOLDS
 from excite.errors import ExciteError, explain, nearest, shown
 from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
@@ -24,6 +25,14 @@ PLAN = "twins.json"
 FORMAT_VERSION = 1
 
 
+class Labels(TypedDict):
+    """What a run of an experiment is known by."""
+
+    gate: str
+    seed: int
+    fold: NotRequired[int]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The plan of an experiment.
@@ -31,33 +40,52 @@ class Plan:
     Attributes:
         recipe: the recipe of all runs, except for gate and seed.
         gates: labels, see :func:`parse_gate`.
-        seeds: values of ``train.seed``.
+        seeds: values of ``train.seed``; with folds, there is one.
+        folds: number of folds to validate on in turn (``data.fold``); 0: that of the recipe alone.
     """
 
     recipe: Recipe
     gates: tuple[str, ...]
     seeds: tuple[int, ...]
+    folds: int = 0
+
+    @property
+    def unit(self) -> Literal["seed", "fold"]:
+        """What the runs of a gate differ in."""
+        return "fold" if self.folds else "seed"
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The seeds, or the numbers of the folds, from 1."""
+        return tuple(range(1, self.folds + 1)) if self.folds else self.seeds
+
+    def labels(self, gate: str, number: int) -> Labels:
+        """What a run is known by."""
+        return {"gate": gate, "seed": self.seeds[0], "fold": number} if self.folds else {"gate": gate, "seed": number}
+
+    def run_name(self, gate: str, number: int) -> str:
+        """The name of a run folder."""
+        return run_name(gate, number, self.unit)
 
     def runs(self) -> list[tuple[str, int]]:
-        """(gate, seed) in the order of training: all gates of a seed before the next seed.
+        """(gate, seed or fold) in the order of training: all gates of a seed or fold before the next.
 
         An interrupted experiment is thus balanced, and a machine that slows down affects all gates equally.
         """
-        return [(gate, seed) for seed in self.seeds for gate in self.gates]
+        return [(gate, number) for number in self.numbers for gate in self.gates]
 
     @property
     def baseline(self) -> str:
         """The gate that the others are compared with: no gate, or else the first one."""
         return UNGATED if UNGATED in self.gates else self.gates[0]
 
-    def twin(self, gate: str, seed: int) -> Recipe:
+    def twin(self, gate: str, number: int) -> Recipe:
         """The recipe of one run. Raises ExciteError if the gate does not fit the model."""
-        return self.recipe.model_copy(
-            update={
-                "model": with_gate(self.recipe.model, gate),
-                "train": self.recipe.train.model_copy(update={"seed": seed}),
-            }
-        )
+        recipe = self.recipe
+        parts: dict[str, Any] = {"train": recipe.train.model_copy(update={"seed": number})}
+        if self.folds:
+            parts = {"data": recipe.data.model_copy(update={"fold": [number, self.folds]})}
+        return recipe.model_copy(update={"model": with_gate(recipe.model, gate), **parts})
 
     def check(self) -> None:
         """Raise ExciteError if a gate is unknown or does not fit, or if two labels give the same network."""
@@ -72,6 +100,7 @@ class Plan:
         """Write ``twins.json``."""
         recipe = self.recipe.model_dump(mode="json")
         plan = {"format_version": FORMAT_VERSION, "gates": self.gates, "seeds": self.seeds, "recipe": recipe}
+        plan |= {"folds": self.folds} if self.folds else {}
         write_json(folder / PLAN, plan)
 
 
@@ -84,11 +113,12 @@ class _StoredPlan(BaseModel):
     gates: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=1000)]
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 63)]], Field(min_length=1, max_length=10_000)]
     recipe: dict[str, Any]
+    folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] = 0
 
 
-def run_name(gate: str, seed: int) -> str:
+def run_name(gate: str, number: int, unit: str = "seed") -> str:
     """The name of a run folder."""
-    return f"{gate.replace(':', '-')}-seed{seed}"
+    return f"{gate.replace(':', '-')}-{unit}{number}"
 
 
 def load_plan(folder: Path) -> Plan | None:
@@ -105,12 +135,14 @@ def load_plan(folder: Path) -> Plan | None:
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} cannot be read as a plan of twins: {why}") from None
-    plan = Plan(Recipe.from_dict(stored.recipe, str(path)), tuple(stored.gates), tuple(stored.seeds))
+    plan = Plan(Recipe.from_dict(stored.recipe, str(path)), tuple(stored.gates), tuple(stored.seeds), stored.folds)
     plan.check()
     return plan
 
 
-def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None) -> Plan:
+def make_plan(
+    folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None, folds: int | None = None
+) -> Plan:
     """The plan for ``folder``: a new one, or the existing one, with new gates or seeds added.
 
     Args:
@@ -118,12 +150,13 @@ def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, 
         recipe: the recipe; None: that of the existing plan.
         gates: labels of the gates; None: those of the existing plan, or the default.
         seeds: number of seeds, counting up from the recipe's ``train.seed``; None: as for the gates.
+        folds: number of folds to validate on in turn, instead of seeds; None: as for the gates, by default none.
 
     Raises:
         ExciteError: a gate does not fit, or the folder contains the twins of another recipe.
     """
     old = load_plan(folder)
-    if recipe is not None and old is not None and not any((folder / run_name(*run)).is_dir() for run in old.runs()):
+    if recipe is not None and old is not None and not any((folder / old.run_name(*run)).is_dir() for run in old.runs()):
         old = None  # nothing was trained yet, so the plan may be replaced
     if recipe is None:
         if old is None:
@@ -134,19 +167,37 @@ def make_plan(folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, 
             f"{folder} contains twins of another recipe ({_differences(old.recipe, recipe)}); give another --out, or "
             "the same recipe"
         )
+    folds = _folds(folder, recipe, old, seeds, folds)
     first = recipe.train.seed
     new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
     new_seeds = tuple(range(first, first + seeds)) if seeds is not None else old.seeds if old else None
     if new_seeds is None:
-        new_seeds = tuple(range(first, first + DEFAULT_SEEDS))
+        new_seeds = tuple(range(first, first + (1 if folds else DEFAULT_SEEDS)))
     if len(set(new_gates)) < len(new_gates) or not new_gates:
         raise ExciteError(f"--gates must name each gate once, and at least one, not {','.join(new_gates)!r}")
     if old is not None:  # gates and seeds may be added; finished runs stay in the report
         new_gates = tuple(dict.fromkeys([*old.gates, *new_gates]))
         new_seeds = tuple(dict.fromkeys([*old.seeds, *new_seeds]))
-    plan = Plan(recipe, new_gates, new_seeds)
+    plan = Plan(recipe, new_gates, new_seeds, folds)
     plan.check()
     return plan
+
+
+def _folds(folder: Path, recipe: Recipe, old: Plan | None, seeds: int | None, folds: int | None) -> int:
+    """The number of folds, 0 for none. Raises ExciteError if they do not go with the rest."""
+    count = folds if folds is not None else old.folds if old is not None else 0
+    if count and seeds is not None:
+        raise ExciteError("give --folds or --seeds, not both: each fold is trained with the recipe's own train.seed")
+    if old is not None and count != old.folds:
+        there = f"{old.folds} folds" if old.folds else f"{len(old.seeds)} seeds"
+        raise ExciteError(f"{folder} contains twins of {there}; give another --out for {count} folds")
+    if count and not 2 <= count <= MOST_FOLDS:
+        raise ExciteError(f"--folds must be from 2 to {MOST_FOLDS}, such as 5, not {count}")
+    if count and recipe.data.fold is not None:
+        raise ExciteError(f"--folds {count} sets data.fold itself: leave data.fold out")
+    if count:  # says what does not go with folds
+        recipe.changed([f"data.fold=1/{count}"])
+    return count
 
 
 def _differences(old: Recipe, new: Recipe) -> str:

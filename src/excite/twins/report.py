@@ -4,7 +4,7 @@ import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from excite.console import Display, make_table
 from excite.errors import ExciteError
@@ -15,16 +15,14 @@ from excite.runtime.environment import versions
 from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
-from excite.twins.plan import Plan, run_name
+from excite.twins.plan import Labels, Plan, run_name
 from excite.twins.statistics import mean_interval, mean_sd
 from excite.twins.worker import Latency
 
 
-class Failure(TypedDict):
+class Failure(Labels):
     """A run that failed, and why."""
 
-    gate: str
-    seed: int
     reason: str
 
 
@@ -33,6 +31,7 @@ class TwinRun(Results):
 
     gate: str
     seed: int
+    fold: NotRequired[int]
 
 
 class Trained(TypedDict):
@@ -68,8 +67,8 @@ class Trained(TypedDict):
 
 
 class Difference(TypedDict):
-    """Mean of top-1 (see :class:`Trained`) minus the baseline's over ``pairs`` common seeds, in points, with the ends
-    of its interval."""
+    """Mean of top-1 (see :class:`Trained`) minus the baseline's over ``pairs`` common seeds or folds, in points,
+    and the ends of its interval."""
 
     pairs: int
     difference: float | None
@@ -98,6 +97,7 @@ class Report(TypedDict):
     recipe: str
     gates: list[str]
     seeds: list[int]
+    folds: NotRequired[int]
     baseline: str
     confidence: float
     rows: list[TwinRow]
@@ -145,28 +145,30 @@ def measure_label(report: Report) -> str:
 def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: float) -> Report:
     """Everything about an experiment, from the ``results.json`` of its runs."""
     runs: list[TwinRun] = []
-    for gate, seed in plan.runs():
-        run = folder / run_name(gate, seed)
+    for gate, number in plan.runs():
+        run = folder / plan.run_name(gate, number)
         if (run / "results.json").is_file():
             results = read_results(run / "results.json")
             results.pop("report", None)
             # For a resumed run, results.json has the peak of the last process only, metrics.jsonl that of each.
             peaks = [r.get("memory_gb") for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             peak = max(known([results["memory_gb"], *peaks]), default=None)
-            runs.append({"gate": gate, "seed": seed, **results, "memory_gb": peak})
+            runs.append({**plan.labels(gate, number), **results, "memory_gb": peak})
     latency = read_latency(folder / "latency.json")
     top1: dict[str, dict[int, float]] = {gate: {} for gate in plan.gates}
     for r in runs:
         if (last := last_of(r)) is not None:
-            top1[r["gate"]][r["seed"]] = last
+            top1[r["gate"]][r[plan.unit]] = last
     rows: list[TwinRow] = []
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
         pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
         ms = None if latency is None else latency["ms"].get(gate)
-        rows.append({"gate": gate, **_row(own, plan.seeds), **_difference(pairs, confidence), **_latency(ms)})
-    trained = {(r["gate"], r["seed"]) for r in runs}
-    return {
+        rows.append(
+            {"gate": gate, **_row(own, plan.numbers), **_difference(pairs, confidence, plan.folds), **_latency(ms)}
+        )
+    trained = {(r["gate"], r[plan.unit]) for r in runs}
+    report: Report = {
         "folder": str(folder),
         "recipe": plan.recipe.name,
         "gates": list(plan.gates),
@@ -176,11 +178,14 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
         "rows": rows,
         "runs": runs,
         "failures": [failure.copy() for failure in failures],
-        "missing": [run_name(gate, seed) for gate, seed in plan.runs() if (gate, seed) not in trained],
+        "missing": [plan.run_name(*each) for each in plan.runs() if each not in trained],
         "devices": sorted({f"{r['devices']} x {r['device']}, {r['precision']}" for r in runs}),
         "versions": versions(),
         "latency": latency,
     }
+    if plan.folds:
+        report["folds"] = plan.folds
+    return report
 
 
 def known(values: Iterable[float | None]) -> list[float]:
@@ -188,7 +193,7 @@ def known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
+def _row(runs: Sequence[TwinRun], numbers: Sequence[int]) -> Trained:
     top1, sd = mean_sd(known(last_of(r) for r in runs))
     best, best_sd = mean_sd(known(cast(Mapping[str, Any], r)[measure_in(r)] for r in runs))
     balanced, balanced_sd = mean_sd(known(r.get("last_balanced") for r in runs))
@@ -197,7 +202,7 @@ def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
     return {
         "model": some.get("model"),
         "finished": len(runs),
-        "planned": len(seeds),
+        "planned": len(numbers),
         "top1_mean": top1,
         "top1_sd": sd,
         "best_top1_mean": best,
@@ -214,11 +219,14 @@ def _row(runs: Sequence[TwinRun], seeds: Sequence[int]) -> Trained:
     }
 
 
-def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float) -> Difference:
-    """The difference over runs with equal seeds; a seed that only one of the two has is left out."""
+def _difference(
+    pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float, folds: int = 0
+) -> Difference:
+    """The difference over runs with equal seeds or folds; one that only one of the two has is left out."""
     own, base = pairs if pairs is not None else ({}, {})
-    differences = [own[seed] - base[seed] for seed in own if seed in base]
-    mean, low, high = mean_interval(differences, confidence)
+    differences = [own[number] - base[number] for number in own if number in base]
+    shared = 1 / (folds - 1) if folds else 0.0
+    mean, low, high = mean_interval(differences, confidence, shared)
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
 
 
@@ -288,12 +296,13 @@ def _spread(value: float | None, low: float | None, high: float | None, spec: st
 
 def notes(report: Report) -> list[str]:
     """Notes on how to read the table, one sentence each, as far as they apply."""
-    runs, seeds, label = report["runs"], report["seeds"], measure_label(report)
+    runs, seeds, folds = report["runs"], report["seeds"], report.get("folds", 0)
+    label = measure_label(report)
     said = []
     if runs:
         name, what = ("Top-1", "accuracy") if label == "top-1" else (label, label)
         said.append(
-            f"{name} of {runs[0]['images']} validation images after {runs[0]['epochs']} epochs; the best epoch was "
+            f"{name} of {_images(runs)} validation images after {runs[0]['epochs']} epochs; the best epoch was "
             f"chosen using the same images, so its {what} is slightly optimistic."
         )
         metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
@@ -305,7 +314,14 @@ def notes(report: Report) -> list[str]:
                 f"{early} of {len(runs)} runs ended early (train.patience); their last epoch was thus chosen using the "
                 "same images, too."
             )
-    if len(seeds) > 1:
+    if folds:
+        said.append(
+            f"{folds} folds of the training images (data.fold): each image validates once. Mean ± sample standard "
+            "deviation over folds. Differences are paired by fold. Their interval is Nadeau and Bengio's corrected "
+            f"resampled t: the folds share training images, so the variance of the mean is not 1/{folds} of that of a "
+            f"fold, but 1/{folds} + 1/{folds - 1}."
+        )
+    elif len(seeds) > 1:
         said.append(
             f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): mean ± sample standard deviation; differences are "
             f"paired by seed, with Student's t interval of their mean, separately for each gate."
@@ -326,7 +342,7 @@ def notes(report: Report) -> list[str]:
     elif runs:
         resume = f"excite twins --resume {shlex.quote(report['folder'])}"
         said.append(f"Latency: not measured (the experiment is unfinished). To measure it: {resume}")
-    without = [f"{run_name(r['gate'], r['seed'])} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
+    without = [f"{_name(r)} ({r['last_not_finite']})" for r in runs if r.get("last_not_finite")]
     if without:
         said.append(
             "Some validation images have no finite logits after the last epoch and count as wrong (number in "
@@ -337,12 +353,29 @@ def notes(report: Report) -> list[str]:
     return said
 
 
+def _images(runs: Sequence[TwinRun]) -> str:
+    """The number of validation images, or the smallest and the largest of folds."""
+    counts = known(r["images"] for r in runs)
+    if not counts:
+        return "-"
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _name(run: TwinRun) -> str:
+    return run_name(run["gate"], run["fold"], "fold") if "fold" in run else run_name(run["gate"], run["seed"])
+
+
+def said_as(labels: Labels) -> str:
+    """What a run is called in a sentence."""
+    return f"{labels['gate']}, " + (f"fold {labels['fold']}" if "fold" in labels else f"seed {labels['seed']}")
+
+
 def markdown(report: Report) -> str:
     """The table and its notes as Markdown."""
     rows = table(report)
     lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows]).split("\n"), ""]
     lines += [f"- {note}" for note in notes(report)]
-    lines += [f"- FAILED: {f['gate']}, seed {f['seed']}: {f['reason']}" for f in report["failures"]]
+    lines += [f"- FAILED: {said_as(f)}: {f['reason']}" for f in report["failures"]]
     return "\n".join(map(printable, lines)) + "\n"
 
 
@@ -381,7 +414,7 @@ def show_files(report: Report) -> None:
         ("twins.csv, runs.csv", "one row per gate, one row per run"),
         ("twins.png, twins.svg", "the figure"),
         ("results.json", "all results"),
-        ("GATE-seedN", "the run folders: excite validate, excite predict"),
+        ("GATE-foldN" if report.get("folds") else "GATE-seedN", "the run folders: excite validate, excite predict"),
     ]
     for name, what in files:
         display.message(f"  {name:<22}{what}")

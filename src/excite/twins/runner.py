@@ -30,7 +30,7 @@ from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import PLAN, Plan, load_plan, make_plan, run_name
+from excite.twins.plan import PLAN, Plan, load_plan, make_plan
 from excite.twins.report import (
     Failure,
     Report,
@@ -55,6 +55,7 @@ def run_twins(
     *,
     gates: str | Sequence[str] | None = None,
     seeds: int | None = None,
+    folds: int | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
     confidence: float = 0.95,
@@ -71,6 +72,8 @@ def run_twins(
         gates: labels, see :func:`excite.twins.plan.parse_gate`, as a list or separated by commas; None: ungated, SE and
             the three GE variants.
         seeds: number of seeds, counting up from the recipe's ``train.seed``; None: 3, or those of the experiment.
+        folds: number of folds (2 or more): each gate is trained once for each, validated on that fold of the training
+            images and trained on the others, so that each image validates once; instead of seeds.
         out: folder of the experiment; None: ``runs/twins-NAME`` with the recipe's name.
         resume: folder of an experiment to resume, with its own recipe.
         confidence: confidence level of the intervals, between 0.5 and 0.999.
@@ -94,7 +97,7 @@ def run_twins(
     if isinstance(gates, str):
         gates = [gate.strip() for gate in gates.split(",")]
     display = Display(quiet)
-    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display)
+    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display, folds)
     with StopSignals() as stop:
         _check(plan, folder, display, stop)
         with _locked(folder, display) as lock:
@@ -110,6 +113,7 @@ def _resolve(
     out: str | Path | None,
     resume: str | Path | None,
     display: Display,
+    folds: int | None = None,
 ) -> tuple[Path, Plan]:
     if resume is not None:
         if recipe is not None or overrides or out is not None:
@@ -133,7 +137,7 @@ def _resolve(
         raise ExciteError(
             f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
         )
-    return folder, make_plan(folder, checked, gates, seeds)
+    return folder, make_plan(folder, checked, gates, seeds, folds)
 
 
 def _settled(recipe: Recipe, folder: Path) -> Recipe:
@@ -159,11 +163,11 @@ def _settled(recipe: Recipe, folder: Path) -> Recipe:
 
 def _check(plan: Plan, folder: Path, display: Display, stop: StopSignals) -> None:
     """Open the data and set up every new gate, in a separate process, before training."""
-    seed = plan.seeds[0]
-    new = [gate for gate in plan.gates if not any((folder / run_name(gate, s)).is_dir() for s in plan.seeds)]
+    first = plan.numbers[0]
+    new = [gate for gate in plan.gates if not any((folder / plan.run_name(gate, n)).is_dir() for n in plan.numbers)]
     if new:
         display.message(f"checking the data and the networks with {', '.join(new)} ...")
-        _ask("check", {gate: plan.twin(gate, seed).model_dump(mode="json") for gate in new}, stop)
+        _ask("check", {gate: plan.twin(gate, first).model_dump(mode="json") for gate in new}, stop)
 
 
 def _ask(task: str, question: Any, stop: StopSignals) -> str:
@@ -241,13 +245,13 @@ class _Experiment:
     def run(self) -> Report:
         """Train the missing runs, measure the latencies, and report."""
         self._check_recipes()
-        for number, (gate, seed) in enumerate(self.plan.runs(), 1):
-            if self._finished(gate, seed):
+        for nth, (gate, number) in enumerate(self.plan.runs(), 1):
+            if self._finished(gate, number):
                 continue
-            self._train(gate, seed, number)
+            self._train(gate, number, nth)
             if self.stop.received:
                 self._leave()
-            self._report(show_it=number < len(self.plan.runs()))
+            self._report(show_it=nth < len(self.plan.runs()))
         self._measure_latency()
         report = self._report(show_it=True)
         if report["runs"]:
@@ -258,43 +262,43 @@ class _Experiment:
                 draw(report, self.folder / "twins.svg")
         return report
 
-    def _run_folder(self, gate: str, seed: int) -> Path:
-        return self.folder / run_name(gate, seed)
+    def _run_folder(self, gate: str, number: int) -> Path:
+        return self.folder / self.plan.run_name(gate, number)
 
-    def _finished(self, gate: str, seed: int) -> bool:
-        return (self._run_folder(gate, seed) / RESULTS).is_file()
+    def _finished(self, gate: str, number: int) -> bool:
+        return (self._run_folder(gate, number) / RESULTS).is_file()
 
-    def _results(self, gate: str, seed: int) -> Results:
-        return read_results(self._run_folder(gate, seed) / RESULTS)
+    def _results(self, gate: str, number: int) -> Results:
+        return read_results(self._run_folder(gate, number) / RESULTS)
 
     def _check_recipes(self) -> None:
-        for gate, seed in self.plan.runs():
-            run = self._run_folder(gate, seed)
-            if (run / "recipe.yaml").is_file() and load_recipe(str(run)) != self.plan.twin(gate, seed):
+        for gate, number in self.plan.runs():
+            run = self._run_folder(gate, number)
+            if (run / "recipe.yaml").is_file() and load_recipe(str(run)) != self.plan.twin(gate, number):
                 raise ExciteError(
                     f"{run} was trained with another recipe than that in {self.folder / PLAN}; move it away"
                 )
 
-    def _train(self, gate: str, seed: int, number: int) -> None:
+    def _train(self, gate: str, number: int, nth: int) -> None:
         """Train one run from the start or its last checkpoint; a failure is recorded.
 
         Raises:
             ExciteError: no run folder was created, so the recipe, the data or the device are wrong.
         """
-        run, recipe = self._run_folder(gate, seed), self.folder / RECIPE
-        what = f"run {number}/{len(self.plan.runs())}  {gate}, seed {seed}"
+        run, recipe = self._run_folder(gate, number), self.folder / RECIPE
+        what = f"run {nth}/{len(self.plan.runs())}  {gate}, {self.plan.unit} {number}"
         resuming = bool(saved_steps(run))
         self.display.message(f"{what}: {'resuming' if resuming else 'training'} ...{self._time_left()}")
-        write_text(recipe, self.plan.twin(gate, seed).to_yaml())
+        write_text(recipe, self.plan.twin(gate, number).to_yaml())
         code, errors = self._watch([str(recipe), "--run-dir", str(run), "--json"], what, run / "metrics.jsonl")
         recipe.unlink()
-        if code == 0 and self._finished(gate, seed):
-            self._announce(gate, seed, what)
+        if code == 0 and self._finished(gate, number):
+            self._announce(gate, number, what)
         elif not self.stop.received:
             reason = _reason(errors, code)
             if not (run / "recipe.yaml").is_file():
                 raise ExciteError(reason)
-            self.failures.append({"gate": gate, "seed": seed, "reason": reason})
+            self.failures.append({**self.plan.labels(gate, number), "reason": reason})
             self.display.message(f"{what}: FAILED: {reason}")
 
     def _watch(self, words: list[str], what: str, metrics: Path) -> tuple[int, str]:
@@ -332,8 +336,8 @@ class _Experiment:
             errors.seek(0)
             return process.returncode, errors.read()
 
-    def _announce(self, gate: str, seed: int, what: str) -> None:
-        results = self._results(gate, seed)
+    def _announce(self, gate: str, number: int, what: str) -> None:
+        results = self._results(gate, number)
         speed, seconds = results["images_per_second"], results["train_seconds"]
         assert seconds is not None
         measure = MEASURES[measure_in(results)]
@@ -347,14 +351,16 @@ class _Experiment:
     def _time_left(self) -> str:
         """An estimate: all runs take as long as the finished ones, without start-up and evaluation."""
         runs = self.plan.runs()
-        done = known(self._results(gate, seed)["train_seconds"] for gate, seed in runs if self._finished(gate, seed))
+        done = known(
+            self._results(gate, number)["train_seconds"] for gate, number in runs if self._finished(gate, number)
+        )
         if not done:
             return ""
         return f"  (about {format_seconds((len(runs) - len(done)) * sum(done) / len(done))} left)"
 
     def _leave(self) -> None:
         runs = self.plan.runs()
-        done = sum(self._finished(gate, seed) for gate, seed in runs)
+        done = sum(self._finished(gate, number) for gate, number in runs)
         self._report(show_it=True)
         raise Interrupted(
             f"stopped by {signal_name(self.stop.received)} with {done} of {len(runs)} runs finished; resume with: "
@@ -364,18 +370,20 @@ class _Experiment:
 
     def _measure_latency(self) -> None:
         """Measure all gates in turns in one process, once per set of gates; stored in ``latency.json``."""
-        seeds = {gate: seed for gate, seed in reversed(self.plan.runs()) if self._finished(gate, seed)}  # the first one
-        seeds = {gate: seeds[gate] for gate in self.plan.gates if gate in seeds}
+        numbers = {
+            gate: number for gate, number in reversed(self.plan.runs()) if self._finished(gate, number)
+        }  # the first one
+        numbers = {gate: numbers[gate] for gate in self.plan.gates if gate in numbers}
         path = self.folder / LATENCY
         kept = read_latency(path)
-        if not seeds or (kept is not None and kept["ms"].keys() == seeds.keys()):
+        if not numbers or (kept is not None and kept["ms"].keys() == numbers.keys()):
             return
         path.unlink(missing_ok=True)
         self.display.message("measuring the latency of one image ...")
         task = {
-            "runs": {gate: str(self._run_folder(gate, seed)) for gate, seed in seeds.items()},
+            "runs": {gate: str(self._run_folder(gate, number)) for gate, number in numbers.items()},
             "device": self.plan.recipe.train.device,
-            "precision": self._results(*next(iter(seeds.items())))["precision"],
+            "precision": self._results(*next(iter(numbers.items())))["precision"],
         }
         write_json(path, json.loads(_ask("latency", task, self.stop)))
 

@@ -10,16 +10,26 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def mean_interval(values: Sequence[float], confidence: float) -> tuple[float | None, float | None, float | None]:
+def mean_interval(
+    values: Sequence[float], confidence: float, shared: float = 0.0
+) -> tuple[float | None, float | None, float | None]:
     """Mean and its Student t interval at level ``confidence``, n - 1 degrees of freedom: (mean, low, high).
 
     For paired differences this is the paired t interval. The interval is None for fewer than two values, and so is
     the mean for none.
+
+    Args:
+        values: one for each run.
+        confidence: level of the interval.
+        shared: for folds, the number of images in a fold over that of those trained on. Folds are not independent,
+            because they share training images; the variance of the mean is then taken as 1 / n + ``shared`` times that
+            of a value (Nadeau and Bengio, Inference for the generalization error, Machine Learning 52, 2003, section
+            3.3: the corrected resampled t).
     """
     mean, sd = mean_sd(values)
     if mean is None or sd is None:
         return mean, None, None
-    half = student_t(confidence, len(values) - 1) * sd / len(values) ** 0.5
+    half = student_t(confidence, len(values) - 1) * sd * (1 / len(values) + shared) ** 0.5
     return mean, mean - half, mean + half
 
 
