@@ -302,6 +302,8 @@ def test_a_run_learns_keeps_its_threshold_and_says_what_it_measures(run, table):
     log = (run / "log.txt").read_text()
     assert "mAP" in log
     assert "the best epoch is that of the highest mAP" in log
+    assert "hit@1" in log
+    assert "top-1" not in log
     model = excite.load(run)
     assert (model.several, model.threshold) == (True, results["threshold"])
     found = excite.validate(run).evaluation
@@ -491,6 +493,26 @@ def test_comparing_is_paired_and_says_map(run, weak, tmp_path, tiny):
         ExciteError, match=r"several labels each \(task=multilabel\) and .* one class each; compare runs"
     ):
         excite.compare(run, tiny.gated, out=tmp_path / "mixed.html")
+
+
+def test_without_images_the_measures_of_the_training_are_compared(run, weak, tmp_path, monkeypatch):
+    copies = []
+    for source in (weak, run):
+        copies.append(Path(shutil.copytree(source, tmp_path / source.name)))
+        (copies[-1] / "predictions.npz").unlink(missing_ok=True)
+
+    def gone(*_: object, **__: object) -> None:
+        raise ExciteError("data.root=/gone does not exist")
+
+    monkeypatch.setattr("excite.trained.images.open_measured", gone)
+    found = excite.compare(*copies, out=tmp_path / "page.html")
+    told = [json.loads((copy / "results.json").read_text()) for copy in copies]
+    rows = found.to_dict()["rows"]
+    assert [row["measured"] for row in rows] == ["training", "training"]
+    assert [(row["map"], row["micro_f1"], row["map_low"]) for row in rows] == [
+        (each["map"], each["micro_f1"], None) for each in told
+    ]
+    assert "None" not in text_of(tmp_path / "page.html") + found._repr_html_()
 
 
 def test_explaining_says_what_gates_cost_in_map(weak, table, tmp_path):
