@@ -234,6 +234,6 @@ def test_shards(monkeypatch, tmp_path):
             (top / "classes.txt").write_bytes(mutated(rng, b"cat\ndog\n"))
         _open(case, "webdataset", top)
 
-    surface = Surface("shards", seconds=30, one_line=False, writable=(tmp_path,))
+    surface = Surface("shards", seconds=30, megabytes=512, one_line=False, writable=(tmp_path,))
     surface.run(one, test="test_sources.py::test_shards")
     assert surface.cases // 10 < surface.refused < surface.cases
