@@ -34,7 +34,7 @@ def test_weights_file_is_self_contained(run):
     assert meta["classes"] == [str(d) for d in range(10)]
     assert Recipe.from_dict(meta["recipe"]) == small("checkpoint.keep_last=2")
     assert meta["metrics"].keys() == {
-        *("images", "loss", "top1", "top5", "balanced"),
+        *("images", "loss", "top1", "top5", "balanced", "macro_f1"),
         *("not_finite", "first_not_finite"),
     }
     assert meta["versions"]["torch"] == torch.__version__

@@ -11,7 +11,6 @@ all classes.
 
 import hashlib
 import io
-import json
 import os
 import tarfile
 from collections import Counter
@@ -35,7 +34,7 @@ from excite.data.packed import Member, open_bytes
 from excite.data.sources import refuse_broken, source_contents
 from excite.data.webdataset import INDEX
 from excite.errors import ExciteError
-from excite.files import read_json, sha256_of, write_json, written_aside
+from excite.files import read_json, sha256_of, to_json, write_json, written_aside
 from excite.owners import names_in
 from excite.progress import Progress
 from excite.runtime.job import cores
@@ -249,7 +248,7 @@ def _write(
                     _add(tar, f"{name}.cls", str(label).encode())
                 if groups is not None or isinstance(label, list):
                     values = {"label": label} | ({} if groups is None else {"group": groups[i]})
-                    _add(tar, f"{name}.json", json.dumps(values).encode())
+                    _add(tar, f"{name}.json", to_json(values).encode())
                 resized += smaller_now
             if progress is not None:
                 progress("packing images", seen + min(at + _EVERY, len(todo)), images)

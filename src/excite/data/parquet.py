@@ -118,7 +118,7 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
 
 
 def _key(column: str, what: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps([column, *what]).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return hashlib.sha256(repr([column, *what]).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _copy(table: Table, column: str, key: str, images: Iterator[bytes | None]) -> None:

@@ -5,7 +5,7 @@ One place for all such reasons, see :class:`Rescue`.
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -89,6 +89,8 @@ class Rescue:
         elif self._run.owes_evaluation and isinstance(error, Exception) and not isinstance(error, NonFiniteLoss):
             self._add(error, self._rescued())
         elif is_out_of_memory(error):  # of a step that broke off in the middle nothing may be saved
+            with suppress(ExciteError):  # what is being written may be the last good state
+                self._run.saver.wait()
             raise ExciteError(_of_a_step(self._run.recipe.train, error, _last(self._run.folder))) from error
 
     def _add(self, error: Exception, clause: str) -> None:
