@@ -550,7 +550,7 @@ def test_metadata_of_artefacts_say_the_task_and_the_threshold(run, tiny):
 
 @pytest.mark.slow
 def test_an_artefact_says_the_task_and_the_threshold(run, tmp_path):
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     found = excite.export(run, "onnx", out=tmp_path / "a.onnx", images=24)
     stored = {each.key: each.value for each in onnx.load(tmp_path / "a.onnx").metadata_props}
@@ -559,6 +559,13 @@ def test_an_artefact_says_the_task_and_the_threshold(run, tmp_path):
     assert all("top1" not in row for row in found["rows"])
     assert found["rows"][0]["map"] == found["rows"][1]["map"]
     assert found["rows"][1]["agreement"] == 100
+    # As docs/export.md says.
+    session, pixels = onnxruntime.InferenceSession(tmp_path / "a.onnx"), np.full((1, 8, 16, 1), 128, np.uint8)
+    pixels[:, :, :8] = SHADES["light"]
+    chance = 1 / (1 + np.exp(-session.run(None, {"image": pixels})[0][0]))
+    names = [name for name, p in zip(about["classes"], chance, strict=True) if p >= about["threshold"]]
+    assert names
+    assert names == sorted(name for name, _ in excite.predict(run, [pixels[0]])[0].top)
 
 
 def test_artefacts_agree_if_all_labels_do():
