@@ -110,7 +110,7 @@ def auroc(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
     import numpy as np
 
     areas = []
-    for own, score in _by_class(logits, labels):
+    for own, score in by_class(logits, labels):
         pairs = int(own.sum()) * int((~own).sum())
         if not pairs:
             continue
@@ -130,16 +130,31 @@ def average_precisions(logits: "np.ndarray", labels: "np.ndarray") -> list[float
     import numpy as np
 
     found: list[float | None] = []
-    for own, score in _by_class(logits, labels):
-        if not own.any():
-            found.append(None)
-            continue
-        order = np.argsort(-score, kind="stable")
-        hits, ordered = np.cumsum(own[order]), score[order]
-        ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
-        gained = np.diff(hits[ends], prepend=0)
-        found.append(100 * float((gained * (hits[ends] / (ends + 1))).sum()) / int(hits[-1]))
+    for own, score in by_class(logits, labels):
+        once = np.ones((len(own), 1), np.int32)
+        found.append(float(weighted_precisions(own, score, once)[0]) if own.any() else None)
     return found
+
+
+def weighted_precisions(own: "np.ndarray", score: "np.ndarray", weights: "np.ndarray") -> "np.ndarray":
+    """float64 (B,): the average precision of one class in percent, with the images counted in B ways.
+
+    Args:
+        own, score: one item of :func:`by_class`.
+        weights: int (N, B), how often each image counts; NaN comes of a column in which no image of the class does.
+    """
+    import numpy as np
+
+    order = np.argsort(-score, kind="stable")
+    ordered, hit = score[order], np.flatnonzero(own[order])
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))  # the last of each run of equal scores
+    there = ends[np.searchsorted(ends, hit)]
+    last = np.append(there[1:] != there[:-1], True)  # precision is needed only where recall is gained
+    hits = np.cumsum(weights[order[hit]], axis=0)[last]
+    seen = np.cumsum(weights[order], axis=0)[there[last]]
+    gained = np.diff(hits, prepend=0, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 100 * (gained * (hits / np.maximum(seen, 1))).sum(axis=0) / hits[-1]
 
 
 def mean_average_precision(logits: "np.ndarray", labels: "np.ndarray") -> float | None:
@@ -169,7 +184,7 @@ def best_threshold(logits: "np.ndarray", labels: "np.ndarray") -> float:
     ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     f1 = 2 * hits[ends] / (ends + 1 + hits[-1])
     at = ends[int(f1.argmax())]
-    chance = [float(_sigmoid(value)) for value in ordered[at : at + 2]]
+    chance = [float(sigmoid(value)) for value in ordered[at : at + 2]]
     return sum(chance) / 2 if len(chance) == 2 else chance[0] / 2
 
 
@@ -185,21 +200,30 @@ def label_counts_at(
     """
     import numpy as np
 
-    finite, own = np.isfinite(logits).all(axis=1), np.asarray(labels) > 0
-    predicted = (_sigmoid(np.where(finite[:, None], logits, -np.inf).astype(np.float64)) >= threshold) & finite[:, None]
+    predicted, own = predicted_at(logits, threshold), np.asarray(labels) > 0
     counts = ((predicted & own), predicted, own)
     right, said, there = (each.sum(axis=0, dtype=np.int64) for each in counts)
     return right, said, there
 
 
-def _sigmoid(value: Any) -> Any:
+def predicted_at(logits: "np.ndarray", threshold: float) -> "np.ndarray":
+    """bool (N, K): whether each class is predicted for each image; the arguments are those of
+    :func:`label_counts_at`."""
+    import numpy as np
+
+    finite = np.isfinite(logits).all(axis=1)
+    return (sigmoid(np.where(finite[:, None], logits, -np.inf).astype(np.float64)) >= threshold) & finite[:, None]
+
+
+def sigmoid(value: Any) -> Any:
+    """1 / (1 + exp(-value)), of numbers or arrays; logits of several labels become probabilities by it."""
     import numpy as np
 
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-value))
 
 
-def _by_class(logits: "np.ndarray", labels: "np.ndarray") -> "Iterator[tuple[np.ndarray, np.ndarray]]":
+def by_class(logits: "np.ndarray", labels: "np.ndarray") -> "Iterator[tuple[np.ndarray, np.ndarray]]":
     """For each class: whether each image has it, bool (N,), and how likely the network finds it, float64 (N,).
 
     Of images with one class each, that is the logarithm of the softmax probability: near 1, probabilities in float32
@@ -241,6 +265,12 @@ def measure_of(recipe: Mapping[str, Any]) -> MeasureName:
     """The measure that chooses the best epoch of a stored recipe; older ones, which lack the key, are about top-1."""
     name = (recipe.get("eval") or {}).get("metric")
     return name if name in MEASURES else usual_measure((recipe.get("data") or {}).get("task"))
+
+
+def named(values: Mapping[str, Any], several: bool, name: MeasureName = "map") -> dict[str, Any]:
+    """Values as files have them: with several labels an image, what is held as ``top1...`` is another measure, mAP, and
+    called ``map...``."""
+    return {key.replace("top1", name) if several else key: value for key, value in values.items()}
 
 
 def usual_measure(task: str | None) -> MeasureName:

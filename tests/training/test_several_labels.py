@@ -1,8 +1,12 @@
 """Images with several labels each: losses, measures, training, resuming, predicting."""
 
+import html
 import json
 import math
+import re
+import shutil
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -14,7 +18,12 @@ import excite
 from excite.data import DataConfig, open_data
 from excite.data.labels import counts, members, rarest, renumbered, text
 from excite.errors import ExciteError
-from excite.files import sha256_of
+from excite.explain.image_figure import draw_image
+from excite.explain.run import explain
+from excite.explain.statistics import ScaleStatistics
+from excite.export.origin import describe
+from excite.export.verify import compare_logits
+from excite.files import sha256_of, to_json
 from excite.measures import (
     auroc,
     average_precisions,
@@ -22,13 +31,16 @@ from excite.measures import (
     label_counts_at,
     mean_average_precision,
 )
+from excite.pages.resampling import interval, resampled
 from excite.recipe import load_recipe
 from excite.trained.opened import open_trained
+from excite.trained.predictions import Predictions
 from excite.training import train
 from excite.training.loss import ByClass, training_loss
 from excite.training.probe import fit_probe
 from excite.training.stop import Interrupted
-from excite.weights.locate import step_folder
+from excite.twins.report import last_of, measure_in, outward
+from excite.weights.locate import locate, step_folder
 from tests.training.small import metrics
 
 SHADES = {"dark": 40, "light": 220}
@@ -335,12 +347,6 @@ def test_other_losses_and_mixed_images_train(table, tmp_path, more):
     assert results["map"] is not None
 
 
-def test_what_cannot_be_done_yet_is_said(run):
-    for call in (excite.report, excite.explain):
-        with pytest.raises(ExciteError, match="does not handle images with several labels yet"):
-            call(run)
-
-
 def test_a_probe_fits_each_class_on_its_own(run, table, tmp_path):
     """A new head for other classes begins with a logistic regression of each."""
     rows = table.read_text().replace("tags", "label").replace("dark", "night").splitlines()
@@ -363,3 +369,205 @@ def test_a_probe_fits_each_class_on_its_own(run, table, tmp_path):
     probe = fit_probe(labels.double() + 0.1 * torch.randn(80, 2, generator=torch.Generator().manual_seed(0)), labels, 2)
     logits = labels.double() @ probe.weight.T + probe.bias
     assert ((logits > 0) == (labels > 0)).all()
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+def test_resampled_measures_are_those_of_the_images_drawn():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(40, 3)).round(1).astype(np.float32)  # with ties
+    labels = (rng.random((40, 3)) < [0.5, 0.1, 0.0]).astype(np.uint8)
+    logits[5] = np.nan
+    found = resampled(logits, labels, 0.4, resamples=15, seed=3)
+    drawn = np.random.default_rng(3).integers(40, size=(15, 40))
+    for i, some in enumerate(drawn):
+        assert math.isclose(found.map[i], mean_average_precision(logits[some], labels[some]), rel_tol=1e-12)
+        right, said, there = label_counts_at(logits[some], labels[some], 0.4)
+        assert math.isclose(found.micro_f1[i], 200 * right.sum() / (said + there).sum(), rel_tol=1e-12)
+        seen = said + there > 0
+        assert math.isclose(found.macro_f1[i], (200 * right[seen] / (said + there)[seen]).mean(), rel_tol=1e-12)
+    assert np.isnan(resampled(logits, labels * 0, 0.4, resamples=2).map).all()
+
+
+def test_the_interval_is_that_of_efron():
+    values = np.random.default_rng(0).normal(size=1000)
+    normal = NormalDist()
+    low, high = interval(0.3, values)
+    shift = 2 * normal.inv_cdf(float((values < 0.3).mean()))
+    expected = np.quantile(values, [normal.cdf(shift - 1.959964), normal.cdf(shift + 1.959964)])
+    assert np.allclose([low, high], expected, atol=1e-6)
+    assert interval(0.0, np.zeros(9)) == (0, 0)
+    assert interval(None, np.full(3, np.nan)) == (None, None)
+
+
+def test_scales_by_label_are_a_regression_and_one_label_each_is_its_special_case():
+    generator = torch.Generator().manual_seed(0)
+    scales = [torch.rand(n, 6, generator=generator) for n in (9, 14, 8)]
+    single = [torch.randint(4, (len(s),), generator=generator) for s in scales]
+    one, hot, many = (ScaleStatistics(5) for _ in range(3))  # the fifth class has no image
+    several = [(torch.rand(len(s), 5, generator=generator) < 0.4).to(torch.uint8) for s in scales]
+    for scale, label, labels in zip(scales, single, several, strict=True):
+        labels[:, 4] = 0
+        one.update(scale, label)
+        hot.update(scale, F.one_hot(label, 5).to(torch.uint8))
+        many.update(scale, labels)
+    assert torch.equal(one.mean, hot.mean)
+    assert torch.equal(one.squares, hot.squares)
+    assert torch.allclose(one.overall_mean(), hot.overall_mean())
+    assert torch.allclose(one.overall_sd(), hot.overall_sd())
+    assert math.isclose(one.class_share(), hot.class_share(), rel_tol=1e-9)
+    assert one.chance_share() == hot.chance_share()
+    y, x = torch.cat(scales).double().numpy(), torch.cat(several).double().numpy()
+    design = np.hstack([np.ones((len(x), 1)), x])
+    fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    total = ((y - y.mean(0)) ** 2).sum()
+    assert math.isclose(many.class_share(), 1 - ((y - fitted) ** 2).sum() / total, rel_tol=1e-9)
+    assert many.chance_share() == 4 / 30
+    assert many.images == 31
+    assert np.allclose(many.overall_mean(), y.mean(0))
+    assert np.allclose(many.overall_sd(), y.std(0, ddof=1))
+    assert np.allclose(many.mean[1], y[x[:, 1] > 0].mean(0))
+
+
+def text_of(page: Path) -> str:
+    """What a reader of a page sees, without pictures."""
+    seen = re.sub(r"<(style|script)\b.*?</\1>", "", page.read_text(), flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]*>", "|", seen))
+
+
+@pytest.fixture(scope="module")
+def weak(table, tmp_path_factory) -> Path:
+    """A run that has learnt next to nothing, with its report: its measures are far from 0 and 100 %."""
+    more = ("report.write=true", "report.robustness_images=12", "report.gate_images=12", "report.mistakes=7")
+    more += ("train.epochs=1", "optimizer.lr=1e-5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("excite.report.build._TIMING_SECONDS", 0.0)
+        return Path(excite.train(recipe(table, *more), out=tmp_path_factory.mktemp("weak"), quiet=True)["run"])
+
+
+def test_training_ends_with_a_report_that_says_map(weak):
+    results = json.loads((weak / "results.json").read_text())
+    numbers = results["report"]
+    found, evaluation = numbers["labels"], excite.validate(weak).evaluation
+    assert found["accuracy"]["map"] == results["map"]
+    assert found["accuracy"]["threshold"] == results["threshold"]
+    assert math.isclose(found["accuracy"]["micro_f1"], results["micro_f1"])
+    assert found["accuracy"]["map_low"] < results["map"] < found["accuracy"]["map_high"]
+    rows = evaluation.per_class(["dark", "light"])
+    assert [(r["ap"], r["f1"]) for r in found["classes"]] == [(r["ap"], r["f1"]) for r in rows]
+    assert np.trace(found["together"]["matrix"]) == sum(evaluation.support)
+    assert math.isclose(found["calibration"]["nll"], evaluation.loss, rel_tol=1e-5)
+    seen = text_of(weak / "report.html")
+    for said in ("mAP", "micro F1", "Labels together", "Threshold", f"kept: {results['threshold']:.3f}"):
+        assert said in seen, said
+    assert not re.search(r"top-?1|accuracy", seen.partition("The whole recipe")[0], re.IGNORECASE)
+    assert {"map", "lost"} <= set(numbers["robustness"]["rows"][0])
+    assert "map_lost" in numbers["gates"]["rows"][0]
+    kept = Predictions.read(weak / "predictions.npz")
+    assert kept is not None
+    assert (kept.labels.dtype, kept.labels.shape) == (np.uint8, (48, 2))
+    assert len(numbers["mistakes"]) <= 7
+    for mistake in numbers["mistakes"]:
+        assert (mistake["class"] in mistake["predicted"]) == (mistake["kind"] == "invented")
+        assert (mistake["class"] in mistake["true"]) == (mistake["kind"] == "missed")
+
+
+def test_comparing_is_paired_and_says_map(run, weak, tmp_path, tiny):
+    weights = [weak, run]
+    found = excite.compare(*weights, out=tmp_path / "page.html")
+    first, second = found.found["rows"]
+    measured = [excite.validate(folder).evaluation for folder in weights]
+    assert [first["top1"], second["top1"]] == [each.mean_precision for each in measured]
+    assert math.isclose(second["difference"], measured[1].mean_precision - measured[0].mean_precision)
+    assert math.isclose(second["f1_difference"], measured[1].micro_f1 - measured[0].micro_f1)
+    assert second["difference_low"] < second["difference"] < second["difference_high"]
+    assert second["both_right"] + second["only_this"] + second["only_baseline"] + second["both_wrong"] == 48 * 2
+    rows = found.to_dict()["rows"]
+    assert "map" in rows[0]
+    assert "top1" not in found.to_csv()
+    assert not re.search(r"top-?1|McNemar|accuracy", text_of(tmp_path / "page.html").split("Recipes")[0], re.IGNORECASE)
+    with pytest.raises(
+        ExciteError, match=r"several labels each \(task=multilabel\) and .* one class each; compare runs"
+    ):
+        excite.compare(run, tiny.gated, out=tmp_path / "mixed.html")
+
+
+def test_explaining_says_what_gates_cost_in_map(weak, table, tmp_path):
+    picture = next(str(table.parent / line.split(",")[0]) for line in table.read_text().splitlines() if "|" in line)
+    found = explain(weak, [picture], limit=24, timing=False)
+    values = json.loads(to_json(found.to_dict()))
+    row = values["gates"][0]
+    assert {"map_lost", "map_lost_low", "map_lost_high"} <= set(row)
+    assert row["map_lost_low"] <= row["map_lost"] <= row["map_lost_high"]
+    assert "top1" not in found.to_csv()
+    some = excite.validate(weak, ["data.limit_val=24"], fold=False).evaluation
+    assert values["images"] == 24
+    assert math.isclose(values["map"], some.mean_precision)
+    [image] = found.explained
+    assert [image.target, *image.others] == [name for name, _ in image.top]
+    assert all(cam.shape == (8, 16) for cam in image.others.values())
+    assert draw_image(image, tmp_path / "a.png").stat().st_size
+
+
+def test_pruned_weights_keep_the_threshold(weak, tmp_path):
+    found = excite.prune(weak, max_drop=100.0, calibration=24, batch=2, rounds=1, out=tmp_path / "pruned")
+    values = json.loads((tmp_path / "pruned" / "prune.json").read_text())
+    assert "map" in values["points"][0]
+    assert "top1" not in values["points"][0]
+    assert found.points[0].top1 == excite.validate(weak).evaluation.mean_precision
+    pruned = excite.load(tmp_path / "pruned")
+    assert (pruned.several, pruned.threshold) == (True, excite.load(weak).threshold)
+
+
+def test_metadata_of_artefacts_say_the_task_and_the_threshold(run, tiny):
+    about, other = (describe(excite.load(source), locate(source), "uint8") for source in (run, tiny.gated))
+    assert (about["task"], about["threshold"]) == ("multilabel", excite.load(run).threshold)
+    assert (other["task"], other["threshold"]) == ("classes", None)
+
+
+@pytest.mark.slow
+def test_an_artefact_says_the_task_and_the_threshold(run, tmp_path):
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    found = excite.export(run, "onnx", out=tmp_path / "a.onnx", images=24)
+    stored = {each.key: each.value for each in onnx.load(tmp_path / "a.onnx").metadata_props}
+    about = json.loads(stored["excite"])
+    assert (about["task"], about["threshold"]) == ("multilabel", excite.load(run).threshold)
+    assert all("top1" not in row for row in found["rows"])
+    assert found["rows"][0]["map"] == found["rows"][1]["map"]
+    assert found["rows"][1]["agreement"] == 100
+
+
+def test_artefacts_agree_if_all_labels_do():
+    ours = np.array([[2.0, -2.0], [2.0, 2.0], [-2.0, -2.0], [np.nan, 0.0]], np.float32)
+    theirs = np.array([[2.1, -2.0], [2.0, -1.0], [-2.0, -2.1], [1.0, 0.0]], np.float32)
+    assert compare_logits(ours, theirs, 0.5).agreement == 50  # the second image loses a label
+    assert compare_logits(ours, theirs).agreement == 75
+
+
+def test_twins_compare_the_measure_that_chose():
+    results = {"metric": "map", "threshold": 0.3, "last_metric": 41.0, "last_top1": 50.0, "map": 42.0}
+    assert (measure_in(results), last_of(results)) == ("map", 41.0)
+    assert (measure_in({"last_top1": 9.0}), last_of({"last_top1": 9.0})) == ("top1", 9.0)
+    told = outward({"runs": [results], "rows": [{"gate": "se", "top1_mean": 41.0}]})
+    assert told["rows"] == [{"gate": "se", "map_mean": 41.0}]
+
+
+def test_data_check_finds_copies_and_broken_files(table, tmp_path):
+    for path in table.parent.glob("[0-9]*.png"):
+        shutil.copy(path, tmp_path)
+    rows = table.read_text().splitlines()
+    last = rows[-1].split(",")  # a copy of a test picture in training, with another label
+    shutil.copy(tmp_path / last[0], tmp_path / "copy.png")
+    rows.append(f"copy.png,{'dark' if last[1] != 'dark' else 'light'},train")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    rows.append("broken.png,dark|light,train")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    words = ["data.source=table", "data.columns.label=tags", "task=multilabel", "in_chans=1"]
+    numbers, _ = excite.check_data(tmp_path / "labels.csv", words, out=tmp_path / "page.html")
+    kinds = {found["kind"]: found for found in numbers["findings"]}
+    assert {"broken", "leaks", "conflicts"} <= set(kinds)
+    assert any(each["label"] == "dark|light" for each in kinds["broken"]["examples"])
+    assert {row["label"]: row["test"] for row in numbers["balance"]["classes"]}.keys() == {"dark", "light"}
+    assert any("not yet for images with several labels" in line for line in numbers["about"]["not_judged"])

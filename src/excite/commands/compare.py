@@ -102,7 +102,7 @@ def compare(
     if as_json:
         print_json({**result.to_dict(), "files": [str(path) for path in result.files]})
     else:
-        show_comparison(result.to_dict(), result.files, Display())
+        show_comparison(result.found, result.files, Display())
     if dead := [r["label"] for r in result.found["rows"] if r["not_finite"] and r["not_finite"] == r["images"]]:
         raise ExciteError(f"{' and '.join(dead)}: no image has finite logits, so there is nothing to compare")
 
@@ -126,11 +126,15 @@ def _cells(row: "ShownRow") -> dict[str, str | None]:
     """Cells that hold a number and its interval."""
     from excite.compare.table import interval
 
-    top1 = None if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
+    top1 = None if row["top1"] is None else f"{row['top1']:.2f}"
+    top1 = f"{top1} [{row['top1_interval']}]" if row["top1_interval"] else top1
     change = row["difference_interval"]
     if row["difference"] is not None:
         change = f"{row['difference']:+.2f} [{interval(row['difference_low'], row['difference_high'], '+.2f')}]"
-    return {"top1_text": top1, "difference_text": change}
+    f1 = row["f1_interval"]
+    if row["f1_difference"] is not None:
+        f1 = f"{row['f1_difference']:+.2f} [{f1}]"
+    return {"top1_text": top1, "difference_text": change, "f1_change": f1}
 
 
 def _accuracy_columns(found: "Study") -> Columns:
@@ -139,10 +143,18 @@ def _accuracy_columns(found: "Study") -> Columns:
     percent = f"{100 * found['confidence']:g} %"
     columns: Columns = [("label", "run", "")]
     columns += [("model", "model", "")] if differing(found["rows"], ["model"]) else []
-    columns += [("gate", "gate", ""), ("epochs_text", "epochs", ""), ("top1_text", f"top-1 % [{percent}]", "")]
+    columns += [
+        ("gate", "gate", ""),
+        ("epochs_text", "epochs", ""),
+        ("top1_text", f"{found['measure']} % [{percent}]", ""),
+    ]
     columns += [("balanced", "balanced %", ".2f")] if found["uneven"] else []
     if found["paired"]:
-        columns += [("difference_text", f"difference [{percent}]", ""), ("p_text", "p", "")]
+        columns.append(("difference_text", f"difference [{percent}]", ""))
+    if found["measure"] == "mAP":
+        return [*columns, ("f1_text", f"micro F1 % [{percent}]", ""), ("f1_change", f"difference [{percent}]", "")]
+    if found["paired"]:
+        columns.append(("p_text", "p", ""))
         columns += [("p_holm_text", "Holm's p", "")] if len(found["paired"]) > 2 else []
     return columns
 

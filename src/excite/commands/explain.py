@@ -139,7 +139,9 @@ def show_explanation(result: "Explanation", display: "Display") -> None:
     from excite.console import make_table
 
     if result.rows:
-        display.table(make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed)))
+        display.table(
+            make_table([_shown_row(row) for row in result.rows], _columns(result.rows, result.timed, result.measure))
+        )
         for line in _sentences(result):
             display.message(line)
     for image in result.explained:
@@ -149,12 +151,12 @@ def show_explanation(result: "Explanation", display: "Display") -> None:
     display.message(f"{result.folder}/: {_files(result)}")
 
 
-def _columns(rows: "Sequence[GateRow]", timed: str) -> Columns:
+def _columns(rows: "Sequence[GateRow]", timed: str, measure: str) -> Columns:
     columns = list(_COLUMNS)
     if rows[0]["estimated"]:
         columns.append(("loss_added", "loss added if fixed (estimate)", "+.4f"))
     elif rows[0]["top1_lost"] is not None:
-        columns += [("price", "top-1 points lost if fixed (95 %)", ""), ("loss_added", "loss added", "+.4f")]
+        columns += [("price", f"{measure} points lost if fixed (95 %)", ""), ("loss_added", "loss added", "+.4f")]
     if rows[0]["saved_ms"] is not None:
         columns.append(("saving", f"ms saved, {rows[0]['batch']} images, {timed} (quartiles)", ""))
     if rows[0]["could_go"] is not None:
@@ -184,13 +186,13 @@ def _shown_row(row: "GateRow") -> _ShownGate:
 
 
 def _sentences(result: "Explanation") -> list[str]:
-    lines = [f"{result.images:,} images" + ("" if result.top1 is None else f", top-1 {result.top1:.2f} %")]
+    lines = [f"{result.images:,} images{result.accuracy}"]
     chance = result.rows[0]["class_share_by_chance"]
     if chance is not None:
         lines[0] += f"; by chance, {100 * chance:.1f} % of a scale's variance would lie between classes"
     together = result.together
     if together is None and result.top1 is not None:
-        lines.append(f"fixing any gate at its mean costs more than {result.max_drop:g} points of top-1")
+        lines.append(f"fixing any gate at its mean costs more than {result.max_drop:g} points of {result.measure}")
     if together is not None:
         saved = ""
         if result.timing:
@@ -209,8 +211,10 @@ def _sentences(result: "Explanation") -> list[str]:
 
 def _show_image(image: "ExplainedImage", display: "Display") -> None:
     from excite.console import make_table
+    from excite.trained.predictor import NO_CLASS_OF_SEVERAL
 
-    display.message(f"{image.path}: " + "  ".join(f"{name} {100 * value:.1f} %" for name, value in image.top))
+    listed = "  ".join(f"{name} {100 * value:.1f} %" for name, value in image.top)
+    display.message(f"{image.path}: {listed or NO_CLASS_OF_SEVERAL}")
     rows = []
     for name, answer in image.gates.items():
         raised, lowered = answer.extremes(3)

@@ -124,7 +124,10 @@ def export(
         return
     rows = [{**row, "what": f"{'-> ' if row['written'] else ''}{row['what']}"} for row in result["rows"]]
     columns = [("what", "what", ""), ("largest_difference", "logits differ by up to", ".2g")]
-    columns += [("agreement", "same top-1 / images, %", ".2f"), ("top1", "acc@top1", ".2f")]
+    if "map" in rows[0]:
+        columns += [("agreement", "same labels / images, %", ".2f"), ("map", "mAP", ".2f")]
+    else:
+        columns += [("agreement", "same top-1 / images, %", ".2f"), ("top1", "acc@top1", ".2f")]
     columns += [("ms_1", "ms, batch 1", ".2f"), ("ms_16", "ms, batch 16", ".2f")]
     display.table(make_table(rows, columns))
     display.message(result["timed"])

@@ -62,13 +62,15 @@ def prune(
         {**row, "place": ("-> " if i == result.chosen else "") + (row["place"] or "as it was")}
         for i, row in enumerate(result.to_dict()["points"])
     ]
+    several = "map" in rows[0]
+    measure = "mAP" if several else "top-1"
     columns = [
         ("place", "gate removed", ""),
         ("gates", "gates left", "d"),
-        ("effect", "top-1 points lost if only this gate is removed", "+.2f"),
+        ("effect", f"{measure} points lost if only this gate is removed", "+.2f"),
     ]
     columns += [
-        ("top1", "acc@top1", ".2f"),
+        ("map", "mAP", ".2f") if several else ("top1", "acc@top1", ".2f"),
         ("loss", "loss", ".4f"),
         ("ms", f"ms/{batch} images, {result.timed}", ".2f"),
     ]

@@ -1,7 +1,7 @@
 """``excite report``"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from excite.commands.beforehand import begin, check_changes, check_data, check_f
 from excite.commands.common import Device, Json, Trained, complete_report_key, tell_not_finite
 from excite.measures import uneven
 from excite.text import print_json
+
+if TYPE_CHECKING:
+    from excite.report.contents import LabelNumbers, Numbers
 
 
 def report(
@@ -58,6 +61,7 @@ def report(
     begin(f"reporting on {source}")
     from excite.console import Display, ProgressBar
     from excite.report.build import report as write_report
+    from excite.report.contents import mean_of, not_finite_of
 
     with ProgressBar() as progress:
         numbers, path = write_report(
@@ -70,23 +74,38 @@ def report(
             device=device,
             progress=progress,
         )
-    accuracy, calibration, robust = numbers["accuracy"], numbers["calibration"], numbers["robustness"]
-    classes = numbers["classes"]
-    balanced = f", balanced accuracy {classes['macro']['recall']:.2f} %"
-    not_finite = numbers["about"]["warning"], accuracy["not_finite"] < accuracy["images"]
+    about, robust = numbers["about"], numbers["robustness"]
+    not_finite = not_finite_of(numbers)
+    warning = about["warning"], not_finite < about["validation_images"]
     if as_json:
         print_json({**numbers, "file": str(path)})
-        tell_not_finite(*not_finite)
+        tell_not_finite(*warning)
         return
     lines = [
-        f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) of "
-        f"{accuracy['images']:,} images ({numbers['about']['measured']})"
-        + (balanced if uneven([row["support"] for row in classes["rows"]]) else "")
-        + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %"),
-        *([f"under corruptions {robust['mean_top1']:.2f} % of {robust['images']:,} images"] if robust else []),
-        *numbers["about"]["notes"],
+        _told(numbers),
+        *([f"under corruptions {mean_of(robust):.2f} % of {robust['images']:,} images"] if robust else []),
+        *about["notes"],
         f"{path}  {path.stat().st_size / 1e6:.2f} MB",
     ]
     for line in lines:
         Display().message(line)
-    tell_not_finite(*not_finite)
+    tell_not_finite(*warning)
+
+
+def _told(numbers: "Numbers | LabelNumbers") -> str:
+    """The measures with their intervals, in one line."""
+    images = f"of {numbers['about']['validation_images']:,} images ({numbers['about']['measured']})"
+    if "labels" in numbers:
+        from excite.report.label_page import with_interval
+
+        found, calibration = numbers["labels"]["accuracy"], numbers["labels"]["calibration"]
+        told = f"mAP {with_interval(found, 'map', joined=' (95 %: {} to {})')} {images}, micro F1 "
+        told += f"{with_interval(found, 'micro_f1')} at the threshold {found['threshold']:.3f}"
+        return told + ("" if calibration["ece"] is None else f", calibration error {calibration['ece']:.2f} %")
+    accuracy, ece, classes = numbers["accuracy"], numbers["calibration"]["ece"], numbers["classes"]
+    balanced = f", balanced accuracy {classes['macro']['recall']:.2f} %"
+    return (
+        f"top-1 {accuracy['top1']:.2f} % (95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}) {images}"
+        + (balanced if uneven([row["support"] for row in classes["rows"]]) else "")
+        + ("" if ece is None else f", calibration error {ece:.2f} %")
+    )

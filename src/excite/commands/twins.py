@@ -88,7 +88,9 @@ def twins(
         quiet=as_json,
     )
     if as_json:
-        print_json(report)
+        from excite.twins.report import outward
+
+        print_json(outward(report))
     else:
         from excite.twins.report import show_files
 

@@ -14,7 +14,7 @@ from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
 from excite.compare.runs import Run, read_run
 from excite.compare.study import OnlyOne, Study, study
-from excite.compare.table import sentences, shown
+from excite.compare.table import outward, sentences, shown
 from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_shown
@@ -49,12 +49,12 @@ class Comparison:
     files: tuple[Path, ...] = ()
 
     def to_dict(self) -> Study:
-        """Everything that the page shows, except the pictures."""
-        return self.found
+        """Everything that the page shows, except the pictures; with several labels an image, see :func:`outward`."""
+        return outward(self.found)
 
     def to_csv(self) -> str:
         """The table as CSV: one row per run."""
-        return to_csv(self.found["rows"])
+        return to_csv(outward(self.found)["rows"])
 
     def to_html(self) -> str:
         """The page as HTML."""
@@ -63,8 +63,18 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         percent = f"{100 * self.found['confidence']:g} %"
-        heads = ["run", "gate", "epochs", *(["balanced %"] if self.found["uneven"] else []), f"top-1 % [{percent}]"]
-        heads += [f"difference [{percent}]", "p"] if self.found["paired"] else []
+        heads = [
+            "run",
+            "gate",
+            "epochs",
+            *(["balanced %"] if self.found["uneven"] else []),
+            f"{self.found['measure']} % [{percent}]",
+        ]
+        heads += (
+            [f"difference [{percent}]", "micro F1 %" if self.found["measure"] == "mAP" else "p"]
+            if self.found["paired"]
+            else []
+        )
         rows: list[list[str]] = []
         for row in shown(self.found):
             top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
@@ -73,7 +83,12 @@ class Comparison:
                 change = f"{row['difference']:+.2f} [{change}]"
             balanced = "-" if row["balanced"] is None else f"{row['balanced']:.2f}"
             cells = [row["label"], row["gate"] or "none", row["epochs_text"] or "-"]
-            cells += [*([balanced] if self.found["uneven"] else []), top1, change, row["p_text"] or "-"]
+            cells += [
+                *([balanced] if self.found["uneven"] else []),
+                top1,
+                change,
+                row["p_text"] or row["f1_text"] or "-",
+            ]
             rows.append(cells[: len(heads)])
         parts = [show_table(heads, rows, notes=[*self.found["notes"], *sentences(self.found)])]
         for pair, images in zip(self.found["only_one"] or [], self.pixels, strict=False):
@@ -157,10 +172,11 @@ def compare(
     """
     names, overrides = [str(source) for source in _each(sources)], override_words(overrides)
     called, first = settle(names, overrides, labels, baseline, confidence)
-    runs = [
-        read_run(source, label, overrides, device=device, precision=precision, progress=progress)
-        for source, label in zip(names, called, strict=True)
-    ]
+    runs: list[Run] = []
+    for source, label in zip(names, called, strict=True):
+        like = runs[0] if runs else None
+        run = read_run(source, label, overrides, like=like, device=device, precision=precision, progress=progress)
+        runs.append(run)
     if overrides and all(run.predictions is None for run in runs):
         raise ExciteError(str(runs[first].problem))
     found = study(runs, first, confidence)

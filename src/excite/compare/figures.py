@@ -83,7 +83,11 @@ def _accuracy(found: Study) -> "Figure":
             _interval(axes[1], y, row["difference"], row["difference_low"], row["difference_high"])
     axes[0].set_yticks(range(len(rows)), [short(label) for label in _labels(found)])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
-    _panel(axes[0], "accuracy", f"top-1, %, with its {percent} interval")
+    _panel(
+        axes[0],
+        "mAP" if found["measure"] == "mAP" else "accuracy",
+        f"{found['measure']}, %, with its {percent} interval",
+    )
     if found["paired"]:
         axes[1].axvline(0, color=_GRAY, linewidth=1)
         axes[1].tick_params(axis="y", length=0)
@@ -102,8 +106,8 @@ def _curves(found: Study) -> "Figure":
     """Validation by epoch and by time, and the training loss, of all runs in the same panels."""
     timed = any(m is not None for curve in found["curves"] for m in curve["validation"]["minutes"])
     panels = [
-        ("validation top-1", "epoch", "%"),
-        ("validation top-1 by time", "minutes of training", ""),
+        (f"validation {found['measure']}", "epoch", "%"),
+        (f"validation {found['measure']} by time", "minutes of training", ""),
         ("validation loss", "epoch", "nats"),
         ("training loss, smoothed", "epoch", ""),
     ]
@@ -161,9 +165,10 @@ def _classes(found: Study) -> "Figure":
     axis.set_yticks(range(len(shown)), ticks)
     axis.set_ylim(len(shown) - 0.4, -0.6)
     cut = "" if len(shown) == len(known) else f", the {MOST_CLASSES // 2} lowest and highest of {len(known)} classes"
+    what = "average precision" if found["measure"] == "mAP" else "top-1"
     _panel(
         axis,
-        f"top-1 of each class against {short(found['baseline'])}{cut}",
+        f"{what} of each class against {short(found['baseline'])}{cut}",
         "points (number of images after each class)",
     )
     if not single:
@@ -179,7 +184,8 @@ def _agreement(found: Study) -> "Figure":
     size = len(names)
     figure = _figure(8.5, 2.4 + 0.36 * size)
     panels = figure.subplots(1, 2)
-    shares = ((agreement["same"], "same class, %"), (agreement["both_wrong"], "both wrong, %"))
+    same = "same decision, %" if found["measure"] == "mAP" else "same class, %"
+    shares = ((agreement["same"], same), (agreement["both_wrong"], "both wrong, %"))
     for panel, (share, title) in zip(panels, shares, strict=True):
         known = [share[i][j] for i in range(size) for j in range(size) if i != j]
         table = [[share[i][j] if i != j else float("nan") for j in range(size)] for i in range(size)]

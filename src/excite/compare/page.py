@@ -33,11 +33,11 @@ def make_page(found: Study, pictures: Sequence[Sequence[bytes]], figures: "Figur
     page = Page(title, _subtitle(found), "Written by excite compare.", headline=headline(found))
     _summary(page.section("summary", "Summary"), found, figures)
     if found["paired"]:
-        _pairs(page.section("pairs", "Image by image"), found)
+        _pairs(page.section("pairs", "Label by label" if found["measure"] == "mAP" else "Image by image"), found)
     _recipe(page.section("recipe", "Recipes"), found)
     if "curves" in figures:
         section = page.section("curves", "Training")
-        alt = "Validation top-1 by epoch and by time, validation loss and training loss of each run"
+        alt = f"Validation {found['measure']} by epoch and by time, validation loss and training loss of each run"
         section.draw(figures["curves"], alt, _curves_caption(found), wide=True)
     if found["paired"]:
         _classes(page.section("classes", "Classes"), found, figures)
@@ -58,29 +58,41 @@ def _subtitle(found: Study) -> str:
 
 
 def _summary(section: Section, found: Study, figures: "Figures") -> None:
-    section.cards([Card(row["label"], _percent(row["top1"]), _card_note(row)) for row in shown(found)])
+    section.cards(
+        [Card(row["label"], _percent(row["top1"]), _card_note(row, found["measure"])) for row in shown(found)]
+    )
     for note in found["notes"]:
         section.note(note)
     if not found["paired"]:
         why = "the runs have no predictions for the same images"
         section.not_measured("differences image by image", why, f"{found['command']} data.root=FOLDER")
     if "accuracy" in figures:
-        alt = "Top-1 of each run with its interval, and the difference to the baseline with its interval"
+        alt = f"{_measure(found)} of each run with its interval, and the difference to the baseline with its interval"
         section.draw(figures["accuracy"], alt, wide=True)
     columns = [
         Column("label", "run"),
         Column("gate", "gate"),
-        Column("top1", "acc@top1", ".2f"),
+        Column("top1", "mAP" if found["measure"] == "mAP" else "acc@top1", ".2f"),
         Column("top1_interval", f"{100 * found['confidence']:g} % interval", align="right"),
     ]
     if found["paired"]:
         columns += [
             Column(
-                "difference", "difference", "+.2f", title=f"top-1 minus that of {found['baseline']}, percentage points"
+                "difference",
+                "difference",
+                "+.2f",
+                title=f"{found['measure']} minus that of {found['baseline']}, percentage points",
             ),
             Column("difference_interval", "its interval", align="right", title="paired"),
-            Column("p_text", "p", align="right", title="McNemar's test"),
         ]
+    if found["measure"] == "mAP":
+        columns.append(Column("f1_text", "micro F1 [its interval]", align="right"))
+        if found["paired"]:
+            columns.append(Column("f1_difference", "F1 difference", "+.2f", title="percentage points"))
+            columns.append(Column("f1_interval", "its interval", align="right", title="paired"))
+        columns += [Column("macro_f1", "macro F1", ".2f"), Column("threshold", "threshold", ".3f")]
+    elif found["paired"]:
+        columns.append(Column("p_text", "p", align="right", title="McNemar's test"))
         if len(found["paired"]) > 2:
             columns.append(Column("p_holm_text", "Holm's p", align="right", title="adjusted for several tests"))
     columns += [
@@ -88,7 +100,7 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
         Column("params_m", "params(M)", ".3f"),
         Column("gmacs", "GMACs", ".4f"),
         *([Column("balanced", "balanced", ".2f", title="mean of the classes' accuracies")] if found["uneven"] else []),
-        Column("top5", "acc@top5", ".2f", title="top-K if there are only K < 5 classes"),
+        *([] if found["measure"] == "mAP" else [Column("top5", "acc@top5", ".2f", title=_TOP5)]),
         Column("loss", "loss", ".4f", title="mean cross-entropy, nats"),
         Column("images", "images", ",d"),
     ]
@@ -96,16 +108,25 @@ def _summary(section: Section, found: Study, figures: "Figures") -> None:
     section.paragraph(*_marked(" ".join(sentences(found))))
 
 
+_TOP5 = "top-K if there are only K < 5 classes"
+
+
+def _measure(found: Study) -> str:
+    """At the start of a sentence."""
+    return "mAP" if found["measure"] == "mAP" else "Top-1"
+
+
 def _percent(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.2f} %"
 
 
-def _card_note(row: ShownRow) -> str:
+def _card_note(row: ShownRow, measure: str) -> str:
     if row["top1"] is None:
         return "unknown"
     if row["difference"] is None:
-        return "top-1, the baseline" if row["difference_interval"] == "baseline" else "top-1"
-    return f"top-1, {row['difference']:+.2f} points, p {row['p_text']}"
+        return f"{measure}, the baseline" if row["difference_interval"] == "baseline" else measure
+    more = f", p {row['p_text']}" if row["p_text"] else ""
+    return f"{measure}, {row['difference']:+.2f} points{more}"
 
 
 def _marked(text: str) -> list[str]:
@@ -114,8 +135,9 @@ def _marked(text: str) -> list[str]:
 
 
 def _pairs(section: Section, found: Study) -> None:
-    rows = [row for row in shown(found) if row["p"] is not None]
-    base = found["baseline"]
+    rows = [row for row in shown(found) if row["both_right"] is not None]
+    base, several = found["baseline"], found["measure"] == "mAP"
+    tests = [Column("test", "McNemar's test"), Column("p_text", "p", align="right")]
     section.table(
         [
             Column("label", "run"),
@@ -123,13 +145,15 @@ def _pairs(section: Section, found: Study) -> None:
             Column("only_this", "only this run", ",d"),
             Column("only_baseline", f"only {base}", ",d"),
             Column("both_wrong", "both wrong", ",d"),
-            Column("test", "McNemar's test"),
-            Column("p_text", "p", align="right"),
+            *([] if several else tests),
             Column("loss_difference", "loss difference", "+.4f", title="mean over the images, nats"),
             Column("loss_interval", "its interval", align="right", title="normal approximation"),
         ],
         rows,
-        f"Images that each run and {base} get right; the test uses only those that exactly one of the two gets right",
+        f"Decisions on every class of every image, at each network's threshold, that each run and {base} get right"
+        if several
+        else f"Images that each run and {base} get right; the test uses only those that exactly one of the two "
+        "gets right",
     )
 
 
@@ -162,7 +186,8 @@ def _curves_caption(found: Study) -> str:
 
 
 def _classes(section: Section, found: Study, figures: "Figures") -> None:
-    alt = f"Difference in top-1 of each class to {found['baseline']}, sorted"
+    what = "average precision" if found["measure"] == "mAP" else "top-1"
+    alt = f"Difference in {what} of each class to {found['baseline']}, sorted"
     if "classes" in figures:
         section.draw(figures["classes"], alt, wide=True)
     columns = [Column("class", "class"), Column("images", "images", ",d")]
@@ -179,13 +204,14 @@ def _classes(section: Section, found: Study, figures: "Figures") -> None:
         }
         for row in found["per_class"] or []
     ]
+    titles = {"mAP": "Average precision of each class", "top-1": "Top-1 of each class (recall)"}
     fold = len(rows) > OPEN_CLASSES
     place = section.details(f"All {len(rows)} classes") if fold else section
-    place.table(columns, rows, "Top-1 of each class (recall), percent")
+    place.table(columns, rows, f"{titles[found['measure']]}, percent")
 
 
 def _agreement(section: Section, found: Study, figures: "Figures") -> None:
-    agreement = found["agreement"]
+    agreement, several = found["agreement"], found["measure"] == "mAP"
     assert agreement is not None
     if "agreement" in figures:
         alt = "For every two runs, the share of images on which they agree and on which both are wrong"
@@ -204,19 +230,22 @@ def _agreement(section: Section, found: Study, figures: "Figures") -> None:
     section.table(
         [
             Column("pair", "runs"),
-            Column("same", "same class, %", ".2f", title="right or wrong"),
+            Column("same", f"same {'decision' if several else 'class'}, %", ".2f", title="right or wrong"),
             Column("both_wrong", "both wrong, %", ".2f"),
             Column("chance", "both wrong by chance, %", ".2f", title="if their errors were independent"),
         ],
         rows,
-        "Agreement between every two runs, in % of the images",
+        f"Agreement between every two runs, in % of the {'decisions on classes' if several else 'images'}",
     )
 
 
 def _only_one(section: Section, found: Study, pictures: Sequence[Sequence[bytes]]) -> None:
     section.paragraph(
-        "Images on which both networks are most confident and one of them is wrong: those with the largest product of "
-        "the probabilities of their predicted classes."
+        "Images on which both networks are most confident and only one predicts exactly the labels: those with the "
+        "largest product of the probabilities of their predictions, as if classes were independent."
+        if found["measure"] == "mAP"
+        else "Images on which both networks are most confident and one of them is wrong: those with the largest "
+        "product of the probabilities of their predicted classes."
     )
     for pair, images in zip(found["only_one"] or [], pictures, strict=True):
         for winner in (pair["label"], pair["baseline"]):
@@ -292,7 +321,7 @@ def _origin(section: Section, found: Study) -> None:
         Column("recipe", "recipe"),
         Column("seed", "seed", "d"),
         Column("best_epoch", "epoch of the weights", "g"),
-        Column("training_top1", "top-1 in training", ".2f"),
+        Column("training_top1", f"{found['measure']} in training", ".2f"),
         Column("precision", "evaluation precision"),
         Column("weights", "weights, sha256"),
         Column("data_fingerprint", "data, fingerprint"),

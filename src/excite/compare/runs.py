@@ -7,6 +7,7 @@ from typing import cast
 
 from torch import nn
 
+from excite.compare.labels import Labelled
 from excite.data import DataSets
 from excite.errors import ExciteError
 from excite.gates import Gate
@@ -44,6 +45,8 @@ class Run:
         started: whether there is a run folder.
         predictions: predictions for all validation images; None if they are not available.
         data: the data; None if the predictions were stored and the data are not available.
+        several: whether images may have several labels each (``task=multilabel``).
+        labelled: with several labels, what is computed from the predictions.
         problem: why the network could not be evaluated; None if it was.
     """
 
@@ -61,6 +64,8 @@ class Run:
     started: bool = False
     predictions: Predictions | None = None
     data: DataSets | None = None
+    several: bool = False
+    labelled: Labelled | None = None
     problem: str | None = None
 
     @property
@@ -79,6 +84,7 @@ def read_run(
     label: str,
     overrides: Sequence[str] = (),
     *,
+    like: Run | None = None,
     device: str = "auto",
     precision: str | None = None,
     progress: Progress | None = None,
@@ -89,16 +95,23 @@ def read_run(
         source: run folder, checkpoint or another library's weights.
         label: its name in all output.
         overrides: ``data.key=value`` strings.
+        like: a run that it is compared with.
         device, precision: see ``excite.trained.opened.open_trained``.
         progress: called with ("predicting LABEL", images done, images in total).
 
     Raises:
-        ExciteError: there are no weights at ``source``, or an override is wrong. Missing data are not an error.
+        ExciteError: there are no weights at ``source``, an override is wrong, or images have several labels in one of
+            this and ``like`` and one in the other. Missing data are not an error.
     """
     advance = None if progress is None else lambda done, total: progress(f"predicting {label}", done, total)
     opened = open_trained(source, overrides, device=device, precision=precision)
-    opened.one_class_each("excite compare")
     predictor = opened.predictor
+    if like is not None and like.several != predictor.several:
+        one, more = (source, like.source) if like.several else (like.source, source)
+        raise ExciteError(
+            f"{more} was trained on images with several labels each (task=multilabel) and {one} on images with one "
+            "class each; compare runs of the same task"
+        )
     meta = predictor.meta
     predictions = data = problem = None
     try:
@@ -127,6 +140,8 @@ def read_run(
         started=folder is not None,
         predictions=predictions,
         data=data,
+        several=predictor.several,
+        labelled=None if predictions is None or not predictor.several else Labelled(predictions, predictor.threshold),
         problem=problem,
     )
 

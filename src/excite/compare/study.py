@@ -10,8 +10,10 @@ from typing import Literal, NotRequired, TypedDict, cast
 import numpy as np
 import torch
 
+from excite.compare.labels import Labelled
 from excite.compare.recipes import Difference, differences
 from excite.compare.runs import Run
+from excite.data.labels import counts
 from excite.logits import NO_CLASS, losses, mean_loss
 from excite.measures import uneven
 from excite.pages.intervals import Pairs, holm, mcnemar, mean_difference, paired_interval, wilson
@@ -32,6 +34,10 @@ WHAT_IT_SAYS = (
 class Measured(TypedDict):
     """The accuracy of a run, from present predictions or from its training; all None if neither is available.
 
+    With several labels an image, ``top1`` is mAP and ``right`` counts image-label pairs; ``micro_f1``, ``macro_f1``
+    and the ``threshold`` that they are measured at are known then only. Files name these as they are: see
+    :func:`excite.compare.table.outward`.
+
     ``top1_low`` and ``top1_high`` are the ends of Wilson's interval; ``not_finite`` is the number of images without
     finite logits.
     """
@@ -46,6 +52,11 @@ class Measured(TypedDict):
     top5: float | None
     not_finite: int | None
     loss: float | None
+    micro_f1: float | None
+    micro_f1_low: float | None
+    micro_f1_high: float | None
+    macro_f1: float | None
+    threshold: float | None
 
 
 class AloneRow(Measured):
@@ -86,10 +97,11 @@ class AloneRow(Measured):
 class Compared(TypedDict):
     """The paired comparison of a run with the baseline.
 
-    ``difference`` is in percentage points, ``loss_difference`` in nats. ``only_this`` and ``only_baseline`` count the
-    images that only one of the two gets right; ``p`` is McNemar's, in the form ``test``; ``p_holm`` is adjusted for the
-    number of runs; ``_low`` and ``_high`` are ends of intervals. All are None for the baseline itself and for a run
-    that is not compared image by image.
+    ``difference`` is in percentage points (of ``top1``; ``f1_difference`` is that of micro F1 where there is one),
+    ``loss_difference`` in nats. ``only_this`` and ``only_baseline`` count the images that only one of the two gets
+    right; ``p`` is McNemar's, in the form ``test``; ``p_holm`` is adjusted for the number of runs; ``_low`` and
+    ``_high`` are ends of intervals. All are None for the baseline itself and for a run that is not compared image by
+    image.
     """
 
     difference: float | None
@@ -105,6 +117,9 @@ class Compared(TypedDict):
     loss_difference: float | None
     loss_difference_low: float | None
     loss_difference_high: float | None
+    f1_difference: float | None
+    f1_low: float | None
+    f1_high: float | None
 
 
 class RunRow(AloneRow, Compared):
@@ -116,7 +131,7 @@ class ValidationCurve(TypedDict):
 
     epoch: list[float]
     minutes: list[float | None]
-    top1: list[float]
+    top1: list[float | None]
     loss: list[float | None]
 
 
@@ -136,8 +151,8 @@ class Curves(TypedDict):
     training: TrainingCurve
 
 
-#: A class: ``top1`` (recall, percent) by run and ``difference`` to the first run, both in the order of the paired runs;
-#: None for a class without images.
+#: A class: ``top1`` (recall, percent; with several labels an image, average precision) by run and ``difference`` to
+#: the first run, both in the order of the paired runs; None for a class without images.
 ClassDifference = TypedDict(
     "ClassDifference", {"class": str, "images": int, "top1": list[float | None], "difference": list[float | None]}
 )
@@ -145,6 +160,8 @@ ClassDifference = TypedDict(
 
 class Agreement(TypedDict):
     """(R, R) matrices of shares of the images, in percent.
+
+    With several labels an image, of the decisions on every class of every image.
 
     ``same``: both predict the same class, right or wrong; ``both_wrong``: both are wrong; ``chance``: both would be
     wrong if their errors were independent.
@@ -184,6 +201,7 @@ class Study(TypedDict):
     """The result of :func:`study`.
 
     Attributes:
+        measure: "top-1", or "mAP" where images may have several labels; what ``top1`` in all rows then is.
         baseline: label of the baseline.
         confidence: confidence level of the intervals.
         rows: one row per run.
@@ -198,6 +216,7 @@ class Study(TypedDict):
         command: the command that makes the page again.
     """
 
+    measure: Literal["top-1", "mAP"]
     baseline: str
     confidence: float
     rows: list[RunRow]
@@ -229,6 +248,7 @@ def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> S
     recipe = differences([run.recipe for run in runs])
     notes += _notes(runs, baseline, recipe)
     return {
+        "measure": "mAP" if runs[baseline].several else "top-1",
         "baseline": runs[baseline].label,
         "confidence": confidence,
         "rows": rows,
@@ -245,6 +265,8 @@ def study(runs: Sequence[Run], baseline: int = 0, confidence: float = 0.95) -> S
 
 
 def _uneven(run: Run) -> bool:
+    if run.several:
+        return False
     if run.predictions is None:
         return bool((run.results or {}).get("uneven"))
     return uneven(np.bincount(run.predictions.labels).tolist())
@@ -294,26 +316,51 @@ def _no_pairs(base: Run, run: Run) -> str | None:
 def _comparisons(runs: Sequence[Run], baseline: int, group: Sequence[int], confidence: float) -> list[Compared]:
     """The paired comparison of each run with the baseline; values are None for runs that are not paired."""
     others = [i for i in group if i != baseline]
+    without = cast(Compared, dict.fromkeys(Compared.__annotations__))
+    if runs[baseline].several:
+        labelled = {i: _compare_labels(runs[i], runs[baseline], confidence) for i in others}
+        return [labelled.get(i, without) for i in range(len(runs))]
     pairs = {i: _pairs(runs[i], runs[baseline]) for i in others}
     adjusted = dict(zip(others, holm([mcnemar(pairs[i])[0] for i in others]), strict=True))
     found = {i: _compare(runs[i], runs[baseline], pairs[i], adjusted[i], confidence) for i in others}
-    without = cast(Compared, dict.fromkeys(Compared.__annotations__))
     return [found.get(i, without) for i in range(len(runs))]
 
 
 def _pairs(run: Run, base: Run) -> Pairs:
+    return Pairs.count(_right(run).tolist(), _right(base).tolist())
+
+
+def _right(run: Run) -> np.ndarray:
+    """bool (N,): whether each image is classified correctly; with several labels, bool (N K,) for each decision."""
     assert run.predictions is not None
-    assert base.predictions is not None
-    return Pairs.count(run.predictions.right.tolist(), base.predictions.right.tolist())
+    return run.predictions.right if run.labelled is None else run.labelled.right.ravel()
+
+
+def _decided(run: Run) -> np.ndarray:
+    """What the network decides on each image, int64 (N,); with several labels, on each image and class, int64 (N
+    K,)."""
+    assert run.predictions is not None
+    if run.labelled is None:
+        return run.predictions.predicted
+    return np.where(run.predictions.finite[:, None], run.labelled.decided, NO_CLASS).ravel()
+
+
+def _compare_labels(run: Run, base: Run, confidence: float) -> Compared:
+    """The comparison by mAP and F1; the counts are of decisions, of which those on one image depend on each other, so
+    that there is no test of them."""
+    assert run.labelled is not None
+    assert base.labelled is not None
+    pairs = _pairs(run, base)
+    counts = (pairs.only_first, pairs.only_second, pairs.both, pairs.neither)
+    names = ("only_this", "only_baseline", "both_right", "both_wrong")
+    found = {**dict.fromkeys(Compared.__annotations__), **dict(zip(names, counts, strict=True))}
+    return cast(Compared, {**found, **run.labelled.against(base.labelled, confidence), **_loss(run, base, confidence)})
 
 
 def _compare(run: Run, base: Run, pairs: Pairs, p_holm: float, confidence: float) -> Compared:
     low, high = paired_interval(pairs, confidence)
     p, test = mcnemar(pairs)
-    both = _losses(run) - _losses(base)
-    both = both[~np.isnan(both)]  # images with finite logits in both
-    loss, loss_low, loss_high = mean_difference(both.tolist(), confidence) if len(both) else (None, None, None)
-    return {
+    found: dict[str, float | str | None] = {
         "difference": 100 * pairs.difference,
         "difference_low": 100 * low,
         "difference_high": 100 * high,
@@ -324,10 +371,17 @@ def _compare(run: Run, base: Run, pairs: Pairs, p_holm: float, confidence: float
         "p": p,
         "p_holm": p_holm,
         "test": test,
-        "loss_difference": loss,
-        "loss_difference_low": loss_low,
-        "loss_difference_high": loss_high,
+        **_loss(run, base, confidence),
     }
+    return cast(Compared, {**dict.fromkeys(Compared.__annotations__), **found})
+
+
+def _loss(run: Run, base: Run, confidence: float) -> dict[str, float | None]:
+    """The mean difference of the losses, with its interval."""
+    both = _losses(run) - _losses(base)
+    both = both[~np.isnan(both)]  # images with finite logits in both
+    loss, low, high = mean_difference(both.tolist(), confidence) if len(both) else (None, None, None)
+    return {"loss_difference": loss, "loss_difference_low": low, "loss_difference_high": high}
 
 
 def _losses(run: Run) -> np.ndarray:
@@ -343,6 +397,8 @@ def _losses(run: Run) -> np.ndarray:
 def _row(run: Run, confidence: float) -> AloneRow:
     results: Results = run.results or {}
     recipe, evaluations, told = run.recipe, run.evaluations, run.meta.get("metrics")
+    key: Literal["map", "top1"] = "map" if run.several else "top1"
+    last = evaluations[-1].get(key) if evaluations else None
     return {
         "label": run.label,
         "source": run.source,
@@ -357,8 +413,8 @@ def _row(run: Run, confidence: float) -> AloneRow:
         "seed": None if recipe is None else recipe["train"].get("seed"),
         "recipe": None if recipe is None else recipe.get("name"),
         **_accuracy(run, confidence),
-        "training_top1": None if told is None else told.get("top1"),
-        "last_top1": results.get("last_top1", evaluations[-1]["top1"] if evaluations else None),
+        "training_top1": None if told is None else told.get(key),
+        "last_top1": last if run.several else results.get("last_top1", last),
         "images_per_second": results.get("images_per_second"),
         "ms_per_step": results.get("ms_per_step"),
         "batch_size": results.get("batch_size"),
@@ -374,9 +430,22 @@ def _row(run: Run, confidence: float) -> AloneRow:
 
 
 def _accuracy(run: Run, confidence: float) -> Measured:
+    without = cast(Measured, dict.fromkeys(Measured.__annotations__))
+    if run.labelled is not None:
+        predictions = run.labelled.predictions
+        of_labels = {
+            "measured": "predictions",
+            "images": len(predictions),
+            "right": int(run.labelled.right.sum()),
+            "not_finite": int((~predictions.finite).sum()),
+            "loss": mean_loss(torch.from_numpy(_losses(run))),
+            "threshold": run.labelled.threshold,
+        }
+        return cast(Measured, {**without, **of_labels, **run.labelled.ends(confidence)})
     if run.predictions is not None:
         measured = accuracy(run.predictions, confidence)
         return {
+            **without,
             "measured": "predictions",
             "images": measured["images"],
             "right": measured["right"],
@@ -390,11 +459,15 @@ def _accuracy(run: Run, confidence: float) -> Measured:
         }
     told = _told(run)
     if told is None:
-        return cast(Measured, dict.fromkeys(Measured.__annotations__))
+        return without
     found, top1, images = told
+    if run.several:
+        known = {key: found.get(key) for key in ("micro_f1", "macro_f1", "threshold", "not_finite", "loss")}
+        return cast(Measured, {**without, **known, "measured": "training", "images": images, "top1": top1})
     right = round(top1 * images / 100)
     low, high = wilson(right, images, confidence)
     return {
+        **without,
         "measured": "training",
         "images": images,
         "right": right,
@@ -423,7 +496,7 @@ def _curves(run: Run) -> Curves | None:
         "validation": {
             "epoch": [r["epoch"] for r in validation],
             "minutes": [minutes.get(r["step"]) for r in validation],
-            "top1": [r["top1"] for r in validation],
+            "top1": [r.get("map") if run.several else r["top1"] for r in validation],
             "loss": [r["loss"] for r in validation],
         },
         "training": {"epoch": [epoch for epoch, _ in known], "loss": smooth, "window": window},
@@ -437,11 +510,15 @@ def _per_class(runs: Sequence[Run]) -> list[ClassDifference]:
     predictions = [run.predictions for run in runs]
     first = predictions[0]
     assert first is not None
-    count = np.bincount(first.labels, minlength=len(first.classes))
-    right = [np.bincount(p.labels[p.right], minlength=len(first.classes)) for p in predictions if p is not None]
+    count = counts(first.labels, len(first.classes))
+    columns: list[list[float | None]] = [run.labelled.precisions for run in runs if run.labelled is not None]
+    for p in [] if columns else predictions:
+        assert p is not None
+        right = counts(p.labels[p.right], len(first.classes)).tolist()
+        columns.append([100 * r / int(n) if n else None for r, n in zip(right, count, strict=True)])
     rows: list[ClassDifference] = []
     for k, name in enumerate(first.classes):
-        top1 = [100 * int(each[k]) / int(count[k]) if count[k] else None for each in right]
+        top1 = [each[k] for each in columns]
         change = [None if value is None or top1[0] is None else value - top1[0] for value in top1]
         rows.append({"class": name, "images": int(count[k]), "top1": top1, "difference": change})
     return sorted(rows, key=lambda row: (row["difference"][1] is None, row["difference"][1] or 0.0, row["class"]))
@@ -451,8 +528,8 @@ def _agreement(runs: Sequence[Run]) -> Agreement:
     predicted, right = [], []
     for run in runs:
         assert run.predictions is not None
-        predicted.append(run.predictions.predicted)
-        right.append(run.predictions.right)
+        predicted.append(_decided(run))
+        right.append(_right(run))
 
     def table(cell: Callable[[int, int], np.floating]) -> list[list[float]]:
         return [[100 * float(cell(i, j)) for j in range(len(runs))] for i in range(len(runs))]
@@ -475,6 +552,8 @@ def _only_one(base: Run, run: Run) -> OnlyOne:
     a, b = base.predictions, run.predictions
     assert a is not None
     assert b is not None
+    if base.labelled is not None and run.labelled is not None:
+        return _only_one_of_labels(base, run, base.labelled, run.labelled)
     pa, pb = a.probabilities().max(1), b.probabilities().max(1)
     images: list[OneRight] = []
     for winner, chosen in ((run.label, b.right & ~a.right), (base.label, a.right & ~b.right)):
@@ -492,6 +571,29 @@ def _only_one(base: Run, run: Run) -> OnlyOne:
                 "this_probability": float(pb[i]),
             }
             for i in best
+        ]
+    return {"label": run.label, "baseline": base.label, "images": images}
+
+
+def _only_one_of_labels(base: Run, run: Run, a: Labelled, b: Labelled) -> OnlyOne:
+    """Like :func:`_only_one`, of images of which only one network predicts exactly the labels."""
+    whole, pa, pb = (a.right.all(1), b.right.all(1)), a.sure(), b.sure()
+    sound = a.predictions.finite & b.predictions.finite
+    images: list[OneRight] = []
+    for winner, chosen in ((run.label, whole[1] & ~whole[0]), (base.label, whole[0] & ~whole[1])):
+        positions = np.flatnonzero(chosen & sound)
+        images += [
+            {
+                "position": int(a.predictions.positions[i]),
+                "name": a.predictions.names[i],
+                "class": a.labels(i),
+                "right": winner,
+                "baseline_says": a.names(i),
+                "baseline_probability": float(pa[i]),
+                "this_says": b.names(i),
+                "this_probability": float(pb[i]),
+            }
+            for i in positions[np.argsort(-(pa * pb)[positions], kind="stable")][:PICTURES].tolist()
         ]
     return {"label": run.label, "baseline": base.label, "images": images}
 
@@ -586,16 +688,19 @@ def _moved(run: Run) -> str | None:
         return None
     _, top1, images = told
     now = 100 * int(run.predictions.right.sum()) / len(run.predictions)
+    if run.labelled is not None:
+        now = run.labelled.map or 0.0
     if abs(now - top1) < 1e-9 and images == len(run.predictions):
         return None
     return f"{run.label} {top1:.2f} % on {images:,} images"
 
 
 def _told(run: Run) -> tuple[Summary, float, int] | None:
-    """The metrics of the training, top-1 in percent and the number of images.
+    """The metrics of the training, top-1 (with several labels, mAP) in percent and the number of images.
 
     None if either number is missing, as for pruned weights: without the number of images there is no interval.
     """
     found = run.meta.get("metrics")
-    top1, images = (None, None) if found is None else (found.get("top1"), found.get("images"))
+    key: Literal["map", "top1"] = "map" if run.several else "top1"
+    top1, images = (None, None) if found is None else (found.get(key), found.get("images"))
     return None if found is None or top1 is None or not images else (found, top1, images)

@@ -1,9 +1,11 @@
 """Formatting of the numbers, shared by terminal and page."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 from excite.compare.study import WHAT_IT_SAYS, RunRow, Study
+from excite.measures import named
+from excite.pages.resampling import RESAMPLES, SEED
 
 #: Keys that get a column if the runs differ in them.
 Differing = Literal["model", "device", "devices", "batch_size", "trained_in"]
@@ -17,6 +19,8 @@ class ShownRow(RunRow):
     top1_interval: str | None
     difference_interval: str | None
     loss_interval: str | None
+    f1_interval: str | None
+    f1_text: str | None
     p_text: str | None
     p_holm_text: str | None
 
@@ -65,11 +69,38 @@ def shown(found: Study) -> list[ShownRow]:
                 "top1_interval": interval(row["top1_low"], row["top1_high"], ".2f"),
                 "difference_interval": "baseline" if base else change,
                 "loss_interval": "baseline" if base else loss,
+                "f1_interval": "baseline" if base else interval(row.get("f1_low"), row.get("f1_high"), "+.2f"),
+                "f1_text": _f1(row),
                 "p_text": format_p(row["p"]),
                 "p_holm_text": format_p(row["p_holm"]),
             }
         )
     return rows
+
+
+def _f1(row: RunRow) -> str | None:
+    """Micro F1 with its interval: "44.96 [43.28 to 46.68]"; None where images have one class each."""
+    if row.get("micro_f1") is None:  # nor is the key there in what a file has of one class each
+        return None
+    ends = interval(row["micro_f1_low"], row["micro_f1_high"], ".2f")
+    return f"{row['micro_f1']:.2f}" + ("" if ends is None else f" [{ends}]")
+
+
+#: What there is only with several labels an image, and only with one class each.
+_OF_LABELS = ("micro_f1", "micro_f1_low", "micro_f1_high", "macro_f1", "threshold")
+_OF_LABELS_COMPARED = ("f1_difference", "f1_low", "f1_high")
+_OF_CLASSES = ("balanced", "top5", "p", "p_holm", "test")
+
+
+def outward(found: Study) -> Study:
+    """The numbers as files have them: with several labels an image, what is held as ``top1`` is called ``map``; keys
+    that do not apply are left out."""
+    several = found["measure"] == "mAP"
+    gone = _OF_CLASSES if several else (*_OF_LABELS, *_OF_LABELS_COMPARED)
+    rows = [named({key: value for key, value in row.items() if key not in gone}, several) for row in found["rows"]]
+    curves = [{**each, "validation": named(each["validation"], several)} for each in found["curves"]]
+    classes = None if found["per_class"] is None else [named(each, several) for each in found["per_class"]]
+    return cast(Study, {**found, "rows": rows, "curves": curves, "per_class": classes})
 
 
 def headline(found: Study) -> str:
@@ -79,6 +110,7 @@ def headline(found: Study) -> str:
     compared = [row for row in rows if row["difference"] is not None]
     if len(compared) == 1 and len(rows) == 2:
         return _against(compared[0], found)
+    measure = "Top-1" if found["measure"] == "top-1" else "mAP"
     known = sorted((row for row in rows if row["top1"] is not None), key=lambda row: -(row["top1"] or 0))
     if not known:
         return "No accuracy of these networks is known"
@@ -86,11 +118,14 @@ def headline(found: Study) -> str:
         f"{row['label']} {row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'], '.2f')})" for row in known
     ]
     more = f" and {len(known) - 3} more below" if len(known) > 3 else ""
-    told = f"Top-1 ({percent}): {', '.join(listed[:3])}{more}"
+    told = f"{measure} ({percent}): {', '.join(listed[:3])}{more}"
     if not compared:
         return f"{told}; not compared image by image"
     level = 1 - found["confidence"]
     clear = sum(row["p_holm"] is not None and row["p_holm"] < level for row in compared)
+    if found["measure"] == "mAP":
+        apart = sum(not (row["difference_low"] or 0) <= 0 <= (row["difference_high"] or 0) for row in compared)
+        return f"{told}; {apart} of {len(compared)} differ from {found['baseline']} (paired intervals without 0)"
     return f"{told}; {clear} of {len(compared)} differ from {found['baseline']} (Holm's p below {level:.2g})"
 
 
@@ -99,6 +134,11 @@ def _against(row: RunRow, found: Study) -> str:
     change, low, high = row["difference"] or 0.0, row["difference_low"] or 0.0, row["difference_high"] or 0.0
     more = f"{abs(change):.2f} points {'fewer' if change < 0 else 'more'}"
     shows = "no difference is shown" if low <= 0 <= high else f"{row['label']} is {'better' if change > 0 else 'worse'}"
+    if found["measure"] == "mAP":
+        return (
+            f"mAP of {row['label']} is {change:+.2f} points against {found['baseline']} on the same {row['images']:,} "
+            f"images; {100 * found['confidence']:g} % interval {interval(low, high, '+.2f')}: {shows}"
+        )
     return (
         f"{row['label']} gets {more} of the same {row['images']:,} images right than {found['baseline']}; "
         f"{100 * found['confidence']:g} % interval {interval(low, high, '+.2f')}: {shows}"
@@ -108,6 +148,8 @@ def _against(row: RunRow, found: Study) -> str:
 def sentences(found: Study) -> list[str]:
     """Sentences about how the numbers were computed and what they mean, as far as they apply."""
     percent = f"{100 * found['confidence']:g} %"
+    if found["measure"] == "mAP":
+        return _of_labels(found)
     told = [f"Top-1 with Wilson's {percent} interval."]
     if not found["paired"]:
         return told
@@ -126,3 +168,22 @@ def sentences(found: Study) -> list[str]:
         told.append(f"{len(compared)} runs are tested against the baseline; use Holm's p, which is adjusted for that.")
     told.append(WHAT_IT_SAYS)
     return told
+
+
+def _of_labels(found: Study) -> list[str]:
+    """The sentences about images with several labels."""
+    percent = f"{100 * found['confidence']:g} %"
+    told = [
+        f"mAP and micro F1 with {percent} intervals from {RESAMPLES:,} resamples of the images (bias-corrected "
+        f"percentiles, seed {SEED}); F1 at each network's own threshold."
+    ]
+    if not found["paired"]:
+        return told
+    base = next(row for row in found["rows"] if row["label"] == found["baseline"])
+    told.append(
+        f"Differences to {found['baseline']} are paired, in the same resamples of the same {base['images']:,} images "
+        "(equal fingerprints and labels), in percentage points."
+    )
+    if len(found["paired"]) > 2:
+        told.append("Each interval is for one difference; with several, some leave out 0 by chance.")
+    return [*told, WHAT_IT_SAYS]

@@ -35,7 +35,7 @@ from excite.datacheck.outliers import find_outliers
 from excite.datacheck.page import make_page
 from excite.datacheck.probe import cross_fitted
 from excite.datacheck.restated import Share, measured, true_accuracy
-from excite.datacheck.words import summary_rows, told
+from excite.datacheck.words import SEVERAL, summary_rows, told
 from excite.errors import ExciteError
 from excite.files import check_writable
 from excite.pages.inline import show_table
@@ -170,6 +170,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
     book = _Book(items, copies)
     book.odd("broken", files.broken(looks))
     judged, noises, missing = _judge_labels(opened, items, looks, features, copies, tell)
+    one_each = items.several is None
     for least, kind in ((SURE, "labels"), (PERHAPS, "labels-perhaps")):
         book.labels(kind, judged, least)  # type: ignore[arg-type]
     book.leaks()
@@ -181,22 +182,23 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
     book.odd("shapes", files.shapes(looks))
     book.odd("modes", files.modes(looks))
     good = looks.good
-    beyond = np.full(len(items), -np.inf)
-    beyond[good] = find_outliers(features.values[good], items.labels[good], copies.group[good])
-    book.outliers(beyond)
+    if one_each:
+        beyond = np.full(len(items), -np.inf)
+        beyond[good] = find_outliers(features.values[good], items.labels[good], copies.group[good])
+        book.outliers(beyond)
     balance = _balance(items)
     some = Looks(looks.rows[good], {}, 0)
-    giveaways = find_giveaways(some, items.labels[good], len(items.classes))
-    if not giveaways:
+    giveaways = find_giveaways(some, items.labels[good], len(items.classes)) if one_each else []
+    if one_each and not giveaways:
         missing.append("whether size, format or colour give the class away: too few images, or all are alike in these")
-    restated = _restate(opened, items, looks, features, copies, noises) if opened.is_run else []
+    restated = _restate(opened, items, looks, features, copies, noises) if opened.is_run and one_each else []
     numbers: DataNumbers = {
         "about": {
             "source": opened.source,
             "run": opened.is_run,
             "data": opened.recipe.data.root or opened.recipe.data.source,
             "images": {name: int((items.parts == k).sum()) for k, name in enumerate(PARTS) if (items.parts == k).any()},
-            "classes": len(items.classes),
+            "classes": len(items.each_class),
             "image_size": by_text(opened.recipe.data.training_size),
             "features": features.source,
             "weights_sha256": opened.weights,
@@ -264,6 +266,8 @@ def _judge_labels(
     its training images are judged by a cross-fitted classifier on its features. Copies of training images in other
     parts are not judged there: the network has seen them.
     """
+    if items.several is not None:
+        return [], [], [SEVERAL]
     good = looks.good
     classes = len(items.classes)
     todo: list[tuple[str, np.ndarray, np.ndarray | None, str]] = []
@@ -365,10 +369,10 @@ def _balance(items: Items) -> Balance:
     return {
         "classes": [
             {"label": name, "training": int(a), "validation": int(b), "test": int(c)}
-            for name, (a, b, c) in zip(items.classes, counts.T, strict=True)
+            for name, (a, b, c) in zip(items.each_class, counts.T, strict=True)
         ],
-        "largest": items.classes[largest],
-        "smallest": items.classes[smallest],
+        "largest": items.each_class[largest],
+        "smallest": items.each_class[smallest],
         "ratio": float(whole[largest] / max(1, whole[smallest])),
     }
 

@@ -9,10 +9,9 @@ from PIL import Image
 from excite.data import ArrayImages, DataSets, FileImages
 from excite.data.bands import COLOURS
 from excite.data.decode import ImageSource, check_regular, load_picture
-from excite.data.labels import several
+from excite.data.labels import counts, several
 from excite.data.packed import Member, open_bytes
 from excite.data.pixels import FULL_WHITE
-from excite.errors import ExciteError
 from excite.pages.pictures import visible
 
 #: Names of the parts, for people and for files: as in ``DataSets``.
@@ -24,12 +23,15 @@ class Items:
     """N labelled images of all parts.
 
     Attributes:
-        classes: K class names, in the order of the labels.
+        classes: class names, in the order of the labels. With several labels an image, the combinations of classes that
+            occur: "cat|dog".
         labels: int64 (N,).
         parts: int64 (N,), positions in :data:`PARTS`.
         names: N names for display, as in ``FileImages.names`` and ``ArrayImages.names``: unique within a part only.
         max_pixels: larger images are not decoded.
         channels: that the network takes, ``data.in_chans``.
+        each_class: K class names.
+        several: uint8 (N, K), 1 for each class of an image; None where each image has one.
     """
 
     classes: list[str]
@@ -40,6 +42,8 @@ class Items:
     channels: int
     _held: list[ArrayImages | FileImages] = field(repr=False)
     _place: np.ndarray = field(repr=False)
+    each_class: list[str]
+    several: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,27 +108,32 @@ class Items:
 
     def counts(self) -> np.ndarray:
         """Images of each class in each part: int64 (3, K)."""
-        table = np.zeros((len(PARTS), len(self.classes)), np.int64)
-        np.add.at(table, (self.parts, self.labels), 1)
-        return table
+        return np.stack([self._counts(self.parts == part) for part in range(len(PARTS))])
+
+    def _counts(self, some: np.ndarray) -> np.ndarray:
+        return counts((self.labels if self.several is None else self.several)[some], len(self.each_class))
 
 
 def all_items(data: DataSets, max_pixels: int, channels: int = 3) -> Items:
-    """All images of an opened source, part by part. Raises ExciteError if they may have several labels."""
+    """All images of an opened source, part by part."""
     held = [data.train, data.val, data.test]
     sets = [images for images in held if images is not None]
-    if any(several(images.labels) for images in sets):
-        raise ExciteError("excite data check does not handle images with several labels yet")
-    labels = [np.asarray(images.labels, dtype=np.int64) for images in sets]
+    labels, classes = np.concatenate([np.asarray(images.labels) for images in sets]), data.classes
+    hot = labels if several(labels) else None
+    if hot is not None:
+        kinds, labels = np.unique(hot, axis=0, return_inverse=True)
+        classes = ["|".join(data.classes[k] for k in np.flatnonzero(kind).tolist()) or "none" for kind in kinds]
     numbers = [np.full(len(images), part, np.int64) for part, images in enumerate(held) if images is not None]
     names: list[str] = [name for images in sets for name in images.names]
     return Items(
-        data.classes,
-        np.concatenate(labels),
+        classes,
+        labels.reshape(-1).astype(np.int64),
         np.concatenate(numbers),
         names,
         max_pixels,
         channels,
         held,  # type: ignore[arg-type]  # a part without images is never asked for
         np.concatenate([np.arange(len(images)) for images in sets]),
+        data.classes,
+        hot,
     )

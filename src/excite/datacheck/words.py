@@ -180,16 +180,23 @@ def _the(part: str) -> str:
     return part if part.startswith("all") else f"the {part} part"
 
 
+#: What is not judged where images may have several labels.
+SEVERAL = (
+    "labels, images unlike their class, what gives a class away, and the accuracy without leaks: not yet for images "
+    "with several labels"
+)
+
+
 def caveats(numbers: DataNumbers) -> list[str]:
     """What the judgement of labels and outliers rests on, and what was not judged."""
     about = numbers["about"]
     said = []
-    if about["run"]:
+    if about["run"] and numbers["labels"]:
         said.append(
             "The network was trained on the training labels, so it excuses some of them: fewer wrong ones are found "
             "there than there are. The classifier on its features is cross-fitted, the features are not."
         )
-    elif about["weights_sha256"] is None:
+    elif about["weights_sha256"] is None and SEVERAL not in about["not_judged"]:
         said.append(
             f"Labels and outliers were judged by {about['features']} alone. A trained network judges far better: "
             "give a run, or --weights."

@@ -6,17 +6,21 @@ Notation: N images, C channels, H x W pixels.
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from excite.data.labels import several
 from excite.errors import ExciteError
 from excite.explain.statistics import Batches
-from excite.logits import finite, losses, mean_loss, number, predicted
+from excite.logits import finite, hits, losses, mean_loss, number
+from excite.measures import mean_average_precision
 from excite.models.listening import changed_scales, fixed_gates, without_gates
 from excite.pages.intervals import Pairs, paired_interval
+from excite.pages.resampling import interval, resampled
 from excite.progress import Advance
 from excite.runtime.rows import Rows
 from excite.runtime.timing import in_turns, inference_step, quartiles
@@ -25,6 +29,8 @@ from excite.trained.predictor import Predictor
 #: Each call starts a new pass over the same images.
 Images = Callable[[], Batches]
 _TIMING_SECONDS = 30.0
+#: How often images are drawn for the interval of a gate's mAP: for each gate again, so fewer than elsewhere.
+RESAMPLES = 500
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,10 @@ class Ablation:
     Attributes:
         gates: names of the gates.
         images: number of images evaluated.
-        top1: top-1 in percent with the gates fixed; None for an estimate.
-        top1_lost: percentage points of top-1 lost, negative if fixing helped; None for an estimate.
-        low, high: 95 % interval of ``top1_lost``, from the images that became right or wrong; None for an estimate.
+        top1: top-1 in percent with the gates fixed; None for an estimate. With several labels an image, mAP.
+        top1_lost: percentage points of it lost, negative if fixing helped; None for an estimate.
+        low, high: 95 % interval of ``top1_lost``, from the images that became right or wrong, or by resampling images
+            (mAP); None for an estimate.
         loss_added: increase of the cross-entropy in nats, the mean over images with finite logits before and after;
             None if there are none.
         estimated: whether ``loss_added`` is a first-order estimate.
@@ -88,15 +95,27 @@ class GateTiming(TypedDict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """For each image (N,): whether the network is right, and its cross-entropy in nats (NaN without finite logits)."""
+    """For each image (N,): whether the network is right, and its cross-entropy in nats (NaN without finite logits).
+
+    ``labelled``: with several labels an image, logits float32 (N, K) and labels uint8 (N, K); else None.
+    """
 
     right: Tensor
     loss: Tensor
+    labelled: tuple[np.ndarray, np.ndarray] | None = None
 
-    @property
+    @cached_property
     def top1(self) -> float:
-        """Top-1 accuracy in percent."""
+        """Top-1 accuracy in percent; with several labels an image, mAP (0 without any label)."""
+        if self.labelled is not None:
+            return mean_average_precision(*self.labelled) or 0.0
         return 100 * float(self.right.double().mean())
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """float64 (B,): mAP in percent in each resample of the images."""
+        assert self.labelled is not None
+        return resampled(*self.labelled, 0.5, RESAMPLES).map
 
     @property
     def not_finite(self) -> int:
@@ -110,30 +129,40 @@ def judge(predictor: Predictor, batches: Batches, advance: Callable[[int], None]
     Raises:
         ExciteError: there are no images.
     """
-    right, loss = Rows(), Rows()
+    right, loss, kept, truth = Rows(), Rows(), Rows(), Rows()
     for images, labels, _ in batches:
         logits, labels = predictor.logits(images).cpu(), labels.cpu()
-        right.add((predicted(logits) == labels).numpy())
+        right.add(hits(logits, labels).numpy())
         loss.add(losses(logits.double(), labels).numpy())
+        if several(labels):
+            kept.add(logits.numpy())
+            truth.add(labels.numpy())
         advance(len(labels))
     if not len(right):
         raise ExciteError("there are no images to evaluate the network on")
-    return Outcome(torch.from_numpy(right.all()), torch.from_numpy(loss.all()))
+    labelled = (kept.all(), truth.all()) if len(kept) else None
+    return Outcome(torch.from_numpy(right.all()), torch.from_numpy(loss.all()), labelled)
 
 
 def compare_outcomes(gates: Sequence[str], before: Outcome, after: Outcome) -> Ablation:
     """Compare two outcomes on the same images in the same order.
 
-    The interval is Tango's score interval for paired shares, as in ``excite compare``.
+    The interval is that of ``excite compare``: Tango's score interval for paired shares, or for mAP that of resampled
+    images.
     """
-    low, high = paired_interval(Pairs.count(before.right.tolist(), after.right.tolist()))
+    low: float | None
+    high: float | None
+    if before.labelled is None:
+        low, high = (100 * end for end in paired_interval(Pairs.count(before.right.tolist(), after.right.tolist())))
+    else:
+        low, high = interval(before.top1 - after.top1, before.resampled - after.resampled)
     return Ablation(
         gates=tuple(gates),
         images=len(before.right),
         top1=after.top1,
         top1_lost=before.top1 - after.top1,
-        low=100 * low,
-        high=100 * high,
+        low=low,
+        high=high,
         loss_added=mean_loss(after.loss - before.loss),
         not_finite=after.not_finite,
     )
@@ -234,7 +263,7 @@ def _loss_and_scales(predictor: Predictor, images: Tensor, labels: Tensor) -> tu
     with torch.enable_grad(), changed_scales(predictor.model, keep):  # in float32: half-precision gradients are coarse
         logits = predictor.model(x).float()
         sound = finite(logits.detach())
-        loss = F.cross_entropy(logits[sound], labels.to(predictor.device)[sound], reduction="sum")
+        loss = losses(logits[sound], labels.to(predictor.device)[sound]).sum()
     return loss, scales, sound
 
 

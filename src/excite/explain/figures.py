@@ -4,8 +4,9 @@ Each is written as PNG and SVG. Colours are those of Okabe & Ito, which colour-b
 line also has its own marker.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def draw_spread(
     return written
 
 
-def draw_health(rows: Sequence[GateRow], path: Path, title: str) -> list[Path]:
+def draw_health(rows: Sequence[GateRow], path: Path, title: str, measure: str = "top-1") -> list[Path]:
     """Draw the table of gates, one row per gate: scales, variance between classes, cost of fixing, time saved.
 
     The last two are only drawn if they were measured.
@@ -86,6 +87,7 @@ def draw_health(rows: Sequence[GateRow], path: Path, title: str) -> list[Path]:
         rows: ``Explanation.rows``.
         path: the path without suffix.
         title: title of the figure.
+        measure: what fixing a gate costs points of.
 
     Returns:
         The paths of the PNG and SVG files.
@@ -93,8 +95,13 @@ def draw_health(rows: Sequence[GateRow], path: Path, title: str) -> list[Path]:
     from matplotlib.figure import Figure
 
     with style():
+        drawn: list[tuple[Callable[[Any, Sequence[GateRow]], None], float]]
         drawn = [(_scales_panel, 1.6), (_classes_panel, 1.0)]
-        drawn += [(_price_panel, 1.2)] if any(row["loss_added"] is not None for row in rows) else []
+        drawn += (
+            [(partial(_price_panel, measure=measure), 1.2)]
+            if any(row["loss_added"] is not None for row in rows)
+            else []
+        )
         drawn += [(_time_panel, 1.0)] if any(row["saved_ms"] is not None for row in rows) else []
         widths = [width for _, width in drawn]
         figure = Figure(figsize=(2.7 * sum(widths), 1.9 + 0.4 * len(rows)), layout="constrained")
@@ -133,7 +140,7 @@ def _classes_panel(panel: Any, rows: Sequence[GateRow]) -> None:
     _heading(panel, "set by the class", "variance between classes / total, %")
 
 
-def _price_panel(panel: Any, rows: Sequence[GateRow]) -> None:
+def _price_panel(panel: Any, rows: Sequence[GateRow], measure: str) -> None:
     panel.axvline(0, color=_GRAY, linewidth=1)
     estimated = any(row["estimated"] for row in rows)
     for y, row in enumerate(rows):
@@ -142,7 +149,7 @@ def _price_panel(panel: Any, rows: Sequence[GateRow]) -> None:
             panel.plot(row["top1_lost"], y, "D", color=COLORS[2], markersize=6)
         elif row["loss_added"] is not None:
             panel.plot(row["loss_added"], y, "D", color=COLORS[2], markersize=6, fillstyle="none")
-    unit = "loss added, nats (first-order estimate)" if estimated else "points of top-1 lost, 95 % interval"
+    unit = "loss added, nats (first-order estimate)" if estimated else f"points of {measure} lost, 95 % interval"
     _heading(panel, "fixed at its mean", unit)
 
 

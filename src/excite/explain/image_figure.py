@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.nn import functional as F
 
 from excite.explain.figures import COLUMNS, choose_depths
@@ -25,16 +26,21 @@ def draw_image(explained: ExplainedImage, path: Path) -> Path:
     chosen = choose_depths(list(maps), 2 * COLUMNS)
     map_rows = -(-len(chosen) // COLUMNS)
     gates = choose_depths(list(explained.gates), 18)
-    heights = [3.2, 1.0 + 0.36 * len(gates), *([2.9] * map_rows)]
+    others = list(explained.others)[: 2 * COLUMNS]
+    cam_rows = -(-len(others) // COLUMNS)
+    heights = [3.2, *([3.2] * cam_rows), 1.0 + 0.36 * len(gates), *([2.9] * map_rows)]
     with style():
         figure = Figure(figsize=(10.5, sum(heights)), layout="constrained")
         grid = figure.add_gridspec(len(heights), COLUMNS, height_ratios=heights)
         _picture(figure.add_subplot(grid[0, 0]), explained)
-        _cam(figure.add_subplot(grid[0, 1]), explained)
+        _cam(figure.add_subplot(grid[0, 1]), explained, explained.target, explained.cam)
         _classes(figure.add_subplot(grid[0, 2]), explained)
-        _channels(figure.add_subplot(grid[1, :]), {name: explained.gates[name] for name in gates})
+        for i, name in enumerate(others):
+            axis = figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS])
+            _cam(axis, explained, name, explained.others[name])
+        _channels(figure.add_subplot(grid[1 + cam_rows, :]), {name: explained.gates[name] for name in gates})
         for i, name in enumerate(chosen):
-            axis = figure.add_subplot(grid[2 + i // COLUMNS, i % COLUMNS])
+            axis = figure.add_subplot(grid[2 + cam_rows + i // COLUMNS, i % COLUMNS])
             _positions(figure, axis, explained, name)
         return write(figure, path, dpi=100)
 
@@ -56,12 +62,12 @@ def _picture(axis: Any, explained: ExplainedImage) -> None:
     axis.set_title(printable(Path(explained.path).name)[-30:], fontsize=10)
 
 
-def _cam(axis: Any, explained: ExplainedImage) -> None:
+def _cam(axis: Any, explained: ExplainedImage, target: str, cam: Tensor) -> None:
     axis.imshow(_gray(explained), cmap="gray", vmin=0, vmax=1)
-    axis.imshow(explained.cam.numpy(), cmap=_CAM_MAP, vmin=0, vmax=1, alpha=0.6)
+    axis.imshow(cam.numpy(), cmap=_CAM_MAP, vmin=0, vmax=1, alpha=0.6)
     axis.set_axis_off()
-    nothing = "" if float(explained.cam.max()) > 0 else ": no evidence"
-    axis.set_title(f"Grad-CAM, {shortened(explained.target, 22)}{nothing}\n({explained.layer})", fontsize=10)
+    nothing = "" if float(cam.max()) > 0 else ": no evidence"
+    axis.set_title(f"Grad-CAM, {shortened(target, 22)}{nothing}\n({explained.layer})", fontsize=10)
 
 
 def _classes(axis: Any, explained: ExplainedImage) -> None:

@@ -4,7 +4,7 @@ Notation: C channels, H x W pixels or positions.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from excite.data.decode import BadImageError
 from excite.errors import ExciteError, nearest
 from excite.explain.statistics import ScaleStatistics
-from excite.logits import NoFiniteLogits
+from excite.logits import NoFiniteLogits, finite
 from excite.models.listening import listening
 from excite.storage import local_file
 from excite.trained.predictor import ClassProbability, Predictor
@@ -94,11 +94,12 @@ class ExplainedImage:
     Attributes:
         path: path of the image.
         pixels: uint8 (C, H, W), the network's input before normalisation.
-        top: (class name, probability), most likely first.
+        top: (class name, probability), most likely first; with several labels, all from the threshold on, maybe none.
         target: the class for ``cam``.
         layer: the module whose maps ``cam`` was computed from.
         cam: float32 (H, W) in 0..1, the evidence for ``target`` at each position; all 0 if there is none.
         gates: gate name -> what the gate did.
+        others: with several labels, class name -> the same as ``cam`` for the other classes in ``top``.
     """
 
     path: str
@@ -108,6 +109,7 @@ class ExplainedImage:
     layer: str
     cam: Tensor
     gates: dict[str, GateAnswer]
+    others: dict[str, Tensor] = field(default_factory=dict)
 
     def to_dict(self, channels: int = 5) -> ImageValues:
         """Values for JSON, without maps; ``channels``: how many raised and lowered channels to list per gate."""
@@ -139,9 +141,9 @@ def explain_image(
         predictor: a network from ``excite.load``.
         path: an image file of any size and format.
         statistics: statistics of the gates, from :func:`excite.explain.collect_scales`, to compare with.
-        target: the class to explain; None: the most likely one.
+        target: the class to explain; None: the most likely one, and with several labels all predicted ones.
         layer: the module for Grad-CAM; None: the last one that outputs a map.
-        top_k: number of classes to list.
+        top_k: number of classes to list, if images have one each.
 
     Raises:
         ExciteError: the network has no gates, no such class or layer, or the layer outputs no map.
@@ -162,16 +164,19 @@ def explain_image(
     with listening(predictor.model, keep):
         logits = predictor.logits(pixels[None])[0]
     top = predictor.top(logits, top_k)
-    if not top:
+    if not bool(finite(logits[None])):
         raise NoFiniteLogits("the network has no finite logits for it")
-    target = top[0][0] if target is None else target
+    others = [name for name, _ in top[1:]] if predictor.several and target is None else []
+    target = predictor.classes[int(logits.argmax())] if target is None else target
     x = predictor.preprocessing.normalize(pixels[None].to(predictor.device)).contiguous(
         memory_format=torch.channels_last
     )
     place = last_map(predictor.model, x) if layer is None else layer
-    cam = grad_cam(predictor.model, place, x, predictor.classes.index(target))
+    cams = {
+        name: grad_cam(predictor.model, place, x, predictor.classes.index(name)).cpu() for name in (target, *others)
+    }
     answers = {name: _answer(scale, (statistics or {}).get(name)) for name, scale in scales.items()}
-    return ExplainedImage(str(path), pixels, top, target, place, cam.cpu(), answers)
+    return ExplainedImage(str(path), pixels, top, target, place, cams.pop(target), answers, cams)
 
 
 def _answer(scale: Tensor, statistics: ScaleStatistics | None) -> GateAnswer:

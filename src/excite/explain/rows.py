@@ -14,7 +14,8 @@ class GateName(TypedDict):
 
 
 class GatePrice(TypedDict):
-    """The cost of fixing a gate at its mean, see :class:`Ablation`; None if not measured."""
+    """The cost of fixing a gate at its mean, see :class:`Ablation`; None if not measured. With several labels an image
+    it is mAP that is lost, and files have it under ``map_lost``; see :func:`excite.measures.named`."""
 
     top1_lost: float | None
     top1_lost_low: float | None

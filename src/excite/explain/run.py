@@ -31,6 +31,7 @@ from excite.explain.rows import GateColumns, GatePrice, GateRow, GateSaving
 from excite.explain.statistics import ScaleStatistics, collect_scales
 from excite.files import check_new_folder, write_json, write_text, written_aside
 from excite.logits import NoFiniteLogits, sentence
+from excite.measures import named
 from excite.models.listening import check_gates, fixed_gates, outer_gates
 from excite.pages.figures import dispensable
 from excite.pages.inline import Cell, Thumbnail, show_table
@@ -90,13 +91,15 @@ class Explanation:
         classes: class names of the network.
         images: number of images in the statistics; 0 without data.
         not_finite: number of these images without finite logits, which count as wrong (see ``excite.logits``).
-        top1: top-1 on these images in percent; None if not measured.
+        top1: top-1 on these images in percent, with several labels an image mAP; None if not measured.
+        several: whether images may have several labels, so that mAP stands for top-1 in all numbers.
         rows: one row per gate, see docs/explain.md; empty without data.
         together: the cost of fixing all gates that could go at once; None if there are none, or if not evaluated.
         timing: the result of ``time_without_gates``: the whole network, each gate, and those of ``together``; or empty.
         timed: the form in which the network was timed: whether batch norms were folded, and the precision; "" if it was
             not timed.
-        max_drop: percentage points of top-1 that the gates that could go may cost together.
+        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates that could go may cost
+        together.
         statistics: gate name -> statistics; empty without data.
         explained: the explained images.
         bad: (path, reason) of images that could not be explained.
@@ -112,6 +115,7 @@ class Explanation:
     images: int = 0
     not_finite: int = 0
     top1: float | None = None
+    several: bool = False
     rows: list[GateRow] = field(default_factory=list)
     together: Ablation | None = None
     timing: list[GateTiming] = field(default_factory=list)
@@ -125,19 +129,29 @@ class Explanation:
     drawn_gates: list[str] = field(default_factory=list)
     folder: Path | None = None
 
+    @property
+    def measure(self) -> str:
+        """What accuracies are of: "top-1" or "mAP"."""
+        return "mAP" if self.several else "top-1"
+
+    @property
+    def accuracy(self) -> str:
+        """ ", top-1 91.20 %" for titles; "" if it was not measured."""
+        return "" if self.top1 is None else f", {self.measure} {self.top1:.2f} %"
+
     def to_dict(self) -> ExplanationValues:
-        """All values for JSON, without maps and pictures."""
+        """All values for JSON, without maps and pictures; with several labels an image, see :func:`named`."""
         together = None if self.together is None else cast(AblationValues, dataclasses.asdict(self.together))
         timed = self.together is not None and bool(self.timing) and self.timing[-1]["gates"]
-        return {
+        values: ExplanationValues = {
             "source": self.source,
             "model": self.model,
             "images": self.images,
             "not_finite": self.not_finite,
             "top1": self.top1,
             "max_drop": self.max_drop,
-            "gates": self.rows,
-            "together": together,
+            "gates": [cast(GateRow, named(row, self.several)) for row in self.rows],
+            "together": None if together is None else cast(AblationValues, named(together, self.several)),
             "ms": self.timing[0]["ms"] if self.timing else None,
             "timed": self.timed or None,
             "together_saved_ms": self.timing[-1]["saved_ms"] if timed else None,
@@ -145,10 +159,12 @@ class Explanation:
             "bad_images": [{"path": path, "reason": reason} for path, reason in self.bad],
             "notes": self.notes,
         }
+        return cast(ExplanationValues, named(values, self.several))
 
     def to_csv(self) -> str:
         """The scalar columns as CSV, one line per gate."""
-        return to_csv(self.rows, SCALARS)
+        columns = tuple(named(dict.fromkeys(SCALARS), self.several))
+        return to_csv([named(row, self.several) for row in self.rows], columns)
 
     def write(self, folder: Path) -> Path:
         """Write tables and figures into a new folder, atomically. A note reports figures that cannot be drawn.
@@ -176,7 +192,7 @@ class Explanation:
             "mean scale",
             "sd over images",
             "constant",
-            "top-1 points lost if fixed",
+            f"{self.measure} points lost if fixed",
             "could go",
         ]
         rows = [
@@ -191,9 +207,8 @@ class Explanation:
             ]
             for row in self.rows
         ]
-        top1 = "" if self.top1 is None else f", top-1 {self.top1:.2f} %"
         notes = [*self.notes, *([f"written: {self.folder}/"] if self.folder else [])]
-        parts = [show_table(heads, rows, title=f"{self.model}: {self.images:,} images{top1}", notes=notes)]
+        parts = [show_table(heads, rows, title=f"{self.model}: {self.images:,} images{self.accuracy}", notes=notes)]
         if self.explained:
             images: list[list[Cell]] = [
                 [
@@ -218,9 +233,9 @@ class Explanation:
         draw_excitations(chosen, self.classes, numbers, folder / "excitations", title)
         title = f"{self.model}: scales over the images of one class"
         draw_spread(chosen, self.classes, numbers[:2], folder / "spread", title)
-        top1 = "" if self.top1 is None else f", top-1 {self.top1:.2f} %"
         goes = " (○ could go)" if any(row["could_go"] for row in self.rows) else ""
-        draw_health(self.rows, folder / "health", f"{self.model}: gates on {images}{top1}{goes}")
+        title = f"{self.model}: gates on {images}{self.accuracy}{goes}"
+        draw_health(self.rows, folder / "health", title, self.measure)
 
     def _draw_images(self, folder: Path) -> None:
         from excite.explain.image_figure import draw_image
@@ -267,7 +282,8 @@ def explain(
             one pass; "off" does neither.
         timing: whether to time the network without each gate.
         batch: batch size for timing.
-        max_drop: percentage points of top-1 that the gates marked ``could_go`` may cost together.
+        max_drop: percentage points of top-1 (with several labels an image, mAP) that the gates marked ``could_go`` may
+        cost together.
         target: the class for Grad-CAM; None: the most likely class of each image.
         layer: the module for Grad-CAM; None: the last one that outputs a map.
         top_k: classes to list per image.
@@ -290,7 +306,6 @@ def explain(
         opened = source
     else:
         opened = open_trained(source, overrides, device=device, precision=precision, limits={"limit_val": limit})
-    opened.one_class_each("excite explain")
     predictor = opened.predictor
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:
@@ -308,6 +323,7 @@ def explain(
         check_class(name, predictor.classes)  # after the data, which supply class names if the network has only numbers
     model = predictor.meta["model"]["name"]
     result = Explanation(opened.source, model, predictor.classes, max_drop=max_drop, notes=notes)
+    result.several = predictor.several
     result.drawn_classes, result.drawn_gates = list(drawn_classes), list(drawn_gates)
     tell = progress or (lambda what, done, total: None)
     if studied:
@@ -365,7 +381,7 @@ def _study(result: Explanation, opened: Opened, ablation: str, timing: bool, bat
         if most is not None and most > CLEAR_POINTS:
             result.notes.append(
                 f"{result.images:,} images are too few to tell which gates could go: those marked may cost up to "
-                f"{most:.1f} points of top-1 together"
+                f"{most:.1f} points of {result.measure} together"
             )
     elif ablation == "estimate":
         ablations = {

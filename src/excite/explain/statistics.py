@@ -11,6 +11,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from excite.data.labels import several
 from excite.errors import ExciteError
 from excite.logits import finite
 from excite.models.listening import listening, outer_gates
@@ -90,7 +91,7 @@ class ScaleStatistics:
         amplitude: upper end of the gate's sigmoid.
 
     Attributes:
-        count: (K,) images per class.
+        count: (K,) images per class; with several labels, an image counts in each of its classes.
         mean: (K, C) mean scale, 0 for a class without images.
         squares: (K, C) sums of squared deviations from the class mean.
         least, most: (C,) extremes over images and positions.
@@ -111,6 +112,7 @@ class ScaleStatistics:
     positions: float = field(init=False, default=0.0)
     spatial: bool = field(init=False, default=False)
     not_finite: int = field(init=False, default=0)
+    _together: "_Together | None" = field(init=False, default=None)  # with several labels an image
 
     def __post_init__(self) -> None:
         bins = round((_LAST - _FIRST) * _PER_UNIT)
@@ -118,7 +120,8 @@ class ScaleStatistics:
         self.histogram = torch.zeros(bins, dtype=torch.float64)
 
     def update(self, scale: Tensor, labels: Tensor) -> None:
-        """Add a batch: scales (N, C) or broadcastable maps (N, C or 1, H or 1, W or 1), and labels int64 (N,).
+        """Add a batch: scales (N, C) or broadcastable maps (N, C or 1, H or 1, W or 1), and labels int64 (N,), or uint8
+        (N, K) of images with several.
 
         Raises:
             ExciteError: the numbers of scales and labels differ.
@@ -146,16 +149,21 @@ class ScaleStatistics:
         self.histogram += torch.histc(inside, len(self.histogram), _FIRST, _LAST).double()
         if scale.ndim > 2:
             self.spatial = True
-            share = len(labels) / (float(self.count.sum()) + len(labels))
+            share = len(labels) / (self.images + len(labels))
             self.positions += share * (float(flat.double().var(2, correction=0).mean()) - self.positions)
         self._merge(flat.double().mean(2).cpu(), labels)
 
     def _merge(self, values: Tensor, labels: Tensor) -> None:
-        """Merge scales, float64 (N, C), into the class means and squares."""
-        count = torch.bincount(labels, minlength=self.classes).double()
-        own = count.clamp(min=1)[:, None]
-        mean = torch.zeros_like(self.mean).index_add_(0, labels, values) / own
-        squares = torch.zeros_like(self.mean).index_add_(0, labels, (values - mean[labels]).square())
+        """Merge scales, float64 (N, C), into the class means and squares, each image in each of its classes."""
+        images, classes = torch.arange(len(labels)), labels
+        if several(labels):
+            images, classes = labels.nonzero(as_tuple=True)
+            self._together = self._together or _Together(self.classes, values)
+            self._together.merge(values, labels.double())
+        count = torch.bincount(classes, minlength=self.classes).double()
+        own, scales = count.clamp(min=1)[:, None], values[images]
+        mean = torch.zeros_like(self.mean).index_add_(0, classes, scales) / own
+        squares = torch.zeros_like(self.mean).index_add_(0, classes, (scales - mean[classes]).square())
         total = self.count + count
         share = (count / total.clamp(min=1))[:, None]
         step = mean - self.mean
@@ -166,7 +174,7 @@ class ScaleStatistics:
     @property
     def images(self) -> int:
         """The number of images in the statistics."""
-        return int(self.count.sum())
+        return int(self.count.sum()) if self._together is None else self._together.images
 
     @property
     def channels(self) -> int:
@@ -177,11 +185,17 @@ class ScaleStatistics:
     def overall_mean(self) -> Tensor:
         """(C,): the mean over all images, at which ``fixed_gates`` fixes the gate."""
         self._check()
+        if self._together is not None:
+            return self._together.mean
         return (self.count @ self.mean) / self.count.sum()
 
     def overall_sd(self) -> Tensor:
         """(C,): the standard deviation over all images (divisor N - 1; 0 for a single image)."""
-        return ((self._between() + self.squares.sum(0)) / max(1, self.images - 1)).sqrt()
+        return (self._total() / max(1, self.images - 1)).sqrt()
+
+    def _total(self) -> Tensor:
+        """(C,): the sum of squared deviations from the mean over all images."""
+        return self._between() + self.squares.sum(0) if self._together is None else self._together.squares
 
     def class_sd(self, k: int) -> Tensor:
         """(C,): the standard deviation over the images of class ``k`` (divisor N - 1; 0 for a single image)."""
@@ -191,17 +205,20 @@ class ScaleStatistics:
     def class_share(self) -> float | None:
         """Variance between class means / total variance, both summed over channels (eta squared).
 
-        None if nothing varies. If the scales do not depend on the class, its expected value is :meth:`chance_share`.
+        With several labels an image, it is what a linear regression on the labels explains (R squared), which is the
+        same where each image has one label. None if nothing varies. If the scales do not depend on the class, its
+        expected
+        value is :meth:`chance_share`.
         """
-        between = float(self._between().sum())
-        total = between + float(self.squares.sum())
+        between = float(self._between().sum() if self._together is None else self._together.explained(self.count).sum())
+        total = between + float(self.squares.sum()) if self._together is None else float(self._total().sum())
         # Rounding leaves a trace of variance in a constant gate.
         return between / total if total > 1e-12 * self.images * self.channels else None
 
     def chance_share(self) -> float | None:
         """The expected value of :meth:`class_share` if the scales do not depend on the class."""
-        present = int((self.count > 0).sum())
-        return (present - 1) / (self.images - 1) if self.images > 1 else None
+        free = int((self.count > 0).sum()) - 1 if self._together is None else self._together.rank(self.count)
+        return free / (self.images - 1) if self.images > 1 else None
 
     def _between(self) -> Tensor:
         return self.count @ (self.mean - self.overall_mean()).square()
@@ -286,6 +303,50 @@ class ScaleStatistics:
             )
 
 
+class _Together:
+    """Running sums over all images for a linear regression of scales on labels: with several labels, or none, an image,
+    they do not follow from those of the classes.
+
+    Attributes:
+        images: N.
+        mean, squares: (C,) mean scale, and sum of squared deviations from it.
+        pairs: (K, K) images that have both classes.
+        products: (K, C) sums over the images of a class of their scales minus ``about``.
+        about: (C,), near the mean, so that little is lost to rounding.
+    """
+
+    def __init__(self, classes: int, values: Tensor) -> None:
+        """``values``: float64 (N, C), the scales of the first batch, which are not added."""
+        self.images = 0
+        self.about = values.mean(0)
+        self.mean, self.squares = torch.zeros_like(self.about), torch.zeros_like(self.about)
+        self.pairs = torch.zeros(classes, classes, dtype=torch.float64)
+        self.products = torch.zeros(classes, len(self.about), dtype=torch.float64)
+
+    def merge(self, values: Tensor, labels: Tensor) -> None:
+        """Add a batch: scales (N, C) and labels (N, K), both float64."""
+        self.pairs += labels.T @ labels
+        self.products += labels.T @ (values - self.about)
+        mean, total = values.mean(0), self.images + len(values)
+        share, step = len(values) / total, mean - self.mean
+        self.squares += (values - mean).square().sum(0) + step.square() * self.images * share
+        self.mean = self.mean + step * share
+        self.images = total
+
+    def _centred(self, count: Tensor) -> Tensor:
+        return self.pairs - torch.outer(count, count) / self.images
+
+    def rank(self, count: Tensor) -> int:
+        """How many coefficients the regression has, without the constant."""
+        return int(torch.linalg.matrix_rank(self._centred(count), hermitian=True))
+
+    def explained(self, count: Tensor) -> Tensor:
+        """(C,): the sum of squares that the labels explain. ``count``: (K,) images of each class."""
+        products = self.products - torch.outer(count, self.mean - self.about)
+        inverse = torch.linalg.pinv(self._centred(count), hermitian=True)
+        return (products * (inverse @ products)).sum(0)
+
+
 def collect_scales(
     predictor: Predictor,
     batches: Batches,
@@ -297,7 +358,8 @@ def collect_scales(
 
     Args:
         predictor: a network from ``excite.load``.
-        batches: uint8 images (N, C, H, W), int64 labels (N,), positions (N,), as from ``EvalLoader``.
+        batches: uint8 images (N, C, H, W), labels (see ``ScaleStatistics.update``), positions (N,), as from
+        ``EvalLoader``.
         progress: called with (images done, ``total``) after each batch.
         total: number of images, for ``progress``.
         without: a list to which the positions of images without finite logits are added.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -49,7 +49,9 @@ class ExportRow(TypedDict):
         largest_difference: the largest difference of logits from PyTorch's.
         relative_difference: the same relative to the largest logit.
         agreement: percent of the images with the same class as PyTorch.
-        top1: accuracy in percent; None if the classes are unknown.
+        top1: accuracy in percent; None if the classes are unknown. With several labels an image there is ``map``, the
+            mean average precision in percent, in its place, and ``agreement`` counts the images with exactly the same
+            classes from the threshold on.
         ms_1, ms_16: milliseconds for a batch of 1 and of 16.
     """
 
@@ -58,7 +60,8 @@ class ExportRow(TypedDict):
     largest_difference: float | None
     relative_difference: float | None
     agreement: float | None
-    top1: float | None
+    top1: NotRequired[float | None]
+    map: NotRequired[float | None]
     ms_1: float
     ms_16: float
 
@@ -127,7 +130,7 @@ def export(
         input: ``uint8``: (N, h, w, C) of any size, preprocessed inside; ``float``: (N, C, H, W) in 0..1, as resized.
         opset: ONNX opset.
         tolerance: largest difference of logits allowed, relative to the largest logit.
-        max_drop: top-1 accuracy that int8 may cost, in percentage points.
+        max_drop: top-1 accuracy (mAP with several labels an image) that int8 may cost, in percentage points.
         force: overwrite an existing file.
         say: called with one sentence at a time for the user.
         progress: called with (current step, units done, units in total).
@@ -164,9 +167,10 @@ def export(
         reference, outcomes = measure_artefacts(predictor, artefacts, samples, input, partial(progress, "verifying"))
         timed = sentence(predictor, reference, input, threads)
         written = next(outcome for outcome in outcomes if paths[outcome.name] == aside)
-        _judge_fp32(reference, outcomes[0], tolerance, samples)
+        threshold = predictor.threshold if predictor.several else None
+        _judge_fp32(reference, outcomes[0], tolerance, samples, threshold)
         if int8:
-            _judge_int8(reference, written, max_drop, samples)
+            _judge_int8(reference, written, max_drop, samples, threshold)
         del artefacts  # OpenVINO maps the file
         size = sum(f.stat().st_size for f in chosen.files(aside))
     return {
@@ -180,8 +184,11 @@ def export(
         "runtimes": asked,
         "timed": timed,
         "rows": [
-            _row(reference, None, False),
-            *(_row(o, compare_logits(reference.logits, o.logits), o is written) for o in outcomes),
+            _row(reference, None, False, threshold),
+            *(
+                _row(o, compare_logits(reference.logits, o.logits, threshold), o is written, threshold)
+                for o in outcomes
+            ),
         ],
     }
 
@@ -345,35 +352,36 @@ def _ask_all(
     return found
 
 
-def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples) -> None:
+def _judge_fp32(reference: Outcome, fp32: Outcome, tolerance: float, samples: Samples, threshold: float | None) -> None:
     """Raise ExciteError if the float32 artefact does not compute the same as the model."""
-    found = compare_logits(reference.logits, fp32.logits)
+    found = compare_logits(reference.logits, fp32.logits, threshold)
     if any(found.not_finite):
         raise ExciteError(
             f"no finite logits on {samples.name}: for {found.not_finite[1]:,} of {len(samples):,} from the PyTorch "
             f"model, for {found.not_finite[0]:,} from {fp32.name}; nothing was written"
         )
+    what = "top-1 agrees" if threshold is None else "labels agree"
     if not found.relative <= tolerance:  # not `>`: NaN must fail
         raise ExciteError(
             f"{fp32.name} disagrees with the PyTorch model: on {samples.name} logits differ by up to "
-            f"{found.largest:.3g} ({found.relative:.2g} of the largest; {tolerance:g} is tolerated), top-1 agrees on "
+            f"{found.largest:.3g} ({found.relative:.2g} of the largest; {tolerance:g} is tolerated), {what} on "
             f"{found.agreement:.2f} %; nothing was written"
         )
 
 
-def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Samples) -> None:
+def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Samples, threshold: float | None) -> None:
     """Raise ExciteError if int8 costs too much accuracy (or, without labels, agreement)."""
     if not np.isfinite(int8.logits).all():
         raise ExciteError(f"{int8.name} outputs logits that are not finite; nothing was written")
     if reference.accuracy is not None and int8.accuracy is not None:
-        lost = reference.accuracy - int8.accuracy
+        lost, measure = reference.accuracy - int8.accuracy, "top-1" if threshold is None else "mAP"
         if not lost <= max_drop:
             raise ExciteError(
-                f"{int8.name} loses {lost:.2f} points of top-1 ({reference.accuracy:.2f} to {int8.accuracy:.2f} % of "
-                f"{samples.name}), more than --max-drop {max_drop:g}; nothing was written"
+                f"{int8.name} loses {lost:.2f} points of {measure} ({reference.accuracy:.2f} to {int8.accuracy:.2f} % "
+                f"of {samples.name}), more than --max-drop {max_drop:g}; nothing was written"
             )
         return
-    agreement = compare_logits(reference.logits, int8.logits).agreement
+    agreement = compare_logits(reference.logits, int8.logits, threshold).agreement
     if not samples.random and agreement < INT8_AGREEMENT:
         raise ExciteError(
             f"{int8.name} agrees with the PyTorch model on only {agreement:.2f} % of {samples.name}, less than "
@@ -381,14 +389,14 @@ def _judge_int8(reference: Outcome, int8: Outcome, max_drop: float, samples: Sam
         )
 
 
-def _row(outcome: Outcome, comparison: Comparison | None, written: bool) -> ExportRow:
+def _row(outcome: Outcome, comparison: Comparison | None, written: bool, threshold: float | None) -> ExportRow:
     return {
         "what": outcome.name,
         "written": written,
         "largest_difference": None if comparison is None else comparison.largest,
         "relative_difference": None if comparison is None else comparison.relative,
         "agreement": None if comparison is None else comparison.agreement,
-        "top1": outcome.accuracy,
+        **({"top1": outcome.accuracy} if threshold is None else {"map": outcome.accuracy}),  # type: ignore[typeddict-item]
         "ms_1": outcome.ms[1],
         "ms_16": outcome.ms[16],
     }

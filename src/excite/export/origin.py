@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError
@@ -70,12 +70,16 @@ class ArtefactMeta(TypedDict):
     """The metadata of an artefact; keys shared with :class:`excite.weights.header.Meta` have the same meaning.
 
     Attributes:
+        task: "classes" if an image has one class: that of the largest logit. "multilabel" if it may have several: those
+            whose sigmoid is at least ``threshold``, which is None for one class.
         source: the exported run or checkpoint.
         weights_sha256: SHA-256 of its weights, in hexadecimal.
     """
 
     model: ModelMeta
     classes: list[str]
+    task: Literal["classes", "multilabel"]
+    threshold: float | None
     input: PortMeta
     output: PortMeta
     preprocessing: PreprocessingValues
@@ -111,6 +115,8 @@ def describe(predictor: Predictor, located: Located, kind: str) -> ArtefactMeta:
     return {
         "model": meta["model"],
         "classes": predictor.classes,
+        "task": "multilabel" if predictor.several else "classes",
+        "threshold": predictor.threshold if predictor.several else None,
         "input": image,
         "output": {"name": "logits", "dtype": "float32", "shape": ["N", len(predictor.classes)]},
         "preprocessing": predictor.preprocessing.to_dict(),

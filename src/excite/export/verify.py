@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from excite.data.labels import several
 from excite.export.deployable import InputKind
 from excite.export.images import Samples, prepare
 from excite.export.sessions import Run
 from excite.logits import NO_CLASS, hits, predicted
+from excite.measures import mean_average_precision, predicted_at
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.runtime.timing import in_turns
@@ -32,7 +34,7 @@ class Outcome:
     Attributes:
         name: its name in tables and messages.
         logits: float32 (N, K).
-        accuracy: top-1 in percent; None if the classes are unknown.
+        accuracy: top-1 in percent, or with several labels an image mAP; None if the classes are unknown.
         ms: batch size -> median milliseconds per batch.
     """
 
@@ -49,7 +51,8 @@ class Comparison:
     Attributes:
         largest: the largest absolute difference of logits; NaN if any are not finite.
         scale: the largest absolute logit of the PyTorch model.
-        agreement: percent of the images with the same top-1 class; images without finite logits do not agree.
+        agreement: percent of the images with the same top-1 class, or with several labels an image exactly the same
+            classes from the threshold on; images without finite logits do not agree.
         not_finite: numbers of images without finite logits: (from the artefact, from the model).
     """
 
@@ -64,12 +67,16 @@ class Comparison:
         return self.largest / max(1.0, self.scale)
 
 
-def compare_logits(reference: np.ndarray, logits: np.ndarray) -> Comparison:
-    """Compare two arrays of logits (N, K) of the same images."""
+def compare_logits(reference: np.ndarray, logits: np.ndarray, threshold: float | None = None) -> Comparison:
+    """Compare two arrays of logits (N, K) of the same images. ``threshold``: the probability from which on a class
+    counts as predicted, if an image may have several labels."""
     if reference.shape != logits.shape:
         return Comparison(float("nan"), float(np.abs(reference).max()), 0.0)
     ours, theirs = predicted(torch.from_numpy(reference)), predicted(torch.from_numpy(logits))
-    agreement = 100 * float(((ours == theirs) & (ours != NO_CLASS)).double().mean())
+    same = ours == theirs
+    if threshold is not None:
+        same = torch.from_numpy((predicted_at(reference, threshold) == predicted_at(logits, threshold)).all(1))
+    agreement = 100 * float((same & (ours != NO_CLASS) & (theirs != NO_CLASS)).double().mean())
     without = int((theirs == NO_CLASS).sum()), int((ours == NO_CLASS).sum())
     with np.errstate(invalid="ignore"):  # inf - inf
         largest = float(np.abs(reference - logits).max())
@@ -158,9 +165,11 @@ def _batches(samples: Samples, kind: InputKind, predictor: Predictor) -> Iterato
 
 
 def _accuracy(logits: np.ndarray, labels: Sequence[int] | np.ndarray | None) -> float | None:
-    """Top-1 in percent; of images with several labels, the share whose most likely class is one of them."""
+    """Top-1 in percent; of images with several labels, mAP."""
     if labels is None:
         return None
+    if several(np.asarray(labels)):
+        return mean_average_precision(logits, np.asarray(labels))
     return 100 * float(hits(torch.from_numpy(logits), torch.from_numpy(np.asarray(labels))).double().mean())
 
 

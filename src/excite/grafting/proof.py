@@ -23,7 +23,7 @@ from excite.models.grafting.core import graft as graft_model
 from excite.models.timm_models import PREFIX, classifier_name, first_name
 from excite.progress import Advance, Progress, silent
 from excite.weights.grafted import header
-from excite.weights.header import Meta
+from excite.weights.header import Meta, several_labels
 from excite.weights.locate import is_grafted_file
 
 #: Number of images for the proof if a folder holds more, and of random ones if no folder is given.
@@ -399,4 +399,6 @@ def _write(source: Network, grafted: nn.Module, out: Path) -> None:
     described: Any = grafted
     meta = source.meta or describe_timm(described, source.preprocessing, source.name)
     with written_aside(out) as aside:
-        save_weights(aside, grafted, header(meta, described, None))
+        # Nothing was measured, but the threshold of several labels still holds: the grafted network computes the same.
+        metrics = meta["metrics"] if several_labels(meta) else None
+        save_weights(aside, grafted, header(meta, described, metrics))

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from excite.errors import ExciteError
 from excite.files import check_new_folder, write_json, written_aside
 from excite.grafting.fold import Scales, fold_gates, gate_holders, layer_before, recording
+from excite.measures import named
 from excite.models.base import Classifier
 from excite.models.folding import form_of
 from excite.models.listening import fixed_gates
@@ -22,9 +23,9 @@ from excite.runtime.timing import in_turns, inference_step
 from excite.text import tell
 from excite.trained.opened import Opened
 from excite.trained.predictor import Predictor
-from excite.training.evaluation import Evaluation
+from excite.training.evaluation import Evaluation, LabelEvaluation
 from excite.weights.grafted import header
-from excite.weights.header import Meta
+from excite.weights.header import Meta, Summary, several_labels
 from excite.weights.locate import WEIGHTS, locate
 from excite.weights.own import read_own, save_weights
 
@@ -62,12 +63,13 @@ class Point:
     Attributes:
         place: the gate removed last; "" for the original network, "constant gates" for all gates with a constant scale.
         gates: number of gates left.
-        top1: accuracy on the validation images, percent.
+        top1: accuracy on the validation images, percent; with several labels an image, mAP.
         loss: loss on the validation images, nats (None without finite logits).
-        effect: percentage points of top-1 that this gate is worth alone, with all others in place.
+        effect: percentage points of it that this gate is worth alone, with all others in place.
         ms: median milliseconds per batch.
         parameters: number of parameters of the whole network.
         not_finite: number of validation images without finite logits, which count as wrong (see ``excite.logits``).
+        metrics: what the header of its weights says about it.
     """
 
     place: str
@@ -78,6 +80,7 @@ class Point:
     ms: float
     parameters: int
     not_finite: int = 0
+    metrics: Summary | None = None
 
     def to_dict(self) -> PointValues:
         """The values as JSON."""
@@ -118,9 +121,10 @@ class Pruned:
     timed: str = ""
 
     def to_dict(self) -> PrunedValues:
-        """The values as JSON."""
+        """The values as JSON; with several labels an image, accuracies are mAP (see :func:`excite.measures.named`)."""
+        several = several_labels(self.meta)
         return {
-            "points": [point.to_dict() for point in self.points],
+            "points": [cast(PointValues, named(point.to_dict(), several)) for point in self.points],
             "chosen": self.chosen,
             "constant": self.constant,
             "batch": self.batch,
@@ -154,7 +158,8 @@ def prune(
         source: a run folder or checkpoint.
         overrides: ``data.key=value``, as for ``excite validate``; see ``load_recipe``.
         tolerance: largest distance of a scale from its channel's mean at which it counts as constant.
-        max_drop: percentage points of top-1 that may be lost. The point with the fewest gates within it is chosen.
+        max_drop: percentage points of top-1 (with several labels an image, mAP) that may be lost. The point with the
+            fewest gates within it is chosen.
         calibration: number of training images for measuring the scales (class-balanced, seeded).
         batch: number of images in a timed batch.
         rounds: number of times that each network is timed, in turns.
@@ -214,8 +219,8 @@ def take_out(
     for name in holders:
         if name not in constant:
             with fixed_gates(model, {f"{name}.gate": scales[name].mean}):
-                effects[name] = before.top1 - measure(model).top1
-            say(f"{name}: worth {effects[name]:+.2f} percentage points of top-1 alone")
+                effects[name] = _accuracy(before) - _accuracy(measure(model))
+            say(f"{name}: worth {effects[name]:+.2f} percentage points of {_measure(checkpoint.meta)} alone")
     order = sorted(effects, key=effects.__getitem__)
     networks, points = _curve(model, scales, constant, order, effects, before, measure)
     times = _time(networks, predictor, batch, rounds)
@@ -223,7 +228,7 @@ def take_out(
     within = [
         i
         for i, point in enumerate(points)
-        if point.top1 >= before.top1 - max_drop and point.not_finite <= before.not_finite
+        if point.top1 >= _accuracy(before) - max_drop and point.not_finite <= before.not_finite
     ]
     chosen = max(within, key=lambda i: (-points[i].gates, i))
     return Pruned(
@@ -272,7 +277,20 @@ def _curve(
 def _point(place: str, model: nn.Module, result: Evaluation, effect: float) -> Point:
     parameters = sum(p.numel() for p in model.parameters())
     gates = len(gate_holders(model))
-    return Point(place, gates, result.top1, result.loss, effect, 0.0, parameters, result.not_finite)
+    told: dict[str, Any] = {"top1": result.top1, "loss": result.loss}
+    if isinstance(result, LabelEvaluation):  # among them the threshold, without which nothing could be predicted
+        told |= {key: value for key, value in result.summary().items() if key not in ("top5", "first_not_finite")}
+    found = Point(place, gates, _accuracy(result), result.loss, effect, 0.0, parameters, result.not_finite)
+    return replace(found, metrics=cast(Summary, told))
+
+
+def _accuracy(result: Evaluation) -> float:
+    """What gates are judged by: top-1 in percent, with several labels an image mAP (0 without any label)."""
+    return result.mean_precision or 0.0 if isinstance(result, LabelEvaluation) else result.top1
+
+
+def _measure(meta: Meta) -> str:
+    return "mAP" if several_labels(meta) else "top-1"
 
 
 def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: int) -> list[float]:
@@ -288,22 +306,23 @@ def _time(networks: list[nn.Module], predictor: Predictor, batch: int, rounds: i
 
 
 def draw(result: Pruned, path: Path, title: str) -> Path:
-    """Plot the curve as PNG: top-1 and time per batch over the number of gates left."""
+    """Plot the curve as PNG: top-1 (or mAP) and time per batch over the number of gates left."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     with style():
         figure = Figure(figsize=(11, 4.2), layout="constrained")
         accuracy, time = figure.subplots(1, 2)
-        gates = [point.gates for point in result.points]
-        for axis, values, label, color in (
-            (accuracy, [p.top1 for p in result.points], "top-1 accuracy, %", COLORS[1]),
+        gates, several = [point.gates for point in result.points], several_labels(result.meta)
+        label = "mAP, %" if several else "top-1 accuracy, %"
+        for axis, values, name, color in (
+            (accuracy, [p.top1 for p in result.points], label, COLORS[1]),
             (time, [p.ms for p in result.points], f"ms for {result.batch} images (median; {result.timed})", COLORS[3]),
         ):
             axis.plot(gates, values, "o-", color=color)
             place = (gates[result.chosen], values[result.chosen])
             axis.plot(*place, "o", ms=13, mfc="none", mec=COLORS[2], mew=2, label="chosen")
-            axis.set(xlabel="gates left", ylabel=label)
+            axis.set(xlabel="gates left", ylabel=name)
             axis.invert_xaxis()
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
@@ -311,7 +330,8 @@ def draw(result: Pruned, path: Path, title: str) -> Path:
         error = [100 * (p.top1 / 100 * (1 - p.top1 / 100) / result.images) ** 0.5 for p in result.points]
         low, high = ([p.top1 + sign * e for p, e in zip(result.points, error, strict=True)] for sign in (-1, 1))
         band = f"standard error of {result.images:,} images"
-        accuracy.fill_between(gates, low, high, color=COLORS[1], alpha=0.15, linewidth=0, label=band)
+        if not several:
+            accuracy.fill_between(gates, low, high, color=COLORS[1], alpha=0.15, linewidth=0, label=band)
         accuracy.legend(frameon=False)
         figure.suptitle(title)
         return write_figure(figure, path)
@@ -328,7 +348,7 @@ def write(result: Pruned, folder: Path, source: str, say: Say = tell) -> None:
     check_new_folder(folder)
     model = cast(Classifier, result.model)  # or one of timm's, which has the same attributes
     point = result.points[result.chosen]
-    meta = header(result.meta, model, {"top1": point.top1, "loss": point.loss})
+    meta = header(result.meta, model, point.metrics or {"top1": point.top1, "loss": point.loss})
     with written_aside(folder) as aside:
         aside.mkdir(parents=True)
         save_weights(aside / WEIGHTS, model, meta)

@@ -62,7 +62,7 @@ def train(
     checked = as_recipe(name, words) if resume is not None else recipe_for(name, words, run_dir=run_dir, quiet=quiet)
     limit = None if time is None else parse_duration(time, "time")
     results = loop.train(checked, resume=resume, out=out, run_dir=run_dir, time_limit=limit, quiet=quiet)
-    if results and checked.report.write and checked.data.task == "classes":  # the first process only
+    if results and checked.report.write:  # the first process only
         report_on_run(Path(results["run"]), checked.train.device, quiet=quiet)
     return results
 

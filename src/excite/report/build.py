@@ -4,7 +4,7 @@ import itertools
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
@@ -16,8 +16,8 @@ from excite.errors import ExciteError
 from excite.explain import Explanation, explain, foreign_gates, outer_gates
 from excite.explain.run import SCALARS
 from excite.files import check_new_folder, check_writable, read_json, write_json
-from excite.logits import NO_CLASS, predicted
-from excite.measures import MeasureName, measure_of
+from excite.logits import finite, hits
+from excite.measures import MeasureName, mean_average_precision, measure_of, named
 from excite.models import describe
 from excite.models.folding import form_of
 from excite.owners import scratch_folder
@@ -26,11 +26,15 @@ from excite.progress import Advance, Progress
 from excite.recipe import Overrides, Recipe
 from excite.report.contents import (
     KEY,
+    LABEL_SUMMARY,
     SUMMARY,
     About,
+    Common,
     GateNumbers,
     Gates,
+    LabelNumbers,
     Numbers,
+    RobustMeasure,
     Robustness,
     RobustnessRow,
     Speed,
@@ -38,11 +42,14 @@ from excite.report.contents import (
     Study,
 )
 from excite.report.corruptions import SEVERITIES, STRENGTHS, corrupter, definition, strength
+from excite.report.label_page import LabelMeasure, with_interval
+from excite.report.labels import label_mistakes, study_labels
 from excite.report.render import is_uneven, make_page, write_figures
 from excite.report.reproduce import reproducing_command
 from excite.report.study import Curves, curves, study_predictions
 from excite.runtime.device import device_name
 from excite.runtime.environment import Environment, read_environment, versions
+from excite.runtime.rows import Rows
 from excite.runtime.timing import in_turns, inference_step, quartiles
 from excite.size import by_text
 from excite.storage import is_remote, local_file
@@ -65,19 +72,28 @@ _Point = TypeVar("_Point", bound=Mapping[str, object])
 class Reported(NamedTuple):
     """The numbers of a report (docs/report.md), and the file of its page: ``numbers, path = excite.report(...)``."""
 
-    numbers: Numbers
+    numbers: Numbers | LabelNumbers
     path: Path
 
     def _repr_html_(self) -> str:
-        accuracy, about = self.numbers["accuracy"], self.numbers["about"]
-        balanced = f"{self.numbers['classes']['macro']['recall']:.2f} %"
+        about = self.numbers["about"]
         rows = [
-            ("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})"),
-            *([("balanced", balanced)] if is_uneven(self.numbers) else []),
-            ("images", f"{accuracy['images']:,} ({about['measured']})"),
+            *told_briefly(self.numbers),
+            ("images", f"{about['validation_images']:,} ({about['measured']})"),
             ("page", str(self.path)),
         ]
         return show_table(("", ""), rows, title=f"report on {about['source']}", notes=about["notes"])
+
+
+def told_briefly(numbers: Numbers | LabelNumbers) -> list[tuple[str, str]]:
+    """The measures of the network with their intervals, by name."""
+    if "labels" in numbers:
+        found = numbers["labels"]["accuracy"]
+        names: list[tuple[LabelMeasure, str]] = [("map", "mAP"), ("micro_f1", "micro F1"), ("macro_f1", "macro F1")]
+        return [(label, with_interval(found, name)) for name, label in names]
+    accuracy = numbers["accuracy"]
+    told = [("top-1", f"{accuracy['top1']:.2f} % ({accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f})")]
+    return told + ([("balanced", f"{numbers['classes']['macro']['recall']:.2f} %")] if is_uneven(numbers) else [])
 
 
 def report(
@@ -118,7 +134,6 @@ def report(
     told = read_run(source)
     limits = None if images is None else {"limit_val": images}
     opened = open_trained(source, overrides, device=device, limits=limits)
-    opened.one_class_each("excite report")
     whole = images is None and _same_data(opened, told.results)
     path = Path(out) if out is not None else _place(opened, whole)
     check_writable(path)  # before minutes of work
@@ -212,7 +227,6 @@ def study_opened(
     fewer = partial(min, QUICK_IMAGES) if quick else int
     severities = SEVERITIES[::2] if quick else SEVERITIES
     predictions = predictions_of(opened, partial(progress, "predicting"), keep=keep)
-    found = study_predictions(predictions, settings.mistakes)
     about, summary = _about(opened, predictions, told), _summary(opened, predictions, told.results)
     drawn = _curves(told.files, measure_of(opened.predictor.meta["recipe"]))
     robust = partial(progress, "measuring robustness")
@@ -220,19 +234,26 @@ def study_opened(
     explanation = None
     if settings.gate_images and has_gates(opened.predictor):
         explanation = _explain(opened, fewer(settings.gate_images), progress)
-    numbers: Numbers = {
+    common: Common = {
         "about": about,
         "summary": summary,
         "curves": drawn,
-        **found,
         "robustness": robustness,
         "gates": None if explanation is None else _gate_numbers(explanation),
         "speed": study_speed(opened, partial(progress, "timing")),
     }
-    photographs = pictures(opened, [row["position"] for row in found["mistakes"]])
+    numbers = _numbers(common, predictions, opened.predictor.threshold, settings.mistakes)
+    photographs = pictures(opened, [row["position"] for row in numbers["mistakes"]])
     # The recipe of the training, without overrides for other data.
     recipe = Recipe.from_dict(opened.predictor.meta["recipe"], opened.source).to_yaml()
     return Study(numbers, photographs, explanation, recipe)
+
+
+def _numbers(common: Common, predictions: Predictions, threshold: float, mistakes: int) -> Numbers | LabelNumbers:
+    if predictions.several:
+        wrong = label_mistakes(predictions, threshold, mistakes)
+        return {**common, "labels": study_labels(predictions, threshold), "mistakes": wrong}
+    return {**common, **study_predictions(predictions, mistakes)}
 
 
 def has_gates(predictor: Predictor) -> bool:
@@ -287,7 +308,7 @@ def _summary(opened: Opened, predictions: Predictions, results: Results | None) 
     """Values from ``results.json``, or from the checkpoint itself if there is no run."""
     if results is None:
         results = _told_by_checkpoint(opened, predictions)
-    return cast(Results, {key: results.get(key) for key in SUMMARY})
+    return cast(Results, {key: results.get(key) for key in (LABEL_SUMMARY if predictions.several else SUMMARY)})
 
 
 def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
@@ -306,6 +327,10 @@ def _told_by_checkpoint(opened: Opened, predictions: Predictions) -> Results:
         "top5": None if metrics is None else metrics.get("top5"),
         "loss": None if metrics is None else metrics.get("loss"),
     }
+    if metrics is not None:
+        told |= cast(
+            Results, {key: metrics[key] for key in ("map", "macro_f1", "micro_f1", "threshold") if key in metrics}
+        )
     if metrics is not None and (images := metrics.get("images")) is not None:
         told["images"] = images
     return told
@@ -345,8 +370,8 @@ def study_robustness(
     seed: int = 0,
     progress: Advance = lambda done, total: None,
 ) -> Robustness | None:
-    """Top-1 under five corruptions, and without, on the same images; None for 0 images, and for bands that are not
-    colours.
+    """Top-1 (mAP) under five corruptions, and without, on the same images; None for 0 images, and for bands that are
+    not colours.
 
     Args:
         opened: network and data.
@@ -362,6 +387,7 @@ def study_robustness(
     kinds = [(name, severity) for name in STRENGTHS for severity in severities]
     changes = {kind: corrupter(*kind, side, seed) for kind in kinds}
     plain, changed = _Tally(), {kind: _Tally() for kind in kinds}
+    measure: RobustMeasure = "map" if opened.predictor.several else "top1"
     done, total = 0, len(some.data.val) * (1 + len(kinds))
     # Batch by batch, each with every corruption: the images never are in memory all at once.
     for pixels, labels in _chosen_batches(some):
@@ -371,15 +397,16 @@ def study_robustness(
             changed[kind].add(opened.predictor, change(pixels), labels)
             done += len(labels)
             progress(done, total)
-    return {
+    found = {
         "images": plain.images,
         "seed": seed,
         "strengths_of": definition(side),
-        "clean_top1": plain.top1,
+        f"clean_{measure}": plain.value,
         "not_finite": plain.without,
-        "mean_top1": statistics.fmean(tally.top1 for tally in changed.values()),
-        "rows": [_robustness_row(*kind, side, tally, plain.top1) for kind, tally in changed.items()],
+        f"mean_{measure}": statistics.fmean(tally.value for tally in changed.values()),
+        "rows": [_robustness_row(*kind, side, tally, plain.value, measure) for kind, tally in changed.items()],
     }
+    return cast(Robustness, found)
 
 
 @dataclass
@@ -389,33 +416,42 @@ class _Tally:
     images: int = 0
     right: int = 0
     without: int = 0
+    logits: Rows = field(default_factory=Rows)  # with several labels an image, of which mAP takes all
+    labels: Rows = field(default_factory=Rows)
 
     @property
-    def top1(self) -> float:
-        """In percent."""
+    def value(self) -> float:
+        """Top-1 in percent; with several labels an image, mAP (0 without any label)."""
+        if len(self.labels):
+            return mean_average_precision(self.logits.all(), self.labels.all()) or 0.0
         return 100 * self.right / self.images
 
     def add(self, predictor: Predictor, pixels: torch.Tensor, labels: torch.Tensor) -> None:
-        answers = predicted(predictor.logits(pixels)).cpu()
-        self.right += int((answers == labels).sum())
-        self.without += int((answers == NO_CLASS).sum())
+        logits = predictor.logits(pixels).cpu()
+        if predictor.several:
+            self.logits.add(logits.numpy())
+            self.labels.add(labels.numpy())
+        self.right += int(hits(logits, labels).sum())
+        self.without += int((~finite(logits)).sum())
         self.images += len(labels)
 
 
-def _robustness_row(name: str, severity: int, side: int, tally: _Tally, clean: float) -> RobustnessRow:
+def _robustness_row(
+    name: str, severity: int, side: int, tally: _Tally, clean: float, measure: RobustMeasure
+) -> RobustnessRow:
     return {
         "corruption": name,
         "severity": severity,
         "strength": strength(name, severity, side),
         "unit": STRENGTHS[name][0],
-        "top1": tally.top1,
-        "lost": clean - tally.top1,
+        measure: tally.value,  # type: ignore[misc]
+        "lost": clean - tally.value,
         "not_finite": tally.without,
     }
 
 
 def _chosen_batches(opened: Opened) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Images uint8 (B, C, H, W) and labels int64 (B,) on the CPU."""
+    """Images uint8 (B, C, H, W) and labels int64 (B,), or uint8 (B, K) of several, on the CPU."""
     for pixels, labels, _ in opened.batches():
         yield pixels.cpu().contiguous(), labels.cpu()
 
@@ -426,7 +462,10 @@ def _explain(opened: Opened, images: int, progress: Progress) -> Explanation:
 
 
 def _gate_numbers(explanation: Explanation) -> Gates:
-    rows = [{**{key: row.get(key) for key in SCALARS}, "constant": len(row["constant"])} for row in explanation.rows]
+    rows = [
+        {**named({key: row.get(key) for key in SCALARS}, explanation.several), "constant": len(row["constant"])}
+        for row in explanation.rows
+    ]
     return {"images": explanation.images, "rows": cast(list[GateNumbers], rows)}
 
 

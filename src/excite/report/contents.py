@@ -1,13 +1,14 @@
 """The contents of a report: the types that pass from the study to the page."""
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict, final
 
 import numpy as np
 
 from excite.data.stored import PreprocessingValues
 from excite.explain.rows import GateColumns
 from excite.explain.run import Explanation
+from excite.report.labels import LabelAnswers, LabelMistake
 from excite.report.study import Answers, Curves
 from excite.runtime.environment import Environment
 from excite.training.results import Results
@@ -77,20 +78,32 @@ SUMMARY = (
 )
 
 
+#: The same with several labels an image: measures of these instead of accuracies.
+LABEL_SUMMARY = (
+    *(key for key in SUMMARY if "top1" not in key and "top5" not in key and "balanced" not in key and key != "uneven"),
+    *("map", "macro_f1", "micro_f1", "threshold", "test_metric"),
+)
+
+#: What the robustness is of: top-1, or with several labels an image mAP.
+RobustMeasure = Literal["top1", "map"]
+
+
 class RobustnessRow(TypedDict):
-    """One corruption at one severity: its strength in ``unit``, top-1 in percent, and the points of top-1 lost."""
+    """One corruption at one severity: its strength in ``unit``, top-1 (or mAP) in percent, and the points of it
+    lost."""
 
     corruption: str
     severity: int
     strength: float
     unit: str
-    top1: float
+    top1: NotRequired[float]
+    map: NotRequired[float]
     lost: float
     not_finite: int
 
 
 class Robustness(TypedDict):
-    """Top-1 under corruptions, percent.
+    """Top-1 under corruptions, percent; with several labels an image, mAP, in ``clean_map`` and ``mean_map``.
 
     Attributes:
         images: number of images.
@@ -104,10 +117,27 @@ class Robustness(TypedDict):
     images: int
     seed: int
     strengths_of: str
-    clean_top1: float
+    clean_top1: NotRequired[float]
+    clean_map: NotRequired[float]
     not_finite: int
-    mean_top1: float
+    mean_top1: NotRequired[float]
+    mean_map: NotRequired[float]
     rows: list[RobustnessRow]
+
+
+def robust_measure(found: Robustness) -> RobustMeasure:
+    """What it is of."""
+    return "map" if "clean_map" in found else "top1"
+
+
+def clean_of(found: Robustness) -> float:
+    """The measure without corruption."""
+    return found["clean_map"] if "clean_map" in found else found["clean_top1"]
+
+
+def mean_of(found: Robustness) -> float:
+    """The mean of the measure over corruptions and severities."""
+    return found["mean_map"] if "mean_map" in found else found["mean_top1"]
 
 
 class GateNumbers(GateColumns):
@@ -143,8 +173,8 @@ class Speed(TypedDict):
     rows: list[SpeedRow]
 
 
-class Numbers(Answers):
-    """All numbers of a report, see docs/report.md; None for parts that do not exist or were not requested."""
+class Common(TypedDict):
+    """What a report has on any task; None for parts that do not exist or were not requested."""
 
     about: About
     summary: Results
@@ -152,6 +182,26 @@ class Numbers(Answers):
     robustness: Robustness | None
     gates: Gates | None
     speed: Speed
+
+
+@final
+class Numbers(Answers, Common):
+    """All numbers of a report, see docs/report.md."""
+
+
+@final
+class LabelNumbers(Common):
+    """All numbers of a report on images that may have several labels each, see docs/report.md."""
+
+    labels: LabelAnswers
+    mistakes: list[LabelMistake]
+
+
+def not_finite_of(numbers: Numbers | LabelNumbers) -> int:
+    """The number of images without finite logits."""
+    if "labels" in numbers:
+        return numbers["labels"]["accuracy"]["not_finite"]
+    return numbers["accuracy"]["not_finite"]
 
 
 @dataclass
@@ -165,7 +215,7 @@ class Study:
         recipe: the recipe as YAML.
     """
 
-    numbers: Numbers
+    numbers: Numbers | LabelNumbers
     photographs: list[np.ndarray] = field(default_factory=list)
     explanation: Explanation | None = None
     recipe: str = ""

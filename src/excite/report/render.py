@@ -12,13 +12,32 @@ from excite.console import format_seconds
 from excite.data.bands import COLOURS
 from excite.explain import Explanation
 from excite.explain.figures import choose_depths, draw_excitations, draw_health
-from excite.measures import MEASURES, superlative, uneven
+from excite.measures import MEASURES, superlative, uneven, usual_measure
 from excite.pages.figures import Undrawn, attempt, dispensable, save, shortened
-from excite.pages.page import Card, Column, Page, Picture, format_value, link, mono
+from excite.pages.page import Card, Column, Page, Picture, Section, format_value, link, mono
 from excite.pages.pictures import bands_shown, visible
 from excite.recipe import ReportConfig
 from excite.report import figures
-from excite.report.contents import About, Numbers, Study
+from excite.report.contents import (
+    About,
+    Common,
+    LabelNumbers,
+    Numbers,
+    Study,
+    clean_of,
+    mean_of,
+    robust_measure,
+)
+from excite.report.label_page import (
+    LABEL_COLUMNS,
+    MISTAKES_CAPTION,
+    label_cards,
+    label_headline,
+    label_sections,
+    label_summary,
+    measured_in_training,
+    mistake_lines,
+)
 from excite.report.reproduce import RECIPE_FILE
 from excite.report.study import ClassScores
 from excite.runtime.environment import Environment
@@ -70,9 +89,12 @@ def make_page(study: Study, scratch: Path) -> Page:
     drawn = figures.drawings(numbers)
     _summary(page, numbers)
     _training(page, numbers, drawn)
-    _confusion(page, numbers, drawn["confusion"])
-    _classes(page, numbers)
-    _calibration(page, numbers, drawn["reliability"])
+    if "labels" in numbers:
+        label_sections(page, numbers, drawn)
+    else:
+        _confusion(page, numbers, drawn["confusion"])
+        _classes(page, numbers)
+        _calibration(page, numbers, drawn["reliability"])
     _mistakes(page, study)
     _robustness(page, numbers, drawn.get("robustness"))
     _gates(page, study, scratch)
@@ -96,20 +118,26 @@ def write_figures(study: Study, folder: Path) -> list[Path]:
     return written
 
 
-def headline(numbers: Numbers) -> str:
+def headline(numbers: Numbers | LabelNumbers) -> str:
     """The result in one sentence: "96.4 % of 360 validation images right; 95 % interval 93.9 to 97.9 %; weakest class 9
     (30 of 36)". With fewer than 1,000 images it has only one decimal."""
+    if "labels" in numbers:
+        return label_headline(numbers, _images(numbers, numbers["labels"]["accuracy"]["images"]))
     accuracy = numbers["accuracy"]
     spec = ".1f" if accuracy["images"] < 1000 else ".2f"
-    images = " ".join(filter(None, [f"{accuracy['images']:,}", _measured(numbers), "images"]))
     low, high = f"{accuracy['top1_low']:{spec}}", f"{accuracy['top1_high']:{spec}}"
     parts = [
-        f"{accuracy['top1']:{spec}} % of {images} right",
+        f"{accuracy['top1']:{spec}} % of {_images(numbers, accuracy['images'])} right",
         f"{100 * accuracy['confidence']:g} % interval {low} to {high} %",
     ]
     if is_uneven(numbers):
         parts.append(f"balanced accuracy {numbers['classes']['macro']['recall']:{spec}} %")
     return "; ".join([*parts, *_weakest(numbers["classes"]["rows"])])
+
+
+def _images(numbers: Common, count: int) -> str:
+    """ "360 validation images"."""
+    return " ".join(filter(None, [f"{count:,}", _measured(numbers), "images"]))
 
 
 def _weakest(rows: Sequence[ClassScores]) -> list[str]:
@@ -132,12 +160,12 @@ def _first(pair: tuple[float, object]) -> float:
     return pair[0]
 
 
-def _subtitle(numbers: Numbers) -> str:
-    about, accuracy = numbers["about"], numbers["accuracy"]
+def _subtitle(numbers: Common) -> str:
+    about = numbers["about"]
     started = (about["environment"] or {}).get("started")
     parts = [
         f"{about['classes']:,} classes",
-        f"{accuracy['images']:,} {_measured(numbers)} images",
+        f"{about['validation_images']:,} {_measured(numbers)} images",
         *([f"trained {started[:10]}"] if started else []),
     ]
     return " · ".join(parts)
@@ -146,9 +174,9 @@ def _subtitle(numbers: Numbers) -> str:
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
-def _summary(page: Page, numbers: Numbers) -> None:
-    section = page.section("summary", "Summary")
-    accuracy, summary, calibration = numbers["accuracy"], numbers["summary"], numbers["calibration"]
+def _cards(numbers: Numbers) -> list[Card]:
+    """Accuracies."""
+    accuracy = numbers["accuracy"]
     interval = f"95 %: {accuracy['top1_low']:.2f} to {accuracy['top1_high']:.2f}"
     cards = [Card("top-1 accuracy", f"{accuracy['top1']:.2f} %", interval)]
     if is_uneven(numbers):
@@ -156,6 +184,13 @@ def _summary(page: Page, numbers: Numbers) -> None:
     most = accuracy["top5_of"]
     if most < numbers["about"]["classes"]:  # otherwise it is always 100 %
         cards.append(Card(f"top-{most} accuracy", f"{accuracy['top5']:.2f} %", f"{accuracy['images']:,} images"))
+    return cards
+
+
+def _summary(page: Page, numbers: Numbers | LabelNumbers) -> None:
+    section = page.section("summary", "Summary")
+    summary = numbers["summary"]
+    cards = label_cards(numbers) if "labels" in numbers else _cards(numbers)
     cards += [
         Card(
             "parameters",
@@ -163,26 +198,31 @@ def _summary(page: Page, numbers: Numbers) -> None:
             f"{format_value(summary['gmacs'], '.3f')} GMACs per image",
         ),
     ]
-    if calibration["ece"] is not None:
-        cards.append(Card("calibration error", f"{calibration['ece']:.2f} %", "ECE, top class"))
+    if "labels" not in numbers and numbers["calibration"]["ece"] is not None:
+        cards.append(Card("calibration error", f"{numbers['calibration']['ece']:.2f} %", "ECE, top class"))
     if summary.get("test_top1") is not None:
         note = f"{summary['test_images']:,} images, measured once at the end"
         cards.append(Card("test top-1", f"{summary['test_top1']:.2f} %", note))
+    if summary.get("test_metric") is not None and summary.get("metric") == "map":
+        cards.append(Card("test mAP", f"{summary['test_metric']:.2f} %", "measured once at the end"))
     robust = numbers["robustness"]
     if robust is not None:
-        note = f"mean top-1; {robust['clean_top1']:.2f} % without"
-        cards.append(Card("under corruptions", f"{robust['mean_top1']:.2f} %", note))
+        key = robust_measure(robust)
+        note = f"mean {MEASURES[key].label}; {clean_of(robust):.2f} % without"
+        cards.append(Card("under corruptions", f"{mean_of(robust):.2f} %", note))
     if summary["images_per_second"] is not None:
         note = f"{summary['ms_per_step']:.1f} ms per step of {summary['batch_size']} images"
         cards.append(Card("training", f"{summary['images_per_second']:,.0f} img/s", note))
     section.cards(cards)
     columns = [c for c in SUMMARY_COLUMNS if c.key != "balanced" or summary.get("uneven")]
+    if "labels" in numbers:
+        columns = [c for c in columns if c.key in summary]
+        columns[-1:-1] = LABEL_COLUMNS
     section.table(columns, [summary], "Size, speed and accuracy of this run")
-    section.paragraph(
-        f"{accuracy['right']:,} of {accuracy['images']:,} images are classified correctly. The interval is Wilson's; "
-        "it covers the choice of images, for this one network. To see how much results vary with the seed, use "
-        "excite twins."
-    )
+    if "labels" in numbers:
+        label_summary(section, numbers)
+    else:
+        _how_accurate(section, numbers)
     for sentence in _warnings(numbers):
         section.note(sentence)
     if numbers["about"]["preprocessing"]["in_chans"] not in COLOURS:
@@ -193,20 +233,32 @@ def _summary(page: Page, numbers: Numbers) -> None:
         section.note(_why_no_gates(numbers["about"]))
 
 
+def _how_accurate(section: Section, numbers: Numbers) -> None:
+    accuracy = numbers["accuracy"]
+    section.paragraph(
+        f"{accuracy['right']:,} of {accuracy['images']:,} images are classified correctly. The interval is Wilson's; "
+        "it covers the choice of images, for this one network. To see how much results vary with the seed, use "
+        "excite twins."
+    )
+
+
 def is_uneven(numbers: Numbers) -> bool:
     """Whether balanced accuracy is shown beside top-1."""
     return uneven([row["support"] for row in numbers["classes"]["rows"]])
 
 
-def _has_curves(numbers: Numbers) -> bool:
+def _has_curves(numbers: Common) -> bool:
     curves = numbers["curves"]
     return curves is not None and bool(curves["train"] or curves["eval"])
 
 
-def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
+def _not_measured(numbers: Numbers | LabelNumbers) -> list[tuple[str, str, list[str]]]:
     """Parts that were switched off: (what, why, overrides that switch them on)."""
-    accuracy = numbers["accuracy"]
-    wrong = accuracy["images"] - accuracy["right"] - accuracy["not_finite"]
+    if "labels" in numbers:
+        accuracy = numbers["labels"]["accuracy"]
+        wrong = accuracy["exact"] < 100
+    else:
+        wrong = numbers["accuracy"]["images"] > numbers["accuracy"]["right"] + numbers["accuracy"]["not_finite"]
     absent = [
         (
             "the robustness",
@@ -214,7 +266,7 @@ def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
             numbers["robustness"] is None and numbers["about"]["preprocessing"]["in_chans"] in COLOURS,
         ),
         ("the gates", "gate_images", numbers["gates"] is None and numbers["about"]["gated"]),
-        ("the most confident mistakes", "mistakes", not numbers["mistakes"] and wrong > 0),
+        ("the most confident mistakes", "mistakes", not numbers["mistakes"] and wrong),
     ]
     return [
         (what, f"report.{key} is 0", [f"report.{key}={ReportConfig.model_fields[key].default}"])
@@ -223,14 +275,18 @@ def _not_measured(numbers: Numbers) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _measured(numbers: Numbers) -> str:
+def _measured(numbers: Common) -> str:
     """The kind of images: "validation", "test", "training", or "" for all images of a folder."""
     return {"all": ""}.get(numbers["about"]["measured"], numbers["about"]["measured"])
 
 
-def _warnings(numbers: Numbers) -> list[str]:
+def _warnings(numbers: Numbers | LabelNumbers) -> list[str]:
     """Notes that a reader must know before reading the numbers."""
-    about, summary, accuracy = numbers["about"], numbers["summary"], numbers["accuracy"]
+    about, summary = numbers["about"], numbers["summary"]
+    if "labels" in numbers:
+        label, (then, now, last) = "mAP", measured_in_training(numbers)
+    else:
+        label, (then, now, last) = "top-1", (summary["top1"], numbers["accuracy"]["top1"], summary["last_top1"])
     found = []
     other = about["data_of_training"] not in (None, about["data_fingerprint"])
     if other:
@@ -238,13 +294,14 @@ def _warnings(numbers: Numbers) -> list[str]:
             "These are not the validation images of the training (their fingerprint differs): the table and the curves "
             "come from the training, everything else from the images given."
         )
-    elif summary["top1"] is not None and abs(summary["top1"] - accuracy["top1"]) > 1e-9:
+    elif then is not None and now is not None and abs(then - now) > 1e-9:
         found.append(
-            f"Top-1 was {summary['top1']:.2f} % in training and is {accuracy['top1']:.2f} % in the evaluation for this "
-            "page: on another device or with other versions, rounding may change the class of a few images."
+            f"{label[:1].upper()}{label[1:]} was {then:.2f} % in training and is {now:.2f} % in the evaluation for "
+            "this page: on another device or with other versions, rounding may change the class of a few images."
         )
     if about["warning"]:
-        found.append(f"{about['warning']}. They are left out of the confusion matrix and of calibration.")
+        out = "calibration" if "labels" in numbers else "the confusion matrix and of calibration"
+        found.append(f"{about['warning']}. They are left out of {out}.")
     unreadable = about["unreadable_images"]
     if unreadable:
         found.append(
@@ -255,11 +312,15 @@ def _warnings(numbers: Numbers) -> list[str]:
         found.append("Measured on the test images throughout the training, so nothing was chosen using them.")
     elif summary["best_epoch"] is not None and not other:
         metric = summary.get("metric") or "top1"
-        how = "" if metric == "top1" else f" by the {superlative(metric)}"
+        how = (
+            ""
+            if metric == usual_measure("multilabel" if "labels" in numbers else None)
+            else f" by the {superlative(metric)}"
+        )
         found.append(
             f"The weights are those of epoch {summary['best_epoch']:g} of {summary['epochs']}, chosen{how} using "
-            f"these same images, so top-1 is slightly optimistic; after the last epoch it was "
-            f"{summary['last_top1']:.2f} %."
+            f"these same images, so {label} is slightly optimistic"
+            + ("." if last is None else f"; after the last epoch it was {last:.2f} %.")
         )
     if summary.get("stopped_early"):
         found.append(
@@ -279,7 +340,7 @@ def _warnings(numbers: Numbers) -> list[str]:
     return found
 
 
-def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undrawn]") -> None:
+def _training(page: Page, numbers: Numbers | LabelNumbers, drawn: "Mapping[str, Figure | Undrawn]") -> None:
     curves = numbers["curves"]
     if curves is None or not _has_curves(numbers):
         return
@@ -293,7 +354,8 @@ def _training(page: Page, numbers: Numbers, drawn: "Mapping[str, Figure | Undraw
     )
     if evals:
         columns = [Column("epoch", "epoch", "g"), Column("step", "step", "d"), Column("loss", "validation loss", ".4f")]
-        columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
+        if "labels" not in numbers:
+            columns += [Column("top1", "top-1 %", ".2f"), Column("top5", "top-5 %", ".2f")]
         columns += [] if measure.usual else [Column("metric", measure.heading, ".2f")]
         section.details("Evaluations as a table").table(columns, evals)
 
@@ -381,18 +443,22 @@ def _mistakes(page: Page, study: Study) -> None:
     if not rows:
         return
     section = page.section("mistakes", "Most confident mistakes")
+    caption = "In bold: the predicted class and its probability. Images are shown as the network sees them."
+    if "labels" in study.numbers:
+        caption, told = MISTAKES_CAPTION, [mistake_lines(row) for row in study.numbers["mistakes"]]
+    else:
+        told = [
+            (
+                f"{row['true']}, predicted as {row['predicted']}",
+                [f"{row['predicted']}, {100 * row['probability']:.1f} %", f"is {row['true']}", row["name"]],
+            )
+            for row in study.numbers["mistakes"]
+        ]
     shown = [
-        Picture(
-            encoded(pixels),
-            f"{row['true']}, predicted as {row['predicted']}",
-            [f"{row['predicted']}, {100 * row['probability']:.1f} %", f"is {row['true']}", row["name"]],
-            pixelated=min(pixels.shape[:2]) < SHARP,
-        )
-        for row, pixels in zip(rows, study.photographs, strict=True)
+        Picture(encoded(pixels), alt, lines, pixelated=min(pixels.shape[:2]) < SHARP)
+        for (alt, lines), pixels in zip(told, study.photographs, strict=True)
     ]
-    section.gallery(
-        shown, "In bold: the predicted class and its probability. Images are shown as the network sees them."
-    )
+    section.gallery(shown, caption)
     if said := bands_shown(study.numbers["about"]["preprocessing"]["in_chans"]):
         section.note(f"The {said}.")
 
@@ -411,15 +477,16 @@ def encoded(pixels: np.ndarray, most: int = 192) -> bytes:
     return out.getvalue()
 
 
-def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None") -> None:
+def _robustness(page: Page, numbers: Common, drawing: "Figure | Undrawn | None") -> None:
     found = numbers["robustness"]
     if found is None:
         return
     section = page.section("robustness", "Robustness")
-    rows = found["rows"]
+    rows, key = found["rows"], robust_measure(found)
+    what = {"top1": "Top-1", "map": "mAP"}[key]
     section.draw(
         drawing,
-        "Top-1 accuracy over the severity of five corruptions",
+        f"{what}{' accuracy' if key == 'top1' else ''} over the severity of five corruptions",
         f"{found['images']:,} images (class-balanced, seed {found['seed']}).",
     )
     severities = sorted({row["severity"] for row in rows})
@@ -433,14 +500,14 @@ def _robustness(page: Page, numbers: Numbers, drawing: "Figure | Undrawn | None"
         lines.append(
             {
                 "corruption": name.replace("_", " "),
-                "clean": found["clean_top1"],
+                "clean": clean_of(found),
                 "strengths": strengths,
-                **{f"s{row['severity']}": row["top1"] for row in own},
+                **{f"s{row['severity']}": row[key] for row in own},
             }
         )
     if without := sum(row["not_finite"] for row in rows):
         section.note(f"{without:,} evaluations of corrupted images gave no finite logits and count as wrong.")
-    section.table(columns, lines, f"Top-1, %; mean over all corruptions and severities: {found['mean_top1']:.2f} %")
+    section.table(columns, lines, f"{what}, %; mean over all corruptions and severities: {mean_of(found):.2f} %")
     section.paragraph(
         f"Corruptions and strengths are those of {found['strengths_of']} (",
         link("Hendrycks & Dietterich 2019", "https://arxiv.org/abs/1903.12261"),
@@ -501,7 +568,7 @@ def _gate_figures(explanation: Explanation, scratch: Path) -> Iterator[tuple[str
     )
 
 
-def _speed(page: Page, numbers: Numbers) -> None:
+def _speed(page: Page, numbers: Common) -> None:
     section = page.section("speed", "Speed and size")
     summary, speed = numbers["summary"], numbers["speed"]
     seconds = summary["train_seconds"]

@@ -242,10 +242,7 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> ConfusionSu
         classes: K class names.
     """
     size = len(classes)
-    block = -(-size // WHOLE)
-    edges = np.arange(0, size, block)
-    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
-    labels = list(classes) if block == 1 else [f"{e + 1}-{min(e + block, size)}" for e in edges.tolist()]
+    matrix, block, labels = pooled_matrix(counts, classes)
     off = counts.copy()
     np.fill_diagonal(off, 0)
     order = np.argsort(-off, axis=None, kind="stable")[:PAIRS]
@@ -257,7 +254,17 @@ def confusion_summary(counts: np.ndarray, classes: Sequence[str]) -> ConfusionSu
             pairs.append(
                 {"true": classes[true], "predicted": classes[other], "images": int(off[true, other]), "share": share}
             )
-    return {"matrix": pooled.tolist(), "block": block, "labels": labels, "pairs": pairs}
+    return {"matrix": matrix, "block": block, "labels": labels, "pairs": pairs}
+
+
+def pooled_matrix(counts: np.ndarray, classes: Sequence[str]) -> tuple[list[list[int]], int, list[str]]:
+    """Counts (K, K), above ``WHOLE`` classes pooled into blocks; the classes in a block; and the name of each row."""
+    size = len(classes)
+    block = -(-size // WHOLE)
+    edges = np.arange(0, size, block)
+    pooled = np.add.reduceat(np.add.reduceat(counts, edges, axis=0), edges, axis=1)
+    labels = list(classes) if block == 1 else [f"{e + 1}-{min(e + block, size)}" for e in edges.tolist()]
+    return pooled.tolist(), block, labels
 
 
 def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
@@ -292,7 +299,7 @@ def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
     result: Calibration = {
         "bins": BINS,
         "norm": "l1",
-        "ece": _gap(rows),
+        "ece": calibration_gap(rows),
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
         "mean_confidence": 100 * float(probabilities.max(1).mean()),
@@ -322,10 +329,10 @@ def calibration(predictions: Predictions, seed: int = 0) -> Calibration:
 
 def ece(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error in percent of probabilities (N, K) and labels (N,), see :func:`calibration`."""
-    return _gap(reliability(probabilities, probabilities.argmax(1) == labels))
+    return calibration_gap(reliability(probabilities, probabilities.argmax(1) == labels))
 
 
-def _gap(rows: Sequence[ReliabilityBin]) -> float:
+def calibration_gap(rows: Sequence[ReliabilityBin]) -> float:
     """The ECE of the bins from :func:`reliability`, in percent; it can be recomputed from the rows of the diagram.
 
     torchmetrics uses other bins: [low, high), in float32, with an extra bin for a confidence of 1.

@@ -12,7 +12,6 @@ from torch import nn
 from excite.data import DataSets, EvalLoader, Preprocessing
 from excite.data.sources import balanced_beginning
 from excite.data.views import Tta
-from excite.errors import ExciteError
 from excite.measures import MeasureName
 from excite.recipe import Overrides, Recipe, override_words
 from excite.trained.images import measuring_loader, open_images
@@ -133,14 +132,6 @@ class Opened:
             threshold=p.threshold if p.several else None,
             tta=p.tta,
         )
-
-    def one_class_each(self, what: str) -> None:
-        """Raise ExciteError for networks of images with several labels, which ``what`` does not handle."""
-        if self.predictor.several:
-            raise ExciteError(
-                f"{what} does not handle images with several labels yet; for average precision and F1 of each class, "
-                f"type: excite validate {self.located.source} --per-class"
-            )
 
     def positions(self, limit: int, seed: int) -> np.ndarray:
         """int64 (N,): positions of at most ``limit`` images, drawn class-balanced with ``seed``."""

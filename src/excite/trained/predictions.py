@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from excite.data import DataSets, FileImages
+from excite.data.labels import several
 from excite.data.stored import PreprocessingValues
 from excite.errors import ExciteError
 from excite.files import from_json, to_json, written_aside
-from excite.logits import finite, predicted, sentence
+from excite.logits import finite, hits, predicted, sentence
+from excite.measures import sigmoid
 from excite.pages.intervals import wilson
 from excite.progress import Advance
 from excite.runtime.rows import Rows
@@ -42,7 +44,7 @@ class Predictions:
 
     Attributes:
         logits: float32 (N, K).
-        labels: int64 (N,), the true classes.
+        labels: int64 (N,), the true classes; of images with several labels uint8 (N, K), 1 for each class of an image.
         positions: int64 (N,), positions of the images in the data; with ``fingerprint`` they identify the images.
         names: N display names, see ``excite.data.ArrayImages`` and ``FileImages``.
         classes: K class names.
@@ -66,6 +68,11 @@ class Predictions:
         return len(self.labels)
 
     @property
+    def several(self) -> bool:
+        """Whether images may have several labels."""
+        return several(self.labels)
+
+    @property
     def finite(self) -> np.ndarray:
         """bool (N,): whether all logits of an image are finite; other images have no class and no probabilities."""
         return finite(torch.from_numpy(self.logits)).numpy()
@@ -85,10 +92,13 @@ class Predictions:
         )
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
-        """Softmax of logits / temperature: float64 (N, K); rows of NaN for logits that are not finite."""
+        """Softmax of logits / temperature, or with several labels its sigmoid: float64 (N, K); rows of NaN for logits
+        that are not finite."""
         scaled = self.logits.astype(np.float64)
         scaled[~self.finite] = np.nan
         scaled /= temperature  # in place, like all that follows: with 1,000 classes it takes 8 KB an image
+        if self.several:
+            return sigmoid(scaled)
         scaled -= scaled.max(1, keepdims=True)
         np.exp(scaled, out=scaled)
         scaled /= scaled.sum(1, keepdims=True)
@@ -101,8 +111,8 @@ class Predictions:
 
     @property
     def right(self) -> np.ndarray:
-        """bool (N,): whether the predicted class is the true one."""
-        return self.predicted == self.labels
+        """bool (N,): whether the predicted class is the true one, or one of several."""
+        return hits(torch.from_numpy(self.logits), torch.from_numpy(self.labels)).numpy()
 
     def save(self, path: Path) -> None:
         """Write an ``.npz`` file atomically, without pickled objects. Raises ExciteError."""
@@ -137,11 +147,14 @@ class Predictions:
         """Whether shapes, types and ranges are consistent."""
         images, classes = len(self.names), len(self.classes)
         fits = self.logits.shape == (images, classes) and self.logits.dtype == np.float32
-        fits = fits and all(a.shape == (images,) and a.dtype == np.int64 for a in (self.labels, self.positions))
+        fits = fits and self.positions.shape == (images,) and self.positions.dtype == np.int64
+        shape, dtype = ((images, classes), np.uint8) if self.several else ((images,), np.int64)
+        fits = fits and self.labels.shape == shape and self.labels.dtype == dtype
         texts = (*self.classes, self.fingerprint, self.weights, self.precision)
         if not fits or not all(isinstance(text, str) for text in texts) or not isinstance(self.preprocessing, dict):
             return False
-        return bool(self.labels.min() >= 0 and self.labels.max() < classes and self.positions.min() >= 0)
+        most = 1 if self.several else classes - 1
+        return bool(self.labels.min() >= 0 and self.labels.max() <= most and self.positions.min() >= 0)
 
 
 def _about(weights: str, fingerprint: str, precision: str, preprocessing: PreprocessingValues) -> _About:
@@ -187,7 +200,7 @@ def predict_all(opened: Opened, progress: Advance | None = None, batch_size: int
         raise ExciteError(f"there are no validation images to predict in the data of {opened.source}")
     return Predictions(
         logits=outputs.all(),
-        labels=labels.all().astype(np.int64),
+        labels=labels.all() if opened.predictor.several else labels.all().astype(np.int64),
         positions=positions.all().astype(np.int64),
         names=_names(opened.data, positions.all().tolist()),
         classes=tuple(opened.predictor.classes),

@@ -151,7 +151,7 @@ def _check_results(found: Verified, metrics: Mapping[str, Any] | None) -> None:
     except ExciteError as error:
         found.wrong.append(str(error))
         return
-    for key in ("top1", "top5", "loss"):
+    for key in ("top1", "top5", "loss", "map", "threshold"):
         if key in results and results[key] != metrics.get(key):
             said = f"{results[key]}, but the header of {WEIGHTS} has {metrics.get(key)}"
             found.wrong.append(f"{path}: {key} is {said}")

@@ -15,7 +15,7 @@ from excite.data import EvalLoader
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
-from excite.measures import MEASURES, MeasureName, rank, uneven
+from excite.measures import MEASURES, MeasureName, rank, uneven, usual_measure
 from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
@@ -73,12 +73,15 @@ class Clock:
         return seconds, share, compiled
 
 
-def format_step(record: TrainRecord, epochs: int, steps: int) -> tuple[str, str]:
-    """One training record as text: how far the run is, and its measurements."""
+def format_step(record: TrainRecord, epochs: int, steps: int, accuracy: str = "acc") -> tuple[str, str]:
+    """One training record as text: how far the run is, and its measurements.
+
+    ``accuracy`` names the share of images whose likeliest class is right: with several labels, is one of theirs.
+    """
     place = f"epoch {math.ceil(record['epoch'])}/{epochs}  step {record['step']}/{steps}"
     parts = ["loss overflowed" if record["loss"] is None else f"loss {record['loss']:.4f}"]
     if record["accuracy"] is not None:
-        parts.append(f"acc {record['accuracy']:.2f} %")
+        parts.append(f"{accuracy} {record['accuracy']:.2f} %")
     parts += [
         f"lr {record['lr']:.4g}",
         f"{record['images_per_second']:,.0f} img/s",
@@ -166,7 +169,8 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     }
     if metrics is not None:
         metrics.write(record)
-        place, measured = format_step(record, run.recipe.train.epochs, run.total_steps)
+        name = "acc" if run.recipe.data.task == "classes" else "hit@1"
+        place, measured = format_step(record, run.recipe.train.epochs, run.total_steps, name)
         run.display.step(place, measured, run.step, record["loss"])
 
 
@@ -316,10 +320,11 @@ def record_test(run: Run, metrics: Metrics | None) -> None:
     metrics.write({"kind": "test", "step": run.step, "epoch": run.step / run.steps_per_epoch, **run.test})
     assert run.best is not None
     metric = run.recipe.measure
+    usual = usual_measure(run.recipe.data.task)
+    first = [usual] if metric == usual else [usual, metric]
     run.display.message(
         f"test images (measured once, with the weights of epoch {run.best['epoch']:g}): loss {_loss(evaluation)}  "
-        f"{_accuracies(evaluation, metric)}; validation {_told(run.best, 'top1')}"
-        + ("" if metric == "top1" else f", {_told(run.best, metric)}")
+        f"{_accuracies(evaluation, metric)}; validation {', '.join(_told(run.best, name) for name in first)}"
     )
 
 

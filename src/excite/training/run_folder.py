@@ -158,6 +158,8 @@ def is_record(record: Any) -> TypeGuard[Record]:
 def draw_curves(run: Path, title: str, metric: MeasureName = "top1") -> Path | None:
     """Plot loss, accuracy and learning rate over the epochs into ``curves.png``. None if there is nothing to plot.
 
+    With several labels an image, mAP and micro F1 are drawn in the place of accuracies.
+
     The measure that chooses the best epoch is drawn, too, with its best evaluation marked.
 
     The colours are from Okabe & Ito's palette, which colour-blind readers can tell apart.
@@ -181,10 +183,15 @@ def draw_curves(run: Path, title: str, metric: MeasureName = "top1") -> Path | N
         loss, accuracy, rate = figure.subplots(1, 3)
         plot(loss, train, "loss", "training", COLORS[1], 1)
         plot(loss, evals, "loss", "validation", COLORS[2], 2)
-        plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
-        plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
-        measure, of_loss = MEASURES[metric], metric == "loss"
-        if metric not in ("top1", "loss"):
+        several = any("threshold" in r for r in evals)
+        if several:
+            plot(accuracy, evals, "map", "validation: mAP", COLORS[2], 2)
+            plot(accuracy, evals, "micro_f1", "validation: micro F1", COLORS[5], 1)
+        else:
+            plot(accuracy, train, "accuracy", "training", COLORS[1], 1)
+            plot(accuracy, evals, "top1", "validation", COLORS[2], 2)
+        measure, of_loss, main = MEASURES[metric], metric == "loss", ("map" if several else "top1", "loss")
+        if metric not in main:
             plot(accuracy, evals, metric, f"validation: {measure.label}", COLORS[4], 2)
         plot(rate, train, "lr", "learning rate", COLORS[3], 2)
         evals = [r for r in evals if r.get("images") is None or (r.get("not_finite") or 0) < r["images"]]
@@ -192,11 +199,12 @@ def draw_curves(run: Path, title: str, metric: MeasureName = "top1") -> Path | N
         if known:
             best = cast(Mapping[str, Any], max(known, key=lambda r: rank(r, metric)))
             place = (best["epoch"], best[metric])
-            panel, color = loss if of_loss else accuracy, COLORS[2] if metric in ("top1", "loss") else COLORS[4]
+            panel, color = loss if of_loss else accuracy, COLORS[2] if metric in main else COLORS[4]
             panel.plot(*place, "o", color=color)
             text = measure.text(best[metric])
             panel.annotate(text, place, (0, 12 if of_loss else -18), textcoords="offset points", ha="right")
-        shown = "top-1 accuracy, %" if metric in ("top1", "loss") else f"top-1 accuracy and {measure.label}, %"
+        first = "mAP and micro F1" if several else "top-1 accuracy"
+        shown = f"{first}, %" if metric in main else f"{first} and {measure.label}, %"
         for axis, label in ((loss, "loss"), (accuracy, shown), (rate, "learning rate")):
             axis.set(xlabel="epoch", title=label)
             axis.grid(alpha=0.3)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from excite.pages.figures import COLORS, style, write
-from excite.twins.report import Report, known, latency_form
+from excite.twins.report import Report, known, last_of, latency_form, measure_label
 
 
 def draw(report: Report, path: Path) -> Path:
@@ -51,14 +51,14 @@ def _accuracy(panel: Any, report: Report) -> None:
     for y, row in enumerate(report["rows"]):
         mean, sd = row["top1_mean"], row["top1_sd"]
         ends = None if mean is None or sd is None else (mean - sd, mean + sd)
-        _values(panel, y, mean, ends, known(r["last_top1"] for r in report["runs"] if r["gate"] == row["gate"]))
-    _title(panel, "accuracy after the last epoch", f"top-1, %: mean ± sd, {_unit(report)}s")
+        _values(panel, y, mean, ends, known(last_of(r) for r in report["runs"] if r["gate"] == row["gate"]))
+    _title(panel, "accuracy after the last epoch", f"{measure_label(report)}, %: mean ± sd, {_unit(report)}s")
 
 
 def _difference(panel: Any, report: Report) -> None:
     unit = _unit(report)
     numbers = range(1, report["folds"] + 1) if report.get("folds") else report["seeds"]
-    top1 = {(r["gate"], r[unit]): r["last_top1"] for r in report["runs"]}
+    top1 = {(r["gate"], r[unit]): last_of(r) for r in report["runs"]}
     base = report["baseline"]
     panel.axvline(0, color="#666666", linewidth=1)
     for y, row in enumerate(report["rows"]):

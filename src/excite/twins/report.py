@@ -2,14 +2,14 @@
 
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from excite.console import Display, make_table
 from excite.errors import ExciteError
 from excite.files import read_json, write_json, write_text
-from excite.measures import superlative
+from excite.measures import MEASURES, MeasureName, named, superlative
 from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
 from excite.text import printable
@@ -39,7 +39,8 @@ class Trained(TypedDict):
 
     Attributes:
         finished, planned: numbers of runs.
-        top1_mean, top1_sd: accuracy after the LAST epoch in percent: mean and sample standard deviation.
+        top1_mean, top1_sd: accuracy after the LAST epoch in percent: mean and sample standard deviation. With several
+            labels an image, the measure that chose the best epoch, and named after it in files.
         best_top1_mean, best_top1_sd: the same for the best epoch, which was chosen using the same images.
         balanced_mean, balanced_sd: balanced accuracy after the last epoch; None in runs of older versions.
         images_per_second: median training speed over runs; ``_low`` and ``_high`` are the extremes.
@@ -66,7 +67,8 @@ class Trained(TypedDict):
 
 
 class Difference(TypedDict):
-    """Mean of top-1 minus the baseline's over ``pairs`` common seeds or folds, in points, and its interval's ends."""
+    """Mean of top-1 (see :class:`Trained`) minus the baseline's over ``pairs`` common seeds or folds, in points,
+    and the ends of its interval."""
 
     pairs: int
     difference: float | None
@@ -120,6 +122,26 @@ def read_latency(path: Path) -> Latency | None:
     return cast(Latency, found) if numbers else None
 
 
+def of_labels(results: Results) -> bool:
+    """Whether images may have several labels each."""
+    return "threshold" in results
+
+
+def measure_in(results: Results) -> MeasureName:
+    """The measure that runs are compared by: top-1; with several labels an image, the one that chose the best epoch."""
+    return results.get("metric", "map") if of_labels(results) else "top1"
+
+
+def last_of(results: Results) -> float | None:
+    """The measure after the last epoch."""
+    return results["last_metric"] if of_labels(results) else results["last_top1"]
+
+
+def measure_label(report: Report) -> str:
+    """Its name for people: "top-1", "mAP"."""
+    return MEASURES[measure_in(report["runs"][0]) if report["runs"] else "top1"].label
+
+
 def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: float) -> Report:
     """Everything about an experiment, from the ``results.json`` of its runs."""
     runs: list[TwinRun] = []
@@ -135,8 +157,8 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
     latency = read_latency(folder / "latency.json")
     top1: dict[str, dict[int, float]] = {gate: {} for gate in plan.gates}
     for r in runs:
-        if r["last_top1"] is not None:
-            top1[r["gate"]][r[plan.unit]] = r["last_top1"]
+        if (last := last_of(r)) is not None:
+            top1[r["gate"]][r[plan.unit]] = last
     rows: list[TwinRow] = []
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
@@ -172,8 +194,8 @@ def known(values: Iterable[float | None]) -> list[float]:
 
 
 def _row(runs: Sequence[TwinRun], numbers: Sequence[int]) -> Trained:
-    top1, sd = mean_sd(known(r["last_top1"] for r in runs))
-    best, best_sd = mean_sd(known(r["top1"] for r in runs))
+    top1, sd = mean_sd(known(last_of(r) for r in runs))
+    best, best_sd = mean_sd(known(cast(Mapping[str, Any], r)[measure_in(r)] for r in runs))
     balanced, balanced_sd = mean_sd(known(r.get("last_balanced") for r in runs))
     speeds = known(r["images_per_second"] for r in runs)
     some: Results = runs[0] if runs else {}
@@ -229,11 +251,12 @@ def table(report: Report) -> list[dict[str, str]]:
     def balanced(row: TwinRow) -> dict[str, str]:
         return {"balanced %": _plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
 
+    label = measure_label(report)
     return [
         {
             "gate": row["gate"],
             "runs": f"{row['finished']}/{row['planned']}",
-            "top-1 %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
+            f"{label} %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
             f"difference to {report['baseline']} [{percent} interval]": _signed(row),
             **balanced(row),
             "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
@@ -274,14 +297,16 @@ def _spread(value: float | None, low: float | None, high: float | None, spec: st
 def notes(report: Report) -> list[str]:
     """Notes on how to read the table, one sentence each, as far as they apply."""
     runs, seeds, folds = report["runs"], report["seeds"], report.get("folds", 0)
+    label = measure_label(report)
     said = []
     if runs:
+        name, what = ("Top-1", "accuracy") if label == "top-1" else (label, label)
         said.append(
-            f"Top-1 of {_images(runs)} validation images after {runs[0]['epochs']} epochs; the best epoch was "
-            f"chosen using the same images, so its accuracy is slightly optimistic."
+            f"{name} of {_images(runs)} validation images after {runs[0]['epochs']} epochs; the best epoch was "
+            f"chosen using the same images, so its {what} is slightly optimistic."
         )
         metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
-        if list(metrics) != ["top1"]:
+        if list(metrics) != [measure_in(runs[0])]:
             said.append(f"The best epoch is that of the {' or '.join(map(superlative, metrics))} (eval.metric).")
         early = sum(bool(r.get("stopped_early")) for r in runs)
         if early:
@@ -354,10 +379,19 @@ def markdown(report: Report) -> str:
     return "\n".join(map(printable, lines)) + "\n"
 
 
+def outward(report: Report) -> Report:
+    """The report as files have it: with several labels an image, ``top1_mean`` and the like have the measure's name."""
+    if not any(map(of_labels, report["runs"])):
+        return report
+    rows = [named(row, True, measure_in(report["runs"][0])) for row in report["rows"]]
+    return cast(Report, {**report, "rows": rows})
+
+
 def write_report(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``twins.csv`` (one row per gate), ``runs.csv`` (one per run) and ``twins.md``."""
-    write_json(folder / "results.json", report)
-    write_text(folder / "twins.csv", to_csv(report["rows"]))
+    told = outward(report)
+    write_json(folder / "results.json", told)
+    write_text(folder / "twins.csv", to_csv(told["rows"]))
     write_text(folder / "twins.md", markdown(report))
     if report["runs"]:
         write_text(folder / "runs.csv", to_csv(report["runs"]))

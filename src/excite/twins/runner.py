@@ -21,6 +21,7 @@ from excite.console import Display, format_seconds
 from excite.errors import ExciteError
 from excite.files import check_here, from_json, to_json, write_json, write_text
 from excite.leaving import signal_name
+from excite.measures import MEASURES
 from excite.owners import names_in
 from excite.pages.figures import dispensable
 from excite.recipe import Overrides, Recipe, as_recipe, load_recipe
@@ -30,7 +31,17 @@ from excite.training.results import Results, read_results
 from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
 from excite.twins.plan import PLAN, Plan, load_plan, make_plan
-from excite.twins.report import Failure, Report, collect, known, read_latency, show_report, write_report
+from excite.twins.report import (
+    Failure,
+    Report,
+    collect,
+    known,
+    last_of,
+    measure_in,
+    read_latency,
+    show_report,
+    write_report,
+)
 from excite.weights.locate import saved_steps
 
 RESULTS, LATENCY, RECIPE, LOCK = "results.json", "latency.json", ".recipe.yaml", ".lock"
@@ -329,9 +340,10 @@ class _Experiment:
         results = self._results(gate, number)
         speed, seconds = results["images_per_second"], results["train_seconds"]
         assert seconds is not None
+        measure = MEASURES[measure_in(results)]
         balanced = f", balanced {results['last_balanced']:.2f} %" if results.get("uneven") else ""
         self.display.message(
-            f"{what}: top-1 {results['last_top1']:.2f} %{balanced} (last epoch), "
+            f"{what}: {measure.label} {measure.text(last_of(results))}{balanced} (last epoch), "
             + ("" if speed is None else f"{speed:,.0f} img/s, ")
             + format_seconds(seconds)
         )
