@@ -34,7 +34,7 @@ from excite.measures import (
 from excite.pages.resampling import interval, resampled
 from excite.recipe import load_recipe
 from excite.trained.opened import open_trained
-from excite.trained.predictions import Predictions
+from excite.trained.predictions import Predictions, predict_all
 from excite.training import train
 from excite.training.loss import ByClass, training_loss
 from excite.training.probe import fit_probe
@@ -302,6 +302,8 @@ def test_a_run_learns_keeps_its_threshold_and_says_what_it_measures(run, table):
     log = (run / "log.txt").read_text()
     assert "mAP" in log
     assert "the best epoch is that of the highest mAP" in log
+    assert "hit@1" in log
+    assert "top-1" not in log
     model = excite.load(run)
     assert (model.several, model.threshold) == (True, results["threshold"])
     found = excite.validate(run).evaluation
@@ -493,17 +495,37 @@ def test_comparing_is_paired_and_says_map(run, weak, tmp_path, tiny):
         excite.compare(run, tiny.gated, out=tmp_path / "mixed.html")
 
 
+def test_without_images_the_measures_of_the_training_are_compared(run, weak, tmp_path, monkeypatch):
+    copies = []
+    for source in (weak, run):
+        copies.append(Path(shutil.copytree(source, tmp_path / source.name)))
+        (copies[-1] / "predictions.npz").unlink(missing_ok=True)
+
+    def gone(*_: object, **__: object) -> None:
+        raise ExciteError("data.root=/gone does not exist")
+
+    monkeypatch.setattr("excite.trained.images.open_measured", gone)
+    found = excite.compare(*copies, out=tmp_path / "page.html")
+    told = [json.loads((copy / "results.json").read_text()) for copy in copies]
+    rows = found.to_dict()["rows"]
+    assert [row["measured"] for row in rows] == ["training", "training"]
+    assert [(row["map"], row["micro_f1"], row["map_low"]) for row in rows] == [
+        (each["map"], each["micro_f1"], None) for each in told
+    ]
+    assert "None" not in text_of(tmp_path / "page.html") + found._repr_html_()
+
+
 def test_explaining_says_what_gates_cost_in_map(weak, table, tmp_path):
     picture = next(str(table.parent / line.split(",")[0]) for line in table.read_text().splitlines() if "|" in line)
-    found = explain(weak, [picture], limit=24, timing=False)
+    found = explain(weak, [picture], limit=24, timing=False, precision="fp32")
     values = json.loads(to_json(found.to_dict()))
     row = values["gates"][0]
     assert {"map_lost", "map_lost_low", "map_lost_high"} <= set(row)
     assert row["map_lost_low"] <= row["map_lost"] <= row["map_lost_high"]
     assert "top1" not in found.to_csv()
-    some = excite.validate(weak, ["data.limit_val=24"], fold=False).evaluation
+    some = predict_all(open_trained(weak, limits={"limit_val": 24}))
     assert values["images"] == 24
-    assert math.isclose(values["map"], some.mean_precision)
+    assert values["map"] == mean_average_precision(some.logits, some.labels)
     [image] = found.explained
     assert [image.target, *image.others] == [name for name, _ in image.top]
     assert all(cam.shape == (8, 16) for cam in image.others.values())

@@ -124,10 +124,9 @@ def show_comparison(found: "Study", written: Sequence[Path], display: "Display")
 
 def _cells(row: "ShownRow") -> dict[str, str | None]:
     """Cells that hold a number and its interval."""
-    from excite.compare.table import interval
+    from excite.compare.table import interval, with_ends
 
-    top1 = None if row["top1"] is None else f"{row['top1']:.2f}"
-    top1 = f"{top1} [{row['top1_interval']}]" if row["top1_interval"] else top1
+    top1 = None if row["top1"] is None else with_ends(f"{row['top1']:.2f}", row["top1_interval"], "[]")
     change = row["difference_interval"]
     if row["difference"] is not None:
         change = f"{row['difference']:+.2f} [{interval(row['difference_low'], row['difference_high'], '+.2f')}]"

@@ -14,7 +14,7 @@ from excite.compare.figures import draw_images, figures
 from excite.compare.page import make_page
 from excite.compare.runs import Run, read_run
 from excite.compare.study import OnlyOne, Study, study
-from excite.compare.table import outward, sentences, shown
+from excite.compare.table import outward, sentences, shown, with_ends
 from excite.compare.words import check_folder, check_target, settle
 from excite.data import DataSets, FileImages
 from excite.data.decode import BadImageError, load_shown
@@ -77,7 +77,7 @@ class Comparison:
         )
         rows: list[list[str]] = []
         for row in shown(self.found):
-            top1 = "-" if row["top1"] is None else f"{row['top1']:.2f} [{row['top1_interval']}]"
+            top1 = "-" if row["top1"] is None else with_ends(f"{row['top1']:.2f}", row["top1_interval"], "[]")
             change = row["difference_interval"] or "-"
             if row["difference"] is not None:
                 change = f"{row['difference']:+.2f} [{change}]"

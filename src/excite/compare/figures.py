@@ -98,7 +98,8 @@ def _accuracy(found: Study) -> "Figure":
 def _interval(axis: Any, y: int, value: float | None, low: float | None, high: float | None) -> None:
     if value is not None:
         look = _look(y)
-        axis.plot([low, high], [y, y], color=look["color"], linewidth=2, solid_capstyle="butt")
+        if low is not None:
+            axis.plot([low, high], [y, y], color=look["color"], linewidth=2, solid_capstyle="butt")
         axis.plot(value, y, markersize=7, **look)
 
 

@@ -39,6 +39,11 @@ def interval(low: float | None, high: float | None, spec: str) -> str | None:
     return None if low is None else f"{low:{spec}} to {high:{spec}}"
 
 
+def with_ends(value: str, ends: str | None, brackets: str) -> str:
+    """A value with its interval in brackets, "[]" or "()", if there is one."""
+    return value if ends is None else f"{value} {brackets[0]}{ends}{brackets[1]}"
+
+
 def epochs(row: RunRow) -> str | None:
     """The epochs: "13", or "7 of 13" for a run that is unfinished or was stopped early."""
     done = row["epochs_done"]
@@ -82,8 +87,7 @@ def _f1(row: RunRow) -> str | None:
     """Micro F1 with its interval: "44.96 [43.28 to 46.68]"; None where images have one class each."""
     if row.get("micro_f1") is None:  # nor is the key there in what a file has of one class each
         return None
-    ends = interval(row["micro_f1_low"], row["micro_f1_high"], ".2f")
-    return f"{row['micro_f1']:.2f}" + ("" if ends is None else f" [{ends}]")
+    return with_ends(f"{row['micro_f1']:.2f}", interval(row["micro_f1_low"], row["micro_f1_high"], ".2f"), "[]")
 
 
 #: What there is only with several labels an image, and only with one class each.
@@ -115,7 +119,8 @@ def headline(found: Study) -> str:
     if not known:
         return "No accuracy of these networks is known"
     listed = [
-        f"{row['label']} {row['top1']:.2f} % ({interval(row['top1_low'], row['top1_high'], '.2f')})" for row in known
+        with_ends(f"{row['label']} {row['top1']:.2f} %", interval(row["top1_low"], row["top1_high"], ".2f"), "()")
+        for row in known
     ]
     more = f" and {len(known) - 3} more below" if len(known) > 3 else ""
     told = f"{measure} ({percent}): {', '.join(listed[:3])}{more}"

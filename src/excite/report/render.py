@@ -218,7 +218,8 @@ def _summary(page: Page, numbers: Numbers | LabelNumbers) -> None:
     if "labels" in numbers:
         columns = [c for c in columns if c.key in summary]
         columns[-1:-1] = LABEL_COLUMNS
-    section.table(columns, [summary], "Size, speed and accuracy of this run")
+    what = "mAP and F1" if "labels" in numbers else "accuracy"
+    section.table(columns, [summary], f"Size, speed and {what} of this run")
     if "labels" in numbers:
         label_summary(section, numbers)
     else:
