@@ -443,7 +443,7 @@ def _said(table: Table, chosen: Chosen) -> str:
         else ""
     )
     name = table.name if is_hub(table.name) else os.path.basename(table.name)
-    return f"{name}: {len(table.rows):,} rows; {', '.join(used)}{rest}"
+    return f"table {name}: {len(table.rows):,} rows; {', '.join(used)}{rest}"
 
 
 def _named(table: Table, column: str, row: int, value: str | None) -> str | None:
