@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from excite.data.catalog import is_archive
+from excite.data.catalog import TABLES, is_archive
 from excite.data.packed import PLAIN, ZIP_DEFLATED, ZIP_PLAIN, Container, Packed, read_at
 from excite.data.walk import DISK, File, Found, Tree, ending, is_image, is_litter
 from excite.errors import ExciteError, first_line, shown_text
@@ -284,8 +284,9 @@ def tree_of(root: Path) -> Tree:
     if not root.is_file():
         return DISK
     if not is_archive(root):
+        table = "; for a table, say data.source=table" if root.suffix.lower() in TABLES else ""
         raise ExciteError(
-            f"data.root={root} is a file: give the folder with the class folders, or a .zip or .tar file of it"
+            f"data.root={root} is a file: give the folder with the class folders, or a .zip or .tar file of it{table}"
         )
     return open_archive(root)
 

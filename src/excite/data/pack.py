@@ -116,10 +116,10 @@ def pack(
         raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
     source = source_contents(data)
     parts = {name: part for name, part in source.parts.items() if len(part)}
+    settings = _settings(source, parts, smaller, shard_mb)
+    done = _begun(destination, settings)  # before minutes of checking
     bad = _check(data, parts, progress)
     plan = list(_plan(parts, {name: {path for path, _ in found} for name, found in bad.items()}, shard_mb))
-    settings = _settings(source, parts, smaller, shard_mb)
-    done = _begun(destination, settings)
     written = Counter[str]()
     images = sum(len(shard.positions) for shard in plan)
     seen = 0
