@@ -305,7 +305,8 @@ def explain(
     if isinstance(source, Opened):
         opened = source
     else:
-        opened = open_trained(source, overrides, device=device, precision=precision, limits={"limit_val": limit})
+        own = None if precision == "auto" else precision  # None: that of the training
+        opened = open_trained(source, overrides, device=device, precision=own, limits={"limit_val": limit})
     predictor = opened.predictor
     check_gates(drawn_gates, list(outer_gates(predictor.model)))
     if layer is not None:

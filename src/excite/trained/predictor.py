@@ -117,7 +117,7 @@ class Predictor:
     Args:
         checkpoint: a checkpoint from ``read_own``.
         device: "auto", "cpu", "cuda" ...
-        precision: "auto" (that of the training, if the device supports it), "fp32", "bf16" or "fp16".
+        precision: "auto" (chosen for the device), "fp32", "bf16" or "fp16".
         fold: fold the batch norms into the convolutions (see ``excite.fold``); None: only where measured to be faster,
             on a CPU in fp32 or bf16.
         tta: test-time augmentation: predict the mean probabilities of several views of each image.
