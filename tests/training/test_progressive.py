@@ -74,6 +74,7 @@ def test_the_network_sees_these_sizes_and_evaluation_its_own(tmp_path):
     )
 
 
+@pytest.mark.heavy
 def test_a_run_is_the_same_on_any_layout_and_resumed(tmp_path):
     words = ("train.deterministic=true", "train.device=cpu", "limit_train=64", GROWS)
     first, *others = results_of_layouts(words, tmp_path)

@@ -87,6 +87,7 @@ def test_a_letterboxed_run_is_resumed_bit_for_bit(wide, tmp_path, mode):
     assert same(tensors(whole["run"]), tensors(resumed["run"]))
 
 
+@pytest.mark.heavy
 def test_a_letterboxed_network_sees_the_same_pixels_everywhere(wide, tmp_path, monkeypatch):
     whole = trained(wide, tmp_path, "train.epochs=1")
     assert whole["resolution"] == "10x18"

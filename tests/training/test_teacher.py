@@ -123,6 +123,7 @@ def test_other_teachers_are_refused_in_a_sentence(tiny, tmp_path):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 def test_a_run_with_a_teacher_is_the_same_on_any_layout_and_resumed(tiny, tmp_path):
     words = ("train.deterministic=true", *SHORT, f"train.teacher={tiny.bare}", "checkpoint.every_steps=1")
     first, *others = results_of_layouts(words, tmp_path)
