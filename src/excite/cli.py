@@ -85,10 +85,10 @@ _KEPT = {
     "train": "the training had not begun, or was over; a run that was named goes on with: excite train --resume RUN",
     "twins": "finished runs are kept; to go on, repeat the command",
     "report": "the page was not written, and an older one is as it was; to start over, repeat the command",
-    "data": "finished shards are kept, and no page was written; to go on, repeat the command",
+    "pack": "finished shards are kept; to go on, repeat the command",
     "sync": "what was uploaded stays; to go on, repeat the command",
     **dict.fromkeys(
-        ("convert", "graft", "prune", "export", "explain", "compare", "predict"),
+        ("convert", "graft", "prune", "export", "explain", "compare", "predict", "check"),
         "nothing was written, and what was there before is unchanged; to start over, repeat the command",
     ),
 }
