@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from excite.data import DataConfig, EvalLoader
+
 CLASSES = [f"kind {k}" for k in range(10)]
 SIDE = 32
 #: Parts of sources that have benchmarks' names for them.
@@ -56,6 +58,16 @@ def items(count: int, part: str | None, seed: int = 0, classes: int = 10) -> lis
         for label in range(classes)
         for i in range(count)
     ]
+
+
+def pixels(images: Any, data: DataConfig) -> dict[bytes, int]:
+    """The pixels of each image -> its class."""
+    loader = EvalLoader(images, batch_size=7, device="cpu", data_config=data)
+    return {
+        p.contiguous().numpy().tobytes(): int(k)
+        for batch, labels, _ in loader
+        for p, k in zip(batch, labels, strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from every_source import CLASSES, SIDE, SOURCES, Item, items
+from every_source import CLASSES, SIDE, SOURCES, Item, items, pixels
 
-from excite.data import DataConfig, DataSets, EvalLoader, TrainLoader, open_data, open_measured
+from excite.data import DataConfig, DataSets, TrainLoader, open_data, open_measured
 from excite.data.config import AugmentConfig
 from excite.data.images import ArrayImages
 from excite.errors import ExciteError
@@ -30,16 +30,6 @@ def _own_caches(tmp_path, monkeypatch):
 
 def config(name: str, place: Path, images: list[Item], **options) -> DataConfig:
     return DataConfig(**{"image_size": SIDE, "in_chans": 1, **SOURCES[name].write(place, images), **options})
-
-
-def pixels(images, data: DataConfig) -> dict[bytes, int]:
-    """The pixels of each image -> its class."""
-    loader = EvalLoader(images, batch_size=7, device="cpu", data_config=data)
-    return {
-        p.contiguous().numpy().tobytes(): int(k)
-        for batch, labels, _ in loader
-        for p, k in zip(batch, labels, strict=True)
-    }
 
 
 def expected(images: list[Item]) -> dict[bytes, int]:

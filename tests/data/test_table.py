@@ -318,3 +318,23 @@ def test_weights_say_how_often_images_are_drawn(place):
             augment=AugmentConfig(),
             data_config=DataConfig(source="table", image_size=8, sampler="weights"),
         )
+
+
+def test_lists_of_numbers_have_the_names_that_the_file_gives(place):
+    """As Hugging Face's library writes several labels."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}}
+    table = pa.table({"path": [f"pictures/{i:02}.png" for i in range(12)], "label": [[i % 3, 0] for i in range(12)]})
+    info = json.dumps({"info": {"features": {"label": labels}}})
+    pq.write_table(table.replace_schema_metadata({"huggingface": info}), place / "a.parquet")
+    data = open_data(DataConfig(source="table", root=str(place / "a.parquet"), image_size=8, task="multilabel"))
+    assert data.classes == ["ant", "bee", "cat"]
+
+
+def test_what_has_no_effect_is_said(place):
+    text = "path,label,patient\n" + "".join(f"pictures/{i:02}.png,{'ab'[i % 2]},p{i // 3}\n" for i in range(12))
+    told = opened(place / "a.csv", text, group_by="([0-9])[0-9]").describe()
+    assert "the groups in 'patient' have no effect: data.group_by=([0-9])[0-9] names others" in told
+    assert "groups are kept together (data.group_by" in told

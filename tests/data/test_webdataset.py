@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from every_source import CLASSES, SIDE, SOURCES, items
+from every_source import CLASSES, SIDE, SOURCES, items, pixels
 from PIL import Image
 
-from excite.data import DataConfig, EvalLoader, open_data
+from excite.data import DataConfig, open_data
 from excite.data import pack as packing
 from excite.data.pack import Smaller, pack
 from excite.data.webdataset import expand_braces
@@ -36,15 +36,6 @@ def config(**options) -> DataConfig:
 
 def shards(place: Path, **options) -> DataConfig:
     return config(source="webdataset", root=str(place), **options)
-
-
-def pixels(images, data: DataConfig) -> dict[bytes, int]:
-    loader = EvalLoader(images, batch_size=7, device="cpu", data_config=data)
-    return {
-        p.contiguous().numpy().tobytes(): int(k)
-        for batch, labels, _ in loader
-        for p, k in zip(batch, labels, strict=True)
-    }
 
 
 def png(level: int, side: int = 8) -> bytes:

@@ -107,12 +107,11 @@ def _class_names(metadata: dict[bytes, bytes]) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError):
         return {}
     found = {}
-    for name, feature in features.items():
-        if (
-            isinstance(feature, dict)
-            and feature.get("_type") == "ClassLabel"
-            and isinstance(feature.get("names"), list)
-        ):
+    for name, given in features.items() if isinstance(features, dict) else ():
+        feature = given if isinstance(given, dict) else {}
+        inner = feature.get("feature")
+        feature = inner if isinstance(inner, dict) else feature  # of a list, as of several labels: what is in it
+        if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list):
             found[name] = [str(each) for each in feature["names"]]
     return found
 
@@ -165,7 +164,8 @@ def read_hub(name: str) -> Table:
         left = []
     plain = [column for column in features if column not in images]
     table = Table(f"{HUB}{name}", {column: [] for column in [*plain, images[0]]}, [])
-    table.names = {c: list(kind.names) for c, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
+    kinds = {c: getattr(kind, "feature", kind) for c, kind in features.items()}  # of lists, what is in them
+    table.names = {c: list(kind.names) for c, kind in kinds.items() if isinstance(kind, datasets.ClassLabel)}
     parts: list[str] = []
     for split, one in used.items():
         for column in plain:

@@ -281,15 +281,16 @@ def _look(paths: Sequence[str], place: str) -> _Files:
 
 def _otherwise(paths: Sequence[str], place: str) -> tuple[list[str], list[str]]:
     """Whole paths, read in another way if that finds the first of them; and a note on it."""
-    ways = {"": list(paths[:100]), "\\ read as /": [path.replace("\\", "/") for path in paths[:100]]}
-    for said, sample in ways.items():
-        for end in ("", *sorted(EXTENSIONS, key=lambda e: (e not in (".jpg", ".png", ".jpeg"), e))):
-            if (said or end) and sum(os.path.exists(os.path.join(place, path + end)) for path in sample) > len(
-                sample
-            ) / 2:
-                told = " and ".join(filter(None, (said, f"{end} added to each" if end else "")))
-                other = [path.replace("\\", "/") if said else path for path in paths]
-                return [os.path.join(place, path + end) for path in other], [f"paths of the images: {told}"]
+    endings = ("", *sorted(EXTENSIONS, key=lambda e: (e not in (".jpg", ".png", ".jpeg"), e)))
+    for mark in ("/", "\\"):
+        other = [path.replace(mark, "/") for path in paths]
+        for end in endings:
+            there = sum(os.path.exists(os.path.join(place, path + end)) for path in other[:100])
+            if there > len(other[:100]) / 2:
+                ways = [f"{mark} read as /"] * (mark != "/") + [f"{end} added to each"] * bool(end)
+                return [os.path.join(place, path + end) for path in other], [
+                    f"paths of the images: {' and '.join(ways)}"
+                ]
     return [os.path.join(place, path) for path in paths], []
 
 
@@ -323,7 +324,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     labels = [found or set() for found in sets]
     classes = _classes(table, chosen, data, labels, parts, least_classes)
     groups = None
-    if chosen.group is not None and data.group_by is None:
+    if chosen.group is not None and data.group_by is not None:
+        notes.append(f"the groups in {shown(chosen.group)} have no effect: data.group_by={data.group_by} names others")
+    elif chosen.group is not None:
         groups = [text_of(value) or "" for value in table.columns[chosen.group]]
         alone = groups.count("")
         notes += [f"{alone:,} rows without a group: each stands alone"] if alone else []
@@ -331,6 +334,8 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     if weights is not None and data.sampler != "weights":
         notes.append(f"the weights in {shown(chosen.weight)} have no effect: data.sampler=weights draws images by them")
     if chosen.path in table.images:
+        if data.images is not None:
+            notes.append(f"data.images={data.images} has no effect: the images are in the table")
         rows = list(range(len(table.rows)))
         names = _image_names(table, chosen.path)
         listed = _Listed(names, [f"{table.name}/{name}" for name in names], table.images[chosen.path], None)
@@ -437,11 +442,8 @@ def _said(table: Table, chosen: Chosen) -> str:
     if chosen.flags:
         used.append(f"{len(chosen.flags)} classes from columns of 0 and 1")
     unused = [shown_text(n) for n in table.columns if n and n not in roles.values() and n not in chosen.flags]
-    rest = (
-        f"; not used: {', '.join(unused[:8])}" + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
-        if unused
-        else ""
-    )
+    more = f" and {len(unused) - 8} more" if len(unused) > 8 else ""
+    rest = f"; not used: {', '.join(unused[:8])}{more}" if unused else ""
     name = table.name if is_hub(table.name) else os.path.basename(table.name)
     return f"table {name}: {len(table.rows):,} rows; {', '.join(used)}{rest}"
 

@@ -217,7 +217,7 @@ def _labels_and_group(shard: Members, sample: _Sample, data: DataConfig) -> tupl
     if given is None or isinstance(given, dict):
         return None, group
     if data.task == "multilabel":
-        return split_labels(given, data.columns.separator if data.columns else None), group
+        return split_labels(given, None), group
     label = None if isinstance(given, list) else text_of(given)
     return (None if label is None else {label}), group
 
