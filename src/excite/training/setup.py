@@ -3,6 +3,7 @@
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -255,12 +256,7 @@ def set_up(
     notes += [*told, *([adapted] if adapted and not resuming else [])]
     count, note = _fixed_shards(recipe, model, accelerator)
     notes += [note] if note else []
-    if count is not None and count > 1:  # before anything else refers to the norms
-        convert_sync_batchnorm(model, native=False)
-    elif config.sync_bn and world > 1:
-        if is_timm_model(model):
-            check_plain_norms(model)
-        convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
+    _share_norms(model, count, config.sync_bn and world > 1, device)  # before anything else refers to the norms
     frozen_norms = freeze(model, patterns, config.freeze_epochs)
     train_loader = TrainLoader(
         data.train,
@@ -278,18 +274,9 @@ def set_up(
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    net: nn.Module = model
-    if count is None:
-        with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
-            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
-            net = compile_model(prepared(accelerator, model), config.compile, device)
+    net = _compiled(accelerator, model, config.compile) if count is None else model
 
-    def evaluating(images: ArrayImages | FileImages) -> EvalLoader:
-        size, same = recipe.eval.batch_size, count is not None
-        return EvalLoader(
-            images, batch_size=size, device=device, data_config=recipe.data, rank=rank, world=world, by_batch=same
-        )
-
+    evaluating = partial(_eval_loader, recipe, accelerator, count is not None)
     notes = [
         *recipe.notes,
         *beyond_the_end(recipe),
@@ -325,6 +312,38 @@ def set_up(
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
     )
+
+
+def _share_norms(model: nn.Module, count: int | None, over_processes: bool, device: torch.device) -> None:
+    """Have batch norms see the whole batch, if it is computed in several shards, or in several processes that share
+    their norms (``train.sync_bn``)."""
+    if count is not None and count > 1:
+        convert_sync_batchnorm(model, native=False)
+    elif over_processes:
+        if is_timm_model(model):
+            check_plain_norms(model)
+        convert_sync_batchnorm(model, native=has_sync_batchnorm(device))
+
+
+def _eval_loader(
+    recipe: Recipe, accelerator: Accelerator, by_batch: bool, images: ArrayImages | FileImages
+) -> EvalLoader:
+    return EvalLoader(
+        images,
+        batch_size=recipe.eval.batch_size,
+        device=accelerator.device,
+        data_config=recipe.data,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        by_batch=by_batch,
+    )
+
+
+def _compiled(accelerator: Accelerator, model: nn.Module, mode: str) -> nn.Module:
+    """The network as the training calls it: for all processes, and compiled."""
+    with warnings.catch_warnings():  # the new name of broadcast_buffers is not in the oldest torch that we support
+        warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+        return compile_model(prepared(accelerator, model), mode, accelerator.device)
 
 
 def _measures_note(recipe: Recipe, data: DataSets) -> list[str]:
