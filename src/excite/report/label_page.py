@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from excite.pages.figures import Undrawn, shortened
 from excite.pages.page import Card, Column, Page, Section, format_value
+from excite.report.class_table import class_table
 from excite.report.contents import LabelNumbers
 from excite.report.labels import LabelAccuracy, LabelMistake
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 LabelMeasure = Literal["map", "micro_f1", "macro_f1"]
 
-#: Tables with more classes are collapsed.
-LONG = 30
 LABEL_COLUMNS = [
     Column("map", "mAP", ".2f"),
     Column("macro_f1", "macro F1", ".2f"),
@@ -112,13 +111,7 @@ def _classes(page: Page, numbers: LabelNumbers, drawn: "Mapping[str, Figure | Un
     columns = [Column("class", "class"), Column("support", "images", ",d"), Column("predicted", "predicted", ",d")]
     columns += [Column("ap", "AP %", ".2f"), Column("precision", "precision %", ".2f")]
     columns += [Column("recall", "recall %", ".2f"), Column("f1", "F1 %", ".2f"), Column("ece", "ECE %", ".2f")]
-    if len(rows) <= LONG:
-        section.table(columns, rows)
-        return
-    known = [(row["ap"], row) for row in rows if row["ap"] is not None]
-    worst = sorted(known, key=lambda each: each[0])[:10]
-    section.table(columns, [row for _, row in worst], "The ten classes with the lowest average precision")
-    section.details(f"All {len(rows):,} classes").table(columns, rows)
+    class_table(section, columns, rows, "ap", "average precision")
 
 
 def _thresholds(page: Page, numbers: LabelNumbers, drawn: "Mapping[str, Figure | Undrawn]") -> None:

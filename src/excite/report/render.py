@@ -18,6 +18,7 @@ from excite.pages.page import Card, Column, Page, Picture, Section, format_value
 from excite.pages.pictures import bands_shown, visible
 from excite.recipe import ReportConfig
 from excite.report import figures
+from excite.report.class_table import class_table
 from excite.report.contents import (
     About,
     Common,
@@ -46,8 +47,6 @@ from excite.text import tell
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Tables with more rows are collapsed.
-LONG = 30
 #: Pictures with a side below this many pixels are enlarged without smoothing.
 SHARP = 96
 #: Number of gates whose scales are drawn, spread evenly over the depth.
@@ -392,13 +391,7 @@ def _classes(page: Page, numbers: Numbers) -> None:
     )
     columns = [Column("class", "class"), Column("precision", "precision %", ".2f"), Column("recall", "recall %", ".2f")]
     columns += [Column("f1", "F1 %", ".2f"), Column("support", "support", ",d"), Column("predicted", "predicted", ",d")]
-    if len(rows) <= LONG:
-        section.table(columns, rows)
-        return
-    known = [(row["f1"], row) for row in rows if row["f1"] is not None]
-    worst = sorted(known, key=lambda each: each[0])[:10]
-    section.table(columns, [row for _, row in worst], "The ten classes with the lowest F1")
-    section.details(f"All {len(rows):,} classes").table(columns, rows)
+    class_table(section, columns, rows, "f1", "F1")
 
 
 def _calibration(page: Page, numbers: Numbers, drawing: "Figure | Undrawn") -> None:
