@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from excite.data import ArrayImages, AugmentConfig, BadImageError, DataConfig, EvalLoader, FileImages, TrainLoader
-from excite.data import loader as loader_module
 from excite.data.decode import load_image, random_resized_crop
 from excite.data.loader import FILE_CROP, default_workers
 from excite.errors import ExciteError
@@ -152,20 +151,6 @@ def test_file_crops_are_seeded_by_seed_epoch_and_image(files: FileImages):
             source = load_image(files.paths[label])
             expected = random_resized_crop(source, rng, RESIZED.scale, RESIZED.ratio, 8, "bicubic")
             assert (image.permute(1, 2, 0).numpy() == expected).all()
-
-
-@pytest.mark.parametrize("ratio", [[0.25, 2.0], [0.5, 4.0], [0.25, 4.0]])
-def test_large_jpegs_are_decoded_smaller_while_the_smallest_crop_fills_the_result(ratio, tmp_path, monkeypatch):
-    """A quarter of the area, and four times as long as wide: a quarter of the side is left, so 4 * size are enough."""
-    Image.new("RGB", (400, 300)).save(tmp_path / "a.jpg")
-    seen = []
-    monkeypatch.setattr(loader_module, "random_resized_crop", lambda image, rng, scale, ratio, size, kind: (
-        seen.append(image.size), np.zeros((*size, 3), np.uint8))[1])  # fmt: skip
-    augment = AugmentConfig(crop="random_resized", scale=[0.25, 1.0], ratio=ratio)
-    for size in (9, 10, 18, 19):
-        files = FileImages([str(tmp_path / "a.jpg")], [0])
-        list(train(files, augment, config(image_size=size)).epoch(0))
-    assert seen == [(50, 38), (100, 75), (100, 75), (200, 150)]
 
 
 def test_workers_do_not_change_the_batches_and_live_on(files: FileImages):

@@ -10,6 +10,7 @@ from torch import nn
 
 import tests.command  # says what the process that is forked has imported
 from excite.ops import native, norm_relu, triton_kernels
+from excite.runtime import compiled
 
 
 def run_forked(function, *arguments, **environment):
@@ -31,7 +32,7 @@ def _call(environment, function, arguments):
 def use_cpu_kernels():
     """What a norm gives, whether kernels did it, whether they were built for it, and why not."""
     # Unoptimised they are there in a second; all other tests run those that are optimised.
-    native.FLAGS = ["-O0" if flag == "-O3" else flag for flag in native.FLAGS]
+    compiled.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in compiled.FLAGS)
     out = norm_relu(torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(8))
     return f"{out.shape[1]} {native.available()} {native.build_seconds() is not None} {native.why_not()}"
 
@@ -53,7 +54,7 @@ def compile_first():
         targets.update(str(node.target) for node in graph.graph.nodes)
         return graph.forward
 
-    before = native.build_seconds() is not None or native._library is not None
+    before = native.build_seconds() is not None or native._kernels._library is not None
     norm = nn.BatchNorm2d(8)
     y = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
     torch.compile(lambda y: norm_relu(y, norm), fullgraph=True, backend=backend)(y)

@@ -3,6 +3,7 @@
 import pytest
 
 from excite.ops import native
+from excite.runtime import compiled
 from tests.ops.forked import run_forked, use_cpu_kernels
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason=f"no CPU kernels: {native.why_not()}")
@@ -73,7 +74,7 @@ def test_it_is_said_that_the_cache_is_not_used(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("EXCITE_CACHE", str(tmp_path))
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels").chmod(0o777)
-    private = native._private_folder()
+    private = compiled.private_folder()
     assert private.stat().st_mode & 0o777 == 0o700
     assert str(tmp_path) not in str(private)
     told = capfd.readouterr().err
@@ -83,5 +84,5 @@ def test_it_is_said_that_the_cache_is_not_used(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     (tmp_path / "kernels").chmod(0o700)
-    assert native._private_folder() != tmp_path / "kernels"
+    assert compiled.private_folder() != tmp_path / "kernels"
     assert "belongs to another user" in capfd.readouterr().err

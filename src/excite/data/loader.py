@@ -31,7 +31,7 @@ from excite.data.decode import (
     BadImagesError,
     box_ratio,
     eval_transform,
-    load_picture,
+    open_picture,
     random_boxes,
     random_resized_crop,
     reading,
@@ -162,13 +162,10 @@ class FileDecoder(Dataset[Decoded]):
         path, white = self.files.source(index), self.files.white
         with reading(path):
             if augment is None or augment.crop != "random_resized":
-                image = load_picture(path, data.in_chans, data.max_pixels, white=white)
+                image = open_picture(path, data.in_chans, data.max_pixels, white)
                 fit = with_margin if self.margin else eval_transform
                 return fit(image, self.size, data.crop_pct, data.interpolation, data.fit)
-            # Large JPEGs are decoded at a fraction of their size if the smallest crop still has enough pixels.
-            thinnest = augment.scale[0] * min(augment.ratio[0], 1 / augment.ratio[1])
-            enough = math.ceil(math.sqrt(math.prod(self.size)) / math.sqrt(thinnest))
-            image = load_picture(path, data.in_chans, data.max_pixels, enough, white)
+            image = open_picture(path, data.in_chans, data.max_pixels, white)
             rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
             return random_resized_crop(image, rng, augment.scale, augment.ratio, self.size, data.interpolation)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.decode import Fit, ImageSource, Interpolation, Picture, eval_transform, load_picture, reading
+from excite.data.decode import Fit, ImageSource, Interpolation, Opened, eval_transform, open_picture, reading
 from excite.data.pixels import FULL_WHITE
 from excite.data.stored import PreprocessingValues
 from excite.data.views import with_margin
@@ -104,10 +104,10 @@ class Preprocessing:
         """Read an image file, or pixels in memory: uint8 (C, H, W), with `margin` larger (see `excite.data.views`).
         Raises BadImageError if that fails."""
         with reading(path):
-            image = load_picture(path, self.in_chans, max_pixels, white=self.white)
+            image = open_picture(path, self.in_chans, max_pixels, self.white)
             return torch.from_numpy(self.fitted(image, margin)).permute(2, 0, 1).contiguous()
 
-    def fitted(self, image: Picture, margin: bool = False) -> np.ndarray:
+    def fitted(self, image: Opened, margin: bool = False) -> np.ndarray:
         """Bring an image of any size to the network's (see `eval_transform`): uint8 (H, W, C), with `margin` larger."""
         fit = with_margin if margin else eval_transform
         return fit(image, self.size, self.crop_pct, self.interpolation, self.fit)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excite.choices import TTA
-from excite.data.decode import Fit, Interpolation, Picture, crop_offset, eval_transform
+from excite.data.decode import Fit, Interpolation, Opened, crop_offset, eval_transform
 from excite.errors import ExciteError
 from excite.size import Size, by_text
 
@@ -42,7 +42,7 @@ def margin_size(size: Size, crop_pct: float = 1.0, fit: Fit = "crop") -> Size:
     return height, width
 
 
-def with_margin(image: Picture, size: Size, crop_pct: float, interpolation: Interpolation, fit: Fit) -> np.ndarray:
+def with_margin(image: Opened, size: Size, crop_pct: float, interpolation: Interpolation, fit: Fit) -> np.ndarray:
     """`eval_transform`, with a margin: uint8 (H', W', C). Where evaluation cuts nothing off, it is a mirrored one."""
     wanted = margin_size(size, crop_pct, fit)
     if fit == "crop" and crop_pct <= USUAL and (image.height, image.width) != size:

@@ -1,34 +1,19 @@
-"""The CPU kernels: compiled once with the machine's own C++ compiler, cached, loaded with ctypes.
+"""The CPU kernels of norm and gate (``cpu_kernels.cpp``), see :mod:`excite.runtime.compiled`.
 
-They do not use PyTorch's headers, so compiling takes seconds with any C++17 compiler. Without a compiler, everything
-runs in plain PyTorch, with the same results but slower; ``why_not()`` says what is missing.
+Without a compiler, everything runs in plain PyTorch, with the same results but slower; ``why_not()`` says what is
+missing.
 """
 
-import atexit
 import ctypes
-import hashlib
-import os
-import platform
 import re
-import shutil
-import stat
-import subprocess
-import sys
-import threading
-import time
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from excite.files import cache_folder, not_ours
-from excite.owners import make_scratch, remove, scratch_folder
-from excite.runtime.job import local_rank
-from excite.text import tell
+from excite.runtime.compiled import Kernels
 
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC"]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 OPEN, OUTPUT, RECOMPUTE = 0, 1, 2  # how the ReLU masks a gradient; as in cpu_kernels.cpp
 
@@ -72,133 +57,10 @@ _SIGNATURES = {
     "excite_gather_grad": "pppppi",
 }
 
-_lock = threading.Lock()
-_library: ctypes.CDLL | None = None
-_why_not: str | None = None
-_build_seconds: float | None = None
 
-
-def available() -> bool:
-    """Whether the kernels are available. The first call builds them (in seconds); later processes reuse them."""
-    global _library, _why_not
-    if _library is None and _why_not is None:
-        with _lock:
-            if _library is None and _why_not is None:
-                try:
-                    _library = _load()
-                except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-                    _why_not = str(error).strip() or type(error).__name__
-    return _library is not None
-
-
-def why_not() -> str | None:
-    """Why the kernels could not be built; None if they are available."""
-    return None if available() else _why_not
-
-
-def build_seconds() -> float | None:
-    """How long this process took to compile them; None if they were already built, or are not available."""
-    return _build_seconds
-
-
-def _load() -> ctypes.CDLL:
-    global _build_seconds
-    if os.environ.get("EXCITE_KERNELS") == "off":
-        raise RuntimeError("EXCITE_KERNELS=off")
-    if sys.platform != "linux":
-        raise RuntimeError(f"they are only built on Linux, not on {sys.platform}")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-    if compiler is None:
-        raise RuntimeError("there is no C++ compiler (g++ or clang++) on this machine")
-    source = resources.files("excite.ops").joinpath("cpu_kernels.cpp").read_bytes()
-    key = hashlib.sha256(source)
-    # -march=native: what was built on one machine must not be loaded on another that shares the home folder.
-    for part in (_version(compiler), " ".join(FLAGS), platform.machine(), _cpu_flags()):
-        key.update(part.encode())
-    name = f"cpu-{key.hexdigest()[:16]}.so"
-    path = _private_folder() / name
-    descriptor = _open_own(path)
-    if descriptor is None:
-        if local_rank() == 0:
-            tell("compiling kernels for this CPU, once on this machine; this takes up to a minute ...")
-        started = time.perf_counter()
-        _build(compiler, source, path)
-        _build_seconds = time.perf_counter() - started
-        descriptor = _open_own(path)
-        if descriptor is None:
-            raise RuntimeError(f"{path} has been changed")
-    _share_openmp()
-    # Through the descriptor: it is the file that was checked, even if its name has been reused since. It stays open,
-    # because the loader identifies a library by its path.
-    library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+def _declare(library: ctypes.CDLL) -> None:
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = [ctypes.c_int, *[ctypes.c_int64] * 3, *map(_TYPES.get, arguments)]
-    return library
-
-
-def _private_folder() -> Path:
-    """The folder for compiled kernels: in the cache, or, if others can write there, a new one for this process.
-
-    Anybody who can put a file there could have it run as part of this process.
-    """
-    folder = cache_folder() / "kernels"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    reason = not_ours(folder.lstat(), stat.S_ISDIR)
-    if reason is None:
-        return folder
-    private = make_scratch("kernels")
-    atexit.register(remove, private)
-    if local_rank() == 0:
-        tell(
-            f"the cache of compiled kernels, {folder}, {reason}: they are compiled again for this process; delete that "
-            "folder, or set EXCITE_CACHE to one of your own"
-        )
-    return private
-
-
-def _open_own(path: Path) -> int | None:
-    """A descriptor of the compiled file; None if there is none, or if others could have written it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return None
-    if not_ours(os.fstat(descriptor), stat.S_ISREG) is None:
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        raise RuntimeError(f"{compiler} --version fails: {done.stderr.strip()[:200]}")
-    return done.stdout
-
-
-def _cpu_flags() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-    found = re.search(r"^(?:flags|Features)\s*:.*$", text, re.MULTILINE)
-    return found.group() if found else ""
-
-
-def _build(compiler: str, source: bytes, path: Path) -> None:
-    """Compile to a temporary name, then rename, so that processes building at the same time get a complete file."""
-    with scratch_folder("build", path.parent) as folder:
-        code, objects, aside = (folder / name for name in ("kernels.cpp", "kernels.o", path.name))
-        code.write_bytes(source)
-        # Linked without -fopenmp, so that PyTorch's OpenMP library is used rather than a second thread pool.
-        for command in (
-            [compiler, *FLAGS, "-c", str(code), "-o", str(objects)],
-            [compiler, "-shared", str(objects), "-o", str(aside)],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode:
-                raise RuntimeError(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
-        aside.chmod(0o700)  # with any umask
-        aside.replace(path)
 
 
 def _share_openmp() -> None:
@@ -208,6 +70,24 @@ def _share_openmp() -> None:
     if not found:
         raise RuntimeError("this build of PyTorch does not use OpenMP")
     ctypes.CDLL(found.group(1), mode=ctypes.RTLD_GLOBAL)
+
+
+_kernels = Kernels("excite.ops", "cpu_kernels.cpp", "cpu", ("-fno-math-errno", "-fopenmp"), _declare, _share_openmp)
+
+
+def available() -> bool:
+    """Whether the kernels are available. The first call builds them (in seconds); later processes reuse them."""
+    return _kernels.available()
+
+
+def why_not() -> str | None:
+    """Why the kernels could not be built; None if they are available."""
+    return _kernels.why_not()
+
+
+def build_seconds() -> float | None:
+    """How long this process took to compile them; None if they were already built, or are not available."""
+    return _kernels.build_seconds()
 
 
 # --- calls ---------------------------------------------------------------------------------------------------------
@@ -249,7 +129,7 @@ def _floats(x: Tensor | None) -> int | None:
 
 
 def _call(name: str, *args: Any) -> None:
-    if getattr(_library, name)(*args, torch.get_num_threads()):
+    if getattr(_kernels.library, name)(*args, torch.get_num_threads()):
         raise RuntimeError(f"{name}: the kernels do not support this dtype")
 
 

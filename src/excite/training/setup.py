@@ -21,9 +21,11 @@ from excite.data import (
     FileImages,
     Preprocessing,
     TrainLoader,
+    jpeg,
     open_data,
 )
 from excite.data.config import check_fit
+from excite.data.formats import endings_of
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import inherit
 from excite.errors import ExciteError, first_line
@@ -287,7 +289,8 @@ def set_up(
         *chosen_by,
         *notes,
     ]
-    notes += [note for note in (precision_note(precision, device), kernels_note(recipe, device)) if note]
+    about = (precision_note(precision, device), kernels_note(recipe, device), jpeg_note(data.train))
+    notes += [note for note in about if note]
     return Run(
         recipe=recipe,
         accelerator=accelerator,
@@ -469,6 +472,15 @@ def kernels_note(recipe: Recipe, device: torch.device) -> str | None:
         return f"no CPU kernels ({native.why_not()}): using plain PyTorch, with the same results but slower"
     seconds = native.build_seconds()
     return None if seconds is None else f"CPU kernels compiled in {seconds:.1f} s; later runs reuse them"
+
+
+def jpeg_note(images: ArrayImages | FileImages) -> str | None:
+    """A sentence if JPEGs among these images are decoded slowly, or None. Builds the kernels if they are not built."""
+    if not isinstance(images, FileImages) or not images.paths[0].lower().endswith(endings_of("JPEG")):
+        return None
+    if jpeg.available():
+        return None
+    return f"JPEGs are decoded whole ({jpeg.why_not()}): the pixels are the same, but it takes twice the time"
 
 
 def make_model(recipe: Recipe, data: DataSets, resuming: bool = False) -> tuple[Classifier, list[str]]:

@@ -1,0 +1,121 @@
+"""Reads only the part of a JPEG that is needed: by a kernel of ours around the libjpeg-turbo that Pillow itself uses.
+
+Random crops use about half of a photograph's pixels, and so does evaluation with ``crop_pct`` 0.875. The rows below are
+not decoded at all; of those above and beside, only the entropy code is. The resize that follows is Pillow's
+(``libImaging/Resample.c``) with vector instructions. The result equals that of Pillow, bit for bit. Where it might not,
+an image is left to Pillow: files without a plain end, with warnings, or with colours other than grey, RGB and YCbCr.
+
+Sources: libjpeg-turbo, ``libjpeg.txt`` ("Partial image decompression").
+"""
+
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+from PIL import features
+
+from excite.runtime.compiled import Kernels
+
+#: First bytes of a JPEG, and its last.
+START, END = b"\xff\xd8\xff", b"\xff\xd9"
+#: The oldest libjpeg-turbo whose partial decoding is exact.
+OLDEST = (3, 0)
+_DONE, _MEMORY = 0, 2
+
+
+class Header(NamedTuple):
+    """Width and height in pixels as they are stored, and whether the file may have an EXIF orientation."""
+
+    width: int
+    height: int
+    may_be_turned: bool
+
+
+class Axis(NamedTuple):
+    """What becomes of an image in one direction: pixels [start, end) become ``resized``, of which ``wanted`` from
+    number ``first`` on are kept."""
+
+    start: float
+    end: float
+    resized: int
+    first: int
+    wanted: int
+
+
+def _prepare(library: ctypes.CDLL) -> None:
+    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    library.excite_jpeg_header.argtypes = [ctypes.c_char_p, ctypes.c_int64, pointer]
+    library.excite_jpeg_part.argtypes = [
+        *(ctypes.c_char_p, ctypes.c_int64, integer, integer, pointer, pointer, integer, integer, integer, pointer)
+    ]
+    if library.excite_jpeg_bind(str(_decoder()).encode()):
+        raise RuntimeError(f"{_decoder()} has no partial decoding")
+
+
+def _decoder() -> Path:
+    """The libjpeg-turbo that Pillow uses. Raises RuntimeError if it cannot be used."""
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        raise RuntimeError("they need a 64-bit system")
+    version = features.version("libjpeg_turbo") or "0"
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+        raise RuntimeError("this Pillow was built without libjpeg-turbo 3; type: pip install --upgrade pillow")
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    # Version 8 of the library's interface (Debian has 6.2, as Pillow's own wheels) has other structs.
+    found = set(re.findall(r"(/\S*/libjpeg(?:-\w+)?\.so\.62\S*)", maps))
+    own = [path for path in found if Path(path).is_relative_to(Path(PIL.__file__).parents[1])]
+    if len(own or found) != 1:
+        raise RuntimeError("the libjpeg-turbo that Pillow uses was not found; type: pip install --upgrade pillow")
+    return Path((own or list(found))[0])
+
+
+# Weights as Pillow computes them: without fused multiplications.
+_kernels = Kernels("excite.data", "jpeg_kernels.cpp", "jpeg", ("-ffp-contract=off",), _prepare)
+available, why_not, build_seconds = _kernels.available, _kernels.why_not, _kernels.build_seconds
+
+
+@cache
+def _newer() -> bool:
+    """Pillow 13 resizes vertically first if the height shrinks by more than twice as many pixels as the width."""
+    return int(PIL.__version__.split(".")[0]) >= 13
+
+
+def header(data: bytes) -> Header | None:
+    """The header of a JPEG, from the whole file's bytes; None if only Pillow can tell, or there are no kernels."""
+    if not data.startswith(START) or not data.endswith(END) or not available():
+        return None
+    found = np.empty(3, np.int32)
+    if _kernels.library.excite_jpeg_header(data, len(data), found.ctypes.data):
+        return None
+    return Header(int(found[0]), int(found[1]), bool(found[2]))
+
+
+def part(
+    data: bytes, denominator: int, orientation: int, across: Axis, down: Axis, cubic: bool, channels: int
+) -> np.ndarray | None:
+    """A part of a JPEG with a `header`, upright and resized: uint8 (H, W, C). None if only Pillow can read it.
+
+    The interpreter's lock is not held meanwhile.
+
+    Args:
+        data: the whole file's bytes.
+        denominator: decode at 1 / 1, 2, 4 or 8 of its size.
+        orientation: of EXIF, 1 to 8.
+        across, down: in pixels of the upright image, at that size.
+        cubic: bicubic, not bilinear.
+        channels: 3 for RGB, 1 for luma.
+
+    Raises:
+        MemoryError: there is not enough memory.
+    """
+    out = np.empty((down.wanted, across.wanted, channels), np.uint8)
+    box = np.array((across.start, across.end, down.start, down.end), np.float32)
+    size_of = np.array((*across[2:], *down[2:]), np.int32)
+    settings = denominator, orientation, box.ctypes.data, size_of.ctypes.data, cubic, _newer(), channels
+    status = _kernels.library.excite_jpeg_part(data, len(data), *settings, out.ctypes.data)
+    if status == _MEMORY:
+        raise MemoryError
+    return out if status == _DONE else None

@@ -1,0 +1,463 @@
+// Decodes the part of a JPEG that a crop needs, and resizes it as Pillow does, bit for bit.
+//
+// The decoder is the libjpeg-turbo that Pillow itself uses (3.0 or newer), found at run time, so that the pixels are
+// Pillow's. No header of it is needed: `Decoder`, `Source` and `Errors` below describe the few fields used here of its
+// structs, which are part of its binary interface (version 6.2, 64 bits). libjpeg checks version and size of the struct
+// in `jpeg_CreateDecompress`; tests/data/test_jpeg.py compares every offset with `jpeglib.h`.
+//
+// Letters: W x H pixels of the result, w x h of a decoded region, 4 bytes a pixel in between (red, green, blue, unused).
+
+#include <dlfcn.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include <algorithm>
+#include <csetjmp>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+namespace {
+
+// --- libjpeg's binary interface -----------------------------------------------------------------------------------
+
+struct Errors {  // jpeg_error_mgr
+  void (*fatal)(void*);
+  void (*message)(void*, int);
+  char unused_1[24];
+  int code;
+  char unused_2[84];
+  long warnings;
+  char unused_3[32];
+};
+static_assert(sizeof(Errors) == 168);
+
+struct Component {  // jpeg_component_info
+  int id, index, across, down;
+  char unused[80];
+};
+static_assert(sizeof(Component) == 96);
+
+struct Decoder {  // jpeg_decompress_struct
+  Errors* errors;
+  char unused_1[40];
+  unsigned width, height;
+  int components, colours, wanted_colours;
+  unsigned scale, denominator;
+  char unused_2[60];
+  unsigned out_width, out_height;
+  char unused_3[24];
+  unsigned line;
+  char unused_4[124];
+  int bits;
+  char unused_5[100];
+  void* markers;
+  int most_across, most_down, block;
+  char unused_6[212];
+};
+static_assert(offsetof(Decoder, width) == 48 && offsetof(Decoder, denominator) == 72);
+static_assert(offsetof(Decoder, out_width) == 136 && offsetof(Decoder, line) == 168 && offsetof(Decoder, bits) == 296);
+static_assert(offsetof(Decoder, markers) == 400 && offsetof(Decoder, block) == 416 && sizeof(Decoder) == 632);
+
+constexpr int VERSION = 62, GREY = 1, RGB = 2, YCC = 3, RGBX = 7, EXIF_OR_XMP = 0xE1;
+
+struct Library {
+  Errors* (*errors)(Errors*);
+  void (*create)(Decoder*, int, size_t);
+  void (*destroy)(Decoder*);
+  void (*source)(Decoder*, const uint8_t*, unsigned long);
+  void (*keep)(Decoder*, int, unsigned);
+  int (*header)(Decoder*, int);
+  int (*start)(Decoder*);
+  void (*crop)(Decoder*, unsigned*, unsigned*);
+  unsigned (*skip)(Decoder*, unsigned);
+  unsigned (*read)(Decoder*, uint8_t**, unsigned);
+};
+Library lib;
+
+// A decoder that is destroyed with its scope. Errors come back through `jump`, as exceptions must not cross C code:
+// between `setjmp` and them, no object with a destructor may be created.
+struct Session {
+  Decoder decoder;
+  Errors errors;
+  jmp_buf jump;
+  bool alive = false;
+  ~Session() {
+    if (alive) lib.destroy(&decoder);
+  }
+};
+
+void fatal(void* decoder) {
+  Errors* errors = static_cast<Decoder*>(decoder)->errors;
+  auto* session = reinterpret_cast<Session*>(reinterpret_cast<char*>(errors) - offsetof(Session, errors));
+  longjmp(session->jump, 1);
+}
+
+void message(void* decoder, int level) {
+  if (level < 0) static_cast<Decoder*>(decoder)->errors->warnings++;
+}
+
+// Reads the header. False: it is damaged, or has colours that are left to Pillow.
+bool open(Session& s, const uint8_t* data, int64_t size) {
+  s.decoder.errors = lib.errors(&s.errors);
+  s.errors.fatal = fatal;
+  s.errors.message = message;
+  if (setjmp(s.jump)) return false;
+  lib.create(&s.decoder, VERSION, sizeof(Decoder));
+  s.alive = true;
+  lib.source(&s.decoder, data, static_cast<unsigned long>(size));
+  lib.keep(&s.decoder, EXIF_OR_XMP, 1);
+  if (lib.header(&s.decoder, 1) != 1 || s.decoder.bits != 8 || s.errors.warnings) return false;
+  const bool grey = s.decoder.components == 1 && s.decoder.colours == GREY;
+  return grey || (s.decoder.components == 3 && (s.decoder.colours == RGB || s.decoder.colours == YCC));
+}
+
+// --- resizing as in Pillow (libImaging/Resample.c) ----------------------------------------------------------------
+
+constexpr int BITS = 32 - 8 - 2;  // of a weight behind the point
+
+double bilinear(double x) {
+  x = std::fabs(x);
+  return x < 1.0 ? 1.0 - x : 0.0;
+}
+
+double bicubic(double x) {
+  constexpr double a = -0.5;
+  x = std::fabs(x);
+  if (x < 1.0) return ((a + 2.0) * x - (a + 3.0)) * x * x + 1;
+  return x < 2.0 ? (((x - 5) * x + 8) * x - 4) * a : 0.0;
+}
+
+// What each pixel of the result takes from which pixels of the image, in one direction.
+struct Taps {
+  int size = 0;                 // weights a pixel
+  std::vector<int> first, count;
+  std::vector<int32_t> weights;
+
+  // Of the `resized` pixels that [from, to) of the image becomes, `wanted` from number `skipped` on.
+  Taps(int length, float from, float to, int resized, int skipped, int wanted, bool cubic) : first(wanted), count(wanted) {
+    const double scale = static_cast<double>(to - from) / resized, stretch = std::max(scale, 1.0);
+    const double support = (cubic ? 2.0 : 1.0) * stretch, inverse = 1.0 / stretch;
+    size = static_cast<int>(std::ceil(support)) * 2 + 1;
+    weights.assign(static_cast<size_t>(size) * wanted, 0);
+    std::vector<double> k(size);
+    for (int i = 0; i < wanted; i++) {
+      const double centre = from + (i + skipped + 0.5) * scale;
+      const int low = std::max(static_cast<int>(centre - support + 0.5), 0);
+      const int n = std::min(static_cast<int>(centre + support + 0.5), length) - low;
+      double sum = 0.0;
+      for (int x = 0; x < n; x++) {
+        const double at = (x + low - centre + 0.5) * inverse;
+        k[x] = cubic ? bicubic(at) : bilinear(at);
+        sum += k[x];
+      }
+      for (int x = 0; x < n; x++) {
+        const double w = (sum != 0.0 ? k[x] / sum : k[x]) * (1 << BITS);
+        weights[static_cast<size_t>(i) * size + x] = static_cast<int32_t>(w < 0 ? w - 0.5 : w + 0.5);
+      }
+      first[i] = low;
+      count[i] = n;
+    }
+  }
+  int start() const { return first.front(); }
+  int end() const { return first.back() + count.back(); }
+};
+
+// Sixteen sums, of four pixels. GCC spreads its own vectors of this length over many instructions.
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+struct Sums {
+  __m512i v;
+  static Sums half() { return {_mm512_set1_epi32(1 << (BITS - 1))}; }
+  void add(const uint8_t* p, int32_t k) {
+    const __m512i pixels = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    v = _mm512_add_epi32(v, _mm512_mullo_epi32(pixels, _mm512_set1_epi32(k)));
+  }
+  __m128i done() const {
+    return _mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_srai_epi32(v, BITS), _mm512_setzero_si512()));
+  }
+  void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), done()); }
+};
+#elif defined(__AVX2__)
+struct Sums {
+  __m256i low, high;
+  static Sums half() { return {_mm256_set1_epi32(1 << (BITS - 1)), _mm256_set1_epi32(1 << (BITS - 1))}; }
+  void add(const uint8_t* p, int32_t k) {
+    const __m128i pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i weight = _mm256_set1_epi32(k);
+    low = _mm256_add_epi32(low, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(pixels), weight));
+    high = _mm256_add_epi32(high, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_srli_si128(pixels, 8)), weight));
+  }
+  void store(uint8_t* p) const {
+    const __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(low, BITS), _mm256_srai_epi32(high, BITS));
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)));
+  }
+};
+#else
+struct Sums {
+  int32_t v[16];
+  static Sums half() {
+    Sums sums;
+    for (int32_t& each : sums.v) each = 1 << (BITS - 1);
+    return sums;
+  }
+  void add(const uint8_t* p, int32_t k) {
+    for (int i = 0; i < 16; i++) v[i] += p[i] * k;
+  }
+  void store(uint8_t* p) const {
+    for (int i = 0; i < 16; i++) p[i] = static_cast<uint8_t>(std::min(std::max(v[i] >> BITS, 0), 255));
+  }
+};
+#endif
+
+inline int groups(int rows) { return (rows + 3) / 4; }
+
+// Bytes from row to row of w pixels: a multiple of 16.
+inline size_t stride_of(int w) { return (static_cast<size_t>(w) + 3) / 4 * 16; }
+
+// Rows of pixels that lie one after the other, with room for whole groups of four.
+struct Rows {
+  std::vector<uint8_t> bytes;
+  int w = 0, h = 0;
+  void shape(int width, int height) {
+    w = width, h = height;
+    bytes.resize(stride_of(w) * groups(h) * 4);
+  }
+  uint8_t* row(int y) { return bytes.data() + stride_of(w) * y; }
+};
+
+// Rows -> groups of rows.
+void group(Rows& in, std::vector<uint8_t>& out) {
+  out.resize(in.bytes.size());
+  for (int y = 0; y < groups(in.h) * 4; y += 4) {
+    const uint8_t *a = in.row(y), *b = in.row(y + 1), *c = in.row(y + 2), *d = in.row(y + 3);
+    uint8_t* __restrict to = out.data() + static_cast<size_t>(y) * stride_of(in.w);
+    for (int x = 0; x < in.w; x++) {
+      std::memcpy(to + 16 * x, a + 4 * x, 4);
+      std::memcpy(to + 16 * x + 4, b + 4 * x, 4);
+      std::memcpy(to + 16 * x + 8, c + 4 * x, 4);
+      std::memcpy(to + 16 * x + 12, d + 4 * x, 4);
+    }
+  }
+}
+
+// Rows that begin at column `left` of the image -> rows of W pixels.
+void across(Rows& rows, int left, const Taps& taps, std::vector<uint8_t>& grouped, Rows& result) {
+  group(rows, grouped);
+  const int wanted = static_cast<int>(taps.first.size());
+  result.shape(wanted, rows.h);
+  const size_t stride = stride_of(wanted);
+  for (int y = 0; y < groups(rows.h) * 4; y += 4) {
+    const uint8_t* columns = grouped.data() + static_cast<size_t>(y) * stride_of(rows.w);
+    uint8_t* to = result.row(y);
+    for (int i = 0; i < wanted; i++) {
+      const int32_t* k = &taps.weights[static_cast<size_t>(i) * taps.size];
+      const uint8_t* column = columns + static_cast<size_t>(taps.first[i] - left) * 16;
+      Sums sums = Sums::half();
+      for (int x = 0; x < taps.count[i]; x++) sums.add(column + 16 * x, k[x]);
+      alignas(16) uint8_t done[16];
+      sums.store(done);
+      for (int r = 0; r < 4; r++) std::memcpy(to + r * stride + 4 * i, done + 4 * r, 4);
+    }
+  }
+}
+
+// Rows that begin at row `top` of the image -> H rows of as many pixels.
+void down(Rows& rows, int top, const Taps& taps, Rows& result) {
+  result.shape(rows.w, static_cast<int>(taps.first.size()));
+  const size_t bytes = stride_of(rows.w);
+  for (size_t i = 0; i < taps.first.size(); i++) {
+    const int32_t* k = &taps.weights[i * taps.size];
+    const uint8_t* row = rows.row(taps.first[i] - top);
+    uint8_t* to = result.row(static_cast<int>(i));
+    size_t j = 0;
+    for (; j + 64 <= bytes; j += 64) {
+      Sums a = Sums::half(), b = a, c = a, d = a;
+      for (int x = 0; x < taps.count[i]; x++) {
+        const uint8_t* p = row + x * bytes + j;
+        a.add(p, k[x]);
+        b.add(p + 16, k[x]);
+        c.add(p + 32, k[x]);
+        d.add(p + 48, k[x]);
+      }
+      a.store(to + j);
+      b.store(to + j + 16);
+      c.store(to + j + 32);
+      d.store(to + j + 48);
+    }
+    for (; j < bytes; j += 16) {
+      Sums a = Sums::half();
+      for (int x = 0; x < taps.count[i]; x++) a.add(row + x * bytes + j, k[x]);
+      a.store(to + j);
+    }
+  }
+}
+
+// Memory that a thread keeps from image to image.
+struct Room {
+  Rows region, turned, between, resized;
+  std::vector<uint8_t> line, grouped;
+};
+
+// --- regions ------------------------------------------------------------------------------------------------------
+
+struct Region {
+  int left, top, right, bottom;
+};
+
+// Decodes these pixels into `room.region`, 4 bytes each. A wider part is read where the chroma of the pixels at the
+// edges depends on neighbours.
+bool decode(Session& s, const Region& want, Room& room) {
+  const int w = want.right - want.left;
+  int top = 0, height = 0;
+  if (setjmp(s.jump)) return false;
+  if (lib.start(&s.decoder) != 1) return false;
+  const int width = static_cast<int>(s.decoder.out_width), tall = static_cast<int>(s.decoder.out_height);
+  if (want.right > width || want.bottom > tall) return false;
+  const bool plain = s.decoder.most_across == 1 && s.decoder.most_down == 1;
+  const int margin = plain ? 0 : s.decoder.most_across * s.decoder.block;
+  unsigned first = static_cast<unsigned>(std::max(want.left - margin, 0));
+  unsigned columns = static_cast<unsigned>(std::min(want.right + margin, width)) - first;
+  if (columns < static_cast<unsigned>(width)) lib.crop(&s.decoder, &first, &columns);
+  else first = 0;
+  top = want.top;
+  height = want.bottom - want.top;
+  room.region.shape(w, height);
+  room.line.resize(static_cast<size_t>(s.decoder.out_width) * 4);
+  if (top && lib.skip(&s.decoder, static_cast<unsigned>(top)) != static_cast<unsigned>(top)) return false;
+  for (int y = 0; y < height; y++) {
+    uint8_t* line = room.line.data();
+    if (lib.read(&s.decoder, &line, 1) != 1) return false;
+    std::memcpy(room.region.row(y), line + (want.left - static_cast<int>(first)) * 4, static_cast<size_t>(w) * 4);
+  }
+  return s.errors.warnings == 0;
+}
+
+// EXIF orientations: whether rows are columns, and which sides are swapped, of the stored image.
+struct Turn {
+  bool transposed, mirrored, upside_down;
+};
+constexpr Turn TURNS[9] = {{0, 0, 0}, {0, 0, 0}, {0, 1, 0}, {0, 1, 1}, {0, 0, 1}, {1, 0, 0}, {1, 0, 1}, {1, 1, 1}, {1, 1, 0}};
+
+// The part of the stored image that holds these upright pixels; `width` x `height` is the size of the stored image.
+Region stored(const Region& up, const Turn& turn, int width, int height) {
+  Region r = turn.transposed ? Region{up.top, up.left, up.bottom, up.right} : up;
+  if (turn.mirrored) r = Region{width - r.right, r.top, width - r.left, r.bottom};
+  if (turn.upside_down) r = Region{r.left, height - r.bottom, r.right, height - r.top};
+  return r;
+}
+
+// Stored pixels -> upright.
+void turn_up(Rows& in, const Turn& turn, Rows& out) {
+  out.shape(turn.transposed ? in.h : in.w, turn.transposed ? in.w : in.h);
+  for (int y = 0; y < out.h; y++)
+    for (int x = 0; x < out.w; x++) {
+      const int across = turn.transposed ? y : x, along = turn.transposed ? x : y;
+      const int from_x = turn.mirrored ? in.w - 1 - across : across, from_y = turn.upside_down ? in.h - 1 - along : along;
+      std::memcpy(out.row(y) + 4 * x, in.row(from_y) + 4 * from_x, 4);
+    }
+}
+
+// RGB -> luma as in Pillow (ITU-R 601), in place, in the first of the 4 bytes.
+void to_luma(Rows& rows) {
+  for (size_t i = 0; i < rows.bytes.size(); i += 4) {
+    uint8_t* p = &rows.bytes[i];
+    p[0] = static_cast<uint8_t>((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16);
+  }
+}
+
+void pack(Rows& in, int channels, uint8_t* out) {
+  for (int y = 0; y < in.h; y++) {
+    const uint8_t* p = in.row(y);
+    for (int x = 0; x < in.w; x++, p += 4, out += channels)
+      for (int c = 0; c < channels; c++) out[c] = p[c];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Finds the functions in a library that is loaded from `path`. 0: found; 1: no library; 2: one lacks.
+int excite_jpeg_bind(const char* path) {
+  void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return 1;
+  const struct {
+    void** to;
+    const char* name;
+  } functions[] = {
+      {reinterpret_cast<void**>(&lib.errors), "jpeg_std_error"},
+      {reinterpret_cast<void**>(&lib.create), "jpeg_CreateDecompress"},
+      {reinterpret_cast<void**>(&lib.destroy), "jpeg_destroy_decompress"},
+      {reinterpret_cast<void**>(&lib.source), "jpeg_mem_src"},
+      {reinterpret_cast<void**>(&lib.keep), "jpeg_save_markers"},
+      {reinterpret_cast<void**>(&lib.header), "jpeg_read_header"},
+      {reinterpret_cast<void**>(&lib.start), "jpeg_start_decompress"},
+      {reinterpret_cast<void**>(&lib.crop), "jpeg_crop_scanline"},
+      {reinterpret_cast<void**>(&lib.skip), "jpeg_skip_scanlines"},
+      {reinterpret_cast<void**>(&lib.read), "jpeg_read_scanlines"},
+  };
+  for (const auto& each : functions)
+    if (!(*each.to = dlsym(handle, each.name))) return 2;
+  return 0;
+}
+
+// Width, height (as stored) and whether there may be an EXIF orientation. 0: read; 1: leave this file to Pillow.
+int excite_jpeg_header(const uint8_t* data, int64_t size, int32_t* out) {
+  Session s;
+  if (!open(s, data, size)) return 1;
+  out[0] = static_cast<int32_t>(s.decoder.width);
+  out[1] = static_cast<int32_t>(s.decoder.height);
+  out[2] = s.decoder.markers != nullptr;
+  return 0;
+}
+
+// A part of an image, upright and resized: uint8 (H, W, channels).
+//
+// box: left, right, top, bottom in pixels of the upright image, decoded at 1 / denominator of its size.
+// size_of: how many columns the box becomes, the first that is wanted, W; the same for rows, H.
+// 0: done; 1: leave this file to Pillow; 2: not enough memory.
+int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int orientation, const float* box,
+                     const int32_t* size_of, int cubic, int newer, int channels, uint8_t* out) try {
+  static thread_local Room room;
+  Session s;
+  if (!open(s, data, size)) return 1;
+  s.decoder.wanted_colours = RGBX;
+  s.decoder.scale = 1;
+  s.decoder.denominator = static_cast<unsigned>(denominator);
+  const Turn turn = TURNS[orientation];
+  const int stored_w = static_cast<int>((s.decoder.width + denominator - 1) / denominator);
+  const int stored_h = static_cast<int>((s.decoder.height + denominator - 1) / denominator);
+  const int w = turn.transposed ? stored_h : stored_w, h = turn.transposed ? stored_w : stored_h;
+  const int width = size_of[0], height = size_of[3];
+  const Taps x(w, box[0], box[1], width, size_of[1], size_of[2], cubic);
+  const Taps y(h, box[2], box[3], height, size_of[4], size_of[5], cubic);
+  const Region up{x.start(), y.start(), x.end(), y.end()};
+  const Region part = stored(up, turn, stored_w, stored_h);
+  if (!decode(s, part, room)) return 1;
+  Rows* pixels = &room.region;
+  if (orientation > 1) {
+    turn_up(room.region, turn, room.turned);
+    pixels = &room.turned;
+  }
+  if (channels == 1) to_luma(*pixels);
+  // Pillow 13 starts vertically if the height shrinks by more than twice as many pixels as the width.
+  if (newer && h > height && h - height > 2 * (w - width)) {
+    down(*pixels, up.top, y, room.between);
+    across(room.between, up.left, x, room.grouped, room.resized);
+  } else {
+    across(*pixels, up.left, x, room.grouped, room.between);
+    down(room.between, up.top, y, room.resized);
+  }
+  pack(room.resized, channels, out);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 2;
+}
+
+}  // extern "C"

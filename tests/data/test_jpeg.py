@@ -1,0 +1,254 @@
+"""Partial decoding of JPEGs: the same pixels as Pillow's, whole decode and resize, or left to Pillow."""
+
+import io
+import shutil
+import subprocess
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from excite.data import jpeg
+from excite.data.decode import (
+    FILTERS,
+    BadImageError,
+    Jpeg,
+    box_ratio,
+    eval_transform,
+    load_image,
+    open_picture,
+    random_boxes,
+    random_resized_crop,
+    reading,
+)
+from excite.data.views import with_margin
+
+pytestmark = pytest.mark.skipif(not jpeg.available(), reason=f"no kernels for JPEG: {jpeg.why_not()}")
+
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]
+
+
+def picture(width, height, seed=0, noise=25):
+    """Smooth colours with noise and edges: every coefficient, and chroma that differs from pixel to pixel."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / a + y / b) for a, b in ((9, 30), (25, -14), (-17, 11))]
+    pixels = 128 + 90 * np.stack(waves, 2) + rng.normal(0, noise, (height, width, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def saved(image, **options):
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def opened(data, in_chans=3) -> Jpeg:
+    found = open_picture(data, in_chans)
+    assert isinstance(found, Jpeg)
+    return found
+
+
+def boxes(image, count, size, seed=0):
+    rng = np.random.default_rng(seed)
+    found = random_boxes(rng, count, image.height, image.width, SCALE, box_ratio(RATIO, size)).tolist()
+    edges = [[0, 0, image.width, image.height], [image.width - 1, image.height - 1, 1, 1], [0, 0, 1, 1]]
+    return found if count == 1 else found + edges
+
+
+def assert_equals_pillow(data, count, sizes=((32, 32),), in_chans=3, fits=("crop", "letterbox", "stretch")):
+    """Crops decoded at their full size, and evaluation, from the kernels and from Pillow."""
+    image, whole = opened(data, in_chans), load_image(data, "RGB" if in_chans == 3 else "L")
+    assert image.by_kernel
+    assert (image.width, image.height) == whole.size
+    for size in sizes:
+        for number, (left, top, width, height) in enumerate(boxes(image, count, size)):
+            if width >= 2 * size[1] and height >= 2 * size[0]:
+                width, height = min(width, 2 * size[1] - 1), min(height, 2 * size[0] - 1)
+            kind = ("bilinear", "bicubic")[number % 2]
+            got = image.cropped((left, top, width, height), size, kind)
+            want = whole.resize(size[::-1], FILTERS[kind], box=(left, top, left + width, top + height))
+            assert np.array_equal(got.squeeze(), np.asarray(want)), (image.width, left, top, width, height)
+        for fit in fits:
+            for change in (eval_transform, with_margin):
+                got, want = (change(each, size, 0.875, "bicubic", fit) for each in (image, whole))
+                assert np.array_equal(got, want), (change, fit, size)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0", "4:1:1", "grey"])
+def test_the_pixels_are_those_of_pillow(subsampling, progressive):
+    for width, height in ((97, 61), (64, 48), (33, 150), (16, 16), (7, 5), (1, 1), (301, 40)):
+        image = picture(width, height)
+        options = {"quality": 83, "progressive": progressive}
+        if subsampling == "grey":
+            image = image.convert("L")
+        else:
+            options["subsampling"] = subsampling
+        data = saved(image, **options)
+        assert_equals_pillow(data, 8, ((24, 24), (17, 40)))
+        assert_equals_pillow(data, 2, ((16, 16),), in_chans=1)
+
+
+def test_restart_markers_rgb_without_a_transform_and_large_factors():
+    image = picture(150, 110)
+    assert_equals_pillow(saved(image, restart_marker_blocks=3), 8)
+    assert_equals_pillow(saved(image, keep_rgb=True), 8)
+    assert_equals_pillow(saved(image, quality=100, subsampling=0), 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_images(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for width, height in ((90, 61), (61, 90)):
+        data = saved(picture(width, height), exif=exif, quality=90)
+        assert_equals_pillow(data, 6)
+        assert opened(data).orientation == orientation
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
+def test_large_boxes_are_decoded_smaller_with_and_without_kernels_alike(orientation, options, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(1215, 903, noise=0)
+    data = saved(image, exif=exif, quality=95, **options)
+    fast, whole = opened(data), load_image(data)
+    slow = replace(fast, by_kernel=False)
+    asked = []
+    monkeypatch.setattr(Jpeg, "whole", lambda self, d=1, own=Jpeg.whole: asked.append(d) or own(self, d))
+    cases = {1: (10, 20, 47, 300), 2: (31, 5, 301, 48), 4: (5, 3, 127, 96), 8: (11, 17, 700, 600)}
+    for denominator, box in cases.items():
+        left, top, width, height = box
+        for kind in ("bilinear", "bicubic"):
+            got = fast.cropped(box, (24, 24), kind)
+            assert not asked
+            assert np.array_equal(got, slow.cropped(box, (24, 24), kind))
+            assert asked.pop() == denominator
+            full = whole.resize((24, 24), FILTERS[kind], box=(left, top, left + width, top + height))
+            assert np.abs(got.astype(int) - np.asarray(full)).mean() < 1.2
+
+
+def test_a_crop_is_drawn_before_anything_is_decoded():
+    """The box depends on the generator and on the size in the header alone."""
+    data = saved(picture(150, 110))
+    whole = load_image(data)
+    for seed in range(5):
+        both = [
+            random_resized_crop(each, np.random.default_rng(seed), SCALE, RATIO, 96, "bicubic")
+            for each in (opened(data), whole)
+        ]
+        assert np.array_equal(*both)
+
+
+def test_what_may_differ_is_left_to_pillow():
+    image = picture(60, 40)
+    data = saved(image)
+    assert opened(data).by_kernel
+    left = {
+        "CMYK": saved(image.convert("CMYK")),
+        "bytes after the end": data + b"\0",
+        "no end": data[:-2],
+    }
+    for what, each in left.items():
+        assert jpeg.header(each) is None, what
+        assert not opened(each).by_kernel
+    assert np.array_equal(
+        eval_transform(opened(left["CMYK"]), 32, 0.875, "bicubic"),
+        eval_transform(load_image(left["CMYK"]), 32, 0.875, "bicubic"),
+    )
+    with pytest.raises(BadImageError, match="truncated"), reading(left["no end"]):
+        eval_transform(opened(data[: len(data) // 2]), 32, 0.875, "bicubic")
+    with pytest.raises(BadImageError, match="it has 60 x 40 pixels, more than max_pixels = 2399"):
+        open_picture(data, 3, max_pixels=2399)
+
+
+def test_damage_is_judged_as_without_kernels():
+    """Bytes are changed anywhere: an image is refused with and without kernels, or has the same pixels with both."""
+    data = saved(picture(120, 90), quality=70)
+    rng = np.random.default_rng(0)
+    refused = kept = 0
+    for _ in range(400):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        at = rng.integers(0, len(data), rng.integers(1, 4))
+        damaged[at] = rng.integers(0, 256, len(at))
+        results = [outcome(damaged.tobytes(), by_kernel) for by_kernel in (True, False)]
+        assert np.array_equal(*results), at
+        refused, kept = refused + (results[0] is None), kept + (results[0] is not None)
+    assert refused > 20
+    assert kept > 100
+
+
+def outcome(data, by_kernel):
+    try:
+        with reading(data):
+            image = open_picture(data, 3)
+            if isinstance(image, Jpeg):
+                image = replace(image, by_kernel=image.by_kernel and by_kernel)
+            return eval_transform(image, 64, 1.0, "bilinear")
+    except BadImageError:
+        return None
+
+
+def test_every_photograph_at_hand(real_data):
+    with tarfile.open(real_data / "imagenet_sample.tar") as tar:
+        files = [tar.extractfile(each).read() for each in tar if each.name.lower().endswith((".jpeg", ".jpg"))]
+    assert len(files) == 200
+    left = 0
+    for number, data in enumerate(files):
+        if opened(data).by_kernel:
+            assert_equals_pillow(data, 1, ((224, 224),), fits=() if number % 5 else ("crop",))
+        else:
+            left += 1
+    assert left <= 2
+
+
+def test_the_layout_of_libjpegs_structs(tmp_path):
+    """Every field that the kernels use is where ``jpeglib.h`` has it."""
+    compiler = shutil.which("g++")
+    if compiler is None or not Path("/usr/include/jpeglib.h").exists():
+        pytest.skip("needs g++ and jpeglib.h; type: apt install g++ libjpeg-dev")
+    fields = {
+        "errors": "err",
+        "width": "image_width",
+        "height": "image_height",
+        "components": "num_components",
+        "colours": "jpeg_color_space",
+        "wanted_colours": "out_color_space",
+        "scale": "scale_num",
+        "denominator": "scale_denom",
+        "out_width": "output_width",
+        "out_height": "output_height",
+        "line": "output_scanline",
+        "bits": "data_precision",
+        "markers": "marker_list",
+        "most_across": "max_h_samp_factor",
+        "most_down": "max_v_samp_factor",
+        "block": "min_DCT_scaled_size",
+    }
+    errors = {"fatal": "error_exit", "message": "emit_message", "code": "msg_code", "warnings": "num_warnings"}
+    source = (Path(jpeg.__file__).parent / "jpeg_kernels.cpp").read_text()
+    structs = source[source.index("struct Errors") : source.index("constexpr int VERSION")]
+    constants = {"GREY": "JCS_GRAYSCALE", "RGB": "JCS_RGB", "YCC": "JCS_YCbCr", "RGBX": "JCS_EXT_RGBX"}
+    checks = [
+        f"static_assert(offsetof(Decoder, {a}) == offsetof(jpeg_decompress_struct, {b}));" for a, b in fields.items()
+    ]
+    checks += [f"static_assert(offsetof(Errors, {a}) == offsetof(jpeg_error_mgr, {b}));" for a, b in errors.items()]
+    checks += [
+        f"static_assert(sizeof({a}) == sizeof({b}));"
+        for a, b in (("Decoder", "jpeg_decompress_struct"), ("Errors", "jpeg_error_mgr"))
+    ]
+    numbers = source[source.index("constexpr int VERSION") :].split(";")[0]
+    checks += [f"static_assert(own::{a} == {b});" for a, b in constants.items()]
+    checks += ["static_assert(own::VERSION == JPEG_LIB_VERSION);", "static_assert(own::EXIF_OR_XMP == JPEG_APP0 + 1);"]
+    code = tmp_path / "layout.cpp"
+    code.write_text(
+        "#include <cstddef>\n#include <cstdio>\n#include <cstdint>\n#include <jpeglib.h>\n"
+        f"{structs}\nnamespace own {{ {numbers}; }}\n" + "\n".join(checks)
+    )
+    done = subprocess.run([compiler, "-std=c++17", "-fsyntax-only", str(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
