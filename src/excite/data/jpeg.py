@@ -94,7 +94,14 @@ def header(data: bytes) -> Header | None:
 
 
 def part(
-    data: bytes, denominator: int, orientation: int, across: Axis, down: Axis, cubic: bool, channels: int
+    data: bytes,
+    denominator: int,
+    orientation: int,
+    across: Axis,
+    down: Axis,
+    cubic: bool,
+    channels: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """A part of a JPEG with a `header`, upright and resized: uint8 (H, W, C). None if only Pillow can read it.
 
@@ -107,11 +114,15 @@ def part(
         across, down: in pixels of the upright image, at that size.
         cubic: bicubic, not bilinear.
         channels: 3 for RGB, 1 for luma.
+        out: where to put it, contiguous; a new array by default.
 
     Raises:
         MemoryError: there is not enough memory.
     """
-    out = np.empty((down.wanted, across.wanted, channels), np.uint8)
+    if out is None:
+        out = np.empty((down.wanted, across.wanted, channels), np.uint8)
+    assert out.flags.c_contiguous
+    assert (out.dtype, *out.shape) == (np.uint8, down.wanted, across.wanted, channels)
     box = np.array((across.start, across.end, down.start, down.end), np.float32)
     size_of = np.array((*across[2:], *down[2:]), np.int32)
     settings = denominator, orientation, box.ctypes.data, size_of.ctypes.data, cubic, _newer(), channels

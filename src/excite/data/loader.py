@@ -141,7 +141,10 @@ class FileDecoder(Dataset[Decoded]):
                 candidate %= len(self.files)
                 try:
                     with self.beats.reading(candidate):
-                        pixels[len(used)] = self._decode(candidate, index, request.epoch)
+                        place = pixels[len(used)]
+                        done = self._decode(candidate, index, request.epoch, place)
+                        if done is not place:
+                            place[:] = done
                     used.append(candidate)
                     break
                 except BadImageError as error:
@@ -157,7 +160,8 @@ class FileDecoder(Dataset[Decoded]):
         labels = label_tensor(self.files.labels, used)
         return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
 
-    def _decode(self, index: int, asked: int, epoch: int) -> np.ndarray:
+    def _decode(self, index: int, asked: int, epoch: int, out: np.ndarray) -> np.ndarray:
+        """The pixels of an image, perhaps in `out`."""
         data, augment = self.data, self.augment
         path, white = self.files.source(index), self.files.white
         with reading(path):
@@ -167,7 +171,7 @@ class FileDecoder(Dataset[Decoded]):
                 return fit(image, self.size, data.crop_pct, data.interpolation, data.fit)
             image = open_picture(path, data.in_chans, data.max_pixels, white)
             rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
-            return random_resized_crop(image, rng, augment.scale, augment.ratio, self.size, data.interpolation)
+            return random_resized_crop(image, rng, augment.scale, augment.ratio, self.size, data.interpolation, out)
 
 
 class _Plan(Sampler[Request]):

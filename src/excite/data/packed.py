@@ -205,6 +205,25 @@ def open_bytes(source: Bytes) -> BinaryIO:
     return source.open() if isinstance(source, Member) else Bounded(io.FileIO(source))
 
 
+def whole_if(source: str | os.PathLike[str], start: bytes) -> bytes | None:
+    """All bytes of an image that begins with these, None of another. Raises as :func:`open_bytes` does.
+
+    In one piece: a large one is not copied from a buffer.
+    """
+    if not isinstance(source, Member):
+        with io.FileIO(source) as file:
+            if file.read(len(start)) != start:
+                return None
+            file.seek(0)
+            return file.readall()
+    if source.kind == PLAIN:
+        found = read_at(source.file, source.offset, len(start)) == start
+        return read_at(source.file, source.offset, source.length) if found else None
+    with source.open() as file:
+        data = file.read()
+    return data if data.startswith(start) else None
+
+
 @dataclass(frozen=True)
 class Packed:
     """Where N images inside larger files are: all arrays (N,).
