@@ -214,6 +214,9 @@ def test_the_layout_of_libjpegs_structs(tmp_path):
         pytest.skip("needs g++ and jpeglib.h; type: apt install g++ libjpeg-dev")
     fields = {
         "errors": "err",
+        "source": "src",
+        "progressive": "progressive_mode",
+        "known": "coef_bits",
         "width": "image_width",
         "height": "image_height",
         "components": "num_components",
@@ -238,6 +241,7 @@ def test_the_layout_of_libjpegs_structs(tmp_path):
         f"static_assert(offsetof(Decoder, {a}) == offsetof(jpeg_decompress_struct, {b}));" for a, b in fields.items()
     ]
     checks += [f"static_assert(offsetof(Errors, {a}) == offsetof(jpeg_error_mgr, {b}));" for a, b in errors.items()]
+    checks += ["static_assert(offsetof(Source, left) == offsetof(jpeg_source_mgr, bytes_in_buffer));"]
     checks += [
         f"static_assert(sizeof({a}) == sizeof({b}));"
         for a, b in (("Decoder", "jpeg_decompress_struct"), ("Errors", "jpeg_error_mgr"))

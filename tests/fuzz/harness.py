@@ -32,6 +32,7 @@ from typing import Any
 import pytest
 import torch
 
+from excite.data import jpeg
 from excite.errors import ExciteError
 from tests.bounded import bounded
 
@@ -221,6 +222,7 @@ class Surface:
             expected: the errors that bad input may end in; each must be one sentence.
         """
         torch.ones(1000).sum()  # what PyTorch sets aside once
+        jpeg.available()  # which builds them
         KEPT.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
         running = KEPT / f"{self.name}.running"  # where the interpreter itself ends, this says in which case

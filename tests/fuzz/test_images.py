@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ import tifffile
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from excite.data.decode import BadImageError, check_image, largest_value, load_image
+from excite.data.decode import (
+    BadImageError,
+    Jpeg,
+    check_image,
+    largest_value,
+    load_image,
+    open_picture,
+    random_resized_crop,
+    reading,
+)
 from excite.data.formats import FORMATS, open_image
 from excite.data.preprocessing import Preprocessing
 
@@ -140,6 +150,47 @@ def check(case: Case, ending: str, content: bytes) -> None:
         assert pixels.shape == (channels, SIZE, SIZE)
         assert pixels.dtype is torch.uint8
     load_image(source, "L", MOST_PIXELS, enough=4)
+
+
+def jpegs() -> list[bytes]:
+    """JPEGs with every kind of chroma, coefficients of one scan or of several, turned ones, with restarts."""
+    made, exif = [], Image.Exif()
+    exif[0x0112] = 6
+    for side in (20, 150):
+        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 2}, {"exif": exif}, {"keep_rgb": True}):
+            for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1"):
+                if "keep_rgb" not in options or subsampling == "4:4:4":
+                    made.append(_saved(_pixels("RGB", side), "JPEG", subsampling=subsampling, **options))
+        made += [_saved(_pixels(mode, side), "JPEG") for mode in ("L", "CMYK")]
+    return made
+
+
+def _crop(source: bytes, seed: int, size: int, by_kernel: bool) -> np.ndarray | None:
+    """A random crop, by the kernels or by Pillow; None if it cannot be read."""
+    with suppress(BadImageError), reading(source):
+        image = open_picture(source, 3, MOST_PIXELS)
+        if isinstance(image, Jpeg) and not by_kernel:
+            image = replace(image, by_kernel=False)
+        return random_resized_crop(image, np.random.default_rng(seed), (0.05, 1.0), (0.5, 2.0), size, "bicubic")
+    return None
+
+
+def test_parts_of_jpegs():
+    """Refused with and without the kernels, or the same pixels."""
+    made = jpegs()
+
+    def one(case: Case) -> None:
+        damaged = mutated(case.rng, case.rng.choice(made), made, head=700)
+        seed, size = case.rng.randrange(1000), case.rng.choice((8, 20, 60))
+        got, want = (_crop(damaged, seed, size, by_kernel) for by_kernel in (True, False))
+        assert (got is None) == (want is None)
+        if got is None:
+            raise BadImageError("image", "refused both ways")
+        assert np.array_equal(got, want)
+
+    surface = Surface("parts of JPEGs", seconds=10, megabytes=256)
+    surface.run(one, test="test_images.py::test_parts_of_jpegs", expected=(BadImageError,))
+    assert surface.refused < surface.cases
 
 
 def bands() -> list[bytes]:

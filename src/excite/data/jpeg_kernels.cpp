@@ -42,9 +42,15 @@ struct Component {  // jpeg_component_info
 };
 static_assert(sizeof(Component) == 96);
 
+struct Source {  // jpeg_source_mgr
+  const uint8_t* next;
+  size_t left;
+};
+
 struct Decoder {  // jpeg_decompress_struct
   Errors* errors;
-  char unused_1[40];
+  char unused_1[32];
+  Source* source;
   unsigned width, height;
   int components, colours, wanted_colours;
   unsigned scale, denominator;
@@ -52,15 +58,21 @@ struct Decoder {  // jpeg_decompress_struct
   unsigned out_width, out_height;
   char unused_3[24];
   unsigned line;
-  char unused_4[124];
+  char unused_4[20];
+  int (*known)[64];
+  char unused_8[96];
   int bits;
-  char unused_5[100];
+  char unused_5[12];
+  int progressive;
+  char unused_6[84];
   void* markers;
   int most_across, most_down, block;
-  char unused_6[212];
+  char unused_7[212];
 };
 static_assert(offsetof(Decoder, width) == 48 && offsetof(Decoder, denominator) == 72);
 static_assert(offsetof(Decoder, out_width) == 136 && offsetof(Decoder, line) == 168 && offsetof(Decoder, bits) == 296);
+static_assert(offsetof(Decoder, known) == 192 && offsetof(Decoder, source) == 40);
+static_assert(offsetof(Decoder, progressive) == 312);
 static_assert(offsetof(Decoder, markers) == 400 && offsetof(Decoder, block) == 416 && sizeof(Decoder) == 632);
 
 constexpr int VERSION = 62, GREY = 1, RGB = 2, YCC = 3, RGBX = 7, EXIF_OR_XMP = 0xE1;
@@ -116,6 +128,31 @@ bool open(Session& s, const uint8_t* data, int64_t size) {
   return grey || (s.decoder.components == 3 && (s.decoder.colours == RGB || s.decoder.colours == YCC));
 }
 
+// Whether the pixels' code goes on to the end of the file, with no marker in it but restarts. Others may be errors below
+// the part that is decoded, which Pillow would notice. Progressive files are read to their end anyway.
+bool undisturbed(const Decoder& decoder) {
+  if (decoder.progressive) return true;
+  const uint8_t *at = decoder.source->next, *end = at + decoder.source->left;
+  while ((at = static_cast<const uint8_t*>(std::memchr(at, 0xFF, static_cast<size_t>(end - at))))) {
+    if (end - at < 2) return false;
+    const uint8_t kind = at[1];
+    if (kind == 0xD9) return end - at == 2;
+    if (kind != 0 && kind != 0xFF && (kind < 0xD0 || kind > 0xD7)) return false;
+    at += kind == 0xFF ? 1 : 2;  // any number of 0xFF may come before a marker
+  }
+  return false;
+}
+
+// Whether all coefficients of a progressive file are known once it has been read. Otherwise libjpeg smooths the pixels
+// across blocks, also those that are not decoded here.
+bool complete(const Decoder& decoder) {
+  if (!decoder.progressive) return true;
+  for (int c = 0; c < decoder.components; c++)
+    for (int i = 0; i < 64; i++)
+      if (decoder.known[c][i] != 0) return false;
+  return true;
+}
+
 // --- resizing as in Pillow (libImaging/Resample.c) ----------------------------------------------------------------
 
 constexpr int BITS = 32 - 8 - 2;  // of a weight behind the point
@@ -163,6 +200,7 @@ struct Taps {
       count[i] = n;
     }
   }
+  int wanted() const { return static_cast<int>(first.size()); }
   int start() const { return first.front(); }
   int end() const { return first.back() + count.back(); }
 };
@@ -246,15 +284,14 @@ void group(Rows& in, std::vector<uint8_t>& out) {
   }
 }
 
-// Rows that begin at column `left` of the image -> rows of W pixels.
-void across(Rows& rows, int left, const Taps& taps, std::vector<uint8_t>& grouped, Rows& result) {
+// Rows that begin at column `left` of the image -> rows of W pixels, in whole groups.
+void across(Rows& rows, int left, const Taps& taps, std::vector<uint8_t>& grouped, uint8_t* result) {
   group(rows, grouped);
-  const int wanted = static_cast<int>(taps.first.size());
-  result.shape(wanted, rows.h);
+  const int wanted = taps.wanted();
   const size_t stride = stride_of(wanted);
   for (int y = 0; y < groups(rows.h) * 4; y += 4) {
     const uint8_t* columns = grouped.data() + static_cast<size_t>(y) * stride_of(rows.w);
-    uint8_t* to = result.row(y);
+    uint8_t* to = result + static_cast<size_t>(y) * stride;
     for (int i = 0; i < wanted; i++) {
       const int32_t* k = &taps.weights[static_cast<size_t>(i) * taps.size];
       const uint8_t* column = columns + static_cast<size_t>(taps.first[i] - left) * 16;
@@ -302,7 +339,11 @@ void down(Rows& rows, int top, const Taps& taps, Rows& result) {
 struct Room {
   Rows region, turned, between, resized;
   std::vector<uint8_t> line, grouped;
+  size_t bytes() const {
+    return region.bytes.size() + turned.bytes.size() + between.bytes.size() + resized.bytes.size() + grouped.size();
+  }
 };
+constexpr size_t KEPT = 16 << 20;  // bytes; a photograph of 12 megapixels may need 50 MB
 
 // --- regions ------------------------------------------------------------------------------------------------------
 
@@ -310,13 +351,12 @@ struct Region {
   int left, top, right, bottom;
 };
 
-// Decodes these pixels into `room.region`, 4 bytes each. A wider part is read where the chroma of the pixels at the
-// edges depends on neighbours.
-bool decode(Session& s, const Region& want, Room& room) {
-  const int w = want.right - want.left;
-  int top = 0, height = 0;
+// Decodes these pixels: calls `take(y, row)` with each row, 4 bytes a pixel, y from 0. A wider part is read where the
+// chroma of the pixels at the edges depends on neighbours.
+template <class Take>
+bool decode(Session& s, const Region& want, Room& room, const Take& take) {
   if (setjmp(s.jump)) return false;
-  if (lib.start(&s.decoder) != 1) return false;
+  if (lib.start(&s.decoder) != 1 || !complete(s.decoder)) return false;
   const int width = static_cast<int>(s.decoder.out_width), tall = static_cast<int>(s.decoder.out_height);
   if (want.right > width || want.bottom > tall) return false;
   const bool plain = s.decoder.most_across == 1 && s.decoder.most_down == 1;
@@ -325,15 +365,13 @@ bool decode(Session& s, const Region& want, Room& room) {
   unsigned columns = static_cast<unsigned>(std::min(want.right + margin, width)) - first;
   if (columns < static_cast<unsigned>(width)) lib.crop(&s.decoder, &first, &columns);
   else first = 0;
-  top = want.top;
-  height = want.bottom - want.top;
-  room.region.shape(w, height);
   room.line.resize(static_cast<size_t>(s.decoder.out_width) * 4);
-  if (top && lib.skip(&s.decoder, static_cast<unsigned>(top)) != static_cast<unsigned>(top)) return false;
-  for (int y = 0; y < height; y++) {
+  const unsigned above = static_cast<unsigned>(want.top);
+  if (above && lib.skip(&s.decoder, above) != above) return false;
+  for (int y = 0; y < want.bottom - want.top; y++) {
     uint8_t* line = room.line.data();
     if (lib.read(&s.decoder, &line, 1) != 1) return false;
-    std::memcpy(room.region.row(y), line + (want.left - static_cast<int>(first)) * 4, static_cast<size_t>(w) * 4);
+    take(y, line + (want.left - static_cast<int>(first)) * 4);
   }
   return s.errors.warnings == 0;
 }
@@ -410,7 +448,7 @@ int excite_jpeg_bind(const char* path) {
 // Width, height (as stored) and whether there may be an EXIF orientation. 0: read; 1: leave this file to Pillow.
 int excite_jpeg_header(const uint8_t* data, int64_t size, int32_t* out) {
   Session s;
-  if (!open(s, data, size)) return 1;
+  if (!open(s, data, size) || !undisturbed(s.decoder)) return 1;
   out[0] = static_cast<int32_t>(s.decoder.width);
   out[1] = static_cast<int32_t>(s.decoder.height);
   out[2] = s.decoder.markers != nullptr;
@@ -439,22 +477,44 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
   const Taps y(h, box[2], box[3], height, size_of[4], size_of[5], cubic);
   const Region up{x.start(), y.start(), x.end(), y.end()};
   const Region part = stored(up, turn, stored_w, stored_h);
-  if (!decode(s, part, room)) return 1;
-  Rows* pixels = &room.region;
-  if (orientation > 1) {
-    turn_up(room.region, turn, room.turned);
-    pixels = &room.turned;
-  }
-  if (channels == 1) to_luma(*pixels);
+  const int region_w = up.right - up.left, region_h = up.bottom - up.top;
   // Pillow 13 starts vertically if the height shrinks by more than twice as many pixels as the width.
-  if (newer && h > height && h - height > 2 * (w - width)) {
-    down(*pixels, up.top, y, room.between);
-    across(room.between, up.left, x, room.grouped, room.resized);
-  } else {
-    across(*pixels, up.left, x, room.grouped, room.between);
+  const bool down_first = newer && h > height && h - height > 2 * (w - width);
+  if (orientation == 1 && !down_first) {  // four rows at a time, while they are in the processor's cache
+    room.between.shape(x.wanted(), region_h);
+    room.region.shape(region_w, 4);
+    const auto take = [&](int row, const uint8_t* pixels) {
+      std::memcpy(room.region.row(row % 4), pixels, static_cast<size_t>(region_w) * 4);
+      if (row % 4 < 3 && row + 1 < region_h) return;
+      if (channels == 1) to_luma(room.region);
+      across(room.region, up.left, x, room.grouped, room.between.row(row / 4 * 4));
+    };
+    if (!decode(s, part, room, take)) return 1;
     down(room.between, up.top, y, room.resized);
+  } else {
+    room.region.shape(part.right - part.left, part.bottom - part.top);
+    const auto take = [&](int row, const uint8_t* pixels) {
+      std::memcpy(room.region.row(row), pixels, static_cast<size_t>(room.region.w) * 4);
+    };
+    if (!decode(s, part, room, take)) return 1;
+    Rows* pixels = &room.region;
+    if (orientation > 1) {
+      turn_up(room.region, turn, room.turned);
+      pixels = &room.turned;
+    }
+    if (channels == 1) to_luma(*pixels);
+    if (down_first) {
+      down(*pixels, up.top, y, room.between);
+      room.resized.shape(x.wanted(), y.wanted());
+      across(room.between, up.left, x, room.grouped, room.resized.bytes.data());
+    } else {
+      room.between.shape(x.wanted(), region_h);
+      across(*pixels, up.left, x, room.grouped, room.between.bytes.data());
+      down(room.between, up.top, y, room.resized);
+    }
   }
   pack(room.resized, channels, out);
+  if (room.bytes() > KEPT) room = Room{};
   return 0;
 } catch (const std::bad_alloc&) {
   return 2;
