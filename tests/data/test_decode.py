@@ -328,7 +328,7 @@ def test_thin_images_take_no_more_memory_than_others(shape: tuple[int, int], mon
     "error", [MemoryError(), OverflowError("too large"), ValueError("odd"), RecursionError("deep")]
 )
 def test_whatever_goes_wrong_with_an_image_is_a_bad_image(error: Exception, tmp_path, monkeypatch):
-    from excite.data import loader as loaders
+    from excite.data import decoder as loaders
     from excite.data import preprocessing as prepared
     from excite.data.config import AugmentConfig, DataConfig
     from excite.data.folder import decode_all, refuse_bad

@@ -12,7 +12,7 @@ class Dying(loader.FileDecoder):
     """Ends its process with the signal in an image's name, as in ``3-SIGKILL.png``, the first time that it is read;
     ``3-hold.png`` is read when there is ``3-hold.png.go``."""
 
-    def _decode(self, index: int, asked: int, epoch: int) -> Any:
+    def _decode(self, index: int, asked: int, epoch: int, out: Any) -> Any:
         path = self.files.paths[index]
         name = os.path.basename(path).partition(".")[0].partition("-")[2]
         if name == "hold":
@@ -21,7 +21,7 @@ class Dying(loader.FileDecoder):
             time.sleep(0.01)
         if name.startswith("SIG") and _first(f"{path}.met"):
             os.kill(os.getpid(), getattr(signal, name))
-        return super()._decode(index, asked, epoch)
+        return super()._decode(index, asked, epoch, out)
 
 
 def _first(place: str) -> bool:

@@ -155,7 +155,11 @@ class DataConfig(_Strict):
         "decide by size (auto: up to 2 GiB)",
     )
     workers: Annotated[int | None, NEUTRAL] = Field(
-        default=None, ge=0, le=256, description="decoding processes when streaming; null: by the number of cores"
+        default=None, ge=0, le=256, description="decoding workers when streaming; null: by the number of cores"
+    )
+    worker_kind: Annotated[Literal["auto", "thread", "process"], NEUTRAL] = Field(
+        default="auto",
+        description="what decoding workers are: auto: threads for up to 4 workers and JPEGs, else processes",
     )
     val_fraction: float = Field(
         default=0.2, gt=0.0, lt=1.0, description="fraction held out for validation if the source has no validation part"

@@ -1,4 +1,4 @@
-"""Batches for training and evaluation, from arrays on the device or from files decoded by worker processes.
+"""Batches for training and evaluation, from arrays on the device or from files decoded by threads or processes.
 
 Shapes: N images, B images per batch on one rank, C channels that the network sees, H x W pixels of its
 images.
@@ -9,52 +9,35 @@ same batches bit for bit. torch's global generators are never used.
 """
 
 import math
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
 
-from excite.children import safe_children
 from excite.data.augment import crop_and_resize
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.decode import (
-    BadImageError,
-    BadImagesError,
-    box_ratio,
-    eval_transform,
-    open_picture,
-    random_boxes,
-    random_resized_crop,
-    reading,
-)
-from excite.data.images import ArrayImages, FileImages, label_tensor
+from excite.data.decode import box_ratio, random_boxes
+from excite.data.decoder import Decoded, FileDecoder, Request, Rule
+from excite.data.decoding_processes import ProcessBatches
+from excite.data.decoding_threads import ThreadBatches, suit
+from excite.data.images import ArrayImages, FileImages
 from excite.data.sampler import ClassSampler, WeightSampler
-from excite.data.views import margin_size, with_margin
-from excite.data.watched import Beats, LoaderFailed, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
-from excite.data.worker_context import worker_context
+from excite.data.watched import Watch
 from excite.errors import ExciteError
 from excite.runtime.device import one_thread
 from excite.runtime.job import cores, local_world_size
 from excite.runtime.waiting import waits
 
 Batch = TypeVar("Batch")
-#: Which rule applies to broken images: `data.on_bad_train` or `data.on_bad_val`.
-Rule = Literal["train", "val"]
 
 # The first number of every seed: SeedSequence pads with zeros, so (seed, epoch) alone would equal (seed, epoch, 0).
-ORDER, FILE_CROP, ARRAY_CROP = 0, 1, 2
+# `excite.data.decoder` has 1, for the crops of files.
+ORDER, ARRAY_CROP = 0, 2
 
 MAX_WORKERS = 16  # more would decode faster than one device trains, and each takes about 200 MB
-TRIES = 100  # broken images in a row after which training stops even with "skip"
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -62,191 +45,24 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A batch for a worker to decode; the epoch seeds the crops."""
-
-    epoch: int
-    indices: list[int]
-
-
-@dataclass
-class Decoded:
-    """A worker's answer: pixels uint8 (B, H, W, C), labels and indices int64 (B,), and the broken files."""
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    bad: list[tuple[str, str]]
-    fatal: ExciteError | None = None  # stops the run
-
-    def share(self) -> None:
-        """Move the tensors to shared memory, from which the main process takes them. Raises RuntimeError or OSError."""
-        for tensor in (self.pixels, self.labels, self.indices):
-            tensor.share_memory_()
-
-    def pin_memory(self) -> "Decoded":
-        """Called by the DataLoader if the device is a GPU."""
-        return Decoded(
-            self.pixels.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), self.bad, self.fatal
-        )
-
-
-class FileDecoder(Dataset[Decoded]):
-    """Decodes whole batches, in a worker or in the main process: `decoder[request]`.
-
-    Without `augment`, the evaluation transform is applied, and with "skip" a broken image is left out. With it,
-    training crops are made, and with "skip" a broken image is replaced by the next good one in the order of files.
-    With `margin`, the evaluation transform keeps what the views of `tta=five` need (see `excite.data.views`).
-    Errors are returned as values: raised in a worker, they would reach the user wrapped in two tracebacks.
-    """
-
-    def __init__(
-        self,
-        files: FileImages,
-        data: DataConfig,
-        augment: AugmentConfig | None,
-        seed: int,
-        rule: Rule | None = None,
-        margin: bool = False,
-    ) -> None:
-        self.files, self.data, self.augment, self.seed, self.margin = files, data, augment, seed, margin
-        self.size = data.evaluation_size if augment is None else data.training_size
-        self.shape = margin_size(self.size, data.crop_pct, data.fit) if margin else self.size
-        rule = rule or ("val" if augment is None else "train")
-        self.key = f"data.on_bad_{rule}"
-        self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
-        self.beats = Beats(0)  # replaced by that of the workers
-
-    def __getitem__(self, request: Request) -> Decoded:
-        decoded = self._decoded(request)
-        if get_worker_info() is not None:
-            # Now, not in the thread that sends it: there a refusal is lost, and the main process waits for ever.
-            try:
-                with sharing():
-                    decoded.share()
-            except LoaderFailed as error:
-                nothing = torch.empty(0, dtype=torch.int64)
-                return Decoded(nothing, nothing, nothing, decoded.bad, error)
-        return decoded
-
-    def _decoded(self, request: Request) -> Decoded:
-        pixels = np.empty((len(request.indices), *self.shape, self.data.in_chans), dtype=np.uint8)
-        used: list[int] = []
-        bad: list[tuple[str, str]] = []
-        fatal: ExciteError | None = None
-        for index in request.indices:
-            tries = TRIES if self.augment is not None and not self.stop else 1
-            for candidate in range(index, index + tries):
-                candidate %= len(self.files)
-                try:
-                    with self.beats.reading(candidate):
-                        place = pixels[len(used)]
-                        done = self._decode(candidate, index, request.epoch, place)
-                        if done is not place:
-                            place[:] = done
-                    used.append(candidate)
-                    break
-                except BadImageError as error:
-                    bad.append((error.path, error.reason))
-                    fatal = BadImagesError([(error.path, error.reason)], self.key) if self.stop else None
-            else:
-                if tries == TRIES:
-                    fatal = ExciteError(
-                        f"{TRIES} training images in a row cannot be read; the last one: {': '.join(bad[-1])}"
-                    )
-            if fatal is not None:
-                break
-        labels = label_tensor(self.files.labels, used)
-        return Decoded(torch.from_numpy(pixels[: len(used)]), labels, torch.tensor(used, dtype=torch.int64), bad, fatal)
-
-    def _decode(self, index: int, asked: int, epoch: int, out: np.ndarray) -> np.ndarray:
-        """The pixels of an image, perhaps in `out`."""
-        data, augment = self.data, self.augment
-        path, white = self.files.source(index), self.files.white
-        with reading(path):
-            if augment is None or augment.crop != "random_resized":
-                image = open_picture(path, data.in_chans, data.max_pixels, white)
-                fit = with_margin if self.margin else eval_transform
-                return fit(image, self.size, data.crop_pct, data.interpolation, data.fit)
-            image = open_picture(path, data.in_chans, data.max_pixels, white)
-            rng = np.random.default_rng((FILE_CROP, self.seed, epoch, asked))
-            return random_resized_crop(image, rng, augment.scale, augment.ratio, self.size, data.interpolation, out)
-
-
-class _Plan(Sampler[Request]):
-    """The requests of the next iteration. Persistent workers keep their copy of the dataset, so whatever changes from
-    epoch to epoch must be part of the requests."""
-
-    def __init__(self) -> None:
-        self.requests: list[Request] = []
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
-
-    def __len__(self) -> int:
-        return len(self.requests)
-
-
-def _start_worker(_: int) -> None:
-    """Make a worker end if, and only if, the main process asks it to or has ended.
-
-    Ctrl-C reaches the whole process group, but the main process saves first and then ends its workers itself. If the
-    main process is killed, torch's workers would live forever: they watch their parent, but with forkserver that is the
-    server, which in turn waits for the workers.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_quiet_at_crashes()
-    threading.Thread(target=_end_with_main, daemon=True).start()
-
-
-def _end_with_main() -> None:
-    main = multiprocessing.parent_process()
-    if main is not None:
-        main.join()
-        os._exit(1)
-
-
-def _unchanged(decoded: Any) -> Any:
-    """With batch_size=None, the DataLoader would otherwise convert what the decoder returns."""
-    return decoded
-
-
 def default_workers() -> int:
     """One worker per core that this process may use, divided among the ranks of a machine."""
     return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
-class _FileBatches:
-    """Streams requests through worker processes that live as long as this object (if `persistent`)."""
+def batches_of(decoder: FileDecoder, device: torch.device, persistent: bool) -> ProcessBatches | ThreadBatches:
+    """Who decodes: threads or processes, or with ``data.workers=0`` the main process.
 
-    def __init__(self, decoder: FileDecoder, device: torch.device, persistent: bool) -> None:
-        self.decoder, self.plan = decoder, _Plan()
-        workers = default_workers() if decoder.data.workers is None else decoder.data.workers
-        decoder.beats = Beats(workers)
-        batch_key = "eval.batch_size" if decoder.augment is None else "train.batch_size"
-        self.watch = Watch(decoder.beats, workers, decoder.files.paths.__getitem__, batch_key)
-        self.loader = WatchedLoader(
-            decoder,
-            watch=self.watch,
-            batch_size=None,
-            sampler=self.plan,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            pin_memory=device.type == "cuda",
-            worker_init_fn=_start_worker,
-            multiprocessing_context=worker_context() if workers else None,
-            persistent_workers=persistent and workers > 0,
-            generator=torch.Generator(),  # otherwise every epoch would draw a number from the global generator
-        )
-
-    def run(self, requests: list[Request]) -> Iterator[Decoded]:
-        """The answers, in order. Raises LoaderFailed if a worker dies or gets nowhere."""
-        self.plan.requests = requests
-        # The workers, and the server that they are forked from, start here.
-        starting = sharing("the decoding workers could not be started")
-        with safe_children(), waits.waiting(self.watch.doing, self.watch.look), starting:
-            return iter(self.loader)
+    Args:
+        decoder: what they do.
+        device: where the batches go.
+        persistent: whether processes live on from one iteration to the next.
+    """
+    workers = default_workers() if decoder.data.workers is None else decoder.data.workers
+    kind = decoder.data.worker_kind
+    if workers and (kind == "thread" or (kind == "auto" and suit(decoder.files, workers))):
+        return ThreadBatches(decoder, workers, device)
+    return ProcessBatches(decoder, workers, device, persistent)
 
 
 class _Loader:
@@ -349,7 +165,7 @@ class TrainLoader(_Loader):
         super().__init__(images, batch_size, device, data_config)
         self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
-        self._files: _FileBatches | None = None
+        self._files: ProcessBatches | ThreadBatches | None = None
         self._sampler: ClassSampler | WeightSampler | None = None
         if data_config.sampler == "weights":
             if images.weights is None:
@@ -405,7 +221,7 @@ class TrainLoader(_Loader):
             return self._timed(self._from_arrays(self.images, order, epoch, start_step))
         if self._files is None:
             decoder = FileDecoder(self.images, self.data, self.augment, self.seed)
-            self._files = _FileBatches(decoder, self.device, persistent=True)
+            self._files = batches_of(decoder, self.device, persistent=True)
         steps = range(start_step, self.steps_per_epoch)
         requests = [Request(epoch, self._share(order, step).tolist()) for step in steps]
         streamed = self._streamed(self._files.run(requests))
@@ -477,7 +293,7 @@ class EvalLoader(_Loader):
             return self._timed(self._from_arrays(self.images, self._shares))
         # Not persistent: between two evaluations, cores and memory belong to the training workers.
         decoder = FileDecoder(self.images, self.data, None, 0, self._rule, self._margin)
-        files = _FileBatches(decoder, self.device, persistent=False)
+        files = batches_of(decoder, self.device, persistent=False)
         streamed = self._streamed(files.run([Request(0, share.tolist()) for share in self._shares]))
         return self._timed((batch for batch in streamed if len(batch[1])), files.watch)
 

@@ -3,15 +3,17 @@
 torch's loader waits for ever for a worker that hangs, and says "exited unexpectedly" of one that died.
 """
 
+import itertools
 import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -36,37 +38,45 @@ class Beats:
     """What every worker is doing, in memory that it shares with the main process.
 
     Args:
-        workers: their number; with 0, the main process is the only one.
+        workers: the number of worker processes; with 0, the main process is the only one.
+        threads: the number of its threads that decode.
 
     Raises:
         LoaderFailed: there is no shared memory left.
     """
 
-    def __init__(self, workers: int) -> None:
-        rows = torch.full((max(1, workers), 2), -1, dtype=torch.int64)  # the image that is read, or -1; images begun
+    def __init__(self, workers: int, threads: int = 1) -> None:
+        # The image that is read, or -1; images begun.
+        rows = torch.full((max(threads, workers), 2), -1, dtype=torch.int64)
         with sharing():
             self._rows = rows.share_memory_() if workers else rows
-        self._mine: Any = None
+        self._own = threading.local()
+        self._threads = itertools.count()
 
     @contextmanager
     def reading(self, index: int) -> Iterator[None]:
         """Note that this process reads image number ``index``. After a crash the note remains."""
-        if self._mine is None:
+        row = getattr(self._own, "row", None)
+        if row is None:
             info = get_worker_info()
-            self._mine = self._rows[0 if info is None else info.id].numpy()
-        self._mine[0] = index
-        self._mine[1] += 1
+            number = next(self._threads) % len(self._rows) if info is None else info.id
+            row = self._own.row = self._rows[number].numpy()
+        row[0] = index
+        row[1] += 1
         try:
             yield
         finally:
-            self._mine[0] = -1
+            row[0] = -1
 
     def now(self) -> list[tuple[int, int]]:
         """(the image that is read, or -1; images begun) of every worker."""
         return [(row[0], row[1]) for row in self._rows.tolist()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_rows": self._rows, "_mine": None}
+        return {"_rows": self._rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rows, self._own, self._threads = state["_rows"], threading.local(), itertools.count()
 
 
 @contextmanager
@@ -100,6 +110,8 @@ class Watch:
         workers: their number.
         path_of: number of an image -> its path.
         batch_key: the recipe key for the size of the batches.
+        kind: whether they are "processes" or "threads". Only processes can be killed; whoever waits for threads looks
+            whether they are ``stuck``.
         patience: seconds without progress after which they are given up.
         processes: the workers.
         stuck: why they were given up.
@@ -109,6 +121,7 @@ class Watch:
     workers: int
     path_of: Callable[[int], str]
     batch_key: str
+    kind: Literal["processes", "threads"] = "processes"
     patience: float = field(default_factory=patience)
     processes: Sequence[Any] = ()
     stuck: str | None = None
@@ -124,7 +137,7 @@ class Watch:
         beats, (before, since) = self.beats.now(), self._seen
         if beats != before or since < began:
             self._seen = (beats, now)
-        elif now - since >= self.patience and self.processes and self.stuck is None:
+        elif now - since >= self.patience and (self.processes or self.kind == "threads") and self.stuck is None:
             self.stuck = (
                 f"the decoding workers have got nowhere for {now - since:.0f} s ({self.doing()}): is the disk dead, or "
                 "the network that it is reached by? Look at that file; try again with data.workers=0, or wait longer "
