@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from excite.data.catalog import SOURCES
 from excite.data.config import AugmentConfig, DataConfig, ImageSize
 from excite.errors import ExciteError, absence, nearest, no_path, shown, shown_text
 from excite.hints import key_of
@@ -1149,6 +1150,32 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Values:
 def overridden(overrides: Overrides) -> set[str]:
     """The full keys that the overrides set. Raises ExciteError for an unknown key."""
     return {_full_key(_key_and_text(override)[0]) for override in override_words(overrides)}
+
+
+def elsewhere(trained: DataConfig, overrides: Overrides) -> list[str]:
+    """The overrides with which a trained network is measured, and before them what else changes with ``data.root`` and
+    ``data.source``: the source, if the root shows that it is another one; and keys that only its own source has.
+
+    Args:
+        trained: the data section of the network's recipe.
+        overrides: what the user gives.
+
+    Raises:
+        ExciteError: an override has an unknown key.
+    """
+    from excite.data.root import source_of  # it needs Pillow, which lists of recipes do not load
+
+    words = override_words(overrides)
+    given = {_full_key(key): text for key, text in map(_key_and_text, words)}
+    source, more = given.get("data.source", trained.source), []
+    if "data.root" in given and "data.source" not in given and SOURCES[source].files:
+        found = source_of(given["data.root"])
+        if found is not None and found != source:
+            source, more = found, [f"data.source={found}"]
+    if source != trained.source:
+        own = [key for key in ("sampler", "images", "columns") if f"data.{key}" not in given]
+        more += [f"data.{key}=null" for key in own]  # a sampler has no part in measuring
+    return [*more, *words]
 
 
 def _key_and_text(override: str) -> tuple[str, str]:

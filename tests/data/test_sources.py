@@ -560,3 +560,20 @@ def test_real_cifar_as_pickles_archive_and_folders(real_data, tmp_path):
         tar.add(tmp_path / "cifar-batches", "cifar-10-batches-py")
     (tmp_path / "c.tar.gz").write_bytes(packed.getvalue())
     assert same_data(pickled, opened("cifar10", tmp_path / "c.tar.gz"))
+
+
+def test_groups_in_two_parts_are_said_for_every_source(tmp_path):
+    """A split keeps groups together; parts that the user made may not."""
+    for i in range(12):
+        path = tmp_path / ("train" if i < 8 else "val") / "ab"[i % 2] / f"patient{i // 3}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+    options = {"source": "folder", "root": str(tmp_path), "image_size": 8, "group_by": r"patient\d+"}
+    said = open_data(DataConfig(**options)).describe()
+    assert "1 groups are in more than one part, so results are too optimistic: 'patient2' is" in said
+    assert "more than one part" not in open_data(DataConfig(**options | {"group_by": None})).describe()
+    (tmp_path / "train" / "a" / "patient2_6.png").unlink()
+    (tmp_path / "train" / "b" / "patient2_7.png").unlink()
+    assert "no group is in more than one part" in open_data(DataConfig(**options)).describe()
+    with pytest.raises(ExciteError, match="none of 10 images has a group"):
+        open_data(DataConfig(**options | {"group_by": "subject"}))

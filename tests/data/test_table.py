@@ -97,12 +97,31 @@ def test_numbers_as_classes_are_in_the_order_of_numbers(place):
         ("pictures\\{:02}.png", "\\ read as /"),
         ("pictures/{:02}", ".png added to each"),
         ("pictures\\{:02}", "\\ read as / and .png added to each"),
+        ("/home/her/pictures/{:02}.png", "/home/her/ left out"),
+        ("C:\\her\\pictures\\{:02}.png", "\\ read as / and C:/her/ left out"),
+        ("pictures/{:02}.JPG", ".png instead of their endings"),
     ],
 )
 def test_paths_as_others_write_them(place, path, said):
     data = opened(place / "a.csv", "path,label\n" + rows(path=path))
     assert len(data.train) + len(data.val) == 12
     assert f"paths of the images: {said}" in data.describe()
+
+
+def test_each_row_is_read_in_the_way_that_finds_its_file(place):
+    mixed = "path,label\n" + rows()[: 6 * 18] + rows(path="pictures\\{:02}")[6 * 14 :]
+    data = opened(place / "a.csv", mixed)
+    assert len(data.train) + len(data.val) == 12
+    assert "\\ read as / and .png added to each (6 rows)" in data.describe()
+
+
+def test_two_ways_to_write_a_path_are_one_image(place):
+    """Else an image could be in training and validation, or have two labels."""
+    text = "path,label\n" + rows()
+    for other in (f"{place}/pictures/03.png", "pictures\\03.png"):
+        with pytest.raises(ExciteError, match=r"rows 5 and 14: .*03\.png' has two labels, 'a' and 'b'; keep one"):
+            opened(place / "a.csv", f"{text}{other},b\n")
+        assert "1 rows repeat others" in opened(place / "a.csv", f"{text}{other},a\n").describe()
 
 
 def test_paths_start_from_the_folder_that_is_named_or_are_absolute(place):
@@ -179,7 +198,7 @@ def test_groups_in_two_parts_are_said(place):
             r"which column has the paths of the images\? It has a, b: name it with data\.columns\.path=NAME",
         ),
         ("path,b\n1,2\n", r"which column has the labels\? .*data\.columns\.label=NAME"),
-        ("path,label\na.png,b\na.png,b,c\n", "row 3: it has 3 values, but the header has 2 columns"),
+        ("path,label\na.png,b,\na.png,b,c\n", "row 3: it has 3 values, but the header has 2 columns"),
         ('path,label\na.png,"b\n', "row 2: unexpected end of data"),
         ("path,label\npictures/00.png,a\n,b\n", r"column 'path' \(the image\) is empty in row 3"),
         ("path,label\npictures/00.png,\n", r"column 'label' \(the label\) is empty in row 2"),
@@ -222,7 +241,9 @@ def test_mistakes_in_json_lines_are_one_sentence(place, line, message):
 
 def test_other_files_are_no_tables(place):
     for name, content, message in (
-        ("a.txt", b"x", "is not a table: give a file that ends in"),
+        ("a.txt", b"x", "is not a table: .*give its folder with .*; otherwise give a file that ends in"),
+        ("a.xlsx", b"x", "is not a table: save it in the spreadsheet program as CSV, a file that ends in"),
+        ("a.dat", b"x", "is not a table: give a file that ends in"),
         ("a.parquet", b"PAR1 damaged", "cannot be read as Parquet"),
     ):
         with pytest.raises(ExciteError, match=message):
@@ -268,6 +289,49 @@ def test_a_folder_of_lists_with_parts_as_in_pascal_voc(place):
         open_data(DataConfig(**options))
 
 
+def test_lists_of_parts_with_a_class_in_each_line(place):
+    lists = place / "lists"
+    lists.mkdir()
+    options = {"source": "table", "root": str(lists), "images": str(place / "pictures"), "image_size": 8}
+    (lists / "train.txt").write_text("".join(f"{i:02}.png {i % 2}\n" for i in range(8)))
+    (lists / "val.txt").write_text("\n".join(f"{i:02}.png\t{i % 2}" for i in range(8, 12)))
+    data = open_data(DataConfig(**options, in_chans=1))
+    assert (data.classes, len(data.train), len(data.val)) == (["0", "1"], 8, 4)
+    assert sorted(data.val.labels.tolist()) == [0, 0, 1, 1]
+    (lists / "val.txt").write_text("08.png\n")
+    with pytest.raises(ExciteError, match=r"val\.txt, row 1: there is no class behind the image"):
+        open_data(DataConfig(**options))
+
+
+def test_one_column_of_0_and_1_for_each_class(place):
+    """As the challenges of ISIC give one class an image."""
+    text = "image,MEL,NV\n" + "".join(f"pictures/{i:02},{float(i % 3 == 0)},{float(i % 3 != 0)}\n" for i in range(12))
+    data = opened(place / "a.csv", text)
+    assert data.classes == ["MEL", "NV"]
+    assert sum(data.train.labels) + sum(data.val.labels) == 8
+    both = text.replace("01,0.0", "01,1.0")
+    with pytest.raises(ExciteError, match="which column has the labels"):
+        opened(place / "a.csv", both)
+    with pytest.raises(ExciteError, match=r"row 3: it has 2 classes \(MEL, NV\).*say task=multilabel"):
+        opened(place / "a.csv", both, columns={"label": ["MEL", "NV"]})
+
+
+def test_rows_as_spreadsheets_end_and_begin_them(place):
+    short = rows(";").replace("05.png;c\n", "05.png;c;;;\n")
+    data = opened(place / "a.csv", f"sep=;\r\npath;label;remark\n{short}")
+    assert len(data.train) + len(data.val) == 12
+    assert "11 rows have fewer values than the header (the first is row 3)" in data.describe()
+    with pytest.raises(ExciteError, match=r"row 4: it has 4 values, but the header has 3 columns"):
+        opened(place / "a.csv", "sep=;\npath;label;remark\n" + rows(";").replace("01.png;b\n", "01.png;b;;x\n"))
+
+
+def test_class_names_that_are_hardly_meant_are_said(place):
+    text = "path,label\n" + rows().replace("04.png,b", "04.png,B").replace("05.png,c", "05.png,nan")
+    said = opened(place / "a.csv", text).describe()
+    assert "1 classes are spelt in several ways and trained as several, such as 'B' and 'b'" in said
+    assert "'nan' is a class: if it stands for a missing label, remove its images" in said
+
+
 def test_a_folder_of_lists_of_one_class_each(place):
     lists = place / "lists"
     lists.mkdir()
@@ -304,9 +368,10 @@ def test_weights_say_how_often_images_are_drawn(place):
                 seen[name] = seen.get(name, 0) + 1
         for i, weight in enumerate(weights):
             assert abs(seen.get(f"{i:02}", 0) - 40 * weight) <= (8 if weight % 1 else 0), (i, seen)
-    with pytest.raises(ExciteError, match=r"row 3: the weight in 'weight' is '-1', not a number of at least 0"):
-        opened(place / "a.csv", text.replace("b,train,1\n", "b,train,-1\n", 1))
-    with pytest.raises(ValueError, match="only for source=table"):
+    for wrong, said in (("-1", "is '-1'"), ('"1,5"', r"is '1,5' \(write 1\.5\)"), ("", "is missing")):
+        with pytest.raises(ExciteError, match=rf"row 3: the weight in 'weight' {said}, not a number of at least 0"):
+            opened(place / "a.csv", text.replace("b,train,1\n", f"b,train,{wrong}\n", 1), sampler="weights")
+    with pytest.raises(ValueError, match="only for tables"):
         DataConfig(source="folder", image_size=8, sampler="weights")
     bare = opened(place / "a.csv", "path,label\n" + rows(), sampler="weights")
     with pytest.raises(ExciteError, match="needs a table with a column of weights"):

@@ -114,6 +114,97 @@ def test_what_else_shards_hold(tmp_path):
         open_data(shards(tmp_path / "s"))
 
 
+def test_parts_are_found_inside_the_names_of_shards(tmp_path):
+    """As those of ImageNet on the Hub. Mixed, training images would validate."""
+    write(tmp_path / "imagenet1k-train-0000.tar", samples(["0", "1"] * 4))
+    write(tmp_path / "imagenet1k-validation-00.tar", samples(["0", "1"] * 2, 8))
+    data = open_data(shards(tmp_path))
+    assert (len(data.train), len(data.val), data.split) == (8, 4, False)
+
+
+def test_files_of_an_image_need_not_follow_each_other_and_may_have_names(tmp_path):
+    apart = sorted(samples(["0", "1"] * 4).items(), key=lambda item: item[0].split(".")[1])
+    whole = open_data(shards(write(tmp_path / "a" / "0.tar", samples(["0", "1"] * 4))))
+    assert open_data(shards(write(tmp_path / "b" / "0.tar", dict(apart)))).fingerprint == whole.fingerprint
+    named = {name.replace(".png", ".input.png").replace(".cls", ".output.cls"): c for name, c in apart}
+    data = open_data(shards(write(tmp_path / "c" / "0.tar", named)))
+    assert len(data.train) + len(data.val) == 8
+    several = {name.replace(".png", f".{end}.png"): c for name, c in apart for end in ("before", "after")}
+    with pytest.raises(ExciteError, match="have no images: each of 8 samples has several"):
+        open_data(shards(write(tmp_path / "d" / "0.tar", several)))
+
+
+def test_a_key_of_the_json_files_can_be_named_and_is_asked_for(tmp_path):
+    """As img2dataset writes columns of a table."""
+    told = {f"{i}.json": json.dumps({"caption": "x", "breed": "ab"[i % 2]}) for i in range(8)}
+    place = write(tmp_path / "0.tar", {f"{i}.png": png(i) for i in range(8)} | told)
+    with pytest.raises(ExciteError, match=r"end in \.json, \.png\).* have breed, caption: .*data\.columns\.label="):
+        open_data(shards(place))
+    assert open_data(shards(place, columns={"label": "breed"})).classes == ["a", "b"]
+    with pytest.raises(ValueError, match=r"columns\.part is only for source=table"):
+        shards(place, columns={"part": "breed"})
+    lists = {f"{i}.json": json.dumps({"label": ["a", "b"][: 1 + i % 2]}) for i in range(8)}
+    write(place, {f"{i}.png": png(i) for i in range(8)} | dict.fromkeys(told, lists["1.json"]))
+    with pytest.raises(ExciteError, match=r"8 images in the shards .* have lists of labels; .*: say task=multilabel"):
+        open_data(shards(place))
+
+
+def test_weights_are_packed(tmp_path):
+    rows = "".join(f"{i}.png,{'ab'[i % 2]},{1 + i % 3}\n" for i in range(12))
+    for i in range(12):
+        (tmp_path / f"{i}.png").write_bytes(png(i))
+    (tmp_path / "a.csv").write_text("path,label,weight\n" + rows)
+    source = config(source="table", root=str(tmp_path / "a.csv"))
+    assert not any("no effect" in note for note in pack(source, tmp_path / "s").notes)
+    train = open_data(shards(tmp_path / "s", sampler="weights", mode="stream")).train
+    assert {
+        os.path.basename(name): weight for name, weight in zip(train.names, train.weights, strict=True)
+    }.items() <= {f"{i}.png": 1 + i % 3 for i in range(12)}.items()
+    assert "the weights of 12 images have no effect" in open_data(shards(tmp_path / "s")).describe()
+
+
+def test_groups_found_by_path_are_packed(tmp_path):
+    for i in range(24):
+        path = tmp_path / "data" / "xy"[i % 2] / f"p{i // 4}_{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    source = config(source="folder", root=str(tmp_path / "data"), group_by=r"p\d+")
+    with pytest.raises(ExciteError, match="is inside the data that are packed: name a folder beside"):
+        pack(source, tmp_path / "data" / "s")
+    pack(source, tmp_path / "s")
+    folder, packed = open_data(source), open_data(shards(tmp_path / "s"))
+    assert sorted(folder.val.names) == sorted(packed.val.names)
+    assert "6 groups are kept together, as the source gives them" in packed.describe()
+
+
+def test_shards_have_about_the_size_that_was_asked_for_when_images_are_made_smaller(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "data" / "xy"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (400, 400), dtype=np.uint8)).save(path)  # 160 kB; 41 kB at 200 pixels
+    source = config(source="folder", root=str(tmp_path / "data"))
+    assert pack(source, tmp_path / "s", shard_mb=1, smaller=Smaller(200)).shards == 2
+    assert (tmp_path / "s" / "all-00000.tar").stat().st_size > 0.9 * (1 << 20)
+
+
+def test_an_image_that_was_changed_in_place_is_packed_again(tmp_path):
+    for i in range(8):
+        path = tmp_path / "data" / "xy"[i % 2] / f"{i}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+    source = config(source="folder", root=str(tmp_path / "data"))
+    assert pack(source, tmp_path / "s").made == 1
+    assert pack(source, tmp_path / "s").made == 0
+    size = path.stat().st_size
+    Image.new("L", (8, 8), 200).save(path)
+    os.utime(path, (1, 1))
+    assert path.stat().st_size == size
+    assert pack(source, tmp_path / "s").made == 1
+    with tarfile.open(tmp_path / "s" / "all-00000.tar") as archive:
+        assert archive.extractfile("y/7.bmp").read() == path.read_bytes()
+
+
 def test_equal_names_in_several_shards_are_told_apart(tmp_path):
     for n in range(2):
         write(tmp_path / "s" / f"{n}.tar", samples(["x", "y", "x", "y"]))

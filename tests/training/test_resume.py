@@ -142,6 +142,14 @@ def test_resume_refuses_other_data(tmp_path):
         train()
 
 
+def test_resume_refuses_renamed_classes(tmp_path):
+    """Their labels are the same numbers, so the images look unchanged."""
+    run = train(small("epochs=1"), out=tmp_path, quiet=True)["run"]
+    names = "data.class_names=[a,b,c,d,e,f,g,h,i,j]"
+    with pytest.raises(ExciteError, match=r"the classes have changed since it was started \('0' is now 'a'\)"):
+        train(small("epochs=2", names), resume=run, quiet=True)
+
+
 def broken_off(**place: object) -> None:
     """A run that ends before its first checkpoint."""
 

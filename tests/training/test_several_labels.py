@@ -142,8 +142,8 @@ def test_mistakes_about_several_labels_are_one_sentence(tmp_path):
             open_data(DataConfig(source="table", root=str(path), image_size=8, **options))
 
     fails(
-        "names 2 columns: with several classes an image, say task=multilabel",
-        "path,a,b\n0.png,1,0\n1.png,0,1\n",
+        r"row 3: it has 2 classes \(a, b\) in the columns of 0 and 1: .* say task=multilabel",
+        "path,a,b\n0.png,1,0\n1.png,1,1\n",
         columns={"label": ["a", "b"]},
     )
     fails(

@@ -47,13 +47,12 @@ def check_several_trained(words: list[str] | None) -> None:
 def check_changes(words: list[str] | None) -> None:
     """[KEY=VALUE]...: the keys exist, the values can be parsed, and data.root, if given, exists."""
     if words:
-        from excite.data.root import existing
+        from excite.data.root import check_exists
         from excite.recipe import apply_overrides
-        from excite.storage.address import is_remote
 
         root = apply_overrides({}, words).get("data", {}).get("root")
-        if isinstance(root, str) and not is_remote(root):
-            existing(root)
+        if isinstance(root, str):
+            check_exists(root)
 
 
 def check_images(words: list[str]) -> None:
@@ -74,14 +73,14 @@ def check_images_and_changes(words: list[str] | None) -> None:
 def check_data(source: str, changes: list[str] | None) -> None:
     """The data of a local run exist, as far as its recipe.yaml says; the weights file is read later."""
     from excite.data.root import check_root
-    from excite.recipe import load_recipe
+    from excite.recipe import elsewhere, load_recipe
     from excite.weights.locate import run_folder
 
     if run_folder(source) is None:
         return
     recipe = None
     with suppress(ExciteError):  # a damaged recipe.yaml does not matter: the weights file holds a copy
-        recipe = load_recipe(source, changes or [])
+        recipe = load_recipe(source, elsewhere(load_recipe(source, []).data, changes or []))
     if recipe is not None:
         check_root(recipe.data)
 

@@ -15,7 +15,7 @@ from excite.models.grafting.wrapper import Grafted
 from excite.models.listening import foreign_gates
 from excite.models.summary import count_macs
 from excite.progress import Progress
-from excite.recipe import Recipe, apply_overrides
+from excite.recipe import Recipe, apply_overrides, elsewhere
 from excite.storage import is_remote, local_run
 from excite.trained.opened import open_trained
 from excite.trained.predictions import FILE, Predictions, predictions_of
@@ -117,9 +117,9 @@ def read_run(
     try:
         predictions, data = predictions_of(opened, advance), opened.data
     except ExciteError as error:
-        Recipe.from_dict(
-            apply_overrides(predictor.meta["recipe"], overrides), source
-        )  # raises if an override was the reason
+        trained = Recipe.from_dict(meta["recipe"], source)
+        words = elsewhere(trained.data, overrides)
+        Recipe.from_dict(apply_overrides(meta["recipe"], words), source)  # raises if an override was the reason
         problem = str(error)
     folder = _folder(source)
     weights = opened.weights

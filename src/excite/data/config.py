@@ -120,7 +120,9 @@ class DataConfig(_Strict):
         default="classes", description="labels of an image: one class, or several (multilabel), maybe none"
     )
     columns: ColumnsConfig | None = Field(
-        default=None, description="table: names of its columns (path, label, part, ...); null: the usual ones"
+        default=None,
+        description="table: names of its columns (path, label, part, ...); shards: keys of their .json files (label, "
+        "group, weight); null: the usual ones",
     )
     image_size: ImageSize = Field(
         description="size of the images that the network sees, in pixels: the side of a square, or [height, width]"
@@ -275,13 +277,21 @@ class DataConfig(_Strict):
     def _tables_fit(self) -> Self:
         if self.task == "multilabel" and not SOURCES[self.source].files:
             raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
-        if self.sampler == "weights" and self.source != "table":
-            raise ValueError("sampler=weights is only for source=table, with a column of weights")
+        if self.sampler == "weights" and self.source not in ("table", "webdataset"):
+            raise ValueError("sampler=weights is only for tables with a column of weights, and shards packed from them")
         if self.sampler not in (None, "weights") and self.task == "multilabel":
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
-        if self.source != "table" and (self.images is not None or self.columns not in (None, ColumnsConfig())):
+        named = self.columns not in (None, ColumnsConfig())
+        if self.source != "table" and (self.images is not None or (named and self.source != "webdataset")):
             key = "images" if self.images is not None else "columns"
             raise ValueError(f"{key} is only for source=table: data.{key}=null leaves it out")
+        if self.source == "webdataset" and self.columns is not None:
+            for key in ("path", "part") if not isinstance(self.columns.label, list) else ("label",):
+                if getattr(self.columns, key) is not None:
+                    raise ValueError(
+                        f"columns.{key} is only for source=table; of shards, columns.label, group and weight name keys "
+                        "of the .json files"
+                    )
         return self
 
     @model_validator(mode="after")

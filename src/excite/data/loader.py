@@ -169,7 +169,10 @@ class TrainLoader(_Loader):
         self._sampler: ClassSampler | WeightSampler | None = None
         if data_config.sampler == "weights":
             if images.weights is None:
-                raise ExciteError("data.sampler=weights needs a table with a column of weights (data.columns.weight)")
+                raise ExciteError(
+                    "data.sampler=weights needs a table with a column of weights (data.columns.weight), or shards "
+                    "packed from one"
+                )
             length = min(len(images), self.steps_per_epoch * self._distinct)
             self._sampler = WeightSampler(images.weights, seed, length)
         elif data_config.sampler is not None:

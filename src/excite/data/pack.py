@@ -15,7 +15,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from excite.data.images import ArrayImages
 from excite.data.labels import text as label_text
 from excite.data.packed import Member, open_bytes
 from excite.data.sources import refuse_broken, source_contents
+from excite.data.split import group_keys
 from excite.data.webdataset import INDEX
 from excite.errors import ExciteError
 from excite.files import read_json, sha256_of, to_json, write_json, written_aside
@@ -48,6 +49,8 @@ SHARD_MB = 256
 QUALITY = 92
 #: Images between two reports of progress.
 _EVERY = 100
+#: Images that are made smaller to tell how long the others will be.
+_TRIED = 32
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,20 @@ def pack(
             raise ExciteError(f"data.{key} has no effect here: all images are packed; leave it out")
     if smaller is not None and data.in_chans not in COLOURS:
         raise ExciteError(f"images of data.in_chans={data.in_chans} bands can only be packed as they are, not smaller")
-    source = source_contents(data)
-    parts = {name: part for name, part in source.parts.items() if len(part)}
+    weighted = data.source in ("table", "webdataset") and data.sampler is None
+    source = source_contents(data.model_copy(update={"sampler": "weights"}) if weighted else data)  # if it has any
+    if data.root is not None and Path(os.path.abspath(data.root)) in destination.absolute().parents:
+        raise ExciteError(f"{destination} is inside the data that are packed: name a folder beside {data.root}")
+    parts = {name: _grouped(part, data.group_by) for name, part in source.parts.items() if len(part)}
     settings = _settings(source, parts, smaller, shard_mb)
     done = _begun(destination, settings)  # before minutes of checking
     bad = _check(data, parts, progress)
-    plan = list(_plan(parts, {name: {path for path, _ in found} for name, found in bad.items()}, shard_mb))
+    plan = list(_plan(parts, {name: {path for path, _ in found} for name, found in bad.items()}, smaller, shard_mb))
+    # A shard is made again if it has other images now, or one that was changed in place and is as long as it was.
+    inside = {shard.name: _digest(parts[shard.part], shard.positions) for shard in plan}
+    known, done = done, {name: each for name, each in done.items() if each.get("inside") == inside.get(name)}
+    for name in known.keys() - inside.keys():
+        (destination / name).unlink(missing_ok=True)
     written = Counter[str]()
     images = sum(len(shard.positions) for shard in plan)
     seen = 0
@@ -128,7 +139,7 @@ def pack(
             record, resized = _write(
                 destination / shard.name, shard, parts[shard.part], smaller, progress, seen, images
             )
-            done[shard.name] = record
+            done[shard.name] = record | {"inside": inside[shard.name]}
             written.update(made=1, smaller=resized)
             write_json(destination / PARTIAL, _index(source, settings, plan, done))
         seen += len(shard.positions)
@@ -152,23 +163,39 @@ def _check(
     return found
 
 
-def _plan(parts: Mapping[str, ArrayImages | Part], bad: Mapping[str, set[str]], shard_mb: int) -> Iterator[_Shard]:
+def _grouped(part: ArrayImages | Part, group_by: int | str | None) -> ArrayImages | Part:
+    """The images with the groups that ``data.group_by`` finds, which shards keep as those of a table."""
+    if group_by is None or not isinstance(part, Part):
+        return part
+    keys, _ = group_keys(part.within(), group_by, named_by_class=part.names is None)
+    return replace(part, groups=[key.decode("utf-8", "surrogateescape") for key in keys])
+
+
+def _plan(
+    parts: Mapping[str, ArrayImages | Part], bad: Mapping[str, set[str]], smaller: Smaller | None, shard_mb: int
+) -> Iterator[_Shard]:
     """The shards: the images of each part in a mixed order that depends on nothing but their number."""
     for name, part in parts.items():
         order = np.random.default_rng(0).permutation(len(part))
-        sizes = np.full(len(part), _bytes_each(part)) if isinstance(part, ArrayImages) else part.sizes
         if isinstance(part, Part) and bad.get(name):
             order = np.array([i for i in order if part.images.paths[i] not in bad[name]], dtype=np.int64)
         # A tar file takes 512 bytes for a header and fills up to 512 bytes, for the image and its label.
-        grouped = isinstance(part, Part) and part.groups is not None
-        ends = np.cumsum(sizes[order] + (3072 if grouped else 2048))
+        told = isinstance(part, Part) and (part.groups is not None or part.images.weights is not None)
+        ends = np.cumsum(_sizes(part, order, smaller) + (3072 if told else 2048))
         number = (ends - 1) // (shard_mb << 20)
         for index, shard in enumerate(np.unique(number)):
             yield _Shard(f"{name}-{index:05}.tar", name, order[number == shard])
 
 
-def _bytes_each(part: ArrayImages) -> int:
-    return int(part.images[:1].numel())
+def _sizes(part: ArrayImages | Part, order: np.ndarray, smaller: Smaller | None) -> np.ndarray:
+    """Bytes of the images in this order, about: how long images are that are made smaller, the first of them tell."""
+    if isinstance(part, ArrayImages):
+        return np.full(len(order), int(part.images[:1].numel()))
+    if smaller is None or not len(order):
+        return part.sizes[order]
+    with Threads(cores()) as pool:
+        lengths = list(pool.map(lambda i: len(_content(part, int(i), smaller)[0]), order[:_TRIED]))
+    return np.full(len(order), int(np.mean(lengths)))
 
 
 def _settings(
@@ -184,6 +211,8 @@ def _settings(
             groups = part.groups or [""] * len(part)
             each = zip(part.within(), sizes, labels, groups, strict=True)
             rows = [f"{n}\0{s}\0{label_text(k)}\0{g}" for n, s, k, g in each]
+            if part.images.weights is not None:
+                rows = [f"{row}\0{weight!r}" for row, weight in zip(rows, part.images.weights.tolist(), strict=True)]
         whole.update("\n".join([name, *rows, ""]).encode("utf-8", "surrogateescape"))
     size = None if smaller is None else {"side": smaller.side, "quality": smaller.quality}
     return {"source": whole.hexdigest(), "classes": source.classes, "smaller": size, "shard_mb": shard_mb}
@@ -210,6 +239,12 @@ def _is_whole(path: Path, record: Mapping[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == record["bytes"] and sha256_of(path) == record["sha256"]
 
 
+def _digest(part: ArrayImages | Part, positions: np.ndarray) -> str:
+    """A digest of which images a shard has and when they were last changed; the rest is in the settings."""
+    dates = positions[:0] if isinstance(part, ArrayImages) else part.modified[positions]
+    return hashlib.sha256(positions.tobytes() + dates.tobytes()).hexdigest()[:16]
+
+
 def _index(
     source: Contents, settings: Mapping[str, Any], plan: Sequence[_Shard], done: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
@@ -230,6 +265,7 @@ def _write(
     names = _keys(part, shard.positions)
     labels = part.labels.tolist() if isinstance(part, ArrayImages) else part.images.labels
     groups = part.groups if isinstance(part, Part) else None
+    weights = part.images.weights if isinstance(part, Part) else None
     resized = 0
     with (
         written_aside(path) as aside,
@@ -246,8 +282,9 @@ def _write(
                 label = _label(labels[i])
                 if not isinstance(label, list):
                     _add(tar, f"{name}.cls", str(label).encode())
-                if groups is not None or isinstance(label, list):
-                    values = {"label": label} | ({} if groups is None else {"group": groups[i]})
+                if groups is not None or weights is not None or isinstance(label, list):
+                    values: dict[str, Any] = {"label": label} | ({} if groups is None else {"group": groups[i]})
+                    values |= {} if weights is None else {"weight": float(weights[i])}
                     _add(tar, f"{name}.json", to_json(values).encode())
                 resized += smaller_now
             if progress is not None:

@@ -63,9 +63,13 @@ def part_named(name: str) -> str | None:
 
 
 def part_of_file(path: Path, root: Path) -> str | None:
-    """The part that a file below ``root`` is named after, as ``train-00000.tar`` or ``validation/0.parquet`` are."""
-    names = [*path.relative_to(root).parts[:-1], path.name.split(".")[0]]
-    found = [part_named(re.split(r"[-_]", name)[0]) for name in names]
+    """The part that a file below ``root`` is named after, as ``train-00000.tar``, ``imagenet1k-validation-00.tar`` and
+    ``val/0.parquet`` are."""
+    *folders, file = path.relative_to(root).parts
+    words = re.split(r"[-_.]", file)
+    found = [part_named(re.split(r"[-_]", name)[0]) for name in [*folders, words[0]]]
+    inside = {part for word in words[1:] if (part := part_named(word)) is not None}
+    found += inside if found[-1] is None and len(inside) == 1 else []
     return next((part for part in reversed(found) if part is not None), None)
 
 

@@ -2,6 +2,9 @@
 
 import os
 import re
+import tarfile
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from excite.data.catalog import SOURCES, TABLES, is_archive
@@ -69,6 +72,16 @@ def existing(data_root: str) -> Path:
     return root
 
 
+def check_exists(data_root: str) -> None:
+    """Check that a local path exists, for any source. Addresses, the Hub's data sets and patterns are read later.
+
+    Raises:
+        ExciteError: as in :func:`existing`.
+    """
+    if not (is_remote(data_root) or is_hub(data_root) or is_pattern(data_root)):
+        existing(data_root)
+
+
 def check_root(data: DataConfig) -> None:
     """Check local data as :func:`find_root` does, and that there are class folders. No file or archive is listed."""
     if data.root is not None and is_remote(data.root) and SOURCES[data.source].root is not None:
@@ -80,17 +93,73 @@ def check_root(data: DataConfig) -> None:
 
 def source_of(word: str) -> str | None:
     """The data source that the first argument of ``excite train`` is: a folder of images, an archive, a table, shards.
-    None if it is a recipe or a run."""
+    None if it is a recipe or a run. Nothing at an address is fetched: there, the ending decides."""
     if is_hub(word):
         return "table"
     path = expanded(word)
+    if is_remote(word) or (is_pattern(word) and not os.path.exists(path)):
+        return _source_named(word)
     if os.path.isfile(path):
-        if path.suffix.lower() in TABLES:
-            return "table"
-        return "folder" if is_archive(path) else None
+        if path.suffix.lower() == ".tar" and holds_samples(path):
+            return "webdataset"
+        return _source_named(word) if path.suffix.lower() in TABLES or is_archive(path) else None
     if not os.path.isdir(path) or (path / "recipe.yaml").is_file():
         return None
-    names = [entry.name.lower() for entry in os.scandir(path) if not is_litter(entry.name)]
-    if any(name.endswith(".tar") for name in names):
+    folders, files = _listed(path)
+    if found := _source_in(path, files, sure=not folders):
+        return found
+    if not folders and len(files) > 1 and all(name.lower().endswith(".txt") for name in files):
+        return "table"  # lists, as in the folder ImageSets/Main of PASCAL VOC
+    # One level down, as in the repositories of the Hub (data/train-0.parquet), and shards in parts (train/0.tar).
+    inside = (_source_in(path / name, _listed(path / name)[1]) for name in folders[:_LOOKED_INTO])
+    return next(filter(None, inside), "folder")
+
+
+#: Folders that are looked into for shards and Parquet files.
+_LOOKED_INTO = 4
+
+
+def _source_named(word: str) -> str | None:
+    """The source that a name without a file on this machine has the ending of."""
+    end = os.path.splitext(expand_last(word).lower())[1]
+    if end in TABLES:
+        return "table"
+    if is_pattern(word) or (is_remote(word) and end == ".tar"):
+        return "webdataset" if end == ".tar" else None
+    return "folder" if is_archive(word) else None
+
+
+def expand_last(word: str) -> str:
+    """The last of several names; see :func:`is_pattern`."""
+    return word.rpartition(BETWEEN)[2]
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files in a folder, without hidden ones."""
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_litter(entry.name))
+    except OSError:  # said when it is opened
+        return [], []
+    return [name for name, is_dir in found if is_dir], [name for name, is_dir in found if not is_dir]
+
+
+def _source_in(place: Path, files: Sequence[str], sure: bool = False) -> str | None:
+    """The source that a folder's own files are; None for folders of images. ``sure``: its tar files are shards."""
+    first = {os.path.splitext(name)[1].lower(): name for name in reversed(files)}
+    if ".tar" in first and (sure or holds_samples(place / first[".tar"])):
         return "webdataset"
-    return "table" if any(name.endswith(".parquet") for name in names) else "folder"
+    return "table" if ".parquet" in first else None
+
+
+def holds_samples(path: Path) -> bool:
+    """Whether a tar file begins like a shard: with files that say the class of an image."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return any(member.name.lower().endswith((".cls", ".json")) for member in islice(archive, _FIRST))
+    except (OSError, tarfile.TarError, EOFError, ValueError):  # said when it is opened
+        return False
+
+
+#: Files that are looked at to tell a shard from an archive of class folders: two images of a few files each.
+_FIRST = 16

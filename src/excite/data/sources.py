@@ -8,6 +8,7 @@ A source has parts. Their roles are decided in one place for all sources:
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -250,7 +251,57 @@ def source_contents(data: DataConfig, least_classes: int = 2) -> Contents:
     """Read the contents of a local source. Raises ExciteError if it is missing, incomplete, damaged or empty."""
     contents: Contents = import_module(SOURCES[data.source].reader).read_source(data, find_root(data), least_classes)
     _refuse_twins(contents.classes, contents.where or str(data.root))
+    contents.notes += [*_odd_names(contents.classes), *_shared_groups(contents, data.group_by)]
     return contents
+
+
+def _shared_groups(contents: Contents, group_by: int | str | None) -> list[str]:
+    """A note if groups, such as patients, are in more than one of the parts that the source gives.
+
+    Raises:
+        ExciteError: ``group_by`` finds no group at all.
+    """
+    parts = {name: part for name, part in contents.parts.items() if isinstance(part, Part) and len(part)}
+    if len(parts) < 2:
+        return []
+    if group_by is None:
+        groups = {name: part.groups or [] for name, part in parts.items()}
+    else:
+        names = {name: part.within() for name, part in parts.items()}
+        whole = [path for each in names.values() for path in each]
+        by_class = all(part.names is None for part in parts.values())
+        keys = iter(group_keys(whole, group_by, named_by_class=by_class)[0])
+        groups = {name: [next(keys).decode("utf-8", "surrogateescape") for _ in each] for name, each in names.items()}
+    seen: dict[str, str] = {}
+    both: set[str] = set()
+    for name, each in groups.items():
+        for group in {group for group in each if not group.startswith("\0")}:  # these stand alone
+            if seen.setdefault(group, name) != name:
+                both.add(group)
+    if both:
+        return [f"{len(both):,} groups are in more than one part, so results are too optimistic: {shown(min(both))} is"]
+    return [] if group_by is None else [f"no group is in more than one part (data.group_by={group_by})"]
+
+
+#: How programs write a label that is missing.
+_MISSING = frozenset(("nan", "NaN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "null", "NULL"))
+
+
+def _odd_names(classes: Sequence[str]) -> list[str]:
+    """Notes on class names that are hardly meant: one name in two spellings, and what stands for a missing label."""
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), []).append(name)
+    alike = [names for names in spelt.values() if len(names) > 1]
+    missing = [name for name in classes if name in _MISSING]
+    notes = [
+        f"{len(alike):,} classes are spelt in several ways and trained as several, such as "
+        f"{' and '.join(map(shown, names))}: if each is one class, give it one name"
+        for names in alike[:1]
+    ]
+    return notes + [
+        f"{shown(name)} is a class: if it stands for a missing label, remove its images" for name in missing
+    ]
 
 
 def _refuse_twins(classes: Sequence[str], where: str) -> None:

@@ -24,7 +24,7 @@ from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
 from excite.data.root import HUB, is_hub
 from excite.data.tabular import Table, read_csv, read_lines, read_lists
-from excite.data.walk import File, look_at
+from excite.data.walk import File, is_image, look_at
 from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
 from excite.storage import is_remote, stage
 from excite.threads import Threads
@@ -42,6 +42,12 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         "group": "group group_id patient patient_id subject subject_id",
         "weight": "weight weights sample_weight",
     }.items()
+}
+#: What to do with files that hold tables in other forms.
+_SAVED_AS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it in the spreadsheet program as CSV, a file"),
+    ".json": "write an object for each image, one a line, into a file",
+    ".txt": "if it is a list (images/1.jpg cat), give its folder with data.source=table; otherwise give a file",
 }
 #: Values of a column like ``is_valid``.
 _YES_NO = {"true": "val", "1": "val", "yes": "val", "false": "train", "0": "train", "no": "train"}
@@ -67,7 +73,8 @@ def read_table(path: Path) -> Table:
     elif path.suffix.lower() in TABLES:
         table = read_csv(path)
     else:
-        raise ExciteError(f"data.root={path} is not a table: give a file that ends in {' '.join(sorted(TABLES))}")
+        mend = _SAVED_AS.get(path.suffix.lower(), "give a file")
+        raise ExciteError(f"data.root={path} is not a table: {mend} that ends in {' '.join(sorted(TABLES))}")
     if not table.rows:
         raise ExciteError(f"{path} has no rows")
     return table
@@ -120,12 +127,10 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
         if match is not None:
             found[role] = match
     several = data.task == "multilabel"
-    if several and "label" not in found and not flags:  # all that hold nothing but 0 and 1
+    if "label" not in found and not flags:  # all that hold nothing but 0 and 1
         flags = [name for name in there if name not in found.values() and _is_flag(table.columns[name])]
-    if flags and not several:
-        raise ExciteError(
-            f"data.columns.label names {len(flags)} columns: with several classes an image, say task=multilabel, too"
-        )
+        if not several and (len(flags) < 2 or any(len(row) != 1 for row in _flagged(table, flags))):
+            flags = []
     for role, what in (("path", "paths of the images"), ("label", "labels")):
         if role not in found and not (role == "label" and len(flags) > 1):
             raise ExciteError(
@@ -146,6 +151,12 @@ def _is_flag(values: Sequence[Any]) -> bool:
     return bool(texts) and texts <= _YES | _NO
 
 
+def _flagged(table: Table, flags: Sequence[str]) -> list[set[str]]:
+    """The classes of each row whose columns hold a yes."""
+    columns = [[(text_of(v) or "").lower() in _YES for v in table.columns[name]] for name in flags]
+    return [{name for name, has in zip(flags, row, strict=True) if has} for row in zip(*columns, strict=True)]
+
+
 def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str] | None]:
     """The classes of each row; None where there is none to read, which only images that may have none can have."""
     if chosen.flags:
@@ -153,12 +164,18 @@ def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str]
             if not _is_flag(table.columns[name]):
                 other = next(v for v in table.columns[name] if v is not None and not _is_flag([v]))
                 raise ExciteError(f"{table.name}: column {shown(name)} has {shown(str(other))}, not 0 or 1")
-        columns = [[(text_of(v) or "").lower() in _YES for v in table.columns[name]] for name in chosen.flags]
-        return [
-            {name for name, has in zip(chosen.flags, row, strict=True) if has} for row in zip(*columns, strict=True)
-        ]
+        found = _flagged(table, chosen.flags)
+        for row, names in zip(table.rows, found, strict=True) if data.task == "classes" else ():
+            if len(names) != 1:
+                has = f"{len(names)} classes ({', '.join(map(shown_text, sorted(names)[:5]))})" if names else "no class"
+                raise ExciteError(
+                    f"{table.name}, row {row}: it has {has} in the columns of 0 and 1: if images may have several or "
+                    "none, say task=multilabel"
+                )
+        return list(found)
     values = table.columns[chosen.label]
     if data.task == "classes":
+        values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
         if lists := [row for row, value in zip(table.rows, values, strict=True) if isinstance(value, list)]:
             raise ExciteError(
                 f"{table.name}: column {shown(chosen.label)} has lists ({_some_rows(lists)}): with several classes an "
@@ -225,7 +242,10 @@ def _parts(table: Table, column: str | None) -> list[str]:
         )
     lacking = [row for row, value in zip(table.rows, values, strict=True) if value is None]
     if lacking:
-        raise ExciteError(f"{table.name}: column {shown(column)} (the part) is empty in {_some_rows(lacking)}")
+        raise ExciteError(
+            f"{table.name}: column {shown(column)} (the part) is empty in {_some_rows(lacking)}: fill them, "
+            "or leave the column out with data.columns.part=false"
+        )
     return [str(known[str(value)]) for value in values]
 
 
@@ -252,20 +272,57 @@ def _place(data: DataConfig, table: Table) -> str:
 
 @dataclass
 class _Files:
-    """The files of the rows: None and a reason for those that cannot be used."""
+    """The files of the rows: None and a reason for those that cannot be used.
+
+    Attributes:
+        whole: the path of each row's file, as it was found; two spellings of one file are equal here.
+    """
 
     files: list[File | None]
+    whole: list[str]
     reasons: dict[int, str]
     notes: list[str]
 
 
+_GONE = "it has vanished"
+#: Endings that paths are tried with before all others; the number of paths that are tried.
+_USUAL_ENDINGS = (".jpg", ".png", ".jpeg", ".tif", ".bmp", ".webp")
+_TRIED = 20
+
+
+def _most_are_files(paths: Sequence[str]) -> bool:
+    """Whether more than half are files. On a network disk each look takes a while, so it ends as soon as it can."""
+    lacking = 0
+    for path in paths:
+        lacking += not os.path.isfile(path)
+        if 2 * lacking >= len(paths):
+            return False
+    return True
+
+
 def _look(paths: Sequence[str], place: str) -> _Files:
-    """Look for the files that the paths name, also as other systems and lists without endings write them."""
-    notes: list[str] = []
+    """Look for the files that the paths name, also as other systems, other machines and lists without endings write
+    them."""
     whole = [os.path.join(place, path) for path in paths]
-    if not any(map(os.path.exists, whole[:100])):
-        whole, said = _otherwise(paths, place)
-        notes += said
+    looked = _looked_at(whole)
+    notes: list[str] = []
+    lost = [i for i, (_, reason) in enumerate(looked) if reason == _GONE]
+    while lost and (way := _otherwise([paths[i] for i in lost], place, every=len(lost) == len(paths))):
+        other, said = way
+        again = _looked_at(other)
+        found = [k for k, (file, _) in enumerate(again) if file is not None]
+        if not found:
+            break
+        for k in found:
+            whole[lost[k]], looked[lost[k]] = other[k], again[k]
+        notes.append(f"paths of the images: {said}" + ("" if len(lost) == len(paths) else f" ({len(found):,} rows)"))
+        lost = [i for k, i in enumerate(lost) if again[k][0] is None]
+    reasons = {i: "there is no such file" if r == _GONE else str(r) for i, (_, r) in enumerate(looked) if r}
+    return _Files([file for file, _ in looked], [os.path.normpath(path) for path in whole], reasons, notes)
+
+
+def _looked_at(whole: Sequence[str]) -> list[tuple[File | None, str | None]]:
+    """The file at each path, or why there is none."""
 
     def some(chunk: Sequence[str]) -> list[tuple[File | None, str | None]]:
         return [
@@ -274,24 +331,33 @@ def _look(paths: Sequence[str], place: str) -> _Files:
 
     chunks = [whole[i : i + 256] for i in range(0, len(whole), 256)]
     with Threads(8) as pool:  # on a network disk, each look takes a millisecond
-        looked = [each for chunk in pool.map(some, chunks) for each in chunk]
-    reasons = {i: "there is no such file" if r == "it has vanished" else str(r) for i, (_, r) in enumerate(looked) if r}
-    return _Files([file for file, _ in looked], reasons, notes)
+        return [each for chunk in pool.map(some, chunks) for each in chunk]
 
 
-def _otherwise(paths: Sequence[str], place: str) -> tuple[list[str], list[str]]:
-    """Whole paths, read in another way if that finds the first of them; and a note on it."""
-    endings = ("", *sorted(EXTENSIONS, key=lambda e: (e not in (".jpg", ".png", ".jpeg"), e)))
+def _otherwise(paths: Sequence[str], place: str, *, every: bool) -> tuple[list[str], str] | None:
+    """Whole paths of files that are not there as written, in another way that finds most of the first of them; and
+    what the way is. ``every``: none of the table's files is there as written, so that the way may also leave out
+    folders of another machine, and endings that the files do not have."""
+    usual = [*_USUAL_ENDINGS, *(end.upper() for end in _USUAL_ENDINGS)]
+    all_endings = [*usual, *sorted(EXTENSIONS - {*usual})]
     for mark in ("/", "\\"):
-        other = [path.replace(mark, "/") for path in paths]
-        for end in endings:
-            there = sum(os.path.exists(os.path.join(place, path + end)) for path in other[:100])
-            if there > len(other[:100]) / 2:
-                ways = [f"{mark} read as /"] * (mark != "/") + [f"{end} added to each"] * bool(end)
-                return [os.path.join(place, path + end) for path in other], [
-                    f"paths of the images: {' and '.join(ways)}"
-                ]
-    return [os.path.join(place, path) for path in paths], []
+        told = [path.replace(mark, "/") for path in paths]
+        depth = max(path.count("/") for path in told[:_TRIED]) if every else 0
+        for left in range(depth + 1):
+            short = [path.split("/", left)[-1] for path in told]
+            if left and len(set(short)) < len(set(told)):
+                break  # two files would become one
+            for swap in (False, True) if every else (False,):
+                stems = [os.path.splitext(path)[0] for path in short] if swap else short
+                for end in ["", *(usual if left or swap else all_endings)]:
+                    as_written = not (left or end or mark != "/")
+                    if not as_written and _most_are_files([os.path.join(place, path + end) for path in stems[:_TRIED]]):
+                        gone = {path[: len(path) - len(rest)] for path, rest in zip(told, short, strict=True)}
+                        folders = shown_text(gone.pop()) if len(gone) == 1 else f"the first {left} folders"
+                        ways = [f"{mark} read as /"] * (mark != "/") + [f"{folders} left out"] * bool(left)
+                        ways += [f"{end} {'instead of their endings' if swap else 'added to each'}"] * bool(end)
+                        return [os.path.join(place, path + end) for path in stems], " and ".join(ways)
+    return None
 
 
 # --- the source -------------------------------------------------------------------------------------------------------
@@ -330,8 +396,10 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         groups = [text_of(value) or "" for value in table.columns[chosen.group]]
         alone = groups.count("")
         notes += [f"{alone:,} rows without a group: each stands alone"] if alone else []
-    weights = None if chosen.weight is None else _weights(table, chosen.weight)
-    if weights is not None and data.sampler != "weights":
+    weights = None
+    if chosen.weight is not None and data.sampler == "weights":
+        weights = _weights(table, chosen.weight)
+    elif chosen.weight is not None:
         notes.append(f"the weights in {shown(chosen.weight)} have no effect: data.sampler=weights draws images by them")
     if chosen.path in table.images:
         if data.images is not None:
@@ -370,41 +438,34 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         )
     none = sum(not labels[i] for i in rows)
     notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
-    return Contents(classes, out, [*notes, *_shared_groups(out)], unusable, table.name)
+    return Contents(classes, out, notes, unusable, table.name)
 
 
 def _weights(table: Table, column: str) -> np.ndarray:
     """float64 (N,): the weight of each row."""
-    found = np.zeros(len(table.rows))
-    for i, (row, value) in enumerate(zip(table.rows, table.columns[column], strict=True)):
-        try:
-            found[i] = float(value)
-        except (TypeError, ValueError):
-            found[i] = np.nan
-        if not 0 <= found[i] < np.inf:
-            raise ExciteError(
-                f"{table.name}, row {row}: the weight in {shown(column)} is {shown(str(value))}, not a number of at "
-                "least 0"
-            )
-    return found
+    given = zip(table.rows, table.columns[column], strict=True)
+    return np.array([weight_of(value, f"{table.name}, row {row}", f" in {shown(column)}") for row, value in given])
+
+
+def weight_of(value: Any, where: str, column: str = "") -> float:
+    """A weight: a number of at least 0. Raises ExciteError for anything else, naming ``where`` it is."""
+    try:
+        weight = float(value)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if not 0 <= weight < np.inf:
+        what = "is missing" if text_of(value) is None else f"is {shown(str(value))}"
+        if isinstance(value, str) and re.fullmatch(r"\d*,\d+", value):
+            what += f" (write {value.replace(',', '.')})"
+        raise ExciteError(
+            f"{where}: the weight{column} {what}, not a number of at least 0; correct it, or say that there are no "
+            "weights: data.columns.weight=false"
+        )
+    return weight
 
 
 def _one(numbers: Mapping[str, int], label: set[str]) -> int:
     return numbers[next(iter(label))]
-
-
-def _shared_groups(parts: Mapping[str, ArrayImages | Part]) -> list[str]:
-    """A note if groups, such as patients, are in more than one part."""
-    seen: dict[str, str] = {}
-    both: dict[str, None] = {}
-    for name, part in parts.items():
-        for group in set(part.groups or ()) if isinstance(part, Part) else ():
-            if seen.setdefault(group, name) != name:
-                both[group] = None
-    first = shown(min(both)) if both else ""
-    return (
-        [f"{len(both):,} groups are in more than one part, so results are too optimistic: {first} is"] if both else []
-    )
 
 
 def _without_blank_test(
@@ -515,7 +576,7 @@ def _files_of(
     first: dict[str, int] = {}
     rows, repeated, added = list[int](), list[int](), list[int]()
     for i, path in enumerate(paths):
-        other = first.setdefault(os.path.normpath(path), i)
+        other = first.setdefault(looked.whole[i], i)
         if other == i:
             rows.append(i)
         elif parts[other] != parts[i] or (labels[other] != labels[i] and data.task == "classes"):
@@ -536,7 +597,9 @@ def _files_of(
         notes.append(f"{len(added):,} rows add classes to the image of an earlier row: {_some_rows(added)}")
     if repeated:
         notes.append(f"{len(repeated):,} rows repeat others and are used once: {_some_rows(repeated)}")
-    unusable = _missing(table, data, [i for i in rows if i in looked.reasons], paths, parts, looked.reasons, len(rows))
+    unusable = _missing(
+        table, data, [i for i in rows if i in looked.reasons], paths, parts, looked.reasons, len(rows), place
+    )
     if unusable:
         notes.append(f"{len(unusable):,} rows without a file are left out; the first is {unusable[0][0]}")
         rows = [i for i in rows if i not in looked.reasons]
@@ -552,23 +615,33 @@ def _missing(
     parts: Sequence[str],
     reasons: Mapping[int, str],
     count: int,
+    place: str,
 ) -> list[tuple[str, str]]:
     """(path and row, reason) of files that are not there. Raises ExciteError where the recipe says to stop."""
     told = [(f"{paths[i]} (row {table.rows[i]})", reasons[i]) for i in missing]
     rules = {"train": data.on_bad_train, "all": data.on_bad_val}  # of all, some will be for validation
     stop = [i for i in missing if rules.get(parts[i], data.on_bad_val) == "stop"]
     if stop or len(missing) == count:
-        shown_rows = "; ".join(
-            f"row {table.rows[i]}: {shown(paths[i])}: {reasons[i]}" for i in (stop or missing)[:_NAMED]
-        )
+        named = missing if len(missing) == count else stop
+        shown_rows = "; ".join(f"row {table.rows[i]}: {shown(paths[i])}: {reasons[i]}" for i in named[:_NAMED])
         key = "data.on_bad_train" if stop and parts[stop[0]] == "train" else "data.on_bad_val"
         mend = (
             "correct the paths, name the folder that they start from with data.images=FOLDER, or leave them out with "
             f"{key}=skip"
         )
         if len(missing) == count:
-            mend = "name the folder that the paths start from with data.images=FOLDER"
-        raise ExciteError(
-            f"{table.name}: {len(stop or missing):,} of {count:,} images are not there ({shown_rows}): {mend}"
-        )
+            mend = f"name the folder that the paths start from with data.images=FOLDER ({_holds(place)})"
+        raise ExciteError(f"{table.name}: {len(named):,} of {count:,} images are not there ({shown_rows}): {mend}")
     return told
+
+
+def _holds(place: str) -> str:
+    """What the folder that paths start from holds, so that a user sees how its files are named."""
+    try:
+        with os.scandir(place) as entries:
+            names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries)
+    except OSError as error:
+        return f"now it is {place}, which cannot be read: {error.strerror or error}"
+    of_images = [name for name in names if is_image(name)] or names
+    more = f" and {len(of_images) - 3:,} more" if len(of_images) > 3 else ""
+    return f"now it is {place}, which has {', '.join(map(shown_text, of_images[:3])) or 'nothing'}{more}"

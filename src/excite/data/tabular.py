@@ -7,6 +7,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -65,8 +67,8 @@ def _decoded(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise ExciteError(
-            f"{path}, row {line}: it is not UTF-8 text (byte {data[error.start]:#04x}); save it as UTF-8, "
-            f"as with iconv -f WINDOWS-1252 -t UTF-8"
+            f"{path}, row {line}: it is not UTF-8 text (byte {data[error.start]:#04x}); save it as UTF-8, as with "
+            f"iconv -f WINDOWS-1252 -t UTF-8 {shlex.quote(os.fspath(path))} > utf8-{path.name}"
         ) from None
 
 
@@ -75,14 +77,18 @@ def read_csv(path: Path) -> Table:
     text = _decoded(path)
     if "\0" in text:
         raise ExciteError(f"{path} is not text: it has a NUL byte")
+    told = re.match(r"sep=(.)\r?\n", text)  # how Excel is told what stands between columns; it is no row of the table
+    text = "\n" + text[told.end() :] if told else text  # rows are still counted as an editor does
     first = next((line for line in text.splitlines() if line.strip()), "")
     counts = {mark: _columns(first, mark) for mark in ",;\t|"}
     between = "\t" if path.suffix.lower() == ".tsv" else max(counts, key=counts.__getitem__)
+    between = told[1] if told else between
     csv.field_size_limit(1 << 20)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     header: list[str] | None = None
     columns: list[list[Any]] = []
     rows: list[int] = []
+    short: list[int] = []
     begin = 1
     try:
         for values in reader:
@@ -94,6 +100,11 @@ def read_csv(path: Path) -> Table:
                 columns = [[] for _ in header]
                 _check_header(path, header)
                 continue
+            while len(values) > len(header) and not values[-1].strip():
+                values.pop()  # a comma at the end of the row
+            if len(values) < len(header):  # spreadsheets leave out empty values at the end
+                short.append(row)
+                values += [""] * (len(header) - len(values))
             if len(values) != len(header):
                 raise ExciteError(
                     f"{path}, row {row}: it has {len(values)} values, but the header has {len(header)} columns "
@@ -104,7 +115,13 @@ def read_csv(path: Path) -> Table:
                 column.append(value.strip() or None)
     except csv.Error as error:
         raise ExciteError(f"{path}, row {begin}: {error}") from None
-    return Table(os.fspath(path), dict(zip(header or [], columns, strict=True)), rows)
+    table = Table(os.fspath(path), dict(zip(header or [], columns, strict=True)), rows)
+    if short:
+        table.notes.append(
+            f"{len(short):,} rows have fewer values than the header (the first is row {short[0]}): the others count as "
+            "empty"
+        )
+    return table
 
 
 def _columns(line: str, mark: str) -> int:
@@ -147,10 +164,10 @@ def read_lines(path: Path) -> Table:
 def read_lists(folder: Path) -> Table:
     """Read a folder of lists, one for each class: ``cat.txt``, or ``cat_train.txt`` and ``cat_val.txt``, with an image
     a line. After the image may stand 1, or what it is not in the list for: 0 or -1, as in PASCAL VOC. The images in
-    ``train.txt`` and ``val.txt`` may have no class.
+    ``train.txt`` and ``val.txt`` may have no class; if there are no other lists, it is the last word of each line.
 
     Raises:
-        ExciteError: there are no lists, or a line has something else behind the image.
+        ExciteError: there are no lists, or no line names a class.
     """
     files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
     if not files:
@@ -177,10 +194,30 @@ def read_lists(folder: Path) -> Table:
     columns: dict[str, list[Any]] = {"image": [image for image, _, _ in found], "label": [k for _, k, _ in found]}
     if None not in parts:
         columns["part"] = [part for _, _, part in found]
+    read = [path for path in files if path.name not in left]
+    if all(part_named(path.stem) or path.stem == "trainval" for path in read):  # lines such as "images/1.jpg 3"
+        columns["image"], columns["label"] = _labelled(read)
+    elif not any(columns["label"]):
+        raise ExciteError(f"{folder}: no list names a class: give lists CLASS.txt or CLASS_train.txt, or a .csv file")
     notes = [
         f"lists that are not used: {', '.join(left[:5])}" + (f" and {len(left) - 5} more" if len(left) > 5 else "")
     ]
     return Table(os.fspath(folder), columns, list(range(1, len(found) + 1)), notes=notes if left else [], listed=True)
+
+
+def _labelled(files: Sequence[Path]) -> tuple[list[Any], list[Any]]:
+    """The images and their classes in lists that have both in each line."""
+    pairs: list[tuple[str, str]] = []
+    for path in files:
+        for number, line in enumerate(_decoded(path).splitlines(), 1):
+            image, *label = line.strip().rsplit(maxsplit=1)[:2] if line.strip() else ("",)
+            if image and (not label or is_image(label[0])):
+                raise ExciteError(
+                    f"{path}, row {number}: there is no class behind the image (write images/1.jpg cat), nor are there "
+                    "lists of classes (CLASS.txt)"
+                )
+            pairs += [(image, label[0])] if image else []
+    return [image for image, _ in pairs], [label for _, label in pairs]
 
 
 def _listed(path: Path, number: int, line: str) -> tuple[str | None, bool]:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # the standard library's has no model in pydantic before Python 3.12
 
 from excite.data.archive import Members, members
-from excite.data.config import DataConfig
+from excite.data.config import ColumnsConfig, DataConfig
 from excite.data.contents import Contents, Part
 from excite.data.folder import in_order
 from excite.data.formats import EXTENSIONS
@@ -32,7 +32,7 @@ from excite.data.labels import hot
 from excite.data.packed import Container, Packed, read_at
 from excite.data.parts import part_of_file
 from excite.data.root import BETWEEN, is_pattern
-from excite.data.table import USUAL, split_labels, text_of
+from excite.data.table import USUAL, split_labels, text_of, weight_of
 from excite.data.walk import is_litter
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import LONGEST_JSON
@@ -95,13 +95,27 @@ class _Index(TypedDict):
     shards: list[_Packed]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
-    """The files of one image."""
+    """The files of one image: what each is for -> its number in the shard.
 
-    image: tuple[str, int] | None = None  # its name and its number in the shard
-    cls: int | None = None
-    json: int | None = None
+    Attributes:
+        own: files whose ending says what they are: ``1.jpg``, ``1.cls``, ``1.json``.
+        named: files that have a name of their own before it, as in ``1.input.jpg`` and ``1.output.cls``.
+    """
+
+    own: dict[str, int] = field(default_factory=dict)
+    named: dict[str, list[int]] = field(default_factory=dict)
+
+    def get(self, what: str) -> int | None:
+        """The number of its "image", "cls" or "json"; None if there is none, or if there are several to choose from."""
+        several = self.named.get(what, ())
+        return self.own.get(what, several[0] if len(several) == 1 else None)
+
+    def endings(self, names: Sequence[str]) -> set[str]:
+        """What the names of its files have behind their key."""
+        numbers = [*self.own.values(), *(number for each in self.named.values() for number in each)]
+        return {os.path.basename(names[number]).partition(".")[2] for number in numbers}
 
 
 @dataclass
@@ -112,6 +126,7 @@ class _Found:
     paths: list[str] = field(default_factory=list)
     labels: list[set[str]] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
+    weights: list[Any] = field(default_factory=list)
     rows: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
     dates: list[int] = field(default_factory=list)
 
@@ -172,26 +187,31 @@ def _check_shards(index: Mapping[str, Any], shards: Sequence[Path], place: Path,
 
 
 def _samples(shard: Members) -> Iterator[_Sample]:
-    """The images of a shard: runs of members with one key."""
-    key, sample = None, _Sample()
+    """The images of a shard: members with one key. Mostly these follow each other, but not if tar packed a folder as
+    its disk lists it. A key that comes again with files that it has already is another image."""
+    found: list[_Sample] = []
+    last: dict[tuple[str, str], _Sample] = {}
+    key = None
+    sample = _Sample()
     for number, name in enumerate(shard.names):
-        folder, file = os.path.split(name)
+        folder, _, file = name.rpartition("/")
         if is_litter(file):
             continue
         stem, _, rest = file.partition(".")
-        if (folder, stem) != key:
-            if key is not None:
-                yield sample
-            key, sample = (folder, stem), _Sample()
-        what = rest.lower()
-        if f".{what}" in EXTENSIONS:
-            sample.image = sample.image or (name, number)
-        elif what == "cls":
-            sample.cls = number
-        elif what == "json":
-            sample.json = number
-    if key is not None:
-        yield sample
+        whole = rest.lower()
+        end = whole.rpartition(".")[2]
+        what = "image" if f".{end}" in EXTENSIONS else end
+        if key != (folder, stem):
+            key = (folder, stem)
+            if key not in last or (end == whole and what in last[key].own):
+                last[key] = _Sample()
+                found.append(last[key])
+            sample = last[key]
+        if end == whole:
+            sample.own.setdefault(what, number)
+        else:
+            sample.named.setdefault(what, []).append(number)
+    yield from found
 
 
 def _text(shard: Members, number: int) -> str:
@@ -200,26 +220,79 @@ def _text(shard: Members, number: int) -> str:
     return read_at(shard.file, offset, min(length, _LONGEST_LABEL)).decode("utf-8", "replace").strip()
 
 
-def _labels_and_group(shard: Members, sample: _Sample, data: DataConfig) -> tuple[set[str] | None, str | None]:
-    """The label (or with several an image, the labels) in a ``.cls`` or ``.json`` file, and the group in the latter;
-    None if there is none in it."""
-    given: Any = None if sample.cls is None else _text(shard, sample.cls)
-    group = None
-    if sample.json is not None:
+@dataclass(slots=True)
+class _Told:
+    """What the files of an image say: its classes (None if there are none to read), group, weight; and why not."""
+
+    labels: set[str] | None
+    group: str | None = None
+    weight: Any = None
+    several: bool = False
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of .json files that hold the label, the group and the weight; ``named``: the user named the label's."""
+
+    label: tuple[str, ...]
+    group: tuple[str, ...]
+    weight: tuple[str, ...]
+    named: bool
+
+
+def _keys(data: DataConfig) -> _Keys:
+    columns = data.columns or ColumnsConfig()
+
+    def of(role: str, *others: str) -> tuple[str, ...]:
+        own = getattr(columns, role)
+        return (own,) if isinstance(own, str) else () if own is False else (*others, *USUAL[role])
+
+    return _Keys(of("label", "cls"), of("group"), of("weight"), isinstance(columns.label, str))
+
+
+def _told(shard: Members, sample: _Sample, data: DataConfig, keys: _Keys) -> _Told:
+    """Read the ``.cls`` and ``.json`` files of an image."""
+    cls, file = sample.get("cls"), sample.get("json")
+    given: Any = None if cls is None or keys.named else _text(shard, cls)
+    group = weight = None
+    there: tuple[str, ...] = ()
+    if file is not None:
         try:
-            values = json.loads(_text(shard, sample.json))
+            values = json.loads(_text(shard, file))
         except (ValueError, RecursionError):
-            values = {}
+            values = None
+        label: Any = None if keys.named else values  # the file may be the label itself
         if isinstance(values, dict):
-            group = next((text_of(values[name]) for name in USUAL["group"] if name in values), None)
-            values = next((values[name] for name in ("cls", *USUAL["label"]) if name in values), None)
-        given = values if given is None or isinstance(values, list) else given
+            there = tuple(values)
+            label, group, weight = (
+                next((values[name] for name in names if name in values), None)
+                for names in (keys.label, keys.group, keys.weight)
+            )
+        given = label if given is None or isinstance(label, list) else given
+    group = text_of(group)
     if given is None or isinstance(given, dict):
-        return None, group
+        return _Told(None, group, weight, keys=there)
     if data.task == "multilabel":
-        return split_labels(given, None), group
-    label = None if isinstance(given, list) else text_of(given)
-    return (None if label is None else {label}), group
+        return _Told(split_labels(given, None), group, weight)
+    one = given[0] if isinstance(given, list) and len(given) == 1 else given
+    label = None if isinstance(one, list) else text_of(one)
+    return _Told(None if label is None else {label}, group, weight, isinstance(one, list), there)
+
+
+def _no_labels(root: Path, without: Sequence[str], several: int, endings: Mapping[str, int], keys: set[str]) -> str:
+    """What to do if most images have no label."""
+    one = f"; {without[0]} is one" if without else ""
+    if several > len(without) / 2:
+        return f"{several:,} images in the shards of {root} have lists of labels{one}: say task=multilabel"
+    there = ", ".join(f".{end}" for end in sorted(endings) if end) or "nothing"
+    mend = "each needs a file of the same name that ends in .cls (with the class) or .json (with label)"
+    if keys:
+        some = ", ".join(map(shown_text, sorted(keys)[:12]))
+        mend = f"their .json files have {some}: if one of these is the class, name it with data.columns.label=NAME"
+    elif any("/" in path for path in (each.rpartition(".tar/")[2] for each in without[:1])):
+        mend += "; for class folders in a tar file, give the file itself with data.source=folder"
+    return f"{len(without):,} images in the shards of {root} have no label{one} (their files end in {there}): {mend}"
 
 
 def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
@@ -239,41 +312,50 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
         )
     found: dict[str, _Found] = {}
     unusable: list[tuple[str, str]] = []
-    left = Counter[str]()
+    named = _keys(data)
+    left, endings = Counter[str](), Counter[str]()
     without: list[str] = []
+    lists, weighted, keys = 0, 0, set[str]()
     seen: set[tuple[int, str]] = set()
     for number, (path, part) in enumerate(zip(shards, parts, strict=True)):
         shard = members(path)
         into = found.setdefault(part or "all", _Found())
         unusable += [(f"{path}/{name}", reason) for name, reason in shard.unusable]
         for sample in _samples(shard):
-            if sample.image is None:
-                left["without an image"] += 1
+            at = sample.get("image")
+            if at is None:
+                left["without an image" if "image" not in sample.named else "with several images"] += 1
                 continue
-            name, at = sample.image
+            name = shard.names[at]
             if (number, name) in seen:
                 raise ExciteError(f"{path} has two images {shown(name)}: pack it again, with a name for each")
             seen.add((number, name))
-            labels, group = _labels_and_group(shard, sample, data)
-            if labels is None:
+            told = _told(shard, sample, data, named)
+            if told.labels is None:
                 without.append(f"{path}/{name}")
+                lists += told.several
+                keys.update(told.keys)
+                endings.update(sample.endings(shard.names))
                 continue
             into.names.append(unquote(name) if index else name)
             into.paths.append(f"{path}/{name}")
-            into.labels.append(labels)
-            into.groups.append(group)
+            into.labels.append(told.labels)
+            into.groups.append(told.group)
+            into.weights.append(told.weight if data.sampler == "weights" else None)
+            weighted += told.weight is not None
             into.rows.append((number, *shard.rows[at].tolist()))
             into.dates.append(shard.file.modified)
     images = sum(len(each.names) for each in found.values())
-    if not images or len(without) > images:
-        one = f"; {without[0]} is one" if without else ""
-        raise ExciteError(
-            f"{len(without):,} images in the shards of {root} have no label{one}: each needs a file of the same name "
-            "that ends in .cls (with the class) or .json (with label)"
-        )
+    if not images and not without:
+        several = f": each of {left['with several images']:,} samples has several" * bool(left["with several images"])
+        raise ExciteError(f"the shards of {root} have no images{several or ': give others'}")
+    if len(without) > images:
+        raise ExciteError(_no_labels(root, without, lists, endings, keys))
     notes = [f"read from {len(shards):,} shards"] if len(shards) > 1 else []
     notes += [f"{len(without):,} images without a label are left out; the first is {without[0]}"] if without else []
-    notes += [f"{left['without an image']:,} samples without an image are left out"] if left else []
+    notes += [f"{n:,} samples {what} are left out" for what, n in left.items()]
+    if weighted and data.sampler != "weights":
+        notes.append(f"the weights of {weighted:,} images have no effect: data.sampler=weights draws images by them")
     for each in found.values():
         if len(set(each.names)) < len(each.names):  # then only the shard tells them apart
             each.names = [f"{shards[row[0]].name}/{name}" for row, name in zip(each.rows, each.names, strict=True)]
@@ -296,13 +378,20 @@ def _part(
     order = sorted(range(len(found.names)), key=lambda i: (-1 if several else own[i][0], found.names[i]))
     packed = Packed.of(files, [found.rows[i] for i in order])
     labels = hot([own[i] for i in order], classes) if several else [own[i][0] for i in order]
-    images = FileImages([found.paths[i] for i in order], labels, packed=packed)
+    images = FileImages([found.paths[i] for i in order], labels, packed=packed, weights=_weights(found, order))
     dates = np.array([found.dates[i] for i in order], np.int64)
     names = [found.names[i] for i in order]
     groups = None
     if any(group is not None for group in found.groups):
         groups = [found.groups[i] or f"\0{name}" for i, name in zip(order, names, strict=True)]
     return Part(images, packed.size, dates, names=names, prefix=prefix, groups=groups)
+
+
+def _weights(found: _Found, order: Sequence[int]) -> np.ndarray | None:
+    """float64 (N,): the weights of the images; None if none has one."""
+    if all(weight is None for weight in found.weights):
+        return None
+    return np.array([weight_of(found.weights[i], found.paths[i]) for i in order])
 
 
 def _classes(

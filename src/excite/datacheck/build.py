@@ -41,7 +41,7 @@ from excite.files import check_writable
 from excite.pages.inline import show_table
 from excite.pages.pictures import bands_shown
 from excite.progress import Progress, silent
-from excite.recipe import Overrides, Recipe, apply_overrides, override_words
+from excite.recipe import Overrides, Recipe, apply_overrides, elsewhere, override_words
 from excite.size import by_text
 from excite.trained.classes import match_classes
 from excite.trained.opened import open_trained
@@ -143,7 +143,10 @@ def _open(source: str | Path | None, overrides: Overrides, weights: str | Path |
             raise ExciteError(f"{source} is a run with weights of its own: leave --weights out")
         network = open_trained(source, device=device)
         predictor = network.predictor
-        recipe = Recipe.from_dict(apply_overrides(predictor.meta["recipe"], words), str(source))
+        trained = Recipe.from_dict(predictor.meta["recipe"], str(source))
+        recipe = Recipe.from_dict(
+            apply_overrides(predictor.meta["recipe"], elsewhere(trained.data, words)), str(source)
+        )
         data = open_data(recipe.data, recipe.augment)
         match_classes(predictor, data.classes, source)
         return _Opened(str(source), recipe, data.relabelled(predictor.classes), predictor, network.weights, True)

@@ -5,9 +5,11 @@ Nothing heavy is imported, so that a missing file is reported at once.
 
 import glob
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from excite.data.catalog import TABLES
 from excite.data.formats import EXTENSIONS
 from excite.data.walk import look_at, walk
 from excite.errors import ExciteError, absence, no_path, shown
@@ -27,6 +29,11 @@ def _files(source: str) -> list[str]:
     """The file of that name, or the files that match; never empty. Raises ExciteError."""
     if no_path(source) is not None:
         raise ExciteError(f"{shown(source)} {_NOTHING}: {absence(source)}")
+    if os.path.splitext(source)[1].lower() in TABLES:
+        raise ExciteError(
+            f"{source!r} is a table, not an image: give the images that it names; or measure the network on them: "
+            f"excite validate RUN data.root={shlex.quote(source)}"
+        )
     if os.path.lexists(source):
         file, reason = look_at(source)
         if file is None:
@@ -69,6 +76,8 @@ def find_images(
             files = _files(source)
         if not files:
             what = "contains no images" if os.path.isdir(path) else _NOTHING
+            shards = f"; to classify the images in its shards, name them: {shlex.quote(source)}/*.tar"
+            what += shards if left_out and ".tar" in left_out.split() else ""
             raise ExciteError(f"{source!r} {what}" + (f" ({left_out})" if left_out else ""))
         if left_out is not None:
             say(f"{source}: {left_out}")

@@ -11,7 +11,7 @@ from excite.data.folder import some
 from excite.data.pixels import FULL_WHITE
 from excite.data.record import find_record
 from excite.errors import expanded
-from excite.recipe import Recipe, apply_overrides, overridden
+from excite.recipe import Recipe, apply_overrides, elsewhere, overridden
 from excite.storage import is_remote
 from excite.trained.classes import check_order, match_classes
 from excite.trained.predictor import Predictor
@@ -62,8 +62,8 @@ def _open_data(
     """Like :func:`open_images`, with labels in the data's own class order."""
     meta = predictor.meta
     trained = Recipe.from_dict(meta["recipe"], str(source))
-    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], overrides), str(source))
     keys = overridden(overrides)
+    recipe = Recipe.from_dict(apply_overrides(meta["recipe"], elsewhere(trained.data, overrides)), str(source))
     if predictor.tta == "five":  # images decoded into memory have lost their margins
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"mode": "stream"})})
     if "data.white" not in keys:  # the white level of the training images also applies to others

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from accelerate.utils import broadcast_object_list
 
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown
 from excite.files import written_aside
 from excite.recipe import Recipe, as_yaml
 from excite.storage import uploads_to
@@ -163,6 +163,16 @@ def _check_recipe(run: Run, saved: ckpt.Saved) -> None:
 
 def _check_images(run: Run, saved: ckpt.Saved) -> None:
     state, now = saved.state, run.data.parts
+    was, classes = list(saved.weights.meta.get("classes") or ()), list(run.data.classes)
+    if was and was != classes:  # the labels are numbers, so the images of renamed classes look unchanged
+        changed = [both for both in zip(was, classes, strict=False) if both[0] != both[1]]
+        how = f"there were {len(was)}, and now there are {len(classes)}"
+        if len(was) == len(classes):
+            how = f"{shown(changed[0][0])} is now {shown(changed[0][1])}"
+        raise ExciteError(
+            f"{run.folder} cannot be resumed: the classes have changed since it was started ({how}); bring them back, "
+            f"or start a new run from its weights: excite train {run.folder} train.init_from={run.folder}"
+        )
     before = state.get("parts") or {}
     words = {"train": "training", "val": "validation"}
     differing = [word for part, word in words.items() if part in before and before[part] != now.get(part)]
