@@ -855,6 +855,25 @@ def _fields_at(location: tuple[int | str, ...]) -> dict[str, FieldInfo]:
     return dict(model.model_fields)
 
 
+#: What others call the values of ours, where these do not resemble each other.
+_SYNONYMS = {
+    "ce": "cross_entropy",
+    "crossentropy": "cross_entropy",
+    "asl": "asymmetric",
+    "f1": "macro_f1",
+    "acc": "top1",
+    "accuracy": "top1",
+    "balanced_accuracy": "balanced",
+    "roc_auc": "auroc",
+    "auc": "auroc",
+    "pad": "letterbox",
+    "squash": "stretch",
+    "squish": "stretch",
+    "multi_label": "multilabel",
+    "weighted": "balanced",
+}
+
+
 def _explain(error: ErrorDetails) -> str:
     """One pydantic error as a clause: which key, what is wrong, what is allowed."""
     location = error["loc"]
@@ -870,7 +889,10 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "literal_error":
         expected = error["ctx"]["expected"]
         names = re.findall(r"'([^']*)'", expected)
-        return f"{key} is {shown(error['input'])}{nearest(str(error['input']), names)} (allowed: {expected})"
+        given = str(error["input"])
+        meant = _SYNONYMS.get(given.lower())
+        near = f"; did you mean {meant!r}?" if meant in names else nearest(given, names)
+        return f"{key} is {shown(error['input'])}{near} (allowed: {expected})"
     if error["type"] == "value_error":
         said = str(error["ctx"]["error"])
         return said if len(said) <= _LONGEST_CLAUSE else f"{said[: _LONGEST_CLAUSE - 4]} ..."

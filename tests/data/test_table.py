@@ -9,6 +9,7 @@ from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, TrainLoader, open_data
 from excite.data.count import count_data
+from excite.data.root import source_of
 from excite.errors import ExciteError
 
 
@@ -69,13 +70,18 @@ def test_columns_that_are_named(place):
 
 @pytest.mark.parametrize(
     ("column", "train", "val"),
-    [("part", "Train", "valid"), ("split", "training", "dev"), ("is_valid", "False", "True")],
+    [
+        ("part", "Train", "valid"),
+        ("split", "training", "dev"),
+        ("Is Valid", "no", "yes"),
+        ("is_train", "True", "False"),
+    ],
 )
 def test_parts(place, column, train, val):
     text = f"path,label,{column}\n" + "".join(
         f"pictures/{i:02}.png,{'abc'[i % 3]},{train if i < 6 else val}\n" for i in range(12)
     )
-    data = opened(place / "a.csv", text)
+    data = opened(place / "a.csv", text, columns={"part": column})
     assert (len(data.train), len(data.val)) == (6, 6)
     without = opened(place / "a.csv", text, columns={"part": False})
     assert without.split
@@ -100,6 +106,7 @@ def test_numbers_as_classes_are_in_the_order_of_numbers(place):
         ("/home/her/pictures/{:02}.png", "/home/her/ left out"),
         ("C:\\her\\pictures\\{:02}.png", "\\ read as / and C:/her/ left out"),
         ("pictures/{:02}.JPG", ".png instead of their endings"),
+        ("Pictures\\{:02}.PNG", "12 differ from their files in upper and lower case"),
     ],
 )
 def test_paths_as_others_write_them(place, path, said):
@@ -403,3 +410,57 @@ def test_what_has_no_effect_is_said(place):
     told = opened(place / "a.csv", text, group_by="([0-9])[0-9]").describe()
     assert "the groups in 'patient' have no effect: data.group_by=([0-9])[0-9] names others" in told
     assert "groups are kept together (data.group_by" in told
+
+
+def test_columns_as_hospitals_name_them(place):
+    lines = [f"{i:02}.png,{'A|B' if i % 3 else 'No Finding'},{i // 2}" for i in range(12)]
+    text = "Image Index,Finding Labels,Patient ID\n" + "\n".join(lines)
+    data = opened(place / "a.csv", text, images=str(place / "pictures"), task="multilabel")
+    assert data.classes == ["A", "B", "No Finding"]
+    said = " ".join(data.notes)
+    assert "groups from Patient ID" in said
+    assert "labels of an image are separated by '|' (data.columns.separator)" in said
+    assert "always answering" not in data.describe()
+
+
+def test_values_that_are_neither_0_nor_1_are_counted(place):
+    lines = [f"pictures/{i:02}.png,{i % 2},{['', -1, 1.0][i % 3]}" for i in range(12)]
+    data = opened(place / "a.csv", "path,A,B\n" + "\n".join(lines), task="multilabel")
+    assert "4 values of the 2 classes are empty: they count as 0" in data.notes
+    assert "4 values of the 2 classes are -1: they count as 0" in data.notes
+
+
+@pytest.mark.parametrize(
+    ("mark", "task", "says"),
+    [
+        ("|", "classes", "task=multilabel"),
+        (" / ", "classes", "task=multilabel data.columns.separator=/"),
+        ("+", "multilabel", "data.columns.separator=+"),
+    ],
+)
+def test_several_classes_that_are_written_as_one_are_said(place, mark, task, says):
+    text = "path,label\n" + "".join(
+        f"pictures/{i:02}.png,{['ant', 'bee', f'ant{mark}bee'][i % 3]}\n" for i in range(12)
+    )
+    data = opened(place / "a.csv", text, columns={"separator": "|"} if task == "multilabel" else None, task=task)
+    [note] = [note for note in data.notes if "join others" in note]
+    assert note.startswith("1 of 3 classes join others, such as")
+    assert note.endswith(f"say {says}")
+
+
+def test_a_list_is_named_after_one_class(place):
+    (place / "lists").mkdir()
+    for name, of in (("polar bear", range(6)), ("fox", range(4, 12))):
+        (place / "lists" / f"{name}.txt").write_text("".join(f"{i:02}.png\n" for i in of))
+    where = {"root": str(place / "lists"), "images": str(place / "pictures")}
+    data = open_data(DataConfig(source="table", image_size=8, in_chans=1, task="multilabel", **where))
+    assert data.classes == ["fox", "polar bear"]
+    assert source_of(str(place / "lists")) == "table"
+    (place / "lists" / "fox").mkdir()
+    assert source_of(str(place / "lists")) == "folder"  # class folders, and a text beside them
+
+
+@pytest.mark.parametrize("source", ["folder", "digits", "idx"])
+def test_sources_of_one_class_each_refuse_several(source):
+    with pytest.raises(ValueError, match="whose images have one class each: give data"):
+        DataConfig(source=source, root="x", image_size=8, task="multilabel")

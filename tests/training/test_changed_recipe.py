@@ -154,3 +154,14 @@ def test_frozen_and_thawed_again(run):
     train(None, ["epochs=3", "freeze=[]"], resume=run, quiet=True)
     said = (run / "log.txt").read_text()
     assert "3 parameter(s) that were frozen so far, such as conv1.weight, start without an optimiser state" in said
+
+
+def test_a_finished_run_says_what_has_no_effect(run, capsys):
+    train(None, [], resume=run, quiet=True)
+    capsys.readouterr()
+    train(None, ["lr=0.125", "log.every_steps=2"], resume=run)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is finished: nothing to resume; changes of the recipe have no effect (" in said
+    assert "-> 0.125" in said
+    train(None, ["log.every_steps=2"], resume=run)
+    assert "have no effect" not in capsys.readouterr().out

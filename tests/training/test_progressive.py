@@ -45,6 +45,17 @@ def test_sizes_that_make_no_sense_are_refused(sizes, why):
         small(f"train.progressive={sizes}")
 
 
+def test_sizes_of_another_shape_are_said():
+    for sizes, distorted in (
+        ("[[0, [4, 4]], [1, 8]]", False),
+        ("[[0, [5, 4]], [1, 8]]", False),
+        ("[[0, [6, 8]]]", True),
+    ):
+        run = set_up(small(f"train.progressive={sizes}"), Display(quiet=True), make_accelerator("cpu"))
+        said = " ".join(run.notes)
+        assert ("6x8 has another shape than data.image_size=[8,8], so images are distorted" in said) == distorted
+
+
 def test_augmentation_is_that_of_whole_images():
     pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     augment = BatchAugment(AugmentConfig(crop="pad", cutout=4, mixup=0.2), (0.5,) * 3, (0.2,) * 3, 5)

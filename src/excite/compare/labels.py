@@ -51,9 +51,9 @@ class Labelled:
     def against(self, base: "Labelled", confidence: float) -> dict[str, float | None]:
         """Differences to another network on the same images in percentage points, with paired intervals."""
         change = None if self.map is None or base.map is None else self.map - base.map
-        low, high = interval(change, self.again.map - base.again.map, confidence)
+        low, high = interval(change, self.again.map - base.again.map, confidence, least=-100)
         f1 = self.micro_f1 - base.micro_f1
-        f1_low, f1_high = interval(f1, self.again.micro_f1 - base.again.micro_f1, confidence)
+        f1_low, f1_high = interval(f1, self.again.micro_f1 - base.again.micro_f1, confidence, least=-100)
         ends = {"difference_low": low, "difference_high": high}
         return {"difference": change, **ends, "f1_difference": f1, "f1_low": f1_low, "f1_high": f1_high}
 

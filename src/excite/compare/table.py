@@ -179,8 +179,8 @@ def _of_labels(found: Study) -> list[str]:
     """The sentences about images with several labels."""
     percent = f"{100 * found['confidence']:g} %"
     told = [
-        f"mAP and micro F1 with {percent} intervals from {RESAMPLES:,} resamples of the images (bias-corrected "
-        f"percentiles, seed {SEED}); F1 at each network's own threshold."
+        f"mAP and micro F1 with {percent} intervals from {RESAMPLES:,} resamples of the images (corrected for "
+        f"their bias, seed {SEED}); F1 at each network's own threshold."
     ]
     if not found["paired"]:
         return told

@@ -35,6 +35,7 @@ class SourceFacts:
             arrays of one size.
         benchmark: whether published results train on everything but the test part and are measured on that.
         assumed: the data set assumed if the data is missing; None if it is always there.
+        several: whether an image can have several classes (``data.task=multilabel``).
         side: of the images in pixels, if all are squares of one size; else None.
     """
 
@@ -44,6 +45,7 @@ class SourceFacts:
     files: bool
     benchmark: bool
     assumed: Assumed | None
+    several: bool = False
     side: int | None = None
 
 
@@ -88,6 +90,7 @@ SOURCES = {
         reader="excite.data.table",
         root="any",
         files=True,
+        several=True,
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),
@@ -96,6 +99,7 @@ SOURCES = {
         reader="excite.data.webdataset",
         root="any",
         files=True,
+        several=True,
         benchmark=False,
         assumed=Assumed("ImageNet", 1_281_167, 1000),
     ),

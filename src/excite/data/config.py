@@ -275,8 +275,11 @@ class DataConfig(_Strict):
 
     @model_validator(mode="after")
     def _tables_fit(self) -> Self:
-        if self.task == "multilabel" and not SOURCES[self.source].files:
-            raise ValueError(f"task=multilabel is not for source={self.source}, whose images have one class each")
+        if self.task == "multilabel" and not SOURCES[self.source].several:
+            raise ValueError(
+                f"task=multilabel is not for source={self.source}, whose images have one class each: give "
+                "data.source=table with data.root=labels.csv (or a folder of lists), or shards packed from one"
+            )
         if self.sampler == "weights" and self.source not in ("table", "webdataset"):
             raise ValueError("sampler=weights is only for tables with a column of weights, and shards packed from them")
         if self.sampler not in (None, "weights") and self.task == "multilabel":

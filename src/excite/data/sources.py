@@ -159,7 +159,7 @@ def _class_lines(data: DataSets) -> list[str]:
     if lacking:
         lines.append(f"no validation image of {some(lacking)}")
     n, held = counts["training"], counts["validation"]
-    if n.max() >= UNBALANCED * max(1, n.min()) and held.sum():
+    if not several(data.val.labels) and n.max() >= UNBALANCED * max(1, n.min()) and held.sum():
         k = int(n.argmax())
         lines.append(
             f"the classes are unequal: always answering {data.classes[k]!r} would be right for "

@@ -3,8 +3,10 @@
 Columns are found by their usual names (:data:`USUAL`), unless ``data.columns`` names them.
 """
 
+import contextlib
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +33,14 @@ from excite.threads import Threads
 
 #: Endings of the files that are fetched from a folder at an address.
 WANTED = TABLES
-#: The usual names of columns, in order of preference, in lower case.
+#: The usual names of columns, in order of preference; see :func:`_plain`.
 USUAL: Mapping[str, tuple[str, ...]] = {
     role: tuple(names.split())
     for role, names in {
         "path": "path image file filename file_name filepath file_path image_path img_path image_file image_name img "
-        "fname image_id id_code id",
-        "label": "label class class_name label_name category target species y labels fine_label",
-        "part": "part split subset set partition is_valid is_val",
+        "fname image_id image_index id_code id",
+        "label": "label class class_name label_name category target species y labels fine_label finding_labels tags",
+        "part": "part split subset set partition is_valid is_val is_train",
         "group": "group group_id patient patient_id subject subject_id",
         "weight": "weight weights sample_weight",
     }.items()
@@ -49,10 +51,12 @@ _SAVED_AS = {
     ".json": "write an object for each image, one a line, into a file",
     ".txt": "if it is a list (images/1.jpg cat), give its folder with data.source=table; otherwise give a file",
 }
-#: Values of a column like ``is_valid``.
-_YES_NO = {"true": "val", "1": "val", "yes": "val", "false": "train", "0": "train", "no": "train"}
+#: What yes and no mean in columns like ``is_valid``, by the part that they are named after.
+_YES_NO = {"train": ("train", "val"), "val": ("val", "train"), "test": ("test", "train")}
 #: If a column that was found by its name has so many rows per value or fewer, it is hardly one of classes.
 _FEWEST_PER_CLASS = 2.0
+#: What may stand between several classes that are written as one.
+_JOINING = ("|", ";", ",", "/", "+", "&", " and ", "_", "-", " ")
 #: Rows that a message names.
 _NAMED = 5
 
@@ -120,8 +124,8 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
     for role, usual in USUAL.items():
         if role in found or getattr(given, role) is False or (role == "label" and flags):
             continue
-        by_name = {name.strip().lower(): name for name in reversed(there) if name not in told.values()}
-        match = next((by_name[name] for name in usual if name in by_name), None)
+        by_name = {_plain(name): name for name in reversed(there) if name not in told.values()}
+        match = next((by_name[_plain(name)] for name in usual if _plain(name) in by_name), None)
         if role == "path" and table.images:
             match = next(iter(table.images))
         if match is not None:
@@ -140,6 +144,11 @@ def choose_columns(table: Table, data: DataConfig) -> Chosen:
     label = "" if flags else found["label"]
     part, group, weight = (found.get(role) for role in ("part", "group", "weight"))
     return Chosen(found["path"], label, part, group, weight, frozenset(told), tuple(flags))
+
+
+def _plain(column: str) -> str:
+    """The name of a column without what only its writer cares about: "Patient ID", "patient_id" and "PatientId"."""
+    return re.sub(r"[\s_.-]+", "", column).lower()
 
 
 _YES, _NO = frozenset(("1", "true", "yes")), frozenset(("0", "-1", "false", "no"))
@@ -164,6 +173,10 @@ def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str]
             if not _is_flag(table.columns[name]):
                 other = next(v for v in table.columns[name] if v is not None and not _is_flag([v]))
                 raise ExciteError(f"{table.name}: column {shown(name)} has {shown(str(other))}, not 0 or 1")
+        every = [(text_of(v) or "").lower() for name in chosen.flags for v in table.columns[name]]
+        for what, count in (("empty", every.count("")), ("-1", every.count("-1"))):
+            if count:
+                table.notes.append(f"{count:,} values of the {len(chosen.flags)} classes are {what}: they count as 0")
         found = _flagged(table, chosen.flags)
         for row, names in zip(table.rows, found, strict=True) if data.task == "classes" else ():
             if len(names) != 1:
@@ -174,7 +187,7 @@ def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str]
                 )
         return list(found)
     values = table.columns[chosen.label]
-    if data.task == "classes":
+    if data.task == "classes" or table.listed:  # a list is named after one class, whatever is in its name
         values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
         if lists := [row for row, value in zip(table.rows, values, strict=True) if isinstance(value, list)]:
             raise ExciteError(
@@ -184,6 +197,8 @@ def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str]
         split = [[value] for value in values]
     else:
         mark = (data.columns.separator if data.columns else None) or _separator(values)
+        if any(isinstance(value, str) and mark in value.strip() for value in values):
+            table.notes.append(f"labels of an image are separated by {shown(mark)} (data.columns.separator)")
         split = [sorted(split_labels(value, mark)) for value in values]
     texts = [[text_of(v) for v in row] for row in split]
     if chosen.label in table.names:
@@ -228,8 +243,16 @@ def _parts(table: Table, column: str | None) -> list[str]:
     if column is None:
         return table.parts or ["all"] * len(table.rows)
     values = [text_of(value) for value in table.columns[column]]
-    yes_no = column.strip().lower().startswith("is_")
-    known = {v: (_YES_NO.get(v.strip().lower()) if yes_no else part_named(v)) for v in set(values) if v is not None}
+    named_after = part_named(_plain(column)[2:]) if _plain(column).startswith("is") else None
+    yes_no = _YES_NO.get(named_after or "")
+
+    def part_of(value: str) -> str | None:
+        text = value.strip().lower()
+        return (
+            part_named(value) if yes_no is None else yes_no[0] if text in _YES else yes_no[1] if text in _NO else None
+        )
+
+    known = {v: part_of(v) for v in set(values) if v is not None}
     if not known:
         return ["all"] * len(table.rows)
     unknown = [value for value, part in known.items() if part is None]
@@ -317,6 +340,15 @@ def _look(paths: Sequence[str], place: str) -> _Files:
             whole[lost[k]], looked[lost[k]] = other[k], again[k]
         notes.append(f"paths of the images: {said}" + ("" if len(lost) == len(paths) else f" ({len(found):,} rows)"))
         lost = [i for k, i in enumerate(lost) if again[k][0] is None]
+    cased = _Cased()
+    for i in lost:
+        if (path := cased.find(os.path.join(place, paths[i].replace("\\", "/")))) is not None:
+            whole[i], looked[i] = path, look_at(path)
+    if others := [i for i in lost if looked[i][0] is not None]:
+        notes.append(
+            f"paths of the images: {len(others):,} differ from their files in upper and lower case; the first is "
+            f"{shown(paths[others[0]])}"
+        )
     reasons = {i: "there is no such file" if r == _GONE else str(r) for i, (_, r) in enumerate(looked) if r}
     return _Files([file for file, _ in looked], [os.path.normpath(path) for path in whole], reasons, notes)
 
@@ -360,6 +392,30 @@ def _otherwise(paths: Sequence[str], place: str, *, every: bool) -> tuple[list[s
     return None
 
 
+class _Cased:
+    """Looks for files whose names differ in upper and lower case, as tables from Windows and macOS name them."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, path: str) -> str | None:
+        """The one file or folder that is there; None if there is none, or several."""
+        if os.path.lexists(path):
+            return path
+        above, name = os.path.split(path)
+        folder = None if above in ("", path) or not name else self.find(above)
+        if folder is None:
+            return None
+        if folder not in self._folders:
+            names: dict[str, list[str]] = {}
+            with contextlib.suppress(OSError):
+                for each in os.listdir(folder):
+                    names.setdefault(each.casefold(), []).append(each)
+            self._folders[folder] = names
+        there = self._folders[folder].get(name.casefold(), [])
+        return os.path.join(folder, there[0]) if len(there) == 1 else None
+
+
 # --- the source -------------------------------------------------------------------------------------------------------
 
 
@@ -372,9 +428,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     """
     table = read_hub(str(data.root).removeprefix(HUB)) if root is None else read_table(root)
     chosen = choose_columns(table, data)
-    notes = [_said(table, chosen), *table.notes]
     several = data.task == "multilabel"
     sets = _label_sets(table, chosen, data)
+    notes = [_said(table, chosen), *table.notes]
     if table.listed and not several:  # a line that says that an image lacks a class says nothing else
         kept = np.array([i for i, found in enumerate(sets) if found], np.int64)
         table, sets = table.take(kept), [sets[i] for i in kept]
@@ -385,7 +441,7 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
     if lacking:
         raise ExciteError(
             f"{table.name}: column {shown(chosen.label)} (the label) is empty in {_some_rows(lacking)}: fill or remove "
-            "them"
+            "them, or say task=multilabel if images may have several classes or none"
         )
     labels = [found or set() for found in sets]
     classes = _classes(table, chosen, data, labels, parts, least_classes)
@@ -430,15 +486,31 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
         dates = np.array([modified if listed.files is None else listed.files[at].modified for at in own], np.int64)
         own_groups = None if groups is None else [groups[rows[at]] or f"\0{listed.names[at]}" for at in own]
         out[part] = Part(images, sizes, dates, names=[listed.names[at] for at in own], groups=own_groups)
-    joined = [name for name in classes if len(several_in := name.split("|")) > 1 and set(several_in) <= {*classes}]
-    if joined:
+    if joined := _joined(classes):
+        name, mark = joined[0]
+        says = [] if several else ["task=multilabel"]
+        says += [] if mark == _separator(classes) and not several else [f"data.columns.separator={shlex.quote(mark)}"]
         notes.append(
-            f"{len(joined):,} classes join others, such as {shown(joined[0])}: if images have several classes, say "
-            "task=multilabel"
+            f"{len(joined):,} of {len(classes):,} classes join others, such as {shown(name)}: if images have several "
+            f"classes, say {' '.join(says)}"
         )
     none = sum(not labels[i] for i in rows)
     notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
     return Contents(classes, out, notes, unusable, table.name)
+
+
+def _joined(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """The classes that are others with a mark between them, and that mark."""
+    known = {*classes}
+    return [
+        (name, mark)
+        for name in classes
+        if (mark := next((m for m in _JOINING if len(both := name.split(m)) > 1 and _stripped(both) <= known), None))
+    ]
+
+
+def _stripped(names: Sequence[str]) -> set[str]:
+    return {name.strip() for name in names}
 
 
 def _weights(table: Table, column: str) -> np.ndarray:

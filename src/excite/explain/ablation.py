@@ -155,7 +155,7 @@ def compare_outcomes(gates: Sequence[str], before: Outcome, after: Outcome) -> A
     if before.labelled is None:
         low, high = (100 * end for end in paired_interval(Pairs.count(before.right.tolist(), after.right.tolist())))
     else:
-        low, high = interval(before.top1 - after.top1, before.resampled - after.resampled)
+        low, high = interval(before.top1 - after.top1, before.resampled - after.resampled, least=-100)
     return Ablation(
         gates=tuple(gates),
         images=len(before.right),

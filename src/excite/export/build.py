@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from excite.choices import INPUTS, check_choice
+from excite.data.pixels import FULL_WHITE
 from excite.errors import ExciteError, first_line
 from excite.export import formats, runtimes
 from excite.export.deployable import Deployable, InputKind
@@ -147,6 +148,12 @@ def export(
     chosen, located = formats.get(format), locate(source)
     target = _target(located.path, chosen, int8, out, force)
     predictor = Predictor(read_checkpoint(located), "cpu", "fp32")
+    white = predictor.preprocessing.white
+    if white != FULL_WHITE:
+        given = f"round(255 * value / {white}), at most 255, as uint8" + (
+            ", divided by 255" if input == "float" else ""
+        )
+        say(f"of 16-bit images the file takes {given} (data.white={white})")
     meta = describe(predictor, located, input)  # before a network without class names gets those of the data
     opened = Opened(located, predictor, overrides, train=int8 and calibrate is None)
     samples = _samples(opened, verify, "val", images, say, "verified on")

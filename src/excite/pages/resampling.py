@@ -1,5 +1,5 @@
 """Intervals of measures of several labels an image, by the bootstrap: images are drawn with replacement, all labels of
-an image together (Efron, Annals of Statistics 7:1, 1979), with bias-corrected percentiles.
+an image together (Efron, Annals of Statistics 7:1, 1979), corrected for their bias in two ways.
 
 Notation: N images, K classes, B resamples.
 """
@@ -78,16 +78,23 @@ def _mean_over(values: np.ndarray, some: np.ndarray) -> np.ndarray:
     return np.where(count > 0, np.where(some, values, 0).sum(1) / np.maximum(1, count), np.nan)
 
 
-def interval(observed: float | None, values: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """(low, high): the bias-corrected percentile interval (Efron, Canadian Journal of Statistics 9:139, 1981).
+def interval(
+    observed: float | None, values: np.ndarray, confidence: float = 0.95, least: float = 0.0
+) -> tuple[float | None, float | None]:
+    """(low, high): the wider end each of two intervals that correct the bias of resampling.
 
-    Average precision is too high in few images, and once more in resamples of them. The correction shifts the
-    percentiles by how many of the resamples lie below the observed value, ties by half.
+    Average precision is too high in few images, and once more in resamples of them. Bias-corrected percentiles (Efron,
+    Canadian Journal of Statistics 9:139, 1981) shift by how many of the resamples lie below the observed value, ties by
+    half; near 100 %, where resamples are skewed, they are the better ones. But they stay within the resamples, and
+    where nearly all of these are too high (a weak network, rare classes) they shrink to their lowest: there the normal
+    interval with twice the observed value minus the resamples' mean as its centre (Davison and Hinkley, Bootstrap
+    Methods, 1997, section 5.2) is the better one.
 
     Args:
-        observed: the measure, or the difference of two, in the images themselves.
+        observed: the measure in percent, or the difference of two, in the images themselves.
         values: float64 (B,), the same in each resample; those without a value are left out.
         confidence: confidence level.
+        least: the lowest value possible: 0, or -100 for a difference; the highest is 100.
 
     Returns:
         None twice if nothing has a value.
@@ -100,4 +107,5 @@ def interval(observed: float | None, values: np.ndarray, confidence: float = 0.9
     below = min(max(below, 0.5 / len(known)), 1 - 0.5 / len(known))
     shift, z = 2 * normal.inv_cdf(below), normal_quantile(confidence)
     low, high = np.quantile(known, [normal.cdf(shift - z), normal.cdf(shift + z)])
-    return float(low), float(high)
+    centre, half = 2 * observed - float(known.mean()), z * float(known.std())
+    return max(least, min(float(low), centre - half)), min(100.0, max(float(high), centre + half))

@@ -82,7 +82,7 @@ def label_summary(section: Section, numbers: LabelNumbers) -> None:
         f"{found['images']:,} images have {found['labels']:,} labels{unlabelled}. A class is predicted from the "
         f"threshold {found['threshold']:.3f} on, which was chosen on the validation images for the highest micro F1 "
         f"and is kept in the weights. mAP needs no threshold. The intervals come from {found['resamples']:,} "
-        f"resamples of the images (bias-corrected percentiles, seed {found['seed']}); they cover the choice of "
+        f"resamples of the images (corrected for their bias, seed {found['seed']}); they cover the choice of "
         f"images, for this one network. The most likely class is a label of {found['hit_at_1']:.2f} % of the images."
     )
 

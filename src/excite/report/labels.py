@@ -163,7 +163,7 @@ def study_labels(predictions: Predictions, threshold: float) -> LabelAnswers:
 
 
 def label_accuracy(predictions: Predictions, threshold: float, confidence: float = 0.95) -> LabelAccuracy:
-    """mAP and F1 with bias-corrected bootstrap intervals over images (see :mod:`excite.pages.resampling`)."""
+    """mAP and F1 with bootstrap intervals over images (see :mod:`excite.pages.resampling`)."""
     logits, labels = predictions.logits, predictions.labels
     said, own = predicted_at(logits, threshold), labels > 0
     found, again = _at(predictions, threshold), resampled(logits, labels, threshold)

@@ -229,7 +229,12 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
         restore(run, at)
         done = _results_of_finished(run)
         if done is not None:
-            run.display.message(f"{run.folder} is finished: nothing to resume")
+            told = f"{run.folder} is finished: nothing to resume"
+            if run.changed_keys:
+                told += (
+                    f"; changes of the recipe have no effect ({run.changed_keys}): for a new run, name another folder"
+                )
+            run.display.message(told)
             return done if main else {}
     metrics = Metrics(run.folder, recipe.log.tensorboard) if main else None
     if main:

@@ -235,7 +235,7 @@ def _note_changes(run: Run, saved: ckpt.Saved) -> None:
     if all(key.startswith(_HARMLESS) for key in acting):
         told = "the recipe has changed where it has no effect on the weights"
     else:
-        told = "the recipe has changed, so from this step on it is a different run"
+        told, run.changed_keys = "the recipe has changed, so from this step on it is a different run", _said(acting)
     run.notes.append(f"{told} ({_said(acting)}); the old recipe is in recipe-until-step-{run.step}.yaml")
 
 

@@ -48,7 +48,7 @@ from excite.runtime.device import (
     seed_everything,
 )
 from excite.runtime.environment import versions
-from excite.size import Size, by_text, size_text
+from excite.size import Size, as_size, by_text, size_text
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
@@ -105,6 +105,7 @@ class Run:
     bad_before: dict[str, str] = field(default_factory=dict)  # broken images met before the run was resumed
     best_lost: bool = False  # whether its best weights were not found when it was resumed
     changed_since: str = ""  # the recipe (YAML) of the checkpoint it was resumed from, if it was another one
+    changed_keys: str = ""  # what differs from it and affects the weights, in words
 
     @property
     def device(self) -> torch.device:
@@ -402,9 +403,17 @@ def _sizes_note(recipe: Recipe) -> list[str]:
     if not sizes:
         return []
     told = ", ".join(f"{by_text(size)} from epoch {begun + 1} on" for begun, size in sizes)
+    height, width = as_size(recipe.data.image_size)
+    other = [s for _, s in sizes if abs(s[0] * width - s[1] * height) >= max(height, width)]  # more than a pixel off
+    distorts = (
+        f". {by_text(other[0])} has another shape than data.image_size=[{height},{width}], so images are distorted: "
+        "a size may be [height, width], too"
+        if other
+        else ""
+    )
     return [
         f"train.progressive: training images are made smaller after augmentation, to {told}; evaluation sees "
-        f"{by_text(recipe.data.evaluation_size)}. Times left are those of the present size"
+        f"{by_text(recipe.data.evaluation_size)}. Times left are those of the present size{distorts}"
     ]
 
 
