@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,3 +308,62 @@ def test_marks_become_a_csv_in_a_browser(browser, tmp_path, checked):
     """
     assert {"no change", "remove", "keep", "→ cat", "→ dog", "→ elk"} <= set(ask(options))
     assert browser.get_log("browser") == []
+
+
+def test_the_lines_of_the_docs_make_the_changes(tmp_path, monkeypatch):
+    """The two Python blocks of "Make the changes", for class folders and for a table, run on a list of changes."""
+    text = (Path(__file__).parents[2] / "docs" / "data-check.md").read_text()
+    folders, table = re.findall(r"```python\n(.*?)```", text.split("### Make the changes")[1], re.DOTALL)
+    head = "part,name,label,path,action,to\n"
+    monkeypatch.chdir(tmp_path)
+    for place in ("cat/1.jpg", "cat/deep/2.jpg", "dog/1.jpg", "dog/3.jpg"):
+        write(tmp_path / "photos" / "train" / place, place.encode())
+    at = "photos/train"
+    rows = [
+        f"training,cat/1.jpg,cat,{at}/cat/1.jpg,relabel,dog",
+        f"training,cat/deep/2.jpg,cat,{at}/cat/deep/2.jpg,relabel,dog",
+        f"training,dog/1.jpg,dog,{at}/dog/1.jpg,remove,",
+        f"training,dog/3.jpg,dog,{at}/dog/3.jpg,keep,",
+    ]
+    (tmp_path / "changes.csv").write_text(head + "\n".join(rows) + "\n")
+    exec(folders)
+    there = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.jpg")}
+    assert there == {
+        f"{at}/dog/cat-1.jpg": "cat/1.jpg",
+        f"{at}/dog/cat-2.jpg": "cat/deep/2.jpg",
+        f"{at}/dog/3.jpg": "dog/3.jpg",
+        "removed/training/dog/1.jpg": "dog/1.jpg",
+    }
+    (tmp_path / "labels.csv").write_text(
+        "path,label,part\na.jpg,cat,train\nb.jpg,cat|dog,train\nc.jpg,dog,val\nd.jpg,dog,val\n"
+    )
+    rows = ["training,a.jpg,cat,a.jpg,relabel,cat|dog", "training,b.jpg,cat|dog,b.jpg,relabel,none"]
+    rows += [f"validation,c.jpg,dog,{tmp_path / 'c.jpg'},remove,"]
+    (tmp_path / "changes.csv").write_text(head + "\n".join(rows) + "\n")
+    exec(table)
+    changed = (tmp_path / "labels-changed.csv").read_text().split()
+    assert changed == ["path,label,part", "a.jpg,cat|dog,train", "b.jpg,,train", "d.jpg,dog,val"]
+
+
+def test_what_shows_nothing_has_no_wrong_label_and_many_copies_hide_no_others(tmp_path, checked):
+    root = clean(tmp_path / "data", 40, 10)
+    for name in ("cat", "dog", "elk"):
+        for number in range(40):  # told by colour, so that labels can be judged
+            shade = Image.new("RGB", (64, 48), {"cat": "red", "dog": "green", "elk": "blue"}[name])
+            image = Image.blend(picture(1000 + 40 * len(name) + number + ord(name[0]), (64, 48)), shade, 0.6)
+            write(root / "train" / name / f"{number:03d}.jpg", jpeg(image))
+    blank = write(root / "train" / "cat" / "blank.png", b"")
+    Image.new("RGB", (64, 48), "blue").save(blank)
+    one = (root / "train" / "dog" / "000.jpg").read_bytes()
+    for number in range(30):
+        write(root / "train" / "dog" / f"again{number}.jpg", one)
+    write(root / "train" / "elk" / "twice.jpg", (root / "train" / "elk" / "001.jpg").read_bytes())
+    found = checked(root, pictures=12)
+    assert [each["name"] for each in found["constant"]["examples"]] == ["cat/blank.png"]
+    assert found["numbers"]["labels"]
+    for kind in ("labels", "labels-perhaps"):
+        assert not any(each["name"] == "cat/blank.png" for each in found.get(kind, {"examples": []})["examples"])
+    text = found["path"].read_text()
+    shown = text[text.index('id="copies"') : text.index('id="constant"')]
+    assert shown.count('class="mark"') == 8  # six of the one, two of the other
+    assert "elk/twice.jpg" in shown

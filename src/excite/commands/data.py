@@ -202,7 +202,14 @@ def pack(
 def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
     """Print the findings, the worst first."""
     from excite.console import make_table
-    from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences, summary_rows
+    from excite.datacheck.words import (
+        caveats,
+        giveaway_sentences,
+        headline,
+        noise_sentences,
+        restated_table,
+        summary_rows,
+    )
 
     display.message(f"{headline(numbers)}.")
     rows = summary_rows(numbers)
@@ -214,14 +221,14 @@ def show_check(numbers: "DataNumbers", path: Path, display: "Display") -> None:
     for line in [*noise_sentences(numbers), *giveaway_sentences(numbers)]:
         display.message(line)
     for part in numbers["restated"]:
-        restated = [{**row, "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"} for row in part["rows"]]
+        head, measure, lines = restated_table(part)
         heads = [
-            ("what", f"{part['part']} accuracy", ""),
+            ("what", head, ""),
             ("images", "images", ",d"),
-            ("top1", "top-1 %", ".2f"),
+            ("value", f"{measure} %", ".2f"),
             ("interval", "95 %", ""),
         ]
-        display.table(make_table(restated, heads))
+        display.table(make_table(lines, heads))
     for line in caveats(numbers):
         display.message(line)
     display.message(f"{path}  {path.stat().st_size / 1e6:.2f} MB")

@@ -20,22 +20,18 @@ from excite.datacheck.contents import (
     DataNumbers,
     Example,
     Kind,
-    LabelNoise,
-    Restated,
-    RestatedRow,
 )
 from excite.datacheck.copies import Copies, find_copies
-from excite.datacheck.features import Features, fixed_features, network_features
+from excite.datacheck.features import fixed_features, network_features
 from excite.datacheck.giveaways import find_giveaways
 from excite.datacheck.items import PARTS, Items, all_items
+from excite.datacheck.judged import Suspect, judge_labels, restate
 from excite.datacheck.kept import Arrays, kept, place_of
-from excite.datacheck.labels import PERHAPS, SURE, Noise, enough, fit_noise, informative
+from excite.datacheck.labels import PERHAPS, SURE
 from excite.datacheck.look import Looks, look_at_all
 from excite.datacheck.outliers import find_outliers
 from excite.datacheck.page import make_page
-from excite.datacheck.probe import cross_fitted
-from excite.datacheck.restated import Share, measured, true_accuracy
-from excite.datacheck.words import SEVERAL, summary_rows, told
+from excite.datacheck.words import summary_rows, told
 from excite.errors import ExciteError
 from excite.files import check_writable
 from excite.pages.inline import show_table
@@ -49,7 +45,7 @@ from excite.trained.predictor import Predictor
 from excite.weights.locate import run_folder
 
 #: The most images of a finding in the JSON; the page has fewer.
-MOST = 1000
+MOST = 10_000
 #: Pictures of each finding on the page.
 PICTURES = 60
 PAGE = "data-check.html"
@@ -172,29 +168,31 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
         features = network_features(opened.predictor, opened.weights or "", items, looks, name, tell)
     book = _Book(items, copies)
     book.odd("broken", files.broken(looks))
-    judged, noises, missing = _judge_labels(opened, items, looks, features, copies, tell)
-    one_each = items.several is None
+    # What shows nothing has no class to be judged by.
+    constant = files.constant(looks)
+    shown = np.setdiff1d(looks.good, [item for item, _ in constant])
+    judged, noises, missing = judge_labels(opened.is_run, items, shown, features, copies.group, tell)
     for least, kind in ((SURE, "labels"), (PERHAPS, "labels-perhaps")):
         book.labels(kind, judged, least)  # type: ignore[arg-type]
     book.leaks()
     book.conflicts()
     book.copies()
-    book.odd("constant", files.constant(looks))
+    book.odd("constant", constant)
     book.odd("endings", files.endings(items, looks))
     book.odd("tiny", files.tiny(looks, min(opened.recipe.data.training_size)))
     book.odd("shapes", files.shapes(looks))
     book.odd("modes", files.modes(looks))
     good = looks.good
-    if one_each:
-        beyond = np.full(len(items), -np.inf)
-        beyond[good] = find_outliers(features.values[good], items.labels[good], copies.group[good])
-        book.outliers(beyond)
+    beyond = np.full(len(items), -np.inf)
+    beyond[shown] = find_outliers(features.values[shown], items.given[shown], copies.group[shown])
+    book.outliers(beyond)
     balance = _balance(items)
-    some = Looks(looks.rows[good], {}, 0)
-    giveaways = find_giveaways(some, items.labels[good], len(items.classes)) if one_each else []
-    if one_each and not giveaways:
+    giveaways = find_giveaways(Looks(looks.rows[good], {}, 0), items.given[good], items.each_class)
+    if not giveaways:
         missing.append("whether size, format or colour give the class away: too few images, or all are alike in these")
-    restated = _restate(opened, items, looks, features, copies, noises) if opened.is_run and one_each else []
+    restated = []
+    if opened.is_run and opened.predictor is not None:
+        restated = restate(items, good, features, copies.group, noises, opened.predictor.threshold)
     numbers: DataNumbers = {
         "about": {
             "source": opened.source,
@@ -202,17 +200,18 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
             "data": opened.recipe.data.root or opened.recipe.data.source,
             "images": {name: int((items.parts == k).sum()) for k, name in enumerate(PARTS) if (items.parts == k).any()},
             "classes": len(items.each_class),
+            "several": items.several is not None,
             "image_size": by_text(opened.recipe.data.training_size),
             "features": features.source,
             "weights_sha256": opened.weights,
             "looked_at_now": looks.fresh,
             "not_judged": missing,
-            "notes": [*opened.data.notes, *([shown] if (shown := bands_shown(items.channels)) else [])],
+            "notes": [*opened.data.notes, *([bands] if (bands := bands_shown(items.channels)) else [])],
         },
         "findings": [],
         "balance": balance,
         "giveaways": giveaways,
-        "labels": [noise.row for noise in noises],
+        "labels": [row for noise in noises for row in noise.rows],
         "restated": restated,
     }
     numbers["findings"] = told(numbers, book.found)
@@ -245,120 +244,6 @@ def _same_pixels(items: Items, looks: Looks, pair: np.ndarray, kind: str) -> str
     except BadImageError:  # it has gone since
         return kind
     return "same pixels" if np.array_equal(np.asarray(first), np.asarray(second)) else kind
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Judged:
-    """What the labels of some images are worth: their positions, the fitted noise, and the row that says so."""
-
-    positions: np.ndarray
-    noise: Noise
-    row: LabelNoise
-
-
-def _judge_labels(
-    opened: _Opened, items: Items, looks: Looks, features: Features, copies: Copies, tell: Progress
-) -> tuple[list[tuple[int, float, int]], list[_Judged], list[str]]:
-    """(position, probability that the label is wrong, the class that it looks like), the noise by part, what is not
-    judged.
-
-    Without a run, all parts are judged together. A run's network judges the parts that it was not trained on by itself;
-    its training images are judged by a cross-fitted classifier on its features. Copies of training images in other
-    parts are not judged there: the network has seen them.
-    """
-    if items.several is not None:
-        return [], [], [SEVERAL]
-    good = looks.good
-    classes = len(items.classes)
-    todo: list[tuple[str, np.ndarray, np.ndarray | None, str]] = []
-    if not opened.is_run:
-        todo.append(("all parts", good, None, f"a classifier on {features.source}, five-fold"))
-    else:
-        assert features.logits is not None
-        good = good[np.isfinite(features.logits[good]).all(1) & np.isfinite(features.values[good]).all(1)]
-        trained = good[items.parts[good] == 0]
-        todo.append((PARTS[0], trained, None, "a classifier on the network's features, five-fold"))
-        seen = np.isin(copies.group, copies.group[trained])
-        for number, part in list(enumerate(PARTS))[1:]:
-            some = good[(items.parts[good] == number) & ~seen[good]]
-            todo.append((part, some, features.logits[some], "the network"))
-    found: list[tuple[int, float, int]] = []
-    noises, missing = [], []
-    for part, some, logits, judge in todo:
-        if not len(some):
-            continue
-        if not enough(items.labels[some]):
-            missing.append(f"labels of {part}: {len(some):,} images are too few")
-            continue
-        if logits is None:
-            tell("fitting a classifier", 0, 0)
-            chances = cross_fitted(features.values[some], items.labels[some], classes, copies.group[some], tell)
-            logits = np.log(np.maximum(chances, 1e-12))
-        if not informative(logits, items.labels[some]):
-            missing.append(f"labels of {part}: {judge} does no better than naming the largest class")
-            continue
-        noise = fit_noise(logits, items.labels[some])
-        noises.append(_Judged(some, noise, _noise_row(part, judge, noise)))
-        for k in noise.order(PERHAPS).tolist():
-            found.append((int(some[k]), float(noise.wrong[k]), int(noise.instead[k])))
-    return sorted(found, key=lambda each: -each[1]), noises, missing
-
-
-def _noise_row(part: str, judge: str, noise: Noise) -> LabelNoise:
-    return {
-        "part": part,
-        "images": len(noise.wrong),
-        "judged_by": judge,
-        "percent": 100 * noise.rate,
-        "percent_low": 100 * noise.low,
-        "percent_high": 100 * noise.high,
-        "temperature": noise.temperature,
-        "sure": len(noise.order(SURE)),
-    }
-
-
-# --- the number -------------------------------------------------------------------------------------------------------
-
-
-def _restate(
-    opened: _Opened, items: Items, looks: Looks, features: Features, copies: Copies, noises: Sequence[_Judged]
-) -> list[Restated]:
-    """The accuracy on each part that the network was not trained on; see ``excite.datacheck.restated``."""
-    assert features.logits is not None
-    good = looks.good
-    seen = np.isin(copies.group, copies.group[good[items.parts[good] == 0]])
-    answers = np.where(np.isfinite(features.logits).all(1), features.logits.argmax(1), -1)
-    right = answers == items.labels
-    found: list[Restated] = []
-    for number, part in list(enumerate(PARTS))[1:]:
-        some = good[items.parts[good] == number]
-        if not len(some):
-            continue
-        clean = some[~seen[some]]
-        rows = [_restated_row("as measured", measured(int(right[some].sum()), len(some)))]
-        if len(clean):
-            alone = measured(int(right[clean].sum()), len(clean))
-            rows.append(_restated_row("without copies of training images", alone))
-            noise = next((each.noise for each in noises if each.row["part"] == part), None)
-            if noise is not None:
-                better = true_accuracy(alone, noise.rate, noise.low, noise.high, len(items.classes))
-                rows.append(_restated_row("and by the true labels, estimated", better))
-        leaked = some[seen[some]]
-        found.append({"part": part, "leaked": len(leaked), "leaked_right": int(right[leaked].sum()), "rows": rows})
-    return found
-
-
-def _restated_row(what: str, share: Share) -> RestatedRow:
-    return {
-        "what": what,
-        "images": share.images,
-        "top1": 100 * share.share,
-        "top1_low": 100 * share.low,
-        "top1_high": 100 * share.high,
-    }
 
 
 # --- counts -----------------------------------------------------------------------------------------------------------
@@ -414,14 +299,10 @@ class _Book:
         """Files that are broken or odd."""
         self.add(kind, len(found), [self.example(item, why) for item, why in found[:MOST]])
 
-    def labels(self, kind: Kind, judged: Sequence[tuple[int, float, int]], least: float) -> None:
+    def labels(self, kind: Kind, judged: Sequence[Suspect], least: float) -> None:
         """Labels that are wrong with a probability of ``least`` or more, those already told apart."""
-        some = [each for each in judged if each[1] >= least and (least >= SURE or each[1] < SURE)]
-        examples = [
-            self.example(item, f"{min(99, round(100 * wrong))} % likely to be wrong", self.items.classes[instead])
-            for item, wrong, instead in some[:MOST]
-        ]
-        self.add(kind, len(some), examples)
+        some = [each for each in judged if each.wrong >= least and (least >= SURE or each.wrong < SURE)]
+        self.add(kind, len(some), [self.example(each.item, each.detail, each.instead) for each in some[:MOST]])
 
     def _link(self, item: int, others: Sequence[int]) -> tuple[int, str]:
         """The nearest of the others, and what the item is to it."""

@@ -1,6 +1,6 @@
 """What a check of data holds: the JSON of ``excite data check``. Accuracies and shares are in percent; p is 0 to 1."""
 
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 #: What is wrong, the worst first: in this order findings are told.
 Kind = Literal[
@@ -53,10 +53,12 @@ class Giveaway(TypedDict):
     """How well the class can be told from one property alone.
 
     ``accuracy`` and ``chance`` are balanced accuracies in percent: cross-validated, and the mean over shuffled labels.
-    ``p``: the share of shuffles that do as well (one of 200 at least).
+    ``p``: the share of shuffles that do as well (one of 200 at least). ``label``: with several labels an image, the
+    class that is told best from all others; the shuffles, too, are allowed their best class.
     """
 
     what: str
+    label: str | None
     accuracy: float
     chance: float
     p: float
@@ -82,11 +84,16 @@ class Balance(TypedDict):
 
 
 class LabelNoise(TypedDict):
-    """The wrong labels of a part: their share and its 95 % interval, in percent; see ``excite.datacheck.labels``."""
+    """The wrong labels of a part: their share and its 95 % interval, in percent; see ``excite.datacheck.labels``.
+
+    ``what``: "wrong" of images with one class each. With several (``excite.datacheck.decisions``): "missing", of the
+    labels that belong to images, and "invented", of the given labels. ``sure``: labels more likely wrong than right.
+    """
 
     part: str
     images: int
     judged_by: str
+    what: Literal["wrong", "missing", "invented"]
     percent: float
     percent_low: float
     percent_high: float
@@ -95,19 +102,26 @@ class LabelNoise(TypedDict):
 
 
 class RestatedRow(TypedDict):
-    """An accuracy with its 95 % interval, in percent, and the images it is of."""
+    """An accuracy with its 95 % interval, in percent, and the images it is of; mAP with several labels an image."""
 
     what: str
     images: int
-    top1: float
-    top1_low: float
-    top1_high: float
+    top1: NotRequired[float]
+    top1_low: NotRequired[float]
+    top1_high: NotRequired[float]
+    map: NotRequired[float]
+    map_low: NotRequired[float]
+    map_high: NotRequired[float]
 
 
 class Restated(TypedDict):
-    """The accuracy of a run on a part, as measured and restated; see ``excite.datacheck.restated``."""
+    """The accuracy of a run on a part, as measured and restated; see ``excite.datacheck.restated``.
+
+    ``leaked_right``: of the copies of training images, those with the right answer (all labels, if there are several).
+    """
 
     part: str
+    measure: Literal["top1", "map"]
     leaked: int
     leaked_right: int
     rows: list[RestatedRow]
@@ -121,6 +135,7 @@ class AboutCheck(TypedDict):
     data: str
     images: dict[str, int]
     classes: int
+    several: bool
     image_size: str
     features: str
     weights_sha256: str | None

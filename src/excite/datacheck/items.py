@@ -1,6 +1,7 @@
 """All images of a data set as one list, whatever source they come from."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,11 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def given(self) -> np.ndarray:
+        """The labels as they are given: int64 (N,), or uint8 (N, K) with several an image."""
+        return self.labels if self.several is None else self.several
 
     def where(self, item: int) -> tuple[ArrayImages | FileImages, int]:
         """The images of the item's part, and its position in them."""
@@ -111,7 +117,12 @@ class Items:
         return np.stack([self._counts(self.parts == part) for part in range(len(PARTS))])
 
     def _counts(self, some: np.ndarray) -> np.ndarray:
-        return counts((self.labels if self.several is None else self.several)[some], len(self.each_class))
+        return counts(self.given[some], len(self.each_class))
+
+
+def combined(classes: Sequence[str], given: np.ndarray) -> str:
+    """The name of a combination of classes, uint8 (K,): "cat|dog", or "none"."""
+    return "|".join(classes[k] for k in np.flatnonzero(given).tolist()) or "none"
 
 
 def all_items(data: DataSets, max_pixels: int, channels: int = 3) -> Items:
@@ -122,7 +133,7 @@ def all_items(data: DataSets, max_pixels: int, channels: int = 3) -> Items:
     hot = labels if several(labels) else None
     if hot is not None:
         kinds, labels = np.unique(hot, axis=0, return_inverse=True)
-        classes = ["|".join(data.classes[k] for k in np.flatnonzero(kind).tolist()) or "none" for kind in kinds]
+        classes = [combined(data.classes, kind) for kind in kinds]
     numbers = [np.full(len(images), part, np.int64) for part, images in enumerate(held) if images is not None]
     names: list[str] = [name for images in sets for name in images.names]
     return Items(

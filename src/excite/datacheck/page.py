@@ -1,17 +1,20 @@
 """The page of a check of data. All its numbers are those of ``--json``; pictures can be marked for a CSV of changes."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 
 from excite.data.decode import BadImageError
 from excite.datacheck.contents import DataNumbers, Example, Finding
 from excite.datacheck.items import Items
-from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences
+from excite.datacheck.words import caveats, giveaway_sentences, headline, noise_sentences, restated_table
 from excite.pages.page import Card, Column, Marked, Page, Section, mono
 from excite.pages.page import link as _link
 
 #: The longer side of a thumbnail, pixels; pictures up to the second size are enlarged without smoothing.
 SIDE, SMALL = 96, 64
+#: Pictures of one group of copies, where not all can be shown: an image that is there 500 times hides no others.
+FEW = 6
 CHANGES = "changes.csv"
 #: The columns of the CSV that say which image is meant.
 COLUMNS = ("part", "name", "label", "path")
@@ -70,23 +73,26 @@ def _summary(section: Section, numbers: DataNumbers) -> None:
 
 def _restated(section: Section, numbers: DataNumbers) -> None:
     for part in numbers["restated"]:
-        rows = [{**row, "interval": f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"} for row in part["rows"]]
+        head, measure, rows = restated_table(part)
         columns = [
-            Column("what", f"{part['part']} accuracy"),
+            Column("what", head),
             Column("images", "images", ",d"),
-            Column("top1", "top-1, %", ".2f"),
+            Column("value", f"{measure}, %", ".2f"),
             Column("interval", "95 % interval", align="right"),
         ]
-        section.table(columns, rows)
+        section.table(columns, [{**row} for row in rows])
         if part["leaked"]:
             right = 100 * part["leaked_right"] / part["leaked"]
             section.paragraph(
                 f"Of the {part['leaked']:,} images that are copies of training images, the network gets {right:.1f} % "
-                "right by their labels."
+                f"{'wholly ' if part['measure'] == 'map' else ''}right by their labels."
             )
     section.note(
-        "The last line assumes that wrong labels are as frequent where the network is right as where it is wrong, that "
-        "any other class is as likely to be written, and that the network's confidence is calibrated but for one "
+        "The last line assumes that labels are missing and invented whatever the image and the class, and that one "
+        "curve calibrates the network's confidence in all classes. See docs/data-check.md."
+        if numbers["about"]["several"]
+        else "The last line assumes that wrong labels are as frequent where the network is right as where it is wrong, "
+        "that any other class is as likely to be written, and that the network's confidence is calibrated but for one "
         "temperature. See docs/data-check.md."
     )
 
@@ -97,7 +103,7 @@ def _finding(
     section.paragraph(f"{finding['sentence']} {finding['advice']}")
     shown: list[Marked] = []
     bare: list[Example] = []
-    for example in finding["examples"][:pictures]:
+    for example in _spread(finding["examples"], pictures):
         item = example["item"]
         if item not in thumbnails:
             thumbnails[item] = None if finding["kind"] == "broken" else thumbnail(items, item)
@@ -112,6 +118,22 @@ def _finding(
     if bare:
         columns = [Column("name", "image"), Column("part", "part"), Column("label", "class"), Column("detail", "what")]
         section.table(columns, [{**example} for example in bare])
+
+
+def _spread(examples: Sequence[Example], pictures: int) -> list[Example]:
+    """The first examples; where there are more than are shown, a group of copies shows its first few only."""
+    if len(examples) <= pictures:
+        return list(examples)
+    seen: Counter[int] = Counter()
+    chosen = []
+    for example in examples:
+        group = example["group"]
+        if group is not None:
+            seen[group] += 1
+            if seen[group] > FEW:
+                continue
+        chosen.append(example)
+    return chosen[:pictures]
 
 
 def _picture(example: Example, png: bytes) -> Marked:
@@ -156,6 +178,7 @@ def _giveaways(section: Section, numbers: DataNumbers) -> None:
     section.table(
         [
             Column("what", "from this alone"),
+            *([Column("label", "the class told best")] if numbers["about"]["several"] else []),
             Column("accuracy", "right, %", ".1f", title="balanced accuracy, five-fold cross-validated"),
             Column("chance", "by chance, %", ".1f", title="the mean over 200 shuffles of the labels"),
             Column("p", "p", ".3f", title="share of the shuffles that do as well"),

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from excite.data.labels import several
 from excite.progress import Progress, silent
 
 FOLDS = 5
@@ -29,12 +30,12 @@ def cross_fitted(
 ) -> np.ndarray:
     """Probabilities of the classes for every image from a classifier fitted to the other folds: float32 (N, K).
 
-    Multinomial logistic regression with weight decay, fitted by L-BFGS; the features are standardised, and projected at
-    random to 256 if there are more.
+    Multinomial logistic regression with weight decay (with several labels an image, one regression a class), fitted by
+    L-BFGS; the features are standardised, and projected at random to 256 if there are more.
 
     Args:
         values: float32 (N, D).
-        labels: int64 (N,).
+        labels: int64 (N,), or uint8 (N, K) with several an image.
         classes: K.
         groups: int64 (N,), see :func:`folds`.
         progress: called after each fold.
@@ -64,10 +65,16 @@ def _fit(x: torch.Tensor, y: torch.Tensor, classes: int, other: torch.Tensor) ->
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(x @ weight + bias, y) + DECAY * weight.square().sum()
+        scores = x @ weight + bias
+        if several(y):
+            fit = F.binary_cross_entropy_with_logits(scores, y.float(), reduction="sum") / len(y)
+        else:
+            fit = F.cross_entropy(scores, y)
+        loss = fit + DECAY * weight.square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
     with torch.no_grad():
-        return (other @ weight + bias).softmax(1)
+        scores = other @ weight + bias
+        return scores.sigmoid() if several(y) else scores.softmax(1)

@@ -58,8 +58,8 @@ def true_accuracy(by_labels: Share, rate: float, low: float, high: float, classe
     # Where q comes close to (K - 1) / K, labels say nothing.
     rate, low, high = (min(x, 0.9 * (1 - 1 / classes)) for x in (rate, low, high))
     best = solved(a, rate)
-    below = _joined(best - solved(by_labels.low, rate), best - solved(a, low))
-    above = _joined(solved(by_labels.high, rate) - best, solved(a, high) - best)
+    below = joined(best - solved(by_labels.low, rate), best - solved(a, low))
+    above = joined(solved(by_labels.high, rate) - best, solved(a, high) - best)
 
     def within(share: float) -> float:
         return min(1.0, max(0.0, share))
@@ -67,5 +67,8 @@ def true_accuracy(by_labels: Share, rate: float, low: float, high: float, classe
     return Share(by_labels.images, within(best), within(best - below), within(best + above))
 
 
-def _joined(one: float, other: float) -> float:
-    return float((one**2 + other**2 + 2 * CORRELATED * one * other) ** 0.5)
+def joined(*distances: float) -> float:
+    """The distance of the end of an interval from the estimate, of those of what it is made of: see the top."""
+    total = sum(distances)
+    squares = sum(each**2 for each in distances)
+    return float((squares + CORRELATED * (total**2 - squares)) ** 0.5)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TypedDict, get_args
 
-from excite.datacheck.contents import DataNumbers, Example, Finding, Kind
+from excite.datacheck.contents import DataNumbers, Example, Finding, Giveaway, Kind, Restated
 
 #: From this ratio of the largest class to the smallest, imbalance is a finding.
 UNEVEN = 3.0
@@ -96,6 +96,28 @@ _SAID: dict[Kind, tuple[str, str, str, str]] = {
     ),
 }
 
+#: What differs where images may have several labels.
+_SAID_OF_SEVERAL: dict[Kind, tuple[str, str, str, str]] = {
+    "labels": (
+        "labels that look wrong",
+        "1 image has a label that is more likely wrong than right, or lacks one that more likely belongs there.",
+        "{n} images have a label that is more likely wrong than right, or lack one that more likely belongs there.",
+        "The page proposes other classes for each.",
+    ),
+    "labels-perhaps": (
+        "labels worth a look",
+        "1 more image has a label, or lacks one, that is wrong with a probability of 20 to 50 %.",
+        "{n} more images have a label, or lack one, that is wrong with a probability of 20 to 50 %.",
+        "Worth a look if there is time.",
+    ),
+    "outliers": (
+        "outliers",
+        "1 image is unlike all others of each of its classes.",
+        "{n} images are unlike all others of each of their classes.",
+        "Such images may not belong there.",
+    ),
+}
+
 
 class SummaryRow(TypedDict):
     """A finding as a row of the table on the terminal."""
@@ -118,11 +140,12 @@ def told(numbers: DataNumbers, found: Mapping[Kind, tuple[int, list[Example]]]) 
         if kind not in whole:
             continue
         count, examples = whole[kind]
-        title, one, several, advice = _SAID[kind]
+        said = _SAID_OF_SEVERAL if numbers["about"]["several"] else _SAID
+        title, one, several, advice = said.get(kind, _SAID[kind])
         sentence = one if count == 1 else several.format(n=f"{count:,}")
         if kind == "giveaways":
             sentence = " ".join(
-                f"The {each['what']} alone tells the class in {each['accuracy']:.0f} % of the images "
+                f"The {each['what']} alone tells {_class_told(each)} in {each['accuracy']:.0f} % of the images "
                 f"(balanced; chance {each['chance']:.0f} %)."
                 for each in away
             )
@@ -157,8 +180,13 @@ def headline(numbers: DataNumbers) -> str:
 
 def noise_sentences(numbers: DataNumbers) -> list[str]:
     """A sentence for each part on its wrong labels."""
+    said = {
+        "wrong": "of the labels of {part} are wrong",
+        "missing": "of the labels that belong to images of {part} are missing",
+        "invented": "of the labels given to images of {part} do not belong there",
+    }
     return [
-        f"About {each['percent']:.1f} % of the labels of {_the(each['part'])} are wrong "
+        f"About {each['percent']:.1f} % {said[each['what']].format(part=_the(each['part']))} "
         f"(95 %: {each['percent_low']:.1f} to {each['percent_high']:.1f}), judged by {each['judged_by']}."
         for each in numbers["labels"]
     ]
@@ -170,8 +198,9 @@ def giveaway_sentences(numbers: DataNumbers) -> list[str]:
     if not found or any(each["gives_away"] for each in found):
         return []
     best = found[0]
+    what = "it" if best["label"] is None else _class_told(best)
     return [
-        f"Nothing gives the class away: the best single property, {best['what']}, tells it in "
+        f"Nothing gives the class away: the best single property, {best['what']}, tells {what} in "
         f"{best['accuracy']:.0f} % of the images (balanced; chance {best['chance']:.0f} %)."
     ]
 
@@ -180,11 +209,32 @@ def _the(part: str) -> str:
     return part if part.startswith("all") else f"the {part} part"
 
 
-#: What is not judged where images may have several labels.
-SEVERAL = (
-    "labels, images unlike their class, what gives a class away, and the accuracy without leaks: not yet for images "
-    "with several labels"
-)
+def _class_told(each: Giveaway) -> str:
+    return "the class" if each["label"] is None else f"{each['label']!r} from the rest"
+
+
+class RestatedLine(TypedDict):
+    """An accuracy as a row of the tables on the terminal and on the page."""
+
+    what: str
+    images: int
+    value: float
+    interval: str
+
+
+def restated_table(part: Restated) -> tuple[str, str, list[RestatedLine]]:
+    """The head of the first column, the name of the measure, and the rows."""
+    several = part["measure"] == "map"
+    rows: list[RestatedLine] = []
+    for row in part["rows"]:
+        value, low, high = (row[key] for key in (("map", "map_low", "map_high") if several else _TOP1))
+        rows.append(
+            {"what": row["what"], "images": row["images"], "value": value, "interval": f"{low:.2f} to {high:.2f}"}
+        )
+    return f"{part['part']} {'mAP' if several else 'accuracy'}", "mAP" if several else "top-1", rows
+
+
+_TOP1 = ("top1", "top1_low", "top1_high")
 
 
 def caveats(numbers: DataNumbers) -> list[str]:
@@ -196,7 +246,7 @@ def caveats(numbers: DataNumbers) -> list[str]:
             "The network was trained on the training labels, so it excuses some of them: fewer wrong ones are found "
             "there than there are. The classifier on its features is cross-fitted, the features are not."
         )
-    elif about["weights_sha256"] is None and SEVERAL not in about["not_judged"]:
+    elif about["weights_sha256"] is None:
         said.append(
             f"Labels and outliers were judged by {about['features']} alone. A trained network judges far better: "
             "give a run, or --weights."
