@@ -85,7 +85,9 @@ def boxes(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
 def excite_loader(paths: list[Path], args: argparse.Namespace, workers: int = 0) -> Read:
     from excite.data import FileImages, TrainLoader
     from excite.data.config import AugmentConfig, DataConfig
+    from excite.runtime.device import keep_freed_memory
 
+    keep_freed_memory()  # as in `excite train` on a CPU
     files = FileImages([str(path) for path in paths], [0] * len(paths))
     data = DataConfig(
         source="folder", image_size=args.size, interpolation=args.interpolation, workers=workers, max_pixels=10**8

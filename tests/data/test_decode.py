@@ -19,6 +19,7 @@ from excite.data.decode import (
     eval_transform,
     eval_transform_tensor,
     load_image,
+    random_box,
     random_boxes,
     random_resized_crop,
     resize_tensor,
@@ -416,6 +417,15 @@ def features(boxes: np.ndarray, height: int, width: int) -> dict[str, np.ndarray
         "x": (left + spread[0]) / (width - w + 1),
         "y": (top + spread[1]) / (height - h + 1),
     }
+
+
+def test_one_box_is_the_first_of_many():
+    """Also of shapes into which hardly any box fits."""
+    for seed in range(300):
+        height, width = np.random.default_rng(seed).integers(1, 40, 2).tolist()
+        for ratio in ((3 / 4, 4 / 3), (0.1, 0.2)):
+            one = random_box(np.random.default_rng(seed), height, width, (0.08, 1.0), ratio)
+            assert random_boxes(np.random.default_rng(seed), 1, height, width, (0.08, 1.0), ratio)[0].tolist() == [*one]
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (500, 120)])

@@ -699,6 +699,10 @@ def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
     return torch.from_numpy(np.trunc(weights * 2**22 + np.copysign(0.5, weights)) / 2**22)
 
 
+#: Sizes that are drawn before a box is given up that does not fit, as in torchvision.
+ATTEMPTS = 10
+
+
 def random_boxes(
     rng: np.random.Generator, count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
 ) -> np.ndarray:
@@ -707,9 +711,8 @@ def random_boxes(
     The area is uniform in `scale` (as a fraction of the image), width / height log-uniform in `ratio`, the position
     uniform. After ten failed attempts it is the largest centred box with a shape within `ratio`, as in torchvision.
     """
-    attempts = 10
-    area = height * width * rng.uniform(scale[0], scale[1], (count, attempts))
-    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (count, attempts)))
+    area = height * width * rng.uniform(scale[0], scale[1], (count, ATTEMPTS))
+    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (count, ATTEMPTS)))
     wide = np.round(np.sqrt(area * aspect)).astype(np.int64)
     tall = np.round(np.sqrt(area / aspect)).astype(np.int64)
     fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
@@ -722,6 +725,22 @@ def random_boxes(
     left = np.where(pick[1], left, (width - wide) // 2)
     top = np.where(pick[1], top, (height - tall) // 2)
     return np.stack([left, top, wide, tall], axis=1)
+
+
+def random_box(
+    rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """One of `random_boxes`, the same for the same generator, in a third of the time: a loader draws one an image."""
+    shares = rng.uniform(scale[0], scale[1], ATTEMPTS).tolist()
+    aspects = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), ATTEMPTS)).tolist()
+    pixels = height * width
+    for share, aspect in zip(shares, aspects, strict=True):
+        area = pixels * share
+        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < wide <= width and 0 < tall <= height:
+            return int(rng.integers(0, width - wide + 1)), int(rng.integers(0, height - tall + 1)), wide, tall
+    wide, tall = _largest_box(height, width, ratio)
+    return (width - wide) // 2, (height - tall) // 2, wide, tall
 
 
 def _largest_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int]:
@@ -747,8 +766,7 @@ def random_resized_crop(
     `ratio` is as in a recipe, see `box_ratio`.
     """
     tall, wide = as_size(size)
-    boxes = random_boxes(rng, 1, image.height, image.width, scale, box_ratio(ratio, size))
-    left, top, width, height = boxes[0].tolist()
+    left, top, width, height = random_box(rng, image.height, image.width, scale, box_ratio(ratio, size))
     if isinstance(image, Jpeg):
         return image.cropped((left, top, width, height), (tall, wide), interpolation, out)
     _refuse_tall(width, height, wide)  # only an absurd `ratio` gets here

@@ -269,38 +269,52 @@ struct Rows {
   uint8_t* row(int y) { return bytes.data() + stride_of(w) * y; }
 };
 
-// Rows -> groups of rows.
-void group(Rows& in, std::vector<uint8_t>& out) {
-  out.resize(in.bytes.size());
-  for (int y = 0; y < groups(in.h) * 4; y += 4) {
-    const uint8_t *a = in.row(y), *b = in.row(y + 1), *c = in.row(y + 2), *d = in.row(y + 3);
-    uint8_t* __restrict to = out.data() + static_cast<size_t>(y) * stride_of(in.w);
-    for (int x = 0; x < in.w; x++) {
-      std::memcpy(to + 16 * x, a + 4 * x, 4);
-      std::memcpy(to + 16 * x + 4, b + 4 * x, 4);
-      std::memcpy(to + 16 * x + 8, c + 4 * x, 4);
-      std::memcpy(to + 16 * x + 12, d + 4 * x, 4);
-    }
+// Four rows of w pixels -> a group of rows.
+void group(const uint8_t* const row[4], int w, uint8_t* __restrict to) {
+  int x = 0;
+#if defined(__AVX2__)
+  const auto at = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+  const auto put = [&](int column, __m128i pixels) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16 * column), pixels);
+  };
+  for (; x + 4 <= w; x += 4) {
+    const __m128i a = at(row[0] + 4 * x), b = at(row[1] + 4 * x), c = at(row[2] + 4 * x), d = at(row[3] + 4 * x);
+    const __m128i ab = _mm_unpacklo_epi32(a, b), AB = _mm_unpackhi_epi32(a, b);
+    const __m128i cd = _mm_unpacklo_epi32(c, d), CD = _mm_unpackhi_epi32(c, d);
+    put(x, _mm_unpacklo_epi64(ab, cd));
+    put(x + 1, _mm_unpackhi_epi64(ab, cd));
+    put(x + 2, _mm_unpacklo_epi64(AB, CD));
+    put(x + 3, _mm_unpackhi_epi64(AB, CD));
+  }
+#endif
+  for (; x < w; x++)
+    for (int r = 0; r < 4; r++) std::memcpy(to + 16 * x + 4 * r, row[r] + 4 * x, 4);
+}
+
+// Four rows of w pixels that begin at column `left` of the image -> four rows of W pixels, one after the other.
+void across(const uint8_t* const row[4], int w, int left, const Taps& taps, std::vector<uint8_t>& grouped,
+            uint8_t* to) {
+  grouped.resize(static_cast<size_t>(w) * 16);
+  group(row, w, grouped.data());
+  const int wanted = taps.wanted();
+  const size_t stride = stride_of(wanted);
+  for (int i = 0; i < wanted; i++) {
+    const int32_t* k = &taps.weights[static_cast<size_t>(i) * taps.size];
+    const uint8_t* column = grouped.data() + static_cast<size_t>(taps.first[i] - left) * 16;
+    Sums sums = Sums::half();
+    for (int x = 0; x < taps.count[i]; x++) sums.add(column + 16 * x, k[x]);
+    alignas(16) uint8_t done[16];
+    sums.store(done);
+    for (int r = 0; r < 4; r++) std::memcpy(to + r * stride + 4 * i, done + 4 * r, 4);
   }
 }
 
-// Rows that begin at column `left` of the image -> rows of W pixels, in whole groups.
-void across(Rows& rows, int left, const Taps& taps, std::vector<uint8_t>& grouped, uint8_t* result) {
-  group(rows, grouped);
-  const int wanted = taps.wanted();
-  const size_t stride = stride_of(wanted);
-  for (int y = 0; y < groups(rows.h) * 4; y += 4) {
-    const uint8_t* columns = grouped.data() + static_cast<size_t>(y) * stride_of(rows.w);
-    uint8_t* to = result + static_cast<size_t>(y) * stride;
-    for (int i = 0; i < wanted; i++) {
-      const int32_t* k = &taps.weights[static_cast<size_t>(i) * taps.size];
-      const uint8_t* column = columns + static_cast<size_t>(taps.first[i] - left) * 16;
-      Sums sums = Sums::half();
-      for (int x = 0; x < taps.count[i]; x++) sums.add(column + 16 * x, k[x]);
-      alignas(16) uint8_t done[16];
-      sums.store(done);
-      for (int r = 0; r < 4; r++) std::memcpy(to + r * stride + 4 * i, done + 4 * r, 4);
-    }
+// The same for all rows.
+void across(Rows& rows, int left, const Taps& taps, std::vector<uint8_t>& grouped, Rows& result) {
+  result.shape(taps.wanted(), rows.h);
+  for (int y = 0; y < rows.h; y += 4) {
+    const uint8_t* const four[4] = {rows.row(y), rows.row(y + 1), rows.row(y + 2), rows.row(y + 3)};
+    across(four, rows.w, left, taps, grouped, result.row(y));
   }
 }
 
@@ -338,7 +352,7 @@ void down(Rows& rows, int top, const Taps& taps, Rows& result) {
 // Memory that a thread keeps from image to image.
 struct Room {
   Rows region, turned, between, resized;
-  std::vector<uint8_t> line, grouped;
+  std::vector<uint8_t> lines, grouped;
   size_t bytes() const {
     return region.bytes.size() + turned.bytes.size() + between.bytes.size() + resized.bytes.size() + grouped.size();
   }
@@ -351,8 +365,8 @@ struct Region {
   int left, top, right, bottom;
 };
 
-// Decodes these pixels: calls `take(y, row)` with each row, 4 bytes a pixel, y from 0. A wider part is read where the
-// chroma of the pixels at the edges depends on neighbours.
+// Decodes these pixels: calls `take(y, row)` with each row, 4 bytes a pixel, y from 0; the last four rows remain where
+// they are. A wider part is read where the chroma of the pixels at the edges depends on neighbours.
 template <class Take>
 bool decode(Session& s, const Region& want, Room& room, const Take& take) {
   if (setjmp(s.jump)) return false;
@@ -365,11 +379,12 @@ bool decode(Session& s, const Region& want, Room& room, const Take& take) {
   unsigned columns = static_cast<unsigned>(std::min(want.right + margin, width)) - first;
   if (columns < static_cast<unsigned>(width)) lib.crop(&s.decoder, &first, &columns);
   else first = 0;
-  room.line.resize(static_cast<size_t>(s.decoder.out_width) * 4);
+  const size_t stride = stride_of(static_cast<int>(s.decoder.out_width));
+  room.lines.resize(stride * 4);
   const unsigned above = static_cast<unsigned>(want.top);
   if (above && lib.skip(&s.decoder, above) != above) return false;
   for (int y = 0; y < want.bottom - want.top; y++) {
-    uint8_t* line = room.line.data();
+    uint8_t* line = room.lines.data() + stride * (y % 4);
     if (lib.read(&s.decoder, &line, 1) != 1) return false;
     take(y, line + (want.left - static_cast<int>(first)) * 4);
   }
@@ -402,19 +417,23 @@ void turn_up(Rows& in, const Turn& turn, Rows& out) {
 }
 
 // RGB -> luma as in Pillow (ITU-R 601), in place, in the first of the 4 bytes.
-void to_luma(Rows& rows) {
-  for (size_t i = 0; i < rows.bytes.size(); i += 4) {
-    uint8_t* p = &rows.bytes[i];
+void to_luma(uint8_t* row, int w) {
+  for (uint8_t *p = row, *end = row + 4 * w; p < end; p += 4)
     p[0] = static_cast<uint8_t>((p[0] * 19595u + p[1] * 38470u + p[2] * 7471u + 0x8000u) >> 16);
-  }
 }
 
-void pack(Rows& in, int channels, uint8_t* out) {
-  for (int y = 0; y < in.h; y++) {
-    const uint8_t* p = in.row(y);
-    for (int x = 0; x < in.w; x++, p += 4, out += channels)
-      for (int c = 0; c < channels; c++) out[c] = p[c];
+// A row of 4 bytes a pixel -> `channels`.
+void pack(const uint8_t* in, int w, int channels, uint8_t* out) {
+  int x = 0;
+#if defined(__AVX2__)
+  const __m128i order = _mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1);
+  for (; channels == 3 && x + 8 <= w; x += 4) {  // writes 4 bytes too many, within the row
+    const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 4 * x));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 3 * x), _mm_shuffle_epi8(four, order));
   }
+#endif
+  for (; x < w; x++)
+    for (int c = 0; c < channels; c++) out[channels * x + c] = in[4 * x + c];
 }
 
 }  // namespace
@@ -462,7 +481,8 @@ int excite_jpeg_header(const uint8_t* data, int64_t size, int32_t* out) {
 // 0: done; 1: leave this file to Pillow; 2: not enough memory.
 int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int orientation, const float* box,
                      const int32_t* size_of, int cubic, int newer, int channels, uint8_t* out) try {
-  static thread_local Room room;
+  static thread_local Room kept;
+  Room& room = kept;  // looked up once
   Session s;
   if (!open(s, data, size)) return 1;
   s.decoder.wanted_colours = RGBX;
@@ -482,18 +502,19 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
   const bool down_first = newer && h > height && h - height > 2 * (w - width);
   if (orientation == 1 && !down_first) {  // four rows at a time, while they are in the processor's cache
     room.between.shape(x.wanted(), region_h);
-    room.region.shape(region_w, 4);
-    const auto take = [&](int row, const uint8_t* pixels) {
-      std::memcpy(room.region.row(row % 4), pixels, static_cast<size_t>(region_w) * 4);
-      if (row % 4 < 3 && row + 1 < region_h) return;
-      if (channels == 1) to_luma(room.region);
-      across(room.region, up.left, x, room.grouped, room.between.row(row / 4 * 4));
+    const uint8_t* four[4] = {nullptr, nullptr, nullptr, nullptr};
+    const auto take = [&](int row, uint8_t* pixels) {
+      if (channels == 1) to_luma(pixels, region_w);
+      for (int r = row % 4; r < 4; r++) four[r] = pixels;  // the last row stands in for those that are lacking
+      if (row % 4 == 3 || row + 1 == region_h)
+        across(four, region_w, up.left, x, room.grouped, room.between.row(row / 4 * 4));
     };
     if (!decode(s, part, room, take)) return 1;
     down(room.between, up.top, y, room.resized);
   } else {
     room.region.shape(part.right - part.left, part.bottom - part.top);
-    const auto take = [&](int row, const uint8_t* pixels) {
+    const auto take = [&](int row, uint8_t* pixels) {
+      if (channels == 1) to_luma(pixels, room.region.w);
       std::memcpy(room.region.row(row), pixels, static_cast<size_t>(room.region.w) * 4);
     };
     if (!decode(s, part, room, take)) return 1;
@@ -502,18 +523,16 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
       turn_up(room.region, turn, room.turned);
       pixels = &room.turned;
     }
-    if (channels == 1) to_luma(*pixels);
     if (down_first) {
       down(*pixels, up.top, y, room.between);
-      room.resized.shape(x.wanted(), y.wanted());
-      across(room.between, up.left, x, room.grouped, room.resized.bytes.data());
+      across(room.between, up.left, x, room.grouped, room.resized);
     } else {
-      room.between.shape(x.wanted(), region_h);
-      across(*pixels, up.left, x, room.grouped, room.between.bytes.data());
+      across(*pixels, up.left, x, room.grouped, room.between);
       down(room.between, up.top, y, room.resized);
     }
   }
-  pack(room.resized, channels, out);
+  for (int row = 0; row < room.resized.h; row++)
+    pack(room.resized.row(row), room.resized.w, channels, out + static_cast<size_t>(row) * room.resized.w * channels);
   if (room.bytes() > KEPT) room = Room{};
   return 0;
 } catch (const std::bad_alloc&) {
