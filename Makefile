@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 CONSTRAINTS := $(VENV)/constraints.txt
 PIP := $(BIN)/pip --disable-pip-version-check install -q -c $(CONSTRAINTS)
 
-.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-faults test-soak test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference clean
+.PHONY: help quickstart test test-launch test-peers test-slow test-fuzz test-faults test-soak test-timm-suite lint docs regenerate pin mutation bench-cpu bench-cpu-inference bench-loader clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ mutation: $(VENV)/installed-dev  ## changes that no test notices: make mutation 
 bench-cpu: $(VENV)/installed-dev .peers/installed  ## training speed beside timm's; adds rows to benchmarks/results
 	$(BIN)/python benchmarks/train_speed.py
 
+bench-loader: $(VENV)/installed-dev .peers/installed .peers/loaders/installed  ## images/s of loaders and decoders beside ours
+	$(BIN)/python benchmarks/loader_speed.py $(IMAGES)
+
 bench-cpu-inference: $(VENV)/installed-dev .peers/installed  ## inference speed beside timm's
 	$(BIN)/python benchmarks/inference_speed.py
 
@@ -110,6 +113,12 @@ $(VENV)/installed-docs: $(VENV)/installed
 
 # timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
 # Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
+.peers/loaders/installed: $(VENV)/installed Makefile  # SPDL needs FFmpeg's libraries besides; without them it is left out
+	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers/loaders simplejpeg==1.9.0 kornia-rs==0.2.0 \
+		imagecodecs==2026.3.6 opencv-python-headless==5.0.0.93 spdl-io==0.8.0 nvidia-dali-cuda120==2.4.0 \
+		nvidia-nvimgcodec-cu12==0.9.0.20 optree astunparse gast dm-tree six
+	touch $@
+
 .peers/installed: $(VENV)/installed Makefile
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \

@@ -9,6 +9,12 @@ get the same crops out of a decoder: they decode the whole image, and Pillow res
 random-resized (8 to 100 % of the area), bilinear by default, as uint8. The floor is the entropy decoding of all rows
 down to the lower edge of the crop, which cannot be skipped in a JPEG. Rows are appended to
 benchmarks/results/loader_speed.csv. Packages that are not installed (see the Makefile) are left out, which is said.
+
+    python benchmarks/loader_speed.py FOLDER --workers
+
+measures our loader with 1 and 2 workers that are threads or processes, each on as many cores: img/s, seconds from
+making the loader to its first batch (with the modules loaded), and what a worker adds to the memory (proportional set
+size). These rows go to benchmarks/results/loader_workers.csv.
 """
 
 import argparse
@@ -82,7 +88,10 @@ def boxes(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
     return 0, 0, width, height
 
 
-def excite_loader(paths: list[Path], args: argparse.Namespace, workers: int = 0) -> Read:
+def excite_loader(
+    paths: list[Path], args: argparse.Namespace, workers: int = 0, kind: str = "auto", first: bool = False
+) -> Read:
+    """`first`: read one batch, not an epoch."""
     from excite.data import FileImages, TrainLoader
     from excite.data.config import AugmentConfig, DataConfig
     from excite.runtime.device import keep_freed_memory
@@ -90,13 +99,20 @@ def excite_loader(paths: list[Path], args: argparse.Namespace, workers: int = 0)
     keep_freed_memory()  # as in `excite train` on a CPU
     files = FileImages([str(path) for path in paths], [0] * len(paths))
     data = DataConfig(
-        source="folder", image_size=args.size, interpolation=args.interpolation, workers=workers, max_pixels=10**8
+        source="folder",
+        image_size=args.size,
+        interpolation=args.interpolation,
+        workers=workers,
+        worker_kind=kind,
+        max_pixels=10**8,
     )
     augment = AugmentConfig(crop="random_resized", scale=list(SCALE), ratio=list(RATIO))
     loader = TrainLoader(
         files, batch_size=args.batch, seed=0, device="cpu", augment=augment, data_config=data, drop_last=False
     )
     epochs = iter(range(EVERYTHING))
+    if first:
+        return lambda: len(next(iter(loader.epoch(0)))[1])
     return lambda: sum(len(labels) for _, labels in loader.epoch(next(epochs)))
 
 
@@ -261,6 +277,73 @@ CONTENDERS: dict[str, Callable[[list[Path], argparse.Namespace], Read]] = {
 }
 
 
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+KINDS = [("main process", 0), ("thread", 1), ("process", 1), ("thread", 2), ("process", 2)]
+
+
+def memory_mb() -> float:
+    """Proportional set size of this process and those that it has started, in MB."""
+    import psutil
+
+    own = psutil.Process()
+    return sum(each.memory_full_info().pss for each in [own, *own.children(recursive=True)]) / 2**20
+
+
+def work(args: argparse.Namespace) -> None:
+    """In a process of its own: one kind of workers."""
+    kind, workers = args.contender.rsplit(" ", 1)
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[-max(1, int(workers)) :]))
+    import torch
+
+    torch.set_num_threads(1)
+    paths = sorted((Path(args.folder) / "a").iterdir()) * 4
+    excite_loader(paths, args, first=True)()  # which loads the modules
+    began = time.perf_counter()
+    read = excite_loader(paths, args, int(workers), kind if kind in ("thread", "process") else "auto", first=True)
+    read()
+    first = time.perf_counter() - began
+    read = excite_loader(paths, args, int(workers), kind if kind in ("thread", "process") else "auto")
+    read()
+    print(json.dumps({"first": first, "memory": memory_mb()}), flush=True)
+    for _ in sys.stdin:
+        started, count = time.perf_counter(), read()
+        print(json.dumps({"speed": count / (time.perf_counter() - started)}), flush=True)
+
+
+def compare_workers(folder: Path, args: argparse.Namespace) -> None:
+    """Rows of all kinds, timed in turns."""
+    from record import append_rows, commit
+
+    running = {kind: start(f"{kind[0]} {kind[1]}", folder, args) for kind in KINDS}
+    about = {kind: answer(process) for kind, process in running.items()}
+    speeds: dict[tuple[str, int], list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(args.rounds):
+        for kind, process in running.items():
+            speeds[kind].append(ask(process)["speed"])
+    for process in running.values():
+        process.kill()
+    rows = []
+    for kind, workers in KINDS:
+        low, middle, high = quantiles(speeds[kind, workers], n=4)
+        added = (about[kind, workers]["memory"] - about[KINDS[0]]["memory"]) / max(1, workers)
+        row = {"date": date.today().isoformat(), "device": this_device(), "excite": commit(), "set": args.set}
+        row |= {"kind": kind, "workers": workers, "images_per_second": round(middle, 1)}
+        row |= {"lower_quartile": round(low, 1), "upper_quartile": round(high, 1)}
+        row |= {"first_batch_s": round(about[kind, workers]["first"], 3), "mb_per_worker": round(added, 1)}
+        rows.append(row)
+        print(f"{kind:14} {workers}: " + ", ".join(f"{key} {value}" for key, value in list(row.items())[6:]))
+    append_rows(RESULTS.with_name("loader_workers.csv"), rows)
+
+
+def this_device() -> str:
+    import torch
+
+    from excite.runtime.device import device_name
+
+    return device_name(torch.device("cpu"))
+
+
 # --- timing -----------------------------------------------------------------------------------------------------------
 
 
@@ -307,6 +390,13 @@ def answer(process: "subprocess.Popen[str]") -> dict[str, Any]:
     return found
 
 
+def ask(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    assert process.stdin is not None
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    return answer(process)
+
+
 def measure(folder: Path, args: argparse.Namespace) -> Iterator[tuple[str, list[float]]]:
     running = {}
     for name in args.contenders:
@@ -319,10 +409,7 @@ def measure(folder: Path, args: argparse.Namespace) -> Iterator[tuple[str, list[
     speeds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(args.rounds):
         for name, process in running.items():
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            speeds[name].append(answer(process)["speed"])
+            speeds[name].append(ask(process)["speed"])
     for process in running.values():
         process.kill()
     yield from speeds.items()
@@ -339,28 +426,29 @@ def main() -> None:
     parser.add_argument("--core", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
     parser.add_argument("--size", type=int)
+    parser.add_argument("--workers", action="store_true")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
-        contend(args)
+        (contend if args.contender in CONTENDERS else work)(args)
         return
     args.size = args.size or SETS[args.set]
     with tempfile.TemporaryDirectory() as scratch:
         paths = images(Path(args.folder), args.set, Path(scratch))
-        print(f"{len(paths)} images ({args.set}), crops of {args.size} pixels, {args.interpolation}, one core")
+        print(f"{len(paths)} images ({args.set}), crops of {args.size} pixels, {args.interpolation}")
+        if args.workers:
+            compare_workers(Path(scratch), args)
+            return
         found = dict(measure(Path(scratch), args))
     report(found, args)
 
 
 def report(found: dict[str, list[float]], args: argparse.Namespace) -> None:
-    import torch
     from record import append_rows, commit
-
-    from excite.runtime.device import device_name
 
     middle = {name: median(speeds) for name, speeds in found.items()}
     peers = [peer for peer in ("timm", "Pillow") if peer in middle]
-    same = {"date": date.today().isoformat(), "device": device_name(torch.device("cpu")), "excite": commit()}
+    same = {"date": date.today().isoformat(), "device": this_device(), "excite": commit()}
     rows = []
     for name, speeds in found.items():
         low, _, high = quantiles(speeds, n=4)

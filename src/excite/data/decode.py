@@ -291,8 +291,6 @@ def open_picture(source: ImageSource, in_chans: int, max_pixels: int = PILLOW_LI
     if isinstance(source, Image.Image | np.ndarray) or in_chans not in COLOURS:
         return load_picture(source, in_chans, max_pixels, white=white)
     with reading(source) as name:
-        if not isinstance(source, bytes | Member):
-            check_regular(name)
         data = source if isinstance(source, bytes) else whole_if(source, jpeg.START)
         if data is not None and data.startswith(jpeg.START):
             return _opened_jpeg(data, name, "L" if in_chans == 1 else "RGB", max_pixels)

@@ -17,10 +17,9 @@ import torch
 
 from excite.data import jpeg
 from excite.data.ahead import spread
-from excite.data.decode import check_regular
 from excite.data.decoder import Decoded, FileDecoder, Outcome, Request
 from excite.data.images import FileImages
-from excite.data.packed import Member, whole_if
+from excite.data.packed import whole_if
 from excite.data.watched import LOOK, Beats, LoaderFailed, Watch
 
 #: More workers than this are processes.
@@ -42,10 +41,7 @@ def suit(files: FileImages, workers: int) -> bool:
 
 
 def _by_kernel(files: FileImages, i: int) -> bool:
-    source = files.source(i)
-    if not isinstance(source, Member):
-        check_regular(source)
-    data = whole_if(source, jpeg.START)
+    data = whole_if(files.source(i), jpeg.START)
     return data is not None and jpeg.header(data) is not None
 
 

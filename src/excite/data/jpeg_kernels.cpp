@@ -269,44 +269,64 @@ struct Rows {
   uint8_t* row(int y) { return bytes.data() + stride_of(w) * y; }
 };
 
+#if defined(__AVX2__)
+// Transposes 4 x 4 pixels.
+inline void transpose(const uint8_t* const from[4], uint8_t* const to[4]) {
+  const auto at = [&](int i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[i])); };
+  const auto put = [&](int i, __m128i pixels) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to[i]), pixels); };
+  const __m128i a = at(0), b = at(1), c = at(2), d = at(3);
+  const __m128i ab = _mm_unpacklo_epi32(a, b), ab_end = _mm_unpackhi_epi32(a, b);
+  const __m128i cd = _mm_unpacklo_epi32(c, d), cd_end = _mm_unpackhi_epi32(c, d);
+  put(0, _mm_unpacklo_epi64(ab, cd));
+  put(1, _mm_unpackhi_epi64(ab, cd));
+  put(2, _mm_unpacklo_epi64(ab_end, cd_end));
+  put(3, _mm_unpackhi_epi64(ab_end, cd_end));
+}
+#endif
+
 // Four rows of w pixels -> a group of rows.
-void group(const uint8_t* const row[4], int w, uint8_t* __restrict to) {
+void group(const uint8_t* const row[4], int w, uint8_t* to) {
   int x = 0;
 #if defined(__AVX2__)
-  const auto at = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
-  const auto put = [&](int column, __m128i pixels) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 16 * column), pixels);
-  };
   for (; x + 4 <= w; x += 4) {
-    const __m128i a = at(row[0] + 4 * x), b = at(row[1] + 4 * x), c = at(row[2] + 4 * x), d = at(row[3] + 4 * x);
-    const __m128i ab = _mm_unpacklo_epi32(a, b), AB = _mm_unpackhi_epi32(a, b);
-    const __m128i cd = _mm_unpacklo_epi32(c, d), CD = _mm_unpackhi_epi32(c, d);
-    put(x, _mm_unpacklo_epi64(ab, cd));
-    put(x + 1, _mm_unpackhi_epi64(ab, cd));
-    put(x + 2, _mm_unpacklo_epi64(AB, CD));
-    put(x + 3, _mm_unpackhi_epi64(AB, CD));
+    const uint8_t* const from[4] = {row[0] + 4 * x, row[1] + 4 * x, row[2] + 4 * x, row[3] + 4 * x};
+    uint8_t* const columns[4] = {to + 16 * x, to + 16 * x + 16, to + 16 * x + 32, to + 16 * x + 48};
+    transpose(from, columns);
   }
 #endif
   for (; x < w; x++)
     for (int r = 0; r < 4; r++) std::memcpy(to + 16 * x + 4 * r, row[r] + 4 * x, 4);
 }
 
+// The inverse.
+void ungroup(const uint8_t* in, int w, uint8_t* to, size_t stride) {
+  int x = 0;
+#if defined(__AVX2__)
+  for (; x + 4 <= w; x += 4) {
+    const uint8_t* const columns[4] = {in + 16 * x, in + 16 * x + 16, in + 16 * x + 32, in + 16 * x + 48};
+    uint8_t* const rows[4] = {to + 4 * x, to + stride + 4 * x, to + 2 * stride + 4 * x, to + 3 * stride + 4 * x};
+    transpose(columns, rows);
+  }
+#endif
+  for (; x < w; x++)
+    for (int r = 0; r < 4; r++) std::memcpy(to + r * stride + 4 * x, in + 16 * x + 4 * r, 4);
+}
+
 // Four rows of w pixels that begin at column `left` of the image -> four rows of W pixels, one after the other.
 void across(const uint8_t* const row[4], int w, int left, const Taps& taps, std::vector<uint8_t>& grouped,
             uint8_t* to) {
-  grouped.resize(static_cast<size_t>(w) * 16);
-  group(row, w, grouped.data());
   const int wanted = taps.wanted();
-  const size_t stride = stride_of(wanted);
+  grouped.resize(static_cast<size_t>(w + wanted) * 16);
+  group(row, w, grouped.data());
+  uint8_t* const done = grouped.data() + static_cast<size_t>(w) * 16;
   for (int i = 0; i < wanted; i++) {
     const int32_t* k = &taps.weights[static_cast<size_t>(i) * taps.size];
     const uint8_t* column = grouped.data() + static_cast<size_t>(taps.first[i] - left) * 16;
     Sums sums = Sums::half();
     for (int x = 0; x < taps.count[i]; x++) sums.add(column + 16 * x, k[x]);
-    alignas(16) uint8_t done[16];
-    sums.store(done);
-    for (int r = 0; r < 4; r++) std::memcpy(to + r * stride + 4 * i, done + 4 * r, 4);
+    sums.store(done + 16 * i);
   }
+  ungroup(done, wanted, to, stride_of(wanted));
 }
 
 // The same for all rows.
