@@ -111,14 +111,15 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(PIP) --no-compile -e '.[docs]'
 	touch $@
 
-# timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
-# Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
-.peers/loaders/installed: $(VENV)/installed Makefile  # SPDL needs FFmpeg's libraries besides; without them it is left out
+# SPDL needs the libraries of FFmpeg besides; without them it is left out.
+.peers/loaders/installed: $(VENV)/installed Makefile
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers/loaders simplejpeg==1.9.0 kornia-rs==0.2.0 \
 		imagecodecs==2026.3.6 opencv-python-headless==5.0.0.93 spdl-io==0.8.0 nvidia-dali-cuda120==2.4.0 \
 		nvidia-nvimgcodec-cu12==0.9.0.20 optree astunparse gast dm-tree six
 	touch $@
 
+# timm cannot be imported without torchvision, which does not import beside a CPU build of torch; see benchmarks/peers.py.
+# Jupyter (100 MB) has a folder of its own: it brings other copies of what the environment has.
 .peers/installed: $(VENV)/installed Makefile
 	$(PIP) huggingface_hub
 	$(BIN)/pip --disable-pip-version-check install -q --no-deps --upgrade --target .peers timm==1.0.31 torchvision==0.28.0 \
