@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 
 from excite.bench import build, floors, runner, timing, worker
-from excite.bench.pipeline import PARTS, measure_pipeline, pipeline_lines, pipeline_sheet, verdict
+from excite.bench.pipeline import PARTS, STAGES, measure_pipeline, pipeline_lines, pipeline_sheet, stage_lines, verdict
 from excite.bench.report import COLUMNS, append_csv, caption, check_csv, make_rows, speed_sheet, summarise
 from excite.bench.settings import Setting, make_settings, parse_list, parse_model
 from excite.bench.timing import Workbench, training_step_seconds
@@ -578,10 +580,34 @@ def test_the_real_step_is_timed_on_a_recipe():
     assert "small, batch 32, fp32, " in pipeline_lines(result)[-1]
 
 
+def test_the_stages_of_an_image_and_the_cores_that_a_device_needs(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.jpg")
+    words = ["data.source=folder", f"data.root={tmp_path}", "data.mode=stream", "in_chans=3", "data.workers=0"]
+    words += ["crop=random_resized", "batch_size=8", "limit_train=null", "limit_val=null"]
+    result = measure_pipeline(small(*words), rounds=1, seconds=0.05)
+    assert list(result["stages"]) == list(STAGES)
+    assert result["stages"][STAGES[0]] > 0
+    assert result["stages"][STAGES[1]] > 0
+    assert result["stages"][STAGES[3]] == 0, "a CPU has its memory at hand"
+    result["stages"] = dict(zip(STAGES, (100.0, 800.0, 100.0, 20.0, 50.0), strict=True))
+    *stages, needed = stage_lines(result)
+    assert stages[2] == "  decode, crop and resize it      800 us"
+    assert needed == (
+        "To keep the device busy, 20,000 images a second must be ready: 20.0 cores at 1,000 img/s a core. This recipe "
+        "has no decoding worker(s)."
+    )
+    assert all(len(line) <= 80 for line in stages)
+
+
 def test_the_verdict_names_what_limits_the_training():
     rows = [{"part": part, **summarise([seconds], 32)} for part, seconds in zip(PARTS, (0.1, 0.4, 0.4), strict=True)]
     result = {"recipe": "r", "rows": rows, "waiting": 1.2, "device": "d", "processes": 1, "precision": "p", "batch": 32}
-    result["notes"] = []
+    result |= {"notes": [], "stages": {}, "workers": 0}
     table = pipeline_sheet(result).markdown()
     assert "| both together        |  80.0 |   80.0 to 80.0 |  400.00 |" in table
     assert verdict(result) == (

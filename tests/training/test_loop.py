@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import excite
+from excite.data import FileImages
 from excite.errors import ExciteError
 from excite.models import create_model
 from excite.runtime.device import seed_everything
-from excite.training import train
+from excite.training import reporting, train
 from excite.training.reporting import NonFiniteLoss
 from excite.weights.locate import saved_steps, step_folder
 from tests.training.small import metrics, same, small, tensors
@@ -177,3 +179,29 @@ def test_python_interface(tmp_path):
     _, evaluation = excite.validate(results["run"])
     assert evaluation.top1 == results["top1"]
     assert excite.load(results["run"]).classes == [str(d) for d in range(10)]
+
+
+@pytest.mark.parametrize(("waited", "told"), [(0.04, False), (0.5, True)])
+def test_a_training_that_waits_for_images_says_so_once_with_what_to_do(monkeypatch, waited, told):
+    monkeypatch.setattr(reporting, "cores", lambda: 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    said = []
+    recipe = small("data.source=folder", "data.root=my photos", "data.mode=stream", "in_chans=3", "data.workers=2")
+    run = SimpleNamespace(
+        recipe=recipe,
+        data=SimpleNamespace(train=FileImages(["a.jpg"], [0])),
+        display=SimpleNamespace(message=said.append),
+        folder=Path("runs/r"),
+    )
+    clock = reporting.Clock()
+    for _ in range(10):
+        reporting._say_waiting(run, clock, 10.0, waited)
+    assert (
+        said
+        == [
+            "training waited 50 % of the last 30 s for images: use more workers (data.workers=8, now 2) or decode them "
+            "once (data.mode=memory) or make the files smaller, once (excite data pack 'my photos' SHARDS --size 10); "
+            "what takes how long: excite bench --data runs/r"
+        ]
+        * told
+    )

@@ -2,7 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from statistics import median
 from typing import Any, TypedDict, final
 
 import torch
@@ -11,15 +13,27 @@ from torch import Tensor
 from excite.bench.report import Sheet, Speed, summarise
 from excite.console import Display
 from excite.data import FileImages
-from excite.data.loader import default_workers
+from excite.data.decoder import FileDecoder, Outcome, Request
+from excite.data.loader import workers_of
+from excite.data.packed import open_bytes
 from excite.recipe import Recipe
-from excite.runtime.device import device_name, make_accelerator, synchronize
+from excite.runtime.device import device_name, make_accelerator, one_thread, synchronize
 from excite.training.compilation import compile_errors
 from excite.training.setup import Run, set_up
 from excite.training.step import train_step
 
 #: The measured parts, in table order.
 PARTS = ("input pipeline alone", "training step alone", "both together")
+
+
+#: What one core does for one image of a file, and what follows, in table order.
+STAGES = (
+    "read the file",
+    "decode, crop and resize it",
+    "put it into the batch",
+    "move it to the device",
+    "train on it",
+)
 
 
 class PartRow(Speed):
@@ -38,6 +52,9 @@ class Pipeline(TypedDict):
         waiting: percent of the time of both together in which training waited for data.
         batch: images per step.
         notes: notes on the recipe.
+        stages: microseconds an image of each of :data:`STAGES`, on one core where they need one; empty if the images
+            are in memory.
+        workers: decoding workers of each process; 0: the main process decodes.
     """
 
     recipe: str
@@ -48,6 +65,8 @@ class Pipeline(TypedDict):
     precision: str
     batch: int
     notes: list[str]
+    stages: dict[str, float]
+    workers: int
 
 
 def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, warm_up: int = 3) -> Pipeline:
@@ -80,6 +99,7 @@ def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, w
             samples[PARTS[2]].append(together)
             waits.append(waited)
     batch = recipe.train.batch_size
+    step = 1e6 * median(samples[PARTS[1]]) / batch
     return {
         "recipe": recipe.name,
         "rows": [{"part": part, **summarise(samples[part], batch)} for part in PARTS],
@@ -89,7 +109,57 @@ def measure_pipeline(recipe: Recipe, *, rounds: int = 3, seconds: float = 5.0, w
         "precision": run.precision,
         "batch": batch,
         "notes": list(run.recipe.notes),
+        "stages": _stages(run, seconds) | {STAGES[4]: step} if isinstance(run.data.train, FileImages) else {},
+        "workers": workers_of(run.recipe.data),
     }
+
+
+def _stages(run: Run, seconds: float) -> dict[str, float]:
+    """Microseconds an image of all stages but the last, each by one thread; every one takes about ``seconds``."""
+    files = run.data.train
+    assert isinstance(files, FileImages)
+    decoder = FileDecoder(files, run.recipe.data, run.recipe.augment, run.recipe.train.seed)
+    size = min(len(files), run.recipe.train.batch_size)
+    requests = [Request(0, list(range(first, first + size))) for first in range(0, max(1, len(files) - size + 1), size)]
+
+    def read(request: Request) -> None:
+        for index in request.indices:
+            with suppress(OSError, ValueError), open_bytes(files.source(index)) as file:
+                file.read()
+
+    def decode(request: Request) -> list[Outcome]:
+        room = decoder.room(request)
+        return [decoder.fill(request, position, room) for position in range(len(request.indices))]
+
+    def move(request: Request) -> None:
+        pixels.to(run.device, non_blocking=True)
+        synchronize(run.device)
+
+    with one_thread():
+        pixels = decoder[requests[0]].pixels
+        timed = {}
+        for name, work in (("read", read), ("decoded", decode), ("batch", decoder.__getitem__), ("move", move)):
+            timed[name] = _each(work, requests, seconds) / size
+    read_in, decoded, together = timed["read"], max(timed["decoded"], timed["read"]), timed["batch"]
+    moved = 0.0 if run.device.type == "cpu" else timed["move"]
+    return {
+        name: 1e6 * value
+        for name, value in zip(STAGES, (read_in, decoded - read_in, max(0.0, together - decoded), moved), strict=False)
+    }
+
+
+def _each(work: Callable[[Request], object], requests: list[Request], seconds: float) -> float:
+    """Median seconds of a piece of work; the first call is not counted."""
+    work(requests[0])
+    found: list[float] = []
+    began = time.perf_counter()
+    for request in itertools.cycle(requests):
+        started = time.perf_counter()
+        work(request)
+        found.append(time.perf_counter() - started)
+        if time.perf_counter() - began > seconds and len(found) >= 3:
+            return median(found)
+    raise AssertionError
 
 
 def _endless(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,7 +170,7 @@ def _endless(run: Run) -> Iterator[tuple[Tensor, Tensor]]:
 def _timed(run: Run, batches: Iterator[Any], seconds: float, warm_up: int, *, train: bool) -> tuple[float, float]:
     """(seconds per step over about ``seconds``, share of time spent waiting for the loader), after a warm-up."""
     # First use up the batches that workers decoded in advance while something else was timed.
-    queued = 2 * (run.recipe.data.workers or default_workers()) if isinstance(run.data.train, FileImages) else 0
+    queued = 2 * workers_of(run.recipe.data) if isinstance(run.data.train, FileImages) else 0
     warm, _ = _go(run, batches, max(2, warm_up, queued), train)
     # Every process must run the same number of steps, or one would wait forever for gradients.
     slowest = run.accelerator.gather(torch.tensor([warm], device=run.device, dtype=torch.float32)).max()
@@ -139,6 +209,23 @@ def pipeline_sheet(result: Pipeline) -> Sheet:
         for row in result["rows"]
     ]
     return Sheet(heads, lines, left=1)
+
+
+def stage_lines(result: Pipeline) -> list[str]:
+    """What an image costs, stage by stage, and how many cores keep this device busy; nothing if images are in
+    memory."""
+    stages = result["stages"]
+    if not stages:
+        return []
+    lines = ["one image, by one core:"]
+    lines += [f"  {name:<27}{stages[name]:8,.0f} us" for name in STAGES]
+    prepared = sum(stages[name] for name in STAGES[:3])
+    wanted = 1e6 / stages[STAGES[4]]
+    lines.append(
+        f"To keep the device busy, {wanted:,.0f} images a second must be ready: {wanted * prepared / 1e6:.1f} cores at "
+        f"{1e6 / prepared:,.0f} img/s a core. This recipe has {result['workers'] or 'no'} decoding worker(s)."
+    )
+    return lines
 
 
 def verdict(result: Pipeline) -> str:

@@ -128,7 +128,7 @@ def bench(
 
 def show_pipeline(found: "Pipeline", as_json: bool) -> None:
     """Print the time of a recipe's input pipeline and training step, as a table (Markdown) or JSON."""
-    from excite.bench.pipeline import pipeline_lines, pipeline_sheet, verdict
+    from excite.bench.pipeline import pipeline_lines, pipeline_sheet, stage_lines, verdict
     from excite.console import Display
 
     if as_json:
@@ -136,7 +136,8 @@ def show_pipeline(found: "Pipeline", as_json: bool) -> None:
         return
     _show(pipeline_lines(found), pipeline_sheet(found))
     Display().message("")
-    Display().message(verdict(found))
+    for line in [*stage_lines(found), verdict(found)]:
+        Display().message(line)
 
 
 def show_measured(found: "Measured", as_json: bool) -> None:

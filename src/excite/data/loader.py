@@ -50,6 +50,11 @@ def default_workers() -> int:
     return max(1, min(MAX_WORKERS, cores() // local_world_size()))
 
 
+def workers_of(data: DataConfig) -> int:
+    """Decoding workers of this process; 0: none, it decodes itself."""
+    return default_workers() if data.workers is None else data.workers
+
+
 def batches_of(decoder: FileDecoder, device: torch.device, persistent: bool) -> ProcessBatches | ThreadBatches:
     """Who decodes: threads or processes, or with ``data.workers=0`` the main process.
 
@@ -58,7 +63,7 @@ def batches_of(decoder: FileDecoder, device: torch.device, persistent: bool) -> 
         device: where the batches go.
         persistent: whether processes live on from one iteration to the next.
     """
-    workers = default_workers() if decoder.data.workers is None else decoder.data.workers
+    workers = workers_of(decoder.data)
     kind = decoder.data.worker_kind
     if workers and (kind == "thread" or (kind == "auto" and suit(decoder.files, workers))):
         return ThreadBatches(decoder, workers, device)

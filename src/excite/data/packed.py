@@ -215,18 +215,18 @@ def whole_if(source: str | os.PathLike[str], start: bytes) -> bytes | None:
     In one piece and with few calls of the system, because a loader does it for every image.
     """
     if not isinstance(source, Member):
-        file = os.open(source, _READ)
+        descriptor = os.open(source, _READ)
         try:
-            found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
                 return None
-            if os.read(file, len(start)) != start or found.st_size > LARGEST:
+            if os.read(descriptor, len(start)) != start:
                 return None
-            os.lseek(file, 0, os.SEEK_SET)
-            data = os.read(file, found.st_size)
-            return data if len(data) == found.st_size else None
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            whole = os.read(descriptor, status.st_size)
+            return whole if len(whole) == status.st_size else None
         finally:
-            os.close(file)
+            os.close(descriptor)
     if source.kind == PLAIN:
         found = read_at(source.file, source.offset, len(start)) == start
         return read_at(source.file, source.offset, source.length) if found else None

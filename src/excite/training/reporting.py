@@ -1,6 +1,7 @@
 """What a run reports while it trains and when it ends: log lines, evaluations, results."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,8 @@ from torch import Tensor
 
 import excite.training.metrics  # noqa: F401  what is wrong with it is said now, not after the first epoch
 from excite.console import format_seconds
-from excite.data import EvalLoader
+from excite.data import EvalLoader, FileImages
+from excite.data.loader import workers_of
 from excite.errors import ExciteError
 from excite.files import write_json, write_text, written_aside
 from excite.logits import sentence
@@ -20,6 +22,7 @@ from excite.models import describe
 from excite.pages.figures import dispensable
 from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment
+from excite.runtime.job import cores, local_world_size
 from excite.size import by_text
 from excite.text import printable
 from excite.training.checkpoint import first_not_finite
@@ -51,6 +54,9 @@ class Clock:
 
     ms_per_step: float = 0.0
     saved_at: float = field(default_factory=time.monotonic)
+    steps_seconds: float = 0.0
+    steps_waited: float = 0.0
+    told: bool = False
     _since: float = 0.0
     _waited: float = 0.0
     _compiled: float = 0.0
@@ -139,6 +145,8 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
     losses = (values[0] / run.accelerator.num_processes).tolist()
     seconds, waited, compiled = clock.read(len(losses), run.train_loader.wait_seconds)
     run.seconds += seconds + compiled
+    if metrics is not None and not warm_up:
+        _say_waiting(run, clock, seconds, waited)
     skipped = int(run.scaler.skipped.item())
     finite = [loss for loss in losses if math.isfinite(loss)]
     # With fp16, an overflow makes single losses infinite. Their steps were skipped and the weights are intact.
@@ -172,6 +180,38 @@ def record_steps(run: Run, meter: Meter, clock: Clock, metrics: Metrics | None, 
         name = "acc" if run.recipe.data.task == "classes" else "hit@1"
         place, measured = format_step(record, run.recipe.train.epochs, run.total_steps, name)
         run.display.step(place, measured, run.step, record["loss"])
+
+
+#: Share of its time that a training may wait for images before it is told what to do, and seconds after which.
+MUCH, SOON = 0.05, 30.0
+
+
+def _say_waiting(run: Run, clock: Clock, seconds: float, waited: float) -> None:
+    """Say once if the training waits for images."""
+    clock.steps_seconds += seconds
+    clock.steps_waited += waited * seconds
+    if clock.told or clock.steps_seconds < SOON or not isinstance(run.data.train, FileImages):
+        return
+    clock.told = True
+    share = clock.steps_waited / clock.steps_seconds
+    if share > MUCH:
+        run.display.message(
+            f"training waited {100 * share:.0f} % of the last {clock.steps_seconds:.0f} s for images: {_sooner(run)}; "
+            f"what takes how long: excite bench --data {run.folder}"
+        )
+
+
+def _sooner(run: Run) -> str:
+    """What makes images ready sooner, as a clause."""
+    data, each = run.recipe.data, cores() // local_world_size()
+    workers, ways = workers_of(data), []
+    if workers < each:
+        ways.append(f"use more workers (data.workers={each}, now {workers})")
+    if data.mode == "stream" and run.recipe.augment.crop != "random_resized":
+        ways.append("decode them once (data.mode=memory)")
+    side, root = math.ceil(max(data.training_size) / 0.875), shlex.quote(data.root or "DATA")
+    ways.append(f"make the files smaller, once (excite data pack {root} SHARDS --size {side})")
+    return " or ".join(ways)
 
 
 def _non_finite(run: Run, losses: list[float]) -> str:
