@@ -60,7 +60,7 @@ class Assumptions:
         0.01, "", "sd / mean of one device's step time; the quartiles of `excite bench` show yours"
     )
     decode_per_core: float = _assumed(
-        150.0, "img/s", "500 x 375 JPEGs to 224 crops: 290 on an EPYC core; a cloud vCPU is half a core"
+        400.0, "img/s", "500 x 375 JPEGs to 224 crops: 820 on an EPYC core; a cloud vCPU is half a core"
     )
     cores_per_device: float = _assumed(12.0, "", "96 cores for 8 devices; at most 16 per device are used")
 
