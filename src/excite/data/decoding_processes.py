@@ -12,6 +12,7 @@ from torch.utils.data import Sampler
 
 from excite.children import safe_children
 from excite.data.decoder import Decoded, FileDecoder, Request
+from excite.data.shared_files import shared
 from excite.data.watched import Beats, Watch, WatchedLoader, keep_quiet_at_crashes, sharing
 from excite.data.worker_context import worker_context
 from excite.runtime.waiting import waits
@@ -61,6 +62,8 @@ class ProcessBatches:
     def __init__(self, decoder: FileDecoder, workers: int, device: torch.device, persistent: bool) -> None:
         self.decoder, self.plan = decoder, _Plan()
         decoder.beats = Beats(workers)
+        if workers:
+            decoder.files = shared(decoder.files)
         self.watch = Watch(decoder.beats, workers, decoder.files.paths.__getitem__, decoder.batch_key)
         self.loader = WatchedLoader(
             decoder,
