@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -71,6 +73,13 @@ def test_threads_decode_jpegs_for_few_workers(photographs, tmp_path, monkeypatch
     assert chosen(photographs, 2) is ProcessBatches
 
 
+def test_a_dead_disk_is_named_while_a_kind_of_worker_is_chosen(photographs, monkeypatch):
+    waited = []
+    monkeypatch.setattr(decoding_threads, "whole_if", lambda *_: waited.append(waits.longest()[1]))
+    assert not decoding_threads.suit(photographs, 2)
+    assert waited == [f"images: reading {photographs.paths[0]}"]
+
+
 def test_threads_end_with_their_loader(photographs):
     before = set(decoding())
     images = train(photographs, RESIZED, config(**THREADS))
@@ -87,6 +96,48 @@ def test_threads_end_with_their_loader(photographs):
     for thread in mine:
         thread.join(20)
         assert not thread.is_alive()
+
+
+END = """
+import sys, threading, time
+import numpy as np
+from excite.data.decoder import Outcome
+from excite.data.decoding_threads import ThreadBatches
+
+class Decoder:  # asks for the interpreter's lock all the time, in functions of torch's
+    files = type("Files", (), {"paths": []})
+    batch_key, begun = "", 0
+
+    def room(self, request, pinned):
+        return torch.zeros(len(request.indices), 4)
+
+    def fill(self, request, position, pixels):
+        Decoder.begun += 1
+        if sys.argv[1] == "dead" and position == 2:
+            time.sleep(1000)
+        for _ in range(20):
+            pixels[position].add_(1).numpy()
+        return Outcome(position)
+
+    def together(self, pixels, outcomes):
+        return pixels
+
+import torch
+from excite.data import decoding_threads
+from excite.data.decoder import Request
+decoding_threads.LAST = 0.3 if sys.argv[1] == "dead" else 60
+batches = ThreadBatches(Decoder(), 8, torch.device("cpu")).run([Request(0, [0])] + [Request(0, list(range(50000)))] * 3)
+next(batches)
+while Decoder.begun < 200:
+    time.sleep(0.001)
+"""
+
+
+@pytest.mark.parametrize("disk", ["good", "dead"])
+def test_the_program_ends_while_threads_decode(disk):
+    """The interpreter aborts where torch's functions in daemon threads get its lock no more; a dead disk is left."""
+    done = subprocess.run([sys.executable, "-c", END, disk], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_batches_are_begun_ahead_and_no_more(photographs, monkeypatch):

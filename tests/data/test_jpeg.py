@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import struct
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from excite.data import jpeg
+from excite.data import jpeg, packed
 from excite.data.decode import (
     FILTERS,
     BadImageError,
@@ -192,6 +193,95 @@ def outcome(data, by_kernel):
             return eval_transform(image, 64, 1.0, "bilinear")
     except BadImageError:
         return None
+
+
+def lossless(width, height, channels):
+    """A lossless JPEG of noise around 128, which Pillow cannot write: differences of 0, -1 and 1."""
+    rng = np.random.default_rng(0)
+    bits = "".join(rng.choice(["0", "100", "101"], width * height * channels))
+    bits += "1" * (-len(bits) % 8)
+    code = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)).replace(b"\xff", b"\xff\0")
+    numbers = range(1, channels + 1)
+    segments = (
+        (0xEE, b"Adobe\0\x64\0\0\0\0\0"),  # no transform of colours
+        (0xC3, struct.pack(">BHHB", 8, height, width, channels) + b"".join(bytes([n, 0x11, 0]) for n in numbers)),
+        (0xC4, bytes([0, 1, 1, *[0] * 14, 0, 1])),
+        (0xDA, bytes([channels, *(b for n in numbers for b in (n, 0)), 1, 0, 0])),
+    )
+    start = b"".join(b"\xff" + struct.pack(">BH", kind, len(body) + 2) + body for kind, body in segments)
+    return b"\xff\xd8" + start + code + jpeg.END
+
+
+@pytest.mark.parametrize("by_kernel", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossless_files_are_decoded_at_their_full_size(channels, by_kernel):
+    """libjpeg cannot decode them smaller, and Pillow fails if it is asked to."""
+    data = lossless(150, 130, channels)
+    image, whole = replace(opened(data), by_kernel=by_kernel), load_image(data)
+    for box in ((0, 0, 150, 130), (31, 7, 80, 90), (149, 129, 1, 1)):
+        left, top, width, height = box
+        want = whole.resize((20, 24), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        assert np.array_equal(image.cropped(box, (24, 20), "bicubic"), np.asarray(want))
+    assert np.array_equal(eval_transform(image, 32, 0.875, "bicubic"), eval_transform(whole, 32, 0.875, "bicubic"))
+    assert load_image(data, enough=16).size == (150, 130)
+    assert load_image(saved(whole), enough=16).size == (19, 17)
+
+
+def test_nothing_larger_than_an_image_can_be_is_read(tmp_path, monkeypatch):
+    """Neither a file nor a member of an archive: a header may claim any length."""
+    data = saved(picture(20, 20))
+    path = tmp_path / "images.tar"
+    path.write_bytes(data)
+    member = packed.Member("a.jpg", packed.Container.of(path), 0, len(data), len(data))
+    assert packed.whole_if(path, jpeg.START) == packed.whole_if(member, jpeg.START) == data
+    monkeypatch.setattr(packed, "LARGEST", len(data) - 1)
+    assert packed.whole_if(path, jpeg.START) is packed.whole_if(member, jpeg.START) is None
+
+
+def test_memory_is_given_back_after_a_large_image_that_fails():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(saved(Image.new("L", (4000, 3000), 128), exif=exif, restart_marker_rows=1))
+    last = data.rindex(b"\xff\xd7")
+    data[last + 1] = 0xD3  # the wrong restart marker: a warning, after most of the image has been decoded
+    data = bytes(data)
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    def fails():
+        axes = jpeg.Axis(0, 3000, 32, 0, 32), jpeg.Axis(0, 4000, 32, 0, 32)
+        assert jpeg.header(data) is not None
+        assert jpeg.part(data, 1, 6, *axes, False, 3) is None
+
+    before = resident()
+    fails()
+    assert resident() - before < 24 << 20, "a region of 48 MB"
+
+
+def test_a_libjpeg_that_does_not_fit_is_refused(tmp_path):
+    """Debian's and conda's own Pillow may use one with the interface of version 8."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("needs g++")
+    names = "destroy_decompress mem_src save_markers read_header start_decompress crop_scanline skip_scanlines"
+    code = "struct Errors { void (*fatal)(void*); };\n"
+    code += 'extern "C" Errors* jpeg_std_error(Errors* e) { return e; }\n'
+    code += 'extern "C" void jpeg_CreateDecompress(Errors** d, int v, long) { if (v != 80) (*d)->fatal(d); }\n'
+    stubs = [f'extern "C" void jpeg_{name}() {{}}\n' for name in [*names.split(), "read_scanlines"]]
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    bind = jpeg._kernels.library.excite_jpeg_bind
+    try:
+        for kind, content in (("other", code + "".join(stubs)), ("old", code + "".join(stubs[:-1]))):
+            (folder / f"{kind}.cpp").write_text(content)
+            made = [compiler, "-shared", "-fPIC", str(folder / f"{kind}.cpp"), "-o", str(folder / f"{kind}.so")]
+            subprocess.run(made, check=True)
+        assert [bind(str(folder / f"{kind}.so").encode()) for kind in ("none", "old", "other")] == [1, 2, 3]
+        assert sorted(jpeg._UNFIT) == [1, 2, 3]
+    finally:
+        assert bind(str(jpeg._decoder()).encode()) == 0
+    assert opened(saved(picture(20, 20))).by_kernel
 
 
 def test_every_photograph_at_hand(real_data):

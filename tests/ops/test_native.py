@@ -1,5 +1,8 @@
 """Building and loading the CPU kernels: in processes of their own, because they are loaded once in each."""
 
+import shutil
+import sys
+
 import pytest
 
 from excite.ops import native
@@ -33,6 +36,25 @@ def test_without_a_compiler_everything_works_in_plain_pytorch(tmp_path, environm
     told = run(tmp_path, **environment)
     assert told.startswith("8 False False ")
     assert reason in told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are only built on Linux")
+def test_a_compiler_with_arguments_that_writes_latin_1(tmp_path, monkeypatch):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    script = folder / "cc"
+    script.write_bytes(
+        b'#!/bin/sh\n[ "$1" = --version ] && echo f\xfcr mich && exit\necho kein G\xe4nsef\xfc\xdf >&2\nexit 1\n'
+    )
+    script.chmod(0o700)
+    other = tmp_path / "cc"
+    shutil.copy(script, other)
+    monkeypatch.setenv("EXCITE_CACHE", str(tmp_path))
+    monkeypatch.delenv("EXCITE_KERNELS", raising=False)
+    for wanted in (str(script), f"sh {other}"):
+        monkeypatch.setenv("CXX", wanted)
+        kernels = compiled.Kernels("excite.data", "jpeg_kernels.cpp", "test", (), lambda library: None)
+        assert kernels.why_not() == f"{wanted} could not compile them: kein G\ufffdnsef\ufffd\ufffd"
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):

@@ -163,8 +163,8 @@ def _decoded(
 ) -> Image.Image:
     """`load_image` of a file. A JPEG keeps at least `enough` columns and rows, as they are stored."""
     with opened(source, name, max_pixels) as image:
-        if enough is not None:
-            image.draft(None, enough)  # formats other than JPEG ignore it
+        if enough is not None and image.format in ("JPEG", "MPO") and not _lossless(image):
+            image.draft(None, enough)
         if image.format == "JPEG2000":
             with open_bytes(source) as file:
                 if missing_end(image, file):
@@ -172,6 +172,15 @@ def _decoded(
         eight = eight_bits(source, image, white)
         _check_size(name, image, max_pixels)  # the header of an .ico may give a different size
         return _upright(_convert(eight, mode), image)
+
+
+def _lossless(image: Image.Image) -> bool:
+    """Whether Pillow cannot decode a JPEG at a smaller size, although it tries."""
+    file: Any = image.fp  # type: ignore[attr-defined]
+    before = file.tell()
+    found = jpeg.lossless(file)
+    file.seek(before)
+    return found
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,8 @@ class Jpeg:
     max_pixels: int
 
     def whole(self, denominator: int = 1) -> Image.Image:
-        """All of it, decoded by Pillow at 1 / 1, 2, 4 or 8 of its size, each side rounded up."""
+        """All of it, decoded by Pillow at 1 / 1, 2, 4 or 8 of its size, each side rounded up; a lossless file always at
+        its full size."""
         enough = (self.width // denominator, self.height // denominator)
         stored = enough if self.orientation < 5 else enough[::-1]
         return _decoded(
@@ -236,6 +246,8 @@ class Jpeg:
         if pixels is not None:
             return pixels
         image = self.whole(denominator)
+        if image.width == self.width:
+            x, y, right, bottom = left, top, left + width, top + height
         return _pixels(image.resize((wide, tall), FILTERS[interpolation], box=(x, y, right, bottom)))
 
     def _part(

@@ -6,8 +6,10 @@ shared memory. But what each image costs in Python is done by one thread at a ti
 decode (:mod:`excite.data.jpeg`) and few workers are wanted; see :func:`suit`.
 """
 
+import atexit
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from excite.data.decoder import Decoded, FileDecoder, Outcome, Request
 from excite.data.images import FileImages
 from excite.data.packed import whole_if
 from excite.data.watched import LOOK, Beats, LoaderFailed, Watch
+from excite.runtime.waiting import waits
 
 #: More workers than this are processes.
 MOST = 4
@@ -28,6 +31,8 @@ MOST = 4
 AHEAD = 2
 #: Pieces that a batch is cut into for each thread: then all end at about the same time.
 PIECES = 4
+#: Seconds that threads may take for their last image when the program ends.
+LAST = 5.0
 
 
 def suit(files: FileImages, workers: int) -> bool:
@@ -41,36 +46,53 @@ def suit(files: FileImages, workers: int) -> bool:
 
 
 def _by_kernel(files: FileImages, i: int) -> bool:
-    data = whole_if(files.source(i), jpeg.START)
+    with waits.waiting(lambda: f"images: reading {files.paths[i]}"):
+        data = whole_if(files.source(i), jpeg.START)
     return data is not None and jpeg.header(data) is not None
 
 
 class _Crew:
     """Threads that do what is put into a queue. Unlike those of an executor, they do not keep the interpreter from
-    ending: one that reads from a dead disk never returns."""
+    ending: one that reads from a dead disk never returns. The others must have ended before (see `_end`)."""
 
     def __init__(self, size: int) -> None:
         self.tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self.size = 0
+        self.threads: list[threading.Thread] = []
         for number in range(size):
-            thread = threading.Thread(
-                target=self._work, args=(self.tasks,), name=f"excite-decode-{number}", daemon=True
-            )
+            thread = threading.Thread(target=self._work, name=f"excite-decode-{number}", daemon=True)
             try:
                 thread.start()
             except RuntimeError:  # the system allows no more
                 break
-            self.size += 1
+            self.threads.append(thread)
+        _crews.add(self)
 
-    @staticmethod
-    def _work(tasks: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
-        while (task := tasks.get()) is not None:
+    def _work(self) -> None:
+        while (task := self.tasks.get()) is not None:
             task()
             del task  # it holds a batch
 
     def close(self) -> None:
-        for _ in range(self.size):
+        for _ in self.threads:
             self.tasks.put(None)
+
+
+#: Those with threads, which hold them.
+_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()
+_ending = threading.Event()
+
+
+@atexit.register
+def _end() -> None:
+    """Let all threads finish the image that they decode, and no other. The end of the interpreter breaks off daemon
+    threads wherever they ask for its lock; in a function of torch's, that aborts the process."""
+    _ending.set()
+    crews = list(_crews)
+    for crew in crews:
+        crew.close()
+    until = time.monotonic() + LAST
+    for thread in (thread for crew in crews for thread in crew.threads):
+        thread.join(max(0.0, until - time.monotonic()))
 
 
 class _Batch:
@@ -96,6 +118,8 @@ class _Batch:
             for position in range(first, end):
                 if self.abandoned:
                     break
+                if _ending.is_set():
+                    raise LoaderFailed("images are no longer decoded, because the program ends")
                 self.outcomes[position] = self.decoder.fill(self.request, position, self.pixels)
             piece.set_result(None)
         except BaseException as error:
@@ -128,13 +152,13 @@ class ThreadBatches:
         """The answers, in order. Raises LoaderFailed if threads get nowhere."""
         if self._crew is None:
             self._crew = _Crew(self.workers)
-            weakref.finalize(self, self._crew.close)
+            weakref.finalize(self, self._crew.close).atexit = False
         return self._run(requests, self._crew)
 
     def _run(self, requests: list[Request], crew: _Crew) -> Iterator[Decoded]:
         todo, running = iter(requests), deque[_Batch]()
         pinned = self.device.type == "cuda"
-        put: Callable[[Callable[[], None]], None] = crew.tasks.put if crew.size else lambda task: task()
+        put: Callable[[Callable[[], None]], None] = crew.tasks.put if crew.threads else lambda task: task()
         try:
             while True:
                 while _lacks(running, self.workers) and (request := next(todo, None)) is not None:

@@ -9,14 +9,15 @@ Sources: libjpeg-turbo, ``libjpeg.txt`` ("Partial image decompression").
 """
 
 import ctypes
+import io
 import re
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
-from PIL import features
+from PIL import Image, features
 
 from excite.runtime.compiled import Kernels
 
@@ -52,24 +53,27 @@ def _prepare(library: ctypes.CDLL) -> None:
     library.excite_jpeg_part.argtypes = [
         *(ctypes.c_char_p, ctypes.c_int64, integer, integer, pointer, pointer, integer, integer, integer, pointer)
     ]
-    if library.excite_jpeg_bind(str(_decoder()).encode()):
-        raise RuntimeError(f"{_decoder()} has no partial decoding")
+    found = library.excite_jpeg_bind(str(_decoder()).encode())
+    if found:
+        raise RuntimeError(f"the libjpeg that Pillow uses {_UNFIT[found]}; type: pip install --upgrade pillow")
+
+
+#: What `excite_jpeg_bind` returns -> what is wrong.
+_UNFIT = {1: "cannot be loaded", 2: "has no partial decoding", 3: "has another binary interface than 6.2"}
 
 
 def _decoder() -> Path:
-    """The libjpeg-turbo that Pillow uses. Raises RuntimeError if it cannot be used."""
+    """Pillow's own extension: the functions that a search from it finds are those that Pillow itself calls, whatever
+    else is loaded, and wherever it is. Raises RuntimeError if its libjpeg-turbo is too old."""
     if ctypes.sizeof(ctypes.c_void_p) != 8:
         raise RuntimeError("they need a 64-bit system")
     version = features.version("libjpeg_turbo") or "0"
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         raise RuntimeError("this Pillow was built without libjpeg-turbo 3; type: pip install --upgrade pillow")
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    # Version 8 of the library's interface (Debian has 6.2, as Pillow's own wheels) has other structs.
-    found = set(re.findall(r"(/\S*/libjpeg(?:-\w+)?\.so\.62\S*)", maps))
-    own = [path for path in found if Path(path).is_relative_to(Path(PIL.__file__).parents[1])]
-    if len(own or found) != 1:
-        raise RuntimeError("the libjpeg-turbo that Pillow uses was not found; type: pip install --upgrade pillow")
-    return Path((own or list(found))[0])
+    found: str | None = getattr(Image.core, "__file__", None)
+    if found is None:
+        raise RuntimeError("this Pillow is part of the interpreter")
+    return Path(found)
 
 
 # Weights as Pillow computes them: without fused multiplications.
@@ -91,6 +95,20 @@ def header(data: bytes) -> Header | None:
     if _kernels.library.excite_jpeg_header(data, len(data), found.ctypes.data):
         return None
     return Header(int(found[0]), int(found[1]), bool(found[2]))
+
+
+def lossless(file: BinaryIO) -> bool:
+    """Whether a JPEG is of a lossless kind (SOF3, 7, 11, 15), which libjpeg cannot decode at a smaller size."""
+    file.seek(len(START) - 1)
+    while len(marker := file.read(4)) == 4 and marker[0] == 0xFF:
+        kind = marker[1]
+        if kind == 0xFF:  # any number of them may come before a marker
+            file.seek(-3, io.SEEK_CUR)
+            continue
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return kind % 4 == 3
+        file.seek(int.from_bytes(marker[2:], "big") - 2, io.SEEK_CUR)
+    return False
 
 
 def part(

@@ -1,6 +1,6 @@
 // Decodes the part of a JPEG that a crop needs, and resizes it as Pillow does, bit for bit.
 //
-// The decoder is the libjpeg-turbo that Pillow itself uses (3.0 or newer), found at run time, so that the pixels are
+// The decoder is the libjpeg-turbo that Pillow itself calls (3.0 or newer), found at run time, so that the pixels are
 // Pillow's. No header of it is needed: `Decoder`, `Source` and `Errors` below describe the few fields used here of its
 // structs, which are part of its binary interface (version 6.2, 64 bits). libjpeg checks version and size of the struct
 // in `jpeg_CreateDecompress`; tests/data/test_jpeg.py compares every offset with `jpeglib.h`.
@@ -113,11 +113,24 @@ void message(void* decoder, int level) {
   if (level < 0) static_cast<Decoder*>(decoder)->errors->warnings++;
 }
 
-// Reads the header. False: it is damaged, or has colours that are left to Pillow.
-bool open(Session& s, const uint8_t* data, int64_t size) {
+void watch_errors(Session& s) {
   s.decoder.errors = lib.errors(&s.errors);
   s.errors.fatal = fatal;
   s.errors.message = message;
+}
+
+// Whether the library has the structs above.
+bool fits(Session& s) {
+  watch_errors(s);
+  if (setjmp(s.jump)) return false;
+  lib.create(&s.decoder, VERSION, sizeof(Decoder));
+  s.alive = true;
+  return true;
+}
+
+// Reads the header. False: it is damaged, or has colours that are left to Pillow.
+bool open(Session& s, const uint8_t* data, int64_t size) {
+  watch_errors(s);
   if (setjmp(s.jump)) return false;
   lib.create(&s.decoder, VERSION, sizeof(Decoder));
   s.alive = true;
@@ -374,10 +387,19 @@ struct Room {
   Rows region, turned, between, resized;
   std::vector<uint8_t> lines, grouped;
   size_t bytes() const {
-    return region.bytes.size() + turned.bytes.size() + between.bytes.size() + resized.bytes.size() + grouped.size();
+    return region.bytes.capacity() + turned.bytes.capacity() + between.bytes.capacity() + resized.bytes.capacity() +
+           lines.capacity() + grouped.capacity();
   }
 };
 constexpr size_t KEPT = 16 << 20;  // bytes; a photograph of 12 megapixels may need 50 MB
+
+// A thread's room while one image is in it. However that ends, also with an error, too much is given back.
+struct Stay {
+  Room& room;
+  ~Stay() {
+    if (room.bytes() > KEPT) room = Room{};
+  }
+};
 
 // --- regions ------------------------------------------------------------------------------------------------------
 
@@ -385,14 +407,15 @@ struct Region {
   int left, top, right, bottom;
 };
 
-// Decodes these pixels: calls `take(y, row)` with each row, 4 bytes a pixel, y from 0; the last four rows remain where
-// they are. A wider part is read where the chroma of the pixels at the edges depends on neighbours.
+// Decodes these pixels of an image that should have `width` x `tall`: calls `take(y, row)` with each row, 4 bytes a
+// pixel, y from 0; the last four rows remain where they are. A wider part is read where the chroma of the pixels at the
+// edges depends on neighbours.
 template <class Take>
-bool decode(Session& s, const Region& want, Room& room, const Take& take) {
+bool decode(Session& s, const Region& want, int width, int tall, Room& room, const Take& take) {
   if (setjmp(s.jump)) return false;
   if (lib.start(&s.decoder) != 1 || !complete(s.decoder)) return false;
-  const int width = static_cast<int>(s.decoder.out_width), tall = static_cast<int>(s.decoder.out_height);
-  if (want.right > width || want.bottom > tall) return false;
+  // Lossless files are never decoded smaller.
+  if (static_cast<int>(s.decoder.out_width) != width || static_cast<int>(s.decoder.out_height) != tall) return false;
   const bool plain = s.decoder.most_across == 1 && s.decoder.most_down == 1;
   const int margin = plain ? 0 : s.decoder.most_across * s.decoder.block;
   unsigned first = static_cast<unsigned>(std::max(want.left - margin, 0));
@@ -460,7 +483,8 @@ void pack(const uint8_t* in, int w, int channels, uint8_t* out) {
 
 extern "C" {
 
-// Finds the functions in a library that is loaded from `path`. 0: found; 1: no library; 2: one lacks.
+// Finds the functions that a library calls which is loaded from `path`. 0: found; 1: no library; 2: one lacks; 3: they
+// have another interface.
 int excite_jpeg_bind(const char* path) {
   void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!handle) return 1;
@@ -481,7 +505,8 @@ int excite_jpeg_bind(const char* path) {
   };
   for (const auto& each : functions)
     if (!(*each.to = dlsym(handle, each.name))) return 2;
-  return 0;
+  Session s;
+  return fits(s) ? 0 : 3;
 }
 
 // Width, height (as stored) and whether there may be an EXIF orientation. 0: read; 1: leave this file to Pillow.
@@ -503,6 +528,7 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
                      const int32_t* size_of, int cubic, int newer, int channels, uint8_t* out) try {
   static thread_local Room kept;
   Room& room = kept;  // looked up once
+  const Stay stay{room};
   Session s;
   if (!open(s, data, size)) return 1;
   s.decoder.wanted_colours = RGBX;
@@ -529,7 +555,7 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
       if (row % 4 == 3 || row + 1 == region_h)
         across(four, region_w, up.left, x, room.grouped, room.between.row(row / 4 * 4));
     };
-    if (!decode(s, part, room, take)) return 1;
+    if (!decode(s, part, stored_w, stored_h, room, take)) return 1;
     down(room.between, up.top, y, room.resized);
   } else {
     room.region.shape(part.right - part.left, part.bottom - part.top);
@@ -537,7 +563,7 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
       if (channels == 1) to_luma(pixels, room.region.w);
       std::memcpy(room.region.row(row), pixels, static_cast<size_t>(room.region.w) * 4);
     };
-    if (!decode(s, part, room, take)) return 1;
+    if (!decode(s, part, stored_w, stored_h, room, take)) return 1;
     Rows* pixels = &room.region;
     if (orientation > 1) {
       turn_up(room.region, turn, room.turned);
@@ -553,7 +579,6 @@ int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int ori
   }
   for (int row = 0; row < room.resized.h; row++)
     pack(room.resized.row(row), room.resized.w, channels, out + static_cast<size_t>(row) * room.resized.w * channels);
-  if (room.bytes() > KEPT) room = Room{};
   return 0;
 } catch (const std::bad_alloc&) {
   return 2;

@@ -228,10 +228,10 @@ def whole_if(source: str | os.PathLike[str], start: bytes) -> bytes | None:
         finally:
             os.close(descriptor)
     if source.kind == PLAIN:
-        found = read_at(source.file, source.offset, len(start)) == start
-        return read_at(source.file, source.offset, source.length) if found else None
-    with source.open() as file:
-        data = file.read()
+        begins = read_at(source.file, source.offset, len(start)) == start
+        return read_at(source.file, source.offset, source.length) if begins and source.length <= LARGEST else None
+    with source.open() as member:
+        data = member.read()
     return data if data.startswith(start) else None
 
 

@@ -87,9 +87,7 @@ class Kernels:
             raise RuntimeError("EXCITE_KERNELS=off")
         if sys.platform != "linux":
             raise RuntimeError(f"they are only built on Linux, not on {sys.platform}")
-        compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
-        if compiler is None:
-            raise RuntimeError("there is no C++ compiler (g++ or clang++) on this machine")
+        compiler = _compiler()
         flags = (*FLAGS, *self._flags)
         source = resources.files(self._package).joinpath(self._file).read_bytes()
         key = hashlib.sha256(source)
@@ -147,10 +145,26 @@ def _open_own(path: Path) -> int | None:
     return None
 
 
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60)
+def _compiler() -> list[str]:
+    """The command of the compiler, which may have arguments: CXX="ccache g++". Raises RuntimeError if there is none."""
+    wanted = os.environ.get("CXX", "").strip()
+    if wanted:
+        return [wanted] if shutil.which(wanted) else wanted.split()
+    found = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if found is None:
+        raise RuntimeError("there is no C++ compiler (g++ or clang++) on this machine")
+    return [found]
+
+
+def _ran(command: list[str], seconds: float) -> "subprocess.CompletedProcess[str]":
+    """A command that has ended. Compilers write in the user's language, and perhaps not in the encoding of Python."""
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds)
+
+
+def _version(compiler: list[str]) -> str:
+    done = _ran([*compiler, "--version"], 60)
     if done.returncode:
-        raise RuntimeError(f"{compiler} --version fails: {done.stderr.strip()[:200]}")
+        raise RuntimeError(f"{' '.join(compiler)} --version fails: {done.stderr.strip()[:200]}")
     return done.stdout
 
 
@@ -163,18 +177,18 @@ def _cpu_flags() -> str:
     return found.group() if found else ""
 
 
-def _build(compiler: str, flags: tuple[str, ...], source: bytes, path: Path) -> None:
+def _build(compiler: list[str], flags: tuple[str, ...], source: bytes, path: Path) -> None:
     """Compile to a temporary name, then rename, so that processes building at the same time get a complete file."""
     with scratch_folder("build", path.parent) as folder:
         code, objects, aside = (folder / name for name in ("kernels.cpp", "kernels.o", path.name))
         code.write_bytes(source)
         # Linked without -fopenmp, so that PyTorch's OpenMP library is used rather than a second thread pool.
         for command in (
-            [compiler, *flags, "-c", str(code), "-o", str(objects)],
-            [compiler, "-shared", str(objects), "-o", str(aside)],
+            [*compiler, *flags, "-c", str(code), "-o", str(objects)],
+            [*compiler, "-shared", str(objects), "-o", str(aside)],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+            done = _ran(command, 600)
             if done.returncode:
-                raise RuntimeError(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
+                raise RuntimeError(f"{' '.join(compiler)} could not compile them: {done.stderr.strip()[:500]}")
         aside.chmod(0o700)  # with any umask
         aside.replace(path)
