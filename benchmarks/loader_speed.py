@@ -238,13 +238,14 @@ def floor(paths: list[Path], args: argparse.Namespace) -> Read:
     """The entropy code of the rows down to the lower edge of the crop, and nothing else."""
     import ctypes
 
-    from excite.data.jpeg import _decoder
+    import PIL
 
+    (decoder,) = Path(PIL.__file__).parents[1].glob("pillow.libs/libjpeg*")  # Pillow's own
     folder = Path(tempfile.mkdtemp())
     (folder / "floor.cpp").write_text(FLOOR)
     library = folder / "floor.so"
     subprocess.run(
-        ["g++", "-O2", "-w", "-shared", "-fPIC", str(folder / "floor.cpp"), str(_decoder()), "-o", str(library)],
+        ["g++", "-O2", "-w", "-shared", "-fPIC", str(folder / "floor.cpp"), str(decoder), "-o", str(library)],
         check=True,
     )
     decode = ctypes.CDLL(str(library)).entropy_decode

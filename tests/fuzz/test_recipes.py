@@ -155,7 +155,7 @@ def test_every_key(bases, accelerator, tmp_path, monkeypatch):
     surface = Surface("recipes", seconds=60, megabytes=1024, one_line=False, writable=(tmp_path,))
     surface.run(one, test="test_recipes.py::test_every_key")
     assert surface.refused > surface.cases // 8
-    assert len(trained) > surface.cases // 40
+    assert len(trained) >= surface.cases // 40  # some are really trained; how many depends on the keys that there are
 
 
 def test_texts():

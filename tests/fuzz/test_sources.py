@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from excite.data import open_data
+from excite.data.catalog import SOURCES
 from excite.data.config import DataConfig
 from excite.data.images import FileImages
 from excite.data.sources import DataSets
@@ -74,7 +75,7 @@ def _open(case: Case, source: str, root: Path, **options) -> None:
         val_fraction=0.5,
         on_bad_val=rng.choice(("skip", "stop")),
         workers=0,
-        task=rng.choice(("classes", "classes", "multilabel")),
+        task=rng.choice(("classes", "classes", "multilabel" if SOURCES[source].several else "classes")),
         **options,
     )
     check(open_data(config, check=rng.random() < 0.5))
