@@ -107,6 +107,11 @@ def test_numbers_as_classes_are_in_the_order_of_numbers(place):
         ("C:\\her\\pictures\\{:02}.png", "\\ read as / and C:/her/ left out"),
         ("pictures/{:02}.JPG", ".png instead of their endings"),
         ("Pictures\\{:02}.PNG", "12 differ from their files in upper and lower case"),
+        ("PICTURES/{:02}", ".png added to each and upper and lower case as the files have it"),
+        (
+            "C:\\Her\\Pictures\\{:02}.PNG",
+            "\\ read as / and C:/Her/ left out and upper and lower case as the files have it",
+        ),
     ],
 )
 def test_paths_as_others_write_them(place, path, said):
@@ -119,16 +124,51 @@ def test_each_row_is_read_in_the_way_that_finds_its_file(place):
     mixed = "path,label\n" + rows()[: 6 * 18] + rows(path="pictures\\{:02}")[6 * 14 :]
     data = opened(place / "a.csv", mixed)
     assert len(data.train) + len(data.val) == 12
-    assert "\\ read as / and .png added to each (6 rows)" in data.describe()
+    assert "\\ read as / and .png added to each (6 of 12 rows)" in data.describe()
+
+
+def test_what_differs_is_said_of_the_rows_that_differ(place):
+    mixed = (
+        rows()[: 2 * 18] + rows(path="pictures\\{:02}.png")[2 * 18 : 7 * 18] + rows(path="PICTURES/{:02}.png")[7 * 18 :]
+    )
+    said = opened(place / "a.csv", "path,label\n" + mixed).describe()
+    assert "\\ read as / (5 of 12 rows)" in said
+    assert "5 differ from their files in upper and lower case (or in how accents are stored)" in said
+    assert "the first is 'PICTURES/07.png'" in said
 
 
 def test_two_ways_to_write_a_path_are_one_image(place):
     """Else an image could be in training and validation, or have two labels."""
     text = "path,label\n" + rows()
-    for other in (f"{place}/pictures/03.png", "pictures\\03.png"):
-        with pytest.raises(ExciteError, match=r"rows 5 and 14: .*03\.png' has two labels, 'a' and 'b'; keep one"):
+    for other in (
+        f"{place}/pictures/03.png",
+        "pictures\\03.png",
+        "PICTURES/03.PNG",
+        "Pictures\\03",
+        ".//pictures/03.PNG",
+    ):
+        with pytest.raises(
+            ExciteError, match=r"rows 5 and 14: .*03(\.png|\.PNG)?' has two labels, 'a' and 'b'; keep one"
+        ):
             opened(place / "a.csv", f"{text}{other},b\n")
         assert "1 rows repeat others" in opened(place / "a.csv", f"{text}{other},a\n").describe()
+
+
+def test_where_disks_take_upper_and_lower_case_for_the_same_a_file_is_one_image(place):
+    (place / "pictures" / "03.PNG").hardlink_to(place / "pictures" / "03.png")  # as such a disk shows it
+    with pytest.raises(ExciteError, match=r"rows 5 and 14: 'pictures/03\.PNG' has two labels, 'a' and 'b'"):
+        opened(place / "a.csv", "path,label\n" + rows() + "pictures/03.PNG,b\n")
+    (place / "pictures" / "04.PNG").write_bytes((place / "pictures" / "04.png").read_bytes())  # another file
+    data = opened(place / "a.csv", "path,label\n" + rows() + "pictures/04.PNG,b\n")
+    assert len(data.train) + len(data.val) == 13
+
+
+def test_accents_as_macos_stores_them(place):
+    names = ["Käse", "Ka\u0308se"]
+    (place / "pictures" / f"{names[1]}.png").write_bytes((place / "pictures" / "00.png").read_bytes())
+    data = opened(place / "a.csv", "path,label\n" + rows() + "".join(f"pictures/{name}.png,a\n" for name in names))
+    assert len(data.train) + len(data.val) == 13
+    assert "1 differ from their files in upper and lower case (or in how accents are stored)" in data.describe()
 
 
 def test_paths_start_from_the_folder_that_is_named_or_are_absolute(place):
@@ -191,6 +231,8 @@ def test_groups_in_two_parts_are_said(place):
     told = opened(place / "a.csv", text).describe()
     assert "1 groups are in more than one part, so results are too optimistic: 'p1' is" in told
     assert "groups from patient" in told
+    shared = {Path(path).name: group for path, group in opened(place / "a.csv", text).shared.items()}
+    assert shared == {f"{i:02}.png": "p1" for i in (4, 5, 6, 7)}
 
 
 @pytest.mark.parametrize(
@@ -292,8 +334,13 @@ def test_a_folder_of_lists_with_parts_as_in_pascal_voc(place):
     said = data.describe()
     assert "lists that are not used: cat_trainval.txt, dog_trainval.txt" in said
     assert "3 of 7 images have none of the classes" in said
-    with pytest.raises(ExciteError, match="has two labels, 'cat' and 'dog'; keep one, or say task=multilabel"):
+    lines = "rows 1 of cat_train.txt and 1 of dog_train.txt: '00' has two labels, 'cat' and 'dog'; keep one"
+    with pytest.raises(ExciteError, match=lines):
         open_data(DataConfig(**options))
+    with (lists / "dog_train.txt").open("a") as file:
+        file.write("\n77 1\n")
+    notes = open_data(DataConfig(**options, task="multilabel")).notes
+    assert "1 rows without a file are left out; the first is 77 (row 7 of dog_train.txt)" in notes
 
 
 def test_lists_of_parts_with_a_class_in_each_line(place):
@@ -397,12 +444,15 @@ def test_lists_of_numbers_have_the_names_that_the_file_gives(place):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    labels = {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}}
-    table = pa.table({"path": [f"pictures/{i:02}.png" for i in range(12)], "label": [[i % 3, 0] for i in range(12)]})
+    labels = {"_type": "List", "feature": {"_type": "ClassLabel", "names": ["ant", "bee", "asp", "cat"]}}
+    table = pa.table(
+        {"path": [f"pictures/{i:02}.png" for i in range(12)], "label": [[(0, 1, 3)[i % 3], 0] for i in range(12)]}
+    )
     info = json.dumps({"info": {"features": {"label": labels}}})
     pq.write_table(table.replace_schema_metadata({"huggingface": info}), place / "a.parquet")
     data = open_data(DataConfig(source="table", root=str(place / "a.parquet"), image_size=8, task="multilabel"))
     assert data.classes == ["ant", "bee", "cat"]
+    assert "1 of 4 classes are left out, as no image has them: asp" in data.notes
 
 
 def test_what_has_no_effect_is_said(place):
@@ -421,6 +471,31 @@ def test_columns_as_hospitals_name_them(place):
     assert "groups from Patient ID" in said
     assert "labels of an image are separated by '|' (data.columns.separator)" in said
     assert "always answering" not in data.describe()
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_name_for_no_class_is_said_and_can_be_told(place, columns):
+    found = ["No Finding" if i % 3 == 0 else "A|No Finding" if i == 1 else "A|B" for i in range(12)]
+    lines = [f"pictures/{i:02}.png,{label}" for i, label in enumerate(found)]
+    text = "path,label\n" + "\n".join(lines)
+    if columns:
+        flags = [[int(name in label.split("|")) for name in ("A", "B", "No Finding")] for label in found]
+        lines = [f"pictures/{i:02}.png,{a},{b},{none}" for i, (a, b, none) in enumerate(flags)]
+        text = "path,A,B,No Finding\n" + "\n".join(lines)
+    data = opened(place / "a.csv", text, task="multilabel")
+    assert data.classes == ["A", "B", "No Finding"]
+    assert (
+        "'No Finding' is trained as a class: 5 images have it, 1 of them beside others; if it says that an image has "
+        "none, say data.columns.none='No Finding'"
+    ) in data.notes
+    told = opened(place / "a.csv", text, task="multilabel", columns={"none": "No Finding"})
+    assert told.classes == ["A", "B"]
+    assert sorted(np.concatenate([told.train.labels, told.val.labels]).sum(1).tolist()) == [0] * 4 + [1] + [2] * 7
+    said = " ".join(told.notes)
+    assert "5 images have 'No Finding', which is no class (data.columns.none); 1 of them have classes" in said
+    assert "4 of 12 images have none of the classes" in said
+    other = opened(place / "a.csv", text, task="multilabel", columns={"none": ["no finding"]})
+    assert "no image has 'no finding' (data.columns.none); did you mean 'No Finding'?" in other.notes
 
 
 def test_values_that_are_neither_0_nor_1_are_counted(place):

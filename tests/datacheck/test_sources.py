@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from excite import check_data
+from excite.commands.data import show_check
+from excite.console import Display
 from tests.data.every_source import SOURCES, Item, items
 from tests.datacheck.conftest import write
 
@@ -44,6 +46,26 @@ def test_every_source(name, tmp_path):
         assert "cut" in found["broken"]["examples"][0]["name"] or name == "parquet"
     again, _ = check_data(kinds["root"], words, out=tmp_path / "check.html")
     assert again["about"]["looked_at_now"] == 0
+
+
+@pytest.mark.parametrize("name", ["csv", "webdataset", "folder"])
+def test_groups_that_are_in_several_parts_are_a_finding(name, tmp_path, capsys):
+    """Patients 0 to 4 are in the training part, 3 to 7 in the last one: two patients in both."""
+    found = [item for part in ("train", "val") for item in items(2, part, len(part))]
+    images = [replace(each, group=f"patient-{i % 5 + 3 * (each.part == 'val')}") for i, each in enumerate(found)]
+    kinds = SOURCES[name].write(tmp_path / "data", images)
+    words = [f"data.{key}={value}" for key, value in kinds.items() if key != "root"]
+    words += ["data.group_by=patient-[0-9]"] if name == "folder" else []
+    checked = check_data(kinds["root"], words, out=tmp_path / "check.html")
+    groups = next(each for each in checked.numbers["findings"] if each["kind"] == "groups")
+    assert groups["count"] == 8  # of 20, four of each
+    assert {each["part"] for each in groups["examples"]} == {"validation"}
+    details = {f"of 'patient-{k}', of which 4 images are in the training part" for k in (3, 4)}
+    assert {each["detail"] for each in groups["examples"]} == details
+    assert checked.fails
+    assert "Groups across parts" in checked.path.read_text()
+    show_check(checked.numbers, checked.path, Display())
+    assert "groups across parts" in capsys.readouterr().out
 
 
 def test_bands_are_read_as_numbers_and_shown_as_colours(tmp_path):

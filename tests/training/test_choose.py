@@ -91,6 +91,10 @@ def test_what_the_user_says_goes_first(weights, tmp_path):
     assert scratch.recipe.model.name == "cifar_seresnet20"
     assert scratch.recipe.train.init_from is None
     assert scratch.reasons[0].startswith("there are no pretrained weights for cifar_seresnet20")
+    refused = choose_recipe(photos, ["init_from=null"])
+    assert refused.recipe.train.init_from is None
+    assert not refused.recipe.train.probe
+    assert refused.reasons[0] == "no weights to start from (train.init_from=null)"
     with pytest.raises(ExciteError, match="unknown model"):
         choose_recipe(photos, ["model.name=nothing"])
 

@@ -77,7 +77,10 @@ def check(
     ] = None,
     pictures: Annotated[int, typer.Option(min=0, help="The most pictures of each finding on the page.")] = 60,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with status 1 if files are broken or parts share images, for CI.")
+        bool,
+        typer.Option(
+            "--strict", help="Exit with status 1 if files are broken, or parts share images or groups, for CI."
+        ),
     ] = False,
     device: Device = "auto",
     as_json: Json = False,

@@ -93,6 +93,10 @@ class ColumnsConfig(_Strict):
         min_length=1,
         description="multilabel: what stands between classes; null: | or ; or , or a space",
     )
+    none: str | list[str] | None = Field(
+        default=None,
+        description="multilabel: labels that say that an image has no class, such as No Finding; null: all are classes",
+    )
     part: str | Literal[False] | None = Field(
         default=None, description="column with the part (train, val, test, or is_valid: true); false: there is none"
     )
@@ -284,6 +288,8 @@ class DataConfig(_Strict):
             raise ValueError("sampler=weights is only for tables with a column of weights, and shards packed from them")
         if self.sampler not in (None, "weights") and self.task == "multilabel":
             raise ValueError("sampler draws classes, so it needs images of one class each, not task=multilabel")
+        if self.task != "multilabel" and self.columns is not None and self.columns.none is not None:
+            raise ValueError("columns.none is only for task=multilabel, where images may have no class")
         named = self.columns not in (None, ColumnsConfig())
         if self.source != "table" and (self.images is not None or (named and self.source != "webdataset")):
             key = "images" if self.images is not None else "columns"

@@ -67,6 +67,7 @@ class Contents:
         notes: sentences for the user, such as what was left out.
         unusable: (path, reason) of entries named like an image that are not files, and of folders not entered.
         where: the place of the parts, for messages.
+        shared: path of an image -> its group, such as a patient, if that is in more than one of the parts.
     """
 
     classes: list[str]
@@ -74,3 +75,4 @@ class Contents:
     notes: list[str] = field(default_factory=list)
     unusable: list[tuple[str, str]] = field(default_factory=list)
     where: str = ""
+    shared: dict[str, str] = field(default_factory=dict)

@@ -80,6 +80,7 @@ class DataSets:
         unusable: (path, reason) of entries named like an image that are not files: dangling links, named pipes ...
         notes: sentences for the user.
         record: the files for training and for validation, to be saved with a run; None for sources without files.
+        shared: path of an image -> its group, such as a patient, if that is in more than one part of the source.
     """
 
     classes: list[str]
@@ -97,6 +98,7 @@ class DataSets:
     val_is_test: bool = False
     split: bool = False
     record: Record | None = None
+    shared: dict[str, str] = field(default_factory=dict)
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -256,7 +258,8 @@ def source_contents(data: DataConfig, least_classes: int = 2) -> Contents:
 
 
 def _shared_groups(contents: Contents, group_by: int | str | None) -> list[str]:
-    """A note if groups, such as patients, are in more than one of the parts that the source gives.
+    """Find the images of groups, such as patients, that are in more than one of the parts that the source gives; and a
+    note on them.
 
     Raises:
         ExciteError: ``group_by`` finds no group at all.
@@ -278,6 +281,9 @@ def _shared_groups(contents: Contents, group_by: int | str | None) -> list[str]:
         for group in {group for group in each if not group.startswith("\0")}:  # these stand alone
             if seen.setdefault(group, name) != name:
                 both.add(group)
+    for name, each in groups.items():
+        paths = parts[name].images.paths
+        contents.shared |= {path: group for path, group in zip(paths, each, strict=False) if group in both}
     if both:
         return [f"{len(both):,} groups are in more than one part, so results are too optimistic: {shown(min(both))} is"]
     return [] if group_by is None else [f"no group is in more than one part (data.group_by={group_by})"]
@@ -627,7 +633,7 @@ def _of_files(
         known = [*(checked["train"].bad if checked else []), *(checked["val"].bad if checked else [])]
         if known:
             notes.append(_skipped(known))
-    opened.notes, opened.unusable = notes, source.unusable
+    opened.notes, opened.unusable, opened.shared = notes, source.unusable, source.shared
     opened.test = None if test is None else test.images
     if check:
         opened.record, more = make_record(train, val, checked)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from excite.data.catalog import TABLES
 from excite.data.config import ColumnsConfig, DataConfig
 from excite.data.contents import Contents, Part
-from excite.data.folder import in_order
+from excite.data.folder import in_order, some
 from excite.data.formats import EXTENSIONS
 from excite.data.images import ArrayImages, FileImages
 from excite.data.labels import hot
@@ -166,8 +167,55 @@ def _flagged(table: Table, flags: Sequence[str]) -> list[set[str]]:
     return [{name for name, has in zip(flags, row, strict=True) if has} for row in zip(*columns, strict=True)]
 
 
+#: Names, as :func:`_plain` writes them, that say of an image with several labels that it has none.
+_NO_CLASS = {
+    *("nofinding", "nofindings", "nodefect", "nodefects", "nolabel", "nolabels", "none", "nothing", "normal"),
+    *("healthy", "negative", "background", "clean", "empty"),
+}
+
+
+def _told_none(data: DataConfig) -> list[str]:
+    given = (data.columns.none if data.columns else None) or []
+    return [given] if isinstance(given, str) else given
+
+
+def without_none(sets: Sequence[set[str] | None], data: DataConfig) -> list[str]:
+    """Take ``data.columns.none``, the names that say that an image has no class, out of the classes of images that may
+    have several; notes on what was taken out, and on classes that read like such names."""
+    if data.task != "multilabel":
+        return []
+    told = _told_none(data)
+    every = {name for found in sets for name in found or ()}
+    notes = []
+    for name in told:
+        having = [found for found in sets if found and name in found]
+        beside = sum(not found <= {*told} for found in having)
+        for found in having:
+            found.discard(name)
+        said = f"{len(having):,} images have {shown(name)}, which is no class (data.columns.none)"
+        said += f"; {beside:,} of them have classes, which count" if beside else ""
+        notes.append(
+            said if having else f"no image has {shown(name)} (data.columns.none){nearest(name, sorted(every))}"
+        )
+    for name in sorted(every - {*told}):
+        if _plain(name) in _NO_CLASS:
+            having = [found for found in sets if found and name in found]
+            beside = sum(len(found) > 1 for found in having)
+            notes.append(
+                f"{shown(name)} is trained as a class: {len(having):,} images have it, {beside:,} of them beside "
+                f"others; if it says that an image has none, say data.columns.none={shlex.quote(name)}"
+            )
+    return notes
+
+
 def _label_sets(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str] | None]:
     """The classes of each row; None where there is none to read, which only images that may have none can have."""
+    sets = _sets_as_written(table, chosen, data)
+    table.notes += without_none(sets, data)
+    return sets
+
+
+def _sets_as_written(table: Table, chosen: Chosen, data: DataConfig) -> list[set[str] | None]:
     if chosen.flags:
         for name in chosen.flags:
             if not _is_flag(table.columns[name]):
@@ -232,7 +280,7 @@ def text_of(value: Any) -> str | None:
     return str(value)
 
 
-def _some_rows(numbers: Sequence[int]) -> str:
+def _some_rows(numbers: Sequence[int | str]) -> str:
     """ "row 3", or "rows 3, 5, 9 and 4 more"."""
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return f"row{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:_NAMED]))}{more}"
@@ -313,11 +361,11 @@ _USUAL_ENDINGS = (".jpg", ".png", ".jpeg", ".tif", ".bmp", ".webp")
 _TRIED = 20
 
 
-def _most_are_files(paths: Sequence[str]) -> bool:
+def _most_are_files(paths: Sequence[str], cased: "_Cased | None") -> bool:
     """Whether more than half are files. On a network disk each look takes a while, so it ends as soon as it can."""
     lacking = 0
     for path in paths:
-        lacking += not os.path.isfile(path)
+        lacking += not os.path.isfile(path if cased is None else cased.find(path) or path)
         if 2 * lacking >= len(paths):
             return False
     return True
@@ -330,46 +378,77 @@ def _look(paths: Sequence[str], place: str) -> _Files:
     looked = _looked_at(whole)
     notes: list[str] = []
     lost = [i for i, (_, reason) in enumerate(looked) if reason == _GONE]
-    while lost and (way := _otherwise([paths[i] for i in lost], place, every=len(lost) == len(paths))):
-        other, said = way
-        again = _looked_at(other)
-        found = [k for k, (file, _) in enumerate(again) if file is not None]
-        if not found:
-            break
-        for k in found:
-            whole[lost[k]], looked[lost[k]] = other[k], again[k]
-        notes.append(f"paths of the images: {said}" + ("" if len(lost) == len(paths) else f" ({len(found):,} rows)"))
-        lost = [i for k, i in enumerate(lost) if again[k][0] is None]
+
+    def other_ways(lost: list[int], cased: _Cased | None) -> list[int]:
+        """Look for lost files in other ways; those that are still lost."""
+        while lost and (way := _otherwise([paths[i] for i in lost], place, len(lost) == len(paths), cased)):
+            other, said = way
+            again = _looked_at(other)
+            found = [k for k, (file, _) in enumerate(again) if file is not None]
+            if not found:
+                break
+            for k in found:
+                whole[lost[k]], looked[lost[k]] = other[k], again[k]
+            said += "" if len(lost) == len(paths) else f" ({len(found):,} of {len(paths):,} rows)"
+            notes.append(f"paths of the images: {said}")
+            lost = [i for k, i in enumerate(lost) if again[k][0] is None]
+        return lost
+
+    lost = other_ways(lost, None)
     cased = _Cased()
     for i in lost:
         if (path := cased.find(os.path.join(place, paths[i].replace("\\", "/")))) is not None:
             whole[i], looked[i] = path, look_at(path)
-    if others := [i for i in lost if looked[i][0] is not None]:
+    others = [i for i in lost if looked[i][0] is not None]
+    as_written = [whole[i] == os.path.join(place, paths[i].replace("\\", "/")) for i in others]
+    if turned := sum(as_written):
+        notes.append(f"paths of the images: \\ read as / ({turned:,} of {len(paths):,} rows)")
+    if others := [i for i, same in zip(others, as_written, strict=True) if not same]:
         notes.append(
-            f"paths of the images: {len(others):,} differ from their files in upper and lower case; the first is "
-            f"{shown(paths[others[0]])}"
+            f"paths of the images: {len(others):,} differ from their files in upper and lower case (or in how accents "
+            f"are stored); the first is {shown(paths[others[0]])}"
         )
+    other_ways([i for i in lost if looked[i][0] is None], cased)
     reasons = {i: "there is no such file" if r == _GONE else str(r) for i, (_, r) in enumerate(looked) if r}
-    return _Files([file for file, _ in looked], [os.path.normpath(path) for path in whole], reasons, notes)
+    files = [file for file, _ in looked]
+    return _Files(files, _one_spelling([os.path.normpath(path) for path in whole], files), reasons, notes)
+
+
+def _one_spelling(whole: list[str], files: Sequence[File | None]) -> list[str]:
+    """The same paths, with one spelling for each file: where disks take upper and lower case for the same (Windows,
+    macOS), a file is there under several."""
+    first: dict[str, str] = {}
+    for i, path in enumerate(whole):
+        other = first.setdefault(_case_free(path), path)
+        if other != path and files[i] is not None:
+            with contextlib.suppress(OSError):
+                whole[i] = other if os.path.samefile(other, path) else path
+    return whole
+
+
+def _case_free(name: str) -> str:
+    """What is the same for names that only differ in upper and lower case, or in how accents are stored (macOS: as
+    marks of their own)."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _looked_at(whole: Sequence[str]) -> list[tuple[File | None, str | None]]:
     """The file at each path, or why there is none."""
 
-    def some(chunk: Sequence[str]) -> list[tuple[File | None, str | None]]:
+    def looks(chunk: Sequence[str]) -> list[tuple[File | None, str | None]]:
         return [
             (None, "it is an address: download the images first") if "://" in path else look_at(path) for path in chunk
         ]
 
     chunks = [whole[i : i + 256] for i in range(0, len(whole), 256)]
     with Threads(8) as pool:  # on a network disk, each look takes a millisecond
-        return [each for chunk in pool.map(some, chunks) for each in chunk]
+        return [each for chunk in pool.map(looks, chunks) for each in chunk]
 
 
-def _otherwise(paths: Sequence[str], place: str, *, every: bool) -> tuple[list[str], str] | None:
+def _otherwise(paths: Sequence[str], place: str, every: bool, cased: "_Cased | None") -> tuple[list[str], str] | None:
     """Whole paths of files that are not there as written, in another way that finds most of the first of them; and
     what the way is. ``every``: none of the table's files is there as written, so that the way may also leave out
-    folders of another machine, and endings that the files do not have."""
+    folders of another machine, and endings that the files do not have. ``cased``: in upper or lower case."""
     usual = [*_USUAL_ENDINGS, *(end.upper() for end in _USUAL_ENDINGS)]
     all_endings = [*usual, *sorted(EXTENSIONS - {*usual})]
     for mark in ("/", "\\"):
@@ -383,17 +462,23 @@ def _otherwise(paths: Sequence[str], place: str, *, every: bool) -> tuple[list[s
                 stems = [os.path.splitext(path)[0] for path in short] if swap else short
                 for end in ["", *(usual if left or swap else all_endings)]:
                     as_written = not (left or end or mark != "/")
-                    if not as_written and _most_are_files([os.path.join(place, path + end) for path in stems[:_TRIED]]):
+                    first = [os.path.join(place, path + end) for path in stems[:_TRIED]]
+                    if not as_written and _most_are_files(first, cased):
                         gone = {path[: len(path) - len(rest)] for path, rest in zip(told, short, strict=True)}
                         folders = shown_text(gone.pop()) if len(gone) == 1 else f"the first {left} folders"
                         ways = [f"{mark} read as /"] * (mark != "/") + [f"{folders} left out"] * bool(left)
                         ways += [f"{end} {'instead of their endings' if swap else 'added to each'}"] * bool(end)
-                        return [os.path.join(place, path + end) for path in stems], " and ".join(ways)
+                        found = [os.path.join(place, path + end) for path in stems]
+                        if cased is not None:
+                            found = [cased.find(path) or path for path in found]
+                            ways.append("upper and lower case as the files have it")
+                        return found, " and ".join(ways)
     return None
 
 
 class _Cased:
-    """Looks for files whose names differ in upper and lower case, as tables from Windows and macOS name them."""
+    """Looks for files whose names differ in upper and lower case or in how accents are stored, as tables from Windows
+    and macOS name them."""
 
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, list[str]]] = {}
@@ -410,9 +495,9 @@ class _Cased:
             names: dict[str, list[str]] = {}
             with contextlib.suppress(OSError):
                 for each in os.listdir(folder):
-                    names.setdefault(each.casefold(), []).append(each)
+                    names.setdefault(_case_free(each), []).append(each)
             self._folders[folder] = names
-        there = self._folders[folder].get(name.casefold(), [])
+        there = self._folders[folder].get(_case_free(name), [])
         return os.path.join(folder, there[0]) if len(there) == 1 else None
 
 
@@ -494,6 +579,9 @@ def read_source(data: DataConfig, root: Path | None, least_classes: int) -> Cont
             f"{len(joined):,} of {len(classes):,} classes join others, such as {shown(name)}: if images have several "
             f"classes, say {' '.join(says)}"
         )
+    named = [name for name in chosen.flags or table.names.get(chosen.label, ()) if name not in _told_none(data)]
+    if unused := [name for name in named if name not in numbers]:
+        notes.append(f"{len(unused):,} of {len(named):,} classes are left out, as no image has them: {some(unused)}")
     none = sum(not labels[i] for i in rows)
     notes += [f"{none:,} of {len(rows):,} images have none of the classes"] if none else []
     return Contents(classes, out, notes, unusable, table.name)
@@ -581,7 +669,7 @@ def _said(table: Table, chosen: Chosen) -> str:
     return f"table {name}: {len(table.rows):,} rows; {', '.join(used)}{rest}"
 
 
-def _named(table: Table, column: str, row: int, value: str | None) -> str | None:
+def _named(table: Table, column: str, row: int | str, value: str | None) -> str | None:
     names = table.names[column]
     if value is None or not value.lstrip("-").isdecimal() or not 0 <= int(value) < len(names):
         if value in (None, "-1"):  # how test parts without labels are published
@@ -646,7 +734,7 @@ def _files_of(
     looked = _look(paths, place)
     notes = list(looked.notes)
     first: dict[str, int] = {}
-    rows, repeated, added = list[int](), list[int](), list[int]()
+    rows, repeated, added = list[int](), list[int | str](), list[int | str]()
     for i, path in enumerate(paths):
         other = first.setdefault(looked.whole[i], i)
         if other == i:

@@ -30,7 +30,7 @@ class Table:
     Attributes:
         name: its path, for messages.
         columns: name -> values; None for a value that is missing.
-        rows: the number of each row, as an editor counts.
+        rows: the number of each row, as an editor counts; in a folder of lists, also the list ("3 of cat.txt").
         names: name of a column -> class names, for columns of numbers that the file itself gives names for.
         images: name of a column that holds images -> where they are.
         parts: the part of each row, if the file itself says so (several files, such as train-00000.parquet).
@@ -40,7 +40,7 @@ class Table:
 
     name: str
     columns: dict[str, list[Any]]
-    rows: list[int]
+    rows: Sequence[int | str]
     names: dict[str, list[str]] = field(default_factory=dict)
     images: dict[str, Packed] = field(default_factory=dict)
     parts: list[str] | None = None
@@ -169,6 +169,7 @@ def read_lists(folder: Path) -> Table:
     Raises:
         ExciteError: there are no lists, or no line names a class.
     """
+    rows: list[int | str] = []
     files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
     if not files:
         raise ExciteError(f"data.root={folder} has neither .parquet files nor lists of images (CLASS.txt)")
@@ -188,6 +189,7 @@ def read_lists(folder: Path) -> Table:
             image, has = _listed(path, number, line)
             if image is not None:
                 found.append((image, own if has else None, part))
+                rows.append(f"{number} of {path.name}")
     parts = {part for _, _, part in found}
     if None in parts and len(parts) > 1:
         raise ExciteError(f"{folder}: some lists are of parts (NAME_train.txt) and some are not: rename them")
@@ -202,7 +204,7 @@ def read_lists(folder: Path) -> Table:
     notes = [
         f"lists that are not used: {', '.join(left[:5])}" + (f" and {len(left) - 5} more" if len(left) > 5 else "")
     ]
-    return Table(os.fspath(folder), columns, list(range(1, len(found) + 1)), notes=notes if left else [], listed=True)
+    return Table(os.fspath(folder), columns, rows, notes=notes if left else [], listed=True)
 
 
 def _labelled(files: Sequence[Path]) -> tuple[list[Any], list[Any]]:

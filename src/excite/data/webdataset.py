@@ -32,7 +32,7 @@ from excite.data.labels import hot
 from excite.data.packed import Container, Packed, read_at
 from excite.data.parts import part_of_file
 from excite.data.root import BETWEEN, is_pattern
-from excite.data.table import USUAL, split_labels, text_of, weight_of
+from excite.data.table import USUAL, split_labels, text_of, weight_of, without_none
 from excite.data.walk import is_litter
 from excite.errors import ExciteError, shown, shown_text
 from excite.files import LONGEST_JSON
@@ -354,6 +354,7 @@ def read_source(data: DataConfig, root: Path, least_classes: int) -> Contents:
     notes = [f"read from {len(shards):,} shards"] if len(shards) > 1 else []
     notes += [f"{len(without):,} images without a label are left out; the first is {without[0]}"] if without else []
     notes += [f"{n:,} samples {what} are left out" for what, n in left.items()]
+    notes += without_none([labels for each in found.values() for labels in each.labels], data)
     if weighted and data.sampler != "weights":
         notes.append(f"the weights of {weighted:,} images have no effect: data.sampler=weights draws images by them")
     for each in found.values():

@@ -32,7 +32,7 @@ from excite.datacheck.look import Looks, look_at_all
 from excite.datacheck.outliers import find_outliers
 from excite.datacheck.page import make_page
 from excite.datacheck.words import summary_rows, told
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown
 from excite.files import check_writable
 from excite.pages.inline import show_table
 from excite.pages.pictures import bands_shown
@@ -67,8 +67,8 @@ class DataCheck(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Whether there are broken files or copies of training images in other parts, as for ``--strict``."""
-        return any(found["kind"] in ("broken", "leaks") for found in self.numbers["findings"])
+        """Whether there are broken files, or parts share images or groups, as for ``--strict``."""
+        return any(found["kind"] in ("broken", "leaks", "groups") for found in self.numbers["findings"])
 
     def _repr_html_(self) -> str:
         rows = [(row["title"], f"{row['count']:,}") for row in summary_rows(self.numbers)]
@@ -175,6 +175,7 @@ def _study(opened: _Opened, items: Items, looks: Looks, tell: Progress) -> DataN
     for least, kind in ((SURE, "labels"), (PERHAPS, "labels-perhaps")):
         book.labels(kind, judged, least)  # type: ignore[arg-type]
     book.leaks()
+    book.groups()
     book.conflicts()
     book.copies()
     book.odd("constant", constant)
@@ -333,6 +334,21 @@ class _Book:
                     examples.append(self.example(other, "its copy", group=number))
                     shown.add(other)
         self.add("leaks", count, examples)
+
+    def groups(self) -> None:
+        """Images of the validation or test part whose group, such as a patient, is in an earlier part, too."""
+        members: dict[str, list[int]] = {}
+        for item in range(len(self.items)) if self.items.shared else ():
+            if (group := self.items.shared.get(self.items.path(item) or "")) is not None:
+                members.setdefault(group, []).append(item)
+        count, examples = 0, list[Example]()
+        for number, (group, some) in enumerate(members.items()):
+            first = min(int(self.items.parts[i]) for i in some)
+            later, earlier = ([i for i in some if (self.items.parts[i] > first) == after] for after in (True, False))
+            count += len(later)
+            told = f"of {shown(group)}, of which {len(earlier):,} images are in the {PARTS[first]} part"
+            examples += [self.example(item, told, group=number) for item in later]
+        self.add("groups", count, examples)
 
     def conflicts(self) -> None:
         """Copies with different labels."""

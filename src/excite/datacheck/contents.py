@@ -6,6 +6,7 @@ from typing import Literal, NotRequired, TypedDict
 Kind = Literal[
     "broken",
     "leaks",
+    "groups",
     "conflicts",
     "labels",
     "copies",
@@ -25,7 +26,8 @@ class Example(TypedDict):
     """An image of a finding.
 
     ``name`` is for display; ``path`` its file, None for an image without one. ``detail``: what was found. ``instead``:
-    the class that it may belong to. ``group``: images with the same number are copies of each other.
+    the class that it may belong to. ``group``: images with the same number are copies of each other, or of one group
+    (a patient) of the data.
     """
 
     part: str

@@ -1,7 +1,7 @@
 """All images of a data set as one list, whatever source they come from."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,7 @@ class Items:
         channels: that the network takes, ``data.in_chans``.
         each_class: K class names.
         several: uint8 (N, K), 1 for each class of an image; None where each image has one.
+        shared: path of an image -> its group, such as a patient, if that is in more than one part of the source.
     """
 
     classes: list[str]
@@ -45,6 +46,7 @@ class Items:
     _place: np.ndarray = field(repr=False)
     each_class: list[str]
     several: np.ndarray | None = None
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,4 +149,5 @@ def all_items(data: DataSets, max_pixels: int, channels: int = 3) -> Items:
         np.concatenate([np.arange(len(images)) for images in sets]),
         data.classes,
         hot,
+        data.shared,
     )

@@ -22,6 +22,12 @@ _SAID: dict[Kind, tuple[str, str, str, str]] = {
         "{n} images of the validation or test part are copies of images of another part.",
         "Keep each in one part only: what was trained on measures nothing.",
     ),
+    "groups": (
+        "groups across parts",
+        "1 image outside the training part is of a group (a patient, a place) that is in another part, too.",
+        "{n} images of the validation or test part are of groups (patients, places) that are in another part, too.",
+        "What is known of a group helps with its other images: keep each group in one part.",
+    ),
     "conflicts": (
         "copies with different labels",
         "1 image has copies with another label.",
@@ -167,6 +173,7 @@ def headline(numbers: DataNumbers) -> str:
         for kind, word in (
             ("broken", "broken"),
             ("leaks", "copied from another part"),
+            ("groups", "of a group in another part"),
             ("conflicts", "with conflicting labels"),
             ("labels", "with a label that looks wrong"),
             ("copies", "repeated"),

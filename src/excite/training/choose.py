@@ -92,6 +92,8 @@ def choose_recipe(folder: str, overrides: Sequence[str] = (), say: Callable[[str
     weights, model = base.train.init_from, base.model.name
     if not model.startswith(PREFIX):
         get_variant(model)  # raises where there is no such network
+    if "train.init_from" in given and weights is None:  # what random weights give is nothing to fit a probe to
+        return _from_scratch(scratch, [*root, *overrides], images, "no weights to start from (train.init_from=null)")
     known: Pretrained | None = pretrained_of(model)
     if "train.init_from" not in given and known is not None:
         weights = known.source
