@@ -19,7 +19,8 @@ from PIL import Image
 from record import append_rows, commit
 
 from excite import load
-from excite.data.decode import FILTERS, Jpeg, box_ratio, load_image, open_picture, random_box
+from excite.data.decode import FILTERS, Jpeg, load_image, open_picture
+from excite.data.geometry import box_ratio, random_box
 from excite.pages.intervals import Pairs, paired_interval
 
 SIZE, SCALE, RATIO, CROPS = 224, (0.08, 1.0), (3 / 4, 4 / 3), 5

@@ -9,7 +9,7 @@ from PIL import Image
 
 import excite
 from excite.data import ArrayImages, DataConfig, EvalLoader, open_data
-from excite.data.decode import eval_transform
+from excite.data.resize import eval_transform
 from excite.data.views import centre, combined, margin_size, views, with_margin
 from excite.errors import ExciteError
 from excite.recipe import load_recipe

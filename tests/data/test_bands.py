@@ -13,17 +13,11 @@ from excite.data import bands as bands_module
 from excite.data import open_data
 from excite.data.bands import Bands
 from excite.data.config import DataConfig
-from excite.data.decode import (
-    BadImageError,
-    check_image,
-    eval_transform,
-    largest_value,
-    load_picture,
-    random_resized_crop,
-)
+from excite.data.decode import BadImageError, check_image, largest_value, load_picture
 from excite.data.images import FileImages
 from excite.data.loader import EvalLoader
 from excite.data.preprocessing import Preprocessing
+from excite.data.resize import eval_transform, random_resized_crop
 from excite.errors import ExciteError
 from excite.pages.pictures import bands_shown, visible
 from excite.recipe import load_recipe

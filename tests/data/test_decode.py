@@ -13,19 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from stats import ks_ok, ks_same, uniform
 
-from excite.data.decode import (
-    BadImageError,
-    BadImagesError,
-    eval_transform,
-    eval_transform_tensor,
-    load_image,
-    random_box,
-    random_boxes,
-    random_resized_crop,
-    resize_tensor,
-    resized_shape,
-)
+from excite.data.decode import BadImageError, BadImagesError, load_image
+from excite.data.geometry import random_box, random_boxes, resized_shape
 from excite.data.preprocessing import Preprocessing
+from excite.data.resize import eval_transform, eval_transform_tensor, random_resized_crop, resize_tensor
 from excite.errors import ExciteError
 
 RNG = np.random.default_rng(0)

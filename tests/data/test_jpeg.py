@@ -13,18 +13,9 @@ import pytest
 from PIL import Image
 
 from excite.data import jpeg, packed
-from excite.data.decode import (
-    FILTERS,
-    BadImageError,
-    Jpeg,
-    box_ratio,
-    eval_transform,
-    load_image,
-    open_picture,
-    random_boxes,
-    random_resized_crop,
-    reading,
-)
+from excite.data.decode import FILTERS, BadImageError, Jpeg, load_image, open_picture, reading
+from excite.data.geometry import box_ratio, random_boxes
+from excite.data.resize import eval_transform, random_resized_crop
 from excite.data.views import with_margin
 
 pytestmark = pytest.mark.skipif(not jpeg.available(), reason=f"no kernels for JPEG: {jpeg.why_not()}")

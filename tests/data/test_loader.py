@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from excite.data import ArrayImages, AugmentConfig, BadImageError, DataConfig, EvalLoader, FileImages, TrainLoader
-from excite.data.decode import load_image, random_resized_crop
+from excite.data.decode import load_image
 from excite.data.decoder import FILE_CROP
 from excite.data.loader import default_workers
+from excite.data.resize import random_resized_crop
 from excite.errors import ExciteError
 
 RESIZED = AugmentConfig(crop="random_resized")

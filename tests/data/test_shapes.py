@@ -9,19 +9,11 @@ from PIL import Image
 
 from excite.data import open_data
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.decode import (
-    PADDING,
-    box_ratio,
-    eval_transform,
-    eval_transform_tensor,
-    random_boxes,
-    random_resized_crop,
-    resized_shape,
-    spans,
-)
+from excite.data.geometry import box_ratio, random_boxes, resized_shape, spans
 from excite.data.images import ArrayImages, fitted
 from excite.data.loader import EvalLoader, TrainLoader
 from excite.data.preprocessing import Preprocessing
+from excite.data.resize import PADDING, eval_transform, eval_transform_tensor, random_resized_crop
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.size import as_size, by_text, plain_size, size_text
@@ -91,7 +83,7 @@ def test_a_letterbox_loses_nothing_and_is_as_large_as_it_can_be():
 
 
 def test_an_absurdly_tall_image_is_refused_before_it_takes_all_memory(monkeypatch):
-    monkeypatch.setattr("excite.data.decode.PILLOW_13", False)
+    monkeypatch.setattr("excite.data.resize.PILLOW_13", False)
     image = Image.new("L", (2, 20_000_000))
     with pytest.raises(ValueError, match="would need 32 x 20000000 in between"):
         eval_transform(image, 32, 1.0, "bicubic", "stretch")

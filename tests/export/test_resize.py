@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from excite.data.decode import eval_transform
+from excite.data.resize import eval_transform
 from excite.export.resize import fitted
 
 # Across first and down first; enlarged and shrunk; S x S; one pixel wide; odd and even spare rows.

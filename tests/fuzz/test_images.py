@@ -12,18 +12,10 @@ import tifffile
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from excite.data.decode import (
-    BadImageError,
-    Jpeg,
-    check_image,
-    largest_value,
-    load_image,
-    open_picture,
-    random_resized_crop,
-    reading,
-)
+from excite.data.decode import BadImageError, Jpeg, check_image, largest_value, load_image, open_picture, reading
 from excite.data.formats import FORMATS, open_image
 from excite.data.preprocessing import Preprocessing
+from excite.data.resize import random_resized_crop
 
 from .harness import Case, Surface, found
 from .mutations import mutated

@@ -8,7 +8,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from excite.data.decode import PADDING
+from excite.data.resize import PADDING
 from excite.errors import ExciteError
 from excite.export import export, sessions
 from excite.recipe import Recipe

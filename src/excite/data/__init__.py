@@ -10,10 +10,11 @@ from excite.lazy import lazily
 if TYPE_CHECKING:
     from excite.data.augment import BatchAugment
     from excite.data.config import AugmentConfig, DataConfig, RandAugmentConfig
-    from excite.data.decode import BadImageError, eval_transform, eval_transform_tensor, load_image
+    from excite.data.decode import BadImageError, load_image
     from excite.data.images import ArrayImages, FileImages
     from excite.data.loader import EvalLoader, TrainLoader
     from excite.data.preprocessing import Preprocessing, normalize
+    from excite.data.resize import eval_transform, eval_transform_tensor
     from excite.data.sources import DataSets, open_data, open_measured
 
 _HOME = {
@@ -28,8 +29,8 @@ _HOME = {
     "Preprocessing": "preprocessing",
     "RandAugmentConfig": "config",
     "TrainLoader": "loader",
-    "eval_transform": "decode",
-    "eval_transform_tensor": "decode",
+    "eval_transform": "resize",
+    "eval_transform_tensor": "resize",
     "load_image": "decode",
     "normalize": "preprocessing",
     "open_data": "sources",

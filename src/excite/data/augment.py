@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from excite.data.config import AugmentConfig
-from excite.data.decode import Interpolation
+from excite.data.geometry import Interpolation
 from excite.data.labels import several
 from excite.data.preprocessing import normalize
 from excite.errors import ExciteError

@@ -14,23 +14,21 @@ The same rules apply wherever an image is read (training, validation, prediction
 The formats are listed in `excite.data.formats`.
 """
 
-import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import PIL
-import torch
 from PIL import Image, ImageOps
 
 from excite.data import jpeg
 from excite.data.bands import COLOURS, Bands, check_bands, largest_of_bands, read_bands
 from excite.data.config import PILLOW_LIMIT
 from excite.data.formats import exif_of, open_image, quietly, what_it_is
+from excite.data.geometry import Interpolation, Span
 from excite.data.packed import Bytes, Member, open_bytes, whole_if
 from excite.data.pixels import (
     FULL_WHITE,
@@ -46,24 +44,10 @@ from excite.data.pixels import (
 from excite.data.whole import missing_end, reaches_its_end
 from excite.errors import ExciteError, first_line
 from excite.pages.pictures import visible
-from excite.size import as_size
 
 Result = TypeVar("Result")
 
-Interpolation = Literal["bicubic", "bilinear"]
-#: How an image is brought to the wanted size; see :func:`eval_transform`.
-Fit = Literal["crop", "letterbox", "stretch"]
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-
-#: The padding of a letterboxed image, in every channel: the grey of YOLO, and ImageNet's mean (0.449 of 255 is 114.5).
-#: Normalised, it is nearly 0, like the zeros that convolutions pad with; black would be two standard deviations below.
-#: A constant, because the mean of the images is only known once they are padded, and because training, evaluation and
-#: every export have to pad alike.
-PADDING = 114
-
-# Pillow 13 resizes vertically first if the height shrinks by more than twice as many pixels as the width (Resample.c,
-# ImagingResampleInner); older versions always start horizontally. On noise, the order matters by up to 23 / 255.
-PILLOW_13 = int(PIL.__version__.split(".")[0]) >= 13
 
 
 class BadImageError(ExciteError):
@@ -248,7 +232,7 @@ class Jpeg:
         image = self.whole(denominator)
         if image.width == self.width:
             x, y, right, bottom = left, top, left + width, top + height
-        return _pixels(image.resize((wide, tall), FILTERS[interpolation], box=(x, y, right, bottom)))
+        return pixels_of(image.resize((wide, tall), FILTERS[interpolation], box=(x, y, right, bottom)))
 
     def _part(
         self,
@@ -500,300 +484,7 @@ def _orientation(image: Image.Image) -> int:
     return int(orientation) if orientation in range(2, 9) else 1
 
 
-def resized_shape(
-    height: int, width: int, size: int | Sequence[int], crop_pct: float, fit: Fit = "crop"
-) -> tuple[int, int]:
-    """Height and width of an image after the evaluation resize, before it is cropped or padded.
-
-    - crop: the smallest that covers floor(size / crop_pct) in both directions: for a square, the shorter side becomes
-      that, as in timm. The other side is truncated, as in torchvision.
-    - letterbox: the largest within `size`; the other side is rounded, and at least 1.
-    - stretch: `size`.
-    """
-    tall, wide = as_size(size)
-    if fit == "stretch":
-        return tall, wide
-    if fit == "letterbox":
-        by_width, by_height = (2 * wide * height + width) // (2 * width), (2 * tall * width + height) // (2 * height)
-        return max(1, min(tall, by_width)), max(1, min(wide, by_height))
-    tall, wide = math.floor(tall / crop_pct), math.floor(wide / crop_pct)
-    return max(tall, int(wide * height / width)), max(wide, int(tall * width / height))
-
-
-def crop_offset(length: int, size: int) -> int:
-    """First pixel of a centre crop: round((length - size) / 2), rounding halves to even, as in torchvision."""
-    return round((length - size) / 2)
-
-
-def spans(
-    height: int, width: int, size: int | Sequence[int], crop_pct: float, fit: Fit = "crop"
-) -> tuple["Span", "Span"]:
-    """How an image of height x width pixels becomes one of `size`, in each direction: the one geometry of all resizes
-    of whole images. An image that already has that size is left as it is."""
-    wanted = as_size(size)
-    shape = wanted if (height, width) == wanted else resized_shape(height, width, size, crop_pct, fit)
-    down, across = (
-        # Never cropped in a letterbox; what is lacking is shared out, the odd pixel behind.
-        Span(length, n, -((side - n) // 2) if fit == "letterbox" else crop_offset(n, side), side)
-        for length, n, side in zip((height, width), shape, wanted, strict=True)
-    )
-    return down, across
-
-
-# Pillow resizes the whole image, which is then cropped, unless this would make more than this many times the pixels of
-# the result (aspect ratios from about 12 : 1 with crop_pct 0.875). Then only what the crop needs is computed: 1 x 30000
-# pixels would otherwise become 256 x 7,680,000.
-_WHOLE = 16
-
-
-def eval_transform(
-    image: Opened,
-    size: int | Sequence[int],
-    crop_pct: float,
-    interpolation: Interpolation,
-    fit: Fit = "crop",
-) -> np.ndarray:
-    """Bring a whole image to `size`, a number of pixels or (H, W): uint8 (H, W, C).
-
-    - crop: resize so that it covers floor(size / crop_pct) in both directions, and crop the centre.
-    - letterbox: resize so that all of it fits into `size`, and pad with grey (`PADDING`) on both sides.
-    - stretch: resize to `size`, whatever the shape.
-
-    An image that already has that size is left as it is, so that small images of the final size (CIFAR) are seen whole.
-    The resize is Pillow's (antialiased). Of a long, thin image, only the part inside the crop is resized; the result is
-    the same.
-
-    Raises:
-        ValueError: stretching an absurdly tall image would take too much memory.
-    """
-    wanted = tall, wide = as_size(size)
-    if (image.height, image.width) == wanted:
-        return _pixels(image)
-    down, across = spans(image.height, image.width, wanted, crop_pct, fit)
-    if fit == "letterbox":
-        inside = [each._replace(first=0, wanted=each.resized) for each in (down, across)]
-        return _padded(_resized(image, inside[0], inside[1], interpolation), down, across)
-    if fit == "stretch" and down.resized * across.resized <= _WHOLE * tall * wide:
-        _refuse_tall(image.width, image.height, across.resized)
-    return _resized(image, down, across, interpolation)
-
-
-def _resized(image: Opened, down: "Span", across: "Span", interpolation: Interpolation) -> np.ndarray:
-    if isinstance(image, Jpeg):
-        part = image.spanned(down, across, interpolation)
-        return part if part is not None else _resized(image.whole(), down, across, interpolation)
-    if down.resized * across.resized > _WHOLE * down.wanted * across.wanted:
-        return _thin(image, down, across, interpolation)
-    image = image.resize((across.resized, down.resized), FILTERS[interpolation])
-    end = across.first + across.wanted, down.first + down.wanted
-    return _pixels(image.crop((across.first, down.first, *end)))
-
-
-def _padded(pixels: np.ndarray, down: "Span", across: "Span") -> np.ndarray:
-    """A resized image with the padding around it: uint8 (h, w, C) -> uint8 (H, W, C)."""
-    out = np.full((down.wanted, across.wanted, pixels.shape[2]), PADDING, np.uint8)
-    out[-down.first :, -across.first :][: down.resized, : across.resized] = pixels
-    return out
-
-
-def _refuse_tall(width: int, height: int, wanted: int) -> None:
-    """Raise ValueError if Pillow would need absurdly many pixels in between: before version 13 it starts horizontally,
-    whatever the shape."""
-    if wanted * height > PILLOW_LIMIT and not PILLOW_13 and width != wanted:
-        raise ValueError(f"resizing {width} x {height} pixels of it would need {wanted} x {height} in between")
-
-
-class Span(NamedTuple):
-    """A resize and crop (or padding) along one axis, in pixels."""
-
-    length: int  # of the image
-    resized: int  # length after the resize, before the crop or the padding
-    first: int  # first resized pixel of the result; negative: so many pixels of padding come before it
-    wanted: int  # number of pixels of the result
-
-    def window(self, interpolation: Interpolation) -> tuple[int, int]:
-        """Start and end of the image's pixels that the crop depends on."""
-        first, last = _taps(self, interpolation)[1:]
-        return int(first[0]), int(last[-1])
-
-
-def _thin(image: Picture, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
-    """Resize and crop to uint8 (H, W, C), using memory in proportion to the result for any shape of the image."""
-    (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
-    needed = torch.from_numpy(_pixels(image.crop((left, top, right, bottom)))).permute(2, 0, 1)
-    return _resample(needed, down, across, interpolation).permute(1, 2, 0).numpy()
-
-
-def eval_transform_tensor(
-    images: torch.Tensor,
-    size: int | Sequence[int],
-    crop_pct: float,
-    interpolation: Interpolation,
-    fit: Fit = "crop",
-) -> torch.Tensor:
-    """`eval_transform` for a batch on any device, with equal results: uint8 (B, C, h, w) -> uint8 (B, C, H, W)."""
-    height, width = images.shape[-2:]
-    wanted = as_size(size)
-    if (height, width) == wanted:
-        return images
-    down, across = spans(height, width, wanted, crop_pct, fit)
-    if fit != "letterbox":
-        return _cropped(images, down, across, interpolation)
-    out = images.new_full((*images.shape[:-2], *wanted), PADDING)
-    inside = out[..., -down.first :, -across.first :][..., : down.resized, : across.resized]
-    inside.copy_(resize_tensor(images, down.resized, across.resized, interpolation))
-    return out
-
-
-def resize_tensor(images: torch.Tensor, height: int, width: int, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's resize on tensors, with equal results: uint8 (..., H, W) -> uint8 (..., height, width)."""
-    old_height, old_width = images.shape[-2:]
-    return _cropped(images, Span(old_height, height, 0, height), Span(old_width, width, 0, width), interpolation)
-
-
-def _cropped(images: torch.Tensor, down: Span, across: Span, interpolation: Interpolation) -> torch.Tensor:
-    (top, bottom), (left, right) = down.window(interpolation), across.window(interpolation)
-    return _resample(images[..., top:bottom, left:right], down, across, interpolation)
-
-
-def _resample(needed: torch.Tensor, down: Span, across: Span, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's resize, computing only a crop, from the window of the image that the crop depends on.
-
-    It takes two matrix products with Pillow's weights, each rounded to uint8 as in Pillow. We do not use
-    F.interpolate(antialias=True): it takes uint8 on the CPU only, and always starts horizontally (bicubic
-    500x375 -> 256x341 on noise then differs from Pillow 13 by up to 14 / 255).
-    """
-    out = needed.to(torch.float32 if needed.device.type == "mps" else torch.float64)  # MPS has no float64
-    shrinks = down.length > down.resized
-    vertical_first = PILLOW_13 and shrinks and down.length - down.resized > 2 * (across.length - across.resized)
-    passes = [(across, True), (down, False)]
-    for span, horizontal in reversed(passes) if vertical_first else passes:
-        # Pillow skips an axis that keeps its length; its weights would be ones.
-        weights = _weights(span, interpolation).to(out)
-        out = _round(out @ weights.T if horizontal else weights @ out)
-    return out.to(torch.uint8)
-
-
-def _round(values: torch.Tensor) -> torch.Tensor:
-    return values.add_(0.5).floor_().clamp_(0, 255)  # in place: the product is ours
-
-
-def _taps(span: Span, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres of the wanted pixels in the image, and start and end of the pixels that each depends on.
-
-    Three arrays (wanted,), as in precompute_coeffs of Pillow's libImaging/Resample.c.
-    """
-    scale = span.length / span.resized
-    support = (2.0 if interpolation == "bicubic" else 1.0) * max(scale, 1.0)
-    centre = (np.arange(span.first, span.first + span.wanted) + 0.5) * scale
-    first = np.trunc(np.maximum(centre - support + 0.5, 0)).astype(np.int64)
-    return centre, first, np.trunc(np.minimum(centre + support + 0.5, span.length)).astype(np.int64)
-
-
-def _weights(span: Span, interpolation: Interpolation) -> torch.Tensor:
-    """Pillow's antialiasing weights (libImaging/Resample.c, precompute_coeffs) as a float64 matrix (wanted, window).
-
-    They are rounded to multiples of 2**-22 as in Pillow, so that products with uint8 are exact in float64.
-    """
-    centre, first, last = (each[:, None] for each in _taps(span, interpolation))
-    pixel = np.arange(first[0, 0], last[-1, 0])[None]
-    distance = np.abs(pixel - centre + 0.5) * (1.0 / max(span.length / span.resized, 1.0))
-    if interpolation == "bicubic":
-        near = ((1.5 * distance) - 2.5) * distance * distance + 1
-        far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
-        weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
-    else:
-        weights = np.maximum(1 - distance, 0.0)
-    weights *= (pixel >= first) & (pixel < last)
-    weights /= weights.cumsum(1)[:, -1:]  # summed in Pillow's order: the last bit may decide a rounding
-    return torch.from_numpy(np.trunc(weights * 2**22 + np.copysign(0.5, weights)) / 2**22)
-
-
-#: Sizes that are drawn before a box is given up that does not fit, as in torchvision.
-ATTEMPTS = 10
-
-
-def random_boxes(
-    rng: np.random.Generator, count: int, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
-) -> np.ndarray:
-    """Boxes of Inception-style random crops in an H x W image: int64 (B, 4) of left, top, width, height.
-
-    The area is uniform in `scale` (as a fraction of the image), width / height log-uniform in `ratio`, the position
-    uniform. After ten failed attempts it is the largest centred box with a shape within `ratio`, as in torchvision.
-    """
-    area = height * width * rng.uniform(scale[0], scale[1], (count, ATTEMPTS))
-    aspect = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (count, ATTEMPTS)))
-    wide = np.round(np.sqrt(area * aspect)).astype(np.int64)
-    tall = np.round(np.sqrt(area / aspect)).astype(np.int64)
-    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
-    pick = fits.argmax(1), fits.any(1)
-    row = np.arange(count)
-    whole_wide, whole_tall = _largest_box(height, width, ratio)
-    wide = np.where(pick[1], wide[row, pick[0]], whole_wide)
-    tall = np.where(pick[1], tall[row, pick[0]], whole_tall)
-    left, top = rng.integers(0, width - wide + 1), rng.integers(0, height - tall + 1)
-    left = np.where(pick[1], left, (width - wide) // 2)
-    top = np.where(pick[1], top, (height - tall) // 2)
-    return np.stack([left, top, wide, tall], axis=1)
-
-
-def random_box(
-    rng: np.random.Generator, height: int, width: int, scale: Sequence[float], ratio: Sequence[float]
-) -> tuple[int, int, int, int]:
-    """One of `random_boxes`, the same for the same generator, in a third of the time: a loader draws one an image."""
-    shares = rng.uniform(scale[0], scale[1], ATTEMPTS).tolist()
-    aspects = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), ATTEMPTS)).tolist()
-    pixels = height * width
-    for share, aspect in zip(shares, aspects, strict=True):
-        area = pixels * share
-        wide, tall = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < wide <= width and 0 < tall <= height:
-            return int(rng.integers(0, width - wide + 1)), int(rng.integers(0, height - tall + 1)), wide, tall
-    wide, tall = _largest_box(height, width, ratio)
-    return (width - wide) // 2, (height - tall) // 2, wide, tall
-
-
-def _largest_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int]:
-    aspect = width / height
-    if aspect < ratio[0]:
-        return width, min(height, max(1, round(width / ratio[0])))
-    if aspect > ratio[1]:
-        return min(width, max(1, round(height * ratio[1]))), height
-    return width, height
-
-
-def random_resized_crop(
-    image: Opened,
-    rng: np.random.Generator,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    size: int | Sequence[int],
-    interpolation: Interpolation,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """A random part of the image (`random_boxes`), resized to `size` in one step: uint8 (H, W, C), perhaps in `out`.
-
-    `ratio` is as in a recipe, see `box_ratio`.
-    """
-    tall, wide = as_size(size)
-    left, top, width, height = random_box(rng, image.height, image.width, scale, box_ratio(ratio, size))
-    if isinstance(image, Jpeg):
-        return image.cropped((left, top, width, height), (tall, wide), interpolation, out)
-    _refuse_tall(width, height, wide)  # only an absurd `ratio` gets here
-    box = (left, top, left + width, top + height)
-    return _pixels(image.resize((wide, tall), FILTERS[interpolation], box=box))
-
-
-def box_ratio(ratio: Sequence[float], size: int | Sequence[int]) -> tuple[float, float]:
-    """The range of width / height of the boxes of random crops, from that of a recipe (`augment.ratio`), which is
-    relative to the shape of the result: [3/4, 4/3] distorts by at most 4/3, in a square as in 96 x 160."""
-    tall, wide = as_size(size)
-    return ratio[0] * (wide / tall), ratio[1] * (wide / tall)
-
-
-def _pixels(image: Opened) -> np.ndarray:
-    if isinstance(image, Jpeg):
-        down, across = (Span(length, length, 0, length) for length in (image.height, image.width))
-        return _resized(image, down, across, "bilinear")
+def pixels_of(image: Picture) -> np.ndarray:
+    """The pixels of an image: uint8 (H, W, C)."""
     pixels = np.array(image)  # a copy: torch.from_numpy wants writable memory
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -15,15 +15,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.decode import (
-    BadImageError,
-    BadImagesError,
-    eval_transform,
-    open_picture,
-    random_resized_crop,
-    reading,
-)
+from excite.data.decode import BadImageError, BadImagesError, open_picture, reading
 from excite.data.images import FileImages, label_tensor
+from excite.data.resize import eval_transform, random_resized_crop
 from excite.data.views import margin_size, with_margin
 from excite.data.watched import Beats, LoaderFailed, sharing
 from excite.errors import ExciteError

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from excite.data.decode import Fit, Interpolation, as_picture, eval_transform
+from excite.data.decode import as_picture
+from excite.data.geometry import Fit, Interpolation
 from excite.data.labels import rarest, several
 from excite.data.labels import take as take_labels
 from excite.data.packed import Member, Packed
 from excite.data.pixels import FULL_WHITE
+from excite.data.resize import eval_transform
 from excite.data.room import room_for
 from excite.size import as_size
 

@@ -19,10 +19,10 @@ import torch
 
 from excite.data.augment import crop_and_resize
 from excite.data.config import AugmentConfig, DataConfig
-from excite.data.decode import box_ratio, random_boxes
 from excite.data.decoder import Decoded, FileDecoder, Request, Rule
 from excite.data.decoding_processes import ProcessBatches
 from excite.data.decoding_threads import ThreadBatches, suit
+from excite.data.geometry import box_ratio, random_boxes
 from excite.data.images import ArrayImages, FileImages
 from excite.data.sampler import ClassSampler, WeightSampler
 from excite.data.watched import Watch

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from excite.data.config import PILLOW_LIMIT
-from excite.data.decode import Fit, ImageSource, Interpolation, Opened, eval_transform, open_picture, reading
+from excite.data.decode import ImageSource, Opened, open_picture, reading
+from excite.data.geometry import Fit, Interpolation
 from excite.data.pixels import FULL_WHITE
+from excite.data.resize import eval_transform
 from excite.data.stored import PreprocessingValues
 from excite.data.views import with_margin
 from excite.errors import ExciteError, nearest

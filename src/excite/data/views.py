@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from excite.choices import TTA
-from excite.data.decode import Fit, Interpolation, Opened, crop_offset, eval_transform
+from excite.data.decode import Opened
+from excite.data.geometry import Fit, Interpolation, crop_offset
+from excite.data.resize import eval_transform
 from excite.errors import ExciteError
 from excite.size import Size, by_text
 

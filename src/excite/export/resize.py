@@ -3,7 +3,7 @@
 Notation: N images, C channels, h x w pixels of the image, H x W those of the network's input, S the larger of these, L
 pixels of the image in one direction, K side of the window of the image that the crop uses.
 
-``excite.data.decode`` does the same with known sizes. Here sizes are tensors, so that the graph works for every image.
+``excite.data.resize`` does the same with known sizes. Here sizes are tensors, so that the graph works for every image.
 It has no conditional: with one, OpenVINO 2026.4 gave wrong results (logits of 1e34) in the first call of a compiled
 network, whatever the size. Size-dependent steps are arithmetic instead: for an H x W image the weights are the
 identity, and the order of the two directions is chosen by a transposition before and after.
@@ -24,7 +24,8 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from excite.data.decode import PADDING, PILLOW_13, Fit, Interpolation
+from excite.data.geometry import PILLOW_13, Fit, Interpolation
+from excite.data.resize import PADDING
 from excite.size import Size, as_size
 
 _COARSE, _FINE = 2.0**14, 2.0**22
@@ -43,7 +44,7 @@ class Geometry(NamedTuple):
 def fitted(
     images: Tensor, size: int | Sequence[int], crop_pct: float, interpolation: Interpolation, fit: Fit = "crop"
 ) -> Tensor:
-    """``excite.data.decode.eval_transform`` for a batch of images of one size, inside a graph.
+    """``excite.data.resize.eval_transform`` for a batch of images of one size, inside a graph.
 
     Args:
         images: (N, C, h, w) of any type, integers 0 to 255.
@@ -126,7 +127,7 @@ def _total(parts: Tensor, dim: int) -> Tensor:
 
 
 def _geometry(height: int, width: int, wanted: Size, crop_pct: float, fit: Fit) -> Geometry:
-    """``excite.data.decode.spans`` in integers."""
+    """``excite.data.geometry.spans`` in integers."""
     length = torch.stack([torch.scalar_tensor(side, dtype=torch.int64) for side in (height, width)])
     across, side = torch.stack([length[1], length[0]]), torch.tensor(wanted)
     if fit == "stretch":
