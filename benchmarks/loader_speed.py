@@ -116,6 +116,33 @@ def excite_loader(
     return lambda: sum(len(labels) for _, labels in loader.epoch(next(epochs)))
 
 
+def excite_packed(paths: list[Path], args: argparse.Namespace) -> Read:
+    """The same images, packed once with a shorter side of 256 pixels, as ``excite data pack`` does by default."""
+    from excite.data import TrainLoader
+    from excite.data.config import AugmentConfig, DataConfig
+    from excite.data.contents import Part
+    from excite.data.pack import Smaller, pack
+    from excite.data.sources import source_contents
+    from excite.runtime.device import keep_freed_memory
+
+    keep_freed_memory()
+    folder = Path(tempfile.mkdtemp())
+    for number, path in enumerate(paths):
+        (folder / "files" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / "files" / "ab"[number % 2])
+    size = {"image_size": args.size, "interpolation": args.interpolation, "workers": 0}
+    pack(DataConfig(source="folder", root=str(folder / "files"), **size), folder / "shards", smaller=Smaller(256))
+    data = DataConfig(source="webdataset", root=str(folder / "shards"), **size)
+    (part,) = (part for part in source_contents(data).parts.values() if len(part))
+    assert isinstance(part, Part)
+    augment = AugmentConfig(crop="random_resized", scale=list(SCALE), ratio=list(RATIO))
+    loader = TrainLoader(
+        part.images, batch_size=args.batch, seed=0, device="cpu", augment=augment, data_config=data, drop_last=False
+    )
+    epochs = iter(range(EVERYTHING))
+    return lambda: sum(len(labels) for _, labels in loader.epoch(next(epochs)))
+
+
 def timm_loader(paths: list[Path], args: argparse.Namespace) -> Read:
     sys.path.insert(0, str(HERE))
     from peers import import_timm
@@ -266,6 +293,7 @@ def floor(paths: list[Path], args: argparse.Namespace) -> Read:
 CONTENDERS: dict[str, Callable[[list[Path], argparse.Namespace], Read]] = {
     "excite": excite_loader,
     "excite without kernels": excite_loader,
+    "excite, packed at 256": excite_packed,
     "timm": timm_loader,
     "Pillow": lambda paths, args: one_by_one(paths, args, by_pillow),
     "simplejpeg": lambda paths, args: one_by_one(paths, args, by_simplejpeg),
