@@ -148,14 +148,14 @@ def test_every_key(bases, accelerator, tmp_path, monkeypatch):
     def one(case: Case) -> None:
         recipe = overridden(case.rng, case.index, case.rng.choice(bases))
         check_recipe(recipe)
-        if case.expensive:
+        if case.expensive or len(trained) <= case.index // 30:  # or where most of those were refused
             trains(recipe, accelerator)
             trained.append(case.index)
 
     surface = Surface("recipes", seconds=60, megabytes=1024, one_line=False, writable=(tmp_path,))
     surface.run(one, test="test_recipes.py::test_every_key")
     assert surface.refused > surface.cases // 8
-    assert len(trained) >= surface.cases // 40  # some are really trained; how many depends on the keys that there are
+    assert len(trained) > surface.cases // 40
 
 
 def test_texts():

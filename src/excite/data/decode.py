@@ -199,7 +199,7 @@ class Jpeg:
             self.data, self.name, self.mode, self.max_pixels, FULL_WHITE, stored if denominator > 1 else None
         )
 
-    def spanned(self, down: "Span", across: "Span", interpolation: Interpolation) -> np.ndarray | None:
+    def spanned(self, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray | None:
         """Resized and cropped: uint8 (H, W, C); None if only Pillow can do it."""
         columns, rows = (jpeg.Axis(0, each.length, *each[1:]) for each in (across, down))
         return self._part(1, columns, rows, interpolation)

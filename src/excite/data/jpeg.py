@@ -11,14 +11,13 @@ Sources: libjpeg-turbo, ``libjpeg.txt`` ("Partial image decompression").
 import ctypes
 import io
 import re
-from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import PIL
 from PIL import Image, features
 
+from excite.data.geometry import PILLOW_13
 from excite.runtime.compiled import Kernels
 
 #: First bytes of a JPEG, and its last.
@@ -81,12 +80,6 @@ _kernels = Kernels("excite.data", "jpeg_kernels.cpp", "jpeg", ("-ffp-contract=of
 available, why_not, build_seconds = _kernels.available, _kernels.why_not, _kernels.build_seconds
 
 
-@cache
-def _newer() -> bool:
-    """Pillow 13 resizes vertically first if the height shrinks by more than twice as many pixels as the width."""
-    return int(PIL.__version__.split(".")[0]) >= 13
-
-
 def header(data: bytes) -> Header | None:
     """The header of a JPEG, from the whole file's bytes; None if only Pillow can tell, or there are no kernels."""
     if not data.startswith(START) or not data.endswith(END) or not available():
@@ -143,7 +136,7 @@ def part(
     assert (out.dtype, *out.shape) == (np.uint8, down.wanted, across.wanted, channels)
     box = np.array((across.start, across.end, down.start, down.end), np.float32)
     size_of = np.array((*across[2:], *down[2:]), np.int32)
-    settings = denominator, orientation, box.ctypes.data, size_of.ctypes.data, cubic, _newer(), channels
+    settings = denominator, orientation, box.ctypes.data, size_of.ctypes.data, cubic, PILLOW_13, channels
     status = _kernels.library.excite_jpeg_part(data, len(data), *settings, out.ctypes.data)
     if status == _MEMORY:
         raise MemoryError

@@ -58,7 +58,7 @@ def eval_transform(
     return _resized(image, down, across, interpolation)
 
 
-def _resized(image: Opened, down: "Span", across: "Span", interpolation: Interpolation) -> np.ndarray:
+def _resized(image: Opened, down: Span, across: Span, interpolation: Interpolation) -> np.ndarray:
     if isinstance(image, Jpeg):
         part = image.spanned(down, across, interpolation)
         return part if part is not None else _resized(image.whole(), down, across, interpolation)
@@ -69,7 +69,7 @@ def _resized(image: Opened, down: "Span", across: "Span", interpolation: Interpo
     return _pixels(image.crop((across.first, down.first, *end)))
 
 
-def _padded(pixels: np.ndarray, down: "Span", across: "Span") -> np.ndarray:
+def _padded(pixels: np.ndarray, down: Span, across: Span) -> np.ndarray:
     """A resized image with the padding around it: uint8 (h, w, C) -> uint8 (H, W, C)."""
     out = np.full((down.wanted, across.wanted, pixels.shape[2]), PADDING, np.uint8)
     out[-down.first :, -across.first :][: down.resized, : across.resized] = pixels

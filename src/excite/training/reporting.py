@@ -197,7 +197,7 @@ def _say_waiting(run: Run, clock: Clock, seconds: float, waited: float) -> None:
     if share > MUCH:
         run.display.message(
             f"training waited {100 * share:.0f} % of the last {clock.steps_seconds:.0f} s for images: {_sooner(run)}; "
-            f"what takes how long: excite bench --data {run.folder}"
+            f"what takes how long: excite bench --data {shlex.quote(str(run.folder))}"
         )
 
 
