@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from excite.data import FileImages, decoding_threads, jpeg, loader
+from excite.data import FileImages, crew, decoding_threads, jpeg, loader
 from excite.data.decoder import FileDecoder
 from excite.data.decoding_processes import ProcessBatches
 from excite.data.decoding_threads import ThreadBatches
@@ -111,21 +111,22 @@ class Decoder:  # asks for the interpreter's lock all the time, in functions of 
     def room(self, request, pinned):
         return torch.zeros(len(request.indices), 4)
 
-    def fill(self, request, position, pixels):
-        Decoder.begun += 1
-        if sys.argv[1] == "dead" and position == 2:
-            time.sleep(1000)
-        for _ in range(20):
-            pixels[position].add_(1).numpy()
-        return Outcome(position)
+    def fill(self, request, positions, pixels):
+        for position in positions:
+            Decoder.begun += 1
+            if sys.argv[1] == "dead" and position == 2:
+                time.sleep(1000)
+            for _ in range(20):
+                pixels[position].add_(1).numpy()
+        return [Outcome(position) for position in positions]
 
     def together(self, pixels, outcomes):
         return pixels
 
 import torch
-from excite.data import decoding_threads
+from excite.data import crew
 from excite.data.decoder import Request
-decoding_threads.LAST = 0.3 if sys.argv[1] == "dead" else 60
+crew.LAST = 0.3 if sys.argv[1] == "dead" else 60
 batches = ThreadBatches(Decoder(), 8, torch.device("cpu")).run([Request(0, [0])] + [Request(0, list(range(50000)))] * 3)
 next(batches)
 while Decoder.begun < 200:
@@ -142,8 +143,8 @@ def test_the_program_ends_while_threads_decode(disk):
 
 def test_batches_are_begun_ahead_and_no_more(photographs, monkeypatch):
     begun = []
-    monkeypatch.setattr(FileDecoder, "fill", lambda self, request, position, pixels, own=FileDecoder.fill: (
-        begun.append(request.indices[position]), own(self, request, position, pixels))[1])  # fmt: skip
+    monkeypatch.setattr(FileDecoder, "fill", lambda self, request, positions, pixels, own=FileDecoder.fill: (
+        begun.extend(request.indices[i] for i in positions), own(self, request, positions, pixels))[1])  # fmt: skip
     batches = train(photographs, RESIZED, config(**THREADS), batch_size=4).epoch(0)
     next(batches)
     assert 4 <= len(begun) <= 4 * (1 + decoding_threads.AHEAD)
@@ -156,12 +157,16 @@ def test_an_error_of_ours_is_raised(photographs, monkeypatch):
         raise ZeroDivisionError("ours")
 
     monkeypatch.setattr(FileDecoder, "_decode", fails)
+    for path in photographs.paths:
+        Image.open(path).convert("L").save(Path(path).with_suffix(".png"))
+    photographs.paths[5] = photographs.paths[5].replace(".jpg", ".png")  # not for the kernels
     for workers in (0, 2):
         with pytest.raises(ZeroDivisionError, match="ours"):
             list(train(photographs, RESIZED, config(worker_kind="thread", workers=workers)).epoch(0))
 
 
-def test_a_thread_that_gets_nowhere_is_given_up(photographs, monkeypatch):
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_thread_that_gets_nowhere_is_given_up(photographs, kernels, monkeypatch):
     met, goes_on = threading.Event(), threading.Event()
     own = FileDecoder._decode
 
@@ -171,9 +176,18 @@ def test_a_thread_that_gets_nowhere_is_given_up(photographs, monkeypatch):
             goes_on.wait()
         return own(self, index, *args)
 
+    def all_hang(self, sources, seed, own, out, beat, numbers):
+        beat[0] = 7
+        beat[1] += 1
+        met.set()
+        goes_on.wait()
+        return np.ones(len(sources), bool)
+
     ticks = itertools.count(0, 300)
     monkeypatch.setattr(FileDecoder, "_decode", hangs)
-    monkeypatch.setattr(decoding_threads, "LOOK", 0.05)
+    monkeypatch.setattr(jpeg.RandomCrops, "read", all_hang)
+    monkeypatch.setattr(jpeg, "available", lambda: kernels)
+    monkeypatch.setattr(crew, "LOOK", 0.05)
     monkeypatch.setattr(waiting, "LOOK", 0.05)
     monkeypatch.setattr(waits, "clock", lambda: next(ticks) if met.is_set() else 0)
     try:
@@ -189,6 +203,6 @@ def test_without_any_thread_the_main_one_decodes(photographs, monkeypatch):
 
     expected = list(train(photographs, RESIZED).epoch(0))
     with monkeypatch.context() as patched:
-        patched.setattr(decoding_threads.threading.Thread, "start", refuses)
+        patched.setattr(threading.Thread, "start", refuses)
         patched.setattr(waits, "_watch", lambda: None)
         assert same(train(photographs, RESIZED, config(**THREADS)).epoch(0), expected)

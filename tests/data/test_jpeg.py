@@ -1,6 +1,7 @@
 """Partial decoding of JPEGs: the same pixels as Pillow's, whole decode and resize, or left to Pillow."""
 
 import io
+import os
 import shutil
 import struct
 import subprocess
@@ -135,6 +136,105 @@ def test_a_crop_is_drawn_before_anything_is_decoded():
             for each in (opened(data), whole)
         ]
         assert np.array_equal(*both)
+
+
+def test_numbers_are_drawn_as_numpy_draws_them():
+    for number in range(3000):
+        seed = (1, number % 7, (number << 29) + number, number)[: 1 + number % 4] or (0,)
+        rng = np.random.default_rng(number)
+        below = [1, 2, 5, 1 << 31, (1 << 32) - 1, 3_000_000_000, *rng.integers(1, 1 << 32, 9).tolist()]
+        got, want = jpeg.draws(seed, 20, below), np.random.default_rng(seed)
+        assert np.array_equal(got[0], want.uniform(0.0, 1.0, 20)), seed
+        assert got[1].tolist() == [int(want.integers(0, each)) for each in below], seed
+
+
+def crops_of(sources, numbers, made, seed=(1, 5, 2)):
+    """What the kernels make of several files, and which they can read."""
+    out = np.zeros((len(sources), *made.size, made.channels), np.uint8)
+    beat = np.array([-1, 0])
+    done = made.read(sources, seed, numbers, out, beat, numbers)
+    assert beat.tolist() == [-1, len(sources)]
+    return out, done
+
+
+def one_by_one(source, number, made, seed=(1, 5, 2)):
+    image = open_picture(source, made.channels, made.max_pixels)
+    kind = "bicubic" if made.cubic else "bilinear"
+    rng = np.random.default_rng((*seed, number))
+    return random_resized_crop(image, rng, made.scale, made.ratio, made.size, kind)
+
+
+@pytest.mark.parametrize("packed_up", [False, True])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_whole_files_are_cropped_in_one_call(tmp_path, channels, packed_up):
+    shapes = [(97, 61), (640, 480), (33, 150), (16, 16), (7, 5), (1, 1), (301, 40), (20, 900), (900, 20)]
+    files = []
+    for number, shape in enumerate(shapes):
+        files += [
+            saved(picture(*shape, number), quality=83, progressive=bool(number % 2)),
+            saved(picture(*shape), quality=99),
+        ]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    left = [
+        saved(picture(40, 30), exif=exif),
+        saved(picture(40, 30).convert("CMYK")),
+        files[2][:-2],
+        b"",
+        b"\xff\xd8\xff\xff\xd9",
+    ]
+    sources = [str(tmp_path / f"{i}.jpg") for i in range(len(files + left))]
+    for path, data in zip(sources, files + left, strict=True):
+        Path(path).write_bytes(data)
+    if packed_up:
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            for path in sources:
+                archive.add(path, Path(path).name)
+        with tarfile.open(tmp_path / "all.tar") as archive:
+            container = packed.Container.of(tmp_path / "all.tar")
+            sources = [packed.Member(each.name, container, each.offset_data, each.size, each.size) for each in archive]
+    for cubic, size in ((True, (24, 24)), (False, (17, 40))):
+        made = jpeg.RandomCrops(SCALE, RATIO, size, cubic, channels, 1 << 20)
+        for start in (0, 1000, (1 << 32) - len(sources)):
+            numbers = range(start, start + len(sources))
+            got, done = crops_of(sources, numbers, made)
+            assert done.tolist() == [True] * len(files) + [False] * len(left)
+            for source, number, crop in zip(sources[: len(files)], numbers, got, strict=False):
+                assert np.array_equal(crop, one_by_one(source, number, made)), (source, number)
+
+
+def test_what_the_call_for_whole_files_leaves_to_others(tmp_path):
+    made = jpeg.RandomCrops(SCALE, RATIO, (8, 8), False, 3, 600)
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "fifo.jpg")
+    for name, shape in (("large", (31, 20)), ("small", (30, 20))):
+        (tmp_path / f"{name}.jpg").write_bytes(saved(picture(*shape)))
+    names = ("large.jpg", "none.jpg", "folder.jpg", "fifo.jpg", "small.jpg", "\udcff.jpg")
+    container = packed.Container(str(tmp_path / "small.jpg"), 1, 1)
+    changed = packed.Member("changed", container, 0, 10, 10)
+    compressed = packed.Member(
+        "compressed", packed.Container.of(tmp_path / "small.jpg"), 0, 10, 10, packed.ZIP_DEFLATED
+    )
+    done = crops_of([*(str(tmp_path / name) for name in names), changed, compressed], range(8), made)[1]
+    assert done.tolist() == [False] * 4 + [True] + [False] * 3
+
+
+def test_boxes_of_any_shape_are_those_of_the_single_crop(tmp_path):
+    """Also where no box fits, where NumPy draws fewer numbers, and where a side is between two lengths."""
+    path = tmp_path / "a.jpg"
+    for width, height in ((5, 400), (400, 5), (37, 23)):
+        path.write_bytes(saved(picture(width, height)))
+        for scale, ratio in (
+            (SCALE, RATIO),
+            ([1.0, 1.0], [1.0, 1.0]),
+            ([0.3, 0.3], [0.5, 0.5]),
+            ([0.01, 0.02], [3.0, 9.0]),
+        ):
+            made = jpeg.RandomCrops(scale, ratio, (6, 9), True, 3, 1 << 20)
+            got, done = crops_of([str(path)] * 60, range(60), made)
+            for number in np.flatnonzero(done):
+                assert np.array_equal(got[number], one_by_one(str(path), int(number), made))
+            assert done.mean() > 0.9 or (scale, ratio) == ([1.0, 1.0], [1.0, 1.0])
 
 
 def test_what_may_differ_is_left_to_pillow():
@@ -273,6 +373,18 @@ def test_a_libjpeg_that_does_not_fit_is_refused(tmp_path):
     finally:
         assert bind(str(jpeg._decoder()).encode()) == 0
     assert opened(saved(picture(20, 20))).by_kernel
+
+
+def test_every_photograph_at_hand_in_one_call(real_data):
+    container = packed.Container.of(real_data / "imagenet_sample.tar")
+    with tarfile.open(container.path) as archive:
+        files = [each for each in archive if each.isfile()]
+    sources = [packed.Member(each.name, container, each.offset_data, each.size, each.size) for each in files]
+    made = jpeg.RandomCrops(SCALE, RATIO, (64, 64), True, 3, 1 << 26)
+    got, done = crops_of(sources, range(len(sources)), made)
+    assert done.mean() > 0.8
+    for number in np.flatnonzero(done):
+        assert np.array_equal(got[number], one_by_one(sources[number], int(number), made)), sources[number]
 
 
 def test_every_photograph_at_hand(real_data):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from excite.data import AugmentConfig, DataConfig, DataSets, open_data, open_measured, split
 from excite.data import record as record_module
+from excite.data import walk as walking
 from excite.data.checks import check_files, digest_of
 from excite.data.folder import in_order, read_folder
 from excite.data.record import Record, find_record, inherit, same_files
@@ -530,6 +532,28 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     }
     assert "left out: " in str(found.ignored())
     assert len(opened(tmp_path).unusable) == 3
+
+
+def test_files_on_a_slow_disk_are_asked_for_at_the_same_time(tmp_path, monkeypatch):
+    for number in range(100):
+        (tmp_path / f"{number:03d}.png").write_bytes(b"x" * number)
+    (tmp_path / "070.png").unlink()
+    (tmp_path / "070.png").symlink_to("nothing")
+    together, own = threading.Barrier(2), walking.look_at
+
+    def look(path):
+        if path.endswith(("040.png", "080.png")):  # in different chunks, whatever the order of the folder
+            together.wait(60)
+        return own(path)
+
+    expected = walk(tmp_path)
+    monkeypatch.setattr(walking, "SLOW", 0)
+    monkeypatch.setattr(walking, "_SAMPLE", 1)
+    monkeypatch.setattr(walking, "look_at", look)
+    found = walk(tmp_path)
+    assert found == expected
+    assert len(found.files) == 99
+    assert found.unusable == [(str(tmp_path / "070.png"), "a broken link")]
 
 
 def test_what_a_walk_tells_of_files_and_of_what_it_leaves_out(tmp_path):

@@ -12,6 +12,7 @@ import tifffile
 import torch
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from excite.data import jpeg
 from excite.data.decode import BadImageError, Jpeg, check_image, largest_value, load_image, open_picture, reading
 from excite.data.formats import FORMATS, open_image
 from excite.data.preprocessing import Preprocessing
@@ -167,6 +168,13 @@ def _crop(source: bytes, seed: int, size: int, by_kernel: bool) -> np.ndarray | 
     return None
 
 
+def _crop_at_once(path: object, seed: int, size: int) -> np.ndarray | None:
+    """The same from the call for whole files; None if it leaves this one to others."""
+    made = jpeg.RandomCrops((0.05, 1.0), (0.5, 2.0), (size, size), True, 3, MOST_PIXELS)
+    out, beat = np.empty((1, size, size, 3), np.uint8), np.zeros(2, np.int64)
+    return out[0] if jpeg.available() and made.read([str(path)], (), [seed], out, beat, [0])[0] else None
+
+
 def test_parts_of_jpegs():
     """Refused with and without the kernels, or the same pixels."""
     made = jpegs()
@@ -176,6 +184,8 @@ def test_parts_of_jpegs():
         seed, size = case.rng.randrange(1000), case.rng.choice((8, 20, 60))
         got, want = (_crop(damaged, seed, size, by_kernel) for by_kernel in (True, False))
         assert (got is None) == (want is None)
+        at_once = _crop_at_once(case.file("image.jpg", damaged), seed, size)
+        assert at_once is None or np.array_equal(at_once, want)
         if got is None:
             raise BadImageError("image", "refused both ways")
         assert np.array_equal(got, want)

@@ -128,8 +128,7 @@ def _stages(run: Run, seconds: float) -> dict[str, float]:
                 file.read()
 
     def decode(request: Request) -> list[Outcome]:
-        room = decoder.room(request)
-        return [decoder.fill(request, position, room) for position in range(len(request.indices))]
+        return decoder.fill(request, range(len(request.indices)), decoder.room(request))
 
     def move(request: Request) -> None:
         pixels.to(run.device, non_blocking=True)

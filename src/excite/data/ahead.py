@@ -1,16 +1,15 @@
 """Decodes images on all cores ahead of the network, in order, a batch or two at a time."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from contextlib import closing
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, TypeVar, cast
 
+from excite.data.crew import Crew, Job, ahead
 from excite.data.packed import Member
 from excite.runtime.job import cores
 from excite.runtime.waiting import waits
-from excite.threads import Threads
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +49,7 @@ def decoded_batches(
 ) -> Iterator[list[tuple[Item, Result]]]:
     """Batches of (image, result of ``load``), in order.
 
-    Threads, not processes: Pillow releases the GIL while it decodes and resizes, and the pixels need not be copied.
+    Threads, not processes: decoders release the GIL, and the pixels need not be copied.
 
     Args:
         images: consumed as they are needed.
@@ -62,26 +61,31 @@ def decoded_batches(
     """
     todo = iter(images)
     first = list(islice(todo, batch_size))
-    waiting: deque[list[tuple[Item, Future[Result]]]] = deque()
     paths = [path for path in map(path_of, first) if path is not None]
-    with Threads(decoding_threads([paths[i] for i in spread(len(paths))])) as pool:
-        try:
-            while first or waiting:
-                if first:
-                    waiting.append([(image, pool.submit(load, image)) for image in first])
-                    first = list(islice(todo, batch_size))
-                if len(waiting) > beside or not first:
-                    batch = waiting.popleft()
-                    with waits.waiting(lambda batch=batch: _reading(batch, path_of)):  # type: ignore[misc]
-                        done = [(image, future.result()) for image, future in batch]
-                    yield done
-        finally:  # the caller has stopped iterating
-            for batch in waiting:
-                for _, future in batch:
-                    future.cancel()
+    crew = Crew(decoding_threads([paths[i] for i in spread(len(paths))]))
+
+    def jobs() -> Iterator[_Images[Item, Result]]:
+        batch = first
+        while batch:
+            yield _Images(batch, load)
+            batch = list(islice(todo, batch_size))
+
+    with closing(crew), closing(ahead(crew, jobs(), lambda running: len(running) > beside)) as taken:
+        for job in taken:
+            with waits.waiting(lambda job=job: _reading(job, path_of)):  # type: ignore[misc]
+                done = job.finished()
+            yield list(zip(job.images, cast(list[Result], done), strict=True))
 
 
-def _reading(batch: Sequence[tuple[Item, Future[Result]]], path_of: Callable[[Item], str | None]) -> str:
+class _Images(Job[Result], Generic[Item, Result]):
+    """A batch of images."""
+
+    def __init__(self, images: list[Item], load: Callable[[Item], Result]) -> None:
+        self.images = images
+        super().__init__(len(images), lambda positions: (load(images[i]) for i in positions))
+
+
+def _reading(job: _Images[Item, Result], path_of: Callable[[Item], str | None]) -> str:
     """What a batch waits for, as a clause."""
-    paths = (path_of(image) for image, future in batch if not future.done())
+    paths = (path_of(image) for image, result in zip(job.images, job.results, strict=True) if result is None)
     return f"images: reading {next((path for path in paths if path is not None), 'one from memory')}"

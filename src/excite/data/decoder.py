@@ -14,13 +14,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from excite.data import jpeg
+from excite.data.bands import COLOURS
 from excite.data.config import AugmentConfig, DataConfig
+from excite.data.crew import AT_ONCE
 from excite.data.decode import BadImageError, BadImagesError, open_picture, reading
 from excite.data.images import FileImages, label_tensor
 from excite.data.resize import eval_transform, random_resized_crop
 from excite.data.views import margin_size, with_margin
 from excite.data.watched import Beats, LoaderFailed, sharing
 from excite.errors import ExciteError
+from excite.size import as_size
 
 #: Which rule applies to broken images: `data.on_bad_train` or `data.on_bad_val`.
 Rule = Literal["train", "val"]
@@ -94,6 +98,10 @@ class FileDecoder(Dataset[Decoded]):
         self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
         self.batch_key = "eval.batch_size" if augment is None else "train.batch_size"
         self.beats = Beats(0)  # replaced by that of the workers
+        self.crops: jpeg.RandomCrops | None = None
+        if augment is not None and augment.crop == "random_resized" and data.in_chans in COLOURS:
+            size, cubic = as_size(self.size), data.interpolation == "bicubic"
+            self.crops = jpeg.RandomCrops(augment.scale, augment.ratio, size, cubic, data.in_chans, data.max_pixels)
 
     def __getitem__(self, request: Request) -> Decoded:
         decoded = self._decoded(request)
@@ -109,9 +117,10 @@ class FileDecoder(Dataset[Decoded]):
 
     def _decoded(self, request: Request) -> Decoded:
         pixels = self.room(request)
-        outcomes = []
-        for position in range(len(request.indices)):
-            outcomes.append(self.fill(request, position, pixels))
+        outcomes: list[Outcome] = []
+        count = len(request.indices)
+        for first in range(0, count, AT_ONCE):
+            outcomes += self.fill(request, range(first, min(first + AT_ONCE, count)), pixels)
             if outcomes[-1].fatal is not None:
                 break
         return self.together(pixels, outcomes)
@@ -122,8 +131,33 @@ class FileDecoder(Dataset[Decoded]):
             (len(request.indices), *self.shape, self.data.in_chans), dtype=torch.uint8, pin_memory=pinned
         )
 
-    def fill(self, request: Request, position: int, pixels: torch.Tensor) -> Outcome:
-        """Decode one image of a batch into its place. Safe in several threads at once."""
+    def fill(self, request: Request, positions: range, pixels: torch.Tensor) -> list[Outcome]:
+        """Decode some images of a batch, one after the other, into their places, until one stops the run. Safe in
+        several threads at once."""
+        done = self._by_kernel(request, positions, pixels)
+        outcomes = []
+        for position, is_done in zip(positions, done, strict=True):
+            if is_done:
+                outcomes.append(Outcome(request.indices[position] % len(self.files)))
+                continue
+            outcomes.append(self._fill_one(request, position, pixels))
+            if outcomes[-1].fatal is not None:
+                break
+        return outcomes
+
+    def _by_kernel(self, request: Request, positions: range, pixels: torch.Tensor) -> list[bool]:
+        """Let the kernels read what they can, and say which that is."""
+        asked = [request.indices[position] for position in positions]
+        if self.crops is None or not asked or max(asked) >= 1 << 32 or not jpeg.available():
+            return [False] * len(asked)
+        numbers = [index % len(self.files) for index in asked]
+        sources = [self.files.source(number) for number in numbers]
+        out = pixels[positions.start : positions.stop].numpy()
+        seed = (FILE_CROP, self.seed, request.epoch)
+        return self.crops.read(sources, seed, asked, out, self.beats.own, numbers).tolist()
+
+    def _fill_one(self, request: Request, position: int, pixels: torch.Tensor) -> Outcome:
+        """Decode one image of a batch into its place."""
         index, place = request.indices[position], pixels[position].numpy()
         tries = TRIES if self.augment is not None and not self.stop else 1
         bad: list[tuple[str, str]] = []

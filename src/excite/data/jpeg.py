@@ -10,14 +10,19 @@ Sources: libjpeg-turbo, ``libjpeg.txt`` ("Partial image decompression").
 
 import ctypes
 import io
+import math
+import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, features
 
-from excite.data.geometry import PILLOW_13
+from excite.data.geometry import PILLOW_13, box_ratio
+from excite.data.packed import PLAIN, Member, opened_file
 from excite.runtime.compiled import Kernels
 
 #: First bytes of a JPEG, and its last.
@@ -52,6 +57,10 @@ def _prepare(library: ctypes.CDLL) -> None:
     library.excite_jpeg_part.argtypes = [
         *(ctypes.c_char_p, ctypes.c_int64, integer, integer, pointer, pointer, integer, integer, integer, pointer)
     ]
+    library.excite_jpeg_crops.argtypes = [ctypes.c_int64, *(pointer,) * 11]
+    library.excite_jpeg_crops.restype = None
+    library.excite_jpeg_draws.argtypes = [pointer, integer, pointer, ctypes.c_int64, pointer, ctypes.c_int64]
+    library.excite_jpeg_draws.restype = None
     found = library.excite_jpeg_bind(str(_decoder()).encode())
     if found:
         raise RuntimeError(f"the libjpeg that Pillow uses {_UNFIT[found]}; type: pip install --upgrade pillow")
@@ -141,3 +150,113 @@ def part(
     if status == _MEMORY:
         raise MemoryError
     return out if status == _DONE else None
+
+
+def words_of(seed: Sequence[int]) -> list[int]:
+    """Numbers as NumPy's SeedSequence takes them: each as words of 32 bits, the lowest first."""
+    words: list[int] = []
+    for number in seed:
+        words.append(number & 0xFFFFFFFF)
+        while number := number >> 32:
+            words.append(number & 0xFFFFFFFF)
+    return words
+
+
+def _places(sources: Sequence[str | os.PathLike[str]]) -> tuple[ctypes.Array, np.ndarray, np.ndarray, list[io.FileIO]]:
+    """Paths; descriptors int32 (B,), or -1; offset and length int64 (2, B) there; and what keeps the files open."""
+    paths: list[bytes | None] = []
+    descriptors = np.full(len(sources), -1, np.int32)
+    spans = np.zeros((2, len(sources)), np.int64)
+    files = []
+    for i, source in enumerate(sources):
+        path = None
+        if not isinstance(source, Member):
+            path = os.fsencode(source)
+        elif source.kind == PLAIN:
+            try:
+                files.append(opened_file(source.file))
+                descriptors[i], spans[0, i], spans[1, i] = files[-1].fileno(), source.offset, source.length
+            except (OSError, ValueError):  # said by whoever reads it in another way
+                pass
+        paths.append(path)
+    return (ctypes.c_char_p * len(sources))(*paths), descriptors, spans, files
+
+
+class _Crops(ctypes.Structure):
+    _fields_ = (
+        ("ranges", ctypes.c_double * 6),
+        ("most", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("tall", "wide", "cubic", "newer", "channels", "words")),
+    )
+
+
+@dataclass(frozen=True)
+class RandomCrops:
+    """Random crops of whole files in one call, from opening them to their pixels: a loader reads many a second, and
+    what each costs in Python is done by one thread at a time. Of the same file with the same seed,
+    :func:`excite.data.resize.random_resized_crop` makes the same pixels.
+
+    Attributes:
+        scale: smallest and largest share of an image's area.
+        ratio: smallest and largest width / height, as in a recipe.
+        size: (H, W), pixels of the result.
+        cubic: bicubic, not bilinear.
+        channels: 3 for RGB, 1 for luma.
+        max_pixels: larger images are left to others.
+    """
+
+    scale: Sequence[float]
+    ratio: Sequence[float]
+    size: tuple[int, int]
+    cubic: bool
+    channels: int
+    max_pixels: int
+
+    def read(
+        self,
+        sources: Sequence[str | os.PathLike[str]],
+        seed: Sequence[int],
+        own: Sequence[int],
+        out: np.ndarray,
+        beat: np.ndarray,
+        numbers: Sequence[int],
+    ) -> np.ndarray:
+        """Put the crops of B images in ``out``. The interpreter's lock is not held meanwhile.
+
+        Args:
+            sources: where the images are.
+            seed: of all crops, not negative.
+            own: the last number of each image's seed, from 0 to 2**32 - 1.
+            out: uint8 (B, H, W, C), contiguous.
+            beat: int64 (2,), becomes the number of the image that is read, or -1, and counts them.
+            numbers: those of the images.
+
+        Returns:
+            bool (B,): which are done. The others, whatever the reason, are to be read in another way.
+        """
+        low, high = box_ratio(self.ratio, self.size)
+        ranges = (ctypes.c_double * 6)(*self.scale, low, high, math.log(low), math.log(high))
+        shared = words_of(seed)
+        settings = self.cubic, PILLOW_13, self.channels, len(shared) + 1
+        crops = _Crops(ranges, self.max_pixels, *self.size, *settings)
+        words = np.array([*shared, 0], np.uint32)
+        lasts, places = np.array(own, np.uint32), np.array(numbers, np.int64)
+        done = np.zeros(len(sources), bool)
+        assert out.flags.c_contiguous
+        assert (out.dtype, *out.shape) == (np.uint8, len(sources), *self.size, self.channels)
+        paths, descriptors, (offsets, lengths), files = _places(sources)
+        given = (each.ctypes.data for each in (descriptors, offsets, lengths, places, words, lasts))
+        _kernels.library.excite_jpeg_crops(
+            *(len(sources), paths, *given),
+            *(ctypes.addressof(crops), out.ctypes.data, done.ctypes.data, beat.ctypes.data),
+        )
+        del files  # until now they must be open
+        return done
+
+
+def draws(seed: Sequence[int], doubles: int, below: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """So many numbers from 0 to 1, float64, and one uint32 below each of these, as the crops draw them (for tests)."""
+    words, numbers, integers = np.array(words_of(seed), np.uint32), np.empty(doubles), np.array(below, np.uint32)
+    settings = words.ctypes.data, len(words), numbers.ctypes.data, doubles, integers.ctypes.data, len(integers)
+    _kernels.library.excite_jpeg_draws(*settings)
+    return numbers, integers

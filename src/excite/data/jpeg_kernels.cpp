@@ -8,6 +8,9 @@
 // Letters: W x H pixels of the result, w x h of a decoded region, 4 bytes a pixel in between (red, green, blue, unused).
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -18,6 +21,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -386,14 +390,31 @@ void down(Rows& rows, int top, const Taps& taps, Rows& result) {
 struct Room {
   Rows region, turned, between, resized;
   std::vector<uint8_t> lines, grouped;
+  std::unique_ptr<uint8_t[]> file;  // not a vector, which would be cleared first
+  size_t file_room = 0;
   size_t bytes() const {
     return region.bytes.capacity() + turned.bytes.capacity() + between.bytes.capacity() + resized.bytes.capacity() +
-           lines.capacity() + grouped.capacity();
+           lines.capacity() + grouped.capacity() + file_room;
+  }
+  uint8_t* file_of(size_t size) {
+    if (file_room < size) {
+      file.reset();
+      file_room = 0;
+      file.reset(new uint8_t[size]);
+      file_room = size;
+    }
+    return file.get();
   }
 };
 constexpr size_t KEPT = 16 << 20;  // bytes; a photograph of 12 megapixels may need 50 MB
 
-// A thread's room while one image is in it. However that ends, also with an error, too much is given back.
+// A thread's room.
+Room& kept() {
+  static thread_local Room room;
+  return room;
+}
+
+// The same while one image is in it. However that ends, also with an error, too much is given back.
 struct Stay {
   Room& room;
   ~Stay() {
@@ -479,6 +500,236 @@ void pack(const uint8_t* in, int w, int channels, uint8_t* out) {
     for (int c = 0; c < channels; c++) out[channels * x + c] = in[4 * x + c];
 }
 
+// A part of an image whose header has been read, upright and resized: uint8 (H, W, channels). False: leave it to Pillow.
+//
+// box: left, right, top, bottom in pixels of the upright image, decoded at 1 / denominator of its size.
+// size_of: how many columns the box becomes, the first that is wanted, W; the same for rows, H.
+bool resized_part(Session& s, Room& room, int denominator, int orientation, const float* box, const int32_t* size_of,
+                  bool cubic, bool newer, int channels, uint8_t* out) {
+  s.decoder.wanted_colours = RGBX;
+  s.decoder.scale = 1;
+  s.decoder.denominator = static_cast<unsigned>(denominator);
+  const Turn turn = TURNS[orientation];
+  const int stored_w = static_cast<int>((s.decoder.width + denominator - 1) / denominator);
+  const int stored_h = static_cast<int>((s.decoder.height + denominator - 1) / denominator);
+  const int w = turn.transposed ? stored_h : stored_w, h = turn.transposed ? stored_w : stored_h;
+  const int width = size_of[0], height = size_of[3];
+  const Taps x(w, box[0], box[1], width, size_of[1], size_of[2], cubic);
+  const Taps y(h, box[2], box[3], height, size_of[4], size_of[5], cubic);
+  const Region up{x.start(), y.start(), x.end(), y.end()};
+  const Region part = stored(up, turn, stored_w, stored_h);
+  const int region_w = up.right - up.left, region_h = up.bottom - up.top;
+  // Pillow 13 starts vertically if the height shrinks by more than twice as many pixels as the width.
+  const bool down_first = newer && h > height && h - height > 2 * (w - width);
+  if (orientation == 1 && !down_first) {  // four rows at a time, while they are in the processor's cache
+    room.between.shape(x.wanted(), region_h);
+    const uint8_t* four[4] = {nullptr, nullptr, nullptr, nullptr};
+    const auto take = [&](int row, uint8_t* pixels) {
+      if (channels == 1) to_luma(pixels, region_w);
+      for (int r = row % 4; r < 4; r++) four[r] = pixels;  // the last row stands in for those that are lacking
+      if (row % 4 == 3 || row + 1 == region_h)
+        across(four, region_w, up.left, x, room.grouped, room.between.row(row / 4 * 4));
+    };
+    if (!decode(s, part, stored_w, stored_h, room, take)) return false;
+    down(room.between, up.top, y, room.resized);
+  } else {
+    room.region.shape(part.right - part.left, part.bottom - part.top);
+    const auto take = [&](int row, uint8_t* pixels) {
+      if (channels == 1) to_luma(pixels, room.region.w);
+      std::memcpy(room.region.row(row), pixels, static_cast<size_t>(room.region.w) * 4);
+    };
+    if (!decode(s, part, stored_w, stored_h, room, take)) return false;
+    Rows* pixels = &room.region;
+    if (orientation > 1) {
+      turn_up(room.region, turn, room.turned);
+      pixels = &room.turned;
+    }
+    if (down_first) {
+      down(*pixels, up.top, y, room.between);
+      across(room.between, up.left, x, room.grouped, room.resized);
+    } else {
+      across(*pixels, up.left, x, room.grouped, room.between);
+      down(room.between, up.top, y, room.resized);
+    }
+  }
+  for (int row = 0; row < room.resized.h; row++)
+    pack(room.resized.row(row), room.resized.w, channels, out + static_cast<size_t>(row) * room.resized.w * channels);
+  return true;
+}
+
+// --- random crops --------------------------------------------------------------------------------------------------
+
+// NumPy's `default_rng(words)`: SeedSequence (O'Neill, "Developing a seed_seq alternative", 2015) and PCG64 (O'Neill,
+// "PCG: a family of simple fast space-efficient statistically good algorithms", 2014, XSL RR 128/64).
+class Generator {
+  using Wide = unsigned __int128;
+  Wide state, increment;
+  bool has_half = false;
+  uint32_t half = 0;
+
+  void step() { state = state * ((static_cast<Wide>(2549297995355413924ull) << 64) + 4865540595714422341ull) + increment; }
+
+  uint32_t next_32() {
+    if (has_half) {
+      has_half = false;
+      return half;
+    }
+    const uint64_t both = next();
+    has_half = true;
+    half = static_cast<uint32_t>(both >> 32);
+    return static_cast<uint32_t>(both);
+  }
+
+ public:
+  Generator(const uint32_t* words, int count) {
+    constexpr int POOL = 4;
+    uint32_t pool[POOL], factor = 0x43b0d7e5;
+    const auto hashed = [&](uint32_t value) {
+      value ^= factor;
+      factor *= 0x931e8875;
+      value *= factor;
+      return value ^ value >> 16;
+    };
+    const auto mixed = [](uint32_t x, uint32_t y) {
+      const uint32_t both = 0xca01f9dd * x - 0x4973f715 * y;
+      return both ^ both >> 16;
+    };
+    for (int i = 0; i < POOL; i++) pool[i] = hashed(i < count ? words[i] : 0);
+    for (int from = 0; from < POOL; from++)
+      for (int to = 0; to < POOL; to++)
+        if (from != to) pool[to] = mixed(pool[to], hashed(pool[from]));
+    for (int from = POOL; from < count; from++)
+      for (int to = 0; to < POOL; to++) pool[to] = mixed(pool[to], hashed(words[from]));
+    uint64_t seeds[4] = {};
+    factor = 0x8b51f9dd;
+    for (int i = 0; i < 8; i++) {
+      uint32_t value = pool[i % POOL] ^ factor;
+      factor *= 0x58f38ded;
+      value *= factor;
+      seeds[i / 2] |= static_cast<uint64_t>(value ^ value >> 16) << 32 * (i % 2);
+    }
+    state = 0;
+    increment = (static_cast<Wide>(seeds[2]) << 64 | seeds[3]) << 1 | 1;
+    step();
+    state += static_cast<Wide>(seeds[0]) << 64 | seeds[1];
+    step();
+  }
+
+  uint64_t next() {
+    step();
+    const uint64_t folded = static_cast<uint64_t>(state >> 64) ^ static_cast<uint64_t>(state);
+    const int turns = static_cast<int>(state >> 122);
+    return folded >> turns | folded << (-turns & 63);
+  }
+
+  // Generator.uniform(low, high)
+  double uniform(double low, double high) {
+    return low + (high - low) * (static_cast<double>(next() >> 11) * (1.0 / 9007199254740992.0));
+  }
+
+  // Generator.integers(0, count), for 0 < count < 2**32 (Lemire, "Fast random integer generation in an interval", 2019)
+  uint32_t integer(uint32_t count) {
+    if (count == 1) return 0;
+    uint64_t product = static_cast<uint64_t>(next_32()) * count;
+    if (static_cast<uint32_t>(product) < count) {
+      const uint32_t least = -count % count;
+      while (static_cast<uint32_t>(product) < least) product = static_cast<uint64_t>(next_32()) * count;
+    }
+    return static_cast<uint32_t>(product >> 32);
+  }
+};
+
+struct Box {
+  int left, top, width, height;
+};
+
+// As `random_box` in excite/data/geometry.py. `ranges`: smallest and largest share of the area; smallest and largest
+// width / height; the logarithms of these. False: a side is so close to the middle of two lengths that this exponential
+// function and NumPy's might round it differently.
+bool random_box(Generator& rng, int width, int height, const double* ranges, Box& box) {
+  constexpr int ATTEMPTS = 10;
+  constexpr double CLOSE = 1e-6;
+  double shares[ATTEMPTS], logs[ATTEMPTS];
+  for (double& each : shares) each = rng.uniform(ranges[0], ranges[1]);
+  for (double& each : logs) each = rng.uniform(ranges[4], ranges[5]);
+  const double pixels = static_cast<double>(static_cast<int64_t>(height) * width);
+  const auto unsure = [](double side) { return std::fabs(side - std::floor(side) - 0.5) < CLOSE; };
+  for (int i = 0; i < ATTEMPTS; i++) {
+    const double area = pixels * shares[i], aspect = std::exp(logs[i]);
+    const double exact_wide = std::sqrt(area * aspect), exact_tall = std::sqrt(area / aspect);
+    if (unsure(exact_wide) || unsure(exact_tall)) return false;
+    const double wide = std::nearbyint(exact_wide), tall = std::nearbyint(exact_tall);
+    if (wide < 1 || wide > width || tall < 1 || tall > height) continue;
+    box.width = static_cast<int>(wide), box.height = static_cast<int>(tall);
+    box.left = static_cast<int>(rng.integer(static_cast<uint32_t>(width - box.width) + 1));
+    box.top = static_cast<int>(rng.integer(static_cast<uint32_t>(height - box.height) + 1));
+    return true;
+  }
+  const double aspect = static_cast<double>(width) / height;
+  box.width = width, box.height = height;
+  if (aspect < ranges[2]) box.height = std::min(height, std::max(1, static_cast<int>(std::nearbyint(width / ranges[2]))));
+  if (aspect > ranges[3]) box.width = std::min(width, std::max(1, static_cast<int>(std::nearbyint(height * ranges[3]))));
+  box.left = (width - box.width) / 2, box.top = (height - box.height) / 2;
+  return true;
+}
+
+// A file that is open until the end of its scope.
+struct Opened {
+  const int descriptor;
+  ~Opened() {
+    if (descriptor >= 0) ::close(descriptor);
+  }
+};
+
+// All of these bytes of a file.
+bool read_all(int descriptor, int64_t offset, int64_t length, uint8_t* to) {
+  for (int64_t done = 0; done < length;) {
+    const ssize_t n = pread(descriptor, to + done, static_cast<size_t>(length - done), offset + done);
+    if (n <= 0) return false;
+    done += n;
+  }
+  return true;
+}
+
+constexpr int64_t LARGEST = 1 << 30;  // bytes of a file
+
+// The bytes of an image, in `room.file`: of a whole file, or, with a descriptor, of a part of one. How many there are; 0
+// of what is not such a file, or if neither is given.
+int64_t bytes_of(const char* path, int descriptor, int64_t offset, int64_t length, Room& room) {
+  if (!path && descriptor < 0) return 0;
+  if (descriptor >= 0)
+    return length <= LARGEST && read_all(descriptor, offset, length, room.file_of(length)) ? length : 0;
+  const Opened file{::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // without waiting for a FIFO's writer
+  struct stat status;
+  if (file.descriptor < 0 || fstat(file.descriptor, &status) || !S_ISREG(status.st_mode)) return 0;
+  const int64_t size = status.st_size;
+  return size <= LARGEST && read_all(file.descriptor, 0, size, room.file_of(size)) ? size : 0;
+}
+
+// What all crops of a call have in common.
+struct Crops {
+  double ranges[6];  // see random_box
+  int64_t most;      // pixels of an image
+  int32_t tall, wide, cubic, newer, channels, words;
+};
+
+bool random_crop(const uint8_t* data, int64_t size, Generator& rng, const Crops& crops, Room& room, uint8_t* out) {
+  if (size < 5 || std::memcmp(data, "\xff\xd8\xff", 3) || std::memcmp(data + size - 2, "\xff\xd9", 2)) return false;
+  Session s;
+  if (!open(s, data, size) || !undisturbed(s.decoder) || s.decoder.markers != nullptr) return false;
+  const int width = static_cast<int>(s.decoder.width), height = static_cast<int>(s.decoder.height);
+  if (static_cast<int64_t>(width) * height > crops.most) return false;
+  Box box;
+  if (!random_box(rng, width, height, crops.ranges, box)) return false;
+  int smaller = 8;  // as `Jpeg.cropped` in excite/data/decode.py
+  while (smaller > 1 && (box.width < smaller * crops.wide || box.height < smaller * crops.tall)) smaller /= 2;
+  const double scale = smaller;
+  const float sides[] = {static_cast<float>(box.left / scale), static_cast<float>(box.left / scale + box.width / scale),
+                         static_cast<float>(box.top / scale), static_cast<float>(box.top / scale + box.height / scale)};
+  const int32_t size_of[] = {crops.wide, 0, crops.wide, crops.tall, 0, crops.tall};
+  return resized_part(s, room, smaller, 1, sides, size_of, crops.cubic, crops.newer, crops.channels, out);
+}
+
 }  // namespace
 
 extern "C" {
@@ -519,69 +770,47 @@ int excite_jpeg_header(const uint8_t* data, int64_t size, int32_t* out) {
   return 0;
 }
 
-// A part of an image, upright and resized: uint8 (H, W, channels).
-//
-// box: left, right, top, bottom in pixels of the upright image, decoded at 1 / denominator of its size.
-// size_of: how many columns the box becomes, the first that is wanted, W; the same for rows, H.
-// 0: done; 1: leave this file to Pillow; 2: not enough memory.
+// A part of an image; see `resized_part`. 0: done; 1: leave this file to Pillow; 2: not enough memory.
 int excite_jpeg_part(const uint8_t* data, int64_t size, int denominator, int orientation, const float* box,
                      const int32_t* size_of, int cubic, int newer, int channels, uint8_t* out) try {
-  static thread_local Room kept;
-  Room& room = kept;  // looked up once
+  Room& room = kept();
   const Stay stay{room};
   Session s;
   if (!open(s, data, size)) return 1;
-  s.decoder.wanted_colours = RGBX;
-  s.decoder.scale = 1;
-  s.decoder.denominator = static_cast<unsigned>(denominator);
-  const Turn turn = TURNS[orientation];
-  const int stored_w = static_cast<int>((s.decoder.width + denominator - 1) / denominator);
-  const int stored_h = static_cast<int>((s.decoder.height + denominator - 1) / denominator);
-  const int w = turn.transposed ? stored_h : stored_w, h = turn.transposed ? stored_w : stored_h;
-  const int width = size_of[0], height = size_of[3];
-  const Taps x(w, box[0], box[1], width, size_of[1], size_of[2], cubic);
-  const Taps y(h, box[2], box[3], height, size_of[4], size_of[5], cubic);
-  const Region up{x.start(), y.start(), x.end(), y.end()};
-  const Region part = stored(up, turn, stored_w, stored_h);
-  const int region_w = up.right - up.left, region_h = up.bottom - up.top;
-  // Pillow 13 starts vertically if the height shrinks by more than twice as many pixels as the width.
-  const bool down_first = newer && h > height && h - height > 2 * (w - width);
-  if (orientation == 1 && !down_first) {  // four rows at a time, while they are in the processor's cache
-    room.between.shape(x.wanted(), region_h);
-    const uint8_t* four[4] = {nullptr, nullptr, nullptr, nullptr};
-    const auto take = [&](int row, uint8_t* pixels) {
-      if (channels == 1) to_luma(pixels, region_w);
-      for (int r = row % 4; r < 4; r++) four[r] = pixels;  // the last row stands in for those that are lacking
-      if (row % 4 == 3 || row + 1 == region_h)
-        across(four, region_w, up.left, x, room.grouped, room.between.row(row / 4 * 4));
-    };
-    if (!decode(s, part, stored_w, stored_h, room, take)) return 1;
-    down(room.between, up.top, y, room.resized);
-  } else {
-    room.region.shape(part.right - part.left, part.bottom - part.top);
-    const auto take = [&](int row, uint8_t* pixels) {
-      if (channels == 1) to_luma(pixels, room.region.w);
-      std::memcpy(room.region.row(row), pixels, static_cast<size_t>(room.region.w) * 4);
-    };
-    if (!decode(s, part, stored_w, stored_h, room, take)) return 1;
-    Rows* pixels = &room.region;
-    if (orientation > 1) {
-      turn_up(room.region, turn, room.turned);
-      pixels = &room.turned;
-    }
-    if (down_first) {
-      down(*pixels, up.top, y, room.between);
-      across(room.between, up.left, x, room.grouped, room.resized);
-    } else {
-      across(*pixels, up.left, x, room.grouped, room.between);
-      down(room.between, up.top, y, room.resized);
-    }
-  }
-  for (int row = 0; row < room.resized.h; row++)
-    pack(room.resized.row(row), room.resized.w, channels, out + static_cast<size_t>(row) * room.resized.w * channels);
-  return 0;
+  return resized_part(s, room, denominator, orientation, box, size_of, cubic, newer, channels, out) ? 0 : 1;
 } catch (const std::bad_alloc&) {
   return 2;
+}
+
+// Random crops of several files: uint8 (count, H, W, channels) in `out`, and whether each is done.
+//
+// paths, descriptors, offsets, lengths: where each is; see `bytes_of`.
+// words: the seed that they have in common, and room for a last word, which each has for itself in `own`.
+// beat: the number of the image that is read, -1 afterwards; and a count of them.
+void excite_jpeg_crops(int64_t count, const char* const* paths, const int32_t* descriptors, const int64_t* offsets,
+                       const int64_t* lengths, const int64_t* numbers, uint32_t* words, const uint32_t* own,
+                       const Crops* crops, uint8_t* out, uint8_t* done, int64_t* beat) {
+  Room& room = kept();
+  const size_t bytes = static_cast<size_t>(crops->tall) * crops->wide * crops->channels;
+  for (int64_t i = 0; i < count; i++) try {
+    beat[0] = numbers[i];
+    beat[1]++;
+    done[i] = 0;
+    const Stay stay{room};
+    const int64_t size = bytes_of(paths[i], descriptors[i], offsets[i], lengths[i], room);
+    words[crops->words - 1] = own[i];
+    Generator rng(words, crops->words);
+    done[i] = size > 0 && random_crop(room.file.get(), size, rng, *crops, room, out + bytes * i);
+  } catch (const std::bad_alloc&) {
+  }
+  beat[0] = -1;
+}
+
+// For tests: `uniform(0, 1)` for each of `doubles`, then `integers(0, count)` for each of `integers`, in place.
+void excite_jpeg_draws(const uint32_t* words, int count, double* doubles, int64_t n, uint32_t* integers, int64_t m) {
+  Generator rng(words, count);
+  for (int64_t i = 0; i < n; i++) doubles[i] = rng.uniform(0, 1);
+  for (int64_t i = 0; i < m; i++) integers[i] = rng.integer(integers[i]);
 }
 
 }  // extern "C"

@@ -62,8 +62,8 @@ class _OpenFiles:
         self._lock = threading.Lock()
         self._files: OrderedDict[Container, _File] = OrderedDict()
 
-    def read(self, file_in: Container, start: int, length: int) -> bytes:
-        """At most ``length`` bytes from ``start`` on. Raises OSError, and ValueError if it is another file now."""
+    def opened(self, file_in: Container) -> _File:
+        """A file, open as long as somebody holds it. Raises OSError, and ValueError if it is another file now."""
         with self._lock:
             file = self._files.pop(file_in, None)
             if file is None:
@@ -74,7 +74,13 @@ class _OpenFiles:
             self._files[file_in] = file
             while len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)  # closed once no other thread reads from it
-            if not hasattr(os, "pread"):  # Windows: the place is the file's, so only one thread can read
+            return file
+
+    def read(self, file_in: Container, start: int, length: int) -> bytes:
+        """At most ``length`` bytes from ``start`` on. Raises what `opened` does."""
+        file = self.opened(file_in)
+        if not hasattr(os, "pread"):  # Windows: the place is the file's, so only one thread can read
+            with self._lock:
                 file.seek(start)
                 return file.read(length)
         pieces, missing = [], length
@@ -144,6 +150,11 @@ class _BoundedWindow(Bounded):
 def read_at(file: Container, start: int, length: int) -> bytes:
     """At most ``length`` bytes of a file from ``start`` on. Raises OSError, and ValueError if it has changed."""
     return _files.read(file, start, length)
+
+
+def opened_file(file: Container) -> io.FileIO:
+    """A file, open as long as the caller holds it. Raises OSError, and ValueError if it has changed."""
+    return _files.opened(file)
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ from excite.data.parquet import read_hub, read_parquet
 from excite.data.parts import PART_NAMES, part_named
 from excite.data.root import HUB, is_hub
 from excite.data.tabular import Table, read_csv, read_lines, read_lists
-from excite.data.walk import File, is_image, look_at
+from excite.data.walk import File, is_image, look_at, look_at_all
 from excite.errors import ExciteError, absence, expanded, nearest, shown, shown_text
 from excite.storage import is_remote, stage
-from excite.threads import Threads
 
 #: Endings of the files that are fetched from a folder at an address.
 WANTED = TABLES
@@ -434,15 +433,10 @@ def _case_free(name: str) -> str:
 
 def _looked_at(whole: Sequence[str]) -> list[tuple[File | None, str | None]]:
     """The file at each path, or why there is none."""
-
-    def looks(chunk: Sequence[str]) -> list[tuple[File | None, str | None]]:
-        return [
-            (None, "it is an address: download the images first") if "://" in path else look_at(path) for path in chunk
-        ]
-
-    chunks = [whole[i : i + 256] for i in range(0, len(whole), 256)]
-    with Threads(8) as pool:  # on a network disk, each look takes a millisecond
-        return [each for chunk in pool.map(looks, chunks) for each in chunk]
+    addresses = {i for i, path in enumerate(whole) if "://" in path}
+    looked = iter(look_at_all([path for i, path in enumerate(whole) if i not in addresses]))
+    refused = (None, "it is an address: download the images first")
+    return [refused if i in addresses else next(looked) for i in range(len(whole))]
 
 
 def _otherwise(paths: Sequence[str], place: str, every: bool, cased: "_Cased | None") -> tuple[list[str], str] | None:

@@ -6,12 +6,14 @@ It opens no file, so that a FIFO or a device cannot hang it, and it does not imp
 import errno
 import os
 import stat
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from excite.data.formats import EXTENSIONS, UNREAD
+from excite.threads import Threads
 
 if TYPE_CHECKING:
     from excite.data.packed import Packed
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 LITTER = frozenset(
     ("__macosx", "lost+found", "@eadir", "$recycle.bin", "#recycle", "system volume information", "__pycache__")
 )
+
+
+#: Seconds that an answer of the system may take before several are asked for at a time.
+SLOW = 1e-4
+#: Threads that ask, and files whose answers say whether they are needed.
+_ASKING, _SAMPLE = 16, 32
 
 
 @dataclass(frozen=True)
@@ -185,14 +193,21 @@ class Walk:
             except OSError as error:
                 found.unusable.append((place, f"the folder cannot be read: {error.strerror or error}"))
                 continue
+            images = []
             for entry in listed:
                 if not _is_dir(entry):
-                    _sort_in(entry, found)
+                    if _counts(entry, found):
+                        images.append(entry.path)
                 elif deep and not is_litter(entry.name):
                     if entry.is_symlink():
                         self._links.append((entry.path, found))
                     else:
                         todo.append(entry.path)
+            for path, (file, reason) in zip(images, look_at_all(images), strict=True):
+                if file is not None:
+                    found.files.append(file)
+                else:
+                    found.unusable.append((path, str(reason)))
 
 
 class Disk:
@@ -227,18 +242,15 @@ def walk(folder: str | os.PathLike[str], *, deep: bool = True) -> Found:
     return found
 
 
-def _sort_in(entry: os.DirEntry[str], found: Found) -> None:
-    """Count an entry that is not a folder in the list where it belongs."""
+def _counts(entry: os.DirEntry[str], found: Found) -> bool:
+    """Whether an entry that is not a folder has the name of an image; the others are counted where they belong."""
     if is_litter(entry.name):
         found.hidden += 1
     elif not is_image(entry.name):
         found.other[ending(entry.name)] += 1
     else:
-        file, reason = look_at(entry.path)
-        if file is not None:
-            found.files.append(file)
-        else:
-            found.unusable.append((entry.path, str(reason)))
+        return True
+    return False
 
 
 def ending(name: str) -> str:
@@ -259,6 +271,20 @@ def look_at(path: str) -> tuple[File | None, str | None]:
     if not stat.S_ISREG(status.st_mode):
         return None, f"it is {_kind(status.st_mode)}, not a file"
     return File(path, status.st_size, status.st_mtime_ns), None
+
+
+def look_at_all(paths: Sequence[str]) -> list[tuple[File | None, str | None]]:
+    """``look_at`` each path: in threads where the answers take long, as those of a network disk do."""
+    started = time.perf_counter()
+    found = [look_at(path) for path in paths[:_SAMPLE]]
+    rest = paths[_SAMPLE:]
+    if not rest or time.perf_counter() - started < SLOW * _SAMPLE:
+        return found + [look_at(path) for path in rest]
+    chunks = [rest[i : i + _SAMPLE] for i in range(0, len(rest), _SAMPLE)]
+    with Threads(_ASKING) as pool:
+        return found + [
+            each for chunk in pool.map(lambda chunk: [look_at(path) for path in chunk], chunks) for each in chunk
+        ]
 
 
 def _kind(mode: int) -> str:

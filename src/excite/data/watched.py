@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -53,14 +54,20 @@ class Beats:
         self._own = threading.local()
         self._threads = itertools.count()
 
-    @contextmanager
-    def reading(self, index: int) -> Iterator[None]:
-        """Note that this process reads image number ``index``. After a crash the note remains."""
-        row = getattr(self._own, "row", None)
+    @property
+    def own(self) -> np.ndarray:
+        """What this thread or process is doing: int64 (2,), the image that it reads, or -1, and how many it began."""
+        row: np.ndarray | None = getattr(self._own, "row", None)
         if row is None:
             info = get_worker_info()
             number = next(self._threads) % len(self._rows) if info is None else info.id
             row = self._own.row = self._rows[number].numpy()
+        return row
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Note that this process reads image number ``index``. After a crash the note remains."""
+        row = self.own
         row[0] = index
         row[1] += 1
         try:
