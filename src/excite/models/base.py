@@ -114,6 +114,10 @@ class Classifier(NotScriptable):
     def after_stages(self, x: Tensor) -> Tensor:
         return x
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """The last map -> the dense layer's input: (N, C, H, W) -> (N, C)."""
+        return spatial_mean(x)
+
     # The interface.
 
     @property
@@ -141,7 +145,7 @@ class Classifier(NotScriptable):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits (N, K), or with ``pre_logits`` the dense layer's input, (N, num_features)."""
-        x = F.dropout(spatial_mean(x), self.drop_rate, self.training)
+        x = F.dropout(self.pooled(x), self.drop_rate, self.training)
         return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

@@ -29,7 +29,7 @@ class Variant(TypedDict):
         defaults: defaults that differ from those of ``create_model``.
     """
 
-    family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet", "efficientnet_lite"]
+    family: Literal["resnet", "cifar_resnet", "preresnet", "tf_seresnet", "efficientnet_lite", "fastnet"]
     arch: ModelArgs
     gate: "GateTable | None"
     defaults: Defaults
@@ -54,6 +54,12 @@ def _cifar(block: str, units: int, **arch: Any) -> Variant:
     }
 
 
+def _fastnet(widths: tuple[int, ...], depth: int) -> Variant:
+    """Three groups of ``depth`` convolutions for 32x32 images and 10 classes."""
+    arch = {"widths": widths, "depth": depth}
+    return {"family": "fastnet", "arch": arch, "gate": None, "defaults": {"num_classes": 10, "image_size": 32}}
+
+
 def _plain() -> dict[str, Variant]:
     """The ungated networks, keyed by the part of their name that "se" and "ge" are prefixed to."""
     nets = {
@@ -71,6 +77,9 @@ def _plain() -> dict[str, Variant]:
     for depth in (110, 164):
         nets[f"cifar_preresnet{depth}"] = _cifar("pre_bottleneck", (depth - 2) // 9)
     nets["cifar_wrn16_8"] = _cifar("pre_basic", 2, widths=(128, 256, 512))
+    # By their number of convolutions: those of airbench94, and of airbench96_faster.
+    nets["cifar_fastnet7"] = _fastnet((64, 256, 256), 2)
+    nets["cifar_fastnet10"] = _fastnet((128, 384, 512), 3)
     return nets
 
 

@@ -13,19 +13,21 @@ from excite.gates.registry import GateTable, model_option_names
 from excite.models.base import Classifier
 from excite.models.catalog import ModelArgs, Variant, get_variant
 from excite.models.efficientnet_lite import EfficientNetLite
+from excite.models.fastnet import FastNet
 from excite.models.grafting.core import Init, graft
 from excite.models.resnet import ResNet
 from excite.models.tf_seresnet import TFSEResNet
 from excite.models.timm_models import PREFIX, create_timm_model
 from excite.options import check_types
 
-_Builder = type[ResNet] | type[TFSEResNet] | type[EfficientNetLite]
+_Builder = type[ResNet] | type[TFSEResNet] | type[EfficientNetLite] | type[FastNet]
 _BUILDERS: dict[str, _Builder] = {
     "resnet": ResNet,
     "cifar_resnet": ResNet,
     "preresnet": ResNet,
     "tf_seresnet": TFSEResNet,
     "efficientnet_lite": EfficientNetLite,
+    "fastnet": FastNet,
 }
 _NORMS = ("bn_eps", "bn_momentum")
 _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
@@ -46,6 +48,7 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
     "preresnet": ("act_layer", "gate_position", "init", *_NORMS),
     "tf_seresnet": ("depth", *_NORMS),
     "efficientnet_lite": ("act_layer", "conv_padding", "gate_position", *_NORMS),
+    "fastnet": ("act_layer", "gate_position", *_NORMS),
 }
 
 
