@@ -10,7 +10,7 @@ from PIL import Image
 import excite
 from excite.data import ArrayImages, DataConfig, EvalLoader, open_data
 from excite.data.resize import eval_transform
-from excite.data.views import centre, combined, margin_size, views, with_margin
+from excite.data.views import WEIGHTS, centre, combined, margin_size, views, with_margin
 from excite.errors import ExciteError
 from excite.recipe import load_recipe
 from excite.trained.images import measuring_loader
@@ -56,6 +56,20 @@ def test_the_views_of_images_with_and_without_a_margin():
         views(images[:, :, :6, :6], "five", (6, 6))
 
 
+def test_moved_views_and_what_they_count():
+    images = torch.arange(2 * 3 * 70 * 9).remainder(251).to(torch.uint8).view(2, 3, 70, 9)
+    wide = mirrored(images, (2, 2), (1, 1))  # 70 / 32 is 2, and at least a pixel
+    seen = views(images, "shift", (70, 9))
+    wanted = [images, wide[:, :, 4:, 2:], wide[:, :, :-4, :-2]]
+    assert all(torch.equal(seen[2 * i], each) for i, each in enumerate(wanted))
+    assert all(torch.equal(seen[2 * i + 1], each.flip(3)) for i, each in enumerate(wanted))
+    assert torch.equal(views(images[:, :, :1, :1], "shift", (1, 1))[2], images[:, :, :1, :1])
+    logits = [torch.randn(5, 4) for _ in range(6)]
+    for several, chance in ((False, lambda x: x.softmax(1)), (True, torch.sigmoid)):
+        mean = 0.25 * sum(map(chance, logits[:2])) + 0.125 * sum(map(chance, logits[2:]))
+        assert torch.allclose(chance(combined(logits, several, WEIGHTS["shift"])), mean, atol=1e-6)
+
+
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
 @pytest.mark.parametrize("crop_pct", [0.5, 0.875, 0.95, 1.0])
 @pytest.mark.parametrize("shape", [(64, 96), (24, 32), (7, 90)], ids=str)
@@ -84,7 +98,7 @@ def test_probabilities_are_averaged_and_not_logits():
 
 
 def test_validate_gives_the_accuracy_of_the_mean_probabilities_whatever_the_batch_size(run):
-    for tta in ("flip", "five"):
+    for tta in ("flip", "five", "shift"):
         predictor, found = excite.validate(run, device="cpu", tta=tta, batch_size=7)
         _, other = excite.validate(run, device="cpu", tta=tta)
         assert isinstance(found, Evaluation)
@@ -93,8 +107,10 @@ def test_validate_gives_the_accuracy_of_the_mean_probabilities_whatever_the_batc
         opened = open_trained(run, device="cpu", precision="fp32")
         shares, labels = [], []
         for images, true, _ in opened.batches():
-            seen = views(images, tta, (8, 8))
-            shares.append(torch.stack([opened.predictor.logits(v).double().softmax(1) for v in seen]).mean(0))
+            seen = [opened.predictor.logits(v).double().softmax(1) for v in views(images, tta, (8, 8))]
+            if tta == "shift":  # what is not moved counts twice
+                seen = [*seen[:2], *seen]
+            shares.append(torch.stack(seen).mean(0))
             labels.append(true)
         share, label = torch.cat(shares), torch.cat(labels)
         assert found.loss == pytest.approx(torch.nn.functional.nll_loss(share.log(), label).item(), rel=1e-4)
@@ -147,7 +163,7 @@ def test_the_commands_say_that_they_used_it(run, photos, capsys):
     app(["predict", str(run), str(photos), "--tta", "five", "--device", "cpu"], standalone_mode=False)
     said = capsys.readouterr()
     assert "mean softmax probabilities of 5 views" in said.out + said.err
-    with pytest.raises(ExciteError, match=r"--tta is 'ten' \(allowed: flip, five\)"):
+    with pytest.raises(ExciteError, match=r"--tta is 'ten' \(allowed: flip, five, shift\)"):
         app(["validate", str(run), "--tta", "ten"], standalone_mode=False)
     with pytest.raises(ExciteError, match="tta is 'ten'"):
         excite.load(run, tta="ten")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import random
 import re
 import shlex
 import signal
@@ -29,7 +30,15 @@ from excite.twins import run_twins, runner
 from excite.twins.figure import draw
 from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, parse_gate, run_name, with_gate
 from excite.twins.report import _row, collect, notes, table, write_report
-from excite.twins.statistics import mean_interval, mean_sd, student_t
+from excite.twins.statistics import (
+    _half_width,
+    mean_interval,
+    mean_sd,
+    mean_sequence,
+    seeds_needed,
+    student_t,
+    verdict,
+)
 from excite.weights.locate import saved_steps
 from tests.training.small import same, small, tensors
 
@@ -362,6 +371,145 @@ def test_folds_take_the_place_of_seeds(stand_in, monkeypatch, capsys):
         run_twins("small.yaml", ["data.fold=1/2"], gates=["none"], folds=3, out="other", quiet=True)
     with pytest.raises(ExciteError, match="validates on training images, not on the test part"):
         run_twins("small.yaml", ["data.val_from=test"], gates=["none"], folds=3, out="other", quiet=True)
+
+
+# --- until decided ----------------------------------------------------------------------------------------------------
+
+
+def test_the_sequence_is_where_the_likelihood_ratio_reaches_its_bound():
+    """By the definition: the ends of an interval are the means whose ratio is 1 / alpha."""
+    values, alpha = [0.31, 0.12, 0.25, 0.22, 0.28, 0.11], 0.05
+    mean, low, high = mean_sequence(values, 1 - alpha)
+    assert mean == pytest.approx(statistics.fmean(values))
+
+    def ratio(n, tested):
+        shifted = [value - tested for value in values[:n]]
+        squares, total = sum(x * x for x in shifted), sum(shifted)
+        return math.sqrt(1 / (n + 1)) * (squares / (squares - total**2 / (n + 1))) ** (n / 2)
+
+    ends = []
+    for n in range(2, 7):
+        within = [t / 1000 for t in range(-5000, 5000) if ratio(n, t / 1000) < 1 / alpha]
+        ends.append((within[0], within[-1]))
+    assert low == pytest.approx(max(first for first, _ in ends), abs=1e-3)
+    assert high == pytest.approx(min(last for _, last in ends), abs=1e-3)
+    assert ratio(1, 0.0) == pytest.approx(1)
+    assert mean_sequence(values[:4], 0.95)[1:] == (None, None), "infinite"
+    assert mean_sequence([], 0.95) == (None, None, None)
+
+
+def decided(values, confidence, margin):
+    """The verdict at the first seed that has one, and that seed; the intersection is made once, step by step."""
+    low, high = -math.inf, math.inf
+    for n in range(2, len(values) + 1):
+        half, mean = _half_width(values[:n], 1 - confidence), statistics.fmean(values[:n])
+        low, high = max(low, mean - half), min(high, mean + half)
+        if not math.isinf(high) and (found := verdict(low, high, margin)) != "undecided":
+            return found, n
+    return "undecided", len(values)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "counts"])
+def test_stopping_when_it_suits_gives_false_verdicts_in_at_most_5_percent(kind):
+    """1,000 experiments in which the gate does nothing, looked at after each of up to 30 seeds."""
+    rng = random.Random(0)
+    false = 0
+    for _ in range(1000):
+        if kind == "gaussian":
+            values = [rng.gauss(0, 0.2) for _ in range(30)]
+        else:  # differences of accuracies on 1,000 images, in steps of 0.1 points
+            values = [round(rng.gauss(0, 5) - rng.gauss(0, 5)) / 10 for _ in range(30)]
+        false += decided(values, 0.95, 0.05)[0] in ("better", "worse")
+    assert false <= 50
+    assert false > 0, "else the test could not fail"
+
+
+def test_students_interval_would_not_survive_that():
+    rng, t = random.Random(0), {n: student_t(0.95, n - 1) for n in range(3, 31)}
+
+    def ever_significant(values):
+        return any(
+            abs(statistics.fmean(values[:n])) > t[n] * statistics.stdev(values[:n]) / n**0.5 for n in range(3, 31)
+        )
+
+    assert sum(ever_significant([rng.gauss(0, 0.2) for _ in range(30)]) for _ in range(200)) > 40
+
+
+def test_verdicts_come_and_are_right():
+    rng = random.Random(1)
+    for effect, wanted in ((0.3, "better"), (-0.3, "worse"), (0.0, "equivalent")):
+        found = [decided([rng.gauss(effect, 0.15) for _ in range(60)], 0.95, 0.15) for _ in range(200)]
+        assert sum(what == wanted for what, _ in found) >= 185, effect
+        assert statistics.median(n for _, n in found) < 40
+    assert verdict(None, None, 0.1) == verdict(-0.2, 0.05, 0.1) == "undecided"
+    assert verdict(0.01, 0.05, 0.1) == "better"
+    assert verdict(-0.05, 0.09, 0.1) == "equivalent"
+
+
+def test_the_planned_number_of_seeds_has_the_power():
+    needed = seeds_needed(0.13, 0.1, 0.95)
+    assert needed == 16
+    assert seeds_needed(0.13, 0.3, 0.95) == 4
+    rng, t = random.Random(0), student_t(0.95, needed - 1)
+    seen = 0
+    for _ in range(2000):
+        values = [rng.gauss(0.1, 0.13) for _ in range(needed)]
+        seen += statistics.fmean(values) > t * statistics.stdev(values) / needed**0.5
+    assert 0.77 < seen / 2000 < 0.85
+
+
+def test_gates_get_seeds_until_decided(stand_in, capsys):
+    """The stand-in's gates are 2, 3, 4 ... points better than none."""
+    report = run_twins("small.yaml", gates=["none", "se", "ge_theta"], out="exp", until="decided", margin=0.5)
+    asked = stand_in()
+    runs = [line for line in asked if "seed" in line]
+    last = max(int(line.rpartition("seed")[2]) for line in runs)
+    assert 4 <= last < 12
+    assert runs == [f"{gate}-seed{s}" for s in range(last + 1) for gate in ("none", "se", "ge_theta")]
+    assert [row["verdict"] for row in report["rows"]] == [None, "better", "better"]
+    assert report["missing"] == []
+    values = [2.0 + seed for seed in range(last + 1)]
+    expected = mean_sequence(values, 1 - 0.05 / 2)  # of two gates, both at once
+    row = report["rows"][1]
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == pytest.approx(expected)
+    assert mean_sequence(values[:-1], 1 - 0.05 / 2)[1] is None or mean_sequence(values[:-1], 0.975)[1] <= 0
+    printed = capsys.readouterr().out
+    assert "verdict" in printed
+    text = Path("exp/twins.md").read_text()
+    assert "for all 2 gates together (each is that of 97.5 %), however often one looks" in text
+    assert "To see a true difference with 80 %, a paired t-test takes" in text
+    again = run_twins(resume="exp", quiet=True)
+    assert stand_in() == []
+    assert again["rows"] == report["rows"]
+    assert load_plan(Path("exp")).margin == 0.5
+    run_twins(resume="exp", gates=["cbam"], quiet=True)
+    added = [line for line in stand_in() if "seed" in line]
+    assert all(line.startswith("cbam") or int(line.rpartition("seed")[2]) > last for line in added)
+
+
+def test_an_undecided_experiment_ends_with_its_seeds(stand_in):
+    report = run_twins("small.yaml", gates=["none", "se"], seeds=3, out="exp", until="decided", quiet=True)
+    assert [row["verdict"] for row in report["rows"]] == [None, "undecided"]
+    assert [row["finished"] for row in report["rows"]] == [3, 3]
+    assert load_plan(Path("exp")).margin == 0.1
+    more = run_twins("small.yaml", gates=["none", "se"], out="fixed", seeds=2, quiet=True)
+    assert "verdict" not in more["rows"][0]
+    later = run_twins("small.yaml", gates=["none", "se"], out="fixed", until="decided", quiet=True)
+    assert later["rows"][1]["verdict"] == "better", "an experiment may go on until decided"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"until": "done"}, "--until is 'done', but it takes one word: decided"),
+        ({"margin": 0.1}, "--margin 0.1 is for --until decided: give both"),
+        ({"until": "decided", "margin": 0.0}, "--margin must be a number of points above 0, such as 0.1, not 0"),
+        ({"until": "decided", "folds": 3}, "--until decided goes on with further seeds, which folds do not have"),
+    ],
+)
+def test_what_until_decided_refuses(stand_in, words, message):
+    with pytest.raises(ExciteError, match=message):
+        run_twins("small.yaml", gates=["none", "se"], out="exp", **words)
 
 
 def test_a_failed_run_is_reported_the_others_go_on_and_it_is_tried_again(stand_in, monkeypatch, capsys):
@@ -812,7 +960,7 @@ def test_examples_in_the_help_parse():
 
     command = typer.main.get_command(app).commands["twins"]
     examples = [line.strip() for line in command.help.splitlines() if line.strip().startswith("excite ")]
-    assert len(examples) == 4
+    assert len(examples) == 5
     for line in examples:
         words = shlex.split(line)[1:]
         assert words[0] == "twins"

@@ -19,7 +19,7 @@ INITS = ("identity", "paper")
 #: Libraries whose parameter names ``excite convert`` can write.
 TARGETS = ("excite", "timm", "torchvision")
 #: Test-time augmentation, and the number of views of each image (``excite.data.views``).
-TTA = {"flip": 2, "five": 5}
+TTA = {"flip": 2, "five": 5, "shift": 6}
 #: Input of an exported network: uint8 images of any size, or preprocessed float images.
 INPUTS = ("uint8", "float")
 

@@ -109,11 +109,13 @@ class OptimizerConfig(Section):
     """The optimiser and its parameter groups."""
 
     name: str = Field(
-        "sgd", description="sgd, adamw, or an optimiser of the pytorch_optimizer library (lamb, lion, adan ...)"
+        "sgd",
+        description="sgd, adamw, muon (convolutions by Muon, the rest by sgd), or an optimiser of the "
+        "pytorch_optimizer library (lamb, lion, adan ...)",
     )
     lr: Positive = Field(0.1, description="peak learning rate, for the batch_size of this recipe")
-    momentum: Share = Field(0.9, description="sgd only")
-    nesterov: bool = Field(False, description="sgd only")
+    momentum: Share = Field(0.9, description="sgd, and the parameters that muon leaves to it")
+    nesterov: bool = Field(False, description="sgd only; muon always has it")
     betas: list[Share] = Field(
         [0.9, 0.999], min_length=2, max_length=2, description="for optimisers of the Adam family"
     )
@@ -123,6 +125,11 @@ class OptimizerConfig(Section):
         1.0, gt=0, le=1, description="layer-wise learning-rate decay: factor from each block to the one before it"
     )
     gate_lr_factor: Positive = Field(1.0, description="learning rate of the gates relative to the other layers")
+    lr_factors: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="learning rates relative to the others, by names or patterns of parameters, as in "
+        "{'*.bias': 2, fc: 0.1}; the last that matches counts. How fast their weights decay stays the same",
+    )
     clip_grad_norm: Positive | None = Field(None, description="maximum gradient norm; null: no clipping")
     options: dict[str, Any] = Field(default_factory=dict, description="further arguments of the optimiser")
 
@@ -157,6 +164,16 @@ FOCAL_GAMMA = 2.0
 #: Temperature and share of the teacher's answers. Hinton et al. (arXiv 1503.02531, section 3) find temperatures of 2.5
 #: to 4 best for small students.
 DISTILL_TEMPERATURE, DISTILL_WEIGHT = 4.0, 0.5
+
+
+class LookaheadConfig(Section):
+    """Slow weights follow the trained ones, which then go on from them (Zhang et al., arXiv 1907.08610)."""
+
+    every: Count = Field(5, description="steps from one average to the next")
+    decay: Share = Field(0.8, description="share of the slow weights in each average, at the end of training")
+    power: NonNegative = Field(
+        0.0, description="over training, that share grows as (steps done / steps in all) to this power; 0: constant"
+    )
 
 
 class TrainConfig(Section):
@@ -242,6 +259,13 @@ class TrainConfig(Section):
         description="parameters to freeze, names or patterns: [conv1, layer1*]; norms: all norms; !pattern: not these",
     )
     freeze_epochs: Count | None = Field(None, description="number of epochs to freeze them for; null: the whole run")
+    freeze_from: dict[str, Count] = Field(
+        default_factory=dict,
+        description="parameters to freeze after so many epochs, by names or patterns, as in {conv1.bias: 3}",
+    )
+    lookahead: LookaheadConfig | None = Field(
+        None, description="average the weights over time and go on from there {every, decay, power}; null: off"
+    )
     init_from: str | None = Field(
         None, description="run folder or checkpoint to start from; with another number of classes, the head is new"
     )

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from excite.errors import ExciteError, nearest
+from excite.models import EfficientNetLite as _EfficientNetLite
+from excite.models import FastNet as _FastNet
 from excite.models import ResNet as _ResNet
 from excite.models import TFSEResNet as _TFSEResNet
 from excite.models import create_model as _create_model
@@ -202,10 +204,27 @@ class TFSEResNet(_AsTimm, _TFSEResNet):
     """``excite.models.TFSEResNet`` with timm's model interface."""
 
 
+class EfficientNetLite(_AsTimm, _EfficientNetLite):
+    """``excite.models.EfficientNetLite`` with timm's model interface."""
+
+
+class FastNet(_AsTimm, _FastNet):
+    """``excite.models.FastNet`` with timm's model interface."""
+
+
+#: Network of ours -> the same with timm's interface.
+_CLASSES: dict[type[Classifier], type[_AsTimm]] = {
+    _ResNet: ResNet,
+    _TFSEResNet: TFSEResNet,
+    _EfficientNetLite: EfficientNetLite,
+    _FastNet: FastNet,
+}
+
+
 def _build(
     name: str,
     *,
-    global_pool: str = "avg",
+    global_pool: str | None = None,
     img_size: int | Sequence[int] | None = None,
     drop_rate: float | None = None,
     device: torch.device | str | None = None,
@@ -218,10 +237,10 @@ def _build(
     options = as_ours(name, options)
     with nullcontext() if device is None else torch.device(device):
         built: Any = _create_model(name, image_size=img_size, drop_rate=drop_rate, **options)
-        built.__class__ = TFSEResNet if isinstance(built, _TFSEResNet) else ResNet
+        built.__class__ = _CLASSES[type(built)]
         if dtype is not None:
             built.to(dtype=dtype)
-        built.adopt(global_pool)
+        built.adopt(("max" if isinstance(built, _FastNet) else "avg") if global_pool is None else global_pool)
     return built
 
 

@@ -57,9 +57,9 @@ def test_parameter_counts_with_rounded_width(name, parameters):
 
 
 def test_the_number_of_names():
-    # 8 ImageNet and 8 CIFAR nets and EfficientNet-Lite0, plain + SE + 3 GE each; SENet-154; the TensorFlow reference;
+    # 8 ImageNet and 10 CIFAR nets and EfficientNet-Lite0, plain + SE + 3 GE each; SENet-154; the TensorFlow reference;
     # two SKNets.
-    assert len(VARIANTS) == len(list_models()) == (8 + 8 + 1) * 5 + 4
+    assert len(VARIANTS) == len(list_models()) == (8 + 10 + 1) * 5 + 4
     assert list_models("*se*50*") == ["seresnet50", "seresnext50_32x4d"]
     assert list_models("cifar_ge*20*") == [f"cifar_geresnet20_theta{end}" for end in ("", "_minus", "_plus")]
     assert list_models("nothing") == []

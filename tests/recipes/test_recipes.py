@@ -50,7 +50,7 @@ IMAGENET, CIFAR = 1281167, 50000  # training images
 
 
 def test_all_recipes_are_here():
-    assert len(RECIPES) == 28
+    assert len(RECIPES) == 29
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
@@ -251,6 +251,7 @@ RATES = {
     "imagenet-geresnet50-600ep": torchvision,
     "digits-seresnet20": ours(peak=0.2, warmup_epochs=2, epochs=40),
     "cifar10-seresnet20": ours(peak=0.1, warmup_epochs=1, epochs=13),
+    "cifar10-fast": lambda step, per_epoch: 0.24 * (1 - step / (8 * per_epoch)),
     "cifar10-resnet20": ours(peak=0.1, warmup_epochs=1, epochs=13),
     "cifar10-geresnet20": ours(peak=0.1, warmup_epochs=1, epochs=11),
     "cifar10-seresnet110": ours(peak=0.1, warmup_epochs=5, epochs=200),

@@ -141,8 +141,8 @@ Augmented = Annotated[
     str | None,
     typer.Option(
         "--tta",
-        help="Mean probabilities of several views of each image: flip (and its mirror image), or five (its centre and "
-        "four corners).",
+        help="Mean probabilities of several views of each image: flip (and its mirror image), five (its centre and "
+        "four corners), or shift (moved a little, and mirrored).",
         callback=beforehand.choice("--tta", TTA),
         autocompletion=one_of(*TTA),
     ),

@@ -50,6 +50,18 @@ def twins(
         ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Confidence level of the intervals.")] = 0.95,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="decided",
+            help="Give a gate no more seeds once it is better, worse or equivalent for certain; --seeds is then the "
+            "most (default 30). The intervals hold however often one looks.",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="With --until decided: points within which a gate is equivalent.  [default: 0.1]"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe with each gate and each seed or fold, and compare what the gates gain and cost.
@@ -61,6 +73,8 @@ def twins(
       excite twins cifar10-seresnet20 data.root=cifar-10-python.tar.gz --gates none,se --seeds 5
 
       excite twins folder-small data.root=my-images --gates none,se --folds 5
+
+      excite twins cifar10-fast data.root=cifar-10-python.tar.gz --gates none,se --until decided --margin 0.15
 
       excite twins --resume runs/twins-cifar10-seresnet20
     """
@@ -85,6 +99,8 @@ def twins(
         out=out,
         resume=resume,
         confidence=confidence,
+        until=until,
+        margin=margin,
         quiet=as_json,
     )
     if as_json:

@@ -36,7 +36,7 @@ class BatchAugment:
     Order: pad-crop and flips, RandAugment or TrivialAugment, rotation, colour jitter, normalisation, cutout, erasing,
     mixup or CutMix; at last, images are made smaller if a `size` (H, W) is given, so that cutout, padding and so on
     cover the same part of an image at every size. The random-resized crop is done in the loader, which crops what it
-    decodes.
+    decodes; so are alternating flips, because the loader knows which image is which.
     """
 
     def __init__(
@@ -56,10 +56,11 @@ class BatchAugment:
         self, images: torch.Tensor, labels: torch.Tensor, size: Size | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         augment = self.augment
+        hflip = augment.hflip if augment.hflip_mode == "random" else 0.0  # else the loader has flipped them
         if augment.crop == "pad":
-            images = pad_crop_flip(images, augment.pad, augment.pad_mode, augment.hflip)
-        elif augment.hflip > 0:
-            images = flip(images, augment.hflip)
+            images = pad_crop_flip(images, augment.pad, augment.pad_mode, hflip)
+        elif hflip > 0:
+            images = flip(images, hflip)
         if augment.vflip > 0:
             images = flip(images.transpose(2, 3), augment.vflip).transpose(2, 3)
         if augment.rand_augment or augment.trivial_augment or augment.rotation or augment.color_jitter:

@@ -371,6 +371,11 @@ class AugmentConfig(_Strict):
         description="repeated augmentation: copies of each image in a batch, each augmented differently",
     )
     hflip: float = Field(default=0.5, ge=0.0, le=1.0, description="probability of a horizontal flip")
+    hflip_mode: Literal["random", "alternate"] = Field(
+        default="random",
+        description="random: flips are drawn for each image and epoch; alternate: only for the first epoch, and an "
+        "image is then flipped in every other one (hflip=0.5)",
+    )
     vflip: float = Field(default=0.0, ge=0.0, le=1.0, description="probability of a vertical flip")
     color_jitter: Numbers | None = Field(
         default=None, description="strengths of [brightness, contrast, saturation, hue]; 0: off; hue at most 0.5"
@@ -407,6 +412,11 @@ class AugmentConfig(_Strict):
             jitter = self.color_jitter
             if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
                 raise ValueError(f"color_jitter must be four strengths >= 0, the last (hue) <= 0.5, got {jitter}")
+        if self.hflip_mode == "alternate" and self.hflip != 0.5:
+            raise ValueError(
+                f"hflip_mode=alternate flips every image in half of the epochs, so hflip={self.hflip:g} has "
+                "no effect: give hflip=0.5"
+            )
         if self.rand_augment is not None and self.trivial_augment:
             raise ValueError("choose rand_augment or trivial_augment, not both")
         return self

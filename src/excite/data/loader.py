@@ -35,7 +35,7 @@ Batch = TypeVar("Batch")
 
 # The first number of every seed: SeedSequence pads with zeros, so (seed, epoch) alone would equal (seed, epoch, 0).
 # `excite.data.decoder` has 1, for the crops of files.
-ORDER, ARRAY_CROP = 0, 2
+ORDER, ARRAY_CROP, FLIPS = 0, 2, 3
 
 MAX_WORKERS = 16  # more would decode faster than one device trains, and each takes about 200 MB
 
@@ -147,7 +147,7 @@ class TrainLoader(_Loader):
     with its own generator, seeded by (seed, epoch, image number).
 
     Yields `images` uint8 (B, C, H, W) and `labels` int64 (B,) on the device. Of `augment`, only the random-resized crop
-    is applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
+    and alternating flips are applied here; the rest is done by BatchAugment. Iterate over one epoch at a time.
 
     With `shards`, this rank stands for so many of a job of world * shards ranks: `rank`, `rank` + world and so on. It
     has their images in turn, and gives each exactly the same pixels as that job would.
@@ -171,6 +171,10 @@ class TrainLoader(_Loader):
         self.seed, self.augment, self.rank, self.world, self.shards = seed, augment, rank, world, shards
         self.drop_last = drop_last and len(images) >= batch_size * world
         self._files: ProcessBatches | ThreadBatches | None = None
+        self._flips: torch.Tensor | None = None
+        if augment.hflip_mode == "alternate":
+            flips = np.random.default_rng((FLIPS, seed)).integers(0, 2, len(images), np.uint8)
+            self._flips = torch.from_numpy(flips).to(self.device)
         self._sampler: ClassSampler | WeightSampler | None = None
         if data_config.sampler == "weights":
             if images.weights is None:
@@ -233,7 +237,17 @@ class TrainLoader(_Loader):
         steps = range(start_step, self.steps_per_epoch)
         requests = [Request(epoch, self._share(order, step).tolist()) for step in steps]
         streamed = self._streamed(self._files.run(requests))
-        return self._timed(((pixels, labels) for pixels, labels, _ in streamed), self._files.watch)
+        flipped = ((self._flipped(pixels, index, epoch), labels) for pixels, labels, index in streamed)
+        return self._timed(flipped, self._files.watch)
+
+    def _flipped(self, pixels: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        """With alternating flips, the images as this epoch shows them."""
+        if self._flips is None:
+            return pixels
+        mirrored = self._flips.index_select(0, index) != epoch % 2
+        columns = torch.arange(pixels.shape[3], device=pixels.device)
+        chosen = torch.where(mirrored[:, None], columns.flip(0), columns)
+        return pixels.gather(3, chosen[:, None, None, :].expand(pixels.shape))
 
     def _from_arrays(
         self, arrays: ArrayImages, order: np.ndarray, epoch: int, start_step: int
@@ -245,7 +259,7 @@ class TrainLoader(_Loader):
             pixels = self._pixels(arrays, index)
             if crops:
                 pixels = self._crop(pixels, epoch, step)
-            yield pixels, arrays.labels.index_select(0, index)
+            yield self._flipped(pixels, index, epoch), arrays.labels.index_select(0, index)
 
     def _crop(self, pixels: torch.Tensor, epoch: int, step: int) -> torch.Tensor:
         """Random crops of this rank's batch, or of those that it stands for, each computed for itself."""

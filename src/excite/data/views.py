@@ -2,11 +2,15 @@
 
 - flip: the image and its mirror image.
 - five: the centre and the four corners of an image with a margin, as in Krizhevsky et al. (2012), section 4.1.
+- shift: the image, and it moved by a thirty-second of its size up and left, and down and right, with a mirrored margin;
+  each of the three and its mirror image. The two that are not moved count as much as the four others together (Jordan,
+  arXiv 2404.00498, section 3.5).
 
 Shapes: B images, C channels, H x W pixels of the network's images, H' x W' with the margin, K classes.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,7 +26,7 @@ from excite.errors import ExciteError
 from excite.size import Size, by_text
 
 #: The names in :data:`excite.choices.TTA`.
-Tta = Literal["flip", "five"]
+Tta = Literal["flip", "five", "shift"]
 #: Size of the network's images relative to those with a margin, for images that are not cropped anyway: as in the usual
 #: ``data.crop_pct``.
 USUAL = 0.875
@@ -59,7 +63,7 @@ def views(images: Tensor, tta: Tta, size: Size) -> list[Tensor]:
 
     Args:
         images: uint8 (B, C, H, W), or (B, C, H', W') with a margin.
-        tta: "flip" or "five".
+        tta: "flip", "five" or "shift".
         size: H and W. Images of that size get a mirrored margin for ``five``.
 
     Raises:
@@ -67,6 +71,9 @@ def views(images: Tensor, tta: Tta, size: Size) -> list[Tensor]:
     """
     if tta == "flip":
         return [images, images.flip(3)]
+    if tta == "shift":
+        moved = [images, *(_moved(images, sign) for sign in (1, -1))]
+        return [view for each in moved for view in (each, each.flip(3))]
     if tuple(images.shape[2:]) == size:
         rows, columns = (_reflected(*each).to(images.device) for each in zip(size, margin_size(size), strict=True))
         images = images[:, :, rows][:, :, :, columns]
@@ -81,28 +88,54 @@ def centre(images: Tensor, size: Size) -> Tensor:
     return images[..., top : top + size[0], left : left + size[1]]
 
 
-def combined(logits: list[Tensor], several: bool) -> Tensor:
+#: What each view counts, where they do not all count the same.
+WEIGHTS: dict[Tta, list[float]] = {"shift": [2.0, 2.0, 1.0, 1.0, 1.0, 1.0]}
+
+
+def _moved(images: Tensor, sign: int) -> Tensor:
+    """Images moved by a thirty-second of their size, at least a pixel, up and left (1) or down and right (-1)."""
+    rows, columns = (
+        _moved_line(length, sign * min(length - 1, max(1, round(length / 32)))) for length in images.shape[2:]
+    )
+    return images[:, :, rows.to(images.device)][:, :, :, columns.to(images.device)]
+
+
+def combined(logits: list[Tensor], several: bool, weights: Sequence[float] | None = None) -> Tensor:
     """The logits of the mean of the views' probabilities: float32 (B, K) of each view -> (B, K).
 
     Probabilities are averaged, as in Krizhevsky et al. (2012), not logits: then every view has one vote, however large
     its logits are. For one class an image these are the logarithms of the mean softmax probabilities; with several
-    labels, log(p / (1 - p)) of the mean sigmoid probabilities p. Rows with a logit that is not finite stay so.
+    labels, log(p / (1 - p)) of the mean sigmoid probabilities p. Rows with a logit that is not finite stay so. With
+    ``weights``, a view counts so much (:data:`WEIGHTS`).
     """
     stacked = torch.stack(logits)
+    counts = [1.0] * len(logits) if weights is None else weights
+    shares = torch.tensor(counts, device=stacked.device).log()[:, None, None]
     if several:
-        return torch.logsumexp(F.logsigmoid(stacked), 0) - torch.logsumexp(F.logsigmoid(-stacked), 0)
-    return torch.logsumexp(F.log_softmax(stacked, 2), 0) - math.log(len(logits))
+        yes, no = F.logsigmoid(stacked), F.logsigmoid(-stacked)
+        return torch.logsumexp(yes + shares, 0) - torch.logsumexp(no + shares, 0)
+    return torch.logsumexp(F.log_softmax(stacked, 2) + shares, 0) - math.log(sum(counts))
 
 
 def told(tta: Tta, several: bool) -> str:
     """A sentence for the user about numbers that were measured with test-time augmentation."""
-    what = {"flip": "the image and its mirror image", "five": "the centre and the four corners of the image"}[tta]
+    what = {
+        "flip": "the image and its mirror image",
+        "five": "the centre and the four corners of the image",
+        "shift": "the image, and it moved a little both ways, each with its mirror image",
+    }[tta]
     kind = "sigmoid" if several else "softmax"
     return f"test-time augmentation (tta={tta}): the mean {kind} probabilities of {TTA[tta]} views, {what}"
 
 
 def _centre(down: int, across: int) -> tuple[int, int]:
     return crop_offset(down, 0), crop_offset(across, 0)
+
+
+def _moved_line(length: int, by: int) -> Tensor:
+    """int64 (length,): the pixels of a line that begins `by` pixels later, continued by its mirror image."""
+    place = torch.arange(by, by + length)
+    return torch.where(place < 0, -place, torch.where(place < length, place, 2 * (length - 1) - place))
 
 
 def _reflected(length: int, wanted: int) -> Tensor:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from excite.models.base import Classifier
     from excite.models.efficientnet_lite import EfficientNetLite
     from excite.models.factory import create_model, model_options
+    from excite.models.fastnet import FastNet
     from excite.models.folding import FoldedClassifier, fold
     from excite.models.resize import resize_gates
     from excite.models.resnet import ResNet
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Classifier": "base",
     "EfficientNetLite": "efficientnet_lite",
+    "FastNet": "fastnet",
     "ResNet": "resnet",
     "TFSEResNet": "tf_seresnet",
     "count_macs": "summary",
@@ -35,6 +37,7 @@ __all__ = [
     "VARIANTS",
     "Classifier",
     "EfficientNetLite",
+    "FastNet",
     "FoldedClassifier",
     "ResNet",
     "TFSEResNet",

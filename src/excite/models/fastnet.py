@@ -4,9 +4,11 @@ Notation: N images, C channels, H x W positions.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from excite.errors import ExciteError
 from excite.gates import GateSpec, create_gate
@@ -14,6 +16,7 @@ from excite.models.activation import activation
 from excite.models.base import Classifier, Stage
 from excite.models.blocks import BlockOptions, ResidualBlock
 from excite.models.resnet import check_choices, check_rates, set_batch_norms
+from excite.ops.boundaries import is_plain
 from excite.size import Size, as_size
 
 #: Factor of the first weights of the dense layer, whose input, maxima over positions, is large.
@@ -26,7 +29,7 @@ class ConvGroup(ResidualBlock):
     """3x3, max pooling to a half, norm, activation; then ``depth - 1`` times 3x3, norm, activation.
 
     With a depth of 3, the last two convolutions have a shortcut. The gate is after the last norm, before the shortcut
-    is added and the activation (position "standard" of :class:`~excite.models.blocks.ResidualBlock`).
+    is added and the activation (position "standard" of :class:`~excite.models.blocks.ResidualBlock`), or at the end.
     """
 
     def __init__(self, in_channels: int, channels: int, depth: int, in_size: Size, options: BlockOptions) -> None:
@@ -43,12 +46,21 @@ class ConvGroup(ResidualBlock):
             self.gate = create_gate(options.gate, channels, feature_size=self.out_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._activate(self.pool(self.get_submodule("conv1")(x)), self.get_submodule("bn1"))
+        x = self._activate(self.pool(self._first(x)), self.get_submodule("bn1"))
         y = x
         for i in range(2, self.depth):
             y = self._activate(self.get_submodule(f"conv{i}")(y), self.get_submodule(f"bn{i}"))
         last, norm = self.get_submodule(f"conv{self.depth}"), self.get_submodule(f"bn{self.depth}")
         return self._leave(last(y), norm, x if self.depth > 2 else None)
+
+    def _first(self, x: Tensor) -> Tensor:
+        """The first convolution, in training without the last row and column of a map with odd sides, which the pooling
+        leaves out: a tenth of all the network's operations at 32 x 32. Everything that is pooled is the same."""
+        conv = self.get_submodule("conv1")
+        height, width = x.shape[2:]
+        if not self.training or (height % 2 == 0 and width % 2 == 0) or not is_plain(conv, nn.Conv2d):
+            return conv(x)
+        return F.conv2d(F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2)), cast(nn.Conv2d, conv).weight)
 
 
 class FastNet(Classifier):
@@ -63,7 +75,8 @@ class FastNet(Classifier):
 
     Arguments that are also options of ``create_model``:
 
-    - ``gate``: one at the end of each group.
+    - ``gate``, ``gate_position``: one at the end of each group, before its last activation ("standard") or after it
+      ("post").
     - ``act_layer``, ``bn_eps``, ``bn_momentum``, ``drop_rate``, ``image_size``: as in
       :class:`excite.models.resnet.ResNet`.
     """
@@ -85,7 +98,7 @@ class FastNet(Classifier):
         image_size: int | Sequence[int] = 32,
     ) -> None:
         super().__init__()
-        check_choices(gate_position=gate_position)
+        check_choices(fast_gate_position=gate_position)
         check_rates(drop_rate=drop_rate)
         if drop_path_rate:
             raise ExciteError("this network has no stochastic depth: leave model.drop_path_rate at 0")
@@ -135,7 +148,7 @@ class FastNet(Classifier):
         Args:
             images: float32 (N, C, H, W), normalised.
         """
-        patches = nn.functional.unfold(images.cpu(), self.conv1.kernel_size)  # (N, C * 4, positions)
+        patches = F.unfold(images.cpu(), self.conv1.kernel_size)  # (N, C * 4, positions)
         flat = patches.transpose(1, 2).flatten(0, 1).double()
         variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
         scaled = (directions / (variances + WHITENING_EPS).sqrt()).T.flip(0)

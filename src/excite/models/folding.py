@@ -39,6 +39,7 @@ from excite.models.activation import norm_act
 from excite.models.base import Classifier
 from excite.models.blocks import ResidualBlock
 from excite.models.efficientnet_lite import EfficientNetLite, InvertedResidual
+from excite.models.fastnet import ConvGroup, FastNet
 from excite.models.resnet import ResNet
 from excite.models.selective_kernel import SelectiveKernel
 from excite.models.tf_seresnet import GatedConv, TFSEResNet
@@ -74,7 +75,7 @@ def fold(model: nn.Module, *, dtype: torch.dtype | None = None, portable: bool =
     """
     if isinstance(model, FoldedClassifier):
         raise ExciteError("this model is already folded; fold the original model")
-    if not isinstance(model, ResNet | TFSEResNet | EfficientNetLite):
+    if not isinstance(model, ResNet | TFSEResNet | EfficientNetLite | FastNet):
         raise ExciteError(f"fold takes a model from create_model, not a {type(model).__name__}")
     # A fresh dense layer (reset_classifier) is in training mode, which makes no difference to it.
     if any(module.training for module in model.modules() if not isinstance(module, nn.Linear | nn.Identity)):
@@ -170,8 +171,9 @@ class FoldedClassifier(NotScriptable):
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last map -> logits (N, K), or with ``pre_logits`` the dense layer's input; float32 or float64."""
         with self._without_autocast(x):
-            pooled = _means(x, self.portable)
-            return pooled if pre_logits else self.net.fc(pooled)
+            net = self.net
+            pooled = net.pooled(x).to(wide(x.dtype)) if isinstance(net, FastNet) else _means(x, self.portable)
+            return pooled if pre_logits else net.fc(pooled)
 
     def train(self, mode: bool = True) -> "FoldedClassifier":
         """Only ``train(False)``. Raises ExciteError otherwise."""
@@ -216,6 +218,11 @@ class _Folder:
             for stage in net.stages():
                 for i, block in enumerate(stage):
                     stage[i] = FoldedBlock(cast(ResidualBlock, block), self)
+        if isinstance(net, FastNet):
+            net.conv1 = self.conv(net.conv1, None)  # type: ignore[assignment]
+            for stage in net.stages():
+                for i, group in enumerate(stage):
+                    stage[i] = FoldedGroup(cast(ConvGroup, group), self)
         for module in list(net.modules()):
             if isinstance(module, GatedConv):
                 module.conv = self.conv(module.conv, None)  # type: ignore[assignment]
@@ -484,6 +491,28 @@ class FoldedBlock(NotScriptable):
             return last.activate(excite_residual(identity, gate.scale(identity), last.without_act(y), last.relu))
         z = last.without_act(y)
         return last.activate(excite_residual(z, gate.scale(z), identity, last.relu))
+
+
+class FoldedGroup(FoldedBlock):
+    """A :class:`excite.models.fastnet.ConvGroup`. The norm behind the pooling is folded into the convolution before it
+    if all its factors are positive: then the maximum stays where it is."""
+
+    def __init__(self, group: ConvGroup, folder: _Folder) -> None:
+        super().__init__(group, folder)
+        conv, norm = group.get_submodule("conv1"), group.get_submodule("bn1")
+        weight = cast(_BatchNorm, norm).weight
+        fixed = isinstance(norm, _BatchNorm) and norm.running_mean is not None
+        commutes = fixed and (weight is None or bool((weight > 0).all()))
+        self.conv1 = folder.conv(conv, norm if commutes else None)
+        self.pool, self.depth = group.pool, group.depth
+        self.behind = None if commutes else norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.conv1(x))
+        y = identity = self.act(y if self.behind is None else self.behind(y).to(y.dtype))
+        for conv in self.convs[1:-1]:
+            y = conv(y)
+        return self._leave(y, identity if self.depth > 2 else None)
 
 
 def _means(x: Tensor, portable: bool) -> Tensor:

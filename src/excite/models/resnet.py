@@ -29,6 +29,7 @@ CHOICES = {
     "conv_padding": ("symmetric", "same"),
     "stride_on": ("conv2", "conv1"),
     "gate_position": POSITIONS,
+    "fast_gate_position": ("standard", "post"),
     "lite_gate_position": ("expanded", "standard"),
     "shortcut": ("conv", "pad"),
     "init": ("he_normal", "he_uniform", "mindcv"),
@@ -192,9 +193,9 @@ def check_choices(**options: str) -> None:
     for option, value in options.items():
         allowed = CHOICES[option]
         if value not in allowed:
-            raise ExciteError(
-                f"{option} must be one of {', '.join(allowed)}, not {value!r}{nearest(str(value), allowed)}"
-            )
+            said = option.removeprefix("lite_").removeprefix("fast_")
+            close = nearest(str(value), allowed)
+            raise ExciteError(f"{said} must be one of {', '.join(allowed)}, not {value!r}{close}")
 
 
 def check_output_stride(output_stride: int, stem: str, selective: bool) -> None:

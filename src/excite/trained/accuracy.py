@@ -48,8 +48,8 @@ def validate(
         batch_size: images per batch; does not affect the result.
         fold: fold the batch norms into the convolutions (see :class:`Predictor`); None: only on a CPU in fp32,
             where it is faster; in lower precisions rounding would change the numbers.
-        tta: test-time augmentation, "flip" or "five", as for ``excite.load``; a sentence in ``notes`` says so. With
-            several labels an image, the network's threshold is kept, which was chosen without it.
+        tta: test-time augmentation, "flip", "five" or "shift", as for ``excite.load``; a sentence in ``notes`` says
+            so. With several labels an image, the network's threshold is kept, which was chosen without it.
         progress: called with (images done, images in total) after each batch.
 
     Returns:

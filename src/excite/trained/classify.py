@@ -37,7 +37,7 @@ def predict(
         precision: "fp32", "bf16", "fp16" or "auto" (chosen for the device).
         batch_size: images per batch.
         fold: fold the batch norms into the convolutions; None: only on a CPU, where it is faster.
-        tta: test-time augmentation, "flip" or "five", as for ``excite.load``.
+        tta: test-time augmentation, "flip", "five" or "shift", as for ``excite.load``.
         say: called with a sentence about the test-time augmentation, one about files skipped in each folder, and the
             path of the grid.
         progress: called with (images done, images in total).

@@ -131,7 +131,7 @@ class Predictor:
         precision: the precision in use: "fp32", "bf16" or "fp16".
         several: whether an image may have several classes (``task=multilabel``), maybe none.
         threshold: the probability from which on a class is predicted, if several may be.
-        tta: test-time augmentation, "flip" or "five" (see ``excite.data.views``), or None.
+        tta: test-time augmentation, "flip", "five" or "shift" (see ``excite.data.views``), or None.
     """
 
     def __init__(
@@ -317,8 +317,8 @@ def load(
         device: "auto", "cpu", "cuda" ...
         precision: "fp32", "bf16", "fp16" or "auto".
         fold: fold the batch norms into the convolutions, which is faster on a CPU (see :class:`Predictor`).
-        tta: test-time augmentation: None, "flip" (the image and its mirror image) or "five" (its centre and four
-            corners): the mean of the probabilities.
+        tta: test-time augmentation: None, "flip" (the image and its mirror image), "five" (its centre and four
+            corners) or "shift" (moved a little, and mirrored): the mean of the probabilities.
 
     Raises:
         ExciteError: there is nothing, it is damaged, or its format is unknown.

@@ -46,6 +46,7 @@ class State(TypedDict):
             and not done, it failed, and a resumed run begins with it. Older versions saved nothing then.
         seconds: training time so far; newer versions have it in the manifest.
         teacher: digest of the teacher, if there is one.
+        lookahead: the slow weights, if there are any.
     """
 
     step: _Count
@@ -60,6 +61,7 @@ class State(TypedDict):
     evaluated: NotRequired[Annotated[int, Field(ge=-1, lt=1 << 53)]]
     seconds: NotRequired[_Seconds]
     teacher: NotRequired[str]
+    lookahead: NotRequired[dict[str, Tensor]]
 
 
 class FileRecord(TypedDict):

@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from excite.data import Preprocessing
-from excite.data.views import Tta, combined, views
+from excite.data.views import WEIGHTS, Tta, combined, views
 from excite.logits import finite, losses, number, sentence
 from excite.measures import (
     MEASURES,
@@ -414,7 +414,9 @@ def logits_of(
     if tta is not None:
         seen = views(images, tta, preprocessing.size)
         return combined(
-            [logits_of(model, each, preprocessing, device, precision, channels_last) for each in seen], several
+            [logits_of(model, each, preprocessing, device, precision, channels_last) for each in seen],
+            several,
+            WEIGHTS.get(tta),
         )
     x = preprocessing.normalize(images)
     if channels_last:

@@ -262,6 +262,7 @@ def _train(run: Run, stop: StopSignals, rescue: Rescue, resuming: bool, at: int 
         if epoch < (recipe.train.freeze_epochs or recipe.train.epochs):
             for norm in run.frozen_norms:
                 norm.eval()
+        run.spare_gradients(epoch)
         clock.start(run.train_loader.wait_seconds)
         for images, labels in run.train_loader.epoch(epoch, run.step - epoch * run.steps_per_epoch):
             meter.add(*train_step(run, images, labels), len(labels))

@@ -2,8 +2,10 @@
 
 import fnmatch
 import inspect
+import math
 import re
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -12,9 +14,14 @@ from excite.errors import ExciteError, nearest, shown
 from excite.gates import Gate
 from excite.models.timm_models import is_timm_model, parameter_depths
 from excite.recipe import OptimizerConfig, TrainConfig
+from excite.training.muon import Muon
 
 #: Attribute of a parameter that is frozen for some epochs: the first epoch (from 0) in which it is trained.
 THAWS_AT = "_excite_thaws_at"
+#: Of one that is frozen later: the first epoch in which it is not trained any more.
+FREEZES_AT = "_excite_freezes_at"
+
+Value = TypeVar("Value")
 
 
 def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> list[nn.Module]:
@@ -40,7 +47,7 @@ def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> 
     frozen: dict[str, None] = {}
     for pattern in patterns:
         bare = pattern.removeprefix("!")
-        hits = [n for n in names if fnmatch.fnmatch(n, bare) or fnmatch.fnmatch(n, f"{bare}.*")]
+        hits = matching(bare, names)
         if not hits:
             modules = [name for name, _ in model.named_children()]
             raise ExciteError(f"train.freeze: no parameter matches {bare!r}{nearest(bare, [*modules, *names])}")
@@ -80,38 +87,104 @@ def layer_depths(model: nn.Module) -> dict[str, int]:
 
 
 class ParameterGroup(TypedDict):
-    """A parameter group of :mod:`torch.optim`, plus our learning-rate factor and the epoch of unfreezing."""
+    """A parameter group of :mod:`torch.optim`, plus our learning-rate factor and the epochs in which it is trained."""
 
     params: list[nn.Parameter]
     weight_decay: float
     lr_scale: float
     thaws_at: int
+    freezes_at: NotRequired[int]
+    muon: NotRequired[bool]
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[ParameterGroup]:
-    """Trainable parameters grouped by (weight decay, learning-rate factor, epoch of unfreezing).
+    """Trainable parameters grouped by what they have in common: weight decay, learning-rate factor, the epochs in which
+    they are trained, and with ``optimizer.name=muon`` by who trains them.
 
     Vectors (norms, biases) may be exempt from weight decay. Gates have ``gate_lr_factor`` times their layer's rate.
+    Where ``lr_factors`` changes a rate, the weight decay is divided by the factor, so that a step decays weights as
+    before.
+
+    Raises:
+        ExciteError: a pattern of ``lr_factors`` matches nothing.
     """
     flat = config.layer_decay == 1.0  # not every timm model reports the order of its layers
     depths = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if flat else layer_depths(model)
     last = max(depths.values(), default=0)
     of_gates = {p for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    names = [name for name, _ in model.named_parameters()]
+    factors = by_pattern(model, config.lr_factors, "optimizer.lr_factors", 1.0, names)
+    by_muon = _of_muon(model, of_gates) if config.name.lower() == "muon" else None
+    groups: dict[tuple[float, float, int, int | None, bool | None], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = config.weight_decay if parameter.ndim > 1 or config.decay_norm_and_bias else 0.0
         scale = config.layer_decay ** (last - depths[name]) * (config.gate_lr_factor if parameter in of_gates else 1.0)
-        groups.setdefault((decay, scale, getattr(parameter, THAWS_AT, 0)), []).append(parameter)
-    return [
-        {"params": p, "weight_decay": decay, "lr_scale": scale, "thaws_at": thaws_at}
-        for (decay, scale, thaws_at), p in groups.items()
-    ]
+        begin, end = getattr(parameter, THAWS_AT, 0), getattr(parameter, FREEZES_AT, None)
+        kind = None if by_muon is None else parameter in by_muon
+        key = (decay / factors[name], scale * factors[name], begin, end, kind)
+        groups.setdefault(key, []).append(parameter)
+    made: list[ParameterGroup] = []
+    for (decay, scale, begin, end, kind), parameters in groups.items():
+        made.append({"params": parameters, "weight_decay": decay, "lr_scale": scale, "thaws_at": begin})
+        if end is not None:
+            made[-1]["freezes_at"] = end
+        if kind is not None:
+            made[-1]["muon"] = kind
+    return made
+
+
+def by_pattern(
+    model: nn.Module, given: Mapping[str, Value], key: str, otherwise: Value, names: Sequence[str]
+) -> dict[str, Value]:
+    """Name of each parameter -> what ``given`` says of it, by shell patterns; the name of a module stands for all of
+    it, and the last pattern that matches counts. Raises ExciteError if one matches nothing; ``key`` names it."""
+    found = dict.fromkeys(names, otherwise)
+    for pattern, value in given.items():
+        hits = matching(pattern, names)
+        if not hits:
+            modules = [name for name, _ in model.named_children()]
+            raise ExciteError(f"{key}: no parameter matches {pattern!r}{nearest(pattern, [*modules, *names])}")
+        found |= dict.fromkeys(hits, value)
+    return found
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names of parameters that match a shell pattern, or belong to modules that do."""
+    return [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"{pattern}.*")]
+
+
+def _of_muon(model: nn.Module, of_gates: set[nn.Parameter]) -> set[nn.Parameter]:
+    """The parameters that Muon trains: convolutions and dense layers, but gates, the classifier, and depth-wise
+    convolutions, whose rows have nothing to do with each other."""
+    classifier: Any = model.get_classifier()  # type: ignore[operator]
+    heads = classifier if isinstance(classifier, tuple | list) else [classifier]
+    of_heads = {p for head in heads if isinstance(head, nn.Module) for p in head.parameters()}
+    matrices = {p for p in model.parameters() if p.ndim in (2, 4) and p.shape[1] > 1}
+    return matrices - of_gates - of_heads
+
+
+def freeze_from(model: nn.Module, epochs: Mapping[str, int]) -> None:
+    """Have parameters frozen after so many epochs, by name or pattern: their learning rate is 0 from then on.
+
+    Raises:
+        ExciteError: a pattern matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for name, epoch in by_pattern(model, epochs, "train.freeze_from", 0, names).items():
+        if epoch:
+            setattr(model.get_parameter(name), FREEZES_AT, epoch)
+
+
+def rate_of(group: Mapping[str, Any], rate: float, epoch: int) -> float:
+    """The learning rate of a parameter group in an epoch (from 0), from that of the schedule."""
+    frozen = epoch < group.get("thaws_at", 0) or epoch >= group.get("freezes_at", math.inf)
+    return 0.0 if frozen else rate * group["lr_scale"]
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser: SGD and AdamW from PyTorch (fused kernels), any other from the pytorch_optimizer library.
+    """The optimiser: SGD and AdamW from PyTorch (fused kernels), Muon, any other from the pytorch_optimizer library.
 
     Raises:
         ExciteError: the optimiser does not exist, or does not have one of the options.
@@ -126,6 +199,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Opt
     elif name == "adamw":
         factory = torch.optim.AdamW
         arguments |= {"betas": tuple(config.betas), "fused": True}
+    elif name == "muon":
+        factory = Muon
+        arguments |= {"momentum": config.momentum}
     else:
         factory = _library_optimizer(name)
         if "betas" in inspect.signature(factory).parameters and "betas" not in config.options:
@@ -155,7 +231,7 @@ def _library_optimizer(name: str) -> Any:
 
     names = pytorch_optimizer.get_supported_optimizers()
     if name not in names:
-        raise ExciteError(f"optimizer.name: there is no {shown(name)}{nearest(name, ['sgd', 'adamw', *names])}")
+        raise ExciteError(f"optimizer.name: there is no {shown(name)}{nearest(name, ['sgd', 'adamw', 'muon', *names])}")
     return pytorch_optimizer.load_optimizer(name)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from accelerate.utils import broadcast_object_list
 
-from excite.errors import ExciteError, shown
+from excite.errors import ExciteError, first_line, shown
 from excite.files import written_aside
 from excite.recipe import Recipe, as_yaml
 from excite.storage import uploads_to
@@ -70,6 +70,7 @@ def restore(run: Run, at: int | None = None) -> None:
     run.bad_before, run.evaluated_at = dict(saved.state.get("bad", {})), ckpt.evaluated_at(saved.state)
     _note_changes(run, saved)
     _restore_ema(run, saved)
+    _restore_lookahead(run, saved)
     _restore_optimizer(run, saved)
     if run.accelerator.is_main_process:
         _put_aside(run, found)
@@ -263,6 +264,20 @@ def _restore_ema(run: Run, saved: ckpt.Saved) -> None:
         run.notes.append("the moving average of the weights starts at this step: the checkpoint has none")
     elif saved.ema is not None:
         run.notes.append("without a moving average from this step on: the one in the checkpoint is not used")
+
+
+def _restore_lookahead(run: Run, saved: ckpt.Saved) -> None:
+    if run.lookahead is None:
+        return
+    slow = saved.state.get("lookahead")
+    if slow is None:
+        run.lookahead.restart(run.model)
+        run.notes.append("the slow weights (train.lookahead) start at this step: the checkpoint has none")
+        return
+    try:
+        run.lookahead.load(slow)
+    except (KeyError, RuntimeError) as error:
+        raise ckpt.Damaged(f"the slow weights in {saved.folder} do not fit ({first_line(error)})") from None
 
 
 def _restore_optimizer(run: Run, saved: ckpt.Saved) -> None:

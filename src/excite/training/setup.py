@@ -1,5 +1,6 @@
 """Builds everything the training loop needs from a recipe."""
 
+import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -7,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
-from torch import nn
+from torch import Tensor, nn
 
 from excite.console import Display
 from excite.data import (
@@ -32,6 +34,7 @@ from excite.errors import ExciteError, first_line
 from excite.gates import Gate
 from excite.measures import MEASURES, superlative
 from excite.models import Classifier, create_model
+from excite.models.fastnet import FastNet
 from excite.models.timm_models import PREFIX, check_plain_norms, images_of_timm, is_timm_model
 from excite.ops import native
 from excite.ops.sync_norm import convert_sync_batchnorm
@@ -53,8 +56,9 @@ from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
 from excite.training.compilation import compile_model
 from excite.training.ema import Ema
+from excite.training.lookahead import Lookahead
 from excite.training.loss import ALIKE, ByClass
-from excite.training.optimizer import LossScaler, freeze, make_optimizer
+from excite.training.optimizer import LossScaler, freeze, freeze_from, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
 from excite.training.rare import by_class
 from excite.training.rare import notes as rare_notes
@@ -98,6 +102,7 @@ class Run:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     keeps_head: bool = False
+    lookahead: Lookahead | None = None
     shards: Shards | None = None  # how steps are computed if the weights must not depend on the layout
     saver: Saver = field(default_factory=Saver)
     measured_at: tuple[int, Summary] | None = None  # the last evaluation of this process, and its step
@@ -115,6 +120,16 @@ class Run:
     def computing(self) -> AbstractContextManager[None]:
         """Context of everything that the weights depend on."""
         return nullcontext() if self.shards is None else one_thread()
+
+    def spare_gradients(self, epoch: int) -> None:
+        """Compute no gradients of parameters that are frozen from this epoch on (``train.freeze_from``). DDP, compiled
+        graphs and shards expect them nevertheless; a step then ignores them."""
+        if self.accelerator.num_processes > 1 or self.shards is not None or self.recipe.train.compile != "off":
+            return
+        for group in self.optimizer.param_groups:
+            if epoch >= group.get("freezes_at", math.inf):
+                for parameter in group["params"]:
+                    parameter.requires_grad_(False)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -204,6 +219,8 @@ class Run:
         }
         if self.teacher is not None:
             state["teacher"] = self.teacher.digest
+        if self.lookahead is not None:
+            state["lookahead"] = self.lookahead.slow
         ema = None if self.ema is None else self.saver.copy(self.step, self.ema.module)
         return ckpt.Snapshot(
             state=copied_values(state),
@@ -261,6 +278,7 @@ def set_up(
     notes += [note] if note else []
     _share_norms(model, count, config.sync_bn and world > 1, device)  # before anything else refers to the norms
     frozen_norms = freeze(model, patterns, config.freeze_epochs)
+    freeze_from(model, config.freeze_from)
     train_loader = TrainLoader(
         data.train,
         batch_size=config.batch_size // world,
@@ -277,6 +295,8 @@ def set_up(
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
+    steps = train_loader.steps_per_epoch * config.epochs
+    lookahead = None if config.lookahead is None else Lookahead(model, config.lookahead, steps)
     net = _compiled(accelerator, model, config.compile) if count is None else model
 
     evaluating = partial(_eval_loader, recipe, accelerator, count is not None)
@@ -312,6 +332,7 @@ def set_up(
         display=display,
         by_class=terms,
         teacher=teacher,
+        lookahead=lookahead,
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
@@ -523,11 +544,26 @@ def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classif
         taken = take_weights(model, recipe.train.init_from, data.classes, recipe.train.probe)
     elif pretrained and not resuming:
         taken = Taken([f"weights that timm has for {recipe.model.name}"], images_of_timm(model))
-    elif recipe.train.freeze and not resuming:
+    elif recipe.train.freeze and not resuming and not isinstance(model, FastNet):
         notes.append("train.freeze keeps randomly initialised weights frozen, because train.init_from is not set")
+    if isinstance(model, FastNet) and not resuming and not recipe.train.init_from:
+        model.start_from_images(_first_images(recipe, data))
     if recipe.train.grad_checkpointing:
         _checkpoint_gradients(model)
     return model, taken, [*taken.notes, *notes]
+
+
+#: Images that the first layer is computed from, where it is (as in Jordan, arXiv 2404.00498).
+FIRST_IMAGES = 5000
+
+
+def _first_images(recipe: Recipe, data: DataSets) -> Tensor:
+    """The first training images, normalised: float32 (N, C, H, W). The same on every process."""
+    some = data.train.take(np.arange(min(FIRST_IMAGES, len(data.train))))
+    loader = EvalLoader(some, batch_size=500, device="cpu", data_config=recipe.data, rule="train")
+    preprocessing = data.preprocessing
+    with one_thread():
+        return torch.cat([preprocessing.normalize(pixels) for pixels, _, _ in loader])
 
 
 def _checkpoint_gradients(model: Classifier) -> None:

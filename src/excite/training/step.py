@@ -1,5 +1,6 @@
 """One training step: augmentation, forward and backward pass, optimiser, moving average."""
 
+import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from excite.logits import hits
 from excite.runtime.device import DTYPES, seed_everything
 from excite.training.loss import training_loss
+from excite.training.optimizer import rate_of
 from excite.training.schedule import learning_rate
 from excite.training.setup import Run
 from excite.training.shards import Shards
@@ -33,12 +35,17 @@ def train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 def _train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     config = run.recipe.train
     rate = learning_rate(run.recipe.schedule, run.recipe.optimizer.lr, run.step, run.steps_per_epoch, config.epochs)
+    epoch = run.step // run.steps_per_epoch
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"] if run.step >= group.get("thaws_at", 0) * run.steps_per_epoch else 0.0
+        group["lr"] = rate_of(group, rate, epoch)
     if run.buffers is not None:
         run.buffers.keep()
     backward = _backward if run.shards is None else _backward_in_shards
     total, correct = backward(run, images, labels)
+    for group in run.optimizer.param_groups:
+        if epoch >= group.get("freezes_at", math.inf):  # in no layout do they count, not even for clip_grad_norm
+            for parameter in group["params"]:
+                parameter.grad = None
     if run.recipe.optimizer.clip_grad_norm is not None:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), run.recipe.optimizer.clip_grad_norm, foreach=True)
@@ -49,6 +56,8 @@ def _train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
     if run.buffers is not None:  # fp16: a step that overflowed changes nothing but the counters
         skipped = run.scaler.overflowed
         run.buffers.restore(skipped)
+    if run.lookahead is not None:
+        run.lookahead.after(run.model, run.step + 1)
     if run.ema is not None:
         run.ema.update(run.model, run.step, skipped)
     return total, correct

@@ -20,6 +20,8 @@ from excite.recipe import ModelConfig, Recipe, flatten, parse_yaml
 
 DEFAULT_GATES = ("none", "se", "ge_theta_minus", "ge_theta", "ge_theta_plus")
 DEFAULT_SEEDS = 3
+#: The most seeds of a gate with ``--until decided``, unless it is said; and its margin in points.
+MOST_SEEDS, MARGIN = 30, 0.1
 UNGATED = "none"
 PLAN = "twins.json"
 FORMAT_VERSION = 1
@@ -42,12 +44,15 @@ class Plan:
         gates: labels, see :func:`parse_gate`.
         seeds: values of ``train.seed``; with folds, there is one.
         folds: number of folds to validate on in turn (``data.fold``); 0: that of the recipe alone.
+        margin: points within which a gate counts as equivalent to the baseline, if a gate gets no more seeds once there
+            is a verdict on it; None: all get all.
     """
 
     recipe: Recipe
     gates: tuple[str, ...]
     seeds: tuple[int, ...]
     folds: int = 0
+    margin: float | None = None
 
     @property
     def unit(self) -> Literal["seed", "fold"]:
@@ -101,6 +106,7 @@ class Plan:
         recipe = self.recipe.model_dump(mode="json")
         plan = {"format_version": FORMAT_VERSION, "gates": self.gates, "seeds": self.seeds, "recipe": recipe}
         plan |= {"folds": self.folds} if self.folds else {}
+        plan |= {"margin": self.margin} if self.margin is not None else {}
         write_json(folder / PLAN, plan)
 
 
@@ -114,6 +120,7 @@ class _StoredPlan(BaseModel):
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=1 << 63)]], Field(min_length=1, max_length=10_000)]
     recipe: dict[str, Any]
     folds: Annotated[int, Field(ge=0, le=MOST_FOLDS)] = 0
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 def run_name(gate: str, number: int, unit: str = "seed") -> str:
@@ -135,13 +142,19 @@ def load_plan(folder: Path) -> Plan | None:
     except ValidationError as error:
         why = "; ".join(explain(e) for e in error.errors()[:3])
         raise ExciteError(f"{path} cannot be read as a plan of twins: {why}") from None
-    plan = Plan(Recipe.from_dict(stored.recipe, str(path)), tuple(stored.gates), tuple(stored.seeds), stored.folds)
+    recipe = Recipe.from_dict(stored.recipe, str(path))
+    plan = Plan(recipe, tuple(stored.gates), tuple(stored.seeds), stored.folds, stored.margin)
     plan.check()
     return plan
 
 
 def make_plan(
-    folder: Path, recipe: Recipe | None, gates: Sequence[str] | None, seeds: int | None, folds: int | None = None
+    folder: Path,
+    recipe: Recipe | None,
+    gates: Sequence[str] | None,
+    seeds: int | None,
+    folds: int | None = None,
+    margin: float | None = None,
 ) -> Plan:
     """The plan for ``folder``: a new one, or the existing one, with new gates or seeds added.
 
@@ -151,6 +164,7 @@ def make_plan(
         gates: labels of the gates; None: those of the existing plan, or the default.
         seeds: number of seeds, counting up from the recipe's ``train.seed``; None: as for the gates.
         folds: number of folds to validate on in turn, instead of seeds; None: as for the gates, by default none.
+        margin: see :class:`Plan`; ``seeds`` is then the most that a gate gets.
 
     Raises:
         ExciteError: a gate does not fit, or the folder contains the twins of another recipe.
@@ -171,14 +185,17 @@ def make_plan(
     first = recipe.train.seed
     new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
     new_seeds = tuple(range(first, first + seeds)) if seeds is not None else old.seeds if old else None
-    if new_seeds is None:
-        new_seeds = tuple(range(first, first + (1 if folds else DEFAULT_SEEDS)))
+    margin = margin if margin is not None or old is None else old.margin
+    if margin is not None and folds:
+        raise ExciteError("--until decided goes on with further seeds, which folds do not have: leave out --folds")
+    if new_seeds is None or (margin is not None and seeds is None and (old is None or old.margin is None)):
+        new_seeds = tuple(range(first, first + (1 if folds else DEFAULT_SEEDS if margin is None else MOST_SEEDS)))
     if len(set(new_gates)) < len(new_gates) or not new_gates:
         raise ExciteError(f"--gates must name each gate once, and at least one, not {','.join(new_gates)!r}")
     if old is not None:  # gates and seeds may be added; finished runs stay in the report
         new_gates = tuple(dict.fromkeys([*old.gates, *new_gates]))
         new_seeds = tuple(dict.fromkeys([*old.seeds, *new_seeds]))
-    plan = Plan(recipe, new_gates, new_seeds, folds)
+    plan = Plan(recipe, new_gates, new_seeds, folds, margin)
     plan.check()
     return plan
 

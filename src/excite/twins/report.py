@@ -16,7 +16,7 @@ from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 from excite.twins.plan import Labels, Plan, run_name
-from excite.twins.statistics import mean_interval, mean_sd
+from excite.twins.statistics import Verdict, mean_interval, mean_sd, mean_sequence, seeds_needed, verdict
 from excite.twins.worker import Latency
 
 
@@ -85,9 +85,10 @@ class GateLatency(TypedDict):
 
 
 class TwinRow(Trained, Difference, GateLatency):
-    """One row of the table; values not known (yet) are None."""
+    """One row of the table; values not known (yet) are None. ``verdict``: of an experiment with a margin."""
 
     gate: str
+    verdict: NotRequired[Verdict | None]
 
 
 class Report(TypedDict):
@@ -98,6 +99,7 @@ class Report(TypedDict):
     gates: list[str]
     seeds: list[int]
     folds: NotRequired[int]
+    margin: NotRequired[float]
     baseline: str
     confidence: float
     rows: list[TwinRow]
@@ -155,19 +157,21 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
             peak = max(known([results["memory_gb"], *peaks]), default=None)
             runs.append({**plan.labels(gate, number), **results, "memory_gb": peak})
     latency = read_latency(folder / "latency.json")
-    top1: dict[str, dict[int, float]] = {gate: {} for gate in plan.gates}
-    for r in runs:
-        if (last := last_of(r)) is not None:
-            top1[r["gate"]][r[plan.unit]] = last
+    top1 = _top1(plan, runs)
     rows: list[TwinRow] = []
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
         pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
         ms = None if latency is None else latency["ms"].get(gate)
-        rows.append(
-            {"gate": gate, **_row(own, plan.numbers), **_difference(pairs, confidence, plan.folds), **_latency(ms)}
-        )
+        difference = _difference(pairs, confidence, plan)
+        row: TwinRow = {"gate": gate, **_row(own, plan.numbers), **difference, **_latency(ms)}
+        if plan.margin is not None:
+            ends = difference["difference_low"], difference["difference_high"]
+            row["verdict"] = None if pairs is None else verdict(*ends, plan.margin)
+        rows.append(row)
     trained = {(r["gate"], r[plan.unit]) for r in runs}
+    open_gates = {row["gate"] for row in rows if row.get("verdict", "undecided") == "undecided"}
+    open_gates |= {plan.baseline} if open_gates else set()
     report: Report = {
         "folder": str(folder),
         "recipe": plan.recipe.name,
@@ -178,14 +182,32 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
         "rows": rows,
         "runs": runs,
         "failures": [failure.copy() for failure in failures],
-        "missing": [plan.run_name(*each) for each in plan.runs() if each not in trained],
+        "missing": [plan.run_name(*each) for each in plan.runs() if each not in trained and each[0] in open_gates],
         "devices": sorted({f"{r['devices']} x {r['device']}, {r['precision']}" for r in runs}),
         "versions": versions(),
         "latency": latency,
     }
     if plan.folds:
         report["folds"] = plan.folds
+    if plan.margin is not None:
+        report["margin"] = plan.margin
     return report
+
+
+def _top1(plan: Plan, runs: Iterable[TwinRun]) -> dict[str, dict[int, float]]:
+    """Gate -> seed or fold -> the measure after the last epoch."""
+    top1: dict[str, dict[int, float]] = {gate: {} for gate in plan.gates}
+    for r in runs:
+        if (last := last_of(r)) is not None:
+            top1[r["gate"]][r[plan.unit]] = last
+    return top1
+
+
+def verdicts(plan: Plan, folder: Path, confidence: float) -> dict[str, bool]:
+    """Gate, but the baseline -> whether there is a verdict on it (`Plan.margin`)."""
+    assert plan.margin is not None
+    rows = collect(plan, folder, [], confidence)["rows"]
+    return {row["gate"]: row.get("verdict") != "undecided" for row in rows if row["gate"] != plan.baseline}
 
 
 def known(values: Iterable[float | None]) -> list[float]:
@@ -219,14 +241,15 @@ def _row(runs: Sequence[TwinRun], numbers: Sequence[int]) -> Trained:
     }
 
 
-def _difference(
-    pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float, folds: int = 0
-) -> Difference:
-    """The difference over runs with equal seeds or folds; one that only one of the two has is left out."""
+def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float, plan: Plan) -> Difference:
+    """The difference over runs with equal seeds or folds; one that only one of the two has is left out. With a margin,
+    in the order of the seeds, with an interval that holds whenever one stops, for all gates together."""
     own, base = pairs if pairs is not None else ({}, {})
-    differences = [own[number] - base[number] for number in own if number in base]
-    shared = 1 / (folds - 1) if folds else 0.0
-    mean, low, high = mean_interval(differences, confidence, shared)
+    differences = [own[number] - base[number] for number in plan.numbers if number in own and number in base]
+    if plan.margin is not None:
+        mean, low, high = mean_sequence(differences, 1 - (1 - confidence) / max(1, len(plan.gates) - 1))
+    else:
+        mean, low, high = mean_interval(differences, confidence, 1 / (plan.folds - 1) if plan.folds else 0.0)
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
 
 
@@ -246,7 +269,7 @@ def _latency(quartiles: Sequence[float] | None) -> GateLatency:
 def table(report: Report) -> list[dict[str, str]]:
     """The rows as text: heading -> cell."""
     percent = f"{100 * report['confidence']:g} %"
-    uneven = any(r.get("uneven") for r in report["runs"])
+    uneven, sequential = any(r.get("uneven") for r in report["runs"]), "margin" in report
 
     def balanced(row: TwinRow) -> dict[str, str]:
         return {"balanced %": _plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
@@ -255,9 +278,10 @@ def table(report: Report) -> list[dict[str, str]]:
     return [
         {
             "gate": row["gate"],
-            "runs": f"{row['finished']}/{row['planned']}",
+            "runs": f"{row['finished']}" if sequential else f"{row['finished']}/{row['planned']}",
             f"{label} %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
             f"difference to {report['baseline']} [{percent} interval]": _signed(row),
+            **({"verdict": row.get("verdict") or "-"} if sequential else {}),
             **balanced(row),
             "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
             "params (M)": _number(row["params_m"], ".3f"),
@@ -321,6 +345,8 @@ def notes(report: Report) -> list[str]:
             f"resampled t: the folds share training images, so the variance of the mean is not 1/{folds} of that of a "
             f"fold, but 1/{folds} + 1/{folds - 1}."
         )
+    elif "margin" in report:
+        said.append(_sequential_note(report))
     elif len(seeds) > 1:
         said.append(
             f"{len(seeds)} seeds ({', '.join(map(str, seeds))}): mean ± sample standard deviation; differences are "
@@ -328,6 +354,8 @@ def notes(report: Report) -> list[str]:
         )
     else:
         said.append("One seed: no spread and no interval, so differences are not conclusive; use --seeds 3 or more.")
+    if (needed := planning(report)) is not None:
+        said.append(needed)
     if runs:
         speed = "Training speed: each run's own median step"
         said.append(f"{speed}, of which the median over runs (lowest to highest); on {'; '.join(report['devices'])}.")
@@ -351,6 +379,43 @@ def notes(report: Report) -> list[str]:
     if runs:
         said.append("Peak memory is that of the training process, or that allocated on the accelerator.")
     return said
+
+
+def _sequential_note(report: Report) -> str:
+    compared = len(report["gates"]) - 1
+    alone = "" if compared < 2 else f" (each is that of {100 - 100 * (1 - report['confidence']) / compared:g} %)"
+    together = f"for all {compared} gates together{alone}, " if compared > 1 else ""
+    return (
+        f"Up to {len(report['seeds'])} seeds, until decided: mean ± sample standard deviation; differences are paired "
+        f"by seed. Their intervals hold {together}however often one looks and whenever one stops (a confidence "
+        "sequence: arXiv 2310.03722), so they are wider than Student's. Better, worse: 0 is outside. Equivalent: all "
+        f"of it is within {report.get('margin', 0):g} points of 0. Undecided: neither yet."
+    )
+
+
+def planning(report: Report) -> str | None:
+    """How many seeds it takes to see a difference, from the spread of the differences so far; None from fewer than
+    three pairs, and for folds."""
+    if report.get("folds"):
+        return None
+    base = {r["seed"]: last_of(r) for r in report["runs"] if r["gate"] == report["baseline"]}
+    spreads = {}
+    for gate in report["gates"]:
+        own = [(last_of(r), base.get(r["seed"])) for r in report["runs"] if r["gate"] == gate != report["baseline"]]
+        pairs = [mine - other for mine, other in own if mine is not None and other is not None]
+        sd = mean_sd(pairs)[1]
+        if len(pairs) >= 3 and sd:
+            spreads[gate] = sd
+    if not spreads:
+        return None
+    wanted = report.get("margin", 0.1)
+    gate = max(spreads, key=spreads.__getitem__)
+    needed = [f"{seeds_needed(spreads[gate], d, report['confidence']):,} for {d:g}" for d in (wanted, 3 * wanted)]
+    of = f"of {gate} " if len(spreads) > 1 else ""
+    return (
+        f"Seeds: differences {of}spread by {spreads[gate]:.2f} points (standard deviation). To see a true difference "
+        f"with 80 %, a paired t-test takes {needed[0]} points and {needed[1]}."
+    )
 
 
 def _images(runs: Sequence[TwinRun]) -> str:

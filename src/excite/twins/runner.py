@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ from rich.text import Text
 
 from excite.children import python_command
 from excite.console import Display, format_seconds
-from excite.errors import ExciteError
+from excite.errors import ExciteError, shown
 from excite.files import check_here, from_json, to_json, write_json, write_text
 from excite.leaving import signal_name
 from excite.measures import MEASURES
@@ -30,7 +30,7 @@ from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import PLAN, Plan, load_plan, make_plan
+from excite.twins.plan import MARGIN, PLAN, Plan, load_plan, make_plan
 from excite.twins.report import (
     Failure,
     Report,
@@ -40,6 +40,7 @@ from excite.twins.report import (
     measure_in,
     read_latency,
     show_report,
+    verdicts,
     write_report,
 )
 from excite.weights.locate import saved_steps
@@ -59,6 +60,8 @@ def run_twins(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     confidence: float = 0.95,
+    until: str | None = None,
+    margin: float | None = None,
     quiet: bool = False,
 ) -> Report:
     """Train one recipe with each gate and each seed, and report accuracy, size and speed side by side.
@@ -77,6 +80,9 @@ def run_twins(
         out: folder of the experiment; None: ``runs/twins-NAME`` with the recipe's name.
         resume: folder of an experiment to resume, with its own recipe.
         confidence: confidence level of the intervals, between 0.5 and 0.999.
+        until: "decided": a gate gets no more seeds once its interval, which holds whenever one stops, says that it is
+            better or worse than the baseline, or equivalent within ``margin``; ``seeds`` is then the most (None: 30).
+        margin: in points, for ``until``; None: 0.1, or that of the experiment.
         quiet: print nothing.
 
     Returns:
@@ -94,10 +100,19 @@ def run_twins(
         )
     if not 0.5 <= confidence <= 0.999:
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
+    if until not in (None, "decided"):
+        raise ExciteError(f"--until is {shown(until)}, but it takes one word: decided")
+    if margin is not None and until is None and resume is None:
+        raise ExciteError(f"--margin {margin:g} is for --until decided: give both")
+    if margin is not None and not 0 < margin < math.inf:
+        raise ExciteError(f"--margin must be a number of points above 0, such as 0.1, not {margin:g}")
     if isinstance(gates, str):
         gates = [gate.strip() for gate in gates.split(",")]
     display = Display(quiet)
-    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display, folds)
+    asked = margin if margin is not None or until is None else MARGIN
+    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display, folds, asked)
+    if margin is None and (begun := load_plan(folder)) is not None and begun.margin is not None:
+        plan = replace(plan, margin=begun.margin)
     with StopSignals() as stop:
         _check(plan, folder, display, stop)
         with _locked(folder, display) as lock:
@@ -114,6 +129,7 @@ def _resolve(
     resume: str | Path | None,
     display: Display,
     folds: int | None = None,
+    margin: float | None = None,
 ) -> tuple[Path, Plan]:
     if resume is not None:
         if recipe is not None or overrides or out is not None:
@@ -137,7 +153,7 @@ def _resolve(
         raise ExciteError(
             f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
         )
-    return folder, make_plan(folder, checked, gates, seeds, folds)
+    return folder, make_plan(folder, checked, gates, seeds, folds, margin)
 
 
 def _settled(recipe: Recipe, folder: Path) -> Recipe:
@@ -246,7 +262,7 @@ class _Experiment:
         """Train the missing runs, measure the latencies, and report."""
         self._check_recipes()
         for nth, (gate, number) in enumerate(self.plan.runs(), 1):
-            if self._finished(gate, number):
+            if self._finished(gate, number) or self._decided(gate):
                 continue
             self._train(gate, number, nth)
             if self.stop.received:
@@ -267,6 +283,13 @@ class _Experiment:
 
     def _finished(self, gate: str, number: int) -> bool:
         return (self._run_folder(gate, number) / RESULTS).is_file()
+
+    def _decided(self, gate: str) -> bool:
+        """Whether a gate needs no further seeds. The baseline needs them as long as another gate does."""
+        if self.plan.margin is None:
+            return False
+        found = verdicts(self.plan, self.folder, self.confidence)
+        return all(found.values()) if gate == self.plan.baseline else found[gate]
 
     def _results(self, gate: str, number: int) -> Results:
         return read_results(self._run_folder(gate, number) / RESULTS)
@@ -350,6 +373,8 @@ class _Experiment:
 
     def _time_left(self) -> str:
         """An estimate: all runs take as long as the finished ones, without start-up and evaluation."""
+        if self.plan.margin is not None:
+            return ""  # nobody knows how many seeds it takes
         runs = self.plan.runs()
         done = known(
             self._results(gate, number)["train_seconds"] for gate, number in runs if self._finished(gate, number)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from excite.errors import ExciteError, first_line, nearest
 from excite.models import Classifier
-from excite.ops import spatial_mean
 from excite.untrusted.npz import read_npz
 
 #: Largest relative difference at which float32 networks count as the same.
@@ -68,7 +67,7 @@ def trace(model: Classifier, images: Tensor) -> dict[str, Tensor]:
                 places[f"layer{number}.{index}"] = x
             places[f"layer{number}"] = x
         places["features"] = x = model.after_stages(x)
-        places["pooled"] = spatial_mean(x)
+        places["pooled"] = model.pooled(x)
         places["logits"] = model.forward_head(x)
     finally:
         model.train(was_training)
