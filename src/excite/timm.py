@@ -28,7 +28,7 @@ from excite.models import TFSEResNet as _TFSEResNet
 from excite.models import create_model as _create_model
 from excite.models.activation import ACTIVATIONS
 from excite.models.base import Classifier
-from excite.models.catalog import VARIANTS, ModelArgs
+from excite.models.catalog import VARIANTS, ModelArgs, Variant
 from excite.models.factory import model_options
 from excite.models.timm_models import import_timm
 from excite.ops import spatial_mean
@@ -331,6 +331,13 @@ def _stages(name: str) -> int:
     return len(VARIANTS[name]["arch"].get("layers", "123"))  # the TensorFlow network always has three
 
 
+def _stride(variant: Variant) -> int:
+    """Pixels of an image for one of the last map, along a side."""
+    if variant["family"] == "fastnet":
+        return 10  # of 32 pixels: 31, 15, 7, 3
+    return 4 if variant["arch"].get("stem", "") == "cifar" or variant["family"] == "tf_seresnet" else 32
+
+
 def _config(name: str) -> _Config:
     variant = VARIANTS[name]
     size, gate = variant["defaults"].get("image_size", 224), variant["gate"] or {}
@@ -341,9 +348,7 @@ def _config(name: str) -> _Config:
     stem = {"conv3x3x3": "conv1.0"}.get(variant["arch"].get("stem", ""), "conv1")
     return {
         "input_size": (3, size, size),
-        "pool_size": (size // 4,) * 2
-        if variant["arch"].get("stem", "") == "cifar" or tensorflow
-        else (size // 32,) * 2,
+        "pool_size": (size // _stride(variant),) * 2,
         "fixed_input_size": bound,
         "num_classes": variant["defaults"].get("num_classes", 1000),
         "first_conv": "stem.conv" if tensorflow else stem,

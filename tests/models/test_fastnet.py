@@ -1,5 +1,7 @@
 """The networks of the CIFAR-10 speed records: how they start, and what is computed where."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -76,6 +78,22 @@ def _again(images):
     other = create_model("cifar_fastnet7")
     other.start_from_images(images)
     return other.conv1.weight
+
+
+@pytest.mark.parametrize("size", [32, 33, 34, (32, 35), (36, 33)])
+def test_training_leaves_out_what_the_pooling_does_and_nothing_else(size):
+    torch.manual_seed(0)
+    model = create_model("cifar_fastnet7", image_size=size)
+    x = torch.randn(4, 3, *(size if isinstance(size, tuple) else (size, size)), requires_grad=True)
+    hooked = copy.deepcopy(model)
+    for stage in hooked.stages():
+        stage[0].conv1.register_forward_hook(lambda *_: None)  # then it is called as it is
+    found = []
+    for each in (model, hooked):
+        out = each(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), [x, *each.parameters()])))
+    for mine, whole in zip(*found, strict=True):
+        assert torch.allclose(mine, whole, atol=1e-4 * float(whole.detach().abs().max() + 1))
 
 
 @pytest.mark.parametrize("name", list_gates())

@@ -248,15 +248,43 @@ def test_wrong_arguments(options, message, registered):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_lite0", "cifar_sefastnet7", "cifar_resnet20", "cifar_wrn16_8"]
+)
+def test_networks_of_every_family_are_what_they_are_here(name, registered):
+    size = VARIANTS[name]["defaults"].get("image_size", 64)
+    torch.manual_seed(0)
+    theirs = registered.create_model(f"{name}.excite").eval()
+    torch.manual_seed(0)
+    ours, x = create_model(name).eval(), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.allclose(theirs(x), ours(x), atol=1e-5)
+        assert theirs.forward_head(theirs.forward_features(x), pre_logits=True).shape == (2, theirs.num_features)
+
+
 def test_pool_size(registered):
-    for name in (*BODIES, "resnext26_32x4d", "senet154", "cifar_wrn16_8"):
+    for name in (
+        *BODIES,
+        "efficientnet_lite0",
+        "cifar_fastnet7",
+        "cifar_fastnet10",
+        "resnext26_32x4d",
+        "senet154",
+        "cifar_wrn16_8",
+    ):
         about = registered.get_pretrained_cfg(f"{name}.excite").to_dict()
         model = registered.create_model(f"{name}.excite", device="meta").eval()
         size = model.forward_features(torch.zeros(1, *about["input_size"], device="meta")).shape[2:]
         assert tuple(size) == about["pool_size"], name
 
 
-@pytest.mark.parametrize("name", ["seresnet18", "cifar_geresnet20_theta_plus", "cifar_wrn16_8", "cifar_seresnet110_tf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("seresnet18", "cifar_geresnet20_theta_plus", "cifar_wrn16_8", "cifar_seresnet110_tf"),
+        *("efficientnet_lite0", "cifar_fastnet7"),
+    ],
+)
 def test_feature_classes(name, registered):
     """All of timm's ways to take features out of a network give the same maps."""
     arguments = {"features_only": True, "img_size": SIZE, **({"depth": 11} if name.endswith("_tf") else {})}

@@ -16,7 +16,7 @@ from excite.models.activation import activation
 from excite.models.base import Classifier, Stage
 from excite.models.blocks import BlockOptions, ResidualBlock
 from excite.models.resnet import check_choices, check_rates, set_batch_norms
-from excite.ops.boundaries import is_plain
+from excite.ops.boundaries import is_plain, is_symbolic
 from excite.size import Size, as_size
 
 #: Factor of the first weights of the dense layer, whose input, maxima over positions, is large.
@@ -57,8 +57,10 @@ class ConvGroup(ResidualBlock):
         """The first convolution, in training without the last row and column of a map with odd sides, which the pooling
         leaves out: a tenth of all the network's operations at 32 x 32. Everything that is pooled is the same."""
         conv = self.get_submodule("conv1")
+        if not self.training or is_symbolic(x) or not is_plain(conv, nn.Conv2d):
+            return conv(x)
         height, width = x.shape[2:]
-        if not self.training or (height % 2 == 0 and width % 2 == 0) or not is_plain(conv, nn.Conv2d):
+        if height % 2 == 0 and width % 2 == 0:
             return conv(x)
         return F.conv2d(F.pad(x, (1, 1 - width % 2, 1, 1 - height % 2)), cast(nn.Conv2d, conv).weight)
 
