@@ -105,6 +105,16 @@ def test_every_gate_is_at_the_end_of_each_group(name):
     assert all(p.grad is not None for block in model.gate_slots().values() for p in block.gate.parameters())
 
 
+def test_narrower_and_wider():
+    model = create_model("cifar_fastnet7", width=0.3)
+    assert [stage[0].conv2.out_channels for stage in model.stages()] == [16, 80, 80]  # 19.2, 76.8 to multiples of 8
+    again = create_model(model.model_name, **model.model_args)
+    again.load_state_dict(model.state_dict())
+    for width in (0, -1.0, 17):
+        with pytest.raises(ExciteError, match="width is a factor above 0 and at most 16"):
+            create_model("cifar_fastnet7", width=width)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ExciteError, match="images are too small for this network"):
         create_model("cifar_fastnet7", image_size=8)

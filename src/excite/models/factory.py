@@ -48,7 +48,7 @@ _BODY_OPTIONS: dict[str, tuple[str, ...]] = {
     "preresnet": ("act_layer", "gate_position", "init", *_NORMS),
     "tf_seresnet": ("depth", *_NORMS),
     "efficientnet_lite": ("act_layer", "conv_padding", "gate_position", *_NORMS),
-    "fastnet": ("act_layer", "gate_position", *_NORMS),
+    "fastnet": ("act_layer", "gate_position", "width", *_NORMS),
 }
 
 

@@ -79,6 +79,7 @@ class FastNet(Classifier):
 
     - ``gate``, ``gate_position``: one at the end of each group, before its last activation ("standard") or after it
       ("post").
+    - ``width``: factor of the groups' channels, which are rounded to multiples of 8.
     - ``act_layer``, ``bn_eps``, ``bn_momentum``, ``drop_rate``, ``image_size``: as in
       :class:`excite.models.resnet.ResNet`.
     """
@@ -88,6 +89,7 @@ class FastNet(Classifier):
         *,
         widths: Sequence[int],
         depth: int = 2,
+        width: float = 1.0,
         gate: GateSpec | None = None,
         gate_position: str = "standard",
         act_layer: str = "gelu",
@@ -110,10 +112,13 @@ class FastNet(Classifier):
         options = BlockOptions(gate, gate_position, act_layer=act_layer)
         size: Size = (image_shape[0] - 1, image_shape[1] - 1)
         channels, maps = self.conv1.out_channels, [(self.conv1.out_channels, 1, "act1")]
-        for i, width in enumerate(widths, start=1):
-            group = ConvGroup(channels, width, depth, size, options)
+        if not 0 < width <= 16:
+            raise ExciteError(f"width is a factor above 0 and at most 16, not {width!r}")
+        for i, full in enumerate(widths, start=1):
+            wide = max(8, round(full * width / 8) * 8)
+            group = ConvGroup(channels, wide, depth, size, options)
             self.add_module(f"layer{i}", Stage(group))
-            channels, size = width, group.out_size
+            channels, size = wide, group.out_size
             maps.append((channels, 2**i, f"layer{i}"))
         self.num_stages = len(widths)
         self._finish(
