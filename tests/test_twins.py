@@ -1,5 +1,6 @@
 """`excite twins`: how a gate gets into a recipe, what runs in which order, what survives, and what is reported."""
 
+import copy
 import csv
 import json
 import math
@@ -28,7 +29,7 @@ from excite.training import train
 from excite.training.stop import Interrupted
 from excite.twins import run_twins, runner
 from excite.twins.figure import draw
-from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, parse_gate, run_name, with_gate
+from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, run_name, with_gate
 from excite.twins.report import _row, collect, notes, table, write_report
 from excite.twins.statistics import (
     _half_width,
@@ -187,6 +188,41 @@ def test_a_recipes_gate_options_go_to_the_gates_that_have_them():
     assert with_gate(own, "se") == ModelConfig(name="cifar_seresnet20")
 
 
+def test_gates_in_some_places_only():
+    model = ModelConfig(name="cifar_resnet20")
+    twin = with_gate(model, "se:reduction=8@layer2+layer3.0")
+    assert (twin.name, twin.options) == ("cifar_seresnet20", {"reduction": 8, "gate_at": ["layer2", "layer3.0"]})
+    with torch.device("meta"):
+        slots = {n: m.gate is not None for n, m in create_model(twin.name, **twin.options).gate_slots().items()}
+    assert [name for name, there in slots.items() if there] == ["layer2.0", "layer2.1", "layer2.2", "layer3.0"]
+    assert with_gate(twin, "se:reduction=8").options["gate_at"] == ["layer2", "layer3.0"], "the recipe's own"
+    assert with_gate(twin, "none") == model
+    assert with_gate(twin, "eca@layer1").options["gate_at"] == ["layer1"]
+    assert run_name("se@layer2+layer3.0", 3) == "se@layer2+layer3.0-seed3"
+    plan = Plan(small(), ("none", "se", "se@layer3"), (0,))
+    plan.check()
+    with pytest.raises(ExciteError, match="the gates 'se' and 'se@layer3' are the same"):
+        Plan(small("model.options={gate_at: [layer3]}"), ("se", "se@layer3"), (0,)).check()
+
+
+def test_points_for_each_millisecond(report, tmp_path):
+    rows = report["rows"]
+    assert "points / ms" not in table(report)[0]
+    gates = [row["gate"] for row in rows]
+    placed = copy.deepcopy(report)
+    placed["gates"] = [*gates[:-1], f"{gates[-1]}@layer3"]
+    base, last = placed["rows"][0], placed["rows"][-1]
+    base |= {"latency_low": 1.9, "latency_ms": 2.0, "latency_high": 2.1}
+    last |= {"difference": 0.3, "difference_low": 0.1, "difference_high": 0.5, "latency_ms": 2.5}
+    assert placed["baseline"] == base["gate"]
+    assert table(placed)[-1]["points / ms"] == "+0.60 [+0.20, +1.00]"
+    last |= {"difference_low": None, "difference_high": None}
+    assert table(placed)[-1]["points / ms"] == "+0.60 [no interval]"
+    last["latency_ms"] = 2.1
+    assert table(placed)[-1]["points / ms"] == table(placed)[0]["points / ms"] == "-"
+    assert "Points / ms" in " ".join(notes(placed))
+
+
 def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
     twin = with_gate(ModelConfig(name="cifar_seresnet110_tf"), "ge_theta_plus")
     gate = {"name": "ge", "variant": "theta_plus", "bias": False}  # as the recipe's own gate
@@ -200,6 +236,10 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
         ("ge_theta_plu", "did you mean 'ge_theta_plus'"),
         ("", "unknown gate ''"),
         ("none:reduction=8", "none takes no options"),
+        ("none@layer3", "none takes no places"),
+        ("se@", "'se@': after @ come names of blocks or stages, joined by"),
+        ("se@layer3+", "after @ come names of blocks"),
+        ("se@../x", "after @ come names of blocks"),
         ("se:reductoin=8", r"'se' has no option 'reductoin=8'; did you mean 'reduction'"),
         ("se:reduction", r"has no option 'reduction'.*NAME:OPTION=VALUE"),
         ("se:extent=4", "'se' has no option 'extent=4'"),
@@ -212,7 +252,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
 )
 def test_a_wrong_gate_is_one_sentence(label, message):
     with pytest.raises(ExciteError, match=message):
-        parse_gate(label)
+        with_gate(ModelConfig(name="cifar_resnet20"), label)
 
 
 def test_seeds_take_turns_last_and_gates_first():

@@ -170,7 +170,7 @@ def check_labels(gates: str | None) -> None:
 
         known = {"none", *(row["gate"].partition(":")[0] for row in list_rows())}
         for label in gates.split(","):
-            name = label.strip().partition(":")[0]
+            name = label.strip().partition("@")[0].partition(":")[0]
             if name not in known:
                 raise ExciteError(f"--gates: {unknown_gate(name, known)}")
 

@@ -28,7 +28,8 @@ def twins(
         str | None,
         typer.Option(
             metavar="GATE,...",
-            help="none, or any of `excite gates`, optionally with options, such as se:reduction=8.  [default: "
+            help="none, or any of `excite gates`, optionally with options, such as se:reduction=8, and places, such as "
+            "se@layer3.  [default: "
             "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
             callback=check_labels,
         ),

@@ -236,10 +236,12 @@ def known_gates() -> dict[str, dict[str, str] | None]:
 
 def parse_gate(label: str) -> GateTable | None:
     """The gate table for a label: ``none``, ``se``, ``ge_theta``, ``se:reduction=8``, ``ge_theta_plus:extent=4`` ...
+    What follows an @ is no matter of the gate; see :func:`places_in`.
 
     Raises:
         ExciteError: there is no such gate or option.
     """
+    whole, label = label, label.partition("@")[0]
     name, *options = label.split(":")
     known = known_gates()
     if name not in known:
@@ -248,8 +250,8 @@ def parse_gate(label: str) -> GateTable | None:
         raise ExciteError(f"--gates: {shown(label)}: options must be words and numbers, such as se:reduction=8")
     known_table = known[name]
     if known_table is None:
-        if options:
-            raise ExciteError(f"--gates: {shown(label)}: none takes no options")
+        if options or whole != label:
+            raise ExciteError(f"--gates: {shown(whole)}: none takes no {'options' if options else 'places'}")
         return None
     allowed = [option for option in gate_options(known_table["name"]) if option not in known_table]
     table: GateTable = {**known_table}
@@ -264,6 +266,21 @@ def parse_gate(label: str) -> GateTable | None:
         table[key] = parse_yaml(value, f"the value of {key} in --gates")
     _try_gate(table, f"--gates: {shown(label)}: ")
     return table
+
+
+def places_in(label: str) -> list[str] | None:
+    """The places that a label restricts a gate to, as ``gate_at`` of ``create_model``: ``se@layer3``,
+    ``se:reduction=8@layer2+layer3.0``; None: all. Raises ExciteError if they are not written so."""
+    _, at, where = label.partition("@")
+    if not at:
+        return None
+    places = where.split("+")
+    if not all(re.fullmatch(r"[\w.-]+", place, re.ASCII) for place in places):  # they become part of a folder's name
+        raise ExciteError(
+            f"--gates: {shown(label)}: after @ come names of blocks or stages, joined by +, such as se@layer3 or "
+            "se@layer2+layer3.0"
+        )
+    return places
 
 
 def _try_gate(table: GateTable, where: str = "") -> None:
@@ -296,16 +313,18 @@ def with_gate(model: ModelConfig, label: str) -> ModelConfig:
     Raises:
         ExciteError: there is no such gate.
     """
-    gate = parse_gate(label)
+    gate, places = parse_gate(label), places_in(label)
     own, body = _split(model)
     if gate is not None and own is not None:
         gate = _inherit(gate, own)
-    if gate == own:
+    if gate == own and places is None:
         return model
     if gate is None:
         body.pop("gate_position", None)
+        body.pop("gate_at", None)
     name, left = _nearest_variant(model.name, gate)
-    return model.model_copy(update={"name": name, "options": {**body, **left}})
+    at = {} if places is None else {"gate_at": places}
+    return model.model_copy(update={"name": name, "options": {**body, **left, **at}})
 
 
 def _split(model: ModelConfig) -> tuple[GateTable | None, ModelArgs]:

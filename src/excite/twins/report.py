@@ -275,6 +275,8 @@ def table(report: Report) -> list[dict[str, str]]:
         return {"balanced %": _plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
 
     label = measure_label(report)
+    placed = any("@" in gate for gate in report["gates"])
+    base = next((row for row in report["rows"] if row["gate"] == report["baseline"]), None)
     return [
         {
             "gate": row["gate"],
@@ -290,6 +292,7 @@ def table(report: Report) -> list[dict[str, str]]:
                 row["images_per_second"], row["images_per_second_low"], row["images_per_second_high"], ",.0f"
             ),
             "latency ms": _spread(row["latency_ms"], row["latency_low"], row["latency_high"], ".2f"),
+            **({"points / ms": _per_ms(row, base)} if placed else {}),
             "peak GB": _number(row["memory_gb"], ".2f"),
         }
         for row in report["rows"]
@@ -310,6 +313,20 @@ def _signed(row: TwinRow) -> str:
     if row["difference_low"] is None:
         return f"{row['difference']:+.2f} [no interval]"
     return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+
+
+def _per_ms(row: TwinRow, base: TwinRow | None) -> str:
+    """The difference for each millisecond of latency that the gate adds, with the ends of its interval; "-" where it
+    adds less than the baseline's own quartiles are apart."""
+    values = (row["difference"], row["difference_low"], row["difference_high"])
+    if base is None or base["latency_ms"] is None or row["latency_ms"] is None or values[0] is None:
+        return "-"
+    added = row["latency_ms"] - base["latency_ms"]
+    if added <= (base["latency_high"] or 0) - (base["latency_low"] or 0):
+        return "-"
+    middle, low, high = (None if value is None else value / added for value in values)
+    ends = "[no interval]" if low is None or high is None else f"[{low:+.2f}, {high:+.2f}]"
+    return f"{middle:+.2f} {ends}"
 
 
 def _spread(value: float | None, low: float | None, high: float | None, spec: str) -> str:
@@ -354,6 +371,11 @@ def notes(report: Report) -> list[str]:
         )
     else:
         said.append("One seed: no spread and no interval, so differences are not conclusive; use --seeds 3 or more.")
+    if any("@" in gate for gate in report["gates"]) and report["latency"] is not None:
+        said.append(
+            "Points / ms: the difference over the latency that the gate adds; no figure where that is less than the "
+            "baseline's quartiles are apart."
+        )
     if (needed := planning(report)) is not None:
         said.append(needed)
     if runs:
