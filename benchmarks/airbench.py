@@ -7,6 +7,10 @@ The program runs as it is published, but for what a CPU needs: float32 weights u
 original has float16 weights; no torch.compile; a clock of its own. The pictures are those of EXCITE_TEST_DATA (the JPEG
 copy of CIFAR-10). A row for each seed is appended to benchmarks/results/airbench.csv. Seconds are the program's own:
 training and the last evaluation, without reading the data.
+
+    python benchmarks/airbench.py --ours RUN [RUN ...]
+
+appends a row for each run of `cifar10-fast`, measured once more with `--tta shift`; seconds are those of training.
 """
 
 import argparse
@@ -104,13 +108,41 @@ def autocast(model: torch.nn.Module) -> torch.nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def our_row(run: str, busy: bool) -> dict[str, Any]:
+    """A run folder as a row of the same table."""
+    from excite import validate
+    from excite.recipe import load_recipe
+    from excite.runtime.environment import read_environment
+    from excite.training.results import read_results
+
+    results, about = read_results(Path(run) / "results.json"), read_environment(Path(run) / "environment.json")
+    _, seen = validate(run, tta="shift")
+    git = about["git"]
+    return {
+        "date": date.today().isoformat(),
+        "device": results["device"],
+        "excite": git["commit"][:10] + "+" * git["changed"] if git else "unknown",
+        "torch": torch.__version__,
+        "program": results["recipe"],
+        "seed": load_recipe(run).train.seed,
+        "seconds": "" if busy else round(results["train_seconds"] or 0, 1),
+        "top1": round(results["last_top1"] or 0, 2),
+        "top1_tta": round(seen.top1, 2),
+        "threads": torch.get_num_threads(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("program", type=Path)
+    parser.add_argument("program", type=Path, nargs="?")
+    parser.add_argument("--ours", nargs="+", metavar="RUN", help="runs of cifar10-fast to add instead")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--busy", action="store_true", help="other work runs beside it: leave the seconds out")
     args = parser.parse_args()
+    if args.ours:
+        append_rows(RESULTS, [our_row(run, args.busy) for run in args.ours])
+        return
     names, tree = prepared(args.program), commit()
     folder = Path("/tmp/airbench")
     (folder / "cifar10").mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
 """What a GPU should do, before one is at hand: python benchmarks/predict_gpu.py
 
-Bytes and operations of a training step in bfloat16 are counted from the network's shapes, and divided by the rates of an
-H200 (data sheet: 989 TFLOP/s in bfloat16 without sparsity, 4.8 TB/s) times the shares of them that large convolutions and
-copies are assumed to reach. One run of benchmarks/gpu.sh can confirm or refute it; its rows are then put beside these.
-Rows are appended to benchmarks/results/predicted_gpu.csv.
+Bytes and operations of a training step in bfloat16 are counted from the network's shapes, and divided by the rates of
+an H200 (data sheet: 989 TFLOP/s in bfloat16 without sparsity, 4.8 TB/s) times the shares of them that large
+convolutions and copies are assumed to reach. One run of benchmarks/gpu.sh can confirm or refute it; its rows are then
+put beside these. Rows are appended to benchmarks/results/predicted_gpu.csv.
 
-Accesses to a map of a norm's size (R and W of docs/free-excitation.md), forward and backward: a norm and its ReLU inside a
-block, the end of a block, and the norm of a shortcut.
+Accesses to a map of a norm's size (R and W of docs/free-excitation.md), forward and backward, are those of a norm and
+its ReLU inside a block, of the end of a block, and of the norm of a shortcut.
 """
 
 import argparse
@@ -41,8 +41,7 @@ def counted(name: str, batch: int, form: str) -> tuple[float, float]:
 
         return hook
 
-    blocks = [(path, module) for path, module in model.named_modules() if isinstance(module, ResidualBlock)]
-    for path, block in blocks:
+    for block in (module for module in model.modules() if isinstance(module, ResidualBlock)):
         norms = [(n, m) for n, m in block.named_modules() if isinstance(m, torch.nn.BatchNorm2d) and ".gate" not in n]
         own = [norm for n, norm in norms if not n.startswith("downsample")]
         for norm in own[:-1]:
