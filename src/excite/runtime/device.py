@@ -345,46 +345,6 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_top_pad, 64 << 20)
 
 
-#: Nanoseconds that a thread of ours runs before others get their turn; the least that Linux allows.
-SLICE = 100_000
-#: Number of the system call sched_setattr.
-_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
-
-
-class _SchedAttr(ctypes.Structure):
-    """Linux's ``struct sched_attr``, in its first form."""
-
-    _fields_ = (
-        *(("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64)),
-        *(("nice", ctypes.c_int32), ("priority", ctypes.c_uint32), ("runtime", ctypes.c_uint64)),
-        *(("deadline", ctypes.c_uint64), ("period", ctypes.c_uint64)),
-    )
-
-
-def ask_for_short_slices() -> bool:
-    """Ask the scheduler to run our threads often and briefly rather than seldom and long; whether it agreed.
-
-    The threads of a step wait for each other thousands of times. If other work runs on the same cores, one of them is
-    always waiting for its turn, and all the others for it. Turns of 0.1 ms make that wait short; the share of the
-    processor stays the same. It needs Linux 6.12 (an older one ignores it) and no rights, applies to the threads that
-    exist and those that they start, and leaves priorities as they are: processes with another policy than the usual are
-    left alone. Measured in benchmarks/busy_neighbour.py.
-    """
-    number = _SCHED_SETATTR.get(platform.machine())
-    if sys.platform != "linux" or number is None:
-        return False
-    try:
-        if os.sched_getscheduler(0) != os.SCHED_OTHER:
-            return False
-        nice = os.getpriority(os.PRIO_PROCESS, 0)
-        attributes = _SchedAttr(size=ctypes.sizeof(_SchedAttr), policy=os.SCHED_OTHER, nice=nice, runtime=SLICE)
-        call = ctypes.CDLL(None, use_errno=True).syscall
-        answers = [call(number, int(name), ctypes.byref(attributes), 0) for name in os.listdir("/proc/self/task")]
-    except (OSError, AttributeError, ValueError):  # a sandbox that knows no such call
-        return False
-    return all(answer == 0 for answer in answers)
-
-
 def peak_memory_gb(device: torch.device) -> float:
     """Peak memory of this process in GB (1e9 bytes): allocated on the accelerator, or resident on a CPU."""
     if device.type == "mps":  # counts no peak

@@ -42,7 +42,6 @@ from excite.progress import Slowly
 from excite.recipe import Recipe, chosen_by_test
 from excite.runtime.device import (
     Precision,
-    ask_for_short_slices,
     choose_precision,
     has_sync_batchnorm,
     keep_freed_memory,
@@ -260,7 +259,6 @@ def set_up(
         )
     if device.type == "cpu":
         keep_freed_memory()
-        ask_for_short_slices()
     choose_precision(config.precision, device)  # report an impossible precision before opening the images
     data = _open_images(recipe, display) if data is None else data
     terms = by_class(recipe, data, device)
