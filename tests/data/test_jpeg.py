@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from excite.data import jpeg, packed
+from excite.data import FileImages, jpeg, packed
+from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decode import FILTERS, BadImageError, Jpeg, load_image, open_picture, reading
+from excite.data.decoder import FileDecoder, Request
 from excite.data.geometry import box_ratio, random_boxes
 from excite.data.resize import eval_transform, random_resized_crop
 from excite.data.views import with_margin
@@ -217,6 +220,30 @@ def test_what_the_call_for_whole_files_leaves_to_others(tmp_path):
     )
     done = crops_of([*(str(tmp_path / name) for name in names), changed, compressed], range(8), made)[1]
     assert done.tolist() == [False] * 4 + [True] + [False] * 3
+
+
+def test_what_is_not_for_the_kernels_is_tried_once(tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    paths = [str(tmp_path / f"{i}.{'png' if i == 2 else 'jpg'}") for i in range(6)]
+    for number, path in enumerate(paths):
+        picture(40, 30, number).save(path, **({"exif": exif} if number == 4 else {}))
+    files = FileImages(paths, [0] * 6)
+    data = DataConfig(source="folder", image_size=16, workers=0)
+    decoder = FileDecoder(files, data, AugmentConfig(crop="random_resized"), 0)
+    given, own = [], jpeg.RandomCrops.read
+    monkeypatch.setattr(jpeg.RandomCrops, "read", lambda self, sources, *rest: (
+        given.append([source is not None for source in sources]), own(self, sources, *rest))[1])  # fmt: skip
+    for epoch in range(2):
+        got = decoder[Request(epoch, list(range(6)))]
+        monkeypatch.setattr(jpeg, "available", lambda: False)
+        assert torch.equal(
+            got.pixels, FileDecoder(files, data, decoder.augment, 0)[Request(epoch, list(range(6)))].pixels
+        )
+        monkeypatch.setattr(jpeg, "available", lambda: True)
+    assert given == [[True] * 6, [True, True, False, True, False, True]]
+    decoder[Request(2, [4, 2, 2 + 6])]
+    assert len(given) == 2, "none of them is for the kernels"
 
 
 def test_boxes_of_any_shape_are_those_of_the_single_crop(tmp_path):

@@ -98,6 +98,7 @@ class FileDecoder(Dataset[Decoded]):
         self.stop = (data.on_bad_val if rule == "val" else data.on_bad_train) == "stop"
         self.batch_key = "eval.batch_size" if augment is None else "train.batch_size"
         self.beats = Beats(0)  # replaced by that of the workers
+        self._not_for_kernels: np.ndarray | None = None  # bool (N,): images that others must read
         self.crops: jpeg.RandomCrops | None = None
         if augment is not None and augment.crop == "random_resized" and data.in_chans in COLOURS:
             size, cubic = as_size(self.size), data.interpolation == "bicubic"
@@ -151,10 +152,17 @@ class FileDecoder(Dataset[Decoded]):
         if self.crops is None or not asked or max(asked) >= 1 << 32 or not jpeg.available():
             return [False] * len(asked)
         numbers = [index % len(self.files) for index in asked]
-        sources = [self.files.source(number) for number in numbers]
+        if self._not_for_kernels is None:
+            self._not_for_kernels = np.zeros(len(self.files), bool)
+        before = self._not_for_kernels[numbers]
+        if before.all():
+            return [False] * len(asked)
+        sources = [None if left else self.files.source(n) for n, left in zip(numbers, before.tolist(), strict=True)]
         out = pixels[positions.start : positions.stop].numpy()
         seed = (FILE_CROP, self.seed, request.epoch)
-        return self.crops.read(sources, seed, asked, out, self.beats.own, numbers).tolist()
+        done = self.crops.read(sources, seed, asked, out, self.beats.own, numbers)
+        self._not_for_kernels[numbers] = ~done  # other formats, EXIF and so on are not opened in vain once more
+        return done.tolist()
 
     def _fill_one(self, request: Request, position: int, pixels: torch.Tensor) -> Outcome:
         """Decode one image of a batch into its place."""

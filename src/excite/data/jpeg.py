@@ -162,7 +162,9 @@ def words_of(seed: Sequence[int]) -> list[int]:
     return words
 
 
-def _places(sources: Sequence[str | os.PathLike[str]]) -> tuple[ctypes.Array, np.ndarray, np.ndarray, list[io.FileIO]]:
+def _places(
+    sources: Sequence[str | os.PathLike[str] | None],
+) -> tuple[ctypes.Array, np.ndarray, np.ndarray, list[io.FileIO]]:
     """Paths; descriptors int32 (B,), or -1; offset and length int64 (2, B) there; and what keeps the files open."""
     paths: list[bytes | None] = []
     descriptors = np.full(len(sources), -1, np.int32)
@@ -170,7 +172,9 @@ def _places(sources: Sequence[str | os.PathLike[str]]) -> tuple[ctypes.Array, np
     files = []
     for i, source in enumerate(sources):
         path = None
-        if not isinstance(source, Member):
+        if source is None:
+            pass
+        elif not isinstance(source, Member):
             path = os.fsencode(source)
         elif source.kind == PLAIN:
             try:
@@ -214,7 +218,7 @@ class RandomCrops:
 
     def read(
         self,
-        sources: Sequence[str | os.PathLike[str]],
+        sources: Sequence[str | os.PathLike[str] | None],
         seed: Sequence[int],
         own: Sequence[int],
         out: np.ndarray,
@@ -224,7 +228,7 @@ class RandomCrops:
         """Put the crops of B images in ``out``. The interpreter's lock is not held meanwhile.
 
         Args:
-            sources: where the images are.
+            sources: where the images are; None: leave this one to others.
             seed: of all crops, not negative.
             own: the last number of each image's seed, from 0 to 2**32 - 1.
             out: uint8 (B, H, W, C), contiguous.

@@ -692,18 +692,24 @@ bool read_all(int descriptor, int64_t offset, int64_t length, uint8_t* to) {
 }
 
 constexpr int64_t LARGEST = 1 << 30;  // bytes of a file
+constexpr uint8_t START[] = {0xFF, 0xD8, 0xFF}, END[] = {0xFF, 0xD9};
 
-// The bytes of an image, in `room.file`: of a whole file, or, with a descriptor, of a part of one. How many there are; 0
-// of what is not such a file, or if neither is given.
+// These bytes of a file, in `room.file`, if they begin as a JPEG does; of others no more is read. How many there are.
+int64_t jpeg_in(int descriptor, int64_t offset, int64_t length, Room& room) {
+  uint8_t start[sizeof START];
+  if (length < static_cast<int64_t>(sizeof START + sizeof END) || length > LARGEST) return 0;
+  if (!read_all(descriptor, offset, sizeof start, start) || std::memcmp(start, START, sizeof start)) return 0;
+  return read_all(descriptor, offset, length, room.file_of(length)) ? length : 0;
+}
+
+// The bytes of a JPEG: a whole file, or, with a descriptor, a part of one. 0: it is none, or neither is given.
 int64_t bytes_of(const char* path, int descriptor, int64_t offset, int64_t length, Room& room) {
-  if (!path && descriptor < 0) return 0;
-  if (descriptor >= 0)
-    return length <= LARGEST && read_all(descriptor, offset, length, room.file_of(length)) ? length : 0;
+  if (descriptor >= 0) return jpeg_in(descriptor, offset, length, room);
+  if (!path) return 0;
   const Opened file{::open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)};  // without waiting for a FIFO's writer
   struct stat status;
   if (file.descriptor < 0 || fstat(file.descriptor, &status) || !S_ISREG(status.st_mode)) return 0;
-  const int64_t size = status.st_size;
-  return size <= LARGEST && read_all(file.descriptor, 0, size, room.file_of(size)) ? size : 0;
+  return jpeg_in(file.descriptor, 0, status.st_size, room);
 }
 
 // What all crops of a call have in common.
@@ -714,7 +720,7 @@ struct Crops {
 };
 
 bool random_crop(const uint8_t* data, int64_t size, Generator& rng, const Crops& crops, Room& room, uint8_t* out) {
-  if (size < 5 || std::memcmp(data, "\xff\xd8\xff", 3) || std::memcmp(data + size - 2, "\xff\xd9", 2)) return false;
+  if (std::memcmp(data + size - sizeof END, END, sizeof END)) return false;
   Session s;
   if (!open(s, data, size) || !undisturbed(s.decoder) || s.decoder.markers != nullptr) return false;
   const int width = static_cast<int>(s.decoder.width), height = static_cast<int>(s.decoder.height);
