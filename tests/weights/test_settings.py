@@ -27,7 +27,7 @@ from excite.weights.write import export_state_dict
 from .nets import images, logits, make, randomise
 
 #: Options of create_model that show in names and shapes of tensors.
-SHOWN = {"stem", "down_kernel", "shortcut", "depth", "reduction", "rd_divisor", "gate_bias", "halve_from"}
+SHOWN = {"stem", "down_kernel", "shortcut", "depth", "reduction", "rd_divisor", "gate_bias", "halve_from", "width"}
 #: Options of which a trained network's function is independent.
 TRAINING = {"init", "zero_init_last_gamma", "bn_momentum"}
 #: Options that are compared when weights are loaded: what a gate, a selective kernel or an activation computes.
@@ -59,7 +59,9 @@ def anatomy_of(name):
     )  # fmt: skip
 
 
-RECOGNISABLE = [name for name, v in VARIANTS.items() if v["family"] != "preresnet" and "block_conv" not in v["arch"]]
+#: Nobody else's networks, so that their tensors are only known by what a file of ours says.
+UNKNOWN = ("preresnet", "fastnet")
+RECOGNISABLE = [n for n, v in VARIANTS.items() if v["family"] not in UNKNOWN and "block_conv" not in v["arch"]]
 
 
 def said_of(layout, name):

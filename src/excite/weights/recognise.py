@@ -230,6 +230,14 @@ def model_name(anatomy: Anatomy, where: str) -> str:
     raise ExciteError(f"{where} is {in_words(anatomy)}; excite has no such model{close}")
 
 
+#: Family of the catalog -> what its tensors are recognised as; those of the others are not.
+_FAMILIES = {
+    **dict.fromkeys(("resnet", "cifar_resnet", "preresnet"), "resnet"),
+    "tf_seresnet": "tf_seresnet",
+    "efficientnet_lite": "efficientnet_lite",
+}
+
+
 def _is(anatomy: Anatomy, variant: Variant) -> bool:
     gate = None if anatomy.gate is None else (anatomy.gate["name"], anatomy.gate.get("variant"))
     table = variant["gate"]
@@ -238,8 +246,7 @@ def _is(anatomy: Anatomy, variant: Variant) -> bool:
     arch = variant["arch"]
     if not set(arch) <= _TOLD:  # a network with parts that are not detected here
         return False
-    own = variant["family"]
-    if anatomy.family != (own if own in ("tf_seresnet", "efficientnet_lite") else "resnet"):
+    if anatomy.family != _FAMILIES.get(variant["family"]):
         return False
     if anatomy.family == "efficientnet_lite":
         made_of = {"layers": anatomy.layers, "widths": anatomy.widths, "stem_width": anatomy.stem_width}
