@@ -17,7 +17,8 @@ from excite.export.deployable import Deployable
 from excite.export.formats import pt2
 from excite.export.images import random_samples
 from excite.export.sessions import open_in
-from excite.models.folding import FoldedClassifier
+from excite.models import create_model
+from excite.models.folding import FoldedClassifier, fold
 from excite.trained.predictor import load
 from tests.export.test_export import SIZE, checkpoint, needs
 
@@ -229,3 +230,20 @@ def test_nobody_pays_for_the_threads_of_another_runtime(tmp_path, monkeypatch):
     samples = random_samples(predictor.preprocessing)
     found = verify._time(predictor, {"artefact": pass_of("artefact", 1.0)}, samples, "uint8")
     assert found == {"": {1: 2000.0, 16: 2000.0}, "artefact": {1: 1000.0, 16: 1000.0}}
+
+
+def test_a_gelu_behind_a_pooling_is_the_same_everywhere(tmp_path):
+    """OpenVINO 2026.4 takes a GELU right behind a MaxPool for 0 below 0; graphs of the fast networks avoid it."""
+    needs("onnx", "onnxruntime", "openvino")
+    import onnxruntime
+    import openvino
+
+    torch.manual_seed(0)
+    model = create_model("cifar_fastnet7", width=0.25, image_size=33).eval()
+    x, path = torch.randn(2, 3, 33, 33), str(tmp_path / "model.onnx")
+    folded = fold(model, portable=True)
+    torch.onnx.export(folded, (x,), path, dynamo=False, opset_version=17, input_names=["x"])
+    found = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})[0]
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for logits in (found, compiled({"x": x.numpy()})[0]):
+        assert torch.allclose(torch.from_numpy(logits), folded(x), atol=1e-4 * float(folded(x).abs().max()))

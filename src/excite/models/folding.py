@@ -507,8 +507,19 @@ class FoldedGroup(FoldedBlock):
         self.pool, self.depth = group.pool, group.depth
         self.behind = None if commutes else norm
 
+    def _pooled(self, y: Tensor) -> Tensor:
+        """2x2 maxima. In graphs for others they are maxima of four maps: OpenVINO 2026.4 computes a GELU right behind a
+        pooling as if it were 0 below 0."""
+        if not self.portable:
+            return self.pool(y)
+        rows, columns = (2 * (length // 2) for length in y.shape[2:])
+        y = y[:, :, :rows, :columns]
+        tops, bottoms = y[:, :, ::2], y[:, :, 1::2]
+        above = torch.maximum(tops[..., ::2], tops[..., 1::2])
+        return torch.maximum(above, torch.maximum(bottoms[..., ::2], bottoms[..., 1::2]))
+
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(self.conv1(x))
+        y = self._pooled(self.conv1(x))
         y = identity = self.act(y if self.behind is None else self.behind(y).to(y.dtype))
         for conv in self.convs[1:-1]:
             y = conv(y)
