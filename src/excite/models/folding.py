@@ -508,8 +508,8 @@ class FoldedGroup(FoldedBlock):
         self.behind = None if commutes else norm
 
     def _pooled(self, y: Tensor) -> Tensor:
-        """2x2 maxima. In graphs for others they are maxima of four maps: OpenVINO 2026.4 computes a GELU right behind a
-        pooling as if it were 0 below 0."""
+        """2x2 maxima. In graphs for others they are maxima of four maps: OpenVINO 2026.4 computes an activation before
+        the pooling that it follows, which is another function for those that fall somewhere, as GELU does."""
         if not self.portable:
             return self.pool(y)
         rows, columns = (2 * (length // 2) for length in y.shape[2:])
