@@ -432,11 +432,11 @@ def planning(report: Report) -> str | None:
         return None
     wanted = report.get("margin", 0.1)
     gate = max(spreads, key=spreads.__getitem__)
-    needed = [f"{seeds_needed(spreads[gate], d, report['confidence']):,} for {d:g}" for d in (wanted, 3 * wanted)]
+    few, many = (f"{seeds_needed(spreads[gate], d, report['confidence']):,}" for d in (3 * wanted, wanted))
     of = f"of {gate} " if len(spreads) > 1 else ""
     return (
         f"Seeds: differences {of}spread by {spreads[gate]:.2f} points (standard deviation). To see a true difference "
-        f"with 80 %, a paired t-test takes {needed[0]} points and {needed[1]}."
+        f"with 80 %, a paired t-test takes {many} seeds for {wanted:g} points and {few} for {3 * wanted:g}."
     )
 
 
