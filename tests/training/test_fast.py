@@ -11,17 +11,23 @@ from torch import nn
 
 from excite import create_model
 from excite.console import Display
-from excite.data import ArrayImages, FileImages, TrainLoader
+from excite.data import ArrayImages, FileImages, TrainLoader, open_data
 from excite.data.augment import BatchAugment
 from excite.data.config import AugmentConfig, DataConfig
 from excite.errors import ExciteError
 from excite.recipe import LookaheadConfig, OptimizerConfig, Recipe, load_recipe
 from excite.runtime.device import make_accelerator
+from excite.training import setup
+from excite.training.budget import fit_epochs
 from excite.training.lookahead import Lookahead
 from excite.training.loop import train
 from excite.training.muon import Muon, orthogonalized
 from excite.training.optimizer import freeze_from, make_optimizer, parameter_groups
+from excite.training.probe import start_from_probe
+from excite.training.reporting import check_finite
+from excite.training.resume import restore
 from excite.training.setup import set_up
+from excite.training.step import train_step
 from excite.training.stop import Interrupted
 from tests.training.small import metrics, same, small, tensors
 from tests.training.test_layouts import digests, results_of_layouts
@@ -142,26 +148,97 @@ def test_parameters_are_frozen_late(tmp_path, optimizer):
     assert not torch.equal(after[1]["fc.weight"], after[2]["fc.weight"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train.freeze_from={conv1.bias: 1, layer3: 2}",),
+        ("train.freeze_from={}",),
+        ("optimizer.lr_factors={fc: 0.5}",),
+        ("optimizer.lr_factors={}", "train.freeze_from={fc: 2}"),
+    ],
+)
+def test_a_resumed_run_takes_other_rates_and_other_frozen_parameters(tmp_path, words):
+    """Whoever trains a parameter stays who the recipe says, in whichever group it is now."""
+    recipe = small(*FAST)
+    with pytest.raises(Interrupted):
+        train(recipe, run_dir=tmp_path / "run", quiet=True, until=2)
+    changed = recipe.changed(words)
+    run = set_up(changed, Display(quiet=True), make_accelerator("cpu"), resuming=True)
+    run.folder = tmp_path / "run"
+    fresh = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
+    restore(run)
+    now = [{k: v for k, v in group.items() if k != "params"} for group in run.optimizer.param_groups]
+    for before, after in zip(fresh, now, strict=True):
+        assert {k: v for k, v in after.items() if k != "lr"} == {k: v for k, v in before.items() if k != "lr"}
+    train(changed, resume=tmp_path / "run", quiet=True)
+    assert len(metrics(tmp_path / "run")) == 9
+
+
+def test_what_is_frozen_after_the_end_is_said():
+    run = set_up(small("train.freeze_from={fc: 1, conv1: 3}"), Display(quiet=True), make_accelerator("cpu"))
+    assert [n for n in run.notes if "freeze_from" in n] == [
+        "train.freeze_from of conv1 comes after the end (train.epochs=3): nothing is frozen there"
+    ]
+
+
+def test_only_frozen_weights_that_are_random_are_pointed_out():
+    def said(*words):
+        run = set_up(small(*words), Display(quiet=True), make_accelerator("cpu"))
+        return any("randomly initialised" in note for note in run.notes)
+
+    assert not said(*FAST)
+    assert not said("train.freeze=[norms]")
+    assert said(*FAST, "train.freeze=[conv1.weight, layer2]")
+    assert said("train.freeze=[layer1]", "train.freeze_epochs=1")
+
+
 # --- slow weights -----------------------------------------------------------------------------------------------------
 
 
 def test_slow_weights_in_single_steps():
     model, config = nn.BatchNorm1d(2), LookaheadConfig(every=2, decay=0.8, power=3.0)
-    slow, lookahead = torch.ones(2), Lookahead(model, config, 7)
+    slow, lookahead = torch.ones(2), Lookahead(model, config)
     for step in range(1, 8):
         with torch.no_grad():
             model.weight.add_(step)
             model.running_mean.fill_(step)
         model.num_batches_tracked.add_(1)
         fast = model.weight.detach().clone()
-        lookahead.after(model, step)
+        lookahead.after(model, step, 7)
         if step % 2 == 0:
             slow = torch.lerp(slow, fast, 1 - 0.8 * (step / 7) ** 3)
         assert torch.equal(model.weight, slow if step % 2 == 0 or step == 7 else fast)
     assert model.num_batches_tracked == 7
-    other = Lookahead(copy.deepcopy(model), config, 7)
+    other = Lookahead(copy.deepcopy(model), config)
     other.load(lookahead.slow)
     assert same(other.slow, lookahead.slow)
+
+
+def test_slow_weights_begin_with_the_head_of_a_probe_and_know_the_epochs_that_time_allows(tmp_path):
+    train(small("limit_train=64", "train.device=cpu"), run_dir=tmp_path / "from", quiet=True)
+    words = ("limit_train=64", "train.device=cpu", "train.lookahead={every: 50, decay: 0.9}", "ema_decay=0")
+    head = ("train.probe=true", "data.class_names=[a,b,c,d,e,f,g,h,i,j]", f"train.init_from={tmp_path / 'from'}")
+    run = set_up(small(*words, *head), Display(quiet=True), make_accelerator("cpu"))
+    start_from_probe(run)
+    assert torch.equal(run.lookahead.slow["fc.weight"], run.model.fc.weight)
+    run = set_up(small(*words), Display(quiet=True), make_accelerator("cpu"))
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    run.recipe = run.recipe.changed(["train.lookahead={every: 1, decay: 0.9}"])
+    run.lookahead.config = run.recipe.train.lookahead
+    fit_epochs(run, 60.0, train_step)
+    assert all(torch.equal(value, before[name]) for name, value in run.lookahead.slow.items())
+    train(small(*words), run_dir=tmp_path / "timed", quiet=True, time_limit=3.0)
+    last = tensors(tmp_path / "timed")
+    state = torch.load(sorted((tmp_path / "timed" / "checkpoints").iterdir())[-1] / "state.pt", weights_only=True)
+    assert all(torch.equal(value, last[name]) for name, value in state["lookahead"].items()), "the slow ones at the end"
+
+
+def test_slow_weights_that_are_not_finite_are_not_saved(tmp_path):
+    run = set_up(small("train.lookahead={every: 2}"), Display(quiet=True), make_accelerator("cpu"))
+    run.folder = tmp_path
+    run.lookahead.slow["fc.weight"][0, 0] = float("nan")
+    with pytest.raises(ExciteError, match=r"the slow weights \(fc.weight\)"):
+        check_finite(run)
 
 
 def test_without_saved_slow_weights_a_resumed_run_says_so(tmp_path):
@@ -234,6 +311,23 @@ def test_a_new_network_starts_from_the_training_images_and_no_other_does(tmp_pat
     assert torch.equal(tensors(tmp_path / "run")["conv1.weight"], whitened), "train.freeze"
     other, _ = first(f"train.init_from={tmp_path / 'run'}", "limit_train=50", "data.split_seed=5")
     assert torch.equal(other, whitened)
+
+
+def test_the_images_of_the_start_are_of_all_classes(tmp_path):
+    """Folders are sorted by class, and the first 5,000 images may be of one."""
+    for label, level in (("a", 0), ("b", 255)):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        for number in range(40):
+            Image.new("RGB", (18, 18), (level, number, 0)).save(tmp_path / "train" / label / f"{number:02d}.png")
+    folder = ("data.source=folder", f"data.root={tmp_path / 'train'}", "data.mode=stream", "data.workers=0")
+    plain = ("data.in_chans=3", "limit_train=", "limit_val=", "data.mean=[0,0,0]", "data.std=[1,1,1]")
+    recipe = small(*FAST, *folder, *plain)
+    data = open_data(recipe.data, recipe.augment)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(setup, "SOME_IMAGES", 8)
+        seen = torch.cat(list(setup._some_images(recipe, data)))
+    assert len(seen) == 8
+    assert sorted(seen[:, 0, 0, 0].tolist()) == [0.0] * 4 + [1.0] * 4
 
 
 def test_fast_training_is_resumed_bit_for_bit(tmp_path):

@@ -348,4 +348,5 @@ def test_an_experiment_of_twins_is_in_one_precision(shipped, best, tmp_path):
 
 def _plan_of(name, folder, display):
     folder.mkdir(exist_ok=True)
-    return runner._resolve(name, [], ["none", "se"], 1, folder, None, display)
+    folder, recipe = runner._resolve(name, [], folder, None, display)
+    return folder, runner.make_plan(folder, recipe, ["none", "se"], 1)

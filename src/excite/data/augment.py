@@ -135,13 +135,17 @@ def pad_crop_flip(images: torch.Tensor, pad: int, mode: str, hflip: float) -> to
 
 
 def flip(images: torch.Tensor, probability: float) -> torch.Tensor:
-    """Flip each image horizontally with this probability.
+    """Flip each image horizontally with this probability."""
+    return mirrored(images, torch.rand(len(images), 1, device=images.device) < probability)
 
-    It gathers columns, in a third of the time of torch.where(mirror, images.flip(3), images) for 32 x 3 x 224 x 224.
+
+def mirrored(images: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """Flip some images horizontally: those where bool (B, 1) is true.
+
+    It gathers columns, in a third of the time of torch.where(which, images.flip(3), images) for 32 x 3 x 224 x 224.
     """
     columns = torch.arange(images.shape[3], device=images.device)
-    mirror = torch.rand(len(images), 1, device=images.device) < probability
-    index = torch.where(mirror, columns.flip(0), columns)
+    index = torch.where(which, columns.flip(0), columns)
     return images.gather(3, index[:, None, None, :].expand(images.shape))
 
 

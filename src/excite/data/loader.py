@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from excite.data.augment import crop_and_resize
+from excite.data.augment import crop_and_resize, mirrored
 from excite.data.config import AugmentConfig, DataConfig
 from excite.data.decoder import Decoded, FileDecoder, Request, Rule
 from excite.data.decoding_processes import ProcessBatches
@@ -244,10 +244,7 @@ class TrainLoader(_Loader):
         """With alternating flips, the images as this epoch shows them."""
         if self._flips is None:
             return pixels
-        mirrored = self._flips.index_select(0, index) != epoch % 2
-        columns = torch.arange(pixels.shape[3], device=pixels.device)
-        chosen = torch.where(mirrored[:, None], columns.flip(0), columns)
-        return pixels.gather(3, chosen[:, None, None, :].expand(pixels.shape))
+        return mirrored(pixels, (self._flips.index_select(0, index) != epoch % 2)[:, None])
 
     def _from_arrays(
         self, arrays: ArrayImages, order: np.ndarray, epoch: int, start_step: int

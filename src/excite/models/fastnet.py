@@ -3,7 +3,7 @@
 Notation: N images, C channels, H x W positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -148,18 +148,23 @@ class FastNet(Classifier):
                 self.fc.weight.mul_(HEAD_SCALE)
 
     @torch.no_grad()
-    def start_from_images(self, images: Tensor) -> None:
+    def start_from_images(self, images: Iterable[Tensor]) -> None:
         """Set the first convolution so that its output for these images is white: the principal directions of their
         2 x 2 patches, each divided by its standard deviation, and the same with the opposite sign.
 
         Args:
-            images: float32 (N, C, H, W), normalised.
+            images: batches of float32 (B, C, H, W), normalised; if there are none, nothing changes.
         """
-        patches = F.unfold(images.cpu(), self.conv1.kernel_size)  # (N, C * 4, positions)
-        flat = patches.transpose(1, 2).flatten(0, 1).double()
-        variances, directions = torch.linalg.eigh(flat.T @ flat / len(flat))
-        scaled = (directions / (variances + WHITENING_EPS).sqrt()).T.flip(0)
         weight = self.conv1.weight
+        products, count = torch.zeros(weight[0].numel(), weight[0].numel(), dtype=torch.float64), 0
+        for batch in images:
+            flat = F.unfold(batch.cpu(), self.conv1.kernel_size).transpose(1, 2).flatten(0, 1).double()
+            products += flat.T @ flat
+            count += len(flat)
+        if not count:
+            return
+        variances, directions = torch.linalg.eigh(products / count)
+        scaled = (directions / (variances + WHITENING_EPS).sqrt()).T.flip(0)
         weight.copy_(torch.cat([scaled, -scaled]).view(weight.shape))
 
 

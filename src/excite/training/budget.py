@@ -132,6 +132,8 @@ def _time_steps(run: Run, step: Callable[[Run, Tensor, Tensor], Any]) -> float:
             since = time.perf_counter()
     for network, state in zip(networks, kept, strict=True):
         network.load_state_dict(state)
+    if run.lookahead is not None:
+        run.lookahead.restart(run.model)
     run.optimizer.state.clear()
     if scaler is not None:
         run.scaler.load_state_dict(scaler)

@@ -366,8 +366,13 @@ def load_state(folder: Path) -> State:
 #: What a recipe says of a group of parameters; everything else in a group is the optimiser's own state. So is "lr", the
 #: learning rate of the last step: each step sets its own, and a run that saves before its next step saves the same.
 _SETTINGS = frozenset(
-    ("weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "lr_scale", "thaws_at", "fused")
+    (
+        *("weight_decay", "momentum", "nesterov", "betas", "eps", "dampening", "fused"),
+        *("lr_scale", "thaws_at", "freezes_at", "muon"),
+    )
 )
+#: Settings that only some groups have.
+_OF_SOME = frozenset(("freezes_at", "muon"))
 
 
 def load_optimizer(
@@ -413,7 +418,7 @@ def _for_these(
     merged = []
     for group, other in zip(mine, theirs, strict=True):
         for key, value in group.items():
-            if key != "params":
+            if key != "params" and (key in other or key not in _OF_SOME):
                 _check_setting(key, value, other[key])
         kept = {key: value for key, value in other.items() if key not in _SETTINGS and key != "params"}
         merged.append({**group, **kept})

@@ -17,8 +17,8 @@ class Lookahead:
         slow: name -> slow weights and statistics, as in the network's state_dict.
     """
 
-    def __init__(self, model: nn.Module, config: LookaheadConfig, total_steps: int) -> None:
-        self.config, self.total_steps = config, total_steps
+    def __init__(self, model: nn.Module, config: LookaheadConfig) -> None:
+        self.config = config
         self.slow: dict[str, Tensor] = {}
         self.restart(model)
 
@@ -28,15 +28,14 @@ class Lookahead:
         self.slow = {name: value.detach().clone() for name, value in self._fast(model).items()}
 
     @torch.no_grad()
-    def after(self, model: nn.Module, steps: int) -> None:
-        """To be called when so many steps have been done."""
-        last = steps == self.total_steps
-        if steps % self.config.every and not last:
+    def after(self, model: nn.Module, steps: int, total: int) -> None:
+        """To be called when so many steps of all have been done."""
+        if steps % self.config.every and steps != total:
             return
         fast = self._fast(model)
         slow, values = [self.slow[name] for name in fast], list(fast.values())
         if steps % self.config.every == 0:
-            decay = self.config.decay * (steps / self.total_steps) ** self.config.power
+            decay = self.config.decay * (steps / total) ** self.config.power
             torch._foreach_lerp_(slow, values, 1 - decay)
         torch._foreach_copy_(values, slow)
 

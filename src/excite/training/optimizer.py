@@ -4,7 +4,7 @@ import fnmatch
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 import torch
@@ -47,11 +47,7 @@ def freeze(model: nn.Module, patterns: list[str], epochs: int | None = None) -> 
     frozen: dict[str, None] = {}
     for pattern in patterns:
         bare = pattern.removeprefix("!")
-        hits = matching(bare, names)
-        if not hits:
-            modules = [name for name, _ in model.named_children()]
-            raise ExciteError(f"train.freeze: no parameter matches {bare!r}{nearest(bare, [*modules, *names])}")
-        for name in hits:
+        for name in matching(model, bare, "train.freeze"):
             if bare is pattern:
                 frozen[name] = None
             else:
@@ -112,8 +108,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     depths = dict.fromkeys((name for name, _ in model.named_parameters()), 0) if flat else layer_depths(model)
     last = max(depths.values(), default=0)
     of_gates = {p for m in model.modules() if isinstance(m, Gate) for p in m.parameters()}
-    names = [name for name, _ in model.named_parameters()]
-    factors = by_pattern(model, config.lr_factors, "optimizer.lr_factors", 1.0, names)
+    factors = by_pattern(model, config.lr_factors, "optimizer.lr_factors")
     by_muon = _of_muon(model, of_gates) if config.name.lower() == "muon" else None
     groups: dict[tuple[float, float, int, int | None, bool | None], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -123,7 +118,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
         scale = config.layer_decay ** (last - depths[name]) * (config.gate_lr_factor if parameter in of_gates else 1.0)
         begin, end = getattr(parameter, THAWS_AT, 0), getattr(parameter, FREEZES_AT, None)
         kind = None if by_muon is None else parameter in by_muon
-        key = (decay / factors[name], scale * factors[name], begin, end, kind)
+        factor = factors.get(name, 1.0)
+        key = (decay / factor, scale * factor, begin, end, kind)
         groups.setdefault(key, []).append(parameter)
     made: list[ParameterGroup] = []
     for (decay, scale, begin, end, kind), parameters in groups.items():
@@ -135,24 +131,24 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     return made
 
 
-def by_pattern(
-    model: nn.Module, given: Mapping[str, Value], key: str, otherwise: Value, names: Sequence[str]
-) -> dict[str, Value]:
-    """Name of each parameter -> what ``given`` says of it, by shell patterns; the name of a module stands for all of
-    it, and the last pattern that matches counts. Raises ExciteError if one matches nothing; ``key`` names it."""
-    found = dict.fromkeys(names, otherwise)
+def by_pattern(model: nn.Module, given: Mapping[str, Value], key: str) -> dict[str, Value]:
+    """Names of parameters -> what ``given`` says of them, see :func:`matching`; the last pattern that matches counts.
+    Raises ExciteError if one matches nothing."""
+    found: dict[str, Value] = {}
     for pattern, value in given.items():
-        hits = matching(pattern, names)
-        if not hits:
-            modules = [name for name, _ in model.named_children()]
-            raise ExciteError(f"{key}: no parameter matches {pattern!r}{nearest(pattern, [*modules, *names])}")
-        found |= dict.fromkeys(hits, value)
+        found |= dict.fromkeys(matching(model, pattern, key), value)
     return found
 
 
-def matching(pattern: str, names: Sequence[str]) -> list[str]:
-    """The names of parameters that match a shell pattern, or belong to modules that do."""
-    return [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"{pattern}.*")]
+def matching(model: nn.Module, pattern: str, key: str) -> list[str]:
+    """The names of a network's parameters that match a shell pattern, or belong to modules that do. Raises ExciteError
+    if there are none; ``key`` is the recipe key that the pattern is from."""
+    names = [name for name, _ in model.named_parameters()]
+    hits = [n for n in names if fnmatch.fnmatch(n, pattern) or fnmatch.fnmatch(n, f"{pattern}.*")]
+    if not hits:
+        modules = [name for name, _ in model.named_children()]
+        raise ExciteError(f"{key}: no parameter matches {pattern!r}{nearest(pattern, [*modules, *names])}")
+    return hits
 
 
 def _of_muon(model: nn.Module, of_gates: set[nn.Parameter]) -> set[nn.Parameter]:
@@ -171,10 +167,8 @@ def freeze_from(model: nn.Module, epochs: Mapping[str, int]) -> None:
     Raises:
         ExciteError: a pattern matches nothing.
     """
-    names = [name for name, _ in model.named_parameters()]
-    for name, epoch in by_pattern(model, epochs, "train.freeze_from", 0, names).items():
-        if epoch:
-            setattr(model.get_parameter(name), FREEZES_AT, epoch)
+    for name, epoch in by_pattern(model, epochs, "train.freeze_from").items():
+        setattr(model.get_parameter(name), FREEZES_AT, epoch)
 
 
 def rate_of(group: Mapping[str, Any], rate: float, epoch: int) -> float:

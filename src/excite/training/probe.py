@@ -184,6 +184,8 @@ def start_from_probe(run: Run) -> None:
             own.weight.copy_(weight)
             if bias is not None:
                 own.bias.copy_(bias)
+    if run.lookahead is not None:
+        run.lookahead.restart(run.model)
 
 
 def _tell(run: Run, probe: Probe, seconds: float, cached: bool) -> None:

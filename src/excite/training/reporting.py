@@ -238,6 +238,8 @@ def check_finite(run: Run) -> None:
     if run.ema is not None:
         averages = run.ema.module.state_dict().items()
         tensors |= {f"the moving average of the weights ({name})": tensor for name, tensor in averages}
+    if run.lookahead is not None:
+        tensors |= {f"the slow weights ({name})": tensor for name, tensor in run.lookahead.slow.items()}
     for name in run.trained_names:
         for key, value in run.optimizer.state.get(run.model.get_parameter(name), {}).items():
             if isinstance(value, Tensor):

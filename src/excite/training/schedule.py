@@ -71,4 +71,10 @@ def beyond_the_end(recipe: Recipe) -> list[str]:
             f"train.freeze_epochs={recipe.train.freeze_epochs} comes after the end (train.epochs={epochs}): the "
             "parameters in train.freeze stay frozen to the end"
         )
+    late_frozen = {name: epoch for name, epoch in recipe.train.freeze_from.items() if epoch >= epochs}
+    if late_frozen:
+        found.append(
+            f"train.freeze_from of {', '.join(late_frozen)} comes after the end (train.epochs={epochs}): nothing is "
+            "frozen there"
+        )
     return found

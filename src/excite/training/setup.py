@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.console import Display
 from excite.data import (
@@ -58,7 +60,7 @@ from excite.training.compilation import compile_model
 from excite.training.ema import Ema
 from excite.training.lookahead import Lookahead
 from excite.training.loss import ALIKE, ByClass
-from excite.training.optimizer import LossScaler, freeze, freeze_from, make_optimizer
+from excite.training.optimizer import THAWS_AT, LossScaler, freeze, freeze_from, make_optimizer
 from excite.training.precision import BufferGuard, set_norm_precision, settle_precision
 from excite.training.rare import by_class
 from excite.training.rare import notes as rare_notes
@@ -278,6 +280,7 @@ def set_up(
     notes += [note] if note else []
     _share_norms(model, count, config.sync_bn and world > 1, device)  # before anything else refers to the norms
     frozen_norms = freeze(model, patterns, config.freeze_epochs)
+    notes += _frozen_at_random(model, recipe, resuming)
     freeze_from(model, config.freeze_from)
     train_loader = TrainLoader(
         data.train,
@@ -295,23 +298,12 @@ def set_up(
     model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     set_norm_precision(model, config.norm_precision, precision)
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    steps = train_loader.steps_per_epoch * config.epochs
-    lookahead = None if config.lookahead is None else Lookahead(model, config.lookahead, steps)
     net = _compiled(accelerator, model, config.compile) if count is None else model
 
     evaluating = partial(_eval_loader, recipe, accelerator, count is not None)
-    notes = [
-        *recipe.notes,
-        *beyond_the_end(recipe),
-        *_fit_notes(recipe),
-        *_sizes_note(recipe),
-        *rare_notes(recipe, data, terms),
-        *([] if teacher is None else teacher.notes),
-        *chosen_by,
-        *notes,
-    ]
+    before = [*_recipe_notes(recipe), *rare_notes(recipe, data, terms), *(teacher.notes if teacher else []), *chosen_by]
     about = (precision_note(precision, device), kernels_note(recipe, device), jpeg_note(data.train))
-    notes += [note for note in about if note]
+    notes = [*before, *notes, *(note for note in about if note)]
     return Run(
         recipe=recipe,
         accelerator=accelerator,
@@ -332,7 +324,7 @@ def set_up(
         display=display,
         by_class=terms,
         teacher=teacher,
-        lookahead=lookahead,
+        lookahead=None if config.lookahead is None else Lookahead(model, config.lookahead),
         notes=notes,
         keeps_head=asked_for_probe and not recipe.train.probe,
         shards=None if count is None else Shards(model, count, accelerator, draws(model, _image(recipe))),
@@ -438,6 +430,11 @@ def _sizes_note(recipe: Recipe) -> list[str]:
     ]
 
 
+def _recipe_notes(recipe: Recipe) -> list[str]:
+    """What is to be said of a recipe, whatever the data are."""
+    return [*recipe.notes, *beyond_the_end(recipe), *_fit_notes(recipe), *_sizes_note(recipe)]
+
+
 def _fit_notes(recipe: Recipe) -> list[str]:
     """What another ``data.fit`` than crop leaves unused, and where training and evaluation fit images differently."""
     data, notes = recipe.data, list[str]()
@@ -539,31 +536,42 @@ def _make_model(recipe: Recipe, data: DataSets, resuming: bool) -> tuple[Classif
         **{**zero, **options},
     )
     _check_evaluation_size(model, recipe)
-    taken, notes = Taken([]), []
+    taken = Taken([])
     if recipe.train.init_from and not resuming:  # its own checkpoint has the weights; the source may be gone
         taken = take_weights(model, recipe.train.init_from, data.classes, recipe.train.probe)
     elif pretrained and not resuming:
         taken = Taken([f"weights that timm has for {recipe.model.name}"], images_of_timm(model))
-    elif recipe.train.freeze and not resuming and not isinstance(model, FastNet):
-        notes.append("train.freeze keeps randomly initialised weights frozen, because train.init_from is not set")
     if isinstance(model, FastNet) and not resuming and not recipe.train.init_from:
-        model.start_from_images(_first_images(recipe, data))
+        with one_thread():
+            model.start_from_images(_some_images(recipe, data))
     if recipe.train.grad_checkpointing:
         _checkpoint_gradients(model)
-    return model, taken, [*taken.notes, *notes]
+    return model, taken, taken.notes
 
 
 #: Images that the first layer is computed from, where it is (as in Jordan, arXiv 2404.00498).
-FIRST_IMAGES = 5000
+SOME_IMAGES = 5000
 
 
-def _first_images(recipe: Recipe, data: DataSets) -> Tensor:
-    """The first training images, normalised: float32 (N, C, H, W). The same on every process."""
-    some = data.train.take(np.arange(min(FIRST_IMAGES, len(data.train))))
-    loader = EvalLoader(some, batch_size=500, device="cpu", data_config=recipe.data, rule="train")
-    preprocessing = data.preprocessing
-    with one_thread():
-        return torch.cat([preprocessing.normalize(pixels) for pixels, _, _ in loader])
+def _some_images(recipe: Recipe, data: DataSets) -> Iterator[Tensor]:
+    """Training images at equal distances, because sources may be sorted by class, normalised: batches of float32
+    (B, C, H, W). The same on every process."""
+    positions = np.linspace(0, len(data.train) - 1, min(SOME_IMAGES, len(data.train))).astype(np.int64)
+    some = data.train.take(positions)
+    loader = EvalLoader(some, batch_size=100, device="cpu", data_config=recipe.data, rule="train")
+    return (data.preprocessing.normalize(pixels) for pixels, _, _ in loader)
+
+
+def _frozen_at_random(model: Classifier, recipe: Recipe, resuming: bool) -> list[str]:
+    """A sentence if ``train.freeze`` holds weights that nothing has been learnt from, or none."""
+    if not recipe.train.freeze or recipe.train.init_from or recipe.model.options.get("pretrained") or resuming:
+        return []
+    held = [n for n, p in model.named_parameters() if not p.requires_grad or hasattr(p, THAWS_AT)]
+    own = {"conv1.weight"} if isinstance(model, FastNet) else set()  # from the images
+    norms = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, _BatchNorm) for p in ("weight", "bias")}
+    if not set(held) - own - norms:
+        return []
+    return ["train.freeze keeps randomly initialised weights frozen, because train.init_from is not set"]
 
 
 def _checkpoint_gradients(model: Classifier) -> None:

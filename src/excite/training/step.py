@@ -57,7 +57,7 @@ def _train_step(run: Run, images: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
         skipped = run.scaler.overflowed
         run.buffers.restore(skipped)
     if run.lookahead is not None:
-        run.lookahead.after(run.model, run.step + 1)
+        run.lookahead.after(run.model, run.step + 1, run.total_steps)
     if run.ema is not None:
         run.ema.update(run.model, run.step, skipped)
     return total, correct

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from excite.pages.figures import COLORS, style, write
-from excite.twins.report import Report, known, last_of, latency_form, measure_label
+from excite.twins.report import Report, known, last_of, latency_form, measure_label, paired
 
 
 def draw(report: Report, path: Path) -> Path:
@@ -56,17 +56,12 @@ def _accuracy(panel: Any, report: Report) -> None:
 
 
 def _difference(panel: Any, report: Report) -> None:
-    unit = _unit(report)
-    numbers = range(1, report["folds"] + 1) if report.get("folds") else report["seeds"]
-    top1 = {(r["gate"], r[unit]): last_of(r) for r in report["runs"]}
     base = report["baseline"]
     panel.axvline(0, color="#666666", linewidth=1)
     for y, row in enumerate(report["rows"]):
-        both = [(top1.get((row["gate"], number)), top1.get((base, number))) for number in numbers]
-        values = [own - other for own, other in both if own is not None and other is not None]
         low, high = row["difference_low"], row["difference_high"]
         ends = None if low is None or high is None else (low, high)
-        _values(panel, y, row["difference"], ends, values)
+        _values(panel, y, row["difference"], ends, paired(report, row["gate"]))
     _title(panel, f"difference to {base}", f"points: mean, {100 * report['confidence']:g} % interval, pairs")
 
 

@@ -154,6 +154,7 @@ def make_plan(
     gates: Sequence[str] | None,
     seeds: int | None,
     folds: int | None = None,
+    until_decided: bool = False,
     margin: float | None = None,
 ) -> Plan:
     """The plan for ``folder``: a new one, or the existing one, with new gates or seeds added.
@@ -164,7 +165,9 @@ def make_plan(
         gates: labels of the gates; None: those of the existing plan, or the default.
         seeds: number of seeds, counting up from the recipe's ``train.seed``; None: as for the gates.
         folds: number of folds to validate on in turn, instead of seeds; None: as for the gates, by default none.
-        margin: see :class:`Plan`; ``seeds`` is then the most that a gate gets.
+        until_decided: whether a gate gets no more seeds than a verdict takes; ``seeds`` is then the most. An experiment
+            that is so stays so.
+        margin: see :class:`Plan`; None: that of the existing plan, or the default.
 
     Raises:
         ExciteError: a gate does not fit, or the folder contains the twins of another recipe.
@@ -185,10 +188,14 @@ def make_plan(
     first = recipe.train.seed
     new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
     new_seeds = tuple(range(first, first + seeds)) if seeds is not None else old.seeds if old else None
-    margin = margin if margin is not None or old is None else old.margin
+    kept = None if old is None else old.margin
+    if margin is not None and not until_decided and kept is None:
+        raise ExciteError(f"--margin {margin:g} is for --until decided: give both")
+    if margin is None:
+        margin = MARGIN if until_decided and kept is None else kept
     if margin is not None and folds:
         raise ExciteError("--until decided goes on with further seeds, which folds do not have: leave out --folds")
-    if new_seeds is None or (margin is not None and seeds is None and (old is None or old.margin is None)):
+    if new_seeds is None or (margin is not None and seeds is None and kept is None):
         new_seeds = tuple(range(first, first + (1 if folds else DEFAULT_SEEDS if margin is None else MOST_SEEDS)))
     if len(set(new_gates)) < len(new_gates) or not new_gates:
         raise ExciteError(f"--gates must name each gate once, and at least one, not {','.join(new_gates)!r}")

@@ -415,19 +415,21 @@ def _sequential_note(report: Report) -> str:
     )
 
 
+def paired(report: Report, gate: str) -> list[float]:
+    """The measure of a gate's runs minus that of the baseline with the same seed or fold, in their order."""
+    unit = "fold" if report.get("folds") else "seed"
+    last = {(r["gate"], r[unit]): last_of(r) for r in report["runs"]}  # type: ignore[literal-required]
+    both = [(mine, last.get((report["baseline"], n))) for (name, n), mine in last.items() if name == gate]
+    return [mine - other for mine, other in both if mine is not None and other is not None]
+
+
 def planning(report: Report) -> str | None:
     """How many seeds it takes to see a difference, from the spread of the differences so far; None from fewer than
     three pairs, and for folds."""
     if report.get("folds"):
         return None
-    base = {r["seed"]: last_of(r) for r in report["runs"] if r["gate"] == report["baseline"]}
-    spreads = {}
-    for gate in report["gates"]:
-        own = [(last_of(r), base.get(r["seed"])) for r in report["runs"] if r["gate"] == gate != report["baseline"]]
-        pairs = [mine - other for mine, other in own if mine is not None and other is not None]
-        sd = mean_sd(pairs)[1]
-        if len(pairs) >= 3 and sd:
-            spreads[gate] = sd
+    pairs = {gate: paired(report, gate) for gate in report["gates"] if gate != report["baseline"]}
+    spreads = {gate: sd for gate, each in pairs.items() if len(each) >= 3 and (sd := mean_sd(each)[1])}
     if not spreads:
         return None
     wanted = report.get("margin", 0.1)

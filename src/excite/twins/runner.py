@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +30,7 @@ from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import is_record
 from excite.training.stop import Interrupted, StopSignals
-from excite.twins.plan import MARGIN, PLAN, Plan, load_plan, make_plan
+from excite.twins.plan import PLAN, Plan, load_plan, make_plan
 from excite.twins.report import (
     Failure,
     Report,
@@ -102,17 +102,13 @@ def run_twins(
         raise ExciteError(f"--confidence must be between 0.5 and 0.999, such as 0.95, not {confidence:g}")
     if until not in (None, "decided"):
         raise ExciteError(f"--until is {shown(until)}, but it takes one word: decided")
-    if margin is not None and until is None and resume is None:
-        raise ExciteError(f"--margin {margin:g} is for --until decided: give both")
     if margin is not None and not 0 < margin < math.inf:
         raise ExciteError(f"--margin must be a number of points above 0, such as 0.1, not {margin:g}")
     if isinstance(gates, str):
         gates = [gate.strip() for gate in gates.split(",")]
     display = Display(quiet)
-    asked = margin if margin is not None or until is None else MARGIN
-    folder, plan = _resolve(recipe, overrides, gates, seeds, out, resume, display, folds, asked)
-    if margin is None and (begun := load_plan(folder)) is not None and begun.margin is not None:
-        plan = replace(plan, margin=begun.margin)
+    folder, recipe = _resolve(recipe, overrides, out, resume, display)
+    plan = make_plan(folder, recipe, gates, seeds, folds, until is not None, margin)
     with StopSignals() as stop:
         _check(plan, folder, display, stop)
         with _locked(folder, display) as lock:
@@ -123,14 +119,11 @@ def run_twins(
 def _resolve(
     recipe: Recipe | str | Path | None,
     overrides: Overrides,
-    gates: Sequence[str] | None,
-    seeds: int | None,
     out: str | Path | None,
     resume: str | Path | None,
     display: Display,
-    folds: int | None = None,
-    margin: float | None = None,
-) -> tuple[Path, Plan]:
+) -> tuple[Path, Recipe | None]:
+    """The folder of the experiment, and its recipe as the runs will have it; None with ``resume``."""
     if resume is not None:
         if recipe is not None or overrides or out is not None:
             raise ExciteError(
@@ -153,7 +146,7 @@ def _resolve(
         raise ExciteError(
             f"{folder} contains other files and no {PLAN}: choose an empty or new folder for the experiment"
         )
-    return folder, make_plan(folder, checked, gates, seeds, folds, margin)
+    return folder, checked
 
 
 def _settled(recipe: Recipe, folder: Path) -> Recipe:
