@@ -29,7 +29,7 @@ from excite.training import train
 from excite.training.stop import Interrupted
 from excite.twins import run_twins, runner
 from excite.twins.figure import draw
-from excite.twins.plan import DEFAULT_GATES, Plan, load_plan, run_name, with_gate
+from excite.twins.plan import DEFAULT_GATES, Plan, expanded, load_plan, run_name, with_gate
 from excite.twins.report import _row, collect, notes, table, write_report
 from excite.twins.statistics import (
     _half_width,
@@ -205,6 +205,23 @@ def test_gates_in_some_places_only():
         Plan(small("model.options={gate_at: [layer3]}"), ("se", "se@layer3"), (0,)).check()
 
 
+def test_all_placements_by_order_with_one_label():
+    model = ModelConfig(name="cifar_resnet20", options={"pretrained": "nowhere"})
+    assert expanded(["none", "se:reduction=8@auto", "eca@layer3"], model) == (
+        "none",
+        "se:reduction=8",
+        "se:reduction=8@first",
+        "se:reduction=8@last",
+        "se:reduction=8@last2",
+        "se:reduction=8@every2",
+        "eca@layer3",
+    )
+    assert with_gate(model, "se@last2").options["gate_at"] == ["last2"]
+    assert expanded(["se@auto"], ModelConfig(name="cifar_seresnet20", options={"gate_at": ["layer1"]}))[0] == "se"
+    with pytest.raises(ExciteError, match="'none@auto': none takes no places"):
+        expanded(["none@auto"], model)
+
+
 def test_points_for_each_millisecond(report, tmp_path):
     rows = report["rows"]
     assert "points / ms" not in table(report)[0]
@@ -237,6 +254,7 @@ def test_a_gate_without_a_name_in_the_catalogue_becomes_an_option():
         ("", "unknown gate ''"),
         ("none:reduction=8", "none takes no options"),
         ("none@layer3", "none takes no places"),
+        ("none@auto", "none takes no places"),
         ("se@", "'se@': after @ come names of blocks or stages, joined by"),
         ("se@layer3+", "after @ come names of blocks"),
         ("se@../x", "after @ come names of blocks"),

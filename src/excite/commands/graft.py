@@ -22,6 +22,7 @@ from excite.text import print_json
 
 if TYPE_CHECKING:
     from excite.gates.registry import GateTable
+    from excite.grafting.costs import GateCosts
     from excite.models.grafting.core import GraftPlan
 
 
@@ -41,7 +42,11 @@ def graft(
     ] = "se",
     at: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Module names to gate; may be repeated.  [default: ends of branches]"),
+        typer.Option(
+            metavar="PATTERN",
+            help="Modules to gate, by name or order (first, last2, every2); may be repeated.  [default: ends of "
+            "branches]",
+        ),
     ] = None,
     init: Annotated[
         str,
@@ -57,6 +62,9 @@ def graft(
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show where the gates would go and what they cost.")
+    ] = False,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="Also measure what each gate adds to the time of one image.")
     ] = False,
     images: Annotated[
         str | None,
@@ -85,6 +93,8 @@ def graft(
 
       excite graft timm:resnet50 --gate se --dry-run
 
+      excite graft timm:resnet50 --gate se --dry-run --latency --at last2
+
       excite graft runs/my-run --images photos/ --out grafted.safetensors
 
       excite graft runs/my-run --gate ge --option variant=theta --option extent=4 --at layer3 --at layer4
@@ -98,11 +108,19 @@ def graft(
 
     display = Display()
 
-    def show(plan: "GraftPlan") -> None:
+    def show(plan: "GraftPlan", costs: "GateCosts | None") -> None:
         columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
-        columns += [("parameters", "new parameters", ",d"), ("what", "gate", "")]
-        display.table(make_table(plan.rows(), columns))
+        columns += [("parameters", "new params", ",d"), ("what", "gate", "")]
+        rows = [dict(row) for row in plan.rows()]
+        if costs is not None:
+            columns.append(("ms", "adds ms", ""))
+            for row in rows:
+                row["ms"] = costs.text(str(row["place"]))
+        display.table(make_table(rows, columns))
         display.message(f"{plan.sentence}; {plan.added:,} new parameters")
+        if costs is not None:
+            display.table(make_table(costs.rows(), [("where", "gates at", ""), ("ms", "ms", ".2f"), ("more", "more", "")]))
+            display.message(costs.sentence)
         for note in plan.notes:
             display.message(note)
 
@@ -114,12 +132,13 @@ def graft(
             init=init,
             options=options,
             dry_run=dry_run,
+            latency=latency,
             images=images,
             weights=weights,
             out=out,
             force=force,
             say=progress.beside(teller(display, as_json)),
-            show=(lambda plan: None) if as_json else progress.beside(show),
+            show=(lambda plan, costs: None) if as_json else progress.beside(show),
             progress=progress,
         )
     if as_json:

@@ -16,6 +16,7 @@ from excite.errors import ExciteError
 from excite.files import check_new, written_aside
 from excite.gates import GateSpec
 from excite.gates.registry import GateTable
+from excite.grafting.costs import CostValues, GateCosts, gate_costs
 from excite.models.base import Classifier
 from excite.models.catalog import VARIANTS
 from excite.models.grafting.core import GraftPlan, GraftPlanValues, Init, Model, example_for
@@ -69,11 +70,13 @@ class GraftResult(GraftPlanValues):
     Attributes:
         parameters: number of parameters of the network before grafting.
         images, images_are: number and kind of the images in the proof.
+        latency: with ``latency``, what the gates add to the time of one image.
         out: the file that was written.
     """
 
     source: str
     parameters: int
+    latency: NotRequired[CostValues]
     images: NotRequired[int]
     images_are: NotRequired[str]
     difference: NotRequired[float]
@@ -90,6 +93,7 @@ def graft(
     at: str | Sequence[str] = ...,
     init: Init = ...,
     dry_run: bool = ...,
+    latency: bool = ...,
     images: str | Path | None = ...,
     weights: str | Path | None = ...,
     out: str | Path | None = ...,
@@ -135,6 +139,7 @@ def graft(
     dry_run: bool = False,
     inplace: bool = False,
     example: Any = None,
+    latency: bool = False,
     images: str | Path | None = None,
     weights: str | Path | None = None,
     out: str | Path | None = None,
@@ -153,6 +158,8 @@ def graft(
         dry_run: only show the places and the cost of the gates.
         inplace: only for a network in memory: change it rather than a copy.
         example: only for a network in memory: an input.
+        latency: only for a network given by name: also measure what each gate adds to the time of one image (for a
+            network in memory: ``excite.grafting.gate_costs``).
         images: only for a network given by name: a folder of images for the proof.
         weights: only for a network given by name: its weights, if it has none of its own.
         out: only for a network given by name: the file to write.
@@ -168,7 +175,7 @@ def graft(
         ExciteError: the gate or an option is unknown, there is no place for a gate, or the network cannot be read.
             Nothing is written.
     """
-    named = {"images": images, "weights": weights, "out": out, "force": force or None}
+    named = {"latency": latency or None, "images": images, "weights": weights, "out": out, "force": force or None}
     held = {"inplace": inplace or None, "example": example}
     is_named = isinstance(model, str | os.PathLike)
     for name, value in (held if is_named else named).items():
@@ -187,6 +194,7 @@ def graft(
         init=init,
         options=options,
         dry_run=dry_run,
+        latency=latency,
         images=None if images is None else str(images),
         weights=None if weights is None else str(weights),
         out=None if out is None else Path(out),
@@ -202,15 +210,16 @@ def graft_and_prove(
     init: str = "identity",
     options: GateTable | None = None,
     dry_run: bool = False,
+    latency: bool = False,
     images: str | None = None,
     weights: str | None = None,
     out: Path | None = None,
     force: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    show: Callable[[GraftPlan], None] = lambda plan: None,
+    show: Callable[[GraftPlan, GateCosts | None], None] = lambda plan, costs: None,
     progress: Progress = silent,
 ) -> GraftResult:
-    """Graft, prove and write. ``progress`` shows reading, tracing and the proof.
+    """Graft, prove and write. ``progress`` shows reading, tracing, timing and the proof.
 
     Raises:
         ExciteError: as in :func:`graft`, or the proof fails. Nothing is written.
@@ -228,9 +237,15 @@ def graft_and_prove(
     settings: dict[str, Any] = {"at": at or "auto", "init": init, **(options or {})}
     progress("tracing", 0, 0)
     plan: GraftPlan = graft_model(opened.model, gate, dry_run=True, **settings)
-    show(plan)
+    costs = None
+    if latency and plan.new:
+        progress("timing", 0, 0)
+        costs = gate_costs(opened.model, gate, progress=partial(progress, "timing"), **settings)
+    show(plan, costs)
     parameters = sum(p.numel() for p in opened.model.parameters())
     result: GraftResult = {"source": source, "parameters": parameters, **plan.to_dict()}
+    if costs is not None:
+        result["latency"] = costs.to_dict()
     if dry_run:
         return result
     progress("comparing", 0, 0)

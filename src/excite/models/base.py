@@ -1,6 +1,7 @@
 """The common interface of all classifiers. Notation: N images, C channels, H x W positions, K classes."""
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -18,16 +19,49 @@ from excite.ops.boundaries import NotScriptable
 from excite.ops.gated_norm import check_mode
 
 
+#: The placements by order that are compared with all places, see :func:`placements`.
+ORDERS = ("first", "last", "last2", "every2")
+#: What :func:`by_order` takes.
+_ORDER = re.compile(r"(first|last)([1-9]\d{0,3})?|every([1-9]\d{0,3})")
+
+
+def by_order(pattern: str, places: Sequence[str]) -> list[str]:
+    """The ``places`` that ``pattern`` selects by their order in the network: ``first``, ``first3``, ``last``,
+    ``last2``, or ``every2`` (each second, from the first); none if it is not of this form."""
+    match = _ORDER.fullmatch(pattern)
+    if match is None:
+        return []
+    end, count, step = match.groups()
+    if step:
+        return list(places[:: int(step)])
+    return list(places[: int(count or 1)] if end == "first" else places[-int(count or 1) :])
+
+
+def placements(places: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Name -> the places that it selects: "all", and each of :data:`ORDERS` that differs from those before it."""
+    found = {"all": tuple(places)}
+    for order in ORDERS:
+        chosen = tuple(by_order(order, places))
+        if chosen not in found.values():
+            found[order] = chosen
+    return found
+
+
 def match_slots(pattern: str, slots: Sequence[str]) -> list[str]:
-    """The ``slots`` that match ``pattern``: by their name, a shell pattern, or the name of a module that holds them.
+    """The ``slots`` that match ``pattern``: by their name, a shell pattern, the name of a module that holds them, or
+    their order (:func:`by_order`).
 
     Raises:
         ExciteError: no slot matches.
     """
     hits = [s for s in slots if fnmatch.fnmatchcase(s, pattern) or fnmatch.fnmatchcase(s, f"{pattern}.*")]
+    hits = hits or by_order(pattern, slots)
     if not hits:
         shown = f"{', '.join(slots[:3])} ... {slots[-1]}" if len(slots) > 4 else ", ".join(slots)
-        raise ExciteError(f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (places: {shown})")
+        raise ExciteError(
+            f"no place for a gate matches {pattern!r}{nearest(pattern, slots)} (places: {shown}; or by their order: "
+            "first, last2, every2)"
+        )
     return hits
 
 

@@ -86,7 +86,8 @@ def create_model(
         out_indices: the maps to return with ``features_only`` (0 is the stem's).
         gate: a gate other than the name implies: "se", "ge" or ``{"name": "ge", "variant": "theta", "extent": 4}``;
             "none" for no gate. With ``identity: True``, an option of every gate, it starts as a factor of exactly 1.
-        gate_at: only the blocks that match these names or shell patterns have the gate (``["layer3", "layer4.*"]``).
+        gate_at: only the blocks that match these names or shell patterns have the gate (``["layer3", "layer4.*"]``), or
+            those of a place in the order: ``["last2"]``, ``["first"]``, ``["every2"]``.
         fused: how norms, gates, additions and ReLUs run: "auto", "on", "plain" or "off"; see ``Classifier.set_fused``.
         options: options of the body (:func:`model_options` lists them, :class:`excite.models.resnet.ResNet` explains
             them) and of the gate: for SE ``reduction``, ``rd_divisor`` and ``gate_bias``; for GE ``extent`` and

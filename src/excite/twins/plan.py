@@ -15,6 +15,8 @@ from excite.files import read_json, write_json
 from excite.gates import create_gate, gate_options, list_gates
 from excite.gates.gather_excite import VARIANTS as GE_VARIANTS
 from excite.gates.registry import GateTable
+from excite.models import create_model
+from excite.models.base import placements
 from excite.models.catalog import VARIANTS, ModelArgs, get_variant
 from excite.recipe import ModelConfig, Recipe, flatten, parse_yaml
 
@@ -23,6 +25,8 @@ DEFAULT_SEEDS = 3
 #: The most seeds of a gate with ``--until decided``, unless it is said; and its margin in points.
 MOST_SEEDS, MARGIN = 30, 0.1
 UNGATED = "none"
+#: What follows the @ of a label for all placements by order.
+AUTO = "auto"
 PLAN = "twins.json"
 FORMAT_VERSION = 1
 
@@ -186,7 +190,7 @@ def make_plan(
         )
     folds = _folds(folder, recipe, old, seeds, folds)
     first = recipe.train.seed
-    new_gates = tuple(gates) if gates is not None else old.gates if old else DEFAULT_GATES
+    new_gates = expanded(gates, recipe.model) if gates is not None else old.gates if old else DEFAULT_GATES
     new_seeds = tuple(range(first, first + seeds)) if seeds is not None else old.seeds if old else None
     kept = None if old is None else old.margin
     if margin is not None and not until_decided and kept is None:
@@ -288,6 +292,24 @@ def places_in(label: str) -> list[str] | None:
             "se@layer2+layer3.0"
         )
     return places
+
+
+def expanded(labels: Sequence[str], model: ModelConfig) -> tuple[str, ...]:
+    """The labels, with ``se@auto`` replaced by ``se`` (all places) and the other placements by order that this network
+    has: ``se@first``, ``se@last``, ``se@last2``, ``se@every2``. Raises ExciteError if the gate does not fit."""
+    found: list[str] = []
+    for label in labels:
+        gate, _, where = label.partition("@")
+        if where != AUTO:
+            found.append(label)
+            continue
+        if parse_gate(gate) is None:
+            raise ExciteError(f"--gates: {shown(label)}: none takes no places")
+        gated = with_gate(model, gate)
+        options = {key: value for key, value in gated.options.items() if key != "pretrained"}  # download nothing
+        slots = list(create_model(gated.name, **options).gate_slots())
+        found += [gate if name == "all" else f"{gate}@{name}" for name in placements(slots)]
+    return tuple(found)
 
 
 def _try_gate(table: GateTable, where: str = "") -> None:

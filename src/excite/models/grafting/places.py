@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
 from excite.gates import Gate
-from excite.models.base import Classifier, match_slots
+from excite.models.base import Classifier, by_order, match_slots
 from excite.models.grafting.dataflow import DataFlow, Example, Step, evaluating, trace
 from excite.models.grafting.wrapper import Grafted
 
@@ -54,8 +54,9 @@ def find_places(model: nn.Module, at: str | Sequence[str], example: Example) -> 
     result is used nowhere else. In a network without residual additions, they are the last layers before each change
     of the map's size.
 
-    A pattern selects among those, by name or by a module that holds them (``layer4``). If it matches none of them, it
-    selects among all modules of the network; ``*`` then does not match a dot.
+    A pattern selects among those: by name, by a module that holds them (``layer4``), or by their order (``first``,
+    ``last2``, ``every2``). If it matches none of them, it selects among all modules of the network; ``*`` then does not
+    match a dot.
 
     Raises:
         ExciteError: there is no such place, or a module's result is not a map.
@@ -72,10 +73,13 @@ def find_places(model: nn.Module, at: str | Sequence[str], example: Example) -> 
     except ExciteError:
         automatic = Found([], "")
     chosen: dict[str, Place] = {}
+    modules = dict(model.named_modules())
     for pattern in patterns:
-        hits = [p for p in automatic.places if _names(pattern, p.name)] or _by_module(
-            model, pattern, example, automatic
-        )
+        hits = [p for p in automatic.places if _names(pattern, p.name)]
+        if not hits and pattern not in modules:
+            ordered = by_order(pattern, [p.name for p in automatic.places])
+            hits = [p for p in automatic.places if p.name in ordered]
+        hits = hits or _by_module(model, pattern, example, automatic)
         chosen.update({p.name: p for p in hits})
     return Found(list(chosen.values()), f"{len(chosen)} place(s) selected by {', '.join(patterns)}")
 
