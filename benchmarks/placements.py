@@ -35,10 +35,7 @@ def rows_of(name: str, gate: str, count: int, seconds: float) -> list[dict[str, 
     net = create_model(name).eval()
     switched = Switched(net, gate, at="auto", init="identity", example=None, device=device)
     draw = random.Random(0)
-    asked = {
-        i: [place for place in switched.places if draw.random() < 0.5]
-        for i in range(count)
-    }
+    asked = {i: [place for place in switched.places if draw.random() < 0.5] for i in range(count)}
     design = weighing_rows(len(switched.places))
     weighed = {
         f"row {i}": [place for place, on in zip(switched.places, row[1:], strict=True) if on > 0]

@@ -38,7 +38,14 @@ def photos(tmp_path_factory):
 def run(source, **changes):
     said = []
     settings = {"gate": "se", "at": [], "init": "identity", "options": {}, "dry_run": False, "images": None}
-    settings |= {"weights": None, "out": None, "force": False, "say": said.append, "show": lambda plan, costs: None, **changes}
+    settings |= {
+        "weights": None,
+        "out": None,
+        "force": False,
+        "say": said.append,
+        "show": lambda plan, costs: None,
+        **changes,
+    }
     return proof.graft_and_prove(str(source), **settings), said
 
 

@@ -8,7 +8,7 @@ import torch
 import excite.grafting.costs as costs_module
 from excite.errors import ExciteError
 from excite.grafting import gate_costs, graft
-from excite.grafting.costs import GateCosts, Switched, solve, weighing_rows
+from excite.grafting.costs import GateCosts, Switched, solve, spread_of, weighing_rows
 from excite.models import create_model
 from excite.models.base import by_order, match_slots, placements
 from excite.runtime.timing import Timed
@@ -101,6 +101,14 @@ def test_the_costs_are_found_whatever_disturbs_some_passes():
     costs = GateCosts(base, gates, 41 * len(rows), "a CPU", "fp32")
     assert costs.predict(PLACES) == pytest.approx(2.68, abs=0.03)
     assert costs.placements()["last"] == costs.predict(PLACES[-1:])
+
+
+def test_a_busy_machine_is_said():
+    steady = [Timed([[0.100], [0.101], [0.102], [0.103], [0.500]])] * 3
+    busy = [Timed([[0.1], [0.2], [0.3], [0.2], [0.1]])] * 3
+    told = [GateCosts(1.0, {}, 15, "a CPU", "fp32", spread_of(timed)).notes for timed in (steady, busy)]
+    assert told[0] == []
+    assert told[1][0].startswith("the machine was not idle: half of the passes of one placement differ by 50 %")
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "cifar_fastnet7", "cifar_wrn16_8", "efficientnet_lite0"])

@@ -119,9 +119,10 @@ def graft(
         display.table(make_table(rows, columns))
         display.message(f"{plan.sentence}; {plan.added:,} new parameters")
         if costs is not None:
-            display.table(make_table(costs.rows(), [("where", "gates at", ""), ("ms", "ms", ".2f"), ("more", "more", "")]))
+            predicted = [("where", "gates at", ""), ("ms", "ms", ".2f"), ("more", "more", "")]
+            display.table(make_table(costs.rows(), predicted))
             display.message(costs.sentence)
-        for note in plan.notes:
+        for note in [*plan.notes, *(costs.notes if costs is not None else [])]:
             display.message(note)
 
     with ProgressBar() as progress:

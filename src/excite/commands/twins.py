@@ -29,8 +29,7 @@ def twins(
         typer.Option(
             metavar="GATE,...",
             help="none, or any of `excite gates`, optionally with options, such as se:reduction=8, and places, such as "
-            "se@layer3.  [default: "
-            "none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
+            "se@layer3, se@last2 or se@auto.  [default: none,se,ge_theta_minus,ge_theta,ge_theta_plus]",
             callback=check_labels,
         ),
     ] = None,

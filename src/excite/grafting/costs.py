@@ -8,6 +8,7 @@ dearer together do not distort the others.
 """
 
 import copy
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from excite.models.grafting.dataflow import Example
 from excite.models.grafting.wrapper import Grafted
 from excite.progress import Advance
 from excite.runtime.device import count_devices, device_name
-from excite.runtime.timing import Timed, in_turns
+from excite.runtime.timing import Timed, in_turns, quartiles
 
+#: A spread (see :class:`GateCosts`) above this is that of a busy machine: alone it is 0.02 to 0.06 on a CPU.
+UNSTEADY = 0.15
 #: Samples of the bootstrap, and its level.
 SAMPLES, LEVEL = 400, 0.95
 
@@ -37,6 +40,7 @@ class CostValues(TypedDict):
     device: str
     form: str
     passes: int
+    spread: float
     base_ms: float
     places: dict[str, list[float]]
     placements: dict[str, float]
@@ -52,6 +56,8 @@ class GateCosts:
         passes: number of timed passes.
         device: its name.
         form: whether batch norms were folded, and the precision.
+        spread: by how much the quartiles of the passes of one placement are apart, over their median; the median of
+            all placements.
     """
 
     base: float
@@ -59,6 +65,7 @@ class GateCosts:
     passes: int
     device: str
     form: str
+    spread: float = 0.0
 
     def predict(self, places: Iterable[str]) -> float:
         """Milliseconds of the network with gates at ``places`` only. Raises KeyError if there is no such place."""
@@ -87,9 +94,19 @@ class GateCosts:
     def sentence(self) -> str:
         """How the times were found."""
         return (
-            f"time of one image: {self.device}, {self.form}; {self.passes:,} passes with the gates switched on and off, "
-            "from which the time of any placement is predicted"
+            f"time of one image: {self.device}, {self.form}; {self.passes:,} passes with gates switched on and off, from "
+            "which the time of any placement is predicted"
         )
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence if the times are not to be trusted."""
+        if self.spread <= UNSTEADY:
+            return []
+        return [
+            f"the machine was not idle: half of the passes of one placement differ by {100 * self.spread:.0f} %, so "
+            "these times mean little; measure again when nothing else runs"
+        ]
 
     def to_dict(self) -> CostValues:
         """The costs as JSON-serialisable values."""
@@ -97,6 +114,7 @@ class GateCosts:
             "device": self.device,
             "form": self.form,
             "passes": self.passes,
+            "spread": self.spread,
             "base_ms": self.base,
             "places": {place: list(cost) for place, cost in self.gates.items()},
             "placements": self.placements(),
@@ -139,7 +157,13 @@ def gate_costs(
     timed = switched.time(dict(enumerate(designed)), seconds=seconds, progress=progress)
     base, gates = solve([timed[i] for i in range(len(rows))], rows, switched.places)
     passes = sum(len(each.ms) for each in timed.values())
-    return GateCosts(base, gates, passes, device_name(where), switched.form)
+    return GateCosts(base, gates, passes, device_name(where), switched.form, spread_of(timed.values()))
+
+
+def spread_of(timed: Iterable[Timed]) -> float:
+    """See :class:`GateCosts`."""
+    ends = [quartiles(each.ms) for each in timed]
+    return statistics.median((high - low) / middle for low, middle, high in ends)
 
 
 def weighing_rows(count: int) -> list[list[int]]:
@@ -166,7 +190,7 @@ def solve(
     times = torch.tensor([each.ms for each in timed], dtype=torch.float64)  # (rows, passes)
 
     def parts(of: Tensor) -> Tensor:
-        """(..., rows, passes) -> the columns' coefficients (..., columns). Medians, because some passes are disturbed."""
+        """(..., rows, passes) -> the columns' coefficients (..., columns), from medians: some passes are disturbed."""
         return of.median(dim=-1).values @ signs / len(rows)
 
     found = parts(times)
@@ -203,7 +227,9 @@ class Switched:
         device: torch.device,
         **options: Any,
     ) -> None:
-        grafted: nn.Module = graft(copy.deepcopy(model).float().eval(), gate, at=at, init=init, example=example, **options)
+        grafted: nn.Module = graft(
+            copy.deepcopy(model).float().eval(), gate, at=at, init=init, example=example, **options
+        )
         plan = graft(model, gate, at=at, init=init, example=example, dry_run=True, **options)
         self.places = [place.name for place in plan.new]
         own = isinstance(grafted, Classifier)
@@ -270,10 +296,7 @@ class _Wrapped:
             raise ExciteError(f"there is no grafted gate at {place}")
         self.wrapper = wrapper
         self.holders = [
-            (parent, name)
-            for parent in net.modules()
-            for name, child in parent._modules.items()
-            if child is wrapper
+            (parent, name) for parent in net.modules() for name, child in parent._modules.items() if child is wrapper
         ]
 
     def set(self, on: bool) -> None:

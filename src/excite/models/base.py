@@ -18,7 +18,6 @@ from excite.ops import spatial_mean
 from excite.ops.boundaries import NotScriptable
 from excite.ops.gated_norm import check_mode
 
-
 #: The placements by order that are compared with all places, see :func:`placements`.
 ORDERS = ("first", "last", "last2", "every2")
 #: What :func:`by_order` takes.
