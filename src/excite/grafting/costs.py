@@ -94,8 +94,8 @@ class GateCosts:
     def sentence(self) -> str:
         """How the times were found."""
         return (
-            f"time of one image: {self.device}, {self.form}; {self.passes:,} passes with gates switched on and off, from "
-            "which the time of any placement is predicted"
+            f"time of one image: {self.device}, {self.form}; {self.passes:,} passes with gates switched on and off, "
+            "from which the time of any placement is predicted"
         )
 
     @property
