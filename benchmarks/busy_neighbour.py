@@ -3,8 +3,9 @@
 Each setting runs in a process of its own, alone and beside one and two processes that are always busy, in turns,
 several rounds. Rows are appended to benchmarks/results/busy_neighbour.csv: median ms a step over the rounds.
 
-    as it is        all cores, PyTorch's defaults
-    bound           OMP_PROC_BIND=true: each thread stays on its core
+    as it is        all cores, as `excite train` runs: each worker stays on its core
+    free            all cores, PyTorch's defaults
+    bound           OMP_PROC_BIND=true: each thread stays on its core, and so does all that the first one starts
     short turns     the scheduler is asked for turns of 0.1 ms (Linux 6.12; sched_setattr)
     one thread      OMP_NUM_THREADS=1
 """
@@ -27,8 +28,9 @@ from excite.runtime.device import device_name
 RESULTS = Path(__file__).parent / "results" / "busy_neighbour.csv"
 SETTINGS: dict[str, dict[str, str]] = {
     "as it is": {},
+    "free": {"FREE": "1"},
     "bound": {"OMP_PROC_BIND": "true"},
-    "short turns": {"SHORT": "1"},
+    "short turns": {"FREE": "1", "SHORT": "1"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 JOBS = {"cifar_seresnet20": (64, 32, 24), "seresnet50": (8, 96, 10)}
@@ -57,8 +59,11 @@ def steps(name: str) -> float:
 
     from excite import create_model
     from excite.runtime.device import keep_freed_memory
+    from excite.runtime.workers import spread_workers
 
     keep_freed_memory()
+    if "FREE" not in os.environ:
+        spread_workers()
     if "SHORT" in os.environ:
         ask_for_short_turns()
     batch, size, count = JOBS[name]

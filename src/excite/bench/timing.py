@@ -23,6 +23,7 @@ from excite.runtime.device import (
     reset_peak_memory,
 )
 from excite.runtime.timing import Step, inference_step, time_steps
+from excite.runtime.workers import spread_workers
 from excite.size import by_text
 from excite.training.batch_parts import first_with_one_value
 from excite.training.compilation import compile_errors, compile_model, compile_timer
@@ -139,14 +140,16 @@ class Workbench:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        if setting.threads:
+            torch.set_num_threads(setting.threads)
+        if setting.library == "excite":
+            spread_workers()  # as in excite train
         contender = make_contender(setting)  # before Accelerate: another library may add a device
         ddp = DistributedDataParallelKwargs(  # as in excite train
             broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=setting.compile == "off"
         )
         self.accelerator: Accelerator = make_accelerator(setting.device, ddp)
         self.device = self.accelerator.device
-        if setting.threads:
-            torch.set_num_threads(setting.threads)
         if setting.library == "excite" and self.device.type == "cpu":
             keep_freed_memory()  # as in excite train; the others run as their users start them
         self.precision = choose_precision(setting.precision, self.device, contender.model)

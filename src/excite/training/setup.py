@@ -53,6 +53,7 @@ from excite.runtime.device import (
     seed_everything,
 )
 from excite.runtime.environment import versions
+from excite.runtime.workers import spread_workers
 from excite.size import Size, as_size, by_text, size_text
 from excite.training import checkpoint as ckpt
 from excite.training.batch_parts import check_batch_norms
@@ -261,6 +262,7 @@ def set_up(
         )
     if device.type == "cpu":
         keep_freed_memory()
+        spread_workers()
     choose_precision(config.precision, device)  # report an impossible precision before opening the images
     data = _open_images(recipe, display) if data is None else data
     terms = by_class(recipe, data, device)
