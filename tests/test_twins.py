@@ -28,9 +28,10 @@ from excite.runtime.device import seed_everything
 from excite.training import train
 from excite.training.stop import Interrupted
 from excite.twins import run_twins, runner
+from excite.twins.beside import compared, figures
 from excite.twins.figure import draw
 from excite.twins.plan import DEFAULT_GATES, Plan, expanded, load_plan, run_name, with_gate
-from excite.twins.report import _row, collect, notes, table, write_report
+from excite.twins.report import _row, collect, markdown, notes, table, write_report
 from excite.twins.statistics import (
     _half_width,
     mean_interval,
@@ -220,6 +221,42 @@ def test_all_placements_by_order_with_one_label():
     assert expanded(["se@auto"], ModelConfig(name="cifar_seresnet20", options={"gate_at": ["layer1"]}))[0] == "se"
     with pytest.raises(ExciteError, match="'none@auto': none takes no places"):
         expanded(["none@auto"], model)
+
+
+def test_what_a_gate_changes_beside_accuracy(report, tmp_path):
+    told = figures({"calibration": {"ece": 3.5, "held_out": {"nll_after": 0.5}}, "robustness": {"mean_top1": 60}})
+    assert told == {"ece": 3.5, "scaled_nll": 0.5, "robust_top1": 60.0}
+    assert figures({"calibration": {"ece": None, "held_out": None}, "robustness": None}) == figures(None) == {}
+    values = {"none": [10.0, 12.0, 11.0], "se": [9.0, 11.5, 10.2, 99.0]}
+    runs = [{"gate": gate, "seed": seed, "ece": v} for gate, each in values.items() for seed, v in enumerate(each)]
+    seen = []
+
+    def interval(differences):
+        seen.append(differences)
+        return 1.0, 2.0, None
+
+    assert compared(runs, "none", "none", "seed", interval)["ece"]["difference"] is None
+    se = compared(runs, "se", "none", "seed", interval)
+    assert list(se) == ["ece"]
+    assert seen == [[-1.0, -0.5, pytest.approx(-0.8)]], "paired by seed; the fourth has no partner"
+    assert (se["ece"]["pairs"], se["ece"]["mean"]) == (3, pytest.approx(32.425))
+    assert "beside" not in report["rows"][0]
+    assert "Beside accuracy" not in markdown(report)
+    more = copy.deepcopy(report)
+    for row in more["rows"]:
+        row["beside"] = compared(runs, "none" if row["gate"] == "none" else "se", "none", "seed", mean_of)
+    write_report(more, tmp_path)
+    text = (tmp_path / "twins.md").read_text()
+    assert "| gate | calibration error % | calibration: difference to none |" in text
+    assert "32.42 ± 44.40 | -0.77 [-1.00, -0.50] |" in text
+    assert "for one measure each" in text
+    header, first = (tmp_path / "twins.csv").read_text().splitlines()[:2]
+    assert {"ece_mean", "ece_difference_low"} < set(header.split(","))
+    assert "{" not in first
+
+
+def mean_of(values):
+    return sum(values) / len(values), min(values), max(values)
 
 
 def test_points_for_each_millisecond(report, tmp_path):

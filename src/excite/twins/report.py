@@ -3,6 +3,7 @@
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -15,6 +16,8 @@ from excite.runtime.environment import versions
 from excite.text import printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
+from excite.twins import beside
+from excite.twins.beside import Beside, compared, figures
 from excite.twins.plan import Labels, Plan, run_name
 from excite.twins.statistics import Verdict, mean_interval, mean_sd, mean_sequence, seeds_needed, verdict
 from excite.twins.worker import Latency
@@ -32,6 +35,9 @@ class TwinRun(Results):
     gate: str
     seed: int
     fold: NotRequired[int]
+    ece: NotRequired[float]
+    scaled_nll: NotRequired[float]
+    robust_top1: NotRequired[float]
 
 
 class Trained(TypedDict):
@@ -85,9 +91,11 @@ class GateLatency(TypedDict):
 
 
 class TwinRow(Trained, Difference, GateLatency):
-    """One row of the table; values not known (yet) are None. ``verdict``: of an experiment with a margin."""
+    """One row of the table; values not known (yet) are None. ``verdict``: of an experiment with a margin; ``beside``:
+    measures beside accuracy (:data:`excite.twins.beside.BESIDE`), if the runs have them."""
 
     gate: str
+    beside: NotRequired[dict[str, Beside]]
     verdict: NotRequired[Verdict | None]
 
 
@@ -151,20 +159,23 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
         run = folder / plan.run_name(gate, number)
         if (run / "results.json").is_file():
             results = read_results(run / "results.json")
-            results.pop("report", None)
+            other = figures(cast(Mapping[str, Any] | None, results.pop("report", None)))
             # For a resumed run, results.json has the peak of the last process only, metrics.jsonl that of each.
             peaks = [r.get("memory_gb") for r in read_metrics(run / "metrics.jsonl") if r["kind"] == "train"]
             peak = max(known([results["memory_gb"], *peaks]), default=None)
-            runs.append({**plan.labels(gate, number), **results, "memory_gb": peak})
+            runs.append(cast(TwinRun, {**plan.labels(gate, number), **results, "memory_gb": peak, **other}))
     latency = read_latency(folder / "latency.json")
     top1 = _top1(plan, runs)
     rows: list[TwinRow] = []
+    interval = partial(_interval, confidence=confidence, plan=plan)
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
         pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
         ms = None if latency is None else latency["ms"].get(gate)
         difference = _difference(pairs, confidence, plan)
         row: TwinRow = {"gate": gate, **_row(own, plan.numbers), **difference, **_latency(ms)}
+        if more := compared(runs, gate, plan.baseline, plan.unit, interval):
+            row["beside"] = more
         if plan.margin is not None:
             ends = difference["difference_low"], difference["difference_high"]
             row["verdict"] = None if pairs is None else verdict(*ends, plan.margin)
@@ -246,11 +257,17 @@ def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confide
     in the order of the seeds, with an interval that holds whenever one stops, for all gates together."""
     own, base = pairs if pairs is not None else ({}, {})
     differences = [own[number] - base[number] for number in plan.numbers if number in own and number in base]
-    if plan.margin is not None:
-        mean, low, high = mean_sequence(differences, 1 - (1 - confidence) / max(1, len(plan.gates) - 1))
-    else:
-        mean, low, high = mean_interval(differences, confidence, 1 / (plan.folds - 1) if plan.folds else 0.0)
+    mean, low, high = _interval(differences, confidence, plan)
     return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
+
+
+def _interval(
+    differences: Sequence[float], confidence: float, plan: Plan
+) -> tuple[float | None, float | None, float | None]:
+    """The mean of paired differences and its interval, of the kind that the experiment has."""
+    if plan.margin is not None:
+        return mean_sequence(differences, 1 - (1 - confidence) / max(1, len(plan.gates) - 1))
+    return mean_interval(differences, confidence, 1 / (plan.folds - 1) if plan.folds else 0.0)
 
 
 def latency_form(latency: Latency) -> str:
@@ -376,6 +393,7 @@ def notes(report: Report) -> list[str]:
             "Points / ms: the difference over the latency that the gate adds; no figure where that is less than the "
             "baseline's quartiles are apart."
         )
+    said += beside.notes(report["rows"])
     if (needed := planning(report)) is not None:
         said.append(needed)
     if runs:
@@ -463,6 +481,9 @@ def markdown(report: Report) -> str:
     """The table and its notes as Markdown."""
     rows = table(report)
     lines = [*markdown_table(list(rows[0]), [list(row.values()) for row in rows]).split("\n"), ""]
+    if more := beside.table(report["rows"], report["baseline"]):
+        lines += ["Beside accuracy:", ""]
+        lines += [*markdown_table(list(more[0]), [list(row.values()) for row in more]).split("\n"), ""]
     lines += [f"- {note}" for note in notes(report)]
     lines += [f"- FAILED: {said_as(f)}: {f['reason']}" for f in report["failures"]]
     return "\n".join(map(printable, lines)) + "\n"
@@ -480,16 +501,23 @@ def write_report(report: Report, folder: Path) -> None:
     """Write ``results.json``, ``twins.csv`` (one row per gate), ``runs.csv`` (one per run) and ``twins.md``."""
     told = outward(report)
     write_json(folder / "results.json", told)
-    write_text(folder / "twins.csv", to_csv(told["rows"]))
+    write_text(folder / "twins.csv", to_csv([_flat(row) for row in told["rows"]]))
     write_text(folder / "twins.md", markdown(report))
     if report["runs"]:
         write_text(folder / "runs.csv", to_csv(report["runs"]))
 
 
+def _flat(row: TwinRow) -> dict[str, Any]:
+    """A row of the CSV file: measures beside accuracy as columns of their own, such as ``ece_mean``."""
+    more = {f"{name}_{key}": value for name, found in row.get("beside", {}).items() for key, value in found.items()}
+    return {**{key: value for key, value in row.items() if key != "beside"}, **more}
+
+
 def show_report(report: Report, display: Display) -> None:
-    """Print the table."""
-    rows = table(report)
-    display.table(make_table(rows, [(heading, heading, "") for heading in rows[0]]))
+    """Print the table, and that of the measures beside accuracy."""
+    for rows in (table(report), beside.table(report["rows"], report["baseline"])):
+        if rows:
+            display.table(make_table(rows, [(heading, heading, "") for heading in rows[0]]))
 
 
 def show_files(report: Report) -> None:
