@@ -13,7 +13,7 @@
 #   infer         50  forward passes at batch 1 and 256
 #   forms        240  not by default: other forms compiled, the references' fp16, textbook forms as CUDA graphs
 #   recipes           not by default, hours: with CIFAR10_ROOT, digits in each precision, then the CIFAR-10 recipes to
-#                     their end; a run that an earlier call left unfinished goes on
+#                     their end, cifar10-fast (seconds) first; a run that an earlier call left unfinished goes on
 #
 # A step that fails or outlasts its limit is named, the others go on, and the exit status is 1. Where "correctness" fails
 # nothing is timed. All lands in OUT: gpu.log, steps.csv (what ran, how it ended), bench.csv, triton_passes.csv.
@@ -243,7 +243,7 @@ recipes() {
         step recipes "digits $precision" 0 "$python" -m excite train digits-seresnet20 "name=digits-$precision" "device=$device" \
             "precision=$precision" "${small[@]}" --out "$out"
     done
-    for recipe in cifar10-seresnet110-tf cifar10-seresnet110 cifar10-resnet110; do
+    for recipe in cifar10-fast cifar10-seresnet110-tf cifar10-seresnet110 cifar10-resnet110; do
         unfinished=$(find "$out" -maxdepth 1 -name "$recipe-2*" ! -exec test -e '{}/results.json' ';' -print -quit)
         if [ -n "$unfinished" ]; then
             step recipes "$recipe, resumed" 0 "$python" -m excite train --resume "$unfinished" "data.root=$cifar10"
@@ -252,6 +252,7 @@ recipes() {
         scale=()
         # The reference's fp16 is emulated on a CPU, and starts from a loss scale that a few steps do not bring down.
         if [ -n "${SMALL:-}" ] && [ "$recipe" = cifar10-seresnet110-tf ]; then scale=(precision=fp32); fi
+        if [ -n "${SMALL:-}" ] && [ "$recipe" = cifar10-fast ]; then scale=(batch_size=64); fi
         step recipes "$recipe" 0 "$python" -m excite train "$recipe" "data.root=$cifar10" "device=$device" "${small[@]}" \
             "${scale[@]}" --out "$out"
     done
