@@ -9,7 +9,7 @@ dearer together do not distort the others.
 
 import copy
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -150,8 +150,7 @@ def gate_costs(
         ExciteError: as for ``graft``.
     """
     where = torch.device(count_devices(device)[0])
-    args, kwargs = example_for(model, example)
-    switched = Switched(model, gate, at=at, init=init, example=_given((args, kwargs)), device=where, **options)
+    switched = Switched(model, gate, at=at, init=init, example=example, device=where, **options)
     rows = weighing_rows(len(switched.places))
     designed = [[place for place, on in zip(switched.places, row[1:], strict=True) if on > 0] for row in rows]
     timed = switched.time(dict(enumerate(designed)), seconds=seconds, progress=progress)
@@ -227,12 +226,12 @@ class Switched:
         device: torch.device,
         **options: Any,
     ) -> None:
-        grafted: nn.Module = graft(
-            copy.deepcopy(model).float().eval(), gate, at=at, init=init, example=example, **options
-        )
-        plan = graft(model, gate, at=at, init=init, example=example, dry_run=True, **options)
-        self.places = [place.name for place in plan.new]
-        own = isinstance(grafted, Classifier)
+        own = isinstance(model, Classifier)
+        args, kwargs = _in_float(example_for(model, example))
+        grafted: nn.Module = copy.deepcopy(model).float().eval()
+        settings: Any = {"at": at, "init": init, "example": kwargs or args, **options}
+        self.places = [place.name for place in graft(grafted, gate, dry_run=True, **settings).new]
+        graft(grafted, gate, inplace=True, **settings)
         grafted.to(device)
         if own and device.type == "cpu":
             grafted = fold(grafted)
@@ -242,7 +241,7 @@ class Switched:
             body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._switches = [_Slot(body, place) if own else _Wrapped(body, place) for place in self.places]
         self.form = form_of(grafted, "fp32")
-        self.example = _on(device, example_for(model, example), own)
+        self.example = _on(device, (args, kwargs), own)
 
     def time(
         self,
@@ -304,19 +303,24 @@ class _Wrapped:
             parent._modules[name] = self.wrapper if on else self.wrapper.inner
 
 
-def _given(example: Example) -> Any:
-    args, kwargs = example
-    return kwargs or args
+def _in_float(example: Example) -> Example:
+    """The example with its floating tensors as float32."""
+    return _each(example, lambda value: value.float() if value.is_floating_point() else value)
 
 
 def _on(device: torch.device, example: Example, channels_last: bool) -> Example:
     """The example with its tensors on the device."""
 
-    def moved(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        layout = torch.channels_last if channels_last and value.ndim == 4 else torch.preserve_format
-        return value.to(device).contiguous(memory_format=layout) if channels_last else value.to(device)
+    def moved(value: Tensor) -> Tensor:
+        value = value.to(device)
+        return value.contiguous(memory_format=torch.channels_last) if channels_last and value.ndim == 4 else value
+
+    return _each(example, moved)
+
+
+def _each(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
+    def changed(value: Any) -> Any:
+        return change(value) if isinstance(value, Tensor) else value
 
     args, kwargs = example
-    return tuple(map(moved, args)), {name: moved(value) for name, value in kwargs.items()}
+    return tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
