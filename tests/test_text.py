@@ -270,3 +270,8 @@ def test_results_are_there_before_any_picture(hostile, tmp_path, monkeypatch, ca
     assert read_json(run / "results.json")["report"]["accuracy"] == numbers["accuracy"]
     assert "This figure could not be drawn (MemoryError: no room for a picture)" in page.read_text()
     assert "confusion could not be drawn" in capsys.readouterr().err
+
+
+def test_one_of_a_thing_and_several():
+    assert [text.counted(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
+    assert text.counted(2, "class") == "2 classes"

@@ -24,6 +24,7 @@ from excite.data.catalog import SOURCES
 from excite.data.count import Count, count_data, steps_per_epoch
 from excite.errors import ExciteError, nearest
 from excite.recipe import Recipe
+from excite.text import counted
 from excite.training.results import read_results
 
 if TYPE_CHECKING:
@@ -695,7 +696,7 @@ def plan_tables(result: ScalingPlan) -> "list[FittedTable]":
         columns += [("source", "run", "")]
     title = (
         f"{result['name']}: {result['model']}, {result['gmacs']:.2f} GMACs, {result['parameters'] / 1e6:.2f} M "
-        f"parameters; {result['epochs']} epochs of {result['images']:,} images"
+        f"parameters; {counted(result['epochs'], 'epoch')} of {counted(result['images'], 'image')}"
     )
     assumptions = [
         ("name", "assumption", ""),

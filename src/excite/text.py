@@ -37,6 +37,11 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 image", "2 images", "1,234 classes"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def printable(text: object) -> str:
     """One line of text that is safe to print: control and bidirectional characters become ``\\x1b``, ``\\u202e`` ...,
     and bytes that are not UTF-8 become ``\\xe9``. Other text is returned unchanged.

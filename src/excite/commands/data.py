@@ -8,7 +8,7 @@ import typer
 from excite.commands.beforehand import begin, check_changes, check_data, check_file, check_trained
 from excite.commands.common import Device, Json, complete_data_key, complete_run
 from excite.errors import ExciteError
-from excite.text import print_json
+from excite.text import counted, print_json
 
 if TYPE_CHECKING:
     from excite.console import Display
@@ -198,7 +198,10 @@ def pack(
         display.message(f"{len(done.bad):,} broken images are left out; the first is {path}: {reason}")
     there = "" if done.made == done.shards else f", {done.shards - done.made:,} of which were there already"
     resized = f", {done.smaller:,} resized" if size is not None else ""
-    display.message(f"{done.images:,} images in {done.shards:,} shards{there}, {done.bytes / 1e6:,.1f} MB{resized}")
+    display.message(
+        f"{counted(done.images, 'image')} in {counted(done.shards, 'shard')}{there}, {done.bytes / 1e6:,.1f} MB"
+        f"{resized}"
+    )
     display.message(f"to train with them: excite train {destination}")
 
 

@@ -27,6 +27,7 @@ from excite.data.packed import Bytes, open_bytes
 from excite.data.pixels import deep_values, eight_bits_of
 from excite.data.whole import reaches_its_end
 from excite.errors import install_line
+from excite.text import counted
 
 #: Numbers of channels that are colours: grey and RGB.
 COLOURS = (1, 3)
@@ -142,7 +143,7 @@ def _check(bands: int, height: int, width: int, kind: str, channels: int, max_pi
     if height * width > max_pixels:
         raise ValueError(f"it has {width} x {height} pixels, more than max_pixels = {max_pixels}")
     if bands != channels:
-        raise ValueError(f"it has {bands} band{'s' if bands > 1 else ''}{more}, but the network takes {channels}")
+        raise ValueError(f"it has {counted(bands, 'band')}{more}, but the network takes {channels}")
     if np.dtype(kind).kind not in "ui":
         raise ValueError(f"{kind} pixels have no defined white level; save it with 8 or 16 bits per band")
 

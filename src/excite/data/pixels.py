@@ -16,6 +16,7 @@ from PIL import Image, TiffImagePlugin
 
 from excite.data.formats import open_image, quietly
 from excite.data.packed import Bytes, open_bytes
+from excite.text import counted
 
 #: The largest 16-bit value, which is the white level unless the recipe or the data gives another.
 FULL_WHITE = 65535
@@ -100,7 +101,7 @@ def tiff_bands(source: Bytes) -> str | None:
         return None
     if colours is not None and samples > colours + 1:
         return _too_many(samples, colours)
-    bands = f"{samples} band{'s' if samples > 1 else ''} of {max(bits)} {sample}bits"
+    bands = f"{counted(samples, 'band')} of {max(bits)} {sample}bits"
     kind = tags.get(_PHOTOMETRIC)
     return (
         f"it is a TIFF with {bands} (photometric {kind}), which is not supported; save it as grey or RGB, 8 or 16 bits"

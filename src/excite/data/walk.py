@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from excite.data.formats import EXTENSIONS, UNREAD
+from excite.text import counted
 from excite.threads import Threads
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Found:
             rest = sum(n for _, n in self.other.most_common()[8:])
             parts.append(f"{_files(self.other.total())} ignored: {kinds}" + (f", {rest:,} others" if rest else ""))
         if self.hidden:
-            parts.append(f"{self.hidden:,} hidden file{'s' if self.hidden > 1 else ''} ignored")
+            parts.append(f"{counted(self.hidden, 'hidden file')} ignored")
         if self.unusable:
             path, reason = self.unusable[0]
             more = f" and {len(self.unusable) - 1:,} more" if len(self.unusable) > 1 else ""
@@ -85,7 +86,7 @@ def _kind_of(ending: str) -> str:
 
 
 def _files(count: int) -> str:
-    return f"{count:,} file{'s' if count != 1 else ''}"
+    return counted(count, "file")
 
 
 def is_litter(name: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from excite.explain.rows import GateRow
 from excite.explain.statistics import HIGH, LOW, ScaleStatistics
 from excite.pages.figures import COLORS, MARKS, drawn_width, save, shortened, style
+from excite.text import counted
 
 _GRAY = "#666666"
 #: The most channels for which each channel gets a marker.
@@ -175,7 +176,7 @@ def _heading(panel: Any, title: str, unit: str) -> None:
 
 
 def _panel(axis: Any, name: str, found: ScaleStatistics) -> None:
-    axis.set_title(f"{name} ({found.channels} channel{'s' if found.channels > 1 else ''})", fontsize=10)
+    axis.set_title(f"{name} ({counted(found.channels, 'channel')})", fontsize=10)
     axis.set_ylim(min(0.0, float(found.least.min())), found.ceiling())
     axis.set_xlim(-0.5, found.channels - 0.5)
     axis.grid(alpha=0.3)

@@ -24,6 +24,7 @@ from excite.export.deployable import InputKind
 from excite.export.images import blurred_noise, prepare
 from excite.export.sessions import Run, sessions_of
 from excite.export.verify import Comparison, compare_logits, reference_logits, to_input
+from excite.text import counted
 from excite.trained.predictor import Predictor
 
 #: Most multiply-accumulates per image for ONNX's reference evaluator, which is written in NumPy and slow.
@@ -82,7 +83,7 @@ def make_cases(predictor: Predictor, kind: InputKind) -> list[Case]:
         rng = np.random.default_rng(len(cases))
         images = np.stack([blurred_noise(rng, height, width, p.in_chans) for _ in range(count)])
         prepared = np.stack([prepare(image, p) for image in images])
-        text = f"{count} image{'s' if count > 1 else ''} of {height} x {width} pixels"
+        text = f"{counted(count, 'image')} of {height} x {width} pixels"
         taken = images if kind == "uint8" else prepared
         cases.append(Case(to_input(taken, kind), reference_logits(predictor, prepared), text))
     return cases

@@ -20,6 +20,7 @@ from excite.measures import mean_average_precision, predicted_at
 from excite.models.timm_models import is_timm_model
 from excite.progress import Advance
 from excite.runtime.timing import in_turns
+from excite.text import counted
 from excite.trained.predictor import Predictor
 
 BATCH = 16
@@ -145,7 +146,7 @@ def sentence(predictor: Predictor, reference: Outcome, kind: InputKind, threads:
     norms = "batch norms folded on both sides" if _folds(predictor) else "batch norms folded only in the artefact"
     resize = "" if kind == "float" else ", including the artefact's resize to the same size"
     return (
-        f"ms: median, measured in turns, {threads} thread{'s' if threads > 1 else ''}, from prepared "
+        f"ms: median, measured in turns, {counted(threads, 'thread')}, from prepared "
         f"{height} x {width} pixels to logits{resize}; {reference.name}: as excite predict runs it on a CPU; {norms}"
     )
 

@@ -42,7 +42,7 @@ from excite.report.label_page import (
 from excite.report.reproduce import RECIPE_FILE
 from excite.report.study import ClassScores
 from excite.runtime.environment import Environment
-from excite.text import tell
+from excite.text import counted, tell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -304,9 +304,7 @@ def _warnings(numbers: Numbers | LabelNumbers) -> list[str]:
         found.append(f"{about['warning']}. They are left out of {out}.")
     unreadable = about["unreadable_images"]
     if unreadable:
-        found.append(
-            f"{unreadable:,} image{'s' if unreadable > 1 else ''} could not be read and are not counted anywhere."
-        )
+        found.append(f"{counted(unreadable, 'image')} could not be read and are not counted anywhere.")
     found += [f"{note[:1].upper()}{note[1:]}." for note in about["notes"]]
     if summary.get("measured") == "test":
         found.append("Measured on the test images throughout the training, so nothing was chosen using them.")
@@ -579,7 +577,7 @@ def _speed(page: Page, numbers: Common) -> None:
     columns = [Column("batch", "batch size", "d"), Column("ms", "ms, median", ".2f")]
     columns += [Column("ms_low", "lower quartile", ".2f"), Column("ms_high", "upper quartile", ".2f")]
     columns += [Column("images_per_second", "img/s", ",.1f"), Column("steps", "timed passes", "d")]
-    threads = f", {speed['threads']} thread{'s' if speed['threads'] > 1 else ''}"
+    threads = f", {counted(speed['threads'], 'thread')}"
     about = f"The network alone, {speed['form']} (as excite predict runs it), on {speed['device']}{threads}"
     section.table(columns, speed["rows"], f"{about}; without reading and preparing images")
 

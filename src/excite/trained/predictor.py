@@ -23,7 +23,7 @@ from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
 from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
 from excite.size import by_text
-from excite.text import as_json
+from excite.text import as_json, counted
 from excite.trained.given import Given, GivenImage, given_images
 from excite.training.evaluation import logits_of
 from excite.training.precision import set_norm_precision
@@ -291,7 +291,7 @@ class Predictor:
         classes = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
         rows = [
             ("classes", f"{len(self.classes):,}: {classes}"),
-            ("input", f"{by_text(p.size)}, {p.in_chans} channel{'s' if p.in_chans > 1 else ''}"),
+            ("input", f"{by_text(p.size)}, {counted(p.in_chans, 'channel')}"),
             ("runs on", f"{self.device}, {form_of(self.model, self.precision)}"),
             ("trained by", f"{self.meta['recipe']['name']}, {self.meta['epoch']:g} epochs"),
         ]

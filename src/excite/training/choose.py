@@ -17,7 +17,7 @@ from excite.recipe import Overrides, Recipe, as_recipe, load_recipe, overridden,
 from excite.runtime.device import best_device
 from excite.runtime.job import rank
 from excite.size import size_text
-from excite.text import tell
+from excite.text import counted, tell
 from excite.weights.hub import NotReached, local_weights
 from excite.weights.pretrained import Pretrained, pretrained_of
 
@@ -146,7 +146,7 @@ def _from_scratch(name: str, words: Sequence[str], images: DataSets, reason: str
 
 
 def _epochs_of(recipe: Recipe) -> str:
-    return f"{recipe.train.epochs} epoch{'s' if recipe.train.epochs > 1 else ''}"
+    return counted(recipe.train.epochs, "epoch")
 
 
 def _epochs(images: int) -> int:

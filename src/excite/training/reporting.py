@@ -24,7 +24,7 @@ from excite.runtime.device import device_name, peak_memory_gb
 from excite.runtime.environment import environment
 from excite.runtime.job import cores, local_world_size
 from excite.size import by_text
-from excite.text import printable
+from excite.text import counted, printable
 from excite.training.checkpoint import first_not_finite
 from excite.training.compilation import compile_timer
 from excite.training.evaluation import Evaluation, LabelEvaluation, evaluate, one_by_one
@@ -311,7 +311,7 @@ def record_patience(run: Run) -> None:
     if run.best is not None:
         best += f" ({_told(run.best, run.recipe.measure)})"
     run.display.message(
-        f"stopping early: {run.since_best:,} evaluation{'s' if run.since_best > 1 else ''} in a row without a new best "
+        f"stopping early: {counted(run.since_best, 'evaluation')} in a row without a new best "
         f"(train.patience={run.recipe.train.patience}); {best}; {left:,} of {run.recipe.train.epochs:,} epochs are left"
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from excite.pages.figures import COLORS, style, write
+from excite.text import counted
 from excite.twins.report import Report, known, last_of, latency_form, measure_label, paired
 
 
@@ -35,12 +36,12 @@ def draw(report: Report, path: Path) -> Path:
         for panel, (draw_panel, _) in zip(panels, drawn, strict=True):
             draw_panel(panel, report)
         count, unit = report.get("folds") or len(report["seeds"]), _unit(report)
-        figure.suptitle(f"{report['recipe']}: {count} {unit}{'s' if count > 1 else ''}, {_epochs(report)}")
+        figure.suptitle(f"{report['recipe']}: {counted(count, unit)}, {_epochs(report)}")
         return write(figure, path, dpi=130)
 
 
 def _epochs(report: Report) -> str:
-    return f"{report['runs'][0]['epochs']} epochs" if report["runs"] else "no run finished"
+    return counted(report["runs"][0]["epochs"], "epoch") if report["runs"] else "no run finished"
 
 
 def _unit(report: Report) -> Literal["seed", "fold"]:

@@ -13,7 +13,7 @@ from excite.files import read_json, write_json, write_text
 from excite.measures import MEASURES, MeasureName, named, superlative
 from excite.pages.tables import markdown_table, to_csv
 from excite.runtime.environment import versions
-from excite.text import printable
+from excite.text import counted, printable
 from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 from excite.twins import beside
@@ -360,8 +360,8 @@ def notes(report: Report) -> list[str]:
     if runs:
         name, what = ("Top-1", "accuracy") if label == "top-1" else (label, label)
         said.append(
-            f"{name} of {_images(runs)} validation images after {runs[0]['epochs']} epochs; the best epoch was "
-            f"chosen using the same images, so its {what} is slightly optimistic."
+            f"{name} of {_images(runs)} validation images after {counted(runs[0]['epochs'], 'epoch')}; the best epoch "
+            f"was chosen using the same images, so its {what} is slightly optimistic."
         )
         metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
         if list(metrics) != [measure_in(runs[0])]:
