@@ -1,9 +1,9 @@
 """Gives each of PyTorch's worker threads a core of its own, so that other programs slow a training down less.
 
 The threads of an operation wait for each other, thousands of times a step. Beside a busy program, Linux often puts two
-of them on one core, where each waits for the other's turn to end; a step then takes 2.2 to 4.3 times as long. Workers
-that stay on their cores make it 2.0 to 2.5 (docs/performance.md). The thread that hands out the work stays free: what
-it starts (loaders, processes) would inherit its core, which is what ``OMP_PROC_BIND=true`` does.
+of them on one core, where each waits for the other's turn to end; on two cores, a step then takes 3.8 times as long.
+Workers that stay on their cores make it 2.2 (docs/performance.md). The thread that hands out the work stays free: what
+it starts (loaders, processes) would inherit its core, as it does with ``OMP_PROC_BIND=true``.
 """
 
 import os
