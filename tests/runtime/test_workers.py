@@ -48,6 +48,24 @@ def test_workers_have_a_core_each_and_nothing_else_is_bound():
 
 
 @linux
+@pytest.mark.heavy
+def test_a_training_binds_them(tmp_path):
+    """In its own process, before anything uses the pool."""
+    count = len(os.sched_getaffinity(0))
+    if count < 2 or len(workers._physical_cores(os.sched_getaffinity(0))) not in (1, count):
+        pytest.skip(f"{count} logical processors of other cores: PyTorch's threads need not be as many")
+    script = (
+        "import os\nfrom excite.training import train\nfrom tests.training.small import small\n"
+        f"train(small('epochs=1'), out={str(tmp_path)!r}, quiet=True)\n"
+        "print(sum(len(os.sched_getaffinity(int(task))) == 1 for task in os.listdir('/proc/self/task')))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment["OMP_NUM_THREADS"] = str(count)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) == count - 1
+
+
+@linux
 @pytest.mark.parametrize("decided", [{"OMP_PROC_BIND": "false"}, {"OMP_NUM_THREADS": "1"}, {"GOMP_CPU_AFFINITY": "0"}])
 def test_nothing_is_bound_where_somebody_decided_or_threads_do_not_take_all_cores(decided):
     assert run(**decided)["bound"] == 0
