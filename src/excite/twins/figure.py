@@ -41,7 +41,7 @@ def draw(report: Report, path: Path) -> Path:
 
 
 def _epochs(report: Report) -> str:
-    return counted(report["runs"][0]["epochs"], "epoch") if report["runs"] else "no run finished"
+    return counted(report["runs"][0]["epochs"] or 0, "epoch") if report["runs"] else "no run finished"
 
 
 def _unit(report: Report) -> Literal["seed", "fold"]:

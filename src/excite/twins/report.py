@@ -360,7 +360,7 @@ def notes(report: Report) -> list[str]:
     if runs:
         name, what = ("Top-1", "accuracy") if label == "top-1" else (label, label)
         said.append(
-            f"{name} of {_images(runs)} validation images after {counted(runs[0]['epochs'], 'epoch')}; the best epoch "
+            f"{name} of {_images(runs)} validation images after {counted(runs[0]['epochs'] or 0, 'epoch')}; the best epoch "
             f"was chosen using the same images, so its {what} is slightly optimistic."
         )
         metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
