@@ -359,9 +359,10 @@ def notes(report: Report) -> list[str]:
     said = []
     if runs:
         name, what = ("Top-1", "accuracy") if label == "top-1" else (label, label)
+        after = counted(runs[0]["epochs"] or 0, "epoch")
         said.append(
-            f"{name} of {_images(runs)} validation images after {counted(runs[0]['epochs'] or 0, 'epoch')}; the best epoch "
-            f"was chosen using the same images, so its {what} is slightly optimistic."
+            f"{name} of {_images(runs)} validation images after {after}; the best epoch was chosen using "
+            f"the same images, so its {what} is slightly optimistic."
         )
         metrics = dict.fromkeys(r.get("metric", "top1") for r in runs)
         if list(metrics) != [measure_in(runs[0])]:
