@@ -166,3 +166,4 @@ def test_the_command_says_what_each_gate_adds(command_line, monkeypatch):
     )
     told = command_line(*words[:3], "--json")
     assert "latency" not in json.loads(told[told.index("{") :])
+    assert "nothing to time" in command_line("graft", "cifar_seresnet20", *words[2:4])

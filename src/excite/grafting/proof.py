@@ -242,6 +242,8 @@ def graft_and_prove(
         progress("timing", 0, 0)
         costs = gate_costs(opened.model, gate, progress=partial(progress, "timing"), **settings)
     show(plan, costs)
+    if latency and costs is None:
+        say("no place gets a new gate, so there is nothing to time")
     parameters = sum(p.numel() for p in opened.model.parameters())
     result: GraftResult = {"source": source, "parameters": parameters, **plan.to_dict()}
     if costs is not None:
