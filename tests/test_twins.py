@@ -1082,6 +1082,7 @@ def test_the_tables_in_the_documentation_are_generated(monkeypatch):
                 assert mean == pytest.approx(statistics.mean(runs))
     assert found == drawn >= {"digits", "cifar10"}, "each is on a page"
     assert update.readme() in (ROOT / "README.md").read_text()
+    assert update.fast() in (ROOT / "docs" / "evidence.md").read_text()
 
 
 def test_an_experiment_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):

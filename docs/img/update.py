@@ -6,7 +6,8 @@
 
 Between the marks `<!-- NAME -->` and `<!-- /NAME -->` of the page everything is replaced; `twins-NAME.svg`, `.png` and
 `.json` (what the table is made from, with a row for every run, see tests/test_twins.py) are copied here. Without
-arguments, only README's table is made again, from these files and benchmarks/results/airbench.csv.
+arguments, only README's table and that of `cifar10-fast` in docs/evidence.md are made again, from these files and
+benchmarks/results/airbench.csv.
 """
 
 import csv
@@ -57,17 +58,38 @@ def readme() -> str:
 
 def whole_recipe() -> list[str]:
     """The recipe `cifar10-fast` as it is, from the rows of benchmarks/airbench.py."""
-    with (ROOT / "benchmarks" / "results" / "airbench.csv").open(newline="") as file:
-        ours = [row for row in csv.DictReader(file) if row["program"] == "cifar10-fast"]
+    ours = seeds_of("cifar10-fast")
     plain, views = ([float(row[key]) for row in ours] for key in ("top1", "top1_tta"))
-    times = [float(row["seconds"]) / 60 for row in ours if row["seconds"]]
     return [
         "`cifar10-fast`",
-        f"{petaflops(list_sizes(['cifar_fastnet7'])[0]['gmacs'], 8):.2f}",
-        f"{min(times):.1f} to {max(times):.1f} (2 threads)",
+        f"{PROGRAMS['cifar10-fast'][1]:.2f}",
+        f"{minutes(ours)} (2 threads)",
         f"{spread(plain)}, with six views {spread(views)} ({len(ours)} seeds)",
         "not yet measured",
     ]
+
+
+def fast() -> str:
+    """The table of `cifar10-fast` and the published programs in docs/evidence.md."""
+    heads = ("program", "PFLOP", "seeds", "top-1 %, last epoch", "with six views", "minutes, 2 threads")
+    rows = []
+    for program, (called, operations) in PROGRAMS.items():
+        runs = seeds_of(program)
+        plain, views = ([float(row[key]) for row in runs] for key in ("top1", "top1_tta"))
+        rows.append([called, f"{operations:.2f}", f"{len(runs)}", spread(plain), spread(views), minutes(runs)])
+    return f"<!-- fast -->\n{markdown_table(heads, rows)}\n<!-- /fast -->"
+
+
+def seeds_of(program: str) -> list[dict[str, str]]:
+    """The rows of benchmarks/airbench.py of a program."""
+    with (ROOT / "benchmarks" / "results" / "airbench.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["program"] == program]
+
+
+def minutes(rows: list[dict[str, str]]) -> str:
+    """The shortest and the longest run of those that were timed."""
+    times = sorted(float(row["seconds"]) / 60 for row in rows if row["seconds"])
+    return f"{times[0]:.1f} to {times[-1]:.1f}" if times else "not timed"
 
 
 def experiment(report: dict[str, Any], recipe: str) -> list[str]:
@@ -90,14 +112,22 @@ def experiment(report: dict[str, Any], recipe: str) -> list[str]:
     ]
 
 
-def petaflops(gmacs: float, epochs: int) -> float:
+def petaflops(gmacs: float, epochs: float) -> float:
     """Of a training, two operations a multiplication and addition."""
     return 2 * gmacs * PASSES * IMAGES * epochs / 1e6
 
 
 def spread(values: list[float]) -> str:
     """Mean ± sample standard deviation."""
-    return f"{mean(values):.2f} ± {stdev(values):.2f}"
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+#: Program -> what the tables call it, and its PFLOP.
+PROGRAMS = {
+    "cifar10-fast": ("`cifar10-fast` (8 epochs)", petaflops(list_sizes(["cifar_fastnet7"])[0]["gmacs"], 8)),
+    "airbench94_muon.py": ("`airbench94_muon.py` (8 epochs)", petaflops(list_sizes(["cifar_fastnet7"])[0]["gmacs"], 8)),
+    "airbench94.py": ("`airbench94.py` (9.9 epochs)", petaflops(list_sizes(["cifar_fastnet7"])[0]["gmacs"], 9.9)),
+}
 
 
 def main() -> None:
@@ -106,6 +136,7 @@ def main() -> None:
         for source, kind in (("twins.svg", "svg"), ("twins.png", "png"), ("results.json", "json")):
             shutil.copyfile(folder / source, HERE / f"twins-{name}.{kind}")
         replace(HERE.parent / page, name, section(name))
+    replace(HERE.parent / "evidence.md", "fast", fast())
     replace(ROOT / "README.md", "results", readme())
 
 
