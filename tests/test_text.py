@@ -274,4 +274,4 @@ def test_results_are_there_before_any_picture(hostile, tmp_path, monkeypatch, ca
 
 def test_one_of_a_thing_and_several():
     assert [text.counted(n, "shard") for n in (0, 1, 2, 1234)] == ["0 shards", "1 shard", "2 shards", "1,234 shards"]
-    assert text.counted(2, "class") == "2 classes"
+    assert [text.counted(2, noun) for noun in ("class", "box", "epoch")] == ["2 classes", "2 boxes", "2 epochs"]

@@ -229,34 +229,26 @@ def test_what_a_gate_changes_beside_accuracy(report, tmp_path):
     assert figures({"calibration": {"ece": None, "held_out": None}, "robustness": None}) == figures(None) == {}
     values = {"none": [10.0, 12.0, 11.0], "se": [9.0, 11.5, 10.2, 99.0]}
     runs = [{"gate": gate, "seed": seed, "ece": v} for gate, each in values.items() for seed, v in enumerate(each)]
-    seen = []
-
-    def interval(differences):
-        seen.append(differences)
-        return 1.0, 2.0, None
-
-    assert compared(runs, "none", "none", "seed", interval)["ece"]["difference"] is None
-    se = compared(runs, "se", "none", "seed", interval)
+    plan = Plan(small(), ("none", "se"), (0, 1, 2, 3))
+    assert compared(runs, "none", plan, 0.95)["ece"]["difference"] is None
+    se = compared(runs, "se", plan, 0.95)
     assert list(se) == ["ece"]
-    assert seen == [[-1.0, -0.5, pytest.approx(-0.8)]], "paired by seed; the fourth has no partner"
-    assert (se["ece"]["pairs"], se["ece"]["mean"]) == (3, pytest.approx(32.425))
+    assert (se["ece"]["pairs"], se["ece"]["mean"]) == (3, pytest.approx(32.425)), "the fourth has no partner"
+    ends = mean_interval([-1.0, -0.5, 10.2 - 11.0], 0.95)
+    assert (se["ece"]["difference"], se["ece"]["difference_low"], se["ece"]["difference_high"]) == pytest.approx(ends)
     assert "beside" not in report["rows"][0]
     assert "Beside accuracy" not in markdown(report)
     more = copy.deepcopy(report)
     for row in more["rows"]:
-        row["beside"] = compared(runs, "none" if row["gate"] == "none" else "se", "none", "seed", mean_of)
+        row["beside"] = compared(runs, "none" if row["gate"] == "none" else "se", plan, 0.95)
     write_report(more, tmp_path)
     text = (tmp_path / "twins.md").read_text()
     assert "| gate | calibration error % | calibration: difference to none |" in text
-    assert "32.42 ± 44.40 | -0.77 [-1.00, -0.50] |" in text
+    assert "32.42 ± 44.40 | -0.77 [-1.39, -0.14] |" in text
     assert "for one measure each" in text
     header, first = (tmp_path / "twins.csv").read_text().splitlines()[:2]
     assert {"ece_mean", "ece_difference_low"} < set(header.split(","))
     assert "{" not in first
-
-
-def mean_of(values):
-    return sum(values) / len(values), min(values), max(values)
 
 
 def test_points_for_each_millisecond(report, tmp_path):

@@ -39,7 +39,8 @@ def _escaped(found: re.Match[str]) -> str:
 
 def counted(number: int, noun: str) -> str:
     """ "1 image", "2 images", "1,234 classes"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def printable(text: object) -> str:

@@ -1,5 +1,6 @@
 """``excite graft``"""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,7 @@ from excite.errors import ExciteError, shown, shown_text
 from excite.text import print_json
 
 if TYPE_CHECKING:
+    from excite.console import Display
     from excite.gates.registry import GateTable
     from excite.grafting.costs import GateCosts
     from excite.models.grafting.core import GraftPlan
@@ -103,27 +105,10 @@ def graft(
     """
     options = _options_given(option or [])
     begin(f"grafting {gate} into {source}")
-    from excite.console import Display, ProgressBar, make_table
+    from excite.console import Display, ProgressBar
     from excite.grafting.proof import graft_and_prove
 
     display = Display()
-
-    def show(plan: "GraftPlan", costs: "GateCosts | None") -> None:
-        columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
-        columns += [("parameters", "new params", ",d"), ("what", "gate", "")]
-        rows = [dict(row) for row in plan.rows()]
-        if costs is not None:
-            columns.append(("ms", "adds ms", ""))
-            for row in rows:
-                row["ms"] = costs.text(str(row["place"]))
-        display.table(make_table(rows, columns))
-        display.message(f"{plan.sentence}; {plan.added:,} new parameters")
-        if costs is not None:
-            predicted = [("where", "gates at", ""), ("ms", "ms", ".2f"), ("more", "more", "")]
-            display.table(make_table(costs.rows(), predicted))
-            display.message(costs.sentence)
-        for note in [*plan.notes, *(costs.notes if costs is not None else [])]:
-            display.message(note)
 
     with ProgressBar() as progress:
         result = graft_and_prove(
@@ -139,11 +124,32 @@ def graft(
             out=out,
             force=force,
             say=progress.beside(teller(display, as_json)),
-            show=(lambda plan, costs: None) if as_json else progress.beside(show),
+            show=(lambda plan, costs: None) if as_json else progress.beside(partial(_show, display)),
             progress=progress,
         )
     if as_json:
         print_json(result)
+
+
+def _show(display: "Display", plan: "GraftPlan", costs: "GateCosts | None") -> None:
+    """Print the places, and with ``costs`` what their gates add to the time of one image."""
+    from excite.console import make_table
+
+    columns = [("place", "place", ""), ("channels", "channels", "d"), ("map", "map", "")]
+    columns += [("parameters", "new params", ",d"), ("what", "gate", "")]
+    rows = [dict(row) for row in plan.rows()]
+    if costs is not None:
+        columns.append(("ms", "adds ms", ""))
+        for row in rows:
+            row["ms"] = costs.text(str(row["place"]))
+    display.table(make_table(rows, columns))
+    display.message(f"{plan.sentence}; {plan.added:,} new parameters")
+    if costs is not None:
+        predicted = [("where", "gates at", ""), ("ms", "ms", ".2f"), ("more", "more", "")]
+        display.table(make_table(costs.rows(), predicted))
+        display.message(costs.sentence)
+    for note in [*plan.notes, *(costs.notes if costs is not None else [])]:
+        display.message(note)
 
 
 def _options_given(words: list[str]) -> "GateTable":

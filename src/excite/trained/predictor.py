@@ -17,8 +17,7 @@ from excite.data.decode import BadImageError
 from excite.data.views import Tta, centre
 from excite.logits import finite
 from excite.models import fold as fold_model
-from excite.models.folding import form_of
-from excite.models.timm_models import is_timm_model
+from excite.models.folding import folding_pays, form_of
 from excite.pages.inline import MOST_ROWS, Thumbnail, show_table
 from excite.progress import Advance
 from excite.runtime.device import DTYPES, choose_precision, make_accelerator
@@ -158,12 +157,8 @@ class Predictor:
         self._norm_precision = checkpoint.meta["recipe"]["train"].get("norm_precision", "auto")  # 0.1 files lack it
         set_norm_precision(self.model, self._norm_precision, self.precision)
         self.model.eval().to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if fold or (fold is None and self._folding_pays()):
+        if fold or (fold is None and folding_pays(self.model, self.device, self.precision)):
             self.model = fold_model(self.model, dtype=DTYPES[self.precision])
-
-    def _folding_pays(self) -> bool:
-        # On a CPU, 1.05 to 1.9 times as fast for all networks but the TensorFlow one (same speed), in fp32 and bf16.
-        return self.device.type == "cpu" and self.precision != "fp16" and not is_timm_model(self.model)
 
     def as_predicting(self) -> "Predictor":
         """A copy of this network, which must not be folded, in the form that ``excite predict`` runs.
@@ -174,7 +169,7 @@ class Predictor:
         if self.precision != "fp32":
             other.precision, other.model = "fp32", copy.deepcopy(self.model)
             set_norm_precision(other.model, self._norm_precision, "fp32")
-        if other._folding_pays():
+        if folding_pays(other.model, other.device, other.precision):
             other.model = fold_model(other.model, dtype=DTYPES["fp32"])
         return other
 

@@ -1,24 +1,19 @@
 """What a gate changes beside accuracy: calibration, and accuracy on corrupted images, from the reports of the runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
+from excite.twins.differences import Difference, difference, plus_minus, signed
+from excite.twins.plan import Plan
 from excite.twins.statistics import mean_sd
 
-#: (mean, low, high) of paired differences.
-Interval = Callable[[Sequence[float]], tuple[float | None, float | None, float | None]]
 
+class Beside(Difference):
+    """A measure of the runs of a gate: mean, sample standard deviation, and the difference to the baseline."""
 
-class Beside(TypedDict):
-    """A measure of the runs of a gate, and the mean of its paired differences to the baseline, with its interval."""
-
-    mean: float
+    mean: float | None
     sd: float | None
-    pairs: int
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
 
 
 @dataclass(frozen=True)
@@ -78,28 +73,18 @@ def figures(report: Mapping[str, Any] | None) -> dict[str, float]:
     return found
 
 
-def compared(
-    runs: Sequence[Mapping[str, Any]], gate: str, baseline: str, unit: str, interval: Interval
-) -> dict[str, Beside]:
-    """Each measure that a gate's runs have -> its mean, and its differences to the baseline's runs of the same seeds or
-    folds, in their order."""
+def compared(runs: Sequence[Mapping[str, Any]], gate: str, plan: Plan, confidence: float) -> dict[str, Beside]:
+    """Each measure that a gate's runs have -> its mean, and its difference to the baseline's runs."""
     told: dict[str, Beside] = {}
     for name in BESIDE:
-        values = {(run["gate"], run[unit]): run[name] for run in runs if name in run}
-        own = {number: value for (of, number), value in values.items() if of == gate}
-        if not own:
-            continue
-        differences = [value - values[baseline, n] for n, value in own.items() if (baseline, n) in values]
-        mean, sd = mean_sd(list(own.values()))
-        middle, low, high = interval(differences) if gate != baseline else (None, None, None)
-        told[name] = {
-            "mean": mean if mean is not None else 0.0,
-            "sd": sd,
-            "pairs": len(differences) if gate != baseline else 0,
-            "difference": middle,
-            "difference_low": low,
-            "difference_high": high,
-        }
+        own, base = (
+            {run[plan.unit]: run[name] for run in runs if run["gate"] == of and name in run}
+            for of in (gate, plan.baseline)
+        )
+        if own:
+            mean, sd = mean_sd(list(own.values()))
+            found = difference({} if gate == plan.baseline else own, base, plan, confidence)
+            told[name] = {"mean": mean, "sd": sd, **found}
     return told
 
 
@@ -114,18 +99,9 @@ def table(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[dict[str, st
 def _cells(row: Mapping[str, Any], there: Sequence[str], baseline: str) -> dict[str, str]:
     cells: dict[str, str] = {}
     for name in there:
-        found: Beside | None = row.get("beside", {}).get(name)
-        measure = BESIDE[name]
-        digits = measure.digits
-        mean, difference = "-", "-"
-        if found is not None:
-            sd = found["sd"]
-            mean = f"{found['mean']:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
-            if found["difference"] is not None:
-                ends = (found["difference_low"], found["difference_high"])
-                within = "no interval" if None in ends else ", ".join(f"{end:+.{digits}f}" for end in ends)
-                difference = f"{found['difference']:+.{digits}f} [{within}]"
-        cells |= {measure.heading: mean, f"{measure.short}: difference to {baseline}": difference}
+        measure, found = BESIDE[name], row.get("beside", {}).get(name)
+        cells[measure.heading] = "-" if found is None else plus_minus(found["mean"], found["sd"], measure.digits)
+        cells[f"{measure.short}: difference to {baseline}"] = "-" if found is None else signed(found, measure.digits)
     return cells
 
 

@@ -3,7 +3,6 @@
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -18,8 +17,9 @@ from excite.training.results import Results, read_results
 from excite.training.run_folder import read_metrics
 from excite.twins import beside
 from excite.twins.beside import Beside, compared, figures
+from excite.twins.differences import Difference, difference, plus_minus, signed
 from excite.twins.plan import Labels, Plan, run_name
-from excite.twins.statistics import Verdict, mean_interval, mean_sd, mean_sequence, seeds_needed, verdict
+from excite.twins.statistics import Verdict, mean_sd, seeds_needed, verdict
 from excite.twins.worker import Latency
 
 
@@ -70,16 +70,6 @@ class Trained(TypedDict):
     images_per_second_high: float | None
     memory_gb: float | None
     train_seconds: float | None
-
-
-class Difference(TypedDict):
-    """Mean of top-1 (see :class:`Trained`) minus the baseline's over ``pairs`` common seeds or folds, in points,
-    and the ends of its interval."""
-
-    pairs: int
-    difference: float | None
-    difference_low: float | None
-    difference_high: float | None
 
 
 class GateLatency(TypedDict):
@@ -167,18 +157,17 @@ def collect(plan: Plan, folder: Path, failures: Sequence[Failure], confidence: f
     latency = read_latency(folder / "latency.json")
     top1 = _top1(plan, runs)
     rows: list[TwinRow] = []
-    interval = partial(_interval, confidence=confidence, plan=plan)
     for gate in plan.gates:
         own = [r for r in runs if r["gate"] == gate]
-        pairs = None if gate == plan.baseline else (top1[gate], top1[plan.baseline])
+        based = gate == plan.baseline
         ms = None if latency is None else latency["ms"].get(gate)
-        difference = _difference(pairs, confidence, plan)
-        row: TwinRow = {"gate": gate, **_row(own, plan.numbers), **difference, **_latency(ms)}
-        if more := compared(runs, gate, plan.baseline, plan.unit, interval):
+        found = difference({} if based else top1[gate], top1[plan.baseline], plan, confidence)
+        row: TwinRow = {"gate": gate, **_row(own, plan.numbers), **found, **_latency(ms)}
+        if more := compared(runs, gate, plan, confidence):
             row["beside"] = more
         if plan.margin is not None:
-            ends = difference["difference_low"], difference["difference_high"]
-            row["verdict"] = None if pairs is None else verdict(*ends, plan.margin)
+            ends = found["difference_low"], found["difference_high"]
+            row["verdict"] = None if based else verdict(*ends, plan.margin)
         rows.append(row)
     trained = {(r["gate"], r[plan.unit]) for r in runs}
     open_gates = {row["gate"] for row in rows if row.get("verdict", "undecided") == "undecided"}
@@ -252,24 +241,6 @@ def _row(runs: Sequence[TwinRun], numbers: Sequence[int]) -> Trained:
     }
 
 
-def _difference(pairs: tuple[dict[int, float], dict[int, float]] | None, confidence: float, plan: Plan) -> Difference:
-    """The difference over runs with equal seeds or folds; one that only one of the two has is left out. With a margin,
-    in the order of the seeds, with an interval that holds whenever one stops, for all gates together."""
-    own, base = pairs if pairs is not None else ({}, {})
-    differences = [own[number] - base[number] for number in plan.numbers if number in own and number in base]
-    mean, low, high = _interval(differences, confidence, plan)
-    return {"pairs": len(differences), "difference": mean, "difference_low": low, "difference_high": high}
-
-
-def _interval(
-    differences: Sequence[float], confidence: float, plan: Plan
-) -> tuple[float | None, float | None, float | None]:
-    """The mean of paired differences and its interval, of the kind that the experiment has."""
-    if plan.margin is not None:
-        return mean_sequence(differences, 1 - (1 - confidence) / max(1, len(plan.gates) - 1))
-    return mean_interval(differences, confidence, 1 / (plan.folds - 1) if plan.folds else 0.0)
-
-
 def latency_form(latency: Latency) -> str:
     """The form in which the networks were timed; older files lack it, and were never folded."""
     return str(latency.get("form", f"not folded, {latency['precision']}"))
@@ -289,7 +260,7 @@ def table(report: Report) -> list[dict[str, str]]:
     uneven, sequential = any(r.get("uneven") for r in report["runs"]), "margin" in report
 
     def balanced(row: TwinRow) -> dict[str, str]:
-        return {"balanced %": _plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
+        return {"balanced %": plus_minus(row["balanced_mean"], row["balanced_sd"])} if uneven else {}
 
     label = measure_label(report)
     placed = any("@" in gate for gate in report["gates"])
@@ -298,11 +269,11 @@ def table(report: Report) -> list[dict[str, str]]:
         {
             "gate": row["gate"],
             "runs": f"{row['finished']}" if sequential else f"{row['finished']}/{row['planned']}",
-            f"{label} %, last epoch": _plus_minus(row["top1_mean"], row["top1_sd"]),
-            f"difference to {report['baseline']} [{percent} interval]": _signed(row),
+            f"{label} %, last epoch": plus_minus(row["top1_mean"], row["top1_sd"]),
+            f"difference to {report['baseline']} [{percent} interval]": signed(row),
             **({"verdict": row.get("verdict") or "-"} if sequential else {}),
             **balanced(row),
-            "best epoch": _plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
+            "best epoch": plus_minus(row["best_top1_mean"], row["best_top1_sd"]),
             "params (M)": _number(row["params_m"], ".3f"),
             "GMACs": _number(row["gmacs"], ".4f"),
             "training img/s": _spread(
@@ -318,18 +289,6 @@ def table(report: Report) -> list[dict[str, str]]:
 
 def _number(value: float | None, spec: str) -> str:
     return "-" if value is None else format(value, spec)
-
-
-def _plus_minus(mean: float | None, sd: float | None) -> str:
-    return _number(mean, ".2f") + ("" if sd is None else f" ± {sd:.2f}")
-
-
-def _signed(row: TwinRow) -> str:
-    if row["difference"] is None:
-        return "-"
-    if row["difference_low"] is None:
-        return f"{row['difference']:+.2f} [no interval]"
-    return f"{row['difference']:+.2f} [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
 
 
 def _per_ms(row: TwinRow, base: TwinRow | None) -> str:
