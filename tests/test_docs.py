@@ -26,10 +26,15 @@ def blocks(language: str) -> list[tuple[str, str]]:
     return found
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a shell script, with those that a backslash continues in one."""
+    return re.sub(r"[ \t]*\\\n[ \t]*", " ", text).splitlines()
+
+
 COMMANDS = [
     (page, line.split(" > ")[0])
     for page, text in blocks("sh")
-    for line in text.splitlines()
+    for line in lines_of(text)
     if line.startswith("excite ")
 ]
 
