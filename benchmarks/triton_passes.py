@@ -26,7 +26,8 @@ from torch import Tensor
 
 from excite.console import Display, make_table
 from excite.ops import plain, triton_kernels
-from excite.ops.native import OPEN, OUTPUT, GradSums, Statistics
+from excite.ops.activations import LINEAR, RELU
+from excite.ops.native import GradSums, Statistics
 from excite.ops.triton_kernels import launch
 from excite.runtime.device import device_name
 
@@ -67,30 +68,30 @@ def _statistics(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
 
 
 def _apply(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
-    return (passes.apply(b.y, b.known, b.s, b.add, True),)
+    return (passes.apply(b.y, b.known, b.s, b.add, RELU),)
 
 
 def _apply_projection(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
-    return (passes.apply(b.y, b.known, b.s, b.add, True, b.known_add),)
+    return (passes.apply(b.y, b.known, b.s, b.add, RELU, b.known_add),)
 
 
 def _grad_sums(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
-    return tuple(passes.grad_sums(b.grad, b.out, b.y, b.known, b.s, OUTPUT, True))
+    return tuple(passes.grad_sums(b.grad, b.out, b.y, b.known, b.s, RELU, True))
 
 
 def _grad_sums_projection(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
-    return tuple(passes.grad_sums(b.grad, b.out, b.y, b.known, b.s, OUTPUT, True, b.add, b.known_add))
+    return tuple(passes.grad_sums(b.grad, b.out, b.y, b.known, b.s, RELU, True, b.add, b.known_add))
 
 
 def _grad_input(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
-    return passes.grad_input(b.grad, None, b.y, b.known, b.s, b.sums, b.s, OPEN, True)
+    return passes.grad_input(b.grad, b.y, b.known, b.s, b.sums, b.s, LINEAR, True)
 
 
 def _block(passes: Any, b: Block) -> tuple[Tensor | None, ...]:
     known = passes.statistics(b.y, b.weight, b.weight, 1e-5, None, 0.0)
-    out = passes.apply(b.y, known, b.s, b.add, True)
-    sums = passes.grad_sums(b.grad, out, b.y, known, b.s, OUTPUT, True)
-    return out, *passes.grad_input(sums.map, None, b.y, known, b.s, sums, b.s, OPEN, True)
+    out = passes.apply(b.y, known, b.s, b.add, RELU)
+    sums = passes.grad_sums(b.grad, out, b.y, known, b.s, RELU, True)
+    return out, *passes.grad_input(sums.map, b.y, known, b.s, sums, b.s, LINEAR, True)
 
 
 PASSES = [
@@ -116,8 +117,8 @@ def make_block(size: tuple[int, int, int], dtype: torch.dtype, device: torch.dev
     )
     weight, s = draw(c), draw(n, c).sigmoid()
     known, known_add = (plain.statistics(x, weight, weight, 1e-5, None, 0.0) for x in (y, add))
-    out = plain.apply(y, known, s, add, True)
-    sums = GradSums(plain.grad_sums(grad, out, y, known, s, OUTPUT, False).packed, None)
+    out = plain.apply(y, known, s, add, RELU)
+    sums = GradSums(plain.grad_sums(grad, out, y, known, s, RELU, False).packed, None)
     return Block(y, add, grad, out, weight, s, known, known_add, sums)
 
 

@@ -32,10 +32,7 @@ def lines_of(text: str) -> list[str]:
 
 
 COMMANDS = [
-    (page, line.split(" > ")[0])
-    for page, text in blocks("sh")
-    for line in lines_of(text)
-    if line.startswith("excite ")
+    (page, line.split(" > ")[0]) for page, text in blocks("sh") for line in lines_of(text) if line.startswith("excite ")
 ]
 
 

@@ -27,7 +27,7 @@ def branch(block, x):
     """The residual branch up to and with its last norm, spelled out."""
     convs = [getattr(block, f"conv{i}") for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
     norms = [getattr(block, f"bn{i}") for i in (1, 2, 3) if hasattr(block, f"bn{i}")]
-    if block.last_relu:
+    if block.last_act:
         for conv, norm in zip(convs[:-1], norms[:-1], strict=True):
             x = norm(conv(x)).relu()
         return norms[-1](convs[-1](x))
@@ -40,7 +40,7 @@ def branch(block, x):
 def shortcut(block, x, active):
     if block.downsample is None:
         return x
-    return block.downsample(x if block.last_relu else active)
+    return block.downsample(x if block.last_act else active)
 
 
 def gated(gate, x):
@@ -53,7 +53,7 @@ def gated(gate, x):
 @pytest.mark.parametrize("kind", list(BLOCKS))
 def test_gate_positions(kind, position, stride):
     block, x = block_and_input(kind, position, stride=stride)
-    active = x if block.last_relu else block.bn1(x).relu()
+    active = x if block.last_act else block.bn1(x).relu()
     side = shortcut(block, x, active)
     out = branch(block, gated(block.gate, active) if position == "pre" else active)
     if position == "standard":
@@ -61,7 +61,7 @@ def test_gate_positions(kind, position, stride):
     elif position == "identity":
         side = gated(block.gate, side)
     out = out + side
-    out = out.relu() if block.last_relu else out
+    out = out.relu() if block.last_act else out
     out = gated(block.gate, out) if position == "post" else out
     before = x.clone()
     torch.testing.assert_close(block(x), out)

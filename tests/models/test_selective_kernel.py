@@ -181,7 +181,7 @@ def test_norms_and_products_run_in_the_chosen_form(fused, monkeypatch):
 
         return run
 
-    for module, name in ((activation, "norm_relu"), (selective_kernel, "excite_residual")):
+    for module, name in ((activation, "norm_excite_residual"), (selective_kernel, "excite_residual")):
         monkeypatch.setattr(module, name, listening(getattr(module, name)))
     made = unit()
     made.fused = fused

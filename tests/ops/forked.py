@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tests.command  # says what the process that is forked has imported
-from excite.ops import native, norm_relu, triton_kernels
+from excite.ops import native, norm_excite_residual, triton_kernels
 from excite.runtime import compiled
 
 
@@ -33,7 +33,9 @@ def use_cpu_kernels():
     """What a norm gives, whether kernels did it, whether they were built for it, and why not."""
     # Unoptimised they are there in a second; all other tests run those that are optimised.
     compiled.FLAGS = tuple("-O0" if flag == "-O3" else flag for flag in compiled.FLAGS)
-    out = norm_relu(torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(8))
+    out = norm_excite_residual(
+        torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last), nn.BatchNorm2d(8), act="relu"
+    )
     return f"{out.shape[1]} {native.available()} {native.build_seconds() is not None} {native.why_not()}"
 
 
@@ -41,7 +43,7 @@ def work_without_triton():
     """Channels of what a norm gives; whether the kernels take a map, why not, and whether they were imported."""
     sys.modules["triton"] = None
     y = torch.randn(2, 8, 4, 4)
-    out = norm_relu(y, nn.BatchNorm2d(8), fused="on")
+    out = norm_excite_residual(y, nn.BatchNorm2d(8), act="relu", fused="on")
     imported = "excite.ops.triton_kernels.kernels" in sys.modules
     return out.shape[1], triton_kernels.takes(y), triton_kernels.why_not(), imported
 
@@ -57,5 +59,5 @@ def compile_first():
     before = native.build_seconds() is not None or native._kernels._library is not None
     norm = nn.BatchNorm2d(8)
     y = torch.randn(2, 8, 4, 4).to(memory_format=torch.channels_last).requires_grad_()
-    torch.compile(lambda y: norm_relu(y, norm), fullgraph=True, backend=backend)(y)
+    torch.compile(lambda y: norm_excite_residual(y, norm, act="relu"), fullgraph=True, backend=backend)(y)
     return before, sorted(target for target in targets if target.startswith("excite."))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from excite.ops import excite_residual, native, reference, spatial_mean, weighted_sum
+from excite.ops.activations import ACTS
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 7, 7), (1, 24, 3, 5), (2, 8, 4, 4), (2, 70, 1, 5)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -26,22 +27,22 @@ def test_spatial_mean_and_its_gradients(shape, memory_format):
 
 
 @pytest.mark.parametrize(("shape", "memory_format"), list(itertools.product(SHAPES, FORMATS)))
-@pytest.mark.parametrize(("with_identity", "relu"), list(itertools.product([True, False], [True, False])))
+@pytest.mark.parametrize(("with_identity", "act"), list(itertools.product([True, False], [None, "relu", "gelu"])))
 @pytest.mark.parametrize("kind", ["none", "channel", "image", "map"])
-def test_excite_residual_and_its_gradients(shape, memory_format, with_identity, relu, kind):
+def test_excite_residual_and_its_gradients(shape, memory_format, with_identity, act, kind):
     n, c, h, w = shape
     x = make(shape, memory_format)
     scales = {"channel": (n, c), "image": (n, 1, 1, 1), "map": (n, c, h, w)}
     scale = None if kind == "none" else make(scales[kind], torch.contiguous_format, seed=1)
     identity = make(shape, memory_format, seed=2) if with_identity else None
     inputs = [t for t in (x, scale, identity) if t is not None]
-    outs = [form(x, scale, identity, relu) for form in (excite_residual, reference.excite_residual)]
+    outs = [form(x, scale, identity, act) for form in (excite_residual, reference.excite_residual)]
     torch.testing.assert_close(*outs)
     weight = torch.randn_like(outs[0])
     fast, textbook = ([*torch.autograd.grad((out * weight).sum(), inputs)] for out in outs)
     for got, expected in zip(fast, textbook, strict=True):
         torch.testing.assert_close(got, expected)
-    assert excite_residual(x, scale, identity, relu).is_contiguous(memory_format=memory_format) or 1 in shape
+    assert excite_residual(x, scale, identity, act).is_contiguous(memory_format=memory_format) or 1 in shape
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -53,7 +54,7 @@ def test_bf16_is_as_near_to_float64_as_the_eager_textbook(shape, memory_format):
     def results(form_mean, form_residual, dtype):
         x, identity = (make(shape, memory_format, dtype, seed) for seed in (0, 2))
         squeezed = form_mean(x)
-        out = form_residual(x, squeezed.sigmoid(), identity, True)
+        out = form_residual(x, squeezed.sigmoid(), identity, "relu")
         return [t.double() for t in (squeezed, out, *torch.autograd.grad(out, (x, identity), grad.to(dtype)))]
 
     exact = results(reference.spatial_mean, reference.excite_residual, torch.float64)
@@ -74,7 +75,7 @@ def test_autocast_leaves_a_float32_squeeze_in_float32():
 def test_no_graph_is_kept_without_gradients():
     x = make((2, 8, 4, 4), torch.channels_last)
     with torch.no_grad():
-        assert not excite_residual(x, spatial_mean(x), x, True).requires_grad
+        assert not excite_residual(x, spatial_mean(x), x, "relu").requires_grad
 
 
 WIDE = [*SHAPES, (3, 300, 14, 14), (2, 16, 32, 32), (2, 2048, 7, 7)]
@@ -106,10 +107,10 @@ def test_weighted_sum_is_as_near_to_float64_as_a_matrix_product(shape, memory_fo
         assert (quick - true).abs().mean() <= 2 * (slow - true).abs().mean() + 1e-6 * true.abs().mean() + 1e-7
 
 
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("act", [None, *ACTS])
 @pytest.mark.parametrize("with_identity", [False, True])
 @pytest.mark.parametrize("shape", [(1, 24, 3, 5), (2, 300, 14, 14), (3, 16, 32, 32)])
-def test_the_kernels_of_excite_residual_agree_with_float64(shape, with_identity, relu):
+def test_the_kernels_of_excite_residual_agree_with_float64(shape, with_identity, act):
     if not native.available():
         pytest.skip(f"no CPU kernels: {native.why_not()}")
     x, identity = (make(shape, torch.channels_last, torch.float32, seed) for seed in (0, 2))
@@ -119,7 +120,7 @@ def test_the_kernels_of_excite_residual_agree_with_float64(shape, with_identity,
 
     def results(form, kind):
         inputs = [t.detach().to(kind).requires_grad_() for t in (x, scale, identity)[: 2 + with_identity]]
-        out = form(*inputs, *([] if with_identity else [None]), relu)
+        out = form(*inputs, *([] if with_identity else [None]), act)
         return [t.double() for t in (out, *torch.autograd.grad(out, inputs, grad.to(kind)))]
 
     for true, quick in zip(

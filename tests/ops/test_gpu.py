@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from excite import create_model
 from excite.ops import norm_excite_residual, triton_kernels
-from excite.ops.native import OPEN, OUTPUT
+from excite.ops.activations import LINEAR, RELU
 from tests.ops.test_gated_norm import Fc
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
@@ -33,7 +33,7 @@ class Block:
         self.inputs += self.gate.parameters()
 
     def step(self):
-        out = norm_excite_residual(self.y, self.norm, self.gate, self.identity, relu=True, fused="on")
+        out = norm_excite_residual(self.y, self.norm, self.gate, self.identity, act="relu", fused="on")
         return [out.detach(), *torch.autograd.grad(out, self.inputs, self.grad)]
 
 
@@ -120,15 +120,15 @@ def test_maps_of_more_than_two_to_the_31_values(memory_format):
         centred = y[-1].float() - known.packed[n - 1][:, None, None]
         return centred * (scale * gate)[:, None, None] + (squeezed * gate)[:, None, None]
 
-    out = triton_kernels.apply(y, known, s, y, True)
+    out = triton_kernels.apply(y, known, s, y, RELU)
     expected = (normed(s[-1]) + y[-1].float()).relu()
     torch.testing.assert_close(out[-1].float(), expected, rtol=2e-2, atol=2e-2)
-    sums = triton_kernels.grad_sums(y, out, y, known, s, OUTPUT, True)
+    sums = triton_kernels.grad_sums(y, out, y, known, s, RELU, True)
     g = torch.where(out[-1] > 0, y[-1], 0)
     assert torch.equal(sums.map[-1], g)
     torch.testing.assert_close(sums.packed[0, -1].double(), g.double().sum((1, 2)), rtol=1e-4, atol=1e-1)
     means = torch.zeros(2, c, device="cuda")  # leaves g times its factor
-    dy = triton_kernels.grad_input(sums.map, None, y, known, s, sums, None, OPEN, True, means)[2]
+    dy = triton_kernels.grad_input(sums.map, y, known, s, sums, None, LINEAR, True, means)[2]
     torch.testing.assert_close(dy[-1].float(), g.float() * (scale * s[-1])[:, None, None], rtol=2e-2, atol=2e-2)
 
 

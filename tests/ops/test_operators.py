@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from excite import create_model
 from excite.models.resnet import ResNet
 from excite.ops import native, norm_excite_residual, operators
-from excite.ops.native import OPEN, OUTPUT, RECOMPUTE
+from excite.ops.activations import GELU, LINEAR, RELU
 from tests.ops.forked import compile_first, run_forked
 from tests.ops.test_gated_norm import DEVICE, Fc, make_case, run, run_projected
 
@@ -78,7 +78,7 @@ def compiled(backend):
 )
 def test_one_graph_with_the_same_results(memory_format, fused, operator, gated, identity, projected, drop):
     """Output, gradients and buffers, and whether it is our operators that run."""
-    parts = {"gated": gated, "with_identity": identity, "relu": True, "drop": drop}
+    parts = {"gated": gated, "with_identity": identity, "act": "relu", "drop": drop}
     case = make_case((3, 6, 5, 4), memory_format, torch.float32, **parts)
     graphs = Graphs()
     runner = run_projected if projected else run
@@ -95,7 +95,9 @@ def test_one_graph_with_the_same_results(memory_format, fused, operator, gated, 
 @pytest.mark.parametrize("memory_format", [pytest.param(CHANNELS_LAST, marks=needs_kernels), CONTIGUOUS])
 def test_inductor(memory_format):
     """The real compiler, on every gradient: 2.13 made a wrong one of the gate's first layer from packed statistics."""
-    case = make_case((4, 16, 8, 8), memory_format, torch.float32, gated=True, with_identity=True, relu=True, drop=False)
+    case = make_case(
+        (4, 16, 8, 8), memory_format, torch.float32, gated=True, with_identity=True, act="relu", drop=False
+    )
     expected = run(norm_excite_residual, case, torch.float32, fused="off")
     found = run(compiled("inductor"), case, torch.float32, fused="on")
     for name, value in expected.items():
@@ -141,7 +143,9 @@ def test_an_exported_network_holds_pytorchs_operators_only():
 
 def test_autocast_inside_a_graph():
     """As recipes train: the network compiled, bfloat16 by autocast."""
-    case = make_case((4, 8, 6, 6), CHANNELS_LAST, torch.bfloat16, gated=True, with_identity=True, relu=True, drop=False)
+    case = make_case(
+        (4, 8, 6, 6), CHANNELS_LAST, torch.bfloat16, gated=True, with_identity=True, act="relu", drop=False
+    )
 
     def form(*args, **options):
         with torch.autocast("cpu", torch.bfloat16):
@@ -165,16 +169,17 @@ def test_the_operators_keep_their_word(memory_format):
     y, add, grad, out = maps(4, memory_format)
     n, c = y.shape[:2]
     weight, bias, s, dq = torch.rand(c), torch.rand(c), torch.rand(n, c), torch.rand(n, c)
-    outputs = operators.norm_statistics(y, weight, bias, 1e-5, OPEN)
+    outputs = operators.norm_statistics(y, weight, bias, 1e-5, LINEAR)
     packed, relays = outputs[1], outputs[3:]
-    for inputs in ((y, weight, bias, 1e-5, OPEN), (y.clone().requires_grad_(), weight, bias, 1e-5, RECOMPUTE)):
+    for inputs in ((y, weight, bias, 1e-5, LINEAR), (y.clone().requires_grad_(), weight, bias, 1e-5, RELU)):
         torch.library.opcheck(operators.norm_statistics, inputs, test_utils=check)
-    for rest in ((s, add, packed, *relays[:2], True), (None, None, None, None, None, False)):
+    for rest in ((s, add, packed, *relays[:2], RELU), (None, None, None, None, None, LINEAR)):
         torch.library.opcheck(operators.norm_apply, (y, packed, *relays, *rest), test_utils=check)
-    for rest in ((s, OUTPUT, True, add, packed), (None, OPEN, False, None, None)):
-        torch.library.opcheck(operators.norm_grad_sums, (grad, out, y, packed, *rest), test_utils=check)
+    of_relu, of_gelu, of_none = (out, RELU, True), (None, GELU, True), (None, LINEAR, False)
+    for (o, *act), *shortcut in ((of_relu, add, packed), (of_gelu, add, None), (of_none, None, None)):
+        torch.library.opcheck(operators.norm_grad_sums, (grad, o, y, packed, s, *act, *shortcut), test_utils=check)
     sums = torch.rand(2, n, c)
-    for rest in ((s, sums, dq, RECOMPUTE, True), (None, sums, None, OPEN, False)):
+    for rest in ((s, sums, dq, GELU, True), (None, sums, None, LINEAR, False)):
         torch.library.opcheck(operators.norm_grad_input, (grad, y, packed, *rest), test_utils=check)
 
 
@@ -183,8 +188,8 @@ def test_the_first_derivative_is_all_there_is():
     (y,) = maps(1)
     y.requires_grad_()
     norm = nn.BatchNorm2d(6)
-    squeezed, packed, _, *relays = operators.norm_statistics(y, norm.weight, norm.bias, 1e-5, OPEN)
-    out = operators.norm_apply(y.detach(), packed, *relays, Fc(6)(squeezed), None, None, None, None, False)
+    squeezed, packed, _, *relays = operators.norm_statistics(y, norm.weight, norm.bias, 1e-5, LINEAR)
+    out = operators.norm_apply(y.detach(), packed, *relays, Fc(6)(squeezed), None, None, None, None, LINEAR)
     (grad,) = torch.autograd.grad(out.square().sum(), y, create_graph=True)
     with pytest.raises(RuntimeError, match="autograd"):
         grad.sum().backward()

@@ -20,7 +20,8 @@ from packaging.version import Version
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from excite.ops import gated_norm, norm_excite_residual, triton_kernels
-from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums
+from excite.ops.activations import ACTS, GELU, LINEAR, RELU
+from excite.ops.native import GradSums
 from excite.ops.triton_kernels import launch
 from tests.ops.forked import run_forked, work_without_triton
 from tests.ops.test_gated_norm import Fc
@@ -216,7 +217,7 @@ def test_a_blocks_end_is_six_launches_beside_its_gate(launched, gated):
             torch.autograd.grad(s, [squeezed, *gate.parameters()], torch.randn(8, 16))
         alone[1].names["randn"] = 0
     with Launched() as forward:
-        out = norm_excite_residual(y, norm, gate, identity, relu=True, fused="on")
+        out = norm_excite_residual(y, norm, gate, identity, act="relu", fused="on")
     assert launched == ["moments", "finish_statistics", "apply"]
     assert forward.names - alone[0].names == Counter({"add_": 1})  # num_batches_tracked
     launched.clear()
@@ -375,19 +376,22 @@ def launch_everything(shape, dtype, memory_format, *, every_form):
     add, grad, out = (torch.empty_like(y) for _ in range(3))
     weight, s = torch.ones(c), torch.ones(n, c)
     known = launch.statistics(y, weight, weight, 1e-5, (torch.ones(c), torch.ones(c)), 0.1)
-    launch.apply(y, known, s, add, True)
-    launch.grad_sums(grad, out, y, known, s, OUTPUT, True)
+    launch.apply(y, known, s, add, RELU)
+    launch.grad_sums(grad, out, y, known, s, RELU, True)
     sums = GradSums(torch.ones(3, n, c), None)
-    launch.grad_input(grad, None, y, known, s, sums, s, OPEN, True)
+    launch.grad_input(grad, y, known, s, sums, s, LINEAR, True)
     if every_form:
         launch.moments(y)
-        launch.apply(y, known, s, add, True, known)
-        launch.apply(y, known, None, None, True)
-        launch.grad_sums(grad, out, y, known, s, OUTPUT, True, add, known)
-        launch.grad_sums(grad, None, y, known, s, RECOMPUTE, False)
-        launch.grad_sums(grad, None, y, known, None, OPEN, False)
-        launch.grad_input(grad, None, y, known, s, sums, s, RECOMPUTE, True)
-        launch.grad_input(grad, out, y, known, None, sums, None, OUTPUT, True, torch.ones(2, c))
+        launch.apply(y, known, s, add, RELU, known)
+        launch.apply(y, known, None, None, RELU)
+        launch.grad_sums(grad, out, y, known, s, RELU, True, add, known)
+        launch.grad_sums(grad, None, y, known, None, LINEAR, False)
+        launch.grad_sums(grad, None, y, known, s, GELU, True, add, known)
+        launch.grad_input(grad, y, known, None, sums, None, LINEAR, True, torch.ones(2, c))
+        for act in ACTS.values():
+            launch.apply(y, known, s, add, act)
+            launch.grad_sums(grad, None, y, known, s, act, False)
+            launch.grad_input(grad, y, known, s, sums, s, act, True)
 
 
 def check_compiled(launches, itemsize, *, last, vectors, folder):

@@ -17,9 +17,9 @@ from torch import nn
 from triton.runtime import interpreter
 
 from excite.ops import gated_norm, norm_excite_residual, plain, reference, triton_kernels
-from excite.ops.native import OPEN, OUTPUT, RECOMPUTE
+from excite.ops.activations import ACTS, GELU, HARD_SWISH, LINEAR, RELU, RELU6, SILU
 from excite.ops.triton_kernels import launch
-from tests.ops.test_gated_norm import make_case, run, run_projected
+from tests.ops.test_gated_norm import assert_as_near_as_the_textbook, cases, make_case, run, run_projected
 
 CHANNELS_LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 LAYOUTS = pytest.mark.parametrize("memory_format", [CHANNELS_LAST, CONTIGUOUS], ids=["channels_last", "contiguous"])
@@ -57,29 +57,22 @@ def draw(*size):
     return torch.randn(*size).to(DEVICE)
 
 
-def assert_as_near_as_the_textbook(case, dtype, form):
-    """Three-way: at most twice the textbook's error in the same type, for output, every gradient and every buffer."""
-    exact = form(reference.norm_excite_residual, case, torch.float64)
-    textbook = form(reference.norm_excite_residual, case, dtype)
-    ours = form(norm_excite_residual, case, dtype, fused="on")
-    assert exact.keys() == ours.keys() == textbook.keys()
-    for name, true in exact.items():
-        error = (ours[name] - true).abs().mean()
-        allowed = 2 * (textbook[name] - true).abs().mean() + 2e-6 * true.abs().mean() + 1e-7
-        assert error <= allowed, name
-
-
-#: gated, with_identity, relu, drop: every mask of the ReLU, with and without a gate.
-SOME_OPTIONS = [(True, True, True, True), (True, False, True, False), (False, True, True, False), (False,) * 4]
+#: gated, with_identity, act, drop: whatever the activation's derivative comes from, with and without a gate.
+SOME_OPTIONS = [
+    (True, True, "relu", True),
+    (True, False, "relu", False),
+    (False, True, "gelu", False),
+    (False, False, None, False),
+]
 
 
 def three_way(shape, dtype, memory_format, options):
-    for gated, with_identity, relu, drop in options:
-        case = make_case(shape, memory_format, dtype, gated=gated, with_identity=with_identity, relu=relu, drop=drop)
-        case = on_device(case)
-        assert_as_near_as_the_textbook(case, dtype, run)
+    for gated, with_identity, act, drop in options:
+        parts = {"gated": gated, "with_identity": with_identity, "act": act, "drop": drop}
+        ours = [on_device(case) for case in cases(shape, memory_format, dtype, **parts)]
+        assert_as_near_as_the_textbook(ours, dtype, run)
         if with_identity:
-            assert_as_near_as_the_textbook(case, dtype, run_projected)
+            assert_as_near_as_the_textbook(ours, dtype, run_projected)
 
 
 @LAYOUTS
@@ -130,31 +123,38 @@ def test_forward_every_form_gives_what_plain_pytorch_gives(shape, memory_format)
     ours = triton_kernels.statistics(y, weight, bias, 1e-5, None, 0.0)
     torch.testing.assert_close(ours.packed, known.packed, **FLOAT32)
     shortcuts = ((None, None), (add, None), (add, known_add))
-    for gate, (shortcut, known_shortcut), relu in itertools.product((None, s), shortcuts, (False, True)):
-        args = (y, known, gate, shortcut, relu, known_shortcut)
+    others = [(s, shortcuts[1], act) for act in ACTS.values()]
+    for gate, (shortcut, known_shortcut), act in [*itertools.product((None, s), shortcuts, (LINEAR, RELU)), *others]:
+        args = (y, known, gate, shortcut, act, known_shortcut)
         ours = triton_kernels.apply(*args)
         torch.testing.assert_close(ours, plain.apply(*args), **FLOAT32)
         assert ours.stride() == y.stride()
 
 
-#: mask, gate, whether g is written, whether the shortcut has a norm.
+#: activation, gate, whether the shortcut has a norm (None: there is no shortcut).
 SUMS_FORMS = [
-    (OPEN, False, False, False),
-    (OPEN, True, True, True),
-    (OUTPUT, True, False, True),
-    (OUTPUT, False, True, True),
-    (OUTPUT, True, True, False),
-    (RECOMPUTE, True, False, False),
-    (RECOMPUTE, False, True, True),
+    (LINEAR, False, None),
+    (LINEAR, True, True),
+    (RELU, True, True),
+    (RELU, False, False),
+    (RELU, True, None),
+    (GELU, True, True),
+    (GELU, False, False),
+    (GELU, True, None),
+    (SILU, False, False),
+    (RELU6, True, None),
+    (HARD_SWISH, True, False),
 ]
-#: mask, gate, gradient of the squeeze, gradients of several processes.
+#: activation, gate, gradient of the squeeze, gradients of several processes.
 INPUT_FORMS = [
-    (OPEN, False, False, False),
-    (OPEN, True, True, True),
-    (OUTPUT, True, False, True),
-    (OUTPUT, False, True, False),
-    (RECOMPUTE, True, True, False),
-    (RECOMPUTE, False, False, True),
+    (LINEAR, False, False, False),
+    (LINEAR, True, True, True),
+    (RELU, True, True, False),
+    (RELU, False, False, True),
+    (GELU, True, False, True),
+    (RELU6, False, True, False),
+    (SILU, True, True, False),
+    (HARD_SWISH, True, False, False),
 ]
 
 
@@ -166,23 +166,24 @@ def test_backward_every_form_gives_what_plain_pytorch_gives(shape, memory_format
     y, add, grad = make_maps(shape, memory_format, 3)
     weight, bias, s, dq, means = draw(c), draw(c), draw(n, c).sigmoid(), draw(n, c), draw(2, c)
     known, known_add = (plain.statistics(x, weight, bias, 1e-5, None, 0.0) for x in (y, add))
-    out = plain.apply(y, known, None, add, True)
     assert (launch._plan_sums(y).splits > 1) == (n == 1)
-    for mask, gated, write, normed in SUMS_FORMS:
-        shortcut = (add, known_add) if normed else (None, None)
-        args = (grad, out, y, known, s if gated else None, mask, write, *shortcut)
+    for act, gated, normed in SUMS_FORMS:
+        gate, write = s if gated else None, act != LINEAR and normed is not None
+        shortcut = (None if normed is None else add, known_add if normed else None)
+        out = plain.apply(y, known, gate, shortcut[0], act, shortcut[1]) if act == RELU and write else None
+        args = (grad, out, y, known, gate, act, write, *shortcut)
         theirs, ours = plain.grad_sums(*args), triton_kernels.grad_sums(*args)
         torch.testing.assert_close(ours.packed, theirs.packed, rtol=2e-5, atol=2e-5 * y[0, 0].numel())
         assert (ours.map is not None) == write
         if write:
-            assert torch.equal(ours.map, theirs.map)
-    for mask, gated, squeezed, several in INPUT_FORMS:
+            torch.testing.assert_close(ours.map, theirs.map, **FLOAT32)
+    for act, gated, squeezed, several in INPUT_FORMS:
         gate = s if gated else None
-        sums = plain.grad_sums(grad, out, y, known, gate, mask, False)
-        args = (grad, out, y, known, gate, sums, dq if squeezed else None, mask, True, means if several else None)
+        sums = plain.grad_sums(grad, None, y, known, gate, act, False)
+        args = (grad, y, known, gate, sums, dq if squeezed else None, act, True, means if several else None)
         for ours, theirs in zip(triton_kernels.grad_input(*args), plain.grad_input(*args), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-4)
-    assert triton_kernels.grad_input(grad, out, y, known, gate, sums, dq, OPEN, False)[2] is None
+    assert triton_kernels.grad_input(grad, y, known, gate, sums, dq, LINEAR, False)[2] is None
 
 
 @LAYOUTS
@@ -216,7 +217,9 @@ def test_the_variance_survives_a_large_mean(shape, memory_format):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @LAYOUTS
 def test_nan_and_inf_come_through(bad, memory_format):
-    case = make_case((3, 5, 4, 4), memory_format, torch.bfloat16, gated=True, with_identity=True, relu=True, drop=False)
+    case = make_case(
+        (3, 5, 4, 4), memory_format, torch.bfloat16, gated=True, with_identity=True, act="relu", drop=False
+    )
     case["y"][1, 2, 3, 3] = bad
     case["identity"][0, 4, 0, 0] = bad
     case = on_device(case)
@@ -230,21 +233,20 @@ def test_nan_and_inf_come_through(bad, memory_format):
 def test_the_relu_of_nan_is_nan_and_lets_gradients_through():
     y = torch.full((1, 2, 2, 2), float("nan"), device=DEVICE)
     known = plain.statistics(draw(1, 2, 2, 2), *affine(2), 1e-5, None, 0.0)
-    out = triton_kernels.apply(y, known, None, y, True)
+    out = triton_kernels.apply(y, known, None, y, RELU)
     assert out.isnan().all()
-    sums = triton_kernels.grad_sums(torch.ones_like(y), out, y, known, None, OUTPUT, True)
+    sums = triton_kernels.grad_sums(torch.ones_like(y), out, y, known, None, RELU, True)
     assert torch.equal(sums.map, torch.ones_like(y))
 
 
 def test_maps_of_another_layout_or_type_are_brought_in_line():
     y, add, grad = make_maps((2, 6, 3, 5), CHANNELS_LAST, 3, torch.bfloat16)
     known = plain.statistics(y, *affine(6), 1e-5, None, 0.0)
-    expected = triton_kernels.apply(y, known, None, add, False)
-    assert torch.equal(triton_kernels.apply(y, known, None, add.contiguous().float(), False), expected)
-    sums = triton_kernels.grad_sums(grad, None, y, known, None, OPEN, True)
-    other = triton_kernels.grad_sums(grad.contiguous(), None, y, known, None, OPEN, True)
+    expected = triton_kernels.apply(y, known, None, add, LINEAR)
+    assert torch.equal(triton_kernels.apply(y, known, None, add.contiguous().float(), LINEAR), expected)
+    sums = triton_kernels.grad_sums(grad, None, y, known, None, LINEAR, False)
+    other = triton_kernels.grad_sums(grad.contiguous(), None, y, known, None, LINEAR, False)
     assert torch.equal(sums.packed, other.packed)
-    assert torch.equal(sums.map, other.map)
     assert triton_kernels.dense(grad.contiguous().float(), y).stride() == y.stride()
 
 

@@ -180,7 +180,7 @@ class GatedEnd(nn.Module):
         self.gate = nn.Sequential(nn.Linear(channels, channels), nn.Sigmoid())
 
     def forward(self, y: torch.Tensor, identity: torch.Tensor, fused: str) -> torch.Tensor:
-        parts = {"identity": identity, "identity_norm": self.projected, "relu": True}
+        parts = {"identity": identity, "identity_norm": self.projected, "act": "relu"}
         return norm_excite_residual(y, self.norm, self.gate, **parts, fused=fused)
 
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native
+from excite.ops.activations import LINEAR
 from excite.ops.boundaries import is_symbolic, is_traced, one_node
 
 
@@ -59,7 +60,7 @@ class _NativeNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, norm = ctx.saved_tensors
         slope = torch.where(norm > 0, grad / norm, 0.0)  # the subgradient 0 at 0, as in vector_norm
-        return native.apply(x, native.no_norm(x), slope.contiguous(), None, relu=False)
+        return native.apply(x, native.no_norm(x), slope.contiguous(), None, LINEAR)
 
 
 def broadcast(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor, like: Tensor) -> Tensor:

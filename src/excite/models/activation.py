@@ -1,4 +1,4 @@
-"""Activations after norms and additions: usually a ReLU, which the fused operators include."""
+"""Activations after norms and additions. The fused operators include most of them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from excite.errors import ExciteError, nearest
-from excite.ops import norm_excite_residual, norm_relu
+from excite.ops import norm_excite_residual
 from excite.ops.boundaries import is_plain, is_symbolic
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -35,13 +35,25 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[check_activation(name)]()
 
 
-def rides_along(act: nn.Module) -> bool:
-    """Whether ``act`` is a ReLU that the operators of ``excite.ops`` can include: it has no hooks."""
-    return is_plain(act, nn.ReLU)
+#: What the operators of ``excite.ops`` call an activation that they can include.
+_OPERATORS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+    nn.Hardswish: "hard_swish",
+}
+
+
+def rides_along(act: nn.Module) -> str | None:
+    """What the operators of ``excite.ops`` call ``act``, if they can include it (it has no hooks); else None."""
+    if not is_plain(act, *_OPERATORS) or getattr(act, "approximate", "none") != "none":
+        return None
+    return _OPERATORS[type(act)]
 
 
 def norm_act(y: Tensor, norm: nn.Module, act: nn.Module, fused: str) -> Tensor:
-    """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in one pass if the operator can include ``act``."""
-    if rides_along(act) and not is_symbolic(y):
-        return norm_relu(y, norm, fused=fused)
-    return act(norm_excite_residual(y, norm, fused=fused))
+    """``act(norm(y))``: (N, C, H, W) -> (N, C, H, W), in two passes if the operator can include ``act``."""
+    name = None if is_symbolic(y) else rides_along(act)
+    y = norm_excite_residual(y, norm, act=name, fused=fused)
+    return act(y) if name is None else y

@@ -67,7 +67,7 @@ class PadShortcut(nn.Module):
 
 
 class ResidualBlock(NotScriptable):
-    """Base class for all blocks, with their common end: last norm, gate, stochastic depth, addition, ReLU.
+    """Base class for all blocks, with their common end: last norm, gate, stochastic depth, addition, activation.
 
     The gate is at one of four positions (SE paper, arXiv 1709.01507, ablation of integration strategies; the paper does
     not define them for projection shortcuts and pre-activation blocks, which is our interpretation):
@@ -89,8 +89,8 @@ class ResidualBlock(NotScriptable):
     expansion: ClassVar[int] = 1
     #: How batch norms and what follows them run: "auto", "on", "plain" or "off" (see excite.ops.norm_excite_residual).
     fused: str = "auto"
-    #: Post-activation blocks end in a ReLU, pre-activation blocks do not.
-    last_relu: ClassVar[bool] = True
+    #: Post-activation blocks end in an activation, pre-activation blocks do not.
+    last_act: ClassVar[bool] = True
 
     def __init__(self, options: BlockOptions, drop_path: float) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class ResidualBlock(NotScriptable):
         return self.gate(x) if self.gate is not None and self.position == "pre" else x
 
     def _activate(self, y: Tensor, norm: nn.Module | None) -> Tensor:
-        """Norm and ReLU after a convolution; selective kernels have already applied theirs."""
+        """Norm and activation after a convolution; selective kernels have already applied theirs."""
         return y if norm is None else norm_act(y, norm, self.act, self.fused)
 
     def _shortcut(self, x: Tensor) -> tuple[Tensor, nn.Module | None]:
@@ -126,13 +126,13 @@ class ResidualBlock(NotScriptable):
         self, y: Tensor, norm: nn.Module | None, identity: Tensor | None, identity_norm: nn.Module | None = None
     ) -> Tensor:
         """The branch's last convolution ``y`` (N, C, H, W) and the shortcut, if any -> the block's output."""
-        relu = self.last_relu and rides_along(self.act) and not is_symbolic(y)
+        act = rides_along(self.act) if self.last_act and not is_symbolic(y) else None
         gate = self.gate
         if gate is not None and must_be_called(gate) and self.position in ("standard", "identity"):
-            out = self._with_gate_called(y, norm, gate, identity, identity_norm, relu)
+            out = self._with_gate_called(y, norm, gate, identity, identity_norm, act)
         else:
-            out = self._with_scale(y, norm, identity, identity_norm, relu)
-        if self.last_relu and not relu:
+            out = self._with_scale(y, norm, identity, identity_norm, act)
+        if self.last_act and act is None:
             out = self.act(out)
         return gate(out) if gate is not None and self.position == "post" else out
 
@@ -143,7 +143,7 @@ class ResidualBlock(NotScriptable):
         gate: nn.Module,
         identity: Tensor | None,
         identity_norm: nn.Module | None,
-        relu: bool,
+        act: str | None,
     ) -> Tensor:
         z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
         if identity is not None and identity_norm is not None:
@@ -152,25 +152,30 @@ class ResidualBlock(NotScriptable):
             z = gate(z)
         else:
             identity = gate(identity)
-        return excite_residual(z, self._keep(y), identity, relu, self.fused)
+        return excite_residual(z, self._keep(y), identity, act, self.fused)
 
     def _with_scale(
-        self, y: Tensor, norm: nn.Module | None, identity: Tensor | None, identity_norm: nn.Module | None, relu: bool
+        self,
+        y: Tensor,
+        norm: nn.Module | None,
+        identity: Tensor | None,
+        identity_norm: nn.Module | None,
+        act: str | None,
     ) -> Tensor:
         keep = self._keep(y)
         gate = self.gate if self.position == "standard" else None
         if norm is not None and self.position != "identity" and (gate is None or gate.channelwise):
             excitation = None if gate is None else gate.excitation
             return norm_excite_residual(
-                y, norm, excitation, identity, identity_norm=identity_norm, keep=keep, relu=relu, fused=self.fused
+                y, norm, excitation, identity, identity_norm=identity_norm, keep=keep, act=act, fused=self.fused
             )
         if identity is not None and identity_norm is not None:
             identity = norm_excite_residual(identity, identity_norm, fused=self.fused)
         z = y if norm is None else norm_excite_residual(y, norm, fused=self.fused)
         if self.gate is not None and self.position == "identity" and identity is not None:
             z = z if keep is None else excite_residual(z, keep)
-            return excite_residual(identity, self.gate.scale(identity), z, relu, self.fused)
-        return excite_residual(z, _scale(gate, z, keep), identity, relu, self.fused)
+            return excite_residual(identity, self.gate.scale(identity), z, act, self.fused)
+        return excite_residual(z, _scale(gate, z, keep), identity, act, self.fused)
 
     def _keep(self, z: Tensor) -> Tensor | None:
         """(N, 1, 1, 1): 0 for an image whose branch is dropped, 1 / (1 - drop_path) for the others."""
@@ -260,7 +265,7 @@ class PreactBasicBlock(ResidualBlock):
     Torch code; otherwise the shortcut is the raw input.
     """
 
-    last_relu = False
+    last_act = False
 
     def __init__(
         self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0
@@ -285,7 +290,7 @@ class PreactBottleneck(ResidualBlock):
     """BN-ReLU-1x1, BN-ReLU-3x3, BN-ReLU-1x1 (He et al., arXiv 1603.05027), stride on the 3x3; see PreactBasicBlock."""
 
     expansion = 4
-    last_relu = False
+    last_act = False
 
     def __init__(
         self, in_channels: int, planes: int, stride: int, in_size: Size, options: BlockOptions, drop_path: float = 0.0

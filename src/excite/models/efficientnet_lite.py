@@ -29,7 +29,7 @@ class InvertedResidual(ResidualBlock):
     there is no shortcut and so no stochastic depth.
     """
 
-    last_relu: ClassVar[bool] = False
+    last_act: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError
 from excite.gates import Gate
-from excite.models.activation import norm_act
+from excite.models.activation import norm_act, rides_along
 from excite.models.base import Classifier
 from excite.models.blocks import ResidualBlock
 from excite.models.efficientnet_lite import EfficientNetLite, InvertedResidual
@@ -306,6 +306,8 @@ class FoldedConv(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype, copy=True), requires_grad=False)
         self.norm = None if fixed else norm
         self.relu = type(act) is nn.ReLU
+        #: What the operators of excite.ops call the activation, if they can include it.
+        self.act_name = None if act is None else rides_along(act)
         self.act = None if self.relu else act
         self.stride, self.padding, self.dilation = conv.stride, cast(tuple[int, ...], conv.padding), conv.dilation
         self.groups = conv.groups
@@ -452,7 +454,7 @@ class FoldedBlock(NotScriptable):
         parts = dict(block.named_children())
         count = 3 if "conv3" in parts else 2
         self.has_shortcut = not isinstance(block, InvertedResidual) or block.has_shortcut
-        preact = not block.last_relu and not isinstance(block, InvertedResidual)
+        preact = not block.last_act and not isinstance(block, InvertedResidual)
         self.norm = parts["bn1"] if preact else None
         self.act = block.act
         for i in range(1, count + 1):
@@ -460,9 +462,7 @@ class FoldedBlock(NotScriptable):
             if isinstance(conv, SelectiveKernel):
                 self.add_module(f"conv{i}", FoldedSelectiveKernel(conv, folder))
             else:
-                self.add_module(
-                    f"conv{i}", folder.conv(conv, norm, block.act if i < count or block.last_relu else None)
-                )
+                self.add_module(f"conv{i}", folder.conv(conv, norm, block.act if i < count or block.last_act else None))
         self.gate = folder.gate(block.gate)
         self.downsample = block.downsample
         if isinstance(block.downsample, nn.Sequential):
@@ -494,9 +494,11 @@ class FoldedBlock(NotScriptable):
             out = last(y, identity, overwrite=isinstance(self.downsample, FoldedConv))
             return gate(out) if gate is not None and self.position == "post" else out
         if self.position == "identity" and identity is not None:
-            return last.activate(excite_residual(identity, gate.scale(identity), last.without_act(y), last.relu))
-        z = last.without_act(y)
-        return last.activate(excite_residual(z, gate.scale(z), identity, last.relu))
+            out = excite_residual(identity, gate.scale(identity), last.without_act(y), last.act_name)
+        else:
+            z = last.without_act(y)
+            out = excite_residual(z, gate.scale(z), identity, last.act_name)
+        return out if last.act_name is not None else last.activate(out)
 
 
 class FoldedGroup(FoldedBlock):

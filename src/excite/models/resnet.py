@@ -268,7 +268,7 @@ def _mindcv_dense(model: nn.Module) -> None:
 def _zero_last_gammas(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ResidualBlock):
-            if not module.last_relu:
+            if not module.last_act:
                 raise ExciteError(
                     "zero_init_last_gamma is not supported in pre-activation blocks, which do not end in a batch norm"
                 )

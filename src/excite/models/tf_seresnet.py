@@ -46,7 +46,7 @@ class GatedConv(NotScriptable):
 
     def before_gate(self, x: Tensor) -> Tensor:
         if self.bn is not None:
-            x = norm_excite_residual(x, self.bn, relu=self.relu, fused=self.fused)
+            x = norm_excite_residual(x, self.bn, act="relu" if self.relu else None, fused=self.fused)
         elif self.relu:
             x = F.relu(x)
         return self.conv(x)

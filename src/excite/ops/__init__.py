@@ -2,6 +2,6 @@
 
 from excite.ops import operators as operators
 from excite.ops.excitation import excite_residual, spatial_mean, weighted_sum
-from excite.ops.gated_norm import norm_excite_residual, norm_relu
+from excite.ops.gated_norm import norm_excite_residual
 
-__all__ = ["excite_residual", "norm_excite_residual", "norm_relu", "spatial_mean", "weighted_sum"]
+__all__ = ["excite_residual", "norm_excite_residual", "spatial_mean", "weighted_sum"]

@@ -1,4 +1,4 @@
-// The passes of batch norm + gate + addition + ReLU over the large maps, for CPUs.
+// The passes of batch norm + gate + addition + activation over the large maps, for CPUs.
 //
 // Letters: N images, P positions (H * W), C channels.
 // Every map is (N, P, C), that is channels-last and dense, of float or bfloat16; sums are float32 inside a chunk
@@ -35,6 +35,13 @@ inline void store(bf16* to, float x) {  // round to nearest even; a NaN stays on
     to->bits = x != x ? uint16_t(0x7fc0) : uint16_t(rounded);
 }
 
+template <class T>
+inline float rounded(float x) {
+    T stored;
+    store(&stored, x);
+    return load(stored);
+}
+
 using i64 = int64_t;
 
 // How one image is walked: `rows` steps of `width` neighbours that share no coefficient. Narrow channels-last maps take
@@ -50,13 +57,94 @@ struct Sums {
     float *a, *b, *c;
 };
 
-// What ReLU lets through of the gradient: nothing is asked, the output is asked, or it is computed anew.
-enum Mask { OPEN = 0, OUTPUT = 1, RECOMPUTE = 2 };
-
 // What is added to the branch: nothing, a map as it is, or one that is normalised in passing (a projection's).
 enum Add { NONE = 0, PLAIN = 1, NORMED = 2 };
 
-inline float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
+// The activation at the end; the numbers are those of excite/ops/activations.py. All but ReLU are a Curve.
+enum Act { LINEAR = 0, RELU = 1, RELU6 = 2, SILU = 3, GELU = 4, HARD_SWISH = 5 };
+
+// What the derivative of the activation comes from: nothing, there is none (or the gradient is that of its input); the
+// output of a ReLU; or the input, which is computed anew, of a ReLU or of a curve.
+enum Mask { OPEN = 0, OUTPUT = 1, RECOMPUTE = 2, CURVE = 3 };
+
+// --- activations: as PyTorch has them, also at their corners and for NaN ---------------------------------------------
+
+// exp in float32: x = n ln 2 + r, and a minimax polynomial for |r| <= ln(2) / 2 (relative error 2e-9 before rounding).
+// Written out, since the standard library's is called for one value at a time.
+inline float exponential(float x) {
+    float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // rounded to an integer
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 0.00139411084f;
+    p = p * r + 0.0083751264f, p = p * r + 0.0416663529f, p = p * r + 0.166664155f;
+    p = p * r + 0.500000005f, p = p * r + 1.00000004f, p = p * r + 1.0f;
+    float inside = x > -87.0f && x < 88.0f ? n : 0.0f;
+    int32_t bits = (int32_t(inside) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    p *= power;
+    p = x <= -87.0f ? 0.0f : p;
+    return x >= 88.0f ? INFINITY : p;  // NaN stays
+}
+
+inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
+
+struct Normal {
+    float distribution, density;  // P(Z <= z), and its derivative
+};
+
+// The tail P(Z > a), a >= 0, is exp(-a^2 / 2) t p(t) with t = 1 / (1 + 0.28 a) and a minimax polynomial p (relative error
+// 5e-7), so that small values of GELU are as exact as large ones.
+inline Normal normal(float z) {
+    float a = z < 0.0f ? -z : z, t = 1.0f / (1.0f + 0.28f * a), e = exponential(-0.5f * z * z);
+    float p = 0.0261485097f;
+    p = p * t - 0.099127217f, p = p * t + 0.101123454f, p = p * t - 0.0135513227f, p = p * t + 0.0759828482f;
+    p = p * t + 0.0828455456f, p = p * t + 0.103178833f, p = p * t + 0.111695515f, p = p * t + 0.111703889f;
+    float tail = e * t * p;
+    return Normal{z < 0.0f ? tail : 1.0f - tail, e * 0.398942280f};
+}
+
+template <Act ACT>
+inline float activated(float z) {
+    if (ACT == RELU6) return z < 0.0f ? 0.0f : z > 6.0f ? 6.0f : z;
+    if (ACT == SILU) return z * sigmoid(z);
+    if (ACT == GELU) return z * normal(z).distribution;
+    return z * (z < -3.0f ? 0.0f : z > 3.0f ? 6.0f : z + 3.0f) * (1.0f / 6.0f);
+}
+
+// g times the derivative at z.
+template <Act ACT>
+inline float differentiated(float g, float z) {
+    if (ACT == RELU6) return z <= 0.0f || z >= 6.0f ? 0.0f : g;
+    if (ACT == SILU) {
+        float s = sigmoid(z);
+        return g * s * (1.0f + z * (1.0f - s));
+    }
+    if (ACT == GELU) {
+        Normal n = normal(z);
+        return g * (n.distribution + z * n.density);
+    }
+    return z <= -3.0f ? 0.0f : z < 3.0f ? g * (z * (1.0f / 3.0f) + 0.5f) : g;
+}
+
+// An activation as two loops over a short buffer: compiled once for all passes, since these are long formulas.
+struct Curve {
+    void (*activate)(float* z, int64_t count);
+    void (*differentiate)(float* g, const float* z, int64_t count);
+};
+
+template <Act ACT>
+constexpr Curve curve() {
+    return Curve{[](float* z, int64_t count) {
+#pragma omp simd
+                     for (int64_t i = 0; i < count; ++i) z[i] = activated<ACT>(z[i]);
+                 },
+                 [](float* g, const float* z, int64_t count) {
+#pragma omp simd
+                     for (int64_t i = 0; i < count; ++i) g[i] = differentiated<ACT>(g[i], z[i]);
+                 }};
+}
+
+constexpr Curve CURVES[] = {{}, {}, curve<RELU6>(), curve<SILU>(), curve<GELU>(), curve<HARD_SWISH>()};
 
 // Cache-line aligned, so that no vector of sums or coefficients straddles two lines.
 template <class T>
@@ -105,7 +193,15 @@ struct Affine {
     const float *mean, *scale, *bias;
 };
 
-// `of_add`: mean and scale of what is added; its bias is in f.bias.
+// z of neighbour i, before the activation. `of_add`: mean and scale of what is added; its bias is in f.bias.
+template <Add ADD, class T>
+inline float before_act(const T* y, const T* add, i64 i, Affine f, Affine of_add) {
+    float z = (load(y[i]) - f.mean[i]) * f.scale[i] + f.bias[i];
+    if (ADD == PLAIN) z += load(add[i]);
+    if (ADD == NORMED) z += (load(add[i]) - of_add.mean[i]) * of_add.scale[i];
+    return z;
+}
+
 template <Add ADD, bool RELU, class T>
 void rows_apply(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f, Affine of_add) {
     for (i64 r = 0; r < rows; ++r) {
@@ -113,37 +209,70 @@ void rows_apply(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f,
         T* o0 = out + r * width;
 #pragma omp simd
         for (i64 i = 0; i < width; ++i) {
-            float v = (load(y0[i]) - f.mean[i]) * f.scale[i] + f.bias[i];
-            if (ADD == PLAIN) v += load(d0[i]);
-            if (ADD == NORMED) v += (load(d0[i]) - of_add.mean[i]) * of_add.scale[i];
+            float v = before_act<ADD>(y0, d0, i, f, of_add);
             if (RELU) v = v < 0.0f ? 0.0f : v;
             store(o0 + i, v);
         }
     }
 }
 
+template <Add ADD, class T>
+void rows_apply_curve(const T* y, const T* add, T* out, i64 rows, i64 width, Affine f, Affine of_add, Curve curve) {
+    alignas(64) float z[BLOCK];
+    for (i64 r = 0; r < rows; ++r) {
+        for (i64 start = 0; start < width; start += BLOCK) {
+            i64 end = std::min(start + BLOCK, width), a = r * width;
+#pragma omp simd
+            for (i64 i = start; i < end; ++i) {
+                z[i - start] = before_act<ADD>(y + a, ADD == NONE ? add : add + a, i, f, of_add);
+            }
+            curve.activate(z, end - start);
+#pragma omp simd
+            for (i64 i = start; i < end; ++i) store(out + a + i, z[i - start]);
+        }
+    }
+}
+
+inline float relu_gradient(float grad, float out) { return out <= 0.0f ? 0.0f : grad; }
+
 template <Mask MASK, class T>
 inline float masked(const T* grad, const T* out, const T* y, i64 i, Affine f) {
     float g = load(grad[i]);
     if (MASK == OUTPUT) return relu_gradient(g, load(out[i]));
-    if (MASK == RECOMPUTE) return relu_gradient(g, (load(y[i]) - f.mean[i]) * f.scale[i] + f.bias[i]);
+    if (MASK == RECOMPUTE) return relu_gradient(g, before_act<NONE>(y, y, i, f, Affine{}));
     return g;
 }
 
-// With `add`, a normalised shortcut of mean `mean_add`, s.c gets the sums of g * (add - mean_add).
-template <Mask MASK, bool WRITE, bool SHORTCUT, class T>
+// The gradient of a curve's input, of the neighbours start to end.
+template <Add ADD, class T>
+void before_curve(const T* grad, const T* y, const T* add, i64 start, i64 end, Affine f, Affine of_add, Curve curve,
+                  float* g) {
+    alignas(64) float z[BLOCK];
+#pragma omp simd
+    for (i64 i = start; i < end; ++i) {
+        z[i - start] = before_act<ADD>(y, add, i, f, of_add);
+        g[i - start] = load(grad[i]);
+    }
+    curve.differentiate(g, z, end - start);
+}
+
+// With a normalised shortcut, s.c gets the sums of g * (add - its mean).
+template <Mask MASK, bool WRITE, Add ADD, class T>
 void rows_grad_sums(const T* grad, const T* out, const T* y, const T* add, T* g_out, i64 rows, i64 width, Affine f,
-                    const float* mean_add, Sums s) {
+                    Affine of_add, Curve curve, Sums s) {
+    alignas(64) float gradients[BLOCK];
     for (i64 start = 0; start < width; start += BLOCK) {
         i64 end = std::min(start + BLOCK, width);
         for (i64 r = 0; r < rows; ++r) {
             i64 a = r * width;
+            if (MASK == CURVE) before_curve<ADD>(grad + a, y + a, add + a, start, end, f, of_add, curve, gradients);
 #pragma omp simd
             for (i64 i = start; i < end; ++i) {
-                float g = masked<MASK>(grad + a, out + a, y + a, i, f);
+                float g = MASK == CURVE ? gradients[i - start] : masked<MASK>(grad + a, out + a, y + a, i, f);
+                if (MASK == CURVE && WRITE) g = rounded<T>(g);  // the sums must be those of what the second pass reads
                 s.a[i] += g;
                 s.b[i] += g * (load(y[a + i]) - f.mean[i]);
-                if (SHORTCUT) s.c[i] += g * (load(add[a + i]) - mean_add[i]);
+                if (ADD == NORMED) s.c[i] += g * (load(add[a + i]) - of_add.mean[i]);
                 if (WRITE) store(g_out + a + i, g);
             }
         }
@@ -151,14 +280,19 @@ void rows_grad_sums(const T* grad, const T* out, const T* y, const T* add, T* g_
 }
 
 template <Mask MASK, class T>
-void rows_grad_input(const T* grad, const T* out, const T* y, T* dy, i64 rows, i64 width, Affine f, const float* slope,
-                     const float* offset) {
+void rows_grad_input(const T* grad, const T* y, T* dy, i64 rows, i64 width, Affine f, const float* slope,
+                     const float* offset, Curve curve) {
+    alignas(64) float gradients[BLOCK];
     for (i64 r = 0; r < rows; ++r) {
         i64 a = r * width;
+        for (i64 start = 0; start < width; start += BLOCK) {
+            i64 end = std::min(start + BLOCK, width);
+            if (MASK == CURVE) before_curve<NONE>(grad + a, y + a, y, start, end, f, Affine{}, curve, gradients);
 #pragma omp simd
-        for (i64 i = 0; i < width; ++i) {
-            float g = masked<MASK>(grad + a, out + a, y + a, i, f);
-            store(dy + a + i, g * f.scale[i] + (load(y[a + i]) - f.mean[i]) * slope[i] + offset[i]);
+            for (i64 i = start; i < end; ++i) {
+                float g = MASK == CURVE ? gradients[i - start] : masked<MASK>(grad + a, y, y + a, i, f);
+                store(dy + a + i, g * f.scale[i] + (load(y[a + i]) - f.mean[i]) * slope[i] + offset[i]);
+            }
         }
     }
 }
@@ -295,43 +429,56 @@ void statistics(const Shape& s, const T* y, const float* gamma, const float* bet
             squeezed[n * s.c + c] = (mean[n * s.c + c] - batch_mean[c]) * scale[c] + beta[c];
 }
 
-template <Add ADD, bool RELU, class T>
-void apply(const Shape& s, const T* y, Gated f, const T* add, Gated f_add, T* out, int threads) {
+// Coefficients of z = (y - mean) * scale + bias + (add - mean of add) * scale of add, in this order: 3, or 5 of them.
+template <Add ADD>
+Coefficients<ADD == NORMED ? 5 : 3> affine_of(const Shape& s, i64 n, Gated f, Gated f_add) {
+    return Coefficients<ADD == NORMED ? 5 : 3>(s, [&](i64 c, float* values) {
+        fill_affine(f, n * s.c + c, c, values);
+        if (ADD == NORMED) {
+            float of_add[3];
+            fill_affine(f_add, n * s.c + c, c, of_add);
+            values[2] += of_add[2], values[3] = of_add[0], values[4] = of_add[1];
+        }
+    });
+}
+
+template <Add ADD, int K>
+Affine of_add(const Coefficients<K>& k) {
+    return ADD == NORMED ? Affine{k.at(3), k.at(4), nullptr} : Affine{};
+}
+
+template <Add ADD, Act ACT, class T>
+void apply(const Shape& s, const T* y, Gated f, const T* add, Gated f_add, Curve curve, T* out, int threads) {
     for_chunks(s, threads, [&](i64 n, i64 chunk) {
-        Coefficients<ADD == NORMED ? 5 : 3> k(s, [&](i64 c, float* values) {
-            fill_affine(f, n * s.c + c, c, values);
-            if (ADD == NORMED) {
-                float of_add[3];
-                fill_affine(f_add, n * s.c + c, c, of_add);
-                values[2] += of_add[2], values[3] = of_add[0], values[4] = of_add[1];
-            }
-        });
-        Affine of_add = ADD == NORMED ? Affine{k.at(3), k.at(4), nullptr} : Affine{};
+        auto k = affine_of<ADD>(s, n, f, f_add);
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
-            rows_apply<ADD, RELU>(y + at, ADD == NONE ? add : add + at, out + at, rows, width, k.affine(), of_add);
+            const T* d = ADD == NONE ? add : add + at;
+            if (ACT == LINEAR || ACT == RELU) {
+                rows_apply<ADD, ACT == RELU>(y + at, d, out + at, rows, width, k.affine(), of_add<ADD>(k));
+            } else {
+                rows_apply_curve<ADD>(y + at, d, out + at, rows, width, k.affine(), of_add<ADD>(k), curve);
+            }
         });
     });
 }
 
 // `sums`: of g (N, C); of g * (y - mean) (N, C); where there is a gate, the gradient of s (N, C); where there is a
-// normalised shortcut `add`, the sums of g * (add - mean_add) (N, C).
-template <Mask MASK, bool WRITE, bool SHORTCUT, class T>
-void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const T* add, const float* mean_add,
-               T* g, float* sums, int threads) {
-    constexpr int K = SHORTCUT ? 3 : 2;
+// normalised shortcut, the sums of g * (add - its mean) (N, C).
+template <Mask MASK, bool WRITE, Add ADD, class T>
+void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const T* add, Gated f_add,
+               Curve curve, T* g, float* sums, int threads) {
+    constexpr int K = ADD == NORMED ? 3 : 2;
     i64 chunks = s.chunks();
     Floats parts(s.n * chunks * K * s.c);
     for_chunks(s, threads, [&](i64 n, i64 chunk) {
-        Coefficients<K + 1> k(s, [&](i64 c, float* values) {
-            fill_affine(f, n * s.c + c, c, values);
-            if (SHORTCUT) values[3] = mean_add[n * s.c + c];
-        });
+        auto k = affine_of<ADD>(s, n, f, f_add);
         Floats wide(K * k.width);
-        Sums part{wide.data(), wide.data() + k.width, SHORTCUT ? wide.data() + 2 * k.width : nullptr};
+        Sums part{wide.data(), wide.data() + k.width, K == 3 ? wide.data() + 2 * k.width : nullptr};
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
-            rows_grad_sums<MASK, WRITE, SHORTCUT>(grad + at, MASK == OUTPUT ? out + at : y, y + at,
-                                                  SHORTCUT ? add + at : y, WRITE ? g + at : g, rows, width, k.affine(),
-                                                  SHORTCUT ? k.at(3) : nullptr, part);
+            const T *o = MASK == OUTPUT ? out + at : y, *d = ADD == NONE ? y : add + at;
+            T* to = WRITE ? g + at : g;
+            rows_grad_sums<MASK, WRITE, ADD>(grad + at, o, y + at, d, to, rows, width, k.affine(), of_add<ADD>(k), curve,
+                                             part);
         });
         float* to = parts.data() + (n * chunks + chunk) * K * s.c;
         for (int j = 0; j < K; ++j) {
@@ -353,7 +500,7 @@ void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f,
             i64 at = n * s.c + c;
             sum_g[at] = float(total[c]), sum_gy[at] = float(total[s.c + c]);
             if (f.s != nullptr) grad_s[at] = f.scale[c] * sum_gy[at] + f.squeezed[at] * sum_g[at];
-            if (SHORTCUT) sum_ga[at] = float(total[2 * s.c + c]);
+            if (K == 3) sum_ga[at] = float(total[2 * s.c + c]);
         }
     }
 }
@@ -362,9 +509,9 @@ void grad_sums(const Shape& s, const T* grad, const T* out, const T* y, Gated f,
 // `means` (2, C): where the statistics are those of several processes, the gradients of gamma and beta, added up over all
 // processes and divided by the number of values per channel; gamma's and beta's own are left alone then.
 template <Mask MASK, class T>
-void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f, const float* batch_mean,
+void grad_input(const Shape& s, const T* grad, const T* y, Gated f, const float* batch_mean,
                 const float* rstd, const float* sum_g, const float* sum_gy, const float* grad_squeezed,
-                const float* means, float* grad_gamma, float* grad_beta, T* dy, int threads) {
+                const float* means, float* grad_gamma, float* grad_beta, Curve curve, T* dy, int threads) {
     std::vector<double> gamma(s.c), beta(s.c);
     for (i64 n = 0; n < s.n && means == nullptr; ++n)
         for (i64 c = 0; c < s.c; ++c) {
@@ -396,8 +543,7 @@ void grad_input(const Shape& s, const T* grad, const T* out, const T* y, Gated f
             values[4] = f.scale[c] * (dq * each - mean_beta[c] - centred * mean_gamma[c]);
         });
         walk(s, n, chunk, [&](i64 at, i64 rows, i64 width) {
-            rows_grad_input<MASK>(grad + at, MASK == OUTPUT ? out + at : y, y + at, dy + at, rows, width, k.affine(),
-                                  k.at(3), k.at(4));
+            rows_grad_input<MASK>(grad + at, y + at, dy + at, rows, width, k.affine(), k.at(3), k.at(4), curve);
         });
     });
 }
@@ -487,6 +633,8 @@ int with_type(int dtype, F body) {
     return 1;
 }
 
+bool known_act(int act) { return act >= LINEAR && act <= HARD_SWISH; }
+
 }  // namespace
 
 extern "C" {
@@ -511,61 +659,69 @@ int excite_statistics(int dtype, i64 n, i64 p, i64 c, const void* y, const float
     });
 }
 
-// out = relu(((y - mean) * scale + squeezed) * s + add); s, add and the ReLU are optional; with known_add, add is
-// normalised in passing.
+// out = act(((y - mean) * scale + squeezed) * s + add); s and add are optional; with known_add, add is normalised in
+// passing.
 int excite_apply(int dtype, i64 n, i64 p, i64 c, const void* y, const float* known, const float* s, const void* add,
-                 const float* known_add, int relu, void* out, int threads) {
+                 const float* known_add, int act, void* out, int threads) {
+    if (!known_act(act)) return 1;
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape shape{n, p, c};
         Gated f = packed(shape, known, s), f_add = known_add == nullptr ? Gated{} : packed(shape, known_add, nullptr);
         const T *x = static_cast<const T*>(y), *d = static_cast<const T*>(add);
-        auto run = [&](auto kernel) { kernel(shape, x, f, d, f_add, static_cast<T*>(out), threads); };
-        if (add == nullptr) relu ? run(apply<NONE, true, T>) : run(apply<NONE, false, T>);
-        else if (known_add == nullptr) relu ? run(apply<PLAIN, true, T>) : run(apply<PLAIN, false, T>);
-        else relu ? run(apply<NORMED, true, T>) : run(apply<NORMED, false, T>);
+        auto run = [&](auto linear, auto relu, auto curve) {
+            auto kernel = act == LINEAR ? linear : act == RELU ? relu : curve;
+            kernel(shape, x, f, d, f_add, CURVES[act], static_cast<T*>(out), threads);
+        };
+        // SILU stands for every curve.
+        if (add == nullptr) run(apply<NONE, LINEAR, T>, apply<NONE, RELU, T>, apply<NONE, SILU, T>);
+        else if (known_add == nullptr) run(apply<PLAIN, LINEAR, T>, apply<PLAIN, RELU, T>, apply<PLAIN, SILU, T>);
+        else run(apply<NORMED, LINEAR, T>, apply<NORMED, RELU, T>, apply<NORMED, SILU, T>);
     });
 }
 
-// g = grad where the ReLU let through; it is written out if wanted (mask OUTPUT only).
+// g, the gradient before the activation, is written out where an activation followed an addition: it is the gradient of
+// what was added, too. There, a ReLU needs `out`; a curve needs what was added, as a normalised shortcut always does.
 int excite_grad_sums(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
-                     const float* known, const float* s, const void* add, const float* known_add, int mask, void* g,
+                     const float* known, const float* s, const void* add, const float* known_add, int act, void* g,
                      float* sums, int threads) {
+    bool curve = act != LINEAR && act != RELU;
+    if (!known_act(act) || (g != nullptr && (act == LINEAR || (curve ? add : out) == nullptr))) return 1;
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape k{n, p, c};
-        Gated f = packed(k, known, s);
+        Gated f = packed(k, known, s), f_add = known_add == nullptr ? Gated{} : packed(k, known_add, nullptr);
         const T *d = static_cast<const T*>(grad), *o = static_cast<const T*>(out), *x = static_cast<const T*>(y);
-        const T* a = static_cast<const T*>(add);
+        const T* other = static_cast<const T*>(add);
         T* to = static_cast<T*>(g);
-        auto run = [&](auto kernel) { kernel(k, d, o, x, f, a, known_add, to, sums, threads); };
-        if (known_add != nullptr && mask == OPEN) run(grad_sums<OPEN, false, true, T>);
-        else if (known_add != nullptr && to == nullptr) run(grad_sums<OUTPUT, false, true, T>);
-        else if (known_add != nullptr) run(grad_sums<OUTPUT, true, true, T>);
-        else if (mask == OPEN) run(grad_sums<OPEN, false, false, T>);
-        else if (mask == RECOMPUTE) run(grad_sums<RECOMPUTE, false, false, T>);
-        else if (to == nullptr) run(grad_sums<OUTPUT, false, false, T>);
-        else run(grad_sums<OUTPUT, true, false, T>);
+        auto run = [&](auto kernel) { kernel(k, d, o, x, f, other, f_add, CURVES[act], to, sums, threads); };
+        bool normed = known_add != nullptr;
+        if (act == LINEAR) normed ? run(grad_sums<OPEN, false, NORMED, T>) : run(grad_sums<OPEN, false, NONE, T>);
+        else if (curve && to == nullptr) run(grad_sums<CURVE, false, NONE, T>);
+        else if (curve) normed ? run(grad_sums<CURVE, true, NORMED, T>) : run(grad_sums<CURVE, true, PLAIN, T>);
+        else if (to == nullptr) run(grad_sums<RECOMPUTE, false, NONE, T>);
+        else normed ? run(grad_sums<OUTPUT, true, NORMED, T>) : run(grad_sums<OUTPUT, true, NONE, T>);
     });
 }
 
-int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* out, const void* y,
-                      const float* known, const float* s, const float* sums, const float* grad_squeezed,
-                      const float* means, int mask, float* grad_gamma, float* grad_beta, void* dy, int threads) {
+// `act`: what the gradient is still to be taken back through; nothing was added then.
+int excite_grad_input(int dtype, i64 n, i64 p, i64 c, const void* grad, const void* y, const float* known,
+                      const float* s, const float* sums, const float* grad_squeezed, const float* means, int act,
+                      float* grad_gamma, float* grad_beta, void* dy, int threads) {
+    if (!known_act(act)) return 1;
     return with_type(dtype, [&](auto t) {
         using T = decltype(t);
         Shape k{n, p, c};
         Gated f = packed(k, known, s);
-        const T *d = static_cast<const T*>(grad), *o = static_cast<const T*>(out), *x = static_cast<const T*>(y);
-        T* to = static_cast<T*>(dy);
+        const T *d = static_cast<const T*>(grad), *x = static_cast<const T*>(y);
         const float *batch_mean = known + 2 * n * c, *rstd = batch_mean + c, *sum_gy = sums + n * c;
         auto run = [&](auto kernel) {
-            kernel(k, d, o, x, f, batch_mean, rstd, sums, sum_gy, grad_squeezed, means, grad_gamma, grad_beta, to,
-                   threads);
+            kernel(k, d, x, f, batch_mean, rstd, sums, sum_gy, grad_squeezed, means, grad_gamma, grad_beta, CURVES[act],
+                   static_cast<T*>(dy), threads);
         };
-        if (mask == OPEN) run(grad_input<OPEN, T>);
-        else if (mask == RECOMPUTE) run(grad_input<RECOMPUTE, T>);
-        else run(grad_input<OUTPUT, T>);
+        if (act == LINEAR) run(grad_input<OPEN, T>);
+        else if (act == RELU) run(grad_input<RECOMPUTE, T>);
+        else run(grad_input<CURVE, T>);
     });
 }
 

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from excite.ops import native, reference
+from excite.ops.activations import LINEAR, RELU, activate, number_of
 from excite.ops.boundaries import is_traced, one_node
 
 
@@ -80,22 +81,23 @@ class _NativeExciteResidual(torch.autograd.Function):
     """The same with a factor per image and channel, with the CPU kernels: one pass forward, two backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, identity: Tensor | None, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, identity: Tensor | None, act: int) -> Tensor:
         s = scale.float().contiguous()
-        out = native.apply(x, native.no_norm(x), s, identity, relu)
-        ctx.save_for_backward(x, scale, out if relu else None)
+        out = native.apply(x, native.no_norm(x), s, identity, act)
+        ctx.act = act
+        of_curve = identity if act not in (LINEAR, RELU) else None
+        ctx.save_for_backward(x, scale, of_curve, out if act == RELU else None)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, scale, out = ctx.saved_tensors
+        x, scale, identity, out = ctx.saved_tensors
         need_x, need_scale, need_identity, _ = ctx.needs_input_grad
         grad, s, known = native.dense(grad, x), scale.float().contiguous(), native.no_norm(x)
-        mask = native.OPEN if out is None else native.OUTPUT
-        sums = native.grad_sums(grad, out, x, known, s, mask, write=out is not None)
+        sums = native.grad_sums(grad, out, x, known, s, ctx.act, ctx.act != LINEAR, identity)
         g = grad if sums.map is None else sums.map
-        grad_x = native.apply(g, known, s, None, relu=False) if need_x else None
+        grad_x = native.apply(g, known, s, None, LINEAR) if need_x else None
         grad_scale = sums.packed[2].to(scale.dtype) if need_scale else None
         return grad_x, grad_scale, g if need_identity else None, None
 
@@ -131,35 +133,41 @@ def excite_residual(
     x: Tensor,
     scale: Tensor | None = None,
     identity: Tensor | None = None,
-    relu: bool = False,
+    act: str | None = None,
     fused: str = "auto",
 ) -> Tensor:
-    """``relu(x * scale + identity)``, each part optional: the end of every residual block.
+    """``act(x * scale + identity)``, each part optional: the end of every residual block.
 
     Args:
         x: (N, C, H, W), the residual branch after its last batch norm.
         scale: (N, C), a factor per image and channel, or a tensor that broadcasts against ``x``.
         identity: (N, C, H, W), the shortcut.
-        relu: whether to end with a ReLU.
+        act: the activation at the end, as in :func:`excite.ops.norm_excite_residual`.
         fused: "off" or "plain" use PyTorch's operators rather than the CPU kernels, which have no second derivatives.
 
     Returns:
         (N, C, H, W) in x's dtype.
     """
+    number = number_of(act)
     if is_traced(x):
-        return reference.excite_residual(x, scale, identity, relu)
+        return reference.excite_residual(x, scale, identity, act)
     if identity is not None and identity.dtype != x.dtype:
         identity = identity.to(x.dtype)
     if scale is None:
-        # Only the ReLU reads the new tensor with the sum: doing it in place saves a pass and a tensor.
-        out = x if identity is None else x + identity
-        return out if not relu else out.relu() if out is x else out.relu_()
+        # Only the activation reads the new tensor with the sum: doing it in place saves a pass and a tensor.
+        return activate(x, number) if identity is None else activate(x + identity, number, inplace=True)
     if fused not in ("off", "plain") and scale.ndim == 2 and scale.dtype is not torch.float64 and native.takes(x):
         identity = None if identity is None else native.dense(identity, x)
-        return _NativeExciteResidual.apply(x, scale, identity, relu)
+        # The backward kernels write the gradient before another activation than a ReLU only where there is a shortcut.
+        inside = number == RELU or identity is not None or not _tracked(x, scale)
+        out = _NativeExciteResidual.apply(x, scale, identity, number if inside else LINEAR)
+        return out if inside else activate(out, number)
+    relu = number == RELU
     if _tracked(x, scale, identity):
-        return _ExciteResidual.apply(x, scale, identity, relu)
-    return _ExciteResidual.forward(_NoContext(), x, scale, identity, relu)
+        out = _ExciteResidual.apply(x, scale, identity, relu)
+    else:
+        out = _ExciteResidual.forward(_NoContext(), x, scale, identity, relu)
+    return out if relu else activate(out, number)
 
 
 class _NativeGather(torch.autograd.Function):

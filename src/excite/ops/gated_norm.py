@@ -1,4 +1,4 @@
-"""Batch norm + gate + addition + ReLU in two passes over the map, forward and backward.
+"""Batch norm + gate + addition + activation in two passes over the map, forward and backward.
 
 Notation: N images, C channels, H x W positions, P = H * W, M = N * P.
 
@@ -8,13 +8,14 @@ the norm's input y over positions, which ONE pass gives. Then
     mu[c]  = mean_n m             var[c] = mean_n v + mean_n (m - mu)^2         (law of total variance)
     q[n,c] = (m - mu) * gamma / sqrt(var + eps) + beta                        the squeeze: mean over positions of BN(y)
     s[n,c] = gate(q)
-    out    = relu((y - m) * s*gamma/sqrt(var + eps) + s*q + identity)           ONE more pass
+    out    = act((y - m) * s*gamma/sqrt(var + eps) + s*q + identity)            ONE more pass
 
 so neither BN(y) nor s * BN(y) is ever stored. Everything between the passes is (N, C), float32, and left to autograd.
-The backward pass works likewise: one pass for the sums of g and g * (y - m), where g is the gradient after masking by
-the ReLU; arithmetic on (N, C); and one pass for the gradient of y, ``s*gamma/sqrt(var + eps) * g + (y - m) * slope +
-offset`` with slope and offset (N, C). The norm of a projection shortcut is applied in the same last pass, and its sums
-come from the same first backward pass. The textbook form is ``excite.ops.reference.norm_excite_residual``. The passes
+The backward pass works likewise: one pass for the sums of g and g * (y - m), where g is the gradient before the
+activation, whose input is computed anew (a ReLU needs its output alone); arithmetic on (N, C); and one pass for the
+gradient of y, ``s*gamma/sqrt(var + eps) * g + (y - m) * slope + offset`` with slope and offset (N, C). The norm of a
+projection shortcut is applied in the same last pass, and its sums come from the same first backward pass. The textbook
+form is ``excite.ops.reference.norm_excite_residual``. The passes
 are run by ``excite.ops.native`` (CPU kernels), ``excite.ops.triton_kernels`` (GPU) or ``excite.ops.plain`` (PyTorch).
 
 For autograd, there are two functions with (N, C) tensors between them, :class:`NormStatistics` and :class:`NormApply`;
@@ -31,14 +32,14 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from excite.errors import ExciteError, nearest
 from excite.ops import native, plain, triton_kernels
+from excite.ops.activations import LINEAR, RELU, activate, number_of
 from excite.ops.boundaries import is_plain, is_recorded
 from excite.ops.excitation import excite_residual, spatial_mean
-from excite.ops.native import OPEN, OUTPUT, RECOMPUTE, GradSums, Statistics
+from excite.ops.native import GradSums, Statistics
 from excite.ops.sync_norm import Parts, SyncBatchNorm, over_all, parts_of
 from excite.ops.triton_kernels.launch import DEVICES
 
@@ -88,10 +89,10 @@ def norm_excite_residual(
     *,
     identity_norm: nn.Module | None = None,
     keep: Tensor | None = None,
-    relu: bool = False,
+    act: str | None = None,
     fused: str = "auto",
 ) -> Tensor:
-    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, each part optional.
+    """``act(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, each part optional.
 
     Args:
         y: (N, C, H, W), the output of the last convolution of a residual branch.
@@ -100,7 +101,7 @@ def norm_excite_residual(
         identity: (N, C, H, W), the shortcut.
         identity_norm: the shortcut's own batch norm (of a projection); ``identity_norm(identity)`` is added.
         keep: (N, 1, 1, 1), a factor per image (stochastic depth).
-        relu: whether to end with a ReLU.
+        act: the activation at the end: "relu", "relu6", "silu", "gelu" (the exact one) or "hard_swish"; None: none.
         fused: "off": the textbook form. "on": the two passes wherever possible. "auto": the two passes where they were
             measured to be faster (CPU kernels on channels-last maps). "plain": like "on", but without kernels. Under
             ``torch.compile``, the passes are operators of this library if there are kernels; otherwise, with "on" or
@@ -110,32 +111,28 @@ def norm_excite_residual(
         (N, C, H, W) in the dtype of ``y``.
 
     Raises:
+        ExciteError: no such activation.
         ValueError: a single value per channel in training, as for ``nn.BatchNorm2d``.
     """
+    number = number_of(act)
     passes = _choose_compiled(y, norm, fused) if torch.compiler.is_compiling() else _choose(y, norm, fused)
     if identity is not None and identity_norm is not None and not _go_together(norm, identity_norm, passes):
         identity, identity_norm = norm_excite_residual(identity, identity_norm, fused=fused), None
     if passes is None:
         z = norm(y)
         if excitation is None:
-            return excite_residual(z, keep, identity, relu, fused)
+            # In place only if nobody can have kept the norm's output.
+            mine = identity is None and keep is None and is_plain(norm, *_NORMS)
+            return activate(z, number, inplace=True) if mine else excite_residual(z, keep, identity, act, fused)
         scale = excitation(spatial_mean(z))
-        return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, relu, fused)
+        return excite_residual(z, scale if keep is None else scale * keep.flatten(1), identity, act, fused)
     if identity is not None:
         identity = identity.to(y.dtype) if passes is _OPERATORS else passes.dense(identity, y)
     form: Any = _train if norm.training else _evaluate
     if excitation is None and passes is native:  # kernels only, which autocast does not affect
-        return form(y, norm, None, identity, identity_norm, keep, relu, passes)
+        return form(y, norm, None, identity, identity_norm, keep, number, passes)
     with _without_autocast(y):
-        return form(y, norm, excitation, identity, identity_norm, keep, relu, passes)
-
-
-def norm_relu(y: Tensor, norm: nn.Module, *, fused: str = "auto") -> Tensor:
-    """``relu(norm(y))``: (N, C, H, W) -> (N, C, H, W); see :func:`norm_excite_residual`."""
-    if not torch.compiler.is_compiling() and _choose(y, norm, fused) is None:
-        # In place only if nobody can have kept the norm's output.
-        return F.relu(norm(y), inplace=is_plain(norm, *_NORMS))
-    return norm_excite_residual(y, norm, relu=True, fused=fused)
+        return form(y, norm, excitation, identity, identity_norm, keep, number, passes)
 
 
 # --- which form -----------------------------------------------------------------------------------------------------
@@ -225,23 +222,22 @@ def _train(
     identity: Tensor | None,
     identity_norm: _BatchNorm | None,
     keep: Tensor | None,
-    relu: bool,
+    act: int,
     passes: Passes,
 ) -> Tensor:
     if torch.compiler.is_compiling() and passes is plain:
-        return _train_traced(y, norm, excitation, identity, identity_norm, keep, relu)
+        return _train_traced(y, norm, excitation, identity, identity_norm, keep, act)
     bare = excitation is None and keep is None and identity_norm is None
     if bare and passes is not _OPERATORS and parts_of(norm) is None:
         _check_count(y)
-        return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), relu, passes)
-    recompute = relu and identity is None
-    squeezed, packed, *relays = _statistics(y, norm, passes, RECOMPUTE if recompute else OPEN)
+        return NormAdd.apply(y, *_affine(norm, y), identity, norm.eps, *_running(norm), act, passes)
+    squeezed, packed, *relays = _statistics(y, norm, passes, act if identity is None else LINEAR)
     s = _scales(squeezed, excitation, keep)
     of_add: tuple[Tensor | None, ...] = (None, None, None)  # packed, and relays of g and its sums
     if identity is not None and identity_norm is not None:
-        of_add = _statistics(identity, identity_norm, passes, OPEN)[1:4]
+        of_add = _statistics(identity, identity_norm, passes, LINEAR)[1:4]
         identity = identity.detach()  # its gradient comes through the relays, as that of y does
-    arguments = (y.detach(), packed, *relays, s, identity, *of_add, relu)
+    arguments = (y.detach(), packed, *relays, s, identity, *of_add, act)
     return torch.ops.excite.norm_apply(*arguments) if passes is _OPERATORS else NormApply.apply(*arguments, passes)
 
 
@@ -252,7 +248,7 @@ def _train_traced(
     identity: Tensor | None,
     identity_norm: _BatchNorm | None,
     keep: Tensor | None,
-    relu: bool,
+    act: int,
 ) -> Tensor:
     """The two passes as formulas that a compiler differentiates and fuses.
 
@@ -265,21 +261,21 @@ def _train_traced(
 
     mine = known(y, norm)
     of_add = None if identity is None or identity_norm is None else known(identity, identity_norm)
-    return plain.apply_unpacked(y, mine, _scales(mine[1], excitation, keep), identity, relu, of_add)
+    return plain.apply_unpacked(y, mine, _scales(mine[1], excitation, keep), identity, act, of_add)
 
 
-def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, mask: int) -> tuple[Tensor, ...]:
+def _statistics(y: Tensor, norm: _BatchNorm, passes: Passes, act: int) -> tuple[Tensor, ...]:
     """The outputs of NormStatistics for a norm; updates its buffers."""
     parts = parts_of(norm)
     if parts is None:
         _check_count(y)
     running, momentum = _running(norm)
     if passes is _OPERATORS:
-        squeezed, packed, moments, *relays = torch.ops.excite.norm_statistics(y, *_affine(norm, y), norm.eps, mask)
+        squeezed, packed, moments, *relays = torch.ops.excite.norm_statistics(y, *_affine(norm, y), norm.eps, act)
         for buffer, value in zip(running or (), moments, strict=False):
             buffer.lerp_(value, momentum)
         return squeezed, packed, *relays
-    return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, parts, mask)
+    return NormStatistics.apply(y, *_affine(norm, y), norm.eps, running, momentum, passes, parts, act)
 
 
 def _check_count(y: Tensor) -> None:
@@ -327,7 +323,7 @@ def make_relays(y: Tensor, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class NormAdd(torch.autograd.Function):
-    """``relu(norm(y) + identity)``, with ReLU and identity optional: without a gate, nothing is between the passes.
+    """``act(norm(y) + identity)``, each part optional: without a gate, nothing is between the passes.
 
     It does the work of NormStatistics and NormApply in one node: a node costs a tenth of a millisecond of Python, which
     matters for a small network on a CPU (docs/performance.md).
@@ -343,26 +339,25 @@ class NormAdd(torch.autograd.Function):
         eps: float,
         running: tuple[Tensor, Tensor] | None,
         momentum: float,
-        relu: bool,
+        act: int,
         passes: Passes,
     ) -> Tensor:
         known = passes.statistics(y, weight, bias, eps, running, momentum)
-        out = passes.apply(y, known, None, identity, relu, None)
-        ctx.passes, ctx.mask = passes, OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
-        ctx.save_for_backward(y, known.packed, out if ctx.mask == OUTPUT else None)
+        out = passes.apply(y, known, None, identity, act, None)
+        ctx.passes, ctx.act, ctx.added = passes, act, identity is not None
+        ctx.save_for_backward(y, known.packed, *_for_act(act, identity, out))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        y, packed, out = ctx.saved_tensors
-        passes, mask, known = ctx.passes, ctx.mask, Statistics(packed)
+        y, packed, add, out = ctx.saved_tensors
+        passes, act, known = ctx.passes, ctx.act, Statistics(packed)
         grad = passes.dense(grad, y)
-        sums = passes.grad_sums(grad, out, y, known, None, mask, mask == OUTPUT)
+        sums = passes.grad_sums(grad, out, y, known, None, act, ctx.added and act != LINEAR, add)
         g = grad if sums.map is None else sums.map
-        masked = OPEN if mask == OUTPUT else mask
         weight, bias, dy = passes.grad_input(
-            g, None, y, known, None, GradSums(sums.packed, None), None, masked, ctx.needs_input_grad[0]
+            g, y, known, None, GradSums(sums.packed, None), None, LINEAR if ctx.added else act, ctx.needs_input_grad[0]
         )
         return dy, weight, bias, g if ctx.needs_input_grad[3] else None, *[None] * 5
 
@@ -370,7 +365,7 @@ class NormAdd(torch.autograd.Function):
 class NormStatistics(torch.autograd.Function):
     """The norm's input -> the squeeze (N, C), what else the last pass needs, and three relays.
 
-    ``mask``: RECOMPUTE if the gradient from the relay is not yet masked by the ReLU, else OPEN.
+    ``act``: the activation that the gradient from the relay is still to be taken back through.
     """
 
     @staticmethod
@@ -384,7 +379,7 @@ class NormStatistics(torch.autograd.Function):
         momentum: float,
         passes: Passes,
         parts: Parts | None,
-        mask: int,
+        act: int,
     ) -> tuple[Tensor, ...]:
         if parts is None:
             known, ctx.total = passes.statistics(y, weight, bias, eps, running, momentum), None
@@ -393,7 +388,7 @@ class NormStatistics(torch.autograd.Function):
         ctx.save_for_backward(y, known.packed)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(known.packed)
-        ctx.passes, ctx.parts, ctx.mask = passes, parts, mask
+        ctx.passes, ctx.parts, ctx.act = passes, parts, act
         return known.squeezed, known.packed, *make_relays(y, known.packed)
 
     @staticmethod
@@ -402,7 +397,7 @@ class NormStatistics(torch.autograd.Function):
         y, packed = ctx.saved_tensors
         merged = None if ctx.total is None else (ctx.total, ctx.parts)
         wanted = ctx.needs_input_grad[0]
-        grads = statistics_backward(ctx.passes, y, packed, dq, of_relays, ctx.mask, wanted, merged)
+        grads = statistics_backward(ctx.passes, y, packed, dq, of_relays, ctx.act, wanted, merged)
         return *grads, *[None] * 6
 
 
@@ -412,7 +407,7 @@ def statistics_backward(
     packed: Tensor,
     dq: Tensor | None,
     of_relays: tuple[Tensor | None, ...],
-    mask: int,
+    act: int,
     wanted: bool,
     merged: tuple[Tensor, Parts] | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -423,17 +418,17 @@ def statistics_backward(
     n, c = y.shape[:2]
     g, sums, s = of_relays
     if g is None or sums is None:  # the block's output was not used, only its squeeze
-        g, sums, mask = torch.zeros_like(y), packed.new_zeros(2, n, c), OPEN
+        g, sums, act = torch.zeros_like(y), packed.new_zeros(2, n, c), LINEAR
     dq = None if dq is None else dq.contiguous()
     known, packed_sums = Statistics(packed), GradSums(sums, None)
     if merged is None:
-        weight, bias, dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted)
+        weight, bias, dy = passes.grad_input(g, y, known, s, packed_sums, dq, act, wanted)
         return dy, weight, bias
-    weight, bias, _ = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, False)
+    weight, bias, _ = passes.grad_input(g, y, known, s, packed_sums, dq, act, False)
     # The parameters' gradients are this part's own: they are averaged with all others after the backward pass.
     total, parts = merged
     means = parts.add(torch.stack([weight, bias]))
-    dy = passes.grad_input(g, None, y, known, s, packed_sums, dq, mask, wanted, means.div_(total))[2]
+    dy = passes.grad_input(g, y, known, s, packed_sums, dq, act, wanted, means.div_(total))[2]
     return dy, weight, bias
 
 
@@ -461,7 +456,7 @@ def _statistics_over_all(
 
 
 class NormApply(torch.autograd.Function):
-    """``relu(norm(y) * s + identity)``; gradients of the norms' inputs are left to :class:`NormStatistics`.
+    """``act(norm(y) * s + identity)``; gradients of the norms' inputs are left to :class:`NormStatistics`.
 
     ``y``, and ``identity`` if it has a norm, are passed in detached; their gradients leave through the relays.
     """
@@ -479,12 +474,12 @@ class NormApply(torch.autograd.Function):
         packed_add: Tensor | None,
         add_relay: Tensor | None,
         add_relay_sums: Tensor | None,
-        relu: bool,
+        act: int,
         passes: Passes,
     ) -> Tensor:
         known_add = None if packed_add is None else Statistics(packed_add)
-        out = passes.apply(y, Statistics(packed), s, identity, relu, known_add)
-        save_for_apply_backward(ctx, y, packed, s, identity, packed_add, out, relu)
+        out = passes.apply(y, Statistics(packed), s, identity, act, known_add)
+        save_for_apply_backward(ctx, y, packed, s, identity, packed_add, out, act)
         ctx.passes = passes
         return out
 
@@ -502,12 +497,20 @@ def save_for_apply_backward(
     identity: Tensor | None,
     packed_add: Tensor | None,
     out: Tensor,
-    relu: bool,
+    act: int,
 ) -> None:
-    """Save where the ReLU's mask comes from: with a shortcut, the output; without one, y, which is read anyway."""
-    ctx.mask = OPEN if not relu else RECOMPUTE if identity is None else OUTPUT
-    kept = (identity, packed_add) if packed_add is not None else (None, None)
-    ctx.save_for_backward(y, packed, s, *kept, out if ctx.mask == OUTPUT else None)
+    """Save what the backward pass reads, and no more."""
+    ctx.act, ctx.added = act, identity is not None
+    add, out_kept = _for_act(act, identity, out)
+    ctx.save_for_backward(y, packed, s, add if packed_add is None else identity, packed_add, out_kept)
+
+
+def _for_act(act: int, identity: Tensor | None, out: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """What the derivative of an activation needs beside ``y``, which is read anyway: what was added to it, or, for a
+    ReLU, its output, which the next layer mostly keeps as well."""
+    if act == LINEAR or identity is None:
+        return None, None
+    return (None, out) if act == RELU else (identity, None)
 
 
 def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -515,8 +518,9 @@ def apply_backward(ctx: Any, passes: BackwardPasses, grad: Tensor) -> tuple[Tens
     y, packed, s, add, packed_add, out = ctx.saved_tensors
     grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
-    # If the shortcut needs the masked gradient, it is stored; the second pass then need not mask again.
-    sums = passes.grad_sums(grad, out, y, Statistics(packed), s, ctx.mask, ctx.mask == OUTPUT, add, known_add)
+    # The gradient before the activation is that of the shortcut, too. It is stored; the second pass begins with it.
+    write = ctx.added and ctx.act != LINEAR
+    sums = passes.grad_sums(grad, out, y, Statistics(packed), s, ctx.act, write, add, known_add)
     g, packed_sums = grad if sums.map is None else sums.map, sums.packed
     to_statistics = (g, packed_sums[:2], s)
     of_s = None if s is None else packed_sums[2]
@@ -535,7 +539,7 @@ def _evaluate(
     identity: Tensor | None,
     identity_norm: _BatchNorm | None,
     keep: Tensor | None,
-    relu: bool,
+    act: int,
     passes: Passes,
 ) -> Tensor:
     """With the running statistics, without gradients."""
@@ -543,7 +547,7 @@ def _evaluate(
     known = _known(y, norm, None)
     squeezed = known.squeezed if excitation is None else _known(y, norm, passes.moments(y)[0]).squeezed
     known_add = None if identity is None or identity_norm is None else _known(identity, identity_norm, None)
-    return passes.apply(y, known, _scales(squeezed, excitation, keep), identity, relu, known_add)
+    return passes.apply(y, known, _scales(squeezed, excitation, keep), identity, act, known_add)
 
 
 def _known(y: Tensor, norm: _BatchNorm, m: Tensor | None) -> Statistics:

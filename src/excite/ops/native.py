@@ -15,7 +15,6 @@ from torch import Tensor
 from excite.runtime.compiled import Kernels
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-OPEN, OUTPUT, RECOMPUTE = 0, 1, 2  # how the ReLU masks a gradient; as in cpu_kernels.cpp
 
 
 class Statistics(NamedTuple):
@@ -37,7 +36,7 @@ class Statistics(NamedTuple):
 class GradSums(NamedTuple):
     """Sums over positions, packed into (2 to 4, N, C) float32; and the gradient map that they are of.
 
-    In this order: the sums of g, the gradient after masking by the ReLU; of g * (y - mean); with a gate, the gradient
+    In this order: the sums of g, the gradient before the activation; of g * (y - mean); with a gate, the gradient
     of s; if the shortcut has its own norm, the sums of g * (add - its mean).
     """
 
@@ -52,7 +51,7 @@ _SIGNATURES = {
     "excite_statistics": "pppffpppi",
     "excite_apply": "pppppipi",
     "excite_grad_sums": "pppppppippi",
-    "excite_grad_input": "ppppppppipppi",
+    "excite_grad_input": "pppppppipppi",
     "excite_gather": "pppi",
     "excite_gather_grad": "pppppi",
 }
@@ -130,7 +129,7 @@ def _floats(x: Tensor | None) -> int | None:
 
 def _call(name: str, *args: Any) -> None:
     if getattr(_kernels.library, name)(*args, torch.get_num_threads()):
-        raise RuntimeError(f"{name}: the kernels do not support this dtype")
+        raise RuntimeError(f"{name}: the kernels do not support this dtype or activation")
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,12 +164,12 @@ def no_norm(x: Tensor) -> Statistics:
 
 
 def apply(
-    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
+    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, act: int, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
+    """``act(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     out = torch.empty_like(y)
     shortcut = (_at(add), _packed(known_add))
-    _call("excite_apply", *_head(y), _at(y), _at(known.packed), _floats(s), *shortcut, relu, _at(out))
+    _call("excite_apply", *_head(y), _at(y), _at(known.packed), _floats(s), *shortcut, act, _at(out))
     return out
 
 
@@ -180,43 +179,46 @@ def grad_sums(
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
-    mask: int,
+    act: int,
     write: bool,
     add: Tensor | None = None,
     known_add: Statistics | None = None,
 ) -> GradSums:
-    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted (mask OUTPUT only).
+    """Sums over positions of g, the gradient before the activation ``act``, and of g * (y - mean); the gradient of
+    ``s``; and g itself if wanted: where an activation follows an addition.
 
-    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
+    There, a ReLU needs its output ``out``, and the others need ``add``. With ``known_add`` (a shortcut with its own
+    norm), ``add`` is always needed, and the last sums are those of g * (add - its mean).
     """
     g = torch.empty_like(y) if write else None
     sums = torch.empty(2 + (s is not None) + (known_add is not None), y.shape[0], y.shape[1])
     maps = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _at(add), _packed(known_add))
-    _call("excite_grad_sums", *_head(y), *maps, mask, _at(g), _at(sums))
+    _call("excite_grad_sums", *_head(y), *maps, act, _at(g), _at(sums))
     return GradSums(sums, g)
 
 
 def grad_input(
     grad: Tensor,
-    out: Tensor | None,
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
     sums: GradSums,
     grad_squeezed: Tensor | None,
-    mask: int,
+    act: int,
     wanted: bool,
     means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the norm's weight and bias (C,), and of ``y`` if wanted.
+
+    ``act``: if nothing was added, the activation that ``grad`` is still to be taken back through; else 0.
 
     ``means`` (2, C) float32: if the statistics are those of several processes, the gradients of weight and bias, summed
     over all processes and divided by the number of values per channel. Then only the gradient of ``y`` is meaningful.
     """
     dy = torch.empty_like(y) if wanted else None
     grad_weight, grad_bias = torch.zeros(2, y.shape[1])
-    inputs = (_at(grad), _at(out), _at(y), _at(known.packed), _floats(s), _floats(sums.packed), _floats(grad_squeezed))
-    _call("excite_grad_input", *_head(y), *inputs, _floats(means), mask, _at(grad_weight), _at(grad_bias), _at(dy))
+    inputs = (_at(grad), _at(y), _at(known.packed), _floats(s), _floats(sums.packed), _floats(grad_squeezed))
+    _call("excite_grad_input", *_head(y), *inputs, _floats(means), act, _at(grad_weight), _at(grad_bias), _at(dy))
     return grad_weight, grad_bias, dy
 
 

@@ -6,7 +6,7 @@ directly, because calling an operator through the dispatcher and Python takes ti
 Notation: N images, C channels, H x W positions. Every operator is functional (nothing is changed in place, nothing is
 returned twice), knows its shapes without running (fake tensors, "meta") and, if differentiable, its backward pass:
 
-- ``norm_statistics(y, weight, bias, eps, mask)`` -> squeeze (N, C), packed statistics (2N + 3, C), mean and unbiased
+- ``norm_statistics(y, weight, bias, eps, act)`` -> squeeze (N, C), packed statistics (2N + 3, C), mean and unbiased
   variance of the batch (2, C), three relays;
 - ``norm_apply(y, packed, ...)`` -> the block's output (N, C, H, W);
 - ``norm_grad_sums``, ``norm_grad_input``: the two backward passes, which have no derivatives themselves.
@@ -38,7 +38,7 @@ def _passes(y: Tensor) -> Passes:
 
 @torch.library.custom_op("excite::norm_statistics", mutates_args=())
 def norm_statistics(
-    y: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: int
+    y: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # With momentum 1, running statistics become the batch's own.
     moments = weight.new_zeros(2, y.shape[1])
@@ -47,14 +47,14 @@ def norm_statistics(
 
 
 @norm_statistics.register_fake
-def _(y: Tensor, weight: Tensor, bias: Tensor, eps: float, mask: int) -> tuple[Tensor, ...]:
+def _(y: Tensor, weight: Tensor, bias: Tensor, eps: float, act: int) -> tuple[Tensor, ...]:
     n, c = y.shape[:2]
     packed = weight.new_empty(2 * n + 3, c)
     return weight.new_empty(n, c), packed, weight.new_empty(2, c), *make_relays(y, packed)
 
 
 def _save_for_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    y, _, _, _, ctx.mask = inputs
+    y, _, _, _, ctx.act = inputs
     ctx.save_for_backward(y, output[1])
     ctx.mark_non_differentiable(output[1], output[2])
     ctx.set_materialize_grads(False)
@@ -62,7 +62,7 @@ def _save_for_statistics(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _statistics_backward(ctx: Any, dq: Tensor | None, _: None, __: None, *of_relays: Tensor | None) -> tuple[Any, ...]:
     y, packed = ctx.saved_tensors
-    grads = statistics_backward(_Backward(), y, packed, dq, of_relays, ctx.mask, ctx.needs_input_grad[0])
+    grads = statistics_backward(_Backward(), y, packed, dq, of_relays, ctx.act, ctx.needs_input_grad[0])
     return *grads, None, None
 
 
@@ -81,13 +81,13 @@ def norm_apply(
     packed_add: Tensor | None,
     add_relay: Tensor | None,
     add_relay_sums: Tensor | None,
-    relu: bool,
+    act: int,
 ) -> Tensor:
     known_add = None if packed_add is None else Statistics(packed_add)
     passes = _passes(y)
     if identity is not None:
         identity = passes.dense(identity, y)
-    return passes.apply(y, Statistics(packed), s, identity, relu, known_add)
+    return passes.apply(y, Statistics(packed), s, identity, act, known_add)
 
 
 @norm_apply.register_fake
@@ -96,8 +96,8 @@ def _(y: Tensor, *others: Any) -> Tensor:
 
 
 def _save_for_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    y, packed, _, _, _, s, identity, packed_add, _, _, relu = inputs
-    save_for_apply_backward(ctx, y, packed, s, identity, packed_add, output, relu)
+    y, packed, _, _, _, s, identity, packed_add, _, _, act = inputs
+    save_for_apply_backward(ctx, y, packed, s, identity, packed_add, output, act)
 
 
 def _apply_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -117,7 +117,7 @@ def norm_grad_sums(
     y: Tensor,
     packed: Tensor,
     s: Tensor | None,
-    mask: int,
+    act: int,
     write: bool,
     add: Tensor | None,
     packed_add: Tensor | None,
@@ -126,7 +126,8 @@ def norm_grad_sums(
     passes = _passes(y)
     grad = passes.dense(grad, y)
     known_add = None if packed_add is None else Statistics(packed_add)
-    sums = passes.grad_sums(grad, out, y, Statistics(packed), s, mask, write, add, known_add)
+    add = None if add is None else passes.dense(add, y)
+    sums = passes.grad_sums(grad, out, y, Statistics(packed), s, act, write, add, known_add)
     return sums.packed, y.new_empty(0) if sums.map is None else _like(sums.map, y)
 
 
@@ -137,7 +138,7 @@ def _(
     y: Tensor,
     packed: Tensor,
     s: Tensor | None,
-    mask: int,
+    act: int,
     write: bool,
     add: Tensor | None,
     packed_add: Tensor | None,
@@ -154,15 +155,13 @@ def norm_grad_input(
     s: Tensor | None,
     sums: Tensor,
     grad_squeezed: Tensor | None,
-    mask: int,
+    act: int,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias (2, C), and of ``y`` (empty if not wanted)."""
     passes = _passes(y)
     known, known_sums = Statistics(packed), GradSums(sums.contiguous(), None)
-    weight, bias, dy = passes.grad_input(
-        passes.dense(grad, y), None, y, known, s, known_sums, grad_squeezed, mask, wanted
-    )
+    weight, bias, dy = passes.grad_input(passes.dense(grad, y), y, known, s, known_sums, grad_squeezed, act, wanted)
     return torch.stack([weight, bias]), y.new_empty(0) if dy is None else _like(dy, y)
 
 
@@ -174,7 +173,7 @@ def _(
     s: Tensor | None,
     sums: Tensor,
     grad_squeezed: Tensor | None,
-    mask: int,
+    act: int,
     wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     return packed.new_empty(2, y.shape[1]), torch.empty_like(y) if wanted else y.new_empty(0)
@@ -199,26 +198,25 @@ class _Backward:
         y: Tensor,
         known: Statistics,
         s: Tensor | None,
-        mask: int,
+        act: int,
         write: bool,
         add: Tensor | None = None,
         known_add: Statistics | None = None,
     ) -> GradSums:
         packed_add = None if known_add is None else known_add.packed
-        sums, g = norm_grad_sums(grad, out, y, known.packed, s, mask, write, add, packed_add)
+        sums, g = norm_grad_sums(grad, out, y, known.packed, s, act, write, add, packed_add)
         return GradSums(sums, g if write else None)
 
     @staticmethod
     def grad_input(
         grad: Tensor,
-        out: None,
         y: Tensor,
         known: Statistics,
         s: Tensor | None,
         sums: GradSums,
         grad_squeezed: Tensor | None,
-        mask: int,
+        act: int,
         wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        of_affine, dy = norm_grad_input(grad, y, known.packed, s, sums.packed, grad_squeezed, mask, wanted)
+        of_affine, dy = norm_grad_input(grad, y, known.packed, s, sums.packed, grad_squeezed, act, wanted)
         return of_affine[0], of_affine[1], dy if wanted else None

@@ -7,7 +7,8 @@ and arithmetic are float32 for maps of lower precision.
 import torch
 from torch import Tensor
 
-from excite.ops.native import OUTPUT, RECOMPUTE, GradSums, Statistics, known_statistics
+from excite.ops.activations import LINEAR, RELU, activate, differentiate
+from excite.ops.native import GradSums, Statistics, known_statistics
 
 #: Unpacked statistics: mean and squeezed (N, C); batch mean, rstd and scale (C,).
 Unpacked = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -65,21 +66,25 @@ def _unpack(known: Statistics) -> Unpacked:
 
 
 def apply(
-    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
+    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, act: int, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
+    """``act(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     of_add = None if known_add is None else _unpack(known_add)
-    return apply_unpacked(y, _unpack(known), s, add, relu, of_add)
+    return apply_unpacked(y, _unpack(known), s, add, act, of_add)
 
 
 def apply_unpacked(
-    y: Tensor, known: Unpacked, s: Tensor | None, add: Tensor | None, relu: bool, of_add: Unpacked | None = None
+    y: Tensor, known: Unpacked, s: Tensor | None, add: Tensor | None, act: int, of_add: Unpacked | None = None
 ) -> Tensor:
     """The same with the result of ``unpacked_statistics``."""
+    return activate(_before_act(y, known, s, add, of_add), act).to(y.dtype)
+
+
+def _before_act(y: Tensor, known: Unpacked, s: Tensor | None, add: Tensor | None, of_add: Unpacked | None) -> Tensor:
     out = _normed(y, known, s)
-    if add is not None:
-        out = out + (_wide(add) if of_add is None else _normed(add, of_add, None))
-    return (out.relu() if relu else out).to(y.dtype)
+    if add is None:
+        return out
+    return out + (_wide(add) if of_add is None else _normed(add, of_add, None))
 
 
 def _normed(y: Tensor, known: Unpacked, s: Tensor | None) -> Tensor:
@@ -89,59 +94,61 @@ def _normed(y: Tensor, known: Unpacked, s: Tensor | None) -> Tensor:
     return (_wide(y) - _over(mean)) * _over(scale) + _over(squeezed)
 
 
-def _masked(grad: Tensor, out: Tensor | None, y: Tensor, known: Statistics, s: Tensor | None, mask: int) -> Tensor:
-    if mask == RECOMPUTE:
-        out = apply(y, known, s, None, relu=False)
-    if mask in (OUTPUT, RECOMPUTE):
-        assert out is not None
-        grad = torch.ops.aten.threshold_backward(grad, out.to(grad.dtype), 0)
-    return grad
-
-
 def grad_sums(
     grad: Tensor,
     out: Tensor | None,
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
-    mask: int,
+    act: int,
     write: bool,
     add: Tensor | None = None,
     known_add: Statistics | None = None,
 ) -> GradSums:
-    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted.
+    """Sums over positions of g, the gradient before the activation ``act``, and of g * (y - mean); the gradient of
+    ``s``; and g itself if wanted: where an activation follows an addition.
 
-    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
+    There, a ReLU needs its output ``out``, and the others need ``add``. With ``known_add`` (a shortcut with its own
+    norm), ``add`` is always needed, and the last sums are those of g * (add - its mean).
     """
-    g = _masked(grad, out, y, known, s, mask)
-    sum_g = _wide(g).sum((2, 3))
+    g = _wide(grad)
+    if act != LINEAR:
+        z = out if act == RELU else None
+        if z is None:
+            z = _before_act(y, _unpack(known), s, add, None if known_add is None else _unpack(known_add))
+        g = differentiate(g, z.to(g.dtype), act)
+    written = g.to(y.dtype) if write else None
+    if written is not None:  # the sums must be those of what the second pass reads
+        g = _wide(written)
+    sum_g = g.sum((2, 3))
     _, squeezed, _, _, scale = _unpack(known)
     sums = [sum_g, _centred_sums(g, y, known)]
     if s is not None:
         sums.append(scale * sums[1] + squeezed * sum_g)
     if add is not None and known_add is not None:
         sums.append(_centred_sums(g, add, known_add))
-    return GradSums(torch.stack(sums), g if write else None)
+    return GradSums(torch.stack(sums), written)
 
 
 def _centred_sums(g: Tensor, y: Tensor, known: Statistics) -> Tensor:
     """(N, C): the sum over positions of g * (y - mean)."""
-    return (_wide(g) * (_wide(y) - _over(_unpack(known)[0]))).sum((2, 3))
+    return (g * (_wide(y) - _over(_unpack(known)[0]))).sum((2, 3))
 
 
 def grad_input(
     grad: Tensor,
-    out: Tensor | None,
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
     sums: GradSums,
     grad_squeezed: Tensor | None,
-    mask: int,
+    act: int,
     wanted: bool,
     means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the norm's weight and bias (C,), and of ``y`` if wanted.
+
+    ``act``: if nothing was added, the activation that ``grad`` is still to be taken back through; else 0.
 
     ``means`` (2, C): if the statistics are those of several processes, the gradients of weight and bias, summed over
     all processes and divided by the number of values per channel. Then only the gradient of ``y`` is meaningful.
@@ -160,6 +167,8 @@ def grad_input(
     mean_weight, mean_bias = (grad_weight / count, grad_bias / count) if means is None else means
     slope = -scale * rstd * mean_weight
     offset = scale * (dq / positions - mean_bias - centred * mean_weight)
-    g = _wide(_masked(grad, out, y, known, s, mask))
+    g = _wide(grad)
+    if act != LINEAR:
+        g = differentiate(g, _normed(y, _unpack(known), s), act)
     dy = g * _over(scale * gate) + (_wide(y) - _over(mean)) * _over(slope) + _over(offset)
     return grad_weight, grad_bias, dy.to(y.dtype)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from excite.ops.activations import activate, number_of
 from excite.ops.boundaries import one_node
 
 
@@ -19,14 +20,14 @@ def over_positions(scale: Tensor) -> Tensor:
 
 
 def excite_residual(
-    x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, relu: bool = False
+    x: Tensor, scale: Tensor | None = None, identity: Tensor | None = None, act: str | None = None
 ) -> Tensor:
-    """``relu(x * scale + identity)``, each part optional; ``x`` (N, C, H, W), ``scale`` (N, C) or broadcastable."""
+    """``act(x * scale + identity)``, each part optional; ``x`` (N, C, H, W), ``scale`` (N, C) or broadcastable."""
     if scale is not None:
         x = x * over_positions(scale).to(x.dtype)
     if identity is not None:
         x = x + identity.to(x.dtype)
-    return x.relu() if relu else x
+    return activate(x, number_of(act))
 
 
 def norm_excite_residual(
@@ -37,9 +38,9 @@ def norm_excite_residual(
     *,
     identity_norm: nn.Module | None = None,
     keep: Tensor | None = None,
-    relu: bool = False,
+    act: str | None = None,
 ) -> Tensor:
-    """``relu(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation at a time.
+    """``act(norm(y) * keep * excitation(mean over positions of norm(y)) + identity)``, one operation at a time.
 
     With ``identity_norm``, ``identity_norm(identity)`` is added.
     """
@@ -49,4 +50,4 @@ def norm_excite_residual(
     scale = None if excitation is None else excitation(spatial_mean(z))
     if keep is not None:
         scale = keep if scale is None else scale * keep.flatten(1)
-    return excite_residual(z, scale, identity, relu)
+    return excite_residual(z, scale, identity, act)

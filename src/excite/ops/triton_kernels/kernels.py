@@ -17,8 +17,8 @@ What the passes move through device memory, in values (of 2 or 4 bytes) per elem
 
     moments      reads y                                                                    1
     apply        reads y and the shortcut, writes out                                       3 (2 without a shortcut)
-    grad_sums    reads grad, y, out (mask OUTPUT), writes g (if wanted)                     4 (2 without a shortcut)
-                 and reads the shortcut, where that has a norm of its own                   5
+    grad_sums    reads grad, y, out (ReLU) or the shortcut, writes g (if wanted)            4 (2 without a shortcut)
+                 and, with a ReLU, the shortcut, where that has a norm of its own           5
     grad_input   reads g, y, writes dy                                                      3
 
 Each second pass walks the map backwards: what the first pass read last is still in the L2 cache then.
@@ -34,12 +34,15 @@ import torch
 import triton
 import triton.language as tl
 
-from excite.ops import native
+from excite.ops import activations
 
 #: Whether these kernels are run by the interpreter, that is whether Triton's own functions were made for it.
 INTERPRETED = not isinstance(tl.cdiv, triton.JITFunction)
-OUTPUT: tl.constexpr = tl.constexpr(native.OUTPUT)
-RECOMPUTE: tl.constexpr = tl.constexpr(native.RECOMPUTE)
+RELU: tl.constexpr = tl.constexpr(activations.RELU)
+RELU6: tl.constexpr = tl.constexpr(activations.RELU6)
+SILU: tl.constexpr = tl.constexpr(activations.SILU)
+GELU: tl.constexpr = tl.constexpr(activations.GELU)
+HARD_SWISH: tl.constexpr = tl.constexpr(activations.HARD_SWISH)
 
 # Extents change from layer to layer; kernels of their own for those that 16 divides, or that are 1, are start-up time.
 _EXTENTS = ["images", "units", "outer", "length", "splits"]
@@ -136,14 +139,36 @@ def _norm(known, s, N, n, c, C):
 
 
 @triton.jit
-def _behind_relu(grad, out, y, mean, scale, squeezed, at, inside, MASK: tl.constexpr):
-    """The gradient where the ReLU let through; as PyTorch has it, also where the output is NaN."""
-    g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-    if MASK == OUTPUT:
-        z = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+def _activated(z, ACT: tl.constexpr):
+    """As PyTorch has it, also for NaN, which tl.maximum and tl.minimum would lose."""
+    if ACT == RELU:
+        z = tl.where(z < 0.0, 0.0, z)
+    if ACT == RELU6:
+        z = tl.where(z < 0.0, 0.0, tl.where(z > 6.0, 6.0, z))
+    if ACT == SILU:
+        z = z * tl.sigmoid(z)
+    if ACT == GELU:
+        z = z * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476))
+    if ACT == HARD_SWISH:
+        z = z * tl.where(z < -3.0, 0.0, tl.where(z > 3.0, 6.0, z + 3.0)) * 0.16666666666666666
+    return z
+
+
+@triton.jit
+def _differentiated(g, z, ACT: tl.constexpr):
+    """``g`` times the derivative of the activation at ``z``; of a ReLU, ``z`` may be the output."""
+    if ACT == RELU:
         g = tl.where(z <= 0.0, 0.0, g)
-    if MASK == RECOMPUTE:
-        g = tl.where((y - mean) * scale + squeezed <= 0.0, 0.0, g)
+    if ACT == RELU6:
+        g = tl.where((z <= 0.0) | (z >= 6.0), 0.0, g)
+    if ACT == SILU:
+        s = tl.sigmoid(z)
+        g = g * s * (1.0 + z * (1.0 - s))
+    if ACT == GELU:
+        density = tl.exp(-0.5 * z * z) * 0.3989422804014327
+        g = g * (0.5 + 0.5 * tl.erf(z * 0.7071067811865476) + z * density)
+    if ACT == HARD_SWISH:
+        g = tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, g * (z * 0.3333333333333333 + 0.5), g))
     return g
 
 
@@ -314,10 +339,10 @@ def apply(
     ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INNER: tl.constexpr,
-    RELU: tl.constexpr,
+    ACT: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """``out = relu(((y - mean) * scale + squeezed) * s + add)``; ``known_add`` is there if ``add`` is to be normed."""
+    """``out = act(((y - mean) * scale + squeezed) * s + add)``; ``known_add`` is there if ``add`` is to be normed."""
     BLOCK_C: tl.constexpr = INNER if LAST else TILE // INNER
     BLOCK_P: tl.constexpr = TILE // INNER if LAST else INNER
     C, P = _extents(units, outer, ALIGN, LAST)
@@ -340,9 +365,7 @@ def apply(
             if known_add is not None:
                 shortcut = (shortcut - add_mean) * add_scale + add_squeezed
             z += shortcut
-        if RELU:
-            z = tl.where(z < 0.0, 0.0, z)  # NaN stays
-        tl.store(out + at, z.to(out.dtype.element_ty), mask=inside)
+        tl.store(out + at, _activated(z, ACT).to(out.dtype.element_ty), mask=inside)
 
 
 # --- backward ---------------------------------------------------------------------------------------------------------
@@ -367,7 +390,7 @@ def grad_sums(
     ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INNER: tl.constexpr,
-    MASK: tl.constexpr,
+    ACT: tl.constexpr,
     WHOLE: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -393,20 +416,33 @@ def grad_sums(
         g_out += n * C * P
     total = tl.zeros([TILE // INNER, INNER], tl.float32)
     product = tl.zeros([TILE // INNER, INNER], tl.float32)
-    if known_add is not None:
-        add_mean = _of_image(known_add, n, c, C)
-        add_product = tl.zeros([TILE // INNER, INNER], tl.float32)
+    if add is not None:
         add += n * C * P
+    if known_add is not None:
+        add_mean, add_scale, add_squeezed = _norm(known_add, None, N, n, c, C)
+        add_product = tl.zeros([TILE // INNER, INNER], tl.float32)
     for step in tl.range(start // BLOCK_P, tl.cdiv(end, BLOCK_P)):
         at, inside = _tile(c, step, C, P, BLOCK_P, LAST)
         x = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-        g = _behind_relu(grad, out, x, mean, scale, squeezed, at, inside, MASK)
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        if add is not None:
+            shortcut = tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
+        if out is not None:
+            z = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+        else:
+            z = (x - mean) * scale + squeezed
+            if known_add is not None:
+                z += (shortcut - add_mean) * add_scale + add_squeezed
+            elif add is not None:
+                z += shortcut
+        g = _differentiated(g, z, ACT)
         if g_out is not None:
-            tl.store(g_out + at, g.to(g_out.dtype.element_ty), mask=inside)
+            stored = g.to(g_out.dtype.element_ty)
+            tl.store(g_out + at, stored, mask=inside)
+            g = stored.to(tl.float32)  # the sums must be those of what the second pass reads
         total += g
         product += g * (x - mean)
         if known_add is not None:
-            shortcut = tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
             add_product += g * (shortcut - add_mean)
     a = tl.sum(total, AXIS, keep_dims=True)
     b = tl.sum(product, AXIS, keep_dims=True)
@@ -500,7 +536,6 @@ def finish_grad_sums(
 @triton.jit(do_not_specialize=_EXTENTS)
 def grad_input(
     grad,
-    out,
     y,
     known,
     s,
@@ -515,7 +550,7 @@ def grad_input(
     ALIGN: tl.constexpr,
     LAST: tl.constexpr,
     INNER: tl.constexpr,
-    MASK: tl.constexpr,
+    ACT: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """``dy = g * scale * s + (y - mean) * slope + offset``; ``means`` (2, C): gradients of weight and bias over M."""
@@ -540,10 +575,9 @@ def grad_input(
     grad += n * C * P
     y += n * C * P
     dy += n * C * P
-    if out is not None:
-        out += n * C * P
     for step in tl.range(start // BLOCK_P, tl.cdiv(end, BLOCK_P)):
         at, inside = _tile(c, step, C, P, BLOCK_P, LAST)
         x = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-        g = _behind_relu(grad, out, x, mean, gated, squeezed, at, inside, MASK)
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        g = _differentiated(g, (x - mean) * gated + squeezed, ACT)
         tl.store(dy + at, (g * gated + (x - mean) * slope + offset).to(dy.dtype.element_ty), mask=inside)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from excite.ops.activations import RELU
 from excite.ops.native import GradSums, Statistics
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -271,13 +272,13 @@ def statistics(
 
 
 def apply(
-    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, relu: bool, known_add: Statistics | None = None
+    y: Tensor, known: Statistics, s: Tensor | None, add: Tensor | None, act: int, known_add: Statistics | None = None
 ) -> Tensor:
-    """``relu(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
+    """``act(((y - mean) * scale + squeezed) * s + add)``; ``s`` (N, C). With ``known_add``, ``add`` is also normed."""
     kernels = _kernels()
     out = torch.empty_like(y)
     maps = (y, known.packed, _floats(s), _like(add, y), None if add is None else _packed(known_add), out)
-    _run_over(y, kernels.apply, _plan(y, kernels.LARGEST_TILE, MAP_PROGRAMS), *maps, RELU=relu)
+    _run_over(y, kernels.apply, _plan(y, kernels.LARGEST_TILE, MAP_PROGRAMS), *maps, ACT=act)
     return out
 
 
@@ -287,26 +288,29 @@ def grad_sums(
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
-    mask: int,
+    act: int,
     write: bool,
     add: Tensor | None = None,
     known_add: Statistics | None = None,
 ) -> GradSums:
-    """Sums over positions of g and g * (y - mean), the gradient of ``s``, and g itself if wanted.
+    """Sums over positions of g, the gradient before the activation ``act``, and of g * (y - mean); the gradient of
+    ``s``; and g itself if wanted: where an activation follows an addition.
 
-    With ``add`` and ``known_add`` (a shortcut with its own norm), the last sums are those of g * (add - its mean).
+    There, a ReLU needs its output ``out``, and the others need ``add``. With ``known_add`` (a shortcut with its own
+    norm), ``add`` is always needed, and the last sums are those of g * (add - its mean).
     """
     kernels = _kernels()
     plan = _plan_sums(y)
     n, c = y.shape[:2]
-    gated, normed = s is not None, add is not None and known_add is not None
+    gated, normed = s is not None, known_add is not None
     g = torch.empty_like(y) if write else None
     sums = y.new_empty((2 + gated + normed, n, c), dtype=torch.float32)
     whole = plan.splits == 1
     to = sums if whole else y.new_empty((plan.splits, 2 + normed, n, c), dtype=torch.float32)
-    shortcut = (_like(add, y), _packed(known_add)) if normed else (None, None)
-    maps = (dense(grad, y), _like(out, y), y, known.packed, _floats(s), *shortcut, g, to)
-    meta = {"MASK": mask, "WHOLE": whole, "TILE": SUM_TILE, "num_warps": SUM_WARPS}
+    shortcut = (_like(add, y), _packed(known_add))
+    out = _like(out, y) if act == RELU else None
+    maps = (dense(grad, y), out, y, known.packed, _floats(s), *shortcut, g, to)
+    meta = {"ACT": act, "WHOLE": whole, "TILE": SUM_TILE, "num_warps": SUM_WARPS}
     _run_over(y, kernels.grad_sums, plan, *maps, **meta)
     if not whole:
         grid = (_ceil_div(n * c, FLAT), 1, 1)
@@ -317,17 +321,18 @@ def grad_sums(
 
 def grad_input(
     grad: Tensor,
-    out: Tensor | None,
     y: Tensor,
     known: Statistics,
     s: Tensor | None,
     sums: GradSums,
     grad_squeezed: Tensor | None,
-    mask: int,
+    act: int,
     wanted: bool,
     means: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of the norm's weight and bias (C), and of ``y`` if wanted.
+
+    ``act``: if nothing was added, the activation that ``grad`` is still to be taken back through; else 0.
 
     ``means`` (2, C): where the statistics are those of several processes, the gradients of weight and bias, added
     up over all of them and divided by the number of values per channel. Then the gradient of ``y`` alone is of use.
@@ -342,6 +347,6 @@ def grad_input(
     if not wanted:
         return grads[0], grads[1], None
     dy = torch.empty_like(y)
-    maps = (dense(grad, y), _like(out, y), y, known.packed, s, dq, grads[2:] if means is None else _floats(means), dy)
-    _run_over(y, kernels.grad_input, _plan(y, kernels.LARGEST_TILE, MAP_PROGRAMS), *maps, MASK=mask)
+    maps = (dense(grad, y), y, known.packed, s, dq, grads[2:] if means is None else _floats(means), dy)
+    _run_over(y, kernels.grad_input, _plan(y, kernels.LARGEST_TILE, MAP_PROGRAMS), *maps, ACT=act)
     return grads[0], grads[1], dy
